@@ -1,0 +1,109 @@
+"""The error tree. An error's docstring is its default message; it knows no HTTP.
+
+Img2ImgError
+├── RequestError            the caller's: refused at the door
+│   ├── UnsupportedMedia
+│   ├── PictureError
+│   ├── ParameterError
+│   └── TooLarge
+├── NotFound
+├── NotReady                a result asked for before the job has ended
+├── Gone                    a result that will never come
+├── Unavailable             the service's: try again later
+└── JobError                the job's: ends as a failed record, the worker lives on
+    ├── Cancelled
+    └── BadPixels
+"""
+
+from typing import Any
+
+
+class Img2ImgError(Exception):
+    """Something went wrong."""
+
+    code = "error"
+
+    def __init__(self, message: str | None = None, **details: Any) -> None:
+        super().__init__(message or (type(self).__doc__ or "").split("\n\n")[0].strip())
+        self.details = details
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class RequestError(Img2ImgError):
+    """The request cannot be honoured."""
+
+    code = "bad_request"
+
+
+class UnsupportedMedia(RequestError):
+    """Only PNG, JPEG and WebP pictures are taken."""
+
+    code = "unsupported_media_type"
+
+
+class PictureError(RequestError):
+    """The picture cannot be read."""
+
+    code = "bad_picture"
+
+
+class ParameterError(RequestError):
+    """A parameter has a value that cannot be honoured."""
+
+    code = "bad_parameter"
+
+    def __init__(self, field: str, message: str, got: Any = None) -> None:
+        super().__init__(message)
+        self.field = field
+        self.got = got
+
+
+class TooLarge(RequestError):
+    """The request body is larger than this service takes."""
+
+    code = "too_large"
+
+
+class NotFound(Img2ImgError):
+    """There is no such thing here."""
+
+    code = "not_found"
+
+
+class NotReady(Img2ImgError):
+    """The job has not ended yet; ask again later."""
+
+    code = "not_ready"
+
+
+class Gone(Img2ImgError):
+    """The job ended without this result."""
+
+    code = "gone"
+
+
+class Unavailable(Img2ImgError):
+    """The service cannot take this right now; try again in a moment."""
+
+    code = "unavailable"
+
+
+class JobError(Img2ImgError):
+    """The job failed."""
+
+    code = "job_failed"
+
+
+class Cancelled(JobError):
+    """The job was cancelled."""
+
+    code = "cancelled"
+
+
+class BadPixels(JobError):
+    """The model produced values that are not numbers; another seed, scheduler or precision may help."""
+
+    code = "bad_pixels"

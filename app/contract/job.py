@@ -1,0 +1,75 @@
+"""A job's states, the table of legal moves, and the record that clients and workers read."""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from app.contract.spec import JobSpec
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+# Every legal move. `running -> running` is another worker taking over after a lease was lost;
+# `running -> queued` is a worker handing a job back.
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.RUNNING, JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class ImageInfo(BaseModel):
+    """One result picture, as stored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    seed: int
+    width: int
+    height: int
+    sha256: str
+    bytes: int
+
+
+class JobFailure(BaseModel):
+    """Why a job failed: a stable code and a sentence."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+
+
+class JobRecord(BaseModel):
+    """Everything known of a job. Times are seconds since the epoch, durations seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    status: JobStatus
+    spec: JobSpec
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    execution: str | None = None  # who may finish this job: the RQ execution id of the latest claim
+    worker: str | None = None
+    attempts: int = 0
+    step: int = 0
+    steps: int = 0
+    images: tuple[ImageInfo, ...] = ()
+    error: JobFailure | None = None
+    timings: dict[str, float] = {}

@@ -1,0 +1,89 @@
+"""The queue as the front end uses it: RQ, JSON only, one queue per model. The job in RQ is an id and nothing else."""
+
+import time
+from contextlib import suppress
+from functools import cache
+from uuid import uuid4
+
+from redis import Redis
+from rq import Queue, Retry
+from rq.command import send_stop_execution_command
+from rq.exceptions import InvalidJobOperation
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from app.contract.job import JobRecord, JobStatus
+from app.contract.records import ACTIVE, RECORD, JobRecords, new_record_fields
+from app.contract.spec import JobSpec
+
+QUEUE = "img2img-{model}"
+MAX_ATTEMPTS = 3
+# RQ wants the name of a function. No process of this project imports or calls a name that it finds in Redis.
+FUNCTION = "img2img.job"
+
+
+class InertJob(Job):
+    """An RQ job that never calls a function or callback named in Redis, whoever wrote it there."""
+
+    success_callback = property(lambda _self: None)
+    failure_callback = property(lambda _self: None)
+    stopped_callback = property(lambda _self: None)
+
+
+def rq_queue(model: str, redis: Redis) -> Queue:
+    """The RQ queue of the jobs for one model."""
+    return Queue(QUEUE.format(model=model), connection=redis, serializer=JSONSerializer, job_class=InertJob)
+
+
+class JobQueue:
+    """Submits, looks up and cancels jobs."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self.records = JobRecords(redis)
+        self._queue = cache(lambda model: rq_queue(model, redis))
+
+    def submit(self, spec: JobSpec) -> JobRecord:
+        """Queues a job: record and queue entry in one transaction, so that there is never one without the other."""
+        job_id = uuid4().hex
+        created_at = time.time()
+        fields = new_record_fields(spec, created_at)
+        with self._redis.pipeline() as pipe:
+            self._queue(spec.model).enqueue(
+                FUNCTION,
+                job_id=job_id,
+                description="img2img",
+                job_timeout=-1,
+                retry=Retry(max=MAX_ATTEMPTS - 1),
+                result_ttl=60,
+                failure_ttl=24 * 3600,
+                pipeline=pipe,  # RQ opens the transaction itself, so its commands come first
+            )
+            pipe.hset(RECORD.format(id=job_id), items=[x for field in fields.items() for x in field])
+            pipe.zadd(ACTIVE, {job_id: created_at})
+            pipe.execute()
+        return JobRecord(
+            id=job_id, status=JobStatus.QUEUED, spec=spec, created_at=created_at, steps=spec.steps_run * spec.num_images
+        )
+
+    def cancel(self, job_id: str) -> JobRecord | None:
+        """Cancels a job that has not ended; one that has is left as it is. Returns the record, None if there is none.
+
+        The record says `cancelled` at once. A queued job leaves its queue; a running one is dropped by its worker at
+        the next denoising step, told by RQ's command channel or, if that message is lost, by its next heartbeat.
+        """
+        cancelled = self.records.cancel(job_id)
+        record = self.records.get(job_id)
+        if record is None or not cancelled:
+            return record
+        self._queue(record.spec.model).remove(job_id)
+        if record.execution is None:
+            self._redis.delete(Job.key_for(job_id))
+        else:
+            with suppress(InvalidJobOperation):  # it has stopped by itself
+                send_stop_execution_command(self._redis, job_id, record.execution)
+        return record
+
+    def depth(self, model: str) -> int:
+        """Jobs waiting for this model."""
+        return int(self._queue(model).count)

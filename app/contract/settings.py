@@ -1,0 +1,41 @@
+"""The settings that both sides share. Read once, at each side's composition root."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SharedSettings(BaseSettings):
+    """`IMG2IMG_*` from the environment, then from `.env`."""
+
+    model_config = SettingsConfigDict(env_prefix="IMG2IMG_", env_file=".env", extra="ignore", frozen=True)
+
+    data_dir: Annotated[Path, Field(description="Where the private Redis and the local store keep their files.")] = (
+        Path("data")
+    )
+    model: Annotated[
+        str, Field(description="Model to serve and the default of requests: `demo`, a diffusers folder or a hub id.")
+    ] = "demo"
+    redis_url: Annotated[
+        str | None, Field(description="Redis of the queue; unset: the private one that `img2img serve` starts.")
+    ] = None
+    store_url: Annotated[
+        str | None, Field(description="Where pictures are kept, e.g. s3://bucket/prefix; unset: the data directory.")
+    ] = None
+
+    @property
+    def resolved_redis_url(self) -> str:
+        """The Redis to connect to: as configured, else the private server's unix socket in the data directory."""
+        return self.redis_url or f"unix://{private_redis_socket(self.data_dir)}"
+
+    @property
+    def resolved_store_url(self) -> str:
+        """The object store to use: as configured, else a folder in the data directory."""
+        return self.store_url or (self.data_dir.resolve() / "store").as_uri()
+
+
+def private_redis_socket(data_dir: Path) -> Path:
+    """Unix socket of the redis-server that `img2img serve` starts."""
+    return data_dir.resolve() / "redis.sock"
