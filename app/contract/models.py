@@ -41,7 +41,7 @@ ASPECT_RATIOS = (1 / 1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3, 9 / 16)
 
 
 def size_buckets(native_size: int, multiple: int) -> tuple[tuple[int, int], ...]:
-    """(width, height) per common aspect ratio, close to native_size**2 pixels, on a grid a sixteenth of the native side."""
+    """(width, height) per common aspect ratio: about native_size**2 pixels, on a grid of a sixteenth of that side."""
     step = multiple * max(1, round(native_size / 16 / multiple))
     buckets = []
     for ratio in ASPECT_RATIOS:

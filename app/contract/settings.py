@@ -12,9 +12,7 @@ class SharedSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IMG2IMG_", env_file=".env", extra="ignore", frozen=True)
 
-    data_dir: Annotated[Path, Field(description="Where the private Redis and the local store keep their files.")] = (
-        Path("data")
-    )
+    data_dir: Annotated[Path, Field(description="Files of the private Redis and of the local store.")] = Path("data")
     model: Annotated[
         str, Field(description="Model to serve and the default of requests: `demo`, a diffusers folder or a hub id.")
     ] = "demo"

@@ -1,0 +1,8 @@
+"""Step-level batching of unmodified code: every job in its own greenlet, one shared forward pass.
+
+The engine knows no queue, store, settings or job id: work goes in, a result or an error comes out.
+"""
+
+from worker.engine.engine import Engine, Gate, Stopped, Ticket
+
+__all__ = ["Engine", "Gate", "Stopped", "Ticket"]

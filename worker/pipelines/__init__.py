@@ -1,0 +1,1 @@
+"""Diffusers and transformers: the only rooms that import them."""

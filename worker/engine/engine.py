@@ -1,0 +1,245 @@
+"""The engine loop: admit, pick, run, resume.
+
+A job is a plain function that runs in its own greenlet and calls shared modules. Their work is done behind gates: a
+gate does not compute, it parks its greenlet with a Call and switches to the loop. The loop merges the parked calls that
+fit together, runs the module once, and resumes each job with its part. So jobs at different steps share every forward
+pass, and each of them runs code that knows nothing of the others.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from cachetools import LRUCache
+from greenlet import getcurrent, greenlet
+from torch.utils import _pytree as pytree
+
+from worker.engine.calls import Call, content, make_call, merge, split
+from worker.engine.policy import pick
+
+log = logging.getLogger(__name__)
+
+Work = Callable[["Ticket"], Any]
+
+
+class Stopped(BaseException):
+    """Thrown into a job's greenlet to end it. Not an Exception, so that no library code takes it for one of its own."""
+
+
+class Ticket:
+    """One job in the engine: how far it is, how it ended, and the way to stop it."""
+
+    def __init__(self, work: Work, on_done: Callable[["Ticket"], None]) -> None:
+        self.work = work
+        self.on_done = on_done
+        self.step = 0  # denoising steps done, kept by the work itself
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # by gate name, and "wait" for admission
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.submitted_at = time.perf_counter()
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Asks for this job to end. Its rows are free at the engine's next tick. Safe from any thread."""
+        self._stop.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop.is_set()
+
+
+class _Running(greenlet):
+    """The greenlet of an admitted job, and the call it is parked with."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        super().__init__(lambda: ticket.work(ticket))
+        self.ticket = ticket
+        self.gate: Gate | None = None
+        self.call: Call | None = None
+        self.parked_at = 0.0
+
+
+class Gate:
+    """Stands in for a function of a shared module: parks the calling job until the engine has run its call."""
+
+    def __init__(
+        self, name: str, run: Callable[..., Any], *, remember_bytes: int = 0, ignore: Sequence[str] = ()
+    ) -> None:
+        """name: the stage whose time this is. run: the real function.
+
+        remember_bytes: keep outputs of this many bytes in all, to answer equal calls; for functions of token ids.
+        ignore: keyword arguments that do not reach `run`, such as a generator that it would not use.
+        """
+        self.name = name
+        self.run = run
+        self._ignore = frozenset(ignore)
+        self._memory: LRUCache[Hashable, Any] | None = (
+            LRUCache(remember_bytes, getsizeof=_output_bytes) if remember_bytes else None
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs = {name: value for name, value in kwargs.items() if name not in self._ignore}
+        current = getcurrent()
+        if not isinstance(current, _Running):
+            return self.run(*args, **kwargs)
+        call = make_call(id(self), args, kwargs)
+        if self._memory is None:
+            return self._park(current, call)
+        key = (call.signature, *(content(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))
+        output = self._memory.get(key)
+        if output is None:
+            output = pytree.tree_map_only(torch.Tensor, torch.clone, self._park(current, call))
+            if _output_bytes(output) <= self._memory.maxsize:
+                self._memory[key] = output
+        return output
+
+    def _park(self, current: _Running, call: Call) -> Any:
+        current.gate, current.call = self, call
+        parent = current.parent
+        assert parent is not None
+        return parent.switch()
+
+
+def _output_bytes(output: Any) -> int:
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor))
+
+
+class Engine:
+    """Runs jobs together. One thread calls `run`; the other methods are safe from any thread."""
+
+    def __init__(self, *, slots: int, max_rows: int = 64) -> None:
+        """slots: jobs in flight at once. max_rows: rows of a merged call, halved where memory runs out."""
+        self.slots = slots
+        self.max_rows = max_rows
+        self.rows_run: Counter[str] = Counter()  # by gate name
+        self.calls_run: Counter[str] = Counter()
+        self._row_limits: dict[Hashable, int] = {}
+        self._pending: deque[Ticket] = deque()
+        self._parked: list[_Running] = []  # oldest call first
+        self._changed = threading.Condition()
+        self._shutting_down = False
+        self._tick = 0
+
+    @property
+    def room(self) -> int:
+        """How many more jobs can be in flight now; negative when more wait than fit."""
+        return self.slots - len(self._pending) - len(self._parked)
+
+    def submit(self, works: Sequence[Work], on_done: Callable[[Ticket], None]) -> list[Ticket]:
+        """Hands in jobs, which are admitted together as far as there is room.
+
+        on_done: called with each ticket on the engine's thread, once its result or error is set; must be quick.
+        """
+        tickets = [Ticket(work, on_done) for work in works]
+        with self._changed:
+            self._pending.extend(tickets)
+            self._changed.notify()
+        return tickets
+
+    def shut_down(self) -> None:
+        """Makes `run` return once every job has ended."""
+        with self._changed:
+            self._shutting_down = True
+            self._changed.notify()
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """The loop. Greenlets share the thread's grad mode, so inference mode is entered here, once for all of them."""
+        while self._wait_for_work():
+            self.step()
+
+    def step(self) -> None:
+        """One tick: at most one forward pass of one module."""
+        self._tick += 1
+        self._admit()
+        self._drop_stopping()
+        if self._parked:
+            self._run(self._pick())
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            while not self._pending and not self._parked:
+                if self._shutting_down:
+                    return False
+                self._changed.wait()
+        return True
+
+    def _admit(self) -> None:
+        with self._changed:
+            admitted = [self._pending.popleft() for _ in range(min(len(self._pending), self.slots - len(self._parked)))]
+        for ticket in admitted:
+            ticket.seconds["wait"] = time.perf_counter() - ticket.submitted_at
+            job = _Running(ticket)
+            self._resume(job, job.switch)
+
+    def _drop_stopping(self) -> None:
+        for job in [job for job in self._parked if job.ticket.is_stopping]:
+            self._parked.remove(job)
+            self._resume(job, job.throw, Stopped())
+
+    def _pick(self) -> list[_Running]:
+        calls = [job.call for job in self._parked if job.call is not None]
+        chosen = set(map(id, pick(calls, lambda signature: self._row_limits.get(signature, self.max_rows))))
+        return [job for job in self._parked if id(job.call) in chosen]
+
+    def _run(self, jobs: list[_Running]) -> None:
+        gate = jobs[0].gate
+        calls = [job.call for job in jobs if job.call is not None]
+        assert gate is not None
+        rows = [call.rows for call in calls]
+        try:
+            args, kwargs = merge(calls)
+            outputs = split(gate.run(*args, **kwargs), rows)
+        except Exception as error:
+            self._run_apart(gate, jobs, error)
+            return
+        self.calls_run[gate.name] += 1
+        self.rows_run[gate.name] += sum(rows)
+        for job, output in zip(jobs, outputs, strict=True):
+            self._unpark(job)
+            self._resume(job, job.switch, output)
+
+    def _run_apart(self, gate: Gate, jobs: list[_Running], error: Exception) -> None:
+        """After a merged call has failed: out of memory tries again with half the rows, anything else one by one."""
+        if len(jobs) == 1:
+            self._unpark(jobs[0])
+            self._resume(jobs[0], jobs[0].throw, error)
+        elif isinstance(error, torch.OutOfMemoryError):
+            call = jobs[0].call
+            assert call is not None
+            rows = sum(job.call.rows for job in jobs if job.call is not None)
+            self._row_limits[call.signature] = max(call.rows, rows // 2)
+            log.warning("out of memory with %d rows of %s; at most %d from now on", rows, gate.name, rows // 2)
+        else:
+            log.warning("a merged call of %s failed (%s); running its %d jobs apart", gate.name, error, len(jobs))
+            for job in jobs:
+                self._run([job])
+
+    def _unpark(self, job: _Running) -> None:
+        assert job.gate is not None
+        self._parked.remove(job)
+        job.ticket.seconds[job.gate.name] += time.perf_counter() - job.parked_at
+
+    def _resume(self, job: _Running, resume: Callable[..., Any], *value: Any) -> None:
+        """Runs a job to its next gate, where it is parked, or to its end."""
+        job.gate = job.call = None
+        try:
+            result = resume(*value)
+        except (Exception, Stopped) as error:
+            self._end(job.ticket, None, error)
+        else:
+            if job.dead:
+                self._end(job.ticket, result, None)
+            else:
+                assert job.call is not None
+                job.call.tick = self._tick
+                job.parked_at = time.perf_counter()
+                self._parked.append(job)
+
+    def _end(self, ticket: Ticket, result: Any, error: BaseException | None) -> None:
+        ticket.result, ticket.error = result, error
+        ticket.on_done(ticket)

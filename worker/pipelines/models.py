@@ -1,0 +1,134 @@
+"""Loading: a diffusers folder or hub id becomes a warm pipeline with its heavy modules behind gates."""
+
+import copy
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoPipelineForImage2Image, DiffusionPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch.utils import _pytree as pytree
+
+from app.contract.models import ModelCard, model_name, size_buckets
+from app.contract.spec import Scheduler
+from worker.engine import Gate
+from worker.engine.calls import splittable
+from worker.errors import StartupError
+from worker.pipelines.schedulers import make_scheduler, name_of
+
+log = logging.getLogger(__name__)
+
+# Prompts repeat, and an embedding costs no more to keep than it cost to make.
+PROMPT_MEMORY_BYTES = 256 * 2**20
+
+FAMILIES = {
+    "StableDiffusionImg2ImgPipeline": "stable-diffusion",
+    "StableDiffusionXLImg2ImgPipeline": "stable-diffusion-xl",
+}
+
+splittable(
+    DiagonalGaussianDistribution,
+    lambda dist: ([dist.parameters], dist.deterministic),
+    lambda leaves, deterministic: DiagonalGaussianDistribution(leaves[0], deterministic),
+)
+
+
+class Model:
+    """A loaded model: its card, its gated modules, and a pipeline object of its own for every job."""
+
+    def __init__(self, source: str, pipeline: DiffusionPipeline, revision: str | None = None) -> None:
+        self._base = pipeline
+        self._base.set_progress_bar_config(disable=True)
+        _put_gates(pipeline)
+        self.card = _card(source, pipeline, revision)
+        self.vae = pipeline.vae
+        self.device: torch.device = pipeline.device
+        self.dtype: torch.dtype = pipeline.dtype
+
+    def pipeline(self, scheduler: Scheduler) -> DiffusionPipeline:
+        """A pipeline object that shares this model's modules and has a scheduler of its own."""
+        own = copy.copy(self._base)
+        own.scheduler = make_scheduler(scheduler, self._base.scheduler)
+        return own
+
+
+def load_model(source: str, *, device: str, revision: str | None = None) -> Model:
+    """Loads `demo`, a diffusers folder or a hub id. Safetensors only, no remote code; fp16 on CUDA, else fp32.
+
+    Raises StartupError with one line that says what is wrong.
+    """
+    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    try:
+        pipeline = AutoPipelineForImage2Image.from_pretrained(
+            _locate(source), torch_dtype=dtype, use_safetensors=True, revision=revision
+        ).to(device)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"cannot load model {source!r}: {str(error).strip().splitlines()[0]}") from error
+    family = FAMILIES.get(type(pipeline).__name__)
+    if family is None:
+        known = ", ".join(FAMILIES.values())
+        raise StartupError(f"model {source!r} is a {type(pipeline).__name__}; this version serves {known}")
+    return Model(source, pipeline, revision)
+
+
+def _locate(source: str) -> str:
+    if source == "demo":
+        spec = importlib.util.find_spec("demo_model")
+        if spec is None or spec.origin is None:
+            raise StartupError("the demo model is not installed; name another with --model")
+        return str(Path(spec.origin).parent / "weights")
+    path = Path(source).expanduser()
+    if model_name(source) != source and not (path / "model_index.json").is_file():
+        raise StartupError(f"no diffusers model at {path}: there is no model_index.json in it")
+    return str(path) if path.exists() else source
+
+
+def _put_gates(pipeline: DiffusionPipeline) -> None:
+    """Replaces what the heavy modules do by gates that do it in company."""
+    for name, module in pipeline.components.items():
+        if name.startswith("text_encoder") and module is not None:
+            module.forward = Gate("encode_prompt", module.forward, remember_bytes=PROMPT_MEMORY_BYTES)
+    pipeline.unet.forward = Gate("denoise", pipeline.unet.forward)
+    vae = pipeline.vae
+    if vae.config.get("force_upcast"):
+        # Stock pipelines cast such a VAE to fp32 and back around every use. Shared by jobs at different places, it
+        # would be caught halfway; so it is in fp32 for good, and its gate casts what goes in and comes out.
+        vae.to(torch.float32)
+        vae.register_to_config(force_upcast=False)
+    vae.encode = Gate("encode", _in_dtype_of(vae, vae.encode))
+    # The KL autoencoder takes a generator for decode and does not use it.
+    vae.decode = Gate("decode", _in_dtype_of(vae, vae.decode), ignore=("generator",))
+
+
+def _in_dtype_of(vae: AutoencoderKL, run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` for a tensor of any float type: computes in the module's type, answers in the caller's."""
+
+    def cast_around(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.dtype == vae.dtype:
+            return run(x, *args, **kwargs)
+        output = run(x.to(vae.dtype), *args, **kwargs)
+        return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(x.dtype), output)
+
+    return cast_around
+
+
+def _card(source: str, pipeline: DiffusionPipeline, revision: str | None) -> ModelCard:
+    scale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    multiple = max(8, scale)  # the pipelines ask for multiples of 8 whatever the autoencoder
+    native = pipeline.unet.config.sample_size * scale
+    return ModelCard(
+        name=model_name(source),
+        family=FAMILIES[type(pipeline).__name__],
+        native_size=native,
+        size_multiple=multiple,
+        min_size=native // 2,
+        max_size=native * 2,
+        sizes=size_buckets(native, multiple),
+        schedulers=tuple(Scheduler),
+        default_scheduler=name_of(pipeline.scheduler) or Scheduler.DPMPP_2M,
+        dtype=str(pipeline.unet.dtype).removeprefix("torch."),
+        revision=revision,
+    )
