@@ -3,3 +3,7 @@
 
 class StartupError(Exception):
     """The worker cannot start. The message is one line for the person who started it."""
+
+
+class WorkerDied(BaseException):
+    """The worker must end now; its jobs go back to their queue. Not an Exception: a signal handler raises it."""

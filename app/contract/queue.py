@@ -6,13 +6,14 @@ from functools import cache
 from uuid import uuid4
 
 from redis import Redis
+from redis.client import Pipeline
 from rq import Queue, Retry
 from rq.command import send_stop_execution_command
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from app.contract.job import JobRecord, JobStatus
+from app.contract.job import JobFailure, JobRecord, JobStatus
 from app.contract.records import ACTIVE, RECORD, JobRecords, new_record_fields
 from app.contract.spec import JobSpec
 
@@ -49,21 +50,38 @@ class JobQueue:
         created_at = time.time()
         fields = new_record_fields(spec, created_at)
         with self._redis.pipeline() as pipe:
-            self._queue(spec.model).enqueue(
-                FUNCTION,
-                job_id=job_id,
-                description="img2img",
-                job_timeout=-1,
-                retry=Retry(max=MAX_ATTEMPTS - 1),
-                result_ttl=60,
-                failure_ttl=24 * 3600,
-                pipeline=pipe,  # RQ opens the transaction itself, so its commands come first
-            )
+            self._enqueue(job_id, spec.model, pipe)  # RQ opens the transaction itself, so its commands come first
             pipe.hset(RECORD.format(id=job_id), items=[x for field in fields.items() for x in field])
             pipe.zadd(ACTIVE, {job_id: created_at})
             pipe.execute()
         return JobRecord(
             id=job_id, status=JobStatus.QUEUED, spec=spec, created_at=created_at, steps=spec.steps_run * spec.num_images
+        )
+
+    def requeue(self, job_id: str) -> None:
+        """Queues a job again that has a record and stands in no queue; fails it if it has been tried too often."""
+        record = self.records.get(job_id)
+        if record is None or record.status.is_terminal:
+            return
+        if record.attempts >= MAX_ATTEMPTS:
+            self.records.fail(job_id, JobFailure(code="worker_lost", message="the job was lost too often"))
+            return
+        if record.execution is not None:
+            self.records.hand_back(job_id, execution=record.execution)
+        with self._redis.pipeline() as pipe:
+            self._enqueue(job_id, record.spec.model, pipe)
+            pipe.execute()
+
+    def _enqueue(self, job_id: str, model: str, pipe: Pipeline) -> None:
+        self._queue(model).enqueue(
+            FUNCTION,
+            job_id=job_id,
+            description="img2img",
+            job_timeout=-1,
+            retry=Retry(max=MAX_ATTEMPTS - 1, enqueue_at_front=True),
+            result_ttl=60,
+            failure_ttl=24 * 3600,
+            pipeline=pipe,
         )
 
     def cancel(self, job_id: str) -> JobRecord | None:

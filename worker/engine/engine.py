@@ -31,9 +31,10 @@ class Stopped(BaseException):
 
 
 class Ticket:
-    """One job in the engine: how far it is, how it ended, and the way to stop it."""
+    """One job in the engine: what it does, how far it is, how it ended, and the way to stop it."""
 
     def __init__(self, work: Work, on_done: Callable[["Ticket"], None]) -> None:
+        """on_done: called with this ticket on the engine's thread, once its result or error is set; must be quick."""
         self.work = work
         self.on_done = on_done
         self.step = 0  # denoising steps done, kept by the work itself
@@ -129,16 +130,11 @@ class Engine:
         """How many more jobs can be in flight now; negative when more wait than fit."""
         return self.slots - len(self._pending) - len(self._parked)
 
-    def submit(self, works: Sequence[Work], on_done: Callable[[Ticket], None]) -> list[Ticket]:
-        """Hands in jobs, which are admitted together as far as there is room.
-
-        on_done: called with each ticket on the engine's thread, once its result or error is set; must be quick.
-        """
-        tickets = [Ticket(work, on_done) for work in works]
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Hands in jobs, which are admitted together as far as there is room."""
         with self._changed:
             self._pending.extend(tickets)
             self._changed.notify()
-        return tickets
 
     def shut_down(self) -> None:
         """Makes `run` return once every job has ended."""

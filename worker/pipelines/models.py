@@ -2,12 +2,13 @@
 
 import copy
 import importlib.util
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, AutoPipelineForImage2Image, DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils import _pytree as pytree
@@ -19,7 +20,10 @@ from worker.engine.calls import splittable
 from worker.errors import StartupError
 from worker.pipelines.schedulers import make_scheduler, name_of
 
-log = logging.getLogger(__name__)
+# Their progress bars and advice are for people at a prompt, not for a worker's log.
+for chatty in (diffusers.utils.logging, transformers.utils.logging):
+    chatty.set_verbosity_error()
+    chatty.disable_progress_bar()
 
 # Prompts repeat, and an embedding costs no more to keep than it cost to make.
 PROMPT_MEMORY_BYTES = 256 * 2**20
@@ -63,7 +67,7 @@ def load_model(source: str, *, device: str, revision: str | None = None) -> Mode
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     try:
         pipeline = AutoPipelineForImage2Image.from_pretrained(
-            _locate(source), torch_dtype=dtype, use_safetensors=True, revision=revision
+            _locate(source), dtype=dtype, use_safetensors=True, revision=revision
         ).to(device)
     except (OSError, ValueError) as error:
         raise StartupError(f"cannot load model {source!r}: {str(error).strip().splitlines()[0]}") from error

@@ -1,0 +1,38 @@
+"""What routes ask for, as nouns. All of it is built once, in `app.main`."""
+
+from typing import Annotated
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Request
+
+from app.contract.models import ModelRegistry
+from app.contract.queue import JobQueue
+from app.contract.store import Store
+from app.settings import ApiSettings
+
+
+async def _settings(request: Request) -> ApiSettings:
+    return request.app.state.settings  # type: ignore[no-any-return]
+
+
+async def _queue(request: Request) -> JobQueue:
+    return request.app.state.queue  # type: ignore[no-any-return]
+
+
+async def _store(request: Request) -> Store:
+    return request.app.state.store  # type: ignore[no-any-return]
+
+
+async def _models(request: Request) -> ModelRegistry:
+    return request.app.state.models  # type: ignore[no-any-return]
+
+
+async def _decoders(request: Request) -> CapacityLimiter:
+    return request.app.state.decoders  # type: ignore[no-any-return]
+
+
+SettingsDep = Annotated[ApiSettings, Depends(_settings)]
+QueueDep = Annotated[JobQueue, Depends(_queue)]
+StoreDep = Annotated[Store, Depends(_store)]
+ModelsDep = Annotated[ModelRegistry, Depends(_models)]
+DecodersDep = Annotated[CapacityLimiter, Depends(_decoders)]  # pictures decoded at the same time: bounds the memory

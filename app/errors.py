@@ -1,0 +1,108 @@
+"""The one table from errors to HTTP: every refusal is an `application/problem+json` document (RFC 9457)."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from obstore.exceptions import BaseError as StoreError
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from app.contract.errors import (
+    Gone,
+    Img2ImgError,
+    NotFound,
+    NotReady,
+    ParameterError,
+    PictureError,
+    RequestError,
+    TooLarge,
+    Unavailable,
+    UnsupportedMedia,
+)
+from app.schemas import FieldProblem, Problem, shortened
+
+STATUS: dict[type[Img2ImgError], HTTPStatus] = {
+    RequestError: HTTPStatus.BAD_REQUEST,
+    NotFound: HTTPStatus.NOT_FOUND,
+    NotReady: HTTPStatus.CONFLICT,
+    Gone: HTTPStatus.GONE,
+    TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    PictureError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ParameterError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+PROBLEM_JSON = "application/problem+json"
+RETRY_AFTER_S = 5
+
+log = logging.getLogger(__name__)
+
+
+def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer that says this error."""
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    extra: dict[str, Any] = dict(error.details)
+    detail = error.message
+    if isinstance(error, ParameterError):
+        detail = f"{error.field}: {error.message}"
+        extra["errors"] = [FieldProblem(field=error.field, message=error.message, got=shortened(error.got))]
+    if isinstance(error, PictureError | UnsupportedMedia):
+        extra["errors"] = [FieldProblem(field="image", message=error.message)]
+    if isinstance(error, Unavailable):
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return _problem(status, error.code, detail, headers, **extra)
+
+
+def _problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extra: Any) -> Response:
+    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, **extra)
+    body = problem.model_dump_json(exclude_none=True)
+    return Response(body, status_code=status, headers=headers, media_type=PROBLEM_JSON)
+
+
+async def _on_refusal(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Img2ImgError)
+    return problem_response(error)
+
+
+async def _on_invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = [FieldProblem.of(e) for e in error.errors()]
+    detail = "; ".join(f"{p.field}: {p.message}" for p in problems)
+    return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, ParameterError.code, detail, errors=problems)
+
+
+async def _on_http(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).name.lower()
+    return _problem(error.status_code, code, error.detail, error.headers)
+
+
+async def _on_outage(_request: Request, error: Exception) -> Response:
+    log.error("Redis or the store failed: %r", error)
+    part = "queue" if isinstance(error, RedisError) else "picture store"
+    return problem_response(Unavailable(f"The {part} does not answer; try again in a moment."))
+
+
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody is there to read it
+
+
+async def _on_bug(_request: Request, _error: Exception) -> Response:
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side.")
+
+
+def install(app: FastAPI) -> None:
+    """Makes the application answer errors by the table."""
+    app.add_exception_handler(Img2ImgError, _on_refusal)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RedisError, _on_outage)
+    app.add_exception_handler(StoreError, _on_outage)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, _on_bug)

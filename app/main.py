@@ -1,0 +1,54 @@
+"""create_app: the one place where the front end is put together."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from anyio import CapacityLimiter
+from fastapi import FastAPI
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app import errors, openapi
+from app.contract.models import ModelRegistry
+from app.contract.queue import JobQueue
+from app.contract.store import ObjectStore
+from app.middleware import BodyLimit
+from app.routes import health, img2img, jobs, models
+from app.settings import ApiSettings
+
+
+def create_app(settings: ApiSettings) -> FastAPI:
+    """The front end as an ASGI application."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        redis = connect(settings.resolved_redis_url)
+        app.state.settings = settings
+        app.state.redis = redis
+        app.state.queue = JobQueue(redis)
+        app.state.models = ModelRegistry(redis)
+        app.state.store = ObjectStore(settings.resolved_store_url)
+        app.state.decoders = CapacityLimiter(os.cpu_count() or 1)
+        yield
+        redis.close()
+
+    app = FastAPI(
+        title="img2img",
+        version=version("img2img"),
+        summary="Turns a picture into another picture: submit, poll, fetch the PNG.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    for routes in (img2img, jobs, models, health):
+        app.include_router(routes.router)
+    errors.install(app)
+    openapi.install(app)
+    return app
+
+
+def connect(url: str) -> Redis:
+    """A client that fails soon and never sends twice: a retried submit could queue a job twice."""
+    return Redis.from_url(url, socket_timeout=1.5, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))

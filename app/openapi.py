@@ -1,0 +1,70 @@
+"""What FastAPI cannot know by itself: two kinds of request body, problem documents, PNG answers."""
+
+from copy import deepcopy
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from app.schemas import Img2ImgRequest, Problem
+
+REF = "#/components/schemas/{model}"
+SUBMIT_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": {"$ref": REF.format(model="Img2ImgForm")}},
+        "application/json": {"schema": {"$ref": REF.format(model="Img2ImgRequest")}},
+    },
+}
+_JOB_ID_LINK = {"parameters": {"job_id": "$response.body#/id"}}
+SUBMITTED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "description": "Queued.",
+        "headers": {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}},
+        "links": {name: {"operationId": name, **_JOB_ID_LINK} for name in ("get_job", "cancel_job", "get_result")},
+    }
+}
+PNG_IMAGE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The picture.",
+        "headers": {"ETag": {"description": "Its sha256, in quotes.", "schema": {"type": "string"}}},
+        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    304: {"description": "The client has it already."},
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Documents the refusals of a route."""
+    content = {"application/problem+json": {"schema": {"$ref": REF.format(model="Problem")}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Makes the application's OpenAPI document complete."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = get_openapi(
+                title=app.title, version=app.version, summary=app.summary, routes=app.routes
+            )
+            app.openapi_schema["components"]["schemas"] |= _schemas()
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _schemas() -> dict[str, Any]:
+    models = [(Img2ImgRequest, "validation"), (Problem, "validation")]
+    _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
+    schemas: dict[str, Any] = definitions["$defs"]
+    form = deepcopy(schemas["Img2ImgRequest"])
+    form["title"] = "Img2ImgForm"
+    form["properties"]["image"] = {
+        "type": "string",
+        "format": "binary",
+        "description": "The picture: PNG, JPEG or WebP.",
+    }
+    return schemas | {"Img2ImgForm": form}

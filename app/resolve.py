@@ -1,0 +1,89 @@
+"""Every default of a request made explicit, against what the model can do."""
+
+import secrets
+from collections.abc import Mapping
+
+from app.contract.errors import ParameterError, Unavailable
+from app.contract.models import ModelCard, nearest_bucket
+from app.contract.spec import MAX_SEED, MAX_STEPS_OF, Scheduler
+from app.schemas import Img2ImgRequest
+
+
+def resolve_model(name: str | None, default: str, known: Mapping[str, ModelCard]) -> ModelCard:
+    """The card of the model that a request names, or of the default."""
+    card = known.get(name or default)
+    if card:
+        return card
+    if name in (None, default):
+        raise Unavailable(f"No worker has offered the model {default} yet; try again when one is up.")
+    raise ParameterError("model", f"Input should be one of: {', '.join(sorted(known))}", got=name)
+
+
+def resolve_scheduler(request: Img2ImgRequest, card: ModelCard) -> Scheduler:
+    """The scheduler, checked against the model and the number of steps."""
+    scheduler = request.scheduler or card.default_scheduler
+    if scheduler not in card.schedulers:
+        message = f"With the model {card.name}, input should be one of: {', '.join(card.schedulers)}"
+        raise ParameterError("scheduler", message, got=scheduler.value)
+    most = MAX_STEPS_OF.get(scheduler)
+    if most and request.num_inference_steps > most:
+        message = f"With the scheduler {scheduler}, input should be at most {most}"
+        raise ParameterError("num_inference_steps", message, got=request.num_inference_steps)
+    return scheduler
+
+
+def resolve_seed(seed: int | None, num_images: int) -> int:
+    """The seed of the first image: as asked, else drawn."""
+    if seed is None:
+        return secrets.randbelow(2**32)
+    most = MAX_SEED - (num_images - 1)
+    if seed > most:
+        raise ParameterError("seed", f"With {num_images} images, input should be at most {most}", got=seed)
+    return seed
+
+
+def resolve_size(width: int | None, height: int | None, picture: tuple[int, int], card: ModelCard) -> tuple[int, int]:
+    """Width and height: both as asked; one as asked and the other by the picture's shape; or the nearest bucket."""
+    if width is None and height is None:
+        return nearest_bucket(card.sizes, *picture)
+    aspect_ratio = picture[0] / picture[1]
+    if width is None:
+        assert height is not None
+        _check_side("height", height, card)
+        width = _follow("width", height * aspect_ratio, card)
+    elif height is None:
+        _check_side("width", width, card)
+        height = _follow("height", width / aspect_ratio, card)
+    else:
+        _check_side("width", width, card)
+        _check_side("height", height, card)
+    return width, height
+
+
+def nearest_side(pixels: float, card: ModelCard) -> int:
+    """The side nearest to this one that the model can make."""
+    multiple = card.size_multiple
+    lowest = -(-card.min_size // multiple)
+    highest = card.max_size // multiple
+    return multiple * min(max(round(pixels / multiple), lowest), highest)
+
+
+def _check_side(field: str, pixels: int, card: ModelCard) -> None:
+    nearest = nearest_side(pixels, card)
+    if pixels != nearest:
+        message = (
+            f"With the model {card.name}, input should be a multiple of {card.size_multiple} "
+            f"from {card.min_size} to {card.max_size}; the nearest is {nearest}"
+        )
+        raise ParameterError(field, message, got=pixels)
+
+
+def _follow(field: str, pixels: float, card: ModelCard) -> int:
+    side = nearest_side(pixels, card)
+    if abs(side - pixels) >= card.size_multiple:
+        message = (
+            f"By the picture's shape it would be {round(pixels)}, and the model {card.name} "
+            f"makes {card.min_size} to {card.max_size}: give both sides"
+        )
+        raise ParameterError(field, message)
+    return side

@@ -1,0 +1,221 @@
+"""What clients send and see: the request, the job, and the problem."""
+
+import base64
+import binascii
+import reprlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+
+from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
+from app.contract.models import ModelCard
+from app.contract.spec import MAX_IMAGES, MAX_SEED, JobSpec, Resize, Scheduler
+
+MAX_TEXT = 10_000  # characters
+
+
+def picture_bytes(value: object) -> bytes:
+    """The picture of a request: bytes from a form, base64 or a data: URI from JSON."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("Input should be a picture in base64 or as a data: URI")
+    if value[:5].lower() == "data:":
+        header, _, value = value.partition(",")
+        if not header.lower().endswith(";base64"):
+            raise ValueError("A data: URI should have the form data:image/png;base64,...")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"Input should be valid base64: {error}") from None
+
+
+Picture = Annotated[
+    bytes,
+    PlainValidator(picture_bytes),
+    WithJsonSchema({"type": "string", "description": "The picture (PNG, JPEG or WebP) as base64 or a data: URI."}),
+]
+Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
+
+
+class Img2ImgRequest(BaseModel):
+    """A picture and what to make of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    image: Picture
+    prompt: Annotated[Text, Field(description="What to show; may be empty.", examples=["a watercolor painting"])] = ""
+    negative_prompt: Annotated[Text, Field(description="What not to show.")] = ""
+    strength: Annotated[
+        float, Field(ge=0, le=1, description="0 keeps the picture as it is, 1 starts from (almost) pure noise.")
+    ] = 0.8
+    guidance_scale: Annotated[
+        float, Field(ge=1, description="How strongly to follow the prompt; 1 is off and halves the work.")
+    ] = 7.5
+    num_inference_steps: Annotated[
+        int, Field(ge=1, le=150, description="Steps of the whole schedule; about strength times as many are run.")
+    ] = 30
+    scheduler: Annotated[Scheduler | None, Field(description="The sampler; absent: the model's default.")] = None
+    seed: Annotated[
+        int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i; absent: drawn, and reported.")
+    ] = None
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
+    width: Annotated[
+        int | None, Field(ge=1, description="Absent: follows from the height, or the model's size nearest in shape.")
+    ] = None
+    height: Annotated[
+        int | None, Field(ge=1, description="Absent: follows from the width, or the model's size nearest in shape.")
+    ] = None
+    resize: Annotated[
+        Resize, Field(description="How the picture is brought to that size: `pad` keeps all of it, with black bars.")
+    ] = Resize.CROP
+    model: Annotated[Text | None, Field(description="One of `GET /models`; absent: the service's default.")] = None
+
+
+class ImageView(ImageInfo):
+    """One result picture."""
+
+    url: str
+
+
+class ProgressView(BaseModel):
+    """Denoising steps, summed over the job's images."""
+
+    step: int
+    steps: Annotated[int, Field(description="Steps that are really run; 0 at strength 0.")]
+    fraction: Annotated[float, Field(ge=0, le=1)]
+
+
+class JobView(BaseModel):
+    """A job as clients see it."""
+
+    id: str
+    status: JobStatus
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: ProgressView
+    request: Annotated[JobSpec, Field(description="Every parameter as resolved; the picture as its sha256.")]
+    images: list[ImageView]
+    error: JobFailure | None
+    timings: Annotated[dict[str, float], Field(description="Seconds: `queued`, `run`, then the stages of the run.")]
+    worker: str | None
+
+    @classmethod
+    def of(cls, record: JobRecord) -> Self:
+        return cls(
+            id=record.id,
+            status=record.status,
+            created_at=_moment(record.created_at),
+            started_at=_moment(record.started_at) if record.started_at else None,
+            finished_at=_moment(record.finished_at) if record.finished_at else None,
+            progress=_progress(record),
+            request=record.spec,
+            images=[
+                ImageView(url=f"/jobs/{record.id}/images/{image.index}", **image.model_dump())
+                for image in record.images
+            ],
+            error=record.error,
+            timings=_timings(record),
+            worker=record.worker,
+        )
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _progress(record: JobRecord) -> ProgressView:
+    if record.status is JobStatus.SUCCEEDED:
+        fraction = 1.0
+    else:
+        fraction = min(record.step / record.steps, 1.0) if record.steps else 0.0
+    return ProgressView(step=record.step, steps=record.steps, fraction=round(fraction, 4))
+
+
+def _timings(record: JobRecord) -> dict[str, float]:
+    timings = {}
+    left_queue_at = record.started_at or record.finished_at
+    if left_queue_at:
+        timings["queued"] = left_queue_at - record.created_at
+    if record.started_at and record.finished_at:
+        timings["run"] = record.finished_at - record.started_at
+    return {stage: round(max(seconds, 0.0), 6) for stage, seconds in timings.items()} | record.timings
+
+
+class ModelView(ModelCard):
+    """A model that live workers serve."""
+
+    workers: list[str]
+    queued: Annotated[int, Field(description="Jobs that wait for it.")]
+    default: Annotated[bool, Field(description="Taken where a request names no model.")]
+
+
+class ModelList(BaseModel):
+    """The models that live workers serve."""
+
+    models: list[ModelView]
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: str = "alive"
+
+
+class Check(BaseModel):
+    """Whether one thing that the service needs is there."""
+
+    ok: bool
+    detail: str
+
+
+class Readiness(BaseModel):
+    """Whether a job submitted now would be worked on."""
+
+    ready: bool
+    redis: Check
+    store: Check
+    workers: Check
+
+
+class FieldProblem(BaseModel):
+    """One field that was refused: what it takes and what it got."""
+
+    field: str
+    message: str
+    got: str | None = None
+
+    @classmethod
+    def of(cls, error: Mapping[str, Any]) -> Self:
+        """From an entry of a pydantic error list."""
+        field = ".".join(str(part) for part in error["loc"] if part not in ("body", "path", "query")) or "body"
+        if error["type"] == "missing":
+            return cls(field=field, message="Field required")
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            message = f"Unknown field; known are {', '.join(Img2ImgRequest.model_fields)}"
+        return cls(field=field, message=message, got=shortened(error["input"]))
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). `code` is stable; `detail` is for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: Annotated[list[FieldProblem] | None, Field(description="The fields that were refused.")] = None
+    job_status: Annotated[JobStatus | None, Field(description="The job's status, where it is the reason.")] = None
+    error: Annotated[JobFailure | None, Field(description="Why the job failed.")] = None
+
+
+def shortened(value: object) -> str | None:
+    """A value for an error message: short whatever it is, and always text that JSON can carry."""
+    if value is None:
+        return None
+    text = value[:80] + "…" * (len(value) > 80) if isinstance(value, str) else reprlib.repr(value)
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,143 @@
+"""The supervisor behind `img2img serve`: Redis, API and worker on one machine, started and stopped together."""
+
+import fcntl
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+
+import httpx
+import typer
+
+from app.child import Child
+from app.private_redis import NoRedis, answers, redis_command
+from app.settings import ApiSettings
+
+PYTHON = (sys.executable, "-P", "-m")  # -P: a folder named app where the user stands is not ours
+CANNOT_START = 2  # exit code of a worker that has said why it cannot start
+DRAIN_S = 60.0  # a worker may take this long to finish its jobs; those it has not finished run again next time
+
+
+class ServeError(Exception):
+    """Why the service cannot run: one line, or empty where a child has said it."""
+
+
+@contextmanager
+def running(settings: ApiSettings) -> Iterator["Service"]:
+    """The service, ready for jobs. Nothing of it is left when this ends."""
+    check_torch()
+    lock = lock_data_dir(settings.data_dir)
+    check_port(settings.host, settings.port)
+    service = Service(settings)
+    try:
+        service.start()
+        yield service
+    except KeyboardInterrupt:
+        typer.echo("\nimg2img: stopping; jobs in flight end first (Ctrl-C again: at once)", err=True)
+        raise
+    finally:
+        service.stop()
+        lock.close()
+
+
+class Service:
+    """The processes of the service, in the order in which they start."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._settings = settings
+        self._environment = settings.as_environment()
+        self._children: list[Child] = []
+
+    def start(self) -> None:
+        """Redis, then API and worker. Returns when a job could be submitted. Raises ServeError."""
+        if not self._settings.redis_url:
+            try:
+                self._add("redis", redis_command(self._settings.data_dir), stop_within_s=20)
+            except NoRedis as error:
+                raise ServeError(str(error)) from None
+            self._wait_until(lambda: answers(self._settings.resolved_redis_url))
+        self._add("worker", [*PYTHON, "worker"], stop_within_s=DRAIN_S)
+        self._add("api", [*PYTHON, "app.cli", "api"], stop_within_s=10)
+        self._wait_until(self._is_ready)
+
+    def tick(self) -> None:
+        """Starts again what has died. Raises ServeError where that cannot help."""
+        for child in self._children:
+            code = child.exit_code
+            if code is None:
+                continue
+            if child.name == "worker" and code == CANNOT_START:
+                raise ServeError
+            if child.restart_when_due():
+                typer.echo(f"img2img: {child.name} ended with exit code {code}; started it again", err=True)
+
+    def stop(self) -> None:
+        """API first, so that nothing new comes in, then worker, then Redis. A second Ctrl-C does not wait."""
+        try:
+            while self._children:
+                self._children[-1].stop()
+                self._children.pop()
+        finally:
+            for child in self._children:
+                child.kill()
+
+    def _add(self, name: str, command: list[str], stop_within_s: float) -> None:
+        self._children.append(Child(name, command, self._environment, stop_within_s))
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            for child in self._children:
+                code = child.exit_code
+                if child.name == "worker" and code == CANNOT_START:
+                    raise ServeError
+                if code is not None:
+                    raise ServeError(f"{child.name} ended with exit code {code} while starting")
+            time.sleep(0.1)
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self._settings.local_url}/readyz", timeout=5, trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def check_torch() -> None:
+    """The worker runs on torch, which is an extra."""
+    if find_spec("torch") is None:
+        raise ServeError("a worker needs torch: pip install 'img2img[worker]'")
+
+
+def lock_data_dir(data_dir: Path) -> IO[str]:
+    """Makes the data directory ours for as long as the file returned is open."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "serve.lock").open("w")
+    except OSError as error:
+        raise ServeError(f"the data directory {data_dir} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ServeError(f"another `img2img serve` runs on the data directory {data_dir}") from None
+    return lock
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ServeError where nothing could listen there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

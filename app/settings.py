@@ -1,0 +1,32 @@
+"""Settings of the HTTP side. Read once, in the command line; a bad value refuses to start."""
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from app.contract.settings import SharedSettings
+
+
+class ApiSettings(SharedSettings):
+    """`IMG2IMG_*` for the front end."""
+
+    host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="`info` also logs every request.")
+    ] = "warning"
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 32 * 1024 * 1024
+    max_pixels: Annotated[int, Field(ge=1, description="Largest picture: width times height.")] = 50_000_000
+    slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
+
+    @property
+    def local_url(self) -> str:
+        """Where this machine reaches the service."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def as_environment(self) -> dict[str, str]:
+        """The environment in which a child process reads these same settings."""
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        return {**os.environ, **{f"IMG2IMG_{name.upper()}": str(value) for name, value in given.items()}}

@@ -1,0 +1,123 @@
+"""Untrusted bytes -> checked, upright RGB pixels of exactly the size that the model will see."""
+
+from io import BytesIO
+
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from app.contract.errors import PictureError, UnsupportedMedia
+from app.contract.spec import Resize
+
+MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+SRGB = ImageCms.createProfile("sRGB")
+SIDEWAYS = range(5, 9)  # EXIF orientations whose upright width is the stored height
+
+# Pillow's own guard warns at one size and raises at another; `max_pixels` is checked here before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class Upload:
+    """A picture that a client sent: looked at, not yet decoded."""
+
+    def __init__(self, data: bytes, max_pixels: int) -> None:
+        """Raises UnsupportedMedia or PictureError."""
+        kind = _format(data)
+        try:
+            self._image = Image.open(BytesIO(data), formats=(kind,))
+            width, height = self._image.size
+            if width * height > max_pixels:
+                raise PictureError(f"The picture has {width} x {height} pixels; at most {max_pixels:,} are taken.")
+            if kind != "JPEG" and getattr(self._image, "n_frames", 1) > 1:  # a JPEG with more frames is MPO: the first
+                raise PictureError("The picture is animated; send one frame.")
+            self._sideways = self._image.getexif().get(0x0112) in SIDEWAYS
+        except PictureError:
+            raise
+        except Exception as error:  # Pillow raises nearly anything on a broken file
+            raise _unreadable(kind, error) from None
+        self._kind = kind
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture."""
+        width, height = self._image.size
+        return (height, width) if self._sideways else (width, height)
+
+    def fit(self, width: int, height: int, resize: Resize) -> Image.Image:
+        """Decodes the picture and brings it to a size. Call it once. Raises PictureError."""
+        try:
+            # libjpeg can decode at 1/2, 1/4 or 1/8: down to twice the size, as Pillow's thumbnail() does.
+            needed = (2 * height, 2 * width) if self._sideways else (2 * width, 2 * height)
+            self._image.draft(None, needed)
+            self._image.load()
+            rgb = to_rgb(ImageOps.exif_transpose(self._image))
+        except Exception as error:
+            raise _unreadable(self._kind, error) from None
+        return fit(rgb, width, height, resize)
+
+
+def _format(data: bytes) -> str:
+    for magic, kind in MAGIC.items():
+        if data.startswith(magic):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    raise UnsupportedMedia
+
+
+def _unreadable(kind: str, error: Exception) -> PictureError:
+    reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+    return PictureError(f"The {kind} picture is broken{reason}.")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit sRGB: 16-bit scaled, alpha over white, colour profile applied."""
+    if image.mode in ("I;16", "I;16B", "I"):  # convert() would clip everything above 255 to white
+        image = image.point(lambda value: value * (1 / 256)).convert("L")
+    elif image.has_transparency_data:
+        icc_profile = image.info.get("icc_profile")
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        image.info["icc_profile"] = icc_profile
+    elif image.mode not in ("RGB", "L", "CMYK"):
+        image = image.convert("RGB")
+    return _to_srgb(image).convert("RGB")
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        return ImageCms.profileToProfile(image, source, SRGB, outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a profile that is broken or for other channels
+        return image
+
+
+def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Image:
+    """The picture at exactly width x height."""
+    size = (width, height)
+    if image.size == size:
+        return image
+    if resize is Resize.STRETCH:
+        return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    ratios = (width / image.width, height / image.height)
+    if resize is Resize.CROP:
+        scale = max(ratios)
+        kept = (width / scale, height / scale)
+        left, top = (image.width - kept[0]) / 2, (image.height - kept[1]) / 2
+        box = (left, top, left + kept[0], top + kept[1])
+        return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    scale = min(ratios)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = Image.new("RGB", size)
+    shrunk = image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    canvas.paste(shrunk, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return canvas
+
+
+def png(image: Image.Image) -> bytes:
+    """A PNG of the pixels and nothing else, quickly."""
+    buffer = BytesIO()
+    image.info = {}
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

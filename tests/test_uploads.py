@@ -1,0 +1,253 @@
+"""What comes in as a picture, and what the model sees of it."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageChops, ImageCms, PngImagePlugin
+
+from app.contract.errors import PictureError, UnsupportedMedia
+from app.contract.spec import Resize
+from app.uploads import Upload, fit, png
+from tests.conftest import encoded, gradient
+
+MAX_PIXELS = 4_000_000
+SIZE = (96, 64)
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def seen(data: bytes, size: tuple[int, int] = SIZE) -> Image.Image:
+    """The picture as the model sees it."""
+    return Upload(data, MAX_PIXELS).fit(*size, Resize.CROP)
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of any channel of any pixel."""
+    return max(high for _, high in ImageChops.difference(one, other).getextrema())
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG whose header promises a size that its few bytes do not hold."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+def text_bomb() -> bytes:
+    """A PNG with text chunks that unpack to far more than they weigh."""
+    bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 50_000_000))
+    plain = encoded(gradient(*SIZE))
+    return plain[:33] + bomb * 2 + plain[33:]
+
+
+def animated(kind: str) -> bytes:
+    return encoded(gradient(*SIZE), kind, save_all=True, append_images=[gradient(*SIZE, blue=99)])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_three_formats_are_taken(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    picture = seen(encoded(gradient(*SIZE), kind, **options))
+    assert (picture.mode, picture.size) == ("RGB", SIZE)
+    assert difference(picture, gradient(*SIZE)) <= (4 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"hello", id="text"),
+        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", id="svg"),
+        pytest.param(encoded(gradient(*SIZE), "GIF"), id="gif"),
+        pytest.param(encoded(gradient(*SIZE), "TIFF"), id="tiff"),
+        pytest.param(encoded(gradient(*SIZE), "BMP"), id="bmp"),
+        pytest.param(encoded(gradient(*SIZE), "PPM"), id="ppm"),
+        pytest.param(encoded(gradient(*SIZE), "PDF"), id="pdf"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", id="eps"),
+        pytest.param(b"RIFF\x00\x00\x00\x00WAVE", id="wav"),
+    ],
+)
+def test_other_files_are_unsupported(data: bytes) -> None:
+    with pytest.raises(UnsupportedMedia, match="PNG, JPEG and WebP"):
+        Upload(data, MAX_PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(encoded(gradient(*SIZE))[:-200], "broken", id="truncated png"),
+        pytest.param(encoded(gradient(*SIZE), "JPEG")[:-200], "broken", id="truncated jpeg"),
+        pytest.param(encoded(gradient(*SIZE), "WEBP")[:-200], "broken", id="truncated webp"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", "broken", id="png magic only"),
+        pytest.param(b"\xff\xd8\xff", "broken", id="jpeg magic only"),
+        pytest.param(b"RIFF\x00\x00\x00\x00WEBP", "broken", id="webp magic only"),
+        pytest.param(encoded(gradient(*SIZE)).replace(b"IDAT", b"IDAX"), "broken", id="no pixels"),
+        pytest.param(png_claiming(*SIZE), "broken", id="too few pixels"),
+        pytest.param(png_claiming(0, 5), "broken", id="no width"),
+        pytest.param(png_claiming(60_000, 60_000), "60000 x 60000", id="bomb"),
+        pytest.param(encoded(Image.new("L", (2001, 2000))), "2001 x 2000", id="one row too many"),
+        pytest.param(text_bomb(), "broken", id="text bomb"),
+        pytest.param(animated("PNG"), "animated", id="apng"),
+        pytest.param(animated("WEBP"), "animated", id="animated webp"),
+    ],
+)
+def test_broken_pictures_are_refused_by_name(data: bytes, reason: str) -> None:
+    with pytest.raises(PictureError, match=reason):
+        seen(data)
+
+
+def test_only_the_pixels_of_a_polyglot_count() -> None:
+    picture = seen(encoded(gradient(*SIZE)) + b"<script>alert(1)</script>")
+    assert difference(picture, gradient(*SIZE)) == 0
+
+
+def test_the_first_frame_of_an_mpo_is_taken() -> None:
+    data = encoded(gradient(*SIZE), "MPO", save_all=True, append_images=[Image.new("RGB", SIZE)])
+    assert difference(seen(data), gradient(*SIZE)) <= 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    ("orientation", "undo"),
+    [
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+    ],
+)
+def test_pictures_are_turned_upright(kind: str, orientation: int, undo: Image.Transpose) -> None:
+    upright = gradient(*SIZE)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upload = Upload(encoded(upright.transpose(undo), kind, exif=exif.tobytes(), quality=95), MAX_PIXELS)
+    assert upload.size == SIZE
+    assert difference(upload.fit(*SIZE, Resize.CROP), upright) <= 6
+
+
+def test_a_broken_exif_block_is_no_reason_to_refuse() -> None:
+    assert seen(encoded(gradient(*SIZE), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")).size == SIZE
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+    grey = Image.frombytes("I;16", (256, 1), b"".join(struct.pack("<H", 257 * value) for value in range(256)))
+    picture = seen(encoded(grey), (256, 1))
+    assert [picture.getpixel((x, 0)) for x in range(256)] == [(x, x, x) for x in range(256)]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparency_is_composited_over_white(mode: str) -> None:
+    image = Image.new("RGBA", SIZE, (255, 0, 0, 255))
+    image.paste((0, 255, 0, 0), (0, 0, 48, 64))  # green, but fully transparent
+    options = {}
+    if mode == "LA":
+        image = image.convert("LA")
+    if mode == "P":
+        image = image.quantize(4)
+    if mode == "RGB":  # one colour declared transparent
+        image, options = image.convert("RGB"), {"transparency": (0, 255, 0)}
+    picture = seen(encoded(image, **options))
+    assert picture.getpixel((5, 5)) == WHITE
+    assert picture.getpixel((90, 5)) == (RED if mode != "LA" else (76, 76, 76))
+
+
+def test_half_transparency_is_half_white() -> None:
+    assert seen(encoded(Image.new("RGBA", SIZE, (0, 0, 0, 128)))).getpixel((0, 0)) == (127, 127, 127)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("CMYK", "JPEG"), ("L", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("1", "PNG"), ("I", "PNG")]
+)
+def test_every_mode_becomes_rgb(mode: str, kind: str) -> None:
+    colour = "white" if mode != "I" else 65535
+    picture = seen(encoded(Image.new(mode, SIZE, colour), kind))
+    assert (picture.mode, picture.getpixel((9, 9))) == ("RGB", WHITE)
+
+
+def test_colour_profiles_are_converted_to_srgb() -> None:
+    xyz = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    plain, tagged = encoded(gradient(*SIZE)), encoded(gradient(*SIZE), icc_profile=xyz)
+    assert difference(seen(tagged), seen(plain)) > 10
+
+
+@pytest.mark.parametrize("profile", [b"nonsense", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()])
+def test_a_profile_that_does_not_fit_is_ignored(profile: bytes) -> None:
+    assert difference(seen(encoded(gradient(*SIZE), icc_profile=profile)), gradient(*SIZE)) == 0
+
+
+def test_the_blob_is_pixels_and_nothing_else() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("secret", "where I live")
+    data = encoded(gradient(*SIZE), pnginfo=info, exif=Image.Exif().tobytes(), dpi=(72, 72))
+    blob = png(seen(data))
+    stored = Image.open(BytesIO(blob))
+    assert (stored.format, stored.mode, stored.size, stored.info) == ("PNG", "RGB", SIZE, {})
+    assert blob == png(seen(encoded(gradient(*SIZE))))
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction() -> None:
+    large = gradient(1600, 1200)
+    picture = seen(encoded(large, "JPEG", quality=95), (160, 120))
+    assert difference(picture, fit(large, 160, 120, Resize.CROP)) <= 6
+
+
+def test_crop_keeps_the_middle() -> None:
+    image = Image.new("RGB", (300, 100), "blue")
+    image.paste(RED, (100, 0, 200, 100))
+    assert fit(image, 64, 64, Resize.CROP).getcolors() == [(64 * 64, RED)]
+
+
+def test_pad_keeps_everything_between_black_bars() -> None:
+    padded = fit(Image.new("RGB", (200, 100), RED), 64, 64, Resize.PAD)
+    assert padded.getpixel((32, 15)) == (0, 0, 0)
+    assert padded.crop((0, 16, 64, 48)).getcolors() == [(64 * 32, RED)]
+    assert padded.getpixel((32, 48)) == (0, 0, 0)
+
+
+def test_stretch_keeps_everything_and_fills_everything() -> None:
+    image = Image.new("RGB", (100, 50), "blue")
+    image.paste(RED, (0, 0, 50, 50))
+    stretched = fit(image, 64, 64, Resize.STRETCH)
+    assert (stretched.getpixel((4, 4)), stretched.getpixel((60, 60))) == (RED, (0, 0, 255))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    target=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    resize=st.sampled_from(Resize),
+)
+def test_fit_gives_exactly_the_size_and_no_colour_that_was_not_there(
+    source: tuple[int, int], target: tuple[int, int], resize: Resize
+) -> None:
+    fitted = fit(Image.new("RGB", source, RED), *target, resize)
+    assert (fitted.mode, fitted.size) == ("RGB", target)
+    colours = {colour for _, colour in fitted.getcolors() or []}
+    assert RED in colours
+    assert colours <= ({RED, (0, 0, 0)} if resize is Resize.PAD else {RED})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.binary(max_size=300), st.sampled_from(["", "PNG", "JPEG", "WEBP"]), st.integers(0, 400), st.binary(max_size=8)
+)
+def test_no_bytes_do_more_than_be_refused(noise: bytes, kind: str, at: int, patch: bytes) -> None:
+    data = noise
+    if kind:
+        whole = encoded(gradient(48, 32), kind)
+        data = whole[:at] + patch + whole[at + len(patch) :]
+    try:
+        assert seen(data).size == SIZE
+    except (PictureError, UnsupportedMedia):
+        pass

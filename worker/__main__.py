@@ -1,0 +1,87 @@
+"""`python -m worker`: settings, model, engine, RQ worker; put together here and nowhere else."""
+
+import logging
+import sys
+import threading
+
+import torch
+from pydantic import ValidationError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from app.contract.spec import JobSpec, Resize, Scheduler
+from app.contract.store import ObjectStore
+from worker.engine import Engine, Ticket
+from worker.errors import StartupError, WorkerDied
+from worker.pipelines.models import Model, load_model
+from worker.pipelines.tasks import make_work
+from worker.rq_worker import BatchWorker
+from worker.runner import JobRunner
+from worker.settings import WorkerSettings
+
+
+def main() -> int:
+    """Exit code 0 after a drain, 1 when the process must be replaced, 2 when it cannot start."""
+    try:
+        settings = WorkerSettings()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("rq.worker").setLevel(logging.WARNING)
+        run(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return _complain(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", 2)
+    except StartupError as error:
+        return _complain(str(error), 2)
+    except WorkerDied as error:
+        return _complain(str(error), 1)
+    return 0
+
+
+def run(settings: WorkerSettings) -> None:
+    redis = Redis.from_url(settings.resolved_redis_url)
+    try:
+        redis.ping()
+    except (RedisError, ValueError) as error:
+        raise StartupError(f"no Redis at {settings.resolved_redis_url}: {error}") from error
+    store = ObjectStore(settings.resolved_store_url)
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(settings.model, device=device, revision=settings.revision)
+    engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
+    warm_up(model)
+    thread = threading.Thread(target=engine.run, name="engine", daemon=True)
+    thread.start()
+    BatchWorker(redis, store, JobRunner(engine, {model.card.name: model})).serve(thread.is_alive)
+    engine.shut_down()
+    thread.join()
+
+
+@torch.inference_mode()
+def warm_up(model: Model) -> None:
+    """One picture of one step: a worker that says it is ready has allocated, compiled and chosen its kernels."""
+    size = model.card.native_size
+    spec = JobSpec(
+        model=model.card.name,
+        image="0" * 64,
+        prompt="",
+        negative_prompt="",
+        strength=1,
+        guidance_scale=2,
+        num_inference_steps=1,
+        scheduler=Scheduler.DDIM,
+        seed=0,
+        num_images=1,
+        width=size,
+        height=size,
+        resize=Resize.CROP,
+    )
+    work = make_work(model, spec, torch.zeros(1, 3, size, size), 0)
+    work(Ticket(work, lambda _ticket: None))
+
+
+def _complain(line: str, code: int) -> int:
+    print(f"img2img worker: {line}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+"""BatchWorker: an RQ worker with many executions at once. Knows RQ, records and the store; not torch.
+
+RQ's own workers fork or run one job at a time. This one claims while the engine has room, keeps every claim's lease
+alive, and ends each claim in one place. It never calls a function whose name stands in Redis.
+"""
+
+import hashlib
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TypeVar
+from uuid import uuid4
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue
+from rq.exceptions import NoSuchJobError
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+from rq.utils import as_text, now
+from rq.worker import BaseWorker, WorkerStatus
+
+from app.contract.errors import Cancelled, JobError
+from app.contract.job import ImageInfo, JobFailure, JobRecord
+from app.contract.models import ModelRegistry
+from app.contract.queue import InertJob, rq_queue
+from app.contract.records import JobRecords, Progress
+from app.contract.spec import input_key, result_key
+from app.contract.store import Store
+from worker.errors import WorkerDied
+from worker.runner import JobRunner, RunningJob
+from worker.sweeper import Sweeper
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LEASE_S = 20  # a job whose worker is silent for this long goes to another one
+BEAT_S = 5
+ANNOUNCE_S = 15
+PROGRESS_S = 0.2
+IDLE_S = 0.02  # between two looks at the queues
+SECOND_SIGNAL_S = 1  # a second signal sooner than this is the same Ctrl-C by another way
+OUTAGE_S = 0.5  # between two tries to reach Redis
+
+
+@dataclass(eq=False)
+class Claim:
+    """A job in this worker's hands."""
+
+    job: Job
+    queue: Queue
+    execution: Execution
+    record: JobRecord
+    running: RunningJob | None = None
+    stopping: bool = False
+    rendered: bool = False  # out of the engine
+    error: JobError | None = None  # why it never came into the engine
+    loaded_s: float = 0.0
+    kept: dict[int, bytes] = field(default_factory=dict)  # pictures that an earlier run of this job had stored
+
+    def stop(self) -> None:
+        self.stopping = True
+        if self.running is not None:
+            self.running.stop()
+
+
+class BatchWorker(BaseWorker):
+    """Runs the jobs of a JobRunner's models. `work` returns when it was told to stop and has drained."""
+
+    job_class = InertJob
+
+    def __init__(self, redis: Redis, store: Store, runner: JobRunner) -> None:
+        queues = [rq_queue(card.name, redis) for card in runner.cards]
+        name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        super().__init__(queues, name=name, connection=redis, serializer=JSONSerializer, log_job_description=False)
+        self._runner = runner
+        self._store = store
+        self._records = JobRecords(redis)
+        self._models = ModelRegistry(redis)
+        self._sweeper = Sweeper(redis)
+        self._claims: dict[str, Claim] = {}  # by execution id
+        self._ended: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
+        self._draining = threading.Event()
+        self._draining_since = 0.0
+        self._closed = threading.Event()
+        self._last_note = 0.0
+        self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
+        self._threads = [
+            threading.Thread(target=self._beat, name="beat", daemon=True),
+            threading.Thread(target=self._finish_all, name="finish", daemon=True),
+        ]
+
+    # --- the story -------------------------------------------------------------------------------------------------
+
+    def serve(self, engine_alive: Callable[[], bool]) -> None:
+        """Start, loop, drain, stop. Raises WorkerDied, after handing its jobs back, if the engine dies or on a second
+        signal."""
+        self._startup()
+        try:
+            while not (self._draining.is_set() and not self._claims):
+                if not engine_alive():
+                    raise WorkerDied("the engine has died")
+                self._tick()
+        except WorkerDied:
+            self._hand_back_all()
+            raise
+        finally:
+            self._teardown()
+
+    def _startup(self) -> None:
+        self.register_birth()
+        self.subscribe()
+        self.set_state(WorkerStatus.IDLE)
+        self._models.announce(self.name, self._runner.cards, ANNOUNCE_S)
+        for thread in self._threads:
+            thread.start()
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        log.info("ready: %s on %s", ", ".join(card.name for card in self._runner.cards), self.name)
+
+    def _tick(self) -> None:
+        try:
+            if not self._draining.is_set() and self._room > 0 and self._claim():
+                return
+            self._note_progress()
+        except RedisError as error:
+            log.warning("Redis: %s", error)
+            time.sleep(OUTAGE_S)
+        time.sleep(IDLE_S)
+
+    def _teardown(self) -> None:
+        self._closed.set()
+        self._loaders.shutdown()
+        self._ended.put(None)
+        try:
+            self._models.withdraw(self.name)
+            self.register_death()
+            self.unsubscribe()
+        except RedisError as error:
+            log.warning("Redis: %s", error)
+        log.info("stopped")
+
+    def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
+        if self._draining.is_set():
+            if time.monotonic() - self._draining_since > SECOND_SIGNAL_S:
+                raise WorkerDied("told twice to stop")
+            return
+        self._draining_since = time.monotonic()
+        log.info("%s: draining %d jobs", signal.Signals(signum).name, len(self._claims))
+        self._draining.set()
+
+    # --- claiming --------------------------------------------------------------------------------------------------
+
+    @property
+    def _room(self) -> int:
+        taken = sum(claim.record.spec.num_images for claim in list(self._claims.values()) if not claim.rendered)
+        return self._runner.slots - taken
+
+    def _claim(self) -> bool:
+        """Takes one job from the first queue that has any. LMOVE per queue: a job is always in some list."""
+        for source in self.queues:
+            moved = self.connection.lmove(source.key, source.intermediate_queue_key, "LEFT", "RIGHT")
+            if moved is not None:
+                self._take(str(as_text(moved)), source)
+                return True
+        return False
+
+    def _take(self, job_id: str, source: Queue) -> None:
+        try:
+            job = InertJob.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
+        except NoSuchJobError:  # cancelled while it was queued
+            source.intermediate_queue.remove(job_id)
+            return
+        execution = self.prepare_execution(job)
+        self._records.start(job_id, execution=execution.id, worker=self.name)
+        record = self._records.get(job_id)
+        if record is None or record.status.is_terminal or record.execution != execution.id:
+            self._drop(job, source, execution, record)
+            return
+        self.prepare_job_execution(job, remove_from_intermediate_queue=True)
+        claim = Claim(job, source, execution, record)
+        self._claims[execution.id] = claim
+        self._loaders.submit(self._load, claim)
+
+    def _drop(self, job: Job, source: Queue, execution: Execution, record: JobRecord | None) -> None:
+        """A job that is no longer to be run: ended meanwhile, or in another worker's hands."""
+        with self.connection.pipeline() as pipe:
+            self.cleanup_execution(job, pipeline=pipe, execution=execution)
+            pipe.lrem(source.intermediate_queue_key, 1, job.id)
+            if record is None or record.status.is_terminal:
+                pipe.delete(job.key)
+            pipe.execute()
+
+    def _load(self, claim: Claim) -> None:
+        """On a loader thread: fetches and decodes the input, and hands the job to the engine."""
+        spec = claim.record.spec
+        started = time.perf_counter()
+        try:
+            if claim.record.attempts > 1:
+                found = {i: self._store.get(result_key(claim.record.id, i)) for i in range(spec.num_images)}
+                claim.kept = {i: png for i, png in found.items() if png is not None}
+            missing = [i for i in range(spec.num_images) if i not in claim.kept]
+            if missing:
+                png = self._store.get(input_key(spec.image))
+                if png is None:
+                    raise JobError("the input picture is no longer in the store")
+                claim.loaded_s = time.perf_counter() - started
+                claim.running = self._runner.start(spec, png, missing, lambda: self._rendered(claim))
+                if claim.stopping:
+                    claim.stop()
+                return
+        except Exception as error:
+            log.exception("job %s: could not be started", claim.record.id)
+            claim.error = error if isinstance(error, JobError) else JobError(f"could not be started: {error}")
+        self._rendered(claim)
+
+    def _rendered(self, claim: Claim) -> None:
+        claim.rendered = True
+        self._ended.put(claim)
+
+    # --- while they run --------------------------------------------------------------------------------------------
+
+    def _note_progress(self) -> None:
+        """Tells Redis of new steps, and learns from it which jobs are no longer ours: cancelled or given to another."""
+        claims = {
+            claim.execution.id: claim
+            for claim in list(self._claims.values())
+            if not claim.rendered and claim.running is not None
+        }
+        if not claims or time.monotonic() - self._last_note < PROGRESS_S:
+            return
+        self._last_note = time.monotonic()
+        steps = {key: claim.record.spec.steps_run * claim.record.spec.num_images for key, claim in claims.items()}
+        progress = [
+            Progress(claim.record.id, key, claim.running.step, steps[key])
+            for key, claim in claims.items()
+            if claim.running is not None
+        ]
+        for lost in self._records.note_progress(progress):
+            claims[lost.execution].stop()
+
+    def _beat(self) -> None:
+        """On a thread of its own: renews leases, says what this worker serves, sweeps up after dead workers."""
+        while not self._closed.wait(BEAT_S):
+            try:
+                self.heartbeat()
+                for claim in list(self._claims.values()):
+                    self.maintain_heartbeats(claim.job, claim.execution)
+                self._models.announce(self.name, self._runner.cards, ANNOUNCE_S)
+                self._sweeper.sweep(self._models.known())
+            except RedisError as error:
+                log.warning("Redis: %s", error)
+            except Exception:
+                log.exception("beat")
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
+        return LEASE_S
+
+    def request_stop_execution(self, execution_id: str) -> None:
+        """RQ's command channel: a client cancelled this execution's job."""
+        claim = self._claims.get(execution_id)
+        if claim is not None:
+            claim.stop()
+
+    # --- ending ----------------------------------------------------------------------------------------------------
+
+    def _finish_all(self) -> None:
+        while (claim := self._ended.get()) is not None:
+            try:
+                self._finish(claim)
+            except Exception:
+                log.exception("job %s: could not be ended; its lease will run out", claim.record.id)
+            finally:
+                self._claims.pop(claim.execution.id, None)
+
+    def _finish(self, claim: Claim) -> None:
+        """One claim to its one end: pictures, then the record, then RQ. A step that Redis refuses is tried again."""
+        job_id, execution = claim.record.id, claim.execution.id
+        started = time.perf_counter()
+        try:
+            images = self._publish(claim)
+        except Cancelled:
+            self._end_in_rq(claim, JobStatus.STOPPED)
+        except JobError as error:
+            log.warning("job %s failed: %s", job_id, error, exc_info=error.__cause__)
+            failure = JobFailure(code=error.code, message=error.message)
+            _insist(lambda: self._records.fail(job_id, failure, execution=execution))
+            self._end_in_rq(claim, JobStatus.FAILED)
+        else:
+            seconds = claim.running.seconds() if claim.running is not None else {}
+            timings = {"load": claim.loaded_s, **seconds, "save": time.perf_counter() - started}
+            steps = claim.record.spec.steps_run * claim.record.spec.num_images
+            _insist(
+                lambda: self._records.succeed(job_id, execution=execution, images=images, timings=timings, steps=steps)
+            )
+            self._end_in_rq(claim, JobStatus.FINISHED)
+            log.info("job %s: %d pictures in %.2f s", job_id, len(images), time.time() - claim.record.created_at)
+
+    def _publish(self, claim: Claim) -> list[ImageInfo]:
+        """Stores the pictures, the first writer of each winning. Raises JobError if there are none."""
+        if claim.error is not None:
+            raise claim.error
+        spec = claim.record.spec
+        pngs = dict(claim.kept)
+        try:
+            for rendered in claim.running.render() if claim.running is not None else []:
+                key = result_key(claim.record.id, rendered.index)
+                first = self._store.put(key, rendered.png)
+                pngs[rendered.index] = rendered.png if first else self._store.get(key) or rendered.png
+        except JobError:
+            raise
+        except Exception as error:
+            raise JobError(f"the pictures could not be stored: {error}") from error
+        return [
+            ImageInfo(
+                index=index,
+                seed=spec.seed + index,
+                width=spec.width,
+                height=spec.height,
+                sha256=hashlib.sha256(png).hexdigest(),
+                bytes=len(png),
+            )
+            for index, png in sorted(pngs.items())
+        ]
+
+    def _end_in_rq(self, claim: Claim, status: JobStatus) -> None:
+        """RQ's bookkeeping, if RQ still holds us to be the one who runs the job."""
+        job, execution = claim.job, claim.execution
+        if not _insist(lambda: self._holds_lease(claim)):
+            return
+        job.ended_at = now()
+        if status is JobStatus.FINISHED:
+            job._status = status
+            _insist(
+                lambda: self.handle_job_success(job, claim.queue, claim.queue.started_job_registry, execution=execution)
+            )
+            return
+        job.retries_left = 0  # a job that failed by itself would fail again
+        if status is JobStatus.STOPPED:
+            self._stopped_job_id = job.id
+        self.handle_job_failure(job, claim.queue, exc_string=str(claim.error or ""), execution=execution)
+
+    def _holds_lease(self, claim: Claim) -> bool:
+        registry = claim.queue.started_job_registry
+        return self.connection.zscore(registry.key, claim.execution.composite_key) is not None
+
+    def _hand_back_all(self) -> None:
+        """Queues this worker's jobs again, at once rather than when their leases run out."""
+        for claim in list(self._claims.values()):
+            if self._records.hand_back(claim.record.id, execution=claim.execution.id):
+                claim.job.ended_at = now()
+                self.handle_job_failure(claim.job, claim.queue, exc_string="handed back", execution=claim.execution)
+
+
+def _insist(do: Callable[[], T]) -> T:
+    """Does it again until Redis answers: GPU work that is done is not thrown away for an outage."""
+    while True:
+        try:
+            return do()
+        except RedisError as error:
+            log.warning("Redis: %s; trying again", error)
+            time.sleep(OUTAGE_S)

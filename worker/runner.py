@@ -1,0 +1,123 @@
+"""Jobs on the engine: a spec and a PNG in, PNGs out. Between the queue, which knows no tensors, and the engine, which
+knows no jobs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from app.contract.errors import BadPixels, Cancelled, JobError
+from app.contract.models import ModelCard
+from app.contract.spec import JobSpec
+from worker.engine import Engine, Stopped, Ticket
+from worker.pipelines.models import Model
+from worker.pipelines.tasks import make_work
+from worker.png import decode_png, encode_png
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One finished picture."""
+
+    index: int
+    png: bytes
+
+
+class RunningJob:
+    """A job's pictures in the engine."""
+
+    def __init__(self, spec: JobSpec, indices: Sequence[int], on_done: Callable[[], None]) -> None:
+        self.spec = spec
+        self.indices = indices
+        self.tickets: list[Ticket] = []
+        self._on_done = on_done
+        self._left = len(indices)
+
+    @property
+    def step(self) -> int:
+        """Denoising steps done, over all pictures; those that an earlier run had finished count as done."""
+        before = (self.spec.num_images - len(self.indices)) * self.spec.steps_run
+        return before + sum(ticket.step for ticket in self.tickets)
+
+    def stop(self) -> None:
+        """Frees this job's rows at the engine's next tick."""
+        for ticket in self.tickets:
+            ticket.stop()
+
+    def ticket_done(self, ticket: Ticket) -> None:
+        """On the engine's thread, for each picture. One that fails takes the others with it."""
+        self._left -= 1
+        if ticket.error is not None:
+            self.stop()
+        if self._left == 0:
+            self._on_done()
+
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock by stage, of the picture that spent the most in it."""
+        stages = {stage for ticket in self.tickets for stage in ticket.seconds}
+        return {stage: max(ticket.seconds.get(stage, 0.0) for ticket in self.tickets) for stage in sorted(stages)}
+
+    def render(self) -> list[Rendered]:
+        """The finished pictures as PNG. Raises JobError if the job did not produce them."""
+        errors = [ticket.error for ticket in self.tickets if ticket.error is not None]
+        if errors:
+            raise _explain(next((error for error in errors if not isinstance(error, Stopped)), errors[0]))
+        return [
+            Rendered(index, encode_png(to_pixels(ticket.result), self._metadata(index)))
+            for index, ticket in zip(self.indices, self.tickets, strict=True)
+        ]
+
+    def _metadata(self, index: int) -> dict[str, object]:
+        parameters = self.spec.model_dump(mode="json", exclude={"seed", "num_images", "resize"})
+        return {**parameters, "seed": self.spec.seed + index}
+
+
+class JobRunner:
+    """Starts jobs on an engine that a thread of its own runs."""
+
+    def __init__(self, engine: Engine, models: Mapping[str, Model]) -> None:
+        self._engine = engine
+        self._models = models
+
+    @property
+    def slots(self) -> int:
+        return self._engine.slots
+
+    @property
+    def cards(self) -> list[ModelCard]:
+        return [model.card for model in self._models.values()]
+
+    def start(self, spec: JobSpec, png: bytes, indices: Sequence[int], on_done: Callable[[], None]) -> RunningJob:
+        """Hands the pictures `indices` of a job to the engine.
+
+        png: the input picture, spec.width x spec.height. on_done: called on the engine's thread when all have ended.
+        """
+        pixels = torch.from_numpy(decode_png(png).copy())
+        if pixels.shape[:2] != (spec.height, spec.width):
+            raise JobError(f"the input picture is {pixels.shape[1]}x{pixels.shape[0]}, not {spec.width}x{spec.height}")
+        picture = pixels.permute(2, 0, 1)[None].float() / 255
+        job = RunningJob(spec, indices, on_done)
+        model = self._models[spec.model]
+        job.tickets = [Ticket(make_work(model, spec, picture, index), job.ticket_done) for index in indices]
+        self._engine.submit(job.tickets)
+        return job
+
+
+def to_pixels(image: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(1, 3, height, width) in [0, 1] to (height, width, 3) bytes, rounded as diffusers' image processor rounds."""
+    if not torch.isfinite(image).all():
+        raise BadPixels
+    return (image[0].float() * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def _explain(error: BaseException) -> JobError:
+    if isinstance(error, JobError):
+        return error
+    if isinstance(error, Stopped):
+        return Cancelled()
+    if isinstance(error, torch.OutOfMemoryError):
+        return JobError("the picture does not fit into the worker's memory; ask for a smaller one")
+    explained = JobError(f"the pipeline failed: {type(error).__name__}: {error}")
+    explained.__cause__ = error
+    return explained

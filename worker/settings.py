@@ -1,0 +1,17 @@
+"""What a worker can be told, by `IMG2IMG_*` variables. Read once, in `__main__`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from app.contract.settings import SharedSettings
+
+
+class WorkerSettings(SharedSettings):
+    slots: Annotated[int, Field(ge=1, le=256, description="Pictures in flight at once.")] = 16
+    max_rows: Annotated[
+        int, Field(ge=2, le=1024, description="Rows of one forward pass; a picture with guidance is two.")
+    ] = 64
+    device: Annotated[str, Field(description="`cpu`, `cuda`, `cuda:1`, ...; auto: cuda where there is one.")] = "auto"
+    revision: Annotated[str | None, Field(description="Revision of a model from the hub.")] = None
+    log_level: str = "INFO"
