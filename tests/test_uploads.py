@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from contextlib import suppress
 from io import BytesIO
 
 import pytest
@@ -54,7 +55,7 @@ def animated(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_the_three_formats_are_taken(kind: str) -> None:
-    options = {"lossless": True} if kind == "WEBP" else {}
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     picture = seen(encoded(gradient(*SIZE), kind, **options))
     assert (picture.mode, picture.size) == ("RGB", SIZE)
     assert difference(picture, gradient(*SIZE)) <= (4 if kind == "JPEG" else 0)
@@ -110,8 +111,8 @@ def test_only_the_pixels_of_a_polyglot_count() -> None:
 
 
 def test_the_first_frame_of_an_mpo_is_taken() -> None:
-    data = encoded(gradient(*SIZE), "MPO", save_all=True, append_images=[Image.new("RGB", SIZE)])
-    assert difference(seen(data), gradient(*SIZE)) <= 4
+    data = encoded(Image.new("RGB", SIZE, RED), "MPO", save_all=True, append_images=[Image.new("RGB", SIZE)])
+    assert difference(seen(data), Image.new("RGB", SIZE, RED)) <= 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -167,18 +168,27 @@ def test_half_transparency_is_half_white() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [("CMYK", "JPEG"), ("L", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("1", "PNG"), ("I", "PNG")]
+    ("mode", "kind", "red"),
+    [
+        ("CMYK", "JPEG", (0, 255, 255, 0)),
+        ("L", "JPEG", 76),
+        ("L", "PNG", 76),
+        ("P", "PNG", None),
+        ("1", "PNG", 1),
+        ("RGB", "WEBP", RED),
+    ],
 )
-def test_every_mode_becomes_rgb(mode: str, kind: str) -> None:
-    colour = "white" if mode != "I" else 65535
-    picture = seen(encoded(Image.new(mode, SIZE, colour), kind))
-    assert (picture.mode, picture.getpixel((9, 9))) == ("RGB", WHITE)
+def test_every_mode_becomes_rgb(mode: str, kind: str, red: int | tuple[int, ...] | None) -> None:
+    image = Image.new("RGB", SIZE, RED).quantize(2) if mode == "P" else Image.new(mode, SIZE, red)
+    expected = {"L": (76, 76, 76), "1": WHITE}.get(mode, RED)
+    assert difference(seen(encoded(image, kind)), Image.new("RGB", SIZE, expected)) <= 2
 
 
 def test_colour_profiles_are_converted_to_srgb() -> None:
-    xyz = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
-    plain, tagged = encoded(gradient(*SIZE)), encoded(gradient(*SIZE), icc_profile=xyz)
-    assert difference(seen(tagged), seen(plain)) > 10
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")  # red is blue there
+    tagged = encoded(Image.new("RGB", SIZE, RED), icc_profile=swapped)
+    assert difference(seen(tagged), Image.new("RGB", SIZE, "blue")) <= 2
 
 
 @pytest.mark.parametrize("profile", [b"nonsense", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()])
@@ -205,7 +215,8 @@ def test_a_large_jpeg_is_decoded_at_a_fraction() -> None:
 def test_crop_keeps_the_middle() -> None:
     image = Image.new("RGB", (300, 100), "blue")
     image.paste(RED, (100, 0, 200, 100))
-    assert fit(image, 64, 64, Resize.CROP).getcolors() == [(64 * 64, RED)]
+    middle = fit(image, 64, 64, Resize.CROP).crop((2, 0, 62, 64))  # Lanczos sees a little beyond the cut
+    assert difference(middle, Image.new("RGB", (60, 64), RED)) <= 2
 
 
 def test_pad_keeps_everything_between_black_bars() -> None:
@@ -247,7 +258,5 @@ def test_no_bytes_do_more_than_be_refused(noise: bytes, kind: str, at: int, patc
     if kind:
         whole = encoded(gradient(48, 32), kind)
         data = whole[:at] + patch + whole[at + len(patch) :]
-    try:
+    with suppress(PictureError, UnsupportedMedia):
         assert seen(data).size == SIZE
-    except (PictureError, UnsupportedMedia):
-        pass

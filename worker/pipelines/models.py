@@ -20,10 +20,8 @@ from worker.engine.calls import splittable
 from worker.errors import StartupError
 from worker.pipelines.schedulers import make_scheduler, name_of
 
-# Their progress bars and advice are for people at a prompt, not for a worker's log.
-for chatty in (diffusers.utils.logging, transformers.utils.logging):
-    chatty.set_verbosity_error()
-    chatty.disable_progress_bar()
+for library in (diffusers, transformers):
+    library.utils.logging.disable_progress_bar()
 
 # Prompts repeat, and an embedding costs no more to keep than it cost to make.
 PROMPT_MEMORY_BYTES = 256 * 2**20
@@ -59,12 +57,13 @@ class Model:
         return own
 
 
-def load_model(source: str, *, device: str, revision: str | None = None) -> Model:
+def load_model(source: str, *, device: str, dtype: torch.dtype | None = None, revision: str | None = None) -> Model:
     """Loads `demo`, a diffusers folder or a hub id. Safetensors only, no remote code; fp16 on CUDA, else fp32.
 
     Raises StartupError with one line that says what is wrong.
     """
-    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    if dtype is None:
+        dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     try:
         pipeline = AutoPipelineForImage2Image.from_pretrained(
             _locate(source), dtype=dtype, use_safetensors=True, revision=revision

@@ -1,0 +1,250 @@
+"""The engine on small functions of its own: merging, failing, stopping."""
+
+import contextlib
+import threading
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from worker.engine import Engine, Gate, Stopped, Ticket
+from worker.engine.calls import make_call, merge, split
+
+
+def run_all(engine: Engine, works: Sequence[Callable[[Ticket], Any]]) -> list[Ticket]:
+    """Runs the works on the engine, here and now, and returns their tickets in order."""
+    tickets = [Ticket(work, lambda _ticket: None) for work in works]
+    engine.submit(tickets)
+    engine.shut_down()
+    engine.run()
+    return tickets
+
+
+def values(tickets: Sequence[Ticket]) -> list[Any]:
+    for ticket in tickets:
+        if ticket.error is not None:
+            raise ticket.error
+    return [ticket.result for ticket in tickets]
+
+
+class Doubler:
+    """A module that doubles its input, and remembers how many rows each of its calls had."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.rows.append(len(x))
+        return 2 * x
+
+
+class FailsOnNegative(Doubler):
+    """Fails for the whole batch when any row is negative."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if (x < 0).any():
+            raise ValueError("a negative row")
+        return super().__call__(x)
+
+
+class RunsOutOfMemory(Doubler):
+    """Has no room for more than four rows."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("too many rows")
+        return super().__call__(x)
+
+
+class SharesItsOutput(Doubler):
+    """Answers every call with one tensor that has no rows."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(x).sum(0)
+
+
+def repeat(gate: Gate, x: float, times: int, shape: tuple[int, ...] = (1, 2)) -> Callable[[Ticket], float]:
+    def work(_ticket: Ticket) -> float:
+        tensor = torch.full(shape, x)
+        for _ in range(times):
+            tensor = gate(tensor)
+        return float(tensor.flatten()[0])
+
+    return work
+
+
+def test_jobs_of_different_lengths_share_calls_and_keep_their_values():
+    module = Doubler()
+    gate = Gate("double", module)
+    tickets = run_all(Engine(slots=8), [repeat(gate, float(i), times) for i, times in enumerate([1, 2, 3, 3])])
+    assert values(tickets) == [0 * 2, 1 * 4, 2 * 8, 3 * 8]
+    assert module.rows == [4, 3, 2]
+
+
+def test_shapes_that_differ_do_not_merge_and_do_not_starve():
+    module = Doubler()
+    gate = Gate("double", module)
+    works = [repeat(gate, 1.0, 3), repeat(gate, 1.0, 3, shape=(1, 5)), repeat(gate, 1.0, 3)]
+    assert values(run_all(Engine(slots=8), works)) == [8, 8, 8]
+    assert sorted(module.rows) == [1, 1, 1, 2, 2, 2]
+
+
+def test_no_more_jobs_than_slots_are_in_flight():
+    module = Doubler()
+    gate = Gate("double", module)
+    values(run_all(Engine(slots=2), [repeat(gate, 1.0, 2) for _ in range(5)]))
+    assert max(module.rows) == 2
+
+
+def test_a_newcomer_joins_at_the_next_tick():
+    module = Doubler()
+    gate = Gate("double", module)
+    engine = Engine(slots=8)
+    late = Ticket(repeat(gate, 1.0, 2), lambda _ticket: None)
+
+    def first(_ticket: Ticket) -> None:
+        x = torch.ones(1, 2)
+        for i in range(5):
+            if i == 2:
+                engine.submit([late])
+            x = gate(x)
+
+    values(run_all(engine, [first]))
+    assert module.rows == [1, 1, 2, 2, 1]
+    assert late.result == 4
+
+
+def test_a_poisonous_job_fails_alone():
+    gate = Gate("double", FailsOnNegative())
+    tickets = run_all(Engine(slots=8), [repeat(gate, x, 2) for x in (1.0, -1.0, 3.0)])
+    assert [ticket.result for ticket in tickets] == [4, None, 12]
+    assert isinstance(tickets[1].error, ValueError)
+
+
+def test_out_of_memory_halves_the_rows_and_loses_no_job():
+    module = RunsOutOfMemory()
+    gate = Gate("double", module)
+    assert values(run_all(Engine(slots=16), [repeat(gate, 1.0, 2) for _ in range(16)])) == [4] * 16
+    assert max(module.rows) == 4
+
+
+def test_a_job_that_does_not_fit_even_alone_fails_with_its_error():
+    gate = Gate("double", RunsOutOfMemory())
+    tickets = run_all(Engine(slots=4), [repeat(gate, 1.0, 1, shape=(5, 2)), repeat(gate, 1.0, 1)])
+    assert isinstance(tickets[0].error, torch.OutOfMemoryError)
+    assert tickets[1].result == 2
+
+
+def test_an_output_without_rows_is_never_shared_between_jobs():
+    module = SharesItsOutput()
+    tickets = run_all(Engine(slots=4), [repeat(Gate("share", module), 1.0, 1) for _ in range(1)])
+    assert values(tickets) == [2]
+    gate = Gate("share", module)
+    assert values(run_all(Engine(slots=4), [repeat(gate, float(i), 1) for i in range(3)])) == [0, 2, 4]
+    with pytest.raises(TypeError, match="cannot be split"):
+        split(torch.zeros(5), [1, 2])
+
+
+def test_an_exception_in_a_job_ends_that_job_only():
+    gate = Gate("double", Doubler())
+
+    def fails(_ticket: Ticket) -> None:
+        gate(torch.ones(1, 2))
+        raise RuntimeError("mine alone")
+
+    tickets = run_all(Engine(slots=4), [fails, repeat(gate, 1.0, 3)])
+    assert str(tickets[0].error) == "mine alone"
+    assert tickets[1].result == 8
+
+
+def test_a_stopped_job_leaves_at_the_next_tick_and_cannot_swallow_its_end():
+    module = Doubler()
+    gate = Gate("double", module)
+
+    def swallows_errors(ticket: Ticket) -> None:
+        x = torch.ones(1, 2)
+        for i in range(100):
+            if i == 2:
+                ticket.stop()
+            with contextlib.suppress(Exception):
+                x = gate(x)
+
+    tickets = run_all(Engine(slots=4), [swallows_errors, repeat(gate, 1.0, 4)])
+    assert isinstance(tickets[0].error, Stopped)
+    assert tickets[1].result == 16
+    assert module.rows == [2, 2, 1, 1]
+
+
+def test_a_job_stopped_before_its_admission_never_calls_a_module():
+    module = Doubler()
+    ticket = Ticket(repeat(Gate("double", module), 1.0, 1), lambda _ticket: None)
+    ticket.stop()
+    engine = Engine(slots=1)
+    engine.submit([ticket])
+    engine.shut_down()
+    engine.run()
+    assert isinstance(ticket.error, Stopped)
+    assert module.rows == []
+
+
+def test_a_gate_with_memory_answers_equal_calls_without_running():
+    module = Doubler()
+    gate = Gate("double", module, remember_bytes=1024)
+    assert values(run_all(Engine(slots=1), [repeat(gate, 3.0, 1) for _ in range(4)])) == [6] * 4
+    assert module.rows == [1]
+
+
+def test_a_gate_outside_a_job_just_runs():
+    assert Gate("double", Doubler())(torch.ones(1)).item() == 2
+
+
+def test_time_is_kept_by_stage():
+    gate = Gate("double", Doubler())
+    (ticket,) = run_all(Engine(slots=1), [repeat(gate, 1.0, 3)])
+    assert set(ticket.seconds) == {"wait", "double"}
+    assert all(seconds >= 0 for seconds in ticket.seconds.values())
+
+
+def test_submitting_from_other_threads_while_the_loop_runs():
+    gate = Gate("double", Doubler())
+    engine = Engine(slots=4)
+    loop = threading.Thread(target=engine.run)
+    loop.start()
+    done: list[Ticket] = []
+    tickets = [Ticket(repeat(gate, float(i), 5), done.append) for i in range(40)]
+    threads = [threading.Thread(target=engine.submit, args=(tickets[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine.shut_down()
+    loop.join(30)
+    assert values(tickets) == [i * 32 for i in range(40)]
+    assert len(done) == 40
+
+
+Named = namedtuple("Named", "x note")
+
+
+def test_merged_arguments_are_the_rows_of_all_calls():
+    one = make_call("f", (torch.zeros(1, 3), torch.tensor(7)), {"ids": torch.arange(4.0).reshape(2, 2), "flag": True})
+    two = make_call("f", (torch.ones(2, 3), torch.tensor(0.5)), {"ids": torch.arange(4.0).reshape(2, 2), "flag": True})
+    # ids has two rows like the second call: as an argument of the first it is shared, so these two must not merge.
+    assert one.signature != two.signature
+    three = make_call("f", (torch.ones(1, 3), torch.tensor(0.5)), {"ids": one.kwargs["ids"].clone(), "flag": True})
+    assert one.signature == three.signature
+    (x, t), kwargs = merge([one, three])
+    assert x.tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert t.tolist() == [7, 0.5]
+    assert torch.equal(kwargs["ids"], one.kwargs["ids"])
+    other_ids = make_call("f", (torch.ones(1, 3), torch.tensor(0.5)), {"ids": torch.ones(2, 2), "flag": True})
+    other_flag = make_call("f", one.args, {**one.kwargs, "flag": False})
+    assert len({one.signature, other_ids.signature, other_flag.signature}) == 3
+
+
+def test_outputs_split_through_containers():
+    parts = split(Named({"a": torch.arange(3)}, None), [1, 2])
+    assert [part.x["a"].tolist() for part in parts] == [[0], [1, 2]]
+    assert [part.note for part in parts] == [None, None]

@@ -1,0 +1,80 @@
+"""The OpenAPI document: complete, and true of what the service does."""
+
+import base64
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, settings
+from schemathesis import Case
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from app.main import create_app
+from app.settings import ApiSettings
+
+OPERATIONS = {
+    "submit_img2img": ("post", "/img2img"),
+    "get_job": ("get", "/jobs/{job_id}"),
+    "cancel_job": ("post", "/jobs/{job_id}/cancel"),
+    "get_image": ("get", "/jobs/{job_id}/images/{index}"),
+    "get_result": ("get", "/jobs/{job_id}/result"),
+    "list_models": ("get", "/models"),
+    "healthz": ("get", "/healthz"),
+    "readyz": ("get", "/readyz"),
+}
+
+
+@pytest.fixture(scope="session")
+def document(service_url: str) -> dict[str, Any]:
+    return httpx.get(f"{service_url}/openapi.json").json()  # type: ignore[no-any-return]
+
+
+def test_operations_have_short_names(document: dict[str, Any]) -> None:
+    named = {
+        operation["operationId"]: (method, path)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert named == OPERATIONS
+
+
+def test_a_submit_takes_a_form_or_json(document: dict[str, Any]) -> None:
+    content = document["paths"]["/img2img"]["post"]["requestBody"]["content"]
+    assert set(content) == {"multipart/form-data", "application/json"}
+    form, body = (document["components"]["schemas"][name] for name in ("Img2ImgForm", "Img2ImgRequest"))
+    assert form["properties"].keys() == body["properties"].keys()
+    assert form["properties"]["image"]["format"] == "binary"
+    assert form["required"] == body["required"] == ["image"]
+    assert form["additionalProperties"] is body["additionalProperties"] is False
+    assert all("description" in field for field in body["properties"].values())
+
+
+def test_every_refusal_is_a_problem(document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            for status, response in operation["responses"].items():
+                if status >= "400" and path != "/readyz":
+                    schema = response["content"]["application/problem+json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/Problem"}, (path, status)
+
+
+def test_the_document_needs_no_running_service() -> None:
+    app: FastAPI = create_app(ApiSettings(_env_file=None))
+    assert set(app.openapi()["paths"]) == {path for _, path in OPERATIONS.values()}
+
+
+api = schemathesis.openapi.from_dict(create_app(ApiSettings(_env_file=None)).openapi())
+
+
+@api.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_service_does_what_it_says(case: Case, http: httpx.Client, picture: bytes) -> None:
+    """Requests made up from the document, good and bad: never a 500, never a status or a body that it does not name."""
+    if isinstance(case.body, dict) and isinstance(case.body.get("image"), str):
+        case.body["image"] = base64.b64encode(picture).decode()
+    elif isinstance(case.body, dict) and isinstance(case.body.get("image"), bytes):
+        case.body["image"] = picture
+    # Whether a model or a size is taken depends on the workers, which a document cannot say.
+    case.call_and_validate(base_url=str(http.base_url), excluded_checks=[positive_data_acceptance])
