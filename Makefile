@@ -1,0 +1,56 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: help demo serve test lint types fences unit format benchmark model clean
+
+help: ## list these targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/serve ## send examples/input.png through the whole service and write demo-output.png
+	$(BIN)/img2img demo
+
+serve: $(VENV)/serve ## run the whole service at http://127.0.0.1:8000 until Ctrl-C
+	$(BIN)/img2img serve
+
+test: lint types fences unit ## lint, types, import fences and all tests
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+fences: $(VENV)/dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+format: $(VENV)/dev ## put the code into the form that lint wants
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/dev ## measure throughput and submit cost on this machine (minutes)
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.submit
+
+model: $(VENV)/dev ## train the demo model from nothing (hours on two cores, minutes on a GPU; resumes)
+	$(BIN)/python -m demo_model.train
+
+clean: ## remove the virtual environment and what the demo left behind
+	rm -rf $(VENV) demo-output.png
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) '.[serve]'
+	@touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) '.[dev]'
+	@touch $@ $(VENV)/serve
