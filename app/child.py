@@ -56,6 +56,7 @@ class Child:
         if lived_s < self._pause_s:
             return False
         self._pause_s = min(max(1.0, 2 * self._pause_s), MAX_PAUSE_S)
+        self.kill()  # what it may have left behind
         self.start()
         return True
 

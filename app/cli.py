@@ -1,7 +1,6 @@
 """The `img2img` command."""
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,12 @@ RedisUrl = Annotated[str | None, typer.Option(help="Redis of the queue.", show_d
 
 DEMO_INPUT = Path(__file__).parent.parent / "examples" / "input.png"
 DEMO_OUTPUT = Path("demo-output.png")
-DEMO_PARAMETERS = {"prompt": "a watercolor painting of a house at sunset", "strength": 0.6, "seed": 7}
+DEMO_PARAMETERS = {
+    "prompt": "a watercolor painting of a red house by a lake with pine trees and mountains at sunset",
+    "strength": 0.7,
+    "guidance_scale": 4,
+    "seed": 7,
+}
 
 
 def main() -> None:
@@ -54,7 +58,6 @@ def serve(
 ) -> None:
     """The whole service on this machine: Redis, API and worker. Ctrl-C stops all of it."""
     with _one_line_errors(), suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         settings = _settings(host=host, port=port, data_dir=data_dir, model=model, slots=slots, redis_url=redis_url)
         with running(settings) as service:
             typer.echo(f"img2img serves {settings.model} at {settings.local_url} (Ctrl-C stops it)")
@@ -83,8 +86,8 @@ def api(
             create_app(settings),
             host=settings.host,
             port=settings.port,
-            log_level=settings.log_level,
-            access_log=settings.log_level in ("debug", "info"),
+            log_level=settings.log_level.lower(),
+            access_log=settings.log_level in ("DEBUG", "INFO"),
             server_header=False,
             timeout_graceful_shutdown=5,
         )

@@ -40,6 +40,7 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
 }
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 5
+MAX_ERRORS = 20  # in one answer
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = No
     detail = error.message
     if isinstance(error, ParameterError):
         detail = f"{error.field}: {error.message}"
-        extra["errors"] = [FieldProblem(field=error.field, message=error.message, got=shortened(error.got))]
+        extra["errors"] = [FieldProblem(field=error.field[:80], message=error.message, got=shortened(error.got))]
     if isinstance(error, PictureError | UnsupportedMedia):
         extra["errors"] = [FieldProblem(field="image", message=error.message)]
     if isinstance(error, Unavailable):
@@ -72,7 +73,7 @@ async def _on_refusal(_request: Request, error: Exception) -> Response:
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = [FieldProblem.of(e) for e in error.errors()]
+    problems = [FieldProblem.of(e) for e in error.errors()[:MAX_ERRORS]]
     detail = "; ".join(f"{p.field}: {p.message}" for p in problems)
     return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, ParameterError.code, detail, errors=problems)
 
@@ -104,5 +105,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RedisError, _on_outage)
     app.add_exception_handler(StoreError, _on_outage)
+    app.add_exception_handler(OSError, _on_outage)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)

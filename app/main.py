@@ -27,7 +27,6 @@ def create_app(settings: ApiSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = connect(settings.resolved_redis_url)
         app.state.settings = settings
-        app.state.redis = redis
         app.state.queue = JobQueue(redis)
         app.state.models = ModelRegistry(redis)
         app.state.store = ObjectStore(settings.resolved_store_url)

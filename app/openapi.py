@@ -50,10 +50,21 @@ def install(app: FastAPI) -> None:
             app.openapi_schema = get_openapi(
                 title=app.title, version=app.version, summary=app.summary, routes=app.routes
             )
+            _leave_out_refusals_that_never_come(app.openapi_schema)
             app.openapi_schema["components"]["schemas"] |= _schemas()
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
+    """FastAPI documents a 422 of its own wherever there is a parameter, be it one that takes any text."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
 
 
 def _schemas() -> dict[str, Any]:

@@ -30,7 +30,8 @@ def find_redis_server() -> str:
 
 
 def redis_command(data_dir: Path) -> list[str]:
-    """The command line of the private server. Makes its folder."""
+    """The command line of the private server. Makes its folder. Raises NoRedis."""
+    server = find_redis_server()
     socket = private_redis_socket(data_dir)
     if len(bytes(socket)) > MAX_SOCKET_PATH:
         raise NoRedis(f"the data directory's path is too long for a unix socket in it: {socket}")
@@ -47,7 +48,7 @@ def redis_command(data_dir: Path) -> list[str]:
         "appendfsync": "everysec",
         "maxmemory-policy": "noeviction",
     }
-    return [find_redis_server(), *(part for name, value in options.items() for part in (f"--{name}", value))]
+    return [server, *(part for name, value in options.items() for part in (f"--{name}", value))]
 
 
 def answers(url: str) -> bool:

@@ -1,5 +1,6 @@
 """From the body of a submit to an Img2ImgRequest: multipart or JSON, one model."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from anyio.to_thread import run_sync
@@ -12,27 +13,44 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.contract.errors import ParameterError, RequestError, UnsupportedMedia
 from app.deps import SettingsDep
-from app.schemas import Img2ImgRequest
+from app.schemas import MAX_TEXT, Img2ImgRequest
 
 MAX_PARTS = 64  # the request has 13 fields; some room, so that a stranger is named rather than counted
 MAX_FIELD_BYTES = 64 * 1024
+# Two texts full of commas, and some room. A body of nothing but brackets costs a parser half a minute and gigabytes.
+MAX_JSON_VALUES = 2 * MAX_TEXT + 100
 
 
 async def read_request(request: Request, settings: SettingsDep) -> Img2ImgRequest:
     """Reads and validates the body, whichever of the two content types it has."""
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
-    try:
-        if media_type == b"multipart/form-data":
-            if options.get(b"charset", b"utf-8").lower() != b"utf-8":
-                raise UnsupportedMedia("Form fields are taken in UTF-8 only.")
-            return Img2ImgRequest.model_validate(await _form_fields(request, settings.max_body_bytes))
-        if media_type == b"application/json":
-            body = await request.body()
-            # Strict: JSON has types, so "30" or true is not a number here. Forms have only text.
-            return await run_sync(lambda: Img2ImgRequest.model_validate_json(body, strict=True))
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_context=False)) from None
+    if media_type == b"multipart/form-data":
+        if options.get(b"charset", b"utf-8").lower() != b"utf-8":
+            raise UnsupportedMedia("Form fields are taken in UTF-8 only.")
+        return _from_form(await _form_fields(request, settings.max_body_bytes))
+    if media_type == b"application/json":
+        return await run_sync(_from_json, await request.body())
     raise UnsupportedMedia("A request is multipart/form-data or application/json.")
+
+
+def _from_form(fields: Mapping[str, str | bytes]) -> Img2ImgRequest:
+    try:
+        return Img2ImgRequest.model_validate(fields)
+    except ValidationError as error:
+        raise _refused(error) from None
+
+
+def _from_json(body: bytes) -> Img2ImgRequest:
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise RequestError("The JSON body has more values than any request.")
+    try:
+        return Img2ImgRequest.model_validate_json(body, strict=True)  # JSON has types: "30" or true is no number here
+    except ValidationError as error:
+        raise _refused(error) from None
+
+
+def _refused(error: ValidationError) -> RequestValidationError:
+    return RequestValidationError(error.errors(include_url=False, include_context=False))
 
 
 async def _form_fields(request: Request, max_body_bytes: int) -> dict[str, str | bytes]:

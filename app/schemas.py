@@ -38,6 +38,7 @@ Picture = Annotated[
     WithJsonSchema({"type": "string", "description": "The picture (PNG, JPEG or WebP) as base64 or a data: URI."}),
 ]
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, Field(max_length=200)]
 
 
 class Img2ImgRequest(BaseModel):
@@ -71,7 +72,7 @@ class Img2ImgRequest(BaseModel):
     resize: Annotated[
         Resize, Field(description="How the picture is brought to that size: `pad` keeps all of it, with black bars.")
     ] = Resize.CROP
-    model: Annotated[Text | None, Field(description="One of `GET /models`; absent: the service's default.")] = None
+    model: Annotated[Name | None, Field(description="One of `GET /models`; absent: the service's default.")] = None
 
 
 class ImageView(ImageInfo):
@@ -191,7 +192,7 @@ class FieldProblem(BaseModel):
     @classmethod
     def of(cls, error: Mapping[str, Any]) -> Self:
         """From an entry of a pydantic error list."""
-        field = ".".join(str(part) for part in error["loc"] if part not in ("body", "path", "query")) or "body"
+        field = ".".join(str(part) for part in error["loc"] if part not in ("body", "path"))[:80] or "body"
         if error["type"] == "missing":
             return cls(field=field, message="Field required")
         message = error["msg"].removeprefix("Value error, ")

@@ -1,6 +1,7 @@
 """The supervisor behind `img2img serve`: Redis, API and worker on one machine, started and stopped together."""
 
 import fcntl
+import signal
 import socket
 import sys
 import time
@@ -28,7 +29,8 @@ class ServeError(Exception):
 
 @contextmanager
 def running(settings: ApiSettings) -> Iterator["Service"]:
-    """The service, ready for jobs. Nothing of it is left when this ends."""
+    """The service, ready for jobs. Nothing of it is left when this ends; SIGTERM interrupts it like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_torch()
     lock = lock_data_dir(settings.data_dir)
     check_port(settings.host, settings.port)

@@ -3,7 +3,7 @@
 import os
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from app.contract.settings import SharedSettings
 
@@ -14,8 +14,10 @@ class ApiSettings(SharedSettings):
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="`info` also logs every request.")
-    ] = "warning"
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+        BeforeValidator(lambda level: str(level).upper()),
+        Field(description="`info` also logs every request."),
+    ] = "WARNING"
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 32 * 1024 * 1024
     max_pixels: Annotated[int, Field(ge=1, description="Largest picture: width times height.")] = 50_000_000
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
@@ -28,5 +30,5 @@ class ApiSettings(SharedSettings):
 
     def as_environment(self) -> dict[str, str]:
         """The environment in which a child process reads these same settings."""
-        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        given = self.model_dump(exclude_unset=True, exclude_none=True)
         return {**os.environ, **{f"IMG2IMG_{name.upper()}": str(value) for name, value in given.items()}}

@@ -1,5 +1,6 @@
 """Untrusted bytes -> checked, upright RGB pixels of exactly the size that the model will see."""
 
+import zlib
 from io import BytesIO
 
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -9,6 +10,7 @@ from app.contract.spec import Resize
 
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 SRGB = ImageCms.createProfile("sRGB")
+MAX_SCANS = 64  # of a progressive JPEG, which has about ten; each costs a pass over the picture, and a few bytes
 SIDEWAYS = range(5, 9)  # EXIF orientations whose upright width is the stored height
 
 # Pillow's own guard warns at one size and raises at another; `max_pixels` is checked here before anything is decoded.
@@ -21,6 +23,8 @@ class Upload:
     def __init__(self, data: bytes, max_pixels: int) -> None:
         """Raises UnsupportedMedia or PictureError."""
         kind = _format(data)
+        if kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+            raise PictureError(f"The JPEG picture has more than {MAX_SCANS} scans.")
         try:
             self._image = Image.open(BytesIO(data), formats=(kind,))
             width, height = self._image.size
@@ -70,7 +74,7 @@ def _unreadable(kind: str, error: Exception) -> PictureError:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit sRGB: 16-bit scaled, alpha over white, colour profile applied."""
-    if image.mode in ("I;16", "I;16B", "I"):  # convert() would clip everything above 255 to white
+    if image.mode == "I;16":  # convert() would clip everything above 255 to white
         image = image.point(lambda value: value * (1 / 256)).convert("L")
     elif image.has_transparency_data:
         icc_profile = image.info.get("icc_profile")
@@ -103,9 +107,9 @@ def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Im
     ratios = (width / image.width, height / image.height)
     if resize is Resize.CROP:
         scale = max(ratios)
-        kept = (width / scale, height / scale)
-        left, top = (image.width - kept[0]) / 2, (image.height - kept[1]) / 2
-        box = (left, top, left + kept[0], top + kept[1])
+        left = max(0.0, image.width - width / scale) / 2
+        top = max(0.0, image.height - height / scale) / 2
+        box = (left, top, image.width - left, image.height - top)
         return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     scale = min(ratios)
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -116,8 +120,8 @@ def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Im
 
 
 def png(image: Image.Image) -> bytes:
-    """A PNG of the pixels and nothing else, quickly."""
+    """A PNG of the pixels and nothing else, quickly: run lengths are nearly all there is to find in filtered pixels."""
     buffer = BytesIO()
     image.info = {}
-    image.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()

@@ -266,11 +266,18 @@ def test_form_fields_come_once_and_in_their_place(http: httpx.Client, picture: b
         ("application/json", b'"text"', 422),
         ("application/json", b'{"prompt": "\\ud800"}', 422),
         ("application/json", b'{"prompt": "\xff"}', 422),
-        ("application/json", b"[" * 100_000, 422),
+        ("application/json", b"[" * 20_000, 422),
+        ("application/json", b'{"image": [' + b"[]," * 100_000 + b"[]]}", 400),
     ],
 )
 def test_bodies_that_cannot_be_read(http: httpx.Client, content_type: str, body: bytes, status: int) -> None:
     assert_problem(http.post("/img2img", content=body, headers={"content-type": content_type}), status)
+
+
+def test_many_unknown_fields_make_no_long_answer(http: httpx.Client) -> None:
+    response = http.post("/img2img", json={f"{i}" * 50: "x" * 200 for i in range(5_000)})
+    assert_problem(response, 422, "bad_parameter")
+    assert len(response.content) < 20_000
 
 
 def test_too_many_parts(http: httpx.Client) -> None:

@@ -50,7 +50,8 @@ def run(settings: WorkerSettings) -> None:
     warm_up(model)
     thread = threading.Thread(target=engine.run, name="engine", daemon=True)
     thread.start()
-    BatchWorker(redis, store, JobRunner(engine, {model.card.name: model})).serve(thread.is_alive)
+    runner = JobRunner(engine, {model.card.name: model})
+    BatchWorker(redis, store, runner, lease_s=settings.lease_s).serve(thread.is_alive)
     engine.shut_down()
     thread.join()
 

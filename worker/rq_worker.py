@@ -4,6 +4,8 @@ RQ's own workers fork or run one job at a time. This one claims while the engine
 alive, and ends each claim in one place. It never calls a function whose name stands in Redis.
 """
 
+from __future__ import annotations
+
 import hashlib
 import logging
 import os
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from redis import Redis
@@ -24,29 +26,28 @@ from redis.exceptions import RedisError
 from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
-from rq.job import Job, JobStatus
+from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.utils import as_text, now
 from rq.worker import BaseWorker, WorkerStatus
 
 from app.contract.errors import Cancelled, JobError
-from app.contract.job import ImageInfo, JobFailure, JobRecord
+from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
 from app.contract.models import ModelRegistry
-from app.contract.queue import InertJob, rq_queue
-from app.contract.records import JobRecords, Progress
+from app.contract.queue import InertJob, JobQueue, rq_queue
+from app.contract.records import Progress
 from app.contract.spec import input_key, result_key
 from app.contract.store import Store
 from worker.errors import WorkerDied
-from worker.runner import JobRunner, RunningJob
-from worker.sweeper import Sweeper
+from worker.sweeper import UNREADABLE, Sweeper
+
+if TYPE_CHECKING:
+    from worker.runner import JobRunner, RunningJob
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LEASE_S = 20  # a job whose worker is silent for this long goes to another one
-BEAT_S = 5
-ANNOUNCE_S = 15
 PROGRESS_S = 0.2
 IDLE_S = 0.02  # between two looks at the queues
 SECOND_SIGNAL_S = 1  # a second signal sooner than this is the same Ctrl-C by another way
@@ -67,6 +68,7 @@ class Claim:
     error: JobError | None = None  # why it never came into the engine
     loaded_s: float = 0.0
     kept: dict[int, bytes] = field(default_factory=dict)  # pictures that an earlier run of this job had stored
+    loaded: threading.Event = field(default_factory=threading.Event)  # the fields above are set, as far as they will be
 
     def stop(self) -> None:
         self.stopping = True
@@ -79,15 +81,18 @@ class BatchWorker(BaseWorker):
 
     job_class = InertJob
 
-    def __init__(self, redis: Redis, store: Store, runner: JobRunner) -> None:
+    def __init__(self, redis: Redis, store: Store, runner: JobRunner, *, lease_s: int) -> None:
+        """lease_s: a job whose worker is silent for this long goes to another one."""
         queues = [rq_queue(card.name, redis) for card in runner.cards]
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         super().__init__(queues, name=name, connection=redis, serializer=JSONSerializer, log_job_description=False)
         self._runner = runner
         self._store = store
-        self._records = JobRecords(redis)
+        self._lease_s = lease_s
+        self._jobs = JobQueue(redis)
+        self._records = self._jobs.records
         self._models = ModelRegistry(redis)
-        self._sweeper = Sweeper(redis)
+        self._sweeper = Sweeper(redis, lease_s=lease_s)
         self._claims: dict[str, Claim] = {}  # by execution id
         self._ended: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
         self._draining = threading.Event()
@@ -103,15 +108,15 @@ class BatchWorker(BaseWorker):
     # --- the story -------------------------------------------------------------------------------------------------
 
     def serve(self, engine_alive: Callable[[], bool]) -> None:
-        """Start, loop, drain, stop. Raises WorkerDied, after handing its jobs back, if the engine dies or on a second
-        signal."""
+        """Start, loop, drain, stop. Raises WorkerDied if the engine dies or on a second signal; whatever is raised,
+        this worker's jobs go back to their queue first."""
         self._startup()
         try:
             while not (self._draining.is_set() and not self._claims):
                 if not engine_alive():
                     raise WorkerDied("the engine has died")
                 self._tick()
-        except WorkerDied:
+        except BaseException:
             self._hand_back_all()
             raise
         finally:
@@ -121,11 +126,11 @@ class BatchWorker(BaseWorker):
         self.register_birth()
         self.subscribe()
         self.set_state(WorkerStatus.IDLE)
-        self._models.announce(self.name, self._runner.cards, ANNOUNCE_S)
-        for thread in self._threads:
-            thread.start()
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        self._models.announce(self.name, self._runner.cards, self._lease_s)
+        for thread in self._threads:
+            thread.start()
         log.info("ready: %s on %s", ", ".join(card.name for card in self._runner.cards), self.name)
 
     def _tick(self) -> None:
@@ -170,9 +175,17 @@ class BatchWorker(BaseWorker):
         """Takes one job from the first queue that has any. LMOVE per queue: a job is always in some list."""
         for source in self.queues:
             moved = self.connection.lmove(source.key, source.intermediate_queue_key, "LEFT", "RIGHT")
-            if moved is not None:
+            if moved is None:
+                continue
+            try:
                 self._take(str(as_text(moved)), source)
-                return True
+            except RedisError:
+                raise
+            except Exception:
+                log.exception("%r in %s cannot be read; dropped", moved, source.name)
+                self.connection.lrem(source.intermediate_queue_key, 1, moved)  # type: ignore[arg-type]
+                self._records.fail(str(moved, errors="replace"), UNREADABLE)  # type: ignore[arg-type]
+            return True
         return False
 
     def _take(self, job_id: str, source: Queue) -> None:
@@ -183,8 +196,8 @@ class BatchWorker(BaseWorker):
             return
         execution = self.prepare_execution(job)
         self._records.start(job_id, execution=execution.id, worker=self.name)
-        record = self._records.get(job_id)
-        if record is None or record.status.is_terminal or record.execution != execution.id:
+        record = self._records.get(job_id)  # not what `start` answered: its answer may have been to a second try
+        if record is None or record.status is not JobStatus.RUNNING or record.execution != execution.id:
             self._drop(job, source, execution, record)
             return
         self.prepare_job_execution(job, remove_from_intermediate_queue=True)
@@ -202,7 +215,10 @@ class BatchWorker(BaseWorker):
             pipe.execute()
 
     def _load(self, claim: Claim) -> None:
-        """On a loader thread: fetches and decodes the input, and hands the job to the engine."""
+        """On a loader thread: fetches and decodes the input, and hands the job to the engine.
+
+        The engine may be through with it before `claim.running` is set here; the finisher waits for `claim.loaded`.
+        """
         spec = claim.record.spec
         started = time.perf_counter()
         try:
@@ -222,6 +238,8 @@ class BatchWorker(BaseWorker):
         except Exception as error:
             log.exception("job %s: could not be started", claim.record.id)
             claim.error = error if isinstance(error, JobError) else JobError(f"could not be started: {error}")
+        finally:
+            claim.loaded.set()
         self._rendered(claim)
 
     def _rendered(self, claim: Claim) -> None:
@@ -251,20 +269,26 @@ class BatchWorker(BaseWorker):
 
     def _beat(self) -> None:
         """On a thread of its own: renews leases, says what this worker serves, sweeps up after dead workers."""
-        while not self._closed.wait(BEAT_S):
+        beaten = time.monotonic()
+        sweep_after = 0.0
+        while not self._closed.wait(self._lease_s / 4):
             try:
                 self.heartbeat()
                 for claim in list(self._claims.values()):
                     self.maintain_heartbeats(claim.job, claim.execution)
-                self._models.announce(self.name, self._runner.cards, ANNOUNCE_S)
-                self._sweeper.sweep(self._models.known())
+                self._models.announce(self.name, self._runner.cards, self._lease_s)
+                last, beaten = beaten, time.monotonic()
+                if beaten - last > self._lease_s / 2:  # Redis was away, or we were: others may be late as well
+                    sweep_after = beaten + self._lease_s
+                if beaten >= sweep_after:
+                    self._sweeper.sweep(self._models.known())
             except RedisError as error:
                 log.warning("Redis: %s", error)
             except Exception:
                 log.exception("beat")
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
-        return LEASE_S
+        return self._lease_s
 
     def request_stop_execution(self, execution_id: str) -> None:
         """RQ's command channel: a client cancelled this execution's job."""
@@ -286,25 +310,26 @@ class BatchWorker(BaseWorker):
     def _finish(self, claim: Claim) -> None:
         """One claim to its one end: pictures, then the record, then RQ. A step that Redis refuses is tried again."""
         job_id, execution = claim.record.id, claim.execution.id
+        claim.loaded.wait()
         started = time.perf_counter()
         try:
             images = self._publish(claim)
         except Cancelled:
-            self._end_in_rq(claim, JobStatus.STOPPED)
+            _insist(lambda: self._records.cancel(job_id, execution=execution))
         except JobError as error:
             log.warning("job %s failed: %s", job_id, error, exc_info=error.__cause__)
             failure = JobFailure(code=error.code, message=error.message)
             _insist(lambda: self._records.fail(job_id, failure, execution=execution))
-            self._end_in_rq(claim, JobStatus.FAILED)
         else:
             seconds = claim.running.seconds() if claim.running is not None else {}
             timings = {"load": claim.loaded_s, **seconds, "save": time.perf_counter() - started}
             steps = claim.record.spec.steps_run * claim.record.spec.num_images
-            _insist(
+            ended = _insist(
                 lambda: self._records.succeed(job_id, execution=execution, images=images, timings=timings, steps=steps)
             )
-            self._end_in_rq(claim, JobStatus.FINISHED)
-            log.info("job %s: %d pictures in %.2f s", job_id, len(images), time.time() - claim.record.created_at)
+            if ended:
+                log.info("job %s: %d pictures in %.2f s", job_id, len(images), time.time() - claim.record.created_at)
+        _insist(lambda: self._end_in_rq(claim))
 
     def _publish(self, claim: Claim) -> list[ImageInfo]:
         """Stores the pictures, the first writer of each winning. Raises JobError if there are none."""
@@ -333,33 +358,35 @@ class BatchWorker(BaseWorker):
             for index, png in sorted(pngs.items())
         ]
 
-    def _end_in_rq(self, claim: Claim, status: JobStatus) -> None:
-        """RQ's bookkeeping, if RQ still holds us to be the one who runs the job."""
+    def _end_in_rq(self, claim: Claim) -> None:
+        """RQ's bookkeeping, after what the record says now. Of a job in other hands, only our own lease goes."""
         job, execution = claim.job, claim.execution
-        if not _insist(lambda: self._holds_lease(claim)):
-            return
+        record = self._records.get(job.id)
         job.ended_at = now()
-        if status is JobStatus.FINISHED:
-            job._status = status
-            _insist(
-                lambda: self.handle_job_success(job, claim.queue, claim.queue.started_job_registry, execution=execution)
-            )
-            return
-        job.retries_left = 0  # a job that failed by itself would fail again
-        if status is JobStatus.STOPPED:
-            self._stopped_job_id = job.id
-        self.handle_job_failure(job, claim.queue, exc_string=str(claim.error or ""), execution=execution)
+        if record is None or not record.status.is_terminal or record.execution != execution.id:
+            log.warning("job %s: given to another worker meanwhile", job.id)
+            self._end_lease(claim)
+        elif record.status is JobStatus.SUCCEEDED:
+            self.handle_job_success(job, claim.queue, claim.queue.started_job_registry, execution=execution)
+        else:
+            if record.status is JobStatus.CANCELLED:
+                self._stopped_job_id = job.id
+            reason = record.error.message if record.error else ""
+            self.handle_job_failure(job, claim.queue, exc_string=reason, execution=execution)
 
-    def _holds_lease(self, claim: Claim) -> bool:
-        registry = claim.queue.started_job_registry
-        return self.connection.zscore(registry.key, claim.execution.composite_key) is not None
+    def _end_lease(self, claim: Claim) -> None:
+        with self.connection.pipeline() as pipe:
+            self.cleanup_execution(claim.job, pipeline=pipe, execution=claim.execution)
+            pipe.execute()
 
     def _hand_back_all(self) -> None:
         """Queues this worker's jobs again, at once rather than when their leases run out."""
-        for claim in list(self._claims.values()):
-            if self._records.hand_back(claim.record.id, execution=claim.execution.id):
-                claim.job.ended_at = now()
-                self.handle_job_failure(claim.job, claim.queue, exc_string="handed back", execution=claim.execution)
+        try:
+            for claim in list(self._claims.values()):
+                self._jobs.requeue(claim.record.id, execution=claim.execution.id)
+                self._end_lease(claim)
+        except RedisError as error:
+            log.warning("Redis: %s; the jobs' leases will run out", error)
 
 
 def _insist(do: Callable[[], T]) -> T:

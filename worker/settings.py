@@ -14,4 +14,7 @@ class WorkerSettings(SharedSettings):
     ] = 64
     device: Annotated[str, Field(description="`cpu`, `cuda`, `cuda:1`, ...; auto: cuda where there is one.")] = "auto"
     revision: Annotated[str | None, Field(description="Revision of a model from the hub.")] = None
+    lease_s: Annotated[
+        int, Field(ge=2, le=3600, description="Seconds that a worker may be silent before its jobs go to another one.")
+    ] = 20
     log_level: str = "INFO"

@@ -1,48 +1,39 @@
 """Finds jobs that a dead worker left behind and puts them back. Every worker runs one; a lock lets one at a time work.
 
 A claimed job leaves traces in this order: the intermediate list, a lease in RQ's registry, the record. Wherever its
-worker died, one of the three sweeps below finds it.
+worker died, one of the three sweeps below finds it. RQ's own sweeps are not used: they go by the job, not by the claim
+whose lease ran out, and would take a job away from the worker that has it now.
 """
 
 import logging
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from redis import Redis
-from redis.exceptions import LockError
+from redis.exceptions import LockError, RedisError
 from rq import Queue
-from rq.job import Job
-from rq.utils import as_text
+from rq.utils import as_text, current_timestamp
 
 from app.contract.job import JobFailure
-from app.contract.queue import MAX_ATTEMPTS, JobQueue, rq_queue
+from app.contract.queue import JobQueue, rq_queue
 
 log = logging.getLogger(__name__)
 
 LOCK = "i2i:sweeper"
 LOCK_S = 10  # a sweep takes milliseconds; if its owner is killed, another may sweep after this
-STUCK_S = 10  # how long a job may be between the queue and a lease
-ORPHAN_S = 60  # how long a job may be in no list at all
 
-WORKER_LOST = JobFailure(
-    code="worker_lost", message=f"the worker that ran this job died {MAX_ATTEMPTS} times; it is not tried again"
-)
-
-# Moves an id from the intermediate list to the front of its queue, if it is still there.
-_PUT_BACK = """
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) > 0 then redis.call('LPUSH', KEYS[2], ARGV[1]) end
-"""
+UNREADABLE = JobFailure(code="unreadable", message="the job's record cannot be read by this version of the worker")
 
 
 class Sweeper:
     """Sweeps the queues of all known models."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, lease_s: float) -> None:
         self._redis = redis
         self._jobs = JobQueue(redis)
         self._lock = redis.lock(LOCK, timeout=LOCK_S, blocking=False)
-        self._put_back = redis.register_script(_PUT_BACK)
+        self._stuck_s = lease_s / 2  # how long a job may be between the queue and a lease
+        self._orphan_s = lease_s * 3  # how long a job may be in no list at all
         self._stuck_since: dict[str, float] = {}
         self._orphan_since: dict[str, float] = {}
         self._last_audit = 0.0
@@ -54,9 +45,9 @@ class Sweeper:
             return
         try:
             for queue in queues:
-                queue.started_job_registry.cleanup(exception_handlers=[self._abandoned])
+                self._sweep_expired(queue)
             self._sweep_stuck(queues)
-            if time.monotonic() - self._last_audit > ORPHAN_S / 2:
+            if time.monotonic() - self._last_audit > self._orphan_s / 2:
                 self._audit(queues)
                 self._last_audit = time.monotonic()
         finally:
@@ -65,18 +56,15 @@ class Sweeper:
             except LockError:
                 log.warning("a sweep took longer than its lock")
 
-    def _abandoned(self, job: Job, *_exc_info: Any) -> bool:
-        """RQ found a lease that ran out, and is about to queue the job again or, out of retries, to fail it."""
-        record = self._jobs.records.get(job.id)
-        if record is None or record.execution is None:
-            return True
-        if job.retries_left:
-            log.warning("job %s: its worker %s fell silent; queued again", job.id, record.worker)
-            self._jobs.records.hand_back(job.id, execution=record.execution)
-        else:
-            log.error("job %s: its worker fell silent %d times; failed", job.id, record.attempts)
-            self._jobs.records.fail(job.id, WORKER_LOST, execution=record.execution)
-        return True
+    def _sweep_expired(self, queue: Queue) -> None:
+        """Jobs whose worker fell silent and let their lease run out."""
+        registry = queue.started_job_registry
+        for entry in self._redis.zrangebyscore(registry.key, 0, current_timestamp()):
+            lease = str(as_text(entry))  # type: ignore[arg-type]
+            job_id, _, execution = lease.rpartition(":")
+            log.warning("job %s: its worker fell silent", job_id)
+            self._requeue(job_id, execution)
+            self._redis.zrem(registry.key, lease)
 
     def _sweep_stuck(self, queues: Iterable[Queue]) -> None:
         """Jobs that were taken from a queue, and whose worker died before it held a lease on them."""
@@ -85,13 +73,11 @@ class Sweeper:
             leased = {job_id for job_id, _ in queue.started_job_registry.get_job_and_execution_ids(cleanup=False)}
             for job_id in set(queue.intermediate_queue.get_job_ids()) - leased:
                 seen[job_id] = self._stuck_since.get(job_id, time.monotonic())
-                if time.monotonic() - seen[job_id] < STUCK_S:
+                if time.monotonic() - seen[job_id] < self._stuck_s:
                     continue
-                log.warning("job %s: stuck on its way to a worker; queued again", job_id)
-                record = self._jobs.records.get(job_id)
-                if record is not None and record.execution is not None:
-                    self._jobs.records.hand_back(job_id, execution=record.execution)
-                self._put_back(keys=[queue.intermediate_queue_key, queue.key], args=[job_id])
+                log.warning("job %s: stuck on its way to a worker", job_id)
+                self._requeue(job_id)
+                queue.intermediate_queue.remove(job_id)
         self._stuck_since = seen
 
     def _audit(self, queues: Iterable[Queue]) -> None:
@@ -103,8 +89,18 @@ class Sweeper:
         seen: dict[str, float] = {}
         for job_id in set(self._jobs.records.active_ids()) - listed:
             seen[job_id] = self._orphan_since.get(job_id, time.monotonic())
-            if time.monotonic() - seen[job_id] < ORPHAN_S:
+            if time.monotonic() - seen[job_id] < self._orphan_s:
                 continue
-            log.error("job %s: in no queue; queued again", job_id)
-            self._jobs.requeue(as_text(job_id))
+            log.error("job %s: in no queue", job_id)
+            self._requeue(job_id)
         self._orphan_since = seen
+
+    def _requeue(self, job_id: str, execution: str | None = None) -> None:
+        """Puts one job back. One that cannot be read fails alone, and does not keep the others from being found."""
+        try:
+            self._jobs.requeue(job_id, execution=execution)
+        except RedisError:
+            raise
+        except Exception:
+            log.exception("job %s", job_id)
+            self._jobs.records.fail(job_id, UNREADABLE)

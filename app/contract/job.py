@@ -19,13 +19,11 @@ class JobStatus(StrEnum):
         return not TRANSITIONS[self]
 
 
-# Every legal move. `running -> running` is another worker taking over after a lease was lost;
-# `running -> queued` is a worker handing a job back.
+# Every legal move. `running -> queued` is a worker handing a job back, or a sweeper taking it from a dead one; another
+# worker can start it only then, so one at a time runs it.
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED}),
-    JobStatus.RUNNING: frozenset(
-        {JobStatus.RUNNING, JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
-    ),
+    JobStatus.RUNNING: frozenset({JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.FAILED: frozenset(),
     JobStatus.CANCELLED: frozenset(),

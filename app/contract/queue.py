@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from redis import Redis
 from redis.client import Pipeline
-from rq import Queue, Retry
+from rq import Queue
 from rq.command import send_stop_execution_command
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
@@ -22,13 +22,21 @@ MAX_ATTEMPTS = 3
 # RQ wants the name of a function. No process of this project imports or calls a name that it finds in Redis.
 FUNCTION = "img2img.job"
 
+WORKER_LOST = JobFailure(
+    code="worker_lost", message=f"the worker that ran this job was lost {MAX_ATTEMPTS} times; it is not tried again"
+)
+
 
 class InertJob(Job):
-    """An RQ job that never calls a function or callback named in Redis, whoever wrote it there."""
+    """An RQ job that never calls a function, callback or webhook named in Redis, whoever wrote it there."""
 
+    func_name = property(lambda _self: FUNCTION)
     success_callback = property(lambda _self: None)
     failure_callback = property(lambda _self: None)
     stopped_callback = property(lambda _self: None)
+
+    def send_webhooks(self, *_args: object, **_kwargs: object) -> None:
+        return
 
 
 def rq_queue(model: str, redis: Redis) -> Queue:
@@ -58,29 +66,44 @@ class JobQueue:
             id=job_id, status=JobStatus.QUEUED, spec=spec, created_at=created_at, steps=spec.steps_run * spec.num_images
         )
 
-    def requeue(self, job_id: str) -> None:
-        """Queues a job again that has a record and stands in no queue; fails it if it has been tried too often."""
+    def requeue(self, job_id: str, *, execution: str | None = None) -> None:
+        """Puts a job that nobody runs any more to the front of its queue; fails it if it has been tried too often.
+
+        execution: the claim that was lost; a job that is in other hands by now is left there. Doing it twice, or half
+        and then again, is the same as doing it once.
+        """
         record = self.records.get(job_id)
         if record is None or record.status.is_terminal:
+            self._redis.delete(Job.key_for(job_id))
             return
-        if record.attempts >= MAX_ATTEMPTS:
-            self.records.fail(job_id, JobFailure(code="worker_lost", message="the job was lost too often"))
-            return
-        if record.execution is not None:
-            self.records.hand_back(job_id, execution=record.execution)
+        if record.status is JobStatus.RUNNING:
+            owner = record.execution or ""
+            if execution not in (None, owner):
+                return
+            if record.attempts >= MAX_ATTEMPTS:
+                self.records.fail(job_id, WORKER_LOST, execution=owner)
+                self._redis.delete(Job.key_for(job_id))
+                return
+            if not self.records.hand_back(job_id, execution=owner):
+                return
+        queue = self._queue(record.spec.model)
         with self._redis.pipeline() as pipe:
-            self._enqueue(job_id, record.spec.model, pipe)
+            pipe.multi()
+            pipe.lrem(queue.intermediate_queue_key, 0, job_id)
+            pipe.lrem(queue.key, 0, job_id)
+            pipe.delete(Job.key_for(job_id))
+            self._enqueue(job_id, record.spec.model, pipe, at_front=True)
             pipe.execute()
 
-    def _enqueue(self, job_id: str, model: str, pipe: Pipeline) -> None:
+    def _enqueue(self, job_id: str, model: str, pipe: Pipeline, *, at_front: bool = False) -> None:
         self._queue(model).enqueue(
             FUNCTION,
             job_id=job_id,
             description="img2img",
             job_timeout=-1,
-            retry=Retry(max=MAX_ATTEMPTS - 1, enqueue_at_front=True),
             result_ttl=60,
             failure_ttl=24 * 3600,
+            at_front=at_front,
             pipeline=pipe,
         )
 
@@ -88,16 +111,15 @@ class JobQueue:
         """Cancels a job that has not ended; one that has is left as it is. Returns the record, None if there is none.
 
         The record says `cancelled` at once. A queued job leaves its queue; a running one is dropped by its worker at
-        the next denoising step, told by RQ's command channel or, if that message is lost, by its next heartbeat.
+        the next denoising step, told by RQ's command channel or, if that message is lost, by its next note of progress.
         """
         cancelled = self.records.cancel(job_id)
         record = self.records.get(job_id)
         if record is None or not cancelled:
             return record
-        self._queue(record.spec.model).remove(job_id)
-        if record.execution is None:
+        if self._queue(record.spec.model).remove(job_id):
             self._redis.delete(Job.key_for(job_id))
-        else:
+        elif record.execution is not None:
             with suppress(InvalidJobOperation):  # it has stopped by itself
                 send_stop_execution_command(self._redis, job_id, record.execution)
         return record

@@ -66,13 +66,14 @@ class JobRecords:
         return _parse(job_id, fields) if fields else None
 
     def start(self, job_id: str, *, execution: str, worker: str) -> bool:
-        """Gives the job to `execution`. False if there is no such job or it has ended."""
+        """Gives a queued job to `execution`. False if there is no such job, it has ended, or another one has it."""
         fields: dict[str, Scalar] = {"execution": execution, "worker": worker, "started_at": time.time(), "step": 0}
         return self._move(job_id, JobStatus.RUNNING, fields, attempt=True) == "ok"
 
     def hand_back(self, job_id: str, *, execution: str) -> bool:
-        """Returns a running job to the queued state. False if `execution` no longer owns it."""
-        return self._move(job_id, JobStatus.QUEUED, {"step": 0}, execution=execution) == "ok"
+        """Returns a running job to the queued state, owned by none. False if `execution` no longer owns it."""
+        fields: dict[str, Scalar] = {"execution": "", "worker": "", "started_at": "", "step": 0}
+        return self._move(job_id, JobStatus.QUEUED, fields, execution=execution) == "ok"
 
     def succeed(
         self, job_id: str, *, execution: str, images: Iterable[ImageInfo], timings: Mapping[str, float], steps: int
@@ -92,9 +93,9 @@ class JobRecords:
         fields: dict[str, Scalar] = {"error": failure.model_dump_json(), "finished_at": time.time()}
         return self._move(job_id, JobStatus.FAILED, fields, execution=execution) == "ok"
 
-    def cancel(self, job_id: str) -> bool:
-        """Ends a queued or running job as cancelled. False if it is missing or had already ended."""
-        return self._move(job_id, JobStatus.CANCELLED, {"finished_at": time.time()}) == "ok"
+    def cancel(self, job_id: str, *, execution: str = "") -> bool:
+        """Ends a queued or running job as cancelled. With an execution: only if that one still owns the job."""
+        return self._move(job_id, JobStatus.CANCELLED, {"finished_at": time.time()}, execution=execution) == "ok"
 
     def note_progress(self, progress: Iterable[Progress]) -> list[Progress]:
         """Notes progress, in one round trip. Returns those whose execution no longer owns its job."""
@@ -136,7 +137,7 @@ def new_record_fields(spec: JobSpec, created_at: float) -> dict[str, Scalar]:
 
 
 def _parse(job_id: str, fields: Mapping[bytes | str, bytes | str]) -> JobRecord:
-    text = {as_text(name): as_text(value) for name, value in fields.items()}
+    text = {as_text(name): as_text(value) for name, value in fields.items() if value}  # an empty field is an unset one
     parsed: dict[str, object] = {"id": job_id, **text}
     parsed["spec"] = JobSpec.model_validate_json(text["spec"])
     for name in ("images", "error", "timings"):
