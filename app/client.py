@@ -22,7 +22,8 @@ class Client:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._http = httpx.Client(base_url=url, timeout=60)
+        local = httpx.URL(url).host in ("localhost", "127.0.0.1", "::1")  # no proxy leads there
+        self._http = httpx.Client(base_url=url, timeout=60, trust_env=not local)
 
     def __enter__(self) -> Self:
         return self

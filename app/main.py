@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from anyio import CapacityLimiter
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -34,7 +35,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         yield
         redis.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs without a content delivery network: the service may stand behind a firewall
         title="img2img",
         version=version("img2img"),
         summary="Turns a picture into another picture: submit, poll, fetch the PNG.",

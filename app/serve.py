@@ -32,18 +32,17 @@ def running(settings: ApiSettings) -> Iterator["Service"]:
     """The service, ready for jobs. Nothing of it is left when this ends; SIGTERM interrupts it like Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_torch()
-    lock = lock_data_dir(settings.data_dir)
-    check_port(settings.host, settings.port)
-    service = Service(settings)
-    try:
-        service.start()
-        yield service
-    except KeyboardInterrupt:
-        typer.echo("\nimg2img: stopping; jobs in flight end first (Ctrl-C again: at once)", err=True)
-        raise
-    finally:
-        service.stop()
-        lock.close()
+    with lock_data_dir(settings.data_dir):
+        check_port(settings.host, settings.port)
+        service = Service(settings)
+        try:
+            service.start()
+            yield service
+        except KeyboardInterrupt:
+            typer.echo("\nimg2img: stopping; jobs in flight end first (Ctrl-C again: at once)", err=True)
+            raise
+        finally:
+            service.stop()
 
 
 class Service:
@@ -55,7 +54,7 @@ class Service:
         self._children: list[Child] = []
 
     def start(self) -> None:
-        """Redis, then API and worker. Returns when a job could be submitted. Raises ServeError."""
+        """Redis, then worker and API. Returns when a job could be submitted. Raises ServeError."""
         if not self._settings.redis_url:
             try:
                 self._add("redis", redis_command(self._settings.data_dir), stop_within_s=20)
@@ -64,7 +63,8 @@ class Service:
             self._wait_until(lambda: answers(self._settings.resolved_redis_url))
         self._add("worker", [*PYTHON, "worker"], stop_within_s=DRAIN_S)
         self._add("api", [*PYTHON, "app.cli", "api"], stop_within_s=10)
-        self._wait_until(self._is_ready)
+        with httpx.Client(base_url=self._settings.local_url, trust_env=False) as http:
+            self._wait_until(lambda: is_ready(http))
 
     def tick(self) -> None:
         """Starts again what has died. Raises ServeError where that cannot help."""
@@ -100,11 +100,13 @@ class Service:
                     raise ServeError(f"{child.name} ended with exit code {code} while starting")
             time.sleep(0.1)
 
-    def _is_ready(self) -> bool:
-        try:
-            return httpx.get(f"{self._settings.local_url}/readyz", timeout=5, trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
+
+def is_ready(http: httpx.Client) -> bool:
+    """Whether the service would take a job and work on it."""
+    try:
+        return http.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def check_torch() -> None:
@@ -114,7 +116,7 @@ def check_torch() -> None:
 
 
 def lock_data_dir(data_dir: Path) -> IO[str]:
-    """Makes the data directory ours for as long as the file returned is open."""
+    """Makes the data directory, and ours for as long as the file returned is open. Raises ServeError."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         lock = (data_dir / "serve.lock").open("w")

@@ -19,7 +19,9 @@ class ApiSettings(SharedSettings):
         Field(description="`info` also logs every request."),
     ] = "WARNING"
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 32 * 1024 * 1024
-    max_pixels: Annotated[int, Field(ge=1, description="Largest picture: width times height.")] = 50_000_000
+    max_pixels: Annotated[int, Field(ge=1, description="Largest picture; decoding can take 16 bytes a pixel.")] = (
+        50_000_000
+    )
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
 
     @property

@@ -1,5 +1,6 @@
 """The front end over real HTTP, on a real redis-server. No worker: tests write into records what a worker would."""
 
+import os
 import subprocess
 import threading
 import time
@@ -28,6 +29,7 @@ from app.main import create_app
 from app.private_redis import answers, redis_command
 from app.serve import free_port
 from app.settings import ApiSettings
+from tests.serving import serving
 
 CARD = ModelCard(
     name="demo",
@@ -71,6 +73,15 @@ def http_server(settings: ApiSettings) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_from_outside() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("IMG2IMG_"):
+                patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +185,21 @@ def finish(queue: JobQueue, store: ObjectStore) -> Callable[[str], bytes]:
         return pngs[0]
 
     return succeed
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random-weight Stable Diffusion."""
+    from tests.tiny_models import tiny_sd  # here, so that tests without a model need no torch
+
+    return tiny_sd(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def client(model_folder: Path) -> Iterator[httpx.Client]:
+    """A client of the whole service, which runs the tiny model."""
+    with TemporaryDirectory(prefix="i2i-") as folder, serving(Path(folder), model_folder) as client:
+        yield client
 
 
 def gradient(width: int, height: int, blue: int = 0) -> Image.Image:

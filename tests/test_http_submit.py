@@ -38,6 +38,7 @@ GOOD: list[tuple[str, Any, dict[str, Any]]] = [
     ("prompt", "", {"prompt": ""}),
     ("prompt", "Ein Haus, 家, 🏠\nam Meer", {"prompt": "Ein Haus, 家, 🏠\nam Meer"}),
     ("prompt", "x" * 10_000, {"prompt": "x" * 10_000}),
+    ("prompt", "," * 10_000, {"prompt": "," * 10_000}),
     ("negative_prompt", "blurry", {"negative_prompt": "blurry"}),
     ("strength", 0, {"strength": 0.0}),
     ("strength", 0.05, {"strength": 0.05}),

@@ -3,13 +3,8 @@
 import base64
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,48 +18,9 @@ import torch
 from PIL import Image
 
 from app.contract.spec import Scheduler
-from app.serve import free_port
-from tests.tiny_models import tiny_sd
+from tests.serving import serving
 
 SIZE = 64  # the tiny model's native size
-
-
-@contextmanager
-def serving(data_dir: Path, model: Path) -> Iterator[httpx.Client]:
-    """`img2img serve`, ready; ended by Ctrl-C, which it must survive with exit code 0."""
-    port = free_port()
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--data-dir", str(data_dir)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # models this small are slower with more
-    process = subprocess.Popen([*command, "--model", str(model), "--slots", "16"], env=one_thread)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            while not is_ready(client):
-                assert process.poll() is None, "the service did not start"
-                time.sleep(0.1)
-            yield client
-        process.send_signal(signal.SIGINT)
-        assert process.wait(90) == 0
-    finally:
-        process.kill()
-        process.wait()
-
-
-def is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_sd(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def client(model_folder: Path) -> Iterator[httpx.Client]:
-    with TemporaryDirectory(prefix="i2i-") as folder, serving(Path(folder), model_folder) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

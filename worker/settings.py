@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from app.contract.settings import SharedSettings
 
@@ -17,4 +17,4 @@ class WorkerSettings(SharedSettings):
     lease_s: Annotated[
         int, Field(ge=2, le=3600, description="Seconds that a worker may be silent before its jobs go to another one.")
     ] = 20
-    log_level: str = "INFO"
+    log_level: Annotated[str, StringConstraints(to_upper=True)] = "INFO"

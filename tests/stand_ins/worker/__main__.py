@@ -1,4 +1,7 @@
-"""A worker without a model: announces one, and gives every picture back as it came. Cannot start on model `missing`."""
+"""A worker without a model: announces one, and gives every picture back as it came.
+
+It cannot start on the model `missing`, and with the model `stubborn` it does not end when it is asked to.
+"""
 
 import signal
 import sys
@@ -46,7 +49,7 @@ def main() -> None:
     if settings.model == "missing":
         sys.stderr.write("img2img worker: there is no model `missing`\n")
         sys.exit(2)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if settings.model == "stubborn" else lambda *_: sys.exit(0))
     redis = Redis.from_url(settings.resolved_redis_url)
     queue, store, models = JobQueue(redis), ObjectStore(settings.resolved_store_url), ModelRegistry(redis)
     card = ModelCard(

@@ -1,0 +1,25 @@
+"""The fences, as a fresh interpreter sees them: what an import really pulls in."""
+
+import subprocess
+import sys
+
+import pytest
+
+GPU_SIDE = {"torch", "diffusers", "transformers", "worker", "numpy"}
+HTTP_SIDE = {"fastapi", "starlette", "uvicorn", "typer"}
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("app.main", GPU_SIDE),
+        ("app.cli", GPU_SIDE),
+        ("app.contract", GPU_SIDE | HTTP_SIDE | {"PIL"}),
+        ("worker.__main__", HTTP_SIDE),
+        ("worker.engine.engine", HTTP_SIDE | {"redis", "rq", "pydantic", "app"}),
+    ],
+)
+def test_an_import_stays_on_its_side(module: str, forbidden: set[str]) -> None:
+    program = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert not forbidden & set(loaded.split())
