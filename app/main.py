@@ -1,5 +1,6 @@
 """create_app: the one place where the front end is put together."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from app import errors, openapi
 from app.contract.models import ModelRegistry
 from app.contract.queue import JobQueue
 from app.contract.store import ObjectStore
+from app.deadlines import keep_deadlines
 from app.middleware import BodyLimit
 from app.routes import health, img2img, jobs, models
 from app.settings import ApiSettings
@@ -32,7 +34,9 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.models = ModelRegistry(redis)
         app.state.store = ObjectStore(settings.resolved_store_url)
         app.state.decoders = CapacityLimiter(os.cpu_count() or 1)
+        deadlines = asyncio.create_task(keep_deadlines(app.state.queue))
         yield
+        deadlines.cancel()
         redis.close()
 
     app = FastAPIOffline(  # /docs without a content delivery network: the service may stand behind a firewall

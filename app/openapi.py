@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.schemas import Img2ImgRequest, Problem
+from app.schemas import DryRun, Img2ImgRequest, Problem
 
 REF = "#/components/schemas/{model}"
 SUBMIT_BODY = {
@@ -23,9 +23,13 @@ SUBMITTED: dict[int | str, dict[str, Any]] = {
     202: {
         "description": "Queued.",
         "headers": {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}},
-        "links": {name: {"operationId": name, **_JOB_ID_LINK} for name in ("get_job", "cancel_job", "get_result")},
+        "links": {
+            name: {"operationId": name, **_JOB_ID_LINK}
+            for name in ("get_job", "cancel_job", "delete_job", "get_result")
+        },
     }
 }
+WOULD_BE_SUBMITTED: dict[int | str, dict[str, Any]] = {200: {"model": DryRun, "description": "With `dry_run`: no job."}}
 PNG_IMAGE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The picture.",

@@ -14,6 +14,7 @@ from app.contract.models import ModelCard
 from app.contract.spec import MAX_IMAGES, MAX_SEED, JobSpec, Resize, Scheduler
 
 MAX_TEXT = 10_000  # characters
+MAX_DEADLINE_S = 7 * 24 * 3600
 
 
 def picture_bytes(value: object) -> bytes:
@@ -73,6 +74,10 @@ class Img2ImgRequest(BaseModel):
         Resize, Field(description="How the picture is brought to that size: `pad` keeps all of it, with black bars.")
     ] = Resize.CROP
     model: Annotated[Name | None, Field(description="One of `GET /models`; absent: the service's default.")] = None
+    deadline_s: Annotated[
+        float | None,
+        Field(ge=1, le=MAX_DEADLINE_S, description="Seconds from now; a job that has not ended by then is cancelled."),
+    ] = None
 
 
 class ImageView(ImageInfo):
@@ -97,6 +102,10 @@ class JobView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    deadline_at: Annotated[datetime | None, Field(description="When it is cancelled if it has not ended.")]
+    expires_at: Annotated[
+        datetime | None, Field(description="When the job and its pictures are deleted; known once it has ended.")
+    ]
     progress: ProgressView
     request: Annotated[JobSpec, Field(description="Every parameter as resolved; the picture as its sha256.")]
     images: list[ImageView]
@@ -110,8 +119,10 @@ class JobView(BaseModel):
             id=record.id,
             status=record.status,
             created_at=_moment(record.created_at),
-            started_at=_moment(record.started_at) if record.started_at else None,
-            finished_at=_moment(record.finished_at) if record.finished_at else None,
+            started_at=_moment_or_none(record.started_at),
+            finished_at=_moment_or_none(record.finished_at),
+            deadline_at=_moment_or_none(record.deadline_at),
+            expires_at=_moment_or_none(record.expires_at),
             progress=_progress(record),
             request=record.spec,
             images=[
@@ -126,6 +137,10 @@ class JobView(BaseModel):
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def _moment_or_none(seconds: float | None) -> datetime | None:
+    return _moment(seconds) if seconds else None
 
 
 def _progress(record: JobRecord) -> ProgressView:
@@ -144,6 +159,21 @@ def _timings(record: JobRecord) -> dict[str, float]:
     if record.started_at and record.finished_at:
         timings["run"] = record.finished_at - record.started_at
     return {stage: round(max(seconds, 0.0), 6) for stage, seconds in timings.items()} | record.timings
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first."""
+
+    jobs: list[JobView]
+    next_cursor: Annotated[str | None, Field(description="`cursor` of the next page; null on the last.")]
+
+
+class DryRun(BaseModel):
+    """What a submit would have made."""
+
+    request: Annotated[JobSpec, Field(description="Every parameter as it would be resolved.")]
+    cost: Annotated[float, Field(description="Work in megapixel-steps; with guidance a step counts twice.")]
+    queue_position: Annotated[int, Field(description="Jobs that would be ahead of it.")]
 
 
 class ModelView(ModelCard):

@@ -16,6 +16,8 @@ from app.settings import ApiSettings
 
 OPERATIONS = {
     "submit_img2img": ("post", "/img2img"),
+    "list_jobs": ("get", "/jobs"),
+    "delete_job": ("delete", "/jobs/{job_id}"),
     "get_job": ("get", "/jobs/{job_id}"),
     "cancel_job": ("post", "/jobs/{job_id}/cancel"),
     "get_image": ("get", "/jobs/{job_id}/images/{index}"),

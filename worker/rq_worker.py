@@ -39,6 +39,7 @@ from app.contract.records import Progress
 from app.contract.spec import input_key, result_key
 from app.contract.store import Store
 from worker.errors import WorkerDied
+from worker.retention import Retention
 from worker.sweeper import UNREADABLE, Sweeper
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ T = TypeVar("T")
 PROGRESS_S = 0.2
 IDLE_S = 0.02  # between two looks at the queues
 SECOND_SIGNAL_S = 1  # a second signal sooner than this is the same Ctrl-C by another way
+RETENTION_S = 2.0  # between two looks for what has expired or missed its deadline
 OUTAGE_S = 0.5  # between two tries to reach Redis
 
 
@@ -93,6 +95,7 @@ class BatchWorker(BaseWorker):
         self._records = self._jobs.records
         self._models = ModelRegistry(redis)
         self._sweeper = Sweeper(redis, lease_s=lease_s)
+        self._retention = Retention(redis, store)
         self._claims: dict[str, Claim] = {}  # by execution id
         self._ended: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
         self._draining = threading.Event()
@@ -103,6 +106,7 @@ class BatchWorker(BaseWorker):
         self._threads = [
             threading.Thread(target=self._beat, name="beat", daemon=True),
             threading.Thread(target=self._finish_all, name="finish", daemon=True),
+            threading.Thread(target=self._retain, name="retain", daemon=True),
         ]
 
     # --- the story -------------------------------------------------------------------------------------------------
@@ -287,6 +291,16 @@ class BatchWorker(BaseWorker):
             except Exception:
                 log.exception("beat")
 
+    def _retain(self) -> None:
+        """On a thread of its own, for a slow store must not keep leases from being renewed: deletes what is over."""
+        while not self._closed.wait(RETENTION_S):
+            try:
+                self._retention.sweep()
+            except RedisError as error:
+                log.warning("Redis: %s", error)
+            except Exception:
+                log.exception("retention")
+
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
         return self._lease_s
 
@@ -363,7 +377,9 @@ class BatchWorker(BaseWorker):
         job, execution = claim.job, claim.execution
         record = self._records.get(job.id)
         job.ended_at = now()
-        if record is None or not record.status.is_terminal or record.execution != execution.id:
+        if record is None:  # deleted meanwhile
+            self._drop(job, claim.queue, execution, record)
+        elif not record.status.is_terminal or record.execution != execution.id:
             log.warning("job %s: given to another worker meanwhile", job.id)
             self._end_lease(claim)
         elif record.status is JobStatus.SUCCEEDED:

@@ -9,6 +9,8 @@ Img2ImgError
 ├── NotFound
 ├── NotReady                a result asked for before the job has ended
 ├── Gone                    a result that will never come
+│   ├── Expired
+│   └── Deleted
 ├── Unavailable             the service's: try again later
 └── JobError                the job's: ends as a failed record, the worker lives on
     ├── Cancelled
@@ -83,6 +85,18 @@ class Gone(Img2ImgError):
     """The job ended without this result."""
 
     code = "gone"
+
+
+class Expired(Gone):
+    """The job has expired; what it made is no longer kept."""
+
+    code = "expired"
+
+
+class Deleted(Gone):
+    """The job was deleted."""
+
+    code = "deleted"
 
 
 class Unavailable(Img2ImgError):

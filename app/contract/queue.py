@@ -13,8 +13,10 @@ from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from app.contract.job import JobFailure, JobRecord, JobStatus
-from app.contract.records import ACTIVE, RECORD, JobRecords, new_record_fields
+from app.contract.errors import Deleted
+from app.contract.inputs import InputPictures
+from app.contract.job import RESULT_TTL_S, JobFailure, JobRecord, JobStatus
+from app.contract.records import LATE_S, JobRecords
 from app.contract.spec import JobSpec
 
 QUEUE = "img2img-{model}"
@@ -25,6 +27,9 @@ FUNCTION = "img2img.job"
 WORKER_LOST = JobFailure(
     code="worker_lost", message=f"the worker that ran this job was lost {MAX_ATTEMPTS} times; it is not tried again"
 )
+
+
+TOO_LATE = JobFailure(code="deadline_exceeded", message="the job was not done by its deadline")
 
 
 class InertJob(Job):
@@ -50,21 +55,28 @@ class JobQueue:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self.records = JobRecords(redis)
+        self.inputs = InputPictures(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
 
-    def submit(self, spec: JobSpec) -> JobRecord:
+    def submit(
+        self, spec: JobSpec, *, result_ttl_s: float = RESULT_TTL_S, deadline_s: float | None = None
+    ) -> JobRecord:
         """Queues a job: record and queue entry in one transaction, so that there is never one without the other."""
-        job_id = uuid4().hex
         created_at = time.time()
-        fields = new_record_fields(spec, created_at)
-        with self._redis.pipeline() as pipe:
-            self._enqueue(job_id, spec.model, pipe)  # RQ opens the transaction itself, so its commands come first
-            pipe.hset(RECORD.format(id=job_id), items=[x for field in fields.items() for x in field])
-            pipe.zadd(ACTIVE, {job_id: created_at})
-            pipe.execute()
-        return JobRecord(
-            id=job_id, status=JobStatus.QUEUED, spec=spec, created_at=created_at, steps=spec.steps_run * spec.num_images
+        record = JobRecord(
+            id=uuid4().hex,
+            status=JobStatus.QUEUED,
+            spec=spec,
+            created_at=created_at,
+            steps=spec.steps_run * spec.num_images,
+            result_ttl_s=result_ttl_s,
+            deadline_at=created_at + deadline_s if deadline_s is not None else None,
         )
+        with self._redis.pipeline() as pipe:
+            self._enqueue(record.id, spec.model, pipe)  # RQ opens the transaction itself, so its commands come first
+            self.records.add(pipe, record)
+            pipe.execute()
+        return record
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
         """Puts a job that nobody runs any more to the front of its queue; fails it if it has been tried too often.
@@ -107,13 +119,13 @@ class JobQueue:
             pipeline=pipe,
         )
 
-    def cancel(self, job_id: str) -> JobRecord | None:
+    def cancel(self, job_id: str, why: JobFailure | None = None) -> JobRecord | None:
         """Cancels a job that has not ended; one that has is left as it is. Returns the record, None if there is none.
 
         The record says `cancelled` at once. A queued job leaves its queue; a running one is dropped by its worker at
         the next denoising step, told by RQ's command channel or, if that message is lost, by its next note of progress.
         """
-        cancelled = self.records.cancel(job_id)
+        cancelled = self.records.cancel(job_id, why=why)
         record = self.records.get(job_id)
         if record is None or not cancelled:
             return record
@@ -123,6 +135,16 @@ class JobQueue:
             with suppress(InvalidJobOperation):  # it has stopped by itself
                 send_stop_execution_command(self._redis, job_id, record.execution)
         return record
+
+    def cancel_overdue(self) -> None:
+        """Cancels the jobs whose deadline has passed."""
+        for job_id in self.records.overdue_ids():
+            self.cancel(job_id, TOO_LATE)
+
+    def delete(self, job_id: str) -> None:
+        """Cancels the job if it has not ended, and forgets it; its pictures are the caller's to delete."""
+        self.cancel(job_id)
+        self.records.forget(job_id, Deleted, again_at=time.time() + LATE_S)
 
     def depth(self, model: str) -> int:
         """Jobs waiting for this model."""

@@ -1,9 +1,10 @@
 """POST /img2img: steps 2 to 4 of a job's way."""
 
 from hashlib import sha256
+from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
 from app import openapi
 from app.contract.job import JobRecord
@@ -14,11 +15,13 @@ from app.contract.store import Store
 from app.deps import DecodersDep, ModelsDep, QueueDep, SettingsDep, StoreDep
 from app.request_body import RequestDep
 from app.resolve import resolve_model, resolve_scheduler, resolve_seed, resolve_size
-from app.schemas import Img2ImgRequest, JobView
+from app.schemas import DryRun, Img2ImgRequest, JobView
 from app.settings import ApiSettings
 from app.uploads import Upload, png
 
 router = APIRouter(tags=["jobs"])
+
+DryRunQuery = Annotated[bool, Query(description="Only say what would be done: validate everything, make no job.")]
 
 
 @router.post(
@@ -26,7 +29,7 @@ router = APIRouter(tags=["jobs"])
     status_code=202,
     operation_id="submit_img2img",
     openapi_extra={"requestBody": openapi.SUBMIT_BODY},
-    responses=openapi.SUBMITTED | openapi.problems(400, 413, 415, 422, 503),
+    responses=openapi.SUBMITTED | openapi.WOULD_BE_SUBMITTED | openapi.problems(400, 413, 415, 422, 503),
 )
 async def submit_img2img(
     request: RequestDep,
@@ -36,17 +39,21 @@ async def submit_img2img(
     store: StoreDep,
     models: ModelsDep,
     decoders: DecodersDep,
-) -> JobView:
+    dry_run: DryRunQuery = False,
+) -> JobView | DryRun:
     """Queues a job. Poll the `Location`; when the job has succeeded, fetch its images."""
-    record = await run_sync(submit, request, settings, queue, store, models, limiter=decoders)
+    spec, picture = await run_sync(resolve, request, settings, models, limiter=decoders)
+    if dry_run:
+        response.status_code = 200
+        depth = await run_sync(queue.depth, spec.model)
+        return DryRun(request=spec, cost=spec.cost, queue_position=depth)
+    record = await run_sync(submit, request, spec, picture, settings, queue, store)
     response.headers["Location"] = f"/jobs/{record.id}"
     return JobView.of(record)
 
 
-def submit(
-    request: Img2ImgRequest, settings: ApiSettings, queue: JobQueue, store: Store, models: ModelRegistry
-) -> JobRecord:
-    """Resolves the request, stores its picture and queues the job."""
+def resolve(request: Img2ImgRequest, settings: ApiSettings, models: ModelRegistry) -> tuple[JobSpec, bytes]:
+    """Every default made explicit, and the picture as the model will see it."""
     card = resolve_model(request.model, model_name(settings.model), models.known())
     scheduler = resolve_scheduler(request, card)
     seed = resolve_seed(request.seed, request.num_images)
@@ -54,7 +61,7 @@ def submit(
     width, height = resolve_size(request.width, request.height, upload.size, card)
     picture = png(upload.fit(width, height, request.resize))
     digest = sha256(picture).hexdigest()
-    spec = JobSpec(
+    return JobSpec(
         model=card.name,
         image=digest,
         prompt=request.prompt,
@@ -68,6 +75,13 @@ def submit(
         width=width,
         height=height,
         resize=request.resize,
-    )
-    store.put(input_key(digest), picture)
-    return queue.submit(spec)
+    ), picture
+
+
+def submit(
+    request: Img2ImgRequest, spec: JobSpec, picture: bytes, settings: ApiSettings, queue: JobQueue, store: Store
+) -> JobRecord:
+    """Stores the picture and queues the job."""
+    queue.inputs.hold(spec.image, settings.result_ttl)
+    store.put(input_key(spec.image), picture)
+    return queue.submit(spec, result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)

@@ -2,38 +2,72 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 
 from app import openapi
-from app.contract.errors import Gone, NotFound, NotReady
+from app.contract.errors import Deleted, Expired, Gone, NotFound, NotReady
 from app.contract.job import JobRecord, JobStatus
-from app.contract.spec import result_key
+from app.contract.records import Place
+from app.contract.spec import result_key, result_keys
 from app.contract.store import Store
 from app.deps import QueueDep, StoreDep
-from app.schemas import JobView
+from app.schemas import JobList, JobView
 
-router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="The `id` of the job.")]
 Index = Annotated[int, Path(ge=0, description="Which image, from 0.")]
 IfNoneMatch = Annotated[str | None, Header(description="ETags that the client already has.")]
+StatusFilter = Annotated[JobStatus | None, Query(description="Only jobs in this state.")]
+Cursor = Annotated[
+    str | None,
+    Query(pattern=r"^[0-9]{1,11}(\.[0-9]{1,9})?-[0-9a-f]{32}$", description="The `next_cursor` of the page before."),
+]
+Limit = Annotated[int, Query(ge=1, le=100, description="Jobs of one page.")]
 
 
-@router.get("", operation_id="get_job", responses=openapi.problems(404, 503))
+@router.get("", operation_id="list_jobs", responses=openapi.problems(422, 503))
+def list_jobs(queue: QueueDep, status: StatusFilter = None, cursor: Cursor = None, limit: Limit = 20) -> JobList:
+    """The jobs, newest first. A page may be shorter than asked for, where jobs went meanwhile."""
+    records, last = queue.records.page(status, _place(cursor), limit)
+    next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
+    return JobList(jobs=[JobView.of(record) for record in records], next_cursor=next_cursor)
+
+
+def _place(cursor: str | None) -> Place | None:
+    if cursor is None:
+        return None
+    created_at, _, job_id = cursor.partition("-")
+    return Place(float(created_at), job_id)
+
+
+@router.get("/{job_id}", operation_id="get_job", responses=openapi.problems(404, 410, 503))
 def get_job(job_id: JobId, queue: QueueDep) -> JobView:
     """The job: its state, its progress, its parameters as resolved, its images."""
-    return JobView.of(_found(queue.records.get(job_id), job_id))
+    return JobView.of(queue.records.find(job_id))
 
 
-@router.post("/cancel", operation_id="cancel_job", responses=openapi.problems(404, 503))
+@router.post("/{job_id}/cancel", operation_id="cancel_job", responses=openapi.problems(404, 410, 503))
 def cancel_job(job_id: JobId, queue: QueueDep) -> JobView:
     """Cancels a job that has not ended; one that has stays as it is."""
-    return JobView.of(_found(queue.cancel(job_id), job_id))
+    queue.cancel(job_id)
+    return JobView.of(queue.records.find(job_id))
 
 
-@router.head("/images/{index}", include_in_schema=False)
+@router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=openapi.problems(404, 503))
+def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
+    """Deletes the job and its pictures, cancelling it first if it has not ended. To delete it again changes nothing."""
+    try:
+        queue.records.find(job_id)
+    except (Deleted, Expired):
+        return
+    queue.delete(job_id)
+    store.delete(*result_keys(job_id))
+
+
+@router.head("/{job_id}/images/{index}", include_in_schema=False)
 @router.get(
-    "/images/{index}",
+    "/{job_id}/images/{index}",
     operation_id="get_image",
     response_class=Response,
     responses=openapi.PNG_IMAGE | openapi.problems(404, 409, 410, 422, 503),
@@ -42,25 +76,19 @@ def get_image(
     job_id: JobId, index: Index, queue: QueueDep, store: StoreDep, if_none_match: IfNoneMatch = None
 ) -> Response:
     """One result as a PNG. It never changes: its ETag is its sha256."""
-    return _image(_found(queue.records.get(job_id), job_id), index, store, if_none_match)
+    return _image(queue.records.find(job_id), index, store, if_none_match)
 
 
-@router.head("/result", include_in_schema=False)
+@router.head("/{job_id}/result", include_in_schema=False)
 @router.get(
-    "/result",
+    "/{job_id}/result",
     operation_id="get_result",
     response_class=Response,
     responses=openapi.PNG_IMAGE | openapi.problems(404, 409, 410, 503),
 )
 def get_result(job_id: JobId, queue: QueueDep, store: StoreDep, if_none_match: IfNoneMatch = None) -> Response:
     """The first image of the job."""
-    return _image(_found(queue.records.get(job_id), job_id), 0, store, if_none_match)
-
-
-def _found(record: JobRecord | None, job_id: str) -> JobRecord:
-    if record is None:
-        raise NotFound(f"There is no job {job_id[:80]}.")
-    return record
+    return _image(queue.records.find(job_id), 0, store, if_none_match)
 
 
 def _image(record: JobRecord, index: int, store: Store, if_none_match: str | None) -> Response:
