@@ -22,7 +22,13 @@ _JOB_ID_LINK = {"parameters": {"job_id": "$response.body#/id"}}
 SUBMITTED: dict[int | str, dict[str, Any]] = {
     202: {
         "description": "Queued.",
-        "headers": {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}},
+        "headers": {
+            "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
+            "Idempotency-Replayed": {
+                "description": "`true` where the request had made this job before.",
+                "schema": {"type": "string", "enum": ["true"]},
+            },
+        },
         "links": {
             name: {"operationId": name, **_JOB_ID_LINK}
             for name in ("get_job", "cancel_job", "delete_job", "get_result")

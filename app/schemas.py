@@ -5,6 +5,7 @@ import binascii
 import reprlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
@@ -78,6 +79,11 @@ class Img2ImgRequest(BaseModel):
         float | None,
         Field(ge=1, le=MAX_DEADLINE_S, description="Seconds from now; a job that has not ended by then is cancelled."),
     ] = None
+
+    def fingerprint(self) -> str:
+        """Equal for equal requests, however they are written and whatever the defaults of later versions add."""
+        fields = self.model_dump_json(exclude={"image"}, exclude_defaults=True)
+        return sha256(sha256(self.image).digest() + fields.encode()).hexdigest()
 
 
 class ImageView(ImageInfo):
@@ -222,7 +228,9 @@ class FieldProblem(BaseModel):
     @classmethod
     def of(cls, error: Mapping[str, Any]) -> Self:
         """From an entry of a pydantic error list."""
-        field = ".".join(str(part) for part in error["loc"] if part not in ("body", "path"))[:80] or "body"
+        place = error["loc"][:1] in (("body",), ("path",), ("query",), ("header",))
+        loc = error["loc"][1:] if place else error["loc"]
+        field = ".".join(map(str, loc))[:80] or "body"
         if error["type"] == "missing":
             return cls(field=field, message="Field required")
         message = error["msg"].removeprefix("Value error, ")

@@ -5,6 +5,7 @@ Img2ImgError
 │   ├── UnsupportedMedia
 │   ├── PictureError
 │   ├── ParameterError
+│   │   └── KeyReused
 │   └── TooLarge
 ├── NotFound
 ├── NotReady                a result asked for before the job has ended
@@ -61,6 +62,12 @@ class ParameterError(RequestError):
         super().__init__(message)
         self.field = field
         self.got = got
+
+
+class KeyReused(ParameterError):
+    """An idempotency key came with another request before."""
+
+    code = "idempotency_key_reused"
 
 
 class TooLarge(RequestError):

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import WatchError
 from rq import Queue
 from rq.command import send_stop_execution_command
 from rq.exceptions import InvalidJobOperation
@@ -16,6 +17,7 @@ from rq.serializers import JSONSerializer
 from app.contract.errors import Deleted
 from app.contract.inputs import InputPictures
 from app.contract.job import RESULT_TTL_S, JobFailure, JobRecord, JobStatus
+from app.contract.once import Once
 from app.contract.records import LATE_S, JobRecords
 from app.contract.spec import JobSpec
 
@@ -58,25 +60,44 @@ class JobQueue:
         self.inputs = InputPictures(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
 
+    def made_before(self, once: Once) -> JobRecord | None:
+        """The job that this request made when it came before. Raises KeyReused, Expired or Deleted."""
+        job_id = once.job_id(self._redis.get(once.redis_key))
+        return self.records.find(job_id) if job_id else None
+
     def submit(
         self, spec: JobSpec, *, result_ttl_s: float = RESULT_TTL_S, deadline_s: float | None = None
     ) -> JobRecord:
         """Queues a job: record and queue entry in one transaction, so that there is never one without the other."""
-        created_at = time.time()
-        record = JobRecord(
-            id=uuid4().hex,
-            status=JobStatus.QUEUED,
-            spec=spec,
-            created_at=created_at,
-            steps=spec.steps_run * spec.num_images,
-            result_ttl_s=result_ttl_s,
-            deadline_at=created_at + deadline_s if deadline_s is not None else None,
-        )
+        record = _new_record(spec, result_ttl_s, deadline_s)
         with self._redis.pipeline() as pipe:
-            self._enqueue(record.id, spec.model, pipe)  # RQ opens the transaction itself, so its commands come first
-            self.records.add(pipe, record)
+            self._add(record, pipe)
             pipe.execute()
         return record
+
+    def submit_once(
+        self, once: Once, spec: JobSpec, *, result_ttl_s: float = RESULT_TTL_S, deadline_s: float | None = None
+    ) -> tuple[JobRecord, bool]:
+        """Queues a job unless its request has made one. Of requests that come at the same time, one does.
+
+        Returns the job and whether it is new. Raises KeyReused, Expired or Deleted.
+        """
+        record = _new_record(spec, result_ttl_s, deadline_s)
+        while True:
+            with self._redis.pipeline() as pipe:
+                pipe.watch(once.redis_key)  # type: ignore[no-untyped-call]  # another request with it fails `execute`
+                job_id = once.job_id(pipe.get(once.redis_key))
+                if job_id:
+                    return self.records.find(job_id), False
+                self._add(record, pipe)
+                once.keep(pipe, record.id)
+                with suppress(WatchError):
+                    pipe.execute()
+                    return record, True
+
+    def _add(self, record: JobRecord, pipe: Pipeline) -> None:
+        self._enqueue(record.id, record.spec.model, pipe)  # RQ opens the transaction itself: its commands come first
+        self.records.add(pipe, record)
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
         """Puts a job that nobody runs any more to the front of its queue; fails it if it has been tried too often.
@@ -149,3 +170,16 @@ class JobQueue:
     def depth(self, model: str) -> int:
         """Jobs waiting for this model."""
         return int(self._queue(model).count)
+
+
+def _new_record(spec: JobSpec, result_ttl_s: float, deadline_s: float | None) -> JobRecord:
+    created_at = time.time()
+    return JobRecord(
+        id=uuid4().hex,
+        status=JobStatus.QUEUED,
+        spec=spec,
+        created_at=created_at,
+        steps=spec.steps_run * spec.num_images,
+        result_ttl_s=result_ttl_s,
+        deadline_at=created_at + deadline_s if deadline_s is not None else None,
+    )

@@ -4,11 +4,12 @@ from hashlib import sha256
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from app import openapi
 from app.contract.job import JobRecord
 from app.contract.models import ModelRegistry, model_name
+from app.contract.once import Once
 from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
@@ -22,6 +23,15 @@ from app.uploads import Upload, png
 router = APIRouter(tags=["jobs"])
 
 DryRunQuery = Annotated[bool, Query(description="Only say what would be done: validate everything, make no job.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="Any text of your choice. The same key and request within 24 hours give the same job again.",
+        examples=["7c4a8d09-order-17"],
+    ),
+]
 
 
 @router.post(
@@ -29,7 +39,7 @@ DryRunQuery = Annotated[bool, Query(description="Only say what would be done: va
     status_code=202,
     operation_id="submit_img2img",
     openapi_extra={"requestBody": openapi.SUBMIT_BODY},
-    responses=openapi.SUBMITTED | openapi.WOULD_BE_SUBMITTED | openapi.problems(400, 413, 415, 422, 503),
+    responses=openapi.SUBMITTED | openapi.WOULD_BE_SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 503),
 )
 async def submit_img2img(
     request: RequestDep,
@@ -40,15 +50,29 @@ async def submit_img2img(
     models: ModelsDep,
     decoders: DecodersDep,
     dry_run: DryRunQuery = False,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView | DryRun:
     """Queues a job. Poll the `Location`; when the job has succeeded, fetch its images."""
+    once = await run_sync(_once, request, idempotency_key) if idempotency_key and not dry_run else None
+    made_before = await run_sync(queue.made_before, once) if once else None
+    if made_before:
+        return _accepted(response, made_before, new=False)
     spec, picture = await run_sync(resolve, request, settings, models, limiter=decoders)
     if dry_run:
         response.status_code = 200
-        depth = await run_sync(queue.depth, spec.model)
-        return DryRun(request=spec, cost=spec.cost, queue_position=depth)
-    record = await run_sync(submit, request, spec, picture, settings, queue, store)
+        return DryRun(request=spec, cost=spec.cost, queue_position=await run_sync(queue.depth, spec.model))
+    record, new = await run_sync(submit, request, spec, picture, once, settings, queue, store)
+    return _accepted(response, record, new)
+
+
+def _once(request: Img2ImgRequest, key: str) -> Once:
+    return Once(key, request.fingerprint())
+
+
+def _accepted(response: Response, record: JobRecord, new: bool) -> JobView:
     response.headers["Location"] = f"/jobs/{record.id}"
+    if not new:
+        response.headers["Idempotency-Replayed"] = "true"
     return JobView.of(record)
 
 
@@ -79,9 +103,17 @@ def resolve(request: Img2ImgRequest, settings: ApiSettings, models: ModelRegistr
 
 
 def submit(
-    request: Img2ImgRequest, spec: JobSpec, picture: bytes, settings: ApiSettings, queue: JobQueue, store: Store
-) -> JobRecord:
-    """Stores the picture and queues the job."""
+    request: Img2ImgRequest,
+    spec: JobSpec,
+    picture: bytes,
+    once: Once | None,
+    settings: ApiSettings,
+    queue: JobQueue,
+    store: Store,
+) -> tuple[JobRecord, bool]:
+    """Stores the picture and queues the job, unless the same request has just done it. Returns whether it is new."""
     queue.inputs.hold(spec.image, settings.result_ttl)
     store.put(input_key(spec.image), picture)
-    return queue.submit(spec, result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)
+    if once is None:
+        return queue.submit(spec, result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s), True
+    return queue.submit_once(once, spec, result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)
