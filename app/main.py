@@ -18,8 +18,9 @@ from app.contract.models import ModelRegistry
 from app.contract.queue import JobQueue
 from app.contract.store import ObjectStore
 from app.deadlines import keep_deadlines
+from app.feed import Feed
 from app.middleware import BodyLimit
-from app.routes import health, img2img, jobs, models
+from app.routes import follow, health, img2img, jobs, models
 from app.settings import ApiSettings
 
 
@@ -34,9 +35,11 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.models = ModelRegistry(redis)
         app.state.store = ObjectStore(settings.resolved_store_url)
         app.state.decoders = CapacityLimiter(os.cpu_count() or 1)
-        deadlines = asyncio.create_task(keep_deadlines(app.state.queue))
+        app.state.feed = Feed(settings.resolved_redis_url)
+        tasks = [asyncio.create_task(app.state.feed.run()), asyncio.create_task(keep_deadlines(app.state.queue))]
         yield
-        deadlines.cancel()
+        for task in tasks:
+            task.cancel()
         redis.close()
 
     app = FastAPIOffline(  # /docs without a content delivery network: the service may stand behind a firewall
@@ -46,7 +49,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    for routes in (img2img, jobs, models, health):
+    for routes in (img2img, jobs, follow, models, health):
         app.include_router(routes.router)
     errors.install(app)
     openapi.install(app)

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.schemas import DryRun, Img2ImgRequest, Problem
+from app.schemas import DryRun, GoneEvent, Img2ImgRequest, Problem, ProgressEvent, QueuedEvent
 
 REF = "#/components/schemas/{model}"
 SUBMIT_BODY = {
@@ -31,11 +31,39 @@ SUBMITTED: dict[int | str, dict[str, Any]] = {
         },
         "links": {
             name: {"operationId": name, **_JOB_ID_LINK}
-            for name in ("get_job", "cancel_job", "delete_job", "get_result")
+            for name in ("get_job", "follow_job", "cancel_job", "delete_job", "get_result")
         },
     }
 }
 WOULD_BE_SUBMITTED: dict[int | str, dict[str, Any]] = {200: {"model": DryRun, "description": "With `dry_run`: no job."}}
+JOB: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The job.",
+        "headers": {
+            "Preference-Applied": {
+                "description": "How long a `Prefer: wait` was granted.",
+                "schema": {"type": "string", "pattern": "^wait=[0-9]+$"},
+            }
+        },
+    }
+}
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-Sent Events. `data` is JSON: a QueuedEvent, a ProgressEvent, a JobView or a GoneEvent.",
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": (
+                    'event: queued\nid: 1\ndata: {"id":"3f0c","status":"queued","queue_position":2}\n\n'
+                    "event: progress\nid: 5\n"
+                    'data: {"id":"3f0c","status":"running","progress":{"step":6,"steps":24,"fraction":0.25}}\n\n'
+                    'event: succeeded\nid: 24\ndata: {"id":"3f0c","status":"succeeded","images":[...],...}\n\n'
+                ),
+            }
+        },
+    },
+    204: {"description": "The client has had the last event already."},
+}
 PNG_IMAGE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The picture.",
@@ -78,7 +106,8 @@ def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
 
 
 def _schemas() -> dict[str, Any]:
-    models = [(Img2ImgRequest, "validation"), (Problem, "validation")]
+    events = (QueuedEvent, ProgressEvent, GoneEvent)
+    models = [(Img2ImgRequest, "validation"), (Problem, "validation"), *((event, "serialization") for event in events)]
     _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
     schemas: dict[str, Any] = definitions["$defs"]
     form = deepcopy(schemas["Img2ImgRequest"])

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
@@ -165,6 +165,34 @@ def _timings(record: JobRecord) -> dict[str, float]:
     if record.started_at and record.finished_at:
         timings["run"] = record.finished_at - record.started_at
     return {stage: round(max(seconds, 0.0), 6) for stage, seconds in timings.items()} | record.timings
+
+
+class QueuedEvent(BaseModel):
+    """The job waits. Sent first, and again whenever its place has changed."""
+
+    id: str
+    status: Literal[JobStatus.QUEUED] = JobStatus.QUEUED
+    queue_position: Annotated[int, Field(description="Jobs ahead of it in the queue of its model.")]
+
+
+class ProgressEvent(BaseModel):
+    """The job runs."""
+
+    id: str
+    status: Literal[JobStatus.RUNNING] = JobStatus.RUNNING
+    progress: ProgressView
+
+    @classmethod
+    def of(cls, record: JobRecord) -> Self:
+        return cls(id=record.id, progress=_progress(record))
+
+
+class GoneEvent(BaseModel):
+    """The job was deleted while it was followed."""
+
+    id: str
+    code: str
+    message: str
 
 
 class JobList(BaseModel):

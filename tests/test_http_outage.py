@@ -21,6 +21,7 @@ from tests.problems import assert_problem
 CALLS = [
     ("POST", "/img2img"),
     ("GET", "/jobs/x"),
+    ("GET", "/jobs/x/events"),
     ("GET", "/jobs"),
     ("DELETE", "/jobs/x"),
     ("POST", "/jobs/x/cancel"),

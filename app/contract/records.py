@@ -13,6 +13,7 @@ from rq.utils import as_text
 from app.contract.errors import Deleted, Expired, Gone, Img2ImgError, NotFound
 from app.contract.inputs import INPUT_USES, INPUTS
 from app.contract.job import TRANSITIONS, ImageInfo, JobFailure, JobRecord, JobStatus
+from app.contract.line import LINE, Line
 from app.contract.scripts import FORGET, MOVE, PROGRESS
 from app.contract.spec import JobSpec
 
@@ -21,6 +22,7 @@ LISTED = "i2i:jobs"  # sorted set: ids of all jobs, by creation time
 LISTED_AS = "i2i:jobs:{status}"  # the same, of the jobs in one state
 EXPIRING = "i2i:expiring"  # sorted set: ids of ended jobs, by when their record and pictures go
 DEADLINES = "i2i:deadlines"  # sorted set: ids of jobs with a deadline that have not ended, by that deadline
+CHANGES = "i2i:changes"  # channel: id of every job whose record has changed, and its new status where that is new
 GONE = "i2i:gone:{id}"  # string with a time to live: why there is no such job any more
 
 GONE_S = 24 * 3600  # a job that is gone is answered for this long with what became of it
@@ -54,6 +56,7 @@ class JobRecords:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self.line = Line(redis)
         self._move_script = redis.register_script(MOVE)
         self._forget_script = redis.register_script(FORGET)
         self._progress_script = redis.register_script(PROGRESS)
@@ -84,6 +87,9 @@ class JobRecords:
             "status": record.status.value,
             "spec": spec.model_dump_json(),
             "input": spec.image,
+            "model": spec.model,
+            "cost": spec.cost,
+            "revision": 1,
             "created_at": record.created_at,
             "result_ttl_s": record.result_ttl_s,
             "attempts": 0,
@@ -97,6 +103,8 @@ class JobRecords:
         pipe.zadd(LISTED, {record.id: record.created_at})
         pipe.zadd(LISTED_AS.format(status=record.status), {record.id: record.created_at})
         pipe.hincrby(INPUT_USES, spec.image, 1)
+        self.line.join(pipe, record.id, spec)
+        pipe.publish(CHANGES, f"{record.id} {record.status}")
 
     def page(self, status: JobStatus | None, before: Place | None, limit: int) -> tuple[list[JobRecord], Place | None]:
         """Up to `limit` jobs, newest first, from behind the place `before`; and the place to go on from, if any."""
@@ -122,7 +130,7 @@ class JobRecords:
 
         again_at: when `expired_ids` names it once more, for pictures that came late.
         """
-        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, GONE.format(id=job_id)]
+        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, GONE.format(id=job_id), CHANGES]
         return bool(self._forget_script(keys=keys, args=[job_id, why.code, GONE_S, again_at or ""]))
 
     def expired_ids(self, limit: int = 100) -> list[str]:
@@ -180,7 +188,9 @@ class JobRecords:
         with self._redis.pipeline(transaction=False) as pipe:
             for p in progress:
                 self._progress_script(
-                    keys=[RECORD.format(id=p.job_id)], args=[p.execution, p.step, p.steps], client=pipe
+                    keys=[RECORD.format(id=p.job_id), CHANGES],
+                    args=[p.job_id, p.execution, p.step, p.steps],
+                    client=pipe,
                 )
             noted = pipe.execute()
         return [p for p, ok in zip(progress, noted, strict=True) if not ok]
@@ -201,7 +211,7 @@ class JobRecords:
         flat = [x for field in fields.items() for x in field]
         ended_at: Scalar = fields["finished_at"] if to.is_terminal else ""
         args: list[Scalar] = [job_id, to.value, sources, execution, ended_at, int(attempt), *flat]
-        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, DEADLINES, INPUT_USES, INPUTS]
+        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, DEADLINES, INPUT_USES, INPUTS, LINE, CHANGES]
         answer = self._move_script(keys=keys, args=args)
         return str(as_text(answer))
 

@@ -1,5 +1,6 @@
 """A job and its pictures."""
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
@@ -10,7 +11,8 @@ from app.contract.job import JobRecord, JobStatus
 from app.contract.records import Place
 from app.contract.spec import result_key, result_keys
 from app.contract.store import Store
-from app.deps import QueueDep, StoreDep
+from app.deps import FeedDep, QueueDep, StoreDep
+from app.follow import wait_for_end
 from app.schemas import JobList, JobView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -23,6 +25,12 @@ Cursor = Annotated[
     str | None,
     Query(pattern=r"^[0-9]{1,11}(\.[0-9]{1,9})?-[0-9a-f]{32}$", description="The `next_cursor` of the page before."),
 ]
+MAX_WAIT_S = 60
+Wait = Annotated[
+    float | None,
+    Query(ge=0, le=MAX_WAIT_S, description="Answer when the job has ended, or after so many seconds as it is then."),
+]
+Prefer = Annotated[str | None, Header(description="`wait=30` does what `?wait=30` does.", examples=["wait=30"])]
 Limit = Annotated[int, Query(ge=1, le=100, description="Jobs of one page.")]
 
 
@@ -41,10 +49,21 @@ def _place(cursor: str | None) -> Place | None:
     return Place(float(created_at), job_id)
 
 
-@router.get("/{job_id}", operation_id="get_job", responses=openapi.problems(404, 410, 503))
-def get_job(job_id: JobId, queue: QueueDep) -> JobView:
-    """The job: its state, its progress, its parameters as resolved, its images."""
-    return JobView.of(queue.records.find(job_id))
+@router.get("/{job_id}", operation_id="get_job", responses=openapi.JOB | openapi.problems(404, 410, 422, 503))
+async def get_job(
+    job_id: JobId, queue: QueueDep, feed: FeedDep, response: Response, wait: Wait = None, prefer: Prefer = None
+) -> JobView:
+    """The job: its state, its progress, its parameters as resolved, its images. With `wait`: when it has ended."""
+    preferred = _preferred_wait(prefer) if wait is None else None
+    if preferred is not None:
+        response.headers["Preference-Applied"] = f"wait={preferred}"
+    return JobView.of(await wait_for_end(job_id, wait or preferred or 0, queue, feed))
+
+
+def _preferred_wait(prefer: str | None) -> int | None:
+    """The seconds of `Prefer: wait=30` (RFC 7240), as far as they are granted."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", prefer or "", re.IGNORECASE)
+    return min(int(found[1]), MAX_WAIT_S) if found else None
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_job", responses=openapi.problems(404, 410, 503))
