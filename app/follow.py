@@ -13,12 +13,14 @@ from app.contract.errors import Gone, NotFound
 from app.contract.job import JobRecord, JobStatus
 from app.contract.queue import JobQueue
 from app.feed import Feed
+from app.forecast import Forecaster
 from app.schemas import GoneEvent, JobView, ProgressEvent, QueuedEvent
 
 REREAD_S = 15.0  # a record is read again after this even if nothing was heard of it
 KEEPALIVE_S = 15.0  # a stream is never silent for longer
 OUTAGE_S = 0.5  # between two tries to read while Redis is away
 QUEUE_LOOK_S = 0.5  # how often at most a place in the queue is looked up; far back less often, for it matters less
+MINOR_S, MINOR = 5.0, 0.2  # a change of an ETA by less, in seconds or as a part of it, is no news
 
 RETRY = b"retry: 2000\n\n"  # how long a browser waits before it connects again, in ms
 KEEPALIVE = b": still here\n\n"
@@ -41,7 +43,7 @@ async def wait_for_end(job_id: str, wait_s: float, queue: JobQueue, feed: Feed) 
         return record
 
 
-async def tell(job_id: str, seen: int, queue: JobQueue, feed: Feed) -> AsyncIterator[bytes]:
+async def tell(job_id: str, seen: int, queue: JobQueue, feed: Feed, forecaster: Forecaster) -> AsyncIterator[bytes]:
     """The events of a job until its end. seen: the revision that the client knows; what it missed since is told by the
     job's present state, which comes first."""
     yield RETRY
@@ -54,13 +56,13 @@ async def tell(job_id: str, seen: int, queue: JobQueue, feed: Feed) -> AsyncIter
             event: BaseModel | None = None
             try:
                 record = await run_sync(queue.records.find, job_id)
-                event = await run_sync(_event, record, queue)
+                event = await run_sync(_event, record, forecaster)
             except (NotFound, Gone) as error:
                 yield _frame("gone", GoneEvent(id=job_id, code=error.code, message=error.message))
                 return
             except RedisError:
                 await asyncio.sleep(OUTAGE_S)
-            if event is not None and event != told:
+            if event is not None and _is_news(event, told):
                 told = event
                 if record.revision > seen or record.status is JobStatus.QUEUED:
                     yield _frame(_NAMES.get(record.status, record.status.value), event, record.revision)
@@ -77,14 +79,23 @@ async def tell(job_id: str, seen: int, queue: JobQueue, feed: Feed) -> AsyncIter
 _NAMES = {JobStatus.RUNNING: "progress"}
 
 
-def _event(record: JobRecord, queue: JobQueue) -> BaseModel:
+def _event(record: JobRecord, forecaster: Forecaster) -> BaseModel:
     """What there is to say of a job. On a thread: a place in the queue is asked of Redis."""
     if record.status is JobStatus.QUEUED:
-        standing = queue.records.line.standing(record.id, record.spec)
-        return QueuedEvent(id=record.id, queue_position=standing.position if standing else 0)
+        [forecast] = forecaster.of([record])
+        position, eta_s = (forecast.queue_position, forecast.eta_s) if forecast else (0, None)  # None: just taken
+        return QueuedEvent(id=record.id, queue_position=position, eta_s=eta_s)
     if record.status is JobStatus.RUNNING:
         return ProgressEvent.of(record)
     return JobView.of(record)
+
+
+def _is_news(event: BaseModel, told: BaseModel | None) -> bool:
+    """Whether a client should hear of it; one that knows the ETA counts the seconds itself."""
+    if isinstance(event, QueuedEvent) and isinstance(told, QueuedEvent) and event.eta_s and told.eta_s:
+        surprise_s = abs(event.eta_s - told.eta_s)
+        return event.queue_position != told.queue_position or surprise_s > max(MINOR_S, MINOR * told.eta_s)
+    return event != told
 
 
 async def _until_worth_a_look(

@@ -19,6 +19,7 @@ from app.contract.queue import JobQueue
 from app.contract.store import ObjectStore
 from app.deadlines import keep_deadlines
 from app.feed import Feed
+from app.forecast import Forecaster
 from app.middleware import BodyLimit
 from app.routes import follow, health, img2img, jobs, models
 from app.settings import ApiSettings
@@ -35,6 +36,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.models = ModelRegistry(redis)
         app.state.store = ObjectStore(settings.resolved_store_url)
         app.state.decoders = CapacityLimiter(os.cpu_count() or 1)
+        app.state.forecaster = Forecaster(app.state.queue.records.line, app.state.models)
         app.state.feed = Feed(settings.resolved_redis_url)
         tasks = [asyncio.create_task(app.state.feed.run()), asyncio.create_task(keep_deadlines(app.state.queue))]
         yield

@@ -54,7 +54,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
             "text/event-stream": {
                 "schema": {"type": "string"},
                 "example": (
-                    'event: queued\nid: 1\ndata: {"id":"3f0c","status":"queued","queue_position":2}\n\n'
+                    'event: queued\nid: 1\ndata: {"id":"3f0c","status":"queued","queue_position":2,"eta_s":14.5}\n\n'
                     "event: progress\nid: 5\n"
                     'data: {"id":"3f0c","status":"running","progress":{"step":6,"steps":24,"fraction":0.25}}\n\n'
                     'event: succeeded\nid: 24\ndata: {"id":"3f0c","status":"succeeded","images":[...],...}\n\n'

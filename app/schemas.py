@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
 from app.contract.models import ModelCard
 from app.contract.spec import MAX_IMAGES, MAX_SEED, JobSpec, Resize, Scheduler
+from app.forecast import Forecast
 
 MAX_TEXT = 10_000  # characters
 MAX_DEADLINE_S = 7 * 24 * 3600
@@ -86,6 +87,12 @@ class Img2ImgRequest(BaseModel):
         return sha256(sha256(self.image).digest() + fields.encode()).hexdigest()
 
 
+EtaS = Annotated[
+    float | None,
+    Field(description="Seconds until it is done, by the work ahead and the workers' pace; null where that is unknown."),
+]
+
+
 class ImageView(ImageInfo):
     """One result picture."""
 
@@ -112,6 +119,8 @@ class JobView(BaseModel):
     expires_at: Annotated[
         datetime | None, Field(description="When the job and its pictures are deleted; known once it has ended.")
     ]
+    queue_position: Annotated[int | None, Field(description="Jobs ahead of it; null once it has left the queue.")]
+    eta_s: EtaS
     progress: ProgressView
     request: Annotated[JobSpec, Field(description="Every parameter as resolved; the picture as its sha256.")]
     images: list[ImageView]
@@ -120,10 +129,12 @@ class JobView(BaseModel):
     worker: str | None
 
     @classmethod
-    def of(cls, record: JobRecord) -> Self:
+    def of(cls, record: JobRecord, forecast: Forecast | None = None) -> Self:
         return cls(
             id=record.id,
             status=record.status,
+            queue_position=forecast.queue_position if forecast else None,
+            eta_s=forecast.eta_s if forecast else None,
             created_at=_moment(record.created_at),
             started_at=_moment_or_none(record.started_at),
             finished_at=_moment_or_none(record.finished_at),
@@ -173,6 +184,7 @@ class QueuedEvent(BaseModel):
     id: str
     status: Literal[JobStatus.QUEUED] = JobStatus.QUEUED
     queue_position: Annotated[int, Field(description="Jobs ahead of it in the queue of its model.")]
+    eta_s: EtaS
 
 
 class ProgressEvent(BaseModel):
@@ -208,6 +220,7 @@ class DryRun(BaseModel):
     request: Annotated[JobSpec, Field(description="Every parameter as it would be resolved.")]
     cost: Annotated[float, Field(description="Work in megapixel-steps; with guidance a step counts twice.")]
     queue_position: Annotated[int, Field(description="Jobs that would be ahead of it.")]
+    eta_s: EtaS
 
 
 class ModelView(ModelCard):

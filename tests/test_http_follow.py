@@ -86,7 +86,9 @@ def later(http: httpx.Client, queue: JobQueue) -> Iterator[Later]:
 def test_a_job_tells_its_story(http: httpx.Client, submit: Submit, queue: JobQueue, finish: Finish) -> None:
     first, job_id = submit().json()["id"], submit(strength=0.5, num_inference_steps=20).json()["id"]
     with following(http, job_id) as stream:
-        assert stream.next() == Event("queued", "1", {"id": job_id, "status": "queued", "queue_position": 1})
+        assert stream.next() == Event(
+            "queued", "1", {"id": job_id, "status": "queued", "queue_position": 1, "eta_s": None}
+        )
         finish(first)
         assert stream.next().data["queue_position"] == 0
         queue.records.start(job_id, execution="e", worker="w")

@@ -4,6 +4,7 @@ What workers pop is RQ's list. The line is kept in step with it by the transacti
 jobs, and answers in O(log n).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from redis import Redis
@@ -36,9 +37,18 @@ class Line:
         """Puts a new job at the end, in the transaction that queues it."""
         self._join(keys=[f"{LINE}:{spec.model}"], args=[job_id, spec.cost], client=pipe)
 
-    def standing(self, job_id: str, spec: JobSpec) -> Standing | None:
-        """Where a waiting job stands; None if it does not wait."""
-        answer = self._stand(keys=[f"{LINE}:{spec.model}"], args=[job_id])
+    def standings(self, jobs: Sequence[tuple[str, JobSpec]]) -> list[Standing | None]:
+        """Where waiting jobs stand, in one round trip; None for one that does not wait."""
+        if not jobs:
+            return []
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, spec in jobs:
+                self._stand(keys=[f"{LINE}:{spec.model}"], args=[job_id], client=pipe)
+            answers = pipe.execute()
+        return [self._parse(answer, spec) for answer, (_, spec) in zip(answers, jobs, strict=True)]
+
+    @staticmethod
+    def _parse(answer: Sequence[bytes | int] | None, spec: JobSpec) -> Standing | None:
         if answer is None:
             return None
         rank, score, first, came, waiting = int(answer[0]), *map(float, answer[1:])

@@ -13,7 +13,8 @@ from app.contract.once import Once
 from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
-from app.deps import DecodersDep, ModelsDep, QueueDep, SettingsDep, StoreDep
+from app.deps import DecodersDep, ForecasterDep, ModelsDep, QueueDep, SettingsDep, StoreDep
+from app.forecast import Forecaster
 from app.request_body import RequestDep
 from app.resolve import resolve_model, resolve_scheduler, resolve_seed, resolve_size
 from app.schemas import DryRun, Img2ImgRequest, JobView
@@ -48,6 +49,7 @@ async def submit_img2img(
     queue: QueueDep,
     store: StoreDep,
     models: ModelsDep,
+    forecaster: ForecasterDep,
     decoders: DecodersDep,
     dry_run: DryRunQuery = False,
     idempotency_key: IdempotencyKey = None,
@@ -56,24 +58,25 @@ async def submit_img2img(
     once = await run_sync(_once, request, idempotency_key) if idempotency_key and not dry_run else None
     made_before = await run_sync(queue.made_before, once) if once else None
     if made_before:
-        return _accepted(response, made_before, new=False)
+        return await run_sync(_accepted, response, made_before, False, forecaster)
     spec, picture = await run_sync(resolve, request, settings, models, limiter=decoders)
     if dry_run:
         response.status_code = 200
-        return DryRun(request=spec, cost=spec.cost, queue_position=await run_sync(queue.depth, spec.model))
+        forecast = await run_sync(forecaster.of_next, spec)
+        return DryRun(request=spec, cost=spec.cost, queue_position=forecast.queue_position, eta_s=forecast.eta_s)
     record, new = await run_sync(submit, request, spec, picture, once, settings, queue, store)
-    return _accepted(response, record, new)
+    return await run_sync(_accepted, response, record, new, forecaster)
 
 
 def _once(request: Img2ImgRequest, key: str) -> Once:
     return Once(key, request.fingerprint())
 
 
-def _accepted(response: Response, record: JobRecord, new: bool) -> JobView:
+def _accepted(response: Response, record: JobRecord, new: bool, forecaster: Forecaster) -> JobView:
     response.headers["Location"] = f"/jobs/{record.id}"
     if not new:
         response.headers["Idempotency-Replayed"] = "true"
-    return JobView.of(record)
+    return JobView.of(record, *forecaster.of([record]))
 
 
 def resolve(request: Img2ImgRequest, settings: ApiSettings, models: ModelRegistry) -> tuple[JobSpec, bytes]:

@@ -3,6 +3,7 @@
 import re
 from typing import Annotated
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Path, Query, Response
 
 from app import openapi
@@ -11,7 +12,7 @@ from app.contract.job import JobRecord, JobStatus
 from app.contract.records import Place
 from app.contract.spec import result_key, result_keys
 from app.contract.store import Store
-from app.deps import FeedDep, QueueDep, StoreDep
+from app.deps import FeedDep, ForecasterDep, QueueDep, StoreDep
 from app.follow import wait_for_end
 from app.schemas import JobList, JobView
 
@@ -35,11 +36,14 @@ Limit = Annotated[int, Query(ge=1, le=100, description="Jobs of one page.")]
 
 
 @router.get("", operation_id="list_jobs", responses=openapi.problems(422, 503))
-def list_jobs(queue: QueueDep, status: StatusFilter = None, cursor: Cursor = None, limit: Limit = 20) -> JobList:
+def list_jobs(
+    queue: QueueDep, forecaster: ForecasterDep, status: StatusFilter = None, cursor: Cursor = None, limit: Limit = 20
+) -> JobList:
     """The jobs, newest first. A page may be shorter than asked for, where jobs went meanwhile."""
     records, last = queue.records.page(status, _place(cursor), limit)
     next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
-    return JobList(jobs=[JobView.of(record) for record in records], next_cursor=next_cursor)
+    jobs = [JobView.of(*pair) for pair in zip(records, forecaster.of(records), strict=True)]
+    return JobList(jobs=jobs, next_cursor=next_cursor)
 
 
 def _place(cursor: str | None) -> Place | None:
@@ -51,13 +55,20 @@ def _place(cursor: str | None) -> Place | None:
 
 @router.get("/{job_id}", operation_id="get_job", responses=openapi.JOB | openapi.problems(404, 410, 422, 503))
 async def get_job(
-    job_id: JobId, queue: QueueDep, feed: FeedDep, response: Response, wait: Wait = None, prefer: Prefer = None
+    job_id: JobId,
+    queue: QueueDep,
+    feed: FeedDep,
+    forecaster: ForecasterDep,
+    response: Response,
+    wait: Wait = None,
+    prefer: Prefer = None,
 ) -> JobView:
     """The job: its state, its progress, its parameters as resolved, its images. With `wait`: when it has ended."""
     preferred = _preferred_wait(prefer) if wait is None else None
     if preferred is not None:
         response.headers["Preference-Applied"] = f"wait={preferred}"
-    return JobView.of(await wait_for_end(job_id, wait or preferred or 0, queue, feed))
+    record = await wait_for_end(job_id, wait or preferred or 0, queue, feed)
+    return JobView.of(record, *await run_sync(forecaster.of, [record]))
 
 
 def _preferred_wait(prefer: str | None) -> int | None:
