@@ -8,7 +8,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.schemas import DryRun, GoneEvent, Img2ImgRequest, Problem, ProgressEvent, QueuedEvent
+from app.schemas import (
+    DryRun,
+    GoneEvent,
+    ImageFormat,
+    ImageRequest,
+    Img2ImgRequest,
+    Problem,
+    ProgressEvent,
+    QueuedEvent,
+)
 
 REF = "#/components/schemas/{model}"
 SUBMIT_BODY = {
@@ -16,6 +25,13 @@ SUBMIT_BODY = {
     "content": {
         "multipart/form-data": {"schema": {"$ref": REF.format(model="Img2ImgForm")}},
         "application/json": {"schema": {"$ref": REF.format(model="Img2ImgRequest")}},
+    },
+}
+IMAGE_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": {"$ref": REF.format(model="ImageForm")}},
+        "application/json": {"schema": {"$ref": REF.format(model="ImageRequest")}},
     },
 }
 _JOB_ID_LINK = {"parameters": {"job_id": "$response.body#/id"}}
@@ -64,11 +80,13 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     },
     204: {"description": "The client has had the last event already."},
 }
-PNG_IMAGE: dict[int | str, dict[str, Any]] = {
+RESULT_IMAGE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The picture.",
-        "headers": {"ETag": {"description": "Its sha256, in quotes.", "schema": {"type": "string"}}},
-        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {"ETag": {"description": "Of a PNG its sha256, in quotes.", "schema": {"type": "string"}}},
+        "content": {
+            f"image/{image_format}": {"schema": {"type": "string", "format": "binary"}} for image_format in ImageFormat
+        },
     },
     304: {"description": "The client has it already."},
 }
@@ -107,14 +125,17 @@ def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
 
 def _schemas() -> dict[str, Any]:
     events = (QueuedEvent, ProgressEvent, GoneEvent)
-    models = [(Img2ImgRequest, "validation"), (Problem, "validation"), *((event, "serialization") for event in events)]
+    read = (Img2ImgRequest, ImageRequest, Problem)
+    models = [*((model, "validation") for model in read), *((event, "serialization") for event in events)]
     _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
     schemas: dict[str, Any] = definitions["$defs"]
-    form = deepcopy(schemas["Img2ImgRequest"])
-    form["title"] = "Img2ImgForm"
-    form["properties"]["image"] = {
-        "type": "string",
-        "format": "binary",
-        "description": "The picture: PNG, JPEG or WebP.",
-    }
-    return schemas | {"Img2ImgForm": form}
+    for request, form in (("Img2ImgRequest", "Img2ImgForm"), ("ImageRequest", "ImageForm")):
+        schemas[form] = deepcopy(schemas[request])
+        schemas[form]["title"] = form
+        schemas[form]["properties"]["image"] = {
+            "type": "string",
+            "format": "binary",
+            "description": "The picture: PNG, JPEG or WebP.",
+        }
+    schemas["Img2ImgForm"]["properties"]["image"]["description"] += " Or, as text: what refers to one, as in JSON."
+    return schemas

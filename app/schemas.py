@@ -5,6 +5,7 @@ import binascii
 import reprlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated, Any, Literal, Self
 
@@ -14,13 +15,14 @@ from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
 from app.contract.models import ModelCard
 from app.contract.spec import MAX_IMAGES, MAX_SEED, JobSpec, Resize, Scheduler
 from app.forecast import Forecast
+from app.references import Reference, parse_reference
 
 MAX_TEXT = 10_000  # characters
 MAX_DEADLINE_S = 7 * 24 * 3600
 
 
 def picture_bytes(value: object) -> bytes:
-    """The picture of a request: bytes from a form, base64 or a data: URI from JSON."""
+    """A picture: bytes from a form, base64 or a data: URI from JSON."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
@@ -40,6 +42,25 @@ Picture = Annotated[
     PlainValidator(picture_bytes),
     WithJsonSchema({"type": "string", "description": "The picture (PNG, JPEG or WebP) as base64 or a data: URI."}),
 ]
+
+
+def picture_or_reference(value: object) -> bytes | Reference:
+    """The picture of a request, or what it is called here."""
+    reference = parse_reference(value) if isinstance(value, str) else None
+    return reference or picture_bytes(value)
+
+
+PictureOrReference = Annotated[
+    bytes | Reference,
+    PlainValidator(picture_or_reference),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "The picture (PNG, JPEG or WebP) as base64 or a data: URI; or the sha256 of one that was "
+            "sent before; or the path of a result, `/jobs/{id}/images/0`.",
+        }
+    ),
+]
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(max_length=200)]
 
@@ -49,7 +70,7 @@ class Img2ImgRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    image: Picture
+    image: PictureOrReference
     prompt: Annotated[Text, Field(description="What to show; may be empty.", examples=["a watercolor painting"])] = ""
     negative_prompt: Annotated[Text, Field(description="What not to show.")] = ""
     strength: Annotated[
@@ -84,7 +105,32 @@ class Img2ImgRequest(BaseModel):
     def fingerprint(self) -> str:
         """Equal for equal requests, however they are written and whatever the defaults of later versions add."""
         fields = self.model_dump_json(exclude={"image"}, exclude_defaults=True)
-        return sha256(sha256(self.image).digest() + fields.encode()).hexdigest()
+        picture = self.image if isinstance(self.image, bytes) else repr(self.image).encode()
+        return sha256(sha256(picture).digest() + fields.encode()).hexdigest()
+
+
+class ImageRequest(BaseModel):
+    """A picture to keep."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: Picture
+
+
+class ImageKept(BaseModel):
+    """A picture that jobs can refer to."""
+
+    sha256: Annotated[str, Field(description="Of the bytes as they were sent; an `image` of `POST /img2img`.")]
+    width: Annotated[int, Field(description="Of the upright picture.")]
+    height: int
+
+
+class ImageFormat(StrEnum):
+    """How a result is delivered."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
 
 
 EtaS = Annotated[
@@ -274,10 +320,7 @@ class FieldProblem(BaseModel):
         field = ".".join(map(str, loc))[:80] or "body"
         if error["type"] == "missing":
             return cls(field=field, message="Field required")
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "extra_forbidden":
-            message = f"Unknown field; known are {', '.join(Img2ImgRequest.model_fields)}"
-        return cls(field=field, message=message, got=shortened(error["input"]))
+        return cls(field=field, message=error["msg"].removeprefix("Value error, "), got=shortened(error["input"]))
 
 
 class Problem(BaseModel):

@@ -170,11 +170,11 @@ def test_an_input_picture_is_kept_while_a_job_needs_it(
     sha256 = first["request"]["image"]
 
     def sweep_in_two_days() -> bool:
-        redis.zadd(INPUTS, {sha256: 1}, xx=True)
+        redis.zadd(INPUTS, {input_key(sha256): 1}, xx=True)
         retention.sweep()
         return store.get(input_key(sha256)) is not None
 
-    assert redis.hgetall(INPUT_USES) == {sha256.encode(): b"2"}
+    assert redis.hgetall(INPUT_USES) == {input_key(sha256).encode(): b"2"}
     assert sweep_in_two_days()
     http.post(f"/jobs/{first['id']}/cancel")
     assert sweep_in_two_days()
@@ -187,15 +187,15 @@ def test_an_input_picture_is_kept_while_a_job_needs_it(
 
 
 def test_a_picture_that_is_just_being_deleted_is_stored_anew(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
-    sha256 = "a" * 64
-    queue.inputs.hold(sha256, -1)
-    assert queue.inputs.take_unused() == [sha256]
+    key = input_key("a" * 64)
+    queue.inputs.hold(key, -1)
+    assert queue.inputs.take_unused() == [key]
     with pytest.raises(Unavailable):
-        queue.inputs.hold(sha256, 60)
-    queue.inputs.deleted(sha256)
-    queue.inputs.hold(sha256, 60)
+        queue.inputs.hold(key, 60)
+    queue.inputs.deleted(key)
+    queue.inputs.hold(key, 60)
     assert queue.inputs.take_unused() == []
-    assert not redis.exists(BEING_DELETED.format(sha256=sha256))
+    assert not redis.exists(BEING_DELETED.format(key=key))
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -16,6 +16,7 @@ from app.settings import ApiSettings
 
 OPERATIONS = {
     "submit_img2img": ("post", "/img2img"),
+    "keep_image": ("post", "/images"),
     "list_jobs": ("get", "/jobs"),
     "delete_job": ("delete", "/jobs/{job_id}"),
     "get_job": ("get", "/jobs/{job_id}"),

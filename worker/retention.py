@@ -6,7 +6,7 @@ from redis import Redis
 
 from app.contract.errors import Expired
 from app.contract.queue import JobQueue
-from app.contract.spec import input_key, result_keys
+from app.contract.spec import result_keys
 from app.contract.store import Store
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ class Retention:
             self._store.delete(*result_keys(job_id))
             self._jobs.records.forget(job_id, Expired)
         unused = self._jobs.inputs.take_unused()
-        for sha256 in unused:
-            self._store.delete(input_key(sha256))
-            self._jobs.inputs.deleted(sha256)
+        for key in unused:
+            self._store.delete(key)
+            self._jobs.inputs.deleted(key)
         if expired or unused:
             log.info("deleted %d expired jobs and %d unused inputs", len(expired), len(unused))

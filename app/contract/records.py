@@ -15,7 +15,7 @@ from app.contract.inputs import INPUT_USES, INPUTS
 from app.contract.job import TRANSITIONS, ImageInfo, JobFailure, JobRecord, JobStatus
 from app.contract.line import LINE, Line
 from app.contract.scripts import FORGET, MOVE, PROGRESS
-from app.contract.spec import JobSpec
+from app.contract.spec import JobSpec, input_key
 
 RECORD = "i2i:job:{id}"  # hash: the record, field by field
 LISTED = "i2i:jobs"  # sorted set: ids of all jobs, by creation time
@@ -86,7 +86,7 @@ class JobRecords:
         fields: dict[str, Scalar] = {
             "status": record.status.value,
             "spec": spec.model_dump_json(),
-            "input": spec.image,
+            "input": input_key(spec.image),
             "model": spec.model,
             "cost": spec.cost,
             "revision": 1,
@@ -102,7 +102,7 @@ class JobRecords:
         pipe.hset(RECORD.format(id=record.id), items=[x for field in fields.items() for x in field])
         pipe.zadd(LISTED, {record.id: record.created_at})
         pipe.zadd(LISTED_AS.format(status=record.status), {record.id: record.created_at})
-        pipe.hincrby(INPUT_USES, spec.image, 1)
+        pipe.hincrby(INPUT_USES, input_key(spec.image), 1)
         self.line.join(pipe, record.id, spec)
         pipe.publish(CHANGES, f"{record.id} {record.status}")
 

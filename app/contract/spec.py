@@ -79,8 +79,13 @@ class JobSpec(BaseModel):
 
 
 def input_key(sha256: str) -> str:
-    """Store key of a picture that a client sent."""
+    """Store key of a job's input: a picture that a client sent, as the model sees it."""
     return f"inputs/{sha256}.png"
+
+
+def upload_key(sha256: str) -> str:
+    """Store key of a picture as a client sent it, before it is known what for."""
+    return f"uploads/{sha256}"
 
 
 def result_key(job_id: str, index: int) -> str:

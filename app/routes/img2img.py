@@ -15,6 +15,7 @@ from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
 from app.deps import DecodersDep, ForecasterDep, ModelsDep, QueueDep, SettingsDep, StoreDep
 from app.forecast import Forecaster
+from app.references import referred
 from app.request_body import RequestDep
 from app.resolve import resolve_model, resolve_scheduler, resolve_seed, resolve_size
 from app.schemas import DryRun, Img2ImgRequest, JobView
@@ -59,7 +60,7 @@ async def submit_img2img(
     made_before = await run_sync(queue.made_before, once) if once else None
     if made_before:
         return await run_sync(_accepted, response, made_before, False, forecaster)
-    spec, picture = await run_sync(resolve, request, settings, models, limiter=decoders)
+    spec, picture = await run_sync(resolve, request, settings, queue, store, models, limiter=decoders)
     if dry_run:
         response.status_code = 200
         forecast = await run_sync(forecaster.of_next, spec)
@@ -79,12 +80,17 @@ def _accepted(response: Response, record: JobRecord, new: bool, forecaster: Fore
     return JobView.of(record, *forecaster.of([record]))
 
 
-def resolve(request: Img2ImgRequest, settings: ApiSettings, models: ModelRegistry) -> tuple[JobSpec, bytes]:
+def resolve(
+    request: Img2ImgRequest, settings: ApiSettings, queue: JobQueue, store: Store, models: ModelRegistry
+) -> tuple[JobSpec, bytes]:
     """Every default made explicit, and the picture as the model will see it."""
     card = resolve_model(request.model, model_name(settings.model), models.known())
     scheduler = resolve_scheduler(request, card)
     seed = resolve_seed(request.seed, request.num_images)
-    upload = Upload(request.image, settings.max_pixels)
+    sent = request.image
+    upload = Upload(
+        sent if isinstance(sent, bytes) else referred(sent, queue, store, settings.result_ttl), settings.max_pixels
+    )
     width, height = resolve_size(request.width, request.height, upload.size, card)
     picture = png(upload.fit(width, height, request.resize))
     digest = sha256(picture).hexdigest()
@@ -115,7 +121,7 @@ def submit(
     store: Store,
 ) -> tuple[JobRecord, bool]:
     """Stores the picture and queues the job, unless the same request has just done it. Returns whether it is new."""
-    queue.inputs.hold(spec.image, settings.result_ttl)
+    queue.inputs.hold(input_key(spec.image), settings.result_ttl)
     store.put(input_key(spec.image), picture)
     if once is None:
         return queue.submit(spec, result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s), True

@@ -1,4 +1,4 @@
-"""A job and its pictures."""
+"""A job, and lists of them."""
 
 import re
 from typing import Annotated
@@ -7,11 +7,10 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Path, Query, Response
 
 from app import openapi
-from app.contract.errors import Deleted, Expired, Gone, NotFound, NotReady
-from app.contract.job import JobRecord, JobStatus
+from app.contract.errors import Deleted, Expired
+from app.contract.job import JobStatus
 from app.contract.records import Place
-from app.contract.spec import result_key, result_keys
-from app.contract.store import Store
+from app.contract.spec import result_keys
 from app.deps import FeedDep, ForecasterDep, QueueDep, StoreDep
 from app.follow import wait_for_end
 from app.schemas import JobList, JobView
@@ -19,8 +18,6 @@ from app.schemas import JobList, JobView
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="The `id` of the job.")]
-Index = Annotated[int, Path(ge=0, description="Which image, from 0.")]
-IfNoneMatch = Annotated[str | None, Header(description="ETags that the client already has.")]
 StatusFilter = Annotated[JobStatus | None, Query(description="Only jobs in this state.")]
 Cursor = Annotated[
     str | None,
@@ -93,55 +90,3 @@ def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
         return
     queue.delete(job_id)
     store.delete(*result_keys(job_id))
-
-
-@router.head("/{job_id}/images/{index}", include_in_schema=False)
-@router.get(
-    "/{job_id}/images/{index}",
-    operation_id="get_image",
-    response_class=Response,
-    responses=openapi.PNG_IMAGE | openapi.problems(404, 409, 410, 422, 503),
-)
-def get_image(
-    job_id: JobId, index: Index, queue: QueueDep, store: StoreDep, if_none_match: IfNoneMatch = None
-) -> Response:
-    """One result as a PNG. It never changes: its ETag is its sha256."""
-    return _image(queue.records.find(job_id), index, store, if_none_match)
-
-
-@router.head("/{job_id}/result", include_in_schema=False)
-@router.get(
-    "/{job_id}/result",
-    operation_id="get_result",
-    response_class=Response,
-    responses=openapi.PNG_IMAGE | openapi.problems(404, 409, 410, 503),
-)
-def get_result(job_id: JobId, queue: QueueDep, store: StoreDep, if_none_match: IfNoneMatch = None) -> Response:
-    """The first image of the job."""
-    return _image(queue.records.find(job_id), 0, store, if_none_match)
-
-
-def _image(record: JobRecord, index: int, store: Store, if_none_match: str | None) -> Response:
-    if index >= record.spec.num_images:
-        raise NotFound(f"This job makes {record.spec.num_images} image(s), counted from 0.")
-    if not record.status.is_terminal:
-        raise NotReady(f"The job is {record.status}; ask again later.", job_status=record.status)
-    if record.status is not JobStatus.SUCCEEDED:
-        raise Gone(f"The job {record.status} without a result.", job_status=record.status, error=record.error)
-    info = record.images[index]
-    headers = {
-        "ETag": f'"{info.sha256}"',
-        "Cache-Control": "private, max-age=31536000, immutable",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if if_none_match and _matches(if_none_match, info.sha256):
-        return Response(status_code=304, headers=headers)
-    picture = store.get(result_key(record.id, index))
-    if picture is None:
-        raise Gone("The picture is no longer stored.", job_status=record.status)
-    return Response(picture, media_type="image/png", headers=headers)
-
-
-def _matches(if_none_match: str, sha256: str) -> bool:
-    tags = (tag.strip().removeprefix("W/").strip('"') for tag in if_none_match.split(","))
-    return any(tag in (sha256, "*") for tag in tags)
