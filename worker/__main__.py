@@ -1,8 +1,10 @@
 """`python -m worker`: settings, model, engine, RQ worker; put together here and nowhere else."""
 
 import logging
+import os
 import sys
 import threading
+from concurrent.futures import Future
 
 import torch
 from pydantic import ValidationError
@@ -13,6 +15,7 @@ from app.contract.spec import JobSpec, Resize, Scheduler
 from app.contract.store import ObjectStore
 from worker.engine import Engine, Ticket
 from worker.errors import StartupError, WorkerDied
+from worker.memory import keep_freed_memory
 from worker.pipelines.models import Model, load_model
 from worker.pipelines.tasks import make_work
 from worker.rq_worker import BatchWorker
@@ -22,6 +25,7 @@ from worker.settings import WorkerSettings
 
 def main() -> int:
     """Exit code 0 after a drain, 1 when the process must be replaced, 2 when it cannot start."""
+    keep_freed_memory()
     try:
         settings = WorkerSettings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -44,16 +48,31 @@ def run(settings: WorkerSettings) -> None:
     except (RedisError, ValueError) as error:
         raise StartupError(f"no Redis at {settings.resolved_redis_url}: {error}") from error
     store = ObjectStore(settings.resolved_store_url)
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(settings.model, device=device, revision=settings.revision)
     engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
-    warm_up(model)
-    thread = threading.Thread(target=engine.run, name="engine", daemon=True)
+    ready: Future[Model] = Future()
+    thread = threading.Thread(target=run_engine, args=(engine, settings, ready), name="engine", daemon=True)
     thread.start()
+    model = ready.result()
     runner = JobRunner(engine, {model.card.name: model})
     BatchWorker(redis, store, runner, lease_s=settings.lease_s).serve(thread.is_alive)
     engine.shut_down()
     thread.join()
+
+
+def run_engine(engine: Engine, settings: WorkerSettings, ready: Future[Model]) -> None:
+    """Loads the model, warms it up, and runs the engine: all on one thread, so that only it has OpenMP threads.
+
+    With more of them than cores, GNU OpenMP lets them sleep after each of the thousand parallel loops of a UNet pass.
+    """
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = load_model(settings.model, device=device, revision=settings.revision)
+        warm_up(model)
+    except Exception as error:
+        ready.set_exception(error)
+        return
+    ready.set_result(model)
+    engine.run()
 
 
 @torch.inference_mode()
@@ -85,4 +104,7 @@ def _complain(line: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(exit_code)  # not sys.exit: it aborts the process if the engine is in the middle of a forward pass

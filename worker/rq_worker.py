@@ -34,7 +34,7 @@ from rq.worker import BaseWorker, WorkerStatus
 from app.contract.errors import Cancelled, JobError
 from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
 from app.contract.models import ModelRegistry, WorkerPace
-from app.contract.queue import InertJob, JobQueue, rq_queue
+from app.contract.queue import MAX_ATTEMPTS, InertJob, JobQueue, rq_queue
 from app.contract.records import Progress
 from app.contract.spec import input_key, result_key
 from app.contract.store import Store
@@ -74,6 +74,10 @@ class Claim:
     kept: dict[int, bytes] = field(default_factory=dict)  # pictures that an earlier run of this job had stored
     loaded: threading.Event = field(default_factory=threading.Event)  # the fields above are set, as far as they will be
 
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.record.attempts >= MAX_ATTEMPTS
+
     def stop(self) -> None:
         self.stopping = True
         if self.running is not None:
@@ -99,6 +103,7 @@ class BatchWorker(BaseWorker):
         self._sweeper = Sweeper(redis, lease_s=lease_s)
         self._retention = Retention(redis, store)
         self._claims: dict[str, Claim] = {}  # by execution id
+        self._emptying = False  # a job that is to run alone is next
         self._ended: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
         self._draining = threading.Event()
         self._draining_since = 0.0
@@ -177,6 +182,10 @@ class BatchWorker(BaseWorker):
 
     @property
     def _room(self) -> int:
+        """Pictures that may still come in. None beside a job on its last attempt: its worker was lost each time before,
+        so it may be what kills workers, and then it fails alone."""
+        if self._claims and (self._emptying or any(claim.is_last_attempt for claim in list(self._claims.values()))):
+            return 0
         taken = sum(claim.record.spec.num_images for claim in list(self._claims.values()) if not claim.rendered)
         return self._runner.slots - taken
 
@@ -202,6 +211,11 @@ class BatchWorker(BaseWorker):
             job = InertJob.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
         except NoSuchJobError:  # cancelled while it was queued
             source.intermediate_queue.remove(job_id)
+            return
+        waiting = self._records.get(job_id)
+        self._emptying = waiting is not None and waiting.attempts == MAX_ATTEMPTS - 1 and bool(self._claims)
+        if self._emptying:
+            self._jobs.requeue(job_id)
             return
         execution = self.prepare_execution(job)
         self._records.start(job_id, execution=execution.id, worker=self.name)

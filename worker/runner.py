@@ -1,5 +1,9 @@
 """Jobs on the engine: a spec and a PNG in, PNGs out. Between the queue, which knows no tensors, and the engine, which
-knows no jobs."""
+knows no jobs.
+
+Pixels are handled in NumPy, as diffusers does itself: a torch operation of this size would start OpenMP threads for the
+thread that calls it, and with more of those than cores the engine's own go to sleep between any two operations.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,10 +97,10 @@ class JobRunner:
 
         png: the input picture, spec.width x spec.height. on_done: called on the engine's thread when all have ended.
         """
-        pixels = torch.from_numpy(decode_png(png).copy())
+        pixels = decode_png(png)
         if pixels.shape[:2] != (spec.height, spec.width):
             raise JobError(f"the input picture is {pixels.shape[1]}x{pixels.shape[0]}, not {spec.width}x{spec.height}")
-        picture = pixels.permute(2, 0, 1)[None].float() / 255
+        picture = torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
         job = RunningJob(spec, indices, on_done)
         model = self._models[spec.model]
         job.tickets = [Ticket(make_work(model, spec, picture, index), job.ticket_done) for index in indices]
@@ -106,9 +110,10 @@ class JobRunner:
 
 def to_pixels(image: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """(1, 3, height, width) in [0, 1] to (height, width, 3) bytes, rounded as diffusers' image processor rounds."""
-    if not torch.isfinite(image).all():
+    pixels = image[0].float().cpu().numpy()
+    if not np.isfinite(pixels).all():
         raise BadPixels
-    return (image[0].float() * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return (pixels * 255).round().astype(np.uint8).transpose(1, 2, 0)
 
 
 def _explain(error: BaseException) -> JobError:

@@ -1,0 +1,145 @@
+"""A front end to measure: the real API in a process of its own, with a Redis of its own, and no worker."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+from redis import Redis
+from rq.job import Job
+
+from app.child import Child
+from app.contract.models import ModelCard, ModelRegistry, size_buckets
+from app.contract.queue import JobQueue, rq_queue
+from app.contract.records import LISTED, LISTED_AS, RECORD
+from app.contract.spec import JobSpec, Resize, Scheduler
+from app.private_redis import answers, redis_command
+from app.serve import free_port
+from app.settings import ApiSettings
+
+CARD = ModelCard(
+    name="demo",
+    family="stable-diffusion",
+    native_size=512,
+    size_multiple=8,
+    min_size=256,
+    max_size=1024,
+    sizes=size_buckets(512, 8),
+    schedulers=tuple(Scheduler),
+    default_scheduler=Scheduler.DPMPP_2M,
+)
+SPEC = JobSpec(
+    model=CARD.name,
+    image="0" * 64,
+    prompt="a house",
+    negative_prompt="",
+    strength=0.6,
+    guidance_scale=5,
+    num_inference_steps=20,
+    scheduler=Scheduler.DPMPP_2M,
+    seed=1,
+    num_images=1,
+    width=512,
+    height=512,
+    resize=Resize.CROP,
+)
+
+
+class FrontEnd:
+    """The API under its URL, and the Redis behind it."""
+
+    def __init__(self, settings: ApiSettings, redis: Redis) -> None:
+        self.url = settings.local_url
+        self._http = HTTPConnection(settings.host, settings.port)
+        self._redis = redis
+
+    def disconnect(self) -> None:
+        """Makes the next request open a connection of its own."""
+        self._http.close()
+
+    def post(self, path: str, body: bytes, content_type: str) -> None:
+        self._http.request("POST", path, body, {"Content-Type": content_type})
+        self._check(202)
+
+    def get(self, path: str) -> None:
+        self._http.request("GET", path)
+        self._check(200)
+
+    def is_up(self) -> bool:
+        try:
+            self.get("/healthz")
+        except ConnectionError:
+            self.disconnect()
+            return False
+        return True
+
+    def _check(self, status: int) -> None:
+        response = self._http.getresponse()
+        body = response.read()
+        if response.status != status:
+            raise SystemExit(f"the front end answered {response.status}: {body.decode()}")
+
+    def fill(self, jobs: int, queued: int) -> list[str]:
+        """Queues `queued` jobs. Returns the ids of `jobs` jobs: ten spread over the queue, the others running."""
+        queue = JobQueue(self._redis)
+        running = [queue.submit(SPEC).id for _ in range(jobs - 10)]
+        for job_id in running:
+            queue.records.start(job_id, execution=uuid4().hex, worker="benchmark")
+            rq_queue(SPEC.model, self._redis).remove(job_id)
+        waiting = [queue.submit(SPEC).id]
+        waiting += self._copies(waiting[0], queued - 1, queue)
+        if queue.depth(SPEC.model) != queued:
+            raise SystemExit(f"{queue.depth(SPEC.model)} jobs are queued, not {queued}")
+        return running + waiting[:: queued // 10][:10]
+
+    def _copies(self, job_id: str, count: int, queue: JobQueue) -> list[str]:
+        """Queues `count` jobs like a queued one: the same keys, written many at a time."""
+        of_rq, record = self._redis.hgetall(Job.key_for(job_id)), self._redis.hgetall(RECORD.format(id=job_id))
+        ids = [uuid4().hex for _ in range(count)]
+        for start in range(0, count, 1000):
+            some = ids[start : start + 1000]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for new_id in some:
+                    pipe.hset(Job.key_for(new_id), mapping=of_rq)
+                    pipe.hset(RECORD.format(id=new_id), mapping=record)
+                    queue.records.line.join(pipe, new_id, SPEC)
+                for index in (LISTED, LISTED_AS.format(status="queued")):
+                    pipe.zadd(index, dict.fromkeys(some, time.time()))
+                pipe.rpush(rq_queue(SPEC.model, self._redis).key, *some)
+                pipe.execute()
+        return ids
+
+
+@contextmanager
+def front_end() -> Iterator[FrontEnd]:
+    """The API and its Redis, up, with a model announced so that submits are accepted."""
+    with TemporaryDirectory(prefix="i2i-") as folder:
+        data_dir = Path(folder)
+        settings = ApiSettings(_env_file=None, data_dir=data_dir, model=CARD.name, port=free_port())
+        children = [Child("redis", redis_command(data_dir), settings.as_environment(), stop_within_s=20)]
+        try:
+            while not answers(settings.resolved_redis_url):
+                _must_run(children)
+            children.append(
+                Child("api", [sys.executable, "-m", "app.cli", "api"], settings.as_environment(), stop_within_s=10)
+            )
+            with Redis.from_url(settings.resolved_redis_url) as redis:
+                ModelRegistry(redis).announce("benchmark", [CARD], ttl_s=3600)
+                service = FrontEnd(settings, redis)
+                while not service.is_up():
+                    _must_run(children)
+                    time.sleep(0.1)
+                yield service
+        finally:
+            for child in reversed(children):
+                child.kill()
+
+
+def _must_run(children: list[Child]) -> None:
+    for child in children:
+        if child.exit_code is not None:
+            raise SystemExit(f"{child.name} ended with exit code {child.exit_code} while starting")

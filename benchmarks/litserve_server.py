@@ -1,0 +1,52 @@
+"""The peer: stock diffusers in a LitServe server with dynamic batching, written as LitServe's documentation suggests.
+
+https://lightning.ai/docs/litserve/features/batching
+"""
+
+import base64
+import sys
+from typing import Any
+
+import litserve as ls
+import torch
+
+from app.contract.spec import JobSpec
+from benchmarks.sides import Stock
+from benchmarks.workload import Job, can_share_a_call
+
+BATCH_TIMEOUT_S = 0.05  # ample for requests that arrive together, little beside the seconds that a batch takes
+
+
+class Img2ImgAPI(ls.LitAPI):
+    def __init__(self, folder: str, threads: int, **batching: Any) -> None:
+        super().__init__(**batching)
+        self.folder = folder
+        self.threads = threads
+
+    def setup(self, device: str) -> None:  # noqa: ARG002
+        torch.set_num_threads(self.threads)
+        self.stock = Stock(self.folder)
+
+    def decode_request(self, request: dict[str, Any]) -> Job:
+        return Job(JobSpec.model_validate(request["spec"]), base64.b64decode(request["image"]))
+
+    def batch(self, inputs: list[Job]) -> list[tuple[list[int], list[Job]]]:
+        """What can go into one stock call goes into one; the rest has to run one after another."""
+        return [(places, [inputs[i] for i in places]) for places in can_share_a_call(inputs).values()]
+
+    def predict(self, x: list[tuple[list[int], list[Job]]]) -> list[tuple[list[int], list[bytes]]]:
+        return [(places, self.stock.call(jobs)) for places, jobs in x]
+
+    def unbatch(self, output: list[tuple[list[int], list[bytes]]]) -> list[bytes]:
+        by_place = {place: png for places, pngs in output for place, png in zip(places, pngs, strict=True)}
+        return [by_place[place] for place in sorted(by_place)]
+
+    def encode_response(self, output: bytes) -> dict[str, str]:
+        return {"image": base64.b64encode(output).decode()}
+
+
+if __name__ == "__main__":
+    folder, max_batch_size, threads, port = sys.argv[1:]
+    api = Img2ImgAPI(folder, int(threads), max_batch_size=int(max_batch_size), batch_timeout=BATCH_TIMEOUT_S)
+    server = ls.LitServer(api, accelerator="cpu", timeout=False)
+    server.run(host="127.0.0.1", port=int(port), generate_client_file=False, log_level="warning")

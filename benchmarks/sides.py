@@ -1,0 +1,131 @@
+"""The sides that are compared: each takes jobs as PNGs and gives PNGs back."""
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
+from queue import SimpleQueue
+
+import httpx
+import numpy as np
+import torch
+from diffusers import AutoPipelineForImage2Image
+from PIL import Image
+
+from benchmarks.workload import Job
+from worker.engine import Engine
+from worker.pipelines.models import Model
+from worker.pipelines.schedulers import make_scheduler
+from worker.png import encode_png
+from worker.runner import JobRunner
+
+
+class Stock:
+    """The stock pipeline, called directly."""
+
+    def __init__(self, folder: str) -> None:
+        self._pipeline = AutoPipelineForImage2Image.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._own_scheduler = self._pipeline.scheduler
+        modules = {name: self._pipeline.components[name] for name in ("unet", "vae", "text_encoder")}
+        self.parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+
+    def one_by_one(self, jobs: Sequence[Job]) -> list[bytes]:
+        return [self.call([job])[0] for job in jobs]
+
+    def call(self, jobs: Sequence[Job]) -> list[bytes]:
+        """One call for jobs in which at most picture, prompt and seed differ."""
+        spec = jobs[0].spec
+        self._pipeline.scheduler = make_scheduler(spec.scheduler, self._own_scheduler)
+        pictures = self._pipeline(
+            prompt=[job.spec.prompt for job in jobs],
+            image=[Image.open(BytesIO(job.png)) for job in jobs],
+            strength=spec.strength,
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+            generator=[torch.Generator("cpu").manual_seed(job.spec.seed) for job in jobs],
+        ).images
+        return [encode_png(np.asarray(picture), {}) for picture in pictures]
+
+
+def in_engine(model: Model, slots: int, jobs: Sequence[Job]) -> list[bytes]:
+    """This project's engine as a worker runs it: on the thread that loaded the model, with PNGs handled on another."""
+    engine = Engine(slots=slots)
+    runner = JobRunner(engine, {model.card.name: model})
+    ended: SimpleQueue[int] = SimpleQueue()
+
+    def start_and_finish() -> list[bytes]:
+        try:
+            running = [runner.start(job.spec, job.png, [0], partial(ended.put, i)) for i, job in enumerate(jobs)]
+            pngs = {i: running[i].render()[0].png for i in (ended.get() for _ in jobs)}
+            return [pngs[i] for i in range(len(jobs))]
+        finally:
+            engine.shut_down()
+
+    with ThreadPoolExecutor(1) as finisher:
+        result = finisher.submit(start_and_finish)
+        engine.run()
+        return result.result()
+
+
+class LitServe:
+    """A LitServe server in processes of its own, and clients that keep `clients` requests in flight."""
+
+    def __init__(self, url: str, process: subprocess.Popen[bytes], clients: int) -> None:
+        self._url = url
+        self._process = process
+        self._clients = clients
+
+    def __call__(self, jobs: Sequence[Job]) -> list[bytes]:
+        os.killpg(self._process.pid, signal.SIGCONT)
+        try:
+            with httpx.Client(base_url=self._url, timeout=None) as http, ThreadPoolExecutor(self._clients) as clients:
+                return list(clients.map(partial(_request, http), jobs))
+        finally:
+            self.pause()
+
+    def pause(self) -> None:
+        """Stops its processes where they are: a LitServe worker polls for requests all the time."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+
+def _request(http: httpx.Client, job: Job) -> bytes:
+    payload = {"image": base64.b64encode(job.png).decode(), "spec": job.spec.model_dump(mode="json")}
+    return base64.b64decode(http.post("/predict", json=payload).raise_for_status().json()["image"])
+
+
+@contextmanager
+def litserve(folder: str, max_batch_size: int, clients: int, threads: int) -> Iterator[LitServe]:
+    """A warm server, paused until it is called."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "benchmarks.litserve_server", folder, *map(str, (max_batch_size, threads, port))]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while not _is_healthy(url):
+            if process.poll() is not None:
+                raise SystemExit("the LitServe server did not start")
+            time.sleep(0.2)
+        server = LitServe(url, process, clients)
+        server.pause()
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,160 @@
+"""Images per second: stock pipelines, this engine, and a LitServe server, on the same model, jobs and threads.
+
+    python -m benchmarks.throughput                     # the demo model
+    python -m benchmarks.throughput --model random      # its shape with random weights
+    python -m benchmarks.throughput --model FOLDER      # any diffusers folder
+
+Every side gets PNGs and gives PNGs. Each is measured once per round, sides taking turns; its fastest round counts, as
+other processes only ever slow one down. The pictures of every side are compared with those of the stock pipeline.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypedDict
+
+import numpy as np
+import torch
+
+import demo_model
+from benchmarks.random_model import make_random_model
+from benchmarks.sides import Stock, in_engine, litserve
+from benchmarks.workload import MIXES, Job, jobs
+from worker.memory import keep_freed_memory
+from worker.pipelines.models import Model, load_model
+from worker.png import decode_png
+
+
+class Result(TypedDict):
+    images_per_s: float  # in the fastest round
+    ratio: float  # to stock, fastest round of each
+    ratios: list[float]  # to stock, round by round
+    largest_difference: int  # from the pictures of stock, in 255ths
+
+
+Side = Callable[[Sequence[Job]], list[bytes]]
+STOCK = "stock diffusers, one after another"
+CLIENTS = 16  # of the LitServe server: as many as its largest batch
+WARM_UP_JOBS = 8
+
+
+def main() -> None:
+    options = _parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no server is left behind
+    keep_freed_memory()
+    torch.set_num_threads(options.threads)
+    with ExitStack() as stack:
+        folder = _folder(options.model, stack)
+        stock, model = Stock(folder), load_model(folder, device="cpu")
+        configuration = _configuration(options, stock, model)
+        _say("\n".join(f"{name}: {value}" for name, value in configuration.items()))
+        sides = {STOCK: stock.one_by_one, **_sides(options, folder, model, stack)}
+        results = {mix: _measure(mix, sides, model, options.jobs, options.rounds) for mix in options.mixes}
+    print(_markdown(configuration, results))
+    if options.json:
+        options.json.write_text(json.dumps({"configuration": configuration, "results": results}, indent=2) + "\n")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="demo, random, or a diffusers folder")
+    parser.add_argument("--jobs", type=int, default=48, help="jobs per side and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on every side")
+    parser.add_argument("--in-flight", type=int, nargs="*", default=[1, 4, 8, 16], help="slots of the engine")
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[4, 8, 16], help="max_batch_size of LitServe")
+    parser.add_argument("--mixes", nargs="*", choices=MIXES, default=list(MIXES))
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    return parser.parse_args()
+
+
+def _folder(name: str, stack: ExitStack) -> str:
+    if name == "random":
+        folder = Path(stack.enter_context(TemporaryDirectory())) / "random"
+        make_random_model(folder)
+        return str(folder)
+    return str(Path(demo_model.__file__).parent / "weights") if name == "demo" else str(Path(name).resolve())
+
+
+def _configuration(options: argparse.Namespace, stock: Stock, model: Model) -> dict[str, str]:
+    size, cores = model.card.native_size, len(os.sched_getaffinity(0))
+    millions = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in stock.parameters.items())
+    return {
+        "machine": f"{cores} CPU cores ({platform.machine()}), each side with {options.threads} torch threads",
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "litserve")),
+        "model": f"{options.model} ({millions}), {size} x {size}, float32",
+        "rounds": f"{options.rounds} of {options.jobs} jobs per side, the fastest counts",
+        **{f"{mix} jobs": MIXES[mix] for mix in options.mixes},
+        "engine": "as in a worker, in this process, which the stock pipelines share: PNG in, PNG out",
+        "LitServe": f"dynamic batching, {CLIENTS} concurrent clients over loopback HTTP",
+    }
+
+
+def _sides(options: argparse.Namespace, folder: str, model: Model, stack: ExitStack) -> dict[str, Side]:
+    sides: dict[str, Side] = {f"this engine, {n} in flight": partial(in_engine, model, n) for n in options.in_flight}
+    for size in options.batch_sizes:
+        _say(f"starting LitServe with max_batch_size={size}")
+        server = stack.enter_context(litserve(folder, size, CLIENTS, options.threads))
+        sides[f"LitServe, max_batch_size {size}"] = server
+    return sides
+
+
+def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds: int) -> dict[str, Result]:
+    for name, side in sides.items():
+        _say(f"{mix}: warming up {name}")
+        side(jobs(mix, model.card, count, 0)[:WARM_UP_JOBS])
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    differences = dict.fromkeys(sides, 0)
+    for round_number in range(1, rounds + 1):
+        work = jobs(mix, model.card, count, round_number)
+        pictures = {}
+        for name, side in sides.items():
+            start = time.perf_counter()
+            pictures[name] = side(work)
+            seconds[name].append(time.perf_counter() - start)
+            difference = _largest_difference(pictures[name], pictures[STOCK])
+            differences[name] = max(differences[name], difference)
+            _say(f"{mix}, round {round_number}: {count / seconds[name][-1]:.2f} images/s, {name}")
+    return {
+        name: Result(
+            images_per_s=count / min(seconds[name]),
+            ratio=min(seconds[STOCK]) / min(seconds[name]),
+            ratios=[stock / mine for stock, mine in zip(seconds[STOCK], seconds[name], strict=True)],
+            largest_difference=differences[name],
+        )
+        for name in sides
+    }
+
+
+def _largest_difference(pngs: Sequence[bytes], reference: Sequence[bytes]) -> int:
+    """Of any channel of any pixel, in 255ths."""
+    pairs = zip(pngs, reference, strict=True)
+    return max(int(np.abs(decode_png(a).astype(int) - decode_png(b).astype(int)).max()) for a, b in pairs)
+
+
+def _markdown(configuration: dict[str, str], results: dict[str, dict[str, Result]]) -> str:
+    lines = ["| |" + "".join(f" {mix}: images/s | vs stock |" for mix in results) + " largest difference |"]
+    lines.append("|---|" + "---:|---:|" * len(results) + "---:|")
+    for name in next(iter(results.values())):
+        cells = "".join(f" {r[name]['images_per_s']:.2f} | {r[name]['ratio']:.2f}x |" for r in results.values())
+        difference = max(r[name]["largest_difference"] for r in results.values())
+        lines.append(f"| {name} |{cells} {difference}/255 |")
+    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in configuration.items())])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

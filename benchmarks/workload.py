@@ -1,0 +1,96 @@
+"""The jobs of a measurement: the same pictures, prompts and parameters for every side."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from app.contract.models import ModelCard
+from app.contract.spec import JobSpec, Resize, Scheduler
+from worker.png import encode_png
+
+SCHEDULERS = (
+    Scheduler.DDIM,
+    Scheduler.EULER,
+    Scheduler.EULER_A,
+    Scheduler.HEUN,
+    Scheduler.DPMPP_2M,
+    Scheduler.DPMPP_2M_KARRAS,
+    Scheduler.UNIPC,
+    Scheduler.DEIS,
+)
+GUIDANCE_SCALES = (1.0, 1.0, 2.0, 3.5, 5.0, 6.5, 8.0)  # at 1 a pipeline runs without guidance: one row instead of two
+PLACES = ("a house by a lake", "mountains", "the sea", "trees by a road", "a cottage with a garden")
+STYLES = ("a photo of", "a watercolor painting of", "a pencil sketch of", "pixel art of", "an oil painting of")
+
+MIXES = {
+    "mixed": "strength 0.3-0.9, 15-30 steps, guidance 1-8, 8 schedulers",
+    "uniform": "strength 0.6, 20 steps, guidance 5, dpmpp_2m; picture, prompt and seed differ",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a client sends: parameters and a PNG."""
+
+    spec: JobSpec
+    png: bytes
+
+
+def jobs(mix: str, card: ModelCard, count: int, round_number: int) -> list[Job]:
+    """The jobs of one round. Rounds cost the same: only prompts and seeds differ, so that no side has seen a prompt."""
+    rng = random.Random(f"{mix} {count}")
+    made = []
+    for i in range(count):
+        parameters = _any(rng) if mix == "mixed" else _UNIFORM
+        prompt = f"{rng.choice(STYLES)} {rng.choice(PLACES)}, picture {round_number} {i}"
+        spec = JobSpec(
+            model=card.name,
+            image="0" * 64,
+            prompt=prompt,
+            negative_prompt="",
+            seed=1000 * round_number + i,
+            num_images=1,
+            width=card.native_size,
+            height=card.native_size,
+            resize=Resize.CROP,
+            **parameters,
+        )
+        made.append(Job(spec, encode_png(_picture(i, card.native_size), {})))
+    return made
+
+
+_UNIFORM: dict[str, Any] = {
+    "strength": 0.6,
+    "num_inference_steps": 20,
+    "guidance_scale": 5.0,
+    "scheduler": Scheduler.DPMPP_2M,
+}
+
+
+def _any(rng: random.Random) -> dict[str, Any]:
+    return {
+        "strength": round(rng.uniform(0.3, 0.9), 2),
+        "num_inference_steps": rng.randint(15, 30),
+        "guidance_scale": rng.choice(GUIDANCE_SCALES),
+        "scheduler": rng.choice(SCHEDULERS),
+    }
+
+
+def _picture(seed: int, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Soft blots of colour."""
+    blots = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    return np.asarray(Image.fromarray(blots).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def can_share_a_call(jobs: Sequence[Job]) -> dict[tuple[Any, ...], list[int]]:
+    """Places in `jobs`, by everything that one stock pipeline call has only one value of."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, job in enumerate(jobs):
+        spec = job.spec
+        key = (spec.strength, spec.num_inference_steps, spec.guidance_scale, spec.scheduler, spec.width, spec.height)
+        groups.setdefault(key, []).append(place)
+    return groups
