@@ -8,6 +8,8 @@ from fastapi import Depends, Request
 from app.contract.models import ModelRegistry
 from app.contract.queue import JobQueue
 from app.contract.store import Store
+from app.feed import Feed
+from app.forecast import Forecaster
 from app.settings import ApiSettings
 
 
@@ -27,6 +29,14 @@ async def _models(request: Request) -> ModelRegistry:
     return request.app.state.models  # type: ignore[no-any-return]
 
 
+async def _feed(request: Request) -> Feed:
+    return request.app.state.feed  # type: ignore[no-any-return]
+
+
+async def _forecaster(request: Request) -> Forecaster:
+    return request.app.state.forecaster  # type: ignore[no-any-return]
+
+
 async def _decoders(request: Request) -> CapacityLimiter:
     return request.app.state.decoders  # type: ignore[no-any-return]
 
@@ -35,4 +45,6 @@ SettingsDep = Annotated[ApiSettings, Depends(_settings)]
 QueueDep = Annotated[JobQueue, Depends(_queue)]
 StoreDep = Annotated[Store, Depends(_store)]
 ModelsDep = Annotated[ModelRegistry, Depends(_models)]
+FeedDep = Annotated[Feed, Depends(_feed)]
+ForecasterDep = Annotated[Forecaster, Depends(_forecaster)]
 DecodersDep = Annotated[CapacityLimiter, Depends(_decoders)]  # pictures decoded at the same time: bounds the memory

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.contract.errors import (
     Gone,
@@ -40,6 +41,7 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
 }
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 5
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 MAX_ERRORS = 20  # in one answer
 
 log = logging.getLogger(__name__)
@@ -78,10 +80,21 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
     return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, ParameterError.code, detail, errors=problems)
 
 
-async def _on_http(_request: Request, error: Exception) -> Response:
+async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).name.lower()
-    return _problem(error.status_code, code, error.detail, error.headers)
+    headers = error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {"Allow": ", ".join(_methods_at(request))}  # Starlette names those of the path's first route only
+    return _problem(error.status_code, code, error.detail, headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in METHODS if taken(method)]
 
 
 async def _on_outage(_request: Request, error: Exception) -> Response:

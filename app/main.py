@@ -1,5 +1,6 @@
 """create_app: the one place where the front end is put together."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,8 +17,11 @@ from app import errors, openapi
 from app.contract.models import ModelRegistry
 from app.contract.queue import JobQueue
 from app.contract.store import ObjectStore
+from app.deadlines import keep_deadlines
+from app.feed import Feed
+from app.forecast import Forecaster
 from app.middleware import BodyLimit
-from app.routes import health, img2img, jobs, models
+from app.routes import follow, health, images, img2img, jobs, models, results
 from app.settings import ApiSettings
 
 
@@ -32,7 +36,12 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.models = ModelRegistry(redis)
         app.state.store = ObjectStore(settings.resolved_store_url)
         app.state.decoders = CapacityLimiter(os.cpu_count() or 1)
+        app.state.forecaster = Forecaster(app.state.queue.records.line, app.state.models)
+        app.state.feed = Feed(settings.resolved_redis_url)
+        tasks = [asyncio.create_task(app.state.feed.run()), asyncio.create_task(keep_deadlines(app.state.queue))]
         yield
+        for task in tasks:
+            task.cancel()
         redis.close()
 
     app = FastAPIOffline(  # /docs without a content delivery network: the service may stand behind a firewall
@@ -42,7 +51,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    for routes in (img2img, jobs, models, health):
+    for routes in (img2img, images, jobs, follow, results, models, health):
         app.include_router(routes.router)
     errors.install(app)
     openapi.install(app)

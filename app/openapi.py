@@ -8,7 +8,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.schemas import Img2ImgRequest, Problem
+from app.schemas import (
+    DryRun,
+    GoneEvent,
+    ImageFormat,
+    ImageRequest,
+    Img2ImgRequest,
+    Problem,
+    ProgressEvent,
+    QueuedEvent,
+)
 
 REF = "#/components/schemas/{model}"
 SUBMIT_BODY = {
@@ -18,19 +27,66 @@ SUBMIT_BODY = {
         "application/json": {"schema": {"$ref": REF.format(model="Img2ImgRequest")}},
     },
 }
+IMAGE_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": {"$ref": REF.format(model="ImageForm")}},
+        "application/json": {"schema": {"$ref": REF.format(model="ImageRequest")}},
+    },
+}
 _JOB_ID_LINK = {"parameters": {"job_id": "$response.body#/id"}}
 SUBMITTED: dict[int | str, dict[str, Any]] = {
     202: {
         "description": "Queued.",
-        "headers": {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}},
-        "links": {name: {"operationId": name, **_JOB_ID_LINK} for name in ("get_job", "cancel_job", "get_result")},
+        "headers": {
+            "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
+            "Idempotency-Replayed": {
+                "description": "`true` where the request had made this job before.",
+                "schema": {"type": "string", "enum": ["true"]},
+            },
+        },
+        "links": {
+            name: {"operationId": name, **_JOB_ID_LINK}
+            for name in ("get_job", "follow_job", "cancel_job", "delete_job", "get_result")
+        },
     }
 }
-PNG_IMAGE: dict[int | str, dict[str, Any]] = {
+WOULD_BE_SUBMITTED: dict[int | str, dict[str, Any]] = {200: {"model": DryRun, "description": "With `dry_run`: no job."}}
+JOB: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The job.",
+        "headers": {
+            "Preference-Applied": {
+                "description": "How long a `Prefer: wait` was granted.",
+                "schema": {"type": "string", "pattern": "^wait=[0-9]+$"},
+            }
+        },
+    }
+}
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-Sent Events. `data` is JSON: a QueuedEvent, a ProgressEvent, a JobView or a GoneEvent.",
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": (
+                    'event: queued\nid: 1\ndata: {"id":"3f0c","status":"queued","queue_position":2,"eta_s":14.5}\n\n'
+                    "event: progress\nid: 5\n"
+                    'data: {"id":"3f0c","status":"running","progress":{"step":6,"steps":24,"fraction":0.25}}\n\n'
+                    'event: succeeded\nid: 24\ndata: {"id":"3f0c","status":"succeeded","images":[...],...}\n\n'
+                ),
+            }
+        },
+    },
+    204: {"description": "The client has had the last event already."},
+}
+RESULT_IMAGE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The picture.",
-        "headers": {"ETag": {"description": "Its sha256, in quotes.", "schema": {"type": "string"}}},
-        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {"ETag": {"description": "Of a PNG its sha256, in quotes.", "schema": {"type": "string"}}},
+        "content": {
+            f"image/{image_format}": {"schema": {"type": "string", "format": "binary"}} for image_format in ImageFormat
+        },
     },
     304: {"description": "The client has it already."},
 }
@@ -68,14 +124,18 @@ def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
 
 
 def _schemas() -> dict[str, Any]:
-    models = [(Img2ImgRequest, "validation"), (Problem, "validation")]
+    events = (QueuedEvent, ProgressEvent, GoneEvent)
+    read = (Img2ImgRequest, ImageRequest, Problem)
+    models = [*((model, "validation") for model in read), *((event, "serialization") for event in events)]
     _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
     schemas: dict[str, Any] = definitions["$defs"]
-    form = deepcopy(schemas["Img2ImgRequest"])
-    form["title"] = "Img2ImgForm"
-    form["properties"]["image"] = {
-        "type": "string",
-        "format": "binary",
-        "description": "The picture: PNG, JPEG or WebP.",
-    }
-    return schemas | {"Img2ImgForm": form}
+    for request, form in (("Img2ImgRequest", "Img2ImgForm"), ("ImageRequest", "ImageForm")):
+        schemas[form] = deepcopy(schemas[request])
+        schemas[form]["title"] = form
+        schemas[form]["properties"]["image"] = {
+            "type": "string",
+            "format": "binary",
+            "description": "The picture: PNG, JPEG or WebP.",
+        }
+    schemas["Img2ImgForm"]["properties"]["image"]["description"] += " Or, as text: what refers to one, as in JSON."
+    return schemas

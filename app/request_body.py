@@ -1,19 +1,21 @@
-"""From the body of a submit to an Img2ImgRequest: multipart or JSON, one model."""
+"""From a request body to its model: multipart or JSON, one model for both."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.contract.errors import ParameterError, RequestError, UnsupportedMedia
 from app.deps import SettingsDep
-from app.schemas import MAX_TEXT, Img2ImgRequest
+from app.references import parse_reference
+from app.schemas import MAX_TEXT, ImageRequest, Img2ImgRequest
+from app.settings import ApiSettings
 
 MAX_PARTS = 64  # the request has 13 fields; some room, so that a stranger is named rather than counted
 MAX_FIELD_BYTES = 64 * 1024
@@ -21,39 +23,56 @@ MAX_FIELD_BYTES = 64 * 1024
 MAX_JSON_VALUES = 2 * MAX_TEXT + 100
 
 
-async def read_request(request: Request, settings: SettingsDep) -> Img2ImgRequest:
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def read_img2img(request: Request, settings: SettingsDep) -> Img2ImgRequest:
+    """The body of a submit."""
+    return await _read(request, settings, Img2ImgRequest)
+
+
+async def read_image(request: Request, settings: SettingsDep) -> ImageRequest:
+    """The body of a picture sent to be kept."""
+    return await _read(request, settings, ImageRequest)
+
+
+async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> Body:
     """Reads and validates the body, whichever of the two content types it has."""
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type == b"multipart/form-data":
         if options.get(b"charset", b"utf-8").lower() != b"utf-8":
             raise UnsupportedMedia("Form fields are taken in UTF-8 only.")
-        return _from_form(await _form_fields(request, settings.max_body_bytes))
+        return _from_form(await _form_fields(request, settings.max_body_bytes, model), model)
     if media_type == b"application/json":
-        return await run_sync(_from_json, await request.body())
+        return await run_sync(_from_json, await request.body(), model)
     raise UnsupportedMedia("A request is multipart/form-data or application/json.")
 
 
-def _from_form(fields: Mapping[str, str | bytes]) -> Img2ImgRequest:
+def _from_form(fields: Mapping[str, str | bytes], model: type[Body]) -> Body:
     try:
-        return Img2ImgRequest.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
-        raise _refused(error) from None
+        raise _refused(error, model) from None
 
 
-def _from_json(body: bytes) -> Img2ImgRequest:
+def _from_json(body: bytes, model: type[Body]) -> Body:
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise RequestError("The JSON body has more values than any request.")
     try:
-        return Img2ImgRequest.model_validate_json(body, strict=True)  # JSON has types: "30" or true is no number here
+        return model.model_validate_json(body, strict=True)  # JSON has types: "30" or true is no number here
     except ValidationError as error:
-        raise _refused(error) from None
+        raise _refused(error, model) from None
 
 
-def _refused(error: ValidationError) -> RequestValidationError:
-    return RequestValidationError(error.errors(include_url=False, include_context=False))
+def _refused(error: ValidationError, model: type[BaseModel]) -> RequestValidationError:
+    errors = error.errors(include_url=False, include_context=False)
+    for one in errors:
+        if one["type"] == "extra_forbidden":
+            one["msg"] = f"Unknown field; known are {', '.join(model.model_fields)}"
+    return RequestValidationError(errors)
 
 
-async def _form_fields(request: Request, max_body_bytes: int) -> dict[str, str | bytes]:
+async def _form_fields(request: Request, max_body_bytes: int, model: type[BaseModel]) -> dict[str, str | bytes]:
     parser = MultiPartParser(
         request.headers,
         request.stream(),
@@ -70,10 +89,12 @@ async def _form_fields(request: Request, max_body_bytes: int) -> dict[str, str |
     for name, value in form.multi_items():
         if name in fields:
             raise ParameterError(name, "Field sent more than once")
-        if isinstance(value, UploadFile) != (name == "image") and name in Img2ImgRequest.model_fields:
+        refers = name == "image" and isinstance(value, str) and parse_reference(value)
+        if isinstance(value, UploadFile) != (name == "image") and name in model.model_fields and not refers:
             raise ParameterError(name, "`image` is sent as a file, every other field as text")
         fields[name] = value.file.read() if isinstance(value, UploadFile) else value
     return fields
 
 
-RequestDep = Annotated[Img2ImgRequest, Depends(read_request)]
+RequestDep = Annotated[Img2ImgRequest, Depends(read_img2img)]
+ImageRequestDep = Annotated[ImageRequest, Depends(read_image)]

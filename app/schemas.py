@@ -5,19 +5,24 @@ import binascii
 import reprlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from enum import StrEnum
+from hashlib import sha256
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
 from app.contract.models import ModelCard
 from app.contract.spec import MAX_IMAGES, MAX_SEED, JobSpec, Resize, Scheduler
+from app.forecast import Forecast
+from app.references import Reference, parse_reference
 
 MAX_TEXT = 10_000  # characters
+MAX_DEADLINE_S = 7 * 24 * 3600
 
 
 def picture_bytes(value: object) -> bytes:
-    """The picture of a request: bytes from a form, base64 or a data: URI from JSON."""
+    """A picture: bytes from a form, base64 or a data: URI from JSON."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
@@ -37,6 +42,25 @@ Picture = Annotated[
     PlainValidator(picture_bytes),
     WithJsonSchema({"type": "string", "description": "The picture (PNG, JPEG or WebP) as base64 or a data: URI."}),
 ]
+
+
+def picture_or_reference(value: object) -> bytes | Reference:
+    """The picture of a request, or what it is called here."""
+    reference = parse_reference(value) if isinstance(value, str) else None
+    return reference or picture_bytes(value)
+
+
+PictureOrReference = Annotated[
+    bytes | Reference,
+    PlainValidator(picture_or_reference),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "The picture (PNG, JPEG or WebP) as base64 or a data: URI; or the sha256 of one that was "
+            "sent before; or the path of a result, `/jobs/{id}/images/0`.",
+        }
+    ),
+]
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(max_length=200)]
 
@@ -46,7 +70,7 @@ class Img2ImgRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    image: Picture
+    image: PictureOrReference
     prompt: Annotated[Text, Field(description="What to show; may be empty.", examples=["a watercolor painting"])] = ""
     negative_prompt: Annotated[Text, Field(description="What not to show.")] = ""
     strength: Annotated[
@@ -73,6 +97,46 @@ class Img2ImgRequest(BaseModel):
         Resize, Field(description="How the picture is brought to that size: `pad` keeps all of it, with black bars.")
     ] = Resize.CROP
     model: Annotated[Name | None, Field(description="One of `GET /models`; absent: the service's default.")] = None
+    deadline_s: Annotated[
+        float | None,
+        Field(ge=1, le=MAX_DEADLINE_S, description="Seconds from now; a job that has not ended by then is cancelled."),
+    ] = None
+
+    def fingerprint(self) -> str:
+        """Equal for equal requests, however they are written and whatever the defaults of later versions add."""
+        fields = self.model_dump_json(exclude={"image"}, exclude_defaults=True)
+        picture = self.image if isinstance(self.image, bytes) else repr(self.image).encode()
+        return sha256(sha256(picture).digest() + fields.encode()).hexdigest()
+
+
+class ImageRequest(BaseModel):
+    """A picture to keep."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: Picture
+
+
+class ImageKept(BaseModel):
+    """A picture that jobs can refer to."""
+
+    sha256: Annotated[str, Field(description="Of the bytes as they were sent; an `image` of `POST /img2img`.")]
+    width: Annotated[int, Field(description="Of the upright picture.")]
+    height: int
+
+
+class ImageFormat(StrEnum):
+    """How a result is delivered."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
+
+
+EtaS = Annotated[
+    float | None,
+    Field(description="Seconds until it is done, by the work ahead and the workers' pace; null where that is unknown."),
+]
 
 
 class ImageView(ImageInfo):
@@ -97,6 +161,12 @@ class JobView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    deadline_at: Annotated[datetime | None, Field(description="When it is cancelled if it has not ended.")]
+    expires_at: Annotated[
+        datetime | None, Field(description="When the job and its pictures are deleted; known once it has ended.")
+    ]
+    queue_position: Annotated[int | None, Field(description="Jobs ahead of it; null once it has left the queue.")]
+    eta_s: EtaS
     progress: ProgressView
     request: Annotated[JobSpec, Field(description="Every parameter as resolved; the picture as its sha256.")]
     images: list[ImageView]
@@ -105,13 +175,17 @@ class JobView(BaseModel):
     worker: str | None
 
     @classmethod
-    def of(cls, record: JobRecord) -> Self:
+    def of(cls, record: JobRecord, forecast: Forecast | None = None) -> Self:
         return cls(
             id=record.id,
             status=record.status,
+            queue_position=forecast.queue_position if forecast else None,
+            eta_s=forecast.eta_s if forecast else None,
             created_at=_moment(record.created_at),
-            started_at=_moment(record.started_at) if record.started_at else None,
-            finished_at=_moment(record.finished_at) if record.finished_at else None,
+            started_at=_moment_or_none(record.started_at),
+            finished_at=_moment_or_none(record.finished_at),
+            deadline_at=_moment_or_none(record.deadline_at),
+            expires_at=_moment_or_none(record.expires_at),
             progress=_progress(record),
             request=record.spec,
             images=[
@@ -126,6 +200,10 @@ class JobView(BaseModel):
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def _moment_or_none(seconds: float | None) -> datetime | None:
+    return _moment(seconds) if seconds else None
 
 
 def _progress(record: JobRecord) -> ProgressView:
@@ -144,6 +222,51 @@ def _timings(record: JobRecord) -> dict[str, float]:
     if record.started_at and record.finished_at:
         timings["run"] = record.finished_at - record.started_at
     return {stage: round(max(seconds, 0.0), 6) for stage, seconds in timings.items()} | record.timings
+
+
+class QueuedEvent(BaseModel):
+    """The job waits. Sent first, and again whenever its place has changed."""
+
+    id: str
+    status: Literal[JobStatus.QUEUED] = JobStatus.QUEUED
+    queue_position: Annotated[int, Field(description="Jobs ahead of it in the queue of its model.")]
+    eta_s: EtaS
+
+
+class ProgressEvent(BaseModel):
+    """The job runs."""
+
+    id: str
+    status: Literal[JobStatus.RUNNING] = JobStatus.RUNNING
+    progress: ProgressView
+
+    @classmethod
+    def of(cls, record: JobRecord) -> Self:
+        return cls(id=record.id, progress=_progress(record))
+
+
+class GoneEvent(BaseModel):
+    """The job was deleted while it was followed."""
+
+    id: str
+    code: str
+    message: str
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first."""
+
+    jobs: list[JobView]
+    next_cursor: Annotated[str | None, Field(description="`cursor` of the next page; null on the last.")]
+
+
+class DryRun(BaseModel):
+    """What a submit would have made."""
+
+    request: Annotated[JobSpec, Field(description="Every parameter as it would be resolved.")]
+    cost: Annotated[float, Field(description="Work in megapixel-steps; with guidance a step counts twice.")]
+    queue_position: Annotated[int, Field(description="Jobs that would be ahead of it.")]
+    eta_s: EtaS
 
 
 class ModelView(ModelCard):
@@ -192,13 +315,12 @@ class FieldProblem(BaseModel):
     @classmethod
     def of(cls, error: Mapping[str, Any]) -> Self:
         """From an entry of a pydantic error list."""
-        field = ".".join(str(part) for part in error["loc"] if part not in ("body", "path"))[:80] or "body"
+        place = error["loc"][:1] in (("body",), ("path",), ("query",), ("header",))
+        loc = error["loc"][1:] if place else error["loc"]
+        field = ".".join(map(str, loc))[:80] or "body"
         if error["type"] == "missing":
             return cls(field=field, message="Field required")
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "extra_forbidden":
-            message = f"Unknown field; known are {', '.join(Img2ImgRequest.model_fields)}"
-        return cls(field=field, message=message, got=shortened(error["input"]))
+        return cls(field=field, message=error["msg"].removeprefix("Value error, "), got=shortened(error["input"]))
 
 
 class Problem(BaseModel):

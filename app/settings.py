@@ -5,7 +5,20 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from app.contract.job import RESULT_TTL_S
 from app.contract.settings import SharedSettings
+
+SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+
+
+def seconds(value: object) -> object:
+    """`24h` as seconds; what has no unit as it is."""
+    if isinstance(value, str) and value[-1:] in SECONDS_OF:
+        try:
+            return float(value[:-1]) * SECONDS_OF[value[-1]]
+        except ValueError:
+            return value
+    return value
 
 
 class ApiSettings(SharedSettings):
@@ -22,6 +35,11 @@ class ApiSettings(SharedSettings):
     max_pixels: Annotated[int, Field(ge=1, description="Largest picture; decoding can take 16 bytes a pixel.")] = (
         50_000_000
     )
+    result_ttl: Annotated[
+        float,
+        BeforeValidator(seconds),
+        Field(gt=0, description="How long a job and its pictures are kept after its end: 24h, 30m, 7d or seconds."),
+    ] = RESULT_TTL_S
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
 
     @property

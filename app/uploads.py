@@ -45,6 +45,13 @@ class Upload:
         width, height = self._image.size
         return (height, width) if self._sideways else (width, height)
 
+    def check(self) -> None:
+        """Decodes the picture for nothing but to see that it can be. Call it or `fit`, once. Raises PictureError."""
+        try:
+            self._image.load()
+        except Exception as error:
+            raise _unreadable(self._kind, error) from None
+
     def fit(self, width: int, height: int, resize: Resize) -> Image.Image:
         """Decodes the picture and brings it to a size. Call it once. Raises PictureError."""
         try:

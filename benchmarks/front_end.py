@@ -15,7 +15,7 @@ from rq.job import Job
 from app.child import Child
 from app.contract.models import ModelCard, ModelRegistry, size_buckets
 from app.contract.queue import JobQueue, rq_queue
-from app.contract.records import ACTIVE, RECORD
+from app.contract.records import LISTED, LISTED_AS, RECORD
 from app.contract.spec import JobSpec, Resize, Scheduler
 from app.private_redis import answers, redis_command
 from app.serve import free_port
@@ -91,12 +91,12 @@ class FrontEnd:
             queue.records.start(job_id, execution=uuid4().hex, worker="benchmark")
             rq_queue(SPEC.model, self._redis).remove(job_id)
         waiting = [queue.submit(SPEC).id]
-        waiting += self._copies(waiting[0], queued - 1)
+        waiting += self._copies(waiting[0], queued - 1, queue)
         if queue.depth(SPEC.model) != queued:
             raise SystemExit(f"{queue.depth(SPEC.model)} jobs are queued, not {queued}")
         return running + waiting[:: queued // 10][:10]
 
-    def _copies(self, job_id: str, count: int) -> list[str]:
+    def _copies(self, job_id: str, count: int, queue: JobQueue) -> list[str]:
         """Queues `count` jobs like a queued one: the same keys, written many at a time."""
         of_rq, record = self._redis.hgetall(Job.key_for(job_id)), self._redis.hgetall(RECORD.format(id=job_id))
         ids = [uuid4().hex for _ in range(count)]
@@ -106,7 +106,9 @@ class FrontEnd:
                 for new_id in some:
                     pipe.hset(Job.key_for(new_id), mapping=of_rq)
                     pipe.hset(RECORD.format(id=new_id), mapping=record)
-                pipe.zadd(ACTIVE, dict.fromkeys(some, time.time()))
+                    queue.records.line.join(pipe, new_id, SPEC)
+                for index in (LISTED, LISTED_AS.format(status="queued")):
+                    pipe.zadd(index, dict.fromkeys(some, time.time()))
                 pipe.rpush(rq_queue(SPEC.model, self._redis).key, *some)
                 pipe.execute()
         return ids

@@ -122,8 +122,9 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def http(service_url: str, redis: Redis) -> Iterator[httpx.Client]:
+def http(service_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     """A client of the service, with the models announced and the queue empty."""
+    monkeypatch.setattr("app.forecast.FRESH_S", 0)  # what one test's workers say is nothing to the next test
     redis.flushall()
     ModelRegistry(redis).announce("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
     with httpx.Client(base_url=service_url, timeout=10) as client:

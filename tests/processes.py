@@ -21,7 +21,6 @@ from redis import Redis
 from app.contract.job import JobRecord, JobStatus
 from app.contract.models import ModelRegistry
 from app.contract.queue import JobQueue, rq_queue
-from app.contract.records import ACTIVE
 from app.contract.settings import private_redis_socket
 from app.contract.spec import JobSpec, input_key, result_key
 from app.contract.store import ObjectStore
@@ -216,7 +215,7 @@ class Service:
         """No job waits, is being claimed or is leased, and no record is open."""
         registry = self.queue.started_job_registry.key
         lists = [self.queue.key, self.queue.intermediate_queue_key]
-        return not (self.redis.exists(*lists) or self.redis.zcard(registry) or self.redis.zcard(ACTIVE))
+        return not (self.redis.exists(*lists) or self.redis.zcard(registry) or self.jobs.records.active_ids())
 
 
 def make_spec(**changes: Any) -> JobSpec:

@@ -21,6 +21,9 @@ from tests.problems import assert_problem
 CALLS = [
     ("POST", "/img2img"),
     ("GET", "/jobs/x"),
+    ("GET", "/jobs/x/events"),
+    ("GET", "/jobs"),
+    ("DELETE", "/jobs/x"),
     ("POST", "/jobs/x/cancel"),
     ("GET", "/jobs/x/result"),
     ("GET", "/models"),

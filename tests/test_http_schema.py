@@ -16,7 +16,11 @@ from app.settings import ApiSettings
 
 OPERATIONS = {
     "submit_img2img": ("post", "/img2img"),
+    "keep_image": ("post", "/images"),
+    "list_jobs": ("get", "/jobs"),
+    "delete_job": ("delete", "/jobs/{job_id}"),
     "get_job": ("get", "/jobs/{job_id}"),
+    "follow_job": ("get", "/jobs/{job_id}/events"),
     "cancel_job": ("post", "/jobs/{job_id}/cancel"),
     "get_image": ("get", "/jobs/{job_id}/images/{index}"),
     "get_result": ("get", "/jobs/{job_id}/result"),
@@ -58,6 +62,12 @@ def test_every_refusal_is_a_problem(document: dict[str, Any]) -> None:
                 if status >= "400" and path != "/readyz":
                     schema = response["content"]["application/problem+json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/Problem"}, (path, status)
+
+
+def test_the_data_of_events_is_documented(document: dict[str, Any]) -> None:
+    assert {"QueuedEvent", "ProgressEvent", "GoneEvent", "JobView"} <= document["components"]["schemas"].keys()
+    answers = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]
+    assert list(answers["200"]["content"]) == ["text/event-stream"]
 
 
 def test_the_document_needs_no_running_service() -> None:

@@ -33,12 +33,14 @@ from rq.worker import BaseWorker, WorkerStatus
 
 from app.contract.errors import Cancelled, JobError
 from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
-from app.contract.models import ModelRegistry
+from app.contract.models import ModelRegistry, WorkerPace
 from app.contract.queue import MAX_ATTEMPTS, InertJob, JobQueue, rq_queue
 from app.contract.records import Progress
 from app.contract.spec import input_key, result_key
 from app.contract.store import Store
 from worker.errors import WorkerDied
+from worker.pace import Pace
+from worker.retention import Retention
 from worker.sweeper import UNREADABLE, Sweeper
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ T = TypeVar("T")
 PROGRESS_S = 0.2
 IDLE_S = 0.02  # between two looks at the queues
 SECOND_SIGNAL_S = 1  # a second signal sooner than this is the same Ctrl-C by another way
+PACE_S = 1.0  # between two words on how fast this worker is
+RETENTION_S = 2.0  # between two looks for what has expired or missed its deadline
 OUTAGE_S = 0.5  # between two tries to reach Redis
 
 
@@ -97,6 +101,7 @@ class BatchWorker(BaseWorker):
         self._records = self._jobs.records
         self._models = ModelRegistry(redis)
         self._sweeper = Sweeper(redis, lease_s=lease_s)
+        self._retention = Retention(redis, store)
         self._claims: dict[str, Claim] = {}  # by execution id
         self._emptying = False  # a job that is to run alone is next
         self._ended: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
@@ -104,10 +109,13 @@ class BatchWorker(BaseWorker):
         self._draining_since = 0.0
         self._closed = threading.Event()
         self._last_note = 0.0
+        self._pace = Pace()
+        self._last_pace = 0.0
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._threads = [
             threading.Thread(target=self._beat, name="beat", daemon=True),
             threading.Thread(target=self._finish_all, name="finish", daemon=True),
+            threading.Thread(target=self._retain, name="retain", daemon=True),
         ]
 
     # --- the story -------------------------------------------------------------------------------------------------
@@ -143,6 +151,7 @@ class BatchWorker(BaseWorker):
             if not self._draining.is_set() and self._room > 0 and self._claim():
                 return
             self._note_progress()
+            self._say_pace()
         except RedisError as error:
             log.warning("Redis: %s", error)
             time.sleep(OUTAGE_S)
@@ -281,6 +290,20 @@ class BatchWorker(BaseWorker):
         for lost in self._records.note_progress(progress):
             claims[lost.execution].stop()
 
+    def _say_pace(self) -> None:
+        """Tells the front end how fast this worker is, for it to say when a waiting job will be done."""
+        now_s = time.monotonic()
+        for key, claim in list(self._claims.items()):
+            if claim.running is not None and not claim.rendered:
+                spec = claim.record.spec
+                steps = (spec.steps_run + 1) * spec.num_images  # as `cost` counts them
+                self._pace.note(key, spec.cost * (1 - claim.running.step / steps))
+        self._pace.tick(now_s, self._claims.keys())
+        if now_s - self._last_pace >= PACE_S:
+            self._last_pace = now_s
+            pace = WorkerPace(per_second=self._pace.per_second, left=self._pace.left)
+            self._models.say_pace(self.name, pace, self._lease_s)
+
     def _beat(self) -> None:
         """On a thread of its own: renews leases, says what this worker serves, sweeps up after dead workers."""
         beaten = time.monotonic()
@@ -301,6 +324,16 @@ class BatchWorker(BaseWorker):
             except Exception:
                 log.exception("beat")
 
+    def _retain(self) -> None:
+        """On a thread of its own, for a slow store must not keep leases from being renewed: deletes what is over."""
+        while not self._closed.wait(RETENTION_S):
+            try:
+                self._retention.sweep()
+            except RedisError as error:
+                log.warning("Redis: %s", error)
+            except Exception:
+                log.exception("retention")
+
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
         return self._lease_s
 
@@ -320,6 +353,7 @@ class BatchWorker(BaseWorker):
                 log.exception("job %s: could not be ended; its lease will run out", claim.record.id)
             finally:
                 self._claims.pop(claim.execution.id, None)
+                self._pace.end(claim.execution.id, done=not claim.stopping)
 
     def _finish(self, claim: Claim) -> None:
         """One claim to its one end: pictures, then the record, then RQ. A step that Redis refuses is tried again."""
@@ -377,7 +411,9 @@ class BatchWorker(BaseWorker):
         job, execution = claim.job, claim.execution
         record = self._records.get(job.id)
         job.ended_at = now()
-        if record is None or not record.status.is_terminal or record.execution != execution.id:
+        if record is None:  # deleted meanwhile
+            self._drop(job, claim.queue, execution, record)
+        elif not record.status.is_terminal or record.execution != execution.id:
             log.warning("job %s: given to another worker meanwhile", job.id)
             self._end_lease(claim)
         elif record.status is JobStatus.SUCCEEDED:

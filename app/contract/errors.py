@@ -5,10 +5,13 @@ Img2ImgError
 │   ├── UnsupportedMedia
 │   ├── PictureError
 │   ├── ParameterError
+│   │   └── KeyReused
 │   └── TooLarge
 ├── NotFound
 ├── NotReady                a result asked for before the job has ended
 ├── Gone                    a result that will never come
+│   ├── Expired
+│   └── Deleted
 ├── Unavailable             the service's: try again later
 └── JobError                the job's: ends as a failed record, the worker lives on
     ├── Cancelled
@@ -61,6 +64,12 @@ class ParameterError(RequestError):
         self.got = got
 
 
+class KeyReused(ParameterError):
+    """An idempotency key came with another request before."""
+
+    code = "idempotency_key_reused"
+
+
 class TooLarge(RequestError):
     """The request body is larger than this service takes."""
 
@@ -83,6 +92,18 @@ class Gone(Img2ImgError):
     """The job ended without this result."""
 
     code = "gone"
+
+
+class Expired(Gone):
+    """The job has expired; what it made is no longer kept."""
+
+    code = "expired"
+
+
+class Deleted(Gone):
+    """The job was deleted."""
+
+    code = "deleted"
 
 
 class Unavailable(Img2ImgError):

@@ -30,6 +30,9 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 
+RESULT_TTL_S = 24 * 3600.0  # unless the front end is told otherwise
+
+
 class ImageInfo(BaseModel):
     """One result picture, as stored."""
 
@@ -71,3 +74,7 @@ class JobRecord(BaseModel):
     images: tuple[ImageInfo, ...] = ()
     error: JobFailure | None = None
     timings: dict[str, float] = {}
+    revision: int = 1  # grows with every change
+    result_ttl_s: float = RESULT_TTL_S  # how long the job is kept after its end
+    expires_at: float | None = None  # set at its end
+    deadline_at: float | None = None  # cancelled if it has not ended by then

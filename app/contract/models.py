@@ -5,6 +5,7 @@ A room of its own because it is the one thing that flows from worker to front en
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -15,7 +16,16 @@ from app.contract.spec import Scheduler
 
 CARDS = "i2i:models"  # hash: model name -> card of whoever announced it last; outlives its workers
 LIVE = "i2i:workers:{worker}"  # string with a time to live: the names that this worker serves, newline-separated
+PACE = "i2i:pace:{worker}"  # string with a time to live: work per second, and work in hand
 WORKERS = "i2i:workers"  # set of worker names that have announced themselves
+
+
+@dataclass(frozen=True)
+class WorkerPace:
+    """What a worker says of its work, in units of JobSpec.cost."""
+
+    per_second: float | None  # recently; None as long as it does not know
+    left: float  # of the jobs that it has taken
 
 
 class ModelCard(BaseModel):
@@ -77,10 +87,20 @@ class ModelRegistry:
             pipe.sadd(WORKERS, worker)
             pipe.execute()
 
+    def say_pace(self, worker: str, pace: WorkerPace, ttl_s: int) -> None:
+        """Says how fast `worker` works and how much it has in hand."""
+        self._redis.set(PACE.format(worker=worker), f"{pace.per_second or ''} {pace.left}", ex=ttl_s)
+
+    def paces(self, workers: Iterable[str]) -> list[WorkerPace]:
+        """What those of the workers say who have said something lately."""
+        said = self._redis.mget([PACE.format(worker=worker) for worker in workers])
+        pairs = [str(as_text(text)).split(" ") for text in said if text is not None]
+        return [WorkerPace(float(per_second) if per_second else None, float(left)) for per_second, left in pairs]
+
     def withdraw(self, worker: str) -> None:
         """Says that `worker` has gone."""
         with self._redis.pipeline() as pipe:
-            pipe.delete(LIVE.format(worker=worker))
+            pipe.delete(LIVE.format(worker=worker), PACE.format(worker=worker))
             pipe.srem(WORKERS, worker)
             pipe.execute()
 

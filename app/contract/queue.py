@@ -7,14 +7,18 @@ from uuid import uuid4
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import WatchError
 from rq import Queue
 from rq.command import send_stop_execution_command
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from app.contract.job import JobFailure, JobRecord, JobStatus
-from app.contract.records import ACTIVE, RECORD, JobRecords, new_record_fields
+from app.contract.errors import Deleted
+from app.contract.inputs import InputPictures
+from app.contract.job import RESULT_TTL_S, JobFailure, JobRecord, JobStatus
+from app.contract.once import Once
+from app.contract.records import LATE_S, JobRecords
 from app.contract.spec import JobSpec
 
 QUEUE = "img2img-{model}"
@@ -25,6 +29,9 @@ FUNCTION = "img2img.job"
 WORKER_LOST = JobFailure(
     code="worker_lost", message=f"the worker that ran this job was lost {MAX_ATTEMPTS} times; it is not tried again"
 )
+
+
+TOO_LATE = JobFailure(code="deadline_exceeded", message="the job was not done by its deadline")
 
 
 class InertJob(Job):
@@ -50,21 +57,47 @@ class JobQueue:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self.records = JobRecords(redis)
+        self.inputs = InputPictures(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
 
-    def submit(self, spec: JobSpec) -> JobRecord:
+    def made_before(self, once: Once) -> JobRecord | None:
+        """The job that this request made when it came before. Raises KeyReused, Expired or Deleted."""
+        job_id = once.job_id(self._redis.get(once.redis_key))
+        return self.records.find(job_id) if job_id else None
+
+    def submit(
+        self, spec: JobSpec, *, result_ttl_s: float = RESULT_TTL_S, deadline_s: float | None = None
+    ) -> JobRecord:
         """Queues a job: record and queue entry in one transaction, so that there is never one without the other."""
-        job_id = uuid4().hex
-        created_at = time.time()
-        fields = new_record_fields(spec, created_at)
+        record = _new_record(spec, result_ttl_s, deadline_s)
         with self._redis.pipeline() as pipe:
-            self._enqueue(job_id, spec.model, pipe)  # RQ opens the transaction itself, so its commands come first
-            pipe.hset(RECORD.format(id=job_id), items=[x for field in fields.items() for x in field])
-            pipe.zadd(ACTIVE, {job_id: created_at})
+            self._add(record, pipe)
             pipe.execute()
-        return JobRecord(
-            id=job_id, status=JobStatus.QUEUED, spec=spec, created_at=created_at, steps=spec.steps_run * spec.num_images
-        )
+        return record
+
+    def submit_once(
+        self, once: Once, spec: JobSpec, *, result_ttl_s: float = RESULT_TTL_S, deadline_s: float | None = None
+    ) -> tuple[JobRecord, bool]:
+        """Queues a job unless its request has made one. Of requests that come at the same time, one does.
+
+        Returns the job and whether it is new. Raises KeyReused, Expired or Deleted.
+        """
+        record = _new_record(spec, result_ttl_s, deadline_s)
+        while True:
+            with self._redis.pipeline() as pipe:
+                pipe.watch(once.redis_key)  # type: ignore[no-untyped-call]  # another request with it fails `execute`
+                job_id = once.job_id(pipe.get(once.redis_key))
+                if job_id:
+                    return self.records.find(job_id), False
+                self._add(record, pipe)
+                once.keep(pipe, record.id)
+                with suppress(WatchError):
+                    pipe.execute()
+                    return record, True
+
+    def _add(self, record: JobRecord, pipe: Pipeline) -> None:
+        self._enqueue(record.id, record.spec.model, pipe)  # RQ opens the transaction itself: its commands come first
+        self.records.add(pipe, record)
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
         """Puts a job that nobody runs any more to the front of its queue; fails it if it has been tried too often.
@@ -107,13 +140,13 @@ class JobQueue:
             pipeline=pipe,
         )
 
-    def cancel(self, job_id: str) -> JobRecord | None:
+    def cancel(self, job_id: str, why: JobFailure | None = None) -> JobRecord | None:
         """Cancels a job that has not ended; one that has is left as it is. Returns the record, None if there is none.
 
         The record says `cancelled` at once. A queued job leaves its queue; a running one is dropped by its worker at
         the next denoising step, told by RQ's command channel or, if that message is lost, by its next note of progress.
         """
-        cancelled = self.records.cancel(job_id)
+        cancelled = self.records.cancel(job_id, why=why)
         record = self.records.get(job_id)
         if record is None or not cancelled:
             return record
@@ -124,6 +157,29 @@ class JobQueue:
                 send_stop_execution_command(self._redis, job_id, record.execution)
         return record
 
+    def cancel_overdue(self) -> None:
+        """Cancels the jobs whose deadline has passed."""
+        for job_id in self.records.overdue_ids():
+            self.cancel(job_id, TOO_LATE)
+
+    def delete(self, job_id: str) -> None:
+        """Cancels the job if it has not ended, and forgets it; its pictures are the caller's to delete."""
+        self.cancel(job_id)
+        self.records.forget(job_id, Deleted, again_at=time.time() + LATE_S)
+
     def depth(self, model: str) -> int:
         """Jobs waiting for this model."""
         return int(self._queue(model).count)
+
+
+def _new_record(spec: JobSpec, result_ttl_s: float, deadline_s: float | None) -> JobRecord:
+    created_at = time.time()
+    return JobRecord(
+        id=uuid4().hex,
+        status=JobStatus.QUEUED,
+        spec=spec,
+        created_at=created_at,
+        steps=spec.steps_run * spec.num_images,
+        result_ttl_s=result_ttl_s,
+        deadline_at=created_at + deadline_s if deadline_s is not None else None,
+    )

@@ -1,45 +1,44 @@
 """Job records in Redis. Every change of state is one compare-and-set, so a record has one history whoever writes it."""
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from redis import Redis
+from redis.client import Pipeline
 from rq.utils import as_text
 
+from app.contract.errors import Deleted, Expired, Gone, Img2ImgError, NotFound
+from app.contract.inputs import INPUT_USES, INPUTS
 from app.contract.job import TRANSITIONS, ImageInfo, JobFailure, JobRecord, JobStatus
-from app.contract.spec import JobSpec
+from app.contract.line import LINE, Line
+from app.contract.scripts import FORGET, MOVE, PROGRESS
+from app.contract.spec import JobSpec, input_key
 
 RECORD = "i2i:job:{id}"  # hash: the record, field by field
-ACTIVE = "i2i:active"  # sorted set: ids of jobs that have not ended, by creation time
+LISTED = "i2i:jobs"  # sorted set: ids of all jobs, by creation time
+LISTED_AS = "i2i:jobs:{status}"  # the same, of the jobs in one state
+EXPIRING = "i2i:expiring"  # sorted set: ids of ended jobs, by when their record and pictures go
+DEADLINES = "i2i:deadlines"  # sorted set: ids of jobs with a deadline that have not ended, by that deadline
+CHANGES = "i2i:changes"  # channel: id of every job whose record has changed, and its new status where that is new
+GONE = "i2i:gone:{id}"  # string with a time to live: why there is no such job any more
+
+GONE_S = 24 * 3600  # a job that is gone is answered for this long with what became of it
+LATE_S = 300  # a worker may publish a picture of a job that is being deleted; they are looked for again after this
+
+log = logging.getLogger(__name__)
 
 Scalar = bytes | bytearray | memoryview | str | int | float  # what a Redis hash field can hold
 
-# Moves a record to a new state if it is in one that allows the move and, where an execution is named, if that
-# execution still owns it. Answers "ok", or what stood in the way: "missing", "lost" or the present status.
-# KEYS: record, active. ARGV: id, statuses it may move from, owning execution or "", "1" if the new state is terminal,
-# "1" to count an attempt, then field, value, ...
-_MOVE = """
-local status = redis.call('HGET', KEYS[1], 'status')
-if not status then return 'missing' end
-if not string.find(',' .. ARGV[2] .. ',', ',' .. status .. ',', 1, true) then return status end
-if ARGV[3] ~= '' and redis.call('HGET', KEYS[1], 'execution') ~= ARGV[3] then return 'lost' end
-redis.call('HSET', KEYS[1], unpack(ARGV, 6))
-if ARGV[4] == '1' then redis.call('ZREM', KEYS[2], ARGV[1]) end
-if ARGV[5] == '1' then redis.call('HINCRBY', KEYS[1], 'attempts', 1) end
-return 'ok'
-"""
 
-# Notes progress if the execution still owns a running record. KEYS: record. ARGV: execution, step, steps.
-_PROGRESS = """
-local now = redis.call('HMGET', KEYS[1], 'status', 'execution')
-if now[1] == 'running' and now[2] == ARGV[1] then
-  redis.call('HSET', KEYS[1], 'step', ARGV[2], 'steps', ARGV[3])
-  return 1
-end
-return 0
-"""
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a job stands in a list by creation time."""
+
+    created_at: float
+    job_id: str
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,94 @@ class JobRecords:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._move_script = redis.register_script(_MOVE)
-        self._progress_script = redis.register_script(_PROGRESS)
+        self.line = Line(redis)
+        self._move_script = redis.register_script(MOVE)
+        self._forget_script = redis.register_script(FORGET)
+        self._progress_script = redis.register_script(PROGRESS)
 
     def get(self, job_id: str) -> JobRecord | None:
         """The record, or None where there is none."""
         fields = self._redis.hgetall(RECORD.format(id=job_id))
         return _parse(job_id, fields) if fields else None
+
+    def find(self, job_id: str) -> JobRecord:
+        """The record. Raises NotFound, Expired or Deleted."""
+        record = self.get(job_id)
+        if record is None:
+            raise self._why_none(job_id)
+        if record.expires_at and record.expires_at <= time.time():  # not yet swept
+            raise Expired
+        return record
+
+    def _why_none(self, job_id: str) -> Img2ImgError:
+        why = as_text(self._redis.get(GONE.format(id=job_id)) or b"")
+        reasons: dict[str, Img2ImgError] = {kind.code: kind() for kind in (Expired, Deleted)}
+        return reasons.get(why) or NotFound(f"There is no job {job_id[:80]}.")
+
+    def add(self, pipe: Pipeline, record: JobRecord) -> None:
+        """Writes a new record with all that lists it, in the transaction that also queues the job."""
+        spec = record.spec
+        fields: dict[str, Scalar] = {
+            "status": record.status.value,
+            "spec": spec.model_dump_json(),
+            "input": input_key(spec.image),
+            "model": spec.model,
+            "cost": spec.cost,
+            "revision": 1,
+            "created_at": record.created_at,
+            "result_ttl_s": record.result_ttl_s,
+            "attempts": 0,
+            "step": 0,
+            "steps": record.steps,
+        }
+        if record.deadline_at is not None:
+            fields["deadline_at"] = record.deadline_at
+            pipe.zadd(DEADLINES, {record.id: record.deadline_at})
+        pipe.hset(RECORD.format(id=record.id), items=[x for field in fields.items() for x in field])
+        pipe.zadd(LISTED, {record.id: record.created_at})
+        pipe.zadd(LISTED_AS.format(status=record.status), {record.id: record.created_at})
+        pipe.hincrby(INPUT_USES, input_key(spec.image), 1)
+        self.line.join(pipe, record.id, spec)
+        pipe.publish(CHANGES, f"{record.id} {record.status}")
+
+    def page(self, status: JobStatus | None, before: Place | None, limit: int) -> tuple[list[JobRecord], Place | None]:
+        """Up to `limit` jobs, newest first, from behind the place `before`; and the place to go on from, if any."""
+        index = LISTED_AS.format(status=status) if status else LISTED
+        newest = before.created_at if before else "+inf"
+        places: list[Place] = []
+        offset = 0
+        while len(places) <= limit:
+            rows = self._redis.zrevrangebyscore(index, newest, "-inf", offset, limit + 1, withscores=True)
+            found = [Place(float(score), str(as_text(job_id))) for job_id, score in rows]  # type: ignore[str-unpack,arg-type]
+            places += [place for place in found if before is None or place < before]
+            offset += len(found)
+            if len(found) <= limit:
+                break
+        with self._redis.pipeline(transaction=False) as pipe:
+            for place in places[:limit]:
+                pipe.hgetall(RECORD.format(id=place.job_id))
+            hashes = pipe.execute()
+        return _readable(places, hashes), places[limit - 1] if len(places) > limit else None
+
+    def forget(self, job_id: str, why: type[Gone], *, again_at: float | None = None) -> bool:
+        """Removes the record of an ended job, and remembers why for a while. False if it has not ended.
+
+        again_at: when `expired_ids` names it once more, for pictures that came late.
+        """
+        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, GONE.format(id=job_id), CHANGES]
+        return bool(self._forget_script(keys=keys, args=[job_id, why.code, GONE_S, again_at or ""]))
+
+    def expired_ids(self, limit: int = 100) -> list[str]:
+        """Ids of ended jobs whose time is over."""
+        return self._due(EXPIRING, limit)
+
+    def overdue_ids(self, limit: int = 100) -> list[str]:
+        """Ids of jobs that have not ended by their deadline."""
+        return self._due(DEADLINES, limit)
+
+    def _due(self, key: str, limit: int) -> list[str]:
+        due = self._redis.zrangebyscore(key, "-inf", time.time(), 0, limit)
+        return [str(as_text(job_id)) for job_id in due]  # type: ignore[arg-type]
 
     def start(self, job_id: str, *, execution: str, worker: str) -> bool:
         """Gives a queued job to `execution`. False if there is no such job, it has ended, or another one has it."""
@@ -93,9 +173,12 @@ class JobRecords:
         fields: dict[str, Scalar] = {"error": failure.model_dump_json(), "finished_at": time.time()}
         return self._move(job_id, JobStatus.FAILED, fields, execution=execution) == "ok"
 
-    def cancel(self, job_id: str, *, execution: str = "") -> bool:
+    def cancel(self, job_id: str, *, execution: str = "", why: JobFailure | None = None) -> bool:
         """Ends a queued or running job as cancelled. With an execution: only if that one still owns the job."""
-        return self._move(job_id, JobStatus.CANCELLED, {"finished_at": time.time()}, execution=execution) == "ok"
+        fields: dict[str, Scalar] = {"finished_at": time.time()}
+        if why is not None:
+            fields["error"] = why.model_dump_json()
+        return self._move(job_id, JobStatus.CANCELLED, fields, execution=execution) == "ok"
 
     def note_progress(self, progress: Iterable[Progress]) -> list[Progress]:
         """Notes progress, in one round trip. Returns those whose execution no longer owns its job."""
@@ -105,35 +188,46 @@ class JobRecords:
         with self._redis.pipeline(transaction=False) as pipe:
             for p in progress:
                 self._progress_script(
-                    keys=[RECORD.format(id=p.job_id)], args=[p.execution, p.step, p.steps], client=pipe
+                    keys=[RECORD.format(id=p.job_id), CHANGES],
+                    args=[p.job_id, p.execution, p.step, p.steps],
+                    client=pipe,
                 )
             noted = pipe.execute()
         return [p for p, ok in zip(progress, noted, strict=True) if not ok]
 
     def active_ids(self) -> list[str]:
         """Ids of all jobs that have not ended, oldest first."""
-        return [str(as_text(job_id)) for job_id in self._redis.zrange(ACTIVE, 0, -1)]  # type: ignore[arg-type]
+        with self._redis.pipeline() as pipe:  # one transaction: a job that moves meanwhile is in one of the two
+            for status in JobStatus:
+                if not status.is_terminal:
+                    pipe.zrange(LISTED_AS.format(status=status), 0, -1, withscores=True)
+            scored = [row for rows in pipe.execute() for row in rows]
+        return [str(as_text(job_id)) for job_id, _ in sorted(scored, key=lambda row: row[1])]
 
     def _move(
         self, job_id: str, to: JobStatus, fields: Mapping[str, Scalar], *, execution: str = "", attempt: bool = False
     ) -> str:
         sources = ",".join(status for status, targets in TRANSITIONS.items() if to in targets)
-        flat = [x for field in {"status": to.value, **fields}.items() for x in field]
-        args: list[Scalar] = [job_id, sources, execution, int(to.is_terminal), int(attempt), *flat]
-        answer = self._move_script(keys=[RECORD.format(id=job_id), ACTIVE], args=args)
+        flat = [x for field in fields.items() for x in field]
+        ended_at: Scalar = fields["finished_at"] if to.is_terminal else ""
+        args: list[Scalar] = [job_id, to.value, sources, execution, ended_at, int(attempt), *flat]
+        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, DEADLINES, INPUT_USES, INPUTS, LINE, CHANGES]
+        answer = self._move_script(keys=keys, args=args)
         return str(as_text(answer))
 
 
-def new_record_fields(spec: JobSpec, created_at: float) -> dict[str, Scalar]:
-    """The fields of a record just made, for the transaction that also queues the job."""
-    return {
-        "status": JobStatus.QUEUED.value,
-        "spec": spec.model_dump_json(),
-        "created_at": created_at,
-        "attempts": 0,
-        "step": 0,
-        "steps": spec.steps_run * spec.num_images,
-    }
+def _readable(places: Iterable[Place], hashes: Iterable[Mapping[bytes | str, bytes | str]]) -> list[JobRecord]:
+    """The records of a page, without those that went meanwhile or that another version wrote."""
+    records = []
+    for place, fields in zip(places, hashes, strict=False):
+        try:
+            record = _parse(place.job_id, fields) if fields else None
+        except (ValueError, KeyError):
+            log.warning("job %s cannot be read", place.job_id)
+            continue
+        if record and not (record.expires_at and record.expires_at <= time.time()):
+            records.append(record)
+    return records
 
 
 def _parse(job_id: str, fields: Mapping[bytes | str, bytes | str]) -> JobRecord:

@@ -70,12 +70,29 @@ class JobSpec(BaseModel):
             return 0
         return max(1, min(int(self.num_inference_steps * self.strength), self.num_inference_steps))
 
+    @property
+    def cost(self) -> float:
+        """Work of the whole job, in megapixel-steps: a row is an image, or two with guidance; encode and decode count
+        as one more step."""
+        rows = self.num_images * (2 if self.guidance_scale > 1 else 1)
+        return self.width * self.height * (self.steps_run + 1) * rows / 1e6
+
 
 def input_key(sha256: str) -> str:
-    """Store key of a picture that a client sent."""
+    """Store key of a job's input: a picture that a client sent, as the model sees it."""
     return f"inputs/{sha256}.png"
+
+
+def upload_key(sha256: str) -> str:
+    """Store key of a picture as a client sent it, before it is known what for."""
+    return f"uploads/{sha256}"
 
 
 def result_key(job_id: str, index: int) -> str:
     """Store key of a job's result; the first writer wins."""
     return f"results/{job_id}/{index}.png"
+
+
+def result_keys(job_id: str) -> list[str]:
+    """Store keys of all results that a job can have."""
+    return [result_key(job_id, index) for index in range(MAX_IMAGES)]

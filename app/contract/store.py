@@ -1,5 +1,6 @@
 """Blobs by key, in a local directory or an S3-compatible bucket, through one library (obstore)."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlparse
@@ -20,6 +21,10 @@ class Store(Protocol):
         """The blob, or None where there is none."""
         ...
 
+    def delete(self, *keys: str) -> None:
+        """Deletes those of the blobs that are there."""
+        ...
+
     def check(self) -> None:
         """Raises if the store cannot be written to and read from."""
         ...
@@ -32,7 +37,7 @@ class ObjectStore:
         """url: file:///path for a directory, or any URL that obstore takes, such as s3://bucket/prefix."""
         parsed = urlparse(url)
         if parsed.scheme == "file":
-            self._store = LocalStore(Path(unquote(parsed.path)), mkdir=True)
+            self._store = LocalStore(Path(unquote(parsed.path)), automatic_cleanup=True, mkdir=True)
         else:
             self._store = from_url(url)  # type: ignore[assignment]
 
@@ -48,6 +53,11 @@ class ObjectStore:
             return bytes(obstore.get(self._store, key).bytes())
         except FileNotFoundError:
             return None
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            with suppress(FileNotFoundError):
+                obstore.delete(self._store, key)
 
     def check(self) -> None:
         obstore.put(self._store, "check", b"ok")
@@ -65,6 +75,10 @@ class MemoryStore:
 
     def get(self, key: str) -> bytes | None:
         return self._blobs.get(key)
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            self._blobs.pop(key, None)
 
     def check(self) -> None:
         return None

@@ -1,24 +1,39 @@
 """POST /img2img: steps 2 to 4 of a job's way."""
 
 from hashlib import sha256
+from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from app import openapi
 from app.contract.job import JobRecord
 from app.contract.models import ModelRegistry, model_name
+from app.contract.once import Once
 from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
-from app.deps import DecodersDep, ModelsDep, QueueDep, SettingsDep, StoreDep
+from app.deps import DecodersDep, ForecasterDep, ModelsDep, QueueDep, SettingsDep, StoreDep
+from app.forecast import Forecaster
+from app.references import referred
 from app.request_body import RequestDep
 from app.resolve import resolve_model, resolve_scheduler, resolve_seed, resolve_size
-from app.schemas import Img2ImgRequest, JobView
+from app.schemas import DryRun, Img2ImgRequest, JobView
 from app.settings import ApiSettings
 from app.uploads import Upload, png
 
 router = APIRouter(tags=["jobs"])
+
+DryRunQuery = Annotated[bool, Query(description="Only say what would be done: validate everything, make no job.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="Any text of your choice. The same key and request within 24 hours give the same job again.",
+        examples=["7c4a8d09-order-17"],
+    ),
+]
 
 
 @router.post(
@@ -26,7 +41,7 @@ router = APIRouter(tags=["jobs"])
     status_code=202,
     operation_id="submit_img2img",
     openapi_extra={"requestBody": openapi.SUBMIT_BODY},
-    responses=openapi.SUBMITTED | openapi.problems(400, 413, 415, 422, 503),
+    responses=openapi.SUBMITTED | openapi.WOULD_BE_SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 503),
 )
 async def submit_img2img(
     request: RequestDep,
@@ -35,26 +50,51 @@ async def submit_img2img(
     queue: QueueDep,
     store: StoreDep,
     models: ModelsDep,
+    forecaster: ForecasterDep,
     decoders: DecodersDep,
-) -> JobView:
+    dry_run: DryRunQuery = False,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView | DryRun:
     """Queues a job. Poll the `Location`; when the job has succeeded, fetch its images."""
-    record = await run_sync(submit, request, settings, queue, store, models, limiter=decoders)
+    once = await run_sync(_once, request, idempotency_key) if idempotency_key and not dry_run else None
+    made_before = await run_sync(queue.made_before, once) if once else None
+    if made_before:
+        return await run_sync(_accepted, response, made_before, False, forecaster)
+    spec, picture = await run_sync(resolve, request, settings, queue, store, models, limiter=decoders)
+    if dry_run:
+        response.status_code = 200
+        forecast = await run_sync(forecaster.of_next, spec)
+        return DryRun(request=spec, cost=spec.cost, queue_position=forecast.queue_position, eta_s=forecast.eta_s)
+    record, new = await run_sync(submit, request, spec, picture, once, settings, queue, store)
+    return await run_sync(_accepted, response, record, new, forecaster)
+
+
+def _once(request: Img2ImgRequest, key: str) -> Once:
+    return Once(key, request.fingerprint())
+
+
+def _accepted(response: Response, record: JobRecord, new: bool, forecaster: Forecaster) -> JobView:
     response.headers["Location"] = f"/jobs/{record.id}"
-    return JobView.of(record)
+    if not new:
+        response.headers["Idempotency-Replayed"] = "true"
+    return JobView.of(record, *forecaster.of([record]))
 
 
-def submit(
+def resolve(
     request: Img2ImgRequest, settings: ApiSettings, queue: JobQueue, store: Store, models: ModelRegistry
-) -> JobRecord:
-    """Resolves the request, stores its picture and queues the job."""
+) -> tuple[JobSpec, bytes]:
+    """Every default made explicit, and the picture as the model will see it."""
     card = resolve_model(request.model, model_name(settings.model), models.known())
     scheduler = resolve_scheduler(request, card)
     seed = resolve_seed(request.seed, request.num_images)
-    upload = Upload(request.image, settings.max_pixels)
+    sent = request.image
+    upload = Upload(
+        sent if isinstance(sent, bytes) else referred(sent, queue, store, settings.result_ttl), settings.max_pixels
+    )
     width, height = resolve_size(request.width, request.height, upload.size, card)
     picture = png(upload.fit(width, height, request.resize))
     digest = sha256(picture).hexdigest()
-    spec = JobSpec(
+    return JobSpec(
         model=card.name,
         image=digest,
         prompt=request.prompt,
@@ -68,6 +108,21 @@ def submit(
         width=width,
         height=height,
         resize=request.resize,
-    )
-    store.put(input_key(digest), picture)
-    return queue.submit(spec)
+    ), picture
+
+
+def submit(
+    request: Img2ImgRequest,
+    spec: JobSpec,
+    picture: bytes,
+    once: Once | None,
+    settings: ApiSettings,
+    queue: JobQueue,
+    store: Store,
+) -> tuple[JobRecord, bool]:
+    """Stores the picture and queues the job, unless the same request has just done it. Returns whether it is new."""
+    queue.inputs.hold(input_key(spec.image), settings.result_ttl)
+    store.put(input_key(spec.image), picture)
+    if once is None:
+        return queue.submit(spec, result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s), True
+    return queue.submit_once(once, spec, result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)

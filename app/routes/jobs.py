@@ -1,89 +1,92 @@
-"""A job and its pictures."""
+"""A job, and lists of them."""
 
+import re
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Response
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Header, Path, Query, Response
 
 from app import openapi
-from app.contract.errors import Gone, NotFound, NotReady
-from app.contract.job import JobRecord, JobStatus
-from app.contract.spec import result_key
-from app.contract.store import Store
-from app.deps import QueueDep, StoreDep
-from app.schemas import JobView
+from app.contract.errors import Deleted, Expired
+from app.contract.job import JobStatus
+from app.contract.records import Place
+from app.contract.spec import result_keys
+from app.deps import FeedDep, ForecasterDep, QueueDep, StoreDep
+from app.follow import wait_for_end
+from app.schemas import JobList, JobView
 
-router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="The `id` of the job.")]
-Index = Annotated[int, Path(ge=0, description="Which image, from 0.")]
-IfNoneMatch = Annotated[str | None, Header(description="ETags that the client already has.")]
+StatusFilter = Annotated[JobStatus | None, Query(description="Only jobs in this state.")]
+Cursor = Annotated[
+    str | None,
+    Query(pattern=r"^[0-9]{1,11}(\.[0-9]{1,9})?-[0-9a-f]{32}$", description="The `next_cursor` of the page before."),
+]
+MAX_WAIT_S = 60
+Wait = Annotated[
+    float | None,
+    Query(ge=0, le=MAX_WAIT_S, description="Answer when the job has ended, or after so many seconds as it is then."),
+]
+Prefer = Annotated[str | None, Header(description="`wait=30` does what `?wait=30` does.", examples=["wait=30"])]
+Limit = Annotated[int, Query(ge=1, le=100, description="Jobs of one page.")]
 
 
-@router.get("", operation_id="get_job", responses=openapi.problems(404, 503))
-def get_job(job_id: JobId, queue: QueueDep) -> JobView:
-    """The job: its state, its progress, its parameters as resolved, its images."""
-    return JobView.of(_found(queue.records.get(job_id), job_id))
+@router.get("", operation_id="list_jobs", responses=openapi.problems(422, 503))
+def list_jobs(
+    queue: QueueDep, forecaster: ForecasterDep, status: StatusFilter = None, cursor: Cursor = None, limit: Limit = 20
+) -> JobList:
+    """The jobs, newest first. A page may be shorter than asked for, where jobs went meanwhile."""
+    records, last = queue.records.page(status, _place(cursor), limit)
+    next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
+    jobs = [JobView.of(*pair) for pair in zip(records, forecaster.of(records), strict=True)]
+    return JobList(jobs=jobs, next_cursor=next_cursor)
 
 
-@router.post("/cancel", operation_id="cancel_job", responses=openapi.problems(404, 503))
+def _place(cursor: str | None) -> Place | None:
+    if cursor is None:
+        return None
+    created_at, _, job_id = cursor.partition("-")
+    return Place(float(created_at), job_id)
+
+
+@router.get("/{job_id}", operation_id="get_job", responses=openapi.JOB | openapi.problems(404, 410, 422, 503))
+async def get_job(
+    job_id: JobId,
+    queue: QueueDep,
+    feed: FeedDep,
+    forecaster: ForecasterDep,
+    response: Response,
+    wait: Wait = None,
+    prefer: Prefer = None,
+) -> JobView:
+    """The job: its state, its progress, its parameters as resolved, its images. With `wait`: when it has ended."""
+    preferred = _preferred_wait(prefer) if wait is None else None
+    if preferred is not None:
+        response.headers["Preference-Applied"] = f"wait={preferred}"
+    record = await wait_for_end(job_id, wait or preferred or 0, queue, feed)
+    return JobView.of(record, *await run_sync(forecaster.of, [record]))
+
+
+def _preferred_wait(prefer: str | None) -> int | None:
+    """The seconds of `Prefer: wait=30` (RFC 7240), as far as they are granted."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", prefer or "", re.IGNORECASE)
+    return min(int(found[1]), MAX_WAIT_S) if found else None
+
+
+@router.post("/{job_id}/cancel", operation_id="cancel_job", responses=openapi.problems(404, 410, 503))
 def cancel_job(job_id: JobId, queue: QueueDep) -> JobView:
     """Cancels a job that has not ended; one that has stays as it is."""
-    return JobView.of(_found(queue.cancel(job_id), job_id))
+    queue.cancel(job_id)
+    return JobView.of(queue.records.find(job_id))
 
 
-@router.head("/images/{index}", include_in_schema=False)
-@router.get(
-    "/images/{index}",
-    operation_id="get_image",
-    response_class=Response,
-    responses=openapi.PNG_IMAGE | openapi.problems(404, 409, 410, 422, 503),
-)
-def get_image(
-    job_id: JobId, index: Index, queue: QueueDep, store: StoreDep, if_none_match: IfNoneMatch = None
-) -> Response:
-    """One result as a PNG. It never changes: its ETag is its sha256."""
-    return _image(_found(queue.records.get(job_id), job_id), index, store, if_none_match)
-
-
-@router.head("/result", include_in_schema=False)
-@router.get(
-    "/result",
-    operation_id="get_result",
-    response_class=Response,
-    responses=openapi.PNG_IMAGE | openapi.problems(404, 409, 410, 503),
-)
-def get_result(job_id: JobId, queue: QueueDep, store: StoreDep, if_none_match: IfNoneMatch = None) -> Response:
-    """The first image of the job."""
-    return _image(_found(queue.records.get(job_id), job_id), 0, store, if_none_match)
-
-
-def _found(record: JobRecord | None, job_id: str) -> JobRecord:
-    if record is None:
-        raise NotFound(f"There is no job {job_id[:80]}.")
-    return record
-
-
-def _image(record: JobRecord, index: int, store: Store, if_none_match: str | None) -> Response:
-    if index >= record.spec.num_images:
-        raise NotFound(f"This job makes {record.spec.num_images} image(s), counted from 0.")
-    if not record.status.is_terminal:
-        raise NotReady(f"The job is {record.status}; ask again later.", job_status=record.status)
-    if record.status is not JobStatus.SUCCEEDED:
-        raise Gone(f"The job {record.status} without a result.", job_status=record.status, error=record.error)
-    info = record.images[index]
-    headers = {
-        "ETag": f'"{info.sha256}"',
-        "Cache-Control": "private, max-age=31536000, immutable",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if if_none_match and _matches(if_none_match, info.sha256):
-        return Response(status_code=304, headers=headers)
-    picture = store.get(result_key(record.id, index))
-    if picture is None:
-        raise Gone("The picture is no longer stored.", job_status=record.status)
-    return Response(picture, media_type="image/png", headers=headers)
-
-
-def _matches(if_none_match: str, sha256: str) -> bool:
-    tags = (tag.strip().removeprefix("W/").strip('"') for tag in if_none_match.split(","))
-    return any(tag in (sha256, "*") for tag in tags)
+@router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=openapi.problems(404, 503))
+def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
+    """Deletes the job and its pictures, cancelling it first if it has not ended. To delete it again changes nothing."""
+    try:
+        queue.records.find(job_id)
+    except (Deleted, Expired):
+        return
+    queue.delete(job_id)
+    store.delete(*result_keys(job_id))

@@ -1,0 +1,66 @@
+"""Pictures by reference: one that was sent before, or a job's result. Nothing is ever fetched from elsewhere."""
+
+import re
+from dataclasses import dataclass
+
+from app.contract.errors import Gone, NotFound, ParameterError
+from app.contract.job import JobStatus
+from app.contract.queue import JobQueue
+from app.contract.spec import input_key, result_key, upload_key
+from app.contract.store import Store
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+RESULT_PATH = re.compile(r"/jobs/([0-9a-f]{32})/(?:images/([0-9])|result)")
+
+
+@dataclass(frozen=True)
+class SentPicture:
+    """A picture that was sent before, by the sha256 of its bytes."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ResultPicture:
+    """A picture that a job made."""
+
+    job_id: str
+    index: int
+
+
+Reference = SentPicture | ResultPicture
+
+
+def parse_reference(text: str) -> Reference | None:
+    """What the text refers to; None where it is no reference."""
+    if SHA256.fullmatch(text):
+        return SentPicture(text)
+    result = RESULT_PATH.fullmatch(text)
+    return ResultPicture(result[1], int(result[2] or 0)) if result else None
+
+
+def referred(reference: Reference, queue: JobQueue, store: Store, keep_s: float) -> bytes:
+    """The bytes of the picture; one that was sent is kept for another keep_s seconds. Raises ParameterError."""
+    if isinstance(reference, ResultPicture):
+        return _result(reference, queue, store)
+    for key in (upload_key(reference.sha256), input_key(reference.sha256)):
+        picture = store.get(key)
+        if picture is not None:
+            queue.inputs.hold(key, keep_s)
+            return picture
+    message = "No picture with this sha256 is kept here; send it with the request, or to POST /images first"
+    raise ParameterError("image", message, got=reference.sha256)
+
+
+def _result(reference: ResultPicture, queue: JobQueue, store: Store) -> bytes:
+    path = f"/jobs/{reference.job_id}/images/{reference.index}"
+    try:
+        record = queue.records.find(reference.job_id)
+    except (NotFound, Gone) as error:
+        raise ParameterError("image", error.message, got=path) from None
+    if record.status is not JobStatus.SUCCEEDED:
+        raise ParameterError("image", f"That job is {record.status}; only a job that succeeded has pictures", got=path)
+    picture = store.get(result_key(record.id, reference.index)) if reference.index < len(record.images) else None
+    if picture is None:
+        raise ParameterError("image", f"That job has {len(record.images)} picture(s), counted from 0", got=path)
+    return picture
