@@ -15,7 +15,8 @@ from app.contract.spec import JobSpec, input_key, result_key
 from app.contract.store import MemoryStore
 from tests.processes import MODEL, Service, wait_for
 from tests.processes import front_end as front_end
-from worker.rq_worker import BatchWorker, Claim
+from worker.claim import Claim
+from worker.rq_worker import BatchWorker
 
 PNG = b"a picture"
 

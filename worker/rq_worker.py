@@ -6,7 +6,6 @@ alive, and ends each claim in one place. It never calls a function whose name st
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import queue
@@ -16,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
@@ -32,19 +30,19 @@ from rq.utils import as_text, now
 from rq.worker import BaseWorker, WorkerStatus
 
 from app.contract.errors import Cancelled, JobError
-from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
+from app.contract.job import JobFailure, JobRecord, JobStatus
 from app.contract.models import ModelRegistry, WorkerPace
 from app.contract.queue import MAX_ATTEMPTS, InertJob, JobQueue, rq_queue
 from app.contract.records import Progress
-from app.contract.spec import input_key, result_key
 from app.contract.store import Store
+from worker.claim import Claim
 from worker.errors import WorkerDied
 from worker.pace import Pace
 from worker.retention import Retention
 from worker.sweeper import UNREADABLE, Sweeper
 
 if TYPE_CHECKING:
-    from worker.runner import JobRunner, RunningJob
+    from worker.runner import JobRunner
 
 log = logging.getLogger(__name__)
 
@@ -56,32 +54,6 @@ SECOND_SIGNAL_S = 1  # a second signal sooner than this is the same Ctrl-C by an
 PACE_S = 1.0  # between two words on how fast this worker is
 RETENTION_S = 2.0  # between two looks for what has expired or missed its deadline
 OUTAGE_S = 0.5  # between two tries to reach Redis
-
-
-@dataclass(eq=False)
-class Claim:
-    """A job in this worker's hands."""
-
-    job: Job
-    queue: Queue
-    execution: Execution
-    record: JobRecord
-    running: RunningJob | None = None
-    stopping: bool = False
-    rendered: bool = False  # out of the engine
-    error: JobError | None = None  # why it never came into the engine
-    loaded_s: float = 0.0
-    kept: dict[int, bytes] = field(default_factory=dict)  # pictures that an earlier run of this job had stored
-    loaded: threading.Event = field(default_factory=threading.Event)  # the fields above are set, as far as they will be
-
-    @property
-    def is_last_attempt(self) -> bool:
-        return self.record.attempts >= MAX_ATTEMPTS
-
-    def stop(self) -> None:
-        self.stopping = True
-        if self.running is not None:
-            self.running.stop()
 
 
 class BatchWorker(BaseWorker):
@@ -224,9 +196,9 @@ class BatchWorker(BaseWorker):
             self._drop(job, source, execution, record)
             return
         self.prepare_job_execution(job, remove_from_intermediate_queue=True)
-        claim = Claim(job, source, execution, record)
+        claim = Claim(job, source, execution, record, self._ended.put)
         self._claims[execution.id] = claim
-        self._loaders.submit(self._load, claim)
+        self._loaders.submit(claim.load, self._store, self._runner)
 
     def _drop(self, job: Job, source: Queue, execution: Execution, record: JobRecord | None) -> None:
         """A job that is no longer to be run: ended meanwhile, or in another worker's hands."""
@@ -236,38 +208,6 @@ class BatchWorker(BaseWorker):
             if record is None or record.status.is_terminal:
                 pipe.delete(job.key)
             pipe.execute()
-
-    def _load(self, claim: Claim) -> None:
-        """On a loader thread: fetches and decodes the input, and hands the job to the engine.
-
-        The engine may be through with it before `claim.running` is set here; the finisher waits for `claim.loaded`.
-        """
-        spec = claim.record.spec
-        started = time.perf_counter()
-        try:
-            if claim.record.attempts > 1:
-                found = {i: self._store.get(result_key(claim.record.id, i)) for i in range(spec.num_images)}
-                claim.kept = {i: png for i, png in found.items() if png is not None}
-            missing = [i for i in range(spec.num_images) if i not in claim.kept]
-            if missing:
-                png = self._store.get(input_key(spec.image))
-                if png is None:
-                    raise JobError("the input picture is no longer in the store")
-                claim.loaded_s = time.perf_counter() - started
-                claim.running = self._runner.start(spec, png, missing, lambda: self._rendered(claim))
-                if claim.stopping:
-                    claim.stop()
-                return
-        except Exception as error:
-            log.exception("job %s: could not be started", claim.record.id)
-            claim.error = error if isinstance(error, JobError) else JobError(f"could not be started: {error}")
-        finally:
-            claim.loaded.set()
-        self._rendered(claim)
-
-    def _rendered(self, claim: Claim) -> None:
-        claim.rendered = True
-        self._ended.put(claim)
 
     # --- while they run --------------------------------------------------------------------------------------------
 
@@ -361,7 +301,7 @@ class BatchWorker(BaseWorker):
         claim.loaded.wait()
         started = time.perf_counter()
         try:
-            images = self._publish(claim)
+            images = claim.publish(self._store)
         except Cancelled:
             _insist(lambda: self._records.cancel(job_id, execution=execution))
         except JobError as error:
@@ -369,8 +309,7 @@ class BatchWorker(BaseWorker):
             failure = JobFailure(code=error.code, message=error.message)
             _insist(lambda: self._records.fail(job_id, failure, execution=execution))
         else:
-            seconds = claim.running.seconds() if claim.running is not None else {}
-            timings = {"load": claim.loaded_s, **seconds, "save": time.perf_counter() - started}
+            timings = {**claim.seconds(), "save": time.perf_counter() - started}
             steps = claim.record.spec.steps_run * claim.record.spec.num_images
             ended = _insist(
                 lambda: self._records.succeed(job_id, execution=execution, images=images, timings=timings, steps=steps)
@@ -378,33 +317,6 @@ class BatchWorker(BaseWorker):
             if ended:
                 log.info("job %s: %d pictures in %.2f s", job_id, len(images), time.time() - claim.record.created_at)
         _insist(lambda: self._end_in_rq(claim))
-
-    def _publish(self, claim: Claim) -> list[ImageInfo]:
-        """Stores the pictures, the first writer of each winning. Raises JobError if there are none."""
-        if claim.error is not None:
-            raise claim.error
-        spec = claim.record.spec
-        pngs = dict(claim.kept)
-        try:
-            for rendered in claim.running.render() if claim.running is not None else []:
-                key = result_key(claim.record.id, rendered.index)
-                first = self._store.put(key, rendered.png)
-                pngs[rendered.index] = rendered.png if first else self._store.get(key) or rendered.png
-        except JobError:
-            raise
-        except Exception as error:
-            raise JobError(f"the pictures could not be stored: {error}") from error
-        return [
-            ImageInfo(
-                index=index,
-                seed=spec.seed + index,
-                width=spec.width,
-                height=spec.height,
-                sha256=hashlib.sha256(png).hexdigest(),
-                bytes=len(png),
-            )
-            for index, png in sorted(pngs.items())
-        ]
 
     def _end_in_rq(self, claim: Claim) -> None:
         """RQ's bookkeeping, after what the record says now. Of a job in other hands, only our own lease goes."""

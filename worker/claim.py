@@ -1,0 +1,118 @@
+"""A job in a worker's hands: its input fetched, its pictures rendered and stored. Knows the store; not Redis."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rq import Queue
+from rq.executions import Execution
+from rq.job import Job
+
+from app.contract.errors import JobError
+from app.contract.job import ImageInfo, JobRecord
+from app.contract.queue import MAX_ATTEMPTS
+from app.contract.spec import input_key, result_key
+from app.contract.store import Store
+
+if TYPE_CHECKING:
+    from worker.runner import JobRunner, RunningJob
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Claim:
+    """One execution of one job, from the queue to its pictures."""
+
+    job: Job
+    queue: Queue
+    execution: Execution
+    record: JobRecord
+    on_rendered: Callable[[Claim], None]  # called once, from any thread, when there is nothing more to wait for
+    running: RunningJob | None = None
+    stopping: bool = False
+    rendered: bool = False  # out of the engine
+    error: JobError | None = None  # why it never came into the engine
+    loaded_s: float = 0.0
+    kept: dict[int, bytes] = field(default_factory=dict)  # pictures that an earlier run of this job had stored
+    loaded: threading.Event = field(default_factory=threading.Event)  # the fields above are set, as far as they will be
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.record.attempts >= MAX_ATTEMPTS
+
+    def load(self, store: Store, runner: JobRunner) -> None:
+        """Fetches and decodes the input, and hands the job to the engine.
+
+        The engine may be through with it before `running` is set here; whoever ends the claim waits for `loaded`.
+        """
+        spec = self.record.spec
+        started = time.perf_counter()
+        try:
+            if self.record.attempts > 1:
+                found = {i: store.get(result_key(self.record.id, i)) for i in range(spec.num_images)}
+                self.kept = {i: png for i, png in found.items() if png is not None}
+            missing = [i for i in range(spec.num_images) if i not in self.kept]
+            if missing:
+                png = store.get(input_key(spec.image))
+                if png is None:
+                    raise JobError("the input picture is no longer in the store")
+                self.loaded_s = time.perf_counter() - started
+                self.running = runner.start(spec, png, missing, self._leave_engine)
+                if self.stopping:
+                    self.stop()
+                return
+        except Exception as error:
+            log.exception("job %s: could not be started", self.record.id)
+            self.error = error if isinstance(error, JobError) else JobError(f"could not be started: {error}")
+        finally:
+            self.loaded.set()
+        self._leave_engine()
+
+    def _leave_engine(self) -> None:
+        self.rendered = True
+        self.on_rendered(self)
+
+    def stop(self) -> None:
+        """Frees the job's rows at the engine's next tick."""
+        self.stopping = True
+        if self.running is not None:
+            self.running.stop()
+
+    def publish(self, store: Store) -> list[ImageInfo]:
+        """Stores the pictures, the first writer of each winning. Raises JobError if there are none."""
+        if self.error is not None:
+            raise self.error
+        pngs = dict(self.kept)
+        try:
+            for rendered in self.running.render() if self.running is not None else []:
+                key = result_key(self.record.id, rendered.index)
+                first = store.put(key, rendered.png)
+                pngs[rendered.index] = rendered.png if first else store.get(key) or rendered.png
+        except JobError:
+            raise
+        except Exception as error:
+            raise JobError(f"the pictures could not be stored: {error}") from error
+        return [self._describe(index, png) for index, png in sorted(pngs.items())]
+
+    def _describe(self, index: int, png: bytes) -> ImageInfo:
+        spec = self.record.spec
+        return ImageInfo(
+            index=index,
+            seed=spec.seed + index,
+            width=spec.width,
+            height=spec.height,
+            sha256=hashlib.sha256(png).hexdigest(),
+            bytes=len(png),
+        )
+
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock by stage."""
+        stages = self.running.seconds() if self.running is not None else {}
+        return {"load": self.loaded_s, **stages}
