@@ -35,9 +35,9 @@ RedisUrl = Annotated[str | None, typer.Option(help="Redis of the queue.", show_d
 DEMO_INPUT = Path(__file__).parent.parent / "examples" / "input.png"
 DEMO_OUTPUT = Path("demo-output.png")
 DEMO_PARAMETERS = {
-    "prompt": "a watercolor painting of a red house by a lake with pine trees and mountains at sunset",
-    "strength": 0.7,
-    "guidance_scale": 4,
+    "prompt": "a watercolor painting of a red house by a lake at sunset",
+    "strength": 0.6,
+    "guidance_scale": 7.5,
     "seed": 7,
 }
 

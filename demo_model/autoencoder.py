@@ -1,0 +1,153 @@
+"""The autoencoder: 128 x 128 x 3 pixels to 32 x 32 x 4 latents and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from rich.progress import track
+from torch import nn
+
+from demo_model.dataset import SIZE, Pictures
+from demo_model.recipe import LATENT_CHANNELS, Recipe
+from demo_model.stage import StageTrainer
+from demo_model.workers import is_first_worker, wait_for_workers, worker_count, worker_rank
+
+CROP = 64
+KL_WEIGHT = 1e-4
+GRADIENT_WEIGHT = 0.25
+
+
+def new_autoencoder(widths: tuple[int, ...]) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=LATENT_CHANNELS,
+        mid_block_add_attention=False,
+        sample_size=SIZE,
+    )
+
+
+def train_autoencoder(
+    recipe: Recipe, rendered: Pictures, crude: Pictures, work_dir: Path, device: torch.device
+) -> AutoencoderKL:
+    """Train it for the recipe's minutes, from scratch or from its checkpoint; the averaged weights come back."""
+    torch.manual_seed(1)
+    vae = new_autoencoder(recipe.autoencoder_widths).to(device)
+    checkpoint = work_dir / "autoencoder.pt"
+    trainer = StageTrainer("autoencoder", vae, recipe.autoencoder, checkpoint, recipe.checkpoint_every_min)
+    rng = np.random.default_rng([2, trainer.steps, worker_rank()])
+    torch.manual_seed(1000 * trainer.steps + worker_rank())
+    with trainer.bar() as bar:
+        while trainer.progress < 1.0:
+            pixels = as_pixels(_next_pictures(recipe, trainer, rendered, crude, rng), device)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                posterior = vae.encode(pixels).latent_dist
+                restored = vae.decode(posterior.sample()).sample
+            kl = posterior.kl().mean() / posterior.mean[0].numel()
+            trainer.step(_picture_loss(pixels, restored.float()) + KL_WEIGHT * kl, bar)
+    if is_first_worker():
+        trainer.save()
+    trainer.use_averaged_weights()
+    return vae.eval()
+
+
+def polish_decoder(
+    recipe: Recipe, vae: AutoencoderKL, rendered: Pictures, crude: Pictures, work_dir: Path, device: torch.device
+) -> None:
+    """Train the way back from the latents some more. The latents stay as they are, so the denoiser needs no change."""
+    way_back = nn.ModuleList([vae.post_quant_conv, vae.decoder])
+    checkpoint = work_dir / "decoder.pt"
+    trainer = StageTrainer("decoder", way_back, recipe.polish, checkpoint, recipe.checkpoint_every_min)
+    rng = np.random.default_rng([3, trainer.steps, worker_rank()])
+    with trainer.bar() as bar:
+        while trainer.progress < 1.0:
+            pixels = as_pixels(_next_pictures(recipe, trainer, rendered, crude, rng), device)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                with torch.no_grad():
+                    latents = vae.encode(pixels).latent_dist.mode()
+                restored = vae.decode(latents).sample
+            trainer.step(_picture_loss(pixels, restored.float()), bar)
+    if is_first_worker():
+        trainer.save()
+    trainer.use_averaged_weights()
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, pictures: Pictures, work_dir: Path, device: torch.device) -> torch.Tensor:
+    """(n, 4, 32, 32) half-precision latents, each channel of mean 0 and deviation 1, as the autoencoder then gives."""
+    shares = [work_dir / f"latents-{rank + 1}-of-{worker_count()}.pt" for rank in range(worker_count())]
+    mine = shares[worker_rank()]
+    if not mine.exists():
+        batches = [
+            _encode(vae, pictures[start : start + 50], device)
+            for start in track(
+                range(50 * worker_rank(), len(pictures), 50 * worker_count()), "encoding", disable=not is_first_worker()
+            )
+        ]
+        torch.save(torch.stack(batches), mine)
+    wait_for_workers()
+    # Workers took every other batch: put them back in the order of the pictures.
+    latents = torch.stack([torch.load(share, weights_only=True) for share in shares], dim=1).flatten(0, 2)
+    some = latents[:4000].float()
+    mean, deviation = some.mean(dim=(0, 2, 3)), some.std(dim=(0, 2, 3))
+    _standardise(vae, mean.to(device), deviation.to(device))
+    return ((latents - mean.half()[:, None, None]) / deviation.half()[:, None, None]).contiguous()
+
+
+def _encode(vae: AutoencoderKL, pictures: Pictures, device: torch.device) -> torch.Tensor:
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        latents: torch.Tensor = vae.encode(as_pixels(pictures, device)).latent_dist.mode()
+    return latents.half().cpu()
+
+
+def _standardise(vae: AutoencoderKL, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Fold latents -> (latents - mean) / deviation into the 1 x 1 convolutions on both sides of the latents.
+
+    Diffusion wants channels of mean 0 and deviation 1; a pipeline knows only one factor for all four channels.
+    """
+    into, back = vae.quant_conv, vae.post_quant_conv
+    means, log_variances = slice(0, LATENT_CHANNELS), slice(LATENT_CHANNELS, None)
+    into.weight[means] /= deviation[:, None, None, None]
+    into.bias[means] = (into.bias[means] - mean) / deviation
+    into.bias[log_variances] -= 2 * deviation.log()
+    back.bias += back.weight[:, :, 0, 0] @ mean
+    back.weight *= deviation[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0)
+
+
+def as_pixels(pictures: Pictures, device: torch.device) -> torch.Tensor:
+    """(n, 3, height, width) in -1..1 from (n, height, width, 3) bytes."""
+    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).to(device)
+    return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1.0).contiguous()
+
+
+def _next_pictures(
+    recipe: Recipe, trainer: StageTrainer, rendered: Pictures, crude: Pictures, rng: np.random.Generator
+) -> Pictures:
+    """This worker's next batch: crops at first, a quarter as many whole pictures later."""
+    if trainer.progress < recipe.crop_share:
+        return _pick(rendered, crude, trainer.worker_batch, CROP, rng)
+    return _pick(rendered, crude, max(trainer.worker_batch // 4, 1), SIZE, rng)
+
+
+def _pick(rendered: Pictures, crude: Pictures, count: int, side: int, rng: np.random.Generator) -> Pictures:
+    """Random pictures, one in ten crude, cut to side x side at a multiple of 4 pixels (one latent)."""
+    picked = np.empty((count, side, side, 3), np.uint8)
+    for index in range(count):
+        source = crude if rng.random() < 0.1 else rendered
+        top, left = rng.integers(0, (SIZE - side) // 4 + 1, 2) * 4
+        picked[index] = source[rng.integers(len(source)), top : top + side, left : left + side]
+    return picked
+
+
+def _picture_loss(pixels: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
+    """Colours right on average and at worst, edges as steep as they were."""
+    error = restored - pixels
+    across, down = error.diff(dim=3).abs().mean(), error.diff(dim=2).abs().mean()
+    return error.abs().mean() + error.square().mean() + GRADIENT_WEIGHT * (across + down)

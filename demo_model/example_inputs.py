@@ -1,0 +1,24 @@
+"""The pictures in `examples/`: `python -m demo_model.example_inputs`. A crude drawing, and a rendered scene."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from demo_model.crude import draw_crudely
+from demo_model.scenes import HELD_OUT_SEED, sample_scene
+from demo_model.styles import render
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DRAWN_SEED, RENDERED_SEED = HELD_OUT_SEED + 3463, HELD_OUT_SEED + 2267
+
+
+def main() -> None:
+    EXAMPLES.mkdir(exist_ok=True)
+    draw_crudely(sample_scene(DRAWN_SEED)).save(EXAMPLES / "input.png", optimize=True)
+    summer_day = replace(sample_scene(RENDERED_SEED), time="day", season="summer")
+    render(summer_day, "photo").save(EXAMPLES / "rendered.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

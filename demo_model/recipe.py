@@ -1,0 +1,63 @@
+"""How big and how long: every number of the training that a person may want to turn, for a CPU and for a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+LATENT_CHANNELS = 4
+LATENT_SIZE = 32
+TRAIN_TIMESTEPS = 1000
+BETA_START, BETA_END = 0.0015, 0.03
+"""Noisier than Stable Diffusion's 0.00085 to 0.012: latents as fine as these show their mean brightness through that
+noise to the very end, so that the denoiser never has to listen when the words say "at night"."""
+TEXT_WIDTH = 128
+TEXT_LENGTH = 77
+VOCABULARY = 800
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the two trainings. Its learning rate falls along a cosine over `minutes` of time spent."""
+
+    minutes: float
+    batch: int
+    learning_rate: float
+    ema_decay: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    pictures: int
+    crude_pictures: int
+    autoencoder: Stage
+    diffusion: Stage
+    polish: Stage
+    """Of the decoder alone, when all else is trained."""
+    crop_share: float = 0.75
+    """Share of the autoencoder's time on crops of 64 pixels; the rest, on whole pictures, settles its GroupNorms."""
+    caption_dropout: float = 0.1
+    checkpoint_every_min: float = 1.0
+    autoencoder_widths: tuple[int, ...] = field(default=(32, 64, 96))
+    unet_widths: tuple[int, ...] = field(default=(48, 64, 128, 192))
+
+
+CPU = Recipe(
+    pictures=12_000,
+    crude_pictures=1_500,
+    autoencoder=Stage(minutes=7.8, batch=16, learning_rate=1.5e-3, ema_decay=0.995),
+    diffusion=Stage(minutes=90, batch=32, learning_rate=1.2e-3, ema_decay=0.997),
+    polish=Stage(minutes=6, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
+)
+CUDA = Recipe(
+    pictures=100_000,
+    crude_pictures=5_000,
+    autoencoder=Stage(minutes=8, batch=64, learning_rate=1.5e-3, ema_decay=0.999),
+    diffusion=Stage(minutes=20, batch=256, learning_rate=1.0e-3, ema_decay=0.9995),
+    polish=Stage(minutes=4, batch=64, learning_rate=1.0e-3, ema_decay=0.999),
+)
+
+
+def recipe_for(device: torch.device) -> Recipe:
+    return CUDA if device.type == "cuda" else CPU

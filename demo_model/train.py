@@ -1,0 +1,66 @@
+"""From nothing to weights: `python -m demo_model.train`. On a GPU if there is one. Stopped, it resumes."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from demo_model.autoencoder import encode_all, polish_decoder, train_autoencoder
+from demo_model.dataset import crude_pictures, rendered_pictures
+from demo_model.diffusion import train_diffusion
+from demo_model.recipe import Recipe, recipe_for
+from demo_model.weights_folder import write_weights
+from demo_model.workers import default_worker_count, is_first_worker, run_workers, wait_for_workers
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Render the pictures, then train in as many workers as the machine has cores (one on a GPU)."""
+    arguments = _arguments()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = _recipe(arguments, device)
+    rendered_pictures(arguments.work_dir, recipe.pictures)
+    crude_pictures(arguments.work_dir, recipe.crude_pictures)
+    workers = arguments.workers or default_worker_count(device)
+    run_workers(workers, partial(train, recipe, arguments.work_dir, arguments.out, device))
+
+
+def train(recipe: Recipe, work_dir: Path, out: Path, device: torch.device) -> None:
+    """Train the autoencoder, encode the pictures once, train the denoiser on their latents, write the folder."""
+    rendered = rendered_pictures(work_dir, recipe.pictures)
+    crude = crude_pictures(work_dir, recipe.crude_pictures)
+    vae = train_autoencoder(recipe, rendered, crude, work_dir, device)
+    latents = encode_all(vae, rendered, work_dir, device)
+    denoiser = train_diffusion(recipe, latents, work_dir, device)
+    polish_decoder(recipe, vae, rendered, crude, work_dir, device)
+    if is_first_worker():
+        write_weights(out, vae, denoiser)
+    wait_for_workers()
+
+
+def _recipe(arguments: argparse.Namespace, device: torch.device) -> Recipe:
+    recipe = recipe_for(device)
+    return replace(
+        recipe,
+        autoencoder=replace(recipe.autoencoder, minutes=arguments.autoencoder_minutes or recipe.autoencoder.minutes),
+        diffusion=replace(recipe.diffusion, minutes=arguments.diffusion_minutes or recipe.diffusion.minutes),
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=HERE / ".work", help="pictures, latents and checkpoints")
+    parser.add_argument("--out", type=Path, default=HERE / "weights", help="the diffusers folder to write")
+    parser.add_argument("--autoencoder-minutes", type=float, help="how long to train the autoencoder")
+    parser.add_argument("--diffusion-minutes", type=float, help="how long to train the UNet and the text encoder")
+    parser.add_argument("--workers", type=int, help="training processes; by default one per core, or one on a GPU")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
