@@ -46,6 +46,14 @@ def img2img(folder: Path, *arguments: object, **settings: str) -> subprocess.Com
     )
 
 
+def command_line(process: psutil.Process) -> str:
+    """Empty for a process that has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 @contextmanager
 def serving(folder: Path, *arguments: object, **settings: str) -> Iterator[tuple[psutil.Popen, str]]:
     """`img2img serve`, ready: its process and its URL."""
@@ -113,10 +121,10 @@ def test_submit_passes_every_field_on(folder: Path) -> None:
 def test_a_dead_process_is_started_again(folder: Path) -> None:
     with serving(folder) as (serve, url):
         for name in ("redis-server", "-m worker", "-m app.cli"):
-            [child] = [process for process in serve.children() if name in " ".join(process.cmdline())]
+            [child] = [process for process in serve.children() if name in command_line(process)]
             child.kill()
             deadline = time.monotonic() + 10
-            while child.is_running() or not any(name in " ".join(p.cmdline()) for p in serve.children()):
+            while child.is_running() or not any(name in command_line(p) for p in serve.children()):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
         result = img2img(folder, "submit", "in.png", "--url", url)
