@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,23 +58,24 @@ class Stock:
 
 
 def in_engine(model: Model, slots: int, jobs: Sequence[Job]) -> list[bytes]:
-    """This project's engine as a worker runs it: on the thread that loaded the model, with PNGs handled on another."""
+    """This project's engine as the worker runs it: on the one thread that torch computes on, PNGs on another."""
     engine = Engine(slots=slots)
     runner = JobRunner(engine, {model.card.name: model})
     ended: SimpleQueue[int] = SimpleQueue()
+    running = [runner.start(job.spec, job.png, [0], partial(ended.put, i)) for i, job in enumerate(jobs)]
+    pictures: dict[int, bytes] = {}
 
-    def start_and_finish() -> list[bytes]:
-        try:
-            running = [runner.start(job.spec, job.png, [0], partial(ended.put, i)) for i, job in enumerate(jobs)]
-            pngs = {i: running[i].render()[0].png for i in (ended.get() for _ in jobs)}
-            return [pngs[i] for i in range(len(jobs))]
-        finally:
-            engine.shut_down()
+    def finish() -> None:
+        for _ in jobs:
+            i = ended.get()
+            pictures[i] = running[i].render()[0].png
 
-    with ThreadPoolExecutor(1) as finisher:
-        result = finisher.submit(start_and_finish)
-        engine.run()
-        return result.result()
+    finisher = threading.Thread(target=finish, name="finish")
+    finisher.start()
+    engine.shut_down()
+    engine.run()
+    finisher.join()
+    return [pictures[i] for i in range(len(jobs))]
 
 
 class LitServe:

@@ -95,7 +95,7 @@ def _configuration(options: argparse.Namespace, stock: Stock, model: Model) -> d
         "model": f"{options.model} ({millions}), {size} x {size}, float32",
         "rounds": f"{options.rounds} of {options.jobs} jobs per side, the fastest counts",
         **{f"{mix} jobs": MIXES[mix] for mix in options.mixes},
-        "engine": "as in a worker, in this process, which the stock pipelines share: PNG in, PNG out",
+        "engine": "as in a worker, in the process of the stock pipelines: PNG in, PNG out",
         "LitServe": f"dynamic batching, {CLIENTS} concurrent clients over loopback HTTP",
     }
 
