@@ -1,6 +1,7 @@
 """The front end over real HTTP, on a real redis-server. No worker: tests write into records what a worker would."""
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -30,6 +31,9 @@ from app.private_redis import answers, redis_command
 from app.serve import free_port
 from app.settings import ApiSettings
 from tests.serving import serving
+
+# A shell without job control starts background commands with SIGINT ignored, and every process below would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CARD = ModelCard(
     name="demo",
