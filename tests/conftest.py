@@ -32,7 +32,7 @@ from app.serve import free_port
 from app.settings import ApiSettings
 from tests.serving import serving
 
-# A shell without job control starts background commands with SIGINT ignored, and every process below would inherit that.
+# A shell without job control starts background commands with SIGINT ignored, which all processes below would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CARD = ModelCard(
