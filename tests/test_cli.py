@@ -54,6 +54,17 @@ def command_line(process: psutil.Process) -> str:
         return ""
 
 
+def child_named(serve: psutil.Process, name: str) -> psutil.Process:
+    """The child with this in its command line, once it has one."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = [process for process in serve.children() if name in command_line(process)]
+        if len(found) == 1:
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(f"no child with {name}")
+
+
 @contextmanager
 def serving(folder: Path, *arguments: object, **settings: str) -> Iterator[tuple[psutil.Popen, str]]:
     """`img2img serve`, ready: its process and its URL."""
@@ -121,7 +132,7 @@ def test_submit_passes_every_field_on(folder: Path) -> None:
 def test_a_dead_process_is_started_again(folder: Path) -> None:
     with serving(folder) as (serve, url):
         for name in ("redis-server", "-m worker", "-m app.cli"):
-            [child] = [process for process in serve.children() if name in command_line(process)]
+            child = child_named(serve, name)
             child.kill()
             deadline = time.monotonic() + 10
             while child.is_running() or not any(name in command_line(p) for p in serve.children()):
