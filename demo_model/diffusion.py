@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
@@ -18,6 +19,8 @@ from demo_model.recipe import (
     BETA_START,
     LATENT_CHANNELS,
     LATENT_SIZE,
+    OFFSET_GRIDS,
+    OFFSET_NOISE,
     TEXT_LENGTH,
     TEXT_WIDTH,
     TRAIN_TIMESTEPS,
@@ -71,6 +74,7 @@ def train_diffusion(recipe: Recipe, latents: torch.Tensor, work_dir: Path, devic
     denoiser = new_denoiser(recipe.unet_widths)
     # Plain attention trains a fifth faster than the fused one on a CPU at these sizes.
     denoiser.unet.set_attn_processor(AttnProcessor())
+    denoiser.text_encoder.set_attn_implementation("eager")
     both = nn.ModuleList([denoiser.unet, denoiser.text_encoder]).to(device).train()
     checkpoint = work_dir / "diffusion.pt"
     trainer = StageTrainer("diffusion", both, recipe.diffusion, checkpoint, recipe.checkpoint_every_min)
@@ -99,7 +103,7 @@ def _captions(seeds: list[int], dropout: float, rng: random.Random) -> list[str]
 def _velocity_loss(
     denoiser: Denoiser, schedule: DDPMScheduler, clean: torch.Tensor, captions: list[str]
 ) -> torch.Tensor:
-    noise = torch.randn_like(clean)
+    noise = _offset_noise(clean)
     timesteps = _stratified_timesteps(len(clean)).to(clean.device)
     noisy = schedule.add_noise(clean, noise, timesteps)
     target = schedule.get_velocity(clean, noise, timesteps)
@@ -110,6 +114,15 @@ def _velocity_loss(
     velocity = denoiser.unet(noisy, timesteps, words).sample
     loss: torch.Tensor = (velocity.float() - target).square().mean()
     return loss
+
+
+def _offset_noise(like: torch.Tensor) -> torch.Tensor:
+    """White noise and smooth shifts of whole regions ("offset noise", https://www.crosslabs.org/blog/diffusion-with-offset-noise)."""
+    noise = torch.randn_like(like)
+    for cells in OFFSET_GRIDS:
+        coarse = OFFSET_NOISE * torch.randn(*like.shape[:2], cells, cells, device=like.device)
+        noise += F.interpolate(coarse, size=like.shape[2:], mode="bilinear")
+    return noise
 
 
 def _stratified_timesteps(count: int) -> torch.Tensor:

@@ -9,9 +9,14 @@ import torch
 LATENT_CHANNELS = 4
 LATENT_SIZE = 32
 TRAIN_TIMESTEPS = 1000
-BETA_START, BETA_END = 0.0015, 0.03
-"""Noisier than Stable Diffusion's 0.00085 to 0.012: latents as fine as these show their mean brightness through that
-noise to the very end, so that the denoiser never has to listen when the words say "at night"."""
+BETA_START, BETA_END = 0.00085, 0.03
+"""As gentle as Stable Diffusion's 0.00085 to 0.012 at first and noisier at last: latents as fine as these show their
+mean brightness through that noise to the very end, so that the denoiser never has to listen when the words say "at
+night"."""
+OFFSET_NOISE = 0.15
+OFFSET_GRIDS = (1, 2, 4)
+"""Training noise also shifts whole regions, by this deviation on each of these grids of cells per side. White noise
+averages out over a region, and shows its colour: then the picture, not the prompt, says what hour and season it is."""
 TEXT_WIDTH = 128
 TEXT_LENGTH = 77
 VOCABULARY = 800
