@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.client import Client, Refused
 from app.contract.job import JobStatus
 from app.contract.spec import Resize, Scheduler
-from app.schemas import JobView
 from app.serve import PYTHON, ServeError, check_port, check_torch, free_port, running
 from app.settings import ApiSettings
+from app.views import JobView
 
 app = typer.Typer(
     help="Diffusion image-to-image behind an asynchronous HTTP API.", no_args_is_help=True, add_completion=False

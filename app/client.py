@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import httpx
 
-from app.schemas import JobView
+from app.views import JobView
 
 FIRST_POLL_S, LAST_POLL_S = 0.05, 0.5
 

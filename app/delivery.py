@@ -5,7 +5,7 @@ from io import BytesIO
 from PIL import Image
 
 from app.contract.errors import ParameterError
-from app.schemas import ImageFormat
+from app.views import ImageFormat
 
 DEFAULT_QUALITY = 90
 

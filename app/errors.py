@@ -26,7 +26,7 @@ from app.contract.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from app.schemas import FieldProblem, Problem, shortened
+from app.views import FieldProblem, Problem, shortened
 
 STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     RequestError: HTTPStatus.BAD_REQUEST,

@@ -14,7 +14,7 @@ from app.contract.job import JobRecord, JobStatus
 from app.contract.queue import JobQueue
 from app.feed import Feed
 from app.forecast import Forecaster
-from app.schemas import GoneEvent, JobView, ProgressEvent, QueuedEvent
+from app.views import GoneEvent, JobView, ProgressEvent, QueuedEvent
 
 REREAD_S = 15.0  # a record is read again after this even if nothing was heard of it
 KEEPALIVE_S = 15.0  # a stream is never silent for longer

@@ -8,16 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.schemas import (
-    DryRun,
-    GoneEvent,
-    ImageFormat,
-    ImageRequest,
-    Img2ImgRequest,
-    Problem,
-    ProgressEvent,
-    QueuedEvent,
-)
+from app.schemas import ImageRequest, Img2ImgRequest
+from app.views import DryRun, GoneEvent, ImageFormat, Problem, ProgressEvent, QueuedEvent
 
 REF = "#/components/schemas/{model}"
 SUBMIT_BODY = {

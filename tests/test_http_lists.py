@@ -13,6 +13,7 @@ from redis import Redis
 
 from app.contract.errors import Unavailable
 from app.contract.inputs import BEING_DELETED, INPUT_USES, INPUTS
+from app.contract.job import Terms
 from app.contract.queue import JobQueue
 from app.contract.records import GONE, LATE_S
 from app.contract.spec import input_key, result_key
@@ -47,7 +48,7 @@ def brief(submit: Submit, queue: JobQueue, finish: Finish) -> str:
     """A job that ended and expires at once."""
     record = queue.records.get(submit(num_images=2).json()["id"])
     assert record is not None
-    job = queue.submit(record.spec, result_ttl_s=0.01)
+    job = queue.submit(record.spec, Terms(result_ttl_s=0.01))
     finish(job.id)
     time.sleep(0.02)
     return job.id

@@ -1,5 +1,6 @@
 """A job's states, the table of legal moves, and the record that clients and workers read."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
@@ -33,6 +34,15 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 RESULT_TTL_S = 24 * 3600.0  # unless the front end is told otherwise
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What holds for a job beside what it is to make: equal specs on other terms give the same pictures."""
+
+    result_ttl_s: float = RESULT_TTL_S  # how long the job is kept after its end
+    deadline_s: float | None = None  # from now; cancelled if it has not ended by then
+    owner: str = ""  # id of the API key that sent it; "" where keys are off
+
+
 class ImageInfo(BaseModel):
     """One result picture, as stored."""
 
@@ -63,6 +73,7 @@ class JobRecord(BaseModel):
     id: str
     status: JobStatus
     spec: JobSpec
+    owner: str = ""
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None

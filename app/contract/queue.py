@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from app.contract.errors import Deleted
 from app.contract.inputs import InputPictures
-from app.contract.job import RESULT_TTL_S, JobFailure, JobRecord, JobStatus
+from app.contract.job import JobFailure, JobRecord, JobStatus, Terms
 from app.contract.once import Once
 from app.contract.records import LATE_S, JobRecords
 from app.contract.spec import JobSpec
@@ -65,24 +65,20 @@ class JobQueue:
         job_id = once.job_id(self._redis.get(once.redis_key))
         return self.records.find(job_id) if job_id else None
 
-    def submit(
-        self, spec: JobSpec, *, result_ttl_s: float = RESULT_TTL_S, deadline_s: float | None = None
-    ) -> JobRecord:
+    def submit(self, spec: JobSpec, terms: Terms = Terms()) -> JobRecord:  # noqa: B008  # frozen
         """Queues a job: record and queue entry in one transaction, so that there is never one without the other."""
-        record = _new_record(spec, result_ttl_s, deadline_s)
+        record = _new_record(spec, terms)
         with self._redis.pipeline() as pipe:
             self._add(record, pipe)
             pipe.execute()
         return record
 
-    def submit_once(
-        self, once: Once, spec: JobSpec, *, result_ttl_s: float = RESULT_TTL_S, deadline_s: float | None = None
-    ) -> tuple[JobRecord, bool]:
+    def submit_once(self, once: Once, spec: JobSpec, terms: Terms = Terms()) -> tuple[JobRecord, bool]:  # noqa: B008
         """Queues a job unless its request has made one. Of requests that come at the same time, one does.
 
         Returns the job and whether it is new. Raises KeyReused, Expired or Deleted.
         """
-        record = _new_record(spec, result_ttl_s, deadline_s)
+        record = _new_record(spec, terms)
         while True:
             with self._redis.pipeline() as pipe:
                 pipe.watch(once.redis_key)  # type: ignore[no-untyped-call]  # another request with it fails `execute`
@@ -172,14 +168,15 @@ class JobQueue:
         return int(self._queue(model).count)
 
 
-def _new_record(spec: JobSpec, result_ttl_s: float, deadline_s: float | None) -> JobRecord:
+def _new_record(spec: JobSpec, terms: Terms) -> JobRecord:
     created_at = time.time()
     return JobRecord(
         id=uuid4().hex,
         status=JobStatus.QUEUED,
         spec=spec,
+        owner=terms.owner,
         created_at=created_at,
         steps=spec.steps_run * spec.num_images,
-        result_ttl_s=result_ttl_s,
-        deadline_at=created_at + deadline_s if deadline_s is not None else None,
+        result_ttl_s=terms.result_ttl_s,
+        deadline_at=created_at + terms.deadline_s if terms.deadline_s is not None else None,
     )

@@ -88,6 +88,7 @@ class JobRecords:
             "spec": spec.model_dump_json(),
             "input": input_key(spec.image),
             "model": spec.model,
+            "owner": record.owner,
             "cost": spec.cost,
             "revision": 1,
             "created_at": record.created_at,

@@ -7,7 +7,7 @@ from redis.exceptions import RedisError
 from app.contract.models import ModelRegistry
 from app.contract.store import Store
 from app.deps import ModelsDep, StoreDep
-from app.schemas import Alive, Check, Readiness
+from app.views import Alive, Check, Readiness
 
 router = APIRouter(tags=["health"])
 

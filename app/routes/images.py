@@ -11,9 +11,10 @@ from app.contract.spec import upload_key
 from app.contract.store import Store
 from app.deps import DecodersDep, QueueDep, SettingsDep, StoreDep
 from app.request_body import ImageRequestDep
-from app.schemas import ImageKept, ImageRequest
+from app.schemas import ImageRequest
 from app.settings import ApiSettings
 from app.uploads import Upload
+from app.views import ImageKept
 
 router = APIRouter(tags=["images"])
 

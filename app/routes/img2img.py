@@ -7,7 +7,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 
 from app import openapi
-from app.contract.job import JobRecord
+from app.contract.job import JobRecord, Terms
 from app.contract.models import ModelRegistry, model_name
 from app.contract.once import Once
 from app.contract.queue import JobQueue
@@ -18,9 +18,10 @@ from app.forecast import Forecaster
 from app.references import referred
 from app.request_body import RequestDep
 from app.resolve import resolve_model, resolve_scheduler, resolve_seed, resolve_size
-from app.schemas import DryRun, Img2ImgRequest, JobView
+from app.schemas import Img2ImgRequest
 from app.settings import ApiSettings
 from app.uploads import Upload, png
+from app.views import DryRun, JobView
 
 router = APIRouter(tags=["jobs"])
 
@@ -123,6 +124,7 @@ def submit(
     """Stores the picture and queues the job, unless the same request has just done it. Returns whether it is new."""
     queue.inputs.hold(input_key(spec.image), settings.result_ttl)
     store.put(input_key(spec.image), picture)
+    terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)
     if once is None:
-        return queue.submit(spec, result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s), True
-    return queue.submit_once(once, spec, result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)
+        return queue.submit(spec, terms), True
+    return queue.submit_once(once, spec, terms)

@@ -13,7 +13,7 @@ from app.contract.records import Place
 from app.contract.spec import result_keys
 from app.deps import FeedDep, ForecasterDep, QueueDep, StoreDep
 from app.follow import wait_for_end
-from app.schemas import JobList, JobView
+from app.views import JobList, JobView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

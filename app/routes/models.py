@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from app import openapi
 from app.contract.models import model_name
 from app.deps import ModelsDep, QueueDep, SettingsDep
-from app.schemas import ModelList, ModelView
+from app.views import ModelList, ModelView
 
 router = APIRouter(tags=["models"])
 

@@ -11,7 +11,7 @@ from app.contract.job import ImageInfo, JobRecord, JobStatus
 from app.contract.spec import result_key
 from app.delivery import converted, representation
 from app.deps import DecodersDep, QueueDep, StoreDep
-from app.schemas import ImageFormat
+from app.views import ImageFormat
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 

@@ -1,0 +1,241 @@
+"""What clients see: the job, its events, the models, the problem."""
+
+import reprlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field
+
+from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
+from app.contract.models import ModelCard
+from app.contract.spec import JobSpec
+from app.forecast import Forecast
+
+
+class ImageKept(BaseModel):
+    """A picture that jobs can refer to."""
+
+    sha256: Annotated[str, Field(description="Of the bytes as they were sent; an `image` of `POST /img2img`.")]
+    width: Annotated[int, Field(description="Of the upright picture.")]
+    height: int
+
+
+class ImageFormat(StrEnum):
+    """How a result is delivered."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
+
+
+EtaS = Annotated[
+    float | None,
+    Field(description="Seconds until it is done, by the work ahead and the workers' pace; null where that is unknown."),
+]
+
+
+class ImageView(ImageInfo):
+    """One result picture."""
+
+    url: str
+
+
+class ProgressView(BaseModel):
+    """Denoising steps, summed over the job's images."""
+
+    step: int
+    steps: Annotated[int, Field(description="Steps that are really run; 0 at strength 0.")]
+    fraction: Annotated[float, Field(ge=0, le=1)]
+
+
+class JobView(BaseModel):
+    """A job as clients see it."""
+
+    id: str
+    status: JobStatus
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline_at: Annotated[datetime | None, Field(description="When it is cancelled if it has not ended.")]
+    expires_at: Annotated[
+        datetime | None, Field(description="When the job and its pictures are deleted; known once it has ended.")
+    ]
+    queue_position: Annotated[int | None, Field(description="Jobs ahead of it; null once it has left the queue.")]
+    eta_s: EtaS
+    progress: ProgressView
+    request: Annotated[JobSpec, Field(description="Every parameter as resolved; the picture as its sha256.")]
+    images: list[ImageView]
+    error: JobFailure | None
+    timings: Annotated[dict[str, float], Field(description="Seconds: `queued`, `run`, then the stages of the run.")]
+    worker: str | None
+
+    @classmethod
+    def of(cls, record: JobRecord, forecast: Forecast | None = None) -> Self:
+        return cls(
+            id=record.id,
+            status=record.status,
+            queue_position=forecast.queue_position if forecast else None,
+            eta_s=forecast.eta_s if forecast else None,
+            created_at=_moment(record.created_at),
+            started_at=_moment_or_none(record.started_at),
+            finished_at=_moment_or_none(record.finished_at),
+            deadline_at=_moment_or_none(record.deadline_at),
+            expires_at=_moment_or_none(record.expires_at),
+            progress=_progress(record),
+            request=record.spec,
+            images=[
+                ImageView(url=f"/jobs/{record.id}/images/{image.index}", **image.model_dump())
+                for image in record.images
+            ],
+            error=record.error,
+            timings=_timings(record),
+            worker=record.worker,
+        )
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _moment_or_none(seconds: float | None) -> datetime | None:
+    return _moment(seconds) if seconds else None
+
+
+def _progress(record: JobRecord) -> ProgressView:
+    if record.status is JobStatus.SUCCEEDED:
+        fraction = 1.0
+    else:
+        fraction = min(record.step / record.steps, 1.0) if record.steps else 0.0
+    return ProgressView(step=record.step, steps=record.steps, fraction=round(fraction, 4))
+
+
+def _timings(record: JobRecord) -> dict[str, float]:
+    timings = {}
+    left_queue_at = record.started_at or record.finished_at
+    if left_queue_at:
+        timings["queued"] = left_queue_at - record.created_at
+    if record.started_at and record.finished_at:
+        timings["run"] = record.finished_at - record.started_at
+    return {stage: round(max(seconds, 0.0), 6) for stage, seconds in timings.items()} | record.timings
+
+
+class QueuedEvent(BaseModel):
+    """The job waits. Sent first, and again whenever its place has changed."""
+
+    id: str
+    status: Literal[JobStatus.QUEUED] = JobStatus.QUEUED
+    queue_position: Annotated[int, Field(description="Jobs ahead of it in the queue of its model.")]
+    eta_s: EtaS
+
+
+class ProgressEvent(BaseModel):
+    """The job runs."""
+
+    id: str
+    status: Literal[JobStatus.RUNNING] = JobStatus.RUNNING
+    progress: ProgressView
+
+    @classmethod
+    def of(cls, record: JobRecord) -> Self:
+        return cls(id=record.id, progress=_progress(record))
+
+
+class GoneEvent(BaseModel):
+    """The job was deleted while it was followed."""
+
+    id: str
+    code: str
+    message: str
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first."""
+
+    jobs: list[JobView]
+    next_cursor: Annotated[str | None, Field(description="`cursor` of the next page; null on the last.")]
+
+
+class DryRun(BaseModel):
+    """What a submit would have made."""
+
+    request: Annotated[JobSpec, Field(description="Every parameter as it would be resolved.")]
+    cost: Annotated[float, Field(description="Work in megapixel-steps; with guidance a step counts twice.")]
+    queue_position: Annotated[int, Field(description="Jobs that would be ahead of it.")]
+    eta_s: EtaS
+
+
+class ModelView(ModelCard):
+    """A model that live workers serve."""
+
+    workers: list[str]
+    queued: Annotated[int, Field(description="Jobs that wait for it.")]
+    default: Annotated[bool, Field(description="Taken where a request names no model.")]
+
+
+class ModelList(BaseModel):
+    """The models that live workers serve."""
+
+    models: list[ModelView]
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: str = "alive"
+
+
+class Check(BaseModel):
+    """Whether one thing that the service needs is there."""
+
+    ok: bool
+    detail: str
+
+
+class Readiness(BaseModel):
+    """Whether a job submitted now would be worked on."""
+
+    ready: bool
+    redis: Check
+    store: Check
+    workers: Check
+
+
+class FieldProblem(BaseModel):
+    """One field that was refused: what it takes and what it got."""
+
+    field: str
+    message: str
+    got: str | None = None
+
+    @classmethod
+    def of(cls, error: Mapping[str, Any]) -> Self:
+        """From an entry of a pydantic error list."""
+        place = error["loc"][:1] in (("body",), ("path",), ("query",), ("header",))
+        loc = error["loc"][1:] if place else error["loc"]
+        field = ".".join(map(str, loc))[:80] or "body"
+        if error["type"] == "missing":
+            return cls(field=field, message="Field required")
+        return cls(field=field, message=error["msg"].removeprefix("Value error, "), got=shortened(error["input"]))
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). `code` is stable; `detail` is for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: Annotated[list[FieldProblem] | None, Field(description="The fields that were refused.")] = None
+    job_status: Annotated[JobStatus | None, Field(description="The job's status, where it is the reason.")] = None
+    error: Annotated[JobFailure | None, Field(description="Why the job failed.")] = None
+
+
+def shortened(value: object) -> str | None:
+    """A value for an error message: short whatever it is, and always text that JSON can carry."""
+    if value is None:
+        return None
+    text = value[:80] + "…" * (len(value) > 80) if isinstance(value, str) else reprlib.repr(value)
+    return text.encode("utf-8", "replace").decode()
