@@ -56,7 +56,7 @@ def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = No
         detail = f"{error.field}: {error.message}"
         extra["errors"] = [FieldProblem(field=error.field[:80], message=error.message, got=shortened(error.got))]
     if isinstance(error, PictureError | UnsupportedMedia):
-        extra["errors"] = [FieldProblem(field="image", message=error.message)]
+        extra["errors"] = [FieldProblem(field=error.field, message=error.message)]
     if isinstance(error, Unavailable):
         headers = {"Retry-After": str(RETRY_AFTER_S)}
     return _problem(status, error.code, detail, headers, **extra)

@@ -39,28 +39,28 @@ def parse_reference(text: str) -> Reference | None:
     return ResultPicture(result[1], int(result[2] or 0)) if result else None
 
 
-def referred(reference: Reference, queue: JobQueue, store: Store, keep_s: float) -> bytes:
+def referred(field: str, reference: Reference, queue: JobQueue, store: Store, keep_s: float) -> bytes:
     """The bytes of the picture; one that was sent is kept for another keep_s seconds. Raises ParameterError."""
     if isinstance(reference, ResultPicture):
-        return _result(reference, queue, store)
+        return _result(field, reference, queue, store)
     for key in (upload_key(reference.sha256), input_key(reference.sha256)):
         picture = store.get(key)
         if picture is not None:
             queue.inputs.hold(key, keep_s)
             return picture
     message = "No picture with this sha256 is kept here; send it with the request, or to POST /images first"
-    raise ParameterError("image", message, got=reference.sha256)
+    raise ParameterError(field, message, got=reference.sha256)
 
 
-def _result(reference: ResultPicture, queue: JobQueue, store: Store) -> bytes:
+def _result(field: str, reference: ResultPicture, queue: JobQueue, store: Store) -> bytes:
     path = f"/jobs/{reference.job_id}/images/{reference.index}"
     try:
         record = queue.records.find(reference.job_id)
     except (NotFound, Gone) as error:
-        raise ParameterError("image", error.message, got=path) from None
+        raise ParameterError(field, error.message, got=path) from None
     if record.status is not JobStatus.SUCCEEDED:
-        raise ParameterError("image", f"That job is {record.status}; only a job that succeeded has pictures", got=path)
+        raise ParameterError(field, f"That job is {record.status}; only a job that succeeded has pictures", got=path)
     picture = store.get(result_key(record.id, reference.index)) if reference.index < len(record.images) else None
     if picture is None:
-        raise ParameterError("image", f"That job has {len(record.images)} picture(s), counted from 0", got=path)
+        raise ParameterError(field, f"That job has {len(record.images)} picture(s), counted from 0", got=path)
     return picture

@@ -1,7 +1,8 @@
 """From a request body to its model: multipart or JSON, one model for both."""
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
@@ -17,13 +18,14 @@ from app.references import parse_reference
 from app.schemas import MAX_TEXT, ImageRequest, Img2ImgRequest
 from app.settings import ApiSettings
 
-MAX_PARTS = 64  # the request has 13 fields; some room, so that a stranger is named rather than counted
+MAX_PARTS = 64  # the request has about 25 fields; some room, so that a stranger is named rather than counted
 MAX_FIELD_BYTES = 64 * 1024
 # Two texts full of commas, and some room. A body of nothing but brackets costs a parser half a minute and gigabytes.
 MAX_JSON_VALUES = 2 * MAX_TEXT + 100
+MAX_FORM_VALUES = 200  # of one structured field of a form
 
 
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", Img2ImgRequest, ImageRequest)
 
 
 async def read_img2img(request: Request, settings: SettingsDep) -> Img2ImgRequest:
@@ -50,9 +52,43 @@ async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> B
 
 def _from_form(fields: Mapping[str, str | bytes], model: type[Body]) -> Body:
     try:
-        return model.model_validate(fields)
+        return model.model_validate(_nested(fields, model))
     except ValidationError as error:
         raise _refused(error, model) from None
+
+
+def _nested(fields: Mapping[str, str | bytes], model: type[Body]) -> dict[str, Any]:
+    """The fields as JSON would have them: the text of a structured field parsed, and files put where they belong."""
+    nested: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in model.FORM_JSON:
+            nested[name] = _json_text(name, value)
+    for name, value in fields.items():
+        if name not in model.FORM_JSON and "." in name and isinstance(value, bytes):
+            _put(nested, name, value)
+        elif name not in model.FORM_JSON:
+            nested[name] = value
+    return nested
+
+
+def _json_text(name: str, text: str | bytes) -> Any:
+    if text.count("[") + text.count("{") + text.count(",") > MAX_FORM_VALUES:  # type: ignore[arg-type]
+        raise ParameterError(name, "Input has more values than any request")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ParameterError(name, f"In a form, this field is JSON text: {error}", got=text) from None
+
+
+def _put(nested: dict[str, Any], name: str, picture: bytes) -> None:
+    """`controls.0.image` into the first of the controls."""
+    field, index, leaf = name.split(".")
+    parts = nested.get(field)
+    if not isinstance(parts, list) or int(index) >= len(parts) or not isinstance(parts[int(index)], dict):
+        raise ParameterError(name, f"`{field}` has no entry {index}")
+    if leaf in parts[int(index)]:
+        raise ParameterError(name, "Sent as a file and in the entry, too")
+    parts[int(index)][leaf] = picture
 
 
 def _from_json(body: bytes, model: type[Body]) -> Body:
@@ -72,7 +108,7 @@ def _refused(error: ValidationError, model: type[BaseModel]) -> RequestValidatio
     return RequestValidationError(errors)
 
 
-async def _form_fields(request: Request, max_body_bytes: int, model: type[BaseModel]) -> dict[str, str | bytes]:
+async def _form_fields(request: Request, max_body_bytes: int, model: type[Body]) -> dict[str, str | bytes]:
     parser = MultiPartParser(
         request.headers,
         request.stream(),
@@ -89,9 +125,10 @@ async def _form_fields(request: Request, max_body_bytes: int, model: type[BaseMo
     for name, value in form.multi_items():
         if name in fields:
             raise ParameterError(name, "Field sent more than once")
-        refers = name == "image" and isinstance(value, str) and parse_reference(value)
-        if isinstance(value, UploadFile) != (name == "image") and name in model.model_fields and not refers:
-            raise ParameterError(name, "`image` is sent as a file, every other field as text")
+        takes_file = model.FILES.fullmatch(name) is not None
+        refers = takes_file and isinstance(value, str) and (parse_reference(value) or value == "alpha")
+        if isinstance(value, UploadFile) != takes_file and (takes_file or name in model.model_fields) and not refers:
+            raise ParameterError(name, "Pictures are sent as files, every other field as text")
         fields[name] = value.file.read() if isinstance(value, UploadFile) else value
     return fields
 

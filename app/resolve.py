@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from app.contract.errors import ParameterError, Unavailable
 from app.contract.models import ModelCard, nearest_bucket
-from app.contract.spec import MAX_SEED, MAX_STEPS_OF, Scheduler
+from app.contract.spec import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, Scheduler
 from app.schemas import Img2ImgRequest
 
 
@@ -25,11 +25,18 @@ def resolve_scheduler(request: Img2ImgRequest, card: ModelCard) -> Scheduler:
     if scheduler not in card.schedulers:
         message = f"With the model {card.name}, input should be one of: {', '.join(card.schedulers)}"
         raise ParameterError("scheduler", message, got=scheduler.value)
-    most = MAX_STEPS_OF.get(scheduler)
-    if most and request.num_inference_steps > most:
-        message = f"With the scheduler {scheduler}, input should be at most {most}"
-        raise ParameterError("num_inference_steps", message, got=request.num_inference_steps)
     return scheduler
+
+
+def resolve_steps(asked_for: int | None, scheduler: Scheduler, card: ModelCard) -> int:
+    """The number of steps: as asked, else the model's own; no more than the scheduler can take."""
+    most = MAX_STEPS_OF.get(scheduler, MAX_STEPS)
+    if asked_for is None:
+        return min(card.default_steps, most)
+    if asked_for > most:
+        message = f"With the scheduler {scheduler}, input should be at most {most}"
+        raise ParameterError("num_inference_steps", message, got=asked_for)
+    return asked_for
 
 
 def resolve_seed(seed: int | None, num_images: int) -> int:

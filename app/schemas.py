@@ -2,12 +2,23 @@
 
 import base64
 import binascii
+import json
+import re
 from hashlib import sha256
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from app.contract.spec import MAX_IMAGES, MAX_SEED, Resize, Scheduler
+from app.contract.conditions import (
+    MAX_CONTROLS,
+    MAX_IMAGE_PROMPTS,
+    MAX_LORAS,
+    ControlType,
+    Lora,
+    Margins,
+    Steering,
+)
+from app.contract.spec import MAX_IMAGES, MAX_SEED, MAX_STEPS, Resize, Scheduler
 from app.references import Reference, parse_reference
 
 MAX_TEXT = 10_000  # characters
@@ -54,8 +65,46 @@ PictureOrReference = Annotated[
         }
     ),
 ]
+ALPHA = "alpha"  # the mask that the picture's own transparency is
+
+
+def mask_or_reference(value: object) -> bytes | Reference | Literal["alpha"]:
+    """The mask of a request, or what it is called here."""
+    return "alpha" if value == ALPHA else picture_or_reference(value)
+
+
+MaskOrReference = Annotated[
+    bytes | Reference | Literal["alpha"],
+    PlainValidator(mask_or_reference),
+    WithJsonSchema({"type": "string", "description": "As for `image`, or `alpha`."}),
+]
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(max_length=200)]
+
+
+class _Part(BaseModel):
+    """A nested part of a request. Strict: JSON has types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ControlRequest(Steering):
+    """A ControlNet and the map that it follows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    type: Annotated[ControlType, Field(description="One of the `controls` of the model's entry in `GET /models`.")]
+    image: Annotated[PictureOrReference | None, Field(description="Absent: the request's `image`.")] = None
+    preprocess: Annotated[
+        bool, Field(description="Make the map from the picture; false: the picture is the map already.")
+    ] = True
+
+
+class ImagePromptRequest(_Part):
+    """A picture that says what to show, as a prompt does (IP-Adapter)."""
+
+    image: PictureOrReference
+    scale: Annotated[float, Field(ge=0, le=2, description="How strongly it counts.")] = 0.6
 
 
 class Img2ImgRequest(BaseModel):
@@ -63,18 +112,39 @@ class Img2ImgRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    image: PictureOrReference
+    # Fields that a form sends as JSON text. Their pictures can come as file parts, named like `controls.0.image`.
+    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras"})
+    FILES: ClassVar[re.Pattern[str]] = re.compile(r"image|mask|(?:controls|image_prompts)\.[0-9]\.image")
+
+    image: Annotated[
+        PictureOrReference | None,
+        Field(description="The picture to start from. Only `controls` with pictures of their own can do without."),
+    ] = None
     prompt: Annotated[Text, Field(description="What to show; may be empty.", examples=["a watercolor painting"])] = ""
     negative_prompt: Annotated[Text, Field(description="What not to show.")] = ""
     strength: Annotated[
-        float, Field(ge=0, le=1, description="0 keeps the picture as it is, 1 starts from (almost) pure noise.")
-    ] = 0.8
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="0 keeps the picture as it is, 1 starts from (almost) pure noise. "
+            "Absent: 0.8; where something is painted anew (`mask`, `outpaint`, no `image`), 1; with `upscale`, 0.3.",
+        ),
+    ] = None
     guidance_scale: Annotated[
-        float, Field(ge=1, description="How strongly to follow the prompt; 1 is off and halves the work.")
-    ] = 7.5
+        float | None,
+        Field(
+            ge=1, description="How strongly to follow the prompt; 1 is off and halves the work. Absent: the model's."
+        ),
+    ] = None
     num_inference_steps: Annotated[
-        int, Field(ge=1, le=150, description="Steps of the whole schedule; about strength times as many are run.")
-    ] = 30
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_STEPS,
+            description="Steps of the whole schedule; strength times as many are run. Absent: the model's.",
+        ),
+    ] = None
     scheduler: Annotated[Scheduler | None, Field(description="The sampler; absent: the model's default.")] = None
     seed: Annotated[
         int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i; absent: drawn, and reported.")
@@ -89,6 +159,52 @@ class Img2ImgRequest(BaseModel):
     resize: Annotated[
         Resize, Field(description="How the picture is brought to that size: `pad` keeps all of it, with black bars.")
     ] = Resize.CROP
+    mask: Annotated[
+        MaskOrReference | None,
+        Field(
+            description="What to paint anew: a picture of the same size, white there and black elsewhere; or `alpha`: "
+            "where `image` is transparent. All else stays bit for bit, and the result has the size of `image`; `width` "
+            "and `height` are then the size at which the model works."
+        ),
+    ] = None
+    mask_blur: Annotated[
+        int | None, Field(ge=0, le=256, description="Pixels over which new fades into old, inside the mask. Absent: 4.")
+    ] = None
+    mask_padding: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=4096,
+            description="Let the model see only what is painted anew and so many pixels around, at its full size, so "
+            "that small things get all its detail. Absent: it sees the whole picture.",
+        ),
+    ] = None
+    outpaint: Annotated[
+        Margins | None, Field(description="Pixels to add on each side, painted to fit. The picture stays bit for bit.")
+    ] = None
+    controls: Annotated[
+        tuple[ControlRequest, ...],
+        Field(max_length=MAX_CONTROLS, description="Maps that the result follows: edges, depth, segments, ..."),
+    ] = ()
+    image_prompts: Annotated[
+        tuple[ImagePromptRequest, ...],
+        Field(max_length=MAX_IMAGE_PROMPTS, description="Pictures whose content or style to take up."),
+    ] = ()
+    instruction: Annotated[
+        Text | None,
+        Field(min_length=1, description="What to change, as one would say it to a person.", examples=["make it night"]),
+    ] = None
+    image_guidance_scale: Annotated[
+        float | None, Field(ge=1, description="How much of the picture an `instruction` keeps. Absent: 1.5.")
+    ] = None
+    upscale: Annotated[
+        Literal[2, 4] | None,
+        Field(description="How many times wider and higher the result is. Large pictures may come."),
+    ] = None
+    loras: Annotated[
+        tuple[Lora, ...],
+        Field(max_length=MAX_LORAS, description="Of the `loras` of the model's entry in `GET /models`."),
+    ] = ()
     model: Annotated[Name | None, Field(description="One of `GET /models`; absent: the service's default.")] = None
     deadline_s: Annotated[
         float | None,
@@ -97,14 +213,20 @@ class Img2ImgRequest(BaseModel):
 
     def fingerprint(self) -> str:
         """Equal for equal requests, however they are written and whatever the defaults of later versions add."""
-        fields = self.model_dump_json(exclude={"image"}, exclude_defaults=True)
-        picture = self.image if isinstance(self.image, bytes) else repr(self.image).encode()
-        return sha256(sha256(picture).digest() + fields.encode()).hexdigest()
+        fields = self.model_dump(exclude_defaults=True)
+        return sha256(json.dumps(fields, sort_keys=True, default=_digest).encode()).hexdigest()
+
+
+def _digest(value: object) -> str:
+    return sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)
 
 
 class ImageRequest(BaseModel):
     """A picture to keep."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    FORM_JSON: ClassVar[frozenset[str]] = frozenset()
+    FILES: ClassVar[re.Pattern[str]] = re.compile("image")
 
     image: Picture

@@ -1,9 +1,10 @@
 """Untrusted bytes -> checked, upright RGB pixels of exactly the size that the model will see."""
 
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 from app.contract.errors import PictureError, UnsupportedMedia
 from app.contract.spec import Resize
@@ -46,23 +47,38 @@ class Upload:
         return (height, width) if self._sideways else (width, height)
 
     def check(self) -> None:
-        """Decodes the picture for nothing but to see that it can be. Call it or `fit`, once. Raises PictureError."""
+        """Decodes the picture for nothing but to see that it can be. Raises PictureError."""
         try:
             self._image.load()
         except Exception as error:
             raise _unreadable(self._kind, error) from None
 
     def fit(self, width: int, height: int, resize: Resize) -> Image.Image:
-        """Decodes the picture and brings it to a size. Call it once. Raises PictureError."""
+        """Decodes the picture and brings it to a size, in RGB. Raises PictureError."""
+        # libjpeg can decode at 1/2, 1/4 or 1/8: down to twice the size, as Pillow's thumbnail() does.
+        needed = (2 * height, 2 * width) if self._sideways else (2 * width, 2 * height)
+        return fit(self._decoded(needed, to_rgb), width, height, resize)
+
+    def rgb(self) -> Image.Image:
+        """The whole picture in RGB. Raises PictureError."""
+        return self._decoded(None, to_rgb)
+
+    def luminance(self) -> Image.Image:
+        """The whole picture in grey, transparent parts black. Raises PictureError."""
+        return self._decoded(None, to_luminance)
+
+    def transparency(self) -> Image.Image:
+        """White where the picture is transparent, black where it is opaque. Raises PictureError."""
+        return self._decoded(None, to_transparency)
+
+    def _decoded(self, needed: tuple[int, int] | None, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
         try:
-            # libjpeg can decode at 1/2, 1/4 or 1/8: down to twice the size, as Pillow's thumbnail() does.
-            needed = (2 * height, 2 * width) if self._sideways else (2 * width, 2 * height)
-            self._image.draft(None, needed)
+            if needed:
+                self._image.draft(None, needed)
             self._image.load()
-            rgb = to_rgb(ImageOps.exif_transpose(self._image))
+            return convert(ImageOps.exif_transpose(self._image))
         except Exception as error:
             raise _unreadable(self._kind, error) from None
-        return fit(rgb, width, height, resize)
 
 
 def _format(data: bytes) -> str:
@@ -81,8 +97,8 @@ def _unreadable(kind: str, error: Exception) -> PictureError:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit sRGB: 16-bit scaled, alpha over white, colour profile applied."""
-    if image.mode == "I;16":  # convert() would clip everything above 255 to white
-        image = image.point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode == "I;16":
+        image = _to_8_bit(image)
     elif image.has_transparency_data:
         icc_profile = image.info.get("icc_profile")
         image = image.convert("RGBA")
@@ -91,6 +107,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode not in ("RGB", "L", "CMYK"):
         image = image.convert("RGB")
     return _to_srgb(image).convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Of 16-bit grey, for which convert() would clip everything above 255 to white."""
+    return image.point(lambda value: value * (1 / 256)).convert("L")
+
+
+def to_luminance(image: Image.Image) -> Image.Image:
+    """8-bit grey, over black where it is transparent."""
+    if image.mode == "I;16":
+        return _to_8_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("L")
+
+
+def to_transparency(image: Image.Image) -> Image.Image:
+    """8-bit grey: white where the picture is transparent."""
+    if not image.has_transparency_data:
+        return Image.new("L", image.size)
+    return ImageChops.invert(image.convert("RGBA").getchannel("A"))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

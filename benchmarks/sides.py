@@ -62,7 +62,9 @@ def in_engine(model: Model, slots: int, jobs: Sequence[Job]) -> list[bytes]:
     engine = Engine(slots=slots)
     runner = JobRunner(engine, {model.card.name: model})
     ended: SimpleQueue[int] = SimpleQueue()
-    running = [runner.start(job.spec, job.png, [0], partial(ended.put, i)) for i, job in enumerate(jobs)]
+    running = [
+        runner.start(job.spec, {job.spec.inputs[0]: job.png}, [0], partial(ended.put, i)) for i, job in enumerate(jobs)
+    ]
     pictures: dict[int, bytes] = {}
 
     def finish() -> None:

@@ -32,7 +32,7 @@ from benchmarks.sides import Stock, in_engine, litserve
 from benchmarks.workload import MIXES, Job, jobs
 from worker.memory import keep_freed_memory
 from worker.pipelines.models import Model, load_model
-from worker.png import decode_png
+from worker.png import open_png
 
 
 class Result(TypedDict):
@@ -139,7 +139,7 @@ def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds:
 def _largest_difference(pngs: Sequence[bytes], reference: Sequence[bytes]) -> int:
     """Of any channel of any pixel, in 255ths."""
     pairs = zip(pngs, reference, strict=True)
-    return max(int(np.abs(decode_png(a).astype(int) - decode_png(b).astype(int)).max()) for a, b in pairs)
+    return max(int(np.abs(open_png(a).astype(int) - open_png(b).astype(int)).max()) for a, b in pairs)
 
 
 def _markdown(configuration: dict[str, str], results: dict[str, dict[str, Result]]) -> str:

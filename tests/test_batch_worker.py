@@ -1,7 +1,7 @@
 """BatchWorker on runners that misbehave: what it makes of a claim that ends too early, too late, or not at all."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,7 +49,9 @@ class EndsWhenTold:
     slots = 4
     cards = [SimpleNamespace(name=MODEL)]
 
-    def start(self, spec: JobSpec, png: bytes, indices: Sequence[int], on_done: Callable[[], None]) -> Running:
+    def start(
+        self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], on_done: Callable[[], None]
+    ) -> Running:
         return Running(indices, on_done)
 
 
@@ -58,7 +60,9 @@ class EndsBeforeStartReturns(EndsWhenTold):
 
     error: JobError | None = None
 
-    def start(self, spec: JobSpec, png: bytes, indices: Sequence[int], on_done: Callable[[], None]) -> Running:
+    def start(
+        self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], on_done: Callable[[], None]
+    ) -> Running:
         running = Running(indices, on_done)
         running.error = self.error
         on_done()

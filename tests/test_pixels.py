@@ -16,6 +16,7 @@ import torch
 from app.contract.spec import JobSpec, Resize, Scheduler
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.engine import Engine, Ticket
+from worker.inputs import Inputs
 from worker.pipelines.models import Model, load_model
 from worker.pipelines.tasks import make_work
 from worker.runner import to_pixels
@@ -68,7 +69,7 @@ class Served:
 
     def in_company(self, specs: list[JobSpec], slots: int) -> list[np.ndarray]:
         engine = Engine(slots=slots)
-        tickets = [Ticket(make_work(self.model, spec, self.picture, 0), lambda _t: None) for spec in specs]
+        tickets = [Ticket(make_work(self.model, spec, Inputs(self.picture), 0), lambda _t: None) for spec in specs]
         engine.submit(tickets)
         engine.shut_down()
         loop = threading.Thread(target=engine.run)
@@ -164,7 +165,7 @@ def test_any_strength_above_zero_runs_one_step_at_least(served: Served, steps: i
 def test_the_steps_that_a_spec_promises_are_the_steps_that_run(served: Served, strength: float) -> None:
     for steps in (1, 7, 10, 29):
         spec = job(strength=strength, num_inference_steps=steps, guidance_scale=1.0)
-        work = make_work(served.model, spec, served.picture, 0)
+        work = make_work(served.model, spec, Inputs(served.picture), 0)
         ticket = Ticket(work, lambda _t: None)
         engine = Engine(slots=1)
         engine.submit([ticket])
@@ -176,7 +177,9 @@ def test_the_steps_that_a_spec_promises_are_the_steps_that_run(served: Served, s
 
 def test_picture_i_of_a_job_is_the_picture_of_seed_plus_i(served: Served) -> None:
     engine = Engine(slots=4)
-    tickets = [Ticket(make_work(served.model, job(seed=40), served.picture, i), lambda _t: None) for i in range(3)]
+    tickets = [
+        Ticket(make_work(served.model, job(seed=40), Inputs(served.picture), i), lambda _t: None) for i in range(3)
+    ]
     engine.submit(tickets)
     engine.shut_down()
     engine.run()
@@ -197,7 +200,8 @@ def test_a_half_precision_model_that_upcasts_its_autoencoder_stays_whole_in_comp
     engine = Engine(slots=4)
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     tickets = [
-        Ticket(make_work(model, job(seed=i, strength=0.1 + i / 5), picture, 0), lambda _t: None) for i in range(4)
+        Ticket(make_work(model, job(seed=i, strength=0.1 + i / 5), Inputs(picture), 0), lambda _t: None)
+        for i in range(4)
     ]
     engine.submit(tickets)
     engine.shut_down()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from worker.png import decode_png, encode_png
+from worker.png import encode_png, open_png
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
@@ -38,4 +38,4 @@ def test_equal_pixels_and_parameters_give_equal_bytes() -> None:
 def test_any_png_decodes_to_rgb(mode: str) -> None:
     file = io.BytesIO()
     Image.new(mode, (5, 3)).save(file, "PNG")
-    assert decode_png(file.getvalue()).shape == (3, 5, 3)
+    assert open_png(file.getvalue()).shape == (3, 5, 3)

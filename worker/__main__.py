@@ -15,6 +15,7 @@ from app.contract.spec import JobSpec, Resize, Scheduler
 from app.contract.store import ObjectStore
 from worker.engine import Engine, Ticket
 from worker.errors import StartupError, WorkerDied
+from worker.inputs import Inputs
 from worker.memory import keep_freed_memory
 from worker.pipelines.models import Model, load_model
 from worker.pipelines.tasks import make_work
@@ -94,7 +95,7 @@ def warm_up(model: Model) -> None:
         height=size,
         resize=Resize.CROP,
     )
-    work = make_work(model, spec, torch.zeros(1, 3, size, size), 0)
+    work = make_work(model, spec, Inputs(torch.zeros(1, 3, size, size)), 0)
     work(Ticket(work, lambda _ticket: None))
 
 

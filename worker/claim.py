@@ -60,11 +60,12 @@ class Claim:
                 self.kept = {i: png for i, png in found.items() if png is not None}
             missing = [i for i in range(spec.num_images) if i not in self.kept]
             if missing:
-                png = store.get(input_key(spec.image))
-                if png is None:
-                    raise JobError("the input picture is no longer in the store")
+                blobs = {sha256: store.get(input_key(sha256)) for sha256 in spec.inputs}
+                pngs = {sha256: png for sha256, png in blobs.items() if png is not None}
+                if len(pngs) < len(blobs):
+                    raise JobError("an input picture is no longer in the store")
                 self.loaded_s = time.perf_counter() - started
-                self.running = runner.start(spec, png, missing, self._leave_engine)
+                self.running = runner.start(spec, pngs, missing, self._leave_engine)
                 if self.stopping:
                     self.stop()
                 return
@@ -106,8 +107,8 @@ class Claim:
         return ImageInfo(
             index=index,
             seed=spec.seed + index,
-            width=spec.width,
-            height=spec.height,
+            width=spec.result_size[0],
+            height=spec.result_size[1],
             sha256=hashlib.sha256(png).hexdigest(),
             bytes=len(png),
         )

@@ -44,7 +44,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
-def decode_png(data: bytes) -> Pixels:
-    """The RGB pixels of a PNG."""
+def open_png(data: bytes) -> Image.Image:
+    """The picture of a PNG, in grey if it has no colour, else in RGB."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return picture.convert("L" if picture.mode == "L" else "RGB")

@@ -1,8 +1,5 @@
-"""Jobs on the engine: a spec and a PNG in, PNGs out. Between the queue, which knows no tensors, and the engine, which
+"""Jobs on the engine: a spec and PNGs in, PNGs out. Between the queue, which knows no tensors, and the engine, which
 knows no jobs.
-
-Pixels are handled in NumPy, as diffusers does itself: a torch operation of this size would start OpenMP threads for the
-thread that calls it, and with more of those than cores the engine's own go to sleep between any two operations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +12,10 @@ from app.contract.errors import BadPixels, Cancelled, JobError
 from app.contract.models import ModelCard
 from app.contract.spec import JobSpec
 from worker.engine import Engine, Stopped, Ticket
+from worker.inputs import Inputs, load_inputs
 from worker.pipelines.models import Model
 from worker.pipelines.tasks import make_work
-from worker.png import decode_png, encode_png
+from worker.png import Pixels, encode_png
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,9 @@ class Rendered:
 class RunningJob:
     """A job's pictures in the engine."""
 
-    def __init__(self, spec: JobSpec, indices: Sequence[int], on_done: Callable[[], None]) -> None:
+    def __init__(self, spec: JobSpec, inputs: Inputs, indices: Sequence[int], on_done: Callable[[], None]) -> None:
         self.spec = spec
+        self._canvas = inputs.canvas
         self.indices = indices
         self.tickets: list[Ticket] = []
         self._on_done = on_done
@@ -68,12 +67,17 @@ class RunningJob:
         if errors:
             raise _explain(next((error for error in errors if not isinstance(error, Stopped)), errors[0]))
         return [
-            Rendered(index, encode_png(to_pixels(ticket.result), self._metadata(index)))
+            Rendered(index, encode_png(self._finished(to_pixels(ticket.result)), self._metadata(index)))
             for index, ticket in zip(self.indices, self.tickets, strict=True)
         ]
 
+    def _finished(self, pixels: Pixels) -> Pixels:
+        return self._canvas.paste(pixels) if self._canvas else pixels
+
     def _metadata(self, index: int) -> dict[str, object]:
-        parameters = self.spec.model_dump(mode="json", exclude={"seed", "num_images", "resize"})
+        parameters = self.spec.model_dump(
+            mode="json", exclude={"seed", "num_images", "resize"}, exclude_none=True, exclude_defaults=True
+        )
         return {**parameters, "seed": self.spec.seed + index}
 
 
@@ -92,28 +96,27 @@ class JobRunner:
     def cards(self) -> list[ModelCard]:
         return [model.card for model in self._models.values()]
 
-    def start(self, spec: JobSpec, png: bytes, indices: Sequence[int], on_done: Callable[[], None]) -> RunningJob:
+    def start(
+        self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], on_done: Callable[[], None]
+    ) -> RunningJob:
         """Hands the pictures `indices` of a job to the engine.
 
-        png: the input picture, spec.width x spec.height. on_done: called on the engine's thread when all have ended.
+        pngs: its input blobs, by sha256. on_done: called on the engine's thread when all have ended.
         """
-        pixels = decode_png(png)
-        if pixels.shape[:2] != (spec.height, spec.width):
-            raise JobError(f"the input picture is {pixels.shape[1]}x{pixels.shape[0]}, not {spec.width}x{spec.height}")
-        picture = torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
-        job = RunningJob(spec, indices, on_done)
+        inputs = load_inputs(spec, pngs)
+        job = RunningJob(spec, inputs, indices, on_done)
         model = self._models[spec.model]
-        job.tickets = [Ticket(make_work(model, spec, picture, index), job.ticket_done) for index in indices]
+        job.tickets = [Ticket(make_work(model, spec, inputs, index), job.ticket_done) for index in indices]
         self._engine.submit(job.tickets)
         return job
 
 
-def to_pixels(image: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def to_pixels(image: torch.Tensor) -> Pixels:
     """(1, 3, height, width) in [0, 1] to (height, width, 3) bytes, rounded as diffusers' image processor rounds."""
     pixels = image[0].float().cpu().numpy()
     if not np.isfinite(pixels).all():
         raise BadPixels
-    return (pixels * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    return np.ascontiguousarray((pixels * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
 def _explain(error: BaseException) -> JobError:

@@ -45,12 +45,14 @@ class UnsupportedMedia(RequestError):
     """Only PNG, JPEG and WebP pictures are taken."""
 
     code = "unsupported_media_type"
+    field = "image"  # of the request
 
 
 class PictureError(RequestError):
     """The picture cannot be read."""
 
     code = "bad_picture"
+    field = "image"  # of the request
 
 
 class ParameterError(RequestError):

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from redis import Redis
 from rq.utils import as_text
 
-from app.contract.spec import Scheduler
+from app.contract.conditions import ControlType, LoraName
+from app.contract.spec import Scheduler, Task
 
 CARDS = "i2i:models"  # hash: model name -> card of whoever announced it last; outlives its workers
 LIVE = "i2i:workers:{worker}"  # string with a time to live: the names that this worker serves, newline-separated
@@ -42,7 +43,16 @@ class ModelCard(BaseModel):
     sizes: tuple[tuple[int, int], ...]  # (width, height) buckets that pictures without a size go to
     schedulers: tuple[Scheduler, ...]
     default_scheduler: Scheduler
-    tasks: tuple[str, ...] = ("img2img",)
+    default_steps: int = 30
+    default_guidance_scale: float = 7.5
+    tasks: tuple[Task, ...] = (Task.IMG2IMG,)
+    controls: tuple[ControlType, ...] = ()  # types that it has a ControlNet for
+    preprocessors: tuple[ControlType, ...] = ()  # types of maps that it can make from a picture
+    image_prompts: bool = False
+    loras: tuple[LoraName, ...] = ()
+    upscales: tuple[int, ...] = ()  # times that the upscale task can make a picture wider and higher
+    negative_prompt: bool = True
+    guidance: bool = True  # classifier-free guidance: a scale above 1 can be asked for
     dtype: str = "float32"
     revision: str | None = None
 

@@ -86,7 +86,7 @@ class JobRecords:
         fields: dict[str, Scalar] = {
             "status": record.status.value,
             "spec": spec.model_dump_json(),
-            "input": input_key(spec.image),
+            "inputs": " ".join(map(input_key, spec.inputs)),
             "model": spec.model,
             "owner": record.owner,
             "cost": spec.cost,
@@ -103,7 +103,8 @@ class JobRecords:
         pipe.hset(RECORD.format(id=record.id), items=[x for field in fields.items() for x in field])
         pipe.zadd(LISTED, {record.id: record.created_at})
         pipe.zadd(LISTED_AS.format(status=record.status), {record.id: record.created_at})
-        pipe.hincrby(INPUT_USES, input_key(spec.image), 1)
+        for sha256 in spec.inputs:
+            pipe.hincrby(INPUT_USES, input_key(sha256), 1)
         self.line.join(pipe, record.id, spec)
         pipe.publish(CHANGES, f"{record.id} {record.status}")
 

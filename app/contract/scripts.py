@@ -8,7 +8,7 @@
 # value, ...
 MOVE = """
 local id, to, now = ARGV[1], ARGV[2], tonumber(ARGV[5])
-local had = redis.call('HMGET', KEYS[1], 'status', 'execution', 'created_at', 'result_ttl_s', 'input', 'model', 'cost')
+local had = redis.call('HMGET', KEYS[1], 'status', 'execution', 'created_at', 'result_ttl_s', 'inputs', 'model', 'cost')
 if not had[1] then return 'missing' end
 if not string.find(',' .. ARGV[3] .. ',', ',' .. had[1] .. ',', 1, true) then return had[1] end
 if ARGV[4] ~= '' and had[2] ~= ARGV[4] then return 'lost' end
@@ -31,9 +31,9 @@ if now then
   redis.call('HSET', KEYS[1], 'expires_at', kept_until)
   redis.call('ZADD', KEYS[3], kept_until, id)
   redis.call('ZREM', KEYS[4], id)
-  if had[5] then
-    if redis.call('HINCRBY', KEYS[5], had[5], -1) <= 0 then redis.call('HDEL', KEYS[5], had[5]) end
-    redis.call('ZADD', KEYS[6], 'GT', kept_until, had[5])
+  for input in string.gmatch(had[5] or '', '%S+') do
+    if redis.call('HINCRBY', KEYS[5], input, -1) <= 0 then redis.call('HDEL', KEYS[5], input) end
+    redis.call('ZADD', KEYS[6], 'GT', kept_until, input)
   end
 end
 redis.call('PUBLISH', KEYS[8], id .. ' ' .. to)

@@ -1,9 +1,21 @@
 """JobSpec: what a job is asked to do, with every default resolved. Blobs by key, never pixels."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from app.contract.conditions import Control, ImagePrompt, Lora, Repaint, Sha256
+
+
+class Task(StrEnum):
+    """How the picture conditions the result. Chosen by what a request carries."""
+
+    IMG2IMG = "img2img"  # noise up to `strength`, then denoising; with or without controls
+    INPAINT = "inpaint"  # the same within a mask or on new margins; the rest of the picture stays
+    CONTROL = "control"  # from pure noise, shaped by controls alone
+    EDIT = "edit"  # by an instruction; the picture's latents are channels of the denoiser
+    UPSCALE = "upscale"  # more pixels
 
 
 class Scheduler(StrEnum):
@@ -25,6 +37,7 @@ class Scheduler(StrEnum):
     TCD = "tcd"
 
 
+MAX_STEPS = 150
 # Distilled samplers walk a schedule that was fixed at training time; they cannot take more steps than it has.
 MAX_STEPS_OF: dict[Scheduler, int] = {Scheduler.LCM: 50, Scheduler.TCD: 50}
 
@@ -40,28 +53,32 @@ class Resize(StrEnum):
     STRETCH = "stretch"
 
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
 class JobSpec(BaseModel):
     """One image-to-image job. Frozen: the same spec gives the same pictures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Literal["img2img"] = "img2img"
+    task: Task = Task.IMG2IMG
     model: str
-    image: Sha256  # input blob: an upright RGB PNG of exactly width x height pixels
-    prompt: str
+    # Input blob: an upright RGB PNG, of width x height pixels unless the task is inpaint. None for the control task.
+    image: Sha256 | None
+    prompt: str  # of the edit task: the instruction
     negative_prompt: str
     strength: Annotated[float, Field(ge=0, le=1)]
     guidance_scale: Annotated[float, Field(ge=1)]
-    num_inference_steps: Annotated[int, Field(ge=1, le=150)]
+    image_guidance_scale: Annotated[float | None, Field(ge=1)] = None  # of the edit task
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     scheduler: Scheduler
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]  # image i uses seed + i
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)]
-    width: Annotated[int, Field(gt=0)]
+    width: Annotated[int, Field(gt=0)]  # at which the model works
     height: Annotated[int, Field(gt=0)]
     resize: Resize
+    repaint: Repaint | None = None  # of the inpaint task
+    upscale: Annotated[int | None, Field(ge=2, le=4)] = None  # of the upscale task: how many times the width and height
+    controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
+    loras: tuple[Lora, ...] = ()
 
     @property
     def steps_run(self) -> int:
@@ -72,10 +89,27 @@ class JobSpec(BaseModel):
 
     @property
     def cost(self) -> float:
-        """Work of the whole job, in megapixel-steps: a row is an image, or two with guidance; encode and decode count
-        as one more step."""
-        rows = self.num_images * (2 if self.guidance_scale > 1 else 1)
-        return self.width * self.height * (self.steps_run + 1) * rows / 1e6
+        """Work of the whole job, in megapixel-steps: a row is an image, or two with guidance (three for an edit);
+        encode and decode count as one more step, each control as a third of the denoiser."""
+        guided_rows = 3 if self.task is Task.EDIT else 2
+        rows = self.num_images * (guided_rows if self.guidance_scale > 1 else 1)
+        return self.width * self.height * (self.steps_run + 1) * rows * (1 + len(self.controls) / 3) / 1e6
+
+    @property
+    def result_size(self) -> tuple[int, int]:
+        """Width and height of the pictures that it makes."""
+        if self.repaint is not None:
+            return self.repaint.canvas
+        times = self.upscale or 1
+        return self.width * times, self.height * times
+
+    @property
+    def inputs(self) -> tuple[Sha256, ...]:
+        """The blobs that it needs, each once."""
+        pictures = [self.image, self.repaint.mask if self.repaint else None]
+        pictures += [control.image for control in self.controls]
+        pictures += [prompt.image for prompt in self.image_prompts]
+        return tuple(dict.fromkeys(picture for picture in pictures if picture))
 
 
 def input_key(sha256: str) -> str:

@@ -1,6 +1,6 @@
 """POST /img2img: steps 2 to 4 of a job's way."""
 
-from hashlib import sha256
+from collections.abc import Mapping
 from typing import Annotated
 
 from anyio.to_thread import run_sync
@@ -15,12 +15,13 @@ from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
 from app.deps import DecodersDep, ForecasterDep, ModelsDep, QueueDep, SettingsDep, StoreDep
 from app.forecast import Forecaster
-from app.references import referred
+from app.plan import Planner
+from app.references import Reference, referred
 from app.request_body import RequestDep
-from app.resolve import resolve_model, resolve_scheduler, resolve_seed, resolve_size
+from app.resolve import resolve_model
 from app.schemas import Img2ImgRequest
 from app.settings import ApiSettings
-from app.uploads import Upload, png
+from app.uploads import Upload
 from app.views import DryRun, JobView
 
 router = APIRouter(tags=["jobs"])
@@ -61,12 +62,12 @@ async def submit_img2img(
     made_before = await run_sync(queue.made_before, once) if once else None
     if made_before:
         return await run_sync(_accepted, response, made_before, False, forecaster)
-    spec, picture = await run_sync(resolve, request, settings, queue, store, models, limiter=decoders)
+    spec, blobs = await run_sync(plan, request, settings, queue, store, models, limiter=decoders)
     if dry_run:
         response.status_code = 200
         forecast = await run_sync(forecaster.of_next, spec)
         return DryRun(request=spec, cost=spec.cost, queue_position=forecast.queue_position, eta_s=forecast.eta_s)
-    record, new = await run_sync(submit, request, spec, picture, once, settings, queue, store)
+    record, new = await run_sync(submit, request, spec, blobs, once, settings, queue, store)
     return await run_sync(_accepted, response, record, new, forecaster)
 
 
@@ -81,49 +82,33 @@ def _accepted(response: Response, record: JobRecord, new: bool, forecaster: Fore
     return JobView.of(record, *forecaster.of([record]))
 
 
-def resolve(
+def plan(
     request: Img2ImgRequest, settings: ApiSettings, queue: JobQueue, store: Store, models: ModelRegistry
-) -> tuple[JobSpec, bytes]:
-    """Every default made explicit, and the picture as the model will see it."""
+) -> tuple[JobSpec, dict[str, bytes]]:
+    """Every default made explicit, and the pictures as the worker takes them, by sha256."""
+
+    def open_picture(name: str, picture: bytes | Reference) -> Upload:
+        sent = picture if isinstance(picture, bytes) else referred(name, picture, queue, store, settings.result_ttl)
+        return Upload(sent, settings.max_pixels)
+
     card = resolve_model(request.model, model_name(settings.model), models.known())
-    scheduler = resolve_scheduler(request, card)
-    seed = resolve_seed(request.seed, request.num_images)
-    sent = request.image
-    upload = Upload(
-        sent if isinstance(sent, bytes) else referred(sent, queue, store, settings.result_ttl), settings.max_pixels
-    )
-    width, height = resolve_size(request.width, request.height, upload.size, card)
-    picture = png(upload.fit(width, height, request.resize))
-    digest = sha256(picture).hexdigest()
-    return JobSpec(
-        model=card.name,
-        image=digest,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        strength=request.strength,
-        guidance_scale=request.guidance_scale,
-        num_inference_steps=request.num_inference_steps,
-        scheduler=scheduler,
-        seed=seed,
-        num_images=request.num_images,
-        width=width,
-        height=height,
-        resize=request.resize,
-    ), picture
+    planner = Planner(request, card, open_picture, settings.max_pixels)
+    return planner.plan(), planner.blobs
 
 
 def submit(
     request: Img2ImgRequest,
     spec: JobSpec,
-    picture: bytes,
+    blobs: Mapping[str, bytes],
     once: Once | None,
     settings: ApiSettings,
     queue: JobQueue,
     store: Store,
 ) -> tuple[JobRecord, bool]:
-    """Stores the picture and queues the job, unless the same request has just done it. Returns whether it is new."""
-    queue.inputs.hold(input_key(spec.image), settings.result_ttl)
-    store.put(input_key(spec.image), picture)
+    """Stores the pictures and queues the job, unless the same request has just done it. Returns whether it is new."""
+    for digest, picture in blobs.items():
+        queue.inputs.hold(input_key(digest), settings.result_ttl)
+        store.put(input_key(digest), picture)
     terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)
     if once is None:
         return queue.submit(spec, terms), True

@@ -2,7 +2,9 @@
 
 import copy
 import importlib.util
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils import _pytree as pytree
 
 from app.contract.models import ModelCard, model_name, size_buckets
-from app.contract.spec import Scheduler
+from app.contract.spec import Scheduler, Task
 from worker.engine import Gate
 from worker.engine.calls import splittable
 from worker.errors import StartupError
@@ -26,9 +28,30 @@ for library in (diffusers, transformers):
 # Prompts repeat, and an embedding costs no more to keep than it cost to make.
 PROMPT_MEMORY_BYTES = 256 * 2**20
 
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: its name, and the stock pipeline of each task that its own parts are enough for."""
+
+    name: str
+    pipelines: Mapping[Task, type[DiffusionPipeline]]
+
+
 FAMILIES = {
-    "StableDiffusionImg2ImgPipeline": "stable-diffusion",
-    "StableDiffusionXLImg2ImgPipeline": "stable-diffusion-xl",
+    "StableDiffusionImg2ImgPipeline": Family(
+        "stable-diffusion",
+        {
+            Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline,
+            Task.INPAINT: diffusers.StableDiffusionInpaintPipeline,
+        },
+    ),
+    "StableDiffusionXLImg2ImgPipeline": Family(
+        "stable-diffusion-xl",
+        {
+            Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline,
+            Task.INPAINT: diffusers.StableDiffusionXLInpaintPipeline,
+        },
+    ),
 }
 
 splittable(
@@ -42,19 +65,29 @@ class Model:
     """A loaded model: its card, its gated modules, and a pipeline object of its own for every job."""
 
     def __init__(self, source: str, pipeline: DiffusionPipeline, revision: str | None = None) -> None:
-        self._base = pipeline
-        self._base.set_progress_bar_config(disable=True)
         _put_gates(pipeline)
+        self._scheduler = pipeline.scheduler
+        family = FAMILIES[type(pipeline).__name__]
+        self._pipelines = {task: _built(kind, pipeline) for task, kind in family.pipelines.items()}
         self.card = _card(source, pipeline, revision)
         self.vae = pipeline.vae
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.dtype
 
-    def pipeline(self, scheduler: Scheduler) -> DiffusionPipeline:
+    def pipeline(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
         """A pipeline object that shares this model's modules and has a scheduler of its own."""
-        own = copy.copy(self._base)
-        own.scheduler = make_scheduler(scheduler, self._base.scheduler)
+        own = copy.copy(self._pipelines[task])
+        own.scheduler = make_scheduler(scheduler, self._scheduler)
         return own
+
+
+def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionPipeline:
+    """A pipeline of that kind, of the parts and settings of another one."""
+    known = {**base.config, **base.components}
+    arguments = inspect.signature(kind).parameters
+    pipeline: DiffusionPipeline = kind(**{name: known.get(name, a.default) for name, a in arguments.items()})
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def load_model(source: str, *, device: str, dtype: torch.dtype | None = None, revision: str | None = None) -> Model:
@@ -72,7 +105,7 @@ def load_model(source: str, *, device: str, dtype: torch.dtype | None = None, re
         raise StartupError(f"cannot load model {source!r}: {str(error).strip().splitlines()[0]}") from error
     family = FAMILIES.get(type(pipeline).__name__)
     if family is None:
-        known = ", ".join(FAMILIES.values())
+        known = ", ".join(family.name for family in FAMILIES.values())
         raise StartupError(f"model {source!r} is a {type(pipeline).__name__}; this version serves {known}")
     return Model(source, pipeline, revision)
 
@@ -124,7 +157,8 @@ def _card(source: str, pipeline: DiffusionPipeline, revision: str | None) -> Mod
     native = pipeline.unet.config.sample_size * scale
     return ModelCard(
         name=model_name(source),
-        family=FAMILIES[type(pipeline).__name__],
+        family=FAMILIES[type(pipeline).__name__].name,
+        tasks=tuple(FAMILIES[type(pipeline).__name__].pipelines),
         native_size=native,
         size_multiple=multiple,
         min_size=native // 2,

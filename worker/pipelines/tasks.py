@@ -1,24 +1,23 @@
-"""From a job's spec and pixels to work for the engine: the stock pipeline and its arguments, one picture each."""
+"""From a job's spec and inputs to work for the engine: the stock pipeline and its arguments, one picture each."""
 
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
-from app.contract.spec import JobSpec
+from app.contract.spec import JobSpec, Task
 from worker.engine import Ticket
 from worker.engine.engine import Work
+from worker.inputs import Inputs
 from worker.pipelines.models import Model
 
 
-def make_work(model: Model, spec: JobSpec, picture: torch.Tensor, index: int) -> Work:
-    """The work of one result picture.
-
-    picture: (1, 3, height, width), float32 in [0, 1]. The work returns a tensor of the same form.
-    """
-    if spec.strength == 0:
+def make_work(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> Work:
+    """The work of one result picture. It returns (1, 3, height, width) in [0, 1]."""
+    if spec.strength == 0 and inputs.picture is not None:
+        picture = inputs.picture
         return lambda _ticket: round_trip(model, picture)
-    return lambda ticket: img2img(model, spec, picture, index, ticket)
+    return lambda ticket: denoise(model, spec, inputs, index, ticket)
 
 
 def round_trip(model: Model, picture: torch.Tensor) -> torch.Tensor:
@@ -28,9 +27,9 @@ def round_trip(model: Model, picture: torch.Tensor) -> torch.Tensor:
     return (decoded / 2 + 0.5).clamp(0, 1)
 
 
-def img2img(model: Model, spec: JobSpec, picture: torch.Tensor, index: int, ticket: Ticket) -> torch.Tensor:
-    """The stock image-to-image pipeline, with a scheduler and a CPU generator of this picture's own."""
-    pipeline = model.pipeline(spec.scheduler)
+def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Ticket) -> torch.Tensor:
+    """The stock pipeline of the task, with a scheduler and a CPU generator of this picture's own."""
+    pipeline = model.pipeline(spec.task, spec.scheduler)
     order = getattr(pipeline.scheduler, "order", 1)
 
     def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -40,15 +39,22 @@ def img2img(model: Model, spec: JobSpec, picture: torch.Tensor, index: int, tick
     images: torch.Tensor = pipeline(
         prompt=spec.prompt,
         negative_prompt=spec.negative_prompt or None,  # None is what leaving it out means to a pipeline
-        image=picture,
-        strength=_strength_that_steps(spec),
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(spec.seed + index),
         output_type="pt",
         callback_on_step_end=note_step,
+        **_conditions(spec, inputs),
     ).images
     return images
+
+
+def _conditions(spec: JobSpec, inputs: Inputs) -> dict[str, Any]:
+    """The arguments by which the pipelines of the tasks differ."""
+    conditions: dict[str, Any] = {"image": inputs.picture, "strength": _strength_that_steps(spec)}
+    if spec.task is Task.INPAINT:
+        conditions |= {"mask_image": inputs.mask, "width": spec.width, "height": spec.height}
+    return conditions
 
 
 def _strength_that_steps(spec: JobSpec) -> float:

@@ -26,7 +26,7 @@ def echo(job_id: str, queue: JobQueue, store: ObjectStore) -> None:
         return
     record = queue.records.get(job_id)
     assert record is not None
-    picture = store.get(input_key(record.spec.image))
+    picture = store.get(input_key(record.spec.inputs[0]))
     assert picture is not None
     images = []
     for index in range(record.spec.num_images):
@@ -35,8 +35,8 @@ def echo(job_id: str, queue: JobQueue, store: ObjectStore) -> None:
             ImageInfo(
                 index=index,
                 seed=record.spec.seed + index,
-                width=record.spec.width,
-                height=record.spec.height,
+                width=record.spec.result_size[0],
+                height=record.spec.result_size[1],
                 sha256=sha256(picture).hexdigest(),
                 bytes=len(picture),
             )

@@ -1,0 +1,28 @@
+"""Runs jobs on an engine of their own, to its end."""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from app.contract.spec import JobSpec
+from worker.engine import Engine, Ticket
+from worker.inputs import Inputs
+from worker.pipelines.models import Model
+from worker.pipelines.tasks import make_work
+from worker.runner import to_pixels
+
+
+def run_together(model: Model, jobs: Sequence[tuple[JobSpec, Inputs]], slots: int = 16) -> list[np.ndarray]:
+    """The pixels that the model makes of each, all in the engine at the same time. Raises what a job raised."""
+    engine = Engine(slots=slots)
+    tickets = [Ticket(make_work(model, spec, inputs, 0), lambda _t: None) for spec, inputs in jobs]
+    engine.submit(tickets)
+    engine.shut_down()
+    loop = threading.Thread(target=engine.run)
+    loop.start()
+    loop.join()
+    for ticket in tickets:
+        if ticket.error is not None:
+            raise ticket.error
+    return [to_pixels(ticket.result) for ticket in tickets]
