@@ -31,6 +31,7 @@ from benchmarks.random_model import make_random_model
 from benchmarks.sides import Stock, in_engine, litserve
 from benchmarks.workload import MIXES, Job, jobs
 from worker.memory import keep_freed_memory
+from worker.pipelines.model_file import entry_of
 from worker.pipelines.models import Model, load_model
 from worker.png import open_png
 
@@ -55,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = _folder(options.model, stack)
-        stock, model = Stock(folder), load_model(folder, device="cpu")
+        stock, model = Stock(folder), load_model(entry_of(folder), device="cpu")
         configuration = _configuration(options, stock, model)
         _say("\n".join(f"{name}: {value}" for name, value in configuration.items()))
         sides = {STOCK: stock.one_by_one, **_sides(options, folder, model, stack)}

@@ -15,6 +15,7 @@ from tests.engines import run_together
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.canvas import Canvas
 from worker.inputs import Inputs, to_tensor
+from worker.pipelines.model_file import entry_of
 from worker.pipelines.models import Model, load_model
 
 SIDE = 64
@@ -25,7 +26,7 @@ class Served:
     """A tiny model twice: in the engine, and as the stock inpainting pipeline to compare with."""
 
     def __init__(self, folder: Path, stock: type[diffusers.DiffusionPipeline]) -> None:
-        self.model: Model = load_model(str(folder), device="cpu")
+        self.model: Model = load_model(entry_of(str(folder)), device="cpu")
         self.stock = stock.from_pretrained(folder)
         self.stock.set_progress_bar_config(disable=True)
         rng = np.random.default_rng(2)

@@ -17,6 +17,7 @@ from app.contract.spec import JobSpec, Resize, Scheduler
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.engine import Engine, Ticket
 from worker.inputs import Inputs
+from worker.pipelines.model_file import ModelEntry, entry_of
 from worker.pipelines.models import Model, load_model
 from worker.pipelines.tasks import make_work
 from worker.runner import to_pixels
@@ -48,7 +49,7 @@ class Served:
     """A tiny model twice: in the engine, and as the stock pipeline to compare with."""
 
     def __init__(self, folder: Path, picture: torch.Tensor) -> None:
-        self.model: Model = load_model(str(folder), device="cpu")
+        self.model: Model = load_model(entry_of(str(folder)), device="cpu")
         self.stock = diffusers.AutoPipelineForImage2Image.from_pretrained(folder)
         self.stock.set_progress_bar_config(disable=True)
         self.config = self.stock.scheduler.config
@@ -196,7 +197,7 @@ def test_a_repeated_prompt_is_encoded_once(served: Served) -> None:
 def test_a_half_precision_model_that_upcasts_its_autoencoder_stays_whole_in_company(tmp_path: Path) -> None:
     """SDXL in fp16 casts its VAE to fp32 and back around each use; shared, that must not happen halfway."""
     folder = tiny_sdxl(tmp_path)
-    model = load_model(str(folder), device="cpu", dtype=torch.bfloat16)
+    model = load_model(ModelEntry(source=str(folder), dtype="bfloat16"), device="cpu")
     engine = Engine(slots=4)
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     tickets = [

@@ -17,6 +17,7 @@ from worker.engine import Engine, Ticket
 from worker.errors import StartupError, WorkerDied
 from worker.inputs import Inputs
 from worker.memory import keep_freed_memory
+from worker.pipelines.model_file import entry_of
 from worker.pipelines.models import Model, load_model
 from worker.pipelines.tasks import make_work
 from worker.rq_worker import BatchWorker
@@ -67,7 +68,7 @@ def run_engine(engine: Engine, settings: WorkerSettings, ready: Future[Model]) -
     """
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = load_model(settings.model, device=device, revision=settings.revision)
+        model = load_model(entry_of(settings.model, settings.revision), device=device)
         warm_up(model)
     except Exception as error:
         ready.set_exception(error)

@@ -20,6 +20,7 @@ from app.contract.spec import Scheduler, Task
 from worker.engine import Gate
 from worker.engine.calls import splittable
 from worker.errors import StartupError
+from worker.pipelines.model_file import ModelEntry
 from worker.pipelines.schedulers import make_scheduler, name_of
 
 for library in (diffusers, transformers):
@@ -64,12 +65,12 @@ splittable(
 class Model:
     """A loaded model: its card, its gated modules, and a pipeline object of its own for every job."""
 
-    def __init__(self, source: str, pipeline: DiffusionPipeline, revision: str | None = None) -> None:
+    def __init__(self, entry: ModelEntry, pipeline: DiffusionPipeline) -> None:
         _put_gates(pipeline)
         self._scheduler = pipeline.scheduler
         family = FAMILIES[type(pipeline).__name__]
         self._pipelines = {task: _built(kind, pipeline) for task, kind in family.pipelines.items()}
-        self.card = _card(source, pipeline, revision)
+        self.card = _card(entry, pipeline)
         self.vae = pipeline.vae
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.dtype
@@ -90,24 +91,26 @@ def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionP
     return pipeline
 
 
-def load_model(source: str, *, device: str, dtype: torch.dtype | None = None, revision: str | None = None) -> Model:
-    """Loads `demo`, a diffusers folder or a hub id. Safetensors only, no remote code; fp16 on CUDA, else fp32.
+def load_model(entry: ModelEntry, *, device: str) -> Model:
+    """Loads a model: `demo`, a diffusers folder or a hub id. Safetensors only, no remote code.
 
     Raises StartupError with one line that says what is wrong.
     """
-    if dtype is None:
-        dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    default = "float16" if torch.device(device).type == "cuda" else "float32"
     try:
         pipeline = AutoPipelineForImage2Image.from_pretrained(
-            _locate(source), dtype=dtype, use_safetensors=True, revision=revision
+            _locate(entry.source),
+            dtype=getattr(torch, entry.dtype or default),
+            use_safetensors=True,
+            revision=entry.revision,
+            variant=entry.variant,
         ).to(device)
     except (OSError, ValueError) as error:
-        raise StartupError(f"cannot load model {source!r}: {str(error).strip().splitlines()[0]}") from error
-    family = FAMILIES.get(type(pipeline).__name__)
-    if family is None:
+        raise StartupError(f"cannot load model {entry.name!r}: {str(error).strip().splitlines()[0]}") from error
+    if type(pipeline).__name__ not in FAMILIES:
         known = ", ".join(family.name for family in FAMILIES.values())
-        raise StartupError(f"model {source!r} is a {type(pipeline).__name__}; this version serves {known}")
-    return Model(source, pipeline, revision)
+        raise StartupError(f"model {entry.name!r} is a {type(pipeline).__name__}; this version serves {known}")
+    return Model(entry, pipeline)
 
 
 def _locate(source: str) -> str:
@@ -151,21 +154,24 @@ def _in_dtype_of(vae: AutoencoderKL, run: Callable[..., Any]) -> Callable[..., A
     return cast_around
 
 
-def _card(source: str, pipeline: DiffusionPipeline, revision: str | None) -> ModelCard:
+def _card(entry: ModelEntry, pipeline: DiffusionPipeline) -> ModelCard:
+    family = FAMILIES[type(pipeline).__name__]
     scale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     multiple = max(8, scale)  # the pipelines ask for multiples of 8 whatever the autoencoder
     native = pipeline.unet.config.sample_size * scale
     return ModelCard(
-        name=model_name(source),
-        family=FAMILIES[type(pipeline).__name__].name,
-        tasks=tuple(FAMILIES[type(pipeline).__name__].pipelines),
+        name=entry.name,
+        family=family.name,
+        tasks=tuple(family.pipelines),
         native_size=native,
         size_multiple=multiple,
         min_size=native // 2,
         max_size=native * 2,
         sizes=size_buckets(native, multiple),
         schedulers=tuple(Scheduler),
-        default_scheduler=name_of(pipeline.scheduler) or Scheduler.DPMPP_2M,
+        default_scheduler=entry.scheduler or name_of(pipeline.scheduler) or Scheduler.DPMPP_2M,
+        default_steps=entry.steps or 30,
+        default_guidance_scale=entry.guidance_scale or 7.5,
         dtype=str(pipeline.unet.dtype).removeprefix("torch."),
-        revision=revision,
+        revision=entry.revision,
     )
