@@ -121,13 +121,18 @@ def _schemas() -> dict[str, Any]:
     models = [*((model, "validation") for model in read), *((event, "serialization") for event in events)]
     _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
     schemas: dict[str, Any] = definitions["$defs"]
-    for request, form in (("Img2ImgRequest", "Img2ImgForm"), ("ImageRequest", "ImageForm")):
-        schemas[form] = deepcopy(schemas[request])
+    for request, form in ((Img2ImgRequest, "Img2ImgForm"), (ImageRequest, "ImageForm")):
+        schemas[form] = deepcopy(schemas[request.__name__])
         schemas[form]["title"] = form
-        schemas[form]["properties"]["image"] = {
-            "type": "string",
-            "format": "binary",
-            "description": "The picture: PNG, JPEG or WebP.",
-        }
-    schemas["Img2ImgForm"]["properties"]["image"]["description"] += " Or, as text: what refers to one, as in JSON."
+        for name, field in schemas[form]["properties"].items():
+            if name in request.FORM_JSON:
+                told = field.get("description", "")
+                field.clear()
+                field |= {"type": "string", "contentMediaType": "application/json", "description": f"{told} As JSON."}
+            elif request.FILES.fullmatch(name):
+                told = field.get("description", "The picture: PNG, JPEG or WebP.")
+                field.clear()
+                field |= {"type": "string", "format": "binary", "description": told}
+    told = " Or, as text: what refers to one, as in JSON. Pictures of `controls` and `image_prompts` can come as files"
+    schemas["Img2ImgForm"]["properties"]["image"]["description"] += f"{told} named `controls.0.image` and so on."
     return schemas

@@ -104,7 +104,8 @@ def _refused(error: ValidationError, model: type[BaseModel]) -> RequestValidatio
     errors = error.errors(include_url=False, include_context=False)
     for one in errors:
         if one["type"] == "extra_forbidden":
-            one["msg"] = f"Unknown field; known are {', '.join(model.model_fields)}"
+            known = f"; known are {', '.join(model.model_fields)}" if len(one["loc"]) == 1 else ""
+            one["msg"] = f"Unknown field{known}"
     return RequestValidationError(errors)
 
 
@@ -128,7 +129,7 @@ async def _form_fields(request: Request, max_body_bytes: int, model: type[Body])
         takes_file = model.FILES.fullmatch(name) is not None
         refers = takes_file and isinstance(value, str) and (parse_reference(value) or value == "alpha")
         if isinstance(value, UploadFile) != takes_file and (takes_file or name in model.model_fields) and not refers:
-            raise ParameterError(name, "Pictures are sent as files, every other field as text")
+            raise ParameterError(name, f"In a form, this field is sent as {'a file' if takes_file else 'text'}")
         fields[name] = value.file.read() if isinstance(value, UploadFile) else value
     return fields
 

@@ -30,7 +30,7 @@ def test_the_same_request_again_answers_its_job_as_it_is_now(http: httpx.Client,
     first = post(prompt="a house")
     assert "idempotency-replayed" not in first.headers
     http.post(f"/jobs/{first.json()['id']}/cancel")
-    again = post(prompt="a house", strength="0.80")
+    again = post(prompt="a house", num_images="1")
     assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
     assert again.headers["location"] == first.headers["location"]
     assert again.json() == http.get(first.headers["location"]).json()

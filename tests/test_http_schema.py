@@ -50,7 +50,8 @@ def test_a_submit_takes_a_form_or_json(document: dict[str, Any]) -> None:
     form, body = (document["components"]["schemas"][name] for name in ("Img2ImgForm", "Img2ImgRequest"))
     assert form["properties"].keys() == body["properties"].keys()
     assert form["properties"]["image"]["format"] == "binary"
-    assert form["required"] == body["required"] == ["image"]
+    assert form["properties"]["mask"]["format"] == "binary"
+    assert form["properties"]["controls"]["contentMediaType"] == "application/json"
     assert form["additionalProperties"] is body["additionalProperties"] is False
     assert all("description" in field for field in body["properties"].values())
 
