@@ -6,6 +6,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from app.contract.models import ModelRegistry
+from app.contract.previews import Previews
 from app.contract.queue import JobQueue
 from app.contract.store import Store
 from app.feed import Feed
@@ -37,6 +38,10 @@ async def _forecaster(request: Request) -> Forecaster:
     return request.app.state.forecaster  # type: ignore[no-any-return]
 
 
+async def _previews(request: Request) -> Previews:
+    return request.app.state.previews  # type: ignore[no-any-return]
+
+
 async def _decoders(request: Request) -> CapacityLimiter:
     return request.app.state.decoders  # type: ignore[no-any-return]
 
@@ -47,4 +52,5 @@ StoreDep = Annotated[Store, Depends(_store)]
 ModelsDep = Annotated[ModelRegistry, Depends(_models)]
 FeedDep = Annotated[Feed, Depends(_feed)]
 ForecasterDep = Annotated[Forecaster, Depends(_forecaster)]
+PreviewsDep = Annotated[Previews, Depends(_previews)]
 DecodersDep = Annotated[CapacityLimiter, Depends(_decoders)]  # pictures decoded at the same time: bounds the memory

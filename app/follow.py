@@ -11,10 +11,11 @@ from redis.exceptions import RedisError
 
 from app.contract.errors import Gone, NotFound
 from app.contract.job import JobRecord, JobStatus
+from app.contract.previews import WATCH_S, Preview, Previews
 from app.contract.queue import JobQueue
 from app.feed import Feed
 from app.forecast import Forecaster
-from app.views import GoneEvent, JobView, ProgressEvent, QueuedEvent
+from app.views import GoneEvent, JobView, PreviewEvent, ProgressEvent, QueuedEvent
 
 REREAD_S = 15.0  # a record is read again after this even if nothing was heard of it
 KEEPALIVE_S = 15.0  # a stream is never silent for longer
@@ -43,11 +44,14 @@ async def wait_for_end(job_id: str, wait_s: float, queue: JobQueue, feed: Feed) 
         return record
 
 
-async def tell(job_id: str, seen: int, queue: JobQueue, feed: Feed, forecaster: Forecaster) -> AsyncIterator[bytes]:
+async def tell(
+    job_id: str, seen: int, queue: JobQueue, feed: Feed, forecaster: Forecaster, previews: Previews | None = None
+) -> AsyncIterator[bytes]:
     """The events of a job until its end. seen: the revision that the client knows; what it missed since is told by the
-    job's present state, which comes first."""
+    job's present state, which comes first. previews: where to ask for previews; None: the client wants none."""
     yield RETRY
     told: BaseModel | None = None
+    shown: Preview | None = None
     spoke_at = time.monotonic()
     with feed.watch(job_id) as changed:
         while True:
@@ -57,6 +61,8 @@ async def tell(job_id: str, seen: int, queue: JobQueue, feed: Feed, forecaster: 
             try:
                 record = await run_sync(queue.records.find, job_id)
                 event = await run_sync(_event, record, forecaster)
+                if previews:
+                    await run_sync(previews.watch, job_id)
             except (NotFound, Gone) as error:
                 yield _frame("gone", GoneEvent(id=job_id, code=error.code, message=error.message))
                 return
@@ -69,8 +75,18 @@ async def tell(job_id: str, seen: int, queue: JobQueue, feed: Feed, forecaster: 
                     spoke_at = time.monotonic()
                 if record.status.is_terminal:
                     return
+            if previews and record.status is JobStatus.RUNNING:
+                with suppress(RedisError):
+                    preview = await run_sync(previews.latest, job_id)
+                    if preview and preview != shown:
+                        shown = preview
+                        yield _frame("preview", PreviewEvent.of(job_id, preview))
+                        spoke_at = time.monotonic()
             position = event.queue_position if isinstance(event, QueuedEvent) else None
-            await _until_worth_a_look(changed, feed, departures, position, spoke_at + KEEPALIVE_S)
+            until = spoke_at + KEEPALIVE_S
+            if previews:
+                until = min(until, time.monotonic() + WATCH_S / 2)
+            await _until_worth_a_look(changed, feed, departures, position, until)
             if time.monotonic() >= spoke_at + KEEPALIVE_S:
                 yield KEEPALIVE
                 spoke_at = time.monotonic()

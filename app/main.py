@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from app import errors, openapi
 from app.contract.models import ModelRegistry
+from app.contract.previews import Previews
 from app.contract.queue import JobQueue
 from app.contract.store import ObjectStore
 from app.deadlines import keep_deadlines
@@ -37,6 +38,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.store = ObjectStore(settings.resolved_store_url)
         app.state.decoders = CapacityLimiter(os.cpu_count() or 1)
         app.state.forecaster = Forecaster(app.state.queue.records.line, app.state.models)
+        app.state.previews = Previews(redis)
         app.state.feed = Feed(settings.resolved_redis_url)
         tasks = [asyncio.create_task(app.state.feed.run()), asyncio.create_task(keep_deadlines(app.state.queue))]
         yield

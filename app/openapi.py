@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app.schemas import ImageRequest, Img2ImgRequest
-from app.views import DryRun, GoneEvent, ImageFormat, Problem, ProgressEvent, QueuedEvent
+from app.views import DryRun, GoneEvent, ImageFormat, PreviewEvent, Problem, ProgressEvent, QueuedEvent
 
 REF = "#/components/schemas/{model}"
 SUBMIT_BODY = {
@@ -57,7 +57,7 @@ JOB: dict[int | str, dict[str, Any]] = {
 }
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-Sent Events. `data` is JSON: a QueuedEvent, a ProgressEvent, a JobView or a GoneEvent.",
+        "description": "Events; their `data` is a QueuedEvent, ProgressEvent, PreviewEvent, JobView or GoneEvent.",
         "content": {
             "text/event-stream": {
                 "schema": {"type": "string"},
@@ -116,7 +116,7 @@ def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
 
 
 def _schemas() -> dict[str, Any]:
-    events = (QueuedEvent, ProgressEvent, GoneEvent)
+    events = (QueuedEvent, ProgressEvent, PreviewEvent, GoneEvent)
     read = (Img2ImgRequest, ImageRequest, Problem)
     models = [*((model, "validation") for model in read), *((event, "serialization") for event in events)]
     _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]

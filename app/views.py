@@ -1,6 +1,7 @@
 """What clients see: the job, its events, the models, the problem."""
 
 import reprlib
+from base64 import b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -10,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
 from app.contract.models import ModelCard
+from app.contract.previews import Preview
 from app.contract.spec import JobSpec
 from app.forecast import Forecast
 
@@ -140,6 +142,18 @@ class ProgressEvent(BaseModel):
     @classmethod
     def of(cls, record: JobRecord) -> Self:
         return cls(id=record.id, progress=_progress(record))
+
+
+class PreviewEvent(BaseModel):
+    """The picture as it forms. Comes only where it was asked for, and while the worker has time for it."""
+
+    id: str
+    step: Annotated[int, Field(description="Denoising steps that were done by then.")]
+    image: Annotated[str, Field(description="A small JPEG, as a data: URI.")]
+
+    @classmethod
+    def of(cls, job_id: str, preview: Preview) -> Self:
+        return cls(id=job_id, step=preview.step, image=f"data:image/jpeg;base64,{b64encode(preview.jpeg).decode()}")
 
 
 class GoneEvent(BaseModel):

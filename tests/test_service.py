@@ -136,6 +136,41 @@ def test_strength_zero_keeps_the_picture_and_runs_no_step(client, picture) -> No
     assert "denoise" not in job["timings"]
 
 
+def test_a_mask_is_painted_anew_and_all_else_stays(client) -> None:
+    photo = Image.fromarray(np.random.default_rng(4).integers(0, 256, (61, 75, 3), np.uint8))
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (20, 10, 50, 40))
+    for fields in ({}, {"mask_padding": 4}, {"outpaint": json.dumps({"right": 11})}):
+        files = {"image": png(photo), "mask": png(mask)}
+        response = client.post("/img2img", files=files, data={"num_inference_steps": 3, "num_images": 2, **fields})
+        assert response.status_code == 202, response.text
+        job = wait(client, response.json()["id"])
+        whole = fetch(client, job, 1)
+        assert whole.shape == (61, 86 if "outpaint" in fields else 75, 3)
+        old, kept = np.asarray(photo), np.asarray(mask) == 0
+        assert (whole[:, :75][kept] == old[kept]).all()
+        assert (whole[:, :75][~kept] != old[~kept]).mean() > 0.5
+
+
+def test_a_job_can_be_watched_as_it_forms(client, picture) -> None:
+    job_id = submit(client, picture, num_inference_steps=150, strength=1)
+    steps = []
+    with client.stream("GET", f"/jobs/{job_id}/events?preview=true") as events:
+        name = ""
+        for line in events.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: ") and name == "preview":
+                event = json.loads(line.removeprefix("data: "))
+                steps.append(event["step"])
+                header, _, data = event["image"].partition(",")
+                assert header == "data:image/jpeg;base64"
+                with Image.open(io.BytesIO(base64.b64decode(data))) as preview:
+                    assert preview.size == (SIZE // 2, SIZE // 2)
+    assert steps
+    assert steps == sorted(set(steps))
+
+
 def test_the_smallest_strength_runs_one_step(client, picture) -> None:
     job, _ = make(client, picture, strength=0.0001)
     assert job["progress"]["steps"] == 1

@@ -69,6 +69,7 @@ def run_engine(engine: Engine, settings: WorkerSettings, ready: Future[Model]) -
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = load_model(entry_of(settings.model, settings.revision), device=device)
+        model.fit_preview()
         warm_up(model)
     except Exception as error:
         ready.set_exception(error)

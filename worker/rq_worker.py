@@ -38,11 +38,12 @@ from app.contract.store import Store
 from worker.claim import Claim
 from worker.errors import WorkerDied
 from worker.pace import Pace
+from worker.previewer import Previewer
 from worker.retention import Retention
 from worker.sweeper import UNREADABLE, Sweeper
 
 if TYPE_CHECKING:
-    from worker.runner import JobRunner
+    from worker.runner import JobRunner, RunningJob
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class BatchWorker(BaseWorker):
         self._closed = threading.Event()
         self._last_note = 0.0
         self._pace = Pace()
+        self._previewer = Previewer(redis)
         self._last_pace = 0.0
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._threads = [
@@ -123,6 +125,7 @@ class BatchWorker(BaseWorker):
             if not self._draining.is_set() and self._room > 0 and self._claim():
                 return
             self._note_progress()
+            self._previewer.tick(self._in_engine())
             self._say_pace()
         except RedisError as error:
             log.warning("Redis: %s", error)
@@ -132,6 +135,7 @@ class BatchWorker(BaseWorker):
     def _teardown(self) -> None:
         self._closed.set()
         self._loaders.shutdown()
+        self._previewer.close()
         self._ended.put(None)
         try:
             self._models.withdraw(self.name)
@@ -229,6 +233,10 @@ class BatchWorker(BaseWorker):
         ]
         for lost in self._records.note_progress(progress):
             claims[lost.execution].stop()
+
+    def _in_engine(self) -> dict[str, RunningJob]:
+        claims = list(self._claims.values())
+        return {c.record.id: c.running for c in claims if c.running is not None and not c.rendered}
 
     def _say_pace(self) -> None:
         """Tells the front end how fast this worker is, for it to say when a waiting job will be done."""

@@ -29,8 +29,11 @@ class Rendered:
 class RunningJob:
     """A job's pictures in the engine."""
 
-    def __init__(self, spec: JobSpec, inputs: Inputs, indices: Sequence[int], on_done: Callable[[], None]) -> None:
+    def __init__(
+        self, model: Model, spec: JobSpec, inputs: Inputs, indices: Sequence[int], on_done: Callable[[], None]
+    ) -> None:
         self.spec = spec
+        self._model = model
         self._canvas = inputs.canvas
         self.indices = indices
         self.tickets: list[Ticket] = []
@@ -55,6 +58,13 @@ class RunningJob:
             self.stop()
         if self._left == 0:
             self._on_done()
+
+    def preview(self) -> bytes | None:
+        """A small JPEG of the first unfinished picture as it forms; None where there is nothing to show."""
+        latents = next((t.latents for t in self.tickets if t.latents is not None and t.result is None), None)
+        if latents is None or self._model.preview is None or latents.dim() != 4:
+            return None
+        return self._model.preview.jpeg(latents)
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock by stage, of the picture that spent the most in it."""
@@ -104,8 +114,8 @@ class JobRunner:
         pngs: its input blobs, by sha256. on_done: called on the engine's thread when all have ended.
         """
         inputs = load_inputs(spec, pngs)
-        job = RunningJob(spec, inputs, indices, on_done)
         model = self._models[spec.model]
+        job = RunningJob(model, spec, inputs, indices, on_done)
         job.tickets = [Ticket(make_work(model, spec, inputs, index), job.ticket_done) for index in indices]
         self._engine.submit(job.tickets)
         return job

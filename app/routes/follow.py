@@ -3,11 +3,11 @@
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 from starlette.responses import StreamingResponse
 
 from app import openapi
-from app.deps import FeedDep, ForecasterDep, QueueDep
+from app.deps import FeedDep, ForecasterDep, PreviewsDep, QueueDep
 from app.follow import tell
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -19,6 +19,9 @@ LastEventId = Annotated[
 ]
 
 
+PreviewQuery = Annotated[bool, Query(description="Also show small pictures of the image as it forms.")]
+
+
 @router.get(
     "/{job_id}/events",
     operation_id="follow_job",
@@ -26,20 +29,27 @@ LastEventId = Annotated[
     responses=openapi.EVENTS | openapi.problems(404, 410, 422, 503),
 )
 async def follow_job(
-    job_id: JobId, queue: QueueDep, feed: FeedDep, forecaster: ForecasterDep, last_event_id: LastEventId = None
+    job_id: JobId,
+    queue: QueueDep,
+    feed: FeedDep,
+    forecaster: ForecasterDep,
+    previews: PreviewsDep,
+    last_event_id: LastEventId = None,
+    preview: PreviewQuery = False,
 ) -> Response:
     """The job as Server-Sent Events, from what it is now to its end.
 
     `queued` comes again when the place in the queue changes, or the ETA does a lot; `progress` at denoising steps. Then
     comes one of `succeeded`, `failed` and `cancelled` with the whole job, and the stream ends. An event tells the job
-    as it is, so a client that was away gets what it missed in the first one.
+    as it is, so a client that was away gets what it missed in the first one. With `preview=true` there are also
+    `preview` events: a small picture of the image as it forms.
     """
     record = await run_sync(queue.records.find, job_id)
     seen = -1 if last_event_id is None else last_event_id
     if record.status.is_terminal and record.revision <= seen:
         return Response(status_code=204)  # tells a browser not to connect again
     return StreamingResponse(
-        tell(job_id, seen, queue, feed, forecaster),
+        tell(job_id, seen, queue, feed, forecaster, previews if preview else None),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},  # nginx would hold events back
     )

@@ -38,6 +38,7 @@ class Ticket:
         self.work = work
         self.on_done = on_done
         self.step = 0  # denoising steps done, kept by the work itself
+        self.latents: Any = None  # as they stood after that step; kept by the work itself, for whoever wants to look
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by gate name, and "wait" for admission
         self.result: Any = None
         self.error: BaseException | None = None

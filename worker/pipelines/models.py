@@ -21,6 +21,7 @@ from worker.engine import Gate
 from worker.engine.calls import splittable
 from worker.errors import StartupError
 from worker.pipelines.model_file import ModelEntry
+from worker.pipelines.preview import LatentPreview
 from worker.pipelines.schedulers import make_scheduler, name_of
 
 for library in (diffusers, transformers):
@@ -74,12 +75,18 @@ class Model:
         self.vae = pipeline.vae
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.dtype
+        self.preview: LatentPreview | None = None  # once `fit_preview` has been called
 
     def pipeline(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
         """A pipeline object that shares this model's modules and has a scheduler of its own."""
         own = copy.copy(self._pipelines[task])
         own.scheduler = make_scheduler(scheduler, self._scheduler)
         return own
+
+    @torch.inference_mode()
+    def fit_preview(self) -> None:
+        """Learns to show latents as small pictures."""
+        self.preview = LatentPreview.fit(self.vae, self.device, self.dtype)
 
 
 def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionPipeline:

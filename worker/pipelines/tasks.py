@@ -32,7 +32,8 @@ def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Tic
     pipeline = model.pipeline(spec.task, spec.scheduler)
     order = getattr(pipeline.scheduler, "order", 1)
 
-    def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:
+    def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        ticket.latents = kwargs.get("latents")
         ticket.step = min(-(-(i + 1) // order), spec.steps_run)  # a second-order sampler calls twice a step
         return {}
 
