@@ -4,6 +4,7 @@ from typing import Annotated
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
+from redis import Redis
 
 from app.contract.models import ModelRegistry
 from app.contract.previews import Previews
@@ -16,6 +17,10 @@ from app.settings import ApiSettings
 
 async def _settings(request: Request) -> ApiSettings:
     return request.app.state.settings  # type: ignore[no-any-return]
+
+
+async def _redis(request: Request) -> Redis:
+    return request.app.state.redis  # type: ignore[no-any-return]
 
 
 async def _queue(request: Request) -> JobQueue:
@@ -47,6 +52,7 @@ async def _decoders(request: Request) -> CapacityLimiter:
 
 
 SettingsDep = Annotated[ApiSettings, Depends(_settings)]
+RedisDep = Annotated[Redis, Depends(_redis)]
 QueueDep = Annotated[JobQueue, Depends(_queue)]
 StoreDep = Annotated[Store, Depends(_store)]
 ModelsDep = Annotated[ModelRegistry, Depends(_models)]

@@ -47,9 +47,14 @@ MAX_ERRORS = 20  # in one answer
 log = logging.getLogger(__name__)
 
 
+def status_of(error: Img2ImgError) -> HTTPStatus:
+    """The HTTP status of an error."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
 def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer that says this error."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    status = status_of(error)
     extra: dict[str, Any] = dict(error.details)
     detail = error.message
     if isinstance(error, ParameterError):

@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app import errors, openapi
+from app.adapters import a1111, openai
 from app.contract.models import ModelRegistry
 from app.contract.previews import Previews
 from app.contract.queue import JobQueue
@@ -33,6 +34,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = connect(settings.resolved_redis_url)
         app.state.settings = settings
+        app.state.redis = redis
         app.state.queue = JobQueue(redis)
         app.state.models = ModelRegistry(redis)
         app.state.store = ObjectStore(settings.resolved_store_url)
@@ -53,7 +55,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    for routes in (img2img, images, jobs, follow, results, models, health):
+    for routes in (img2img, images, jobs, follow, results, models, health, openai, a1111):
         app.include_router(routes.router)
     errors.install(app)
     openapi.install(app)

@@ -158,7 +158,7 @@ def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Im
         return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     scale = min(ratios)
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    canvas = Image.new("RGB", size)
+    canvas = Image.new(image.mode, size)
     shrunk = image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0)
     canvas.paste(shrunk, ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas

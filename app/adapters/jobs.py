@@ -1,0 +1,64 @@
+"""What foreign APIs have in common: they answer when the job is done, and drop it when nobody waits any more."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import Depends, Request
+
+from app.contract.errors import Gone
+from app.contract.job import JobRecord, JobStatus
+from app.contract.models import ModelCard, model_name
+from app.contract.spec import result_key
+from app.deps import DecodersDep, FeedDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
+from app.follow import wait_for_end
+from app.resolve import resolve_model
+from app.routes.img2img import plan, submit
+from app.schemas import Img2ImgRequest
+
+LOOK_S = 2.0  # how soon it is noticed that a client has gone
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Makes jobs for a client that waits on the line."""
+
+    request: Request
+    settings: SettingsDep
+    queue: QueueDep
+    store: StoreDep
+    models: ModelsDep
+    decoders: DecodersDep
+    feed: FeedDep
+    redis: RedisDep
+
+    def card(self, model: str | None) -> ModelCard:
+        """The model that a request names, or the default. Raises ParameterError or Unavailable."""
+        return resolve_model(model, model_name(self.settings.model), self.models.known())
+
+    async def start(self, request: Img2ImgRequest) -> JobRecord:
+        """Queues a job. Raises what `POST /img2img` answers with."""
+        where = self.settings, self.queue, self.store, self.models
+        spec, blobs = await run_sync(plan, request, *where, limiter=self.decoders)
+        record, _ = await run_sync(submit, request, spec, blobs, None, self.settings, self.queue, self.store)
+        return record
+
+    async def end(self, job_id: str) -> JobRecord:
+        """The job when it has ended. Cancels it if the client hangs up first."""
+        while True:
+            record = await wait_for_end(job_id, LOOK_S, self.queue, self.feed)
+            if record.status.is_terminal:
+                return record
+            if await self.request.is_disconnected():
+                await run_sync(self.queue.cancel, job_id)
+
+    def pngs(self, record: JobRecord) -> Sequence[bytes]:
+        """The pictures of a job that has succeeded. Raises Gone for one that has not: asking again is no use."""
+        if record.status is not JobStatus.SUCCEEDED:
+            raise Gone(record.error.message if record.error else f"The job was {record.status}.")
+        found = [self.store.get(result_key(record.id, image.index)) for image in record.images]
+        return [png for png in found if png is not None]
+
+
+JobsDep = Annotated[Jobs, Depends(Jobs)]
