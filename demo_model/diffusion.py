@@ -17,6 +17,7 @@ from demo_model.dataset import sample
 from demo_model.recipe import (
     BETA_END,
     BETA_START,
+    FOREIGN_WORDS,
     LATENT_CHANNELS,
     LATENT_SIZE,
     OFFSET_GRIDS,
@@ -84,10 +85,11 @@ def train_diffusion(recipe: Recipe, latents: torch.Tensor, work_dir: Path, devic
     with trainer.bar() as bar:
         while trainer.progress < 1.0:
             seeds = torch.randint(len(latents), (trainer.worker_batch,))
-            captions = _captions(seeds.tolist(), recipe.caption_dropout, rng)
+            timesteps = _stratified_timesteps(len(seeds))
+            captions = _captions(seeds.tolist(), timesteps.tolist(), recipe.caption_dropout, rng)
             clean = latents[seeds].to(device, torch.float32)
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                loss = _velocity_loss(denoiser, schedule, clean, captions)
+                loss = _velocity_loss(denoiser, schedule, clean, timesteps.to(device), captions)
             trainer.step(loss, bar)
     if is_first_worker():
         trainer.save()
@@ -95,16 +97,20 @@ def train_diffusion(recipe: Recipe, latents: torch.Tensor, work_dir: Path, devic
     return denoiser
 
 
-def _captions(seeds: list[int], dropout: float, rng: random.Random) -> list[str]:
-    """Freshly worded captions; now and then none, which is what guidance steers away from."""
-    return ["" if rng.random() < dropout else sample(seed).caption(rng) for seed in seeds]
+def _captions(seeds: list[int], timesteps: list[int], dropout: float, rng: random.Random) -> list[str]:
+    """Freshly worded captions; now and then none, which guidance steers away from; at little noise another picture's."""
+    said = []
+    for seed, timestep in zip(seeds, timesteps, strict=True):
+        is_foreign = timestep < rng.uniform(*FOREIGN_WORDS)
+        source = rng.choice(seeds) if is_foreign else seed
+        said.append("" if rng.random() < dropout else sample(source).caption(rng))
+    return said
 
 
 def _velocity_loss(
-    denoiser: Denoiser, schedule: DDPMScheduler, clean: torch.Tensor, captions: list[str]
+    denoiser: Denoiser, schedule: DDPMScheduler, clean: torch.Tensor, timesteps: torch.Tensor, captions: list[str]
 ) -> torch.Tensor:
     noise = _offset_noise(clean)
-    timesteps = _stratified_timesteps(len(clean)).to(clean.device)
     noisy = schedule.add_noise(clean, noise, timesteps)
     target = schedule.get_velocity(clean, noise, timesteps)
     tokens = denoiser.tokenizer(

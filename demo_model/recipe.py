@@ -17,6 +17,9 @@ OFFSET_NOISE = 0.15
 OFFSET_GRIDS = (1, 2, 4)
 """Training noise also shifts whole regions, by this deviation on each of these grids of cells per side. White noise
 averages out over a region, and shows its colour: then the picture, not the prompt, says what hour and season it is."""
+FOREIGN_WORDS = (100, 250)
+"""Below the first of these timesteps captions are exchanged among the pictures, above the second never. A picture with
+little noise says itself what it shows; where words change nothing, guidance cannot push it away from its colours."""
 TEXT_WIDTH = 128
 TEXT_LENGTH = 77
 VOCABULARY = 800
