@@ -98,7 +98,7 @@ def train_diffusion(recipe: Recipe, latents: torch.Tensor, work_dir: Path, devic
 
 
 def _captions(seeds: list[int], timesteps: list[int], dropout: float, rng: random.Random) -> list[str]:
-    """Freshly worded captions; now and then none, which guidance steers away from; at little noise another picture's."""
+    """Freshly worded captions; now and then none, which guidance steers away from; at little noise foreign ones."""
     said = []
     for seed, timestep in zip(seeds, timesteps, strict=True):
         is_foreign = timestep < rng.uniform(*FOREIGN_WORDS)

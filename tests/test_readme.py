@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,8 +28,8 @@ def test_the_curl_command_queues_a_job(client: httpx.Client) -> None:
     assert json.loads(answer.stdout)["status"] == "queued"
 
 
-def test_the_python_block_writes_a_picture(client: httpx.Client, tmp_path: Path) -> None:
-    (code,) = blocks("python")
+@pytest.mark.parametrize("code", blocks("python"))
+def test_every_python_block_writes_a_picture(client: httpx.Client, tmp_path: Path, code: str) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run([sys.executable, "-c", here(code, client)], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "sketch.png").read_bytes().startswith(b"\x89PNG")
