@@ -85,7 +85,7 @@ def make_worker(front_end: Service) -> Iterator[Callable[[Any], BatchWorker]]:
 def claim(worker: BatchWorker) -> Claim:
     """Has the worker claim one job, and waits until it is in the engine."""
     before = set(worker._claims)
-    assert worker._claim()
+    assert worker._intake.claim_one()
     (key,) = set(worker._claims) - before
     found = worker._claims[key]
     wait_for(found.loaded.is_set)
@@ -106,7 +106,7 @@ def test_a_job_that_ends_at_once_keeps_its_pictures_and_its_error(
     runner.error = error
     worker = make_worker(runner)
     job_id = front_end.submit(num_images=2)
-    assert worker._claim()
+    assert worker._intake.claim_one()
     finish_one(worker)
     record = front_end.record(job_id)
     if error is None:
@@ -172,7 +172,7 @@ def test_a_job_queued_twice_runs_once(front_end: Service, make_worker: Callable[
     front_end.queue.push_job_id(job_id)  # as when the answer to a submit is lost, and it is sent again
     running = claim(first)
     before = front_end.record(job_id)
-    assert second._claim()
+    assert second._intake.claim_one()
     assert second._claims == {}
     assert front_end.record(job_id) == before
     assert front_end.queue.started_job_registry.get_job_and_execution_ids(cleanup=False) == [
@@ -215,9 +215,9 @@ def test_a_job_on_its_last_attempt_runs_alone(front_end: Service, make_worker: C
     front_end.jobs.requeue(suspect)
     behind = front_end.submit()
 
-    assert worker._room > 0
-    assert worker._claim()
-    assert worker._room == 0, "it waits until the worker is empty, in its queue, and nothing overtakes it"
+    assert worker._intake.room > 0
+    assert worker._intake.claim_one()
+    assert worker._intake.room == 0, "it waits until the worker is empty, in its queue, and nothing overtakes it"
     assert front_end.record(suspect).attempts == MAX_ATTEMPTS - 1
     assert front_end.queue.get_job_ids() == [suspect, behind]
 
@@ -225,10 +225,10 @@ def test_a_job_on_its_last_attempt_runs_alone(front_end: Service, make_worker: C
     neighbour.running.done()
     finish_one(worker)
     del worker._claims[neighbour.execution.id]
-    assert worker._room == EndsWhenTold.slots
+    assert worker._intake.room == EndsWhenTold.slots
     alone = claim(worker)
     assert alone.record.id == suspect
-    assert worker._room == 0
+    assert worker._intake.room == 0
 
 
 def test_pictures_that_an_earlier_run_stored_are_kept(

@@ -62,11 +62,18 @@ async def submit_img2img(
     if made_before:
         return await run_sync(_accepted, response, made_before, False, forecaster)
     spec, picture = await run_sync(resolve, request, settings, queue, store, models, limiter=decoders)
+    terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s, priority=request.priority)
     if dry_run:
         response.status_code = 200
-        forecast = await run_sync(forecaster.of_next, spec)
-        return DryRun(request=spec, cost=spec.cost, queue_position=forecast.queue_position, eta_s=forecast.eta_s)
-    record, new = await run_sync(submit, request, spec, picture, once, settings, queue, store)
+        forecast = await run_sync(forecaster.of_next, spec, terms)
+        return DryRun(
+            request=spec,
+            priority=terms.priority,
+            cost=spec.cost,
+            queue_position=forecast.queue_position,
+            eta_s=forecast.eta_s,
+        )
+    record, new = await run_sync(submit, spec, terms, picture, once, settings, queue, store)
     return await run_sync(_accepted, response, record, new, forecaster)
 
 
@@ -113,8 +120,8 @@ def resolve(
 
 
 def submit(
-    request: Img2ImgRequest,
     spec: JobSpec,
+    terms: Terms,
     picture: bytes,
     once: Once | None,
     settings: ApiSettings,
@@ -124,7 +131,6 @@ def submit(
     """Stores the picture and queues the job, unless the same request has just done it. Returns whether it is new."""
     queue.inputs.hold(input_key(spec.image), settings.result_ttl)
     store.put(input_key(spec.image), picture)
-    terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)
     if once is None:
         return queue.submit(spec, terms), True
     return queue.submit_once(once, spec, terms)
