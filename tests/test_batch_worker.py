@@ -231,6 +231,36 @@ def test_a_job_on_its_last_attempt_runs_alone(front_end: Service, make_worker: C
     assert worker._intake.room == 0
 
 
+class ServesTwoModels(EndsWhenTold):
+    cards = [SimpleNamespace(name="other"), SimpleNamespace(name=MODEL)]
+
+
+def test_the_models_of_a_worker_take_turns(front_end: Service, make_worker: Callable[[Any], BatchWorker]) -> None:
+    worker = make_worker(ServesTwoModels())
+    many = [front_end.submit(model="other") for _ in range(3)]
+    single = front_end.submit()
+    assert [claim(worker).record.id for _ in range(4)] == [many[0], single, *many[1:]]
+
+
+def test_a_job_that_is_to_run_alone_comes_before_other_models(
+    front_end: Service, make_worker: Callable[[Any], BatchWorker]
+) -> None:
+    suspect = front_end.submit()
+    for _ in range(MAX_ATTEMPTS - 1):
+        front_end.jobs.requeue(suspect, execution=claim(make_worker(EndsWhenTold())).execution.id)
+    others = [front_end.submit(model="other") for _ in range(2)]
+    worker = make_worker(ServesTwoModels())
+    neighbour = claim(worker)
+    assert neighbour.record.id == others[0]
+    assert worker._intake.claim_one()
+    assert worker._intake.room == 0
+    assert isinstance(neighbour.running, Running)
+    neighbour.running.done()
+    finish_one(worker)
+    del worker._claims[neighbour.execution.id]
+    assert claim(worker).record.id == suspect
+
+
 def test_pictures_that_an_earlier_run_stored_are_kept(
     front_end: Service, make_worker: Callable[[Any], BatchWorker]
 ) -> None:

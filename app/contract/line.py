@@ -3,8 +3,9 @@
 The order, of one model:
 1. Jobs that a worker had and lost come first again.
 2. Then by priority. So that low ones wait longer but not for ever, seven jobs in a row of one priority let one from
-   below it pass: of eight jobs one is not high, and of eight that are not high one is low. It is a share and not an
-   age: a thousand low jobs that have waited long would all at once stand before every normal one.
+   below it pass: of eight jobs one is not high, and of eight that are not high one is low. Where nothing lower waited
+   before, those that wait when the first one comes are not counted, so that it overtakes none of them. It is a share
+   and not an age: a thousand low jobs that have waited long would all at once stand before every normal one.
 3. Within a priority, owners take turns: they stand in a ring, and whose job was taken goes to the end of it.
 4. One owner's jobs, first in, first out.
 

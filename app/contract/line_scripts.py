@@ -5,7 +5,8 @@ Of each model Redis keeps, under its line's key:
 - :{priority}:{owner}, sorted set: an owner's waiting jobs. It is a measuring tape: the score of a job is the cost of
   all that this owner queued before it;
 - :sums, hash: `{priority} jobs`, `{priority} cost` of those who wait, `{priority} taken` jobs in a row while lower ones
-  waited, `{priority} cost {owner}`, and `{priority} came {owner}`: where the tape ends.
+  waited (below 0: how many are to be taken before that counts), `{priority} cost {owner}`, and
+  `{priority} came {owner}`: where the tape ends.
 An empty line leaves nothing behind.
 """
 
@@ -32,8 +33,24 @@ local function to_end_of_ring(ring, owner)
   redis.call('ZADD', ring, (last[2] or 0) + 1, owner)
 end
 
+-- Whether a job of a lower priority waits.
+local function lower_waits(line, priority)
+  local lower = false
+  for _, name in ipairs(PRIORITIES) do
+    if lower and redis.call('EXISTS', ring_of(line, name)) == 1 then return true end
+    lower = lower or name == priority
+  end
+  return false
+end
+
 local function join(line, id, priority, owner, cost, at_front)
   local ring, tape, sums = ring_of(line, priority), tape_of(line, priority, owner), sums_of(line)
+  for _, above in ipairs(PRIORITIES) do
+    if priority == RETURNED or above == priority then break end
+    if above ~= RETURNED and redis.call('EXISTS', ring_of(line, above)) == 1 and not lower_waits(line, above) then
+      redis.call('HSET', sums, above .. ' taken', -redis.call('HGET', sums, above .. ' jobs'))
+    end
+  end
   if at_front then
     local first = redis.call('ZRANGE', tape, 0, 0, 'WITHSCORES')
     redis.call('ZADD', tape, (first[2] or 0) - cost, id)
@@ -115,13 +132,11 @@ end
 
 local function count_taken(taken)
   if taken == RETURNED then return end
-  local lower, lower_waits = false, false
-  for _, priority in ipairs(PRIORITIES) do
-    if priority == taken then lower = true
-    elseif not lower then redis.call('HDEL', sums, priority .. ' taken')
-    elseif redis.call('EXISTS', ring_of(line, priority)) == 1 then lower_waits = true end
+  for _, above in ipairs(PRIORITIES) do
+    if above == taken then break end
+    redis.call('HDEL', sums, above .. ' taken')
   end
-  if lower_waits and redis.call('EXISTS', ring_of(line, taken)) == 1 then
+  if lower_waits(line, taken) and redis.call('EXISTS', ring_of(line, taken)) == 1 then
     redis.call('HINCRBY', sums, taken .. ' taken', 1)
   else
     redis.call('HDEL', sums, taken .. ' taken')
@@ -210,7 +225,7 @@ if priority ~= RETURNED then
     local n, c = of_priority(PRIORITIES[i])
     below_jobs, below_work = below_jobs + n, below_work + c
   end
-  local passes = math.min(below_jobs, math.floor((sum(priority .. ' taken') + jobs) / IN_A_ROW))
+  local passes = math.min(below_jobs, math.floor((sum(priority .. ' taken') + jobs) / IN_A_ROW))  -- or below 0
   if passes > 0 then jobs, work = jobs + passes, work + below_work * passes / below_jobs end
 end
 
@@ -219,7 +234,9 @@ for i = place - 1, 1, -1 do
   local above = PRIORITIES[i]
   local n, c = of_priority(above)
   local before = n
-  if above ~= RETURNED then before = math.min(n, (jobs + 1) * IN_A_ROW - sum(above .. ' taken')) end
+  if above ~= RETURNED and (id ~= '' or lower_waits(line, above)) then
+    before = math.min(n, (jobs + 1) * IN_A_ROW - sum(above .. ' taken'))
+  end
   if before > 0 then jobs, work = jobs + before, work + c * before / n end
 end
 return {math.floor(jobs + 0.5), string.format('%.17g', math.max(work, 0))}
