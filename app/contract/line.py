@@ -58,7 +58,7 @@ class Line:
     def claim(self, model: str, queue: Queue) -> bytes | None:
         """Moves the job whose turn it is to the queue's intermediate list, in one step. Its id, or None if none waits.
 
-        A job that overtakes is searched for in RQ's list, as one that is cancelled: O(n) from its front.
+        RQ's list is searched for the job from its nearer end: O(1) for the oldest and the youngest, O(n) between.
         """
         keys = [queue.key, queue.intermediate_queue_key, _key(model)]
         job_id: bytes | None = self._claim(keys=keys, args=[self._record_key])
@@ -67,8 +67,8 @@ class Line:
     def standings(self, records: Sequence[JobRecord]) -> list[Standing | None]:
         """Where waiting jobs stand, in one round trip; None for one that does not wait.
 
-        The position is exact with up to 32 other owners before and 32 behind the job's own in the ring. Those beyond
-        are taken to be like these, so that it takes O(log n) of 64 owners at most.
+        The position is exact with up to 16 other owners before and 16 behind the job's own in the ring. Those beyond
+        are taken to be like these, so that it takes O(log n) of 32 owners at most.
         The cost is exact as long as nobody cancels and whole priorities are ahead. Of a part of a priority, or of what
         an owner has left after cancelling, the cost is its even share.
         """

@@ -14,7 +14,7 @@ from app.contract.job import Priority
 
 RETURNED = "returned"  # above all priorities: jobs that a worker had and lost, whoever owns them, the last one first
 IN_A_ROW = 7  # jobs of one priority, before one from below it has its turn
-LOOKED_AT = 32  # owners before and behind a job in the ring whose jobs are counted one by one; others are like them
+LOOKED_AT = 16  # owners before and behind a job in the ring whose jobs are counted one by one; others are like them
 
 # Highest first.
 _ORDER = ", ".join(f"'{name}'" for name in (RETURNED, *reversed(Priority)))
@@ -130,6 +130,12 @@ local function whose_turn()
   return turn
 end
 
+-- Whether a job is nearer to the end of RQ's list than to its front, by when it came. It is searched from there.
+local function is_young(id)
+  local function came_at(job) return tonumber(redis.call('HGET', ARGV[1] .. job, 'created_at') or 0) end
+  return came_at(id) - came_at(redis.call('LINDEX', list, 0)) > came_at(redis.call('LINDEX', list, -1)) - came_at(id)
+end
+
 local function count_taken(taken)
   if taken == RETURNED then return end
   for _, above in ipairs(PRIORITIES) do
@@ -154,7 +160,7 @@ while true do
   local owner = redis.call('ZRANGE', ring, 0, 0)[1]
   local id = redis.call('ZRANGE', tape_of(line, priority, owner), 0, 0)[1]
   remove(line, id, priority, owner, tonumber(redis.call('HGET', ARGV[1] .. id, 'cost') or 0))
-  if redis.call('LREM', list, 1, id) == 1 then
+  if redis.call('LREM', list, is_young(id) and -1 or 1, id) == 1 then
     redis.call('RPUSH', intermediate, id)
     if redis.call('ZSCORE', ring, owner) then to_end_of_ring(ring, owner) end
     count_taken(priority)
@@ -179,12 +185,13 @@ local function sum(name) return tonumber(redis.call('HGET', sums, name) or 0) en
 local function first_jobs(owner, count, own)
   local tape = tape_of(line, priority, owner)
   local waiting = redis.call('ZCARD', tape)
-  if count >= waiting then return waiting, sum(priority .. ' cost ' .. owner) end
   if count <= 0 then return 0, 0 end
+  if count >= waiting then return waiting, sum(priority .. ' cost ' .. owner) end
+  local sums_of_owner = redis.call('HMGET', sums, priority .. ' came ' .. owner, priority .. ' cost ' .. owner)
   local from = redis.call('ZRANGE', tape, 0, 0, 'WITHSCORES')[2]
   local to = redis.call('ZRANGE', tape, count, count, 'WITHSCORES')[2]
-  local others = sum(priority .. ' came ' .. owner) - from - own
-  local real = others > 0 and (sum(priority .. ' cost ' .. owner) - own) / others or 1
+  local others = (sums_of_owner[1] or 0) - from - own
+  local real = others > 0 and ((sums_of_owner[2] or 0) - own) / others or 1
   return count, (to - from) * math.min(real, 1)
 end
 
