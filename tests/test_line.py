@@ -268,7 +268,7 @@ class LineMachine(RuleBasedStateMachine):
         owner=st.sampled_from(["", "a", "b", "cost"]),
         priority=st.sampled_from([LOW, NORMAL, HIGH, HIGH]),
         images=st.integers(1, 8),
-        count=st.integers(1, 9),
+        count=st.integers(1, 5),
     )
     def submit(self, owner: str, priority: Priority, images: int, count: int) -> None:
         for _ in range(count):
@@ -281,7 +281,7 @@ class LineMachine(RuleBasedStateMachine):
             self.rings[priority].setdefault(owner, deque()).append(job)
 
     @precondition(lambda self: self.waiting())
-    @rule(count=st.integers(1, 9))
+    @rule(count=st.integers(1, 5))
     def claim(self, count: int) -> None:
         for _ in range(min(count, len(self.waiting()))):
             expected = self.next_in_line()
@@ -351,4 +351,4 @@ class LineMachine(RuleBasedStateMachine):
 
 def test_the_line_agrees_with_its_order_in_plain_python(front_end: Service) -> None:
     machine: Any = type("Machine", (LineMachine,), {"service": front_end})
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=15, stateful_step_count=25, deadline=None))
