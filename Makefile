@@ -34,9 +34,10 @@ format: $(VENV)/dev ## put the code into the form that lint wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(VENV)/dev ## measure throughput and submit cost on this machine (minutes)
+benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machine (minutes)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.submit
+	$(BIN)/python -m benchmarks.eta
 
 model: $(VENV)/dev ## train the demo model from nothing (hours on two cores, minutes on a GPU; resumes)
 	$(BIN)/python -m demo_model.train

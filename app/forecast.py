@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.contract.job import JobRecord, JobStatus
+from app.contract.job import JobRecord, JobStatus, Terms
 from app.contract.line import Line, Standing
 from app.contract.models import ModelRegistry, WorkerPace
 from app.contract.spec import JobSpec
@@ -32,13 +32,13 @@ class Forecaster:
     def of(self, records: Sequence[JobRecord]) -> list[Forecast | None]:
         """For each job that waits; None for the others."""
         waiting = [record for record in records if record.status is JobStatus.QUEUED]
-        standings = self._line.standings([(record.id, record.spec) for record in waiting])
+        standings = self._line.standings(waiting)
         found = {r.id: self._forecast(s, r.spec) for r, s in zip(waiting, standings, strict=True) if s is not None}
         return [found.get(record.id) for record in records]
 
-    def of_next(self, spec: JobSpec) -> Forecast:
+    def of_next(self, spec: JobSpec, terms: Terms) -> Forecast:
         """For a job that would come now."""
-        return self._forecast(self._line.end(spec.model), spec)
+        return self._forecast(self._line.end(spec.model, terms.owner, terms.priority), spec)
 
     def _forecast(self, standing: Standing, spec: JobSpec) -> Forecast:
         if time.monotonic() - self._asked_at >= FRESH_S:

@@ -18,6 +18,7 @@ from app.contract.conditions import (
     Margins,
     Steering,
 )
+from app.contract.job import Priority
 from app.contract.spec import MAX_IMAGES, MAX_SEED, MAX_STEPS, Resize, Scheduler
 from app.references import Reference, parse_reference
 
@@ -210,6 +211,9 @@ class Img2ImgRequest(BaseModel):
         float | None,
         Field(ge=1, le=MAX_DEADLINE_S, description="Seconds from now; a job that has not ended by then is cancelled."),
     ] = None
+    priority: Annotated[
+        Priority, Field(description="Which jobs go first; within one priority, clients take turns.")
+    ] = Priority.NORMAL
 
     def fingerprint(self) -> str:
         """Equal for equal requests, however they are written and whatever the defaults of later versions add."""

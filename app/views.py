@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus
+from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus, Priority
 from app.contract.models import ModelCard
 from app.contract.previews import Preview
 from app.contract.spec import JobSpec
@@ -57,6 +57,7 @@ class JobView(BaseModel):
 
     id: str
     status: JobStatus
+    priority: Priority
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -64,7 +65,10 @@ class JobView(BaseModel):
     expires_at: Annotated[
         datetime | None, Field(description="When the job and its pictures are deleted; known once it has ended.")
     ]
-    queue_position: Annotated[int | None, Field(description="Jobs ahead of it; null once it has left the queue.")]
+    queue_position: Annotated[
+        int | None,
+        Field(description="Jobs ahead of it, those of other clients' turns included; null once it has left the queue."),
+    ]
     eta_s: EtaS
     progress: ProgressView
     request: Annotated[JobSpec, Field(description="Every parameter as resolved; the picture as its sha256.")]
@@ -78,6 +82,7 @@ class JobView(BaseModel):
         return cls(
             id=record.id,
             status=record.status,
+            priority=record.priority,
             queue_position=forecast.queue_position if forecast else None,
             eta_s=forecast.eta_s if forecast else None,
             created_at=_moment(record.created_at),
@@ -175,6 +180,7 @@ class DryRun(BaseModel):
     """What a submit would have made."""
 
     request: Annotated[JobSpec, Field(description="Every parameter as it would be resolved.")]
+    priority: Priority
     cost: Annotated[float, Field(description="Work in megapixel-steps; with guidance a step counts twice.")]
     queue_position: Annotated[int, Field(description="Jobs that would be ahead of it.")]
     eta_s: EtaS

@@ -98,15 +98,16 @@ class FrontEnd:
 
     def _copies(self, job_id: str, count: int, queue: JobQueue) -> list[str]:
         """Queues `count` jobs like a queued one: the same keys, written many at a time."""
-        of_rq, record = self._redis.hgetall(Job.key_for(job_id)), self._redis.hgetall(RECORD.format(id=job_id))
+        of_rq, fields = self._redis.hgetall(Job.key_for(job_id)), self._redis.hgetall(RECORD.format(id=job_id))
+        record = queue.records.find(job_id)
         ids = [uuid4().hex for _ in range(count)]
         for start in range(0, count, 1000):
             some = ids[start : start + 1000]
             with self._redis.pipeline(transaction=False) as pipe:
                 for new_id in some:
                     pipe.hset(Job.key_for(new_id), mapping=of_rq)
-                    pipe.hset(RECORD.format(id=new_id), mapping=record)
-                    queue.records.line.join(pipe, new_id, SPEC)
+                    pipe.hset(RECORD.format(id=new_id), mapping=fields)
+                    queue.records.line.join(pipe, record.model_copy(update={"id": new_id}))
                 for index in (LISTED, LISTED_AS.format(status="queued")):
                     pipe.zadd(index, dict.fromkeys(some, time.time()))
                 pipe.rpush(rq_queue(SPEC.model, self._redis).key, *some)

@@ -89,7 +89,7 @@ def make_worker(front_end: Service) -> Iterator[Callable[[Any], BatchWorker]]:
 def claim(worker: BatchWorker) -> Claim:
     """Has the worker claim one job, and waits until it is in the engine."""
     before = set(worker._claims)
-    assert worker._claim()
+    assert worker._intake.claim_one()
     (key,) = set(worker._claims) - before
     found = worker._claims[key]
     wait_for(found.loaded.is_set)
@@ -110,7 +110,7 @@ def test_a_job_that_ends_at_once_keeps_its_pictures_and_its_error(
     runner.error = error
     worker = make_worker(runner)
     job_id = front_end.submit(num_images=2)
-    assert worker._claim()
+    assert worker._intake.claim_one()
     finish_one(worker)
     record = front_end.record(job_id)
     if error is None:
@@ -176,7 +176,7 @@ def test_a_job_queued_twice_runs_once(front_end: Service, make_worker: Callable[
     front_end.queue.push_job_id(job_id)  # as when the answer to a submit is lost, and it is sent again
     running = claim(first)
     before = front_end.record(job_id)
-    assert second._claim()
+    assert second._intake.claim_one()
     assert second._claims == {}
     assert front_end.record(job_id) == before
     assert front_end.queue.started_job_registry.get_job_and_execution_ids(cleanup=False) == [
@@ -219,9 +219,9 @@ def test_a_job_on_its_last_attempt_runs_alone(front_end: Service, make_worker: C
     front_end.jobs.requeue(suspect)
     behind = front_end.submit()
 
-    assert worker._room > 0
-    assert worker._claim()
-    assert worker._room == 0, "it waits until the worker is empty, in its queue, and nothing overtakes it"
+    assert worker._intake.room > 0
+    assert worker._intake.claim_one()
+    assert worker._intake.room == 0, "it waits until the worker is empty, in its queue, and nothing overtakes it"
     assert front_end.record(suspect).attempts == MAX_ATTEMPTS - 1
     assert front_end.queue.get_job_ids() == [suspect, behind]
 
@@ -229,10 +229,40 @@ def test_a_job_on_its_last_attempt_runs_alone(front_end: Service, make_worker: C
     neighbour.running.done()
     finish_one(worker)
     del worker._claims[neighbour.execution.id]
-    assert worker._room == EndsWhenTold.slots
+    assert worker._intake.room == EndsWhenTold.slots
     alone = claim(worker)
     assert alone.record.id == suspect
-    assert worker._room == 0
+    assert worker._intake.room == 0
+
+
+class ServesTwoModels(EndsWhenTold):
+    cards = [SimpleNamespace(name="other"), SimpleNamespace(name=MODEL)]
+
+
+def test_the_models_of_a_worker_take_turns(front_end: Service, make_worker: Callable[[Any], BatchWorker]) -> None:
+    worker = make_worker(ServesTwoModels())
+    many = [front_end.submit(model="other") for _ in range(3)]
+    single = front_end.submit()
+    assert [claim(worker).record.id for _ in range(4)] == [many[0], single, *many[1:]]
+
+
+def test_a_job_that_is_to_run_alone_comes_before_other_models(
+    front_end: Service, make_worker: Callable[[Any], BatchWorker]
+) -> None:
+    suspect = front_end.submit()
+    for _ in range(MAX_ATTEMPTS - 1):
+        front_end.jobs.requeue(suspect, execution=claim(make_worker(EndsWhenTold())).execution.id)
+    others = [front_end.submit(model="other") for _ in range(2)]
+    worker = make_worker(ServesTwoModels())
+    neighbour = claim(worker)
+    assert neighbour.record.id == others[0]
+    assert worker._intake.claim_one()
+    assert worker._intake.room == 0
+    assert isinstance(neighbour.running, Running)
+    neighbour.running.done()
+    finish_one(worker)
+    del worker._claims[neighbour.execution.id]
+    assert claim(worker).record.id == suspect
 
 
 def test_pictures_that_an_earlier_run_stored_are_kept(

@@ -49,8 +49,9 @@ def test_fifty_at_once_make_one_job(post: Post, queue: JobQueue, redis: Redis) -
 
 
 def test_another_request_with_the_same_key_is_refused(post: Post, queue: JobQueue) -> None:
-    post(prompt="a house")
-    for other in ({"prompt": "a hut"}, {"prompt": "a house", "image": encoded(gradient(16, 16))}):
+    same: dict[str, Any] = {"prompt": "a house"}
+    post(**same)
+    for other in ({"prompt": "a hut"}, same | {"priority": "high"}, same | {"image": encoded(gradient(16, 16))}):
         [error] = assert_problem(post(**other), 422, "idempotency_key_reused")["errors"]
         assert error["field"] == "Idempotency-Key"
     assert queue.depth("demo") == 1

@@ -1,16 +1,18 @@
 """Where a waiting job stands and when it will be done."""
 
-import random
 from collections.abc import Callable
 
 import httpx
 import pytest
 from redis import Redis
 
+from app.contract.job import Priority, Terms
 from app.contract.line import LINE, Standing
 from app.contract.models import ModelRegistry, WorkerPace
 from app.contract.queue import JobQueue
+from app.forecast import Forecast, Forecaster
 from tests.conftest import CARD
+from tests.problems import assert_problem
 from worker.pace import Pace
 
 Submit = Callable[..., httpx.Response]
@@ -37,34 +39,6 @@ def test_positions_are_those_of_the_queue(http: httpx.Client, submit: Submit, qu
     assert not redis.keys(f"{LINE}:demo*"), "an empty line leaves nothing behind"
 
 
-def test_the_line_is_in_step_with_the_queue_whatever_happens(
-    http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis
-) -> None:
-    record = queue.records.get(submit().json()["id"])
-    assert record is not None
-    choose = random.Random(7)
-    for turn in range(200):
-        waiting = [job.decode() for job in redis.lrange("rq:queue:img2img-demo", 0, -1)]
-        running = queue.records.page(record.status.RUNNING, None, 100)[0]
-        match choose.choice(["submit", "submit", "start", "cancel", "requeue", "fail"]):
-            case "submit":
-                queue.submit(record.spec.model_copy(update={"num_images": choose.randint(1, 8)}))
-            case "start" if waiting:
-                redis.lpop("rq:queue:img2img-demo")
-                queue.records.start(waiting[0], execution=str(turn), worker="w")
-            case "cancel" if waiting:
-                queue.cancel(choose.choice(waiting))
-            case "requeue" if running:
-                queue.requeue(choose.choice(running).id)
-            case "fail" if running:
-                queue.cancel(choose.choice(running).id)
-        waiting = [job.decode() for job in redis.lrange("rq:queue:img2img-demo", 0, -1)]
-        assert [job.decode() for job in redis.zrange(f"{LINE}:demo", 0, -1)] == waiting
-        records = [queue.records.get(job_id) for job_id in waiting]
-        cost = sum(record.spec.cost for record in records if record)
-        assert queue.records.line.end("demo") == Standing(len(waiting), pytest.approx(cost))
-
-
 def test_the_work_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueue, submit: Submit) -> None:
     record = queue.records.get(submit(num_images=4).json()["id"])
     assert record is not None
@@ -72,12 +46,12 @@ def test_the_work_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueu
     jobs = [record, *(queue.submit(spec) for spec in (large, small, large, small))]
     specs = [job.spec for job in jobs]
     for at, job in enumerate(jobs):
-        [standing] = queue.records.line.standings([(job.id, job.spec)])
+        [standing] = queue.records.line.standings([job])
         assert standing == Standing(at, pytest.approx(sum(spec.cost for spec in specs[:at])))
     queue.cancel(jobs[1].id)
-    [last] = queue.records.line.standings([(jobs[4].id, jobs[4].spec)])
+    [last] = queue.records.line.standings([jobs[4]])
     assert last == Standing(3, pytest.approx(sum(specs[i].cost for i in (0, 2, 3))))
-    [middle] = queue.records.line.standings([(jobs[3].id, jobs[3].spec)])
+    [middle] = queue.records.line.standings([jobs[3]])
     assert middle is not None
     assert specs[0].cost < middle.cost_ahead < sum(spec.cost for spec in specs[:3])
 
@@ -98,9 +72,43 @@ def test_an_eta_is_the_work_ahead_by_the_pace_of_the_workers(
     assert (job["queue_position"], job["eta_s"]) == (1, pytest.approx(20, abs=0.1))  # 2 in hand, 1 ahead, itself
     dry = http.post("/img2img?dry_run=true", files={"image": picture}).json()
     assert (dry["queue_position"], dry["eta_s"]) == (2, pytest.approx(25, abs=0.1))
+    body = {"files": {"image": picture}, "data": {"priority": "high"}}
+    dry = http.post("/img2img?dry_run=true", **body).json()
+    assert (dry["priority"], dry["queue_position"], dry["eta_s"]) == ("high", 0, pytest.approx(15, abs=0.1))
     http.post(f"/jobs/{job['id']}/cancel")
     job = http.get(f"/jobs/{job['id']}").json()
     assert (job["queue_position"], job["eta_s"]) == (None, None)
+
+
+def test_a_job_of_high_priority_overtakes(
+    http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis, picture: bytes
+) -> None:
+    low, normal, high = [submit(**sent).json() for sent in ({"priority": "low"}, {}, {"priority": "high"})]
+    assert [job["priority"] for job in (low, normal, high)] == ["low", "normal", "high"]
+    assert high["queue_position"] == 0
+    assert positions(http, [low["id"], normal["id"], high["id"]]) == [2, 1, 0]
+    listed = {job["id"]: (job["priority"], job["queue_position"]) for job in http.get("/jobs").json()["jobs"]}
+    assert listed == {low["id"]: ("low", 2), normal["id"]: ("normal", 1), high["id"]: ("high", 0)}
+    order = [queue.claim("demo") for _ in range(4)]
+    assert order == [high["id"].encode(), normal["id"].encode(), low["id"].encode(), None]
+
+
+def test_there_are_three_priorities(submit: Submit) -> None:
+    [error] = assert_problem(submit(priority="urgent"), 422, "bad_parameter")["errors"]
+    assert (error["field"], error["got"]) == ("priority", "urgent")
+    assert "'low', 'normal' or 'high'" in error["message"]
+
+
+def test_a_forecast_knows_whose_turn_it_is(http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis) -> None:
+    record = queue.records.get(submit().json()["id"])
+    assert record is not None
+    ModelRegistry(redis).say_pace("test-worker", WorkerPace(per_second=record.spec.cost, left=0), ttl_s=60)
+    for _ in range(9):
+        queue.submit(record.spec)
+    forecaster = Forecaster(queue.records.line, ModelRegistry(redis))
+    for owner, priority, ahead in [("", "normal", 10), ("b", "normal", 1), ("b", "high", 0), ("b", "low", 10)]:
+        terms = Terms(owner=owner, priority=Priority(priority))
+        assert forecaster.of_next(record.spec, terms) == Forecast(ahead, ahead + 1)
 
 
 def test_a_pace_is_work_by_the_time_in_which_there_was_work() -> None:

@@ -1,7 +1,7 @@
 """BatchWorker: an RQ worker with many executions at once. Knows RQ, records and the store; not torch.
 
-RQ's own workers fork or run one job at a time. This one claims while the engine has room, keeps every claim's lease
-alive, and ends each claim in one place. It never calls a function whose name stands in Redis.
+RQ's own workers fork or run one job at a time. This one claims while the engine has room (`intake`), keeps the lease of
+every claim alive, and ends each claim in one place. It never calls a function whose name stands in Redis.
 """
 
 from __future__ import annotations
@@ -21,26 +21,24 @@ from uuid import uuid4
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import Queue
-from rq.exceptions import NoSuchJobError
-from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from rq.utils import as_text, now
+from rq.utils import now
 from rq.worker import BaseWorker, WorkerStatus
 
 from app.contract.errors import Cancelled, JobError
-from app.contract.job import JobFailure, JobRecord, JobStatus
+from app.contract.job import JobFailure, JobStatus
 from app.contract.models import ModelRegistry, WorkerPace
-from app.contract.queue import MAX_ATTEMPTS, InertJob, JobQueue, rq_queue
+from app.contract.queue import InertJob, JobQueue, rq_queue
 from app.contract.records import Progress
 from app.contract.store import Store
 from worker.claim import Claim
 from worker.errors import WorkerDied
+from worker.intake import Intake
 from worker.pace import Pace
 from worker.previewer import Previewer
 from worker.retention import Retention
-from worker.sweeper import UNREADABLE, Sweeper
+from worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from worker.runner import JobRunner, RunningJob
@@ -75,8 +73,6 @@ class BatchWorker(BaseWorker):
         self._models = ModelRegistry(redis)
         self._sweeper = Sweeper(redis, lease_s=lease_s)
         self._retention = Retention(redis, store)
-        self._claims: dict[str, Claim] = {}  # by execution id
-        self._emptying = False  # a job that is to run alone is next
         self._ended: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
         self._draining = threading.Event()
         self._draining_since = 0.0
@@ -86,6 +82,14 @@ class BatchWorker(BaseWorker):
         self._previewer = Previewer(redis)
         self._last_pace = 0.0
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
+        self._intake = Intake(
+            self,
+            self._jobs,
+            runner,
+            load=lambda claim: self._loaders.submit(claim.load, store, runner),
+            on_rendered=self._ended.put,
+        )
+        self._claims = self._intake.claims  # by execution id
         self._threads = [
             threading.Thread(target=self._beat, name="beat", daemon=True),
             threading.Thread(target=self._finish_all, name="finish", daemon=True),
@@ -122,7 +126,7 @@ class BatchWorker(BaseWorker):
 
     def _tick(self) -> None:
         try:
-            if not self._draining.is_set() and self._room > 0 and self._claim():
+            if not self._draining.is_set() and self._intake.room > 0 and self._intake.claim_one():
                 return
             self._note_progress()
             self._previewer.tick(self._in_engine())
@@ -153,65 +157,6 @@ class BatchWorker(BaseWorker):
         self._draining_since = time.monotonic()
         log.info("%s: draining %d jobs", signal.Signals(signum).name, len(self._claims))
         self._draining.set()
-
-    # --- claiming --------------------------------------------------------------------------------------------------
-
-    @property
-    def _room(self) -> int:
-        """Pictures that may still come in. None beside a job on its last attempt: its worker was lost each time before,
-        so it may be what kills workers, and then it fails alone."""
-        if self._claims and (self._emptying or any(claim.is_last_attempt for claim in list(self._claims.values()))):
-            return 0
-        taken = sum(claim.record.spec.num_images for claim in list(self._claims.values()) if not claim.rendered)
-        return self._runner.slots - taken
-
-    def _claim(self) -> bool:
-        """Takes one job from the first queue that has any. LMOVE per queue: a job is always in some list."""
-        for source in self.queues:
-            moved = self.connection.lmove(source.key, source.intermediate_queue_key, "LEFT", "RIGHT")
-            if moved is None:
-                continue
-            try:
-                self._take(str(as_text(moved)), source)
-            except RedisError:
-                raise
-            except Exception:
-                log.exception("%r in %s cannot be read; dropped", moved, source.name)
-                self.connection.lrem(source.intermediate_queue_key, 1, moved)  # type: ignore[arg-type]
-                self._records.fail(str(moved, errors="replace"), UNREADABLE)  # type: ignore[arg-type]
-            return True
-        return False
-
-    def _take(self, job_id: str, source: Queue) -> None:
-        try:
-            job = InertJob.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
-        except NoSuchJobError:  # cancelled while it was queued
-            source.intermediate_queue.remove(job_id)
-            return
-        waiting = self._records.get(job_id)
-        self._emptying = waiting is not None and waiting.attempts == MAX_ATTEMPTS - 1 and bool(self._claims)
-        if self._emptying:
-            self._jobs.requeue(job_id)
-            return
-        execution = self.prepare_execution(job)
-        self._records.start(job_id, execution=execution.id, worker=self.name)
-        record = self._records.get(job_id)  # not what `start` answered: its answer may have been to a second try
-        if record is None or record.status is not JobStatus.RUNNING or record.execution != execution.id:
-            self._drop(job, source, execution, record)
-            return
-        self.prepare_job_execution(job, remove_from_intermediate_queue=True)
-        claim = Claim(job, source, execution, record, self._ended.put)
-        self._claims[execution.id] = claim
-        self._loaders.submit(claim.load, self._store, self._runner)
-
-    def _drop(self, job: Job, source: Queue, execution: Execution, record: JobRecord | None) -> None:
-        """A job that is no longer to be run: ended meanwhile, or in another worker's hands."""
-        with self.connection.pipeline() as pipe:
-            self.cleanup_execution(job, pipeline=pipe, execution=execution)
-            pipe.lrem(source.intermediate_queue_key, 1, job.id)
-            if record is None or record.status.is_terminal:
-                pipe.delete(job.key)
-            pipe.execute()
 
     # --- while they run --------------------------------------------------------------------------------------------
 
@@ -332,7 +277,7 @@ class BatchWorker(BaseWorker):
         record = self._records.get(job.id)
         job.ended_at = now()
         if record is None:  # deleted meanwhile
-            self._drop(job, claim.queue, execution, record)
+            self._intake.drop(job, claim.queue, execution, record)
         elif not record.status.is_terminal or record.execution != execution.id:
             log.warning("job %s: given to another worker meanwhile", job.id)
             self._end_lease(claim)

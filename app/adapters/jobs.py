@@ -14,7 +14,7 @@ from app.contract.spec import result_key
 from app.deps import DecodersDep, FeedDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
 from app.follow import wait_for_end
 from app.resolve import resolve_model
-from app.routes.img2img import plan, submit
+from app.routes.img2img import plan, submit, terms_of
 from app.schemas import Img2ImgRequest
 
 LOOK_S = 2.0  # how soon it is noticed that a client has gone
@@ -41,7 +41,8 @@ class Jobs:
         """Queues a job. Raises what `POST /img2img` answers with."""
         where = self.settings, self.queue, self.store, self.models
         spec, blobs = await run_sync(plan, request, *where, limiter=self.decoders)
-        record, _ = await run_sync(submit, request, spec, blobs, None, self.settings, self.queue, self.store)
+        terms = terms_of(request, self.settings)
+        record, _ = await run_sync(submit, spec, terms, blobs, None, self.settings, self.queue, self.store)
         return record
 
     async def end(self, job_id: str) -> JobRecord:

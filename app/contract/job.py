@@ -31,6 +31,14 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 
+class Priority(StrEnum):
+    """Which jobs go first. Lowest first here."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
 RESULT_TTL_S = 24 * 3600.0  # unless the front end is told otherwise
 
 
@@ -41,6 +49,7 @@ class Terms:
     result_ttl_s: float = RESULT_TTL_S  # how long the job is kept after its end
     deadline_s: float | None = None  # from now; cancelled if it has not ended by then
     owner: str = ""  # id of the API key that sent it; "" where keys are off
+    priority: Priority = Priority.NORMAL
 
 
 class ImageInfo(BaseModel):
@@ -74,6 +83,7 @@ class JobRecord(BaseModel):
     status: JobStatus
     spec: JobSpec
     owner: str = ""
+    priority: Priority = Priority.NORMAL
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None

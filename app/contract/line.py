@@ -1,7 +1,16 @@
-"""The line of waiting jobs of each model: who stands where, and how much work is ahead.
+"""The line of waiting jobs of each model: whose turn it is, who stands where, and how much work is ahead.
 
-What workers pop is RQ's list. The line is kept in step with it by the transactions that queue, start, end and hand back
-jobs, and answers in O(log n).
+The order, of one model:
+1. Jobs that a worker had and lost come first again.
+2. Then by priority. So that low ones wait longer but not for ever, seven jobs in a row of one priority let one from
+   below it pass: of eight jobs one is not high, and of eight that are not high one is low. Where nothing lower waited
+   before, those that wait when the first one comes are not counted, so that it overtakes none of them. It is a share
+   and not an age: a thousand low jobs that have waited long would all at once stand before every normal one.
+3. Within a priority, owners take turns: they stand in a ring, and whose job was taken goes to the end of it.
+4. One owner's jobs, first in, first out.
+
+RQ's list holds the same jobs, in the order in which they came, and is what RQ's own tools see. The transactions that
+queue, claim, cancel and put back jobs keep the two in step.
 """
 
 from collections.abc import Sequence
@@ -9,59 +18,81 @@ from dataclasses import dataclass
 
 from redis import Redis
 from redis.client import Pipeline
+from rq import Queue
+from rq.utils import as_text
 
-from app.contract.scripts import JOIN, STAND
-from app.contract.spec import JobSpec
+from app.contract.job import JobRecord, Priority
+from app.contract.line_scripts import CLAIM, JOIN, REJOIN, STAND
 
-LINE = "i2i:line"  # + :{model}, sorted set: ids of waiting jobs, by the cost of all that ever came before
-# + :{model}:cost, hash: `came`, the cost of all jobs that ever joined; `all`, that of those who wait now
+LINE = "i2i:line"  # + :{model} + what `line_scripts` says
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a job stands in its line."""
+    """Where a job stands in its line, if nothing comes or goes."""
 
     position: int  # jobs ahead
     cost_ahead: float
 
 
 class Line:
-    """The lines of one Redis."""
+    """The lines of one Redis. record_key: what the key of a job's record begins with."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, record_key: str) -> None:
         self._redis = redis
+        self._record_key = record_key
         self._join = redis.register_script(JOIN)
+        self._rejoin = redis.register_script(REJOIN)
+        self._claim = redis.register_script(CLAIM)
         self._stand = redis.register_script(STAND)
 
-    def join(self, pipe: Pipeline, job_id: str, spec: JobSpec) -> None:
-        """Puts a new job at the end, in the transaction that queues it."""
-        self._join(keys=[f"{LINE}:{spec.model}"], args=[job_id, spec.cost], client=pipe)
+    def join(self, pipe: Pipeline, record: JobRecord) -> None:
+        """Puts a new job where it belongs, in the transaction that queues it."""
+        args: list[str | float] = [record.id, record.priority, record.owner, record.spec.cost]
+        self._join(keys=[_key(record.spec.model)], args=args, client=pipe)
 
-    def standings(self, jobs: Sequence[tuple[str, JobSpec]]) -> list[Standing | None]:
-        """Where waiting jobs stand, in one round trip; None for one that does not wait."""
-        if not jobs:
+    def rejoin(self, pipe: Pipeline, record: JobRecord) -> None:
+        """Puts a job before all others, in the transaction that queues it again; one that has ended stays away."""
+        self._rejoin(keys=[_key(record.spec.model), self._record_key + record.id], args=[record.id], client=pipe)
+
+    def claim(self, model: str, queue: Queue) -> bytes | None:
+        """Moves the job whose turn it is to the queue's intermediate list, in one step. Its id, or None if none waits.
+
+        RQ's list is searched for the job from its nearer end: O(1) for the oldest and the youngest, O(n) between.
+        """
+        keys = [queue.key, queue.intermediate_queue_key, _key(model)]
+        job_id: bytes | None = self._claim(keys=keys, args=[self._record_key])
+        return job_id
+
+    def standings(self, records: Sequence[JobRecord]) -> list[Standing | None]:
+        """Where waiting jobs stand, in one round trip; None for one that does not wait.
+
+        The position is exact with up to 16 other owners before and 16 behind the job's own in the ring. Those beyond
+        are taken to be like these, so that it takes O(log n) of 32 owners at most.
+        The cost is exact as long as nobody cancels and whole priorities are ahead. Of a part of a priority, or of what
+        an owner has left after cancelling, the cost is its even share.
+        """
+        if not records:
             return []
         with self._redis.pipeline(transaction=False) as pipe:
-            for job_id, spec in jobs:
-                self._stand(keys=[f"{LINE}:{spec.model}"], args=[job_id], client=pipe)
-            answers = pipe.execute()
-        return [self._parse(answer, spec) for answer, (_, spec) in zip(answers, jobs, strict=True)]
+            for record in records:
+                args: list[str | float] = [record.id, record.priority, record.owner, record.spec.cost]
+                self._stand(keys=[_key(record.spec.model)], args=args, client=pipe)
+            return [_parse(answer) for answer in pipe.execute()]
 
-    @staticmethod
-    def _parse(answer: Sequence[bytes | int] | None, spec: JobSpec) -> Standing | None:
-        if answer is None:
-            return None
-        rank, score, first, came, waiting = int(answer[0]), *map(float, answer[1:])
-        ahead, behind = score - first, came - score - spec.cost
-        # Jobs that were cancelled while they waited have left gaps on the tape. What really waits is known in sum; the
-        # gaps are taken to be spread evenly.
-        real = (waiting - spec.cost) / (ahead + behind) if ahead + behind > 0 else 1.0
-        return Standing(rank, max(0.0, ahead * min(real, 1.0)) if rank else 0.0)
-
-    def end(self, model: str) -> Standing:
+    def end(self, model: str, owner: str = "", priority: Priority = Priority.NORMAL) -> Standing:
         """Where a job would stand that came now."""
-        with self._redis.pipeline() as pipe:
-            pipe.zcard(f"{LINE}:{model}")
-            pipe.hget(f"{LINE}:{model}:cost", "all")
-            waiting, cost = pipe.execute()
-        return Standing(waiting, max(0.0, float(cost or 0)))
+        standing = _parse(self._stand(keys=[_key(model)], args=["", priority, owner, 0]))
+        assert standing is not None
+        return standing
+
+
+def _key(model: str) -> str:
+    return f"{LINE}:{model}"
+
+
+def _parse(answer: Sequence[bytes | int] | None) -> Standing | None:
+    if answer is None:
+        return None
+    position, cost = answer
+    return Standing(int(position), float(as_text(cost)))  # type: ignore[arg-type]

@@ -96,7 +96,7 @@ class JobQueue:
         self.records.add(pipe, record)
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
-        """Puts a job that nobody runs any more to the front of its queue; fails it if it has been tried too often.
+        """Puts a job that nobody runs any more before all others of its model; fails it if it has been tried too often.
 
         execution: the claim that was lost; a job that is in other hands by now is left there. Doing it twice, or half
         and then again, is the same as doing it once.
@@ -122,6 +122,7 @@ class JobQueue:
             pipe.lrem(queue.key, 0, job_id)
             pipe.delete(Job.key_for(job_id))
             self._enqueue(job_id, record.spec.model, pipe, at_front=True)
+            self.records.line.rejoin(pipe, record)
             pipe.execute()
 
     def _enqueue(self, job_id: str, model: str, pipe: Pipeline, *, at_front: bool = False) -> None:
@@ -135,6 +136,11 @@ class JobQueue:
             at_front=at_front,
             pipeline=pipe,
         )
+
+    def claim(self, model: str) -> bytes | None:
+        """Takes the job whose turn it is from its queue to RQ's intermediate list, as LMOVE would the first. Its id, or
+        None where no job waits for this model."""
+        return self.records.line.claim(model, self._queue(model))
 
     def cancel(self, job_id: str, why: JobFailure | None = None) -> JobRecord | None:
         """Cancels a job that has not ended; one that has is left as it is. Returns the record, None if there is none.
@@ -175,6 +181,7 @@ def _new_record(spec: JobSpec, terms: Terms) -> JobRecord:
         status=JobStatus.QUEUED,
         spec=spec,
         owner=terms.owner,
+        priority=terms.priority,
         created_at=created_at,
         steps=spec.steps_run * spec.num_images,
         result_ttl_s=terms.result_ttl_s,

@@ -56,7 +56,7 @@ class JobRecords:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self.line = Line(redis)
+        self.line = Line(redis, RECORD.format(id=""))
         self._move_script = redis.register_script(MOVE)
         self._forget_script = redis.register_script(FORGET)
         self._progress_script = redis.register_script(PROGRESS)
@@ -89,6 +89,7 @@ class JobRecords:
             "inputs": " ".join(map(input_key, spec.inputs)),
             "model": spec.model,
             "owner": record.owner,
+            "priority": record.priority.value,
             "cost": spec.cost,
             "revision": 1,
             "created_at": record.created_at,
@@ -105,7 +106,7 @@ class JobRecords:
         pipe.zadd(LISTED_AS.format(status=record.status), {record.id: record.created_at})
         for sha256 in spec.inputs:
             pipe.hincrby(INPUT_USES, input_key(sha256), 1)
-        self.line.join(pipe, record.id, spec)
+        self.line.join(pipe, record)
         pipe.publish(CHANGES, f"{record.id} {record.status}")
 
     def page(self, status: JobStatus | None, before: Place | None, limit: int) -> tuple[list[JobRecord], Place | None]:

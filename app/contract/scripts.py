@@ -1,14 +1,20 @@
 """What Redis does in one step: the Lua behind `records`, which names the keys."""
 
+from app.contract.line_scripts import LINE_FUNCTIONS
+
 # Moves a record to a new state if it is in one that allows the move and, where an execution is named, if that
 # execution still owns it. Answers "ok", or what stood in the way: "missing", "lost" or the present status.
-# A job that comes back to the queue stands at the front of the line. Whoever listens on the channel is told.
+# A job that leaves the queue leaves the line; one that comes back joins it when RQ's list has it again. Whoever listens
+# on the channel is told.
 # KEYS: record, list of jobs, expiring, deadlines, uses of inputs, inputs, line, changes. ARGV: id, new status, statuses
 # it may move from, owning execution or "", the time if the new state is terminal, "1" to count an attempt, then field,
 # value, ...
-MOVE = """
+MOVE = (
+    LINE_FUNCTIONS
+    + """
 local id, to, now = ARGV[1], ARGV[2], tonumber(ARGV[5])
-local had = redis.call('HMGET', KEYS[1], 'status', 'execution', 'created_at', 'result_ttl_s', 'inputs', 'model', 'cost')
+local had = redis.call('HMGET', KEYS[1], 'status', 'execution', 'created_at', 'result_ttl_s', 'inputs', 'model', 'cost',
+  'priority', 'owner')
 if not had[1] then return 'missing' end
 if not string.find(',' .. ARGV[3] .. ',', ',' .. had[1] .. ',', 1, true) then return had[1] end
 if ARGV[4] ~= '' and had[2] ~= ARGV[4] then return 'lost' end
@@ -17,15 +23,9 @@ redis.call('ZREM', KEYS[2] .. ':' .. had[1], id)
 redis.call('ZADD', KEYS[2] .. ':' .. to, had[3] or 0, id)  -- or: where nothing can be read, it still ends
 redis.call('HINCRBY', KEYS[1], 'revision', 1)
 if ARGV[6] == '1' then redis.call('HINCRBY', KEYS[1], 'attempts', 1) end
-local line = KEYS[7] .. ':' .. (had[6] or '')
-if had[1] == 'queued' and redis.call('ZREM', line, id) == 1 then
-  redis.call('HINCRBYFLOAT', line .. ':cost', 'all', '-' .. had[7])
-elseif to == 'queued' then
-  local first = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')
-  redis.call('ZADD', line, (first[2] or 0) - had[7], id)
-  redis.call('HINCRBYFLOAT', line .. ':cost', 'all', had[7])
+if had[1] == 'queued' then
+  leave(KEYS[7] .. ':' .. (had[6] or ''), id, had[8] or 'normal', had[9] or '', tonumber(had[7]) or 0)
 end
-if redis.call('ZCARD', line) == 0 then redis.call('DEL', line .. ':cost') end
 if now then
   local kept_until = string.format('%.6f', now + (had[4] or 0))
   redis.call('HSET', KEYS[1], 'expires_at', kept_until)
@@ -39,6 +39,7 @@ end
 redis.call('PUBLISH', KEYS[8], id .. ' ' .. to)
 return 'ok'
 """
+)
 
 # Forgets a job that has ended. KEYS: record, list of jobs, expiring, gone, changes. ARGV: id, why, seconds to remember
 # it, when to look for its pictures once more or "". Answers 1, or 0 where there is no such job or it has not ended.
@@ -68,21 +69,4 @@ if now[3] ~= ARGV[3] then
   redis.call('PUBLISH', KEYS[2], ARGV[1])
 end
 return 1
-"""
-
-# Puts a job at the end of its line. A line is a measuring tape: the score of a job is the cost of all that came before
-# it. KEYS: line. ARGV: id, cost.
-JOIN = """
-local came = redis.call('HINCRBYFLOAT', KEYS[1] .. ':cost', 'came', ARGV[2])
-redis.call('ZADD', KEYS[1], came - ARGV[2], ARGV[1])
-redis.call('HINCRBYFLOAT', KEYS[1] .. ':cost', 'all', ARGV[2])
-"""
-
-# Where a job stands. KEYS: line. ARGV: id. Answers its rank, its score, the first one's score, then `came` and `all`.
-STAND = """
-local rank = redis.call('ZRANK', KEYS[1], ARGV[1])
-if not rank then return false end
-local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-local cost = redis.call('HMGET', KEYS[1] .. ':cost', 'came', 'all')
-return {rank, redis.call('ZSCORE', KEYS[1], ARGV[1]), first[2], cost[1] or '0', cost[2] or '0'}
 """

@@ -63,11 +63,18 @@ async def submit_img2img(
     if made_before:
         return await run_sync(_accepted, response, made_before, False, forecaster)
     spec, blobs = await run_sync(plan, request, settings, queue, store, models, limiter=decoders)
+    terms = terms_of(request, settings)
     if dry_run:
         response.status_code = 200
-        forecast = await run_sync(forecaster.of_next, spec)
-        return DryRun(request=spec, cost=spec.cost, queue_position=forecast.queue_position, eta_s=forecast.eta_s)
-    record, new = await run_sync(submit, request, spec, blobs, once, settings, queue, store)
+        forecast = await run_sync(forecaster.of_next, spec, terms)
+        return DryRun(
+            request=spec,
+            priority=terms.priority,
+            cost=spec.cost,
+            queue_position=forecast.queue_position,
+            eta_s=forecast.eta_s,
+        )
+    record, new = await run_sync(submit, spec, terms, blobs, once, settings, queue, store)
     return await run_sync(_accepted, response, record, new, forecaster)
 
 
@@ -96,9 +103,14 @@ def plan(
     return planner.plan(), planner.blobs
 
 
+def terms_of(request: Img2ImgRequest, settings: ApiSettings) -> Terms:
+    """What holds for the job beside what it is to make."""
+    return Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s, priority=request.priority)
+
+
 def submit(
-    request: Img2ImgRequest,
     spec: JobSpec,
+    terms: Terms,
     blobs: Mapping[str, bytes],
     once: Once | None,
     settings: ApiSettings,
@@ -109,7 +121,6 @@ def submit(
     for digest, picture in blobs.items():
         queue.inputs.hold(input_key(digest), settings.result_ttl)
         store.put(input_key(digest), picture)
-    terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)
     if once is None:
         return queue.submit(spec, terms), True
     return queue.submit_once(once, spec, terms)
