@@ -13,7 +13,7 @@ from app.contract.once import Once
 from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
-from app.deps import DecodersDep, ForecasterDep, ModelsDep, QueueDep, SettingsDep, StoreDep
+from app.deps import CallerDep, DecodersDep, ForecasterDep, ModelsDep, QueueDep, RateDep, SettingsDep, StoreDep
 from app.forecast import Forecaster
 from app.references import referred
 from app.request_body import RequestDep
@@ -42,13 +42,15 @@ IdempotencyKey = Annotated[
     status_code=202,
     operation_id="submit_img2img",
     openapi_extra={"requestBody": openapi.SUBMIT_BODY},
-    responses=openapi.SUBMITTED | openapi.WOULD_BE_SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 503),
+    responses=openapi.SUBMITTED | openapi.WOULD_BE_SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 429, 503),
 )
 async def submit_img2img(
     request: RequestDep,
     response: Response,
     settings: SettingsDep,
+    caller: CallerDep,
     queue: QueueDep,
+    rate: RateDep,
     store: StoreDep,
     models: ModelsDep,
     forecaster: ForecasterDep,
@@ -57,21 +59,25 @@ async def submit_img2img(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView | DryRun:
     """Queues a job. Poll the `Location`; when the job has succeeded, fetch its images."""
-    once = await run_sync(_once, request, idempotency_key) if idempotency_key and not dry_run else None
+    once = await run_sync(_once, request, idempotency_key, caller.owner) if idempotency_key and not dry_run else None
     made_before = await run_sync(queue.made_before, once) if once else None
     if made_before:
         return await run_sync(_accepted, response, made_before, False, forecaster)
+    if not dry_run:
+        await run_sync(queue.check_room, caller.owner)
     spec, picture = await run_sync(resolve, request, settings, queue, store, models, limiter=decoders)
     if dry_run:
         response.status_code = 200
         forecast = await run_sync(forecaster.of_next, spec)
         return DryRun(request=spec, cost=spec.cost, queue_position=forecast.queue_position, eta_s=forecast.eta_s)
-    record, new = await run_sync(submit, request, spec, picture, once, settings, queue, store)
+    terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s, owner=caller.owner)
+    response.headers.update(await run_sync(rate.spend, caller.owner, spec.cost))
+    record, new = await run_sync(submit, spec, picture, once, terms, queue, store)
     return await run_sync(_accepted, response, record, new, forecaster)
 
 
-def _once(request: Img2ImgRequest, key: str) -> Once:
-    return Once(key, request.fingerprint())
+def _once(request: Img2ImgRequest, key: str, owner: str) -> Once:
+    return Once(key, request.fingerprint(), owner)
 
 
 def _accepted(response: Response, record: JobRecord, new: bool, forecaster: Forecaster) -> JobView:
@@ -113,18 +119,11 @@ def resolve(
 
 
 def submit(
-    request: Img2ImgRequest,
-    spec: JobSpec,
-    picture: bytes,
-    once: Once | None,
-    settings: ApiSettings,
-    queue: JobQueue,
-    store: Store,
+    spec: JobSpec, picture: bytes, once: Once | None, terms: Terms, queue: JobQueue, store: Store
 ) -> tuple[JobRecord, bool]:
     """Stores the picture and queues the job, unless the same request has just done it. Returns whether it is new."""
-    queue.inputs.hold(input_key(spec.image), settings.result_ttl)
+    queue.inputs.hold(input_key(spec.image), terms.result_ttl_s)
     store.put(input_key(spec.image), picture)
-    terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)
     if once is None:
         return queue.submit(spec, terms), True
     return queue.submit_once(once, spec, terms)
