@@ -36,11 +36,11 @@ class RateLimit:
             return {}
         units = math.ceil(cost * UNITS)
         if units > self._item.amount:
-            message = f"The job costs {cost:g} megapixel-steps, and a key may have {self._said()}: ask for smaller or "
+            message = f"The job costs {cost:g} megapixel-steps, and you may have {self._said()}: ask for smaller or "
             raise TooCostly(message + "fewer images, fewer steps or less strength.")
         if self._windows.hit(self._item, owner, cost=units):
             return self._headers(owner)
-        message = f"The job costs {cost:g} megapixel-steps, and this key may have {self._said()}."
+        message = f"The job costs {cost:g} megapixel-steps, and you may have {self._said()}."
         raise RateLimited(message, self._wait_s(owner, units), self._headers(owner))
 
     def _said(self) -> str:

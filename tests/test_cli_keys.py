@@ -2,10 +2,12 @@
 
 import re
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from app.serve import free_port
@@ -33,6 +35,33 @@ def listed(folder: Path) -> list[str]:
     return result.stdout.splitlines()
 
 
+@contextmanager
+def api(folder: Path, *options: str) -> Iterator[httpx.Client]:
+    """`img2img api` where others can come, with all that it logs in the file `said`."""
+    port = free_port()
+    command = [*COMMAND, "api", *EVERYWHERE, "--port", str(port), *options]
+    with (folder / "said").open("w") as said:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(IMG2IMG_LOG_LEVEL="debug"), stdout=said, stderr=said
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            while not answers(client):
+                assert process.poll() is None, (folder / "said").read_text()
+                time.sleep(0.1)
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_keys_are_made_listed_and_revoked_while_nothing_runs(folder: Path) -> None:
     first, second = create(folder), create(folder, "--scope", "read")
     assert first != second
@@ -51,17 +80,13 @@ def test_keys_are_made_listed_and_revoked_while_nothing_runs(folder: Path) -> No
 def test_serve_where_others_can_come(folder: Path) -> None:
     assert NONE_YET in one_line(img2img(folder, "serve", *EVERYWHERE, "--port", free_port()))
     key = create(folder)
-    with serving(folder, *EVERYWHERE, IMG2IMG_LOG_LEVEL="info") as (serve, url):
+    with serving(folder, *EVERYWHERE) as (_, url):
         assert one_line(img2img(folder, "submit", "in.png", "--url", url)).startswith("img2img: An API key is needed")
         result = img2img(folder, "submit", "in.png", "--url", url, IMG2IMG_API_KEY=key)
         assert (result.returncode, result.stdout) == (0, "out.png\n"), result.stderr
         with httpx.Client(base_url=url, headers={"X-API-Key": create(folder, "--scope", "admin")}) as admin:
             assert len(admin.get("/jobs").json()["jobs"]) == 1
         assert len(listed(folder)) == 2
-        serve.terminate()
-        said = serve.stdout.read() + serve.stderr.read()
-    assert "POST /img2img" in said
-    assert not KEY.search(said)
 
 
 def test_api_where_others_can_come(folder: Path) -> None:
@@ -74,15 +99,16 @@ def test_api_where_others_can_come(folder: Path) -> None:
         assert NONE_YET.replace("0.0.0.0", "127.0.0.1") in one_line(
             img2img(folder, "api", "--port", free_port(), IMG2IMG_KEYS="required")
         )
-        port = free_port()
-        command = [*COMMAND, "api", *EVERYWHERE, "--port", str(port), "--insecure"]
-        api = psutil.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=10)) as client:
-                assert client.get("/jobs").status_code == 200
-        finally:
-            api.terminate()
-            api.wait()
+        with api(folder, "--insecure") as client:
+            assert client.get("/jobs").status_code == 200
+        key = create(folder)
+        with api(folder) as client:
+            assert client.get("/jobs").status_code == 401
+            assert client.get("/jobs", headers={"X-API-Key": key}).status_code == 200
+            assert client.get("/jobs/x", headers={"Authorization": f"Bearer {key}"}).status_code == 404
+    said = (folder / "said").read_text()
+    assert "GET /jobs/x" in said
+    assert not KEY.search(said)
 
 
 @pytest.mark.parametrize(
@@ -102,4 +128,6 @@ def test_keys_say_why_they_cannot(folder: Path) -> None:
     nowhere = one_line(img2img(folder, "keys", "list", "--redis-url", "redis://:secret@127.0.0.1:1/0"))
     assert nowhere.startswith("img2img: 127.0.0.1:1/0: ")
     assert "secret" not in nowhere
-    assert "Redis" not in img2img(folder, "keys", "create", "--name", "x", "--scope", "all").stdout
+    unknown = img2img(folder, "keys", "create", "--name", "x", "--scope", "all")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "submit" in unknown.stderr  # it says what there is

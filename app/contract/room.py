@@ -4,7 +4,6 @@ A submit takes a place first, and the transaction that queues its job turns the 
 submit died lapses.
 """
 
-import time
 from dataclasses import dataclass
 
 from redis import Redis
@@ -16,21 +15,23 @@ from app.contract.errors import QueueFull, TooManyQueued
 TAKEN = "i2i:places"  # sorted set: ids of jobs that are about to be queued, by when their place lapses
 TAKEN_BY = "i2i:places:{owner}"  # the same, of one owner
 
-LAPSE_S = 10.0  # longer than a transaction can take: the front end waits 1.5 s for Redis
+LAPSE_S = 10  # longer than a transaction can take: the front end waits 1.5 s for Redis
 
 # Takes a place for a job. KEYS: places, queued jobs, places of the owner, queued jobs of the owner. ARGV: id, or empty
-# to only ask; now; when the place lapses; how many may wait in all; how many of the owner; empty where there is no cap.
+# to only ask; seconds until the place lapses; how many may wait in all; how many of the owner; empty where there is no
+# cap. The clock is that of Redis, which all front ends share.
 TAKE = """
+local now = tonumber(redis.call('TIME')[1])
 local function full(places, queued, most)
-  redis.call('ZREMRANGEBYSCORE', places, '-inf', ARGV[2])
+  redis.call('ZREMRANGEBYSCORE', places, '-inf', now)
   if most == '' or redis.call('ZSCORE', places, ARGV[1]) then return false end
   return redis.call('ZCARD', places) + redis.call('ZCARD', queued) >= tonumber(most)
 end
-if full(KEYS[3], KEYS[4], ARGV[5]) then return 'owner' end
-if full(KEYS[1], KEYS[2], ARGV[4]) then return 'all' end
+if full(KEYS[3], KEYS[4], ARGV[4]) then return 'owner' end
+if full(KEYS[1], KEYS[2], ARGV[3]) then return 'all' end
 if ARGV[1] ~= '' then
-  redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
-  redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+  redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+  redis.call('ZADD', KEYS[3], now + ARGV[2], ARGV[1])
 end
 return 'ok'
 """
@@ -59,14 +60,13 @@ class Room:
         """
         if self._caps == Caps():
             return
-        now = time.time()
         caps = ("" if cap is None else cap for cap in (self._caps.queued, self._caps.queued_per_owner))
         answer = self._take_script(
             keys=[TAKEN, queued, TAKEN_BY.format(owner=owner), queued_of_owner],
-            args=[job_id, now, now + LAPSE_S, *caps],
+            args=[job_id, LAPSE_S, *caps],
         )
         if as_text(answer) == "owner":
-            raise TooManyQueued(f"{self._caps.queued_per_owner} jobs of this key are waiting, and no more may.")
+            raise TooManyQueued(f"{self._caps.queued_per_owner} of your jobs are waiting, and no more may.")
         if as_text(answer) == "all":
             raise QueueFull
 
