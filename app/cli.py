@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.client import Client, Refused
 from app.contract.job import JobStatus
 from app.contract.spec import Resize, Scheduler
-from app.serve import PYTHON, ServeError, check_port, check_torch, free_port, running
+from app.keys_cli import keys_app
+from app.serve import PYTHON, ServeError, check_keys, check_port, check_torch, free_port, running
 from app.settings import ApiSettings
 from app.views import JobView
 
@@ -30,6 +31,9 @@ Port = Annotated[int | None, typer.Option(help="Port to listen on.", show_defaul
 DataDir = Annotated[Path | None, typer.Option(help="Files of Redis and of the store.", show_default="data")]
 Model = Annotated[str | None, typer.Option(help="`demo`, a diffusers folder or a hub id.", show_default="demo")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Jobs in flight in a worker.")]
+Insecure = Annotated[
+    bool | None, typer.Option("--insecure", help="Let everyone in who can reach the service, without an API key.")
+]
 RedisUrl = Annotated[str | None, typer.Option(help="Redis of the queue.", show_default="a private one")]
 
 DEMO_INPUT = Path(__file__).parent.parent / "examples" / "input.png"
@@ -55,10 +59,19 @@ def serve(
     model: Model = None,
     slots: Slots = None,
     redis_url: RedisUrl = None,
+    insecure: Insecure = None,
 ) -> None:
     """The whole service on this machine: Redis, API and worker. Ctrl-C stops all of it."""
     with _one_line_errors(), suppress(KeyboardInterrupt):
-        settings = _settings(host=host, port=port, data_dir=data_dir, model=model, slots=slots, redis_url=redis_url)
+        settings = _settings(
+            host=host,
+            port=port,
+            data_dir=data_dir,
+            model=model,
+            slots=slots,
+            redis_url=redis_url,
+            insecure=insecure,
+        )
         with running(settings) as service:
             typer.echo(f"img2img serves {settings.model} at {settings.local_url} (Ctrl-C stops it)")
             while True:
@@ -73,19 +86,25 @@ def api(
     data_dir: DataDir = None,
     model: Model = None,
     redis_url: RedisUrl = None,
+    insecure: Insecure = None,
 ) -> None:
     """The HTTP side alone. Workers meet it at Redis and the store."""
     import uvicorn
 
     from app.main import create_app
+    from app.protocol import PatientProtocol
 
     with _one_line_errors():
-        settings = _settings(host=host, port=port, data_dir=data_dir, model=model, redis_url=redis_url)
+        settings = _settings(
+            host=host, port=port, data_dir=data_dir, model=model, redis_url=redis_url, insecure=insecure
+        )
         check_port(settings.host, settings.port)
+        check_keys(settings)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
             port=settings.port,
+            http=PatientProtocol,
             log_level=settings.log_level.lower(),
             access_log=settings.log_level in ("DEBUG", "INFO"),
             server_header=False,
@@ -148,7 +167,7 @@ def demo(model: Model = None) -> None:
         _fail(f"the example picture {DEMO_INPUT} is not there; run the demo in a clone of the repository")
     with _one_line_errors(), TemporaryDirectory(prefix="img2img-") as data_dir:
         settings = _settings(
-            host="127.0.0.1", port=free_port(), data_dir=data_dir, model=model, redis_url="", store_url=""
+            host="127.0.0.1", port=free_port(), data_dir=data_dir, model=model, redis_url="", store_url="", keys="auto"
         )
         typer.echo(f"Starting the service with the model {settings.model} ...")
         with running(settings) as service, Client(settings.local_url) as client:
@@ -208,6 +227,9 @@ def _fail(reason: str) -> NoReturn:
     if reason:
         typer.echo(f"img2img: {reason}", err=True)
     raise typer.Exit(1)
+
+
+app.add_typer(keys_app(_settings, _one_line_errors), name="keys")
 
 
 if __name__ == "__main__":

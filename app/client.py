@@ -1,5 +1,6 @@
 """A client of the service: submit, wait, fetch."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,10 +21,13 @@ class Refused(Exception):
 class Client:
     """Talks to one service."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        """api_key: sent with every request; None takes IMG2IMG_API_KEY from the environment, if it is there."""
         self._url = url
+        api_key = api_key or os.environ.get("IMG2IMG_API_KEY")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         local = httpx.URL(url).host in ("localhost", "127.0.0.1", "::1")  # no proxy leads there
-        self._http = httpx.Client(base_url=url, timeout=60, trust_env=not local)
+        self._http = httpx.Client(base_url=url, timeout=60, trust_env=not local, headers=headers)
 
     def __enter__(self) -> Self:
         return self

@@ -10,8 +10,10 @@ from app.contract.models import ModelRegistry
 from app.contract.previews import Previews
 from app.contract.queue import JobQueue
 from app.contract.store import Store
+from app.door import Caller
 from app.feed import Feed
 from app.forecast import Forecaster
+from app.rate import RateLimit
 from app.settings import ApiSettings
 
 
@@ -23,8 +25,16 @@ async def _redis(request: Request) -> Redis:
     return request.app.state.redis  # type: ignore[no-any-return]
 
 
-async def _queue(request: Request) -> JobQueue:
-    return request.app.state.queue  # type: ignore[no-any-return]
+async def _caller(request: Request) -> Caller:
+    return request.state.caller  # type: ignore[no-any-return]
+
+
+async def _queue(request: Request, caller: Annotated[Caller, Depends(_caller)]) -> JobQueue:
+    return request.app.state.queue.as_seen_by(caller.sees)  # type: ignore[no-any-return]
+
+
+async def _rate(request: Request) -> RateLimit:
+    return request.app.state.rate  # type: ignore[no-any-return]
 
 
 async def _store(request: Request) -> Store:
@@ -53,7 +63,9 @@ async def _decoders(request: Request) -> CapacityLimiter:
 
 SettingsDep = Annotated[ApiSettings, Depends(_settings)]
 RedisDep = Annotated[Redis, Depends(_redis)]
-QueueDep = Annotated[JobQueue, Depends(_queue)]
+CallerDep = Annotated[Caller, Depends(_caller)]
+QueueDep = Annotated[JobQueue, Depends(_queue)]  # its records are those that the caller may see
+RateDep = Annotated[RateLimit, Depends(_rate)]
 StoreDep = Annotated[Store, Depends(_store)]
 ModelsDep = Annotated[ModelRegistry, Depends(_models)]
 FeedDep = Annotated[Feed, Depends(_feed)]

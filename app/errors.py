@@ -17,19 +17,31 @@ from starlette.routing import Match
 from app.contract.errors import (
     Gone,
     Img2ImgError,
+    NoKey,
     NotFound,
     NotReady,
     ParameterError,
     PictureError,
+    RateLimited,
     RequestError,
+    ScopeMissing,
+    TooCostly,
     TooLarge,
+    TooMuch,
+    TooSlow,
     Unavailable,
+    UnknownKey,
     UnsupportedMedia,
 )
 from app.views import FieldProblem, Problem, shortened
 
 STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     RequestError: HTTPStatus.BAD_REQUEST,
+    NoKey: HTTPStatus.UNAUTHORIZED,
+    ScopeMissing: HTTPStatus.FORBIDDEN,
+    TooSlow: HTTPStatus.REQUEST_TIMEOUT,
+    TooCostly: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TooMuch: HTTPStatus.TOO_MANY_REQUESTS,
     NotFound: HTTPStatus.NOT_FOUND,
     NotReady: HTTPStatus.CONFLICT,
     Gone: HTTPStatus.GONE,
@@ -62,9 +74,25 @@ def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = No
         extra["errors"] = [FieldProblem(field=error.field[:80], message=error.message, got=shortened(error.got))]
     if isinstance(error, PictureError | UnsupportedMedia):
         extra["errors"] = [FieldProblem(field=error.field, message=error.message)]
-    if isinstance(error, Unavailable):
-        headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return _problem(status, error.code, detail, headers, **extra)
+    return _problem(status, error.code, detail, headers or _headers(error), **extra)
+
+
+def _headers(error: Img2ImgError) -> dict[str, str]:
+    """What the answer says to the client's machinery."""
+    match error:
+        case Unavailable():
+            return {"Retry-After": str(RETRY_AFTER_S)}
+        case RateLimited():
+            return {"Retry-After": str(error.retry_after_s), **error.headers}
+        case TooMuch():
+            return {"Retry-After": str(RETRY_AFTER_S)}
+        case UnknownKey():
+            return {"WWW-Authenticate": 'Bearer realm="img2img", error="invalid_token"'}
+        case NoKey():
+            return {"WWW-Authenticate": 'Bearer realm="img2img"'}
+        case ScopeMissing():
+            return {"WWW-Authenticate": f'Bearer realm="img2img", error="insufficient_scope", scope="{error.scope}"'}
+    return {}
 
 
 def _problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extra: Any) -> Response:

@@ -13,16 +13,20 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app import errors, openapi
+from app import cors, errors, openapi
 from app.adapters import a1111, openai
+from app.contract.keys import ApiKeys
 from app.contract.models import ModelRegistry
 from app.contract.previews import Previews
 from app.contract.queue import JobQueue
+from app.contract.room import Caps
 from app.contract.store import ObjectStore
 from app.deadlines import keep_deadlines
+from app.door import Door
 from app.feed import Feed
 from app.forecast import Forecaster
-from app.middleware import BodyLimit
+from app.middleware import BodyLimit, BodyTime
+from app.rate import RateLimit
 from app.routes import follow, health, images, img2img, jobs, models, results
 from app.settings import ApiSettings
 
@@ -35,7 +39,9 @@ def create_app(settings: ApiSettings) -> FastAPI:
         redis = connect(settings.resolved_redis_url)
         app.state.settings = settings
         app.state.redis = redis
-        app.state.queue = JobQueue(redis)
+        app.state.queue = JobQueue(redis, Caps(settings.max_queued, settings.max_queued_per_key))
+        app.state.keys = ApiKeys(redis)
+        app.state.rate = RateLimit(settings.rate_limit, redis)
         app.state.models = ModelRegistry(redis)
         app.state.store = ObjectStore(settings.resolved_store_url)
         app.state.decoders = CapacityLimiter(os.cpu_count() or 1)
@@ -54,11 +60,14 @@ def create_app(settings: ApiSettings) -> FastAPI:
         summary="Turns a picture into another picture: submit, poll, fetch the PNG.",
         lifespan=lifespan,
     )
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)  # the last one added is the first to see a
+    app.add_middleware(Door, required=settings.keys_required)  # request: a browser's question whether it may ask at
+    cors.install(app, settings.allowed_origins)  # all comes without a key
+    app.add_middleware(BodyTime, timeout_s=settings.body_timeout)
     for routes in (img2img, images, jobs, follow, results, models, health, openai, a1111):
         app.include_router(routes.router)
     errors.install(app)
-    openapi.install(app)
+    openapi.install(app, keys_required=settings.keys_required)
     return app
 
 

@@ -1,10 +1,16 @@
-"""Who may enter, and how much they may send: decided before the body is read."""
+"""How much clients may send, and how long they may take: decided before and while the body is read."""
 
-from starlette.datastructures import Headers
+import asyncio
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.contract.errors import TooLarge
+from app.contract.errors import TooLarge, TooSlow
 from app.errors import problem_response
+
+IDLE_S = 15.0  # between two pieces of a body
+LINGER_S = 2.0  # who is refused while it still sends may do so for this long
 
 
 class BodyLimit:
@@ -34,3 +40,81 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted_receive, send)
+
+
+class BodyTime:
+    """Bounds how long a body may take, and ends the connection of whoever is answered before its body has come.
+
+    Such a connection is not closed at once: what the client sends meanwhile would reset it, and the answer could be
+    lost on its way. What comes is thrown away for a moment.
+    """
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self._app = app
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _has_body(scope):
+            await self._app(scope, receive, send)
+            return
+        body = _Body(receive, send, self._timeout_s)
+        await self._app(scope, body.receive, body.send)
+
+
+class _Body:
+    """One request with a body, and its answer."""
+
+    def __init__(self, receive: Receive, send: Send, timeout_s: float) -> None:
+        self._receive = receive
+        self._send = send
+        self._timeout_s = timeout_s
+        self._give_up_at = time.monotonic() + timeout_s
+        self._has_come = False
+        self._answered = False
+
+    async def receive(self) -> Message:
+        """Raises TooSlow."""
+        if self._has_come:
+            return await self._receive()  # waits until the client goes
+        try:
+            async with asyncio.timeout(min(IDLE_S, self._give_up_at - time.monotonic())):
+                return await self._next()
+        except TimeoutError:
+            if self._answered:  # nobody could be told
+                return {"type": "http.disconnect"}
+            message = (
+                f"The request body did not arrive in time: in {self._timeout_s:g} s, without a pause of {IDLE_S:g} s."
+            )
+            raise TooSlow(message) from None
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._has_come = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        self._answered = True
+        if self._has_come:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Connection"] = "close"
+            await self._send(message)
+        elif message.get("more_body", False):
+            await self._send(message)
+        else:
+            await self._send({**message, "more_body": True})  # all of the answer, but for its end
+            await self._linger()
+            await self._send({"type": "http.response.body"})
+
+    async def _linger(self) -> None:
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while not self._has_come:
+                    await self._next()
+        except TimeoutError:
+            return
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"

@@ -1,4 +1,4 @@
-"""What FastAPI cannot know by itself: two kinds of request body, problem documents, PNG answers."""
+"""What FastAPI cannot know by itself: two kinds of request body, problem documents, PNG answers, API keys."""
 
 from copy import deepcopy
 from http import HTTPStatus
@@ -8,9 +8,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from app.door import OPEN
 from app.schemas import ImageRequest, Img2ImgRequest
 from app.views import DryRun, GoneEvent, ImageFormat, PreviewEvent, Problem, ProgressEvent, QueuedEvent
 
+SECURITY_SCHEMES = {
+    "ApiKey": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer i2i_...`"},
+    "ApiKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
+}
 REF = "#/components/schemas/{model}"
 SUBMIT_BODY = {
     "required": True,
@@ -90,7 +95,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, *, keys_required: bool) -> None:
     """Makes the application's OpenAPI document complete."""
 
     def document() -> dict[str, Any]:
@@ -100,6 +105,7 @@ def install(app: FastAPI) -> None:
             )
             _leave_out_refusals_that_never_come(app.openapi_schema)
             app.openapi_schema["components"]["schemas"] |= _schemas()
+            _say_who_may_enter(app.openapi_schema, keys_required)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
@@ -113,6 +119,20 @@ def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _say_who_may_enter(document: dict[str, Any], keys_required: bool) -> None:
+    """Keys are part of the contract even of a service that asks for none: a client of it may meet one that does."""
+    document["components"]["securitySchemes"] = SECURITY_SCHEMES
+    ways_in: list[dict[str, list[str]]] = [{name: []} for name in SECURITY_SCHEMES]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if OPEN.fullmatch(path):
+                operation["security"] = []
+                continue
+            operation["security"] = ways_in if keys_required else [{}, *ways_in]
+            refusals = problems(401, 403, 408) if "requestBody" in operation else problems(401, 403)
+            operation["responses"] |= {str(status): refusal for status, refusal in refusals.items()}
 
 
 def _schemas() -> dict[str, Any]:

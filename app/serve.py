@@ -13,8 +13,11 @@ from typing import IO
 
 import httpx
 import typer
+from redis import Redis
+from redis.exceptions import RedisError
 
 from app.child import Child
+from app.contract.keys import ApiKeys
 from app.private_redis import NoRedis, answers, redis_command
 from app.settings import ApiSettings
 
@@ -61,6 +64,7 @@ class Service:
             except NoRedis as error:
                 raise ServeError(str(error)) from None
             self._wait_until(lambda: answers(self._settings.resolved_redis_url))
+        check_keys(self._settings)
         self._add("worker", [*PYTHON, "worker"], stop_within_s=DRAIN_S)
         self._add("api", [*PYTHON, "app.cli", "api"], stop_within_s=10)
         with httpx.Client(base_url=self._settings.local_url, trust_env=False) as http:
@@ -107,6 +111,25 @@ def is_ready(http: httpx.Client) -> bool:
         return http.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def check_keys(settings: ApiSettings) -> None:
+    """Refuses to start a service that nobody could use. Raises ServeError.
+
+    With Redis away nobody knows; the service then lets nobody in until it is back.
+    """
+    if not settings.keys_required:
+        return
+    with Redis.from_url(settings.resolved_redis_url, socket_timeout=5, socket_connect_timeout=5) as redis:
+        try:
+            if ApiKeys(redis).any():
+                return
+        except RedisError:
+            return
+    raise ServeError(
+        f"on {settings.host} requests need an API key, and there is none yet: make one with "
+        "`img2img keys create --name NAME`, or let everyone in with --insecure"
+    )
 
 
 def check_torch() -> None:

@@ -1,13 +1,17 @@
 """Settings of the HTTP side. Read once, in the command line; a bad value refuses to start."""
 
+import ipaddress
 import os
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+import limits
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from app.contract.job import RESULT_TTL_S
 from app.contract.settings import SharedSettings
 
+ORIGIN = re.compile(r"https?://[^/\s,]+")
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 
@@ -19,6 +23,24 @@ def seconds(value: object) -> object:
         except ValueError:
             return value
     return value
+
+
+def rate(text: str | None) -> str | None:
+    """Refuses what is no rate."""
+    if text:
+        try:
+            limits.parse(text)
+        except ValueError:
+            raise ValueError("Input should be a rate such as 2000/minute or 500 per 10 minutes") from None
+    return text
+
+
+def origins(text: str) -> str:
+    """Refuses what a browser would never send as its origin."""
+    for origin in text.split(",") if text else ():
+        if origin.strip() != "*" and not ORIGIN.fullmatch(origin.strip()):
+            raise ValueError("Input should be origins such as https://studio.example, with commas between, or *")
+    return text
 
 
 class ApiSettings(SharedSettings):
@@ -42,6 +64,48 @@ class ApiSettings(SharedSettings):
     ] = RESULT_TTL_S
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
 
+    keys: Annotated[
+        Literal["auto", "required"],
+        Field(description="Whether requests need an API key; auto: unless only this machine can reach the service."),
+    ] = "auto"
+    insecure: Annotated[bool, Field(description="Let everyone in who can reach the service, without a key.")] = False
+    rate_limit: Annotated[
+        str | None,
+        AfterValidator(rate),
+        Field(description="Megapixel-steps that a key may have made, e.g. 2000/minute; unset: any."),
+    ] = None
+    max_queued_per_key: Annotated[int | None, Field(ge=1, description="Jobs of a key that may wait; unset: any.")] = (
+        None
+    )
+    max_queued: Annotated[int | None, Field(ge=1, description="Jobs that may wait in all; unset: any.")] = None
+    cors_origins: Annotated[
+        str,
+        AfterValidator(origins),
+        Field(description="Origins whose pages browsers let use the service, with commas between; * is any."),
+    ] = ""
+    body_timeout: Annotated[
+        float,
+        BeforeValidator(seconds),
+        Field(gt=0, description="How long a request body may take to arrive, e.g. 2m."),
+    ] = 120.0
+
+    @field_validator("insecure")
+    @classmethod
+    def _know_whom_to_let_in(cls, insecure: bool, info: ValidationInfo) -> bool:
+        if insecure and info.data.get("keys") == "required":
+            raise ValueError("IMG2IMG_KEYS=required says the contrary")
+        return insecure
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether a request needs an API key."""
+        return self.keys == "required" or not (self.insecure or is_loopback(self.host))
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """What `cors_origins` names, one by one."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
     @property
     def local_url(self) -> str:
         """Where this machine reaches the service."""
@@ -52,3 +116,11 @@ class ApiSettings(SharedSettings):
         """The environment in which a child process reads these same settings."""
         given = self.model_dump(exclude_unset=True, exclude_none=True)
         return {**os.environ, **{f"IMG2IMG_{name.upper()}": str(value) for name, value in given.items()}}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens on this host is reached from this machine only. A name that may mean anything is not."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -28,6 +28,7 @@ from app.contract.spec import Scheduler, result_key
 from app.contract.store import ObjectStore
 from app.main import create_app
 from app.private_redis import answers, redis_command
+from app.protocol import PatientProtocol
 from app.serve import free_port
 from app.settings import ApiSettings
 from tests.serving import serving
@@ -66,7 +67,8 @@ def redis_server(data_dir: Path) -> Iterator[str]:
 @contextmanager
 def http_server(settings: ApiSettings) -> Iterator[str]:
     """The front end on a loopback port, by its URL."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=settings.port, log_level="warning"))
+    config = uvicorn.Config(create_app(settings), port=settings.port, http=PatientProtocol, log_level="warning")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

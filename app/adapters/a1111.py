@@ -9,6 +9,7 @@ from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
+from redis import Redis
 from rq.utils import as_text
 
 from app.adapters.a1111_request import NAMES, SAMPLERS, WebUIRequest, to_request
@@ -28,7 +29,7 @@ async def img2img(asked: WebUIRequest, jobs: JobsDep) -> dict[str, Any]:
     """Makes pictures and answers when they are done."""
     request = await run_sync(to_request, asked, jobs.settings.max_pixels, limiter=jobs.decoders)
     record = await jobs.start(request)
-    await run_sync(jobs.redis.zadd, AT_WORK, {record.id: record.created_at})
+    await run_sync(_note, jobs.redis, record)
     try:
         record = await jobs.end(record.id)
     finally:
@@ -41,6 +42,11 @@ async def img2img(asked: WebUIRequest, jobs: JobsDep) -> dict[str, Any]:
         "parameters": asked.model_dump(mode="json", exclude=hidden),
         "info": json.dumps(_info(record)),
     }
+
+
+def _note(redis: Redis, record: JobRecord) -> None:
+    redis.zremrangebyscore(AT_WORK, "-inf", record.created_at - FORGOTTEN_S)
+    redis.zadd(AT_WORK, {record.id: record.created_at})
 
 
 def _info(record: JobRecord) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def _infotext(spec: JobSpec, seed: int) -> str:
 @router.get("/progress")
 def progress(jobs: JobsDep, previews: PreviewsDep, skip_current_image: bool = False) -> dict[str, Any]:
     """How far the oldest job made here is. Clients that poll it see previews."""
-    record = next((r for r in _at_work(jobs) if not r.status.is_terminal), None)
+    record = next(iter(_at_work(jobs)), None)
     state = {"skipped": False, "interrupted": False, "job": "", "job_count": 0, "job_no": 0}
     if record is None:
         steps = {"sampling_step": 0, "sampling_steps": 0}
@@ -111,8 +117,10 @@ def interrupt(jobs: JobsDep) -> dict[str, Any]:
 
 
 def _at_work(jobs: Jobs) -> list[JobRecord]:
+    """The caller's jobs made here that have not ended, oldest first."""
     ids = [str(as_text(job_id)) for job_id in jobs.redis.zrange(AT_WORK, 0, -1)]  # type: ignore[arg-type]
-    return [record for record in map(jobs.queue.records.get, ids) if record is not None]
+    found = [record for record in map(jobs.queue.records.get, ids) if record is not None]
+    return [record for record in found if not record.status.is_terminal]
 
 
 @router.get("/samplers")

@@ -11,7 +11,7 @@ from app.contract.errors import Gone
 from app.contract.job import JobRecord, JobStatus
 from app.contract.models import ModelCard, model_name
 from app.contract.spec import result_key
-from app.deps import DecodersDep, FeedDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
+from app.deps import CallerDep, DecodersDep, FeedDep, ModelsDep, QueueDep, RateDep, RedisDep, SettingsDep, StoreDep
 from app.follow import wait_for_end
 from app.resolve import resolve_model
 from app.routes.img2img import plan, submit, terms_of
@@ -32,6 +32,8 @@ class Jobs:
     decoders: DecodersDep
     feed: FeedDep
     redis: RedisDep
+    caller: CallerDep
+    rate: RateDep
 
     def card(self, model: str | None) -> ModelCard:
         """The model that a request names, or the default. Raises ParameterError or Unavailable."""
@@ -39,10 +41,12 @@ class Jobs:
 
     async def start(self, request: Img2ImgRequest) -> JobRecord:
         """Queues a job. Raises what `POST /img2img` answers with."""
+        await run_sync(self.queue.check_room, self.caller.owner)
         where = self.settings, self.queue, self.store, self.models
         spec, blobs = await run_sync(plan, request, *where, limiter=self.decoders)
-        terms = terms_of(request, self.settings)
-        record, _ = await run_sync(submit, spec, terms, blobs, None, self.settings, self.queue, self.store)
+        terms = terms_of(request, self.settings, self.caller)
+        await run_sync(self.rate.spend, self.caller.owner, spec.cost)
+        record, _ = await run_sync(submit, spec, terms, blobs, None, self.queue, self.store)
         return record
 
     async def end(self, job_id: str) -> JobRecord:

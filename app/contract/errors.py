@@ -6,13 +6,22 @@ Img2ImgError
 │   ├── PictureError
 │   ├── ParameterError
 │   │   └── KeyReused
-│   └── TooLarge
+│   ├── TooLarge
+│   ├── TooSlow             the body did not come in time
+│   ├── TooCostly           more than the client may ever have
+│   ├── NoKey               no API key
+│   │   └── UnknownKey
+│   └── ScopeMissing        the key may not do this
+├── TooMuch                 the client's: more than it may have now
+│   ├── RateLimited
+│   └── TooManyQueued
 ├── NotFound
 ├── NotReady                a result asked for before the job has ended
 ├── Gone                    a result that will never come
 │   ├── Expired
 │   └── Deleted
 ├── Unavailable             the service's: try again later
+│   └── QueueFull
 └── JobError                the job's: ends as a failed record, the worker lives on
     ├── Cancelled
     └── BadPixels
@@ -78,6 +87,63 @@ class TooLarge(RequestError):
     code = "too_large"
 
 
+class TooSlow(RequestError):
+    """The request body did not arrive in time."""
+
+    code = "too_slow"
+
+
+class TooCostly(RequestError):
+    """The job costs more than a client may ever have at once."""
+
+    code = "too_costly"
+
+
+class NoKey(RequestError):
+    """An API key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`."""
+
+    code = "no_key"
+
+
+class UnknownKey(NoKey):
+    """This API key is not known here, or no longer."""
+
+    code = "unknown_key"
+
+
+class ScopeMissing(RequestError):
+    """The API key may not do this."""
+
+    code = "scope_missing"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs an API key with the scope `{scope}`.")
+        self.scope = scope
+
+
+class TooMuch(Img2ImgError):
+    """This is more than the client may have now."""
+
+    code = "too_much"
+
+
+class RateLimited(TooMuch):
+    """The client has had the work that it may have for now."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: int, headers: dict[str, str]) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+
+class TooManyQueued(TooMuch):
+    """As many jobs of this key are waiting as may."""
+
+    code = "too_many_queued"
+
+
 class NotFound(Img2ImgError):
     """There is no such thing here."""
 
@@ -112,6 +178,12 @@ class Unavailable(Img2ImgError):
     """The service cannot take this right now; try again in a moment."""
 
     code = "unavailable"
+
+
+class QueueFull(Unavailable):
+    """As many jobs are waiting as may; try again when some are done."""
+
+    code = "queue_full"
 
 
 class JobError(Img2ImgError):

@@ -15,14 +15,15 @@ KEPT_S = 24 * 3600
 
 @dataclass(frozen=True)
 class Once:
-    """A client's idempotency key, and the fingerprint of the request that it came with."""
+    """A client's idempotency key, the fingerprint of the request that it came with, and whose it is."""
 
     key: str
     fingerprint: str
+    owner: str = ""  # as in Terms: two owners may choose the same key
 
     @property
     def redis_key(self) -> str:
-        return KEPT.format(digest=sha256(self.key.encode()).hexdigest())
+        return KEPT.format(digest=sha256(f"{self.owner} {self.key}".encode()).hexdigest())
 
     def keep(self, pipe: Pipeline, job_id: str) -> None:
         """Writes down which job the request made, in the transaction that makes it."""

@@ -2,7 +2,9 @@
 
 import time
 from contextlib import suppress
+from copy import copy
 from functools import cache
+from typing import Self
 from uuid import uuid4
 
 from redis import Redis
@@ -18,7 +20,8 @@ from app.contract.errors import Deleted
 from app.contract.inputs import InputPictures
 from app.contract.job import JobFailure, JobRecord, JobStatus, Terms
 from app.contract.once import Once
-from app.contract.records import LATE_S, JobRecords
+from app.contract.records import LATE_S, JobRecords, index_of
+from app.contract.room import Caps, Room
 from app.contract.spec import JobSpec
 
 QUEUE = "img2img-{model}"
@@ -54,11 +57,18 @@ def rq_queue(model: str, redis: Redis) -> Queue:
 class JobQueue:
     """Submits, looks up and cancels jobs."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, caps: Caps = Caps()) -> None:  # noqa: B008  # frozen
         self._redis = redis
+        self._room = Room(redis, caps)
         self.records = JobRecords(redis)
         self.inputs = InputPictures(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
+
+    def as_seen_by(self, owner: str | None) -> Self:
+        """The same queue, whose `records` show only the jobs of this owner; None sees all."""
+        seen = copy(self)
+        seen.records = self.records.as_seen_by(owner)
+        return seen
 
     def made_before(self, once: Once) -> JobRecord | None:
         """The job that this request made when it came before. Raises KeyReused, Expired or Deleted."""
@@ -66,8 +76,12 @@ class JobQueue:
         return self.records.find(job_id) if job_id else None
 
     def submit(self, spec: JobSpec, terms: Terms = Terms()) -> JobRecord:  # noqa: B008  # frozen
-        """Queues a job: record and queue entry in one transaction, so that there is never one without the other."""
+        """Queues a job: record and queue entry in one transaction, so that there is never one without the other.
+
+        Raises QueueFull or TooManyQueued.
+        """
         record = _new_record(spec, terms)
+        self._take_place(record.id, record.owner)
         with self._redis.pipeline() as pipe:
             self._add(record, pipe)
             pipe.execute()
@@ -76,7 +90,7 @@ class JobQueue:
     def submit_once(self, once: Once, spec: JobSpec, terms: Terms = Terms()) -> tuple[JobRecord, bool]:  # noqa: B008
         """Queues a job unless its request has made one. Of requests that come at the same time, one does.
 
-        Returns the job and whether it is new. Raises KeyReused, Expired or Deleted.
+        Returns the job and whether it is new. Raises KeyReused, Expired, Deleted, QueueFull or TooManyQueued.
         """
         record = _new_record(spec, terms)
         while True:
@@ -84,7 +98,9 @@ class JobQueue:
                 pipe.watch(once.redis_key)  # type: ignore[no-untyped-call]  # another request with it fails `execute`
                 job_id = once.job_id(pipe.get(once.redis_key))
                 if job_id:
+                    self._room.leave(self._redis, record.id, record.owner)
                     return self.records.find(job_id), False
+                self._take_place(record.id, record.owner)
                 self._add(record, pipe)
                 once.keep(pipe, record.id)
                 with suppress(WatchError):
@@ -94,6 +110,15 @@ class JobQueue:
     def _add(self, record: JobRecord, pipe: Pipeline) -> None:
         self._enqueue(record.id, record.spec.model, pipe)  # RQ opens the transaction itself: its commands come first
         self.records.add(pipe, record)
+        self._room.leave(pipe, record.id, record.owner)
+
+    def check_room(self, owner: str) -> None:
+        """Refuses a job that could not be queued now, before it costs anything. Raises QueueFull or TooManyQueued."""
+        self._take_place("", owner)
+
+    def _take_place(self, job_id: str, owner: str) -> None:
+        queued, of_owner = index_of(None, JobStatus.QUEUED), index_of(owner, JobStatus.QUEUED)
+        self._room.take(job_id, owner, queued, of_owner)
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
         """Puts a job that nobody runs any more before all others of its model; fails it if it has been tried too often.
@@ -144,6 +169,7 @@ class JobQueue:
 
     def cancel(self, job_id: str, why: JobFailure | None = None) -> JobRecord | None:
         """Cancels a job that has not ended; one that has is left as it is. Returns the record, None if there is none.
+        Whose it is, the caller has found out.
 
         The record says `cancelled` at once. A queued job leaves its queue; a running one is dropped by its worker at
         the next denoising step, told by RQ's command channel or, if that message is lost, by its next note of progress.

@@ -4,7 +4,9 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 from redis import Redis
 from redis.client import Pipeline
@@ -20,10 +22,11 @@ from app.contract.spec import JobSpec, input_key
 RECORD = "i2i:job:{id}"  # hash: the record, field by field
 LISTED = "i2i:jobs"  # sorted set: ids of all jobs, by creation time
 LISTED_AS = "i2i:jobs:{status}"  # the same, of the jobs in one state
+LISTED_OF = "i2i:jobs:of:{owner}"  # the same, of the jobs of one owner; and + :{status}
 EXPIRING = "i2i:expiring"  # sorted set: ids of ended jobs, by when their record and pictures go
 DEADLINES = "i2i:deadlines"  # sorted set: ids of jobs with a deadline that have not ended, by that deadline
 CHANGES = "i2i:changes"  # channel: id of every job whose record has changed, and its new status where that is new
-GONE = "i2i:gone:{id}"  # string with a time to live: why there is no such job any more
+GONE = "i2i:gone:{id}"  # string with a time to live: why there is no such job any more, and whose it was
 
 GONE_S = 24 * 3600  # a job that is gone is answered for this long with what became of it
 LATE_S = 300  # a worker may publish a picture of a job that is being deleted; they are looked for again after this
@@ -52,17 +55,24 @@ class Progress:
 
 
 class JobRecords:
-    """The job records of one Redis."""
+    """The job records of one Redis: all of them, or as the owner of some sees them."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._owner: str | None = None  # None: sees the jobs of all
         self.line = Line(redis, RECORD.format(id=""))
         self._move_script = redis.register_script(MOVE)
         self._forget_script = redis.register_script(FORGET)
         self._progress_script = redis.register_script(PROGRESS)
 
+    def as_seen_by(self, owner: str | None) -> Self:
+        """The same records, of which `find` and `page` show only those of this owner; None sees all."""
+        seen = copy(self)
+        seen._owner = owner
+        return seen
+
     def get(self, job_id: str) -> JobRecord | None:
-        """The record, or None where there is none."""
+        """The record, whosever it is, or None where there is none."""
         fields = self._redis.hgetall(RECORD.format(id=job_id))
         return _parse(job_id, fields) if fields else None
 
@@ -71,14 +81,18 @@ class JobRecords:
         record = self.get(job_id)
         if record is None:
             raise self._why_none(job_id)
+        if self._owner not in (None, record.owner):
+            raise _no_job(job_id)
         if record.expires_at and record.expires_at <= time.time():  # not yet swept
             raise Expired
         return record
 
     def _why_none(self, job_id: str) -> Img2ImgError:
-        why = as_text(self._redis.get(GONE.format(id=job_id)) or b"")
+        why, _, owner = str(as_text(self._redis.get(GONE.format(id=job_id)) or b"")).partition(" ")
+        if self._owner not in (None, owner):
+            return _no_job(job_id)
         reasons: dict[str, Img2ImgError] = {kind.code: kind() for kind in (Expired, Deleted)}
-        return reasons.get(why) or NotFound(f"There is no job {job_id[:80]}.")
+        return reasons.get(why) or _no_job(job_id)
 
     def add(self, pipe: Pipeline, record: JobRecord) -> None:
         """Writes a new record with all that lists it, in the transaction that also queues the job."""
@@ -104,6 +118,9 @@ class JobRecords:
         pipe.hset(RECORD.format(id=record.id), items=[x for field in fields.items() for x in field])
         pipe.zadd(LISTED, {record.id: record.created_at})
         pipe.zadd(LISTED_AS.format(status=record.status), {record.id: record.created_at})
+        if record.owner:
+            pipe.zadd(index_of(record.owner), {record.id: record.created_at})
+            pipe.zadd(index_of(record.owner, record.status), {record.id: record.created_at})
         for sha256 in spec.inputs:
             pipe.hincrby(INPUT_USES, input_key(sha256), 1)
         self.line.join(pipe, record)
@@ -111,7 +128,7 @@ class JobRecords:
 
     def page(self, status: JobStatus | None, before: Place | None, limit: int) -> tuple[list[JobRecord], Place | None]:
         """Up to `limit` jobs, newest first, from behind the place `before`; and the place to go on from, if any."""
-        index = LISTED_AS.format(status=status) if status else LISTED
+        index = index_of(self._owner, status)
         newest = before.created_at if before else "+inf"
         places: list[Place] = []
         offset = 0
@@ -217,6 +234,16 @@ class JobRecords:
         keys = [RECORD.format(id=job_id), LISTED, EXPIRING, DEADLINES, INPUT_USES, INPUTS, LINE, CHANGES]
         answer = self._move_script(keys=keys, args=args)
         return str(as_text(answer))
+
+
+def index_of(owner: str | None, status: JobStatus | None = None) -> str:
+    """The list of the jobs of an owner, or of all where it is None or empty, in one state or in any."""
+    index = LISTED_OF.format(owner=owner) if owner else LISTED
+    return f"{index}:{status}" if status else index
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(f"There is no job {job_id[:80]}.")
 
 
 def _readable(places: Iterable[Place], hashes: Iterable[Mapping[bytes | str, bytes | str]]) -> list[JobRecord]:

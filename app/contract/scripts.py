@@ -21,6 +21,11 @@ if ARGV[4] ~= '' and had[2] ~= ARGV[4] then return 'lost' end
 redis.call('HSET', KEYS[1], 'status', to, unpack(ARGV, 7))
 redis.call('ZREM', KEYS[2] .. ':' .. had[1], id)
 redis.call('ZADD', KEYS[2] .. ':' .. to, had[3] or 0, id)  -- or: where nothing can be read, it still ends
+if had[9] and had[9] ~= '' then
+  local of = KEYS[2] .. ':of:' .. had[9] .. ':'
+  redis.call('ZREM', of .. had[1], id)
+  redis.call('ZADD', of .. to, had[3] or 0, id)
+end
 redis.call('HINCRBY', KEYS[1], 'revision', 1)
 if ARGV[6] == '1' then redis.call('HINCRBY', KEYS[1], 'attempts', 1) end
 if had[1] == 'queued' then
@@ -44,7 +49,8 @@ return 'ok'
 # Forgets a job that has ended. KEYS: record, list of jobs, expiring, gone, changes. ARGV: id, why, seconds to remember
 # it, when to look for its pictures once more or "". Answers 1, or 0 where there is no such job or it has not ended.
 FORGET = """
-local status = redis.call('HGET', KEYS[1], 'status')
+local had = redis.call('HMGET', KEYS[1], 'status', 'owner')
+local status, owner = had[1], had[2] or ''
 if not status then
   redis.call('ZREM', KEYS[3], ARGV[1])
   return 0
@@ -53,8 +59,12 @@ if status == 'queued' or status == 'running' then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[2] .. ':' .. status, ARGV[1])
+if owner ~= '' then
+  redis.call('ZREM', KEYS[2] .. ':of:' .. owner, ARGV[1])
+  redis.call('ZREM', KEYS[2] .. ':of:' .. owner .. ':' .. status, ARGV[1])
+end
 if ARGV[4] == '' then redis.call('ZREM', KEYS[3], ARGV[1]) else redis.call('ZADD', KEYS[3], ARGV[4], ARGV[1]) end
-redis.call('SET', KEYS[4], ARGV[2], 'EX', ARGV[3])
+redis.call('SET', KEYS[4], ARGV[2] .. ' ' .. owner, 'EX', ARGV[3])
 redis.call('PUBLISH', KEYS[5], ARGV[1])
 return 1
 """

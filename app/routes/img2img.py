@@ -13,7 +13,8 @@ from app.contract.once import Once
 from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
-from app.deps import DecodersDep, ForecasterDep, ModelsDep, QueueDep, SettingsDep, StoreDep
+from app.deps import CallerDep, DecodersDep, ForecasterDep, ModelsDep, QueueDep, RateDep, SettingsDep, StoreDep
+from app.door import Caller
 from app.forecast import Forecaster
 from app.plan import Planner
 from app.references import Reference, referred
@@ -43,13 +44,15 @@ IdempotencyKey = Annotated[
     status_code=202,
     operation_id="submit_img2img",
     openapi_extra={"requestBody": openapi.SUBMIT_BODY},
-    responses=openapi.SUBMITTED | openapi.WOULD_BE_SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 503),
+    responses=openapi.SUBMITTED | openapi.WOULD_BE_SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 429, 503),
 )
 async def submit_img2img(
     request: RequestDep,
     response: Response,
     settings: SettingsDep,
+    caller: CallerDep,
     queue: QueueDep,
+    rate: RateDep,
     store: StoreDep,
     models: ModelsDep,
     forecaster: ForecasterDep,
@@ -58,12 +61,14 @@ async def submit_img2img(
     idempotency_key: IdempotencyKey = None,
 ) -> JobView | DryRun:
     """Queues a job. Poll the `Location`; when the job has succeeded, fetch its images."""
-    once = await run_sync(_once, request, idempotency_key) if idempotency_key and not dry_run else None
+    once = await run_sync(_once, request, idempotency_key, caller.owner) if idempotency_key and not dry_run else None
     made_before = await run_sync(queue.made_before, once) if once else None
     if made_before:
         return await run_sync(_accepted, response, made_before, False, forecaster)
+    if not dry_run:
+        await run_sync(queue.check_room, caller.owner)
     spec, blobs = await run_sync(plan, request, settings, queue, store, models, limiter=decoders)
-    terms = terms_of(request, settings)
+    terms = terms_of(request, settings, caller)
     if dry_run:
         response.status_code = 200
         forecast = await run_sync(forecaster.of_next, spec, terms)
@@ -74,12 +79,13 @@ async def submit_img2img(
             queue_position=forecast.queue_position,
             eta_s=forecast.eta_s,
         )
-    record, new = await run_sync(submit, spec, terms, blobs, once, settings, queue, store)
+    response.headers.update(await run_sync(rate.spend, caller.owner, spec.cost))
+    record, new = await run_sync(submit, spec, terms, blobs, once, queue, store)
     return await run_sync(_accepted, response, record, new, forecaster)
 
 
-def _once(request: Img2ImgRequest, key: str) -> Once:
-    return Once(key, request.fingerprint())
+def _once(request: Img2ImgRequest, key: str, owner: str) -> Once:
+    return Once(key, request.fingerprint(), owner)
 
 
 def _accepted(response: Response, record: JobRecord, new: bool, forecaster: Forecaster) -> JobView:
@@ -103,23 +109,22 @@ def plan(
     return planner.plan(), planner.blobs
 
 
-def terms_of(request: Img2ImgRequest, settings: ApiSettings) -> Terms:
+def terms_of(request: Img2ImgRequest, settings: ApiSettings, caller: Caller) -> Terms:
     """What holds for the job beside what it is to make."""
-    return Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s, priority=request.priority)
+    return Terms(
+        result_ttl_s=settings.result_ttl,
+        deadline_s=request.deadline_s,
+        owner=caller.owner,
+        priority=request.priority,
+    )
 
 
 def submit(
-    spec: JobSpec,
-    terms: Terms,
-    blobs: Mapping[str, bytes],
-    once: Once | None,
-    settings: ApiSettings,
-    queue: JobQueue,
-    store: Store,
+    spec: JobSpec, terms: Terms, blobs: Mapping[str, bytes], once: Once | None, queue: JobQueue, store: Store
 ) -> tuple[JobRecord, bool]:
     """Stores the pictures and queues the job, unless the same request has just done it. Returns whether it is new."""
     for digest, picture in blobs.items():
-        queue.inputs.hold(input_key(digest), settings.result_ttl)
+        queue.inputs.hold(input_key(digest), terms.result_ttl_s)
         store.put(input_key(digest), picture)
     if once is None:
         return queue.submit(spec, terms), True

@@ -77,6 +77,7 @@ def _preferred_wait(prefer: str | None) -> int | None:
 @router.post("/{job_id}/cancel", operation_id="cancel_job", responses=openapi.problems(404, 410, 503))
 def cancel_job(job_id: JobId, queue: QueueDep) -> JobView:
     """Cancels a job that has not ended; one that has stays as it is."""
+    queue.records.find(job_id)
     queue.cancel(job_id)
     return JobView.of(queue.records.find(job_id))
 
