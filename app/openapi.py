@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app.schemas import ImageRequest, Img2ImgRequest
-from app.views import DryRun, GoneEvent, ImageFormat, Problem, ProgressEvent, QueuedEvent
+from app.views import DryRun, GoneEvent, ImageFormat, JobEvent, Problem, ProgressEvent, QueuedEvent
 
 REF = "#/components/schemas/{model}"
 SUBMIT_BODY = {
@@ -96,13 +96,25 @@ def install(app: FastAPI) -> None:
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = get_openapi(
-                title=app.title, version=app.version, summary=app.summary, routes=app.routes
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                routes=app.routes,
+                webhooks=app.webhooks.routes,
             )
             _leave_out_refusals_that_never_come(app.openapi_schema)
             app.openapi_schema["components"]["schemas"] |= _schemas()
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+    app.webhooks.add_api_route("job.ended", tell_end, methods=["POST"], operation_id="tell_end", status_code=204)
+
+
+def tell_end(event: JobEvent) -> None:
+    """A job has ended. Signed by Standard Webhooks; any 2xx is an acknowledgement, 410 means: no more tries.
+
+    It may come more than once, then with the same `webhook-id`.
+    """
 
 
 def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
@@ -129,5 +141,9 @@ def _schemas() -> dict[str, Any]:
             "format": "binary",
             "description": "The picture: PNG, JPEG or WebP.",
         }
+    schemas["Img2ImgForm"]["properties"]["webhook"] = {
+        "type": "string",
+        "description": schemas["Img2ImgRequest"]["properties"]["webhook"]["description"] + " The object as JSON text.",
+    }
     schemas["Img2ImgForm"]["properties"]["image"]["description"] += " Or, as text: what refers to one, as in JSON."
     return schemas

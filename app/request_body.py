@@ -17,7 +17,7 @@ from app.references import parse_reference
 from app.schemas import MAX_TEXT, ImageRequest, Img2ImgRequest
 from app.settings import ApiSettings
 
-MAX_PARTS = 64  # the request has 13 fields; some room, so that a stranger is named rather than counted
+MAX_PARTS = 64  # the request has 14 fields; some room, so that a stranger is named rather than counted
 MAX_FIELD_BYTES = 64 * 1024
 # Two texts full of commas, and some room. A body of nothing but brackets costs a parser half a minute and gigabytes.
 MAX_JSON_VALUES = 2 * MAX_TEXT + 100

@@ -5,9 +5,11 @@ import binascii
 from hashlib import sha256
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic_core import from_json
 
 from app.contract.spec import MAX_IMAGES, MAX_SEED, Resize, Scheduler
+from app.contract.webhook import Webhook
 from app.references import Reference, parse_reference
 
 MAX_TEXT = 10_000  # characters
@@ -54,6 +56,20 @@ PictureOrReference = Annotated[
         }
     ),
 ]
+
+
+def webhook_fields(value: object) -> object:
+    """The object that a webhook is, where it came as text: as JSON in a form, or as a URL alone."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("{"):
+        return {"url": value}
+    try:
+        return from_json(value)
+    except ValueError as error:
+        raise ValueError(f"Input should be a URL or a JSON object: {error}") from None
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(max_length=200)]
 
@@ -93,6 +109,11 @@ class Img2ImgRequest(BaseModel):
     deadline_s: Annotated[
         float | None,
         Field(ge=1, le=MAX_DEADLINE_S, description="Seconds from now; a job that has not ended by then is cancelled."),
+    ] = None
+    webhook: Annotated[
+        Webhook | None,
+        BeforeValidator(webhook_fields, json_schema_input_type=Webhook | str | None),
+        Field(description="Where to tell how the job ended, and which ends; a URL alone is told all of them."),
     ] = None
 
     def fingerprint(self) -> str:

@@ -7,12 +7,14 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 
 from app import openapi
+from app.contract.errors import ParameterError
 from app.contract.job import JobRecord, Terms
 from app.contract.models import ModelRegistry, model_name
 from app.contract.once import Once
 from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
+from app.courier.addresses import check_webhook
 from app.deps import DecodersDep, ForecasterDep, ModelsDep, QueueDep, SettingsDep, StoreDep
 from app.forecast import Forecaster
 from app.references import referred
@@ -85,6 +87,11 @@ def resolve(
     request: Img2ImgRequest, settings: ApiSettings, queue: JobQueue, store: Store, models: ModelRegistry
 ) -> tuple[JobSpec, bytes]:
     """Every default made explicit, and the picture as the model will see it."""
+    if request.webhook is not None:
+        if not settings.webhook_secrets:
+            message = "This service signs no webhooks yet; whoever runs it should set IMG2IMG_WEBHOOK_SECRET"
+            raise ParameterError("webhook", message)
+        check_webhook(request.webhook, allow_private=settings.webhook_allow_private)
     card = resolve_model(request.model, model_name(settings.model), models.known())
     scheduler = resolve_scheduler(request, card)
     seed = resolve_seed(request.seed, request.num_images)
@@ -124,7 +131,7 @@ def submit(
     """Stores the picture and queues the job, unless the same request has just done it. Returns whether it is new."""
     queue.inputs.hold(input_key(spec.image), settings.result_ttl)
     store.put(input_key(spec.image), picture)
-    terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s)
+    terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s, webhook=request.webhook)
     if once is None:
         return queue.submit(spec, terms), True
     return queue.submit_once(once, spec, terms)
