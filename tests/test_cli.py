@@ -94,7 +94,7 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 def assert_stops(serve: psutil.Popen, by: signal.Signals) -> None:
     """Everything ends, in order, and that is a success."""
     children = serve.children(recursive=True)
-    assert len(children) == 3
+    assert len(children) == 4
     serve.send_signal(by)
     assert serve.wait(20) == 0
     assert ended(children)

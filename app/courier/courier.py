@@ -22,7 +22,7 @@ IN_FLIGHT = 200  # attempts at the same time; each is a socket that mostly waits
 PER_HOST = 8  # of them to one host, so that a slow one does not hold up the others
 LOOK_S = 0.3  # how often the outbox is looked at
 OUTAGE_S = 1.0  # between two tries while Redis is away
-MARGIN_S = 10.0  # by which a lease outlasts the longest attempt
+MARGIN_S = 5.0  # by which a lease outlasts the longest attempt
 USER_AGENT = f"img2img/{version('img2img')}"
 
 log = logging.getLogger(__name__)

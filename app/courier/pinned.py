@@ -32,10 +32,16 @@ async def system_resolver(host: str, port: int) -> list[str]:
 class PinnedBackend(httpcore.AsyncNetworkBackend):
     """Dials addresses, never names. TLS above it still verifies the name that stands in the URL."""
 
-    def __init__(self, resolver: Resolver = system_resolver, *, allow_private: bool = False) -> None:
+    def __init__(
+        self,
+        resolver: Resolver = system_resolver,
+        network: httpcore.AsyncNetworkBackend | None = None,
+        *,
+        allow_private: bool = False,
+    ) -> None:
         self._resolver = resolver
         self._allow_private = allow_private
-        self._network = httpcore.AnyIOBackend()
+        self._network = network or httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
