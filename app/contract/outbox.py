@@ -16,25 +16,33 @@ from app.contract.webhook import Delivery, DeliveryStatus
 
 OUTBOX_ROW = OUTBOX + ":{id}"  # hash: a job's record as it was when it ended, and `claim` and `tries` of couriers
 
-SCAN = 200  # rows that one claim looks at
-DEFER_S = 2.0  # a row whose host is busy is looked at again after this, so that it does not stand before others
+SCAN = 1000  # rows that one claim looks at
+KEPT_BY_HOST = 100  # rows of a busy host that stay in sight where there are more than that
+DEFER_S = 5.0  # the others are looked at again after this, so that they do not hide those of other hosts
 STALE_S = 7 * 24 * 3600.0  # a row that is overdue for this long is dropped: no courier has been there for a week
 
 log = logging.getLogger(__name__)
 
 # Takes due rows, for a while, into the hands of one courier. KEYS: outbox. ARGV: now, end of the lease, claim, most
-# rows, most of one host, rows in hand by host as JSON, when to look again at a row whose host is busy, rows to look at.
+# rows, most of one host, rows in hand by host as JSON, rows to look at, rows of a busy host to keep in sight, when to
+# look again at others. Answers the rows taken, and whether it left any.
 _CLAIM = """
-local taken, busy = {}, cjson.decode(ARGV[6])
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[8])
+local taken, busy, left, left_of = {}, cjson.decode(ARGV[6]), 0, {}
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[7])
+local crowded = #due == tonumber(ARGV[7])
 for _, id in ipairs(due) do
   local row = KEYS[1] .. ':' .. id
   local host = redis.call('HGET', row, 'webhook_host')
   if not host then
     redis.call('ZREM', KEYS[1], id)
+  elseif #taken == tonumber(ARGV[4]) then
+    left = 1
+    break
   elseif (busy[host] or 0) >= tonumber(ARGV[5]) then
-    redis.call('ZADD', KEYS[1], ARGV[7], id)
-  elseif #taken < tonumber(ARGV[4]) then
+    left = 1
+    left_of[host] = (left_of[host] or 0) + 1
+    if crowded and left_of[host] > tonumber(ARGV[8]) then redis.call('ZADD', KEYS[1], ARGV[9], id) end
+  else
     busy[host] = (busy[host] or 0) + 1
     redis.call('ZADD', KEYS[1], ARGV[2], id)
     redis.call('HSET', row, 'claim', ARGV[3])
@@ -42,7 +50,7 @@ for _, id in ipairs(due) do
     taken[#taken + 1] = {id, redis.call('HGETALL', row)}
   end
 end
-return {#due, taken}
+return {taken, left}
 """
 
 # Writes down how an attempt went, if the row is still in the same hands. KEYS: outbox, row, record. ARGV: id, claim or
@@ -81,14 +89,24 @@ class Outbox:
     def claim(
         self, *, limit: int, lease_s: float, in_hand: Mapping[str, int], host_limit: int
     ) -> tuple[list[Claimed], bool]:
-        """Takes up to `limit` due events for lease_s seconds, and says whether there may be more to look at.
+        """Takes up to `limit` due events for lease_s seconds, and says whether it left any that are due.
 
         in_hand: events of each host that the caller has now; of one host it gets at most host_limit. An event whose
         courier dies is due again at the end of its lease, and the attempt counts.
         """
         now, claim, busy = time.time(), uuid4().hex, json.dumps(in_hand)
-        args: list[str | float] = [now, now + lease_s, claim, limit, host_limit, busy, now + DEFER_S, SCAN]
-        looked_at, rows = self._claim_script(keys=[OUTBOX], args=args)
+        args: list[str | float] = [
+            now,
+            now + lease_s,
+            claim,
+            limit,
+            host_limit,
+            busy,
+            SCAN,
+            KEPT_BY_HOST,
+            now + DEFER_S,
+        ]
+        rows, left = self._claim_script(keys=[OUTBOX], args=args)
         claimed = []
         for raw_id, flat in rows:
             fields = {str(as_text(name)): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
@@ -100,7 +118,7 @@ class Outbox:
                 self._settle(job_id, claim, Delivery(status=DeliveryStatus.FAILED, last_error="unreadable"))
                 continue
             claimed.append(Claimed(record, claim, int(fields["tries"]), now + lease_s))
-        return claimed, looked_at == SCAN and len(rows) < limit
+        return claimed, bool(left)
 
     def settle(self, claimed: Claimed, delivery: Delivery) -> bool:
         """Writes down how an attempt went; it is tried again at `next_attempt_at`. False if it is in other hands."""

@@ -20,7 +20,7 @@ from app.views import JobEvent
 
 IN_FLIGHT = 200  # attempts at the same time; each is a socket that mostly waits
 PER_HOST = 8  # of them to one host, so that a slow one does not hold up the others
-LOOK_S = 0.3  # how often the outbox is looked at
+LOOK_S, BUSY_LOOK_S = 0.3, 0.05  # how often the outbox is looked at, and while something due waits for its turn
 OUTAGE_S = 1.0  # between two tries while Redis is away
 MARGIN_S = 5.0  # by which a lease outlasts the longest attempt
 USER_AGENT = f"img2img/{version('img2img')}"
@@ -42,25 +42,24 @@ class Courier:
         """Returns when `stop` is set and the attempts in flight have ended."""
         async with asyncio.TaskGroup() as attempts:
             while not stop.is_set():
-                if not await self._take(attempts):
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(stop.wait(), LOOK_S)
+                pause_s = await self._take(attempts)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), pause_s)
 
-    async def _take(self, attempts: asyncio.TaskGroup) -> bool:
-        """Starts on what is due. Whether there may be more."""
+    async def _take(self, attempts: asyncio.TaskGroup) -> float:
+        """Starts on what is due. Returns after how many seconds to look again."""
         room = IN_FLIGHT - self._in_hand.total()
         if room <= 0:
-            return False
+            return BUSY_LOOK_S
         try:
-            claimed, more = await run_sync(self._claim, room)
+            claimed, left = await run_sync(self._claim, room)
         except RedisError as error:
             log.info("the courier waits for Redis: %s", error)
-            await asyncio.sleep(OUTAGE_S)
-            return False
+            return OUTAGE_S
         for one in claimed:
             self._in_hand[_host(one)] += 1
             attempts.create_task(self._deliver(one))
-        return more
+        return BUSY_LOOK_S if left else LOOK_S
 
     def _claim(self, room: int) -> tuple[list[Claimed], bool]:
         in_hand = {host: count for host, count in self._in_hand.items() if count}
