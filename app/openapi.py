@@ -119,7 +119,7 @@ def tell_end(event: JobEvent) -> None:
 
 def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
     """FastAPI documents a 422 of its own wherever there is a parameter, be it one that takes any text."""
-    for operations in document["paths"].values():
+    for operations in (*document["paths"].values(), *document["webhooks"].values()):
         for operation in operations.values():
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                 del operation["responses"]["422"]
