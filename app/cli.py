@@ -19,7 +19,7 @@ from app.contract.job import JobStatus
 from app.contract.spec import Resize, Scheduler
 from app.keys_cli import keys_app
 from app.serve import PYTHON, ServeError, check_keys, check_port, check_torch, free_port, running
-from app.settings import ApiSettings
+from app.settings import ApiSettings, complaint
 from app.views import JobView
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ def serve(
     redis_url: RedisUrl = None,
     insecure: Insecure = None,
 ) -> None:
-    """The whole service on this machine: Redis, API and worker. Ctrl-C stops all of it."""
+    """The whole service on this machine: Redis, API, worker and courier. Ctrl-C stops all of it."""
     with _one_line_errors(), suppress(KeyboardInterrupt):
         settings = _settings(
             host=host,
@@ -119,6 +119,14 @@ def worker(data_dir: DataDir = None, model: Model = None, slots: Slots = None, r
         settings = _settings(data_dir=data_dir, model=model, slots=slots, redis_url=redis_url)
         check_torch()
         os.execve(sys.executable, [*PYTHON, "worker"], settings.as_environment())  # noqa: S606
+
+
+@app.command()
+def courier(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """A courier alone: takes ends of jobs from Redis and delivers their webhooks."""
+    with _one_line_errors():
+        settings = _settings(data_dir=data_dir, redis_url=redis_url)
+        os.execve(sys.executable, [*PYTHON, "app.courier"], settings.as_environment())  # noqa: S606
 
 
 @app.command()
@@ -215,10 +223,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        reasons = (
-            f"IMG2IMG_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}, got {e['input']!r}" for e in error.errors()
-        )
-        _fail("; ".join(reasons))
+        _fail(complaint(error))
     except (ServeError, Refused, OSError) as error:
         _fail(str(error))
 

@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.door import OPEN
 from app.schemas import ImageRequest, Img2ImgRequest
-from app.views import DryRun, GoneEvent, ImageFormat, PreviewEvent, Problem, ProgressEvent, QueuedEvent
+from app.views import DryRun, GoneEvent, ImageFormat, JobEvent, PreviewEvent, Problem, ProgressEvent, QueuedEvent
 
 SECURITY_SCHEMES = {
     "ApiKey": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer i2i_...`"},
@@ -101,7 +101,11 @@ def install(app: FastAPI, *, keys_required: bool) -> None:
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = get_openapi(
-                title=app.title, version=app.version, summary=app.summary, routes=app.routes
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                routes=app.routes,
+                webhooks=app.webhooks.routes,
             )
             _leave_out_refusals_that_never_come(app.openapi_schema)
             app.openapi_schema["components"]["schemas"] |= _schemas()
@@ -109,11 +113,19 @@ def install(app: FastAPI, *, keys_required: bool) -> None:
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+    app.webhooks.add_api_route("job.ended", tell_end, methods=["POST"], operation_id="tell_end", status_code=204)
+
+
+def tell_end(event: JobEvent) -> None:
+    """A job has ended. Signed by Standard Webhooks; any 2xx is an acknowledgement, 410 means: no more tries.
+
+    It may come more than once, then with the same `webhook-id`.
+    """
 
 
 def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
     """FastAPI documents a 422 of its own wherever there is a parameter, be it one that takes any text."""
-    for operations in document["paths"].values():
+    for operations in (*document["paths"].values(), *document["webhooks"].values()):
         for operation in operations.values():
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                 del operation["responses"]["422"]
@@ -155,4 +167,8 @@ def _schemas() -> dict[str, Any]:
                 field |= {"type": "string", "format": "binary", "description": told}
     told = " Or, as text: what refers to one, as in JSON. Pictures of `controls` and `image_prompts` can come as files"
     schemas["Img2ImgForm"]["properties"]["image"]["description"] += f"{told} named `controls.0.image` and so on."
+    schemas["Img2ImgForm"]["properties"]["webhook"] = {
+        "type": "string",
+        "description": schemas["Img2ImgRequest"]["properties"]["webhook"]["description"] + " The object as JSON text.",
+    }
     return schemas

@@ -7,7 +7,8 @@ import re
 from hashlib import sha256
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic_core import from_json
 
 from app.contract.conditions import (
     MAX_CONTROLS,
@@ -20,6 +21,7 @@ from app.contract.conditions import (
 )
 from app.contract.job import Priority
 from app.contract.spec import MAX_IMAGES, MAX_SEED, MAX_STEPS, Resize, Scheduler
+from app.contract.webhook import Webhook
 from app.references import Reference, parse_reference
 
 MAX_TEXT = 10_000  # characters
@@ -79,6 +81,20 @@ MaskOrReference = Annotated[
     PlainValidator(mask_or_reference),
     WithJsonSchema({"type": "string", "description": "As for `image`, or `alpha`."}),
 ]
+
+
+def webhook_fields(value: object) -> object:
+    """The object that a webhook is, where it came as text: as JSON in a form, or as a URL alone."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("{"):
+        return {"url": value}
+    try:
+        return from_json(value)
+    except ValueError as error:
+        raise ValueError(f"Input should be a URL or a JSON object: {error}") from None
+
+
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(max_length=200)]
 
@@ -214,6 +230,11 @@ class Img2ImgRequest(BaseModel):
     priority: Annotated[
         Priority, Field(description="Which jobs go first; within one priority, clients take turns.")
     ] = Priority.NORMAL
+    webhook: Annotated[
+        Webhook | None,
+        BeforeValidator(webhook_fields, json_schema_input_type=Webhook | str | None),
+        Field(description="Where to tell how the job ended, and which ends; a URL alone is told all of them."),
+    ] = None
 
     def fingerprint(self) -> str:
         """Equal for equal requests, however they are written and whatever the defaults of later versions add."""

@@ -1,4 +1,4 @@
-"""The supervisor behind `img2img serve`: Redis, API and worker on one machine, started and stopped together."""
+"""The supervisor behind `img2img serve`: Redis, courier, worker and API on one machine, as one."""
 
 import fcntl
 import signal
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from app.child import Child
 from app.contract.keys import ApiKeys
+from app.courier.signing import keep_secret
 from app.private_redis import NoRedis, answers, redis_command
 from app.settings import ApiSettings
 
@@ -37,6 +38,8 @@ def running(settings: ApiSettings) -> Iterator["Service"]:
     check_torch()
     with lock_data_dir(settings.data_dir):
         check_port(settings.host, settings.port)
+        if not settings.webhook_secret:
+            keep_secret(settings.data_dir)
         service = Service(settings)
         try:
             service.start()
@@ -57,7 +60,7 @@ class Service:
         self._children: list[Child] = []
 
     def start(self) -> None:
-        """Redis, then worker and API. Returns when a job could be submitted. Raises ServeError."""
+        """Redis, then courier, worker and API. Returns when a job could be submitted. Raises ServeError."""
         if not self._settings.redis_url:
             try:
                 self._add("redis", redis_command(self._settings.data_dir), stop_within_s=20)
@@ -65,6 +68,7 @@ class Service:
                 raise ServeError(str(error)) from None
             self._wait_until(lambda: answers(self._settings.resolved_redis_url))
         check_keys(self._settings)
+        self._add("courier", [*PYTHON, "app.courier"], stop_within_s=self._settings.webhook_timeout_s + 5)
         self._add("worker", [*PYTHON, "worker"], stop_within_s=DRAIN_S)
         self._add("api", [*PYTHON, "app.cli", "api"], stop_within_s=10)
         with httpx.Client(base_url=self._settings.local_url, trust_env=False) as http:
@@ -82,7 +86,7 @@ class Service:
                 typer.echo(f"img2img: {child.name} ended with exit code {code}; started it again", err=True)
 
     def stop(self) -> None:
-        """API first, so that nothing new comes in, then worker, then Redis. A second Ctrl-C does not wait."""
+        """API first, so that nothing new comes in, then worker, courier and Redis. A second Ctrl-C does not wait."""
         try:
             while self._children:
                 self._children[-1].stop()

@@ -1,12 +1,15 @@
 """Settings of the HTTP side. Read once, in the command line; a bad value refuses to start."""
 
+import base64
+import binascii
 import ipaddress
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 import limits
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from app.contract.job import RESULT_TTL_S
 from app.contract.settings import SharedSettings
@@ -43,6 +46,35 @@ def origins(text: str) -> str:
     return text
 
 
+SECRET_PREFIX = "whsec_"  # noqa: S105
+
+
+def _secrets(text: str) -> str:
+    """Checks the form that Standard Webhooks asks for. The message never says what it got."""
+    for secret in text.split():
+        try:
+            size = len(base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True))
+        except binascii.Error:
+            size = 0
+        if not secret.startswith(SECRET_PREFIX) or not 24 <= size <= 64:
+            raise ValueError(f"each secret should be {SECRET_PREFIX} and the base64 of 24 to 64 random bytes")
+    return text
+
+
+def webhook_secret_file(data_dir: Path) -> Path:
+    """Where `img2img serve` keeps the secret that it draws where none is set."""
+    return data_dir / "webhook-secret"
+
+
+def complaint(error: ValidationError) -> str:
+    """What is wrong with the settings, in one line that gives no secret away."""
+    return "; ".join(
+        f"IMG2IMG_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}"
+        + ("" if "webhook_secret" in e["loc"] else f", got {e['input']!r}")
+        for e in error.errors()
+    )
+
+
 class ApiSettings(SharedSettings):
     """`IMG2IMG_*` for the front end."""
 
@@ -63,6 +95,27 @@ class ApiSettings(SharedSettings):
         Field(gt=0, description="How long a job and its pictures are kept after its end: 24h, 30m, 7d or seconds."),
     ] = RESULT_TTL_S
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
+    webhook_secret: Annotated[
+        str,
+        AfterValidator(_secrets),
+        Field(repr=False, description="Signs webhooks: whsec_ and base64. Several, with spaces between, all sign."),
+    ] = ""
+    webhook_allow_private: Annotated[
+        bool, Field(description="Webhooks may also lead to private addresses, and by plain http.")
+    ] = False
+    webhook_timeout_s: Annotated[
+        float, Field(gt=0, le=60, description="Seconds that an attempt to deliver a webhook may take.")
+    ] = 15.0
+
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """What signs webhooks: as configured, else what `img2img serve` has drawn; none where neither is there."""
+        if self.webhook_secret:
+            return tuple(self.webhook_secret.split())
+        try:
+            return tuple(webhook_secret_file(self.data_dir).read_text().split())
+        except FileNotFoundError:
+            return ()
 
     keys: Annotated[
         Literal["auto", "required"],

@@ -13,6 +13,7 @@ from app.contract.job import ImageInfo, JobFailure, JobRecord, JobStatus, Priori
 from app.contract.models import ModelCard
 from app.contract.previews import Preview
 from app.contract.spec import JobSpec
+from app.contract.webhook import Delivery, DeliveryStatus, Event
 from app.forecast import Forecast
 
 
@@ -52,6 +53,40 @@ class ProgressView(BaseModel):
     fraction: Annotated[float, Field(ge=0, le=1)]
 
 
+class DeliveryView(BaseModel):
+    """How the delivery of a webhook stands."""
+
+    status: Annotated[DeliveryStatus, Field(description="`failed`: it is not tried again.")]
+    attempts: int
+    last_attempt_at: datetime | None
+    next_attempt_at: Annotated[datetime | None, Field(description="Known once an attempt has failed.")]
+    last_status: Annotated[int | None, Field(description="What the receiver answered last.")]
+    last_error: Annotated[str | None, Field(description="Why the last attempt was none that counts.")]
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Self:
+        moments = ("last_attempt_at", "next_attempt_at")
+        return cls(
+            **delivery.model_dump(exclude=set(moments)),
+            **{name: _moment_or_none(getattr(delivery, name)) for name in moments},
+        )
+
+
+class WebhookView(BaseModel):
+    """Where the end of a job is told, and how that stands."""
+
+    url: str
+    events: list[Event]
+    delivery: Annotated[DeliveryView | None, Field(description="Null as long as there is nothing to tell.")]
+
+    @classmethod
+    def of(cls, record: JobRecord) -> Self | None:
+        if record.webhook is None:
+            return None
+        delivery = DeliveryView.of(record.delivery) if record.delivery else None
+        return cls(url=str(record.webhook.url), events=record.webhook.events, delivery=delivery)
+
+
 class JobView(BaseModel):
     """A job as clients see it."""
 
@@ -76,6 +111,7 @@ class JobView(BaseModel):
     error: JobFailure | None
     timings: Annotated[dict[str, float], Field(description="Seconds: `queued`, `run`, then the stages of the run.")]
     worker: str | None
+    webhook: WebhookView | None = None
 
     @classmethod
     def of(cls, record: JobRecord, forecast: Forecast | None = None) -> Self:
@@ -99,6 +135,7 @@ class JobView(BaseModel):
             error=record.error,
             timings=_timings(record),
             worker=record.worker,
+            webhook=WebhookView.of(record),
         )
 
 
@@ -167,6 +204,20 @@ class GoneEvent(BaseModel):
     id: str
     code: str
     message: str
+
+
+class JobEvent(BaseModel):
+    """What a webhook gets: how a job ended. The same at every attempt."""
+
+    type: Event
+    timestamp: Annotated[datetime, Field(description="When the job ended.")]
+    data: Annotated[JobView, Field(description="The job, as `GET /jobs/{id}` shows it.")]
+
+    @classmethod
+    def of(cls, record: JobRecord) -> Self:
+        return cls.model_validate(
+            {"type": f"job.{record.status}", "timestamp": record.finished_at, "data": JobView.of(record)}
+        )
 
 
 class JobList(BaseModel):

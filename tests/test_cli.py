@@ -20,6 +20,7 @@ from PIL import Image
 from app.private_redis import NoRedis, find_redis_server, redis_command
 from app.serve import ServeError, check_torch, free_port
 from tests.conftest import gradient
+from tests.receivers import receiving, verified
 
 COMMAND = (sys.executable, "-P", "-m", "app.cli")
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -94,7 +95,7 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 def assert_stops(serve: psutil.Popen, by: signal.Signals) -> None:
     """Everything ends, in order, and that is a success."""
     children = serve.children(recursive=True)
-    assert len(children) == 3
+    assert len(children) == 4
     serve.send_signal(by)
     assert serve.wait(20) == 0
     assert ended(children)
@@ -131,7 +132,7 @@ def test_submit_passes_every_field_on(folder: Path) -> None:
 
 def test_a_dead_process_is_started_again(folder: Path) -> None:
     with serving(folder) as (serve, url):
-        for name in ("redis-server", "-m worker", "-m app.cli"):
+        for name in ("redis-server", "-m worker", "-m app.cli", "-m app.courier"):
             child = child_named(serve, name)
             child.kill()
             deadline = time.monotonic() + 10
@@ -142,6 +143,16 @@ def test_a_dead_process_is_started_again(folder: Path) -> None:
         while "cannot be reached" in result.stderr and time.monotonic() < deadline:
             result = img2img(folder, "submit", "in.png", "--url", url)
         assert result.returncode == 0, result.stderr
+
+
+def test_serve_delivers_webhooks_with_a_secret_of_its_own(folder: Path) -> None:
+    picture = (folder / "in.png").read_bytes()
+    with receiving() as receiver, serving(folder, IMG2IMG_WEBHOOK_ALLOW_PRIVATE="true") as (serve, url):
+        job = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": receiver.url}).json()
+        [received] = receiver.wait(1)
+        assert_stops(serve, signal.SIGTERM)
+    event = verified(received, (folder / "data" / "webhook-secret").read_text().strip())
+    assert (event["type"], event["data"]["id"]) == ("job.succeeded", job["id"])
 
 
 def test_a_killed_serve_leaves_nothing_behind(folder: Path) -> None:

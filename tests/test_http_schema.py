@@ -1,6 +1,8 @@
 """The OpenAPI document: complete, and true of what the service does."""
 
 import base64
+import json
+import re
 from typing import Any
 
 import httpx
@@ -69,6 +71,14 @@ def test_the_data_of_events_is_documented(document: dict[str, Any]) -> None:
     assert {"QueuedEvent", "ProgressEvent", "GoneEvent", "JobView"} <= document["components"]["schemas"].keys()
     answers = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]
     assert list(answers["200"]["content"]) == ["text/event-stream"]
+
+
+def test_the_event_of_a_webhook_is_documented(document: dict[str, Any]) -> None:
+    told = document["webhooks"]["job.ended"]["post"]
+    assert told["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/JobEvent"}
+    assert list(told["responses"]) == ["204"]
+    named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert named <= document["components"]["schemas"].keys()
 
 
 def test_the_document_needs_no_running_service() -> None:

@@ -14,6 +14,7 @@ HTTP_SIDE = {"fastapi", "starlette", "uvicorn", "typer"}
     [
         ("app.main", GPU_SIDE),
         ("app.cli", GPU_SIDE),
+        ("app.courier.__main__", GPU_SIDE | HTTP_SIDE | {"PIL"}),
         ("app.contract", GPU_SIDE | HTTP_SIDE | {"PIL"}),
         ("worker.__main__", HTTP_SIDE),
         ("worker.engine.engine", HTTP_SIDE | {"redis", "rq", "pydantic", "app"}),

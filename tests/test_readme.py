@@ -1,13 +1,20 @@
 """The README's commands and Python blocks, run as they stand against a live service."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
+from base64 import b64encode
 from pathlib import Path
 
 import httpx
 import pytest
+
+from app.courier.signing import Signers
+from app.serve import free_port
+from tests.processes import wait_for
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,11 +35,42 @@ def test_the_curl_command_queues_a_job(client: httpx.Client) -> None:
     assert json.loads(answer.stdout)["status"] == "queued"
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", [block for block in blocks("python") if "http://127.0.0.1:8000" in block])
 def test_every_python_block_writes_a_picture(client: httpx.Client, tmp_path: Path, code: str) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run([sys.executable, "-c", here(code, client)], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "sketch.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_receiver_of_webhooks_takes_what_is_signed_and_nothing_else() -> None:
+    (code,) = [block for block in blocks("python") if "standardwebhooks" in block]
+    secret, port = f"whsec_{b64encode(b'x' * 32).decode()}", free_port()
+    receiver = subprocess.Popen(
+        [sys.executable, "-c", code.replace("9000", str(port))],
+        env=os.environ | {"WEBHOOK_SECRET": secret},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        body = '{"type": "job.succeeded", "data": {"id": "3f0c"}}'
+        headers = Signers((secret,)).headers("3f0c", body, time.time())
+
+        def post(**more: str) -> int:
+            assert receiver.poll() is None
+            try:
+                answer = httpx.post(f"http://127.0.0.1:{port}/", content=body, headers=headers | more, trust_env=False)
+            except httpx.ConnectError:
+                return 0
+            return answer.status_code
+
+        assert wait_for(post, 60) == 204
+        assert receiver.stdout is not None
+        assert receiver.stdout.readline() == "job.succeeded 3f0c\n"
+        assert post(**{"webhook-id": "another"}) == 401
+    finally:
+        receiver.kill()
+        receiver.wait()
 
 
 def test_every_make_target_that_the_readme_names_exists() -> None:

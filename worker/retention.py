@@ -5,6 +5,7 @@ import logging
 from redis import Redis
 
 from app.contract.errors import Expired
+from app.contract.outbox import Outbox
 from app.contract.queue import JobQueue
 from app.contract.spec import result_keys
 from app.contract.store import Store
@@ -17,11 +18,13 @@ class Retention:
 
     def __init__(self, redis: Redis, store: Store) -> None:
         self._jobs = JobQueue(redis)
+        self._outbox = Outbox(redis)
         self._store = store
 
     def sweep(self) -> None:
-        """One round: deadlines, jobs, inputs. Blobs go before what names them, so that none is left without a name."""
+        """One round: deadlines, events, jobs, inputs. Blobs go before what names them, so that none is left unnamed."""
         self._jobs.cancel_overdue()
+        self._outbox.drop_stale()
         expired = self._jobs.records.expired_ids()
         for job_id in expired:
             self._store.delete(*result_keys(job_id))

@@ -21,6 +21,8 @@ from app.contract.spec import JobSpec
 from app.deps import PreviewsDep, SettingsDep
 
 AT_WORK = "i2i:sdapi"  # sorted set: ids of jobs made here that have not ended, by creation: what `progress` looks at
+FORGOTTEN_S = 24 * 3600  # ids that a front end left behind when it died go after this
+
 router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from app.contract.spec import JobSpec
+from app.contract.webhook import Delivery, Webhook
 
 
 class JobStatus(StrEnum):
@@ -50,6 +51,7 @@ class Terms:
     deadline_s: float | None = None  # from now; cancelled if it has not ended by then
     owner: str = ""  # id of the API key that sent it; "" where keys are off
     priority: Priority = Priority.NORMAL
+    webhook: Webhook | None = None  # where its end is told
 
 
 class ImageInfo(BaseModel):
@@ -99,3 +101,5 @@ class JobRecord(BaseModel):
     result_ttl_s: float = RESULT_TTL_S  # how long the job is kept after its end
     expires_at: float | None = None  # set at its end
     deadline_at: float | None = None  # cancelled if it has not ended by then
+    webhook: Webhook | None = None  # where its end is told
+    delivery: Delivery | None = None  # how that stands, once there is something to tell; no change of the job itself

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from redis import Redis
 from redis.client import Pipeline
@@ -26,6 +26,7 @@ LISTED_OF = "i2i:jobs:of:{owner}"  # the same, of the jobs of one owner; and + :
 EXPIRING = "i2i:expiring"  # sorted set: ids of ended jobs, by when their record and pictures go
 DEADLINES = "i2i:deadlines"  # sorted set: ids of jobs with a deadline that have not ended, by that deadline
 CHANGES = "i2i:changes"  # channel: id of every job whose record has changed, and its new status where that is new
+OUTBOX = "i2i:outbox"  # sorted set: ids of jobs whose end a webhook is to tell, by when it is next tried
 GONE = "i2i:gone:{id}"  # string with a time to live: why there is no such job any more, and whose it was
 
 GONE_S = 24 * 3600  # a job that is gone is answered for this long with what became of it
@@ -74,7 +75,7 @@ class JobRecords:
     def get(self, job_id: str) -> JobRecord | None:
         """The record, whosever it is, or None where there is none."""
         fields = self._redis.hgetall(RECORD.format(id=job_id))
-        return _parse(job_id, fields) if fields else None
+        return parse_record(job_id, fields) if fields else None
 
     def find(self, job_id: str) -> JobRecord:
         """The record. Raises NotFound, Expired or Deleted."""
@@ -115,6 +116,10 @@ class JobRecords:
         if record.deadline_at is not None:
             fields["deadline_at"] = record.deadline_at
             pipe.zadd(DEADLINES, {record.id: record.deadline_at})
+        if record.webhook is not None:
+            fields["webhook"] = record.webhook.model_dump_json()
+            fields["webhook_on"] = ",".join(record.webhook.statuses)
+            fields["webhook_host"] = record.webhook.host
         pipe.hset(RECORD.format(id=record.id), items=[x for field in fields.items() for x in field])
         pipe.zadd(LISTED, {record.id: record.created_at})
         pipe.zadd(LISTED_AS.format(status=record.status), {record.id: record.created_at})
@@ -150,7 +155,7 @@ class JobRecords:
 
         again_at: when `expired_ids` names it once more, for pictures that came late.
         """
-        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, GONE.format(id=job_id), CHANGES]
+        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, GONE.format(id=job_id), CHANGES, OUTBOX]
         return bool(self._forget_script(keys=keys, args=[job_id, why.code, GONE_S, again_at or ""]))
 
     def expired_ids(self, limit: int = 100) -> list[str]:
@@ -231,7 +236,7 @@ class JobRecords:
         flat = [x for field in fields.items() for x in field]
         ended_at: Scalar = fields["finished_at"] if to.is_terminal else ""
         args: list[Scalar] = [job_id, to.value, sources, execution, ended_at, int(attempt), *flat]
-        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, DEADLINES, INPUT_USES, INPUTS, LINE, CHANGES]
+        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, DEADLINES, INPUT_USES, INPUTS, LINE, CHANGES, OUTBOX]
         answer = self._move_script(keys=keys, args=args)
         return str(as_text(answer))
 
@@ -251,7 +256,7 @@ def _readable(places: Iterable[Place], hashes: Iterable[Mapping[bytes | str, byt
     records = []
     for place, fields in zip(places, hashes, strict=False):
         try:
-            record = _parse(place.job_id, fields) if fields else None
+            record = parse_record(place.job_id, fields) if fields else None
         except (ValueError, KeyError):
             log.warning("job %s cannot be read", place.job_id)
             continue
@@ -260,11 +265,12 @@ def _readable(places: Iterable[Place], hashes: Iterable[Mapping[bytes | str, byt
     return records
 
 
-def _parse(job_id: str, fields: Mapping[bytes | str, bytes | str]) -> JobRecord:
+def parse_record(job_id: str, fields: Mapping[Any, bytes | str]) -> JobRecord:
+    """The record that a hash holds. Raises ValueError or KeyError where it cannot be read."""
     text = {as_text(name): as_text(value) for name, value in fields.items() if value}  # an empty field is an unset one
     parsed: dict[str, object] = {"id": job_id, **text}
     parsed["spec"] = JobSpec.model_validate_json(text["spec"])
-    for name in ("images", "error", "timings"):
+    for name in ("images", "error", "timings", "webhook", "delivery"):
         if name in text:
             parsed[name] = json.loads(text[name])
     return JobRecord.model_validate(parsed)

@@ -5,10 +5,11 @@ from app.contract.line_scripts import LINE_FUNCTIONS
 # Moves a record to a new state if it is in one that allows the move and, where an execution is named, if that
 # execution still owns it. Answers "ok", or what stood in the way: "missing", "lost" or the present status.
 # A job that leaves the queue leaves the line; one that comes back joins it when RQ's list has it again. Whoever listens
-# on the channel is told.
-# KEYS: record, list of jobs, expiring, deadlines, uses of inputs, inputs, line, changes. ARGV: id, new status, statuses
-# it may move from, owning execution or "", the time if the new state is terminal, "1" to count an attempt, then field,
-# value, ...
+# on the channel is told. An end that a webhook is to tell goes to the outbox, as a copy of the record: it may expire
+# before it is told.
+# KEYS: record, list of jobs, expiring, deadlines, uses of inputs, inputs, line, changes, outbox. ARGV: id, new status,
+# statuses it may move from, owning execution or "", the time if the new state is terminal, "1" to count an attempt,
+# then field, value, ...
 MOVE = (
     LINE_FUNCTIONS
     + """
@@ -40,14 +41,21 @@ if now then
     if redis.call('HINCRBY', KEYS[5], input, -1) <= 0 then redis.call('HDEL', KEYS[5], input) end
     redis.call('ZADD', KEYS[6], 'GT', kept_until, input)
   end
+  local told = redis.call('HGET', KEYS[1], 'webhook_on')
+  if told and string.find(',' .. told .. ',', ',' .. to .. ',', 1, true) then
+    redis.call('COPY', KEYS[1], KEYS[9] .. ':' .. id)
+    redis.call('ZADD', KEYS[9], ARGV[5], id)
+    redis.call('HSET', KEYS[1], 'delivery', '{"status":"pending","attempts":0}')
+  end
 end
 redis.call('PUBLISH', KEYS[8], id .. ' ' .. to)
 return 'ok'
 """
 )
 
-# Forgets a job that has ended. KEYS: record, list of jobs, expiring, gone, changes. ARGV: id, why, seconds to remember
-# it, when to look for its pictures once more or "". Answers 1, or 0 where there is no such job or it has not ended.
+# Forgets a job that has ended; of one that is deleted nothing is told any more. KEYS: record, list of jobs, expiring,
+# gone, changes, outbox. ARGV: id, why, seconds to remember it, when to look for its pictures once more or "". Answers
+# 1, or 0 where there is no such job or it has not ended.
 FORGET = """
 local had = redis.call('HMGET', KEYS[1], 'status', 'owner')
 local status, owner = had[1], had[2] or ''
@@ -65,6 +73,9 @@ if owner ~= '' then
 end
 if ARGV[4] == '' then redis.call('ZREM', KEYS[3], ARGV[1]) else redis.call('ZADD', KEYS[3], ARGV[4], ARGV[1]) end
 redis.call('SET', KEYS[4], ARGV[2] .. ' ' .. owner, 'EX', ARGV[3])
+if ARGV[2] == 'deleted' and redis.call('ZREM', KEYS[6], ARGV[1]) == 1 then
+  redis.call('DEL', KEYS[6] .. ':' .. ARGV[1])
+end
 redis.call('PUBLISH', KEYS[5], ARGV[1])
 return 1
 """

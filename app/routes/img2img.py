@@ -7,12 +7,14 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 
 from app import openapi
+from app.contract.errors import ParameterError
 from app.contract.job import JobRecord, Terms
 from app.contract.models import ModelRegistry, model_name
 from app.contract.once import Once
 from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
+from app.courier.addresses import check_webhook
 from app.deps import CallerDep, DecodersDep, ForecasterDep, ModelsDep, QueueDep, RateDep, SettingsDep, StoreDep
 from app.door import Caller
 from app.forecast import Forecaster
@@ -99,6 +101,11 @@ def plan(
     request: Img2ImgRequest, settings: ApiSettings, queue: JobQueue, store: Store, models: ModelRegistry
 ) -> tuple[JobSpec, dict[str, bytes]]:
     """Every default made explicit, and the pictures as the worker takes them, by sha256."""
+    if request.webhook is not None:
+        if not settings.webhook_secrets:
+            message = "This service signs no webhooks yet; whoever runs it should set IMG2IMG_WEBHOOK_SECRET"
+            raise ParameterError("webhook", message)
+        check_webhook(request.webhook, allow_private=settings.webhook_allow_private)
 
     def open_picture(name: str, picture: bytes | Reference) -> Upload:
         sent = picture if isinstance(picture, bytes) else referred(name, picture, queue, store, settings.result_ttl)
@@ -116,6 +123,7 @@ def terms_of(request: Img2ImgRequest, settings: ApiSettings, caller: Caller) -> 
         deadline_s=request.deadline_s,
         owner=caller.owner,
         priority=request.priority,
+        webhook=request.webhook,
     )
 
 

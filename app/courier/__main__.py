@@ -1,0 +1,55 @@
+"""`python -m app.courier`: settings, Redis, network and courier; put together here and nowhere else."""
+
+import asyncio
+import logging
+import signal
+import sys
+
+from pydantic import ValidationError
+from redis import Redis
+
+from app.contract.outbox import Outbox
+from app.courier.courier import Courier
+from app.courier.pinned import PinnedBackend
+from app.courier.post import Poster
+from app.courier.signing import Signers
+from app.settings import ApiSettings, complaint
+
+REDIS_TIMEOUT_S = 5.0
+
+
+def main() -> int:
+    """Exit code 0 after it was told to stop, 2 when it cannot start."""
+    try:
+        settings = ApiSettings()
+    except ValidationError as error:
+        return _complain(complaint(error))
+    if not settings.webhook_secrets:
+        return _complain("set IMG2IMG_WEBHOOK_SECRET, which signs webhooks, to the same value as for the API")
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpcore").setLevel(logging.WARNING)  # at DEBUG it would log headers
+    asyncio.run(run(settings))
+    return 0
+
+
+async def run(settings: ApiSettings) -> None:
+    """Delivers until SIGTERM or SIGINT; attempts in flight end first."""
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    allow_private, timeout_s = settings.webhook_allow_private, settings.webhook_timeout_s
+    poster = Poster(PinnedBackend(allow_private=allow_private), timeout_s=timeout_s, allow_http=allow_private)
+    with Redis.from_url(
+        settings.resolved_redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
+    ) as redis:
+        courier = Courier(Outbox(redis), poster, Signers(settings.webhook_secrets), timeout_s=timeout_s)
+        await courier.run(stop)
+
+
+def _complain(reason: str) -> int:
+    sys.stderr.write(f"img2img courier: {reason}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
