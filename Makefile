@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test lint types fences unit format benchmark model clean
+.PHONY: help demo serve test lint types fences unit format openapi benchmark model clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ unit: $(VENV)/dev
 format: $(VENV)/dev ## put the code into the form that lint wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+openapi: $(VENV)/dev ## write openapi.json, which a test compares with what the service says
+	$(BIN)/python -m app.document
 
 benchmark: $(VENV)/dev ## measure throughput and submit cost on this machine (minutes)
 	$(BIN)/python -m benchmarks.throughput
