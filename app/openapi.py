@@ -48,7 +48,7 @@ SUBMITTED: dict[int | str, dict[str, Any]] = {
 SUBMITTED_OR_NOT = {
     "title": "Submitted",
     "description": "The job; with `dry_run`, what it would be.",
-    "anyOf": [{"$ref": REF.format(model="DryRun")}, {"$ref": REF.format(model="JobView")}],
+    "oneOf": [{"$ref": REF.format(model="DryRun")}, {"$ref": REF.format(model="JobView")}],
 }
 WOULD_BE_SUBMITTED: dict[int | str, dict[str, Any]] = {
     200: {

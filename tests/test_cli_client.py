@@ -4,9 +4,8 @@ import json
 import shutil
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -36,25 +35,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def url(http: httpx.Client) -> str:
     return str(http.base_url)
-
-
-@pytest.fixture
-def worked(queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client) -> Iterator[None]:
-    """A thread ends jobs as a worker would."""
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.wait(0.05):
-            for job_id in queue.records.active_ids():
-                record = queue.records.get(job_id)
-                if record and record.status is JobStatus.QUEUED:
-                    finish(job_id)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    over.set()
-    thread.join()
 
 
 @pytest.mark.usefixtures("worked")
