@@ -13,18 +13,19 @@ from app.schemas import ImageRequest, Img2ImgRequest
 from app.views import GoneEvent, ImageFormat, Problem, ProgressEvent, QueuedEvent
 
 REF = "#/components/schemas/{model}"
+# JSON first: generators that know one kind of body take the first, and write forms that lack fractions and structure.
 SUBMIT_BODY = {
     "required": True,
     "content": {
-        "multipart/form-data": {"schema": {"$ref": REF.format(model="Img2ImgForm")}},
         "application/json": {"schema": {"$ref": REF.format(model="Img2ImgRequest")}},
+        "multipart/form-data": {"schema": {"$ref": REF.format(model="Img2ImgForm")}},
     },
 }
 IMAGE_BODY = {
     "required": True,
     "content": {
-        "multipart/form-data": {"schema": {"$ref": REF.format(model="ImageForm")}},
         "application/json": {"schema": {"$ref": REF.format(model="ImageRequest")}},
+        "multipart/form-data": {"schema": {"$ref": REF.format(model="ImageForm")}},
     },
 }
 _JOB_ID_LINK = {"parameters": {"job_id": "$response.body#/id"}}

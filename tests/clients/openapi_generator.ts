@@ -4,8 +4,9 @@ import { Configuration, JobsApi } from "./img2img-client/index.js";
 
 const [url, picture, output] = process.argv.slice(2);
 const jobs = new JobsApi(new Configuration({ basePath: url }));
-const image = new Blob([await readFile(picture)]);
-const submitted = await jobs.submitImg2img({ image, prompt: "a pencil sketch", strength: 0.6 });
+const image = await readFile(picture, "base64");
+const img2ImgRequest = { image, prompt: "a pencil sketch", strength: 0.6 };
+const submitted = await jobs.submitImg2img({ img2ImgRequest });
 if (!("id" in submitted)) throw new Error("a dry run makes no job");
 let job = submitted;
 while (job.status === "queued" || job.status === "running") {

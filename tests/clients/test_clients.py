@@ -97,5 +97,7 @@ def test_openapi_generator_typescript_fetch(project: Path, http: httpx.Client) -
 
 @needs_node
 def test_hey_api(project: Path, http: httpx.Client) -> None:
-    run(NODE_BIN / "openapi-ts", "--input", DOCUMENT, "--output", "img2img-client", "--no-log-file", folder=project)
+    shutil.copy(DOCUMENT, project)
+    shutil.copy(HERE / "openapi-ts.config.mjs", project)
+    run(NODE_BIN / "openapi-ts", "--file", "openapi-ts.config.mjs", "--no-log-file", folder=project)
     works_in_typescript("hey_api.ts", project, http)
