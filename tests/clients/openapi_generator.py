@@ -1,4 +1,4 @@
-"""Sends a picture and saves the result, by a client from openapi-generator (python). Arguments: URL, picture, output."""
+"""Sends a picture and saves the result, by a client from openapi-generator. Arguments: URL, picture, output."""
 
 import sys
 from base64 import b64encode

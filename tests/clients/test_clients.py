@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.test_readme import blocks
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TOOLS = ROOT / ".clients"
@@ -60,6 +62,8 @@ def works(command: Sequence[object], folder: Path, http: httpx.Client, **variabl
 def works_in_typescript(script: str, folder: Path, http: httpx.Client) -> None:
     """The same, once the compiler is content with the client and the script, and with what the README shows."""
     shutil.copy(HERE / script, folder)
+    [shown] = blocks("typescript")
+    (folder / "readme.ts").write_text(shown)
     run(NODE_BIN / "tsc", folder=folder)
     works(["node", folder / "js" / Path(script).with_suffix(".js")], folder, http)
 
