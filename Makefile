@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test lint types fences unit format benchmark model clean
+.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,9 +30,22 @@ fences: $(VENV)/dev
 unit: $(VENV)/dev
 	$(BIN)/python -m pytest
 
+test-clients: $(VENV)/dev .clients/ready ## let clients that four generators make use the service (needs Java 11 and Node 20.19)
+	$(BIN)/python -m pytest tests/clients
+
+.clients/ready: $(wildcard tests/clients/requirements.txt tests/clients/package*.json)
+	$(PYTHON) -m venv .clients
+	.clients/bin/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	cp tests/clients/package.json tests/clients/package-lock.json tests/clients/.npmrc .clients/
+	if command -v npm >/dev/null; then cd .clients && npm ci --silent; fi
+	@touch $@
+
 format: $(VENV)/dev ## put the code into the form that lint wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+openapi: $(VENV)/dev ## write openapi.json, which a test compares with what the service says
+	$(BIN)/python -m app.document
 
 benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machine (minutes)
 	$(BIN)/python -m benchmarks.throughput
@@ -43,7 +56,7 @@ model: $(VENV)/dev ## train the demo model from nothing (hours on two cores, min
 	$(BIN)/python -m demo_model.train
 
 clean: ## remove the virtual environment and what the demo left behind
-	rm -rf $(VENV) demo-output.png
+	rm -rf $(VENV) .clients demo-output.png
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -9,26 +9,28 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app.door import OPEN
+from app.examples import example_of, problem_example
 from app.schemas import ImageRequest, Img2ImgRequest
-from app.views import DryRun, GoneEvent, ImageFormat, JobEvent, PreviewEvent, Problem, ProgressEvent, QueuedEvent
+from app.views import GoneEvent, ImageFormat, JobEvent, PreviewEvent, Problem, ProgressEvent, QueuedEvent
 
 SECURITY_SCHEMES = {
     "ApiKey": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer i2i_...`"},
     "ApiKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
 }
 REF = "#/components/schemas/{model}"
+# JSON first: generators that know one kind of body take the first, and write forms that lack fractions and structure.
 SUBMIT_BODY = {
     "required": True,
     "content": {
-        "multipart/form-data": {"schema": {"$ref": REF.format(model="Img2ImgForm")}},
         "application/json": {"schema": {"$ref": REF.format(model="Img2ImgRequest")}},
+        "multipart/form-data": {"schema": {"$ref": REF.format(model="Img2ImgForm")}},
     },
 }
 IMAGE_BODY = {
     "required": True,
     "content": {
-        "multipart/form-data": {"schema": {"$ref": REF.format(model="ImageForm")}},
         "application/json": {"schema": {"$ref": REF.format(model="ImageRequest")}},
+        "multipart/form-data": {"schema": {"$ref": REF.format(model="ImageForm")}},
     },
 }
 _JOB_ID_LINK = {"parameters": {"job_id": "$response.body#/id"}}
@@ -48,7 +50,18 @@ SUBMITTED: dict[int | str, dict[str, Any]] = {
         },
     }
 }
-WOULD_BE_SUBMITTED: dict[int | str, dict[str, Any]] = {200: {"model": DryRun, "description": "With `dry_run`: no job."}}
+# Some generators take the lowest success for the only one. So 200 says all that a submit can answer.
+SUBMITTED_OR_NOT = {
+    "title": "Submitted",
+    "description": "The job; with `dry_run`, what it would be.",
+    "oneOf": [{"$ref": REF.format(model="DryRun")}, {"$ref": REF.format(model="JobView")}],
+}
+WOULD_BE_SUBMITTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "With `dry_run`: no job, but what it would be.",
+        "content": {"application/json": {"schema": {"$ref": REF.format(model="Submitted")}}},
+    }
+}
 JOB: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The job.",
@@ -82,7 +95,11 @@ RESULT_IMAGE: dict[int | str, dict[str, Any]] = {
         "description": "The picture.",
         "headers": {"ETag": {"description": "Of a PNG its sha256, in quotes.", "schema": {"type": "string"}}},
         "content": {
-            f"image/{image_format}": {"schema": {"type": "string", "format": "binary"}} for image_format in ImageFormat
+            f"image/{image_format}": {
+                "schema": {"type": "string", "format": "binary"},
+                "example": f"the bytes of a {image_format.upper()}",
+            }
+            for image_format in ImageFormat
         },
     },
     304: {"description": "The client has it already."},
@@ -91,8 +108,14 @@ RESULT_IMAGE: dict[int | str, dict[str, Any]] = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Documents the refusals of a route."""
-    content = {"application/problem+json": {"schema": {"$ref": REF.format(model="Problem")}}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    schema = {"$ref": REF.format(model="Problem")}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {"application/problem+json": {"schema": schema, "example": problem_example(status)}},
+        }
+        for status in statuses
+    }
 
 
 def install(app: FastAPI, *, keys_required: bool) -> None:
@@ -110,6 +133,9 @@ def install(app: FastAPI, *, keys_required: bool) -> None:
             _leave_out_refusals_that_never_come(app.openapi_schema)
             app.openapi_schema["components"]["schemas"] |= _schemas()
             _say_who_may_enter(app.openapi_schema, keys_required)
+            _say_what_a_submit_answers(app.openapi_schema)
+            _leave_out_null_where_there_is_none(app.openapi_schema)
+            _give_examples(app.openapi_schema)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
@@ -145,6 +171,43 @@ def _say_who_may_enter(document: dict[str, Any], keys_required: bool) -> None:
             operation["security"] = ways_in if keys_required else [{}, *ways_in]
             refusals = problems(401, 403, 408) if "requestBody" in operation else problems(401, 403)
             operation["responses"] |= {str(status): refusal for status, refusal in refusals.items()}
+
+
+def _say_what_a_submit_answers(document: dict[str, Any]) -> None:
+    """The route's one return type is what the two statuses answer between them."""
+    document["components"]["schemas"]["Submitted"] = SUBMITTED_OR_NOT
+    accepted = document["paths"]["/img2img"]["post"]["responses"]["202"]["content"]["application/json"]
+    accepted["schema"] = {"$ref": REF.format(model="JobView")}
+
+
+def _leave_out_null_where_there_is_none(document: dict[str, Any]) -> None:
+    """A form, a query and a header cannot say null; and generators do without a type where an enum or null may come."""
+    schemas = document["components"]["schemas"]
+    for form in ("Img2ImgForm", "ImageForm"):
+        properties = schemas[form]["properties"]
+        schemas[form]["properties"] = {name: _never_null(schema) for name, schema in properties.items()}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                parameter["schema"] = _never_null(parameter["schema"])
+
+
+def _never_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kinds = [one for one in schema.get("anyOf", []) if one != {"type": "null"}]
+    if len(kinds) == len(schema.get("anyOf", [])):
+        return schema
+    rest = {word: value for word, value in schema.items() if word != "anyOf" and (word, value) != ("default", None)}
+    return rest | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
+
+
+def _give_examples(document: dict[str, Any]) -> None:
+    """Every answer in JSON has an example."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for response in operation["responses"].values():
+                for content in response.get("content", {}).values():
+                    if "example" not in content:
+                        content["example"] = example_of(content["schema"], document["components"]["schemas"])
 
 
 def _schemas() -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from app.contract.errors import Gone, NotFound, ParameterError
 from app.contract.job import JobStatus
-from app.contract.queue import JobQueue
 from app.contract.spec import input_key, result_key, upload_key
-from app.contract.store import Store
+
+if TYPE_CHECKING:  # the command line reads references, and need not wait for Redis's client to be imported
+    from app.contract.queue import JobQueue
+    from app.contract.store import Store
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 RESULT_PATH = re.compile(r"/jobs/([0-9a-f]{32})/(?:images/([0-9])|result)")
@@ -39,7 +42,7 @@ def parse_reference(text: str) -> Reference | None:
     return ResultPicture(result[1], int(result[2] or 0)) if result else None
 
 
-def referred(field: str, reference: Reference, queue: JobQueue, store: Store, keep_s: float) -> bytes:
+def referred(field: str, reference: Reference, queue: "JobQueue", store: "Store", keep_s: float) -> bytes:
     """The bytes of the picture; one that was sent is kept for another keep_s seconds. Raises ParameterError."""
     if isinstance(reference, ResultPicture):
         return _result(field, reference, queue, store)
@@ -52,7 +55,7 @@ def referred(field: str, reference: Reference, queue: JobQueue, store: Store, ke
     raise ParameterError(field, message, got=reference.sha256)
 
 
-def _result(field: str, reference: ResultPicture, queue: JobQueue, store: Store) -> bytes:
+def _result(field: str, reference: ResultPicture, queue: "JobQueue", store: "Store") -> bytes:
     path = f"/jobs/{reference.job_id}/images/{reference.index}"
     try:
         record = queue.records.find(reference.job_id)

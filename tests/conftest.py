@@ -20,7 +20,7 @@ import uvicorn
 from PIL import Image
 from redis import Redis
 
-from app.contract.job import ImageInfo
+from app.contract.job import ImageInfo, JobStatus
 from app.contract.models import ModelCard, ModelRegistry, size_buckets
 from app.contract.queue import JobQueue
 from app.contract.settings import private_redis_socket
@@ -192,6 +192,25 @@ def finish(queue: JobQueue, store: ObjectStore) -> Callable[[str], bytes]:
         return pngs[0]
 
     return succeed
+
+
+@pytest.fixture
+def worked(queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client) -> Iterator[None]:
+    """A thread ends jobs as a worker would."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.05):
+            for job_id in queue.records.active_ids():
+                record = queue.records.get(job_id)
+                if record and record.status is JobStatus.QUEUED:
+                    finish(job_id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """The `img2img` command, as processes. The worker is the echo of `stand_ins`; all else is real."""
 
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +17,9 @@ from PIL import Image
 
 from app.private_redis import NoRedis, find_redis_server, redis_command
 from app.serve import ServeError, check_torch, free_port
+from tests.command import COMMAND, environment, img2img, one_line
 from tests.conftest import gradient
 from tests.receivers import receiving, verified
-
-COMMAND = (sys.executable, "-P", "-m", "app.cli")
-STAND_INS = Path(__file__).parent / "stand_ins"
 
 
 @pytest.fixture
@@ -32,19 +28,6 @@ def folder() -> Iterator[Path]:
     with TemporaryDirectory(prefix="i2i-") as name:
         gradient(160, 120).save(Path(name) / "in.png")
         yield Path(name)
-
-
-def environment(**settings: str) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("IMG2IMG_")}
-    return own | {"PYTHONPATH": str(STAND_INS)} | settings
-
-
-def img2img(folder: Path, *arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end."""
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=environment(**settings), capture_output=True, text=True, timeout=60, check=False
-    )
 
 
 def command_line(process: psutil.Process) -> str:
@@ -81,15 +64,6 @@ def serving(folder: Path, *arguments: object, **settings: str) -> Iterator[tuple
     finally:
         serve.terminate() if serve.is_running() else None
         serve.wait()
-
-
-def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    """What a command that failed said: one line, and no traceback."""
-    assert result.returncode not in (0, None)
-    assert result.stdout == ""
-    lines = result.stderr.strip().split("\n")
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def assert_stops(serve: psutil.Popen, by: signal.Signals) -> None:
@@ -204,8 +178,7 @@ def test_serve_says_why_it_cannot(folder: Path, options: str, said: str) -> None
 
 def test_a_worker_alone_says_why_it_cannot(folder: Path) -> None:
     result = img2img(folder, "worker", "--model", "missing")
-    assert result.returncode == 2
-    assert one_line(result) == "img2img worker: there is no model `missing`"
+    assert one_line(result, code=2) == "img2img worker: there is no model `missing`"
 
 
 def test_options_environment_and_dotenv_say_the_same(folder: Path) -> None:
@@ -219,12 +192,12 @@ def test_options_environment_and_dotenv_say_the_same(folder: Path) -> None:
 
 def test_submit_says_why_it_cannot(folder: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
-    assert one_line(img2img(folder, "submit", "in.png", "--url", nowhere)).startswith(
+    assert one_line(img2img(folder, "submit", "in.png", "--url", nowhere), code=3).startswith(
         f"img2img: {nowhere} cannot be reached"
     )
     with serving(folder) as (_, url):
         said = one_line(img2img(folder, "submit", "in.png", "--strength", 2, "--url", url))
-    assert said == "img2img: strength: Input should be less than or equal to 1"
+    assert said == "img2img: strength: Input should be less than or equal to 1 (got 2.0)"
 
 
 def test_demo(folder: Path) -> None:

@@ -3,9 +3,12 @@
 import base64
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import pytest
 import schemathesis
 from fastapi import FastAPI
@@ -13,6 +16,8 @@ from hypothesis import HealthCheck, settings
 from schemathesis import Case
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from app.document import FILE
+from app.document import document as document_now
 from app.main import create_app
 from app.settings import ApiSettings
 
@@ -27,8 +32,8 @@ OPERATIONS = {
     "get_image": ("get", "/jobs/{job_id}/images/{index}"),
     "get_result": ("get", "/jobs/{job_id}/result"),
     "list_models": ("get", "/models"),
-    "healthz": ("get", "/healthz"),
-    "readyz": ("get", "/readyz"),
+    "get_health": ("get", "/healthz"),
+    "get_readiness": ("get", "/readyz"),
 }
 
 
@@ -65,6 +70,36 @@ def test_every_refusal_is_a_problem(document: dict[str, Any]) -> None:
                 if status >= "400" and path != "/readyz":
                     schema = response["content"]["application/problem+json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/Problem"}, (path, status)
+
+
+def answers(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Operation, media type and its description, of every response with a body."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, response in operation["responses"].items():
+                assert ("content" in response) == (status not in ("204", "304")), (operation["operationId"], status)
+                for media_type, content in response.get("content", {}).items():
+                    yield f"{operation['operationId']} {status}", media_type, content
+
+
+def test_every_answer_has_a_schema_and_an_example_that_it_allows(document: dict[str, Any]) -> None:
+    for answer, media_type, content in answers(document):
+        assert content["schema"], answer
+        assert content["example"], answer
+        if media_type.endswith("json"):
+            schema = content["schema"] | {"components": document["components"]}
+            jsonschema_rs.validator_for(schema).validate(content["example"])
+
+
+def test_the_examples_of_refusals_are_what_is_said(document: dict[str, Any], http: httpx.Client) -> None:
+    not_found = document["paths"]["/jobs/{job_id}"]["get"]["responses"]["404"]["content"]["application/problem+json"]
+    said = {"detail": "There is no job 00000000000000000000000000000000."}
+    assert http.get(f"/jobs/{'0' * 32}").json() == not_found["example"] | said
+
+
+def test_the_committed_document_is_this_one() -> None:
+    """`make openapi` writes it."""
+    assert (Path(__file__).parent.parent / FILE).read_text("utf-8") == document_now()
 
 
 def test_the_data_of_events_is_documented(document: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 GPU_SIDE = {"torch", "diffusers", "transformers", "worker", "numpy"}
+SLOW = {"redis", "rq", "httpx", "PIL", "obstore", "uvicorn", "fastapi", "starlette", "pydantic_settings"}
 HTTP_SIDE = {"fastapi", "starlette", "uvicorn", "typer"}
 
 
@@ -13,7 +14,7 @@ HTTP_SIDE = {"fastapi", "starlette", "uvicorn", "typer"}
     ("module", "forbidden"),
     [
         ("app.main", GPU_SIDE),
-        ("app.cli", GPU_SIDE),
+        ("app.cli", GPU_SIDE | SLOW),  # `--help` should not take a second
         ("app.courier.__main__", GPU_SIDE | HTTP_SIDE | {"PIL"}),
         ("app.contract", GPU_SIDE | HTTP_SIDE | {"PIL"}),
         ("worker.__main__", HTTP_SIDE),

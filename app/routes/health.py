@@ -12,13 +12,13 @@ from app.views import Alive, Check, Readiness
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", operation_id="healthz")
+@router.get("/healthz", operation_id="get_health")
 async def healthz() -> Alive:
     """The process is alive."""
     return Alive()
 
 
-@router.get("/readyz", operation_id="readyz", responses={503: {"model": Readiness, "description": "Not ready."}})
+@router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness, "description": "Not ready."}})
 def readyz(response: Response, models: ModelsDep, store: StoreDep) -> Readiness:
     """Ready when Redis, the store and at least one worker are there."""
     redis, workers = _redis_and_workers(models)

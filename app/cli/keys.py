@@ -1,0 +1,100 @@
+"""`img2img keys`: makes, lists and revokes API keys."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from app.cli.errors import one_line_errors
+from app.cli.serving import DataDir, RedisUrl, settings_of
+
+if TYPE_CHECKING:
+    from app.contract.keys import ApiKeys
+    from app.settings import ApiSettings
+
+ScopeName = Literal["read", "submit", "admin"]
+Scopes = Annotated[
+    list[ScopeName], typer.Option("--scope", help="What it may do; give it more than once. `admin`: all, on all jobs.")
+]
+
+app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Option(help="Whose it is, or what for.")],
+    scope: Scopes = ["read", "submit"],  # noqa: B006  # typer copies it
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Makes a key and prints it, this once."""
+    from app.contract.keys import Scope
+
+    with one_line_errors(), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
+        secret, key = keys.create(name, [Scope(one) for one in scope])
+    typer.echo(f"Key {key.id} ({', '.join(sorted(scope))}); it is not shown again:", err=True)
+    typer.echo(secret)
+
+
+@app.command("list")
+def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """Lists the keys: id, when each was made, scopes, name."""
+    with one_line_errors(), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
+        for key in keys.all():
+            made = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+            typer.echo(f"{key.id}  {made}  {','.join(sorted(key.scopes))}  {key.name}")
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="The id, as `img2img keys list` says it.")],
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Shuts a key out within seconds. Its jobs go on, and expire as others do."""
+    from app.serve import ServeError
+
+    with one_line_errors(), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
+        if not keys.revoke(key_id):
+            raise ServeError(f"there is no key {key_id}")
+
+
+@contextmanager
+def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
+    """The keys in the configured Redis, or in the private one, which is started where it does not run. Raises
+    ServeError."""
+    from redis import Redis
+    from redis.exceptions import RedisError
+
+    from app.contract.keys import ApiKeys
+    from app.private_redis import NoRedis, answers
+    from app.serve import ServeError
+
+    try:
+        with (
+            nullcontext() if settings.redis_url or answers(settings.resolved_redis_url) else _private_redis(settings),
+            Redis.from_url(settings.resolved_redis_url, socket_timeout=5, socket_connect_timeout=5) as redis,
+        ):
+            yield ApiKeys(redis)
+    except (RedisError, NoRedis) as error:
+        raise ServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
+
+
+@contextmanager
+def _private_redis(settings: "ApiSettings") -> Iterator[None]:
+    from app.child import Child
+    from app.private_redis import answers, redis_command
+    from app.serve import ServeError, lock_data_dir
+
+    with lock_data_dir(settings.data_dir):
+        redis = Child("redis", redis_command(settings.data_dir), os.environ, stop_within_s=20)
+        try:
+            while not answers(settings.resolved_redis_url):
+                if redis.exit_code is not None:
+                    raise ServeError(f"redis ended with exit code {redis.exit_code} while starting")
+            yield
+        finally:
+            redis.stop()

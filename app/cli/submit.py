@@ -1,0 +1,73 @@
+"""Sending pictures, waiting for their jobs, and saving what comes out."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.errors import one_line_errors
+from app.cli.fields import takes_fields_of, values
+from app.cli.options import LOCAL, ApiKey, AsJson, Url, connect
+from app.cli.outputs import Outputs
+from app.schemas import Img2ImgRequest
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Where the PNG goes; may contain {stem}, {index}, {seed}, {id}."),
+]
+OutputDir = Annotated[Path | None, typer.Option(help="A folder for the PNGs, each named like its picture.")]
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PICTURE...",
+        help="Files, patterns such as 'photos/*.jpg', `-` for stdin, or references.",
+        show_default=False,
+    ),
+]
+
+
+@takes_fields_of(Img2ImgRequest, but=frozenset({"image"}))
+def submit(
+    images: Images,
+    output: Output = None,
+    output_dir: OutputDir = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the ids of the jobs and go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make no job, print what it would be, as JSON.")] = False,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="Send again safely: same key and request, same job. Of many pictures, each gets its own."),
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+    **fields: Any,
+) -> None:
+    """Sends pictures, waits, and saves the results."""
+    from app.cli.run import Run, expanded
+
+    with one_line_errors():
+        names = expanded(images)
+        outputs = Outputs(output, output_dir, names)
+        request = values(Img2ImgRequest, fields)
+        with connect(url, api_key) as client, Run(client, as_json=as_json) as run:
+            run.send(names, request, idempotency_key=idempotency_key, dry_run=dry_run, tell=no_wait)
+            if not dry_run and not no_wait:
+                run.save(outputs)
+
+
+def result(
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", show_default=False)],
+    output: Output = None,
+    output_dir: OutputDir = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Waits for jobs that were sent before, and saves their results."""
+    from app.cli.run import Run
+
+    with one_line_errors():
+        outputs = Outputs(output, output_dir, job_ids)
+        with connect(url, api_key) as client, Run(client, as_json=as_json) as run:
+            run.inputs = {job_id: job_id for job_id in job_ids}
+            run.save(outputs)

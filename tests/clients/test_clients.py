@@ -1,0 +1,108 @@
+"""Clients that generators make from openapi.json, unmodified: each sends a picture, follows the job and saves the PNG.
+
+`make test-clients` gets the generators; without them these tests are skipped.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.test_readme import blocks
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+TOOLS = ROOT / ".clients"
+BIN = TOOLS / "bin"
+NODE_BIN = TOOLS / "node_modules" / ".bin"
+DOCUMENT = ROOT / "openapi.json"
+GENERATOR = (BIN / "openapi-generator-cli", "generate", "--input-spec", DOCUMENT)
+
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.skipif(not BIN.exists(), reason="no client generators: `make test-clients` gets them"),
+    pytest.mark.usefixtures("worked"),
+]
+needs_java = pytest.mark.skipif(not shutil.which("java"), reason="openapi-generator needs Java 11 or newer")
+needs_node = pytest.mark.skipif(
+    not (shutil.which("node") and NODE_BIN.exists()), reason="needs Node 20.19 or newer, then `make test-clients`"
+)
+
+
+def run(*command: object, folder: Path, **variables: str) -> str:
+    """Runs the command to its success, and returns what it said."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def works(command: Sequence[object], folder: Path, http: httpx.Client, **variables: str) -> None:
+    """The script, which uses a generated client, saves the picture that its job has made."""
+    output = folder / "result.png"
+    job_id = run(*command, http.base_url, ROOT / "examples" / "input.png", output, folder=folder, **variables).strip()
+    job = http.get(f"/jobs/{job_id}").raise_for_status().json()
+    assert job["request"]["prompt"] == "a pencil sketch"
+    assert job["request"]["strength"] == 0.6
+    assert sha256(output.read_bytes()).hexdigest() == job["images"][0]["sha256"]
+
+
+def works_in_typescript(script: str, folder: Path, http: httpx.Client) -> None:
+    """The same, once the compiler is content with the client and the script, and with what the README shows."""
+    shutil.copy(HERE / script, folder)
+    [shown] = blocks("typescript")
+    (folder / "readme.ts").write_text(shown)
+    run(NODE_BIN / "tsc", folder=folder)
+    works(["node", folder / "js" / Path(script).with_suffix(".js")], folder, http)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project in TypeScript."""
+    shutil.copy(HERE / "tsconfig.json", tmp_path)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "node_modules").symlink_to(TOOLS / "node_modules")
+    return tmp_path
+
+
+def test_openapi_python_client(tmp_path: Path, http: httpx.Client) -> None:
+    config = HERE / "openapi-python-client.yaml"
+    options = ("--meta", "none", "--output-path", "img2img_client", "--config", config, "--fail-on-warning")
+    run(BIN / "openapi-python-client", "generate", "--path", DOCUMENT, *options, folder=tmp_path)
+    works([BIN / "python", HERE / "openapi_python_client.py"], tmp_path, http, PYTHONPATH=str(tmp_path))
+
+
+@needs_java
+def test_openapi_generator_python(tmp_path: Path, http: httpx.Client) -> None:
+    options = ("--generator-name", "python", "--additional-properties", "packageName=img2img_client")
+    run(*GENERATOR, *options, "--output", ".", folder=tmp_path)
+    works([BIN / "python", HERE / "openapi_generator.py"], tmp_path, http, PYTHONPATH=str(tmp_path))
+
+
+@needs_java
+@needs_node
+def test_openapi_generator_typescript_fetch(project: Path, http: httpx.Client) -> None:
+    options = ("--generator-name", "typescript-fetch", "--additional-properties", "importFileExtension=.js")
+    options += ("--global-property", "skipFormModel=false")  # it leaves out a model that it then imports
+    run(*GENERATOR, *options, "--output", "img2img-client", folder=project)
+    works_in_typescript("openapi_generator.ts", project, http)
+
+
+@needs_node
+def test_hey_api(project: Path, http: httpx.Client) -> None:
+    shutil.copy(DOCUMENT, project)
+    shutil.copy(HERE / "openapi-ts.config.mjs", project)
+    run(NODE_BIN / "openapi-ts", "--file", "openapi-ts.config.mjs", "--no-log-file", folder=project)
+    works_in_typescript("hey_api.ts", project, http)
