@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from app.contract.conditions import Repaint
+from app.contract.errors import JobError
 from worker.png import Pixels
 
 BINARY = 128  # a mask pixel from here on is painted; below, it only fades
@@ -15,6 +16,7 @@ class Canvas:
     def __init__(self, picture: Image.Image, mask: Image.Image | None, repaint: Repaint) -> None:
         """picture: RGB; mask: greyscale of its size, white where it is painted, or None: on the margins only."""
         self._repaint = repaint
+        self._inner = picture.size
         self._picture = _with_margins(picture, repaint)
         self.mask = Image.new("L", repaint.canvas, 255)
         inner = mask or Image.new("L", picture.size)
@@ -27,6 +29,18 @@ class Canvas:
     def cut(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
         """The box of a picture of the canvas' size, at (width, height)."""
         return picture.resize(size, Image.Resampling.LANCZOS, box=self._repaint.box)
+
+    def cut_along(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The same of another picture: of the canvas' size, or of that of the picture on it, and then extended alike.
+
+        Raises JobError for one of any other size.
+        """
+        if picture.size == self._inner:
+            picture = _with_margins(picture, self._repaint)
+        if picture.size != self._repaint.canvas:
+            wanted = "{}x{}".format(*self._repaint.canvas)
+            raise JobError(f"a control's picture is {picture.width}x{picture.height}, not {wanted}")
+        return self.cut(picture, size)
 
     def paste(self, result: Pixels) -> Pixels:
         """The whole picture with the result in its place. Where the mask is black, every pixel is as it was."""

@@ -6,6 +6,7 @@ of Gaussians (Winnemöller et al., XDoG, 2012).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -100,7 +101,7 @@ def _ridges(edges: Grey) -> npt.NDArray[np.bool_]:
     return ridges >= 2
 
 
-def _blurred(pixels: npt.NDArray[np.float32], sigma: float) -> npt.NDArray[np.float32]:
+def _blurred(pixels: npt.NDArray[Any], sigma: float) -> npt.NDArray[np.float32]:
     return np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma), np.float32)
 
 

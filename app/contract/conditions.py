@@ -51,7 +51,8 @@ class Control(Steering):
     """A map that a ControlNet follows."""
 
     type: ControlType
-    image: Sha256 | None  # a blob of the size of the job's picture; None: that picture itself
+    # A blob of width x height pixels; of the inpaint task, of the size of its picture or its canvas. None: the picture.
+    image: Sha256 | None
     preprocess: bool  # whether the map is still to be made from that blob
 
 

@@ -116,10 +116,10 @@ def control_arguments(
 
     maps: (1, 3, height, width) in [0, 1]. spans: the shares of the steps after which each begins and ends.
     """
-    lists = {
+    lists: dict[str, list[Any]] = {
         "image" if task is Task.CONTROL else "control_image": list(maps),
         "controlnet_conditioning_scale": list(scales),
         "control_guidance_start": [start for start, _ in spans],
         "control_guidance_end": [end for _, end in spans],
     }
-    return lists if len(maps) > 1 else {name: values[0] for name, values in lists.items()}
+    return lists if len(maps) > 1 else {name: value for name, [value] in lists.items()}

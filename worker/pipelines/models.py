@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from app.contract.conditions import ControlType
 from app.contract.models import ModelCard, model_name, size_buckets
 from app.contract.spec import Scheduler, Task
+from worker.control_maps import MAKERS
 from worker.engine import Gate
 from worker.engine.calls import splittable
 from worker.errors import StartupError
@@ -89,9 +90,7 @@ class Model:
         return own
 
 
-def _built(
-    kind: type[DiffusionPipeline], base: DiffusionPipeline, parts: Mapping[str, Any] = {}
-) -> DiffusionPipeline:
+def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline, parts: Mapping[str, Any] = {}) -> DiffusionPipeline:
     """A pipeline of that kind, of the parts and settings of another one, and parts that it has not."""
     known = {**base.config, **base.components, **parts}
     arguments = inspect.signature(kind).parameters
