@@ -21,7 +21,7 @@ from app.deadlines import keep_deadlines
 from app.feed import Feed
 from app.forecast import Forecaster
 from app.middleware import BodyLimit
-from app.routes import follow, health, images, img2img, jobs, models, results
+from app.routes import control_maps, follow, health, images, img2img, jobs, models, results
 from app.settings import ApiSettings
 
 
@@ -51,7 +51,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    for routes in (img2img, images, jobs, follow, results, models, health):
+    for routes in (img2img, control_maps, images, jobs, follow, results, models, health):
         app.include_router(routes.router)
     errors.install(app)
     openapi.install(app)

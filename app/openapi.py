@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.schemas import ImageRequest, Img2ImgRequest
+from app.schemas import ControlMapRequest, ImageRequest, Img2ImgRequest
 from app.views import DryRun, GoneEvent, ImageFormat, Problem, ProgressEvent, QueuedEvent
 
 REF = "#/components/schemas/{model}"
@@ -17,6 +17,13 @@ SUBMIT_BODY = {
     "content": {
         "multipart/form-data": {"schema": {"$ref": REF.format(model="Img2ImgForm")}},
         "application/json": {"schema": {"$ref": REF.format(model="Img2ImgRequest")}},
+    },
+}
+CONTROL_MAP_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": {"$ref": REF.format(model="ControlMapForm")}},
+        "application/json": {"schema": {"$ref": REF.format(model="ControlMapRequest")}},
     },
 }
 IMAGE_BODY = {
@@ -117,11 +124,12 @@ def _leave_out_refusals_that_never_come(document: dict[str, Any]) -> None:
 
 def _schemas() -> dict[str, Any]:
     events = (QueuedEvent, ProgressEvent, GoneEvent)
-    read = (Img2ImgRequest, ImageRequest, Problem)
+    read = (Img2ImgRequest, ControlMapRequest, ImageRequest, Problem)
     models = [*((model, "validation") for model in read), *((event, "serialization") for event in events)]
     _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
     schemas: dict[str, Any] = definitions["$defs"]
-    for request, form in (("Img2ImgRequest", "Img2ImgForm"), ("ImageRequest", "ImageForm")):
+    for request in ("Img2ImgRequest", "ControlMapRequest", "ImageRequest"):
+        form = request.replace("Request", "Form")
         schemas[form] = deepcopy(schemas[request])
         schemas[form]["title"] = form
         schemas[form]["properties"]["image"] = {
@@ -129,5 +137,6 @@ def _schemas() -> dict[str, Any]:
             "format": "binary",
             "description": "The picture: PNG, JPEG or WebP.",
         }
-    schemas["Img2ImgForm"]["properties"]["image"]["description"] += " Or, as text: what refers to one, as in JSON."
+    for form in ("Img2ImgForm", "ControlMapForm"):
+        schemas[form]["properties"]["image"]["description"] += " Or, as text: what refers to one, as in JSON."
     return schemas

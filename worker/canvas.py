@@ -16,7 +16,6 @@ class Canvas:
     def __init__(self, picture: Image.Image, mask: Image.Image | None, repaint: Repaint) -> None:
         """picture: RGB; mask: greyscale of its size, white where it is painted, or None: on the margins only."""
         self._repaint = repaint
-        self._inner = picture.size
         self._picture = _with_margins(picture, repaint)
         self.mask = Image.new("L", repaint.canvas, 255)
         inner = mask or Image.new("L", picture.size)
@@ -35,7 +34,7 @@ class Canvas:
 
         Raises JobError for one of any other size.
         """
-        if picture.size == self._inner:
+        if picture.size == self._repaint.picture_size:
             picture = _with_margins(picture, self._repaint)
         if picture.size != self._repaint.canvas:
             wanted = "{}x{}".format(*self._repaint.canvas)

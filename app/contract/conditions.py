@@ -91,3 +91,9 @@ class Repaint(_Frozen):
     margins: Margins
     canvas: tuple[int, int]  # width and height of the picture with its margins
     box: tuple[int, int, int, int]  # left, top, right, bottom on the canvas: what the model sees, at its own size
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Width and height of the picture without its margins."""
+        margins = self.margins
+        return self.canvas[0] - margins.left - margins.right, self.canvas[1] - margins.top - margins.bottom

@@ -19,7 +19,7 @@ from app.plan import Planner
 from app.references import Reference, referred
 from app.request_body import RequestDep
 from app.resolve import resolve_model
-from app.schemas import Img2ImgRequest
+from app.schemas import ControlMapRequest, Img2ImgRequest
 from app.settings import ApiSettings
 from app.uploads import Upload
 from app.views import DryRun, JobView
@@ -97,7 +97,7 @@ def plan(
 
 
 def submit(
-    request: Img2ImgRequest,
+    request: Img2ImgRequest | ControlMapRequest,
     spec: JobSpec,
     blobs: Mapping[str, bytes],
     once: Once | None,
