@@ -147,7 +147,8 @@ def test_a_control_map_is_a_job_of_the_size_that_an_img2img_would_have(
     spec = planned("/control-maps", image=picture(300, 200), type="scribble")
     assert (spec.task, spec.steps_run, spec.num_images) == (Task.CONTROL_MAP, 0, 1)
     assert [(c.type, c.image, c.preprocess) for c in spec.controls] == [("scribble", None, True)]
-    assert (spec.width, spec.height) == (planned(image=picture(300, 200)).width, spec.height)
+    as_img2img = planned(image=picture(300, 200))
+    assert (spec.width, spec.height, spec.image) == (as_img2img.width, as_img2img.height, as_img2img.image)
     assert size_of(spec.image) == (spec.width, spec.height)
     assert planned("/control-maps", image=picture(300, 200), type="canny", width=64, height=64).width == 64
 
