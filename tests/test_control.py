@@ -54,6 +54,8 @@ class Served:
         )
         self.model: Model = load_model(self.entry, device="cpu")
         self.stock = STOCK[tiny]  # type: ignore[index]
+        self.base = diffusers.AutoPipelineForImage2Image.from_pretrained(self.folder)
+        self.apart = {kind: ControlNetModel.from_pretrained(net) for kind, net in self.nets.items()}
         rng = np.random.default_rng(5)
         self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
         self.maps = {
@@ -64,8 +66,8 @@ class Served:
         self.mask.paste(255, (8, 20, 40, 60))
 
     def reference(self, spec: JobSpec) -> np.ndarray:
-        nets = [ControlNetModel.from_pretrained(self.nets[control.type]) for control in spec.controls]
-        pipeline = self.stock[spec.task].from_pretrained(self.folder, controlnet=nets if len(nets) > 1 else nets[0])
+        nets = [self.apart[control.type] for control in spec.controls]
+        pipeline = self.stock[spec.task].from_pipe(self.base, controlnet=nets if len(nets) > 1 else nets[0])
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
         arguments: dict[str, object] = {
