@@ -27,7 +27,7 @@ from app.feed import Feed
 from app.forecast import Forecaster
 from app.middleware import BodyLimit, BodyTime
 from app.rate import RateLimit
-from app.routes import follow, health, images, img2img, jobs, models, results
+from app.routes import control_maps, follow, health, images, img2img, jobs, models, results
 from app.settings import ApiSettings
 
 
@@ -64,7 +64,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.add_middleware(Door, required=settings.keys_required)  # request: a browser's question whether it may ask at
     cors.install(app, settings.allowed_origins)  # all comes without a key
     app.add_middleware(BodyTime, timeout_s=settings.body_timeout)
-    for routes in (img2img, images, jobs, follow, results, models, health, openai, a1111):
+    for routes in (img2img, control_maps, images, jobs, follow, results, models, health, openai, a1111):
         app.include_router(routes.router)
     errors.install(app)
     openapi.install(app, keys_required=settings.keys_required)

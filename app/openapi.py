@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.door import OPEN
 from app.examples import example_of, problem_example
-from app.schemas import ImageRequest, Img2ImgRequest
+from app.schemas import ControlMapRequest, ImageRequest, Img2ImgRequest
 from app.views import GoneEvent, ImageFormat, JobEvent, PreviewEvent, Problem, ProgressEvent, QueuedEvent
 
 SECURITY_SCHEMES = {
@@ -24,6 +24,13 @@ SUBMIT_BODY = {
     "content": {
         "application/json": {"schema": {"$ref": REF.format(model="Img2ImgRequest")}},
         "multipart/form-data": {"schema": {"$ref": REF.format(model="Img2ImgForm")}},
+    },
+}
+CONTROL_MAP_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": REF.format(model="ControlMapRequest")}},
+        "multipart/form-data": {"schema": {"$ref": REF.format(model="ControlMapForm")}},
     },
 }
 IMAGE_BODY = {
@@ -183,7 +190,7 @@ def _say_what_a_submit_answers(document: dict[str, Any]) -> None:
 def _leave_out_null_where_there_is_none(document: dict[str, Any]) -> None:
     """A form, a query and a header cannot say null; and generators do without a type where an enum or null may come."""
     schemas = document["components"]["schemas"]
-    for form in ("Img2ImgForm", "ImageForm"):
+    for form in ("Img2ImgForm", "ControlMapForm", "ImageForm"):
         properties = schemas[form]["properties"]
         schemas[form]["properties"] = {name: _never_null(schema) for name, schema in properties.items()}
     for operations in document["paths"].values():
@@ -212,11 +219,12 @@ def _give_examples(document: dict[str, Any]) -> None:
 
 def _schemas() -> dict[str, Any]:
     events = (QueuedEvent, ProgressEvent, PreviewEvent, GoneEvent)
-    read = (Img2ImgRequest, ImageRequest, Problem)
+    read = (Img2ImgRequest, ControlMapRequest, ImageRequest, Problem)
     models = [*((model, "validation") for model in read), *((event, "serialization") for event in events)]
     _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]
     schemas: dict[str, Any] = definitions["$defs"]
-    for request, form in ((Img2ImgRequest, "Img2ImgForm"), (ImageRequest, "ImageForm")):
+    for request in (Img2ImgRequest, ControlMapRequest, ImageRequest):
+        form = request.__name__.replace("Request", "Form")
         schemas[form] = deepcopy(schemas[request.__name__])
         schemas[form]["title"] = form
         for name, field in schemas[form]["properties"].items():
@@ -228,8 +236,10 @@ def _schemas() -> dict[str, Any]:
                 told = field.get("description", "The picture: PNG, JPEG or WebP.")
                 field.clear()
                 field |= {"type": "string", "format": "binary", "description": told}
-    told = " Or, as text: what refers to one, as in JSON. Pictures of `controls` and `image_prompts` can come as files"
-    schemas["Img2ImgForm"]["properties"]["image"]["description"] += f"{told} named `controls.0.image` and so on."
+    for form in ("Img2ImgForm", "ControlMapForm"):
+        schemas[form]["properties"]["image"]["description"] += " Or, as text: what refers to one, as in JSON."
+    told = " Pictures of `controls` and `image_prompts` can come as files named `controls.0.image` and so on."
+    schemas["Img2ImgForm"]["properties"]["image"]["description"] += told
     schemas["Img2ImgForm"]["properties"]["webhook"] = {
         "type": "string",
         "description": schemas["Img2ImgRequest"]["properties"]["webhook"]["description"] + " The object as JSON text.",

@@ -43,7 +43,7 @@ class _Layout:
     blob: str | None
     width: int
     height: int
-    picture_size: tuple[int, int]  # what a control of its own picture is brought to
+    control_size: tuple[int, int]  # what a control's own picture is brought to
     repaint: Repaint | None = None
 
 
@@ -131,7 +131,7 @@ class Planner:
             canvas=canvas,
             box=box,
         )
-        return _Layout(self._keep(upload.rgb()), width, height, size, repaint)
+        return _Layout(self._keep(upload.rgb()), width, height, canvas, repaint)
 
     def _too_large(self, width: int, height: int) -> str:
         return f"The result would have {width} x {height} pixels; at most {self.max_pixels:,} are made"
@@ -172,8 +172,11 @@ class Planner:
             if control.image is not None:
                 name = f"controls.{index}.image"
                 upload = self._open(name, control.image)
+                size = layout.control_size
+                if layout.repaint and upload.size == layout.repaint.picture_size:
+                    size = upload.size  # it lies where the picture lies, and the worker gives it margins, too
                 with _named(name):
-                    blob = self._keep(upload.fit(*layout.picture_size, self.request.resize))
+                    blob = self._keep(upload.fit(*size, self.request.resize))
             steering = control.model_dump(include={"scale", "start", "end"})
             controls.append(Control(type=control.type, image=blob, preprocess=control.preprocess, **steering))
         return tuple(controls)

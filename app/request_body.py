@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from app.contract.errors import ParameterError, RequestError, UnsupportedMedia
 from app.deps import SettingsDep
 from app.references import parse_reference
-from app.schemas import MAX_TEXT, ImageRequest, Img2ImgRequest
+from app.schemas import MAX_TEXT, ControlMapRequest, ImageRequest, Img2ImgRequest
 from app.settings import ApiSettings
 
 MAX_PARTS = 64  # the request has about 25 fields; some room, so that a stranger is named rather than counted
@@ -25,12 +25,17 @@ MAX_JSON_VALUES = 2 * MAX_TEXT + 100
 MAX_FORM_VALUES = 200  # of one structured field of a form
 
 
-Body = TypeVar("Body", Img2ImgRequest, ImageRequest)
+Body = TypeVar("Body", Img2ImgRequest, ControlMapRequest, ImageRequest)
 
 
 async def read_img2img(request: Request, settings: SettingsDep) -> Img2ImgRequest:
     """The body of a submit."""
     return await _read(request, settings, Img2ImgRequest)
+
+
+async def read_control_map(request: Request, settings: SettingsDep) -> ControlMapRequest:
+    """The body of a request for a control map."""
+    return await _read(request, settings, ControlMapRequest)
 
 
 async def read_image(request: Request, settings: SettingsDep) -> ImageRequest:
@@ -135,4 +140,5 @@ async def _form_fields(request: Request, max_body_bytes: int, model: type[Body])
 
 
 RequestDep = Annotated[Img2ImgRequest, Depends(read_img2img)]
+ControlMapRequestDep = Annotated[ControlMapRequest, Depends(read_control_map)]
 ImageRequestDep = Annotated[ImageRequest, Depends(read_image)]

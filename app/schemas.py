@@ -111,7 +111,13 @@ class ControlRequest(Steering):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     type: Annotated[ControlType, Field(description="One of the `controls` of the model's entry in `GET /models`.")]
-    image: Annotated[PictureOrReference | None, Field(description="Absent: the request's `image`.")] = None
+    image: Annotated[
+        PictureOrReference | None,
+        Field(
+            description="Absent: the request's `image`. It is brought to the size of the result; with `outpaint`, one "
+            "of the size of `image` lies where that lies."
+        ),
+    ] = None
     preprocess: Annotated[
         bool, Field(description="Make the map from the picture; false: the picture is the map already.")
     ] = True
@@ -244,6 +250,26 @@ class Img2ImgRequest(BaseModel):
 
 def _digest(value: object) -> str:
     return sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)
+
+
+class ControlMapRequest(BaseModel):
+    """A picture, and the control map to make of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    FORM_JSON: ClassVar[frozenset[str]] = frozenset()
+    FILES: ClassVar[re.Pattern[str]] = re.compile("image")
+
+    image: PictureOrReference
+    type: Annotated[ControlType, Field(description="One of the `preprocessors` of the model's entry in `GET /models`.")]
+    width: Annotated[int | None, Field(ge=1, description="As of `POST /img2img`.")] = None
+    height: Annotated[int | None, Field(ge=1, description="As of `POST /img2img`.")] = None
+    resize: Annotated[Resize, Field(description="How the picture is brought to that size.")] = Resize.CROP
+    model: Annotated[Name | None, Field(description="One of `GET /models`; absent: the service's default.")] = None
+    deadline_s: Annotated[
+        float | None,
+        Field(ge=1, le=MAX_DEADLINE_S, description="Seconds from now; a job that has not ended by then is cancelled."),
+    ] = None
 
 
 class ImageRequest(BaseModel):

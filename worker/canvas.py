@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from app.contract.conditions import Repaint
+from app.contract.errors import JobError
 from worker.png import Pixels
 
 BINARY = 128  # a mask pixel from here on is painted; below, it only fades
@@ -27,6 +28,18 @@ class Canvas:
     def cut(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
         """The box of a picture of the canvas' size, at (width, height)."""
         return picture.resize(size, Image.Resampling.LANCZOS, box=self._repaint.box)
+
+    def cut_along(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The same of another picture: of the canvas' size, or of that of the picture on it, and then extended alike.
+
+        Raises JobError for one of any other size.
+        """
+        if picture.size == self._repaint.picture_size:
+            picture = _with_margins(picture, self._repaint)
+        if picture.size != self._repaint.canvas:
+            wanted = "{}x{}".format(*self._repaint.canvas)
+            raise JobError(f"a control's picture is {picture.width}x{picture.height}, not {wanted}")
+        return self.cut(picture, size)
 
     def paste(self, result: Pixels) -> Pixels:
         """The whole picture with the result in its place. Where the mask is black, every pixel is as it was."""

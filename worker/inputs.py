@@ -7,14 +7,17 @@ operations.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
+from app.contract.conditions import Control, ControlType
 from app.contract.errors import JobError
 from app.contract.spec import JobSpec
 from worker.canvas import Canvas
+from worker.control_maps import MAKERS
 from worker.png import open_png
 
 
@@ -25,21 +28,70 @@ class Inputs:
     picture: torch.Tensor | None = None  # (1, 3, height, width); None for the control task
     mask: torch.Tensor | None = None  # (1, 1, height, width): 1 where it is painted anew
     canvas: Canvas | None = None  # where the result of an inpaint goes
+    # By control, (1, 3, height, width): its map; where a model is to make that, what this model takes of the picture.
+    controls: tuple[torch.Tensor, ...] = ()
 
 
-def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes]) -> Inputs:
+class Prepares(Protocol):
+    """Makes control maps by a model, and so not here."""
+
+    def prepare(self, picture: Image.Image) -> torch.Tensor: ...
+
+
+def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlType, Prepares] = {}) -> Inputs:
     """Decodes the blobs of a job, by sha256. Raises JobError where one does not fit the spec."""
+    size = (spec.width, spec.height)
     picture = open_png(pngs[spec.image]) if spec.image else None
-    if picture is None:
-        return Inputs()
-    if spec.repaint is None:
-        if picture.size != (spec.width, spec.height):
-            raise JobError(f"the input picture is {picture.width}x{picture.height}, not {spec.width}x{spec.height}")
-        return Inputs(to_tensor(picture))
-    mask = open_png(pngs[spec.repaint.mask]).convert("L") if spec.repaint.mask else None
-    canvas = Canvas(picture, mask, spec.repaint)
-    seen, painted = canvas.view((spec.width, spec.height))
-    return Inputs(to_tensor(seen), to_tensor(painted), canvas)
+    mask = canvas = None
+    if picture is not None and spec.repaint is not None:
+        masked = open_png(pngs[spec.repaint.mask]).convert("L") if spec.repaint.mask else None
+        canvas = Canvas(picture, masked, spec.repaint)
+        picture, mask = canvas.view(size)
+    elif picture is not None:
+        _check_size("the input picture", picture, size)
+    controls = [
+        _control(control, _shown(control, pngs, picture, canvas, size), annotators) for control in spec.controls
+    ]
+    return Inputs(
+        to_tensor(picture) if picture is not None else None,
+        to_tensor(mask) if mask is not None else None,
+        canvas,
+        tuple(controls),
+    )
+
+
+def _shown(
+    control: Control,
+    pngs: Mapping[str, bytes],
+    picture: Image.Image | None,
+    canvas: Canvas | None,
+    size: tuple[int, int],
+) -> Image.Image:
+    """What a control is given, at the size at which the model works: a picture of its own, or the job's."""
+    if control.image is None:
+        if picture is None:
+            raise JobError(f"the {control.type} control has no picture")
+        return picture.convert("RGB")
+    own = open_png(pngs[control.image]).convert("RGB")
+    if canvas is not None:
+        return canvas.cut_along(own, size)
+    _check_size(f"the picture of the {control.type} control", own, size)
+    return own
+
+
+def _control(control: Control, shown: Image.Image, annotators: Mapping[ControlType, Prepares]) -> torch.Tensor:
+    if not control.preprocess:
+        return to_tensor(shown)
+    if control.type in MAKERS:
+        return to_tensor(MAKERS[control.type](shown))
+    if control.type not in annotators:
+        raise JobError(f"no {control.type} maps can be made here; send the map, with `preprocess: false`")
+    return annotators[control.type].prepare(shown)
+
+
+def _check_size(name: str, picture: Image.Image, size: tuple[int, int]) -> None:
+    if picture.size != size:
+        raise JobError(f"{name} is {picture.width}x{picture.height}, not {size[0]}x{size[1]}")
 
 
 def to_tensor(picture: Image.Image) -> torch.Tensor:

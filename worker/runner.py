@@ -113,8 +113,8 @@ class JobRunner:
 
         pngs: its input blobs, by sha256. on_done: called on the engine's thread when all have ended.
         """
-        inputs = load_inputs(spec, pngs)
         model = self._models[spec.model]
+        inputs = load_inputs(spec, pngs, model.annotators)
         job = RunningJob(model, spec, inputs, indices, on_done)
         job.tickets = [Ticket(make_work(model, spec, inputs, index), job.ticket_done) for index in indices]
         self._engine.submit(job.tickets)

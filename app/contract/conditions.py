@@ -51,7 +51,8 @@ class Control(Steering):
     """A map that a ControlNet follows."""
 
     type: ControlType
-    image: Sha256 | None  # a blob of the size of the job's picture; None: that picture itself
+    # A blob of width x height pixels; of the inpaint task, of the size of its picture or its canvas. None: the picture.
+    image: Sha256 | None
     preprocess: bool  # whether the map is still to be made from that blob
 
 
@@ -90,3 +91,9 @@ class Repaint(_Frozen):
     margins: Margins
     canvas: tuple[int, int]  # width and height of the picture with its margins
     box: tuple[int, int, int, int]  # left, top, right, bottom on the canvas: what the model sees, at its own size
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Width and height of the picture without its margins."""
+        margins = self.margins
+        return self.canvas[0] - margins.left - margins.right, self.canvas[1] - margins.top - margins.bottom

@@ -16,6 +16,7 @@ class Task(StrEnum):
     CONTROL = "control"  # from pure noise, shaped by controls alone
     EDIT = "edit"  # by an instruction; the picture's latents are channels of the denoiser
     UPSCALE = "upscale"  # more pixels
+    CONTROL_MAP = "control_map"  # what the one control would be given as its map, as a picture
 
 
 class Scheduler(StrEnum):
@@ -83,7 +84,7 @@ class JobSpec(BaseModel):
     @property
     def steps_run(self) -> int:
         """Denoising steps that each image really runs: 0 at strength 0, else at least 1."""
-        if self.strength == 0:
+        if self.strength == 0 or self.task is Task.CONTROL_MAP:
             return 0
         return max(1, min(int(self.num_inference_steps * self.strength), self.num_inference_steps))
 

@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,15 @@ from diffusers import AutoencoderKL, AutoPipelineForImage2Image, DiffusionPipeli
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils import _pytree as pytree
 
+from app.contract.conditions import ControlType
 from app.contract.models import ModelCard, model_name, size_buckets
 from app.contract.spec import Scheduler, Task
+from worker.control_maps import MAKERS
 from worker.engine import Gate
 from worker.engine.calls import splittable
 from worker.errors import StartupError
+from worker.pipelines.annotators import load_annotators
+from worker.pipelines.controlnets import ControlNets
 from worker.pipelines.model_file import ModelEntry
 from worker.pipelines.preview import LatentPreview
 from worker.pipelines.schedulers import make_scheduler, name_of
@@ -71,15 +75,19 @@ class Model:
         self._scheduler = pipeline.scheduler
         family = FAMILIES[type(pipeline).__name__]
         self._pipelines = {task: _built(kind, pipeline) for task, kind in family.pipelines.items()}
-        self.card = _card(entry, pipeline)
+        self._controlnets = ControlNets(entry, family.name, pipeline, _built)
+        self.annotators = load_annotators(entry, pipeline.device)
+        self.card = _card(entry, pipeline).model_copy(
+            update=_card_of_controls(family, self._controlnets.types, tuple(self.annotators))
+        )
         self.vae = pipeline.vae
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.dtype
         self.preview: LatentPreview | None = None  # once `fit_preview` has been called
 
-    def pipeline(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
+    def pipeline(self, task: Task, scheduler: Scheduler, controls: Sequence[ControlType] = ()) -> DiffusionPipeline:
         """A pipeline object that shares this model's modules and has a scheduler of its own."""
-        own = copy.copy(self._pipelines[task])
+        own = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
         own.scheduler = make_scheduler(scheduler, self._scheduler)
         return own
 
@@ -89,9 +97,9 @@ class Model:
         self.preview = LatentPreview.fit(self.vae, self.device, self.dtype)
 
 
-def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionPipeline:
-    """A pipeline of that kind, of the parts and settings of another one."""
-    known = {**base.config, **base.components}
+def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline, parts: Mapping[str, Any] = {}) -> DiffusionPipeline:
+    """A pipeline of that kind, of the parts and settings of another one, and parts that it has not."""
+    known = {**base.config, **base.components, **parts}
     arguments = inspect.signature(kind).parameters
     pipeline: DiffusionPipeline = kind(**{name: known.get(name, a.default) for name, a in arguments.items()})
     pipeline.set_progress_bar_config(disable=True)
@@ -182,3 +190,11 @@ def _card(entry: ModelEntry, pipeline: DiffusionPipeline) -> ModelCard:
         dtype=str(pipeline.unet.dtype).removeprefix("torch."),
         revision=entry.revision,
     )
+
+
+def _card_of_controls(
+    family: Family, types: tuple[ControlType, ...], annotated: tuple[ControlType, ...]
+) -> dict[str, Any]:
+    """What ControlNets and annotators add to a card. Maps that need no model are made next to any model."""
+    tasks = (*family.pipelines, Task.CONTROL) if types else tuple(family.pipelines)
+    return {"tasks": tasks, "controls": types, "preprocessors": (*MAKERS, *annotated)}

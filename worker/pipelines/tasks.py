@@ -9,11 +9,14 @@ from app.contract.spec import JobSpec, Task
 from worker.engine import Ticket
 from worker.engine.engine import Work
 from worker.inputs import Inputs
+from worker.pipelines.controlnets import control_arguments
 from worker.pipelines.models import Model
 
 
 def make_work(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> Work:
     """The work of one result picture. It returns (1, 3, height, width) in [0, 1]."""
+    if spec.task is Task.CONTROL_MAP:
+        return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.strength == 0 and inputs.picture is not None:
         picture = inputs.picture
         return lambda _ticket: round_trip(model, picture)
@@ -27,9 +30,19 @@ def round_trip(model: Model, picture: torch.Tensor) -> torch.Tensor:
     return (decoded / 2 + 0.5).clamp(0, 1)
 
 
+def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tensor]:
+    """The maps of the job's controls, (1, 3, height, width) in [0, 1]: those that need a model are made now."""
+    return [
+        model.annotators[control.type].make(loaded, (spec.width, spec.height))
+        if control.preprocess and control.type in model.annotators
+        else loaded
+        for control, loaded in zip(spec.controls, inputs.controls, strict=True)
+    ]
+
+
 def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Ticket) -> torch.Tensor:
     """The stock pipeline of the task, with a scheduler and a CPU generator of this picture's own."""
-    pipeline = model.pipeline(spec.task, spec.scheduler)
+    pipeline = model.pipeline(spec.task, spec.scheduler, [control.type for control in spec.controls])
     order = getattr(pipeline.scheduler, "order", 1)
 
     def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -45,16 +58,25 @@ def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Tic
         generator=torch.Generator("cpu").manual_seed(spec.seed + index),
         output_type="pt",
         callback_on_step_end=note_step,
-        **_conditions(spec, inputs),
+        **_conditions(model, spec, inputs),
     ).images
     return images
 
 
-def _conditions(spec: JobSpec, inputs: Inputs) -> dict[str, Any]:
+def _conditions(model: Model, spec: JobSpec, inputs: Inputs) -> dict[str, Any]:
     """The arguments by which the pipelines of the tasks differ."""
-    conditions: dict[str, Any] = {"image": inputs.picture, "strength": _strength_that_steps(spec)}
+    conditions: dict[str, Any] = {}
+    if spec.task is not Task.CONTROL:
+        conditions |= {"image": inputs.picture, "strength": _strength_that_steps(spec)}
     if spec.task is Task.INPAINT:
-        conditions |= {"mask_image": inputs.mask, "width": spec.width, "height": spec.height}
+        conditions |= {"mask_image": inputs.mask}
+    if spec.task in (Task.INPAINT, Task.CONTROL):
+        conditions |= {"width": spec.width, "height": spec.height}
+    if spec.controls:
+        maps = control_maps(model, spec, inputs)
+        scales = [control.scale for control in spec.controls]
+        spans = [(control.start, control.end) for control in spec.controls]
+        conditions |= control_arguments(spec.task, maps, scales, spans)
     return conditions
 
 

@@ -1,0 +1,63 @@
+"""Tiny random-weight depth, segmentation and pose models in transformers' own format."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    DPTConfig,
+    DPTForDepthEstimation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    VitPoseBackboneConfig,
+    VitPoseConfig,
+    VitPoseForPoseEstimation,
+)
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
+
+
+def tiny_depth(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=37,
+        image_size=32,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[16, 16, 32, 32],
+        fusion_hidden_size=16,
+    )
+    DPTForDepthEstimation(config).save_pretrained(folder)
+    DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def tiny_segmentation(folder: Path, *, classes: int = 150) -> Path:
+    torch.manual_seed(1)
+    config = SegformerConfig(
+        hidden_sizes=(8, 16, 16, 16),
+        depths=(1, 1, 1, 1),
+        num_attention_heads=(1, 2, 2, 2),
+        decoder_hidden_size=16,
+        num_labels=classes,
+    )
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessorPil(size={"height": 64, "width": 64}, do_reduce_labels=True).save_pretrained(folder)
+    return folder
+
+
+def tiny_pose(folder: Path) -> Path:
+    """Sees all seventeen joints, somewhere."""
+    torch.manual_seed(2)
+    backbone = VitPoseBackboneConfig(
+        image_size=(64, 48), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, out_indices=[2]
+    )
+    model = VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, num_labels=17))
+    torch.nn.init.normal_(model.head.conv.weight, std=0.2)
+    torch.nn.init.constant_(model.head.conv.bias, 1.0)
+    model.save_pretrained(folder)
+    VitPoseImageProcessorPil(size={"height": 64, "width": 48}).save_pretrained(folder)
+    return folder
