@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app.contract.errors import JobError
+from app.contract.errors import BadPixels, JobError
 from app.contract.spec import JobSpec
 from worker.canvas import Canvas
-from worker.png import open_png
+from worker.enlarged import Enlarged
+from worker.png import Pixels, open_png
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Inputs:
     picture: torch.Tensor | None = None  # (1, 3, height, width); None for the control task
     mask: torch.Tensor | None = None  # (1, 1, height, width): 1 where it is painted anew
     canvas: Canvas | None = None  # where the result of an inpaint goes
+    enlarged: Enlarged | None = None  # of an upscale, in place of the picture
+    noise: torch.Tensor | None = None  # (1, channels, height, width) of latents: in place of what the seed would draw
 
 
 def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes]) -> Inputs:
@@ -35,7 +38,7 @@ def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes]) -> Inputs:
     if spec.repaint is None:
         if picture.size != (spec.width, spec.height):
             raise JobError(f"the input picture is {picture.width}x{picture.height}, not {spec.width}x{spec.height}")
-        return Inputs(to_tensor(picture))
+        return Inputs(enlarged=Enlarged(picture, spec)) if spec.tiling else Inputs(to_tensor(picture))
     mask = open_png(pngs[spec.repaint.mask]).convert("L") if spec.repaint.mask else None
     canvas = Canvas(picture, mask, spec.repaint)
     seen, painted = canvas.view((spec.width, spec.height))
@@ -47,3 +50,11 @@ def to_tensor(picture: Image.Image) -> torch.Tensor:
     pixels = np.asarray(picture, dtype=np.float32) / 255
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(channels_first[None]))
+
+
+def to_pixels(image: torch.Tensor) -> Pixels:
+    """(1, 3, height, width) in [0, 1] to (height, width, 3) bytes, rounded as diffusers' image processor rounds."""
+    pixels = image[0].float().cpu().numpy()
+    if not np.isfinite(pixels).all():
+        raise BadPixels
+    return np.ascontiguousarray((pixels * 255).round().astype(np.uint8).transpose(1, 2, 0))

@@ -154,11 +154,11 @@ class BatchWorker(BaseWorker):
 
     @property
     def _room(self) -> int:
-        """Pictures that may still come in. None beside a job on its last attempt: its worker was lost each time before,
-        so it may be what kills workers, and then it fails alone."""
+        """Pictures and tiles that may still come in. None beside a job on its last attempt: its worker was lost each
+        time before, so it may be what kills workers, and then it fails alone."""
         if self._claims and (self._emptying or any(claim.is_last_attempt for claim in list(self._claims.values()))):
             return 0
-        taken = sum(claim.record.spec.num_images for claim in list(self._claims.values()) if not claim.rendered)
+        taken = sum(claim.left for claim in list(self._claims.values()) if not claim.rendered)
         return self._runner.slots - taken
 
     def _claim(self) -> bool:
@@ -221,7 +221,7 @@ class BatchWorker(BaseWorker):
         if not claims or time.monotonic() - self._last_note < PROGRESS_S:
             return
         self._last_note = time.monotonic()
-        steps = {key: claim.record.spec.steps_run * claim.record.spec.num_images for key, claim in claims.items()}
+        steps = {key: claim.record.spec.total_steps for key, claim in claims.items()}
         progress = [
             Progress(claim.record.id, key, claim.running.step, steps[key])
             for key, claim in claims.items()
@@ -236,7 +236,7 @@ class BatchWorker(BaseWorker):
         for key, claim in list(self._claims.items()):
             if claim.running is not None and not claim.rendered:
                 spec = claim.record.spec
-                steps = (spec.steps_run + 1) * spec.num_images  # as `cost` counts them
+                steps = (spec.steps_run + 1) * spec.passes  # as `cost` counts them
                 self._pace.note(key, spec.cost * (1 - claim.running.step / steps))
         self._pace.tick(now_s, self._claims.keys())
         if now_s - self._last_pace >= PACE_S:
@@ -310,7 +310,7 @@ class BatchWorker(BaseWorker):
             _insist(lambda: self._records.fail(job_id, failure, execution=execution))
         else:
             timings = {**claim.seconds(), "save": time.perf_counter() - started}
-            steps = claim.record.spec.steps_run * claim.record.spec.num_images
+            steps = claim.record.spec.total_steps
             ended = _insist(
                 lambda: self._records.succeed(job_id, execution=execution, images=images, timings=timings, steps=steps)
             )

@@ -176,7 +176,7 @@ def _new_record(spec: JobSpec, terms: Terms) -> JobRecord:
         spec=spec,
         owner=terms.owner,
         created_at=created_at,
-        steps=spec.steps_run * spec.num_images,
+        steps=spec.total_steps,
         result_ttl_s=terms.result_ttl_s,
         deadline_at=created_at + terms.deadline_s if terms.deadline_s is not None else None,
     )
