@@ -125,7 +125,7 @@ class Planner:
             raise ParameterError("upscale", message, got=times)
         upscaler = self.card.upscaler(times)
         side, multiple = (upscaler or self.card).native_size, (upscaler or self.card).size_multiple
-        overlap = multiple * -(-side // TILE_OVERLAP // multiple)
+        overlap = min(multiple * -(-side // TILE_OVERLAP // multiple), side - multiple)
         tiling = Tiling(upscaler=upscaler is not None, side=side, overlap=overlap, multiple=multiple)
         return _Layout(self._keep(upload.rgb()), width, height, (width, height), tiling=tiling)
 

@@ -34,7 +34,7 @@ class Tiling(BaseModel):
 
     upscaler: bool  # a super-resolution model makes the tiles; else image-to-image does, from the enlarged picture
     side: Annotated[int, Field(gt=0)]  # of a tile, unless the result is smaller
-    overlap: Annotated[int, Field(ge=0)]  # of two neighbours, at least; a multiple of:
+    overlap: Annotated[int, Field(ge=0)]  # of two neighbours, at least; less than the side, and a multiple of:
     multiple: Annotated[int, Field(gt=0)]  # sides and places of tiles are multiples of this
 
     def grid(self, size: tuple[int, int]) -> Grid:
@@ -50,7 +50,7 @@ class Tiling(BaseModel):
         canvas = self._rounded_up(max(length, self.side // 2))
         side = min(self._rounded_up(self.side), canvas)
         beyond = canvas - side
-        gaps = -(-beyond // (side - self.overlap))
+        gaps = -(-beyond // (side - self.overlap)) if beyond else 0
         steps = beyond // self.multiple
         starts = tuple(self.multiple * round(steps * i / gaps) for i in range(1, gaps + 1))
         return canvas, side, (0, *starts)
