@@ -11,16 +11,18 @@ from app.contract.conditions import Control, ImagePrompt, Margins, Repaint
 from app.contract.errors import ParameterError, PictureError, UnsupportedMedia
 from app.contract.models import ModelCard
 from app.contract.spec import JobSpec, Resize, Task
+from app.contract.tiling import Tiling
 from app.geometry import Box, padded, strips, union, working_size
 from app.references import Reference
 from app.resolve import resolve_scheduler, resolve_seed, resolve_size, resolve_steps
 from app.schemas import ALPHA, Img2ImgRequest
-from app.tasks import check_model, choose_task
+from app.tasks import card_for, check_model, choose_task
 from app.uploads import Upload, png
 
 STRENGTHS = {Task.IMG2IMG: 0.8, Task.INPAINT: 1.0, Task.CONTROL: 1.0, Task.EDIT: 1.0, Task.UPSCALE: 0.3}
 IMAGE_GUIDANCE_SCALE = 1.5
 MASK_BLUR = 4
+TILE_OVERLAP = 8  # tiles overlap by at least an eighth of their side
 MAX_PROMPT_SIDE = 1024  # of an image prompt; its encoder sees a few hundred pixels
 
 Open = Callable[[str, bytes | Reference], Upload]  # a picture of the request, by its field
@@ -45,6 +47,7 @@ class _Layout:
     height: int
     control_size: tuple[int, int]  # what a control's own picture is brought to
     repaint: Repaint | None = None
+    tiling: Tiling | None = None
 
 
 @dataclass
@@ -59,20 +62,24 @@ class Planner:
 
     def plan(self) -> JobSpec:
         """The spec. Raises ParameterError, PictureError or UnsupportedMedia."""
-        request, card = self.request, self.card
+        request = self.request
         task = choose_task(request)
-        check_model(request, task, card)
+        check_model(request, task, self.card)
+        card = card_for(request, self.card)
         scheduler = resolve_scheduler(request, card)
         seed = resolve_seed(request.seed, request.num_images)
         layout = self._layout(task)
         guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
+        if request.image_guidance_scale and guidance_scale == 1:
+            message = "Without guidance it does nothing: leave it out, or give a `guidance_scale` above 1"
+            raise ParameterError("image_guidance_scale", message, got=request.image_guidance_scale)
         return JobSpec(
             task=task,
             model=card.name,
             image=layout.blob,
             prompt=request.instruction or request.prompt,
             negative_prompt=request.negative_prompt,
-            strength=STRENGTHS[task] if request.strength is None else request.strength,
+            strength=self._strength(task),
             guidance_scale=guidance_scale,
             image_guidance_scale=(request.image_guidance_scale or IMAGE_GUIDANCE_SCALE) if task is Task.EDIT else None,
             num_inference_steps=resolve_steps(request.num_inference_steps, scheduler, card),
@@ -84,10 +91,16 @@ class Planner:
             resize=request.resize,
             repaint=layout.repaint,
             upscale=request.upscale,
+            tiling=layout.tiling,
             controls=self._controls(layout),
             image_prompts=self._image_prompts(),
             loras=request.loras,
         )
+
+    def _strength(self, task: Task) -> float:
+        if self.request.strength is not None:
+            return self.request.strength
+        return 1.0 if self.card.upscaler(self.request.upscale) else STRENGTHS[task]
 
     def _layout(self, task: Task) -> _Layout:
         request = self.request
@@ -110,7 +123,11 @@ class Planner:
                 f"The result would have {width * times} x {height * times} pixels; at most {self.max_pixels:,} are made"
             )
             raise ParameterError("upscale", message, got=times)
-        return _Layout(self._keep(upload.rgb()), width, height, (width, height))
+        upscaler = self.card.upscaler(times)
+        side, multiple = (upscaler or self.card).native_size, (upscaler or self.card).size_multiple
+        overlap = min(multiple * -(-side // TILE_OVERLAP // multiple), side - multiple)
+        tiling = Tiling(upscaler=upscaler is not None, side=side, overlap=overlap, multiple=multiple)
+        return _Layout(self._keep(upload.rgb()), width, height, (width, height), tiling=tiling)
 
     def _inpaint(self, upload: Upload) -> _Layout:
         request, size = self.request, upload.size

@@ -151,7 +151,8 @@ class Img2ImgRequest(BaseModel):
             ge=0,
             le=1,
             description="0 keeps the picture as it is, 1 starts from (almost) pure noise. "
-            "Absent: 0.8; where something is painted anew (`mask`, `outpaint`, no `image`), 1; with `upscale`, 0.3.",
+            "Absent: 0.8; where something is painted anew (`mask`, `outpaint`, no `image`), 1; with `upscale`, 0.3, "
+            "and not taken where one of the model's `upscalers` does it.",
         ),
     ] = None
     guidance_scale: Annotated[
@@ -222,7 +223,10 @@ class Img2ImgRequest(BaseModel):
     ] = None
     upscale: Annotated[
         Literal[2, 4] | None,
-        Field(description="How many times wider and higher the result is. Large pictures may come."),
+        Field(
+            description="How many times wider and higher the result is, one of the model's `upscales`. The picture may "
+            "have any size."
+        ),
     ] = None
     loras: Annotated[
         tuple[Lora, ...],

@@ -69,6 +69,15 @@ def _is_given(request: Img2ImgRequest, name: str) -> bool:
     return bool(value != type(request).model_fields[name].default)
 
 
+def card_for(request: Img2ImgRequest, card: ModelCard) -> ModelCard:
+    """The card, or where an upscaler will do the work, the card with what holds for that."""
+    upscaler = card.upscaler(request.upscale)
+    if upscaler is None:
+        return card
+    defaults = upscaler.model_dump(exclude={"times", "native_size", "size_multiple"})
+    return card.model_copy(update={**defaults, "negative_prompt": True, "guidance": True})
+
+
 def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     """Raises ParameterError for the first thing that the model cannot do, saying what it can."""
     if task not in card.tasks:
@@ -78,6 +87,8 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     if request.upscale and request.upscale not in card.upscales:
         can = ", ".join(map(str, card.upscales))
         raise ParameterError("upscale", f"With the model {card.name}, input should be one of: {can}")
+    if card.upscaler(request.upscale):
+        _check_upscaler(request)
     _check_controls(request, card)
     if request.image_prompts and not card.image_prompts:
         raise ParameterError("image_prompts", f"The model {card.name} has no IP-Adapter; leave them out")
@@ -91,6 +102,18 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     if request.guidance_scale not in (None, 1) and not card.guidance:
         message = f"The model {card.name} was made to run without guidance: input should be 1 or absent"
         raise ParameterError("guidance_scale", message, got=request.guidance_scale)
+
+
+def _check_upscaler(request: Img2ImgRequest) -> None:
+    why = {
+        "strength": "it begins with pure noise, and the picture steers every step",
+        "image_prompts": "it has no IP-Adapter",
+        "loras": "LoRAs are for the model's own denoiser",
+    }
+    for name, reason in why.items():
+        if _is_given(request, name):
+            message = f"A super-resolution model enlarges {request.upscale} times here: {reason}; leave it out"
+            raise ParameterError(name, message)
 
 
 def _check_controls(request: Img2ImgRequest, card: ModelCard) -> None:

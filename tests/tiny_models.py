@@ -6,8 +6,11 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionLatentUpscalePipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -113,5 +116,98 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
         tokenizer_2=tokenizer(),
         unet=unet,
         scheduler=scheduler,
+    ).save_pretrained(folder)
+    return folder
+
+
+def tiny_unet(*, in_channels: int, xl: bool = False, seed: int = 1) -> UNet2DConditionModel:
+    """A UNet like that of `tiny_sd` or `tiny_sdxl`, which takes more channels: 8 for edits, 9 for inpainting."""
+    torch.manual_seed(seed)
+    of_xl = {
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "transformer_layers_per_block": (1, 2),
+        "projection_class_embeddings_input_dim": 80,
+        "cross_attention_dim": 64,
+    }
+    return UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=32,
+        in_channels=in_channels,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **(of_xl if xl else {"cross_attention_dim": 32, "attention_head_dim": 8}),
+    )
+
+
+def tiny_x4_upscaler(folder: Path, *, seed: int = 2) -> Path:
+    """stable-diffusion-x4-upscaler in miniature: pictures of 16 x 16 become 64 x 64."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=16,
+        in_channels=7,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        use_linear_projection=True,
+        num_class_embeds=1000,
+    )
+    StableDiffusionUpscalePipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(32, 32, 64),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            scaling_factor=0.08333,
+        ),
+        text_encoder=CLIPTextModel(text_config()),
+        tokenizer=tokenizer(),
+        unet=unet,
+        low_res_scheduler=DDPMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear"),
+        scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False),
+    ).save_pretrained(folder)
+    return folder
+
+
+def tiny_x2_upscaler(folder: Path, *, seed: int = 3) -> Path:
+    """sd-x2-latent-upscaler in miniature: pictures of 32 x 32 become 64 x 64."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        act_fn="gelu",
+        attention_head_dim=8,
+        norm_num_groups=None,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=32,
+        time_cond_proj_dim=128 + 32,  # of the noise level + of pooled text
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        cross_attention_dim=32,
+        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
+        in_channels=8,
+        mid_block_type=None,
+        only_cross_attention=False,
+        out_channels=5,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+    )
+    StableDiffusionLatentUpscalePipeline(
+        vae=autoencoder(),
+        text_encoder=CLIPTextModel(text_config()),
+        tokenizer=tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample"
+        ),
     ).save_pretrained(folder)
     return folder

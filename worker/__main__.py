@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.contract.spec import JobSpec, Resize, Scheduler
+from app.contract.spec import JobSpec, Resize, Scheduler, Task
 from app.contract.store import ObjectStore
 from worker.engine import Engine, Ticket
 from worker.errors import StartupError, WorkerDied
@@ -81,14 +81,16 @@ def run_engine(engine: Engine, settings: WorkerSettings, ready: Future[Model]) -
 @torch.inference_mode()
 def warm_up(model: Model) -> None:
     """One picture of one step: a worker that says it is ready has allocated, compiled and chosen its kernels."""
-    size = model.card.native_size
+    size, task = model.card.native_size, model.card.tasks[0]
     spec = JobSpec(
+        task=task,
         model=model.card.name,
         image="0" * 64,
         prompt="",
         negative_prompt="",
         strength=1,
         guidance_scale=2,
+        image_guidance_scale=1.5 if task is Task.EDIT else None,
         num_inference_steps=1,
         scheduler=Scheduler.DDIM,
         seed=0,
@@ -97,7 +99,8 @@ def warm_up(model: Model) -> None:
         height=size,
         resize=Resize.CROP,
     )
-    work = make_work(model, spec, Inputs(torch.zeros(1, 3, size, size)), 0)
+    picture, mask = torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size)
+    work = make_work(model, spec, Inputs(picture, mask), 0)
     work(Ticket(work, lambda _ticket: None))
 
 

@@ -47,6 +47,11 @@ class Claim:
     def is_last_attempt(self) -> bool:
         return self.record.attempts >= MAX_ATTEMPTS
 
+    @property
+    def left(self) -> int:
+        """Pictures, or tiles of them, that the engine has still to make."""
+        return self.running.left if self.running is not None else self.record.spec.passes
+
     def load(self, store: Store, runner: JobRunner) -> None:
         """Fetches and decodes the input, and hands the job to the engine.
 

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from app.contract.conditions import Control, ControlType
-from app.contract.errors import JobError
+from app.contract.errors import BadPixels, JobError
 from app.contract.spec import JobSpec
 from worker.canvas import Canvas
 from worker.control_maps import MAKERS
-from worker.png import open_png
+from worker.enlarged import Enlarged
+from worker.png import Pixels, open_png
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Inputs:
     canvas: Canvas | None = None  # where the result of an inpaint goes
     # By control, (1, 3, height, width): its map; where a model is to make that, what this model takes of the picture.
     controls: tuple[torch.Tensor, ...] = ()
+    enlarged: Enlarged | None = None  # of an upscale, in place of the picture
+    noise: torch.Tensor | None = None  # (1, channels, height, width) of latents: in place of what the seed would draw
 
 
 class Prepares(Protocol):
@@ -49,6 +52,8 @@ def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[Co
         picture, mask = canvas.view(size)
     elif picture is not None:
         _check_size("the input picture", picture, size)
+        if spec.tiling:
+            return Inputs(enlarged=Enlarged(picture, spec))
     controls = [
         _control(control, _shown(control, pngs, picture, canvas, size), annotators) for control in spec.controls
     ]
@@ -99,3 +104,11 @@ def to_tensor(picture: Image.Image) -> torch.Tensor:
     pixels = np.asarray(picture, dtype=np.float32) / 255
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(channels_first[None]))
+
+
+def to_pixels(image: torch.Tensor) -> Pixels:
+    """(1, 3, height, width) in [0, 1] to (height, width, 3) bytes, rounded as diffusers' image processor rounds."""
+    pixels = image[0].float().cpu().numpy()
+    if not np.isfinite(pixels).all():
+        raise BadPixels
+    return np.ascontiguousarray((pixels * 255).round().astype(np.uint8).transpose(1, 2, 0))

@@ -53,12 +53,12 @@ class Intake:
 
     @property
     def room(self) -> int:
-        """Pictures that may still come in. None beside a job on its last attempt: its worker was lost each time before,
-        so it may be what kills workers, and then it fails alone."""
+        """Pictures and tiles that may still come in. None beside a job on its last attempt: its worker was lost each
+        time before, so it may be what kills workers, and then it fails alone."""
         claims = list(self.claims.values())
         if claims and (self._emptying or any(claim.is_last_attempt for claim in claims)):
             return 0
-        return self._runner.slots - sum(claim.record.spec.num_images for claim in claims if not claim.rendered)
+        return self._runner.slots - sum(claim.left for claim in claims if not claim.rendered)
 
     def claim_one(self) -> bool:
         """Takes one job, of the first model in turn that has any. A job is always in some list of RQ."""

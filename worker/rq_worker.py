@@ -170,7 +170,7 @@ class BatchWorker(BaseWorker):
         if not claims or time.monotonic() - self._last_note < PROGRESS_S:
             return
         self._last_note = time.monotonic()
-        steps = {key: claim.record.spec.steps_run * claim.record.spec.num_images for key, claim in claims.items()}
+        steps = {key: claim.record.spec.total_steps for key, claim in claims.items()}
         progress = [
             Progress(claim.record.id, key, claim.running.step, steps[key])
             for key, claim in claims.items()
@@ -189,7 +189,7 @@ class BatchWorker(BaseWorker):
         for key, claim in list(self._claims.items()):
             if claim.running is not None and not claim.rendered:
                 spec = claim.record.spec
-                steps = (spec.steps_run + 1) * spec.num_images  # as `cost` counts them
+                steps = (spec.steps_run + 1) * spec.passes  # as `cost` counts them
                 self._pace.note(key, spec.cost * (1 - claim.running.step / steps))
         self._pace.tick(now_s, self._claims.keys())
         if now_s - self._last_pace >= PACE_S:
@@ -263,7 +263,7 @@ class BatchWorker(BaseWorker):
             _insist(lambda: self._records.fail(job_id, failure, execution=execution))
         else:
             timings = {**claim.seconds(), "save": time.perf_counter() - started}
-            steps = claim.record.spec.steps_run * claim.record.spec.num_images
+            steps = claim.record.spec.total_steps
             ended = _insist(
                 lambda: self._records.succeed(job_id, execution=execution, images=images, timings=timings, steps=steps)
             )

@@ -5,16 +5,14 @@ knows no jobs.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from app.contract.errors import BadPixels, Cancelled, JobError
+from app.contract.errors import Cancelled, JobError
 from app.contract.models import ModelCard
 from app.contract.spec import JobSpec
 from worker.engine import Engine, Stopped, Ticket
-from worker.inputs import Inputs, load_inputs
+from worker.inputs import Inputs, load_inputs, to_pixels
 from worker.pipelines.models import Model
-from worker.pipelines.tasks import make_work
 from worker.png import Pixels, encode_png
 
 
@@ -34,16 +32,17 @@ class RunningJob:
     ) -> None:
         self.spec = spec
         self._model = model
-        self._canvas = inputs.canvas
+        self._inputs = inputs
+        self._passes = spec.passes // spec.num_images  # tickets of each picture
         self.indices = indices
-        self.tickets: list[Ticket] = []
+        self.tickets: list[Ticket] = []  # picture by picture
+        self.left = len(indices) * self._passes  # tickets that have not ended
         self._on_done = on_done
-        self._left = len(indices)
 
     @property
     def step(self) -> int:
         """Denoising steps done, over all pictures; those that an earlier run had finished count as done."""
-        before = (self.spec.num_images - len(self.indices)) * self.spec.steps_run
+        before = (self.spec.num_images - len(self.indices)) * self._passes * self.spec.steps_run
         return before + sum(ticket.step for ticket in self.tickets)
 
     def stop(self) -> None:
@@ -52,17 +51,17 @@ class RunningJob:
             ticket.stop()
 
     def ticket_done(self, ticket: Ticket) -> None:
-        """On the engine's thread, for each picture. One that fails takes the others with it."""
-        self._left -= 1
+        """On the engine's thread, for each picture or tile. One that fails takes the others with it."""
+        self.left -= 1
         if ticket.error is not None:
             self.stop()
-        if self._left == 0:
+        if self.left == 0:
             self._on_done()
 
     def preview(self) -> bytes | None:
         """A small JPEG of the first unfinished picture as it forms; None where there is nothing to show."""
         latents = next((t.latents for t in self.tickets if t.latents is not None and t.result is None), None)
-        if latents is None or self._model.preview is None or latents.dim() != 4:
+        if latents is None or self._model.preview is None or latents.dim() != 4 or self._inputs.enlarged:
             return None
         return self._model.preview.jpeg(latents)
 
@@ -77,12 +76,16 @@ class RunningJob:
         if errors:
             raise _explain(next((error for error in errors if not isinstance(error, Stopped)), errors[0]))
         return [
-            Rendered(index, encode_png(self._finished(to_pixels(ticket.result)), self._metadata(index)))
-            for index, ticket in zip(self.indices, self.tickets, strict=True)
+            Rendered(index, encode_png(self._finished(place), self._metadata(index)))
+            for place, index in enumerate(self.indices)
         ]
 
-    def _finished(self, pixels: Pixels) -> Pixels:
-        return self._canvas.paste(pixels) if self._canvas else pixels
+    def _finished(self, place: int) -> Pixels:
+        results = [ticket.result for ticket in self.tickets[place * self._passes : (place + 1) * self._passes]]
+        if self._inputs.enlarged:
+            return self._inputs.enlarged.joined(results)
+        pixels = to_pixels(results[0])
+        return self._inputs.canvas.paste(pixels) if self._inputs.canvas else pixels
 
     def _metadata(self, index: int) -> dict[str, object]:
         parameters = self.spec.model_dump(
@@ -116,17 +119,10 @@ class JobRunner:
         model = self._models[spec.model]
         inputs = load_inputs(spec, pngs, model.annotators)
         job = RunningJob(model, spec, inputs, indices, on_done)
-        job.tickets = [Ticket(make_work(model, spec, inputs, index), job.ticket_done) for index in indices]
+        works = [work for index in indices for work in make_works(model, spec, inputs, index)]
+        job.tickets = [Ticket(work, job.ticket_done) for work in works]
         self._engine.submit(job.tickets)
         return job
-
-
-def to_pixels(image: torch.Tensor) -> Pixels:
-    """(1, 3, height, width) in [0, 1] to (height, width, 3) bytes, rounded as diffusers' image processor rounds."""
-    pixels = image[0].float().cpu().numpy()
-    if not np.isfinite(pixels).all():
-        raise BadPixels
-    return np.ascontiguousarray((pixels * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
 def _explain(error: BaseException) -> JobError:

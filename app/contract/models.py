@@ -29,6 +29,20 @@ class WorkerPace:
     left: float  # of the jobs that it has taken
 
 
+class UpscalerCard(BaseModel):
+    """A super-resolution model, which does one factor of the upscale task. Sizes in pixels of the result."""
+
+    model_config = ConfigDict(frozen=True)
+
+    times: int  # wider and higher
+    native_size: int  # of a tile
+    size_multiple: int
+    schedulers: tuple[Scheduler, ...]
+    default_scheduler: Scheduler
+    default_steps: int
+    default_guidance_scale: float
+
+
 class ModelCard(BaseModel):
     """What a model is and what it can do."""
 
@@ -51,10 +65,15 @@ class ModelCard(BaseModel):
     image_prompts: bool = False
     loras: tuple[LoraName, ...] = ()
     upscales: tuple[int, ...] = ()  # times that the upscale task can make a picture wider and higher
+    upscalers: tuple[UpscalerCard, ...] = ()  # for those of them that are not done by image-to-image in tiles
     negative_prompt: bool = True
     guidance: bool = True  # classifier-free guidance: a scale above 1 can be asked for
     dtype: str = "float32"
     revision: str | None = None
+
+    def upscaler(self, times: int | None) -> UpscalerCard | None:
+        """What does this factor of the upscale task; None: image-to-image in tiles."""
+        return next((upscaler for upscaler in self.upscalers if upscaler.times == times), None)
 
 
 ASPECT_RATIOS = (1 / 1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3, 9 / 16)

@@ -209,7 +209,7 @@ def _new_record(spec: JobSpec, terms: Terms) -> JobRecord:
         owner=terms.owner,
         priority=terms.priority,
         created_at=created_at,
-        steps=spec.steps_run * spec.num_images,
+        steps=spec.total_steps,
         result_ttl_s=terms.result_ttl_s,
         deadline_at=created_at + terms.deadline_s if terms.deadline_s is not None else None,
         webhook=terms.webhook,

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.contract.conditions import Control, ImagePrompt, Lora, Repaint, Sha256
+from app.contract.tiling import Grid, Tiling
 
 
 class Task(StrEnum):
@@ -72,29 +73,46 @@ class JobSpec(BaseModel):
     scheduler: Scheduler
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]  # image i uses seed + i
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)]
-    width: Annotated[int, Field(gt=0)]  # at which the model works
+    width: Annotated[int, Field(gt=0)]  # at which the model works; of the upscale task: the input picture's
     height: Annotated[int, Field(gt=0)]
     resize: Resize
     repaint: Repaint | None = None  # of the inpaint task
     upscale: Annotated[int | None, Field(ge=2, le=4)] = None  # of the upscale task: how many times the width and height
+    tiling: Tiling | None = None  # of the upscale task
     controls: tuple[Control, ...] = ()
     image_prompts: tuple[ImagePrompt, ...] = ()
     loras: tuple[Lora, ...] = ()
 
     @property
     def steps_run(self) -> int:
-        """Denoising steps that each image really runs: 0 at strength 0, else at least 1."""
+        """Denoising steps that each image, or each tile of it, really runs: 0 at strength 0, else at least 1."""
         if self.strength == 0 or self.task is Task.CONTROL_MAP:
             return 0
         return max(1, min(int(self.num_inference_steps * self.strength), self.num_inference_steps))
 
     @property
+    def grid(self) -> Grid | None:
+        """The tiles that an image is made in; None where it is made as a whole."""
+        return self.tiling.grid(self.result_size) if self.tiling else None
+
+    @property
+    def passes(self) -> int:
+        """How often the job goes through the model: once per image, or per tile of it."""
+        return self.num_images * (len(self.grid) if self.grid else 1)
+
+    @property
+    def total_steps(self) -> int:
+        """Denoising steps of the whole job."""
+        return self.steps_run * self.passes
+
+    @property
     def cost(self) -> float:
-        """Work of the whole job, in megapixel-steps: a row is an image, or two with guidance (three for an edit);
-        encode and decode count as one more step, each control as a third of the denoiser."""
+        """Work of the whole job, in megapixel-steps: a row is an image or tile, or two with guidance (three for an
+        edit); encode and decode count as one more step, each control as a third of the denoiser."""
         guided_rows = 3 if self.task is Task.EDIT else 2
-        rows = self.num_images * (guided_rows if self.guidance_scale > 1 else 1)
-        return self.width * self.height * (self.steps_run + 1) * rows * (1 + len(self.controls) / 3) / 1e6
+        rows = self.passes * (guided_rows if self.guidance_scale > 1 else 1)
+        width, height = self.grid.tile if self.grid else (self.width, self.height)
+        return width * height * (self.steps_run + 1) * rows * (1 + len(self.controls) / 3) / 1e6
 
     @property
     def result_size(self) -> tuple[int, int]:

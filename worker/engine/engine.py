@@ -170,6 +170,9 @@ class Engine:
             admitted = [self._pending.popleft() for _ in range(min(len(self._pending), self.slots - len(self._parked)))]
         for ticket in admitted:
             ticket.seconds["wait"] = time.perf_counter() - ticket.submitted_at
+            if ticket.is_stopping:  # before it began
+                self._end(ticket, None, Stopped())
+                continue
             job = _Running(ticket)
             self._resume(job, job.switch)
 

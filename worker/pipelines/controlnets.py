@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -14,6 +14,7 @@ from app.contract.spec import Task
 from worker.engine import Gate
 from worker.errors import StartupError
 from worker.pipelines.model_file import ModelEntry, Part
+from worker.pipelines.parts import build
 
 # By the family of the model that they steer.
 PIPELINES: Mapping[str, Mapping[Task, type[DiffusionPipeline]]] = {
@@ -29,15 +30,12 @@ PIPELINES: Mapping[str, Mapping[Task, type[DiffusionPipeline]]] = {
     },
 }
 
-Build = Callable[[type[DiffusionPipeline], DiffusionPipeline, Mapping[str, Any]], DiffusionPipeline]
-
 
 class ControlNets:
     """The ControlNets of one model, each behind a gate of its own, and its pipelines for every task with controls."""
 
-    def __init__(self, entry: ModelEntry, family: str, base: DiffusionPipeline, build: Build) -> None:
-        """base: the model's own pipeline, whose parts are shared. build: makes a pipeline of a class, of the parts and
-        settings of another one and some more. Raises StartupError."""
+    def __init__(self, entry: ModelEntry, family: str, base: DiffusionPipeline) -> None:
+        """base: the model's own pipeline, whose parts are shared. Raises StartupError."""
         if entry.controlnets and family not in PIPELINES:
             raise StartupError(f"model {entry.name!r}: {family} models are not served with ControlNets")
         self._nets = {kind: _load(entry, kind, part, base) for kind, part in entry.controlnets.items()}
@@ -46,7 +44,7 @@ class ControlNets:
             net.forward = ScaledApart(Gate("control", net.forward))
         if self._nets:
             first = next(iter(self._nets.values()))
-            self._templates = {t: build(kind, base, {"controlnet": first}) for t, kind in PIPELINES[family].items()}
+            self._templates = {t: build(kind, base, controlnet=first) for t, kind in PIPELINES[family].items()}
 
     @property
     def types(self) -> tuple[ControlType, ...]:

@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,12 @@ from worker.engine.calls import splittable
 from worker.errors import StartupError
 from worker.pipelines.annotators import load_annotators
 from worker.pipelines.controlnets import ControlNets
+from worker.pipelines.injection import load_injected, own_kinds
 from worker.pipelines.model_file import ModelEntry
+from worker.pipelines.parts import build, load_pipeline
 from worker.pipelines.preview import LatentPreview
 from worker.pipelines.schedulers import make_scheduler, name_of
+from worker.pipelines.upscalers import Upscaler
 
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
@@ -58,7 +60,14 @@ FAMILIES = {
             Task.INPAINT: diffusers.StableDiffusionXLInpaintPipeline,
         },
     ),
+    "StableDiffusionInstructPix2PixPipeline": Family(
+        "stable-diffusion", {Task.EDIT: diffusers.StableDiffusionInstructPix2PixPipeline}
+    ),
+    "StableDiffusionXLInstructPix2PixPipeline": Family(
+        "stable-diffusion-xl", {Task.EDIT: diffusers.StableDiffusionXLInstructPix2PixPipeline}
+    ),
 }
+TILED_UPSCALES = (2, 4)  # what image-to-image in tiles is offered for
 
 splittable(
     DiagonalGaussianDistribution,
@@ -71,16 +80,23 @@ class Model:
     """A loaded model: its card, its gated modules, and a pipeline object of its own for every job."""
 
     def __init__(self, entry: ModelEntry, pipeline: DiffusionPipeline) -> None:
+        """Loads the parts that the entry names. Raises StartupError."""
         _put_gates(pipeline)
-        self._scheduler = pipeline.scheduler
         family = FAMILIES[type(pipeline).__name__]
-        self._pipelines = {task: _built(kind, pipeline) for task, kind in family.pipelines.items()}
-        self._controlnets = ControlNets(entry, family.name, pipeline, _built)
+        kinds = own_kinds(family.name, family.pipelines, pipeline)
+        self._pipelines = {task: build(kind, pipeline) for task, kind in kinds.items()}
+        self._pipelines |= load_injected(entry, family.name, family.pipelines, pipeline)
+        enlarging = {times: load_pipeline(p, pipeline.device, pipeline.dtype) for times, p in entry.upscale.items()}
+        for part in (*self._pipelines.values(), *enlarging.values()):
+            _put_gates(part)
+        self.upscalers = {times: Upscaler(times, part) for times, part in sorted(enlarging.items())}
+        self._controlnets = ControlNets(entry, family.name, pipeline)
         self.annotators = load_annotators(entry, pipeline.device)
-        self.card = _card(entry, pipeline).model_copy(
-            update=_card_of_controls(family, self._controlnets.types, tuple(self.annotators))
+        self.card = _card(
+            entry, pipeline, tuple(self._pipelines), self.upscalers, self._controlnets.types, tuple(self.annotators)
         )
         self.vae = pipeline.vae
+        self.latent_scale: int = pipeline.vae_scale_factor  # pixels along a side of a latent
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.dtype
         self.preview: LatentPreview | None = None  # once `fit_preview` has been called
@@ -88,22 +104,13 @@ class Model:
     def pipeline(self, task: Task, scheduler: Scheduler, controls: Sequence[ControlType] = ()) -> DiffusionPipeline:
         """A pipeline object that shares this model's modules and has a scheduler of its own."""
         own = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
-        own.scheduler = make_scheduler(scheduler, self._scheduler)
+        own.scheduler = make_scheduler(scheduler, own.scheduler)
         return own
 
     @torch.inference_mode()
     def fit_preview(self) -> None:
         """Learns to show latents as small pictures."""
         self.preview = LatentPreview.fit(self.vae, self.device, self.dtype)
-
-
-def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline, parts: Mapping[str, Any] = {}) -> DiffusionPipeline:
-    """A pipeline of that kind, of the parts and settings of another one, and parts that it has not."""
-    known = {**base.config, **base.components, **parts}
-    arguments = inspect.signature(kind).parameters
-    pipeline: DiffusionPipeline = kind(**{name: known.get(name, a.default) for name, a in arguments.items()})
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def load_model(entry: ModelEntry, *, device: str) -> Model:
@@ -113,7 +120,7 @@ def load_model(entry: ModelEntry, *, device: str) -> Model:
     """
     default = "float16" if torch.device(device).type == "cuda" else "float32"
     try:
-        pipeline = AutoPipelineForImage2Image.from_pretrained(
+        pipeline = _load(
             _locate(entry.source),
             dtype=getattr(torch, entry.dtype or default),
             use_safetensors=True,
@@ -123,9 +130,16 @@ def load_model(entry: ModelEntry, *, device: str) -> Model:
     except (OSError, ValueError) as error:
         raise StartupError(f"cannot load model {entry.name!r}: {str(error).strip().splitlines()[0]}") from error
     if type(pipeline).__name__ not in FAMILIES:
-        known = ", ".join(family.name for family in FAMILIES.values())
+        known = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
         raise StartupError(f"model {entry.name!r} is a {type(pipeline).__name__}; this version serves {known}")
     return Model(entry, pipeline)
+
+
+def _load(source: str, *, revision: str | None, **options: Any) -> DiffusionPipeline:
+    """As its own class where that is served as it is; else as the image-to-image pipeline of its family."""
+    kind = DiffusionPipeline.load_config(source, revision=revision).get("_class_name")
+    loader = DiffusionPipeline if kind in FAMILIES else AutoPipelineForImage2Image
+    return loader.from_pretrained(source, revision=revision, **options)
 
 
 def _locate(source: str) -> str:
@@ -141,12 +155,15 @@ def _locate(source: str) -> str:
 
 
 def _put_gates(pipeline: DiffusionPipeline) -> None:
-    """Replaces what the heavy modules do by gates that do it in company."""
+    """Replaces what the heavy modules do by gates that do it in company. Those that have gates already keep them."""
     for name, module in pipeline.components.items():
-        if name.startswith("text_encoder") and module is not None:
+        if name.startswith("text_encoder") and module is not None and not isinstance(module.forward, Gate):
             module.forward = Gate("encode_prompt", module.forward, remember_bytes=PROMPT_MEMORY_BYTES)
-    pipeline.unet.forward = Gate("denoise", pipeline.unet.forward)
+    if not isinstance(pipeline.unet.forward, Gate):
+        pipeline.unet.forward = Gate("denoise", pipeline.unet.forward)
     vae = pipeline.vae
+    if isinstance(vae.decode, Gate):
+        return
     if vae.config.get("force_upcast"):
         # Stock pipelines cast such a VAE to fp32 and back around every use. Shared by jobs at different places, it
         # would be caught halfway; so it is in fp32 for good, and its gate casts what goes in and comes out.
@@ -169,15 +186,24 @@ def _in_dtype_of(vae: AutoencoderKL, run: Callable[..., Any]) -> Callable[..., A
     return cast_around
 
 
-def _card(entry: ModelEntry, pipeline: DiffusionPipeline) -> ModelCard:
+def _card(
+    entry: ModelEntry,
+    pipeline: DiffusionPipeline,
+    tasks: tuple[Task, ...],
+    upscalers: Mapping[int, Upscaler],
+    controls: tuple[ControlType, ...],
+    annotated: tuple[ControlType, ...],
+) -> ModelCard:
     family = FAMILIES[type(pipeline).__name__]
     scale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     multiple = max(8, scale)  # the pipelines ask for multiples of 8 whatever the autoencoder
     native = pipeline.unet.config.sample_size * scale
+    upscales = sorted({*upscalers, *(TILED_UPSCALES if Task.IMG2IMG in tasks else ())})
+    more = [task for task, can in ((Task.CONTROL, controls), (Task.UPSCALE, upscales)) if can]
     return ModelCard(
         name=entry.name,
         family=family.name,
-        tasks=tuple(family.pipelines),
+        tasks=(*tasks, *more),
         native_size=native,
         size_multiple=multiple,
         min_size=native // 2,
@@ -187,14 +213,10 @@ def _card(entry: ModelEntry, pipeline: DiffusionPipeline) -> ModelCard:
         default_scheduler=entry.scheduler or name_of(pipeline.scheduler) or Scheduler.DPMPP_2M,
         default_steps=entry.steps or 30,
         default_guidance_scale=entry.guidance_scale or 7.5,
+        controls=controls,
+        preprocessors=(*MAKERS, *annotated),  # maps that need no model are made next to any model
+        upscales=tuple(upscales),
+        upscalers=tuple(upscaler.card for upscaler in upscalers.values()),
         dtype=str(pipeline.unet.dtype).removeprefix("torch."),
         revision=entry.revision,
     )
-
-
-def _card_of_controls(
-    family: Family, types: tuple[ControlType, ...], annotated: tuple[ControlType, ...]
-) -> dict[str, Any]:
-    """What ControlNets and annotators add to a card. Maps that need no model are made next to any model."""
-    tasks = (*family.pipelines, Task.CONTROL) if types else tuple(family.pipelines)
-    return {"tasks": tasks, "controls": types, "preprocessors": (*MAKERS, *annotated)}

@@ -1,5 +1,7 @@
 """From a job's spec and inputs to work for the engine: the stock pipeline and its arguments, one picture each."""
 
+import inspect
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from worker.engine.engine import Work
 from worker.inputs import Inputs
 from worker.pipelines.controlnets import control_arguments
 from worker.pipelines.models import Model
+from worker.pipelines.upscalers import count_steps
 
 
 def make_work(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> Work:
@@ -50,6 +53,10 @@ def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Tic
         ticket.step = min(-(-(i + 1) // order), spec.steps_run)  # a second-order sampler calls twice a step
         return {}
 
+    if inputs.noise is not None:
+        _start_from(inputs.noise, pipeline)
+    takes = inspect.signature(pipeline.__call__).parameters
+    modern = "callback_on_step_end" in takes
     images: torch.Tensor = pipeline(
         prompt=spec.prompt,
         negative_prompt=spec.negative_prompt or None,  # None is what leaving it out means to a pipeline
@@ -57,14 +64,17 @@ def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Tic
         guidance_scale=spec.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(spec.seed + index),
         output_type="pt",
-        callback_on_step_end=note_step,
-        **_conditions(model, spec, inputs),
+        **({"callback_on_step_end": note_step} if modern else {"callback": count_steps(spec, ticket)}),
+        **_conditions(model, spec, inputs, takes),
     ).images
     return images
 
 
-def _conditions(model: Model, spec: JobSpec, inputs: Inputs) -> dict[str, Any]:
-    """The arguments by which the pipelines of the tasks differ."""
+def _conditions(model: Model, spec: JobSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
+    """The arguments by which the pipelines of the tasks differ. takes: what the pipeline at hand can be given."""
+    if spec.task is Task.EDIT:
+        size = {"width": spec.width, "height": spec.height} if "width" in takes else {}
+        return {"image": inputs.picture, "image_guidance_scale": spec.image_guidance_scale, **size}
     conditions: dict[str, Any] = {}
     if spec.task is not Task.CONTROL:
         conditions |= {"image": inputs.picture, "strength": _strength_that_steps(spec)}
@@ -78,6 +88,18 @@ def _conditions(model: Model, spec: JobSpec, inputs: Inputs) -> dict[str, Any]:
         spans = [(control.start, control.end) for control in spec.controls]
         conditions |= control_arguments(spec.task, maps, scales, spans)
     return conditions
+
+
+def _start_from(noise: torch.Tensor, pipeline: DiffusionPipeline) -> None:
+    """Has the pipeline's scheduler, which is this picture's own, take this noise instead of what the pipeline drew."""
+    add_noise = pipeline.scheduler.add_noise
+
+    def add_this(latents: torch.Tensor, drawn: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        assert drawn.shape == noise.shape
+        noised: torch.Tensor = add_noise(latents, noise.to(drawn), timesteps)
+        return noised
+
+    pipeline.scheduler.add_noise = add_this
 
 
 def _strength_that_steps(spec: JobSpec) -> float:
