@@ -29,6 +29,7 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_def
 Port = Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")]
 DataDir = Annotated[Path | None, typer.Option(help="Files of Redis and of the store.", show_default="data")]
 Model = Annotated[str | None, typer.Option(help="`demo`, a diffusers folder or a hub id.", show_default="demo")]
+ModelsFile = Annotated[Path | None, typer.Option(help="A models.toml with the models to serve.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Jobs in flight in a worker.")]
 RedisUrl = Annotated[str | None, typer.Option(help="Redis of the queue.", show_default="a private one")]
 
@@ -53,12 +54,21 @@ def serve(
     port: Port = None,
     data_dir: DataDir = None,
     model: Model = None,
+    models_file: ModelsFile = None,
     slots: Slots = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """The whole service on this machine: Redis, API and worker. Ctrl-C stops all of it."""
     with _one_line_errors(), suppress(KeyboardInterrupt):
-        settings = _settings(host=host, port=port, data_dir=data_dir, model=model, slots=slots, redis_url=redis_url)
+        settings = _settings(
+            host=host,
+            port=port,
+            data_dir=data_dir,
+            model=model,
+            models_file=models_file,
+            slots=slots,
+            redis_url=redis_url,
+        )
         with running(settings) as service:
             typer.echo(f"img2img serves {settings.model} at {settings.local_url} (Ctrl-C stops it)")
             while True:
@@ -94,10 +104,16 @@ def api(
 
 
 @app.command()
-def worker(data_dir: DataDir = None, model: Model = None, slots: Slots = None, redis_url: RedisUrl = None) -> None:
+def worker(
+    data_dir: DataDir = None,
+    model: Model = None,
+    models_file: ModelsFile = None,
+    slots: Slots = None,
+    redis_url: RedisUrl = None,
+) -> None:
     """A worker alone: takes jobs from Redis and runs them on this machine's accelerator or CPU."""
     with _one_line_errors():
-        settings = _settings(data_dir=data_dir, model=model, slots=slots, redis_url=redis_url)
+        settings = _settings(data_dir=data_dir, model=model, models_file=models_file, slots=slots, redis_url=redis_url)
         check_torch()
         os.execve(sys.executable, [*PYTHON, "worker"], settings.as_environment())  # noqa: S606
 
@@ -197,7 +213,10 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except ValidationError as error:
         reasons = (
-            f"IMG2IMG_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}, got {e['input']!r}" for e in error.errors()
+            f"IMG2IMG_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}, got {e['input']!r}"
+            if e["loc"]
+            else e["msg"].removeprefix("Value error, ")
+            for e in error.errors()
         )
         _fail("; ".join(reasons))
     except (ServeError, Refused, OSError) as error:

@@ -25,21 +25,23 @@ class Inputs:
     picture: torch.Tensor | None = None  # (1, 3, height, width); None for the control task
     mask: torch.Tensor | None = None  # (1, 1, height, width): 1 where it is painted anew
     canvas: Canvas | None = None  # where the result of an inpaint goes
+    image_prompts: tuple[Image.Image, ...] = ()  # RGB, of any size
 
 
 def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes]) -> Inputs:
     """Decodes the blobs of a job, by sha256. Raises JobError where one does not fit the spec."""
+    prompts = tuple(open_png(pngs[prompt.image]).convert("RGB") for prompt in spec.image_prompts)
     picture = open_png(pngs[spec.image]) if spec.image else None
     if picture is None:
-        return Inputs()
+        return Inputs(image_prompts=prompts)
     if spec.repaint is None:
         if picture.size != (spec.width, spec.height):
             raise JobError(f"the input picture is {picture.width}x{picture.height}, not {spec.width}x{spec.height}")
-        return Inputs(to_tensor(picture))
+        return Inputs(to_tensor(picture), image_prompts=prompts)
     mask = open_png(pngs[spec.repaint.mask]).convert("L") if spec.repaint.mask else None
     canvas = Canvas(picture, mask, spec.repaint)
     seen, painted = canvas.view((spec.width, spec.height))
-    return Inputs(to_tensor(seen), to_tensor(painted), canvas)
+    return Inputs(to_tensor(seen), to_tensor(painted), canvas, prompts)
 
 
 def to_tensor(picture: Image.Image) -> torch.Tensor:

@@ -50,6 +50,7 @@ class ModelCard(BaseModel):
     preprocessors: tuple[ControlType, ...] = ()  # types of maps that it can make from a picture
     image_prompts: bool = False
     loras: tuple[LoraName, ...] = ()
+    adapter_tasks: tuple[Task, ...] = tuple(Task)  # those that image prompts and LoRAs go with
     upscales: tuple[int, ...] = ()  # times that the upscale task can make a picture wider and higher
     negative_prompt: bool = True
     guidance: bool = True  # classifier-free guidance: a scale above 1 can be asked for

@@ -1,7 +1,6 @@
 """Loading: a diffusers folder or hub id becomes a warm pipeline with its heavy modules behind gates."""
 
 import copy
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from diffusers import AutoencoderKL, AutoPipelineForImage2Image, DiffusionPipeli
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils import _pytree as pytree
 
-from app.contract.models import ModelCard, model_name, size_buckets
+from app.contract.models import ModelCard, size_buckets
 from app.contract.spec import Scheduler, Task
 from worker.engine import Gate
 from worker.engine.calls import splittable
 from worker.errors import StartupError
-from worker.pipelines.model_file import ModelEntry
+from worker.pipelines.adapters import Adapters
+from worker.pipelines.model_file import ModelEntry, is_path
 from worker.pipelines.schedulers import make_scheduler, name_of
 
 for library in (diffusers, transformers):
@@ -66,11 +66,12 @@ class Model:
     """A loaded model: its card, its gated modules, and a pipeline object of its own for every job."""
 
     def __init__(self, entry: ModelEntry, pipeline: DiffusionPipeline) -> None:
+        self.adapters = Adapters(entry, pipeline)
         _put_gates(pipeline)
         self._scheduler = pipeline.scheduler
         family = FAMILIES[type(pipeline).__name__]
         self._pipelines = {task: _built(kind, pipeline) for task, kind in family.pipelines.items()}
-        self.card = _card(entry, pipeline)
+        self.card = _card(entry, pipeline).model_copy(update=_with_adapters(entry, pipeline, self._pipelines))
         self.vae = pipeline.vae
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.dtype
@@ -80,6 +81,14 @@ class Model:
         own = copy.copy(self._pipelines[task])
         own.scheduler = make_scheduler(scheduler, self._scheduler)
         return own
+
+
+def _with_adapters(
+    entry: ModelEntry, base: DiffusionPipeline, pipelines: Mapping[Task, DiffusionPipeline]
+) -> dict[str, Any]:
+    """What the card says of LoRAs and image prompts: they are made for the model's own denoiser, and for no other."""
+    tasks = tuple(task for task, pipeline in pipelines.items() if getattr(pipeline, "unet", None) is base.unet)
+    return {"loras": tuple(entry.loras), "image_prompts": entry.ip_adapter is not None, "adapter_tasks": tasks}
 
 
 def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionPipeline:
@@ -92,7 +101,7 @@ def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionP
 
 
 def load_model(entry: ModelEntry, *, device: str) -> Model:
-    """Loads a model: `demo`, a diffusers folder or a hub id. Safetensors only, no remote code.
+    """Loads a model: a diffusers folder or a hub id, and its parts. Safetensors only, no remote code.
 
     Raises StartupError with one line that says what is wrong.
     """
@@ -114,13 +123,8 @@ def load_model(entry: ModelEntry, *, device: str) -> Model:
 
 
 def _locate(source: str) -> str:
-    if source == "demo":
-        spec = importlib.util.find_spec("demo_model")
-        if spec is None or spec.origin is None:
-            raise StartupError("the demo model is not installed; name another with --model")
-        return str(Path(spec.origin).parent / "weights")
     path = Path(source).expanduser()
-    if model_name(source) != source and not (path / "model_index.json").is_file():
+    if is_path(source) and not (path / "model_index.json").is_file():
         raise StartupError(f"no diffusers model at {path}: there is no model_index.json in it")
     return str(path) if path.exists() else source
 

@@ -1,5 +1,6 @@
 """From a job's spec and inputs to work for the engine: the stock pipeline and its arguments, one picture each."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ def make_work(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> Work:
     if spec.strength == 0 and inputs.picture is not None:
         picture = inputs.picture
         return lambda _ticket: round_trip(model, picture)
-    return lambda ticket: denoise(model, spec, inputs, index, ticket)
+    seen = model.adapters.see(spec, inputs)
+    return lambda ticket: denoise(model, spec, inputs, index, ticket, seen)
 
 
 def round_trip(model: Model, picture: torch.Tensor) -> torch.Tensor:
@@ -27,9 +29,12 @@ def round_trip(model: Model, picture: torch.Tensor) -> torch.Tensor:
     return (decoded / 2 + 0.5).clamp(0, 1)
 
 
-def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Ticket) -> torch.Tensor:
+def denoise(
+    model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Ticket, seen: Mapping[str, Any]
+) -> torch.Tensor:
     """The stock pipeline of the task, with a scheduler and a CPU generator of this picture's own."""
     pipeline = model.pipeline(spec.task, spec.scheduler)
+    model.adapters.put_on(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
 
     def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, _kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +50,7 @@ def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Tic
         output_type="pt",
         callback_on_step_end=note_step,
         **_conditions(spec, inputs),
+        **seen,
     ).images
     return images
 
