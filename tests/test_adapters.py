@@ -116,7 +116,7 @@ def job(*loras: tuple[str, float], seen: tuple[tuple[str, float], ...] = (), **c
         "negative_prompt": "",
         "strength": 0.8,
         "guidance_scale": 5.0,
-        "num_inference_steps": 6,
+        "num_inference_steps": 4,
         "scheduler": Scheduler.DDIM,
         "seed": 3,
         "num_images": 1,
