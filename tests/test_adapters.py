@@ -1,6 +1,7 @@
 """LoRAs and image prompts in the engine: the stock pipeline's pixels, alone and among jobs that wear something else."""
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import diffusers
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from app.contract.conditions import ImagePrompt, Lora, Margins, Repaint
 from app.contract.spec import JobSpec, Resize, Scheduler, Task
 from tests.engines import run_together
+from tests.test_model_file import RunsWhenRead
 from tests.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.canvas import Canvas
+from worker.errors import StartupError
 from worker.inputs import Inputs, to_tensor
 from worker.pipelines.model_file import ModelEntry, Part
 from worker.pipelines.models import Model, load_model
@@ -194,3 +198,58 @@ def test_adapters_add_only_their_own_weights_to_memory(served: Served) -> None:
     files = [*served.loras.values(), *served.ip_adapter.rglob("*.safetensors")]
     own = sum(file.stat().st_size for file in files)
     assert held(served.plain) < held(served.model) <= held(served.plain) + own
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda key, tensor: (key.replace("down_blocks.1", "down_blocks.9"), tensor), "does not fit"),
+        (lambda key, tensor: (key, tensor[..., :-1] if "lora_A" in key else tensor), "size mismatch"),
+        (lambda key, tensor: (key.replace("lora", "other"), tensor), "does not fit"),
+        (lambda key, tensor: (f"{key}.dora_scale", tensor), "DoRA"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_refused_at_the_start(
+    tmp_path: Path, spoil: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], said: str
+) -> None:
+    folder = tiny_sd(tmp_path / "model")
+    good = tiny_lora(folder, tmp_path / "good.safetensors", seed=1, text=False)
+    spoilt = dict(spoil(key, tensor.contiguous()) for key, tensor in load_file(good).items())
+    save_file({key: tensor.contiguous() for key, tensor in spoilt.items()}, tmp_path / "bad.safetensors")
+    loras = {"good": Part(source=str(good)), "bad": Part(source=str(tmp_path / "bad.safetensors"))}
+    with pytest.raises(StartupError, match=f"model 'm': LoRA 'bad'.*{said}") as refused:
+        load_model(ModelEntry(name="m", source=str(folder), loras=loras), device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_ip_adapter_that_does_not_fit_is_refused_at_the_start(tmp_path: Path) -> None:
+    folder = tiny_sd(tmp_path / "model")
+    adapter = tiny_ip_adapter(folder, tmp_path / "ip")
+    file = adapter / "ip-adapter.safetensors"
+    good = load_file(file)
+    spoilt = {
+        "does not fit": {key: tensor for key, tensor in good.items() if ".1.to_k_ip" not in key},
+        "face": good | {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(1)},
+        "has no `image_proj`": {"some.weight": torch.zeros(1)},
+    }
+    for said, weights in spoilt.items():
+        save_file(weights, file)
+        with pytest.raises(StartupError, match=f"model 'm': IP-Adapter.*{said}"):
+            load_model(ModelEntry(name="m", source=str(folder), ip_adapter=Part(source=str(adapter))), device="cpu")
+    save_file(good, file)
+    (adapter / "image_encoder" / "model.safetensors").unlink()
+    with pytest.raises(StartupError, match="cannot load its image encoder"):
+        load_model(ModelEntry(name="m", source=str(folder), ip_adapter=Part(source=str(adapter))), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_pickled_checkpoint_is_refused_and_not_read(tmp_path: Path, part: str) -> None:
+    folder = tiny_sd(tmp_path / "model")
+    [weights] = (folder / part).glob("*.safetensors")
+    weights.unlink()
+    name = "diffusion_pytorch_model.bin" if part == "unet" else "pytorch_model.bin"
+    trace = tmp_path / "trace"
+    (folder / part / name).write_bytes(pickle.dumps(RunsWhenRead(trace)))
+    with pytest.raises(StartupError, match="cannot load model 'm'"):
+        load_model(ModelEntry(name="m", source=str(folder)), device="cpu")
+    assert not trace.exists()
