@@ -70,7 +70,9 @@ def serve(
             redis_url=redis_url,
         )
         with running(settings) as service:
-            typer.echo(f"img2img serves {settings.models_file or settings.model} at {settings.local_url} (Ctrl-C stops it)")
+            typer.echo(
+                f"img2img serves {settings.models_file or settings.model} at {settings.local_url} (Ctrl-C stops it)"
+            )
             while True:
                 service.tick()
                 time.sleep(0.2)

@@ -5,7 +5,8 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from app.contract.spec import JobSpec
+from app.contract.models import ModelCard
+from app.contract.spec import JobSpec, Task
 from worker.engine import Gate
 from worker.inputs import Inputs
 from worker.pipelines.image_prompts import load_ip_adapter
@@ -22,6 +23,7 @@ class Adapters:
 
     def __init__(self, entry: ModelEntry, pipeline: DiffusionPipeline) -> None:
         """pipeline: with its own modules, before gates stand in them. Raises StartupError."""
+        self._denoiser = getattr(pipeline, "unet", None)
         self._names = {name: f"lora{index}" for index, name in enumerate(entry.loras)}  # PEFT allows no dots in a name
         self._twins: dict[str, Twin] = {}  # by component, where a LoRA has weights for it
         self._seeing: list[Twin] = []  # UNets for 1, 2, ... image prompts
@@ -40,6 +42,18 @@ class Adapters:
             memory = PROMPT_MEMORY_BYTES if name.startswith("text_encoder") else 0
             if there:
                 self._twins[name] = Twin(name, twins, there, remember_bytes=memory)
+
+    def on_card(self, card: ModelCard, pipelines: Mapping[Task, DiffusionPipeline]) -> ModelCard:
+        """The card with what it says of adapters: they are made for the model's own denoiser, and for no other."""
+        others = {task for task, pipeline in pipelines.items() if getattr(pipeline, "unet", None) is not self._denoiser}
+        others |= {Task.UPSCALE, Task.EDIT}
+        return card.model_copy(
+            update={
+                "loras": tuple(self._names),
+                "image_prompts": bool(self._seeing),
+                "adapter_tasks": tuple(task for task in card.tasks if task not in others),
+            }
+        )
 
     def put_on(self, pipeline: DiffusionPipeline, spec: JobSpec) -> None:
         """Gives a job's own pipeline object the modules that wear what its spec names."""

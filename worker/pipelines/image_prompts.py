@@ -31,7 +31,7 @@ def load_ip_adapter(
     """
     what = f"model {entry.name!r}: IP-Adapter"
     if not hasattr(pipeline, "set_ip_adapter_scale") or not hasattr(pipeline, "unet"):
-        raise StartupError(f"{what}: a {type(pipeline).__name__} takes none")
+        raise StartupError(f"{what}: this version has none for a {type(pipeline).__name__}")
     weights = _weights(weights_file(part, what), what, pipeline)
     if pipeline.image_encoder is None:
         pipeline.register_modules(image_encoder=_image_encoder(entry, part, pipeline, what))

@@ -23,8 +23,8 @@ def load_loras(entry: ModelEntry, pipeline: DiffusionPipeline, adapters: Mapping
 
     Raises StartupError for a LoRA that does not fit.
     """
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise StartupError(f"model {entry.name!r}: a {type(pipeline).__name__} takes no LoRA")
+    if not hasattr(pipeline, "load_lora_weights") or not hasattr(pipeline, "unet"):
+        raise StartupError(f"model {entry.name!r}: this version has no LoRAs for a {type(pipeline).__name__}")
     twins = copy.copy(pipeline)
     for name in loadable(pipeline):
         setattr(twins, name, twin_of(getattr(pipeline, name)))

@@ -71,7 +71,7 @@ class Model:
         self._scheduler = pipeline.scheduler
         family = FAMILIES[type(pipeline).__name__]
         self._pipelines = {task: _built(kind, pipeline) for task, kind in family.pipelines.items()}
-        self.card = _card(entry, pipeline).model_copy(update=_with_adapters(entry, pipeline, self._pipelines))
+        self.card = self.adapters.on_card(_card(entry, pipeline), self._pipelines)
         self.vae = pipeline.vae
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.dtype
@@ -81,14 +81,6 @@ class Model:
         own = copy.copy(self._pipelines[task])
         own.scheduler = make_scheduler(scheduler, self._scheduler)
         return own
-
-
-def _with_adapters(
-    entry: ModelEntry, base: DiffusionPipeline, pipelines: Mapping[Task, DiffusionPipeline]
-) -> dict[str, Any]:
-    """What the card says of LoRAs and image prompts: they are made for the model's own denoiser, and for no other."""
-    tasks = tuple(task for task, pipeline in pipelines.items() if getattr(pipeline, "unet", None) is base.unet)
-    return {"loras": tuple(entry.loras), "image_prompts": entry.ip_adapter is not None, "adapter_tasks": tasks}
 
 
 def _built(kind: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionPipeline:
