@@ -71,6 +71,8 @@ def complaint(error: ValidationError) -> str:
     return "; ".join(
         f"IMG2IMG_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}"
         + ("" if "webhook_secret" in e["loc"] else f", got {e['input']!r}")
+        if e["loc"]
+        else e["msg"].removeprefix("Value error, ")  # of several settings together
         for e in error.errors()
     )
 

@@ -92,6 +92,11 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     _check_controls(request, card)
     if request.image_prompts and not card.image_prompts:
         raise ParameterError("image_prompts", f"The model {card.name} has no IP-Adapter; leave them out")
+    if task not in card.adapter_tasks and (request.image_prompts or (request.loras and card.loras)):
+        can = ", ".join(_NEEDS[known][1] for known in card.adapter_tasks)
+        field = "image_prompts" if request.image_prompts else "loras"
+        message = f"With the model {card.name} they go with {can}, and not with {_NEEDS[task][1]}; leave them out"
+        raise ParameterError(field, message)
     for index, lora in enumerate(request.loras):
         if lora.name not in card.loras:
             raise ParameterError(f"loras.{index}.name", _choices(card, "LoRA", card.loras), got=lora.name)

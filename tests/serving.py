@@ -15,12 +15,15 @@ from app.serve import free_port
 
 
 @contextmanager
-def serving(data_dir: Path, model: Path) -> Iterator[httpx.Client]:
-    """`img2img serve`, ready; ended by Ctrl-C, which it must survive with exit code 0."""
+def serving(data_dir: Path, model: Path, option: str = "--model") -> Iterator[httpx.Client]:
+    """`img2img serve`, ready; ended by Ctrl-C, which it must survive with exit code 0.
+
+    option: what `model` is: `--model` or `--models-file`.
+    """
     port = free_port()
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--data-dir", str(data_dir)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # models this small are slower with more
-    process = subprocess.Popen([*command, "--model", str(model), "--slots", "16"], env=one_thread)
+    process = subprocess.Popen([*command, option, str(model), "--slots", "16"], env=one_thread)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             while not is_ready(client):

@@ -1,9 +1,10 @@
-"""`python -m worker`: settings, model, engine, RQ worker; put together here and nowhere else."""
+"""`python -m worker`: settings, models, engine, RQ worker; put together here and nowhere else."""
 
 import logging
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 import torch
@@ -17,7 +18,7 @@ from worker.engine import Engine, Ticket
 from worker.errors import StartupError, WorkerDied
 from worker.inputs import Inputs
 from worker.memory import keep_freed_memory
-from worker.pipelines.model_file import entry_of
+from worker.pipelines.model_file import ModelEntry, entries_to_serve
 from worker.pipelines.models import Model, load_model
 from worker.pipelines.tasks import make_work
 from worker.rq_worker import BatchWorker
@@ -35,6 +36,8 @@ def main() -> int:
         run(settings)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            return _complain(first["msg"].removeprefix("Value error, "), 2)
         return _complain(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", 2)
     except StartupError as error:
         return _complain(str(error), 2)
@@ -50,31 +53,34 @@ def run(settings: WorkerSettings) -> None:
     except (RedisError, ValueError) as error:
         raise StartupError(f"no Redis at {settings.resolved_redis_url}: {error}") from error
     store = ObjectStore(settings.resolved_store_url)
+    entries = entries_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
     engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
-    ready: Future[Model] = Future()
-    thread = threading.Thread(target=run_engine, args=(engine, settings, ready), name="engine", daemon=True)
+    ready: Future[list[Model]] = Future()
+    thread = threading.Thread(target=run_engine, args=(engine, settings, entries, ready), name="engine", daemon=True)
     thread.start()
-    model = ready.result()
-    runner = JobRunner(engine, {model.card.name: model})
+    runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
     BatchWorker(redis, store, runner, lease_s=settings.lease_s).serve(thread.is_alive)
     engine.shut_down()
     thread.join()
 
 
-def run_engine(engine: Engine, settings: WorkerSettings, ready: Future[Model]) -> None:
-    """Loads the model, warms it up, and runs the engine: all on one thread, so that only it has OpenMP threads.
+def run_engine(
+    engine: Engine, settings: WorkerSettings, entries: Iterable[ModelEntry], ready: Future[list[Model]]
+) -> None:
+    """Loads the models, warms them up, and runs the engine: all on one thread, so that only it has OpenMP threads.
 
     With more of them than cores, GNU OpenMP lets them sleep after each of the thousand parallel loops of a UNet pass.
     """
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = load_model(entry_of(settings.model, settings.revision), device=device)
-        model.fit_preview()
-        warm_up(model)
+        models = [load_model(entry, device=device) for entry in entries]
+        for model in models:
+            model.fit_preview()
+            warm_up(model)
     except Exception as error:
         ready.set_exception(error)
         return
-    ready.set_result(model)
+    ready.set_result(models)
     engine.run()
 
 

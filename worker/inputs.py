@@ -33,6 +33,7 @@ class Inputs:
     controls: tuple[torch.Tensor, ...] = ()
     enlarged: Enlarged | None = None  # of an upscale, in place of the picture
     noise: torch.Tensor | None = None  # (1, channels, height, width) of latents: in place of what the seed would draw
+    image_prompts: tuple[Image.Image, ...] = ()  # RGB, of any size
 
 
 class Prepares(Protocol):
@@ -44,6 +45,7 @@ class Prepares(Protocol):
 def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlType, Prepares] = {}) -> Inputs:
     """Decodes the blobs of a job, by sha256. Raises JobError where one does not fit the spec."""
     size = (spec.width, spec.height)
+    prompts = tuple(open_png(pngs[prompt.image]).convert("RGB") for prompt in spec.image_prompts)
     picture = open_png(pngs[spec.image]) if spec.image else None
     mask = canvas = None
     if picture is not None and spec.repaint is not None:
@@ -62,6 +64,7 @@ def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[Co
         to_tensor(mask) if mask is not None else None,
         canvas,
         tuple(controls),
+        image_prompts=prompts,
     )
 
 

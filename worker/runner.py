@@ -13,6 +13,7 @@ from app.contract.spec import JobSpec
 from worker.engine import Engine, Stopped, Ticket
 from worker.inputs import Inputs, load_inputs, to_pixels
 from worker.pipelines.models import Model
+from worker.pipelines.tiles import make_works
 from worker.png import Pixels, encode_png
 
 

@@ -14,6 +14,9 @@ class WorkerSettings(SharedSettings):
     ] = 64
     device: Annotated[str, Field(description="`cpu`, `cuda`, `cuda:1`, ...; auto: cuda where there is one.")] = "auto"
     revision: Annotated[str | None, Field(description="Revision of a model from the hub.")] = None
+    serve: Annotated[
+        str | None, Field(description="Names of the models to serve, comma separated; unset: all of the model file.")
+    ] = None
     lease_s: Annotated[
         int, Field(ge=2, le=3600, description="Seconds that a worker may be silent before its jobs go to another one.")
     ] = 20

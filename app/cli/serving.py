@@ -19,6 +19,7 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_def
 Port = Annotated[int | None, typer.Option(help="Port to listen on.", show_default="8000")]
 DataDir = Annotated[Path | None, typer.Option(help="Files of Redis and of the store.", show_default="data")]
 Model = Annotated[str | None, typer.Option(help="`demo`, a diffusers folder or a hub id.", show_default="demo")]
+ModelsFile = Annotated[Path | None, typer.Option(help="A models.toml with the models to serve.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Jobs in flight in a worker.")]
 Insecure = Annotated[
     bool | None, typer.Option("--insecure", help="Let everyone in who can reach the service, without an API key.")
@@ -40,6 +41,7 @@ def serve(
     port: Port = None,
     data_dir: DataDir = None,
     model: Model = None,
+    models_file: ModelsFile = None,
     slots: Slots = None,
     redis_url: RedisUrl = None,
     insecure: Insecure = None,
@@ -53,12 +55,14 @@ def serve(
             port=port,
             data_dir=data_dir,
             model=model,
+            models_file=models_file,
             slots=slots,
             redis_url=redis_url,
             insecure=insecure,
         )
         with running(settings) as service:
-            typer.echo(f"img2img serves {settings.model} at {settings.local_url} (Ctrl-C stops it)")
+            served = settings.models_file or settings.model
+            typer.echo(f"img2img serves {served} at {settings.local_url} (Ctrl-C stops it)")
             while True:
                 service.tick()
                 time.sleep(0.2)
@@ -97,12 +101,20 @@ def api(
         )
 
 
-def worker(data_dir: DataDir = None, model: Model = None, slots: Slots = None, redis_url: RedisUrl = None) -> None:
+def worker(
+    data_dir: DataDir = None,
+    model: Model = None,
+    models_file: ModelsFile = None,
+    slots: Slots = None,
+    redis_url: RedisUrl = None,
+) -> None:
     """A worker alone: takes jobs from Redis and runs them on this machine's accelerator or CPU."""
     from app.serve import PYTHON, check_torch
 
     with one_line_errors():
-        settings = settings_of(data_dir=data_dir, model=model, slots=slots, redis_url=redis_url)
+        settings = settings_of(
+            data_dir=data_dir, model=model, models_file=models_file, slots=slots, redis_url=redis_url
+        )
         check_torch()
         os.execve(sys.executable, [*PYTHON, "worker"], settings.as_environment())  # noqa: S606
 

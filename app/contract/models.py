@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from redis import Redis
 from rq.utils import as_text
 
@@ -50,26 +51,40 @@ class ModelCard(BaseModel):
 
     name: str
     family: str
-    native_size: int  # pixels along a side of the square that the model was trained on
-    size_multiple: int  # width and height must be multiples of this
-    min_size: int
-    max_size: int
-    sizes: tuple[tuple[int, int], ...]  # (width, height) buckets that pictures without a size go to
+    native_size: Annotated[int, Field(description="Pixels along a side of the square that it was trained on.")]
+    size_multiple: Annotated[int, Field(description="Width and height are multiples of this.")]
+    min_size: Annotated[int, Field(description="Smallest width and height.")]
+    max_size: Annotated[int, Field(description="Largest width and height.")]
+    sizes: Annotated[
+        tuple[tuple[int, int], ...],
+        Field(description="Width and height of the buckets that pictures go to where a request gives no size."),
+    ]
     schedulers: tuple[Scheduler, ...]
     default_scheduler: Scheduler
     default_steps: int = 30
     default_guidance_scale: float = 7.5
-    tasks: tuple[Task, ...] = (Task.IMG2IMG,)
-    controls: tuple[ControlType, ...] = ()  # types that it has a ControlNet for
-    preprocessors: tuple[ControlType, ...] = ()  # types of maps that it can make from a picture
-    image_prompts: bool = False
-    loras: tuple[LoraName, ...] = ()
-    upscales: tuple[int, ...] = ()  # times that the upscale task can make a picture wider and higher
-    upscalers: tuple[UpscalerCard, ...] = ()  # for those of them that are not done by image-to-image in tiles
-    negative_prompt: bool = True
-    guidance: bool = True  # classifier-free guidance: a scale above 1 can be asked for
-    dtype: str = "float32"
-    revision: str | None = None
+    tasks: Annotated[
+        tuple[Task, ...], Field(description="What it can do; the fields of a request choose among them.")
+    ] = (Task.IMG2IMG,)
+    controls: Annotated[
+        tuple[ControlType, ...], Field(description="Types of `controls` that it has a ControlNet for.")
+    ] = ()
+    preprocessors: Annotated[
+        tuple[ControlType, ...], Field(description="Types of control maps that it can make from a picture.")
+    ] = ()
+    image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
+    loras: Annotated[tuple[LoraName, ...], Field(description="Names that `loras` can give.")] = ()
+    adapter_tasks: Annotated[
+        tuple[Task, ...], Field(description="The tasks that `image_prompts` and `loras` go with.")
+    ] = tuple(Task)
+    upscales: Annotated[tuple[int, ...], Field(description="What `upscale` can be.")] = ()
+    upscalers: Annotated[
+        tuple[UpscalerCard, ...], Field(description="Those of them that are not done by image-to-image in tiles.")
+    ] = ()
+    negative_prompt: Annotated[bool, Field(description="Whether it takes a `negative_prompt`.")] = True
+    guidance: Annotated[bool, Field(description="Whether a `guidance_scale` above 1 can be asked for.")] = True
+    dtype: Annotated[str, Field(description="Number format in which it computes.")] = "float32"
+    revision: Annotated[str | None, Field(description="Of its weights on the hub, where one was chosen.")] = None
 
     def upscaler(self, times: int | None) -> UpscalerCard | None:
         """What does this factor of the upscale task; None: image-to-image in tiles."""

@@ -1,9 +1,10 @@
 """The settings that both sides share. Read once, at each side's composition root."""
 
+import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -16,12 +17,31 @@ class SharedSettings(BaseSettings):
     model: Annotated[
         str, Field(description="Model to serve and the default of requests: `demo`, a diffusers folder or a hub id.")
     ] = "demo"
+    models_file: Annotated[
+        Path | None,
+        Field(description="A models.toml whose models are served; the default of requests is then the first in it."),
+    ] = None
     redis_url: Annotated[
         str | None, Field(description="Redis of the queue; unset: the private one that `img2img serve` starts.")
     ] = None
     store_url: Annotated[
         str | None, Field(description="Where pictures are kept, e.g. s3://bucket/prefix; unset: the data directory.")
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_the_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Where a model file is given and no model, requests get the first of the file."""
+        file = values.get("models_file")
+        if not file or values.get("model"):
+            return values
+        try:
+            models = tomllib.loads(Path(file).read_text()).get("models")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read the model file {file}: {error}") from None
+        if not models or not isinstance(models, dict):
+            raise ValueError(f"the model file {file} has no table [models.<name>]")
+        return {**values, "model": next(iter(models))}
 
     @property
     def resolved_redis_url(self) -> str:

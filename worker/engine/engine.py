@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -73,7 +74,8 @@ class Gate:
     ) -> None:
         """name: the stage whose time this is. run: the real function.
 
-        remember_bytes: keep outputs of this many bytes in all, to answer equal calls; for functions of token ids.
+        remember_bytes: keep outputs of this many bytes in all, to answer equal calls; for what depends on its
+            arguments alone, like an encoder of token ids.
         ignore: keyword arguments that do not reach `run`, such as a generator that it would not use.
         """
         self.name = name
@@ -91,7 +93,7 @@ class Gate:
         call = make_call(id(self), args, kwargs)
         if self._memory is None:
             return self._park(current, call)
-        key = (call.signature, *(content(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))
+        key = (call.signature, *(_digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))
         output = self._memory.get(key)
         if output is None:
             output = pytree.tree_map_only(torch.Tensor, torch.clone, self._park(current, call))
@@ -104,6 +106,11 @@ class Gate:
         parent = current.parent
         assert parent is not None
         return parent.switch()
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    """Stands for the content of a tensor, in a key that is to be kept: a picture's pixels would be a large one."""
+    return blake2b(content(tensor)).digest()
 
 
 def _output_bytes(output: Any) -> int:

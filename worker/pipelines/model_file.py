@@ -1,6 +1,8 @@
 """models.toml: which models there are, and which parts each of them has. Requests name models, never files."""
 
+import importlib.util
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +12,9 @@ from app.contract.conditions import ControlType, LoraName
 from app.contract.models import model_name
 from app.contract.spec import Scheduler
 from worker.errors import StartupError
+
+DEMO = "demo"  # the model of this repository, always there
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
 
 
 class Part(BaseModel):
@@ -53,22 +58,32 @@ class ModelEntry(BaseModel):
     scheduler: Scheduler | None = None
 
 
+class _ModelFile(BaseModel):
+    """The file as it is written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: Annotated[dict[ModelName, ModelEntry], Field(min_length=1)]
+
+
 def read_model_file(path: Path) -> dict[str, ModelEntry]:
     """The models of a file, by name; relative folders in it made absolute. Raises StartupError."""
     try:
-        tables = tomllib.loads(path.read_text()).get("models", {})
-        return {name: _entry(name, table, path.parent) for name, table in tables.items()}
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        tables = _ModelFile.model_validate(tomllib.loads(path.read_text())).models
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            raise StartupError(f"the model file {path}: {_first(error)}") from error
         raise StartupError(f"cannot read the model file {path}: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StartupError(f"model file {path}: {error.title}: {place}: {first['msg']}") from error
+    return {name: _located(entry.model_copy(update={"name": name}), path.parent) for name, entry in tables.items()}
 
 
-def _entry(name: str, table: object, folder: Path) -> ModelEntry:
-    entry = ModelEntry.model_validate({"name": name, **table} if isinstance(table, dict) else table)
-    return _located(entry, folder)
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong: where, why, and what stands there."""
+    first = error.errors()[0]
+    place = ".".join(str(step) for step in first["loc"] if step != "[key]")
+    if first["type"] == "extra_forbidden":
+        return f"{place}: there is no such key"
+    return f"{place}: {first['msg']}, got {first['input']!r}"
 
 
 def _located(entry: ModelEntry, folder: Path) -> ModelEntry:
@@ -86,9 +101,64 @@ def _located(entry: ModelEntry, folder: Path) -> ModelEntry:
 
 
 def _path(source: str, folder: Path) -> str:
-    return str((folder / source).resolve()) if source.startswith(".") else source
+    return str((folder / Path(source).expanduser()).resolve()) if is_path(source) else source
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is a folder or file, and not a hub id."""
+    return source.startswith((".", "/", "~"))
 
 
 def entry_of(source: str, revision: str | None = None) -> ModelEntry:
-    """The entry of a model that no file describes: a folder or a hub id."""
+    """The entry of a model that no file of the user's describes: `demo`, a folder or a hub id."""
+    if source == DEMO:
+        return _demo()
     return ModelEntry(name=model_name(source), source=source, revision=revision)
+
+
+def _demo() -> ModelEntry:
+    spec = importlib.util.find_spec("demo_model")
+    if spec is None or spec.origin is None:
+        raise StartupError("the demo model is not installed; name another with --model")
+    return read_model_file(Path(spec.origin).parent / "models.toml")[DEMO]
+
+
+def entries_to_serve(model: str, revision: str | None, file: Path | None, names: str | None) -> list[ModelEntry]:
+    """What a worker serves: of a model file all models or those of `names`, comma separated; without a file, `model`.
+
+    Raises StartupError where that cannot be, or where a folder or file that an entry names is not there.
+    """
+    if file is None:
+        entry = entry_of(model, revision)
+        known = {entry.name: entry}
+    elif revision is not None:
+        raise StartupError("IMG2IMG_REVISION is for a model without a model file; in the file, `revision` stands")
+    else:
+        known = read_model_file(file)
+    chosen = list(known)
+    if names is not None:
+        known = {DEMO: _demo(), **known} if DEMO in _names(names) else known
+        chosen = _names(names)
+    for name in chosen:
+        if name not in known:
+            raise StartupError(f"IMG2IMG_SERVE: there is no model {name!r}, but {', '.join(sorted({DEMO, *known}))}")
+        for place, source in _sources(known[name]):
+            if is_path(source) and not Path(source).expanduser().exists():
+                raise StartupError(f"model {name!r}: {place}: there is no {source}")
+    return [known[name] for name in chosen]
+
+
+def _names(names: str) -> list[str]:
+    listed = [name.strip() for name in names.split(",") if name.strip()]
+    if not listed:
+        raise StartupError("IMG2IMG_SERVE: name one model at least, or unset it")
+    return list(dict.fromkeys(listed))
+
+
+def _sources(entry: ModelEntry) -> Iterator[tuple[str, str]]:
+    """Each source of an entry, and where in the entry it stands."""
+    yield "source", entry.source
+    for name in ModelEntry.model_fields:
+        value = getattr(entry, name)
+        parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        yield from ((place, part.source) for place, part in parts.items() if isinstance(part, Part))

@@ -1,7 +1,6 @@
 """Loading: a diffusers folder or hub id becomes a warm pipeline with its heavy modules behind gates."""
 
 import copy
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,17 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils import _pytree as pytree
 
 from app.contract.conditions import ControlType
-from app.contract.models import ModelCard, model_name, size_buckets
+from app.contract.models import ModelCard, size_buckets
 from app.contract.spec import Scheduler, Task
 from worker.control_maps import MAKERS
 from worker.engine import Gate
 from worker.engine.calls import splittable
 from worker.errors import StartupError
+from worker.pipelines.adapters import Adapters
 from worker.pipelines.annotators import load_annotators
 from worker.pipelines.controlnets import ControlNets
 from worker.pipelines.injection import load_injected, own_kinds
-from worker.pipelines.model_file import ModelEntry
+from worker.pipelines.model_file import ModelEntry, is_path
 from worker.pipelines.parts import build, load_pipeline
 from worker.pipelines.preview import LatentPreview
 from worker.pipelines.schedulers import make_scheduler, name_of
@@ -81,6 +81,7 @@ class Model:
 
     def __init__(self, entry: ModelEntry, pipeline: DiffusionPipeline) -> None:
         """Loads the parts that the entry names. Raises StartupError."""
+        self.adapters = Adapters(entry, pipeline)
         _put_gates(pipeline)
         family = FAMILIES[type(pipeline).__name__]
         kinds = own_kinds(family.name, family.pipelines, pipeline)
@@ -92,9 +93,10 @@ class Model:
         self.upscalers = {times: Upscaler(times, part) for times, part in sorted(enlarging.items())}
         self._controlnets = ControlNets(entry, family.name, pipeline)
         self.annotators = load_annotators(entry, pipeline.device)
-        self.card = _card(
+        card = _card(
             entry, pipeline, tuple(self._pipelines), self.upscalers, self._controlnets.types, tuple(self.annotators)
         )
+        self.card = self.adapters.on_card(card, self._pipelines)
         self.vae = pipeline.vae
         self.latent_scale: int = pipeline.vae_scale_factor  # pixels along a side of a latent
         self.device: torch.device = pipeline.device
@@ -114,7 +116,7 @@ class Model:
 
 
 def load_model(entry: ModelEntry, *, device: str) -> Model:
-    """Loads a model: `demo`, a diffusers folder or a hub id. Safetensors only, no remote code.
+    """Loads a model: a diffusers folder or a hub id, and its parts. Safetensors only, no remote code.
 
     Raises StartupError with one line that says what is wrong.
     """
@@ -143,13 +145,8 @@ def _load(source: str, *, revision: str | None, **options: Any) -> DiffusionPipe
 
 
 def _locate(source: str) -> str:
-    if source == "demo":
-        spec = importlib.util.find_spec("demo_model")
-        if spec is None or spec.origin is None:
-            raise StartupError("the demo model is not installed; name another with --model")
-        return str(Path(spec.origin).parent / "weights")
     path = Path(source).expanduser()
-    if model_name(source) != source and not (path / "model_index.json").is_file():
+    if is_path(source) and not (path / "model_index.json").is_file():
         raise StartupError(f"no diffusers model at {path}: there is no model_index.json in it")
     return str(path) if path.exists() else source
 

@@ -1,7 +1,7 @@
 """From a job's spec and inputs to work for the engine: the stock pipeline and its arguments, one picture each."""
 
 import inspect
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ def make_work(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> Work:
     if spec.strength == 0 and inputs.picture is not None:
         picture = inputs.picture
         return lambda _ticket: round_trip(model, picture)
-    return lambda ticket: denoise(model, spec, inputs, index, ticket)
+    seen = model.adapters.see(spec, inputs)
+    return lambda ticket: denoise(model, spec, inputs, index, ticket, seen)
 
 
 def round_trip(model: Model, picture: torch.Tensor) -> torch.Tensor:
@@ -43,9 +44,12 @@ def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tens
     ]
 
 
-def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Ticket) -> torch.Tensor:
+def denoise(
+    model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Ticket, seen: Mapping[str, Any]
+) -> torch.Tensor:
     """The stock pipeline of the task, with a scheduler and a CPU generator of this picture's own."""
     pipeline = model.pipeline(spec.task, spec.scheduler, [control.type for control in spec.controls])
+    model.adapters.put_on(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
 
     def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +70,7 @@ def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Tic
         output_type="pt",
         **({"callback_on_step_end": note_step} if modern else {"callback": count_steps(spec, ticket)}),
         **_conditions(model, spec, inputs, takes),
+        **seen,
     ).images
     return images
 

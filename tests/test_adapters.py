@@ -1,0 +1,255 @@
+"""LoRAs and image prompts in the engine: the stock pipeline's pixels, alone and among jobs that wear something else."""
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from app.contract.conditions import ImagePrompt, Lora, Margins, Repaint
+from app.contract.spec import JobSpec, Resize, Scheduler, Task
+from tests.engines import run_together
+from tests.test_model_file import RunsWhenRead
+from tests.tiny_adapters import tiny_ip_adapter, tiny_lora
+from tests.tiny_models import tiny_sd, tiny_sdxl
+from worker.canvas import Canvas
+from worker.errors import StartupError
+from worker.inputs import Inputs, to_tensor
+from worker.pipelines.model_file import ModelEntry, Part
+from worker.pipelines.models import Model, load_model
+
+SIDE = 64
+STOCK = {
+    (tiny_sd, Task.IMG2IMG): diffusers.StableDiffusionImg2ImgPipeline,
+    (tiny_sd, Task.INPAINT): diffusers.StableDiffusionInpaintPipeline,
+    (tiny_sdxl, Task.IMG2IMG): diffusers.StableDiffusionXLImg2ImgPipeline,
+    (tiny_sdxl, Task.INPAINT): diffusers.StableDiffusionXLInpaintPipeline,
+}
+PROMPT_IMAGES = ("1" * 64, "2" * 64)
+
+
+class Served:
+    """A tiny model with three LoRAs and an IP-Adapter in the engine, the same without, and the stock pipelines."""
+
+    def __init__(self, make: object, folder: Path) -> None:
+        self.make = make
+        self.folder = make(folder / "model")  # type: ignore[operator]
+        self.loras = {
+            "ink": tiny_lora(self.folder, folder / "ink.safetensors", seed=1),
+            "v1.5-clay": tiny_lora(self.folder, folder / "clay.safetensors", seed=2, rank=8, kohya=True),
+            "unet-only": tiny_lora(self.folder, folder / "unet.safetensors", seed=3, text=False),
+        }
+        self.ip_adapter = tiny_ip_adapter(self.folder, folder / "ip")
+        entry = ModelEntry(
+            name="tiny",
+            source=str(self.folder),
+            loras={name: Part(source=str(file)) for name, file in self.loras.items()},
+            ip_adapter=Part(source=str(self.ip_adapter)),
+        )
+        self.model: Model = load_model(entry, device="cpu")
+        self.plain: Model = load_model(ModelEntry(name="tiny", source=str(self.folder)), device="cpu")
+        rng = np.random.default_rng(2)
+        self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.mask = Image.new("L", (SIDE, SIDE))
+        self.mask.paste(255, (8, 20, 40, 60))
+        shapes = ((40, 60, 3), (90, 70, 3))
+        self.prompts = {
+            name: Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+            for name, shape in zip(PROMPT_IMAGES, shapes, strict=True)
+        }
+
+    def inputs(self, spec: JobSpec) -> Inputs:
+        prompts = tuple(self.prompts[prompt.image] for prompt in spec.image_prompts)
+        if spec.repaint is None:
+            return Inputs(to_tensor(self.picture), image_prompts=prompts)
+        canvas = Canvas(self.picture, self.mask, spec.repaint)
+        seen, painted = canvas.view((spec.width, spec.height))
+        return Inputs(to_tensor(seen), to_tensor(painted), canvas, prompts)
+
+    def run(self, *specs: JobSpec, model: Model | None = None) -> list[np.ndarray]:
+        return run_together(model or self.model, [(spec, self.inputs(spec)) for spec in specs])
+
+    def reference(self, spec: JobSpec) -> np.ndarray:
+        stock = STOCK[self.make, spec.task].from_pretrained(self.folder)  # type: ignore[index]
+        stock.set_progress_bar_config(disable=True)
+        stock.scheduler = diffusers.DDIMScheduler.from_config(stock.scheduler.config)
+        conditions = {}
+        if spec.image_prompts:
+            count = len(spec.image_prompts)
+            stock.load_ip_adapter(
+                str(self.ip_adapter), subfolder=[""] * count, weight_name=["ip-adapter.safetensors"] * count
+            )
+            stock.set_ip_adapter_scale([prompt.scale for prompt in spec.image_prompts])
+            conditions["ip_adapter_image"] = [self.prompts[prompt.image] for prompt in spec.image_prompts]
+        if spec.loras:
+            for index, lora in enumerate(spec.loras):
+                stock.load_lora_weights(self.loras[lora.name], adapter_name=f"a{index}")
+            stock.set_adapters([f"a{i}" for i in range(len(spec.loras))], [lora.scale for lora in spec.loras])
+        if spec.task is Task.INPAINT:
+            conditions |= {"mask_image": self.mask, "width": SIDE, "height": SIDE}
+        image = stock(
+            prompt=spec.prompt,
+            image=self.picture,
+            strength=spec.strength,
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+            generator=torch.Generator().manual_seed(spec.seed),
+            **conditions,
+        ).images[0]
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small are slower with more
+    yield Served(request.param, tmp_path_factory.mktemp("adapters"))
+    torch.set_num_threads(threads)
+
+
+def job(*loras: tuple[str, float], seen: tuple[tuple[str, float], ...] = (), **changes: object) -> JobSpec:
+    parameters = {
+        "model": "tiny",
+        "image": "0" * 64,
+        "prompt": "a red house",
+        "negative_prompt": "",
+        "strength": 0.8,
+        "guidance_scale": 5.0,
+        "num_inference_steps": 4,
+        "scheduler": Scheduler.DDIM,
+        "seed": 3,
+        "num_images": 1,
+        "width": SIDE,
+        "height": SIDE,
+        "resize": Resize.CROP,
+        "loras": tuple(Lora(name=name, scale=scale) for name, scale in loras),
+        "image_prompts": tuple(ImagePrompt(image=image, scale=scale) for image, scale in seen),
+    }
+    return JobSpec(**{**parameters, **changes})  # type: ignore[arg-type]
+
+
+def within(a: np.ndarray, b: np.ndarray) -> bool:
+    return int(np.abs(a.astype(int) - b.astype(int)).max()) <= 1
+
+
+FIRST, SECOND = PROMPT_IMAGES
+INPAINT = {
+    "task": Task.INPAINT,
+    "repaint": Repaint(mask="9" * 64, blur=0, margins=Margins(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
+}
+COMPANY = [
+    job(),
+    job(("ink", 1.0)),
+    job(("ink", 1.0), seed=5, guidance_scale=1.0),
+    job(("ink", 0.4)),
+    job(("v1.5-clay", -0.7)),
+    job(("unet-only", 1.5)),
+    job(("v1.5-clay", 0.5), ("ink", 0.8)),
+    job(("ink", 0.6), **INPAINT),
+    job(seen=((FIRST, 0.6),)),
+    job(seen=((FIRST, 1.0), (SECOND, 0.3))),
+    job(seen=((SECOND, 0.8),), guidance_scale=1.0, **INPAINT),
+    job(("ink", 0.5), ("unet-only", 1.0), seen=((SECOND, 0.7),)),
+]
+
+
+def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:
+    together = served.run(*COMPANY)
+    plain = served.run(job())[0]
+    for spec, in_company in zip(COMPANY, together, strict=True):
+        reference = served.reference(spec)
+        [alone] = served.run(spec)
+        assert within(alone, reference), spec
+        assert within(in_company, reference), spec
+        if spec.loras or spec.image_prompts:
+            assert not within(reference, plain), "an adapter that changes nothing would test nothing"
+
+
+def test_jobs_without_adapters_are_bit_for_bit_what_they_are_without_any_loaded(served: Served) -> None:
+    plain = [job(seed=seed, strength=0.5, prompt=prompt) for seed, prompt in enumerate(("a house", "a tree"))]
+    plain.append(job(**INPAINT))
+    for spec in plain:
+        [without] = served.run(spec, model=served.plain)
+        served.run(job(("ink", 1.0), seen=((FIRST, 1.0),)))
+        [beside] = served.run(spec)
+        assert beside.tobytes() == without.tobytes()
+    assert np.array_equal(served.run(*plain), served.run(*plain, model=served.plain))
+
+
+def test_what_has_the_scale_0_is_not_there(served: Served) -> None:
+    [plain] = served.run(job())
+    [zero] = served.run(job(("ink", 0.0), seen=((FIRST, 0.0),)))
+    assert zero.tobytes() == plain.tobytes()
+
+
+def test_adapters_add_only_their_own_weights_to_memory(served: Served) -> None:
+    def held(model: Model) -> int:
+        twins = [*model.adapters._twins.values(), *model.adapters._seeing]
+        pipeline = model.pipeline(Task.IMG2IMG, Scheduler.DDIM)
+        modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
+        tensors = [t for module in [*modules, *(twin._module for twin in twins)] for t in module.parameters()]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    files = [*served.loras.values(), *served.ip_adapter.rglob("*.safetensors")]
+    own = sum(file.stat().st_size for file in files)
+    assert held(served.plain) < held(served.model) <= held(served.plain) + own
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda key, tensor: (key.replace("down_blocks.1", "down_blocks.9"), tensor), "does not fit"),
+        (lambda key, tensor: (key, tensor[..., :-1] if "lora_A" in key else tensor), "size mismatch"),
+        (lambda key, tensor: (key.replace("lora", "other"), tensor), "does not fit"),
+        (lambda key, tensor: (f"{key}.dora_scale", tensor), "DoRA"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_refused_at_the_start(
+    tmp_path: Path, spoil: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], said: str
+) -> None:
+    folder = tiny_sd(tmp_path / "model")
+    good = tiny_lora(folder, tmp_path / "good.safetensors", seed=1, text=False)
+    spoilt = dict(spoil(key, tensor.contiguous()) for key, tensor in load_file(good).items())
+    save_file({key: tensor.contiguous() for key, tensor in spoilt.items()}, tmp_path / "bad.safetensors")
+    loras = {"good": Part(source=str(good)), "bad": Part(source=str(tmp_path / "bad.safetensors"))}
+    with pytest.raises(StartupError, match=f"model 'm': LoRA 'bad'.*{said}") as refused:
+        load_model(ModelEntry(name="m", source=str(folder), loras=loras), device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_ip_adapter_that_does_not_fit_is_refused_at_the_start(tmp_path: Path) -> None:
+    folder = tiny_sd(tmp_path / "model")
+    adapter = tiny_ip_adapter(folder, tmp_path / "ip")
+    file = adapter / "ip-adapter.safetensors"
+    good = load_file(file)
+    spoilt = {
+        "does not fit": {key: tensor for key, tensor in good.items() if ".1.to_k_ip" not in key},
+        "face": good | {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(1)},
+        "has no `image_proj`": {"some.weight": torch.zeros(1)},
+    }
+    for said, weights in spoilt.items():
+        save_file(weights, file)
+        with pytest.raises(StartupError, match=f"model 'm': IP-Adapter.*{said}"):
+            load_model(ModelEntry(name="m", source=str(folder), ip_adapter=Part(source=str(adapter))), device="cpu")
+    save_file(good, file)
+    (adapter / "image_encoder" / "model.safetensors").unlink()
+    with pytest.raises(StartupError, match="cannot load its image encoder"):
+        load_model(ModelEntry(name="m", source=str(folder), ip_adapter=Part(source=str(adapter))), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_pickled_checkpoint_is_refused_and_not_read(tmp_path: Path, part: str) -> None:
+    folder = tiny_sd(tmp_path / "model")
+    [weights] = (folder / part).glob("*.safetensors")
+    weights.unlink()
+    name = "diffusion_pytorch_model.bin" if part == "unet" else "pytorch_model.bin"
+    trace = tmp_path / "trace"
+    (folder / part / name).write_bytes(pickle.dumps(RunsWhenRead(trace)))
+    with pytest.raises(StartupError, match="cannot load model 'm'"):
+        load_model(ModelEntry(name="m", source=str(folder)), device="cpu")
+    assert not trace.exists()
