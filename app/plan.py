@@ -66,6 +66,7 @@ class Planner:
         seed = resolve_seed(request.seed, request.num_images)
         layout = self._layout(task)
         guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
+        by_picture = task is Task.EDIT and card.image_guidance
         return JobSpec(
             task=task,
             model=card.name,
@@ -74,7 +75,7 @@ class Planner:
             negative_prompt=request.negative_prompt,
             strength=STRENGTHS[task] if request.strength is None else request.strength,
             guidance_scale=guidance_scale,
-            image_guidance_scale=(request.image_guidance_scale or IMAGE_GUIDANCE_SCALE) if task is Task.EDIT else None,
+            image_guidance_scale=(request.image_guidance_scale or IMAGE_GUIDANCE_SCALE) if by_picture else None,
             num_inference_steps=resolve_steps(request.num_inference_steps, scheduler, card),
             scheduler=scheduler,
             seed=seed,

@@ -91,6 +91,9 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     if request.guidance_scale not in (None, 1) and not card.guidance:
         message = f"The model {card.name} was made to run without guidance: input should be 1 or absent"
         raise ParameterError("guidance_scale", message, got=request.guidance_scale)
+    if request.image_guidance_scale is not None and not card.image_guidance:
+        message = f"The model {card.name} takes no guidance by the picture; leave it out"
+        raise ParameterError("image_guidance_scale", message, got=request.image_guidance_scale)
 
 
 def _check_controls(request: Img2ImgRequest, card: ModelCard) -> None:

@@ -35,7 +35,14 @@ class Scheduler(StrEnum):
     DEIS = "deis"
     LCM = "lcm"
     TCD = "tcd"
+    FLOW_EULER = "flow_euler"
+    FLOW_EULER_BETA = "flow_euler_beta"
+    FLOW_HEUN = "flow_heun"
 
+
+# A model was trained for diffusion or for flow matching, and can be sampled by schedulers of its own kind only.
+FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
+DIFFUSION_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler not in FLOW_SCHEDULERS)
 
 MAX_STEPS = 150
 # Distilled samplers walk a schedule that was fixed at training time; they cannot take more steps than it has.
@@ -85,13 +92,16 @@ class JobSpec(BaseModel):
         """Denoising steps that each image really runs: 0 at strength 0, else at least 1."""
         if self.strength == 0:
             return 0
-        return max(1, min(int(self.num_inference_steps * self.strength), self.num_inference_steps))
+        steps = self.num_inference_steps
+        if self.scheduler in FLOW_SCHEDULERS:  # the pipelines of such models round up, and those of the others down
+            return max(1, steps - int(max(steps - min(steps * self.strength, steps), 0)))
+        return max(1, min(int(steps * self.strength), steps))
 
     @property
     def cost(self) -> float:
-        """Work of the whole job, in megapixel-steps: a row is an image, or two with guidance (three for an edit);
-        encode and decode count as one more step, each control as a third of the denoiser."""
-        guided_rows = 3 if self.task is Task.EDIT else 2
+        """Work of the whole job, in megapixel-steps: a row is an image, or two with guidance (three where the picture
+        guides as well); encode and decode count as one more step, each control as a third of the denoiser."""
+        guided_rows = 3 if self.image_guidance_scale else 2
         rows = self.num_images * (guided_rows if self.guidance_scale > 1 else 1)
         return self.width * self.height * (self.steps_run + 1) * rows * (1 + len(self.controls) / 3) / 1e6
 

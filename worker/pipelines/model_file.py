@@ -51,6 +51,7 @@ class ModelEntry(BaseModel):
     steps: Annotated[int | None, Field(ge=1, le=150)] = None  # defaults of requests
     guidance_scale: Annotated[float | None, Field(ge=1)] = None
     scheduler: Scheduler | None = None
+    guidance: bool | None = None  # false: made to run without (turbo and lightning models); requests may not ask for it
 
 
 def read_model_file(path: Path) -> dict[str, ModelEntry]:
