@@ -73,6 +73,7 @@ class Planner:
             image=layout.blob,
             prompt=request.instruction or request.prompt,
             negative_prompt=request.negative_prompt,
+            prompt_weighting=request.prompt_weighting,
             strength=STRENGTHS[task] if request.strength is None else request.strength,
             guidance_scale=guidance_scale,
             image_guidance_scale=(request.image_guidance_scale or IMAGE_GUIDANCE_SCALE) if by_picture else None,

@@ -17,13 +17,23 @@ from PIL import Image
 from app.contract.conditions import Margins, Repaint
 from app.contract.spec import JobSpec, Resize, Scheduler, Task
 from tests.engines import run_on, run_together
-from tests.tiny_families import tiny_flux, tiny_kontext, tiny_lcm, tiny_refiner, tiny_schnell, tiny_sd3
+from tests.tiny_families import (
+    tiny_flux,
+    tiny_klein,
+    tiny_kontext,
+    tiny_lcm,
+    tiny_qwen_image,
+    tiny_refiner,
+    tiny_schnell,
+    tiny_sd3,
+    tiny_z_image,
+)
 from worker.engine import Engine
 from worker.inputs import Inputs, to_tensor
 from worker.pipelines.model_file import ModelEntry
 from worker.pipelines.models import Model, load_model
 
-WIDTH, HEIGHT = 64, 48
+WIDTH, HEIGHT = 96, 64
 EULER = diffusers.FlowMatchEulerDiscreteScheduler
 SCHEDULERS: dict[Scheduler, Callable[[Any], Any]] = {
     Scheduler.FLOW_EULER: EULER.from_config,
@@ -72,6 +82,20 @@ def sd_arguments(spec: JobSpec) -> dict[str, Any]:
     return {**strength_and_guidance(spec), "negative_prompt": spec.negative_prompt or None}
 
 
+def klein_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {"guidance_scale": spec.guidance_scale, **sizes(spec)}
+
+
+def qwen_arguments(spec: JobSpec) -> dict[str, Any]:
+    guided = {"true_cfg_scale": spec.guidance_scale, "negative_prompt": spec.negative_prompt or " "}
+    return {"strength": spec.strength, **sizes(spec), **(guided if spec.guidance_scale > 1 else {})}
+
+
+def z_image_arguments(spec: JobSpec) -> dict[str, Any]:
+    scale = spec.guidance_scale if spec.guidance_scale > 1 else 0
+    return {"strength": spec.strength, "guidance_scale": scale, "negative_prompt": spec.negative_prompt or None}
+
+
 FLUX = {Task.IMG2IMG: diffusers.FluxImg2ImgPipeline, Task.INPAINT: diffusers.FluxInpaintPipeline}
 CASES = {
     "flux": Case(tiny_flux, FLUX, flux_arguments, schedulers=(Scheduler.FLOW_EULER_BETA,)),
@@ -94,6 +118,14 @@ CASES = {
         Scheduler.EULER,
         negative="blurry",
     ),
+    "flux-2-klein": Case(tiny_klein, {Task.EDIT: diffusers.Flux2KleinPipeline}, klein_arguments),
+    "qwen-image": Case(
+        tiny_qwen_image,
+        {Task.IMG2IMG: diffusers.QwenImageImg2ImgPipeline, Task.INPAINT: diffusers.QwenImageInpaintPipeline},
+        qwen_arguments,
+        negative="blurry",
+    ),
+    "z-image": Case(tiny_z_image, {Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline}, z_image_arguments, negative="blur"),
     "lcm": Case(tiny_lcm, {Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline}, sd_arguments, Scheduler.LCM),
 }
 

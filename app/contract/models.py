@@ -53,6 +53,7 @@ class ModelCard(BaseModel):
     upscales: tuple[int, ...] = ()  # times that the upscale task can make a picture wider and higher
     negative_prompt: bool = True
     guidance: bool = True  # classifier-free guidance: a scale above 1 can be asked for
+    prompt_weighting: bool = False  # `(text:1.3)` in prompts can be asked for
     image_guidance: bool = True  # of the edit task: `image_guidance_scale` can be asked for
     dtype: str = "float32"
     revision: str | None = None

@@ -71,6 +71,7 @@ class JobSpec(BaseModel):
     image: Sha256 | None
     prompt: str  # of the edit task: the instruction
     negative_prompt: str
+    prompt_weighting: bool = False  # whether `(text:1.3)` in the prompts is a weight
     strength: Annotated[float, Field(ge=0, le=1)]
     guidance_scale: Annotated[float, Field(ge=1)]
     image_guidance_scale: Annotated[float | None, Field(ge=1)] = None  # of the edit task

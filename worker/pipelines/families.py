@@ -30,6 +30,7 @@ class Family:
     steps: int = 30  # defaults of requests
     guidance_scale: float = 7.5
     negative_prompt: bool = True
+    clip_prompts: bool = False  # conditioned by CLIP's embeddings alone: prompts can be long, and have weights
     image_guidance: bool = True  # an edit can be guided by the picture, too (InstructPix2Pix)
     guidance: Callable[[DiffusionPipeline], bool] = lambda _pipeline: True  # whether this model takes any
     # Arguments of the denoiser without rows of their own.
@@ -98,11 +99,13 @@ FAMILIES = (
         name="stable-diffusion",
         sources=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
         pipelines=_SD,
+        clip_prompts=True,
     ),
     Family(
         name="latent-consistency",
         sources=("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
         pipelines=_SD,
+        clip_prompts=True,
         schedulers=(Scheduler.LCM,),
         steps=8,
         guidance_scale=8.5,
@@ -115,6 +118,7 @@ FAMILIES = (
             Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline,
             Task.INPAINT: diffusers.StableDiffusionXLInpaintPipeline,
         },
+        clip_prompts=True,
     ),
     Family(
         name="stable-diffusion-3",

@@ -1,5 +1,6 @@
 """Gates in the place of what the heavy modules of a pipeline do."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,8 +31,7 @@ def put_gates(pipeline: DiffusionPipeline, shared: Sequence[str] = ()) -> None:
     """
     for name, module in pipeline.components.items():
         if name.startswith("text_encoder") and module is not None:
-            run = _without_cache(module) if hasattr(module, "lm_head") else module.forward
-            module.forward = Gate("encode_prompt", run, remember_bytes=PROMPT_MEMORY_BYTES)
+            module.forward = Gate("encode_prompt", _for_one_pass(module), remember_bytes=PROMPT_MEMORY_BYTES)
     denoiser = pipeline.components.get("unet") or pipeline.transformer
     if isinstance(denoiser, diffusers.ZImageTransformer2DModel):
         denoiser.forward = _of_lists(denoiser.forward)
@@ -60,15 +60,13 @@ def _in_dtype_of(vae: Any, run: Callable[..., Any]) -> Callable[..., Any]:
     return cast_around
 
 
-def _without_cache(language_model: Any) -> Callable[..., Any]:
-    """What a language model does, less what only the generation of text needs: the keys and values of all layers, which
-    cannot be split by rows, and the scores of every word at every place."""
-    forward = language_model.forward
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **{**kwargs, "use_cache": False, "logits_to_keep": 1})
-
-    return run
+def _for_one_pass(text_encoder: Any) -> Callable[..., Any]:
+    """What a text encoder does. Language models do it without what only the generation of text needs: the keys and
+    values of all layers, which cannot be split by rows, and the scores of every word at every place."""
+    known = inspect.signature(text_encoder.forward).parameters
+    changed = {name: value for name, value in {"use_cache": False, "logits_to_keep": 1}.items() if name in known}
+    forward: Callable[..., Any] = text_encoder.forward
+    return lambda *args, **kwargs: forward(*args, **{**kwargs, **changed})
 
 
 def _of_lists(forward: Callable[..., Any]) -> Callable[..., Any]:

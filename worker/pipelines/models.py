@@ -114,6 +114,7 @@ def _card(entry: ModelEntry, family: Family, pipeline: DiffusionPipeline) -> Mod
         default_guidance_scale=(entry.guidance_scale or family.guidance_scale) if guidance else 1.0,
         negative_prompt=family.negative_prompt and guidance,  # it is guidance that a negative prompt works by
         guidance=guidance,
+        prompt_weighting=family.clip_prompts,
         image_guidance=family.image_guidance,
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
         revision=entry.revision,

@@ -10,6 +10,7 @@ from worker.engine import Ticket
 from worker.engine.engine import Work
 from worker.inputs import Inputs
 from worker.pipelines.models import Model
+from worker.pipelines.prompts import embedded
 
 
 def make_work(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> Work:
@@ -49,9 +50,14 @@ def denoise(model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: Tic
         generator=torch.Generator("cpu").manual_seed(spec.seed + index),
         output_type="pt",
         callback_on_step_end=note_step,
-        **model.family.adapt(spec, {**_text(spec), **_conditions(spec, inputs)}),
+        **_arguments(model, pipeline, spec, inputs),
     ).images
     return images
+
+
+def _arguments(model: Model, pipeline: DiffusionPipeline, spec: JobSpec, inputs: Inputs) -> dict[str, Any]:
+    arguments = model.family.adapt(spec, {**_text(spec), **_conditions(spec, inputs)})
+    return embedded(pipeline, spec, arguments) if model.family.clip_prompts else arguments
 
 
 def _text(spec: JobSpec) -> dict[str, Any]:
