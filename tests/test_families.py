@@ -28,7 +28,9 @@ from tests.tiny_families import (
     tiny_sd3,
     tiny_z_image,
 )
+from tests.tiny_models import tiny_sd
 from worker.engine import Engine
+from worker.errors import StartupError
 from worker.inputs import Inputs, to_tensor
 from worker.pipelines.model_file import ModelEntry
 from worker.pipelines.models import Model, load_model
@@ -126,6 +128,13 @@ CASES = {
         negative="blurry",
     ),
     "z-image": Case(tiny_z_image, {Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline}, z_image_arguments, negative="blur"),
+    "sd-turbo": Case(
+        tiny_sd,
+        {Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline},
+        sd_arguments,
+        Scheduler.EULER,
+        entry={"guidance": False, "steps": 2, "scheduler": "euler"},
+    ),
     "lcm": Case(tiny_lcm, {Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline}, sd_arguments, Scheduler.LCM),
 }
 
@@ -147,10 +156,10 @@ class Served:
         pipeline = self.stock[spec.task]
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = SCHEDULERS[spec.scheduler](pipeline.scheduler.config)
-        masked = {"mask_image": self.mask, **sizes(spec)} if spec.task is Task.INPAINT else {}
+        masked = {"mask_image": self.turned(self.mask, spec), **sizes(spec)} if spec.task is Task.INPAINT else {}
         image = pipeline(
             prompt=spec.prompt,
-            image=self.picture,
+            image=self.turned(self.picture, spec),
             num_inference_steps=spec.num_inference_steps,
             generator=torch.Generator().manual_seed(spec.seed),
             **{**self.case.arguments(spec), **masked},
@@ -158,8 +167,11 @@ class Served:
         return np.asarray(image)
 
     def inputs(self, spec: JobSpec) -> Inputs:
-        mask = to_tensor(self.mask) if spec.task is Task.INPAINT else None
-        return Inputs(to_tensor(self.picture), mask)
+        mask = to_tensor(self.turned(self.mask, spec)) if spec.task is Task.INPAINT else None
+        return Inputs(to_tensor(self.turned(self.picture, spec)), mask)
+
+    def turned(self, picture: Image.Image, spec: JobSpec) -> Image.Image:
+        return picture if picture.size == (spec.width, spec.height) else picture.transpose(Image.Transpose.ROTATE_90)
 
     def jobs(self, specs: list[JobSpec]) -> list[tuple[JobSpec, Inputs]]:
         return [(spec, self.inputs(spec)) for spec in specs]
@@ -185,6 +197,8 @@ class Served:
                     )
                 )
             specs += [specs[-1].model_copy(update={"scheduler": other}) for other in case.schedulers]
+            # As many tokens in another shape: other position ids.
+            specs.append(specs[-1].model_copy(update={"width": HEIGHT, "height": WIDTH}))
         return specs
 
 
@@ -234,7 +248,15 @@ def test_pixels_are_those_of_the_stock_pipelines_alone_and_in_company(served: Se
         assert largest_difference(alone, reference) <= 1, spec
         assert largest_difference(company, reference) <= 1, spec
     assert len({result.tobytes() for result in together}) == len(specs), "every parameter should show in the pixels"
-    assert engine.rows_run["denoise"] / engine.calls_run["denoise"] > 1.5
+
+
+def test_jobs_of_one_size_share_every_call_of_the_denoiser(served: Served) -> None:
+    task = next(iter(served.case.stock))
+    specs = [job(task=task, strength=1.0, seed=seed, scheduler=served.case.scheduler) for seed in range(4)]
+    engine = Engine(slots=4)
+    run_on(engine, served.model, served.jobs(specs))
+    assert engine.rows_run["denoise"] == 4 * 4
+    assert engine.calls_run["denoise"] == 4
 
 
 def test_the_card_names_what_the_family_can_do(served: Served) -> None:
@@ -271,3 +293,20 @@ def test_strength_zero_is_the_round_trip_through_the_autoencoder(served: Served)
             decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
     expected = ((decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255).round()
     assert largest_difference(result, expected) <= 1
+
+
+def test_a_model_of_no_known_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline", "unet": ["diffusers", "UNet"]}')
+    with pytest.raises(StartupError, match="is a KandinskyPipeline; this version serves stable-diffusion, "):
+        load_model(ModelEntry(name="tiny", source=str(tmp_path)), device="cpu")
+
+
+def test_a_model_made_to_run_without_guidance_says_so(tmp_path: Path) -> None:
+    entry = ModelEntry(name="tiny", source=str(tiny_sd(tmp_path)), guidance=False, steps=2)
+    card = load_model(entry, device="cpu").card
+    assert (card.guidance, card.negative_prompt, card.default_guidance_scale, card.default_steps) == (
+        False,
+        False,
+        1,
+        2,
+    )
