@@ -73,15 +73,17 @@ class Planner:
         if request.image_guidance_scale and guidance_scale == 1:
             message = "Without guidance it does nothing: leave it out, or give a `guidance_scale` above 1"
             raise ParameterError("image_guidance_scale", message, got=request.image_guidance_scale)
+        by_picture = task is Task.EDIT and card.image_guidance
         return JobSpec(
             task=task,
             model=card.name,
             image=layout.blob,
             prompt=request.instruction or request.prompt,
             negative_prompt=request.negative_prompt,
+            prompt_weighting=request.prompt_weighting,
             strength=self._strength(task),
             guidance_scale=guidance_scale,
-            image_guidance_scale=(request.image_guidance_scale or IMAGE_GUIDANCE_SCALE) if task is Task.EDIT else None,
+            image_guidance_scale=(request.image_guidance_scale or IMAGE_GUIDANCE_SCALE) if by_picture else None,
             num_inference_steps=resolve_steps(request.num_inference_steps, scheduler, card),
             scheduler=scheduler,
             seed=seed,

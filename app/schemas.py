@@ -145,6 +145,12 @@ class Img2ImgRequest(BaseModel):
     ] = None
     prompt: Annotated[Text, Field(description="What to show; may be empty.", examples=["a watercolor painting"])] = ""
     negative_prompt: Annotated[Text, Field(description="What not to show.")] = ""
+    prompt_weighting: Annotated[
+        bool,
+        Field(
+            description="Read `(text:1.3)` in both prompts as that text with that weight; 1 is the usual. Not nested."
+        ),
+    ] = False
     strength: Annotated[
         float | None,
         Field(

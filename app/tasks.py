@@ -104,9 +104,14 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
             raise ParameterError(f"loras.{index}.name", "This LoRA is named twice", got=lora.name)
     if request.negative_prompt and not card.negative_prompt:
         raise ParameterError("negative_prompt", f"The model {card.name} takes no negative prompt; leave it out")
+    if request.prompt_weighting and not card.prompt_weighting:
+        raise ParameterError("prompt_weighting", f"The model {card.name} knows no weights in prompts; leave it out")
     if request.guidance_scale not in (None, 1) and not card.guidance:
         message = f"The model {card.name} was made to run without guidance: input should be 1 or absent"
         raise ParameterError("guidance_scale", message, got=request.guidance_scale)
+    if request.image_guidance_scale is not None and not card.image_guidance:
+        message = f"The model {card.name} takes no guidance by the picture; leave it out"
+        raise ParameterError("image_guidance_scale", message, got=request.image_guidance_scale)
 
 
 def _check_upscaler(request: Img2ImgRequest) -> None:

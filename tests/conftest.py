@@ -24,7 +24,7 @@ from app.contract.job import ImageInfo, JobStatus
 from app.contract.models import ModelCard, ModelRegistry, size_buckets
 from app.contract.queue import JobQueue
 from app.contract.settings import private_redis_socket
-from app.contract.spec import Scheduler, result_key
+from app.contract.spec import FLOW_SCHEDULERS, Scheduler, Task, result_key
 from app.contract.store import ObjectStore
 from app.main import create_app
 from app.private_redis import answers, redis_command
@@ -46,6 +46,19 @@ CARD = ModelCard(
     sizes=size_buckets(128, 8),
     schedulers=tuple(Scheduler),
     default_scheduler=Scheduler.DDIM,
+)
+# A flow model without guidance: what it does not have is refused.
+PLAIN = CARD.model_copy(
+    update={
+        "name": "plain",
+        "tasks": (Task.IMG2IMG, Task.EDIT),
+        "schedulers": FLOW_SCHEDULERS,
+        "default_scheduler": Scheduler.FLOW_EULER,
+        "negative_prompt": False,
+        "guidance": False,
+        "image_guidance": False,
+        "prompt_weighting": False,
+    }
 )
 DDIM_ONLY = CARD.model_copy(update={"name": "ddim-only", "schedulers": (Scheduler.DDIM,)})
 

@@ -15,7 +15,11 @@ from worker.runner import to_pixels
 
 def run_together(model: Model, jobs: Sequence[tuple[JobSpec, Inputs]], slots: int = 16) -> list[np.ndarray]:
     """The pixels that the model makes of each, all in the engine at the same time. Raises what a job raised."""
-    engine = Engine(slots=slots)
+    return run_on(Engine(slots=slots), model, jobs)
+
+
+def run_on(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Inputs]]) -> list[np.ndarray]:
+    """The same on a new engine that the caller can look into afterwards."""
     tickets = [Ticket(make_work(model, spec, inputs, 0), lambda _t: None) for spec, inputs in jobs]
     engine.submit(tickets)
     engine.shut_down()

@@ -1,7 +1,9 @@
 """The engine on small functions of its own: merging, failing, stopping."""
 
 import contextlib
+import gc
 import threading
+import weakref
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from worker.engine import Engine, Gate, Stopped, Ticket
-from worker.engine.calls import make_call, merge, split
+from worker.engine import Engine, Gate, Stopped, Ticket, calls
+from worker.engine.calls import content, make_call, merge, split
 
 
 def run_all(engine: Engine, works: Sequence[Callable[[Ticket], Any]]) -> list[Ticket]:
@@ -242,6 +244,34 @@ def test_merged_arguments_are_the_rows_of_all_calls():
     other_ids = make_call("f", (torch.ones(1, 3), torch.tensor(0.5)), {"ids": torch.ones(2, 2), "flag": True})
     other_flag = make_call("f", one.args, {**one.kwargs, "flag": False})
     assert len({one.signature, other_ids.signature, other_flag.signature}) == 3
+
+
+def test_arguments_named_as_shared_have_no_rows_and_go_in_once():
+    ids = torch.arange(6.0).reshape(1, 2, 3)  # one row in front, as the rows themselves have
+    one = make_call("f", (), {"ids": ids, "x": torch.zeros(1, 3)}, {"ids"})
+    two = make_call("f", (), {"ids": ids.clone(), "x": torch.ones(2, 3)}, {"ids"})
+    assert (one.rows, two.rows) == (1, 2)
+    assert one.signature == two.signature
+    _, kwargs = merge([one, two])
+    assert kwargs["x"].tolist() == [[0] * 3, [1] * 3, [1] * 3]
+    assert torch.equal(kwargs["ids"], ids)
+    other = make_call("f", (), {"ids": ids + 1, "x": torch.zeros(1, 3)}, {"ids"})
+    assert other.signature != one.signature
+
+
+def test_a_shared_argument_is_looked_into_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPatch):
+    looks = []
+    monkeypatch.setattr(calls, "content", lambda tensor: looks.append(tensor.shape) or content(tensor))
+    ids = torch.arange(4.0)
+    for _ in range(3):
+        make_call("f", (), {"ids": ids, "x": torch.zeros(1, 3)}, {"ids"})
+    assert len(looks) == 1
+    make_call("f", (), {"ids": ids.clone(), "x": torch.zeros(1, 3)}, {"ids"})
+    assert len(looks) == 2, "another tensor, though equal"
+    alive = weakref.ref(ids)
+    del ids
+    gc.collect()
+    assert alive() is None
 
 
 def test_outputs_split_through_containers():

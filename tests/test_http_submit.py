@@ -23,6 +23,7 @@ DEFAULTS = {
     "model": "demo",
     "prompt": "",
     "negative_prompt": "",
+    "prompt_weighting": False,
     "strength": 0.8,
     "guidance_scale": 7.5,
     "num_inference_steps": 30,

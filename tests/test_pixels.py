@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.contract.spec import JobSpec, Resize, Scheduler
+from app.contract.spec import DIFFUSION_SCHEDULERS, JobSpec, Resize, Scheduler
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.engine import Engine, Ticket
 from worker.inputs import Inputs
@@ -120,7 +120,9 @@ ALL = [
         prompt=f"house {seed % 3}",
         negative_prompt="blurry" if seed % 2 else "",
     )
-    for seed, (scheduler, strength, guidance) in enumerate(itertools.product(Scheduler, STRENGTHS, GUIDANCES))
+    for seed, (scheduler, strength, guidance) in enumerate(
+        itertools.product(DIFFUSION_SCHEDULERS, STRENGTHS, GUIDANCES)
+    )
 ]
 
 

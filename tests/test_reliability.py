@@ -14,7 +14,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer, PickleSerializer
 
 from app.contract.job import JobStatus
-from app.contract.spec import Scheduler, result_key
+from app.contract.spec import DIFFUSION_SCHEDULERS, Scheduler, result_key
 from tests.processes import Service, wait_for
 from tests.processes import service as service
 from tests.processes import tiny_model as tiny_model
@@ -26,7 +26,7 @@ def test_a_worker_killed_in_the_middle_of_a_full_batch_loses_nothing(service: Se
     lease_s = 4
     victim, heir = (service.start_worker(slots=6, lease_s=lease_s, wait=False) for _ in range(2))
     service.wait_until_live(victim)
-    schedulers = [s for s in Scheduler if s not in (Scheduler.LCM, Scheduler.TCD)]
+    schedulers = [s for s in DIFFUSION_SCHEDULERS if s not in (Scheduler.LCM, Scheduler.TCD)]
     ids = []
     for i in range(16):
         ids.append(service.submit(seed=i, scheduler=schedulers[i % len(schedulers)], num_inference_steps=LONG - 3 * i))

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.contract.spec import JobSpec, Resize, Scheduler, Task
+from app.contract.spec import JobSpec, Resize, Task
 from app.contract.store import ObjectStore
 from worker.engine import Engine, Ticket
 from worker.errors import StartupError, WorkerDied
@@ -87,18 +87,19 @@ def run_engine(
 @torch.inference_mode()
 def warm_up(model: Model) -> None:
     """One picture of one step: a worker that says it is ready has allocated, compiled and chosen its kernels."""
-    size, task = model.card.native_size, model.card.tasks[0]
+    card = model.card
+    size, task = card.native_size, card.tasks[0]
     spec = JobSpec(
         task=task,
-        model=model.card.name,
+        model=card.name,
         image="0" * 64,
         prompt="",
         negative_prompt="",
         strength=1,
-        guidance_scale=2,
-        image_guidance_scale=1.5 if task is Task.EDIT else None,
+        guidance_scale=2 if card.guidance else 1,
+        image_guidance_scale=1.5 if task is Task.EDIT and card.image_guidance else None,
         num_inference_steps=1,
-        scheduler=Scheduler.DDIM,
+        scheduler=card.default_scheduler,
         seed=0,
         num_images=1,
         width=size,

@@ -83,6 +83,8 @@ class ModelCard(BaseModel):
     ] = ()
     negative_prompt: Annotated[bool, Field(description="Whether it takes a `negative_prompt`.")] = True
     guidance: Annotated[bool, Field(description="Whether a `guidance_scale` above 1 can be asked for.")] = True
+    prompt_weighting: Annotated[bool, Field(description="Whether `(text:1.3)` in prompts can be asked for.")] = False
+    image_guidance: Annotated[bool, Field(description="Whether an edit takes an `image_guidance_scale`.")] = True
     dtype: Annotated[str, Field(description="Number format in which it computes.")] = "float32"
     revision: Annotated[str | None, Field(description="Of its weights on the hub, where one was chosen.")] = None
 

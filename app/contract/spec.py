@@ -37,7 +37,14 @@ class Scheduler(StrEnum):
     DEIS = "deis"
     LCM = "lcm"
     TCD = "tcd"
+    FLOW_EULER = "flow_euler"
+    FLOW_EULER_BETA = "flow_euler_beta"
+    FLOW_HEUN = "flow_heun"
 
+
+# A model was trained for diffusion or for flow matching, and can be sampled by schedulers of its own kind only.
+FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
+DIFFUSION_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler not in FLOW_SCHEDULERS)
 
 MAX_STEPS = 150
 # Distilled samplers walk a schedule that was fixed at training time; they cannot take more steps than it has.
@@ -66,6 +73,7 @@ class JobSpec(BaseModel):
     image: Sha256 | None
     prompt: str  # of the edit task: the instruction
     negative_prompt: str
+    prompt_weighting: bool = False  # whether `(text:1.3)` in the prompts is a weight
     strength: Annotated[float, Field(ge=0, le=1)]
     guidance_scale: Annotated[float, Field(ge=1)]
     image_guidance_scale: Annotated[float | None, Field(ge=1)] = None  # of the edit task
@@ -88,7 +96,10 @@ class JobSpec(BaseModel):
         """Denoising steps that each image, or each tile of it, really runs: 0 at strength 0, else at least 1."""
         if self.strength == 0 or self.task is Task.CONTROL_MAP:
             return 0
-        return max(1, min(int(self.num_inference_steps * self.strength), self.num_inference_steps))
+        steps = self.num_inference_steps
+        if self.scheduler in FLOW_SCHEDULERS:  # the pipelines of such models round up, and those of the others down
+            return max(1, steps - int(max(steps - min(steps * self.strength, steps), 0)))
+        return max(1, min(int(steps * self.strength), steps))
 
     @property
     def grid(self) -> Grid | None:
@@ -107,9 +118,9 @@ class JobSpec(BaseModel):
 
     @property
     def cost(self) -> float:
-        """Work of the whole job, in megapixel-steps: a row is an image or tile, or two with guidance (three for an
-        edit); encode and decode count as one more step, each control as a third of the denoiser."""
-        guided_rows = 3 if self.task is Task.EDIT else 2
+        """Work of the whole job, in megapixel-steps: a row is an image or tile, or two with guidance (three where
+        the picture guides as well); encode and decode count as one more step, a control as a third of the denoiser."""
+        guided_rows = 3 if self.image_guidance_scale else 2
         rows = self.passes * (guided_rows if self.guidance_scale > 1 else 1)
         width, height = self.grid.tile if self.grid else (self.width, self.height)
         return width * height * (self.steps_run + 1) * rows * (1 + len(self.controls) / 3) / 1e6

@@ -4,16 +4,22 @@ Rows stand in the first dimension. The first tensor with a dimension says how ma
 its arguments is one of four:
 - rows: a tensor with as many rows in front; concatenated;
 - scalar: a tensor without dimensions (a timestep); becomes one value per row;
-- shared: any other tensor (position ids); must be equal in value, and goes in once;
+- shared: an argument that its gate names so (position ids), whatever its shape, and any other tensor; must be equal in
+  value, and goes in once;
 - constant: anything else; must be equal.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree  # the public home of what torch.export and torch.func use themselves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# The contents of shared arguments, for as long as their tensors live: pipelines make position ids once a job and pass
+# the same object at every step, and looking into it each time would make the host wait for the device.
+_contents: MutableMapping[torch.Tensor, bytes] = WeakTensorKeyDictionary()
 
 
 @dataclass(eq=False, slots=True)
@@ -30,15 +36,23 @@ class Call:
     tick: int = field(default=0)
 
 
-def make_call(target: Hashable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """Describes a call of `target`. Raises ValueError if no argument is a tensor with rows."""
+def make_call(
+    target: Hashable, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: Set[str] = frozenset()
+) -> Call:
+    """Describes a call of `target`. Raises ValueError if no argument is a tensor with rows.
+
+    shared: keyword arguments without rows of their own. Their tensors must never be written to.
+    """
     leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
-    rows = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()), None)
+    whole = {id(leaf) for name in shared if name in kwargs for leaf in pytree.tree_leaves(kwargs[name])}
+    tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and id(leaf) not in whole)
+    rows = next((leaf.shape[0] for leaf in tensors if leaf.dim()), None)
     if rows is None:
         raise ValueError(f"a call of {target!r} has no tensor with rows")
     kinds, parts = [], []
     for leaf in leaves:
-        kind, part = _describe(leaf, rows)
+        is_shared = isinstance(leaf, torch.Tensor) and id(leaf) in whole
+        kind, part = _describe_shared(leaf, _known_content(leaf)) if is_shared else _describe(leaf, rows)
         kinds.append(kind)
         parts.append(part)
     signature = (target, structure, tuple(kinds), tuple(parts))
@@ -52,7 +66,18 @@ def _describe(leaf: Any, rows: int) -> tuple[str, Hashable]:
         return "scalar", leaf.device  # not the dtype: integer and float timesteps mean the same
     if leaf.shape[0] == rows:
         return "rows", (leaf.shape[1:], leaf.dtype, leaf.device)
-    return "shared", (leaf.shape, leaf.dtype, leaf.device, content(leaf))
+    return _describe_shared(leaf, content(leaf))
+
+
+def _describe_shared(tensor: torch.Tensor, of: bytes) -> tuple[str, Hashable]:
+    return "shared", (tensor.shape, tensor.dtype, tensor.device, of)
+
+
+def _known_content(tensor: torch.Tensor) -> bytes:
+    known = _contents.get(tensor)
+    if known is None:
+        known = _contents[tensor] = content(tensor)
+    return known
 
 
 def content(tensor: torch.Tensor) -> bytes:

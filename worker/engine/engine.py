@@ -70,17 +70,25 @@ class Gate:
     """Stands in for a function of a shared module: parks the calling job until the engine has run its call."""
 
     def __init__(
-        self, name: str, run: Callable[..., Any], *, remember_bytes: int = 0, ignore: Sequence[str] = ()
+        self,
+        name: str,
+        run: Callable[..., Any],
+        *,
+        remember_bytes: int = 0,
+        ignore: Sequence[str] = (),
+        shared: Sequence[str] = (),
     ) -> None:
         """name: the stage whose time this is. run: the real function.
 
         remember_bytes: keep outputs of this many bytes in all, to answer equal calls; for what depends on its
             arguments alone, like an encoder of token ids.
         ignore: keyword arguments that do not reach `run`, such as a generator that it would not use.
+        shared: keyword arguments without rows of their own, such as position ids; never written to.
         """
         self.name = name
         self.run = run
         self._ignore = frozenset(ignore)
+        self._shared = frozenset(shared)
         self._memory: LRUCache[Hashable, Any] | None = (
             LRUCache(remember_bytes, getsizeof=_output_bytes) if remember_bytes else None
         )
@@ -90,7 +98,7 @@ class Gate:
         current = getcurrent()
         if not isinstance(current, _Running):
             return self.run(*args, **kwargs)
-        call = make_call(id(self), args, kwargs)
+        call = make_call(id(self), args, kwargs, self._shared)
         if self._memory is None:
             return self._park(current, call)
         key = (call.signature, *(_digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))

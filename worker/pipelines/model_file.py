@@ -56,6 +56,7 @@ class ModelEntry(BaseModel):
     steps: Annotated[int | None, Field(ge=1, le=150)] = None  # defaults of requests
     guidance_scale: Annotated[float | None, Field(ge=1)] = None
     scheduler: Scheduler | None = None
+    guidance: bool | None = None  # false: made to run without (turbo and lightning models); requests may not ask for it
 
 
 class _ModelFile(BaseModel):

@@ -5,7 +5,7 @@ from typing import Any
 import diffusers
 from diffusers import SchedulerMixin
 
-from app.contract.spec import Scheduler
+from app.contract.spec import FLOW_SCHEDULERS, Scheduler
 
 # A model's own config is the base (betas, prediction type, spacing); these settings go on top. Those that would
 # otherwise leak from one scheduler's config into another's are named here too.
@@ -33,23 +33,29 @@ _TABLE: dict[Scheduler, tuple[str, dict[str, Any]]] = {
     ),
     Scheduler.LCM: ("LCMScheduler", {}),
     Scheduler.TCD: ("TCDScheduler", {}),
+    # Those of diffusers' that image-to-image pipelines can start midway, and that draw no noise but the job's own.
+    Scheduler.FLOW_EULER: ("FlowMatchEulerDiscreteScheduler", _PLAIN_SIGMAS),
+    Scheduler.FLOW_EULER_BETA: ("FlowMatchEulerDiscreteScheduler", {**_PLAIN_SIGMAS, "use_beta_sigmas": True}),
+    Scheduler.FLOW_HEUN: ("FlowMatchHeunDiscreteScheduler", {}),
 }
+_TELLING = ("use_karras_sigmas", "use_beta_sigmas", "algorithm_type")  # what tells two of one class apart
 
 
 def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
     """A fresh scheduler of that name for the model whose own scheduler is `base`."""
     class_name, settings = _TABLE[name]
-    # Latents are not confined to [-1, 1]; the class default of clipping is meant for models that work on pixels.
-    settings = {"clip_sample": base.config.get("clip_sample", False), **settings}
+    if name not in FLOW_SCHEDULERS:
+        # Latents are not confined to [-1, 1]; the class default of clipping is meant for models that work on pixels.
+        settings = {"clip_sample": base.config.get("clip_sample", False), **settings}
     scheduler: SchedulerMixin = getattr(diffusers, class_name).from_config(base.config, **settings)
     return scheduler
 
 
 def name_of(base: SchedulerMixin) -> Scheduler | None:
-    """The name of a model's own scheduler, None for one that requests cannot name (flow matching, for instance)."""
-    wanted = {"use_karras_sigmas": False, "algorithm_type": "dpmsolver++", **base.config}
+    """The name of a model's own scheduler, None for one that requests cannot name."""
+    wanted = {"use_karras_sigmas": False, "use_beta_sigmas": False, "algorithm_type": "dpmsolver++", **base.config}
     for name, (class_name, settings) in _TABLE.items():
-        told_apart = {key: settings[key] for key in ("use_karras_sigmas", "algorithm_type") if key in settings}
+        told_apart = {key: settings[key] for key in _TELLING if key in settings}
         if class_name == type(base).__name__ and all(wanted[key] == value for key, value in told_apart.items()):
             return name
     return None

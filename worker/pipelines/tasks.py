@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from app.contract.spec import JobSpec, Task
+from app.contract.spec import FLOW_SCHEDULERS, JobSpec, Task
 from worker.engine import Ticket
 from worker.engine.engine import Work
 from worker.inputs import Inputs
 from worker.pipelines.controlnets import control_arguments
 from worker.pipelines.models import Model
+from worker.pipelines.prompts import embedded
 from worker.pipelines.upscalers import count_steps
 
 
@@ -28,9 +29,17 @@ def make_work(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> Work:
 
 
 def round_trip(model: Model, picture: torch.Tensor) -> torch.Tensor:
-    """The picture through the autoencoder and back: what strength 0 means. No noise, no UNet."""
-    encoded = model.vae.encode((2 * picture - 1).to(model.device, model.dtype))
+    """The picture through the autoencoder and back: what strength 0 means. No noise, no denoiser.
+
+    Latents stay as they are: whatever a pipeline shifts and scales them by, it takes back before it decodes.
+    """
+    pixels = (2 * picture - 1).to(model.device, model.dtype)
+    if model.is_video_vae:
+        pixels = pixels.unsqueeze(2)  # one frame
+    encoded = model.vae.encode(pixels)
     decoded: torch.Tensor = model.vae.decode(encoded.latent_dist.mode(), return_dict=False)[0]
+    if model.is_video_vae:
+        decoded = decoded[:, :, 0]
     return (decoded / 2 + 0.5).clamp(0, 1)
 
 
@@ -62,17 +71,29 @@ def denoise(
     takes = inspect.signature(pipeline.__call__).parameters
     modern = "callback_on_step_end" in takes
     images: torch.Tensor = pipeline(
-        prompt=spec.prompt,
-        negative_prompt=spec.negative_prompt or None,  # None is what leaving it out means to a pipeline
         num_inference_steps=spec.num_inference_steps,
-        guidance_scale=spec.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(spec.seed + index),
         output_type="pt",
         **({"callback_on_step_end": note_step} if modern else {"callback": count_steps(spec, ticket)}),
-        **_conditions(model, spec, inputs, takes),
+        **_arguments(model, pipeline, spec, inputs, takes),
         **seen,
     ).images
     return images
+
+
+def _arguments(
+    model: Model, pipeline: DiffusionPipeline, spec: JobSpec, inputs: Inputs, takes: Container[str]
+) -> dict[str, Any]:
+    arguments = model.family.adapt(spec, {**_text(spec), **_conditions(model, spec, inputs, takes)})
+    return embedded(pipeline, spec, arguments) if model.family.clip_prompts else arguments
+
+
+def _text(spec: JobSpec) -> dict[str, Any]:
+    return {
+        "prompt": spec.prompt,
+        "negative_prompt": spec.negative_prompt or None,  # None is what leaving it out means to a pipeline
+        "guidance_scale": spec.guidance_scale,
+    }
 
 
 def _conditions(model: Model, spec: JobSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
@@ -109,6 +130,8 @@ def _start_from(noise: torch.Tensor, pipeline: DiffusionPipeline) -> None:
 
 def _strength_that_steps(spec: JobSpec) -> float:
     """The strength, raised where `int(steps * strength)` is 0: pipelines fail on that, and we promise one step."""
+    if spec.scheduler in FLOW_SCHEDULERS:
+        return max(spec.strength, 1e-6)  # such pipelines round up, unless it vanishes beside 1
     if int(spec.num_inference_steps * spec.strength) >= 1:
         return spec.strength
     return min(1.0, 1.5 / spec.num_inference_steps)  # in the middle of the values that give one step
