@@ -39,7 +39,7 @@ OPERATIONS = {
 
 @pytest.fixture(scope="session")
 def document(service_url: str) -> dict[str, Any]:
-    return httpx.get(f"{service_url}/openapi.json").json()  # type: ignore[no-any-return]
+    return httpx.get(f"{service_url}/openapi.json", timeout=60).json()  # type: ignore[no-any-return]
 
 
 def test_operations_have_short_names(document: dict[str, Any]) -> None:
