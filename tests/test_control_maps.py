@@ -63,7 +63,7 @@ def test_types_are_as_strong_as_their_controlnets_expect() -> None:
         assert set(np.unique(maps[binary])) == {0, 255}
     assert len(np.unique(maps[ControlType.SOFTEDGE])) > 50
     widths = {kind: (made[128] > 100).sum() for kind, made in maps.items()}  # along a row through both sides
-    assert widths[ControlType.CANNY] <= widths[ControlType.LINEART] < widths[ControlType.SCRIBBLE]
+    assert 2 <= widths[ControlType.CANNY] < widths[ControlType.SCRIBBLE]
 
 
 @pytest.mark.parametrize("kind", MAKERS)
