@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from app.contract.conditions import ImagePrompt, Lora, Margins, Repaint
+from app.contract.conditions import Control, ControlType, ImagePrompt, Lora, Margins, Repaint
 from app.contract.spec import JobSpec, Resize, Scheduler, Task
 from tests.engines import run_together
 from tests.test_model_file import RunsWhenRead
 from tests.tiny_adapters import tiny_ip_adapter, tiny_lora
+from tests.tiny_controlnets import tiny_controlnet
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.canvas import Canvas
 from worker.errors import StartupError
@@ -29,6 +30,10 @@ STOCK = {
     (tiny_sd, Task.INPAINT): diffusers.StableDiffusionInpaintPipeline,
     (tiny_sdxl, Task.IMG2IMG): diffusers.StableDiffusionXLImg2ImgPipeline,
     (tiny_sdxl, Task.INPAINT): diffusers.StableDiffusionXLInpaintPipeline,
+}
+CONTROLLED = {
+    tiny_sd: diffusers.StableDiffusionControlNetImg2ImgPipeline,
+    tiny_sdxl: diffusers.StableDiffusionXLControlNetImg2ImgPipeline,
 }
 PROMPT_IMAGES = ("1" * 64, "2" * 64)
 
@@ -45,16 +50,19 @@ class Served:
             "unet-only": tiny_lora(self.folder, folder / "unet.safetensors", seed=3, text=False),
         }
         self.ip_adapter = tiny_ip_adapter(self.folder, folder / "ip")
+        self.canny = tiny_controlnet(self.folder, folder / "canny", seed=1)
         entry = ModelEntry(
             name="tiny",
             source=str(self.folder),
             loras={name: Part(source=str(file)) for name, file in self.loras.items()},
             ip_adapter=Part(source=str(self.ip_adapter)),
+            controlnets={ControlType.CANNY: Part(source=str(self.canny))},
         )
         self.model: Model = load_model(entry, device="cpu")
         self.plain: Model = load_model(ModelEntry(name="tiny", source=str(self.folder)), device="cpu")
         rng = np.random.default_rng(2)
         self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.map = Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB")
         self.mask = Image.new("L", (SIDE, SIDE))
         self.mask.paste(255, (8, 20, 40, 60))
         shapes = ((40, 60, 3), (90, 70, 3))
@@ -64,21 +72,28 @@ class Served:
         }
 
     def inputs(self, spec: JobSpec) -> Inputs:
-        prompts = tuple(self.prompts[prompt.image] for prompt in spec.image_prompts)
+        others = {
+            "controls": tuple(to_tensor(self.map) for _ in spec.controls),
+            "image_prompts": tuple(self.prompts[prompt.image] for prompt in spec.image_prompts),
+        }
         if spec.repaint is None:
-            return Inputs(to_tensor(self.picture), image_prompts=prompts)
+            return Inputs(to_tensor(self.picture), **others)
         canvas = Canvas(self.picture, self.mask, spec.repaint)
         seen, painted = canvas.view((spec.width, spec.height))
-        return Inputs(to_tensor(seen), to_tensor(painted), canvas, prompts)
+        return Inputs(to_tensor(seen), to_tensor(painted), canvas, **others)
 
     def run(self, *specs: JobSpec, model: Model | None = None) -> list[np.ndarray]:
         return run_together(model or self.model, [(spec, self.inputs(spec)) for spec in specs])
 
     def reference(self, spec: JobSpec) -> np.ndarray:
         stock = STOCK[self.make, spec.task].from_pretrained(self.folder)  # type: ignore[index]
+        conditions = {}
+        if spec.controls:
+            net = diffusers.ControlNetModel.from_pretrained(self.canny)
+            stock = CONTROLLED[self.make].from_pipe(stock, controlnet=net)  # type: ignore[index]
+            conditions |= {"control_image": self.map, "controlnet_conditioning_scale": spec.controls[0].scale}
         stock.set_progress_bar_config(disable=True)
         stock.scheduler = diffusers.DDIMScheduler.from_config(stock.scheduler.config)
-        conditions = {}
         if spec.image_prompts:
             count = len(spec.image_prompts)
             stock.load_ip_adapter(
@@ -155,6 +170,7 @@ COMPANY = [
     job(seen=((FIRST, 1.0), (SECOND, 0.3))),
     job(seen=((SECOND, 0.8),), guidance_scale=1.0, **INPAINT),
     job(("ink", 0.5), ("unet-only", 1.0), seen=((SECOND, 0.7),)),
+    job(("ink", 0.9), seen=((FIRST, 0.5),), controls=(Control(type="canny", image="3" * 64, preprocess=False),)),
 ]
 
 
