@@ -231,7 +231,7 @@ def test_the_card_lists_what_it_can_do_and_by_what(served: Served, tmp_path: Pat
     assert plain.upscales == both.upscales == (2, 4)
     assert Task.UPSCALE in plain.tasks
     assert plain.upscalers == ()
-    assert [(card.times, card.native_size, card.size_multiple) for card in both.upscalers] == [(2, 64, 4), (4, 64, 16)]
+    assert [(card.times, card.native_size, card.size_multiple) for card in both.upscalers] == [(2, 64, 16), (4, 64, 16)]
     wrong = ModelEntry(source=str(served.folder / "base"), upscale={2: str(served.folder / "x4")})  # type: ignore[arg-type]
     with pytest.raises(StartupError, match="the upscaler for 2 times is a StableDiffusionUpscalePipeline"):
         load_model(wrong, device="cpu")

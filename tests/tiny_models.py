@@ -184,14 +184,13 @@ def tiny_x2_upscaler(folder: Path, *, seed: int = 3) -> Path:
         act_fn="gelu",
         attention_head_dim=8,
         norm_num_groups=None,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
+        block_out_channels=(32, 32, 64, 64),
         sample_size=32,
         time_cond_proj_dim=128 + 32,  # of the noise level + of pooled text
         conv_in_kernel=1,
         conv_out_kernel=1,
         cross_attention_dim=32,
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
+        down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
         in_channels=8,
         mid_block_type=None,
         only_cross_attention=False,
@@ -199,7 +198,7 @@ def tiny_x2_upscaler(folder: Path, *, seed: int = 3) -> Path:
         resnet_time_scale_shift="scale_shift",
         time_embedding_type="fourier",
         timestep_post_act="gelu",
-        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+        up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
     )
     StableDiffusionLatentUpscalePipeline(
         vae=autoencoder(),
