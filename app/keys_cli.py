@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from redis import Redis
 from redis.exceptions import RedisError
 
 from app.child import Child
 from app.contract.keys import ApiKeys, Scope
-from app.private_redis import NoRedis, answers, redis_command
+from app.private_redis import NoRedis, answers, connect, redis_command
 from app.serve import ServeError, lock_data_dir
 from app.settings import ApiSettings
 
@@ -72,7 +71,7 @@ def _keys(settings: ApiSettings) -> Iterator[ApiKeys]:
     try:
         with (
             nullcontext() if settings.redis_url or answers(settings.resolved_redis_url) else _private_redis(settings),
-            Redis.from_url(settings.resolved_redis_url, socket_timeout=5, socket_connect_timeout=5) as redis,
+            connect(settings.resolved_redis_url) as redis,
         ):
             yield ApiKeys(redis)
     except (RedisError, NoRedis) as error:
