@@ -6,7 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+from redis.retry import Retry
 
 from app.contract.settings import private_redis_socket
 
@@ -49,6 +51,11 @@ def redis_command(data_dir: Path) -> list[str]:
         "maxmemory-policy": "noeviction",
     }
     return [server, *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def connect(url: str) -> Redis:
+    """A client for a command: it says soon that there is no Redis, rather than trying again and again."""
+    return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
 
 
 def answers(url: str) -> bool:

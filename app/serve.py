@@ -13,13 +13,12 @@ from typing import IO
 
 import httpx
 import typer
-from redis import Redis
 from redis.exceptions import RedisError
 
 from app.child import Child
 from app.contract.keys import ApiKeys
 from app.courier.signing import keep_secret
-from app.private_redis import NoRedis, answers, redis_command
+from app.private_redis import NoRedis, answers, connect, redis_command
 from app.settings import ApiSettings
 
 PYTHON = (sys.executable, "-P", "-m")  # -P: a folder named app where the user stands is not ours
@@ -124,7 +123,7 @@ def check_keys(settings: ApiSettings) -> None:
     """
     if not settings.keys_required:
         return
-    with Redis.from_url(settings.resolved_redis_url, socket_timeout=5, socket_connect_timeout=5) as redis:
+    with connect(settings.resolved_redis_url) as redis:
         try:
             if ApiKeys(redis).any():
                 return

@@ -66,17 +66,16 @@ def revoke(
 def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
     """The keys in the configured Redis, or in the private one, which is started where it does not run. Raises
     ServeError."""
-    from redis import Redis
     from redis.exceptions import RedisError
 
     from app.contract.keys import ApiKeys
-    from app.private_redis import NoRedis, answers
+    from app.private_redis import NoRedis, answers, connect
     from app.serve import ServeError
 
     try:
         with (
             nullcontext() if settings.redis_url or answers(settings.resolved_redis_url) else _private_redis(settings),
-            Redis.from_url(settings.resolved_redis_url, socket_timeout=5, socket_connect_timeout=5) as redis,
+            connect(settings.resolved_redis_url) as redis,
         ):
             yield ApiKeys(redis)
     except (RedisError, NoRedis) as error:
