@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Any
 
-from app.contract.errors import ParameterError
+from app.contract.errors import Img2ImgError, ParameterError, ScopeMissing
 from app.errors import STATUS
 
 JOB_ID = "3f0c9a52d7e84b6ea1c5f2b8d9036e71"
@@ -99,5 +99,9 @@ def problem_example(status: int) -> dict[str, Any]:
         return {**problem, "detail": detail, "code": ParameterError.code, "errors": [refused]}
     said = HTTPStatus(status)
     kind = next((kind for kind, of in STATUS.items() if of == status), None)
-    detail, code = (kind().message, kind.code) if kind else (said.description, said.name.lower())
+    if kind is ScopeMissing:
+        error: Img2ImgError | None = ScopeMissing("submit")
+    else:
+        error = kind() if kind else None
+    detail, code = (error.message, error.code) if error else (said.description, said.name.lower())
     return {**problem, "detail": detail, "code": code}
