@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.contract.errors import Img2ImgError, NoKey, ScopeMissing, Unavailable, UnknownKey
 from app.contract.keys import ApiKey, ApiKeys
-from app.contract.keys import Scope as KeyScope
+from app.contract.scopes import Scope as KeyScope
 from app.errors import problem_response
 
 # Open to all: whether the service is up, and what it can do, which is no secret.

@@ -11,7 +11,8 @@ import httpx
 from fastapi.routing import APIRoute
 
 import app.routes
-from app.contract.keys import ApiKeys, Scope
+from app.contract.keys import ApiKeys
+from app.contract.scopes import Scope
 from app.serve import free_port
 from app.settings import ApiSettings
 from tests.conftest import http_server

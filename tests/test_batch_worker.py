@@ -28,6 +28,7 @@ class Running:
         self.indices = indices
         self.done = on_done
         self.step = 0
+        self.left = len(indices)
         self.error: JobError | None = None
 
     def stop(self) -> None:

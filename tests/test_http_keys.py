@@ -10,8 +10,9 @@ import pytest
 from redis import Redis
 
 import app.contract.keys
-from app.contract.keys import KEYS, ApiKey, ApiKeys, Scope
+from app.contract.keys import KEYS, ApiKey, ApiKeys
 from app.contract.models import ModelRegistry
+from app.contract.scopes import Scope
 from app.door import KNOWN_S, OPEN
 from app.main import create_app
 from app.serve import free_port

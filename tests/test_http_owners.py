@@ -9,9 +9,10 @@ import pytest
 from redis import Redis
 
 from app.contract.job import Terms
-from app.contract.keys import ApiKeys, Scope
+from app.contract.keys import ApiKeys
 from app.contract.models import ModelRegistry
 from app.contract.queue import JobQueue
+from app.contract.scopes import Scope
 from app.contract.store import ObjectStore
 from app.settings import ApiSettings
 from tests.conftest import CARD

@@ -23,6 +23,7 @@ from app.settings import ApiSettings
 
 OPERATIONS = {
     "submit_img2img": ("post", "/img2img"),
+    "submit_control_map": ("post", "/control-maps"),
     "keep_image": ("post", "/images"),
     "list_jobs": ("get", "/jobs"),
     "delete_job": ("delete", "/jobs/{job_id}"),

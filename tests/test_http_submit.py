@@ -35,6 +35,7 @@ DEFAULTS = {
     "image_guidance_scale": None,
     "repaint": None,
     "upscale": None,
+    "tiling": None,
     "controls": [],
     "image_prompts": [],
     "loras": [],

@@ -4,20 +4,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.errors import one_line_errors
 from app.cli.serving import DataDir, RedisUrl, settings_of
+from app.contract.scopes import Scope
 
 if TYPE_CHECKING:
     from app.contract.keys import ApiKeys
     from app.settings import ApiSettings
 
-ScopeName = Literal["read", "submit", "admin"]
 Scopes = Annotated[
-    list[ScopeName], typer.Option("--scope", help="What it may do; give it more than once. `admin`: all, on all jobs.")
+    list[Scope], typer.Option("--scope", help="What it may do; give it more than once. `admin`: all, on all jobs.")
 ]
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
@@ -26,15 +26,13 @@ app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 @app.command()
 def create(
     name: Annotated[str, typer.Option(help="Whose it is, or what for.")],
-    scope: Scopes = ["read", "submit"],  # noqa: B006  # typer copies it
+    scope: Scopes = [Scope.READ, Scope.SUBMIT],  # noqa: B006  # typer copies it
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Makes a key and prints it, this once."""
-    from app.contract.keys import Scope
-
     with one_line_errors(), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
-        secret, key = keys.create(name, [Scope(one) for one in scope])
+        secret, key = keys.create(name, scope)
     typer.echo(f"Key {key.id} ({', '.join(sorted(scope))}); it is not shown again:", err=True)
     typer.echo(secret)
 

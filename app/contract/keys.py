@@ -4,7 +4,6 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from enum import StrEnum
 from hashlib import sha256
 from hmac import compare_digest
 
@@ -12,20 +11,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from redis import Redis
 from rq.utils import as_text
 
+from app.contract.scopes import Scope
+
 KEYS = "i2i:keys"  # hash: id of a key -> ApiKey as JSON
 
 PREFIX = "i2i_"  # so that a key that lies in the wrong place is known for what it is
 SECRET_BYTES = 32
 KEY = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
 ID_LENGTH = 16  # hex digits of the SHA-256 that name a key: 64 bits of 256 tell nothing of the key
-
-
-class Scope(StrEnum):
-    """What a key may do."""
-
-    READ = "read"  # look at its own jobs and pictures, and at the models
-    SUBMIT = "submit"  # make, cancel and delete its own jobs, send pictures
-    ADMIN = "admin"  # both, and on the jobs of all keys
 
 
 class ApiKey(BaseModel):
