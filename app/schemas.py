@@ -7,7 +7,7 @@ import re
 from hashlib import sha256
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
 
 from app.contract.conditions import (
@@ -95,6 +95,14 @@ def webhook_fields(value: object) -> object:
         raise ValueError(f"Input should be a URL or a JSON object: {error}") from None
 
 
+def two_or_four(value: int) -> int:
+    """How many times larger a result is. Not a Literal: that takes no text, which is what a form has."""
+    if value not in (2, 4):
+        raise ValueError("Input should be 2 or 4")
+    return value
+
+
+Times = Annotated[int, AfterValidator(two_or_four), WithJsonSchema({"type": "integer", "enum": [2, 4]})]
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(max_length=200)]
 
@@ -228,7 +236,7 @@ class Img2ImgRequest(BaseModel):
         float | None, Field(ge=1, description="How much of the picture an `instruction` keeps. Absent: 1.5.")
     ] = None
     upscale: Annotated[
-        Literal[2, 4] | None,
+        Times | None,
         Field(
             description="How many times wider and higher the result is, one of the model's `upscales`. The picture may "
             "have any size."
