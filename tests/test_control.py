@@ -211,7 +211,7 @@ def calls_of(model: Model, jobs: list[tuple[JobSpec, Inputs]]) -> Engine:
 def test_the_card_says_what_can_be_controlled(served: Served) -> None:
     card = served.model.card
     assert card.controls == (CANNY, DEPTH)
-    assert card.tasks == (Task.IMG2IMG, Task.INPAINT, Task.CONTROL)
+    assert card.tasks == (Task.IMG2IMG, Task.INPAINT, Task.CONTROL, Task.UPSCALE)
     assert set(card.preprocessors) == {CANNY, ControlType.SCRIBBLE, ControlType.LINEART, ControlType.SOFTEDGE, "tile"}
 
 
