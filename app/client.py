@@ -63,14 +63,20 @@ class Client:
                     raise
                 time.sleep(busy.retry_after_s)
 
-    def follow(self, job_id: str) -> Iterator[tuple[str, Json]]:
-        """The events of a job until its end: name and data. The last is the whole job. Raises Refused, Unreachable."""
+    def follow(self, job_id: str, *, preview: bool = False) -> Iterator[tuple[str, Json]]:
+        """The events of a job until its end: name and data. The last is the whole job. Raises Refused, Unreachable.
+
+        preview: also small pictures of the image as it forms.
+        """
+        query = {"preview": "true"} if preview else {}
         last_event_id, failures = "", 0
         while True:
             headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
             broke_off: Exception = Unreachable(f"{self._url} ended the events of job {job_id} too early")
             try:
-                with self._http.stream("GET", f"/jobs/{job_id}/events", headers=headers, timeout=SILENCE_S) as response:
+                with self._http.stream(
+                    "GET", f"/jobs/{job_id}/events", params=query, headers=headers, timeout=SILENCE_S
+                ) as response:
                     if response.is_success:
                         for ident, name, data in _events(response.iter_lines()):
                             last_event_id, failures = ident or last_event_id, 0

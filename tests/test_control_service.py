@@ -28,15 +28,6 @@ from worker.control_maps import MAKERS
 pytestmark = pytest.mark.timeout(900)  # three processes import torch; a busy machine takes minutes for it
 
 SIDE = 64
-WORKER = """
-import sys
-from pathlib import Path
-import worker.__main__
-from worker.pipelines.model_file import read_model_file
-entry = read_model_file(Path(sys.argv[1]))["tiny"]
-worker.__main__.entry_of = lambda *_: entry
-sys.exit(worker.__main__.main())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +40,14 @@ def client() -> Iterator[httpx.Client]:
             '[models.tiny]\nsource = "./tiny"\ncontrolnets = { canny = "./canny", scribble = "./canny" }\n'
         )
         settings = ApiSettings(_env_file=None, data_dir=folder, redis_url=redis_url, model="tiny", port=free_port())
-        environment = {"IMG2IMG_REDIS_URL": redis_url, "IMG2IMG_DATA_DIR": name, "OMP_NUM_THREADS": "1"}
-        worker = subprocess.Popen([sys.executable, "-c", WORKER, str(models)], env=os.environ | environment)
+        environment = {
+            "IMG2IMG_REDIS_URL": redis_url,
+            "IMG2IMG_DATA_DIR": name,
+            "IMG2IMG_MODELS_FILE": str(models),
+            "IMG2IMG_MODEL": "tiny",
+            "OMP_NUM_THREADS": "1",
+        }
+        worker = subprocess.Popen([sys.executable, "-P", "-m", "worker"], env=os.environ | environment)
         try:
             with http_server(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
                 while client.get("/readyz").status_code != 200:

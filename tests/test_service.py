@@ -3,8 +3,12 @@
 import base64
 import io
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +24,7 @@ from PIL import Image
 from app.contract.spec import DIFFUSION_SCHEDULERS, Scheduler
 from tests.serving import serving
 
+ROOT = Path(__file__).parent.parent
 SIZE = 64  # the tiny model's native size
 
 
@@ -169,6 +174,25 @@ def test_a_job_can_be_watched_as_it_forms(client, picture) -> None:
                     assert preview.size == (SIZE // 2, SIZE // 2)
     assert steps
     assert steps == sorted(set(steps))
+
+
+def test_a_terminal_shows_the_picture_as_it_forms(client, picture, tmp_path: Path) -> None:
+    (tmp_path / "in.png").write_bytes(png(picture))
+    command = [sys.executable, "-m", "app.cli", "submit", "in.png", "--watch", "--strength", "1", "--steps", "150"]
+    ours, theirs = os.openpty()
+    environment = os.environ | {"IMG2IMG_URL": str(client.base_url), "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [*command, "-o", "out.png"], cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):  # what Linux answers when the other side has gone
+        while data := os.read(ours, 65536):
+            said += data
+    os.close(ours)
+    assert process.wait(60) == 0, said.decode()
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert "▄" in said.decode() or "▀" in said.decode()
 
 
 def test_the_smallest_strength_runs_one_step(client, picture) -> None:

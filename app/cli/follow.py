@@ -1,25 +1,31 @@
 """Many jobs followed at once, and shown as they go on."""
 
 import threading
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from app.client import ENDS, Client, Json
 
 STREAMS = 16  # event streams open at once; jobs end about in the order in which they were sent
 IDLE_S = 0.2
+PREVIEW_SIZE = (64, 64)  # pixels, at most: of a terminal's width and half its height
 ROWS = 12  # jobs shown at once, where there are many
 
 News = tuple[str, Json | Exception]  # a job's id and its latest event, or why there are no more
 
 
-def followed(client: Client, job_ids: list[str], on_idle: Callable[[], None]) -> Iterator[News]:
-    """What happens to the jobs, until each has ended or can no longer be followed.
+def followed(
+    client: Client, job_ids: list[str], on_idle: Callable[[], None], *, preview: bool = False
+) -> Iterator[News]:
+    """What happens to the jobs, until each has ended or can no longer be followed. preview: pictures as well.
 
     The streams are read by threads that end with the process, so that Ctrl-C interrupts this at once.
     """
@@ -28,7 +34,7 @@ def followed(client: Client, job_ids: list[str], on_idle: Callable[[], None]) ->
     for job_id in job_ids:
         waiting.put(job_id)
     for _ in range(min(STREAMS, len(job_ids))):
-        threading.Thread(target=_read, args=(client, waiting, news), daemon=True).start()
+        threading.Thread(target=_read, args=(client, waiting, news, preview), daemon=True).start()
     left = len(job_ids)
     while left:
         try:
@@ -36,20 +42,19 @@ def followed(client: Client, job_ids: list[str], on_idle: Callable[[], None]) ->
         except Empty:
             on_idle()
             continue
-        left -= isinstance(event, Exception) or event["status"] in ENDS
+        left -= isinstance(event, Exception) or event.get("status") in ENDS
         yield job_id, event
 
 
-def _read(client: Client, waiting: "SimpleQueue[str]", news: "SimpleQueue[News]") -> None:
+def _read(client: Client, waiting: "SimpleQueue[str]", news: "SimpleQueue[News]", preview: bool) -> None:
     while True:
         try:
             job_id = waiting.get_nowait()
         except Empty:
             return
         try:
-            for _, event in client.follow(job_id):
-                if "status" in event:
-                    news.put((job_id, event))
+            for _, event in client.follow(job_id, preview=preview):
+                news.put((job_id, event))
         except Exception as error:  # told to the thread that waits
             news.put((job_id, error))
 
@@ -61,7 +66,9 @@ class Display:
         """names: of the jobs, by id."""
         console = Console(stderr=True)
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[says]}"), TimeElapsedColumn()
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._progress = Progress(*columns, console=console)
+        self._picture: RenderableType = ""
+        self._live = Live(get_renderable=self._screen, console=console) if console.is_terminal else None
         self._crowded = len(names) > ROWS
         self._all = self._progress.add_task("all", total=len(names), says="", visible=len(names) > 1)
         self._rows: dict[str, TaskID] = {
@@ -71,13 +78,33 @@ class Display:
         self._ended = 0
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._picture = ""
+        if self._live:
+            self._live.stop()
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether anybody looks at it."""
+        return self._live is not None
+
+    def _screen(self) -> RenderableType:
+        return Group(self._progress, self._picture) if self._picture else self._progress
+
+    def preview(self, event: Json) -> None:
+        """Shows a picture as it forms, below the lines, two of its pixels to a character."""
+        from PIL import Image
+        from rich_pixels import Pixels
+
+        with Image.open(BytesIO(b64decode(event["image"].partition(",")[2]))) as picture:
+            picture.thumbnail(PREVIEW_SIZE)
+            self._picture = Pixels.from_image(picture)
 
     def show(self, job_id: str, event: Json | Exception) -> None:
         """Brings the job's line up to date."""

@@ -92,11 +92,19 @@ class Run:
             if not dry_run and not tell:
                 self.inputs[answer["id"]] = name
 
-    def save(self, outputs: Outputs) -> None:
-        """Waits for the jobs, and saves the pictures of each when it ends. Raises Unreachable, Refused or OSError."""
+    def save(self, outputs: Outputs, *, watch: bool = False) -> None:
+        """Waits for the jobs, and saves the pictures of each when it ends. Raises Unreachable, Refused or OSError.
+
+        watch: shows them as they form, on a terminal.
+        """
         several = len(self.inputs) > 1
         with Display(self.inputs) as display:
-            for job_id, event in followed(self._client, list(self.inputs), self._on_idle):
+            for job_id, event in followed(
+                self._client, list(self.inputs), self._on_idle, preview=watch and display.is_seen
+            ):
+                if not isinstance(event, Exception) and "status" not in event:
+                    display.preview(event)
+                    continue
                 display.show(job_id, event)
                 if isinstance(event, Refused):
                     self._refused(self.inputs.pop(job_id), event, several=several, job_id=job_id)

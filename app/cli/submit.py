@@ -37,6 +37,7 @@ def submit(
         str | None,
         typer.Option(help="Send again safely: same key and request, same job. Of many pictures, each gets its own."),
     ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the pictures as they form, on a terminal.")] = False,
     as_json: AsJson = False,
     url: Url = LOCAL,
     api_key: ApiKey = None,
@@ -52,7 +53,7 @@ def submit(
         with connect(url, api_key) as client, Run(client, as_json=as_json) as run:
             run.send(names, request, idempotency_key=idempotency_key, dry_run=dry_run, tell=no_wait)
             if not dry_run and not no_wait:
-                run.save(outputs)
+                run.save(outputs, watch=watch)
 
 
 def result(

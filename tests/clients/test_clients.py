@@ -106,3 +106,10 @@ def test_hey_api(project: Path, http: httpx.Client) -> None:
     shutil.copy(HERE / "openapi-ts.config.mjs", project)
     run(NODE_BIN / "openapi-ts", "--file", "openapi-ts.config.mjs", "--no-log-file", folder=project)
     works_in_typescript("hey_api.ts", project, http)
+
+
+@needs_node
+def test_openai_for_javascript(tmp_path: Path, http: httpx.Client) -> None:
+    shutil.copy(HERE / "openai.mjs", tmp_path)
+    (tmp_path / "node_modules").symlink_to(TOOLS / "node_modules")
+    works(["node", tmp_path / "openai.mjs"], tmp_path, http)
