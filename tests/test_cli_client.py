@@ -154,7 +154,7 @@ def test_nobody_there(folder: Path) -> None:
         result = img2img(folder, *command, "--url", url)
         assert result.returncode == 3
         assert result.stdout == ""
-        assert result.stderr.startswith(f"img2img: {url} cannot be reached: ")
+        assert result.stderr.splitlines()[-1].startswith(f"img2img: {url} cannot be reached: ")
 
 
 def test_several_fields_that_are_refused_have_a_line_each(folder: Path, url: str) -> None:

@@ -120,5 +120,5 @@ def test_tasks_with_several_controls_end_well(client: httpx.Client) -> None:
 def test_the_model_says_what_it_can_follow(client: httpx.Client) -> None:
     [model] = client.get("/models").json()["models"]
     assert model["controls"] == ["canny", "scribble"]
-    assert model["tasks"] == ["img2img", "inpaint", "control"]
+    assert model["tasks"] == ["img2img", "inpaint", "control", "upscale"]
     assert model["preprocessors"] == ["canny", "scribble", "lineart", "softedge", "tile"]
