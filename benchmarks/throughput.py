@@ -140,7 +140,7 @@ def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds:
 def _largest_difference(pngs: Sequence[bytes], reference: Sequence[bytes]) -> int:
     """Of any channel of any pixel, in 255ths."""
     pairs = zip(pngs, reference, strict=True)
-    return max(int(np.abs(open_png(a).astype(int) - open_png(b).astype(int)).max()) for a, b in pairs)
+    return max(int(np.abs(np.asarray(open_png(a), int) - np.asarray(open_png(b), int)).max()) for a, b in pairs)
 
 
 def _markdown(configuration: dict[str, str], results: dict[str, dict[str, Result]]) -> str:

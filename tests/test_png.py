@@ -34,8 +34,9 @@ def test_equal_pixels_and_parameters_give_equal_bytes() -> None:
     assert encode_png(pixels, {"a": 1, "b": 2}) == encode_png(pixels, {"b": 2, "a": 1})
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
-def test_any_png_decodes_to_rgb(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "opened"), [("RGB", "RGB"), ("L", "L"), ("P", "RGB")])
+def test_any_png_opens_in_grey_or_rgb(mode: str, opened: str) -> None:
     file = io.BytesIO()
     Image.new(mode, (5, 3)).save(file, "PNG")
-    assert open_png(file.getvalue()).shape == (3, 5, 3)
+    picture = open_png(file.getvalue())
+    assert (picture.mode, picture.size) == (opened, (5, 3))
