@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -38,6 +38,7 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(5).integers(0, 256, (height, width, 3), np.uint8))
 
 
+@settings(deadline=None)  # whose time is that of a busy machine
 @given(
     st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 16), st.integers(0, 4), st.sampled_from([8, 16, 32, 64])
 )
