@@ -122,10 +122,10 @@ def _strength(figures: Figures, artist: Artist, judge: Judge, scenes: int) -> No
         listed = " ".join(f"{distance:.3f}" for distance in distances)
         figures.holds(f"RMSE from the input rises with strength, guidance {guidance:g}", listed, rises)
         figures.at_most(f"RMSE from the input at strength 0.2, guidance {guidance:g}", distances[0], 0.12)
-        if guidance == 4.0:
-            kept = {s: _agreement(judge.look_at(changed[s]).segmentation, maps) for s in (0.4, 1.0)}
-            figures.mention("layout kept at strength 0.4 and 1.0", f"{kept[0.4]:.3f} {kept[1.0]:.3f}")
-            figures.at_least("layout kept, strength 0.4 minus 1.0", kept[0.4] - kept[1.0], 0.2)
+        kept = {s: _agreement(judge.look_at(changed[s]).segmentation, maps) for s in (0.4, 1.0)}
+        both = f"{kept[0.4]:.3f} {kept[1.0]:.3f}"
+        figures.mention(f"layout kept at strength 0.4 and 1.0, guidance {guidance:g}", both)
+        figures.at_least(f"layout kept, strength 0.4 minus 1.0, guidance {guidance:g}", kept[0.4] - kept[1.0], 0.2)
 
 
 def _changes(figures: Figures, artist: Artist, judge: Judge, scenes: int) -> None:

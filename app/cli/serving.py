@@ -30,9 +30,9 @@ DEMO_INPUT = Path(__file__).parents[2] / "examples" / "input.png"
 DEMO_OUTPUT = Path("demo-output.png")
 DEMO_PARAMETERS = {
     "prompt": "a watercolor painting of a red house by a lake at sunset",
-    "strength": 0.6,
+    "strength": 0.45,
     "guidance_scale": 7.5,
-    "seed": 7,
+    "seed": 1,
 }
 
 
