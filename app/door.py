@@ -2,6 +2,8 @@
 
 import logging
 import re
+from base64 import b64decode
+from contextlib import suppress
 from dataclasses import dataclass
 
 from anyio.to_thread import run_sync
@@ -41,9 +43,14 @@ def caller_of(key: ApiKey) -> Caller:
 
 
 def sent_key(headers: Headers) -> str | None:
-    """The key that a request carries; None where it carries none."""
+    """The key that a request carries; None where it carries none. As a password too: some clients know no other way."""
     kind, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if kind.lower() == "bearer" else headers.get("x-api-key")
+    if kind.lower() == "bearer":
+        return key.strip()
+    if kind.lower() == "basic":
+        with suppress(ValueError):
+            return b64decode(key, validate=True).decode().partition(":")[2]
+    return headers.get("x-api-key")
 
 
 class Door:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,8 +115,15 @@ def test_both_headers_carry_a_key(nobody: httpx.Client, keys: ApiKeys) -> None:
         {"Authorization": f"Bearer {secret}"},
         {"authorization": f"bearer  {secret}"},
         {"X-API-Key": secret},
+        {"Authorization": f"Basic {b64encode(f'ada:{secret}'.encode()).decode()}"},
     ):
         assert nobody.get("/jobs", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("basic", ["", "no base64", b64encode(b"ada").decode(), b64encode(b"ada:\xff").decode()])
+def test_passwords_that_are_no_keys(nobody: httpx.Client, keys: ApiKeys, basic: str) -> None:
+    keys.create("test", [Scope.READ])
+    assert nobody.get("/jobs", headers={"Authorization": f"Basic {basic}"}).status_code == 401
 
 
 def test_a_revoked_key_is_out_within_seconds(url: str, keys: ApiKeys) -> None:
