@@ -1,6 +1,7 @@
 """A job as it goes on: waiting for its end, and telling its story as Server-Sent Events."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -52,6 +53,7 @@ async def tell(
     yield RETRY
     told: BaseModel | None = None
     shown: Preview | None = None
+    wish_at = 0.0 if previews else math.inf  # when previews are to be asked for again
     spoke_at = time.monotonic()
     with feed.watch(job_id) as changed:
         while True:
@@ -61,8 +63,9 @@ async def tell(
             try:
                 record = await run_sync(queue.records.find, job_id)
                 event = await run_sync(_event, record, forecaster)
-                if previews:
+                if previews and time.monotonic() >= wish_at:
                     await run_sync(previews.watch, job_id)
+                    wish_at = time.monotonic() + WATCH_S / 2
             except (NotFound, Gone) as error:
                 yield _frame("gone", GoneEvent(id=job_id, code=error.code, message=error.message))
                 return
@@ -75,7 +78,7 @@ async def tell(
                     spoke_at = time.monotonic()
                 if record.status.is_terminal:
                     return
-            if previews and record.status is JobStatus.RUNNING:
+            if previews and isinstance(event, ProgressEvent):
                 with suppress(RedisError):
                     preview = await run_sync(previews.latest, job_id)
                     if preview and preview != shown:
@@ -83,10 +86,7 @@ async def tell(
                         yield _frame("preview", PreviewEvent.of(job_id, preview))
                         spoke_at = time.monotonic()
             position = event.queue_position if isinstance(event, QueuedEvent) else None
-            until = spoke_at + KEEPALIVE_S
-            if previews:
-                until = min(until, time.monotonic() + WATCH_S / 2)
-            await _until_worth_a_look(changed, feed, departures, position, until)
+            await _until_worth_a_look(changed, feed, departures, position, min(spoke_at + KEEPALIVE_S, wish_at))
             if time.monotonic() >= spoke_at + KEEPALIVE_S:
                 yield KEEPALIVE
                 spoke_at = time.monotonic()
