@@ -67,7 +67,7 @@ def _nested(fields: Mapping[str, str | bytes], model: type[Body]) -> dict[str, A
     nested: dict[str, Any] = {}
     for name, value in fields.items():
         if name in model.FORM_JSON:
-            nested[name] = _json_text(name, value)
+            nested[name] = json_text(name, value)
     for name, value in fields.items():
         if name not in model.FORM_JSON and "." in name and isinstance(value, bytes):
             _put(nested, name, value)
@@ -76,7 +76,8 @@ def _nested(fields: Mapping[str, str | bytes], model: type[Body]) -> dict[str, A
     return nested
 
 
-def _json_text(name: str, text: str | bytes) -> Any:
+def json_text(name: str, text: str | bytes) -> Any:
+    """The value of a structured field of a form. Raises ParameterError."""
     if text.count("[") + text.count("{") + text.count(",") > MAX_FORM_VALUES:  # type: ignore[arg-type]
         raise ParameterError(name, "Input has more values than any request")
     try:

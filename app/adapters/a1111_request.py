@@ -6,10 +6,10 @@ server does with its own disk are taken.
 
 from typing import Annotated, Any, Literal
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.inpainting import whole_picture
+from app.adapters.validation import validated
 from app.contract.errors import ParameterError
 from app.contract.spec import MAX_IMAGES, MAX_SEED, Resize, Scheduler
 from app.schemas import Img2ImgRequest, picture_bytes
@@ -125,10 +125,7 @@ def to_request(asked: WebUIRequest, max_pixels: int) -> Img2ImgRequest:
         )
         fields |= {"image": image, "mask": painted, "mask_blur": asked.mask_blur, "resize": Resize.CROP}
         fields["mask_padding"] = asked.inpaint_full_res_padding if asked.inpaint_full_res else None
-    try:
-        return Img2ImgRequest.model_validate(fields)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_context=False)) from None
+    return validated(Img2ImgRequest, fields)
 
 
 def _is_off(argument: Any) -> bool:

@@ -12,18 +12,19 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from io import BytesIO
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, StreamingResponse
 
 from app.adapters.jobs import LOOK_S, Jobs, JobsDep
+from app.adapters.validation import validated
 from app.contract.errors import Img2ImgError, ParameterError
 from app.contract.job import JobRecord
 from app.contract.models import ModelCard
@@ -32,6 +33,7 @@ from app.contract.spec import MAX_IMAGES, Task
 from app.delivery import converted
 from app.deps import PreviewsDep
 from app.errors import status_of
+from app.request_body import json_text
 from app.schemas import ALPHA, Img2ImgRequest
 from app.uploads import Upload, png
 from app.views import FieldProblem, ImageFormat
@@ -41,9 +43,6 @@ MAX_FIELD_BYTES = 64 * 1024
 NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 USAGE = NO_TOKENS | {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - {"image", "mask", "model", "prompt", "num_images"}
-
-
-M = TypeVar("M", bound=BaseModel)
 
 
 class Variation(BaseModel):
@@ -97,7 +96,7 @@ router = APIRouter(prefix="/v1", route_class=OpenAIRoute, include_in_schema=Fals
 async def edit_image(request: Request, jobs: JobsDep, previews: PreviewsDep) -> Response:
     """Edits a picture by a prompt, within a mask if there is one."""
     fields, own, files = await _form(request)
-    asked = _validated(Edit, fields)
+    asked = validated(Edit, fields)
     image, mask = _one_image(files), files.get("mask", [None])[0]
     card = await run_sync(jobs.card, asked.model)
     sent = await run_sync(_edit_request, asked, own, image, mask, card, jobs, limiter=jobs.decoders)
@@ -111,9 +110,9 @@ async def edit_image(request: Request, jobs: JobsDep, previews: PreviewsDep) -> 
 async def vary_image(request: Request, jobs: JobsDep) -> Response:
     """Makes other versions of a picture, without words."""
     fields, own, files = await _form(request)
-    asked = _validated(Variation, fields)
+    asked = validated(Variation, fields)
     width, height = _size(asked.size)
-    sent = _validated(
+    sent = validated(
         Img2ImgRequest,
         {
             **own,
@@ -146,26 +145,10 @@ async def _form(request: Request) -> tuple[dict[str, Any], dict[str, Any], dict[
             if isinstance(value, UploadFile):
                 files.setdefault(name.removesuffix("[]"), []).append(await value.read())
             elif name in OWN_FIELDS:
-                own[name] = _parsed(name, value)
+                own[name] = json_text(name, value) if name in Img2ImgRequest.FORM_JSON else value
             else:
                 fields[name] = value
     return fields, own, files
-
-
-def _parsed(name: str, value: str) -> Any:
-    if name not in Img2ImgRequest.FORM_JSON:
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ParameterError(name, f"This field is JSON text: {error}") from None
-
-
-def _validated(model: type[M], fields: dict[str, Any]) -> M:
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_context=False)) from None
 
 
 def _one_image(files: dict[str, list[bytes]]) -> bytes:
@@ -188,11 +171,11 @@ def _edit_request(
     if painted is not None:
         if (width, height) not in ((None, None), upload.size):
             raise ParameterError("size", "With a mask the result has the size of the image: input should be `auto`")
-        return _validated(Img2ImgRequest, {**fields, "mask": painted, "prompt": asked.prompt})
+        return validated(Img2ImgRequest, {**fields, "mask": painted, "prompt": asked.prompt})
     fields |= {"width": width, "height": height}
     if Task.EDIT in card.tasks and "strength" not in own:
-        return _validated(Img2ImgRequest, {**fields, "instruction": asked.prompt})
-    return _validated(Img2ImgRequest, {**fields, "prompt": asked.prompt})
+        return validated(Img2ImgRequest, {**fields, "instruction": asked.prompt})
+    return validated(Img2ImgRequest, {**fields, "prompt": asked.prompt})
 
 
 def _painted(upload: Upload, mask: bytes | None, max_pixels: int) -> bytes | str | None:
