@@ -12,16 +12,15 @@ from PIL import Image
 
 from app.contract.conditions import Control, ControlType, Margins, Repaint
 from app.contract.spec import JobSpec, Resize, Scheduler, Task
-from tests.engines import run_together
+from tests.engines import run_on, run_together
 from tests.tiny_controlnets import tiny_controlnet
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.canvas import Canvas
-from worker.engine import Engine, Ticket
+from worker.engine import Engine
 from worker.errors import StartupError
 from worker.inputs import Inputs, to_tensor
 from worker.pipelines.model_file import ModelEntry, Part
 from worker.pipelines.models import Model, load_model
-from worker.pipelines.tasks import make_work
 
 SIDE = 64
 CANNY, DEPTH = ControlType.CANNY, ControlType.DEPTH
@@ -200,11 +199,7 @@ def test_a_control_that_is_switched_off_costs_nothing(served: Served) -> None:
 
 def calls_of(model: Model, jobs: list[tuple[JobSpec, Inputs]]) -> Engine:
     engine = Engine(slots=16)
-    tickets = [Ticket(make_work(model, spec, inputs, 0), lambda _t: None) for spec, inputs in jobs]
-    engine.submit(tickets)
-    engine.shut_down()
-    engine.run()
-    assert [ticket.error for ticket in tickets] == [None] * len(tickets)
+    run_on(engine, model, jobs)
     return engine
 
 

@@ -4,7 +4,6 @@ The reference calls diffusers directly: its own pipeline, loaded apart, with sch
 """
 
 import itertools
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from app.contract.spec import DIFFUSION_SCHEDULERS, JobSpec, Resize, Scheduler
+from tests.engines import run_on
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.engine import Engine, Ticket
 from worker.inputs import Inputs
@@ -69,18 +69,8 @@ class Served:
         return np.asarray(image)
 
     def in_company(self, specs: list[JobSpec], slots: int) -> list[np.ndarray]:
-        engine = Engine(slots=slots)
-        tickets = [Ticket(make_work(self.model, spec, Inputs(self.picture), 0), lambda _t: None) for spec in specs]
-        engine.submit(tickets)
-        engine.shut_down()
-        loop = threading.Thread(target=engine.run)
-        loop.start()
-        loop.join()
-        for ticket in tickets:
-            if ticket.error is not None:
-                raise ticket.error
-        self.engine = engine
-        return [to_pixels(ticket.result) for ticket in tickets]
+        self.engine = Engine(slots=slots)
+        return run_on(self.engine, self.model, [(spec, Inputs(self.picture)) for spec in specs])
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
