@@ -44,13 +44,13 @@ _WATER_WORDS: dict[Water, tuple[str, ...]] = {
 
 def caption(scene: Scene, style: Style, rng: random.Random) -> str:
     """One of the many captions of this picture. What most changes it is nearly always said, the rest at times."""
-    words = f"{_subject(scene, rng)}{_circumstances(scene, style, rng)}"
+    words = f"{subject(scene, rng)}{_circumstances(scene, style, rng)}"
     if rng.random() < 0.8:
         return f"{rng.choice(_STYLE_WORDS[style])} {words}"
     return f"{words}, {rng.choice(_STYLE_TAILS[style])}"
 
 
-def _subject(scene: Scene, rng: random.Random) -> str:
+def subject(scene: Scene, rng: random.Random) -> str:
     """The house always, the water nearly always, other things now and then."""
     side_notes: list[str] = []
     if scene.trees and rng.random() < 0.7:

@@ -16,6 +16,7 @@ from demo_model.captions import caption
 from demo_model.crude import draw_crudely
 from demo_model.scenes import STYLES, Scene, Style, sample_scene
 from demo_model.styles import render
+from demo_model.workers import is_first_worker, wait_for_workers
 
 SIZE = 128
 Pictures = npt.NDArray[np.uint8]
@@ -39,12 +40,12 @@ def sample(seed: int) -> Sample:
 
 def rendered_pictures(work_dir: Path, count: int) -> Pictures:
     """(count, 128, 128, 3) memory map: the pictures of seeds 0 to count - 1, rendered if they are not there yet."""
-    return _cached(work_dir / f"pictures-{count}.npy", range(count), _render_sample)
+    return cached(work_dir / f"pictures-{count}.npy", range(count), _render_sample)
 
 
 def crude_pictures(work_dir: Path, count: int) -> Pictures:
     """(count, 128, 128, 3) memory map of crude drawings: the autoencoder must know what people will bring."""
-    return _cached(work_dir / f"crude-{count}.npy", range(count), _render_crude)
+    return cached(work_dir / f"crude-{count}.npy", range(count), _render_crude)
 
 
 def _render_sample(seed: int) -> Pictures:
@@ -56,15 +57,17 @@ def _render_crude(seed: int) -> Pictures:
     return np.asarray(draw_crudely(sample_scene(seed), SIZE))
 
 
-def _cached(path: Path, seeds: range, draw: Drawer) -> Pictures:
-    if not path.exists():
+def cached(path: Path, seeds: range, draw: Drawer, shape: tuple[int, ...] = (SIZE, SIZE, 3)) -> Pictures:
+    """(seeds, *shape) memory map: what `draw` makes of each seed, on all cores, if the file is not there yet."""
+    if not path.exists() and is_first_worker():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
-        pictures = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(seeds), SIZE, SIZE, 3))
+        pictures = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(seeds), *shape))
         with multiprocessing.get_context("spawn").Pool() as pool:
             drawn = pool.imap(draw, seeds, chunksize=64)
             for index, picture in enumerate(track(drawn, f"rendering {path.stem}", total=len(seeds))):
                 pictures[index] = picture
         pictures.flush()
         unfinished.rename(path)
+    wait_for_workers()
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]

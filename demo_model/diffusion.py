@@ -110,7 +110,7 @@ def _captions(seeds: list[int], timesteps: list[int], dropout: float, rng: rando
 def _velocity_loss(
     denoiser: Denoiser, schedule: DDPMScheduler, clean: torch.Tensor, timesteps: torch.Tensor, captions: list[str]
 ) -> torch.Tensor:
-    noise = _offset_noise(clean)
+    noise = offset_noise(clean)
     noisy = schedule.add_noise(clean, noise, timesteps)
     target = schedule.get_velocity(clean, noise, timesteps)
     tokens = denoiser.tokenizer(
@@ -122,7 +122,7 @@ def _velocity_loss(
     return loss
 
 
-def _offset_noise(like: torch.Tensor) -> torch.Tensor:
+def offset_noise(like: torch.Tensor) -> torch.Tensor:
     """White noise and smooth shifts of whole regions ("offset noise", https://www.crosslabs.org/blog/diffusion-with-offset-noise)."""
     noise = torch.randn_like(like)
     for cells in OFFSET_GRIDS:

@@ -1,0 +1,117 @@
+"""The demo model as its companions see it: frozen, and able to say what a noised latent's velocity should be."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from rich.progress import track
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from demo_model.autoencoder import as_pixels
+from demo_model.dataset import Pictures, sample
+from demo_model.diffusion import noise_schedule
+from demo_model.recipe import TEXT_LENGTH, TRAIN_TIMESTEPS
+from demo_model.workers import is_first_worker, wait_for_workers
+
+ENCODE_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Base:
+    """The parts of the demo model; none of them learns any more."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    schedule: DDPMScheduler
+    device: torch.device
+
+    @torch.no_grad()
+    def words(self, captions: Sequence[str]) -> torch.Tensor:
+        """(n, 77, 128): what the UNet is told."""
+        tokens = self.tokenizer(
+            list(captions), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+        ).input_ids.to(self.device)
+        return self.text_encoder(tokens).last_hidden_state  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def encode(self, pictures: Pictures) -> torch.Tensor:
+        """(n, 4, height / 4, width / 4) latents of (n, height, width, 3) bytes."""
+        return self.encode_pixels(as_pixels(pictures, self.device))
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same for (n, 3, height, width) in -1..1."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            return self.vae.encode(pixels).latent_dist.mode().float()  # type: ignore[no-any-return]
+
+
+def load_base(weights: Path, device: torch.device) -> Base:
+    pipeline = StableDiffusionPipeline.from_pretrained(weights, torch_dtype=torch.float32)
+    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        module.requires_grad_(False).eval().to(device)
+    return Base(
+        pipeline.tokenizer, pipeline.text_encoder, pipeline.vae, with_plain_attention(pipeline.unet),
+        noise_schedule(), device,
+    )  # fmt: skip
+
+
+def with_plain_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Plain attention trains a fifth faster than the fused one on a CPU at these sizes."""
+    unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+def encoded(base: Base, pictures: Pictures, path: Path, batch: int = ENCODE_BATCH) -> torch.Tensor:
+    """(n, 4, ...) half-precision latents of all pictures, kept in a file."""
+    if not path.exists() and is_first_worker():
+        starts = range(0, len(pictures), batch)
+        batches = [
+            base.encode(pictures[start : start + batch]).half().cpu()
+            for start in track(starts, f"encoding {path.stem}")
+        ]
+        torch.save(torch.cat(batches), path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
+    wait_for_workers()
+    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+
+
+def captions_of(seeds: Sequence[int], dropout: float, rng: random.Random) -> list[str]:
+    """Freshly worded captions of training pictures, now and then none."""
+    return ["" if rng.random() < dropout else sample(seed).caption(rng) for seed in seeds]
+
+
+def timesteps_for(count: int, lean: float = 1.0) -> torch.Tensor:
+    """One from each of `count` equal stretches; `lean` below 1 puts more of them where there is much noise."""
+    shares = (torch.arange(count) + torch.rand(count)) / count
+    return (TRAIN_TIMESTEPS * shares**lean).long().clamp(max=TRAIN_TIMESTEPS - 1)
+
+
+def widened(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
+    """A copy that takes more channels beside the latents, and at first ignores them; without the middle block.
+
+    The middle block, a fifth of the weights, works on 4 x 4 latents; a picture beside the latents makes up for it.
+    """
+    config = {**unet.config, "in_channels": in_channels, "mid_block_type": None}
+    wide = UNet2DConditionModel.from_config(config)
+    own = wide.state_dict()
+    weights = {name: value for name, value in unet.state_dict().items() if name in own}
+    first = torch.zeros_like(own["conv_in.weight"])
+    first[:, : unet.config.in_channels] = weights["conv_in.weight"]
+    wide.load_state_dict({**weights, "conv_in.weight": first})
+    return with_plain_attention(wide)
+
+
+def save_half(module: nn.Module, folder: Path) -> None:
+    """Half precision, safetensors, in diffusers' or transformers' folder."""
+    if is_first_worker():
+        module.to(device="cpu", dtype=torch.float16).save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    wait_for_workers()

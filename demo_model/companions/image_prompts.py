@@ -1,0 +1,190 @@
+"""Image prompts: a small image encoder that knows styles, hours and seasons, and an IP-Adapter that tells the UNet."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from demo_model.autoencoder import as_pixels
+from demo_model.captions import subject
+from demo_model.companions.base import Base, encoded, save_half, timesteps_for
+from demo_model.companions.recipe import CompanionRecipe
+from demo_model.dataset import SIZE, Pictures, rendered_pictures, sample
+from demo_model.diffusion import offset_noise
+from demo_model.judge import HEADS, word_indices
+from demo_model.recipe import TEXT_WIDTH
+from demo_model.stage import StageTrainer
+from demo_model.workers import is_first_worker, worker_rank
+
+TOKENS = 4
+"""Of the picture, beside the 77 of the words."""
+EMBEDDING = 128
+PICTURE_DROPOUT = 0.1
+LEAN = 0.6
+ENCODER_FOLDER, ADAPTER_FILE = "image_encoder", "ip_adapter.safetensors"
+
+
+def new_image_encoder() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=EMBEDDING,
+            intermediate_size=4 * EMBEDDING,
+            projection_dim=EMBEDDING,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=SIZE,
+            patch_size=16,
+        )
+    )
+
+
+class Teller(nn.Module):
+    """The encoder and, while it learns, a head for each thing that its embedding should tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = new_image_encoder()
+        self.heads = nn.ModuleDict({name: nn.Linear(EMBEDDING, len(words)) for name, words in HEADS.items()})
+
+
+def train_image_prompts(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:
+    """First the encoder, by naming what pictures show; then the adapter, with the encoder's embeddings as they are."""
+    pictures = rendered_pictures(work_dir, recipe.pictures)
+    encoder = _train_encoder(recipe, base, pictures, work_dir)
+    embeddings = _embedded(encoder, pictures, base.device)
+    save_half(encoder, out / "image_prompt" / ENCODER_FOLDER)
+    latents = encoded(base, pictures, work_dir / f"companion-latents-{recipe.pictures}.pt")
+    _train_adapter(recipe, base, latents, embeddings, work_dir, out / "image_prompt" / ADAPTER_FILE)
+
+
+def _train_encoder(
+    recipe: CompanionRecipe, base: Base, pictures: Pictures, work_dir: Path
+) -> CLIPVisionModelWithProjection:
+    torch.manual_seed(11)
+    teller = Teller().to(base.device).train()
+    stage, checkpoint = recipe.stages["image_encoder"], work_dir / "image_encoder.pt"
+    trainer = StageTrainer("image_encoder", teller, stage, checkpoint, recipe.checkpoint_every_min)
+    torch.manual_seed(1000 * trainer.steps + worker_rank())
+    with trainer.bar() as bar:
+        while trainer.progress < 1.0:
+            seeds = torch.randint(len(pictures), (trainer.worker_batch,)).sort().values
+            right = torch.tensor([word_indices(sample(seed)) for seed in seeds.tolist()], device=base.device)
+            pixels = clip_pixels(as_pixels(pictures[seeds.numpy()], base.device))
+            with torch.autocast(base.device.type, dtype=torch.bfloat16):
+                seen = teller.encoder(pixels).image_embeds
+                loss = sum(F.cross_entropy(teller.heads[name](seen), right[:, i]) for i, name in enumerate(HEADS))
+            assert isinstance(loss, torch.Tensor)
+            trainer.step(loss.float(), bar)
+    if is_first_worker():
+        trainer.save()
+    trainer.use_averaged_weights()
+    return teller.encoder.eval()
+
+
+def clip_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """From -1..1 to the scale of CLIP's image processor, which the service uses."""
+    mean, deviation = (torch.tensor(each).view(3, 1, 1).to(pixels) for each in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (pixels / 2 + 0.5 - mean) / deviation
+
+
+@torch.inference_mode()
+def _embedded(encoder: CLIPVisionModelWithProjection, pictures: Pictures, device: torch.device) -> torch.Tensor:
+    """(n, 128)."""
+    return torch.cat(
+        [
+            encoder(clip_pixels(as_pixels(pictures[start : start + 50], device))).image_embeds.cpu()
+            for start in track(range(0, len(pictures), 50), "looking at pictures", disable=not is_first_worker())
+        ]
+    )
+
+
+def _train_adapter(
+    recipe: CompanionRecipe, base: Base, latents: torch.Tensor, embeddings: torch.Tensor, work_dir: Path, file: Path
+) -> None:
+    torch.manual_seed(12)
+    unet, adapter = _adapted(base)
+    stage, checkpoint = recipe.stages["image_prompt"], work_dir / "image_prompt.pt"
+    trainer = StageTrainer("image_prompt", adapter, stage, checkpoint, recipe.checkpoint_every_min)
+    torch.manual_seed(1000 * trainer.steps + worker_rank())
+    rng = random.Random(f"image prompts {trainer.steps} {worker_rank()}")
+    with trainer.bar() as bar:
+        while trainer.progress < 1.0:
+            seeds = torch.randint(len(latents), (trainer.worker_batch,)).tolist()
+            clean = latents[seeds].to(base.device, torch.float32)
+            shown = embeddings[seeds].to(base.device)
+            shown = shown * (torch.rand(len(seeds), 1, device=base.device) >= PICTURE_DROPOUT)
+            noise = offset_noise(clean)
+            timesteps = timesteps_for(len(seeds), LEAN).to(base.device)
+            noisy = base.schedule.add_noise(clean, noise, timesteps)
+            words = base.words([_few_words(seed, rng) for seed in seeds])
+            with torch.autocast(base.device.type, dtype=torch.bfloat16):
+                velocity = unet(noisy, timesteps, words, added_cond_kwargs={"image_embeds": [shown[:, None]]}).sample
+            target = base.schedule.get_velocity(clean, noise, timesteps)
+            trainer.step((velocity.float() - target).square().mean(), bar)
+    if is_first_worker():
+        trainer.save()
+    trainer.use_averaged_weights()
+    if is_first_worker():
+        save_file(_exported(unet), file)
+
+
+def _few_words(seed: int, rng: random.Random) -> str:
+    """What the picture shows, but seldom how: that is for the image prompt to say."""
+    drawn = sample(seed)
+    return rng.choice((lambda: "", lambda: subject(drawn.scene, rng), lambda: drawn.caption(rng)))()
+
+
+def _adapted(base: Base) -> tuple[UNet2DConditionModel, nn.Module]:
+    """The frozen UNet with a new IP-Adapter, and the adapter's layers, which learn."""
+    unet = base.unet
+    blank: dict[str, dict[str, torch.Tensor]] = {
+        "image_proj": {
+            "proj.weight": 0.05 * torch.randn(TOKENS * TEXT_WIDTH, EMBEDDING),
+            "proj.bias": torch.zeros(TOKENS * TEXT_WIDTH),
+            "norm.weight": torch.ones(TEXT_WIDTH),
+            "norm.bias": torch.zeros(TEXT_WIDTH),
+        },
+        "ip_adapter": {},
+    }
+    for key, attention in zip(_keys(unet), _cross_attentions(unet), strict=True):
+        # As the words are read: the picture's tokens then speak a language that the UNet knows from the start.
+        blank["ip_adapter"][f"{key}.to_k_ip.weight"] = attention.to_k.weight.detach().clone()
+        blank["ip_adapter"][f"{key}.to_v_ip.weight"] = attention.to_v.weight.detach().clone()
+    unet._load_ip_adapter_weights([blank])
+    processors = [attention.processor for attention in _cross_attentions(unet)]
+    adapter = nn.ModuleList([unet.encoder_hid_proj, *processors])
+    return unet, adapter.requires_grad_(True).to(base.device).train()
+
+
+def _exported(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """The adapter's weights by the names that published ones have."""
+    projection = unet.encoder_hid_proj.image_projection_layers[0]
+    weights = {
+        "image_proj.proj.weight": projection.image_embeds.weight,
+        "image_proj.proj.bias": projection.image_embeds.bias,
+        "image_proj.norm.weight": projection.norm.weight,
+        "image_proj.norm.bias": projection.norm.bias,
+    }
+    for key, attention in zip(_keys(unet), _cross_attentions(unet), strict=True):
+        weights[f"ip_adapter.{key}.to_k_ip.weight"] = attention.processor.to_k_ip[0].weight
+        weights[f"ip_adapter.{key}.to_v_ip.weight"] = attention.processor.to_v_ip[0].weight
+    return {name: weight.detach().half().cpu().contiguous() for name, weight in weights.items()}
+
+
+def _cross_attentions(unet: UNet2DConditionModel) -> list[nn.Module]:
+    """In the order in which IP-Adapter files number them."""
+    names = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
+    return [unet.get_submodule(name) for name in names]
+
+
+def _keys(unet: UNet2DConditionModel) -> range:
+    return range(1, 2 * len(_cross_attentions(unet)), 2)

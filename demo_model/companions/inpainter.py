@@ -1,0 +1,81 @@
+"""The inpainting companion: a UNet that also sees the mask and what of the picture is to stay (nine channels)."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from demo_model.autoencoder import as_pixels
+from demo_model.companions.base import ENCODE_BATCH, Base, captions_of, encoded, save_half, timesteps_for, widened
+from demo_model.companions.masks import Mask, random_mask
+from demo_model.companions.recipe import CompanionRecipe
+from demo_model.dataset import Pictures, rendered_pictures, sample
+from demo_model.diffusion import offset_noise
+from demo_model.stage import StageTrainer
+from demo_model.workers import is_first_worker, wait_for_workers, worker_rank
+
+CAPTION_DROPOUT = 0.15
+LEAN = 0.8
+WEIGHT_INSIDE = 3.0
+"""What is painted anew counts this much more than what only has to stay."""
+
+
+def train_inpainter(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:
+    torch.manual_seed(9)
+    pictures = rendered_pictures(work_dir, recipe.pictures)
+    latents = encoded(base, pictures, work_dir / f"companion-latents-{recipe.pictures}.pt")
+    kept = masked_latents(base, pictures, work_dir / f"masked-latents-{recipe.pictures}.pt")
+    unet = widened(base.unet, 2 * base.vae.config.latent_channels + 1).to(base.device).train()
+    stage = recipe.stages["inpaint"]
+    trainer = StageTrainer("inpaint", unet, stage, work_dir / "inpaint.pt", recipe.checkpoint_every_min)
+    torch.manual_seed(1000 * trainer.steps + worker_rank())
+    rng = random.Random(f"inpaint {trainer.steps} {worker_rank()}")
+    with trainer.bar() as bar:
+        while trainer.progress < 1.0:
+            seeds = torch.randint(len(latents), (trainer.worker_batch,)).tolist()
+            clean, stays = (some[seeds].to(base.device, torch.float32) for some in (latents, kept))
+            masks = torch.from_numpy(np.stack([mask_of(seed) for seed in seeds])).to(base.device)
+            mask = at_latents(masks)
+            noise = offset_noise(clean)
+            timesteps = timesteps_for(len(seeds), LEAN).to(base.device)
+            noisy = base.schedule.add_noise(clean, noise, timesteps)
+            words = base.words(captions_of(seeds, CAPTION_DROPOUT, rng))
+            with torch.autocast(base.device.type, dtype=torch.bfloat16):
+                velocity = unet(torch.cat([noisy, mask, stays], dim=1), timesteps, words).sample
+            target = base.schedule.get_velocity(clean, noise, timesteps)
+            weight = 1.0 + (WEIGHT_INSIDE - 1.0) * mask
+            loss = ((velocity.float() - target).square() * weight).sum() / (weight.sum() * clean.shape[1])
+            trainer.step(loss, bar)
+    if is_first_worker():
+        trainer.save()
+    trainer.use_averaged_weights()
+    save_half(unet, out / "inpaint")
+
+
+def mask_of(seed: int) -> Mask:
+    """The mask over this training picture."""
+    return random_mask(sample(seed), random.Random(f"mask {seed}"))
+
+
+def at_latents(masks: torch.Tensor) -> torch.Tensor:
+    """(n, 1, 32, 32) of (n, 128, 128): the pixel at each latent's corner speaks for it, as in the stock pipeline."""
+    return masks[:, None, ::4, ::4].float()
+
+
+def masked_latents(base: Base, pictures: Pictures, path: Path) -> torch.Tensor:
+    """(n, 4, 32, 32) latents of the pictures with grey under their masks, kept in a file."""
+    if not path.exists() and is_first_worker():
+        batches = []
+        for start in track(range(0, len(pictures), ENCODE_BATCH), "encoding masked pictures"):
+            pixels = as_pixels(pictures[start : start + ENCODE_BATCH], base.device)
+            masks = np.stack([mask_of(start + index) for index in range(len(pixels))])
+            stays = ~torch.from_numpy(masks).to(base.device)
+            batches.append(base.encode_pixels(pixels * stays[:, None]).half().cpu())
+        torch.save(torch.cat(batches), path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
+    wait_for_workers()
+    return torch.load(path, weights_only=True)  # type: ignore[no-any-return]

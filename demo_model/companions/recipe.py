@@ -1,0 +1,54 @@
+"""How long and how each companion is trained: every number that a person may want to turn, for a CPU and for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from demo_model.recipe import Stage
+
+
+@dataclass(frozen=True)
+class CompanionRecipe:
+    pictures: int
+    """Pictures of the demo model's own training set that ControlNets, inpainting and image prompts learn from."""
+    pairs: int
+    """Pictures before and after an instruction."""
+    large_pictures: int
+    """Of 512 x 512 pixels, for the upscaler."""
+    stages: Mapping[str, Stage]
+    checkpoint_every_min: float = 1.0
+
+
+CPU = CompanionRecipe(
+    pictures=12_000,
+    pairs=4_000,
+    large_pictures=700,
+    stages={
+        "lines": Stage(minutes=18, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
+        "depth": Stage(minutes=10, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
+        "segmentation": Stage(minutes=12, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
+        "edit": Stage(minutes=26, batch=16, learning_rate=5.0e-4, ema_decay=0.995),
+        "inpaint": Stage(minutes=18, batch=16, learning_rate=5.0e-4, ema_decay=0.995),
+        "upscaler": Stage(minutes=14, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
+        "segmenter": Stage(minutes=5, batch=32, learning_rate=2.0e-3, ema_decay=0.99),
+        "depth_estimator": Stage(minutes=5, batch=32, learning_rate=2.0e-3, ema_decay=0.99),
+        "image_encoder": Stage(minutes=4, batch=64, learning_rate=1.0e-3, ema_decay=0.99),
+        "image_prompt": Stage(minutes=8, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
+    },
+)
+CUDA = CompanionRecipe(
+    pictures=50_000,
+    pairs=30_000,
+    large_pictures=4_000,
+    stages={
+        name: Stage(minutes=6, batch=128, learning_rate=stage.learning_rate, ema_decay=0.999)
+        for name, stage in CPU.stages.items()
+    },
+)
+
+
+def recipe_for(device: torch.device) -> CompanionRecipe:
+    return CUDA if device.type == "cuda" else CPU

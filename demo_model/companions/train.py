@@ -1,0 +1,73 @@
+"""Train companions of the demo model: `python -m demo_model.companions.train [NAME ...]`. Stopped, it resumes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from demo_model.companions import maps
+from demo_model.companions.annotators import train_annotator
+from demo_model.companions.base import Base, encoded, load_base
+from demo_model.companions.controlnet import map_maker, train_controlnet
+from demo_model.companions.editor import train_editor
+from demo_model.companions.image_prompts import train_image_prompts
+from demo_model.companions.inpainter import train_inpainter
+from demo_model.companions.recipe import CompanionRecipe, recipe_for
+from demo_model.companions.upscaler import train_upscaler
+from demo_model.dataset import rendered_pictures
+from demo_model.workers import default_worker_count, run_workers
+
+HERE = Path(__file__).parent
+BASE_WEIGHTS = HERE.parent / "weights"
+
+
+def main() -> None:
+    arguments = _arguments()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers = arguments.workers or default_worker_count(device)
+    arguments.work_dir.mkdir(parents=True, exist_ok=True)
+    run_workers(workers, partial(train, arguments.names, arguments.work_dir, arguments.out, device))
+
+
+def train(names: list[str], work_dir: Path, out: Path, device: torch.device) -> None:
+    """One after another; what is trained already only writes its folder again."""
+    for name in names:
+        TRAINERS[name](recipe_for(device), load_base(BASE_WEIGHTS, device), work_dir, out)
+
+
+def _controlnet(name: str, recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:
+    pictures = rendered_pictures(work_dir, recipe.pictures)
+    latents = encoded(base, pictures, work_dir / f"companion-latents-{recipe.pictures}.pt")
+    make = map_maker(name, pictures, maps.painted_maps(work_dir, recipe.pictures))
+    train_controlnet(name, recipe, base, latents, make, work_dir, out)
+
+
+Trainer = Callable[[CompanionRecipe, Base, Path, Path], None]
+TRAINERS: dict[str, Trainer] = {
+    "segmentation": partial(_controlnet, "segmentation"),
+    "lines": partial(_controlnet, "lines"),
+    "depth": partial(_controlnet, "depth"),
+    "edit": train_editor,
+    "inpaint": train_inpainter,
+    "upscaler": train_upscaler,
+    "image_prompt": train_image_prompts,
+    "segmenter": partial(train_annotator, "segmenter"),
+    "depth_estimator": partial(train_annotator, "depth_estimator"),
+}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=list(TRAINERS), default=list(TRAINERS), metavar="NAME")
+    parser.add_argument("--work-dir", type=Path, default=HERE.parent / ".work", help="pictures and checkpoints")
+    parser.add_argument("--out", type=Path, default=HERE / "weights", help="where a folder per companion is written")
+    parser.add_argument("--workers", type=int, help="training processes; by default one per core, or one on a GPU")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
