@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from demo_model.artist import Artist
+from demo_model.companions.crew import Crew
+from demo_model.companions.evaluate import evaluate_companions
 from demo_model.dataset import Pictures, Sample, rendered_pictures
 from demo_model.edits import (
     Edit,
@@ -26,35 +26,15 @@ from demo_model.edits import (
     style_edits,
     time_edits,
 )
+from demo_model.figures import Figures
 from demo_model.judge import HEADS, TRAIN_PICTURES, Judge, scene_map, trained_judge, word_indices
 from demo_model.recipe import recipe_for
 from demo_model.scenes import STYLES, Style
 
 HERE = Path(__file__).parent
+COMPANIONS = HERE / "companions" / "weights"
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 GUIDANCES = (1.0, 4.0, 7.5)
-
-
-class Figures:
-    """Rows of the table: what was measured, the value, and whether it reaches the least that is asked."""
-
-    def __init__(self) -> None:
-        self._table = Table("figure", "measured", "at least", "reached")
-
-    def at_least(self, name: str, value: float, bound: float, digits: int = 2) -> None:
-        self._table.add_row(name, f"{value:.{digits}f}", f"{bound:g}", "yes" if value >= bound else "no")
-
-    def at_most(self, name: str, value: float, bound: float, digits: int = 3) -> None:
-        self._table.add_row(name, f"{value:.{digits}f}", f"<= {bound:g}", "yes" if value <= bound else "no")
-
-    def holds(self, name: str, what: str, reached: bool) -> None:
-        self._table.add_row(name, what, "", "yes" if reached else "no")
-
-    def mention(self, name: str, what: str) -> None:
-        self._table.add_row(name, what, "", "")
-
-    def print(self) -> None:
-        Console(width=150).print(self._table)
 
 
 def main() -> None:
@@ -64,20 +44,25 @@ def main() -> None:
         "--work-dir", type=Path, default=HERE / ".work", help="where the judge and its pictures are kept"
     )
     parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--all", action="store_true", help="the companions' figures, too")
     arguments = parser.parse_args()
-    evaluate(Artist(arguments.weights), _judge(arguments.work_dir), arguments.scenes).print()
+    artist, judge, figures = Artist(arguments.weights), _judge(arguments.work_dir), Figures()
+    evaluate(figures, artist, judge, arguments.scenes)
+    figures.print()
+    if arguments.all:
+        figures = Figures()
+        evaluate_companions(figures, Crew(artist, COMPANIONS), judge, COMPANIONS, arguments.scenes)
+        figures.print()
 
 
-def evaluate(artist: Artist, judge: Judge, scenes: int) -> Figures:
-    """Every row of the table."""
-    figures = Figures()
+def evaluate(figures: Figures, artist: Artist, judge: Judge, scenes: int) -> None:
+    """Every row of the demo model's own table."""
     _judge_itself(figures, judge, scenes)
     _autoencoder(figures, artist, scenes)
     _strength(figures, artist, judge, scenes)
     _changes(figures, artist, judge, scenes)
     _pencil_and_night(figures, artist, scenes)
     _speed(figures, artist)
-    return figures
 
 
 def _judge(work_dir: Path) -> Judge:

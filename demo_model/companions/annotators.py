@@ -46,7 +46,7 @@ def new_segmenter() -> SegformerForSemanticSegmentation:
 
 
 def new_depth_estimator() -> GLPNForDepthEstimation:
-    return GLPNForDepthEstimation(GLPNConfig(**_encoder(), decoder_hidden_size=32, max_depth=FARTHEST))
+    return GLPNForDepthEstimation(GLPNConfig(**_encoder(), decoder_hidden_size=16, max_depth=FARTHEST))
 
 
 def train_annotator(name: str, recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:
@@ -82,14 +82,14 @@ def _processor(model: PreTrainedModel) -> SegformerImageProcessor | GLPNImagePro
     return GLPNImageProcessor(size_divisor=32)
 
 
-def _as_segformer_sees(pixels: torch.Tensor) -> torch.Tensor:
+def as_segformer_sees(pixels: torch.Tensor) -> torch.Tensor:
     mean, deviation = (
         torch.tensor(each).view(3, 1, 1).to(pixels) for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     )
     return (pixels / 2 + 0.5 - mean) / deviation
 
 
-def _as_glpn_sees(pixels: torch.Tensor) -> torch.Tensor:
+def as_glpn_sees(pixels: torch.Tensor) -> torch.Tensor:
     """0 to 1: its image processor scales and does not normalise."""
     return pixels / 2 + 0.5
 
@@ -108,6 +108,6 @@ def _depth_loss(distance: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 _KINDS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[torch.Tensor], torch.Tensor], Loss]] = {
-    "segmenter": (new_segmenter, _as_segformer_sees, _segmentation_loss),
-    "depth_estimator": (new_depth_estimator, _as_glpn_sees, _depth_loss),
+    "segmenter": (new_segmenter, as_segformer_sees, _segmentation_loss),
+    "depth_estimator": (new_depth_estimator, as_glpn_sees, _depth_loss),
 }

@@ -1,4 +1,4 @@
-"""ControlNets: the demo model's own encoder without the attention, which reads a map and adds to what the UNet feels."""
+"""ControlNets: the demo model's own encoder without the attention, which reads a map and adds to what the UNet has."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from demo_model.stage import StageTrainer
 from demo_model.workers import is_first_worker, worker_rank
 
 DROP_BOTH, DROP_WORDS, DROP_PICTURE = 0.05, 0.05, 0.05
-"""The two guidances need to know what there is without words, without picture and without both (Brooks et al., 2023)."""
+"""The two guidances need to know what comes without words, without picture and without both (Brooks et al., 2023)."""
 LEAN = 0.7
 
 

@@ -34,7 +34,7 @@ CPU = CompanionRecipe(
         "inpaint": Stage(minutes=18, batch=16, learning_rate=5.0e-4, ema_decay=0.995),
         "upscaler": Stage(minutes=14, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
         "segmenter": Stage(minutes=5, batch=32, learning_rate=2.0e-3, ema_decay=0.99),
-        "depth_estimator": Stage(minutes=5, batch=32, learning_rate=2.0e-3, ema_decay=0.99),
+        "depth_estimator": Stage(minutes=6, batch=8, learning_rate=2.0e-3, ema_decay=0.99),
         "image_encoder": Stage(minutes=4, batch=64, learning_rate=1.0e-3, ema_decay=0.99),
         "image_prompt": Stage(minutes=8, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
     },

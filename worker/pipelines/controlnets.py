@@ -38,9 +38,14 @@ class ControlNets:
         """base: the model's own pipeline, whose parts are shared. Raises StartupError."""
         if entry.controlnets and family not in PIPELINES:
             raise StartupError(f"model {entry.name!r}: {family} models are not served with ControlNets")
-        self._nets = {kind: _load(entry, kind, part, base) for kind, part in entry.controlnets.items()}
+        # One that follows maps of several types is loaded once, and jobs of all of them merge.
+        loaded: dict[Part, ControlNetModel] = {}
+        for kind, part in entry.controlnets.items():
+            if part not in loaded:
+                loaded[part] = _load(entry, kind, part, base)
+        self._nets = {kind: loaded[part] for kind, part in entry.controlnets.items()}
         self._templates: dict[Task, DiffusionPipeline] = {}
-        for net in self._nets.values():
+        for net in loaded.values():
             net.forward = ScaledApart(Gate("control", net.forward))
         if self._nets:
             first = next(iter(self._nets.values()))

@@ -1,0 +1,97 @@
+"""How far two pictures, or a picture and a map, agree: what the companions' figures are made of."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from app.contract.conditions import ControlType
+from demo_model.canvas import CLASSES
+from demo_model.companions import maps
+from demo_model.companions.masks import Mask
+from demo_model.dataset import Pictures
+
+Floats = npt.NDArray[np.floating]
+EDGE_TOLERANCE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
+"""An edge one pixel beside where it should be is right."""
+PAIRS = 2_000
+
+
+def edge_f1(pictures: Pictures, wanted: Pictures, kind: ControlType = ControlType.CANNY) -> float:
+    """Mean F1 of the pictures' line maps against the maps (n, 128, 128, 3) that were given."""
+    scores = []
+    for picture, given in zip(pictures, wanted, strict=True):
+        found, right = maps.lines(picture, kind)[..., 0] > 127, given[..., 0] > 127
+        precision = _share(found, _widened(right))
+        recall = _share(right, _widened(found))
+        scores.append(2 * precision * recall / max(precision + recall, 1e-9))
+    return float(np.mean(scores))
+
+
+def _widened(lines: Mask) -> Mask:
+    return cv2.dilate(lines.astype(np.uint8), EDGE_TOLERANCE) > 0
+
+
+def _share(lines: Mask, near: Mask) -> float:
+    return float((lines & near).sum() / max(lines.sum(), 1))
+
+
+def mean_iou(found: torch.Tensor, right: torch.Tensor) -> float:
+    """Intersection over union of (n, h, w) class maps, over all pictures, averaged over the classes that occur."""
+    scores = []
+    for index in range(len(CLASSES)):
+        both, either = (found == index) & (right == index), (found == index) | (right == index)
+        if (right == index).any():
+            scores.append(float(both.sum() / either.sum()))
+    return float(np.mean(scores))
+
+
+def depth_disagreement(found: Floats, right: Floats) -> float:
+    """Share of random pairs of pixels, of clearly different depth in (n, h, w) `right`, that `found` orders wrongly."""
+    rng = np.random.default_rng(0)
+    flat_found, flat_right = found.reshape(len(found), -1), right.reshape(len(right), -1)
+    wrong = clear = 0
+    for seen, true in zip(flat_found, flat_right, strict=True):
+        one, other = rng.integers(0, len(true), (2, PAIRS))
+        apart = np.abs(true[one] - true[other]) > 0.1
+        clear += int(apart.sum())
+        wrong += int((apart & ((seen[one] > seen[other]) != (true[one] > true[other]))).sum())
+    return wrong / max(clear, 1)
+
+
+def distance(pictures: Pictures, others: Pictures, where: npt.NDArray[np.bool_] | None = None) -> float:
+    """RMSE in 0..1 of (n, h, w, 3) bytes; over the pixels of `where`, (n, h, w)."""
+    errors = np.square(pictures / 255.0 - others / 255.0).mean(axis=3)
+    return float(np.sqrt(errors.mean() if where is None else errors[where].mean()))
+
+
+def seam_error(pictures: Pictures, originals: Pictures, masks: list[Mask]) -> float:
+    """How far the step in brightness across a mask's border is from the one that the original has there."""
+    errors = []
+    for picture, original, mask in zip(pictures, originals, masks, strict=True):
+        for axis in (0, 1):
+            seam = np.diff(mask.astype(np.int8), axis=axis) != 0
+            steps = [np.abs(np.diff(_grey(some), axis=axis))[seam] for some in (picture, original)]
+            errors.append(np.abs(steps[0] - steps[1]))
+    return float(np.concatenate(errors).mean())
+
+
+def gradient_psnr(pictures: Pictures, originals: Pictures) -> float:
+    """dB: PSNR of the brightness steps between neighbouring pixels, on a scale of -1 to 1."""
+    squares = []
+    for axis in (1, 2):
+        found, right = (np.diff(_grey(some), axis=axis) for some in (pictures, originals))
+        squares.append(np.square(found - right).mean())
+    return float(-10 * np.log10(np.mean(squares)))
+
+
+def sharpness(pictures: Pictures) -> float:
+    """Mean size of the brightness steps between neighbouring pixels."""
+    grey = _grey(pictures)
+    return float(np.mean([np.abs(np.diff(grey, axis=axis)).mean() for axis in (1, 2)]))
+
+
+def _grey(pictures: Pictures) -> Floats:
+    return np.asarray(pictures @ np.array([0.299, 0.587, 0.114]) / 255.0)
