@@ -16,7 +16,7 @@ from app.contract.errors import Cancelled
 from app.contract.spec import JobSpec, Scheduler, Task
 from app.contract.tiling import Tiling
 from tests.test_tiling import job, noise
-from tests.tiny_models import tiny_sd, tiny_x2_upscaler, tiny_x4_upscaler
+from tests.tiny_models import autoencoder, tiny_sd, tiny_unet, tiny_x2_upscaler, tiny_x4_unet, tiny_x4_upscaler
 from worker.engine import Engine
 from worker.errors import StartupError
 from worker.inputs import to_tensor
@@ -115,6 +115,87 @@ def test_a_picture_of_one_tile_is_what_the_stock_upscalers_make(served: Served) 
             assert running.step == spec.total_steps == 3
         _, [alone] = ran(served.model, (specs[0], picture))
         assert np.abs(pixels(alone) - pixels(together[0])).max() <= 1
+
+
+class ServedUnet:
+    """A tiny model whose autoencoder makes 4 pixels of a latent, with an upscaler that is a UNet alone."""
+
+    def __init__(self, folder: Path, *, low_res: diffusers.DDPMScheduler | None = None) -> None:
+        self.base = tiny_sd(folder / "base", prediction_type="v_prediction", vae=autoencoder(widths=(32, 32, 64)))
+        unet = tiny_x4_unet()
+        unet.save_pretrained(folder / "unet")
+        if low_res:
+            low_res.save_pretrained(folder / "unet" / "low_res_scheduler")
+        part = {"source": str(folder / "unet"), "steps": 5, "guidance_scale": 2.0}
+        self.entry = ModelEntry(name="tiny", source=str(self.base), upscale={4: part})  # type: ignore[arg-type]
+        self.model: Model = load_model(self.entry, device="cpu")
+        self.img2img = stock(diffusers.StableDiffusionImg2ImgPipeline, self.base)
+        base = stock(diffusers.StableDiffusionPipeline, self.base)
+        vae = diffusers.AutoencoderKL.from_pretrained(self.base, subfolder="vae")
+        self.scaling_factor = vae.config.scaling_factor
+        noise = low_res or diffusers.DDPMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear")
+        self.x4 = diffusers.StableDiffusionUpscalePipeline(
+            vae, base.text_encoder, base.tokenizer, unet, noise, base.scheduler
+        )
+        vae.register_to_config(scaling_factor=self.scaling_factor)
+        self.x4.set_progress_bar_config(disable=True)
+
+    def of_stock(self, spec: JobSpec, picture: Image.Image) -> np.ndarray:
+        return np.asarray(
+            self.x4(
+                prompt=spec.prompt,
+                image=picture,
+                num_inference_steps=spec.num_inference_steps,
+                guidance_scale=spec.guidance_scale,
+                generator=generator(spec.seed),
+            ).images[0]
+        )
+
+
+@pytest.mark.parametrize("low_res", [None, diffusers.DDPMScheduler(beta_end=0.5)], ids=["default", "its own"])
+@pytest.mark.filterwarnings("ignore:.*scaling_factor:FutureWarning")  # of the stock pipeline, at that of a common model
+def test_an_upscaler_can_be_a_unet_alone(
+    served: Served, tmp_path: Path, low_res: diffusers.DDPMScheduler | None
+) -> None:
+    tiny = ServedUnet(tmp_path, low_res=low_res)
+    card = tiny.model.card.upscaler(4)
+    assert card is not None
+    assert (card.native_size, card.size_multiple, card.default_steps, card.default_guidance_scale) == (64, 16, 5, 2.0)
+    tiling, picture = upscaling(tiny.model, 4), noise(16, 16)
+    common = {"times": 4, "tiling": tiling, "scheduler": Scheduler.DDIM, "strength": 1.0, "num_inference_steps": 3}
+    specs = [job(16, 16, prompt="a cat", guidance_scale=3.0, **common), job(16, 16, seed=8, **common)]
+    img2img = job(64, 64, task=Task.IMG2IMG, times=None, tiling=None)
+    engine, [*upscaled, plain] = ran(tiny.model, *[(spec, picture) for spec in specs], (img2img, noise(64, 64)))
+    assert engine.calls_run["denoise"] == 3 + 3, "the upscaler's share passes, image-to-image has its own"
+    for spec, running in zip(specs, upscaled, strict=True):
+        assert np.abs(pixels(running) - tiny.of_stock(spec, picture)).max() <= 1
+    assert tiny.model.vae.config.scaling_factor == tiny.scaling_factor, "the upscaler has left the model's own alone"
+    expected = tiny.img2img(
+        prompt="",
+        image=noise(64, 64),
+        strength=img2img.strength,
+        num_inference_steps=img2img.num_inference_steps,
+        guidance_scale=1.0,
+        generator=generator(img2img.seed),
+    ).images[0]
+    assert np.abs(pixels(plain) - np.asarray(expected)).max() <= 1
+    large = job(37, 21, **common)
+    _, [tiled] = ran(tiny.model, (large, noise(37, 21)))
+    assert large.passes > 1
+    assert pixels(tiled).shape == (84, 148, 3)
+
+
+def test_a_unet_that_does_not_enlarge_the_model_is_refused(served: Served, tmp_path: Path) -> None:
+    tiny_unet(in_channels=8).save_pretrained(tmp_path / "edit")
+    tiny_x4_unet().save_pretrained(tmp_path / "x4")
+    for folder, said in (
+        ("edit", "one for this model has `in_channels` 7 and `num_class_embeds` over 20, not 8 and None"),
+        ("x4", "the upscaler for 4 times enlarges by 2"),  # the autoencoder of this model
+        ("none", "cannot load"),
+    ):
+        upscale = {4: str(tmp_path / folder)}
+        with pytest.raises(StartupError, match=said):
+            load_model(ModelEntry(source=str(served.folder / "base"), upscale=upscale), device="cpu")  # type: ignore[arg-type]
 
 
 def test_without_an_upscaler_a_picture_of_one_tile_is_stock_img2img_of_the_enlarged_one(served: Served) -> None:

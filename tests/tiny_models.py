@@ -39,18 +39,18 @@ def text_config(hidden: int = 32) -> CLIPTextConfig:
     )
 
 
-def autoencoder(*, force_upcast: bool = True) -> AutoencoderKL:
+def autoencoder(*, force_upcast: bool = True, widths: tuple[int, ...] = (32, 64)) -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         latent_channels=4,
         sample_size=64,
         force_upcast=force_upcast,
     )
 
 
-def tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+def tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, vae: AutoencoderKL | None = None) -> Path:
     """Stable Diffusion 1.x in miniature (with `v_prediction`, 2.x); native size 64."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
@@ -63,7 +63,7 @@ def tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) ->
         attention_head_dim=8,
     )
     StableDiffusionPipeline(
-        vae=autoencoder(),
+        vae=vae or autoencoder(),
         text_encoder=CLIPTextModel(text_config()),
         tokenizer=tokenizer(),
         unet=unet,
@@ -146,20 +146,7 @@ def tiny_unet(*, in_channels: int, xl: bool = False, seed: int = 1) -> UNet2DCon
 
 def tiny_x4_upscaler(folder: Path, *, seed: int = 2) -> Path:
     """stable-diffusion-x4-upscaler in miniature: pictures of 16 x 16 become 64 x 64."""
-    torch.manual_seed(seed)
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        sample_size=16,
-        in_channels=7,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        use_linear_projection=True,
-        num_class_embeds=1000,
-    )
+    unet = tiny_x4_unet(seed=seed)
     StableDiffusionUpscalePipeline(
         vae=AutoencoderKL(
             block_out_channels=(32, 32, 64),
@@ -175,6 +162,24 @@ def tiny_x4_upscaler(folder: Path, *, seed: int = 2) -> Path:
         scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False),
     ).save_pretrained(folder)
     return folder
+
+
+def tiny_x4_unet(*, seed: int = 2) -> UNet2DConditionModel:
+    """A UNet that takes latents with a small picture of their size, and how much noise lies on that."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=16,
+        in_channels=7,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        use_linear_projection=True,
+        num_class_embeds=1000,
+    )
 
 
 def tiny_x2_upscaler(folder: Path, *, seed: int = 3) -> Path:

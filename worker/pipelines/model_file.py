@@ -28,6 +28,13 @@ class Part(BaseModel):
     weight_name: str | None = None  # the file, where a source holds several
 
 
+class UpscalePart(Part):
+    """What enlarges, with the defaults of requests that it is used for."""
+
+    steps: Annotated[int | None, Field(ge=1, le=150)] = None
+    guidance_scale: Annotated[float | None, Field(ge=1)] = None
+
+
 def _part(value: object) -> object:
     return {"source": value} if isinstance(value, str) else value
 
@@ -52,7 +59,7 @@ class ModelEntry(BaseModel):
     loras: dict[LoraName, AnyPart] = {}
     inpaint: AnyPart | None = None  # a pipeline or UNet with 9 channels
     edit: AnyPart | None = None  # a pipeline or UNet with 8 channels (InstructPix2Pix)
-    upscale: dict[Annotated[int, Field(ge=2, le=4)], AnyPart] = {}  # upscaling pipelines by factor
+    upscale: dict[Annotated[int, Field(ge=2, le=4)], Annotated[UpscalePart, BeforeValidator(_part)]] = {}  # by factor
     steps: Annotated[int | None, Field(ge=1, le=150)] = None  # defaults of requests
     guidance_scale: Annotated[float | None, Field(ge=1)] = None
     scheduler: Scheduler | None = None

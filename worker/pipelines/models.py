@@ -21,10 +21,10 @@ from worker.pipelines.families import FAMILIES, Family, family_of
 from worker.pipelines.gates import put_gates
 from worker.pipelines.injection import load_injected, own_kinds
 from worker.pipelines.model_file import ModelEntry, is_path
-from worker.pipelines.parts import build, load_pipeline
+from worker.pipelines.parts import build
 from worker.pipelines.preview import LatentPreview
 from worker.pipelines.schedulers import make_scheduler, name_of
-from worker.pipelines.upscalers import Upscaler
+from worker.pipelines.upscalers import Upscaler, load_upscalers
 
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
@@ -46,10 +46,10 @@ class Model:
         kinds = own_kinds(family.name, family.pipelines, pipeline)
         self._pipelines = {task: build(kind, pipeline) for task, kind in kinds.items()}
         self._pipelines |= load_injected(entry, family.name, family.pipelines, pipeline)
-        enlarging = {times: load_pipeline(p, pipeline.device, pipeline.dtype) for times, p in entry.upscale.items()}
+        enlarging = load_upscalers(entry, family.name, pipeline)
         for part in (*self._pipelines.values(), *enlarging.values()):
             put_gates(part, family.shared)
-        self.upscalers = {times: Upscaler(times, part) for times, part in sorted(enlarging.items())}
+        self.upscalers = {times: Upscaler(times, part, entry.upscale[times]) for times, part in enlarging.items()}
         self._controlnets = ControlNets(entry, family.name, pipeline)
         self.annotators = load_annotators(entry, pipeline.device)
         card = _card(entry, family, pipeline).model_copy(

@@ -3,31 +3,86 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin, StableDiffusionUpscalePipeline
 
 from app.contract.models import UpscalerCard
 from app.contract.spec import JobSpec, Scheduler
 from worker.engine import Ticket
 from worker.errors import StartupError
 from worker.inputs import Inputs
+from worker.pipelines.model_file import ModelEntry, Part, UpscalePart
+from worker.pipelines.parts import build, load_pipeline, load_unet, names_pipeline
 from worker.pipelines.schedulers import make_scheduler, name_of
 
 TIMES = {"StableDiffusionUpscalePipeline": 4, "StableDiffusionLatentUpscalePipeline": 2}
+# How the published model by 4 was shown its small pictures: with noise of this kind on them.
+LOW_RES_NOISE = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+NOISE_LEVEL = 20  # of that noise, where nothing is said to the pipeline
+SET_BY_PIPELINE = 0.08333  # in the place of any other scaling factor, with a warning
+
+
+def load_upscalers(entry: ModelEntry, family: str, base: DiffusionPipeline) -> dict[int, DiffusionPipeline]:
+    """The pipelines of the parts `upscale`, by factor. Raises StartupError.
+
+    base: the model's own, behind gates. A part that is a whole pipeline keeps its own modules; a UNet is given those.
+    """
+    return {times: _load(entry.name, family, part, base) for times, part in sorted(entry.upscale.items())}
+
+
+def _load(model: str, family: str, part: Part, base: DiffusionPipeline) -> DiffusionPipeline:
+    if names_pipeline(part):
+        return load_pipeline(part, base.device, base.dtype)
+    if family != "stable-diffusion":
+        raise StartupError(f"model {model!r}: a {family} takes an upscaler as a whole pipeline, not as a UNet")
+    unet, vae = load_unet(part, base.device, base.dtype), base.vae
+    channels = vae.config.latent_channels + 3  # of the latents, and of the small picture
+    levels = unet.config.num_class_embeds
+    if unet.config.in_channels != channels or (levels or 0) <= NOISE_LEVEL:
+        raise StartupError(
+            f"model {model!r}: the UNet at {part.source} is none that enlarges: one for this model has `in_channels` "
+            f"{channels} and `num_class_embeds` over {NOISE_LEVEL}, not {unet.config.in_channels} and {levels}"
+        )
+    # The pipeline writes its published model's scaling factor into whatever autoencoder it is made with. So it gets an
+    # object of its own over the same weights, and that has the factor of the model's latents again afterwards.
+    own = copy.copy(vae)
+    own.register_to_config(scaling_factor=SET_BY_PIPELINE)
+    noise = _low_res_scheduler(part, levels)
+    pipeline = build(StableDiffusionUpscalePipeline, base, unet=unet, vae=own, low_res_scheduler=noise)
+    own.register_to_config(scaling_factor=vae.config.scaling_factor)
+    return pipeline
+
+
+def _low_res_scheduler(part: Part, levels: int) -> DDPMScheduler:
+    """That of the part's folder `low_res_scheduler`, where it has one; else as of the published model."""
+    folder = Path(part.source).expanduser() / "low_res_scheduler"
+    if not folder.is_dir():
+        return DDPMScheduler(num_train_timesteps=levels, **LOW_RES_NOISE)
+    try:
+        scheduler: DDPMScheduler = DDPMScheduler.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"cannot load {str(folder)!r}: {str(error).strip().splitlines()[0]}") from error
+    return scheduler
 
 
 class Upscaler:
     """One factor of the upscale task. Its modules are behind gates already."""
 
-    def __init__(self, times: int, pipeline: DiffusionPipeline) -> None:
+    def __init__(self, times: int, pipeline: DiffusionPipeline, part: UpscalePart) -> None:
         """Raises StartupError if the pipeline is none that enlarges by that factor."""
         kind = type(pipeline).__name__
         if TIMES.get(kind) != times:
             known = ", ".join(f"{name} ({by} times)" for name, by in TIMES.items())
             raise StartupError(f"the upscaler for {times} times is a {kind}; this version serves {known}")
+        if times == 4 and pipeline.vae_scale_factor != times:
+            raise StartupError(
+                f"the upscaler for {times} times enlarges by {pipeline.vae_scale_factor}: "
+                "its autoencoder makes as many pixels of a latent"
+            )
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline = pipeline
         self.vae = pipeline.vae
@@ -40,8 +95,8 @@ class Upscaler:
             size_multiple=multiple,
             schedulers=tuple(Scheduler) if times == 4 else (Scheduler.EULER,),
             default_scheduler=(name_of(pipeline.scheduler) or Scheduler.DDIM) if times == 4 else Scheduler.EULER,
-            default_steps=30 if times == 4 else 20,
-            default_guidance_scale=9.0 if times == 4 else 1.0,
+            default_steps=part.steps or (30 if times == 4 else 20),
+            default_guidance_scale=part.guidance_scale or (9.0 if times == 4 else 1.0),
         )
 
     def enlarge(self, spec: JobSpec, inputs: Inputs, seed: int, ticket: Ticket) -> torch.Tensor:
