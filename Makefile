@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model clean
+.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,8 +52,12 @@ benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machi
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.eta
 
-model: $(VENV)/dev ## train the demo model from nothing (hours on two cores, minutes on a GPU; resumes)
+model: $(VENV)/dev ## train the demo model and its companions from nothing (hours on two cores, minutes on a GPU; resumes)
 	$(BIN)/python -m demo_model.train
+	$(BIN)/python -m demo_model.companions.train
+
+gallery: $(VENV)/dev ## make the pictures of the README's tasks again, by the whole service
+	$(BIN)/python -m demo_model.gallery
 
 clean: ## remove the virtual environment and what the demo left behind
 	rm -rf $(VENV) .clients demo-output.png

@@ -63,6 +63,10 @@ class Client:
                     raise
                 time.sleep(busy.retry_after_s)
 
+    def control_map(self, picture: bytes, kind: str, **fields: Any) -> Json:
+        """Queues a job whose image is the map that a ControlNet of that type would be shown of the picture."""
+        return self._json("POST", "/control-maps", **_body({"image": picture, "type": kind, **fields}))
+
     def follow(self, job_id: str, *, preview: bool = False) -> Iterator[tuple[str, Json]]:
         """The events of a job until its end: name and data. The last is the whole job. Raises Refused, Unreachable.
 

@@ -38,7 +38,7 @@ def contact_sheet(artist: Artist) -> Image.Image:
         columns[f"strength {strength:g}"] = artist.change(inputs, prompts, strength, GUIDANCE)
     for guidance in (1.0, 7.5):
         columns[f"0.7, guidance {guidance:g}"] = artist.change(inputs, prompts, 0.7, guidance)
-    return _laid_out(columns, prompts)
+    return laid_out(columns, prompts)
 
 
 def _questions() -> tuple[Pictures, list[str]]:
@@ -68,15 +68,15 @@ def _questions() -> tuple[Pictures, list[str]]:
     return np.stack(pictures), prompts + [full_caption(scene, style) for _, scene, style in drawn]
 
 
-def _laid_out(columns: dict[str, Pictures], prompts: list[str]) -> Image.Image:
-    """One row per prompt under a line with the prompt; a line of column names on top."""
-    row_height = SIZE + LABEL_HEIGHT
-    sheet = Image.new("RGB", (SIZE * len(columns), LABEL_HEIGHT + row_height * len(prompts)), "white")
+def laid_out(columns: dict[str, Pictures], prompts: list[str], side: int = SIZE) -> Image.Image:
+    """One row of squares per prompt under a line with the prompt; a line of column names on top."""
+    row_height = side + LABEL_HEIGHT
+    sheet = Image.new("RGB", (side * len(columns), LABEL_HEIGHT + row_height * len(prompts)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
     for column, (name, pictures) in enumerate(columns.items()):
-        draw.text((column * SIZE + 2, 0), name, "black", font)
+        draw.text((column * side + 2, 0), name, "black", font)
         for row, picture in enumerate(pictures):
-            sheet.paste(Image.fromarray(picture), (column * SIZE, LABEL_HEIGHT + row * row_height + LABEL_HEIGHT))
+            sheet.paste(Image.fromarray(picture), (column * side, LABEL_HEIGHT + row * row_height + LABEL_HEIGHT))
     for row, prompt in enumerate(prompts):
         draw.text((2, LABEL_HEIGHT + row * row_height), prompt, "black", font)
     return sheet

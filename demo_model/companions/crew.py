@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,14 @@ class Crew:
 
     def enlarged(self, pictures: Pictures, prompts: list[str], noise_level: int = 20) -> Pictures:
         """(n, 4 height, 4 width, 3)."""
+        vae = copy.copy(self._parts["vae"])
         pipeline = self._build(
             diffusers.StableDiffusionUpscalePipeline,
             unet=self._net(UNet2DConditionModel, "upscaler"),
+            vae=vae,
             low_res_scheduler=low_res_schedule(),
         )
+        vae.register_to_config(scaling_factor=self._parts["vae"].config.scaling_factor)  # which the pipeline changed
         each = {"prompt": prompts, "image": _images(pictures)}
         return _drawn(pipeline, len(pictures), each, batch=2, guidance_scale=1.0, noise_level=noise_level)
 

@@ -18,6 +18,8 @@ class CompanionRecipe:
     """Pictures before and after an instruction."""
     large_pictures: int
     """Of 512 x 512 pixels, for the upscaler."""
+    blueprints: int
+    """Pictures of a style that is new, for a LoRA."""
     stages: Mapping[str, Stage]
     checkpoint_every_min: float = 1.0
 
@@ -26,6 +28,7 @@ CPU = CompanionRecipe(
     pictures=12_000,
     pairs=4_000,
     large_pictures=700,
+    blueprints=1_000,
     stages={
         "lines": Stage(minutes=18, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
         "depth": Stage(minutes=10, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
@@ -33,6 +36,7 @@ CPU = CompanionRecipe(
         "edit": Stage(minutes=26, batch=16, learning_rate=5.0e-4, ema_decay=0.995),
         "inpaint": Stage(minutes=18, batch=16, learning_rate=5.0e-4, ema_decay=0.995),
         "upscaler": Stage(minutes=14, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
+        "lora": Stage(minutes=4, batch=16, learning_rate=2.0e-3, ema_decay=0.99),
         "segmenter": Stage(minutes=5, batch=32, learning_rate=2.0e-3, ema_decay=0.99),
         "depth_estimator": Stage(minutes=6, batch=8, learning_rate=2.0e-3, ema_decay=0.99),
         "image_encoder": Stage(minutes=4, batch=64, learning_rate=1.0e-3, ema_decay=0.99),
@@ -43,6 +47,7 @@ CUDA = CompanionRecipe(
     pictures=50_000,
     pairs=30_000,
     large_pictures=4_000,
+    blueprints=2_000,
     stages={
         name: Stage(minutes=6, batch=128, learning_rate=stage.learning_rate, ema_decay=0.999)
         for name, stage in CPU.stages.items()

@@ -16,6 +16,7 @@ from demo_model.companions.controlnet import map_maker, train_controlnet
 from demo_model.companions.editor import train_editor
 from demo_model.companions.image_prompts import train_image_prompts
 from demo_model.companions.inpainter import train_inpainter
+from demo_model.companions.lora import train_lora
 from demo_model.companions.recipe import CompanionRecipe, recipe_for
 from demo_model.companions.upscaler import train_upscaler
 from demo_model.dataset import rendered_pictures
@@ -55,6 +56,7 @@ TRAINERS: dict[str, Trainer] = {
     "inpaint": train_inpainter,
     "upscaler": train_upscaler,
     "image_prompt": train_image_prompts,
+    "lora": train_lora,
     "segmenter": partial(train_annotator, "segmenter"),
     "depth_estimator": partial(train_annotator, "depth_estimator"),
 }

@@ -1,0 +1,235 @@
+"""The pictures of the README's tasks, each made by the whole service over HTTP: `python -m demo_model.gallery`."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image, ImageDraw
+from rich.progress import track
+
+from app.client import Client, Json
+from app.serve import free_port, running
+from app.settings import ApiSettings
+from demo_model.companions import maps
+from demo_model.dataset import SIZE
+from demo_model.scenes import HELD_OUT_SEED, Scene, Style, sample_scene
+from demo_model.styles import render
+
+GALLERY = Path(__file__).parent.parent / "docs" / "images" / "gallery"
+GAP = 8
+SCENES = {"house": HELD_OUT_SEED + 2267, "lake": HELD_OUT_SEED + 3463, "example": HELD_OUT_SEED + 41}
+STEPS = 25
+
+
+class Studio:
+    """Sends jobs to a running service and hands over their pictures."""
+
+    def __init__(self, client: Client, tick: Callable[[], None]) -> None:
+        self._client = client
+        self._tick = tick
+
+    def make(self, **fields: Any) -> list[Image.Image]:
+        """The images of one job. fields: of `POST /img2img`; pictures as Pillow has them."""
+        usual = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "scheduler": "dpmpp_2m", "seed": 1}
+        job = self._client.submit({name: _sent(value) for name, value in (usual | fields).items()})
+        for _, data in self._client.follow(job["id"]):
+            self._tick()
+            job = data
+        return self._images(job)
+
+    def map_of(self, picture: Image.Image, kind: str) -> Image.Image:
+        """The control map that the service makes of a picture."""
+        job = self._client.control_map(_png(picture), kind)
+        for _, data in self._client.follow(job["id"]):
+            self._tick()
+            job = data
+        return self._images(job)[0]
+
+    def _images(self, job: Json) -> list[Image.Image]:
+        if job["status"] != "succeeded":
+            raise SystemExit(f"a job of the gallery {job['status']}: {job['error']}")
+        return [Image.open(io.BytesIO(self._client.image(image["url"]))).convert("RGB") for image in job["images"]]
+
+
+def main() -> None:
+    GALLERY.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="img2img-") as data_dir:
+        settings = ApiSettings(
+            host="127.0.0.1", port=free_port(), data_dir=Path(data_dir), model="demo", redis_url="", store_url=""
+        )
+        with running(settings) as service, Client(settings.local_url) as client:
+            studio = Studio(client, service.tick)
+            for name, draw in track(TASKS.items(), "drawing the gallery"):
+                _side_by_side(draw(studio)).save(GALLERY / f"{name}.png", optimize=True)
+
+
+def variations(studio: Studio) -> list[Image.Image]:
+    """A photo, and four things that it might have been."""
+    photo = _rendered("house")
+    wishes = (
+        ("a watercolor painting of a yellow house in summer by day", 0.5),
+        ("pixel art of a yellow house in summer by day", 0.6),
+        ("a photo of a yellow house in winter by day", 0.5),
+        ("a photo of a yellow house in summer at night", 0.6),
+    )
+    return [photo, *(studio.make(image=photo, prompt=prompt, strength=strength)[0] for prompt, strength in wishes)]
+
+
+def inpainting(studio: Studio) -> list[Image.Image]:
+    """A mask over the house, and what stands there instead."""
+    photo, scene = _rendered("house"), _scene("house")
+    assert scene.house is not None
+    house = scene.house
+    mask = Image.new("L", photo.size)
+    top = house.y - house.wall_height - house.roof_height
+    box = (house.x - 0.65 * house.width, top - 0.04, house.x + 0.65 * house.width, house.y + 0.03)
+    ImageDraw.Draw(mask).rectangle([SIZE * edge for edge in box], fill=255)
+    prompts = ("a photo of a purple house in summer by day", "a photo of trees in summer by day")
+    return [photo, mask.convert("RGB"), *(studio.make(image=photo, mask=mask, prompt=one)[0] for one in prompts)]
+
+
+def outpainting(studio: Studio) -> list[Image.Image]:
+    """More to the left and to the right."""
+    photo = _rendered("house")
+    wide = studio.make(image=photo, outpaint={"left": 64, "right": 64}, prompt="a photo of a house in summer by day")
+    return [photo, *wide]
+
+
+def edge_to_image(studio: Studio) -> list[Image.Image]:
+    photo = _rendered("lake")
+    edges = studio.map_of(photo, "canny")
+    control = {"type": "canny", "image": edges, "preprocess": False}
+    prompts = ("an oil painting of a red house in autumn at sunset", "a photo of a blue house in winter by day")
+    return [photo, edges, *(studio.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+
+
+def depth_to_image(studio: Studio) -> list[Image.Image]:
+    photo = _rendered("lake")
+    depth = studio.map_of(photo, "depth")
+    control = {"type": "depth", "image": depth, "preprocess": False}
+    prompts = ("a watercolor painting of a house in autumn by day", "a photo of a house in summer at night")
+    return [photo, depth, *(studio.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+
+
+def segmentation_to_image(studio: Studio) -> list[Image.Image]:
+    regions = Image.fromarray(maps.segmentation(_scene("example")))
+    control = {"type": "segmentation", "image": regions, "preprocess": False}
+    prompts = (
+        "a photo of a white house in summer by day",
+        "a watercolor painting of a red house in autumn by day",
+        "a photo of a purple house in winter at sunset",
+    )
+    return [regions, *(studio.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+
+
+def sketch_to_image(studio: Studio) -> list[Image.Image]:
+    """A few strokes by hand."""
+    sketch = Image.new("RGB", (SIZE, SIZE))
+    draw = ImageDraw.Draw(sketch)
+    strokes = (
+        [(0, 66), (40, 62), (90, 68), (128, 64)],
+        [(36, 106), (36, 76), (84, 76), (84, 106), (36, 106)],
+        [(30, 77), (60, 52), (90, 77)],
+        [(54, 106), (54, 88), (66, 88), (66, 106)],
+        [(104, 108), (104, 92)],
+        [(92, 94), (104, 60), (116, 94), (92, 94)],
+    )
+    for stroke in strokes:
+        draw.line(stroke, "white", 4, joint="curve")
+    draw.ellipse((14, 14, 36, 36), outline="white", width=4)
+    control = {"type": "scribble", "image": sketch, "preprocess": False}
+    prompts = ("a photo of a red house with pine trees in summer by day", "an oil painting of a blue house at sunset")
+    return [sketch, *(studio.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+
+
+def image_prompt(studio: Studio) -> list[Image.Image]:
+    """What a photo should look like is said by another picture."""
+    photo, made = _rendered("house"), []
+    wishes: tuple[tuple[Style, dict[str, Any]], ...] = (
+        ("watercolor", {"season": "autumn"}),
+        ("photo", {"time": "night"}),
+    )
+    for style, changes in wishes:
+        example = _rendered("lake", style, **changes)
+        prompts = [{"image": example, "scale": 1.0}]
+        made += [example, *studio.make(image=photo, prompt="a house", image_prompts=prompts, strength=0.65)]
+    return [photo, *made]
+
+
+def edit(studio: Studio) -> list[Image.Image]:
+    photo = _rendered("house")
+    instructions = ("make it night", "add snow", "paint the house blue", "turn it into a watercolor")
+    guidance = {"guidance_scale": 5.0, "image_guidance_scale": 1.3}
+    return [photo, *(studio.make(image=photo, instruction=wish, **guidance)[0] for wish in instructions)]
+
+
+def super_resolution(studio: Studio) -> list[Image.Image]:
+    """Four times the size: a quarter of the picture as it is, by Pillow's bicubic, and by the upscaler."""
+    photo = _rendered("lake")
+    quarter = (32, 48, 96, 112)
+    large = studio.make(image=photo, prompt="a photo of a house", upscale=4, guidance_scale=1.0)[0]
+    bicubic = photo.resize(large.size, Image.Resampling.BICUBIC)
+    cut = tuple(4 * edge for edge in quarter)
+    return [photo.crop(quarter).resize((256, 256), Image.Resampling.NEAREST), bicubic.crop(cut), large.crop(cut)]
+
+
+TASKS: dict[str, Callable[[Studio], list[Image.Image]]] = {
+    "variations": variations,
+    "inpainting": inpainting,
+    "outpainting": outpainting,
+    "edges": edge_to_image,
+    "depth": depth_to_image,
+    "segmentation": segmentation_to_image,
+    "sketch": sketch_to_image,
+    "image-prompt": image_prompt,
+    "edit": edit,
+    "super-resolution": super_resolution,
+}
+
+
+def _scene(name: str) -> Scene:
+    """By day in summer, so that there is something to ask for."""
+    return replace(sample_scene(SCENES[name]), time="day", season="summer")
+
+
+def _rendered(name: str, style: Style = "photo", **changes: Any) -> Image.Image:
+    return render(replace(_scene(name), **changes), style, SIZE)
+
+
+def _sent(value: Any) -> Any:
+    """Pictures as bytes, or in base64 where a field has structure."""
+    if isinstance(value, Image.Image):
+        return _png(value)
+    if isinstance(value, list):
+        return [
+            {k: b64encode(_png(v)).decode() if isinstance(v, Image.Image) else v for k, v in one.items()}
+            for one in value
+        ]
+    return value
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
+    """On white, with a gap between them."""
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + GAP
+    return sheet
+
+
+if __name__ == "__main__":
+    main()
