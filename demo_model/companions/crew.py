@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ class Crew:
         nets = [self._net(ControlNetModel, NETS[kind]) for kind in maps]
         own = MultiControlNetModel(nets) if len(nets) > 1 else nets[0]
         pipeline = self._build(diffusers.StableDiffusionControlNetPipeline, controlnet=own)
-        pictures = [_images(some) for some in maps.values()]
-        each = {"prompt": prompts, "image": pictures if len(nets) > 1 else pictures[0]}
+        pictures = [torch.from_numpy(some).permute(0, 3, 1, 2).float() / 255 for some in maps.values()]
+        each: dict[str, Any] = {"prompt": prompts, "image": pictures if len(nets) > 1 else pictures[0]}
         return _drawn(pipeline, len(prompts), each, guidance_scale=GUIDANCE, nested=("image",) * (len(nets) > 1))
 
     def edited(self, pictures: Pictures, instructions: list[str], guidance: float, image_guidance: float) -> Pictures:
@@ -121,7 +121,7 @@ def _images(pictures: Pictures) -> list[Image.Image]:
 def _drawn(
     pipeline: DiffusionPipeline,
     count: int,
-    each: Mapping[str, list[Any]],
+    each: Mapping[str, Sequence[Any] | torch.Tensor],
     batch: int = 16,
     nested: tuple[str, ...] = (),
     **common: Any,
