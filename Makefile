@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery clean
+.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery test-compose clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ unit: $(VENV)/dev
 
 test-clients: $(VENV)/dev .clients/ready ## let clients that four generators make use the service (needs Java 11 and Node 20.19)
 	$(BIN)/python -m pytest tests/clients
+
+test-compose: $(VENV)/dev ## build the images, run the service in containers, kill some (needs Docker and compose; minutes)
+	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose
 
 .clients/ready: $(wildcard tests/clients/requirements.txt tests/clients/package*.json)
 	$(PYTHON) -m venv .clients

@@ -130,7 +130,7 @@ def check_keys(settings: ApiSettings) -> None:
         except RedisError:
             return
     raise ServeError(
-        f"on {settings.host} requests need an API key, and there is none yet: make one with "
+        f"on {settings.published_host or settings.host} requests need an API key, and there is none yet: make one with "
         "`img2img keys create --name NAME`, or let everyone in with --insecure"
     )
 

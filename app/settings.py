@@ -82,6 +82,10 @@ class ApiSettings(SharedSettings):
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
+    published_host: Annotated[
+        str | None,
+        Field(description="Where clients reach the service, if that is not `host`: a container's port is published."),
+    ] = None
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],
         BeforeValidator(lambda level: str(level).upper()),
@@ -154,7 +158,7 @@ class ApiSettings(SharedSettings):
     @property
     def keys_required(self) -> bool:
         """Whether a request needs an API key."""
-        return self.keys == "required" or not (self.insecure or is_loopback(self.host))
+        return self.keys == "required" or not (self.insecure or is_loopback(self.published_host or self.host))
 
     @property
     def allowed_origins(self) -> list[str]:

@@ -51,7 +51,8 @@ def run(settings: WorkerSettings) -> None:
     try:
         redis.ping()
     except (RedisError, ValueError) as error:
-        raise StartupError(f"no Redis at {settings.resolved_redis_url}: {error}") from error
+        place = settings.resolved_redis_url.rpartition("@")[2]  # without a password
+        raise StartupError(f"no Redis at {place}: {error}") from error
     store = ObjectStore(settings.resolved_store_url)
     entries = entries_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
     engine = Engine(slots=settings.slots, max_rows=settings.max_rows)

@@ -7,11 +7,19 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+SECRETS = Path("/run/secrets")  # where Docker and Kubernetes put them: a file named img2img_redis_url, and so on
+
 
 class SharedSettings(BaseSettings):
-    """`IMG2IMG_*` from the environment, then from `.env`."""
+    """`IMG2IMG_*` from the environment, then from `.env`, then from files of secrets."""
 
-    model_config = SettingsConfigDict(env_prefix="IMG2IMG_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="IMG2IMG_",
+        env_file=".env",
+        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+        extra="ignore",
+        frozen=True,
+    )
 
     data_dir: Annotated[Path, Field(description="Files of the private Redis and of the local store.")] = Path("data")
     model: Annotated[

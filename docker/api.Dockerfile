@@ -1,0 +1,36 @@
+# The HTTP side: `img2img api`, `img2img courier`, `img2img keys`. No torch, no models.
+FROM python:3.11-slim-bookworm AS dependencies
+WORKDIR /build
+RUN python -m venv /opt/img2img
+COPY pyproject.toml constraints.txt docker/requirements.py ./
+RUN python requirements.py api > requirements.txt \
+    && /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+
+FROM dependencies AS code
+COPY README.md LICENSE ./
+COPY app app
+RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .
+
+FROM python:3.11-slim-bookworm
+# Folders that volumes are mounted on: a new volume takes over whose they are.
+RUN useradd --system --uid 10001 --user-group --no-create-home img2img \
+    && install --directory --owner img2img --group img2img /data \
+    && install --directory --owner img2img --group img2img --mode 700 \
+    /run/secrets /secrets/api /secrets/worker /secrets/courier \
+    && install --directory --owner img2img --group img2img /secrets/redis
+COPY --from=dependencies /opt/img2img /opt/img2img
+COPY docker/redis /usr/local/share/img2img/redis
+COPY --from=code /code /opt/code
+ENV PATH=/opt/code/bin:/opt/img2img/bin:$PATH PYTHONPATH=/opt/code PYTHONUNBUFFERED=1 IMG2IMG_DATA_DIR=/data
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 8000
+CMD ["img2img", "api"]
+
+# Last: they change with every commit.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="img2img api" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="$VERSION" \
+    org.opencontainers.image.revision="$REVISION"

@@ -1,0 +1,41 @@
+# The GPU side: a worker with the demo model. Models from the hub go to /models.
+FROM python:3.11-slim-bookworm AS dependencies
+WORKDIR /build
+RUN python -m venv /opt/img2img
+COPY constraints.txt ./
+# Where torch comes from: built for CPUs, or for NVIDIA GPUs with TORCH_INDEX=https://pypi.org/simple
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --index-url "$TORCH_INDEX" torch
+COPY pyproject.toml docker/requirements.py ./
+RUN python requirements.py worker > requirements.txt \
+    && /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+
+FROM dependencies AS code
+COPY README.md LICENSE ./
+COPY app/__init__.py app/__init__.py
+COPY app/contract app/contract
+COPY worker worker
+COPY demo_model demo_model
+RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .
+
+FROM python:3.11-slim-bookworm
+# Folders that volumes are mounted on: a new volume takes over whose they are.
+RUN useradd --system --uid 10001 --user-group --no-create-home img2img \
+    && install --directory --owner img2img --group img2img /data /models /gpus \
+    && install --directory --owner img2img --group img2img --mode 700 /run/secrets
+COPY --from=dependencies /opt/img2img /opt/img2img
+COPY docker/worker /usr/local/bin
+COPY --from=code /code /opt/code
+ENV PATH=/opt/img2img/bin:$PATH PYTHONPATH=/opt/code PYTHONUNBUFFERED=1 HOME=/tmp IMG2IMG_DATA_DIR=/data HF_HOME=/models \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility CUDA_DEVICE_ORDER=PCI_BUS_ID
+WORKDIR /tmp
+USER 10001:10001
+CMD ["start-worker"]
+
+# Last: they change with every commit.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="img2img worker" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="$VERSION" \
+    org.opencontainers.image.revision="$REVISION"
