@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)  # seconds of a job, or of waiting for it
 SHORT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)  # of a stage
+NAMES = {"wait": "admit"}  # the engine's; here, `wait` is the queue's
 CANCEL = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -112,15 +113,14 @@ class Telemetry:
                 self._cancels.labels(model).observe(max(0.0, claim.rendered_at - left_as.finished_at))
         spans = {**claim.spans(), **({"store": claim.saved} if claim.saved else {})}
         seconds = {**claim.seconds(), **({"store": claim.saved[1] - claim.saved[0]} if claim.saved else {})}
-        for stage, stage_s in seconds.items():
-            self._stages.labels(model, stage).observe(stage_s)
+        for name, stage_s in seconds.items():
+            self._stages.labels(model, NAMES.get(name, name)).observe(stage_s)
         self._trace(claim, spans, str(left_as.status) if left_as is not None and ours else "lost")
 
     def _trace(self, claim: Claim, spans: dict[str, tuple[float, float]], end: str) -> None:
         """The span of the claim, and in it those of its stages."""
         record, epoch = claim.record, time.time() - time.perf_counter()
-        names = {"wait": "admit"}  # to the engine; `wait` is the queue's
-        parts = tuple(Stage(names.get(name, name), epoch + a, epoch + b) for name, (a, b) in sorted(spans.items()))
+        parts = tuple(Stage(NAMES.get(name, name), epoch + a, epoch + b) for name, (a, b) in sorted(spans.items()))
         attributes: dict[str, Value] = {
             "img2img.job_id": record.id,
             "img2img.model": record.spec.model,

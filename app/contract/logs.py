@@ -64,10 +64,17 @@ def configure(side: str, *, level: str, form: LogFormat) -> None:
 
 
 def _stamp(record: logging.LogRecord) -> bool:
-    for name, value in (_about.get() or {}).items():
+    for name, value in (_traced() | (_about.get() or {})).items():
         if not hasattr(record, name):
             setattr(record, name, value)
     return True
+
+
+def _traced() -> dict[str, str]:
+    """The trace at hand, where OpenTelemetry is loaded."""
+    trace = sys.modules.get("opentelemetry.trace")
+    context = trace.get_current_span().get_span_context() if trace else None
+    return {"trace_id": f"{context.trace_id:032x}"} if context and context.is_valid else {}
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:

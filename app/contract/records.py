@@ -28,7 +28,7 @@ EXPIRING = "i2i:expiring"  # sorted set: ids of ended jobs, by when their record
 DEADLINES = "i2i:deadlines"  # sorted set: ids of jobs with a deadline that have not ended, by that deadline
 CHANGES = "i2i:changes"  # channel: id of every job whose record has changed, and its new status where that is new
 OUTBOX = "i2i:outbox"  # sorted set: ids of jobs whose end a webhook is to tell, by when it is next tried
-ENDED = "i2i:ended"  # hash: how many jobs have ended so, by `{status} {model}`; goes on for ever
+ENDED = "i2i:jobs:ended"  # hash: how many jobs have ended so, by `{status} {model}`; goes on for ever
 GONE = "i2i:gone:{id}"  # string with a time to live: why there is no such job any more, and whose it was
 
 GONE_S = 24 * 3600  # a job that is gone is answered for this long with what became of it
