@@ -7,17 +7,18 @@ import pytest
 
 GPU_SIDE = {"torch", "diffusers", "transformers", "worker", "numpy"}
 SLOW = {"redis", "rq", "httpx", "PIL", "obstore", "uvicorn", "fastapi", "starlette", "pydantic_settings"}
+TRACES = {"opentelemetry"}  # an extra, and off by default
 HTTP_SIDE = {"fastapi", "starlette", "uvicorn", "typer"}
 
 
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("app.main", GPU_SIDE),
+        ("app.main", GPU_SIDE | TRACES),
         ("app.cli", GPU_SIDE | SLOW),  # `--help` should not take a second
         ("app.courier.__main__", GPU_SIDE | HTTP_SIDE | {"PIL"}),
         ("app.contract", GPU_SIDE | HTTP_SIDE | {"PIL"}),
-        ("worker.__main__", HTTP_SIDE),
+        ("worker.__main__", HTTP_SIDE | TRACES),
         ("worker.engine.engine", HTTP_SIDE | {"redis", "rq", "pydantic", "app"}),
     ],
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from obstore.exceptions import BaseError as StoreError
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -51,16 +51,21 @@ def configure(side: str, *, level: str, form: LogFormat) -> None:
 
     Raises ValueError for an unknown level.
     """
-    handler = logging.StreamHandler()
-    handler.addFilter(_stamp)
-    handler.setFormatter(_Json(side) if form == "json" else _Text())
-    logging.root.handlers[:] = [handler]
+    logging.root.handlers[:] = [make_handler(side, form)]
     logging.root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping().get(level, logging.WARNING)))
     for name in OURS:
         logging.getLogger(name).setLevel(level)
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def make_handler(side: str, form: LogFormat, stream: TextIO | None = None) -> logging.Handler:
+    """What writes the lines; by default to stderr."""
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(_stamp)
+    handler.setFormatter(_Json(side) if form == "json" else _Text())
+    return handler
 
 
 def _stamp(record: logging.LogRecord) -> bool:
