@@ -10,6 +10,7 @@ from app.contract.models import ModelRegistry
 from app.contract.previews import Previews
 from app.contract.queue import JobQueue
 from app.contract.store import Store
+from app.contract.traces import Traces
 from app.door import Caller
 from app.feed import Feed
 from app.forecast import Forecaster
@@ -61,6 +62,10 @@ async def _decoders(request: Request) -> CapacityLimiter:
     return request.app.state.decoders  # type: ignore[no-any-return]
 
 
+async def _traces(request: Request) -> Traces:
+    return request.app.state.traces  # type: ignore[no-any-return]
+
+
 SettingsDep = Annotated[ApiSettings, Depends(_settings)]
 RedisDep = Annotated[Redis, Depends(_redis)]
 CallerDep = Annotated[Caller, Depends(_caller)]
@@ -72,3 +77,4 @@ FeedDep = Annotated[Feed, Depends(_feed)]
 ForecasterDep = Annotated[Forecaster, Depends(_forecaster)]
 PreviewsDep = Annotated[Previews, Depends(_previews)]
 DecodersDep = Annotated[CapacityLimiter, Depends(_decoders)]  # pictures decoded at the same time: bounds the memory
+TracesDep = Annotated[Traces, Depends(_traces)]

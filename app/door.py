@@ -16,6 +16,7 @@ from app.contract.errors import Img2ImgError, NoKey, ScopeMissing, Unavailable, 
 from app.contract.keys import ApiKey, ApiKeys
 from app.contract.scopes import Scope as KeyScope
 from app.errors import problem_response
+from app.observability.metrics import PATH as METRICS
 
 # Open to all: whether the service is up, and what it can do, which is no secret.
 OPEN = re.compile(r"/(healthz|readyz|openapi\.json|redoc|docs(/.*)?|static-offline-docs/.*)")
@@ -53,8 +54,15 @@ def sent_key(headers: Headers) -> str | None:
     return headers.get("x-api-key")
 
 
+def _needed(scope: Scope) -> KeyScope:
+    if scope["path"] == METRICS:  # they tell of the jobs of all keys
+        return KeyScope.METRICS
+    return KeyScope.READ if scope.get("method") in ("GET", "HEAD") else KeyScope.SUBMIT
+
+
 class Door:
-    """Lets in whoever has a key that may do this. What only looks needs the scope `read`, all else `submit`."""
+    """Lets in whoever has a key that may do this. What only looks needs the scope `read`, all else `submit`.
+    Metrics have a scope of their own."""
 
     def __init__(self, app: ASGIApp, required: bool) -> None:
         self._app = app
@@ -84,7 +92,7 @@ class Door:
         if secret is None:
             raise NoKey
         key = self._known.get(secret) or await self._look_up(scope["app"].state.keys, secret)
-        needed = KeyScope.READ if scope.get("method") in ("GET", "HEAD") else KeyScope.SUBMIT
+        needed = _needed(scope)
         if not key.allows(needed):
             raise ScopeMissing(needed)
         return caller_of(key)

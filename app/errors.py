@@ -33,6 +33,7 @@ from app.contract.errors import (
     UnknownKey,
     UnsupportedMedia,
 )
+from app.contract.logs import of_job
 from app.views import FieldProblem, Problem, shortened
 
 STATUS: dict[type[Img2ImgError], HTTPStatus] = {
@@ -130,8 +131,9 @@ def _methods_at(request: Request) -> list[str]:
     return [method for method in METHODS if taken(method)]
 
 
-async def _on_outage(_request: Request, error: Exception) -> Response:
-    log.error("Redis or the store failed: %r", error)
+async def _on_outage(request: Request, error: Exception) -> Response:
+    job_id = request.path_params.get("job_id")
+    log.error("Redis or the store failed: %r", error, extra=of_job(job_id) if job_id else None)
     part = "queue" if isinstance(error, RedisError) else "picture store"
     return problem_response(Unavailable(f"The {part} does not answer; try again in a moment."))
 

@@ -21,18 +21,24 @@ from app.contract.previews import Previews
 from app.contract.queue import JobQueue
 from app.contract.room import Caps
 from app.contract.store import ObjectStore
+from app.contract.traces import Traces
 from app.deadlines import keep_deadlines
 from app.door import Door
 from app.feed import Feed
 from app.forecast import Forecaster
 from app.middleware import BodyLimit, BodyTime
+from app.observability import metrics, tracing
+from app.observability.middleware import Observer
+from app.observability.queue_state import QueueState
 from app.rate import RateLimit
 from app.routes import control_maps, follow, health, images, img2img, jobs, models, results
 from app.settings import ApiSettings
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """The front end as an ASGI application."""
+    """The front end as an ASGI application. Raises CannotTrace."""
+    http_metrics = metrics.HttpMetrics()
+    traces = Traces.from_environment("api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -48,10 +54,16 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.forecaster = Forecaster(app.state.queue.records.line, app.state.models)
         app.state.previews = Previews(redis)
         app.state.feed = Feed(settings.resolved_redis_url)
+        app.state.traces = traces
+        state = QueueState(redis, app.state.queue, app.state.models)
+        http_metrics.registry.register(state)
         tasks = [asyncio.create_task(app.state.feed.run()), asyncio.create_task(keep_deadlines(app.state.queue))]
-        yield
+        with http_metrics.served(settings.metrics_host, settings.api_metrics_port):
+            yield
         for task in tasks:
             task.cancel()
+        http_metrics.registry.unregister(state)
+        traces.close()
         redis.close()
 
     app = FastAPIOffline(  # /docs without a content delivery network: the service may stand behind a firewall
@@ -64,8 +76,11 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.add_middleware(Door, required=settings.keys_required)  # request: a browser's question whether it may ask at
     cors.install(app, settings.allowed_origins)  # all comes without a key
     app.add_middleware(BodyTime, timeout_s=settings.body_timeout)
+    app.add_middleware(Observer, metrics=http_metrics)
     for routes in (img2img, control_maps, images, jobs, follow, results, models, health, openai, a1111):
         app.include_router(routes.router)
+    metrics.install(app, http_metrics)
+    tracing.install(app, traces)
     errors.install(app)
     openapi.install(app, keys_required=settings.keys_required)
     return app

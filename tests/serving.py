@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -15,15 +15,28 @@ from app.serve import free_port
 
 
 @contextmanager
-def serving(data_dir: Path, model: Path, option: str = "--model") -> Iterator[httpx.Client]:
+def serving(
+    data_dir: Path,
+    model: Path,
+    option: str = "--model",
+    *,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> Iterator[httpx.Client]:
     """`img2img serve`, ready; ended by Ctrl-C, which it must survive with exit code 0.
 
-    option: what `model` is: `--model` or `--models-file`.
+    option: what `model` is: `--model` or `--models-file`. log: where all that its processes say goes.
     """
     port = free_port()
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--data-dir", str(data_dir)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # models this small are slower with more
-    process = subprocess.Popen([*command, option, str(model), "--slots", "16"], env=one_thread)
+    with log.open("ab") if log else nullcontext() as output:
+        process = subprocess.Popen(
+            [*command, option, str(model), "--slots", "16"],
+            env={**one_thread, **(environment or {})},
+            stdout=output,
+            stderr=output,
+        )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             while not is_ready(client):

@@ -12,18 +12,23 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.contract import logs
+from app.contract.settings import without_password
 from app.contract.spec import JobSpec, Resize, Task
 from app.contract.store import ObjectStore
+from app.contract.traces import CannotTrace, Traces
 from worker.engine import Engine, Ticket
+from worker.engine_state import EngineState
 from worker.errors import StartupError, WorkerDied
 from worker.inputs import Inputs
-from worker.memory import keep_freed_memory
+from worker.memory import gpu_memory, keep_freed_memory
 from worker.pipelines.model_file import ModelEntry, entries_to_serve
 from worker.pipelines.models import Model, load_model
 from worker.pipelines.tasks import make_work
 from worker.rq_worker import BatchWorker
 from worker.runner import JobRunner
 from worker.settings import WorkerSettings
+from worker.telemetry import Telemetry
 
 
 def main() -> int:
@@ -31,48 +36,54 @@ def main() -> int:
     keep_freed_memory()
     try:
         settings = WorkerSettings()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("rq.worker").setLevel(logging.WARNING)
-        run(settings)
+        logs.configure("worker", level=settings.log_level, form=settings.log_format)
+        traces = Traces.from_environment("worker")
+        try:
+            run(settings, traces)
+        finally:
+            traces.close()
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
             return _complain(first["msg"].removeprefix("Value error, "), 2)
         return _complain(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", 2)
-    except StartupError as error:
+    except (StartupError, CannotTrace) as error:
         return _complain(str(error), 2)
     except WorkerDied as error:
         return _complain(str(error), 1)
     return 0
 
 
-def run(settings: WorkerSettings) -> None:
+def run(settings: WorkerSettings, traces: Traces) -> None:
     redis = Redis.from_url(settings.resolved_redis_url)
     try:
         redis.ping()
     except (RedisError, ValueError) as error:
-        place = settings.resolved_redis_url.rpartition("@")[2]  # without a password
-        raise StartupError(f"no Redis at {place}: {error}") from error
+        raise StartupError(f"no Redis at {without_password(settings.resolved_redis_url)}: {error}") from error
     store = ObjectStore(settings.resolved_store_url)
     entries = entries_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
     engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
     ready: Future[list[Model]] = Future()
-    thread = threading.Thread(target=run_engine, args=(engine, settings, entries, ready), name="engine", daemon=True)
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    thread = threading.Thread(target=run_engine, args=(engine, device, entries, ready), name="engine", daemon=True)
     thread.start()
     runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
-    BatchWorker(redis, store, runner, lease_s=settings.lease_s).serve(thread.is_alive)
+    telemetry = Telemetry(traces)
+    telemetry.registry.register(EngineState(engine, device, gpu_memory))
+    try:
+        telemetry.serve(settings.metrics_host, settings.metrics_port)
+    except OSError as error:
+        raise StartupError(f"no metrics at {settings.metrics_host} port {settings.metrics_port}: {error}") from error
+    BatchWorker(redis, store, runner, lease_s=settings.lease_s, telemetry=telemetry).serve(thread.is_alive)
     engine.shut_down()
     thread.join()
 
 
-def run_engine(
-    engine: Engine, settings: WorkerSettings, entries: Iterable[ModelEntry], ready: Future[list[Model]]
-) -> None:
+def run_engine(engine: Engine, device: str, entries: Iterable[ModelEntry], ready: Future[list[Model]]) -> None:
     """Loads the models, warms them up, and runs the engine: all on one thread, so that only it has OpenMP threads.
 
     With more of them than cores, GNU OpenMP lets them sleep after each of the thousand parallel loops of a UNet pass.
     """
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         models = [load_model(entry, device=device) for entry in entries]
         for model in models:

@@ -16,6 +16,7 @@ from rq.job import Job
 
 from app.contract.errors import JobError
 from app.contract.job import ImageInfo, JobRecord
+from app.contract.logs import about_job
 from app.contract.queue import MAX_ATTEMPTS
 from app.contract.spec import input_key, result_key
 from app.contract.store import Store
@@ -40,6 +41,10 @@ class Claim:
     rendered: bool = False  # out of the engine
     error: JobError | None = None  # why it never came into the engine
     loaded_s: float = 0.0
+    load_started: float = 0.0  # by perf_counter
+    saved: tuple[float, float] | None = None  # from the engine to the store, by perf_counter
+    left_as: JobRecord | None = None  # the record when this claim was over
+    rendered_at: float | None = None  # seconds since the epoch
     kept: dict[int, bytes] = field(default_factory=dict)  # pictures that an earlier run of this job had stored
     loaded: threading.Event = field(default_factory=threading.Event)  # the fields above are set, as far as they will be
 
@@ -53,12 +58,16 @@ class Claim:
         return self.running.left if self.running is not None else self.record.spec.passes
 
     def load(self, store: Store, runner: JobRunner) -> None:
+        with about_job(self.record.id, self.record.traceparent):
+            self._load(store, runner)
+
+    def _load(self, store: Store, runner: JobRunner) -> None:
         """Fetches and decodes the input, and hands the job to the engine.
 
         The engine may be through with it before `running` is set here; whoever ends the claim waits for `loaded`.
         """
         spec = self.record.spec
-        started = time.perf_counter()
+        self.load_started = started = time.perf_counter()
         try:
             if self.record.attempts > 1:
                 found = {i: store.get(result_key(self.record.id, i)) for i in range(spec.num_images)}
@@ -75,7 +84,7 @@ class Claim:
                     self.stop()
                 return
         except Exception as error:
-            log.exception("job %s: could not be started", self.record.id)
+            log.exception("could not be started")
             self.error = error if isinstance(error, JobError) else JobError(f"could not be started: {error}")
         finally:
             self.loaded.set()
@@ -83,6 +92,7 @@ class Claim:
 
     def _leave_engine(self) -> None:
         self.rendered = True
+        self.rendered_at = time.time()
         self.on_rendered(self)
 
     def stop(self) -> None:
@@ -122,3 +132,8 @@ class Claim:
         """Wall-clock by stage."""
         stages = self.running.seconds() if self.running is not None else {}
         return {"load": self.loaded_s, **stages}
+
+    def spans(self) -> dict[str, tuple[float, float]]:
+        """The same as beginnings and ends, by perf_counter."""
+        stages = self.running.spans() if self.running is not None else {}
+        return {"load": (self.load_started, self.load_started + self.loaded_s), **stages}

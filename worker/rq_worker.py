@@ -28,6 +28,7 @@ from rq.worker import BaseWorker, WorkerStatus
 
 from app.contract.errors import Cancelled, JobError
 from app.contract.job import JobFailure, JobStatus
+from app.contract.logs import about_job, of_job
 from app.contract.models import ModelRegistry, WorkerPace
 from app.contract.queue import InertJob, JobQueue, rq_queue
 from app.contract.records import Progress
@@ -39,6 +40,7 @@ from worker.pace import Pace
 from worker.previewer import Previewer
 from worker.retention import Retention
 from worker.sweeper import Sweeper
+from worker.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from worker.runner import JobRunner, RunningJob
@@ -60,7 +62,9 @@ class BatchWorker(BaseWorker):
 
     job_class = InertJob
 
-    def __init__(self, redis: Redis, store: Store, runner: JobRunner, *, lease_s: int) -> None:
+    def __init__(
+        self, redis: Redis, store: Store, runner: JobRunner, *, lease_s: int, telemetry: Telemetry | None = None
+    ) -> None:
         """lease_s: a job whose worker is silent for this long goes to another one."""
         queues = [rq_queue(card.name, redis) for card in runner.cards]
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
@@ -71,7 +75,8 @@ class BatchWorker(BaseWorker):
         self._jobs = JobQueue(redis)
         self._records = self._jobs.records
         self._models = ModelRegistry(redis)
-        self._sweeper = Sweeper(redis, lease_s=lease_s)
+        self._telemetry = telemetry or Telemetry()
+        self._sweeper = Sweeper(redis, lease_s=lease_s, on_lost=self._telemetry.lost.inc)
         self._retention = Retention(redis, store)
         self._ended: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
         self._draining = threading.Event()
@@ -86,7 +91,7 @@ class BatchWorker(BaseWorker):
             self,
             self._jobs,
             runner,
-            load=lambda claim: self._loaders.submit(claim.load, store, runner),
+            load=self._load,
             on_rendered=self._ended.put,
         )
         self._claims = self._intake.claims  # by execution id
@@ -158,6 +163,10 @@ class BatchWorker(BaseWorker):
         log.info("%s: draining %d jobs", signal.Signals(signum).name, len(self._claims))
         self._draining.set()
 
+    def _load(self, claim: Claim) -> None:
+        self._loaders.submit(claim.load, self._store, self._runner)
+        self._telemetry.claimed(claim)
+
     # --- while they run --------------------------------------------------------------------------------------------
 
     def _note_progress(self) -> None:
@@ -188,6 +197,7 @@ class BatchWorker(BaseWorker):
         now_s = time.monotonic()
         for key, claim in list(self._claims.items()):
             if claim.running is not None and not claim.rendered:
+                self._telemetry.note_steps(claim)
                 spec = claim.record.spec
                 steps = (spec.steps_run + 1) * spec.passes  # as `cost` counts them
                 self._pace.note(key, spec.cost * (1 - claim.running.step / steps))
@@ -241,12 +251,20 @@ class BatchWorker(BaseWorker):
     def _finish_all(self) -> None:
         while (claim := self._ended.get()) is not None:
             try:
-                self._finish(claim)
+                with about_job(claim.record.id, claim.record.traceparent):
+                    self._finish(claim)
             except Exception:
-                log.exception("job %s: could not be ended; its lease will run out", claim.record.id)
+                log.exception("could not be ended; its lease will run out", extra=of_job(claim.record.id))
             finally:
                 self._claims.pop(claim.execution.id, None)
                 self._pace.end(claim.execution.id, done=not claim.stopping)
+            self._tell(claim)
+
+    def _tell(self, claim: Claim) -> None:
+        try:
+            self._telemetry.ended(claim)
+        except Exception:  # not worth a thread that ends jobs
+            log.exception("telemetry")
 
     def _finish(self, claim: Claim) -> None:
         """One claim to its one end: pictures, then the record, then RQ. A step that Redis refuses is tried again."""
@@ -258,28 +276,29 @@ class BatchWorker(BaseWorker):
         except Cancelled:
             _insist(lambda: self._records.cancel(job_id, execution=execution))
         except JobError as error:
-            log.warning("job %s failed: %s", job_id, error, exc_info=error.__cause__)
+            log.warning("failed: %s", error.code, exc_info=error.__cause__)  # its words may quote a prompt
             failure = JobFailure(code=error.code, message=error.message)
             _insist(lambda: self._records.fail(job_id, failure, execution=execution))
         else:
-            timings = {**claim.seconds(), "save": time.perf_counter() - started}
+            claim.saved = (started, time.perf_counter())
+            timings = {**claim.seconds(), "save": claim.saved[1] - started}
             steps = claim.record.spec.total_steps
             ended = _insist(
                 lambda: self._records.succeed(job_id, execution=execution, images=images, timings=timings, steps=steps)
             )
             if ended:
-                log.info("job %s: %d pictures in %.2f s", job_id, len(images), time.time() - claim.record.created_at)
+                log.info("%d pictures in %.2f s", len(images), time.time() - claim.record.created_at)
         _insist(lambda: self._end_in_rq(claim))
 
     def _end_in_rq(self, claim: Claim) -> None:
         """RQ's bookkeeping, after what the record says now. Of a job in other hands, only our own lease goes."""
         job, execution = claim.job, claim.execution
-        record = self._records.get(job.id)
+        record = claim.left_as = self._records.get(job.id)
         job.ended_at = now()
         if record is None:  # deleted meanwhile
             self._intake.drop(job, claim.queue, execution, record)
         elif not record.status.is_terminal or record.execution != execution.id:
-            log.warning("job %s: given to another worker meanwhile", job.id)
+            log.warning("given to another worker meanwhile")
             self._end_lease(claim)
         elif record.status is JobStatus.SUCCEEDED:
             self.handle_job_success(job, claim.queue, claim.queue.started_job_registry, execution=execution)

@@ -71,6 +71,18 @@ class RunningJob:
         stages = {stage for ticket in self.tickets for stage in ticket.seconds}
         return {stage: max(ticket.seconds.get(stage, 0.0) for ticket in self.tickets) for stage in sorted(stages)}
 
+    def spans(self) -> dict[str, tuple[float, float]]:
+        """By stage, when its first picture came into it and when its last was through, by perf_counter."""
+        by_ticket = [dict(ticket.spans) for ticket in self.tickets]
+        stages = {stage for spans in by_ticket for stage in spans}
+        return {
+            stage: (
+                min(s[stage][0] for s in by_ticket if stage in s),
+                max(s[stage][1] for s in by_ticket if stage in s),
+            )
+            for stage in stages
+        }
+
     def render(self) -> list[Rendered]:
         """The finished pictures as PNG. Raises JobError if the job did not produce them."""
         errors = [ticket.error for ticket in self.tickets if ticket.error is not None]

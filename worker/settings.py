@@ -20,4 +20,7 @@ class WorkerSettings(SharedSettings):
     lease_s: Annotated[
         int, Field(ge=2, le=3600, description="Seconds that a worker may be silent before its jobs go to another one.")
     ] = 20
+    metrics_port: Annotated[
+        int | None, Field(ge=1, le=65535, description="Port for Prometheus to ask this worker; unset: none.")
+    ] = None
     log_level: Annotated[str, StringConstraints(to_upper=True)] = "INFO"

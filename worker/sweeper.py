@@ -7,7 +7,7 @@ whose lease ran out, and would take a job away from the worker that has it now.
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from redis import Redis
 from redis.exceptions import LockError, RedisError
@@ -15,6 +15,7 @@ from rq import Queue
 from rq.utils import as_text, current_timestamp
 
 from app.contract.job import JobFailure
+from app.contract.logs import of_job
 from app.contract.queue import JobQueue, rq_queue
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ UNREADABLE = JobFailure(code="unreadable", message="the job's record cannot be r
 class Sweeper:
     """Sweeps the queues of all known models."""
 
-    def __init__(self, redis: Redis, *, lease_s: float) -> None:
+    def __init__(self, redis: Redis, *, lease_s: float, on_lost: Callable[[], object] = lambda: None) -> None:
+        """on_lost: called for each job whose lease ran out."""
         self._redis = redis
         self._jobs = JobQueue(redis)
         self._lock = redis.lock(LOCK, timeout=LOCK_S, blocking=False)
@@ -37,6 +39,7 @@ class Sweeper:
         self._stuck_since: dict[str, float] = {}
         self._orphan_since: dict[str, float] = {}
         self._last_audit = 0.0
+        self._on_lost = on_lost
 
     def sweep(self, models: Iterable[str]) -> None:
         """One round, if no other worker is at it."""
@@ -62,7 +65,8 @@ class Sweeper:
         for entry in self._redis.zrangebyscore(registry.key, 0, current_timestamp()):
             lease = str(as_text(entry))  # type: ignore[arg-type]
             job_id, _, execution = lease.rpartition(":")
-            log.warning("job %s: its worker fell silent", job_id)
+            log.warning("its worker fell silent", extra=of_job(job_id))
+            self._on_lost()
             self._requeue(job_id, execution)
             self._redis.zrem(registry.key, lease)
 
@@ -75,7 +79,7 @@ class Sweeper:
                 seen[job_id] = self._stuck_since.get(job_id, time.monotonic())
                 if time.monotonic() - seen[job_id] < self._stuck_s:
                     continue
-                log.warning("job %s: stuck on its way to a worker", job_id)
+                log.warning("stuck on its way to a worker", extra=of_job(job_id))
                 self._requeue(job_id)
                 queue.intermediate_queue.remove(job_id)
         self._stuck_since = seen
@@ -91,7 +95,7 @@ class Sweeper:
             seen[job_id] = self._orphan_since.get(job_id, time.monotonic())
             if time.monotonic() - seen[job_id] < self._orphan_s:
                 continue
-            log.error("job %s: in no queue", job_id)
+            log.error("in no queue", extra=of_job(job_id))
             self._requeue(job_id)
         self._orphan_since = seen
 
@@ -102,5 +106,5 @@ class Sweeper:
         except RedisError:
             raise
         except Exception:
-            log.exception("job %s", job_id)
+            log.exception("could not be put back", extra=of_job(job_id))
             self._jobs.records.fail(job_id, UNREADABLE)

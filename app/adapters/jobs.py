@@ -11,7 +11,18 @@ from app.contract.errors import Gone
 from app.contract.job import JobRecord, JobStatus
 from app.contract.models import ModelCard, model_name
 from app.contract.spec import result_key
-from app.deps import CallerDep, DecodersDep, FeedDep, ModelsDep, QueueDep, RateDep, RedisDep, SettingsDep, StoreDep
+from app.deps import (
+    CallerDep,
+    DecodersDep,
+    FeedDep,
+    ModelsDep,
+    QueueDep,
+    RateDep,
+    RedisDep,
+    SettingsDep,
+    StoreDep,
+    TracesDep,
+)
 from app.follow import wait_for_end
 from app.resolve import resolve_model
 from app.routes.img2img import plan, submit, terms_of
@@ -34,6 +45,7 @@ class Jobs:
     redis: RedisDep
     caller: CallerDep
     rate: RateDep
+    traces: TracesDep
 
     def card(self, model: str | None) -> ModelCard:
         """The model that a request names, or the default. Raises ParameterError or Unavailable."""
@@ -44,7 +56,7 @@ class Jobs:
         await run_sync(self.queue.check_room, self.caller.owner)
         where = self.settings, self.queue, self.store, self.models
         spec, blobs = await run_sync(plan, request, *where, limiter=self.decoders)
-        terms = terms_of(request, self.settings, self.caller)
+        terms = terms_of(request, self.settings, self.caller, self.traces)
         await run_sync(self.rate.spend, self.caller.owner, spec.cost)
         record, _ = await run_sync(submit, spec, terms, blobs, None, self.queue, self.store)
         return record

@@ -31,6 +31,7 @@ def one_line_errors() -> Iterator[None]:
     from pydantic import ValidationError
 
     from app.client import Refused, Unreachable
+    from app.contract.traces import CannotTrace
     from app.serve import ServeError
     from app.settings import complaint
 
@@ -42,5 +43,5 @@ def one_line_errors() -> Iterator[None]:
         fail(str(error), USAGE)
     except Unreachable as error:
         fail(str(error), UNREACHABLE)
-    except (ServeError, Refused, OSError) as error:
+    except (ServeError, Refused, CannotTrace, OSError) as error:
         fail(str(error))

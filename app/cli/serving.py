@@ -79,6 +79,7 @@ def api(
     """The HTTP side alone. Workers meet it at Redis and the store."""
     import uvicorn
 
+    from app.contract import logs
     from app.main import create_app
     from app.protocol import PatientProtocol
     from app.serve import check_keys, check_port
@@ -89,13 +90,15 @@ def api(
         )
         check_port(settings.host, settings.port)
         check_keys(settings)
+        logs.configure("api", level=settings.log_level, form=settings.log_format)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
             port=settings.port,
             http=PatientProtocol,
             log_level=settings.log_level.lower(),
-            access_log=settings.log_level in ("DEBUG", "INFO"),
+            log_config=None,
+            access_log=False,  # ours has no raw paths: app/observability/middleware.py
             server_header=False,
             timeout_graceful_shutdown=5,
         )

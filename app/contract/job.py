@@ -52,6 +52,7 @@ class Terms:
     owner: str = ""  # id of the API key that sent it; "" where keys are off
     priority: Priority = Priority.NORMAL
     webhook: Webhook | None = None  # where its end is told
+    traceparent: str | None = None  # of the trace in which it was submitted, as W3C Trace Context writes it
 
 
 class ImageInfo(BaseModel):
@@ -102,4 +103,5 @@ class JobRecord(BaseModel):
     expires_at: float | None = None  # set at its end
     deadline_at: float | None = None  # cancelled if it has not ended by then
     webhook: Webhook | None = None  # where its end is told
+    traceparent: str | None = None  # of the trace in which it was submitted
     delivery: Delivery | None = None  # how that stands, once there is something to tell; no change of the job itself

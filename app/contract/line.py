@@ -22,7 +22,7 @@ from rq import Queue
 from rq.utils import as_text
 
 from app.contract.job import JobRecord, Priority
-from app.contract.line_scripts import CLAIM, JOIN, REJOIN, STAND
+from app.contract.line_scripts import CLAIM, JOIN, LEVELS, REJOIN, STAND
 
 LINE = "i2i:line"  # + :{model} + what `line_scripts` says
 
@@ -79,6 +79,19 @@ class Line:
                 args: list[str | float] = [record.id, record.priority, record.owner, record.spec.cost]
                 self._stand(keys=[_key(record.spec.model)], args=args, client=pipe)
             return [_parse(answer) for answer in pipe.execute()]
+
+    def waiting(self, models: Sequence[str]) -> dict[tuple[str, str], tuple[int, float]]:
+        """Jobs that wait and what they cost, by model and priority; or `returned`, of those that a worker lost."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for model in models:
+                fields = [f"{name} {what}" for name in LEVELS for what in ("jobs", "cost")]
+                pipe.hmget(f"{_key(model)}:sums", fields)
+            rows = pipe.execute()
+        return {
+            (model, name): (int(jobs or 0), max(0.0, float(cost or 0)))
+            for model, row in zip(models, rows, strict=True)
+            for name, jobs, cost in zip(LEVELS, row[::2], row[1::2], strict=True)
+        }
 
     def end(self, model: str, owner: str = "", priority: Priority = Priority.NORMAL) -> Standing:
         """Where a job would stand that came now."""

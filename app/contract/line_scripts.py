@@ -16,8 +16,8 @@ RETURNED = "returned"  # above all priorities: jobs that a worker had and lost, 
 IN_A_ROW = 7  # jobs of one priority, before one from below it has its turn
 LOOKED_AT = 16  # owners before and behind a job in the ring whose jobs are counted one by one; others are like them
 
-# Highest first.
-_ORDER = ", ".join(f"'{name}'" for name in (RETURNED, *reversed(Priority)))
+LEVELS = (RETURNED, *reversed(Priority))  # highest first
+_ORDER = ", ".join(f"'{name}'" for name in LEVELS)
 
 LINE_FUNCTIONS = f"""
 local PRIORITIES, RETURNED, IN_A_ROW, LOOKED_AT = {{{_ORDER}}}, '{RETURNED}', {IN_A_ROW}, {LOOKED_AT}

@@ -11,6 +11,7 @@ from redis import Redis
 from rq.utils import as_text
 
 from app.contract.job import JobRecord
+from app.contract.logs import of_job
 from app.contract.records import OUTBOX, RECORD, parse_record
 from app.contract.webhook import Delivery, DeliveryStatus
 
@@ -114,7 +115,7 @@ class Outbox:
             try:
                 record = parse_record(job_id, fields)
             except (ValueError, KeyError):
-                log.warning("job %s: its event cannot be read", job_id)
+                log.warning("its event cannot be read", extra=of_job(job_id))
                 self._settle(job_id, claim, Delivery(status=DeliveryStatus.FAILED, last_error="unreadable"))
                 continue
             claimed.append(Claimed(record, claim, int(fields["tries"]), now + lease_s))

@@ -213,4 +213,5 @@ def _new_record(spec: JobSpec, terms: Terms) -> JobRecord:
         result_ttl_s=terms.result_ttl_s,
         deadline_at=created_at + terms.deadline_s if terms.deadline_s is not None else None,
         webhook=terms.webhook,
+        traceparent=terms.traceparent,
     )

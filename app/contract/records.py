@@ -16,6 +16,7 @@ from app.contract.errors import Deleted, Expired, Gone, Img2ImgError, NotFound
 from app.contract.inputs import INPUT_USES, INPUTS
 from app.contract.job import TRANSITIONS, ImageInfo, JobFailure, JobRecord, JobStatus
 from app.contract.line import LINE, Line
+from app.contract.logs import of_job
 from app.contract.scripts import FORGET, MOVE, PROGRESS
 from app.contract.spec import JobSpec, input_key
 
@@ -27,6 +28,7 @@ EXPIRING = "i2i:expiring"  # sorted set: ids of ended jobs, by when their record
 DEADLINES = "i2i:deadlines"  # sorted set: ids of jobs with a deadline that have not ended, by that deadline
 CHANGES = "i2i:changes"  # channel: id of every job whose record has changed, and its new status where that is new
 OUTBOX = "i2i:outbox"  # sorted set: ids of jobs whose end a webhook is to tell, by when it is next tried
+ENDED = "i2i:jobs:ended"  # hash: how many jobs have ended so, by `{status} {model}`; goes on for ever
 GONE = "i2i:gone:{id}"  # string with a time to live: why there is no such job any more, and whose it was
 
 GONE_S = 24 * 3600  # a job that is gone is answered for this long with what became of it
@@ -116,6 +118,8 @@ class JobRecords:
         if record.deadline_at is not None:
             fields["deadline_at"] = record.deadline_at
             pipe.zadd(DEADLINES, {record.id: record.deadline_at})
+        if record.traceparent is not None:
+            fields["traceparent"] = record.traceparent
         if record.webhook is not None:
             fields["webhook"] = record.webhook.model_dump_json()
             fields["webhook_on"] = ",".join(record.webhook.statuses)
@@ -229,6 +233,14 @@ class JobRecords:
             scored = [row for rows in pipe.execute() for row in rows]
         return [str(as_text(job_id)) for job_id, _ in sorted(scored, key=lambda row: row[1])]
 
+    def ended(self) -> dict[tuple[str, JobStatus], int]:
+        """How many jobs have ended, by model and end state, since this Redis began: whoever ended them, once each."""
+        counts = {}
+        for name, count in self._redis.hgetall(ENDED).items():
+            status, _, model = str(as_text(name)).partition(" ")
+            counts[model, JobStatus(status)] = int(count)
+        return counts
+
     def _move(
         self, job_id: str, to: JobStatus, fields: Mapping[str, Scalar], *, execution: str = "", attempt: bool = False
     ) -> str:
@@ -236,7 +248,7 @@ class JobRecords:
         flat = [x for field in fields.items() for x in field]
         ended_at: Scalar = fields["finished_at"] if to.is_terminal else ""
         args: list[Scalar] = [job_id, to.value, sources, execution, ended_at, int(attempt), *flat]
-        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, DEADLINES, INPUT_USES, INPUTS, LINE, CHANGES, OUTBOX]
+        keys = [RECORD.format(id=job_id), LISTED, EXPIRING, DEADLINES, INPUT_USES, INPUTS, LINE, CHANGES, OUTBOX, ENDED]
         answer = self._move_script(keys=keys, args=args)
         return str(as_text(answer))
 
@@ -258,7 +270,7 @@ def _readable(places: Iterable[Place], hashes: Iterable[Mapping[bytes | str, byt
         try:
             record = parse_record(place.job_id, fields) if fields else None
         except (ValueError, KeyError):
-            log.warning("job %s cannot be read", place.job_id)
+            log.warning("cannot be read", extra=of_job(place.job_id))
             continue
         if record and not (record.expires_at and record.expires_at <= time.time()):
             records.append(record)

@@ -8,4 +8,5 @@ class Scope(StrEnum):
 
     READ = "read"  # look at its own jobs and pictures, and at the models
     SUBMIT = "submit"  # make, cancel and delete its own jobs, send pictures
-    ADMIN = "admin"  # both, and on the jobs of all keys
+    METRICS = "metrics"  # read /metrics, and nothing else
+    ADMIN = "admin"  # all of it, and on the jobs of all keys

@@ -7,9 +7,9 @@ from app.contract.line_scripts import LINE_FUNCTIONS
 # A job that leaves the queue leaves the line; one that comes back joins it when RQ's list has it again. Whoever listens
 # on the channel is told. An end that a webhook is to tell goes to the outbox, as a copy of the record: it may expire
 # before it is told.
-# KEYS: record, list of jobs, expiring, deadlines, uses of inputs, inputs, line, changes, outbox. ARGV: id, new status,
-# statuses it may move from, owning execution or "", the time if the new state is terminal, "1" to count an attempt,
-# then field, value, ...
+# KEYS: record, list of jobs, expiring, deadlines, uses of inputs, inputs, line, changes, outbox, counts of ends. ARGV:
+# id, new status, statuses it may move from, owning execution or "", the time if the new state is terminal, "1" to count
+# an attempt, then field, value, ...
 MOVE = (
     LINE_FUNCTIONS
     + """
@@ -37,6 +37,7 @@ if now then
   redis.call('HSET', KEYS[1], 'expires_at', kept_until)
   redis.call('ZADD', KEYS[3], kept_until, id)
   redis.call('ZREM', KEYS[4], id)
+  redis.call('HINCRBY', KEYS[10], to .. ' ' .. (had[6] or ''), 1)
   for input in string.gmatch(had[5] or '', '%S+') do
     if redis.call('HINCRBY', KEYS[5], input, -1) <= 0 then redis.call('HDEL', KEYS[5], input) end
     redis.call('ZADD', KEYS[6], 'GT', kept_until, input)

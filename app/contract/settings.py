@@ -3,9 +3,12 @@
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.contract.logs import LogFormat
 
 SECRETS = Path("/run/secrets")  # where Docker and Kubernetes put them: a file named img2img_redis_url, and so on
 
@@ -36,6 +39,9 @@ class SharedSettings(BaseSettings):
         str | None, Field(description="Where pictures are kept, e.g. s3://bucket/prefix; unset: the data directory.")
     ] = None
 
+    log_format: Annotated[LogFormat, Field(description="Lines for people, or a JSON object a line.")] = "text"
+    metrics_host: Annotated[str, Field(description="Address on which metrics have a port of their own.")] = "127.0.0.1"
+
     @model_validator(mode="before")
     @classmethod
     def _first_of_the_file(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -65,3 +71,9 @@ class SharedSettings(BaseSettings):
 def private_redis_socket(data_dir: Path) -> Path:
     """Unix socket of the redis-server that `img2img serve` starts."""
     return data_dir.resolve() / "redis.sock"
+
+
+def without_password(url: str) -> str:
+    """A Redis URL as it may be shown."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl() if parts.password else url

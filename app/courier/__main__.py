@@ -1,14 +1,15 @@
 """`python -m app.courier`: settings, Redis, network and courier; put together here and nowhere else."""
 
 import asyncio
-import logging
 import signal
 import sys
 
 from pydantic import ValidationError
 from redis import Redis
 
+from app.contract import logs
 from app.contract.outbox import Outbox
+from app.contract.traces import CannotTrace, Traces
 from app.courier.courier import Courier
 from app.courier.pinned import PinnedBackend
 from app.courier.post import Poster
@@ -26,13 +27,17 @@ def main() -> int:
         return _complain(complaint(error))
     if not settings.webhook_secrets:
         return _complain("set IMG2IMG_WEBHOOK_SECRET, which signs webhooks, to the same value as for the API")
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpcore").setLevel(logging.WARNING)  # at DEBUG it would log headers
-    asyncio.run(run(settings))
+    logs.configure("courier", level=settings.log_level, form=settings.log_format)
+    try:
+        traces = Traces.from_environment("courier")
+    except CannotTrace as error:
+        return _complain(str(error))
+    asyncio.run(run(settings, traces))
+    traces.close()
     return 0
 
 
-async def run(settings: ApiSettings) -> None:
+async def run(settings: ApiSettings, traces: Traces) -> None:
     """Delivers until SIGTERM or SIGINT; attempts in flight end first."""
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -42,7 +47,7 @@ async def run(settings: ApiSettings) -> None:
     with Redis.from_url(
         settings.resolved_redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
     ) as redis:
-        courier = Courier(Outbox(redis), poster, Signers(settings.webhook_secrets), timeout_s=timeout_s)
+        courier = Courier(Outbox(redis), poster, Signers(settings.webhook_secrets), timeout_s=timeout_s, traces=traces)
         await courier.run(stop)
 
 

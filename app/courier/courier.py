@@ -11,7 +11,9 @@ from importlib.metadata import version
 from anyio.to_thread import run_sync
 from redis.exceptions import RedisError
 
+from app.contract.logs import about_job
 from app.contract.outbox import Claimed, Outbox
+from app.contract.traces import Traces
 from app.contract.webhook import Delivery, DeliveryStatus
 from app.courier.post import Answer, Poster
 from app.courier.retries import retry_delay_s
@@ -31,10 +33,19 @@ log = logging.getLogger(__name__)
 class Courier:
     """Delivers until it is told to stop. Others may be at work on the same outbox."""
 
-    def __init__(self, outbox: Outbox, poster: Poster, signers: Signers, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        poster: Poster,
+        signers: Signers,
+        *,
+        timeout_s: float,
+        traces: Traces = Traces(),  # noqa: B008
+    ) -> None:
         self._outbox = outbox
         self._poster = poster
         self._signers = signers
+        self._traces = traces
         self._lease_s = timeout_s + MARGIN_S
         self._in_hand: Counter[str] = Counter()  # attempts in flight, by host
 
@@ -66,11 +77,16 @@ class Courier:
         return self._outbox.claim(limit=room, lease_s=self._lease_s, in_hand=in_hand, host_limit=PER_HOST)
 
     async def _deliver(self, claimed: Claimed) -> None:
+        with about_job(claimed.record.id, claimed.record.traceparent):
+            await self._try(claimed)
+
+    async def _try(self, claimed: Claimed) -> None:
         try:
-            answer = await self._attempt(claimed)
+            with self._traces.span("webhook", claimed.record.traceparent):
+                answer = await self._attempt(claimed)
             await self._settle(claimed, after(claimed.attempt, answer, time.time(), random.random()))  # noqa: S311
         except Exception:
-            log.exception("job %s: the delivery of its end", claimed.record.id)  # due again when the lease ends
+            log.exception("the delivery of its end")  # due again when the lease ends
         finally:
             self._in_hand[_host(claimed)] -= 1
             self._in_hand += Counter()  # forgets hosts with none
@@ -94,7 +110,7 @@ class Courier:
                     raise
                 await asyncio.sleep(OUTAGE_S)
         said = delivery.last_error or f"answered {delivery.last_status}"
-        log.info("job %s: its end is %s, attempt %d: %s", claimed.record.id, delivery.status, delivery.attempts, said)
+        log.info("its end is %s, attempt %d: %s", delivery.status, delivery.attempts, said)
 
 
 def after(attempt: int, answer: Answer, now: float, chance: float) -> Delivery:

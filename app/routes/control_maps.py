@@ -17,7 +17,17 @@ from app.contract.models import ModelRegistry, model_name
 from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, Task
 from app.contract.store import Store
-from app.deps import CallerDep, DecodersDep, ForecasterDep, ModelsDep, QueueDep, RateDep, SettingsDep, StoreDep
+from app.deps import (
+    CallerDep,
+    DecodersDep,
+    ForecasterDep,
+    ModelsDep,
+    QueueDep,
+    RateDep,
+    SettingsDep,
+    StoreDep,
+    TracesDep,
+)
 from app.references import Reference, referred
 from app.request_body import ControlMapRequestDep
 from app.resolve import resolve_model, resolve_size
@@ -48,12 +58,18 @@ async def submit_control_map(
     models: ModelsDep,
     forecaster: ForecasterDep,
     decoders: DecodersDep,
+    traces: TracesDep,
 ) -> JobView:
     """Queues a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
     await run_sync(queue.check_room, caller.owner)
     spec, blob = await run_sync(plan, request, settings, queue, store, models, limiter=decoders)
     blobs = {spec.inputs[0]: blob}
-    terms = Terms(result_ttl_s=settings.result_ttl, deadline_s=request.deadline_s, owner=caller.owner)
+    terms = Terms(
+        result_ttl_s=settings.result_ttl,
+        deadline_s=request.deadline_s,
+        owner=caller.owner,
+        traceparent=traces.traceparent(),
+    )
     response.headers.update(await run_sync(rate.spend, caller.owner, spec.cost))
     record, _ = await run_sync(submit, spec, terms, blobs, None, queue, store)
     response.headers["Location"] = f"/jobs/{record.id}"

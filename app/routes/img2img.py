@@ -1,5 +1,6 @@
 """POST /img2img: steps 2 to 4 of a job's way."""
 
+import logging
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -9,13 +10,25 @@ from fastapi import APIRouter, Header, Query, Response
 from app import openapi
 from app.contract.errors import ParameterError
 from app.contract.job import JobRecord, Terms
+from app.contract.logs import of_job
 from app.contract.models import ModelRegistry, model_name
 from app.contract.once import Once
 from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, input_key
 from app.contract.store import Store
+from app.contract.traces import Traces
 from app.courier.addresses import check_webhook
-from app.deps import CallerDep, DecodersDep, ForecasterDep, ModelsDep, QueueDep, RateDep, SettingsDep, StoreDep
+from app.deps import (
+    CallerDep,
+    DecodersDep,
+    ForecasterDep,
+    ModelsDep,
+    QueueDep,
+    RateDep,
+    SettingsDep,
+    StoreDep,
+    TracesDep,
+)
 from app.door import Caller
 from app.forecast import Forecaster
 from app.plan import Planner
@@ -26,6 +39,8 @@ from app.schemas import Img2ImgRequest
 from app.settings import ApiSettings
 from app.uploads import Upload
 from app.views import DryRun, JobView
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["jobs"])
 
@@ -59,6 +74,7 @@ async def submit_img2img(
     models: ModelsDep,
     forecaster: ForecasterDep,
     decoders: DecodersDep,
+    traces: TracesDep,
     dry_run: DryRunQuery = False,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView | DryRun:
@@ -70,7 +86,7 @@ async def submit_img2img(
     if not dry_run:
         await run_sync(queue.check_room, caller.owner)
     spec, blobs = await run_sync(plan, request, settings, queue, store, models, limiter=decoders)
-    terms = terms_of(request, settings, caller)
+    terms = terms_of(request, settings, caller, traces)
     if dry_run:
         response.status_code = 200
         forecast = await run_sync(forecaster.of_next, spec, terms)
@@ -116,7 +132,7 @@ def plan(
     return planner.plan(), planner.blobs
 
 
-def terms_of(request: Img2ImgRequest, settings: ApiSettings, caller: Caller) -> Terms:
+def terms_of(request: Img2ImgRequest, settings: ApiSettings, caller: Caller, traces: Traces) -> Terms:
     """What holds for the job beside what it is to make."""
     return Terms(
         result_ttl_s=settings.result_ttl,
@@ -124,6 +140,7 @@ def terms_of(request: Img2ImgRequest, settings: ApiSettings, caller: Caller) -> 
         owner=caller.owner,
         priority=request.priority,
         webhook=request.webhook,
+        traceparent=traces.traceparent(),
     )
 
 
@@ -134,6 +151,7 @@ def submit(
     for digest, picture in blobs.items():
         queue.inputs.hold(input_key(digest), terms.result_ttl_s)
         store.put(input_key(digest), picture)
-    if once is None:
-        return queue.submit(spec, terms), True
-    return queue.submit_once(once, spec, terms)
+    record, new = (queue.submit(spec, terms), True) if once is None else queue.submit_once(once, spec, terms)
+    if new:
+        log.info("queued: %s of %s, priority %s", spec.task, spec.model, record.priority, extra=of_job(record.id))
+    return record, new

@@ -41,6 +41,7 @@ class Ticket:
         self.step = 0  # denoising steps done, kept by the work itself
         self.latents: Any = None  # as they stood after that step; kept by the work itself, for whoever wants to look
         self.seconds: defaultdict[str, float] = defaultdict(float)  # by gate name, and "wait" for admission
+        self.spans: dict[str, tuple[float, float]] = {}  # the same: from the first to the last of it, by perf_counter
         self.result: Any = None
         self.error: BaseException | None = None
         self.submitted_at = time.perf_counter()
@@ -134,6 +135,8 @@ class Engine:
         self.max_rows = max_rows
         self.rows_run: Counter[str] = Counter()  # by gate name
         self.calls_run: Counter[str] = Counter()
+        self.batches_run: Counter[tuple[str, int]] = Counter()  # calls, by gate name and rows
+        self.rows_padded: Counter[str] = Counter()  # run beside those, for nobody; none as yet: batches are not padded
         self._row_limits: dict[Hashable, int] = {}
         self._pending: deque[Ticket] = deque()
         self._parked: list[_Running] = []  # oldest call first
@@ -184,7 +187,8 @@ class Engine:
         with self._changed:
             admitted = [self._pending.popleft() for _ in range(min(len(self._pending), self.slots - len(self._parked)))]
         for ticket in admitted:
-            ticket.seconds["wait"] = time.perf_counter() - ticket.submitted_at
+            ticket.spans["wait"] = (ticket.submitted_at, time.perf_counter())
+            ticket.seconds["wait"] = ticket.spans["wait"][1] - ticket.submitted_at
             if ticket.is_stopping:  # before it began
                 self._end(ticket, None, Stopped())
                 continue
@@ -214,6 +218,7 @@ class Engine:
             return
         self.calls_run[gate.name] += 1
         self.rows_run[gate.name] += sum(rows)
+        self.batches_run[gate.name, sum(rows)] += 1
         for job, output in zip(jobs, outputs, strict=True):
             self._unpark(job)
             self._resume(job, job.switch, output)
@@ -237,7 +242,9 @@ class Engine:
     def _unpark(self, job: _Running) -> None:
         assert job.gate is not None
         self._parked.remove(job)
-        job.ticket.seconds[job.gate.name] += time.perf_counter() - job.parked_at
+        ticket, name, now = job.ticket, job.gate.name, time.perf_counter()
+        ticket.seconds[name] += now - job.parked_at
+        ticket.spans[name] = (ticket.spans.get(name, (job.parked_at,))[0], now)
 
     def _resume(self, job: _Running, resume: Callable[..., Any], *value: Any) -> None:
         """Runs a job to its next gate, where it is parked, or to its end."""

@@ -28,6 +28,9 @@ from worker.pipelines.upscalers import Upscaler, load_upscalers
 
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
+    library.utils.logging.disable_default_handler()  # their lines go where ours go,
+    library.utils.logging.enable_propagation()
+    library.utils.logging.set_verbosity_error()  # and their warnings nowhere: they quote what is cut off a long prompt
 
 TILED_UPSCALES = (2, 4)  # what image-to-image in tiles is offered for
 
