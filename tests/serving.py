@@ -15,14 +15,14 @@ from app.serve import free_port
 
 
 @contextmanager
-def serving(data_dir: Path, model: Path, option: str = "--model") -> Iterator[httpx.Client]:
+def serving(data_dir: Path, model: Path, option: str = "--model", **settings: str) -> Iterator[httpx.Client]:
     """`img2img serve`, ready; ended by Ctrl-C, which it must survive with exit code 0.
 
-    option: what `model` is: `--model` or `--models-file`.
+    option: what `model` is: `--model` or `--models-file`. settings: environment variables.
     """
     port = free_port()
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--data-dir", str(data_dir)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # models this small are slower with more
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", **settings}  # models this small are slower with more
     process = subprocess.Popen([*command, option, str(model), "--slots", "16"], env=one_thread)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:

@@ -81,7 +81,7 @@ def api(
 
     from app.main import create_app
     from app.protocol import PatientProtocol
-    from app.serve import check_keys, check_port
+    from app.serve import check_keys, check_port, check_store
 
     with one_line_errors():
         settings = settings_of(
@@ -89,6 +89,7 @@ def api(
         )
         check_port(settings.host, settings.port)
         check_keys(settings)
+        check_store(settings)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
