@@ -2,8 +2,8 @@
 
     python -m benchmarks.queue_memory
 
-The first jobs are queued as the front end does it, one by one; the others are written with the same keys, many at a
-time. Each has a picture of its own; they belong to a hundred keys and are of all priorities.
+The first jobs are queued as the front end does it, one by one; the others are copied in Redis, with the same keys.
+Each has a picture of its own; they belong to a hundred keys and are of all priorities.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from pathlib import Path
 from random import Random
 from statistics import median
 from tempfile import TemporaryDirectory
-from uuid import uuid4
 
 from redis import Redis
 from rq.job import Job
 
 from app.child import Child
 from app.contract.inputs import INPUT_USES, INPUTS
-from app.contract.job import JobStatus, Priority, Terms
+from app.contract.job import Priority, Terms
+from app.contract.line_scripts import LINE_FUNCTIONS
 from app.contract.queue import JobQueue, rq_queue
 from app.contract.records import LISTED, RECORD, index_of
 from app.contract.settings import private_redis_socket
@@ -42,6 +42,36 @@ ASKED = 200
 PROMPT = "a watercolor painting of a red house by a lake at sunset, soft light, reflections on the water, distant hills"
 
 Row = dict[str, float]
+
+# Queues jobs like one that is queued: the same keys, with a picture, an owner and a priority of their own. KEYS: RQ's
+# job, record, list of jobs, uses of inputs, inputs, RQ's list, line. ARGV: how many, what makes ids different, the
+# time, id and picture of the job that is copied, owners, cost, then priorities.
+COPIES = (
+    LINE_FUNCTIONS
+    + """
+local spec = redis.call('HGET', KEYS[2], 'spec')
+for i = 1, tonumber(ARGV[1]) do
+  local digest = redis.sha1hex(ARGV[2] .. i)
+  local id, picture = string.sub(digest, 1, 32), string.sub(digest .. redis.sha1hex(digest), 1, 64)
+  local owner = string.format('%012x', math.random(0, ARGV[6] - 1))
+  local priority = ARGV[math.random(8, #ARGV)]
+  local rq, record = string.gsub(KEYS[1], ARGV[4], id), string.gsub(KEYS[2], ARGV[4], id)
+  local input, now = 'inputs/' .. picture .. '.png', ARGV[3] + i / 1e4
+  redis.call('COPY', KEYS[1], rq)
+  redis.call('COPY', KEYS[2], record)
+  redis.call('HSET', record, 'spec', (string.gsub(spec, ARGV[5], picture)), 'inputs', input, 'owner', owner,
+    'priority', priority, 'created_at', now)
+  for _, index in ipairs({KEYS[3], KEYS[3] .. ':of:' .. owner}) do
+    redis.call('ZADD', index, now, id)
+    redis.call('ZADD', index .. ':queued', now, id)
+  end
+  redis.call('HINCRBY', KEYS[4], input, 1)
+  redis.call('ZADD', KEYS[5], now + 86400, input)
+  redis.call('RPUSH', KEYS[6], id)
+  join(KEYS[7], id, priority, owner, tonumber(ARGV[7]))
+end
+"""
+)
 
 
 def main() -> None:
@@ -74,6 +104,7 @@ class Filler:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._queue = JobQueue(redis)
+        self._copies = redis.register_script(COPIES)
         self._random = Random(1)
 
     def spec(self) -> JobSpec:
@@ -95,33 +126,12 @@ class Filler:
         for _ in range(min(queued, ONE_BY_ONE) - depth):
             self.submit()
         template = self._queue.records.find(self.submit())
-        of_rq = self._redis.hgetall(Job.key_for(template.id))
-        fields = self._redis.hgetall(RECORD.format(id=template.id))
+        keys = [Job.key_for(template.id), RECORD.format(id=template.id), index_of(None), INPUT_USES, INPUTS]
+        keys += [rq_queue(SPEC.model, self._redis).key, f"i2i:line:{SPEC.model}"]
         while (missing := queued - self._queue.depth(SPEC.model)) > 0:
-            self._write(min(missing, AT_A_TIME), of_rq, fields)
-
-    def _write(self, count: int, of_rq: dict[bytes, bytes], fields: dict[bytes, bytes]) -> None:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for _ in range(count):
-                job_id, spec, terms, now = uuid4().hex, self.spec(), self.terms(), time.time()
-                picture = input_key(spec.inputs[0])
-                own = {b"spec": spec.model_dump_json(), b"inputs": picture, b"owner": terms.owner}
-                own |= {b"priority": terms.priority.value, b"created_at": now}
-                pipe.hset(Job.key_for(job_id), mapping=of_rq)
-                pipe.hset(RECORD.format(id=job_id), mapping=fields | own)
-                for owner in (None, terms.owner):
-                    for status in (None, JobStatus.QUEUED):
-                        pipe.zadd(index_of(owner, status), {job_id: now})
-                pipe.hincrby(INPUT_USES, picture, 1)
-                pipe.zadd(INPUTS, {picture: now + 86400})
-                pipe.rpush(rq_queue(SPEC.model, self._redis).key, job_id)
-                line = [job_id, terms.priority, terms.owner, spec.cost]
-                self._join(keys=[f"i2i:line:{SPEC.model}"], args=line, client=pipe)
-            pipe.execute()
-
-    @property
-    def _join(self) -> Callable[..., object]:
-        return self._queue.records.line._join
+            salt = self._random.randbytes(8).hex()
+            args = [min(missing, AT_A_TIME), salt, time.time(), template.id, template.spec.image or "", OWNERS]
+            self._copies(keys=keys, args=[*args, template.spec.cost, *PRIORITIES])
 
 
 def _measured(redis: Redis, queued: int) -> Row:

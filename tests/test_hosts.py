@@ -23,7 +23,7 @@ from tests.processes import MODEL, wait_for
 from tests.processes import tiny_model as tiny_model
 
 LEASE_S = 4
-STEPS = 150
+STEPS = 100  # long enough to be cut off in the middle, wherever the machine
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
                 request.node.add_report_section("teardown", log.name, log.read_text())
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_worker_cut_off_for_longer_than_its_lease_costs_no_job_and_publishes_nothing_late(site: Site) -> None:
-    workers = {host: site.start_worker(host, slots=4, lease_s=LEASE_S) for host in ("east", "west")}
+    workers = {host: site.start_worker(host, slots=3, lease_s=LEASE_S) for host in ("east", "west")}
     with Redis.from_url(site.redis_url) as redis, httpx.Client(base_url=site.front_url, timeout=60) as http:
         jobs = JobQueue(redis)
 
@@ -56,7 +56,8 @@ def test_a_worker_cut_off_for_longer_than_its_lease_costs_no_job_and_publishes_n
             return [record.id for record in records(ids) if workers[host].owns(record)]
 
         def submit(seed: int) -> str:
-            fields: dict[str, Any] = {"num_inference_steps": STEPS, "strength": 1, "scheduler": "ddim", "seed": seed}
+            fields: dict[str, Any] = {"num_inference_steps": STEPS, "strength": 1, "guidance_scale": 1, "seed": seed}
+            fields |= {"width": 32, "height": 32}
             answer = http.post("/img2img", files={"image": encoded(gradient(64, 64))}, data=fields)
             assert answer.status_code == 202, answer.text
             return str(answer.json()["id"])
@@ -68,13 +69,13 @@ def test_a_worker_cut_off_for_longer_than_its_lease_costs_no_job_and_publishes_n
         wait_for(lambda: _is_ready(http), timeout_s=60)
         changes = redis.pubsub(ignore_subscribe_messages=True)
         changes.subscribe(CHANGES)
-        ids = [submit(seed) for seed in range(8)]
-        wait_for(lambda: min(sum(r.step > 0 for r in records(of(host, ids))) for host in workers) >= 2, timeout_s=60)
+        ids = [submit(seed) for seed in range(6)]
+        wait_for(lambda: min(sum(r.step > 0 for r in records(of(host, ids))) for host in workers) >= 2, timeout_s=120)
 
         site.network.cut("east")
         lost = [record for record in records(of("east", ids)) if not record.status.is_terminal]
         assert lost, "it was cut off in the middle of its jobs"
-        wait_for(lambda: all(record.status.is_terminal for record in records(ids)), timeout_s=180)
+        wait_for(lambda: all(record.status.is_terminal for record in records(ids)), timeout_s=300)
         ended = records(ids)
         assert {record.status for record in ended} == {JobStatus.SUCCEEDED}
         for job in records([record.id for record in lost]):
