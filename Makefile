@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery test-compose clean
+.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery test-compose test-hosts benchmark-queue clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ test-clients: $(VENV)/dev .clients/ready ## let clients that four generators mak
 test-compose: $(VENV)/dev ## build the images, run the service in containers, kill some (needs Docker and compose; minutes)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose
 
+test-hosts: $(VENV)/dev ## run the service on several hosts, which are network namespaces, and cut one off (needs root and iproute2)
+	TEST_HOSTS=1 $(BIN)/python -m pytest tests/test_hosts.py
+
 .clients/ready: $(wildcard tests/clients/requirements.txt tests/clients/package*.json)
 	$(PYTHON) -m venv .clients
 	.clients/bin/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
@@ -54,6 +57,10 @@ benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machi
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.eta
+
+benchmark-queue: $(VENV)/dev ## measure what jobs cost Redis, up to 1,000,000 of them queued (minutes, 4 GB of memory)
+	$(BIN)/python -m benchmarks.queue_memory
+	$(BIN)/python -m benchmarks.control_plane
 
 model: $(VENV)/dev ## train the demo model and its companions from nothing (hours on two cores, minutes on a GPU; resumes)
 	$(BIN)/python -m demo_model.train

@@ -130,8 +130,9 @@ class Client:
         return models
 
     def image(self, url: str) -> bytes:
-        """The bytes of a result, by the `url` in its job."""
-        return self._call("GET", url).content
+        """The bytes of a result, by the `url` in its job; also from a store that the service redirects to, which
+        gets no API key."""
+        return self._call("GET", url, follow_redirects=True).content
 
     def _json(self, method: str, url: str, **content: Any) -> Json:
         answer: Json = self._call(method, url, **content).json()

@@ -34,6 +34,8 @@ from app.rate import RateLimit
 from app.routes import control_maps, follow, health, images, img2img, jobs, models, results
 from app.settings import ApiSettings
 
+STORE_PATIENCE_S = 3.0  # a client waits meanwhile
+
 
 def create_app(settings: ApiSettings) -> FastAPI:
     """The front end as an ASGI application. Raises CannotTrace."""
@@ -49,7 +51,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.keys = ApiKeys(redis)
         app.state.rate = RateLimit(settings.rate_limit, redis)
         app.state.models = ModelRegistry(redis)
-        app.state.store = ObjectStore(settings.resolved_store_url)
+        app.state.store = ObjectStore(settings.resolved_store_url, patience_s=STORE_PATIENCE_S)
         app.state.decoders = CapacityLimiter(os.cpu_count() or 1)
         app.state.forecaster = Forecaster(app.state.queue.records.line, app.state.models)
         app.state.previews = Previews(redis)

@@ -110,6 +110,10 @@ RESULT_IMAGE: dict[int | str, dict[str, Any]] = {
         },
     },
     304: {"description": "The client has it already."},
+    307: {
+        "description": "Where the service is set to redirect: the PNG lies at a signed URL of the store, for a minute.",
+        "headers": {"Location": {"description": "The signed URL.", "schema": {"type": "string", "format": "uri"}}},
+    },
 }
 
 

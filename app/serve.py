@@ -13,10 +13,12 @@ from typing import IO
 
 import httpx
 import typer
+from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 
 from app.child import Child
 from app.contract.keys import ApiKeys
+from app.contract.store import ObjectStore, StoreRefused
 from app.courier.signing import keep_secret
 from app.private_redis import NoRedis, answers, connect, redis_command
 from app.settings import ApiSettings
@@ -67,6 +69,7 @@ class Service:
                 raise ServeError(str(error)) from None
             self._wait_until(lambda: answers(self._settings.resolved_redis_url))
         check_keys(self._settings)
+        check_store(self._settings)
         self._add("courier", [*PYTHON, "app.courier"], stop_within_s=self._settings.webhook_timeout_s + 5)
         self._add("worker", [*PYTHON, "worker"], stop_within_s=DRAIN_S)
         self._add("api", [*PYTHON, "app.cli", "api"], stop_within_s=10)
@@ -133,6 +136,27 @@ def check_keys(settings: ApiSettings) -> None:
         f"on {settings.published_host or settings.host} requests need an API key, and there is none yet: make one with "
         "`img2img keys create --name NAME`, or let everyone in with --insecure"
     )
+
+
+def check_store(settings: ApiSettings) -> None:
+    """Refuses a store that cannot do what it is to do. One that does not answer now may later. Raises ServeError."""
+    try:
+        store = ObjectStore(settings.resolved_store_url, patience_s=1)
+        if settings.result_redirect:
+            _check_signing(store)
+        store.check_first_writer_wins()
+    except StoreRefused as error:
+        raise ServeError(str(error)) from None
+    except StoreError:
+        return
+
+
+def _check_signing(store: ObjectStore) -> None:
+    try:
+        store.sign("GET", "check", 1)
+    except (StoreRefused, StoreError) as error:
+        why = str(error).split("\n", 1)[0]
+        raise ServeError(f"IMG2IMG_RESULT_REDIRECT=true needs a store that signs URLs: {why}") from None
 
 
 def check_torch() -> None:

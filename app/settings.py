@@ -103,6 +103,9 @@ class ApiSettings(SharedSettings):
         BeforeValidator(seconds),
         Field(gt=0, description="How long a job and its pictures are kept after its end: 24h, 30m, 7d or seconds."),
     ] = RESULT_TTL_S
+    result_redirect: Annotated[
+        bool, Field(description="Answer for a PNG with a redirect to where the bucket serves it, by a signed URL.")
+    ] = False
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
     webhook_secret: Annotated[
         str,

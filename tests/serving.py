@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -20,20 +20,21 @@ def serving(
     model: Path,
     option: str = "--model",
     *,
-    environment: Mapping[str, str] | None = None,
     log: Path | None = None,
+    **settings: str,
 ) -> Iterator[httpx.Client]:
     """`img2img serve`, ready; ended by Ctrl-C, which it must survive with exit code 0.
 
     option: what `model` is: `--model` or `--models-file`. log: where all that its processes say goes.
+    settings: environment variables.
     """
     port = free_port()
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--data-dir", str(data_dir)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # models this small are slower with more
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", **settings}  # models this small are slower with more
     with log.open("ab") if log else nullcontext() as output:
         process = subprocess.Popen(
             [*command, option, str(model), "--slots", "16"],
-            env={**one_thread, **(environment or {})},
+            env=one_thread,
             stdout=output,
             stderr=output,
         )

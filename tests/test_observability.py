@@ -83,7 +83,7 @@ def observed(model_folder: Path) -> Iterator[Observed]:
                 "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
                 "OTEL_BSP_SCHEDULE_DELAY": "200",
             }
-            with serving(data_dir, model_folder, environment=environment, log=log) as client:
+            with serving(data_dir, model_folder, log=log, **environment) as client:
                 client.headers["Authorization"] = f"Bearer {secret}"
                 webhook = json.dumps({"url": f"{receiver.url}?token={TOKEN}"})
                 done = _submit(client, webhook=webhook, num_inference_steps=4, num_images=2, guidance_scale=3)

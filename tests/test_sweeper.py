@@ -11,7 +11,7 @@ from rq.worker import BaseWorker
 from app.contract.job import JobFailure, JobStatus
 from app.contract.queue import MAX_ATTEMPTS, InertJob
 from app.contract.records import RECORD
-from tests.processes import Service
+from tests.processes import MODEL, Service
 from tests.processes import front_end as front_end
 from tests.processes import service as service
 from tests.processes import tiny_model as tiny_model
@@ -218,3 +218,29 @@ def test_putting_a_job_back_twice_is_putting_it_back_once(front_end: Service) ->
     for _ in range(3):
         front_end.jobs.requeue(job_id, execution=execution.id)
     assert_waiting(front_end, job_id)
+
+
+def test_among_very_many_jobs_one_in_no_list_is_found(front_end: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.sweeper.LOOKED_THROUGH", 2)
+    ids = [front_end.submit(seed=seed) for seed in range(4)]
+    looked_at: list[str] = []
+    active_ids = front_end.records.active_ids
+    sweeper = Sweeper(front_end.redis, lease_s=LEASE_S)
+    monkeypatch.setattr(sweeper._jobs.records, "active_ids", lambda: looked_at.append("all") or active_ids())
+    time.sleep(LEASE_S * 2)
+    sweeper.sweep([MODEL])
+    assert not looked_at, "their number says that all are there"
+    front_end.queue.remove(ids[1])
+    for _ in range(2):
+        time.sleep(LEASE_S * 3.5)
+        sweeper.sweep([MODEL])
+    assert looked_at
+    assert sorted(front_end.queue.get_job_ids()) == sorted(ids)
+
+
+def test_what_rq_notes_of_ended_jobs_does_not_grow_for_ever(front_end: Service) -> None:
+    registries = [front_end.queue.finished_job_registry.key, front_end.queue.failed_job_registry.key]
+    for key in registries:
+        front_end.redis.zadd(key, {"over": time.time() - 10, "kept": time.time() + 60})
+    Sweeper(front_end.redis, lease_s=LEASE_S).sweep([MODEL])
+    assert [front_end.redis.zrange(key, 0, -1) for key in registries] == [[b"kept"]] * 2

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 
 import torch
+from obstore.exceptions import BaseError as StoreError
 from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
@@ -15,7 +16,7 @@ from redis.exceptions import RedisError
 from app.contract import logs
 from app.contract.settings import without_password
 from app.contract.spec import JobSpec, Resize, Task
-from app.contract.store import ObjectStore
+from app.contract.store import ObjectStore, StoreRefused
 from app.contract.traces import CannotTrace, Traces
 from worker.engine import Engine, Ticket
 from worker.engine_state import EngineState
@@ -60,7 +61,7 @@ def run(settings: WorkerSettings, traces: Traces) -> None:
         redis.ping()
     except (RedisError, ValueError) as error:
         raise StartupError(f"no Redis at {without_password(settings.resolved_redis_url)}: {error}") from error
-    store = ObjectStore(settings.resolved_store_url)
+    store = open_store(settings.resolved_store_url)
     entries = entries_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
     engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
     ready: Future[list[Model]] = Future()
@@ -77,6 +78,17 @@ def run(settings: WorkerSettings, traces: Traces) -> None:
     BatchWorker(redis, store, runner, lease_s=settings.lease_s, telemetry=telemetry).serve(thread.is_alive)
     engine.shut_down()
     thread.join()
+
+
+def open_store(url: str) -> ObjectStore:
+    """The store, in which the first writer wins. One that does not answer now may later. Raises StartupError."""
+    try:
+        ObjectStore(url, patience_s=1).check_first_writer_wins()
+    except StoreRefused as error:
+        raise StartupError(str(error)) from None
+    except StoreError as error:
+        logging.getLogger(__name__).warning("the store %s does not answer: %s", url, str(error).split("\n", 1)[0])
+    return ObjectStore(url)
 
 
 def run_engine(engine: Engine, device: str, entries: Iterable[ModelEntry], ready: Future[list[Model]]) -> None:

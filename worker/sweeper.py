@@ -14,14 +14,16 @@ from redis.exceptions import LockError, RedisError
 from rq import Queue
 from rq.utils import as_text, current_timestamp
 
-from app.contract.job import JobFailure
+from app.contract.job import JobFailure, JobStatus
 from app.contract.logs import of_job
 from app.contract.queue import JobQueue, rq_queue
+from app.contract.records import index_of
 
 log = logging.getLogger(__name__)
 
 LOCK = "i2i:sweeper"
 LOCK_S = 10  # a sweep takes milliseconds; if its owner is killed, another may sweep after this
+LOOKED_THROUGH = 10_000  # jobs that have not ended and are looked at one by one; of more, first their numbers
 
 UNREADABLE = JobFailure(code="unreadable", message="the job's record cannot be read by this version of the worker")
 
@@ -50,6 +52,7 @@ class Sweeper:
             for queue in queues:
                 self._sweep_expired(queue)
             self._sweep_stuck(queues)
+            self._forget_ended(queues)
             if time.monotonic() - self._last_audit > self._orphan_s / 2:
                 self._audit(queues)
                 self._last_audit = time.monotonic()
@@ -84,8 +87,18 @@ class Sweeper:
                 queue.intermediate_queue.remove(job_id)
         self._stuck_since = seen
 
+    def _forget_ended(self, queues: Iterable[Queue]) -> None:
+        """What RQ has noted of ended jobs and keeps no more. Its own workers see to that; nobody else does."""
+        for queue in queues:
+            for registry in (queue.finished_job_registry, queue.failed_job_registry):
+                self._redis.zremrangebyscore(registry.key, 0, current_timestamp())
+
     def _audit(self, queues: Iterable[Queue]) -> None:
         """Records of jobs that have not ended and that no list of RQ knows, seen so twice."""
+        queues = list(queues)
+        if self._many_and_all_listed(queues):
+            self._orphan_since = {}
+            return
         listed: set[str] = set()
         for queue in queues:
             listed.update(queue.get_job_ids(), queue.intermediate_queue.get_job_ids())
@@ -98,6 +111,18 @@ class Sweeper:
             log.error("in no queue", extra=of_job(job_id))
             self._requeue(job_id)
         self._orphan_since = seen
+
+    def _many_and_all_listed(self, queues: Iterable[Queue]) -> bool:
+        """Whether so many jobs wait that looking at each would take seconds, and the lists have as many entries."""
+        with self._redis.pipeline() as pipe:  # one transaction: no job is counted on neither side
+            for status in (JobStatus.QUEUED, JobStatus.RUNNING):
+                pipe.zcard(index_of(None, status))
+            for queue in queues:
+                pipe.llen(queue.key)
+                pipe.llen(queue.intermediate_queue_key)
+                pipe.zcard(queue.started_job_registry.key)
+            queued, running, *listed = pipe.execute()
+        return bool(LOOKED_THROUGH < queued + running <= sum(listed))
 
     def _requeue(self, job_id: str, execution: str | None = None) -> None:
         """Puts one job back. One that cannot be read fails alone, and does not keep the others from being found."""

@@ -82,7 +82,7 @@ def api(
     from app.contract import logs
     from app.main import create_app
     from app.protocol import PatientProtocol
-    from app.serve import check_keys, check_port
+    from app.serve import check_keys, check_port, check_store
 
     with one_line_errors():
         settings = settings_of(
@@ -90,6 +90,7 @@ def api(
         )
         check_port(settings.host, settings.port)
         check_keys(settings)
+        check_store(settings)
         logs.configure("api", level=settings.log_level, form=settings.log_format)
         uvicorn.run(
             create_app(settings),

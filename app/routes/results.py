@@ -1,19 +1,21 @@
 """A job's pictures: as they are stored, or converted on the way out."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from app import openapi
 from app.contract.errors import Gone, NotFound, NotReady
 from app.contract.job import ImageInfo, JobRecord, JobStatus
 from app.contract.spec import result_key
 from app.delivery import converted, representation
-from app.deps import DecodersDep, QueueDep, StoreDep
+from app.deps import DecodersDep, QueueDep, SettingsDep, StoreDep
 from app.views import ImageFormat
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
+
+SIGNED_S = 60.0  # how long a signed URL leads to the picture; whoever has it needs no key
 
 JobId = Annotated[str, Path(description="The `id` of the job.")]
 Index = Annotated[int, Path(ge=0, description="Which image, from 0.")]
@@ -27,6 +29,8 @@ class Delivery:
 
     def __init__(
         self,
+        request: Request,
+        settings: SettingsDep,
         queue: QueueDep,
         store: StoreDep,
         decoders: DecodersDep,
@@ -34,6 +38,8 @@ class Delivery:
         quality: Quality = None,
         if_none_match: IfNoneMatch = None,
     ) -> None:
+        self._method: Literal["GET", "HEAD"] = "HEAD" if request.method == "HEAD" else "GET"
+        self._redirect = settings.result_redirect
         self._queue = queue
         self._store = store
         self._decoders = decoders
@@ -53,6 +59,9 @@ class Delivery:
         }
         if self._if_none_match and _matches(self._if_none_match, tag):
             return Response(status_code=304, headers=headers)
+        if self._redirect and not variant:
+            url = await run_sync(self._store.sign, self._method, result_key(record.id, index), SIGNED_S)
+            return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
         picture = await run_sync(self._store.get, result_key(record.id, index))
         if picture is None:
             raise Gone("The picture is no longer stored.", job_status=record.status)

@@ -1,0 +1,135 @@
+"""What a job costs Redis and a worker beside its pictures: a real redis-server, a real BatchWorker, no model.
+
+python -m benchmarks.control_plane
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+from redis import Redis
+from rq.job import Job
+
+from app.child import Child
+from app.contract.errors import JobError
+from app.contract.queue import JobQueue
+from app.contract.settings import private_redis_socket
+from app.contract.spec import JobSpec, input_key
+from app.contract.store import MemoryStore
+from app.private_redis import answers, redis_command
+from benchmarks.front_end import CARD
+from benchmarks.queue_memory import Filler
+from worker.rq_worker import BatchWorker
+
+PNG = b"a picture"
+
+
+class Done:
+    """A job that ended when it began."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self.indices = indices
+        self.step = self.left = 0
+        self.error: JobError | None = None
+
+    def stop(self) -> None:
+        return
+
+    def seconds(self) -> dict[str, float]:
+        return {"denoise": 0.0}
+
+    def render(self) -> list[Any]:
+        return [SimpleNamespace(index=index, png=PNG) for index in self.indices]
+
+
+class TakesNoTime:
+    """A runner without a model."""
+
+    slots = 16
+    cards = (CARD,)
+
+    def start(
+        self, _spec: JobSpec, _pngs: Mapping[str, bytes], indices: Sequence[int], on_done: Callable[[], None]
+    ) -> Done:
+        on_done()
+        return Done(indices)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2_000)
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    options = parser.parse_args()
+    with TemporaryDirectory(prefix="i2i-") as folder:
+        child = Child("redis", redis_command(Path(folder)), os.environ, stop_within_s=20)
+        url = f"unix://{private_redis_socket(Path(folder))}"
+        try:
+            while not answers(url):
+                if child.exit_code is not None:
+                    raise SystemExit("redis-server did not start")
+            with Redis.from_url(url) as redis:
+                figures = measured(redis, options.jobs)
+        finally:
+            child.kill()
+    for name, figure in figures.items():
+        sys.stdout.write(f"| {name.replace('_', ' ')} | {figure:,.2f} |\n")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measured(redis: Redis, jobs: int) -> dict[str, float]:
+    """Per job: processor time for the submit and for all that a worker does, and bytes of Redis once it has ended."""
+    queue, store, filler = JobQueue(redis), MemoryStore(), Filler(redis)
+    empty, idle = _memory(redis), _cpu_s(redis)
+    ids = [filler.submit() for _ in range(jobs)]
+    submitted = _cpu_s(redis)
+    for job_id in ids:
+        store.put(input_key(queue.records.find(job_id).spec.inputs[0]), PNG)
+    before, own = _cpu_s(redis), time.process_time()
+    _work(redis, queue, store)
+    ended, spent = _cpu_s(redis), time.process_time() - own
+    while redis.exists(*(Job.key_for(job_id) for job_id in ids)):  # RQ keeps what is its own for a minute
+        time.sleep(1)
+    return {
+        "jobs": jobs,
+        "Redis_ms_a_submit": (submitted - idle) / jobs * 1e3,
+        "Redis_ms_from_claim_to_end": (ended - before) / jobs * 1e3,
+        "worker_ms_from_claim_to_end": spent / jobs * 1e3,
+        "bytes_of_an_ended_job": (_memory(redis) - empty) / jobs,
+    }
+
+
+def _work(redis: Redis, queue: JobQueue, store: MemoryStore) -> None:
+    """Runs a worker until no job is left."""
+
+    def stop() -> None:
+        while queue.records.active_ids():
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    BatchWorker(redis, store, TakesNoTime(), lease_s=20).serve(lambda: True)  # type: ignore[arg-type]
+    thread.join()
+
+
+def _memory(redis: Redis) -> int:
+    return int(redis.info("memory")["used_memory"])
+
+
+def _cpu_s(redis: Redis) -> float:
+    cpu = redis.info("cpu")
+    return float(cpu["used_cpu_user"] + cpu["used_cpu_sys"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""What a queued job costs Redis, and what a long queue does to those who use it: a real redis-server, no worker.
+
+    python -m benchmarks.queue_memory
+
+The first jobs are queued as the front end does it, one by one; the others are copied in Redis, with the same keys.
+Each has a picture of its own; they belong to a hundred keys and are of all priorities.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from redis import Redis
+from rq.job import Job
+
+from app.child import Child
+from app.contract.inputs import INPUT_USES, INPUTS
+from app.contract.job import Priority, Terms
+from app.contract.line_scripts import LINE_FUNCTIONS
+from app.contract.queue import JobQueue, rq_queue
+from app.contract.records import LISTED, RECORD, index_of
+from app.contract.settings import private_redis_socket
+from app.contract.spec import JobSpec, input_key
+from app.private_redis import answers, redis_command
+from benchmarks.front_end import SPEC
+from worker.sweeper import Sweeper
+
+OWNERS = 100
+PRIORITIES = (Priority.HIGH, Priority.NORMAL, Priority.NORMAL, Priority.NORMAL, Priority.LOW)
+ONE_BY_ONE = 1_000
+AT_A_TIME = 500
+ASKED = 200
+PROMPT = "a watercolor painting of a red house by a lake at sunset, soft light, reflections on the water, distant hills"
+
+Row = dict[str, float]
+
+# Queues jobs like one that is queued: the same keys, with a picture, an owner and a priority of their own. KEYS: RQ's
+# job, record, list of jobs, uses of inputs, inputs, RQ's list, line. ARGV: how many, what makes ids different, the
+# time, id and picture of the job that is copied, owners, cost, then priorities.
+COPIES = (
+    LINE_FUNCTIONS
+    + """
+local spec = redis.call('HGET', KEYS[2], 'spec')
+for i = 1, tonumber(ARGV[1]) do
+  local digest = redis.sha1hex(ARGV[2] .. i)
+  local id, picture = string.sub(digest, 1, 32), string.sub(digest .. redis.sha1hex(digest), 1, 64)
+  local owner = string.format('%012x', math.random(0, ARGV[6] - 1))
+  local priority = ARGV[math.random(8, #ARGV)]
+  local rq, record = string.gsub(KEYS[1], ARGV[4], id), string.gsub(KEYS[2], ARGV[4], id)
+  local input, now = 'inputs/' .. picture .. '.png', ARGV[3] + i / 1e4
+  redis.call('COPY', KEYS[1], rq)
+  redis.call('COPY', KEYS[2], record)
+  redis.call('HSET', record, 'spec', (string.gsub(spec, ARGV[5], picture)), 'inputs', input, 'owner', owner,
+    'priority', priority, 'created_at', now)
+  for _, index in ipairs({KEYS[3], KEYS[3] .. ':of:' .. owner}) do
+    redis.call('ZADD', index, now, id)
+    redis.call('ZADD', index .. ':queued', now, id)
+  end
+  redis.call('HINCRBY', KEYS[4], input, 1)
+  redis.call('ZADD', KEYS[5], now + 86400, input)
+  redis.call('RPUSH', KEYS[6], id)
+  join(KEYS[7], id, priority, owner, tonumber(ARGV[7]))
+end
+"""
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
+    with TemporaryDirectory(prefix="i2i-") as folder:
+        child = Child("redis", redis_command(Path(folder)), os.environ, stop_within_s=20)
+        url = f"unix://{private_redis_socket(Path(folder))}"
+        try:
+            while not answers(url):
+                if child.exit_code is not None:
+                    raise SystemExit("redis-server did not start")
+            with Redis.from_url(url, socket_timeout=600) as redis:
+                redis.config_set("appendonly", "no")  # memory is what is measured here
+                rows = [_measured(redis, size) for size in sorted(options.sizes)]
+                version = redis.info("server")["redis_version"]
+        finally:
+            child.kill()
+    print(_markdown(rows, version))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+class Filler:
+    """Makes jobs; the same ones in every run."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._queue = JobQueue(redis)
+        self._copies = redis.register_script(COPIES)
+        self._random = Random(1)
+
+    def spec(self) -> JobSpec:
+        image = sha256(self._random.randbytes(8)).hexdigest()
+        return SPEC.model_copy(update={"image": image, "prompt": PROMPT, "seed": self._random.getrandbits(31)})
+
+    def terms(self) -> Terms:
+        return Terms(owner=f"{self._random.randrange(OWNERS):012x}", priority=self._random.choice(PRIORITIES))
+
+    def submit(self) -> str:
+        """A job, queued as the front end does it once the picture is decoded."""
+        spec = self.spec()
+        self._queue.inputs.hold(input_key(spec.inputs[0]), keep_s=86400)
+        return self._queue.submit(spec, self.terms()).id
+
+    def fill(self, queued: int) -> None:
+        """Until so many jobs wait."""
+        depth = self._queue.depth(SPEC.model)
+        for _ in range(min(queued, ONE_BY_ONE) - depth):
+            self.submit()
+        template = self._queue.records.find(self.submit())
+        keys = [Job.key_for(template.id), RECORD.format(id=template.id), index_of(None), INPUT_USES, INPUTS]
+        keys += [rq_queue(SPEC.model, self._redis).key, f"i2i:line:{SPEC.model}"]
+        while (missing := queued - self._queue.depth(SPEC.model)) > 0:
+            salt = self._random.randbytes(8).hex()
+            args = [min(missing, AT_A_TIME), salt, time.time(), template.id, template.spec.image or "", OWNERS]
+            self._copies(keys=keys, args=[*args, template.spec.cost, *PRIORITIES])
+
+
+def _measured(redis: Redis, queued: int) -> Row:
+    """Fills up to `queued` jobs, and uses the queue."""
+    _say(f"filling up to {queued:,} queued jobs")
+    filler, queue = Filler(redis), JobQueue(redis)
+    if queued > redis.zcard(LISTED):
+        filler.fill(queued)
+    row: Row = {"queued": queue.depth(SPEC.model), "bytes": redis.info("memory")["used_memory"]}
+    _say("using it")
+    ids = list(map(str, map(bytes.decode, redis.zrange(LISTED, 0, -1))))
+    some = Random(2).sample(ids, min(ASKED, len(ids)))
+    records = [queue.records.find(job_id) for job_id in some]
+    row |= _spread("submit", [_ms(filler.submit) for _ in range(ASKED)])
+    row |= _spread("position", [_ms(lambda r=record: queue.records.line.standings([r])) for record in records])
+    row |= _spread("claim", [_ms(lambda: queue.claim(SPEC.model)) for _ in range(ASKED)])
+    row["sweep_ms"] = _ms(lambda: Sweeper(redis, lease_s=20).sweep([SPEC.model]))
+    return row
+
+
+def _spread(name: str, times: list[float]) -> Row:
+    return {f"{name}_ms": median(times), f"{name}_p99_ms": sorted(times)[int(len(times) * 0.99)]}
+
+
+def _ms(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1000
+
+
+def _markdown(rows: list[Row], version: str) -> str:
+    lines = ["| jobs queued | Redis | a job | submit | p99 | position | p99 | claim | p99 | a worker's sweep |"]
+    lines.append("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for row in rows:
+        cells = [f"{row['queued']:,.0f}", f"{row['bytes'] / 1e6:,.0f} MB", f"{row['bytes'] / row['queued']:,.0f} B"]
+        for name in ("submit", "position", "claim"):
+            cells += [f"{row[f'{name}_ms']:.2f} ms", f"{row[f'{name}_p99_ms']:.2f} ms"]
+        cells.append(f"{row['sweep_ms']:,.0f} ms")
+        lines.append(f"| {' | '.join(cells)} |")
+    cores = len(os.sched_getaffinity(0))
+    lines += ["", f"redis-server {version} without an append-only file, on a unix socket; {cores} CPU cores."]
+    return "\n".join(lines)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
