@@ -18,10 +18,14 @@ from app.contract.conditions import Margins, Repaint
 from app.contract.spec import JobSpec, Resize, Scheduler, Task
 from tests.engines import run_on, run_together
 from tests.tiny_families import (
+    tiny_fill,
     tiny_flux,
+    tiny_flux2,
     tiny_klein,
     tiny_kontext,
     tiny_lcm,
+    tiny_qwen_edit,
+    tiny_qwen_edit_plus,
     tiny_qwen_image,
     tiny_refiner,
     tiny_schnell,
@@ -34,6 +38,7 @@ from worker.errors import StartupError
 from worker.inputs import Inputs, to_tensor
 from worker.pipelines.model_file import ModelEntry
 from worker.pipelines.models import Model, load_model
+from worker.pipelines.processors import picture_processor
 
 WIDTH, HEIGHT = 96, 64
 EULER = diffusers.FlowMatchEulerDiscreteScheduler
@@ -57,6 +62,7 @@ class Case:
     schedulers: tuple[Scheduler, ...] = ()  # others
     negative: str = ""  # a negative prompt, where it takes any
     entry: dict[str, Any] | None = None
+    modules: Callable[[str], dict[str, Any]] = lambda _folder: {}
 
 
 def sizes(spec: JobSpec) -> dict[str, Any]:
@@ -77,7 +83,8 @@ def flux_arguments(spec: JobSpec) -> dict[str, Any]:
 
 def kontext_arguments(spec: JobSpec) -> dict[str, Any]:
     size = {"max_area": spec.width * spec.height, "_auto_resize": False}
-    return {"guidance_scale": spec.guidance_scale, **sizes(spec), **size}
+    strength = {} if spec.task is Task.EDIT else {"strength": spec.strength}
+    return {"guidance_scale": spec.guidance_scale, **strength, **sizes(spec), **size}
 
 
 def sd_arguments(spec: JobSpec) -> dict[str, Any]:
@@ -93,6 +100,10 @@ def qwen_arguments(spec: JobSpec) -> dict[str, Any]:
     return {"strength": spec.strength, **sizes(spec), **(guided if spec.guidance_scale > 1 else {})}
 
 
+def qwen_edit_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {name: value for name, value in qwen_arguments(spec).items() if name != "strength"}
+
+
 def z_image_arguments(spec: JobSpec) -> dict[str, Any]:
     scale = spec.guidance_scale if spec.guidance_scale > 1 else 0
     return {"strength": spec.strength, "guidance_scale": scale, "negative_prompt": spec.negative_prompt or None}
@@ -102,7 +113,12 @@ FLUX = {Task.IMG2IMG: diffusers.FluxImg2ImgPipeline, Task.INPAINT: diffusers.Flu
 CASES = {
     "flux": Case(tiny_flux, FLUX, flux_arguments, schedulers=(Scheduler.FLOW_EULER_BETA,)),
     "flux-schnell": Case(tiny_schnell, FLUX, flux_arguments),
-    "flux-kontext": Case(tiny_kontext, {Task.EDIT: diffusers.FluxKontextPipeline}, kontext_arguments),
+    "flux-kontext": Case(
+        tiny_kontext,
+        {Task.EDIT: diffusers.FluxKontextPipeline, Task.INPAINT: diffusers.FluxKontextInpaintPipeline},
+        kontext_arguments,
+    ),
+    "flux-fill": Case(tiny_fill, {Task.INPAINT: diffusers.FluxFillPipeline}, flux_arguments),
     "sd3": Case(
         tiny_sd3,
         {
@@ -120,6 +136,7 @@ CASES = {
         Scheduler.EULER,
         negative="blurry",
     ),
+    "flux-2": Case(tiny_flux2, {Task.EDIT: diffusers.Flux2Pipeline}, klein_arguments),
     "flux-2-klein": Case(tiny_klein, {Task.EDIT: diffusers.Flux2KleinPipeline}, klein_arguments),
     "qwen-image": Case(
         tiny_qwen_image,
@@ -127,7 +144,26 @@ CASES = {
         qwen_arguments,
         negative="blurry",
     ),
-    "z-image": Case(tiny_z_image, {Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline}, z_image_arguments, negative="blur"),
+    "qwen-image-edit": Case(
+        tiny_qwen_edit,
+        {Task.EDIT: diffusers.QwenImageEditPipeline},
+        qwen_edit_arguments,
+        negative="blurry",
+        modules=picture_processor,
+    ),
+    "qwen-image-edit-plus": Case(
+        tiny_qwen_edit_plus,
+        {Task.EDIT: diffusers.QwenImageEditPlusPipeline},
+        qwen_edit_arguments,
+        negative="blurry",
+        modules=picture_processor,
+    ),
+    "z-image": Case(
+        tiny_z_image,
+        {Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline, Task.INPAINT: diffusers.ZImageInpaintPipeline},
+        z_image_arguments,
+        negative="blur",
+    ),
     "sd-turbo": Case(
         tiny_sd,
         {Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline},
@@ -146,7 +182,9 @@ class Served:
         self.case = case
         case.make(folder)
         self.model: Model = load_model(ModelEntry(name="tiny", source=str(folder), **case.entry or {}), device="cpu")
-        self.stock = {task: kind.from_pretrained(folder) for task, kind in case.stock.items()}
+        self.stock = {
+            task: kind.from_pretrained(folder, **case.modules(str(folder))) for task, kind in case.stock.items()
+        }
         rng = np.random.default_rng(2)
         self.picture = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
         self.mask = Image.new("L", (WIDTH, HEIGHT))

@@ -93,8 +93,9 @@ def load_model(entry: ModelEntry, *, device: str) -> Model:
             use_safetensors=True,
             revision=entry.revision,
             variant=entry.variant,
+            **family.modules(source, entry.revision),
         ).to(device)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise StartupError(f"cannot load model {entry.name!r}: {str(error).strip().splitlines()[0]}") from error
     return Model(entry, family, pipeline)
 
