@@ -3,6 +3,7 @@
 Tiny random-weight models; the reference is loaded apart, with schedulers built here by hand.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import is_torchvision_available
 
 from app.contract.conditions import Margins, Repaint
 from app.contract.spec import JobSpec, Resize, Scheduler, Task
@@ -32,7 +34,7 @@ from tests.tiny_families import (
     tiny_sd3,
     tiny_z_image,
 )
-from tests.tiny_models import tiny_sd
+from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.engine import Engine
 from worker.errors import StartupError
 from worker.inputs import Inputs, to_tensor
@@ -46,6 +48,7 @@ SCHEDULERS: dict[Scheduler, Callable[[Any], Any]] = {
     Scheduler.FLOW_EULER: EULER.from_config,
     Scheduler.FLOW_EULER_BETA: lambda config: EULER.from_config(config, use_beta_sigmas=True),
     Scheduler.FLOW_HEUN: diffusers.FlowMatchHeunDiscreteScheduler.from_config,
+    Scheduler.DDIM: diffusers.DDIMScheduler.from_config,
     Scheduler.EULER: diffusers.EulerDiscreteScheduler.from_config,
     Scheduler.LCM: diffusers.LCMScheduler.from_config,
 }
@@ -306,6 +309,34 @@ def test_the_card_names_what_the_family_can_do(served: Served) -> None:
     assert all(width % card.size_multiple == 0 == height % card.size_multiple for width, height in card.sizes)
 
 
+@pytest.mark.parametrize("make", [tiny_sdxl, tiny_refiner])
+def test_denoising_begins_midway_without_noise(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    stock = {Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline}
+    case = Case(
+        make,
+        stock,
+        lambda spec: {"denoising_start": spec.denoising_start, "guidance_scale": spec.guidance_scale},
+        Scheduler.EULER,
+    )
+    served = Served(case, tmp_path)
+    assert served.model.card.denoising_start
+    specs = [
+        job(denoising_start=start, strength=1.0, num_inference_steps=steps, guidance_scale=scale, scheduler=scheduler)
+        for start, steps, scale, scheduler in [
+            (0.8, 20, 5.0, Scheduler.EULER),
+            (0.5, 7, 1.0, Scheduler.DDIM),
+            (0.95, 4, 2.0, Scheduler.EULER),
+        ]
+    ]
+    engine = Engine(slots=4)
+    together = run_on(engine, served.model, served.jobs([*specs, job(scheduler=Scheduler.EULER)]))
+    for spec, result in zip(specs, together, strict=False):
+        assert largest_difference(result, served.reference(spec)) <= 1, spec
+        alone = Engine(slots=1)
+        run_on(alone, served.model, served.jobs([spec]))
+        assert abs(alone.calls_run["denoise"] - spec.steps_run) <= 1
+
+
 def test_every_step_that_a_spec_promises_is_run(served: Served) -> None:
     for task in served.case.stock:
         for strength, steps in [(0.29, 7), (0.5, 5), (1e-6, 3), (1.0, 2)]:
@@ -336,6 +367,14 @@ def test_strength_zero_is_the_round_trip_through_the_autoencoder(served: Served)
 def test_a_model_of_no_known_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline", "unet": ["diffusers", "UNet"]}')
     with pytest.raises(StartupError, match="is a KandinskyPipeline; this version serves stable-diffusion, "):
+        load_model(ModelEntry(name="tiny", source=str(tmp_path)), device="cpu")
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="transformers gives the processor")
+def test_a_model_whose_processor_needs_torchvision_says_so(tmp_path: Path) -> None:
+    parts = {"_class_name": "Flux2Pipeline", "tokenizer": ["transformers", "PixtralProcessor"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(parts))
+    with pytest.raises(StartupError, match="needs torchvision, for its PixtralProcessor"):
         load_model(ModelEntry(name="tiny", source=str(tmp_path)), device="cpu")
 
 

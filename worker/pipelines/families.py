@@ -36,6 +36,8 @@ class Family:
     clip_prompts: bool = False  # conditioned by CLIP's embeddings alone: prompts can be long, and have weights
     image_guidance: bool = True  # an edit can be guided by the picture, too (InstructPix2Pix)
     guidance: Callable[[DiffusionPipeline], bool] = lambda _pipeline: True  # whether this model takes any
+    guidance_rows: int = 2  # of a pass with guidance; 1: it is an input of the denoiser
+    denoising_start: bool = False  # its image-to-image pipeline takes one
     # Arguments of the denoiser without rows of their own.
     shared: tuple[str, ...] = ()
     # Modules that are loaded in a way of their own, by the model's source and revision.
@@ -106,6 +108,7 @@ _FLUX = {
     "negative_prompt": False,
     "image_guidance": False,
     "guidance": _is_guidance_distilled,
+    "guidance_rows": 1,
     "shared": ("img_ids", "txt_ids"),
 }
 _QWEN = {
@@ -145,6 +148,7 @@ FAMILIES = (
         steps=8,
         guidance_scale=8.5,
         negative_prompt=False,  # the guidance is an input of the UNet
+        guidance_rows=1,
     ),
     Family(
         name="stable-diffusion-xl",
@@ -154,6 +158,7 @@ FAMILIES = (
             Task.INPAINT: diffusers.StableDiffusionXLInpaintPipeline,
         },
         clip_prompts=True,
+        denoising_start=True,
     ),
     Family(
         name="stable-diffusion-3",

@@ -3,10 +3,13 @@
 Transformers' own processor of Qwen2-VL asks for torchvision, for videos. Pictures alone do without.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin, Qwen2VLProcessor
 from transformers.utils import is_torchvision_available
+
+from worker.errors import StartupError
 
 FOLDER = "processor"  # of a pipeline
 
@@ -28,3 +31,10 @@ def picture_processor(source: str, revision: str | None = None) -> dict[str, Pic
     where = {"subfolder": FOLDER, "revision": revision or "main"}
     images = AutoImageProcessor.from_pretrained(source, **where)
     return {"processor": PictureProcessor(images, AutoTokenizer.from_pretrained(source, **where))}
+
+
+def check_processors(model: str, config: Mapping[str, Any]) -> None:
+    """Raises StartupError where a pipeline of that config has a processor that transformers would not give."""
+    kinds = [value[1] for value in config.values() if isinstance(value, list | tuple) and len(value) == 2]
+    if "PixtralProcessor" in kinds and not is_torchvision_available():
+        raise StartupError(f"model {model!r} needs torchvision, for its PixtralProcessor: `pip install torchvision`")
