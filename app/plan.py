@@ -48,6 +48,7 @@ class _Layout:
     control_size: tuple[int, int]  # what a control's own picture is brought to
     repaint: Repaint | None = None
     tiling: Tiling | None = None
+    is_tiled: bool = False  # in more than one tile
 
 
 @dataclass
@@ -66,9 +67,9 @@ class Planner:
         task = choose_task(request)
         check_model(request, task, self.card)
         card = card_for(request, self.card)
-        scheduler = resolve_scheduler(request, card)
         seed = resolve_seed(request.seed, request.num_images)
         layout = self._layout(task)
+        scheduler = resolve_scheduler(request, card, is_tiled=layout.is_tiled)
         guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
         if request.image_guidance_scale and guidance_scale == 1:
             message = "Without guidance it does nothing: leave it out, or give a `guidance_scale` above 1"
@@ -82,7 +83,9 @@ class Planner:
             negative_prompt=request.negative_prompt,
             prompt_weighting=request.prompt_weighting,
             strength=self._strength(task),
+            denoising_start=request.denoising_start,
             guidance_scale=guidance_scale,
+            guidance_rows=card.guidance_rows,
             image_guidance_scale=(request.image_guidance_scale or IMAGE_GUIDANCE_SCALE) if by_picture else None,
             num_inference_steps=resolve_steps(request.num_inference_steps, scheduler, card),
             scheduler=scheduler,
@@ -102,6 +105,8 @@ class Planner:
     def _strength(self, task: Task) -> float:
         if self.request.strength is not None:
             return self.request.strength
+        if self.request.denoising_start is not None:
+            return 1.0  # it does not count
         return 1.0 if self.card.upscaler(self.request.upscale) else STRENGTHS[task]
 
     def _layout(self, task: Task) -> _Layout:
@@ -128,8 +133,10 @@ class Planner:
         upscaler = self.card.upscaler(times)
         side, multiple = (upscaler or self.card).native_size, (upscaler or self.card).size_multiple
         overlap = min(multiple * -(-side // TILE_OVERLAP // multiple), side - multiple)
-        tiling = Tiling(upscaler=upscaler is not None, side=side, overlap=overlap, multiple=multiple)
-        return _Layout(self._keep(upload.rgb()), width, height, (width, height), tiling=tiling)
+        work = upscaler.work if upscaler else 1.0
+        tiling = Tiling(upscaler=upscaler is not None, side=side, overlap=overlap, multiple=multiple, work=work)
+        is_tiled = len(tiling.grid((width * times, height * times))) > 1
+        return _Layout(self._keep(upload.rgb()), width, height, (width, height), tiling=tiling, is_tiled=is_tiled)
 
     def _inpaint(self, upload: Upload) -> _Layout:
         request, size = self.request, upload.size

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from app.contract.errors import ParameterError, Unavailable
 from app.contract.models import ModelCard, nearest_bucket
-from app.contract.spec import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, Scheduler
+from app.contract.spec import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, Scheduler
 from app.schemas import Img2ImgRequest
 
 
@@ -19,13 +19,24 @@ def resolve_model(name: str | None, default: str, known: Mapping[str, ModelCard]
     raise ParameterError("model", f"Input should be one of: {', '.join(sorted(known))}", got=name)
 
 
-def resolve_scheduler(request: Img2ImgRequest, card: ModelCard) -> Scheduler:
-    """The scheduler, checked against the model and the number of steps."""
-    scheduler = request.scheduler or card.default_scheduler
-    if scheduler not in card.schedulers:
+def resolve_scheduler(request: Img2ImgRequest, card: ModelCard, *, is_tiled: bool = False) -> Scheduler:
+    """The scheduler: as asked, else the model's own, or where that does not go with tiles, its first one that does."""
+    able = [known for known in card.schedulers if not (is_tiled and known in NOISY_SCHEDULERS)]
+    able = able or list(card.schedulers)  # a model that has no other: its tiles agree a little less where they overlap
+    if request.scheduler is None:
+        if card.default_scheduler in able:
+            return card.default_scheduler
+        return Scheduler.EULER if Scheduler.EULER in able else able[0]
+    if request.scheduler not in card.schedulers:
         message = f"With the model {card.name}, input should be one of: {', '.join(card.schedulers)}"
-        raise ParameterError("scheduler", message, got=scheduler.value)
-    return scheduler
+        raise ParameterError("scheduler", message, got=request.scheduler.value)
+    if request.scheduler not in able:
+        message = (
+            "This result is made in tiles, and it draws new noise at every step, each tile its own: "
+            f"input should be one of: {', '.join(able)}"
+        )
+        raise ParameterError("scheduler", message, got=request.scheduler.value)
+    return request.scheduler
 
 
 def resolve_steps(asked_for: int | None, scheduler: Scheduler, card: ModelCard) -> int:

@@ -169,6 +169,15 @@ class Img2ImgRequest(BaseModel):
             "and not taken where one of the model's `upscalers` does it.",
         ),
     ] = None
+    denoising_start: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="In the place of `strength`, for SDXL and its refiner: the picture counts as denoised up to "
+            "this share of the schedule, no noise is added, and only the rest is run.",
+        ),
+    ] = None
     guidance_scale: Annotated[
         float | None,
         Field(

@@ -12,12 +12,14 @@ from app.schemas import Img2ImgRequest
 # from its default.
 _REFUSED: dict[Task, frozenset[str]] = {
     Task.IMG2IMG: frozenset({"mask_blur", "mask_padding", "image_guidance_scale"}),
-    Task.INPAINT: frozenset({"image_guidance_scale"}),
-    Task.CONTROL: frozenset({"mask_blur", "mask_padding", "image_guidance_scale"}),
-    Task.EDIT: frozenset({"prompt", "strength", "mask", "mask_blur", "mask_padding", "outpaint", "controls"}),
+    Task.INPAINT: frozenset({"image_guidance_scale", "denoising_start"}),
+    Task.CONTROL: frozenset({"mask_blur", "mask_padding", "image_guidance_scale", "denoising_start"}),
+    Task.EDIT: frozenset(
+        {"prompt", "strength", "mask", "mask_blur", "mask_padding", "outpaint", "controls", "denoising_start"}
+    ),
     Task.UPSCALE: frozenset(
         {"width", "height", "resize", "mask", "mask_blur", "mask_padding", "outpaint", "controls"}
-        | {"image_guidance_scale"}
+        | {"image_guidance_scale", "denoising_start"}
     ),
 }
 _BECAUSE: dict[Task, str] = {
@@ -45,8 +47,13 @@ def choose_task(request: Img2ImgRequest) -> Task:
     if task is not Task.CONTROL and request.image is None:
         raise ParameterError("image", "Field required")
     refused = sorted(given & _REFUSED[task])
+    if refused == ["denoising_start"]:
+        raise ParameterError("denoising_start", "It goes with plain image-to-image only; leave it out")
     if refused:
         raise ParameterError(refused[0], f"Input should be absent: {_BECAUSE[task]}")
+    if "denoising_start" in given and not given.isdisjoint({"strength", "controls"}):
+        other = "strength" if "strength" in given else "controls"
+        raise ParameterError("denoising_start", f"It cannot be combined with `{other}`; leave one of the two out")
     if task is Task.CONTROL and request.strength not in (None, 1):
         raise ParameterError("strength", "Without `image` there is nothing to keep: input should be 1 or absent")
     return task
@@ -74,8 +81,8 @@ def card_for(request: Img2ImgRequest, card: ModelCard) -> ModelCard:
     upscaler = card.upscaler(request.upscale)
     if upscaler is None:
         return card
-    defaults = upscaler.model_dump(exclude={"times", "native_size", "size_multiple"})
-    return card.model_copy(update={**defaults, "negative_prompt": True, "guidance": True})
+    defaults = upscaler.model_dump(exclude={"times", "native_size", "size_multiple", "work"})
+    return card.model_copy(update={**defaults, "negative_prompt": True, "guidance": True, "guidance_rows": 2})
 
 
 def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
@@ -102,6 +109,11 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
             raise ParameterError(f"loras.{index}.name", _choices(card, "LoRA", card.loras), got=lora.name)
         if lora.name in [before.name for before in request.loras[:index]]:
             raise ParameterError(f"loras.{index}.name", "This LoRA is named twice", got=lora.name)
+    if request.denoising_start is not None and not card.denoising_start:
+        message = (
+            f"The model {card.name} has no `denoising_start`, which is for SDXL and its refiner; give a `strength`"
+        )
+        raise ParameterError("denoising_start", message, got=request.denoising_start)
     if request.negative_prompt and not card.negative_prompt:
         raise ParameterError("negative_prompt", f"The model {card.name} takes no negative prompt; leave it out")
     if request.prompt_weighting and not card.prompt_weighting:

@@ -3,6 +3,7 @@
 Tiny random-weight models; the reference is loaded apart, with schedulers built here by hand.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +14,33 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import is_torchvision_available
 
 from app.contract.conditions import Margins, Repaint
 from app.contract.spec import JobSpec, Resize, Scheduler, Task
 from tests.engines import run_on, run_together
 from tests.tiny_families import (
+    tiny_fill,
     tiny_flux,
+    tiny_flux2,
     tiny_klein,
     tiny_kontext,
     tiny_lcm,
+    tiny_qwen_edit,
+    tiny_qwen_edit_plus,
     tiny_qwen_image,
     tiny_refiner,
     tiny_schnell,
     tiny_sd3,
     tiny_z_image,
 )
-from tests.tiny_models import tiny_sd
+from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.engine import Engine
 from worker.errors import StartupError
 from worker.inputs import Inputs, to_tensor
 from worker.pipelines.model_file import ModelEntry
 from worker.pipelines.models import Model, load_model
+from worker.pipelines.processors import picture_processor
 
 WIDTH, HEIGHT = 96, 64
 EULER = diffusers.FlowMatchEulerDiscreteScheduler
@@ -41,6 +48,7 @@ SCHEDULERS: dict[Scheduler, Callable[[Any], Any]] = {
     Scheduler.FLOW_EULER: EULER.from_config,
     Scheduler.FLOW_EULER_BETA: lambda config: EULER.from_config(config, use_beta_sigmas=True),
     Scheduler.FLOW_HEUN: diffusers.FlowMatchHeunDiscreteScheduler.from_config,
+    Scheduler.DDIM: diffusers.DDIMScheduler.from_config,
     Scheduler.EULER: diffusers.EulerDiscreteScheduler.from_config,
     Scheduler.LCM: diffusers.LCMScheduler.from_config,
 }
@@ -57,6 +65,7 @@ class Case:
     schedulers: tuple[Scheduler, ...] = ()  # others
     negative: str = ""  # a negative prompt, where it takes any
     entry: dict[str, Any] | None = None
+    modules: Callable[[str], dict[str, Any]] = lambda _folder: {}
 
 
 def sizes(spec: JobSpec) -> dict[str, Any]:
@@ -77,7 +86,8 @@ def flux_arguments(spec: JobSpec) -> dict[str, Any]:
 
 def kontext_arguments(spec: JobSpec) -> dict[str, Any]:
     size = {"max_area": spec.width * spec.height, "_auto_resize": False}
-    return {"guidance_scale": spec.guidance_scale, **sizes(spec), **size}
+    strength = {} if spec.task is Task.EDIT else {"strength": spec.strength}
+    return {"guidance_scale": spec.guidance_scale, **strength, **sizes(spec), **size}
 
 
 def sd_arguments(spec: JobSpec) -> dict[str, Any]:
@@ -93,6 +103,10 @@ def qwen_arguments(spec: JobSpec) -> dict[str, Any]:
     return {"strength": spec.strength, **sizes(spec), **(guided if spec.guidance_scale > 1 else {})}
 
 
+def qwen_edit_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {name: value for name, value in qwen_arguments(spec).items() if name != "strength"}
+
+
 def z_image_arguments(spec: JobSpec) -> dict[str, Any]:
     scale = spec.guidance_scale if spec.guidance_scale > 1 else 0
     return {"strength": spec.strength, "guidance_scale": scale, "negative_prompt": spec.negative_prompt or None}
@@ -102,7 +116,12 @@ FLUX = {Task.IMG2IMG: diffusers.FluxImg2ImgPipeline, Task.INPAINT: diffusers.Flu
 CASES = {
     "flux": Case(tiny_flux, FLUX, flux_arguments, schedulers=(Scheduler.FLOW_EULER_BETA,)),
     "flux-schnell": Case(tiny_schnell, FLUX, flux_arguments),
-    "flux-kontext": Case(tiny_kontext, {Task.EDIT: diffusers.FluxKontextPipeline}, kontext_arguments),
+    "flux-kontext": Case(
+        tiny_kontext,
+        {Task.EDIT: diffusers.FluxKontextPipeline, Task.INPAINT: diffusers.FluxKontextInpaintPipeline},
+        kontext_arguments,
+    ),
+    "flux-fill": Case(tiny_fill, {Task.INPAINT: diffusers.FluxFillPipeline}, flux_arguments),
     "sd3": Case(
         tiny_sd3,
         {
@@ -120,6 +139,7 @@ CASES = {
         Scheduler.EULER,
         negative="blurry",
     ),
+    "flux-2": Case(tiny_flux2, {Task.EDIT: diffusers.Flux2Pipeline}, klein_arguments),
     "flux-2-klein": Case(tiny_klein, {Task.EDIT: diffusers.Flux2KleinPipeline}, klein_arguments),
     "qwen-image": Case(
         tiny_qwen_image,
@@ -127,7 +147,26 @@ CASES = {
         qwen_arguments,
         negative="blurry",
     ),
-    "z-image": Case(tiny_z_image, {Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline}, z_image_arguments, negative="blur"),
+    "qwen-image-edit": Case(
+        tiny_qwen_edit,
+        {Task.EDIT: diffusers.QwenImageEditPipeline},
+        qwen_edit_arguments,
+        negative="blurry",
+        modules=picture_processor,
+    ),
+    "qwen-image-edit-plus": Case(
+        tiny_qwen_edit_plus,
+        {Task.EDIT: diffusers.QwenImageEditPlusPipeline},
+        qwen_edit_arguments,
+        negative="blurry",
+        modules=picture_processor,
+    ),
+    "z-image": Case(
+        tiny_z_image,
+        {Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline, Task.INPAINT: diffusers.ZImageInpaintPipeline},
+        z_image_arguments,
+        negative="blur",
+    ),
     "sd-turbo": Case(
         tiny_sd,
         {Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline},
@@ -146,7 +185,9 @@ class Served:
         self.case = case
         case.make(folder)
         self.model: Model = load_model(ModelEntry(name="tiny", source=str(folder), **case.entry or {}), device="cpu")
-        self.stock = {task: kind.from_pretrained(folder) for task, kind in case.stock.items()}
+        self.stock = {
+            task: kind.from_pretrained(folder, **case.modules(str(folder))) for task, kind in case.stock.items()
+        }
         rng = np.random.default_rng(2)
         self.picture = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
         self.mask = Image.new("L", (WIDTH, HEIGHT))
@@ -268,6 +309,34 @@ def test_the_card_names_what_the_family_can_do(served: Served) -> None:
     assert all(width % card.size_multiple == 0 == height % card.size_multiple for width, height in card.sizes)
 
 
+@pytest.mark.parametrize("make", [tiny_sdxl, tiny_refiner])
+def test_denoising_begins_midway_without_noise(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    stock = {Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline}
+    case = Case(
+        make,
+        stock,
+        lambda spec: {"denoising_start": spec.denoising_start, "guidance_scale": spec.guidance_scale},
+        Scheduler.EULER,
+    )
+    served = Served(case, tmp_path)
+    assert served.model.card.denoising_start
+    specs = [
+        job(denoising_start=start, strength=1.0, num_inference_steps=steps, guidance_scale=scale, scheduler=scheduler)
+        for start, steps, scale, scheduler in [
+            (0.8, 20, 5.0, Scheduler.EULER),
+            (0.5, 7, 1.0, Scheduler.DDIM),
+            (0.95, 4, 2.0, Scheduler.EULER),
+        ]
+    ]
+    engine = Engine(slots=4)
+    together = run_on(engine, served.model, served.jobs([*specs, job(scheduler=Scheduler.EULER)]))
+    for spec, result in zip(specs, together, strict=False):
+        assert largest_difference(result, served.reference(spec)) <= 1, spec
+        alone = Engine(slots=1)
+        run_on(alone, served.model, served.jobs([spec]))
+        assert abs(alone.calls_run["denoise"] - spec.steps_run) <= 1
+
+
 def test_every_step_that_a_spec_promises_is_run(served: Served) -> None:
     for task in served.case.stock:
         for strength, steps in [(0.29, 7), (0.5, 5), (1e-6, 3), (1.0, 2)]:
@@ -298,6 +367,14 @@ def test_strength_zero_is_the_round_trip_through_the_autoencoder(served: Served)
 def test_a_model_of_no_known_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline", "unet": ["diffusers", "UNet"]}')
     with pytest.raises(StartupError, match="is a KandinskyPipeline; this version serves stable-diffusion, "):
+        load_model(ModelEntry(name="tiny", source=str(tmp_path)), device="cpu")
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="transformers gives the processor")
+def test_a_model_whose_processor_needs_torchvision_says_so(tmp_path: Path) -> None:
+    parts = {"_class_name": "Flux2Pipeline", "tokenizer": ["transformers", "PixtralProcessor"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(parts))
+    with pytest.raises(StartupError, match="needs torchvision, for its PixtralProcessor"):
         load_model(ModelEntry(name="tiny", source=str(tmp_path)), device="cpu")
 
 

@@ -25,6 +25,9 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
         ({"negative_prompt": "blurry"}, "negative_prompt", "takes no negative prompt"),
         ({"guidance_scale": 5}, "guidance_scale", "should be 1 or absent"),
         ({"prompt_weighting": True}, "prompt_weighting", "knows no weights"),
+        ({"denoising_start": 0.8}, "denoising_start", "for SDXL and its refiner"),
+        ({"denoising_start": 0.8, "strength": 0.5}, "denoising_start", "cannot be combined with `strength`"),
+        ({"denoising_start": 0.8, "outpaint": '{"left": 8}'}, "denoising_start", "plain image-to-image only"),
         ({"scheduler": "ddim"}, "scheduler", "flow_euler, flow_euler_beta, flow_heun"),
         ({"instruction": "make it night", "image_guidance_scale": 2}, "image_guidance_scale", "leave it out"),
     ],
@@ -41,6 +44,19 @@ def test_what_is_left_out_is_resolved_to_what_the_family_has(send: Callable[...,
     request = send(model="plain", instruction="make it night").json()["request"]
     assert (request["guidance_scale"], request["scheduler"]) == (1.0, "flow_euler")
     assert request.get("image_guidance_scale") is None
+
+
+def test_denoising_start_takes_the_place_of_strength(http: httpx.Client, redis: Redis, picture: bytes) -> None:
+    xl = CARD.model_copy(update={"name": "xl", "denoising_start": True, "guidance_rows": 1})
+    ModelRegistry(redis).announce("test-worker", [xl], ttl_s=60)
+    data = {"model": "xl", "denoising_start": 0.8, "num_inference_steps": 20}
+    answer = http.post("/img2img?dry_run=true", files={"image": picture}, data=data)
+    assert answer.status_code == 200, answer.text
+    plan = answer.json()
+    request = plan["request"]
+    assert request["denoising_start"] == 0.8
+    row = request["width"] * request["height"] * (4 + 1) / 1e6
+    assert plan["cost"] == pytest.approx(row), "4 steps; guidance is an input of this model, not a row"
 
 
 def test_weights_in_prompts_are_taken_where_the_family_has_them(send: Callable[..., httpx.Response]) -> None:

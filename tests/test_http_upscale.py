@@ -28,6 +28,7 @@ X4 = UpscalerCard(
     default_scheduler=Scheduler.EULER,
     default_steps=20,
     default_guidance_scale=9.0,
+    work=4.0,
 )
 ENLARGER = CARD.model_copy(
     update={
@@ -65,14 +66,31 @@ def test_by_image_to_image_in_tiles(resolve: Callable[..., dict[str, Any]]) -> N
     request = plan["request"]
     assert (request["task"], request["upscale"], request["strength"]) == ("upscale", 2, 0.3)
     assert (request["width"], request["height"]) == (160, 120), "the picture's own size"
-    assert request["tiling"] == {"upscaler": False, "side": 128, "overlap": 16, "multiple": 8}
+    assert request["tiling"] == {"upscaler": False, "side": 128, "overlap": 16, "multiple": 8, "work": 1}
     tiles = 3 * 2  # of 128 x 128 for 320 x 240
     assert plan["cost"] == pytest.approx(128 * 128 * (9 + 1) * 2 * tiles / 1e6)
 
 
+def test_tiles_take_no_sampler_that_draws_noise_on_its_way(
+    resolve: Callable[..., dict[str, Any]], http: httpx.Client, redis: Redis, picture: bytes
+) -> None:
+    ancestral = ENLARGER.model_copy(update={"name": "ancestral", "default_scheduler": Scheduler.EULER_A})
+    ModelRegistry(redis).announce("enlarging-worker", [ENLARGER, EDITOR, ancestral], ttl_s=60)
+    small = encoded(gradient(50, 40))
+    assert resolve(image=small, model="ancestral", upscale=2)["request"]["scheduler"] == "euler_a", "one tile"
+    assert resolve(model="ancestral", upscale=2)["request"]["scheduler"] == "euler"
+    data = {"model": "enlarger", "upscale": 2, "scheduler": "euler_a"}
+    [error] = assert_problem(http.post("/img2img", files={"image": picture}, data=data), 422, "bad_parameter")["errors"]
+    assert error["field"] == "scheduler"
+    assert "made in tiles" in error["message"]
+    assert "ddim" in error["message"]
+
+
 def test_by_an_upscaler(resolve: Callable[..., dict[str, Any]]) -> None:
-    request = resolve(model="enlarger", upscale=4)["request"]
-    assert request["tiling"] == {"upscaler": True, "side": 512, "overlap": 64, "multiple": 32}
+    plan = resolve(model="enlarger", upscale=4)
+    assert plan["cost"] == pytest.approx(4 * 512 * 480 * 21 * 2 * 2 / 1e6), "its latents are of 4 pixels, not of 8"
+    request = plan["request"]
+    assert request["tiling"] == {"upscaler": True, "side": 512, "overlap": 64, "multiple": 32, "work": 4}
     resolved = {name: request[name] for name in ("strength", "scheduler", "num_inference_steps", "guidance_scale")}
     assert resolved == {"strength": 1, "scheduler": "euler", "num_inference_steps": 20, "guidance_scale": 9}
     assert resolve(model="enlarger", upscale=4, guidance_scale=3)["request"]["guidance_scale"] == 3

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-TARGETS = {"unet": ["to_q", "to_k", "to_v", "to_out.0"], "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"]}
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+TARGETS = {"unet": ATTENTION, "transformer": ATTENTION, "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"]}
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 ALPHA = 2.0
 
@@ -23,9 +24,9 @@ def tiny_lora(model: Path, file: Path, *, seed: int, rank: int = 4, text: bool =
     pipeline = DiffusionPipeline.from_pretrained(model)
     torch.manual_seed(seed)
     layers = {}
-    for name in ("unet", "text_encoder", "text_encoder_2"):
+    for name in pipeline._lora_loadable_modules:
         module = getattr(pipeline, name, None)
-        if module is None or (name != "unet" and not text):
+        if module is None or (name.startswith("text") and not text):
             continue
         targets = TARGETS[name.removesuffix("_2")]
         module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False))

@@ -1,5 +1,6 @@
 """Tiny random-weight models of the families beside Stable Diffusion, in diffusers' own format."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -20,8 +23,10 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.tiny_models import autoencoder, text_config, tiny_sd, tokenizer
+from worker.pipelines.processors import PictureProcessor
 
 PIECES = "▁abcdefghijklmnopqrstuvwxyz0123456789,.!"
 
@@ -62,11 +67,13 @@ def loud(denoiser: torch.nn.Module) -> Any:
     return denoiser
 
 
-def flux_parts(*, guidance: bool = True, seed: int = 0) -> dict[str, Any]:
+def flux_parts(*, guidance: bool = True, seed: int = 0, masked: bool = False) -> dict[str, Any]:
+    """masked: beside its latents the transformer takes those of a masked picture, and the mask: 2 x 2 pixels each."""
     torch.manual_seed(seed)
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16,
+        in_channels=16 + (16 + 2 * 2 * 2 * 2) * masked,
+        out_channels=16,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
@@ -102,6 +109,12 @@ def tiny_schnell(folder: Path) -> Path:
 def tiny_kontext(folder: Path) -> Path:
     """FLUX.1 Kontext in miniature: the same parts, another pipeline."""
     diffusers.FluxKontextPipeline(**flux_parts()).save_pretrained(folder)
+    return folder
+
+
+def tiny_fill(folder: Path) -> Path:
+    """FLUX.1 Fill in miniature: its transformer takes the masked picture and the mask."""
+    diffusers.FluxFillPipeline(**flux_parts(masked=True)).save_pretrained(folder)
     return folder
 
 
@@ -186,8 +199,9 @@ def tiny_lcm(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def qwen_tokenizer() -> Qwen2Tokenizer:
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+def qwen_tokenizer(*more: str) -> Qwen2Tokenizer:
+    """more: special tokens beside the usual."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more]
     symbols = [*special, *sorted(ByteLevel.alphabet())]
     return Qwen2Tokenizer(
         vocab={symbol: i for i, symbol in enumerate(symbols)},
@@ -237,6 +251,17 @@ def tiny_z_image(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def flux2_autoencoder() -> diffusers.AutoencoderKLFlux2:
+    return diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=64,
+    )
+
+
 def tiny_klein(folder: Path, *, seed: int = 0) -> Path:
     """FLUX.2 klein in miniature. The pipeline reads layers 9, 18 and 27 of the text encoder."""
     torch.manual_seed(seed)
@@ -251,17 +276,9 @@ def tiny_klein(folder: Path, *, seed: int = 0) -> Path:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=False,
     )
-    vae = diffusers.AutoencoderKLFlux2(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=64,
-    )
     diffusers.Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae,
+        vae=flux2_autoencoder(),
         text_encoder=Qwen3ForCausalLM(qwen3_config(28)),
         tokenizer=qwen_tokenizer(),
         transformer=loud(transformer),
@@ -269,29 +286,76 @@ def tiny_klein(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def tiny_qwen_image(folder: Path, *, seed: int = 0) -> Path:
-    """Qwen-Image in miniature, with its video autoencoder."""
+def tiny_flux2(folder: Path, *, seed: int = 0) -> Path:
+    """FLUX.2 dev in miniature. The pipeline reads layers 10, 20 and 30 of the text encoder."""
     torch.manual_seed(seed)
-    transformer = diffusers.QwenImageTransformer2DModel(
+    transformer = diffusers.Flux2Transformer2DModel(
         in_channels=16,
-        out_channels=4,
         num_layers=1,
+        num_single_layers=1,
         attention_head_dim=16,
         num_attention_heads=2,
-        joint_attention_dim=16,
-        axes_dims_rope=(4, 6, 6),
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
     )
-    vae = diffusers.AutoencoderKLQwenImage(
-        base_dim=8,
+    text = {
+        "model_type": "mistral",
+        "vocab_size": 300,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 31,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Mistral3Config(text_config=text, vision_config={**vision, "model_type": "pixtral", "head_dim": 8})
+    # The published one has a processor in the place of the tokenizer, which transformers gives with torchvision only.
+    # The pipeline asks it for the tokens of texts, as it would a tokenizer.
+    tokens = qwen_tokenizer()
+    parts = "{% for part in turn.content %}[{{ turn.role }}]{{ part.text }}{% endfor %}"
+    tokens.chat_template = "{% for turn in messages %}" + parts + "{% endfor %}"
+    diffusers.Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=flux2_autoencoder(),
+        text_encoder=Mistral3ForConditionalGeneration(config),
+        tokenizer=tokens,
+        transformer=loud(transformer),
+    ).save_pretrained(folder)
+    return folder
+
+
+def qwen_transformer() -> Any:
+    return loud(
+        diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 6, 6),
+        )
+    )
+
+
+def qwen_autoencoder(*, halvings: int = 1) -> diffusers.AutoencoderKLQwenImage:
+    """halvings: how often it halves the sides of a picture."""
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=8 // halvings or 2,
         z_dim=4,
-        dim_mult=[1, 2],
+        dim_mult=[1, 2] + [2] * (halvings - 1),
         num_res_blocks=1,
-        temperal_downsample=[False],
+        temperal_downsample=[False] * halvings,
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.5, 0.5, 2.0, 1.0],
     )
+
+
+def qwen_text_encoder(tokens: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     text = {
-        "vocab_size": len(qwen_tokenizer()),
+        "vocab_size": len(tokens),
         "hidden_size": 16,
         "intermediate_size": 16,
         "num_hidden_layers": 2,
@@ -310,11 +374,44 @@ def tiny_qwen_image(folder: Path, *, seed: int = 0) -> Path:
         "out_hidden_size": 16,
         "fullatt_block_indexes": [0],
     }
+    image = tokens.convert_tokens_to_ids("<|image_pad|>")
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=vision, **({"image_token_id": image} if image else {}))
+    )
+
+
+def tiny_qwen_image(folder: Path, *, seed: int = 0) -> Path:
+    """Qwen-Image in miniature, with its video autoencoder."""
+    torch.manual_seed(seed)
+    transformer, vae = qwen_transformer(), qwen_autoencoder()
     diffusers.QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=vae,
-        text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)),
+        text_encoder=qwen_text_encoder(qwen_tokenizer()),
         tokenizer=qwen_tokenizer(),
-        transformer=loud(transformer),
+        transformer=transformer,
     ).save_pretrained(folder)
     return folder
+
+
+def tiny_qwen_edit(folder: Path, *, kind: Any = diffusers.QwenImageEditPipeline, seed: int = 0) -> Path:
+    """Qwen-Image-Edit in miniature. The pipeline brings a picture to a megapixel, so a latent is of 16 x 16 pixels."""
+    torch.manual_seed(seed)
+    tokens = qwen_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    size = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}
+    kind(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=qwen_autoencoder(halvings=4),
+        text_encoder=qwen_text_encoder(tokens),
+        tokenizer=tokens,
+        processor=PictureProcessor(Qwen2VLImageProcessorPil(size=size), tokens),
+        transformer=qwen_transformer(),
+    ).save_pretrained(folder)
+    index = folder / "model_index.json"
+    said = json.loads(index.read_text())
+    index.write_text(json.dumps({**said, "processor": ["transformers", "Qwen2VLProcessor"]}))  # as in the published one
+    return folder
+
+
+def tiny_qwen_edit_plus(folder: Path) -> Path:
+    return tiny_qwen_edit(folder, kind=diffusers.QwenImageEditPlusPipeline)

@@ -42,6 +42,7 @@ class UpscalerCard(BaseModel):
     default_scheduler: Scheduler
     default_steps: int
     default_guidance_scale: float
+    work: float = 1.0  # of a pixel, beside one of image-to-image
 
 
 class ModelCard(BaseModel):
@@ -83,6 +84,10 @@ class ModelCard(BaseModel):
     ] = ()
     negative_prompt: Annotated[bool, Field(description="Whether it takes a `negative_prompt`.")] = True
     guidance: Annotated[bool, Field(description="Whether a `guidance_scale` above 1 can be asked for.")] = True
+    guidance_rows: Annotated[
+        int, Field(description="Rows of a pass with guidance; 1: it is an input of the model, and costs nothing.")
+    ] = 2
+    denoising_start: Annotated[bool, Field(description="Whether `denoising_start` can be asked for.")] = False
     prompt_weighting: Annotated[bool, Field(description="Whether `(text:1.3)` in prompts can be asked for.")] = False
     image_guidance: Annotated[bool, Field(description="Whether an edit takes an `image_guidance_scale`.")] = True
     dtype: Annotated[str, Field(description="Number format in which it computes.")] = "float32"

@@ -1,5 +1,6 @@
 """JobSpec: what a job is asked to do, with every default resolved. Blobs by key, never pixels."""
 
+import math
 from enum import StrEnum
 from typing import Annotated
 
@@ -54,6 +55,10 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGES = 8
 
 
+# These draw new noise at every step, each tile of a picture its own.
+NOISY_SCHEDULERS = (Scheduler.DDPM, Scheduler.EULER_A, Scheduler.DPMPP_2M_SDE, Scheduler.LCM, Scheduler.TCD)
+
+
 class Resize(StrEnum):
     """How a picture is brought to the size of the result."""
 
@@ -75,7 +80,10 @@ class JobSpec(BaseModel):
     negative_prompt: str
     prompt_weighting: bool = False  # whether `(text:1.3)` in the prompts is a weight
     strength: Annotated[float, Field(ge=0, le=1)]
+    # Instead of a strength: share of the schedule that counts as done. No noise is added.
+    denoising_start: Annotated[float | None, Field(ge=0, lt=1)] = None
     guidance_scale: Annotated[float, Field(ge=1)]
+    guidance_rows: Annotated[int, Field(ge=1, le=2)] = 2  # of a pass with guidance; 1 where it is an input of the model
     image_guidance_scale: Annotated[float | None, Field(ge=1)] = None  # of the edit task
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     scheduler: Scheduler
@@ -97,6 +105,8 @@ class JobSpec(BaseModel):
         if self.strength == 0 or self.task is Task.CONTROL_MAP:
             return 0
         steps = self.num_inference_steps
+        if self.denoising_start is not None:  # by the timesteps of the model's own schedule, which may be one off
+            return max(1, min(math.ceil(steps * (1 - self.denoising_start)), steps))
         if self.scheduler in FLOW_SCHEDULERS:  # the pipelines of such models round up, and those of the others down
             return max(1, steps - int(max(steps - min(steps * self.strength, steps), 0)))
         return max(1, min(int(steps * self.strength), steps))
@@ -119,11 +129,13 @@ class JobSpec(BaseModel):
     @property
     def cost(self) -> float:
         """Work of the whole job, in megapixel-steps: a row is an image or tile, or two with guidance (three where
-        the picture guides as well); encode and decode count as one more step, a control as a third of the denoiser."""
-        guided_rows = 3 if self.image_guidance_scale else 2
+        the picture guides as well, one where guidance is an input of the model); encode and decode count as one more
+        step, a control as a third of the denoiser. A tile of an upscaler counts by the latents that it has."""
+        guided_rows = 3 if self.image_guidance_scale else self.guidance_rows
         rows = self.passes * (guided_rows if self.guidance_scale > 1 else 1)
         width, height = self.grid.tile if self.grid else (self.width, self.height)
-        return width * height * (self.steps_run + 1) * rows * (1 + len(self.controls) / 3) / 1e6
+        work = self.tiling.work if self.tiling else 1.0
+        return width * height * work * (self.steps_run + 1) * rows * (1 + len(self.controls) / 3) / 1e6
 
     @property
     def result_size(self) -> tuple[int, int]:

@@ -36,6 +36,7 @@ class Tiling(BaseModel):
     side: Annotated[int, Field(gt=0)]  # of a tile, unless the result is smaller
     overlap: Annotated[int, Field(ge=0)]  # of two neighbours, at least; less than the side, and a multiple of:
     multiple: Annotated[int, Field(gt=0)]  # sides and places of tiles are multiples of this
+    work: Annotated[float, Field(gt=0)] = 1.0  # of a pixel, beside one of image-to-image by the same model
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """The tiles of a result of width x height."""

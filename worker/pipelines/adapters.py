@@ -1,9 +1,9 @@
 """What a request can hang onto a model: LoRAs and image prompts. Jobs without them never meet them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from app.contract.models import ModelCard
 from app.contract.spec import JobSpec, Task
@@ -21,9 +21,12 @@ IMAGE_MEMORY_BYTES = 256 * 2**20
 class Adapters:
     """The adapters of one model."""
 
-    def __init__(self, entry: ModelEntry, pipeline: DiffusionPipeline) -> None:
-        """pipeline: with its own modules, before gates stand in them. Raises StartupError."""
-        self._denoiser = getattr(pipeline, "unet", None)
+    def __init__(self, entry: ModelEntry, pipeline: DiffusionPipeline, shared: Sequence[str] = ()) -> None:
+        """pipeline: with its own modules, before gates stand in them. Raises StartupError.
+
+        shared: arguments of the denoiser without rows of their own.
+        """
+        self._denoiser = denoiser_of(pipeline)
         self._names = {name: f"lora{index}" for index, name in enumerate(entry.loras)}  # PEFT allows no dots in a name
         self._twins: dict[str, Twin] = {}  # by component, where a LoRA has weights for it
         self._seeing: list[Twin] = []  # UNets for 1, 2, ... image prompts
@@ -32,21 +35,29 @@ class Adapters:
         twins = load_loras(entry, pipeline, self._names) if entry.loras else pipeline
         in_unet = adapters_in(twins, "unet") if entry.loras and entry.ip_adapter else frozenset()
         if entry.ip_adapter:
-            seeing = load_ip_adapter(entry, entry.ip_adapter, pipeline, twins.unet)
+            seeing = load_ip_adapter(entry, entry.ip_adapter, pipeline, denoiser_of(twins))
             self._seeing = [Twin("unet", twin, in_unet, remember_bytes=0) for twin in seeing]
             self._extract = pipeline.feature_extractor
             encoder = pipeline.image_encoder
             encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_MEMORY_BYTES)
         for name in loadable(twins) if entry.loras else []:
             there = adapters_in(twins, name)
-            memory = PROMPT_MEMORY_BYTES if name.startswith("text_encoder") else 0
+            is_text = name.startswith("text_encoder")
             if there:
-                self._twins[name] = Twin(name, twins, there, remember_bytes=memory)
+                self._twins[name] = Twin(
+                    name,
+                    twins,
+                    there,
+                    remember_bytes=PROMPT_MEMORY_BYTES if is_text else 0,
+                    shared=() if is_text else shared,
+                )
 
     def on_card(self, card: ModelCard, pipelines: Mapping[Task, DiffusionPipeline]) -> ModelCard:
         """The card with what it says of adapters: they are made for the model's own denoiser, and for no other."""
-        others = {task for task, pipeline in pipelines.items() if getattr(pipeline, "unet", None) is not self._denoiser}
-        others |= {Task.UPSCALE, Task.EDIT}
+        others = {task for task, pipeline in pipelines.items() if denoiser_of(pipeline) is not self._denoiser}
+        others |= {Task.UPSCALE}
+        if isinstance(self._denoiser, UNet2DConditionModel):
+            others |= {Task.EDIT}
         return card.model_copy(
             update={
                 "loras": tuple(self._names),
@@ -79,3 +90,7 @@ class Adapters:
             return {}
         pixels = [self._extract(picture, return_tensors="pt").pixel_values for picture in pictures]
         return {"ip_adapter_image": pixels}
+
+
+def denoiser_of(pipeline: DiffusionPipeline) -> Any:
+    return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+from PIL import Image
 
 from app.contract.spec import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, JobSpec, Scheduler, Task
+from worker.pipelines.processors import picture_processor
 
 Arguments = dict[str, Any]
 # FLUX and its kin hand their scheduler the noise levels; the Heun scheduler makes its own and takes none.
@@ -33,8 +36,12 @@ class Family:
     clip_prompts: bool = False  # conditioned by CLIP's embeddings alone: prompts can be long, and have weights
     image_guidance: bool = True  # an edit can be guided by the picture, too (InstructPix2Pix)
     guidance: Callable[[DiffusionPipeline], bool] = lambda _pipeline: True  # whether this model takes any
+    guidance_rows: int = 2  # of a pass with guidance; 1: it is an input of the denoiser
+    denoising_start: bool = False  # its image-to-image pipeline takes one
     # Arguments of the denoiser without rows of their own.
     shared: tuple[str, ...] = ()
+    # Modules that are loaded in a way of their own, by the model's source and revision.
+    modules: Callable[[str, str | None], Mapping[str, Any]] = lambda _source, _revision: {}
     # From the arguments of Stable Diffusion to those of this family.
     adapt: Callable[[JobSpec, Arguments], Arguments] = lambda _spec, arguments: arguments
 
@@ -50,12 +57,18 @@ def _flux(spec: JobSpec, arguments: Arguments) -> Arguments:
 
 def _kontext(spec: JobSpec, arguments: Arguments) -> Arguments:
     # The picture comes in its size already, by default one of those that the pipeline would choose itself.
-    return {**_flux(spec, _by_instruction(arguments)), "max_area": spec.width * spec.height, "_auto_resize": False}
+    given = _by_instruction(arguments) if spec.task is Task.EDIT else arguments
+    return {**_flux(spec, given), "max_area": spec.width * spec.height, "_auto_resize": False}
 
 
 def _flux2(spec: JobSpec, arguments: Arguments) -> Arguments:
-    [picture] = VaeImageProcessor.numpy_to_pil(arguments["image"].permute(0, 2, 3, 1).numpy())
-    return {**_flux(spec, _by_instruction(arguments)), "image": [picture]}
+    return {**_flux(spec, _by_instruction(arguments)), "image": [_as_picture(arguments["image"])]}
+
+
+def _as_picture(image: torch.Tensor) -> Image.Image:
+    picture: Image.Image
+    [picture] = VaeImageProcessor.numpy_to_pil(image.permute(0, 2, 3, 1).numpy())
+    return picture
 
 
 def _qwen(spec: JobSpec, arguments: Arguments) -> Arguments:
@@ -63,6 +76,10 @@ def _qwen(spec: JobSpec, arguments: Arguments) -> Arguments:
     # An empty negative prompt guides as well; without any, the pipeline does not guide at all.
     guided = {"true_cfg_scale": spec.guidance_scale, "negative_prompt": spec.negative_prompt or " "}
     return _takes_sizes(spec, given | (guided if spec.guidance_scale > 1 else {}))
+
+
+def _qwen_edit(spec: JobSpec, arguments: Arguments) -> Arguments:
+    return {**_qwen(spec, _by_instruction(arguments)), "image": _as_picture(arguments["image"])}
 
 
 def _z_image(spec: JobSpec, arguments: Arguments) -> Arguments:
@@ -91,8 +108,17 @@ _FLUX = {
     "negative_prompt": False,
     "image_guidance": False,
     "guidance": _is_guidance_distilled,
+    "guidance_rows": 1,
     "shared": ("img_ids", "txt_ids"),
 }
+_QWEN = {
+    "schedulers": GIVEN_SIGMAS,
+    "cuda_dtype": "bfloat16",
+    "patch": 2,
+    "steps": 50,
+    "guidance_scale": 4.0,
+}
+_QWEN_EDIT = {**_QWEN, "image_guidance": False, "modules": picture_processor, "adapt": _qwen_edit}
 
 FAMILIES = (
     Family(
@@ -122,6 +148,7 @@ FAMILIES = (
         steps=8,
         guidance_scale=8.5,
         negative_prompt=False,  # the guidance is an input of the UNet
+        guidance_rows=1,
     ),
     Family(
         name="stable-diffusion-xl",
@@ -131,6 +158,7 @@ FAMILIES = (
             Task.INPAINT: diffusers.StableDiffusionXLInpaintPipeline,
         },
         clip_prompts=True,
+        denoising_start=True,
     ),
     Family(
         name="stable-diffusion-3",
@@ -155,10 +183,24 @@ FAMILIES = (
     Family(
         name="flux-kontext",
         sources=("FluxKontextPipeline",),
-        pipelines={Task.EDIT: diffusers.FluxKontextPipeline},
+        pipelines={Task.EDIT: diffusers.FluxKontextPipeline, Task.INPAINT: diffusers.FluxKontextInpaintPipeline},
         sizes=tuple(PREFERRED_KONTEXT_RESOLUTIONS),
         adapt=_kontext,
         **_FLUX,  # type: ignore[arg-type]
+    ),
+    Family(
+        name="flux-fill",
+        sources=("FluxFillPipeline",),
+        pipelines={Task.INPAINT: diffusers.FluxFillPipeline},
+        adapt=_flux,
+        **{**_FLUX, "steps": 50, "guidance_scale": 30.0},  # type: ignore[arg-type]
+    ),
+    Family(
+        name="flux-2",
+        sources=("Flux2Pipeline",),
+        pipelines={Task.EDIT: diffusers.Flux2Pipeline},
+        adapt=_flux2,
+        **{**_FLUX, "steps": 50, "guidance_scale": 4.0},  # type: ignore[arg-type]
     ),
     Family(
         name="flux-2-klein",
@@ -183,17 +225,25 @@ FAMILIES = (
             Task.IMG2IMG: diffusers.QwenImageImg2ImgPipeline,
             Task.INPAINT: diffusers.QwenImageInpaintPipeline,
         },
-        schedulers=GIVEN_SIGMAS,
-        cuda_dtype="bfloat16",
-        patch=2,
-        steps=50,
-        guidance_scale=4.0,
         adapt=_qwen,
+        **_QWEN,  # type: ignore[arg-type]
+    ),
+    Family(
+        name="qwen-image-edit",
+        sources=("QwenImageEditPipeline",),
+        pipelines={Task.EDIT: diffusers.QwenImageEditPipeline},
+        **_QWEN_EDIT,  # type: ignore[arg-type]
+    ),
+    Family(
+        name="qwen-image-edit",
+        sources=("QwenImageEditPlusPipeline",),
+        pipelines={Task.EDIT: diffusers.QwenImageEditPlusPipeline},
+        **{**_QWEN_EDIT, "steps": 40},  # type: ignore[arg-type]
     ),
     Family(
         name="z-image",
         sources=("ZImagePipeline", "ZImageImg2ImgPipeline"),
-        pipelines={Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline},
+        pipelines={Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline, Task.INPAINT: diffusers.ZImageInpaintPipeline},
         schedulers=GIVEN_SIGMAS,
         cuda_dtype="bfloat16",
         patch=2,

@@ -24,6 +24,15 @@ splittable(
 )
 
 
+class TextGate(Gate):
+    """Of a text encoder. To one that sees a picture beside the text, its patches come without a row of their own."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("pixel_values") is not None:
+            kwargs["pixel_values"] = kwargs["pixel_values"].unsqueeze(0)
+        return super().__call__(*args, **kwargs)
+
+
 def put_gates(pipeline: DiffusionPipeline, shared: Sequence[str] = ()) -> None:
     """Replaces what the heavy modules do by gates that do it in company. Those that have gates already keep them.
 
@@ -31,7 +40,7 @@ def put_gates(pipeline: DiffusionPipeline, shared: Sequence[str] = ()) -> None:
     """
     for name, module in pipeline.components.items():
         if name.startswith("text_encoder") and module is not None and not isinstance(module.forward, Gate):
-            module.forward = Gate("encode_prompt", _for_one_pass(module), remember_bytes=PROMPT_MEMORY_BYTES)
+            module.forward = TextGate("encode_prompt", _for_one_pass(module), remember_bytes=PROMPT_MEMORY_BYTES)
     denoiser = pipeline.components.get("unet") or pipeline.transformer
     if isinstance(denoiser, diffusers.ZImageTransformer2DModel):
         if inspect.ismethod(denoiser.forward):  # not gated yet
@@ -69,7 +78,12 @@ def _for_one_pass(text_encoder: Any) -> Callable[..., Any]:
     known = inspect.signature(text_encoder.forward).parameters
     changed = {name: value for name, value in {"use_cache": False, "logits_to_keep": 1}.items() if name in known}
     forward: Callable[..., Any] = text_encoder.forward
-    return lambda *args, **kwargs: forward(*args, **{**kwargs, **changed})
+
+    def run(*args: Any, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        seen = {} if pixel_values is None else {"pixel_values": pixel_values.flatten(0, 1)}
+        return forward(*args, **{**kwargs, **changed, **seen})
+
+    return run
 
 
 def _of_lists(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,8 +59,8 @@ def load_injected(
     for task, (part, kind) in wanted.items():
         if part is None:
             continue
-        if kind is None:
-            raise StartupError(f"model {entry.name!r}: a {family} has no pipeline for `{task}`")
+        if kind is None or "unet" not in base.components:
+            raise StartupError(f"model {entry.name!r}: a {family} takes no part `{task}`")
         injected[task] = _load(entry, task, part, kind, base)
     return injected
 

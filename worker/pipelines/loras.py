@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Mapping
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ZImageTransformer2DModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
@@ -23,8 +23,12 @@ def load_loras(entry: ModelEntry, pipeline: DiffusionPipeline, adapters: Mapping
 
     Raises StartupError for a LoRA that does not fit.
     """
-    if not hasattr(pipeline, "load_lora_weights") or not hasattr(pipeline, "unet"):
-        raise StartupError(f"model {entry.name!r}: this version has no LoRAs for a {type(pipeline).__name__}")
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise StartupError(f"model {entry.name!r}: diffusers has no LoRAs for a {type(pipeline).__name__}")
+    if isinstance(getattr(pipeline, "transformer", None), ZImageTransformer2DModel):
+        raise StartupError(
+            f"model {entry.name!r}: this version has no LoRAs for Z-Image, whose transformer takes lists of pictures"
+        )
     twins = copy.copy(pipeline)
     for name in loadable(pipeline):
         setattr(twins, name, twin_of(getattr(pipeline, name)))

@@ -23,6 +23,7 @@ from worker.pipelines.injection import load_injected, own_kinds
 from worker.pipelines.model_file import ModelEntry, is_path
 from worker.pipelines.parts import build
 from worker.pipelines.preview import LatentPreview
+from worker.pipelines.processors import check_processors
 from worker.pipelines.schedulers import make_scheduler, name_of
 from worker.pipelines.upscalers import Upscaler, load_upscalers
 
@@ -44,7 +45,7 @@ class Model:
         pipeline: of the family's first task, its modules on their device; they get gates.
         """
         self.family = family
-        self.adapters = Adapters(entry, pipeline)
+        self.adapters = Adapters(entry, pipeline, family.shared)
         put_gates(pipeline, family.shared)
         kinds = own_kinds(family.name, family.pipelines, pipeline)
         self._pipelines = {task: build(kind, pipeline) for task, kind in kinds.items()}
@@ -52,7 +53,9 @@ class Model:
         enlarging = load_upscalers(entry, family.name, pipeline)
         for part in (*self._pipelines.values(), *enlarging.values()):
             put_gates(part, family.shared)
-        self.upscalers = {times: Upscaler(times, part, entry.upscale[times]) for times, part in enlarging.items()}
+        self.upscalers = {
+            times: Upscaler(times, part, entry.upscale[times], pipeline) for times, part in enlarging.items()
+        }
         self._controlnets = ControlNets(entry, family.name, pipeline)
         self.annotators = load_annotators(entry, pipeline.device)
         card = _card(entry, family, pipeline).model_copy(
@@ -88,7 +91,9 @@ def load_model(entry: ModelEntry, *, device: str) -> Model:
     """
     source, on_cuda = _locate(entry.source), torch.device(device).type == "cuda"
     try:
-        family = _family(entry.name, DiffusionPipeline.load_config(source, revision=entry.revision)["_class_name"])
+        config = DiffusionPipeline.load_config(source, revision=entry.revision)
+        family = _family(entry.name, config["_class_name"])
+        check_processors(entry.name, config)
         first = next(iter(family.pipelines.values()))
         pipeline = first.from_pretrained(
             source,
@@ -96,6 +101,7 @@ def load_model(entry: ModelEntry, *, device: str) -> Model:
             use_safetensors=True,
             revision=entry.revision,
             variant=entry.variant,
+            **family.modules(source, entry.revision),
         ).to(device)
     except (OSError, ValueError) as error:
         raise StartupError(f"cannot load model {entry.name!r}: {str(error).strip().splitlines()[0]}") from error
@@ -137,6 +143,8 @@ def _card(entry: ModelEntry, family: Family, pipeline: DiffusionPipeline) -> Mod
         default_guidance_scale=(entry.guidance_scale or family.guidance_scale) if guidance else 1.0,
         negative_prompt=family.negative_prompt and guidance,  # it is guidance that a negative prompt works by
         guidance=guidance,
+        guidance_rows=family.guidance_rows,
+        denoising_start=family.denoising_start,
         prompt_weighting=family.clip_prompts,
         image_guidance=family.image_guidance,
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),

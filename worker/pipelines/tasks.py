@@ -78,6 +78,7 @@ def denoise(
         **_arguments(model, pipeline, spec, inputs, takes),
         **seen,
     ).images
+    ticket.step = spec.steps_run  # also where a schedule that was begun midway had a step less
     return images
 
 
@@ -104,6 +105,8 @@ def _conditions(model: Model, spec: JobSpec, inputs: Inputs, takes: Container[st
     conditions: dict[str, Any] = {}
     if spec.task is not Task.CONTROL:
         conditions |= {"image": inputs.picture, "strength": _strength_that_steps(spec)}
+    if spec.denoising_start is not None:
+        conditions |= {"denoising_start": spec.denoising_start}
     if spec.task is Task.INPAINT:
         conditions |= {"mask_image": inputs.mask}
     if spec.task in (Task.INPAINT, Task.CONTROL):

@@ -7,6 +7,7 @@ wear the same merge, and the twin changes just before the merged call runs.
 import copy
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +37,24 @@ class Twin:
     """A twin behind a gate of its own, and the pipeline object by which diffusers changes what it wears."""
 
     def __init__(
-        self, name: str, pipeline: DiffusionPipeline, adapters: frozenset[str], *, remember_bytes: int
+        self,
+        name: str,
+        pipeline: DiffusionPipeline,
+        adapters: frozenset[str],
+        *,
+        remember_bytes: int,
+        shared: Sequence[str] = (),
     ) -> None:
-        """name: of the component of `pipeline` that is the twin. adapters: the LoRAs that have weights in it."""
+        """name: of the component of `pipeline` that is the twin. adapters: the LoRAs that have weights in it.
+
+        shared: arguments of the component without rows of their own.
+        """
         self._module: torch.nn.Module = getattr(pipeline, name)
         self._pipeline = pipeline
         self._adapters = adapters
         self._worn: Worn | None = None
         stage = "encode_prompt" if name.startswith("text_encoder") else "denoise"
-        self._gate = Gate(stage, self._run, remember_bytes=remember_bytes)
+        self._gate = Gate(stage, self._run, remember_bytes=remember_bytes, shared=shared)
 
     def own(self, loras: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
         """Those of the LoRAs that have weights in this twin."""

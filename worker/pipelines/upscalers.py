@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin, StableDiffusionUpscalePipeline
 
 from app.contract.models import UpscalerCard
-from app.contract.spec import JobSpec, Scheduler
+from app.contract.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
 from worker.engine import Ticket
 from worker.errors import StartupError
 from worker.inputs import Inputs
@@ -72,8 +72,8 @@ def _low_res_scheduler(part: Part, levels: int) -> DDPMScheduler:
 class Upscaler:
     """One factor of the upscale task. Its modules are behind gates already."""
 
-    def __init__(self, times: int, pipeline: DiffusionPipeline, part: UpscalePart) -> None:
-        """Raises StartupError if the pipeline is none that enlarges by that factor."""
+    def __init__(self, times: int, pipeline: DiffusionPipeline, part: UpscalePart, base: DiffusionPipeline) -> None:
+        """Raises StartupError if the pipeline is none that enlarges by that factor. base: the model's own."""
         kind = type(pipeline).__name__
         if TIMES.get(kind) != times:
             known = ", ".join(f"{name} ({by} times)" for name, by in TIMES.items())
@@ -93,10 +93,11 @@ class Upscaler:
             times=times,
             native_size=pipeline.unet.config.sample_size * self.latent_scale,
             size_multiple=multiple,
-            schedulers=tuple(Scheduler) if times == 4 else (Scheduler.EULER,),
+            schedulers=DIFFUSION_SCHEDULERS if times == 4 else (Scheduler.EULER,),
             default_scheduler=(name_of(pipeline.scheduler) or Scheduler.DDIM) if times == 4 else Scheduler.EULER,
             default_steps=part.steps or (30 if times == 4 else 20),
             default_guidance_scale=part.guidance_scale or (9.0 if times == 4 else 1.0),
+            work=(base.vae_scale_factor / self.latent_scale) ** 2,  # a denoiser works on latents, not on pixels
         )
 
     def enlarge(self, spec: JobSpec, inputs: Inputs, seed: int, ticket: Ticket) -> torch.Tensor:
