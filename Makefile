@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model clean
+.PHONY: help demo serve test test-clients lint types fences unit format openapi lock audit benchmark model clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,20 @@ format: $(VENV)/dev ## put the code into the form that lint wants
 openapi: $(VENV)/dev ## write openapi.json, which a test compares with what the service says
 	$(BIN)/python -m app.document
 
+lock: .locks/ready ## write requirements/: the versions of constraints.txt with the hashes of their files (asks PyPI)
+	for extra in api worker dev; do \
+	  .locks/bin/uv pip compile pyproject.toml --extra $$extra --constraint constraints.txt --universal --python-version 3.11 \
+	    --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet --output-file requirements/$$extra.txt; \
+	done
+
+audit: .locks/ready ## look up known weaknesses of everything in requirements/ (asks PyPI)
+	.locks/bin/pip-audit --requirement requirements/dev.txt --require-hashes --disable-pip --strict --progress-spinner off
+
+.locks/ready: Makefile
+	$(PYTHON) -m venv .locks
+	.locks/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
+	@touch $@
+
 benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machine (minutes)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.submit
@@ -56,7 +70,7 @@ model: $(VENV)/dev ## train the demo model from nothing (hours on two cores, min
 	$(BIN)/python -m demo_model.train
 
 clean: ## remove the virtual environment and what the demo left behind
-	rm -rf $(VENV) .clients demo-output.png
+	rm -rf $(VENV) .clients .locks demo-output.png
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
