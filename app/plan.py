@@ -12,12 +12,13 @@ from app.contract.errors import ParameterError, PictureError, UnsupportedMedia
 from app.contract.models import ModelCard
 from app.contract.spec import JobSpec, Resize, Task
 from app.contract.tiling import Tiling
+from app.decoding.pool import Picture
 from app.geometry import Box, padded, strips, union, working_size
 from app.references import Reference
 from app.resolve import resolve_scheduler, resolve_seed, resolve_size, resolve_steps
 from app.schemas import ALPHA, Img2ImgRequest
 from app.tasks import card_for, check_model, choose_task
-from app.uploads import Upload, png
+from app.uploads import png
 
 STRENGTHS = {Task.IMG2IMG: 0.8, Task.INPAINT: 1.0, Task.CONTROL: 1.0, Task.EDIT: 1.0, Task.UPSCALE: 0.3}
 IMAGE_GUIDANCE_SCALE = 1.5
@@ -25,7 +26,7 @@ MASK_BLUR = 4
 TILE_OVERLAP = 8  # tiles overlap by at least an eighth of their side
 MAX_PROMPT_SIDE = 1024  # of an image prompt; its encoder sees a few hundred pixels
 
-Open = Callable[[str, bytes | Reference], Upload]  # a picture of the request, by its field
+Open = Callable[[str, bytes | Reference], Picture]  # a picture of the request, by its field
 
 
 @contextmanager
@@ -118,7 +119,7 @@ class Planner:
         width, height = resolve_size(request.width, request.height, upload.size, self.card)
         return _Layout(self._keep(upload.fit(width, height, request.resize)), width, height, (width, height))
 
-    def _upscale(self, upload: Upload) -> _Layout:
+    def _upscale(self, upload: Picture) -> _Layout:
         (width, height), times = upload.size, self.request.upscale or 1
         if width * height * times**2 > self.max_pixels:
             message = (
@@ -131,7 +132,7 @@ class Planner:
         tiling = Tiling(upscaler=upscaler is not None, side=side, overlap=overlap, multiple=multiple)
         return _Layout(self._keep(upload.rgb()), width, height, (width, height), tiling=tiling)
 
-    def _inpaint(self, upload: Upload) -> _Layout:
+    def _inpaint(self, upload: Picture) -> _Layout:
         request, size = self.request, upload.size
         margins = request.outpaint or Margins()
         canvas = (size[0] + margins.left + margins.right, size[1] + margins.top + margins.bottom)
@@ -155,7 +156,7 @@ class Planner:
     def _too_large(self, width: int, height: int) -> str:
         return f"The result would have {width} x {height} pixels; at most {self.max_pixels:,} are made"
 
-    def _mask(self, upload: Upload) -> Image.Image:
+    def _mask(self, upload: Picture) -> Image.Image:
         sent_as = self.request.mask
         if sent_as == ALPHA:
             mask = upload.transparency()
@@ -213,7 +214,7 @@ class Planner:
                 )
         return tuple(prompts)
 
-    def _open(self, name: str, picture: bytes | Reference | str | None) -> Upload:
+    def _open(self, name: str, picture: bytes | Reference | str | None) -> Picture:
         assert picture is not None
         assert not isinstance(picture, str)
         with _named(name):

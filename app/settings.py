@@ -88,7 +88,7 @@ class ApiSettings(SharedSettings):
         Field(description="`info` also logs every request."),
     ] = "WARNING"
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 32 * 1024 * 1024
-    max_pixels: Annotated[int, Field(ge=1, description="Largest picture; decoding can take 16 bytes a pixel.")] = (
+    max_pixels: Annotated[int, Field(ge=1, description="Largest picture; decoding can take 25 bytes a pixel.")] = (
         50_000_000
     )
     result_ttl: Annotated[

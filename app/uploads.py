@@ -1,4 +1,7 @@
-"""Untrusted bytes -> checked, upright RGB pixels of exactly the size that the model will see."""
+"""Untrusted bytes -> checked, upright RGB pixels of exactly the size that the model will see.
+
+`Upload` is for a process that may die of what it reads: the front end opens pictures by `app.decoding`.
+"""
 
 import zlib
 from collections.abc import Callable
@@ -13,6 +16,7 @@ MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 SRGB = ImageCms.createProfile("sRGB")
 MAX_SCANS = 64  # of a progressive JPEG, which has about ten; each costs a pass over the picture, and a few bytes
 SIDEWAYS = range(5, 9)  # EXIF orientations whose upright width is the stored height
+PNG_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # may stand behind the pixels: Pillow decodes all
 
 # Pillow's own guard warns at one size and raises at another; `max_pixels` is checked here before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -33,8 +37,9 @@ class Upload:
                 raise PictureError(f"The picture has {width} x {height} pixels; at most {max_pixels:,} are taken.")
             if kind != "JPEG" and getattr(self._image, "n_frames", 1) > 1:  # a JPEG with more frames is MPO: the first
                 raise PictureError("The picture is animated; send one frame.")
-            self._sideways = self._image.getexif().get(0x0112) in SIDEWAYS
-        except PictureError:
+            turns = kind != "PNG" or any(mark in data for mark in PNG_TURNS)
+            self._sideways = turns and self._image.getexif().get(0x0112) in SIDEWAYS
+        except (PictureError, MemoryError):
             raise
         except Exception as error:  # Pillow raises nearly anything on a broken file
             raise _unreadable(kind, error) from None
@@ -47,9 +52,11 @@ class Upload:
         return (height, width) if self._sideways else (width, height)
 
     def check(self) -> None:
-        """Decodes the picture for nothing but to see that it can be. Raises PictureError."""
+        """Decodes the picture for nothing but to see that it can be. Raises PictureError or MemoryError."""
         try:
             self._image.load()
+        except MemoryError:
+            raise
         except Exception as error:
             raise _unreadable(self._kind, error) from None
 
@@ -77,6 +84,8 @@ class Upload:
                 self._image.draft(None, needed)
             self._image.load()
             return convert(ImageOps.exif_transpose(self._image))
+        except MemoryError:
+            raise
         except Exception as error:
             raise _unreadable(self._kind, error) from None
 

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 
@@ -12,17 +13,26 @@ from PIL import Image, ImageChops, ImageCms, PngImagePlugin
 
 from app.contract.errors import PictureError, UnsupportedMedia
 from app.contract.spec import Resize
-from app.uploads import Upload, fit, png
+from app.decoding.limits import Limits
+from app.decoding.pool import Decoders
+from app.uploads import fit, png
 from tests.conftest import encoded, gradient
 
 MAX_PIXELS = 4_000_000
 SIZE = (96, 64)
+DECODERS = Decoders(Limits(MAX_PIXELS, max_bytes=4_000_000))
 RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _decoders() -> Iterator[None]:
+    yield
+    DECODERS.close()
 
 
 def seen(data: bytes, size: tuple[int, int] = SIZE) -> Image.Image:
     """The picture as the model sees it."""
-    return Upload(data, MAX_PIXELS).fit(*size, Resize.CROP)
+    return DECODERS.open(data).fit(*size, Resize.CROP)
 
 
 def difference(one: Image.Image, other: Image.Image) -> int:
@@ -84,7 +94,7 @@ def test_the_three_formats_are_taken(kind: str) -> None:
 )
 def test_other_files_are_unsupported(data: bytes) -> None:
     with pytest.raises(UnsupportedMedia, match="PNG, JPEG and WebP"):
-        Upload(data, MAX_PIXELS)
+        DECODERS.open(data)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +149,21 @@ def test_pictures_are_turned_upright(kind: str, orientation: int, undo: Image.Tr
     upright = gradient(*SIZE)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    upload = Upload(encoded(upright.transpose(undo), kind, exif=exif.tobytes(), quality=95), MAX_PIXELS)
-    assert upload.size == SIZE
-    assert difference(upload.fit(*SIZE, Resize.CROP), upright) <= 6
+    picture = DECODERS.open(encoded(upright.transpose(undo), kind, exif=exif.tobytes(), quality=95))
+    assert picture.size == SIZE
+    assert difference(picture.fit(*SIZE, Resize.CROP), upright) <= 6
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_png_may_say_how_it_lies_behind_its_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(gradient(*SIZE).transpose(Image.Transpose.ROTATE_90))
+    late = plain[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + plain[-12:]
+    picture = DECODERS.open(late)
+    assert picture.size == SIZE
+    assert difference(picture.fit(*SIZE, Resize.CROP), gradient(*SIZE)) == 0
+
+
 def test_a_broken_exif_block_is_no_reason_to_refuse() -> None:
     assert seen(encoded(gradient(*SIZE), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")).size == SIZE
 
