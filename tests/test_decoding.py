@@ -35,6 +35,7 @@ class Hasty(Limits):
     """Gives decoders next to no processor time."""
 
     cpu_s = 1  # type: ignore[assignment]
+    wall_s = 200.0  # type: ignore[assignment]
 
 
 class Impatient(Limits):
