@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-clients lint types fences unit format openapi lock audit benchmark model clean
+.PHONY: help demo serve test test-clients lint types fences unit format fuzz openapi lock audit benchmark model clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ test-clients: $(VENV)/dev .clients/ready ## let clients that four generators mak
 	cp tests/clients/package.json tests/clients/package-lock.json tests/clients/.npmrc .clients/
 	if command -v npm >/dev/null; then cd .clients && npm ci --silent; fi
 	@touch $@
+
+fuzz: $(VENV)/dev ## send 10,000 inputs of a fuzzer to the upload path (minutes); FUZZ_SEED=n sends others
+	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest -s tests/test_http_fuzz.py
 
 format: $(VENV)/dev ## put the code into the form that lint wants
 	$(BIN)/ruff check --fix .

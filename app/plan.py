@@ -30,7 +30,7 @@ Open = Callable[[str, bytes | Reference], Picture]  # a picture of the request, 
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
     """Says of a picture that is refused which field it came in."""
     try:
         yield
@@ -71,9 +71,10 @@ class Planner:
         seed = resolve_seed(request.seed, request.num_images)
         layout = self._layout(task)
         guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
-        if request.image_guidance_scale and guidance_scale == 1:
-            message = "Without guidance it does nothing: leave it out, or give a `guidance_scale` above 1"
-            raise ParameterError("image_guidance_scale", message, got=request.image_guidance_scale)
+        for name in ("negative_prompt", "image_guidance_scale"):
+            if guidance_scale == 1 and (given := getattr(request, name)):
+                message = "Without guidance it does nothing: leave it out, or give a `guidance_scale` above 1"
+                raise ParameterError(name, message, got=given)
         by_picture = task is Task.EDIT and card.image_guidance
         return JobSpec(
             task=task,
@@ -166,7 +167,7 @@ class Planner:
             if sent.size != upload.size:
                 message = "The mask has {} x {} pixels and the image {} x {}: they should be of one size"
                 raise ParameterError("mask", message.format(*sent.size, *upload.size))
-            with _named("mask"):
+            with named("mask"):
                 mask = sent.luminance()
             nothing = "The mask is black all over; white is what is painted anew"
         if not any(mask.histogram()[128:]):
@@ -195,7 +196,7 @@ class Planner:
                 size = layout.control_size
                 if layout.repaint and upload.size == layout.repaint.picture_size:
                     size = upload.size  # it lies where the picture lies, and the worker gives it margins, too
-                with _named(name):
+                with named(name):
                     blob = self._keep(upload.fit(*size, self.request.resize))
             steering = control.model_dump(include={"scale", "start", "end"})
             controls.append(Control(type=control.type, image=blob, preprocess=control.preprocess, **steering))
@@ -208,7 +209,7 @@ class Planner:
             upload = self._open(name, prompt.image)
             share = min(1.0, MAX_PROMPT_SIDE / max(upload.size))
             width, height = (max(1, round(side * share)) for side in upload.size)
-            with _named(name):
+            with named(name):
                 prompts.append(
                     ImagePrompt(image=self._keep(upload.fit(width, height, Resize.STRETCH)), scale=prompt.scale)
                 )
@@ -217,7 +218,7 @@ class Planner:
     def _open(self, name: str, picture: bytes | Reference | str | None) -> Picture:
         assert picture is not None
         assert not isinstance(picture, str)
-        with _named(name):
+        with named(name):
             return self.open(name, picture)
 
     def _keep(self, picture: Image.Image) -> str:

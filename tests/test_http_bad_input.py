@@ -10,6 +10,8 @@ import httpx
 import pytest
 from redis import Redis
 
+from app.contract.models import ModelRegistry
+from app.contract.spec import Task
 from app.settings import ApiSettings
 from tests.bad_pictures import BROKEN, OTHER_FILES
 from tests.conftest import CARD, encoded, gradient
@@ -30,9 +32,13 @@ def text(picture: bytes) -> str:
 @pytest.fixture
 def http(http: httpx.Client, redis: Redis) -> httpx.Client:
     """With a model that takes pictures in every way."""
-    from app.contract.models import ModelRegistry
-
-    able = {"controls": ("canny",), "preprocessors": ("canny",), "image_prompts": True}
+    able = {
+        "tasks": tuple(Task),
+        "controls": ("canny",),
+        "preprocessors": ("canny",),
+        "image_prompts": True,
+        "upscales": (2,),
+    }
     ModelRegistry(redis).announce("test-worker", [CARD.model_validate(CARD.model_dump() | able)], ttl_s=60)
     return http
 

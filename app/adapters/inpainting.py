@@ -7,6 +7,7 @@ from PIL import Image, ImageChops, ImageFilter
 from app.contract.errors import ParameterError
 from app.contract.spec import Resize
 from app.decoding.pool import Picture
+from app.plan import named
 from app.uploads import fit, png
 
 FILL_RADII = (256, 64, 16, 4, 2)  # pixels: from the colour of the surroundings at large to what is next to the edge
@@ -22,7 +23,9 @@ def whole_picture(
     open_picture: Callable[[bytes], Picture],
 ) -> tuple[bytes, bytes]:
     """Image and mask as PNG, of one size: that of the image, or `size`. Raises PictureError or ParameterError."""
-    picture, painted = open_picture(image).rgb(), open_picture(mask).luminance()
+    picture = open_picture(image).rgb()
+    with named("mask"):
+        painted = open_picture(mask).luminance()
     if painted.size != picture.size:
         raise ParameterError("mask", f"It should have the size of the image, {picture.width} x {picture.height}")
     if size is not None:

@@ -34,6 +34,7 @@ from app.decoding.pool import Picture
 from app.delivery import converted
 from app.deps import PreviewsDep
 from app.errors import status_of
+from app.plan import named
 from app.request_body import json_text
 from app.schemas import ALPHA, Img2ImgRequest
 from app.uploads import png
@@ -183,7 +184,8 @@ def _painted(upload: Picture, mask: bytes | None, open_picture: Callable[[bytes]
     """Our mask for theirs: the transparent parts, white. Without one, the image's own transparency, if it has any."""
     if mask is None:
         return ALPHA if upload.transparency().getbbox() else None
-    transparent = open_picture(mask).transparency()
+    with named("mask"):
+        transparent = open_picture(mask).transparency()
     if not transparent.getbbox():
         raise ParameterError("mask", "The mask should be transparent where the image is to be edited")
     return png(transparent)
