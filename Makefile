@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery test-compose test-hosts benchmark-queue clean
+.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,12 +46,29 @@ test-hosts: $(VENV)/dev ## run the service on several hosts, which are network n
 	if command -v npm >/dev/null; then cd .clients && npm ci --silent; fi
 	@touch $@
 
+fuzz: $(VENV)/dev ## send 10,000 inputs of a fuzzer to the upload path (minutes); FUZZ_SEED=n sends others
+	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest -s tests/test_http_fuzz.py
+
 format: $(VENV)/dev ## put the code into the form that lint wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 openapi: $(VENV)/dev ## write openapi.json, which a test compares with what the service says
 	$(BIN)/python -m app.document
+
+lock: .locks/ready ## write requirements/: the versions of constraints.txt with the hashes of their files (asks PyPI)
+	for extra in api worker dev; do \
+	  .locks/bin/uv pip compile pyproject.toml --extra $$extra --constraint constraints.txt --universal --python-version 3.11 \
+	    --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet --output-file requirements/$$extra.txt; \
+	done
+
+audit: .locks/ready ## look up known weaknesses of everything in requirements/ (asks PyPI)
+	.locks/bin/pip-audit --requirement requirements/dev.txt --require-hashes --disable-pip --strict --progress-spinner off
+
+.locks/ready: Makefile
+	$(PYTHON) -m venv .locks
+	.locks/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
+	@touch $@
 
 benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machine (minutes)
 	$(BIN)/python -m benchmarks.throughput
@@ -70,7 +87,7 @@ gallery: $(VENV)/dev ## make the pictures of the README's tasks again, by the wh
 	$(BIN)/python -m demo_model.gallery
 
 clean: ## remove the virtual environment and what the demo left behind
-	rm -rf $(VENV) .clients demo-output.png
+	rm -rf $(VENV) .clients .locks demo-output.png
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

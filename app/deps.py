@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from redis import Redis
 
@@ -11,6 +10,7 @@ from app.contract.previews import Previews
 from app.contract.queue import JobQueue
 from app.contract.store import Store
 from app.contract.traces import Traces
+from app.decoding.pool import Decoders
 from app.door import Caller
 from app.feed import Feed
 from app.forecast import Forecaster
@@ -58,7 +58,7 @@ async def _previews(request: Request) -> Previews:
     return request.app.state.previews  # type: ignore[no-any-return]
 
 
-async def _decoders(request: Request) -> CapacityLimiter:
+async def _decoders(request: Request) -> Decoders:
     return request.app.state.decoders  # type: ignore[no-any-return]
 
 
@@ -76,5 +76,5 @@ ModelsDep = Annotated[ModelRegistry, Depends(_models)]
 FeedDep = Annotated[Feed, Depends(_feed)]
 ForecasterDep = Annotated[Forecaster, Depends(_forecaster)]
 PreviewsDep = Annotated[Previews, Depends(_previews)]
-DecodersDep = Annotated[CapacityLimiter, Depends(_decoders)]  # pictures decoded at the same time: bounds the memory
+DecodersDep = Annotated[Decoders, Depends(_decoders)]
 TracesDep = Annotated[Traces, Depends(_traces)]

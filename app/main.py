@@ -1,12 +1,10 @@
 """create_app: the one place where the front end is put together."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from redis import Redis
@@ -23,6 +21,8 @@ from app.contract.room import Caps
 from app.contract.store import ObjectStore
 from app.contract.traces import Traces
 from app.deadlines import keep_deadlines
+from app.decoding.limits import Limits
+from app.decoding.pool import Decoders
 from app.door import Door
 from app.feed import Feed
 from app.forecast import Forecaster
@@ -52,7 +52,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.rate = RateLimit(settings.rate_limit, redis)
         app.state.models = ModelRegistry(redis)
         app.state.store = ObjectStore(settings.resolved_store_url, patience_s=STORE_PATIENCE_S)
-        app.state.decoders = CapacityLimiter(os.cpu_count() or 1)
+        app.state.decoders = Decoders(Limits(settings.max_pixels, settings.max_body_bytes))
+        app.state.decoders.start()
         app.state.forecaster = Forecaster(app.state.queue.records.line, app.state.models)
         app.state.previews = Previews(redis)
         app.state.feed = Feed(settings.resolved_redis_url)
@@ -66,6 +67,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
             task.cancel()
         http_metrics.registry.unregister(state)
         traces.close()
+        app.state.decoders.close()
         redis.close()
 
     app = FastAPIOffline(  # /docs without a content delivery network: the service may stand behind a firewall

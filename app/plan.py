@@ -12,12 +12,13 @@ from app.contract.errors import ParameterError, PictureError, UnsupportedMedia
 from app.contract.models import ModelCard
 from app.contract.spec import JobSpec, Resize, Task
 from app.contract.tiling import Tiling
+from app.decoding.pool import Picture
 from app.geometry import Box, padded, strips, union, working_size
 from app.references import Reference
 from app.resolve import resolve_scheduler, resolve_seed, resolve_size, resolve_steps
 from app.schemas import ALPHA, Img2ImgRequest
 from app.tasks import card_for, check_model, choose_task
-from app.uploads import Upload, png
+from app.uploads import png
 
 STRENGTHS = {Task.IMG2IMG: 0.8, Task.INPAINT: 1.0, Task.CONTROL: 1.0, Task.EDIT: 1.0, Task.UPSCALE: 0.3}
 IMAGE_GUIDANCE_SCALE = 1.5
@@ -25,11 +26,11 @@ MASK_BLUR = 4
 TILE_OVERLAP = 8  # tiles overlap by at least an eighth of their side
 MAX_PROMPT_SIDE = 1024  # of an image prompt; its encoder sees a few hundred pixels
 
-Open = Callable[[str, bytes | Reference], Upload]  # a picture of the request, by its field
+Open = Callable[[str, bytes | Reference], Picture]  # a picture of the request, by its field
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
     """Says of a picture that is refused which field it came in."""
     try:
         yield
@@ -71,9 +72,10 @@ class Planner:
         layout = self._layout(task)
         scheduler = resolve_scheduler(request, card, is_tiled=layout.is_tiled)
         guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
-        if request.image_guidance_scale and guidance_scale == 1:
-            message = "Without guidance it does nothing: leave it out, or give a `guidance_scale` above 1"
-            raise ParameterError("image_guidance_scale", message, got=request.image_guidance_scale)
+        for name in ("negative_prompt", "image_guidance_scale"):
+            if guidance_scale == 1 and (given := getattr(request, name)):
+                message = "Without guidance it does nothing: leave it out, or give a `guidance_scale` above 1"
+                raise ParameterError(name, message, got=given)
         by_picture = task is Task.EDIT and card.image_guidance
         return JobSpec(
             task=task,
@@ -123,7 +125,7 @@ class Planner:
         width, height = resolve_size(request.width, request.height, upload.size, self.card)
         return _Layout(self._keep(upload.fit(width, height, request.resize)), width, height, (width, height))
 
-    def _upscale(self, upload: Upload) -> _Layout:
+    def _upscale(self, upload: Picture) -> _Layout:
         (width, height), times = upload.size, self.request.upscale or 1
         if width * height * times**2 > self.max_pixels:
             message = (
@@ -138,7 +140,7 @@ class Planner:
         is_tiled = len(tiling.grid((width * times, height * times))) > 1
         return _Layout(self._keep(upload.rgb()), width, height, (width, height), tiling=tiling, is_tiled=is_tiled)
 
-    def _inpaint(self, upload: Upload) -> _Layout:
+    def _inpaint(self, upload: Picture) -> _Layout:
         request, size = self.request, upload.size
         margins = request.outpaint or Margins()
         canvas = (size[0] + margins.left + margins.right, size[1] + margins.top + margins.bottom)
@@ -162,7 +164,7 @@ class Planner:
     def _too_large(self, width: int, height: int) -> str:
         return f"The result would have {width} x {height} pixels; at most {self.max_pixels:,} are made"
 
-    def _mask(self, upload: Upload) -> Image.Image:
+    def _mask(self, upload: Picture) -> Image.Image:
         sent_as = self.request.mask
         if sent_as == ALPHA:
             mask = upload.transparency()
@@ -172,7 +174,7 @@ class Planner:
             if sent.size != upload.size:
                 message = "The mask has {} x {} pixels and the image {} x {}: they should be of one size"
                 raise ParameterError("mask", message.format(*sent.size, *upload.size))
-            with _named("mask"):
+            with named("mask"):
                 mask = sent.luminance()
             nothing = "The mask is black all over; white is what is painted anew"
         if not any(mask.histogram()[128:]):
@@ -201,7 +203,7 @@ class Planner:
                 size = layout.control_size
                 if layout.repaint and upload.size == layout.repaint.picture_size:
                     size = upload.size  # it lies where the picture lies, and the worker gives it margins, too
-                with _named(name):
+                with named(name):
                     blob = self._keep(upload.fit(*size, self.request.resize))
             steering = control.model_dump(include={"scale", "start", "end"})
             controls.append(Control(type=control.type, image=blob, preprocess=control.preprocess, **steering))
@@ -214,16 +216,16 @@ class Planner:
             upload = self._open(name, prompt.image)
             share = min(1.0, MAX_PROMPT_SIDE / max(upload.size))
             width, height = (max(1, round(side * share)) for side in upload.size)
-            with _named(name):
+            with named(name):
                 prompts.append(
                     ImagePrompt(image=self._keep(upload.fit(width, height, Resize.STRETCH)), scale=prompt.scale)
                 )
         return tuple(prompts)
 
-    def _open(self, name: str, picture: bytes | Reference | str | None) -> Upload:
+    def _open(self, name: str, picture: bytes | Reference | str | None) -> Picture:
         assert picture is not None
         assert not isinstance(picture, str)
-        with _named(name):
+        with named(name):
             return self.open(name, picture)
 
     def _keep(self, picture: Image.Image) -> str:

@@ -95,7 +95,7 @@ class ApiSettings(SharedSettings):
         int | None, Field(ge=1, le=65535, description="A port with /metrics alone, which asks for no key; unset: none.")
     ] = None
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 32 * 1024 * 1024
-    max_pixels: Annotated[int, Field(ge=1, description="Largest picture; decoding can take 16 bytes a pixel.")] = (
+    max_pixels: Annotated[int, Field(ge=1, description="Largest picture; decoding can take 25 bytes a pixel.")] = (
         50_000_000
     )
     result_ttl: Annotated[

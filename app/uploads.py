@@ -1,5 +1,9 @@
-"""Untrusted bytes -> checked, upright RGB pixels of exactly the size that the model will see."""
+"""Untrusted bytes -> checked, upright RGB pixels of exactly the size that the model will see.
 
+`Upload` is for a process that may die of what it reads: the front end opens pictures by `app.decoding`.
+"""
+
+import struct
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -12,7 +16,9 @@ from app.contract.spec import Resize
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 SRGB = ImageCms.createProfile("sRGB")
 MAX_SCANS = 64  # of a progressive JPEG, which has about ten; each costs a pass over the picture, and a few bytes
+MAX_SIDE = 65_535  # what a JPEG can have; a thread of pixels is no picture
 SIDEWAYS = range(5, 9)  # EXIF orientations whose upright width is the stored height
+PNG_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # may stand behind the pixels: Pillow decodes all
 
 # Pillow's own guard warns at one size and raises at another; `max_pixels` is checked here before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -31,14 +37,18 @@ class Upload:
             width, height = self._image.size
             if width * height > max_pixels:
                 raise PictureError(f"The picture has {width} x {height} pixels; at most {max_pixels:,} are taken.")
+            if max(width, height) > MAX_SIDE:
+                raise PictureError(f"The picture has {width} x {height} pixels; a side may have {MAX_SIDE:,}.")
             if kind != "JPEG" and getattr(self._image, "n_frames", 1) > 1:  # a JPEG with more frames is MPO: the first
                 raise PictureError("The picture is animated; send one frame.")
-            self._sideways = self._image.getexif().get(0x0112) in SIDEWAYS
-        except PictureError:
+            turns = kind != "PNG" or any(mark in data for mark in PNG_TURNS)
+            self._sideways = turns and self._image.getexif().get(0x0112) in SIDEWAYS
+        except (PictureError, MemoryError):
             raise
         except Exception as error:  # Pillow raises nearly anything on a broken file
             raise _unreadable(kind, error) from None
         self._kind = kind
+        self._data = data
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,9 +57,11 @@ class Upload:
         return (height, width) if self._sideways else (width, height)
 
     def check(self) -> None:
-        """Decodes the picture for nothing but to see that it can be. Raises PictureError."""
+        """Decodes the picture for nothing but to see that it can be. Raises PictureError or MemoryError."""
         try:
-            self._image.load()
+            self._load()
+        except (PictureError, MemoryError):
+            raise
         except Exception as error:
             raise _unreadable(self._kind, error) from None
 
@@ -71,12 +83,19 @@ class Upload:
         """White where the picture is transparent, black where it is opaque. Raises PictureError."""
         return self._decoded(None, to_transparency)
 
+    def _load(self) -> None:
+        if self._kind == "PNG":
+            _check_sums(self._data)
+        self._image.load()
+
     def _decoded(self, needed: tuple[int, int] | None, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
         try:
             if needed:
                 self._image.draft(None, needed)
-            self._image.load()
+            self._load()
             return convert(ImageOps.exif_transpose(self._image))
+        except (PictureError, MemoryError):
+            raise
         except Exception as error:
             raise _unreadable(self._kind, error) from None
 
@@ -88,6 +107,22 @@ def _format(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     raise UnsupportedMedia
+
+
+def _check_sums(png: bytes) -> None:
+    """Of the parts that a PNG cannot do without; Pillow does not look at those of the pixels. Raises PictureError."""
+    view, at = memoryview(png), 8
+    while at + 12 <= len(png):
+        size, kind = struct.unpack_from(">I4s", png, at)
+        end = at + 12 + size
+        is_needed = kind[:1].isupper()
+        if (
+            is_needed
+            and end <= len(png)
+            and view[end - 4 : end] != struct.pack(">I", zlib.crc32(view[at + 4 : end - 4]))
+        ):
+            raise PictureError("The PNG picture is broken: a checksum is wrong.")
+        at = end if kind != b"IEND" else len(png)
 
 
 def _unreadable(kind: str, error: Exception) -> PictureError:

@@ -191,6 +191,7 @@ def assert_refused(response: httpx.Response, field: str, message: str) -> None:
         ({"image": IMAGE, "mask_blur": 3}, "mask_blur", "belongs to `mask`"),
         ({"image": IMAGE, "mask_padding": 3}, "mask_padding", "belongs to `mask`"),
         ({"image": IMAGE, "image_guidance_scale": 2}, "image_guidance_scale", "belongs to"),
+        ({"image": IMAGE, "negative_prompt": "x", "guidance_scale": 1}, "negative_prompt", "Without guidance"),
         ({"mask": MASK}, "image", "Field required"),
         ({"controls": [{"type": "canny"}]}, "controls.0.image", "Field required"),
         ({"controls": [{"type": "canny", "image": IMAGE}], "strength": 0.5}, "strength", "should be 1 or absent"),

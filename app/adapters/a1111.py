@@ -29,7 +29,7 @@ router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 @router.post("/img2img")
 async def img2img(asked: WebUIRequest, jobs: JobsDep) -> dict[str, Any]:
     """Makes pictures and answers when they are done."""
-    request = await run_sync(to_request, asked, jobs.settings.max_pixels, limiter=jobs.decoders)
+    request = await run_sync(to_request, asked, jobs.decoders.open, limiter=jobs.decoders.limiter)
     record = await jobs.start(request)
     await run_sync(_note, jobs.redis, record)
     try:

@@ -4,6 +4,7 @@ A value that this service cannot honour is not in the type of its field, and so 
 server does with its own disk are taken.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from app.adapters.inpainting import whole_picture
 from app.adapters.validation import validated
 from app.contract.errors import ParameterError
 from app.contract.spec import MAX_IMAGES, MAX_SEED, Resize, Scheduler
+from app.decoding.pool import Picture
 from app.schemas import Img2ImgRequest, picture_bytes
 
 # (sampler, schedule) to ours. With the schedule left to it, the web UI runs DPM++ 2M on Karras' sigmas.
@@ -89,7 +91,7 @@ class WebUIRequest(BaseModel):
     save_images: bool = False
 
 
-def to_request(asked: WebUIRequest, max_pixels: int) -> Img2ImgRequest:
+def to_request(asked: WebUIRequest, open_picture: Callable[[bytes], Picture]) -> Img2ImgRequest:
     """Our request for theirs. Raises ParameterError, PictureError or RequestValidationError."""
     for name, script in asked.alwayson_scripts.items():
         if any(not _is_off(argument) for argument in (script or {}).get("args", [])):
@@ -121,7 +123,7 @@ def to_request(asked: WebUIRequest, max_pixels: int) -> Img2ImgRequest:
             None if asked.inpaint_full_res else (asked.width, asked.height, RESIZES[asked.resize_mode]),
             invert=bool(asked.inpainting_mask_invert),
             fill=asked.inpainting_fill == 0,
-            max_pixels=max_pixels,
+            open_picture=open_picture,
         )
         fields |= {"image": image, "mask": painted, "mask_blur": asked.mask_blur, "resize": Resize.CROP}
         fields["mask_padding"] = asked.inpaint_full_res_padding if asked.inpaint_full_res else None

@@ -1,10 +1,14 @@
 """The web UI's way with masks, brought to ours: masks inverted, pictures resized, masked parts filled beforehand."""
 
+from collections.abc import Callable
+
 from PIL import Image, ImageChops, ImageFilter
 
 from app.contract.errors import ParameterError
 from app.contract.spec import Resize
-from app.uploads import Upload, fit, png
+from app.decoding.pool import Picture
+from app.plan import named
+from app.uploads import fit, png
 
 FILL_RADII = (256, 64, 16, 4, 2)  # pixels: from the colour of the surroundings at large to what is next to the edge
 
@@ -16,10 +20,12 @@ def whole_picture(
     *,
     invert: bool,
     fill: bool,
-    max_pixels: int,
+    open_picture: Callable[[bytes], Picture],
 ) -> tuple[bytes, bytes]:
     """Image and mask as PNG, of one size: that of the image, or `size`. Raises PictureError or ParameterError."""
-    picture, painted = Upload(image, max_pixels).rgb(), Upload(mask, max_pixels).luminance()
+    picture = open_picture(image).rgb()
+    with named("mask"):
+        painted = open_picture(mask).luminance()
     if painted.size != picture.size:
         raise ParameterError("mask", f"It should have the size of the image, {picture.width} x {picture.height}")
     if size is not None:

@@ -2,30 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
+from app.admission import AdmissionDep
 from app.contract.errors import Gone
 from app.contract.job import JobRecord, JobStatus
-from app.contract.models import ModelCard, model_name
 from app.contract.spec import result_key
-from app.deps import (
-    CallerDep,
-    DecodersDep,
-    FeedDep,
-    ModelsDep,
-    QueueDep,
-    RateDep,
-    RedisDep,
-    SettingsDep,
-    StoreDep,
-    TracesDep,
-)
+from app.deps import DecodersDep, FeedDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
 from app.follow import wait_for_end
-from app.resolve import resolve_model
-from app.routes.img2img import plan, submit, terms_of
+from app.routes.img2img import plan, terms_of
 from app.schemas import Img2ImgRequest
 
 LOOK_S = 2.0  # how soon it is noticed that a client has gone
@@ -43,23 +32,12 @@ class Jobs:
     decoders: DecodersDep
     feed: FeedDep
     redis: RedisDep
-    caller: CallerDep
-    rate: RateDep
-    traces: TracesDep
-
-    def card(self, model: str | None) -> ModelCard:
-        """The model that a request names, or the default. Raises ParameterError or Unavailable."""
-        return resolve_model(model, model_name(self.settings.model), self.models.known())
+    admission: AdmissionDep
 
     async def start(self, request: Img2ImgRequest) -> JobRecord:
         """Queues a job. Raises what `POST /img2img` answers with."""
-        await run_sync(self.queue.check_room, self.caller.owner)
-        where = self.settings, self.queue, self.store, self.models
-        spec, blobs = await run_sync(plan, request, *where, limiter=self.decoders)
-        terms = terms_of(request, self.settings, self.caller, self.traces)
-        await run_sync(self.rate.spend, self.caller.owner, spec.cost)
-        record, _ = await run_sync(submit, spec, terms, blobs, None, self.queue, self.store)
-        return record
+        terms = terms_of(request, self.admission)
+        return (await self.admission.admit(partial(plan, request, self.admission), terms)).record
 
     async def end(self, job_id: str) -> JobRecord:
         """The job when it has ended. Cancels it if the client hangs up first."""

@@ -30,12 +30,14 @@ from app.contract.job import JobRecord
 from app.contract.models import ModelCard
 from app.contract.previews import Preview
 from app.contract.spec import MAX_IMAGES, Task
+from app.decoding.pool import Picture
 from app.delivery import converted
 from app.deps import PreviewsDep
 from app.errors import status_of
+from app.plan import named
 from app.request_body import json_text
 from app.schemas import ALPHA, Img2ImgRequest
-from app.uploads import Upload, png
+from app.uploads import png
 from app.views import FieldProblem, ImageFormat
 
 MAX_PARTS = 64
@@ -98,8 +100,8 @@ async def edit_image(request: Request, jobs: JobsDep, previews: PreviewsDep) -> 
     fields, own, files = await _form(request)
     asked = validated(Edit, fields)
     image, mask = _one_image(files), files.get("mask", [None])[0]
-    card = await run_sync(jobs.card, asked.model)
-    sent = await run_sync(_edit_request, asked, own, image, mask, card, jobs, limiter=jobs.decoders)
+    card = await run_sync(jobs.admission.card, asked.model)
+    sent = await run_sync(_edit_request, asked, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
     record = await jobs.start(sent)
     if asked.stream:
         return StreamingResponse(_events(jobs, record, asked, previews), media_type="text/event-stream")
@@ -164,10 +166,10 @@ def _one_image(files: dict[str, list[bytes]]) -> bytes:
 def _edit_request(
     asked: Edit, own: dict[str, Any], image: bytes, mask: bytes | None, card: ModelCard, jobs: Jobs
 ) -> Img2ImgRequest:
-    upload = Upload(image, jobs.settings.max_pixels)
+    upload = jobs.decoders.open(image)
     width, height = _size(asked.size)
     fields: dict[str, Any] = {**own, "image": image, "model": asked.model, "num_images": asked.n}
-    painted = _painted(upload, mask, jobs.settings.max_pixels)
+    painted = _painted(upload, mask, jobs.decoders.open)
     if painted is not None:
         if (width, height) not in ((None, None), upload.size):
             raise ParameterError("size", "With a mask the result has the size of the image: input should be `auto`")
@@ -178,11 +180,12 @@ def _edit_request(
     return validated(Img2ImgRequest, {**fields, "prompt": asked.prompt})
 
 
-def _painted(upload: Upload, mask: bytes | None, max_pixels: int) -> bytes | str | None:
+def _painted(upload: Picture, mask: bytes | None, open_picture: Callable[[bytes], Picture]) -> bytes | str | None:
     """Our mask for theirs: the transparent parts, white. Without one, the image's own transparency, if it has any."""
     if mask is None:
         return ALPHA if upload.transparency().getbbox() else None
-    transparent = Upload(mask, max_pixels).transparency()
+    with named("mask"):
+        transparent = open_picture(mask).transparency()
     if not transparent.getbbox():
         raise ParameterError("mask", "The mask should be transparent where the image is to be edited")
     return png(transparent)
@@ -247,12 +250,12 @@ async def _events(jobs: Jobs, record: JobRecord, asked: Edit, previews: Previews
 
 
 def _from_jpeg(jpeg: bytes) -> bytes:
-    with Image.open(BytesIO(jpeg)) as picture:
+    with Image.open(BytesIO(jpeg), formats=("JPEG",)) as picture:
         return png(picture.convert("RGB"))
 
 
 def _event(kind: str, picture: bytes, asked: Edit, more: dict[str, Any]) -> bytes:
-    with Image.open(BytesIO(picture)) as image:
+    with Image.open(BytesIO(picture), formats=("PNG",)) as image:
         size = f"{image.width}x{image.height}"
     event = {
         "type": f"image_edit.{kind}",

@@ -4,37 +4,23 @@ A job like any other, on the worker that would make the map for POST /img2img: s
 looks at should be what its job follows, byte for byte.
 """
 
+from functools import partial
 from hashlib import sha256
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
 from app import openapi
+from app.admission import Admission, AdmissionDep, Plan
 from app.contract.conditions import Control, ControlType
 from app.contract.errors import ParameterError
 from app.contract.job import Terms
-from app.contract.models import ModelRegistry, model_name
-from app.contract.queue import JobQueue
 from app.contract.spec import JobSpec, Task
-from app.contract.store import Store
-from app.deps import (
-    CallerDep,
-    DecodersDep,
-    ForecasterDep,
-    ModelsDep,
-    QueueDep,
-    RateDep,
-    SettingsDep,
-    StoreDep,
-    TracesDep,
-)
-from app.references import Reference, referred
+from app.deps import ForecasterDep
 from app.request_body import ControlMapRequestDep
-from app.resolve import resolve_model, resolve_size
-from app.routes.img2img import submit
+from app.resolve import resolve_size
 from app.schemas import ControlMapRequest
-from app.settings import ApiSettings
-from app.uploads import Upload, png
+from app.uploads import png
 from app.views import JobView
 
 router = APIRouter(tags=["jobs"])
@@ -50,48 +36,34 @@ router = APIRouter(tags=["jobs"])
 async def submit_control_map(
     request: ControlMapRequestDep,
     response: Response,
-    settings: SettingsDep,
-    caller: CallerDep,
-    queue: QueueDep,
-    rate: RateDep,
-    store: StoreDep,
-    models: ModelsDep,
+    admission: AdmissionDep,
     forecaster: ForecasterDep,
-    decoders: DecodersDep,
-    traces: TracesDep,
 ) -> JobView:
     """Queues a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
-    await run_sync(queue.check_room, caller.owner)
-    spec, blob = await run_sync(plan, request, settings, queue, store, models, limiter=decoders)
-    blobs = {spec.inputs[0]: blob}
-    terms = Terms(
-        result_ttl_s=settings.result_ttl,
-        deadline_s=request.deadline_s,
-        owner=caller.owner,
-        traceparent=traces.traceparent(),
-    )
-    response.headers.update(await run_sync(rate.spend, caller.owner, spec.cost))
-    record, _ = await run_sync(submit, spec, terms, blobs, None, queue, store)
-    response.headers["Location"] = f"/jobs/{record.id}"
-    return JobView.of(record, *await run_sync(forecaster.of, [record]))
+    keep_s, owner = admission.settings.result_ttl, admission.caller.owner
+    traceparent = admission.traces.traceparent()
+    terms = Terms(result_ttl_s=keep_s, deadline_s=request.deadline_s, owner=owner, traceparent=traceparent)
+    admitted = await admission.admit(partial(plan, request, admission), terms)
+    response.headers.update(admitted.headers)
+    response.headers["Location"] = f"/jobs/{admitted.record.id}"
+    return JobView.of(admitted.record, *await run_sync(forecaster.of, [admitted.record]))
 
 
-def plan(
-    request: ControlMapRequest, settings: ApiSettings, queue: JobQueue, store: Store, models: ModelRegistry
-) -> tuple[JobSpec, bytes]:
+def plan(request: ControlMapRequest, admission: Admission) -> Plan:
     """The job, and its picture as the worker takes it: of the size that a job with this picture would have."""
-    card = resolve_model(request.model, model_name(settings.model), models.known())
+    card = admission.card(request.model)
     known = tuple(dict.fromkeys((*card.preprocessors, ControlType.TILE)))
     if request.type not in known:
         message = f"The model {card.name} can make maps of these types: {', '.join(known)}"
         raise ParameterError("type", message, got=request.type.value)
-    upload = Upload(_bytes(request.image, settings, queue, store), settings.max_pixels)
-    width, height = resolve_size(request.width, request.height, upload.size, card)
-    blob = png(upload.fit(width, height, request.resize))
+    picture = admission.open("image", request.image)
+    width, height = resolve_size(request.width, request.height, picture.size, card)
+    blob = png(picture.fit(width, height, request.resize))
+    digest = sha256(blob).hexdigest()
     spec = JobSpec(
         task=Task.CONTROL_MAP,
         model=card.name,
-        image=sha256(blob).hexdigest(),
+        image=digest,
         prompt="",
         negative_prompt="",
         strength=0,
@@ -105,8 +77,4 @@ def plan(
         resize=request.resize,
         controls=(Control(type=request.type, image=None, preprocess=True),),
     )
-    return spec, blob
-
-
-def _bytes(picture: bytes | Reference, settings: ApiSettings, queue: JobQueue, store: Store) -> bytes:
-    return picture if isinstance(picture, bytes) else referred("image", picture, queue, store, settings.result_ttl)
+    return spec, {digest: blob}

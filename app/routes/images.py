@@ -9,11 +9,11 @@ from app import openapi
 from app.contract.queue import JobQueue
 from app.contract.spec import upload_key
 from app.contract.store import Store
+from app.decoding.pool import Decoders
 from app.deps import DecodersDep, QueueDep, SettingsDep, StoreDep
 from app.request_body import ImageRequestDep
 from app.schemas import ImageRequest
 from app.settings import ApiSettings
-from app.uploads import Upload
 from app.views import ImageKept
 
 router = APIRouter(tags=["images"])
@@ -30,14 +30,14 @@ async def keep_image(
     request: ImageRequestDep, settings: SettingsDep, queue: QueueDep, store: StoreDep, decoders: DecodersDep
 ) -> ImageKept:
     """Keeps a picture for a while after it was last sent or used; `sha256` is then an `image` of `POST /img2img`."""
-    return await run_sync(keep, request, settings, queue, store, limiter=decoders)
+    return await run_sync(keep, request, settings, queue, store, decoders, limiter=decoders.limiter)
 
 
-def keep(request: ImageRequest, settings: ApiSettings, queue: JobQueue, store: Store) -> ImageKept:
+def keep(request: ImageRequest, settings: ApiSettings, queue: JobQueue, store: Store, decoders: Decoders) -> ImageKept:
     """Stores the picture as it came, once it has been seen to be one."""
-    upload = Upload(request.image, settings.max_pixels)
-    width, height = upload.size
-    upload.check()
+    picture = decoders.open(request.image)
+    width, height = picture.size
+    picture.check()
     digest = sha256(request.image).hexdigest()
     queue.inputs.hold(upload_key(digest), settings.result_ttl)
     store.put(upload_key(digest), request.image)

@@ -66,7 +66,7 @@ class Delivery:
         if picture is None:
             raise Gone("The picture is no longer stored.", job_status=record.status)
         if variant:
-            picture = await run_sync(converted, picture, self._format, self._quality, limiter=self._decoders)
+            picture = await run_sync(converted, picture, self._format, self._quality, limiter=self._decoders.limiter)
         return Response(picture, media_type=f"image/{self._format}", headers=headers)
 
 
