@@ -24,10 +24,11 @@ from worker.pipelines.tasks import make_work
 from worker.rq_worker import BatchWorker
 from worker.runner import JobRunner
 from worker.settings import WorkerSettings
+from worker.watchdog import Watchdog
 
 
 def main() -> int:
-    """Exit code 0 after a drain, 1 when the process must be replaced, 2 when it cannot start."""
+    """Exit code 0 after a drain, 1 when the process must be replaced or Redis is away, 2 when it cannot start."""
     keep_freed_memory()
     try:
         settings = WorkerSettings()
@@ -43,15 +44,20 @@ def main() -> int:
         return _complain(str(error), 2)
     except WorkerDied as error:
         return _complain(str(error), 1)
+    except RedisError as error:
+        return _complain(f"Redis: {error}", 1)
     return 0
 
 
 def run(settings: WorkerSettings) -> None:
-    redis = Redis.from_url(settings.resolved_redis_url)
+    try:
+        redis = Redis.from_url(settings.resolved_redis_url)
+    except ValueError as error:
+        raise StartupError(f"no Redis at {settings.resolved_redis_url}: {error}") from error
     try:
         redis.ping()
-    except (RedisError, ValueError) as error:
-        raise StartupError(f"no Redis at {settings.resolved_redis_url}: {error}") from error
+    except RedisError as error:  # it may be back soon: whoever replaces this process tries again
+        raise WorkerDied(f"no Redis at {settings.resolved_redis_url}: {error}") from error
     store = ObjectStore(settings.resolved_store_url)
     entries = entries_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
     engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
@@ -59,7 +65,14 @@ def run(settings: WorkerSettings) -> None:
     thread = threading.Thread(target=run_engine, args=(engine, settings, entries, ready), name="engine", daemon=True)
     thread.start()
     runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
-    BatchWorker(redis, store, runner, lease_s=settings.lease_s).serve(thread.is_alive)
+    watchdog = Watchdog(engine, stall_s=settings.stall_s)
+
+    def check_engine() -> None:
+        if not thread.is_alive():
+            raise WorkerDied("the engine has died")
+        watchdog.look()
+
+    BatchWorker(redis, store, runner, lease_s=settings.lease_s).serve(check_engine)
     engine.shut_down()
     thread.join()
 

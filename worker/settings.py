@@ -20,4 +20,7 @@ class WorkerSettings(SharedSettings):
     lease_s: Annotated[
         int, Field(ge=2, le=3600, description="Seconds that a worker may be silent before its jobs go to another one.")
     ] = 20
+    stall_s: Annotated[
+        float, Field(gt=0, description="Seconds that a step may take before the worker ends, to be replaced.")
+    ] = 900.0
     log_level: Annotated[str, StringConstraints(to_upper=True)] = "INFO"
