@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.contract.layout import NewerLayout, settle_layout
+from app.contract.models import ModelRegistry
 from app.contract.spec import JobSpec, Resize, Task
 from app.contract.store import ObjectStore
 from worker.engine import Engine, Ticket
@@ -65,6 +67,7 @@ def run(settings: WorkerSettings) -> None:
     thread = threading.Thread(target=run_engine, args=(engine, settings, entries, ready), name="engine", daemon=True)
     thread.start()
     runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
+    _settle_layout(redis, runner)
     watchdog = Watchdog(engine, stall_s=settings.stall_s)
 
     def check_engine() -> None:
@@ -75,6 +78,13 @@ def run(settings: WorkerSettings) -> None:
     BatchWorker(redis, store, runner, lease_s=settings.lease_s).serve(check_engine)
     engine.shut_down()
     thread.join()
+
+
+def _settle_layout(redis: Redis, runner: JobRunner) -> None:
+    try:
+        settle_layout(redis, {*ModelRegistry(redis).known(), *(card.name for card in runner.cards)})
+    except NewerLayout as error:
+        raise StartupError(str(error)) from None
 
 
 def run_engine(
