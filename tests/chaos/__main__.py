@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from app.contract.records import OUTBOX, JobRecords
 from tests.chaos import verdict
-from tests.chaos.faults import Storm, length_s, make_storm, small_disk
+from tests.chaos.faults import Storm, make_storm, small_disk
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Load, make_orders
 from tests.chaos.plant import Plant
@@ -91,13 +91,13 @@ def run(plan: Plan, logs: Path | None = None) -> tuple[verdict.Figures, Sequence
         stack.callback(recovery.stop)
         recovery.start()
         faults = make_storm(plan.kills, plan.others, plan.lease_s, plan.seed, disk=has_disk)
-        orders = make_orders(plan.jobs, plan.poisons, length_s(faults), receiver.url, plan.seed)
-        load = Load(orders, plant.urls, plant.keys, ledger)
+        storm = Storm(plant, recovery, faults, plan.seed)
+        orders = make_orders(plan.jobs, plan.poisons, receiver.url, plan.seed)
+        load = Load(orders, plant.urls, plant.keys, ledger, lambda: storm.progress)
         stack.callback(load.stop)
-        log.info("%d jobs and %d faults, in about %.0f s", len(orders), len(faults), length_s(faults))
+        log.info("%d jobs and %d faults", len(orders), len(faults))
         load.start()
-        storm = Storm(plant, recovery, plan.seed)
-        storm.run(faults)
+        storm.run()
         quiet_at = time.monotonic()
         log.info("the storm is over: %d jobs acknowledged", len(ledger.jobs))
         load.join(QUIET_S)

@@ -19,6 +19,7 @@ from tests.chaos.recovery import RecoveryWatch
 
 DISK_BYTES = 192 * 1024 * 1024
 KILLS = {"worker": 34, "api": 10, "redis": 10, "courier": 8}  # how often each is killed, of all kills
+READY_S = 60.0  # a worker that is to be killed or paused is given so long to become ready: it should lose something
 GAP_S = (0.5, 2.5)  # between two faults
 
 log = logging.getLogger(__name__)
@@ -59,11 +60,6 @@ def make_storm(kills: int, others: int, lease_s: float, seed: int, *, disk: bool
     return [Fault(kind, target, for_s, choose.uniform(*GAP_S)) for kind, target, for_s in drawn]
 
 
-def length_s(storm: Sequence[Fault]) -> float:
-    """How long it takes, about: what is done beside other faults takes no time of its own."""
-    return sum(fault.gap_s + (0 if _beside(fault) else fault.for_s) for fault in storm)
-
-
 def _beside(fault: Fault) -> bool:
     return fault.kind == "pause" and fault.target == "worker"
 
@@ -71,17 +67,23 @@ def _beside(fault: Fault) -> bool:
 class Storm:
     """Does the faults, one after another; a paused worker stays so while others follow."""
 
-    def __init__(self, plant: Plant, recovery: RecoveryWatch, seed: int) -> None:
+    def __init__(self, plant: Plant, recovery: RecoveryWatch, faults: Sequence[Fault], seed: int) -> None:
         self._plant = plant
+        self._faults = faults
         self._recovery = recovery
         self._choose = random.Random(f"targets {seed}")
         self._beside: list[threading.Thread] = []
         self.done: list[Fault] = []
 
-    def run(self, faults: Sequence[Fault]) -> None:
+    @property
+    def progress(self) -> float:
+        """Which share of the faults is done."""
+        return len(self.done) / max(1, len(self._faults))
+
+    def run(self) -> None:
         """Until all are over and everything runs again."""
-        for number, fault in enumerate(faults, 1):
-            log.info("%d/%d %s, %.1f s", number, len(faults), fault, fault.for_s)
+        for number, fault in enumerate(self._faults, 1):
+            log.info("%d/%d %s, %.1f s", number, len(self._faults), fault, fault.for_s)
             self._do(fault)
             self.done.append(fault)
             time.sleep(fault.gap_s)
@@ -99,8 +101,12 @@ class Storm:
             self._cut_off(fault)
 
     def _one_of(self, kind: str) -> Process:
-        free = [p for p in self._plant.processes if p.kind == kind and not p.held.locked()]
-        return self._choose.choice(free or [p for p in self._plant.processes if p.kind == kind])
+        group = [p for p in self._plant.processes if p.kind == kind]
+        chosen = self._choose.choice([p for p in group if not p.held.locked()] or group)
+        give_up_at = time.monotonic() + READY_S
+        while kind == "worker" and time.monotonic() < give_up_at and not self._plant.is_live(chosen):
+            time.sleep(0.1)
+        return chosen
 
     def _kill(self, process: Process, for_s: float) -> None:
         with process.held, self._outage(process.kind == "redis"):

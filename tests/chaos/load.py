@@ -4,7 +4,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -17,11 +17,11 @@ from tests.chaos.workers import POISON
 from tests.conftest import encoded, gradient
 
 SIDE = 32  # pixels; a step takes milliseconds
-CLIENTS = 12
+SENDERS, WAITERS = 8, 16  # threads that send, and that stay with jobs which are waited for
 TIMEOUT_S = 8.0
 RETRY_S = 0.3
 PRIORITIES = ("low", "normal", "normal", "high")
-BEHAVIOURS = {"leave": 50, "wait": 18, "follow": 7, "cancel": 15, "deadline": 10}
+BEHAVIOURS = {"leave": 63, "wait": 8, "follow": 4, "cancel": 15, "deadline": 10}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Order:
     """A job that is to be sent, and what its client does then."""
 
     key: str  # of idempotency: a submit whose answer is lost is sent again
-    due_s: float
+    due: float  # the share of the storm that is over then
     owner: int
     behaviour: str
     fields: dict[str, str]
@@ -40,8 +40,8 @@ class Order:
         return self.fields["prompt"] == POISON
 
 
-def make_orders(count: int, poisons: int, over_s: float, webhook: str, seed: int) -> list[Order]:
-    """Jobs of all kinds, spread evenly over a time."""
+def make_orders(count: int, poisons: int, webhook: str, seed: int) -> list[Order]:
+    """Jobs of all kinds, spread evenly over the storm."""
     choose = random.Random(f"load {seed}")
     pictures = [encoded(gradient(SIDE, SIDE, blue=blue)) for blue in range(0, 250, 25)]
     poisonous = set(choose.sample(range(count // 10, count), poisons))
@@ -65,90 +65,112 @@ def make_orders(count: int, poisons: int, over_s: float, webhook: str, seed: int
         if behaviour == "deadline":
             fields["deadline_s"] = f"{choose.uniform(0.5, 10):.1f}"
         if behaviour == "cancel":
-            fields["num_inference_steps"] = str(choose.randint(20, 100))
+            fields["num_inference_steps"] = str(choose.randint(20, 60))
         if choose.random() < 0.25:
             fields["webhook"] = json.dumps({"url": webhook})
-        due_s = over_s * i / count
-        orders.append(Order(f"{seed}-{i}", due_s, choose.randrange(3), behaviour, fields, choose.choice(pictures)))
+        orders.append(Order(f"{seed}-{i}", i / count, choose.randrange(3), behaviour, fields, choose.choice(pictures)))
     return orders
 
 
 class Load:
     """Sends orders when they are due, from several threads."""
 
-    def __init__(self, orders: Sequence[Order], urls: Sequence[str], keys: Sequence[str], ledger: Ledger) -> None:
-        self._urls, self._keys, self._ledger = urls, keys, ledger
+    def __init__(
+        self,
+        orders: Sequence[Order],
+        urls: Sequence[str],
+        keys: Sequence[str],
+        ledger: Ledger,
+        progress: Callable[[], float],
+    ) -> None:
+        """progress: which share of the storm is over."""
+        self._urls, self._keys, self._ledger, self._progress = urls, keys, ledger, progress
         self._due: SimpleQueue[Order] = SimpleQueue()
         for order in orders:
             self._due.put(order)
-        self._threads = [threading.Thread(target=self._run, args=(i,), name=f"client-{i}") for i in range(CLIENTS)]
+        self._sent: SimpleQueue[tuple[Order, Acknowledged] | None] = SimpleQueue()
+        self._senders = [threading.Thread(target=self._run, args=(self._send, i)) for i in range(SENDERS)]
+        self._waiters = [threading.Thread(target=self._run, args=(self._stay, i)) for i in range(-WAITERS, 0)]
+        self._threads = [*self._senders, *self._waiters]
         self._give_up = threading.Event()
-        self._started_at = 0.0
 
     def start(self) -> None:
-        self._started_at = time.monotonic()
         for thread in self._threads:
             thread.start()
 
     def join(self, timeout_s: float) -> None:
         """Until all are acknowledged and their clients are content; those that are not by then are a breach."""
         give_up_at = time.monotonic() + timeout_s
-        for thread in self._threads:
+        for thread in self._senders:
+            thread.join(max(0.0, give_up_at - time.monotonic()))
+        for _ in self._waiters:
+            self._sent.put(None)
+        for thread in self._waiters:
             thread.join(max(0.0, give_up_at - time.monotonic()))
         self.stop()
 
     def stop(self) -> None:
         self._give_up.set()
+        for _ in self._waiters:
+            self._sent.put(None)
         for thread in self._threads:
             if thread.ident:
                 thread.join()
 
-    def _run(self, client: int) -> None:
-        choose = random.Random(f"client {client}")
+    def _run(self, do: Callable[["_Client"], bool], number: int) -> None:
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as http:
-            while not self._give_up.is_set():
+            client = _Client(http, self._urls, self._keys, self._ledger, random.Random(f"client {number}"))
+            more = True
+            while more and not self._give_up.is_set():
                 try:
-                    order = self._due.get_nowait()
-                except Empty:
-                    return
-                self._give_up.wait(max(0.0, self._started_at + order.due_s - time.monotonic()))
-                try:
-                    self._serve(_Client(http, self._urls, self._keys[order.owner], self._ledger, choose), order)
+                    more = do(client)
                 except Exception as error:
                     self._ledger.breach(f"client: {type(error).__name__}: {error}")
 
-    def _serve(self, client: "_Client", order: Order) -> None:
-        view = None
-        while view is None:
+    def _send(self, client: "_Client") -> bool:
+        """Sends the next order until it is acknowledged. False when there are no more."""
+        try:
+            order = self._due.get_nowait()
+        except Empty:
+            return False
+        while self._progress() < order.due and not self._give_up.is_set():
+            time.sleep(0.1)
+        while (view := client.submit(order)) is None:
             if self._give_up.is_set():
                 self._ledger.breach(f"order {order.key} was never acknowledged")
-                return
-            view = client.submit(order)
+                return False
         job = Acknowledged(view["id"], order.owner, "webhook" in order.fields, order.poison)
         self._ledger.acknowledge(job)
         self._ledger.see(view)
+        if order.behaviour in ("wait", "follow", "cancel"):
+            self._sent.put((order, job))
+        return True
+
+    def _stay(self, client: "_Client") -> bool:
+        """Does with a job what its client wants, until the client is content. False when there are no more."""
+        sent = self._sent.get()
+        if sent is None:
+            return False
+        order, job = sent
         if order.behaviour == "cancel":
             self._give_up.wait(client.choose.uniform(0, 2))
-        while not self._give_up.is_set():
-            if order.behaviour == "cancel":
-                content = client.cancel(job)
-            elif order.behaviour == "follow":
-                content = client.follow(job)
-            else:
-                content = order.behaviour != "wait" or client.wait(job)
-            if content:
-                return
+        act = {"cancel": client.cancel, "follow": client.follow, "wait": client.wait}[order.behaviour]
+        while not self._give_up.is_set() and not act(job):
+            pass
+        return True
 
 
 class _Client:
     """One client: any front end will do, and what is not answered is asked again."""
 
     def __init__(
-        self, http: httpx.Client, urls: Sequence[str], key: str, ledger: Ledger, choose: random.Random
+        self, http: httpx.Client, urls: Sequence[str], keys: Sequence[str], ledger: Ledger, choose: random.Random
     ) -> None:
-        self._http, self._urls, self._ledger = http, urls, ledger
-        self._headers = {"X-API-Key": key}
+        self._http, self._urls, self._keys, self._ledger = http, urls, keys, ledger
         self.choose = choose
+
+    def _key(self, owner: int) -> dict[str, str]:
+        return {"X-API-Key": self._keys[owner]}
 
     def submit(self, order: Order) -> dict[str, Any] | None:
         """The job; None if it was not acknowledged."""
@@ -158,18 +180,18 @@ class _Client:
             "/img2img",
             files={"image": order.picture},
             data=order.fields,
-            headers=self._headers | {"Idempotency-Key": order.key},
+            headers=self._key(order.owner) | {"Idempotency-Key": order.key},
         )
 
     def wait(self, job: Acknowledged) -> bool:
         """Long polls. Returns whether it has ended."""
-        view = self._ask(200, "GET", f"/jobs/{job.id}?wait=5", headers=self._headers)
+        view = self._ask(200, "GET", f"/jobs/{job.id}?wait=5", headers=self._key(job.owner))
         if view:
             self._ledger.see(view)
         return view is not None and view["status"] in TERMINAL
 
     def cancel(self, job: Acknowledged) -> bool:
-        view = self._ask(200, "POST", f"/jobs/{job.id}/cancel", headers=self._headers)
+        view = self._ask(200, "POST", f"/jobs/{job.id}/cancel", headers=self._key(job.owner))
         if view:
             self._ledger.see(view)
             job.cancelled = view["status"] == "cancelled"
@@ -179,8 +201,10 @@ class _Client:
         """Server-Sent Events. Returns whether the end was told."""
         url, told = self.choose.choice(self._urls), False
         try:
-            with self._http.stream("GET", f"{url}/jobs/{job.id}/events", headers=self._headers, timeout=20) as answer:
-                self._count(answer.status_code, 200)
+            with self._http.stream(
+                "GET", f"{url}/jobs/{job.id}/events", headers=self._key(job.owner), timeout=20
+            ) as answer:
+                self._count(answer, 200)
                 name = ""
                 for line in answer.iter_lines() if answer.status_code == 200 else ():
                     field, _, value = line.partition(": ")
@@ -202,14 +226,15 @@ class _Client:
             self._ledger.count(f"no answer: {type(error).__name__}")
             time.sleep(RETRY_S)
             return None
-        self._count(answer.status_code, expected)
+        self._count(answer, expected)
         if answer.status_code != expected:
             time.sleep(RETRY_S)
             return None
         view: dict[str, Any] = answer.json()
         return view
 
-    def _count(self, status: int, expected: int) -> None:
-        self._ledger.count(f"answer {status}")
-        if status not in (expected, 503):
-            self._ledger.breach(f"an answer of {status} where {expected} or 503 belongs")
+    def _count(self, answer: httpx.Response, expected: int) -> None:
+        self._ledger.count(f"answer {answer.status_code}")
+        if answer.status_code not in (expected, 503):
+            said = answer.read().decode()
+            self._ledger.breach(f"an answer of {answer.status_code} where {expected} or 503 belongs: {said[:300]}")

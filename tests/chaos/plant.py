@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from app.child import _die_with_parent
 from app.contract.keys import ApiKeys
@@ -122,6 +123,14 @@ class Plant:
             process.begin()
         wait_for(lambda: len(ModelRegistry(self.redis).live().get(MODEL, [])) == len(self.workers), 180)
         self._keeper.start()
+
+    def is_live(self, worker: Process) -> bool:
+        """Whether it has said that it is ready."""
+        try:
+            names = ModelRegistry(self.redis).live().get(MODEL, [])
+        except RedisError:
+            return False
+        return any(f"-{worker.pid}-" in name for name in names)
 
     def stop(self) -> None:
         self._over.set()
