@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model clean
+.PHONY: help demo serve test test-clients lint types fences unit chaos soak format openapi benchmark model clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,12 @@ test-clients: $(VENV)/dev .clients/ready ## let clients that four generators mak
 	cp tests/clients/package.json tests/clients/package-lock.json tests/clients/.npmrc .clients/
 	if command -v npm >/dev/null; then cd .clients && npm ci --silent; fi
 	@touch $@
+
+chaos: $(VENV)/dev ## a thousand jobs while everything is killed, paused and cut off (minutes; the full disk needs root)
+	$(BIN)/python -m tests.chaos
+
+soak: $(VENV)/dev ## half an hour of load at 80 % of capacity: memory, threads and connections must stay flat
+	$(BIN)/python -m benchmarks.soak
 
 format: $(VENV)/dev ## put the code into the form that lint wants
 	$(BIN)/ruff check --fix .

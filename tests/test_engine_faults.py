@@ -1,5 +1,6 @@
 """A tiny Stable Diffusion whose denoiser misbehaves for one of several jobs: the others do not notice."""
 
+import gc
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from greenlet import greenlet
 from PIL import Image
 
 from app.contract.errors import BadPixels, JobError
@@ -174,6 +176,19 @@ def test_a_device_that_is_lost_while_pictures_are_fetched_fails_no_job(
     monkeypatch.setattr("worker.runner.to_pixels", lost)
     with pytest.raises(DeviceLost, match="launch failure"):
         run(model, jobs()[:1])
+
+
+@pytest.mark.parametrize("kind", [RaisesForOneJob, HasRoomForTwoRows])
+def test_no_greenlet_is_left_of_jobs_that_ended(kind: type[Misbehaves], model: Model, denoise: Gate) -> None:
+    denoise.run = kind(denoise.run)
+    before = _greenlets()
+    run(model, jobs())
+    assert _greenlets() <= before
+
+
+def _greenlets() -> int:
+    gc.collect()
+    return sum(isinstance(found, greenlet) for found in gc.get_objects())
 
 
 def test_a_row_limit_halves_and_grows_again_after_a_while() -> None:

@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import platform
+import signal
 import sys
 import time
 from collections import Counter
@@ -56,6 +57,7 @@ def main() -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Plan, name))
     parser.add_argument("--logs", type=Path, help="keep the logs of all processes in this folder")
     options = vars(parser.parse_args())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind by `kill` either
     logs = options.pop("logs")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

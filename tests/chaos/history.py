@@ -21,7 +21,9 @@ def commands(file: Path) -> Iterator[list[bytes]]:
     if data.startswith(b"REDIS"):
         raise Rewritten
     while at < len(data) and data[at : at + 1] == b"*":
-        end = data.index(b"\r\n", at)
+        end = data.find(b"\r\n", at)
+        if end < 0:
+            return
         count, at = int(data[at + 1 : end]), end + 2
         command = []
         for _ in range(count):
