@@ -182,8 +182,8 @@ class Soak:
         lines += ["", "| stage | p50 | p95 | p99 |", "|---|---:|---:|---:|", *self._stages(), ""]
         options = self._options
         lines.append(
-            f"- {options.minutes:g} minutes at {options.share:.0%} of {per_s:.2f} jobs/s: {len(self._ended)} jobs, model "
-            f"{options.model}, {options.slots} slots, seed {options.seed}"
+            f"- {options.minutes:g} minutes at {options.share:.0%} of {per_s:.2f} jobs/s: {len(self._ended)} jobs, "
+            f"model {options.model}, {options.slots} slots, seed {options.seed}"
         )
         lines.append(
             f"- {len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}"
@@ -206,7 +206,7 @@ class Soak:
 def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
     """Of the line through the values, by least squares, and its standard error. Needs three values."""
     hours = np.array(at_s) / 3600
-    (slope, start), residuals, *_ = np.polyfit(hours, values, 1, full=True)
+    (slope, _), residuals, *_ = np.polyfit(hours, values, 1, full=True)
     squares = float(residuals[0]) if len(residuals) else 0.0
     spread = float(((hours - hours.mean()) ** 2).sum())
     return float(slope), (squares / max(1, len(values) - 2) / spread) ** 0.5
