@@ -119,7 +119,9 @@ def run(plan: Plan, logs: Path | None = None) -> tuple[verdict.Figures, Sequence
         poisoned = sum(job.poison for job in ledger.jobs.values()) * 3
         figures |= {"kills -9": f"{kills}, and {poisoned} by poison"}
         figures |= {f"fault: {fault}": count for fault, count in sorted(done.items())}
-        figures |= {f"died of something else: {p.name}": p.own_deaths for p in plant.processes if p.own_deaths}
+        figures |= {
+            f"died of poison, or found no Redis: {p.name}": p.own_deaths for p in plant.processes if p.own_deaths
+        }
         figures |= dict(sorted(ledger.counts.items()))
         figures["from the last fault to quiet"] = f"{quiet_s:.1f} s"
         figures["in all"] = f"{time.monotonic() - started_at:.0f} s"

@@ -63,7 +63,7 @@ def make_orders(count: int, poisons: int, webhook: str, seed: int) -> list[Order
         if i in poisonous:
             fields["prompt"], behaviour = POISON, "leave"
         if behaviour == "deadline":
-            fields["deadline_s"] = f"{choose.uniform(0.5, 10):.1f}"
+            fields["deadline_s"] = f"{choose.uniform(1, 10):.1f}"
         if behaviour == "cancel":
             fields["num_inference_steps"] = str(choose.randint(20, 60))
         if choose.random() < 0.25:
@@ -139,6 +139,7 @@ class Load:
             if self._give_up.is_set():
                 self._ledger.breach(f"order {order.key} was never acknowledged")
                 return False
+            time.sleep(RETRY_S)
         job = Acknowledged(view["id"], order.owner, "webhook" in order.fields, order.poison)
         self._ledger.acknowledge(job)
         self._ledger.see(view)
@@ -156,7 +157,7 @@ class Load:
             self._give_up.wait(client.choose.uniform(0, 2))
         act = {"cancel": client.cancel, "follow": client.follow, "wait": client.wait}[order.behaviour]
         while not self._give_up.is_set() and not act(job):
-            pass
+            time.sleep(RETRY_S)
         return True
 
 
@@ -215,8 +216,6 @@ class _Client:
                         told = True
         except httpx.TransportError as error:
             self._ledger.count(f"no answer: {type(error).__name__}")
-        if not told:
-            time.sleep(RETRY_S)
         return told
 
     def _ask(self, expected: int, method: str, path: str, **request: Any) -> dict[str, Any] | None:
@@ -224,11 +223,9 @@ class _Client:
             answer = self._http.request(method, self.choose.choice(self._urls) + path, **request)
         except httpx.TransportError as error:
             self._ledger.count(f"no answer: {type(error).__name__}")
-            time.sleep(RETRY_S)
             return None
         self._count(answer, expected)
         if answer.status_code != expected:
-            time.sleep(RETRY_S)
             return None
         view: dict[str, Any] = answer.json()
         return view
