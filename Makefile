@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit clean
+.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,12 @@ test-hosts: $(VENV)/dev ## run the service on several hosts, which are network n
 
 fuzz: $(VENV)/dev ## send 10,000 inputs of a fuzzer to the upload path (minutes); FUZZ_SEED=n sends others
 	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest -s tests/test_http_fuzz.py
+
+chaos: $(VENV)/dev ## a thousand jobs while everything is killed, paused and cut off (minutes; the full disk needs root)
+	$(BIN)/python -m tests.chaos
+
+soak: $(VENV)/dev ## half an hour of load at 80 % of capacity: memory, threads and connections must stay flat
+	$(BIN)/python -m benchmarks.soak
 
 format: $(VENV)/dev ## put the code into the form that lint wants
 	$(BIN)/ruff check --fix .

@@ -271,6 +271,13 @@ class Readiness(BaseModel):
     redis: Check
     store: Check
     workers: Check
+    webhooks: Annotated[
+        Check | None,
+        Field(
+            description="Whether a courier tells the ends of jobs; null where webhooks are off. Without one jobs still "
+            "run and ends wait for it, so this alone makes the service not unready."
+        ),
+    ] = None
 
 
 class FieldProblem(BaseModel):

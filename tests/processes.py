@@ -54,7 +54,15 @@ def _make_tiny_model(folder: str) -> None:
     tiny_sd(Path(folder))
 
 
-def _run_worker(environment: dict[str, str], log: str) -> None:
+def make_tiny_model(folder: Path) -> None:
+    """Writes a tiny model, in a process of its own: this one needs no torch."""
+    process = _forkserver().Process(target=_make_tiny_model, args=(str(folder),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def run_worker(environment: dict[str, str], log: str) -> None:
     import torch
 
     from worker.__main__ import main
@@ -70,8 +78,11 @@ def _run_worker(environment: dict[str, str], log: str) -> None:
 class Forked:
     """A fork of the warm process, with the part of Popen's face that Worker needs."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
-        self._process = _forkserver().Process(target=_run_worker, args=(environment, str(log)))
+    def __init__(
+        self, environment: dict[str, str], log: Path, run: Callable[[dict[str, str], str], None] | None = None
+    ) -> None:
+        """run: what a worker that misbehaves does instead of `run_worker`; a function of a module."""
+        self._process = _forkserver().Process(target=run or run_worker, args=(environment, str(log)))
         self._process.start()
         self.pid: int = self._process.pid
 
@@ -152,8 +163,17 @@ class Service:
         self.redis.close()
         self.kill_redis()
 
-    def start_worker(self, *, slots: int = 8, lease_s: int = 3, wait: bool = True, cold: bool = False) -> Worker:
-        """wait: until it is live. cold: by `python -m worker` and not as a fork."""
+    def start_worker(
+        self,
+        *,
+        slots: int = 8,
+        lease_s: int = 3,
+        wait: bool = True,
+        cold: bool = False,
+        run: Callable[[dict[str, str], str], None] | None = None,
+        **settings: str,
+    ) -> Worker:
+        """wait: until it is live. cold: by `python -m worker` and not as a fork. run: as of Forked."""
         environment = {
             "IMG2IMG_REDIS_URL": self.url,
             "IMG2IMG_DATA_DIR": str(self.folder),
@@ -161,8 +181,10 @@ class Service:
             "IMG2IMG_SLOTS": str(slots),
             "IMG2IMG_LEASE_S": str(lease_s),
             "IMG2IMG_DEVICE": "cpu",
+            **settings,
         }
-        worker = Worker((_started_cold if cold else Forked)(environment, self.folder / "workers.log"))
+        log = self.folder / "workers.log"
+        worker = Worker(_started_cold(environment, log) if cold else Forked(environment, log, run))
         self.workers.append(worker)
         if wait:
             self.wait_until_live(worker)
@@ -240,10 +262,7 @@ def make_spec(**changes: Any) -> JobSpec:
 @pytest.fixture(scope="session")
 def tiny_model() -> Iterator[Path]:
     with TemporaryDirectory(prefix="i2i-") as folder:
-        process = _forkserver().Process(target=_make_tiny_model, args=(f"{folder}/{MODEL}",))
-        process.start()
-        process.join()
-        assert process.exitcode == 0
+        make_tiny_model(Path(folder) / MODEL)
         yield Path(folder) / MODEL
 
 

@@ -1,5 +1,7 @@
 """BatchWorker on runners that misbehave: what it makes of a claim that ends too early, too late, or not at all."""
 
+import errno
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -71,12 +73,27 @@ class EndsBeforeStartReturns(EndsWhenTold):
         return running
 
 
+class FullStore(MemoryStore):
+    """Takes no results, until there is room again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = threading.Event()
+        self.refused = 0
+
+    def put(self, key: str, data: bytes) -> bool:
+        if key.startswith("results/") and not self.room.is_set():
+            self.refused += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().put(key, data)
+
+
 @pytest.fixture
 def make_worker(front_end: Service) -> Iterator[Callable[[Any], BatchWorker]]:
     workers = []
 
-    def make(runner: Any) -> BatchWorker:
-        store = MemoryStore()
+    def make(runner: Any, store: MemoryStore | None = None) -> BatchWorker:
+        store = store or MemoryStore()
         store.put(input_key(front_end.image), b"an input")
         worker = BatchWorker(front_end.redis, store, runner, lease_s=20)
         workers.append(worker)
@@ -281,3 +298,65 @@ def test_pictures_that_an_earlier_run_stored_are_kept(
     record = front_end.record(job_id)
     assert [image.bytes for image in record.images] == [len(PNG), len(b"from the earlier run"), len(PNG)]
     assert record.attempts == 2
+
+
+def test_pictures_wait_for_a_store_that_is_full(
+    front_end: Service, make_worker: Callable[..., BatchWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.rq_worker.OUTAGE_S", 0.01)
+    store = FullStore()
+    worker = make_worker(EndsWhenTold(), store)
+    job_id = front_end.submit(num_images=2)
+    running = claim(worker).running
+    assert isinstance(running, Running)
+    running.done()
+    finisher = threading.Thread(target=finish_one, args=(worker,))
+    finisher.start()
+    wait_for(lambda: store.refused > 3)
+    assert front_end.record(job_id).status is JobStatus.RUNNING
+    store.room.set()
+    finisher.join()
+    record = front_end.record(job_id)
+    assert (record.status, record.attempts, len(record.images)) == (JobStatus.SUCCEEDED, 1, 2)
+
+
+def test_a_store_that_stays_away_fails_jobs_and_says_why(
+    front_end: Service, make_worker: Callable[..., BatchWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.rq_worker.STORE_OUTAGE_S", 0.2)
+    monkeypatch.setattr("worker.rq_worker.OUTAGE_S", 0.01)
+    store = FullStore()
+    worker = make_worker(EndsWhenTold(), store)
+    ids = [front_end.submit() for _ in range(3)]
+    for _ in ids:
+        running = claim(worker).running
+        assert isinstance(running, Running)
+        running.done()
+    finish_one(worker)
+    refused = store.refused
+    assert refused > 3
+    finish_one(worker)
+    assert store.refused == refused + 1, "the time is counted for all jobs together"
+    store.room.set()
+    finish_one(worker)
+    *failed, last = front_end.all(ids)
+    assert [record.error and record.error.code for record in failed] == ["store_away"] * 2
+    assert last.status is JobStatus.SUCCEEDED
+    assert worker._store_away_since is None
+
+
+def test_no_more_is_claimed_than_can_be_stored(front_end: Service, make_worker: Callable[..., BatchWorker]) -> None:
+    worker = make_worker(EndsWhenTold())
+    for _ in range(EndsWhenTold.slots):
+        front_end.submit()
+        rendered = claim(worker)
+        assert isinstance(rendered.running, Running)
+        assert worker._intake.room > 0
+        rendered.running.left = 0
+        rendered.running.done()
+    assert worker._intake.room == 0
+    ended = worker._ended.get()
+    assert ended is not None
+    worker._finish(ended)
+    del worker._claims[ended.execution.id]
+    assert worker._intake.room == EndsWhenTold.slots

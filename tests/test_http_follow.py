@@ -1,5 +1,6 @@
 """Following a job over real HTTP: long polls and Server-Sent Events, also over a restart of Redis."""
 
+import asyncio
 import json
 import threading
 import time
@@ -19,10 +20,15 @@ from app.contract.job import JobFailure
 from app.contract.models import ModelRegistry
 from app.contract.queue import JobQueue
 from app.contract.records import CHANGES, Progress
+from app.feed import Feed
+from app.follow import KEEPALIVE, OUTAGE_S, RETRY, tell
+from app.forecast import Forecaster
+from app.main import connect
 from app.serve import free_port
 from app.settings import ApiSettings
 from tests.conftest import CARD, http_server, redis_server
 from tests.problems import assert_problem
+from tests.processes import make_spec
 
 Submit = Callable[..., httpx.Response]
 Finish = Callable[[str], bytes]
@@ -242,3 +248,29 @@ def test_followers_survive_a_restart_of_redis(picture: bytes) -> None:
 def _events(http: httpx.Client, job_id: str) -> list[Event]:
     with following(http, job_id) as stream:
         return list(stream)
+
+
+def test_a_stream_waits_where_redis_is_away_at_its_first_look() -> None:
+    """The route has found the job, and Redis goes before the stream has looked at it once."""
+    with TemporaryDirectory(prefix="i2i-") as name:
+        folder = Path(name)
+        settings = ApiSettings(_env_file=None, data_dir=folder, model="demo")
+        redis = connect(settings.resolved_redis_url)
+        queue, models = JobQueue(redis), ModelRegistry(redis)
+        with redis_server(folder):
+            job_id = queue.submit(make_spec(model="demo")).id
+
+        async def first_event() -> bytes:
+            stream = tell(job_id, -1, queue, Feed(settings.resolved_redis_url), Forecaster(queue.records.line, models))
+            assert await anext(stream) == RETRY
+            waiting = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(3 * OUTAGE_S)
+            assert not waiting.done()
+            with redis_server(folder):
+                while (event := await asyncio.wait_for(waiting, 30)) == KEEPALIVE:
+                    waiting = asyncio.ensure_future(anext(stream))
+                return event
+
+        event = asyncio.run(first_event())
+    assert event.startswith(b"event: queued\n")
+    assert job_id.encode() in event

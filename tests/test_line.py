@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from app.contract.job import JobRecord, JobStatus, Priority, Terms
+from app.contract.layout import LAYOUT, VERSION, NewerLayout, settle_layout
 from app.contract.line import LINE, Standing
 from app.contract.line_scripts import IN_A_ROW, LOOKED_AT
+from app.contract.records import RECORD
 from tests.processes import MODEL, Service, make_spec
 from tests.processes import front_end as front_end
 
@@ -244,6 +246,31 @@ def test_more_owners_than_are_looked_at_are_taken_to_be_like_those(front_end: Se
             assert standing(front_end, job_id) == Standing(expected, pytest.approx(expected * make_spec().cost))
     assert front_end.records.line.end(MODEL, owners[5]).position == len(owners) * 3
     assert front_end.records.line.end(MODEL, "new").position == len(owners)
+
+
+def test_jobs_that_an_older_version_queued_come_into_line(front_end: Service, submit: Submit) -> None:
+    old = submit(3, "a") + submit(2, "b", HIGH)
+    front_end.redis.delete(*front_end.redis.keys(f"{LINE}:*"))  # as they stand where there was no such line yet
+    for job_id in old[:3]:
+        front_end.redis.hdel(RECORD.format(id=job_id), "priority", "owner", "cost")
+    front_end.redis.zadd(f"{LINE}:{MODEL}", {old[0]: 0})
+    new = submit(1, "c")
+    claimed(front_end, 1)  # taken by the list, for it stands in no line
+    assert standing(front_end, old[1]) is None
+    settle_layout(front_end.redis, [MODEL, "other"])
+    assert standing(front_end, new[0]) == Standing(2, pytest.approx(2 * make_spec().cost))
+    settle_layout(front_end.redis, [MODEL])
+    front_end.redis.delete(LAYOUT)
+    settle_layout(front_end.redis, [MODEL])  # again, as by a second worker at the same time
+    assert front_end.queue.count == 5
+    assert_positions_come_true(front_end)
+
+
+def test_a_worker_does_not_touch_what_a_newer_version_wrote(front_end: Service) -> None:
+    front_end.redis.set(LAYOUT, VERSION + 1)
+    with pytest.raises(NewerLayout, match=f"layout {VERSION + 1}, and this version reads {VERSION}"):
+        settle_layout(front_end.redis, [MODEL])
+    assert front_end.redis.get(LAYOUT) == str(VERSION + 1).encode()
 
 
 class LineMachine(RuleBasedStateMachine):

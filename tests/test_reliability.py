@@ -65,6 +65,13 @@ def test_redis_killed_and_restarted_in_the_middle_of_running_jobs_loses_nothing_
     assert all(worker.is_alive for worker in workers)
 
 
+def test_a_worker_that_finds_no_redis_is_to_be_started_again(service: Service) -> None:
+    service.kill_redis()
+    worker = service.start_worker(wait=False)
+    assert worker.exit_code(60) == 1, "with 2, `img2img serve` would end the whole service"
+    assert "img2img worker: no Redis at unix:" in (service.folder / "workers.log").read_text()
+
+
 def test_sigterm_drains_and_a_second_one_hands_back(service: Service) -> None:
     first = service.start_worker(slots=2)
     running = [service.submit(seed=i, num_inference_steps=LONG) for i in range(2)]

@@ -16,7 +16,7 @@ from redis import Redis
 
 from app.contract.errors import Expired
 from app.contract.job import JobFailure, JobRecord, Terms
-from app.contract.outbox import STALE_S, Outbox
+from app.contract.outbox import ATTENDED, ATTENDED_S, STALE_S, Outbox
 from app.contract.queue import JobQueue
 from app.contract.records import OUTBOX
 from app.contract.webhook import DeliveryStatus, Webhook
@@ -214,6 +214,21 @@ def test_what_a_killed_courier_had_in_hand_is_delivered_by_the_next(
             done = wait_for_delivery(api, job)
     assert done["attempts"] == 2
     assert {received.headers["webhook-id"] for received in receiver.got} == {job["id"]}
+
+
+def test_readiness_tells_of_a_missing_courier(
+    http: httpx.Client, api: httpx.Client, signing: ApiSettings, redis: Redis, queue: JobQueue
+) -> None:
+    ended(queue, "http://127.0.0.1:1/")
+    alone = api.get("/readyz")
+    assert (alone.status_code, alone.json()["ready"]) == (200, True), "jobs run, and their ends wait"
+    assert alone.json()["webhooks"] == {"ok": False, "detail": "no courier is there; 1 to tell"}
+    with courier(signing):
+        wait_for(lambda: api.get("/readyz").json()["webhooks"]["ok"])
+    assert 0 < redis.ttl(ATTENDED) <= ATTENDED_S
+    redis.expire(ATTENDED, 0)
+    assert not api.get("/readyz").json()["webhooks"]["ok"]
+    assert http.get("/readyz").json()["webhooks"] is None, "a service that signs none needs no courier"
 
 
 def test_two_couriers_share_the_work(queue: JobQueue, api: httpx.Client, signing: ApiSettings) -> None:

@@ -14,6 +14,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.contract import logs
+from app.contract.layout import NewerLayout, settle_layout
+from app.contract.models import ModelRegistry
 from app.contract.settings import without_password
 from app.contract.spec import JobSpec, Resize, Task
 from app.contract.store import ObjectStore, StoreRefused
@@ -30,10 +32,11 @@ from worker.rq_worker import BatchWorker
 from worker.runner import JobRunner
 from worker.settings import WorkerSettings
 from worker.telemetry import Telemetry
+from worker.watchdog import Watchdog
 
 
 def main() -> int:
-    """Exit code 0 after a drain, 1 when the process must be replaced, 2 when it cannot start."""
+    """Exit code 0 after a drain, 1 when the process must be replaced or Redis is away, 2 when it cannot start."""
     keep_freed_memory()
     try:
         settings = WorkerSettings()
@@ -52,15 +55,21 @@ def main() -> int:
         return _complain(str(error), 2)
     except WorkerDied as error:
         return _complain(str(error), 1)
+    except RedisError as error:
+        return _complain(f"Redis: {error}", 1)
     return 0
 
 
 def run(settings: WorkerSettings, traces: Traces) -> None:
-    redis = Redis.from_url(settings.resolved_redis_url)
+    place = without_password(settings.resolved_redis_url)
+    try:
+        redis = Redis.from_url(settings.resolved_redis_url)
+    except ValueError as error:
+        raise StartupError(f"no Redis at {place}: {error}") from error
     try:
         redis.ping()
-    except (RedisError, ValueError) as error:
-        raise StartupError(f"no Redis at {without_password(settings.resolved_redis_url)}: {error}") from error
+    except RedisError as error:  # it may be back soon: whoever replaces this process tries again
+        raise WorkerDied(f"no Redis at {place}: {error}") from error
     store = open_store(settings.resolved_store_url)
     entries = entries_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
     engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
@@ -69,15 +78,30 @@ def run(settings: WorkerSettings, traces: Traces) -> None:
     thread = threading.Thread(target=run_engine, args=(engine, device, entries, ready), name="engine", daemon=True)
     thread.start()
     runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
+    _settle_layout(redis, runner)
     telemetry = Telemetry(traces)
     telemetry.registry.register(EngineState(engine, device, gpu_memory))
     try:
         telemetry.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:
         raise StartupError(f"no metrics at {settings.metrics_host} port {settings.metrics_port}: {error}") from error
-    BatchWorker(redis, store, runner, lease_s=settings.lease_s, telemetry=telemetry).serve(thread.is_alive)
+    watchdog = Watchdog(engine, stall_s=settings.stall_s)
+
+    def check_engine() -> None:
+        if not thread.is_alive():
+            raise WorkerDied("the engine has died")
+        watchdog.look()
+
+    BatchWorker(redis, store, runner, lease_s=settings.lease_s, telemetry=telemetry).serve(check_engine)
     engine.shut_down()
     thread.join()
+
+
+def _settle_layout(redis: Redis, runner: JobRunner) -> None:
+    try:
+        settle_layout(redis, {*ModelRegistry(redis).known(), *(card.name for card in runner.cards)})
+    except NewerLayout as error:
+        raise StartupError(str(error)) from None
 
 
 def open_store(url: str) -> ObjectStore:

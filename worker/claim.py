@@ -20,11 +20,18 @@ from app.contract.logs import about_job
 from app.contract.queue import MAX_ATTEMPTS
 from app.contract.spec import input_key, result_key
 from app.contract.store import Store
+from worker.errors import DeviceLost
 
 if TYPE_CHECKING:
-    from worker.runner import JobRunner, RunningJob
+    from worker.runner import JobRunner, Rendered, RunningJob
 
 log = logging.getLogger(__name__)
+
+
+class StoreAway(JobError):
+    """The pictures could not be stored."""
+
+    code = "store_away"
 
 
 @dataclass(eq=False)
@@ -39,12 +46,13 @@ class Claim:
     running: RunningJob | None = None
     stopping: bool = False
     rendered: bool = False  # out of the engine
-    error: JobError | None = None  # why it never came into the engine
+    error: JobError | DeviceLost | None = None  # why it never came into the engine
     loaded_s: float = 0.0
     load_started: float = 0.0  # by perf_counter
     saved: tuple[float, float] | None = None  # from the engine to the store, by perf_counter
     left_as: JobRecord | None = None  # the record when this claim was over
     rendered_at: float | None = None  # seconds since the epoch
+    pictures: list[Rendered] | None = None  # what the engine made, once it is rendered
     kept: dict[int, bytes] = field(default_factory=dict)  # pictures that an earlier run of this job had stored
     loaded: threading.Event = field(default_factory=threading.Event)  # the fields above are set, as far as they will be
 
@@ -85,7 +93,10 @@ class Claim:
                 return
         except Exception as error:
             log.exception("could not be started")
-            self.error = error if isinstance(error, JobError) else JobError(f"could not be started: {error}")
+            if isinstance(error, JobError | DeviceLost):
+                self.error = error
+            else:
+                self.error = JobError(f"could not be started: {error}")
         finally:
             self.loaded.set()
         self._leave_engine()
@@ -102,20 +113,31 @@ class Claim:
             self.running.stop()
 
     def publish(self, store: Store) -> list[ImageInfo]:
-        """Stores the pictures, the first writer of each winning. Raises JobError if there are none."""
+        """Stores the pictures, the first writer of each winning; doing it again goes on where it failed.
+
+        Raises JobError if there are none, StoreAway if the store does not take them, or DeviceLost.
+        """
         if self.error is not None:
             raise self.error
+        if self.pictures is None:
+            self.pictures = self._render()
         pngs = dict(self.kept)
         try:
-            for rendered in self.running.render() if self.running is not None else []:
+            for rendered in self.pictures:
                 key = result_key(self.record.id, rendered.index)
                 first = store.put(key, rendered.png)
                 pngs[rendered.index] = rendered.png if first else store.get(key) or rendered.png
-        except JobError:
+        except Exception as error:
+            raise StoreAway(f"the pictures could not be stored: {error}") from error
+        return [self._describe(index, png) for index, png in sorted(pngs.items())]
+
+    def _render(self) -> list[Rendered]:
+        try:
+            return self.running.render() if self.running is not None else []
+        except (JobError, DeviceLost):
             raise
         except Exception as error:
-            raise JobError(f"the pictures could not be stored: {error}") from error
-        return [self._describe(index, png) for index, png in sorted(pngs.items())]
+            raise JobError(f"the pictures could not be rendered: {error}") from error
 
     def _describe(self, index: int, png: bytes) -> ImageInfo:
         spec = self.record.spec

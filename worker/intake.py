@@ -54,9 +54,12 @@ class Intake:
     @property
     def room(self) -> int:
         """Pictures and tiles that may still come in. None beside a job on its last attempt: its worker was lost each
-        time before, so it may be what kills workers, and then it fails alone."""
+        time before, so it may be what kills workers, and then it fails alone. None either while as many jobs as there
+        are slots wait to be stored: the store is slower than the engine, and pictures would fill the memory."""
         claims = list(self.claims.values())
         if claims and (self._emptying or any(claim.is_last_attempt for claim in claims)):
+            return 0
+        if sum(claim.rendered for claim in claims) >= self._runner.slots:
             return 0
         return self._runner.slots - sum(claim.left for claim in claims if not claim.rendered)
 

@@ -27,13 +27,13 @@ from rq.utils import now
 from rq.worker import BaseWorker, WorkerStatus
 
 from app.contract.errors import Cancelled, JobError
-from app.contract.job import JobFailure, JobStatus
+from app.contract.job import ImageInfo, JobFailure, JobStatus
 from app.contract.logs import about_job, of_job
 from app.contract.models import ModelRegistry, WorkerPace
 from app.contract.queue import InertJob, JobQueue, rq_queue
 from app.contract.records import Progress
 from app.contract.store import Store
-from worker.claim import Claim
+from worker.claim import Claim, StoreAway
 from worker.errors import WorkerDied
 from worker.intake import Intake
 from worker.pace import Pace
@@ -54,7 +54,8 @@ IDLE_S = 0.02  # between two looks at the queues
 SECOND_SIGNAL_S = 1  # a second signal sooner than this is the same Ctrl-C by another way
 PACE_S = 1.0  # between two words on how fast this worker is
 RETENTION_S = 2.0  # between two looks for what has expired or missed its deadline
-OUTAGE_S = 0.5  # between two tries to reach Redis
+OUTAGE_S = 0.5  # between two tries to reach Redis, or the store
+STORE_OUTAGE_S = 60.0  # for which the store may be away, before jobs fail for it
 
 
 class BatchWorker(BaseWorker):
@@ -86,6 +87,7 @@ class BatchWorker(BaseWorker):
         self._pace = Pace()
         self._previewer = Previewer(redis)
         self._last_pace = 0.0
+        self._store_away_since: float | None = None
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="load")
         self._intake = Intake(
             self,
@@ -103,14 +105,13 @@ class BatchWorker(BaseWorker):
 
     # --- the story -------------------------------------------------------------------------------------------------
 
-    def serve(self, engine_alive: Callable[[], bool]) -> None:
-        """Start, loop, drain, stop. Raises WorkerDied if the engine dies or on a second signal; whatever is raised,
-        this worker's jobs go back to their queue first."""
+    def serve(self, check_engine: Callable[[], None]) -> None:
+        """Start, loop, drain, stop. Raises WorkerDied on a second signal, or when `check_engine` does; whatever is
+        raised, this worker's jobs go back to their queue first."""
         self._startup()
         try:
             while not (self._draining.is_set() and not self._claims):
-                if not engine_alive():
-                    raise WorkerDied("the engine has died")
+                check_engine()
                 self._tick()
         except BaseException:
             self._hand_back_all()
@@ -272,7 +273,7 @@ class BatchWorker(BaseWorker):
         claim.loaded.wait()
         started = time.perf_counter()
         try:
-            images = claim.publish(self._store)
+            images = self._publish(claim)
         except Cancelled:
             _insist(lambda: self._records.cancel(job_id, execution=execution))
         except JobError as error:
@@ -289,6 +290,23 @@ class BatchWorker(BaseWorker):
             if ended:
                 log.info("%d pictures in %.2f s", len(images), time.time() - claim.record.created_at)
         _insist(lambda: self._end_in_rq(claim))
+
+    def _publish(self, claim: Claim) -> list[ImageInfo]:
+        """Stores the pictures: again and again while the store is away, for what is rendered is not thrown away for an
+        outage. The time that it may be away is counted for all jobs together. Raises JobError or DeviceLost."""
+        while True:
+            try:
+                images = claim.publish(self._store)
+            except StoreAway as error:
+                now_s = time.monotonic()
+                self._store_away_since = since = self._store_away_since or now_s
+                if now_s - since > STORE_OUTAGE_S or claim.stopping:
+                    raise
+                log.warning("%s; trying again", error)
+                time.sleep(OUTAGE_S)
+            else:
+                self._store_away_since = None
+                return images
 
     def _end_in_rq(self, claim: Claim) -> None:
         """RQ's bookkeeping, after what the record says now. Of a job in other hands, only our own lease goes."""

@@ -2,15 +2,15 @@
 knows no jobs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
 
 from app.contract.errors import Cancelled, JobError
 from app.contract.models import ModelCard
 from app.contract.spec import JobSpec
-from worker.engine import Engine, Stopped, Ticket
+from worker.engine import Engine, Stopped, Ticket, is_device_lost, is_out_of_memory
+from worker.errors import DeviceLost
 from worker.inputs import Inputs, load_inputs, to_pixels
 from worker.pipelines.models import Model
 from worker.pipelines.tiles import make_works
@@ -84,14 +84,15 @@ class RunningJob:
         }
 
     def render(self) -> list[Rendered]:
-        """The finished pictures as PNG. Raises JobError if the job did not produce them."""
+        """The finished pictures as PNG. Raises JobError if the job did not produce them, or DeviceLost."""
         errors = [ticket.error for ticket in self.tickets if ticket.error is not None]
         if errors:
             raise _explain(next((error for error in errors if not isinstance(error, Stopped)), errors[0]))
-        return [
-            Rendered(index, encode_png(self._finished(place), self._metadata(index)))
-            for place, index in enumerate(self.indices)
-        ]
+        with _telling_device_lost():
+            return [
+                Rendered(index, encode_png(self._finished(place), self._metadata(index)))
+                for place, index in enumerate(self.indices)
+            ]
 
     def _finished(self, place: int) -> Pixels:
         results = [ticket.result for ticket in self.tickets[place * self._passes : (place + 1) * self._passes]]
@@ -128,9 +129,11 @@ class JobRunner:
         """Hands the pictures `indices` of a job to the engine.
 
         pngs: its input blobs, by sha256. on_done: called on the engine's thread when all have ended.
+        Raises JobError or DeviceLost.
         """
         model = self._models[spec.model]
-        inputs = load_inputs(spec, pngs, model.annotators)
+        with _telling_device_lost():
+            inputs = load_inputs(spec, pngs, model.annotators)
         job = RunningJob(model, spec, inputs, indices, on_done)
         works = [work for index in indices for work in make_works(model, spec, inputs, index)]
         job.tickets = [Ticket(work, job.ticket_done) for work in works]
@@ -138,12 +141,22 @@ class JobRunner:
         return job
 
 
+@contextmanager
+def _telling_device_lost() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if is_device_lost(error):
+            raise DeviceLost(str(error)) from error
+        raise
+
+
 def _explain(error: BaseException) -> JobError:
     if isinstance(error, JobError):
         return error
     if isinstance(error, Stopped):
         return Cancelled()
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return JobError("the picture does not fit into the worker's memory; ask for a smaller one")
     explained = JobError(f"the pipeline failed: {type(error).__name__}: {error}")
     explained.__cause__ = error

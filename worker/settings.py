@@ -23,4 +23,7 @@ class WorkerSettings(SharedSettings):
     metrics_port: Annotated[
         int | None, Field(ge=1, le=65535, description="Port for Prometheus to ask this worker; unset: none.")
     ] = None
+    stall_s: Annotated[
+        float, Field(gt=0, description="Seconds that a step may take before the worker ends, to be replaced.")
+    ] = 900.0
     log_level: Annotated[str, StringConstraints(to_upper=True)] = "INFO"

@@ -22,7 +22,7 @@ from rq import Queue
 from rq.utils import as_text
 
 from app.contract.job import JobRecord, Priority
-from app.contract.line_scripts import CLAIM, JOIN, LEVELS, REJOIN, STAND
+from app.contract.line_scripts import ADOPT, CLAIM, JOIN, LEVELS, REJOIN, STAND
 
 LINE = "i2i:line"  # + :{model} + what `line_scripts` says
 
@@ -43,6 +43,7 @@ class Line:
         self._record_key = record_key
         self._join = redis.register_script(JOIN)
         self._rejoin = redis.register_script(REJOIN)
+        self._adopt = redis.register_script(ADOPT)
         self._claim = redis.register_script(CLAIM)
         self._stand = redis.register_script(STAND)
 
@@ -54,6 +55,11 @@ class Line:
     def rejoin(self, pipe: Pipeline, record: JobRecord) -> None:
         """Puts a job before all others, in the transaction that queues it again; one that has ended stays away."""
         self._rejoin(keys=[_key(record.spec.model), self._record_key + record.id], args=[record.id], client=pipe)
+
+    def adopt(self, record: JobRecord, queue: Queue) -> bool:
+        """Puts a job that waits in RQ's list, and stands in no line, behind those of its kind. False if it does not."""
+        keys = [_key(record.spec.model), self._record_key + record.id, queue.key]
+        return bool(self._adopt(keys=keys, args=[record.id, record.spec.cost]))
 
     def claim(self, model: str, queue: Queue) -> bytes | None:
         """Moves the job whose turn it is to the queue's intermediate list, in one step. Its id, or None if none waits.

@@ -101,6 +101,23 @@ join(KEYS[1], ARGV[1], RETURNED, '', cost, true)
 """
 )
 
+# Puts a job that waits in RQ's list and stands in no line where it belongs, behind all others. KEYS: line, record, RQ's
+# list. ARGV: id, cost. Answers 1, or 0 where there was nothing to do.
+ADOPT = (
+    LINE_FUNCTIONS
+    + """
+local line, record, list, id, cost = KEYS[1], KEYS[2], KEYS[3], ARGV[1], tonumber(ARGV[2])
+local had = redis.call('HMGET', record, 'status', 'priority', 'owner')
+local priority, owner = had[2] or 'normal', had[3] or ''
+if had[1] ~= 'queued' or not redis.call('LPOS', list, id) then return 0 end
+if redis.call('ZSCORE', tape_of(line, RETURNED, ''), id) then return 0 end
+if redis.call('ZSCORE', tape_of(line, priority, owner), id) then return 0 end
+redis.call('HSET', record, 'cost', cost)
+join(line, id, priority, owner, cost)
+return 1
+"""
+)
+
 # Takes the job whose turn it is out of the line, and moves it from RQ's list to the intermediate list. All or nothing,
 # as LMOVE: a job is always in one of the two. Answers its id, or nothing.
 # What stands in the list but not in the line (pushed by RQ's own tools, or half put back) goes when it is the first of

@@ -15,10 +15,12 @@ from app.contract.logs import of_job
 from app.contract.records import OUTBOX, RECORD, parse_record
 from app.contract.webhook import Delivery, DeliveryStatus
 
+ATTENDED = "i2i:courier"  # string with a time to live: a courier has looked for due rows within that time
 OUTBOX_ROW = OUTBOX + ":{id}"  # hash: a job's record as it was when it ended, and `claim` and `tries` of couriers
 
 SCAN = 1000  # rows that one claim looks at
 KEPT_BY_HOST = 100  # rows of a busy host that stay in sight where there are more than that
+ATTENDED_S = 30  # a courier looks every second at most; one with its hands full, when an attempt has timed out
 DEFER_S = 5.0  # the others are looked at again after this, so that they do not hide those of other hosts
 STALE_S = 7 * 24 * 3600.0  # a row that is overdue for this long is dropped: no courier has been there for a week
 
@@ -120,6 +122,18 @@ class Outbox:
                 continue
             claimed.append(Claimed(record, claim, int(fields["tries"]), now + lease_s))
         return claimed, bool(left)
+
+    def attend(self) -> None:
+        """Says that a courier is there, for the next ATTENDED_S."""
+        self._redis.set(ATTENDED, 1, ex=ATTENDED_S)
+
+    def is_attended(self) -> bool:
+        """Whether a courier has been there lately."""
+        return bool(self._redis.exists(ATTENDED))
+
+    def waiting(self) -> int:
+        """How many events are still to tell, those that are tried again included."""
+        return int(self._redis.zcard(OUTBOX))
 
     def settle(self, claimed: Claimed, delivery: Delivery) -> bool:
         """Writes down how an attempt went; it is tried again at `next_attempt_at`. False if it is in other hands."""

@@ -162,6 +162,16 @@ class JobQueue:
             pipeline=pipe,
         )
 
+    def adopt(self, model: str) -> int:
+        """Puts into line what waits in RQ's list alone, as jobs of an older version do. Returns how many there were."""
+        queue = self._queue(model)
+        adopted = 0
+        for job_id in queue.get_job_ids():
+            with suppress(ValueError, KeyError):  # a record that cannot be read: the worker that claims it says so
+                record = self.records.get(job_id)
+                adopted += record is not None and self.records.line.adopt(record, queue)
+        return adopted
+
     def claim(self, model: str) -> bytes | None:
         """Takes the job whose turn it is from its queue to RQ's intermediate list, as LMOVE would the first. Its id, or
         None where no job waits for this model."""

@@ -23,6 +23,7 @@ from app.views import JobEvent
 IN_FLIGHT = 200  # attempts at the same time; each is a socket that mostly waits
 PER_HOST = 8  # of them to one host, so that a slow one does not hold up the others
 LOOK_S, BUSY_LOOK_S = 0.3, 0.05  # how often the outbox is looked at, and while something due waits for its turn
+ATTEND_S = 3.0  # how often it says that it is there
 OUTAGE_S = 1.0  # between two tries while Redis is away
 MARGIN_S = 5.0  # by which a lease outlasts the longest attempt
 USER_AGENT = f"img2img/{version('img2img')}"
@@ -47,6 +48,7 @@ class Courier:
         self._signers = signers
         self._traces = traces
         self._lease_s = timeout_s + MARGIN_S
+        self._attend_at = 0.0
         self._in_hand: Counter[str] = Counter()  # attempts in flight, by host
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -73,6 +75,9 @@ class Courier:
         return BUSY_LOOK_S if left else LOOK_S
 
     def _claim(self, room: int) -> tuple[list[Claimed], bool]:
+        if time.monotonic() >= self._attend_at:
+            self._outbox.attend()
+            self._attend_at = time.monotonic() + ATTEND_S
         in_hand = {host: count for host, count in self._in_hand.items() if count}
         return self._outbox.claim(limit=room, lease_s=self._lease_s, in_hand=in_hand, host_limit=PER_HOST)
 

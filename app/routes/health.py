@@ -5,8 +5,9 @@ from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 
 from app.contract.models import ModelRegistry
+from app.contract.outbox import Outbox
 from app.contract.store import Store
-from app.deps import ModelsDep, StoreDep
+from app.deps import ModelsDep, RedisDep, SettingsDep, StoreDep
 from app.views import Alive, Check, Readiness
 
 router = APIRouter(tags=["health"])
@@ -19,13 +20,14 @@ async def healthz() -> Alive:
 
 
 @router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness, "description": "Not ready."}})
-def readyz(response: Response, models: ModelsDep, store: StoreDep) -> Readiness:
+def readyz(response: Response, settings: SettingsDep, redis: RedisDep, models: ModelsDep, store: StoreDep) -> Readiness:
     """Ready when Redis, the store and at least one worker are there."""
-    redis, workers = _redis_and_workers(models)
+    answers, workers = _redis_and_workers(models)
     stored = _store(store)
-    ready = redis.ok and stored.ok and workers.ok
+    ready = answers.ok and stored.ok and workers.ok
     response.status_code = 200 if ready else 503
-    return Readiness(ready=ready, redis=redis, store=stored, workers=workers)
+    webhooks = _webhooks(Outbox(redis)) if settings.webhook_secrets else None
+    return Readiness(ready=ready, redis=answers, store=stored, workers=workers, webhooks=webhooks)
 
 
 def _redis_and_workers(models: ModelRegistry) -> tuple[Check, Check]:
@@ -35,6 +37,14 @@ def _redis_and_workers(models: ModelRegistry) -> tuple[Check, Check]:
         return Check(ok=False, detail=type(error).__name__), Check(ok=False, detail="unknown without Redis")
     names = {worker for workers in live.values() for worker in workers}
     return Check(ok=True, detail="answers"), Check(ok=bool(names), detail=f"{len(names)} live")
+
+
+def _webhooks(outbox: Outbox) -> Check:
+    try:
+        attended, waiting = outbox.is_attended(), outbox.waiting()
+    except RedisError:
+        return Check(ok=False, detail="unknown without Redis")
+    return Check(ok=attended, detail=f"{'a' if attended else 'no'} courier is there; {waiting} to tell")
 
 
 def _store(store: Store) -> Check:

@@ -4,5 +4,6 @@ The engine knows no queue, store, settings or job id: work goes in, a result or 
 """
 
 from worker.engine.engine import Engine, Gate, Stopped, Ticket
+from worker.engine.faults import is_device_lost, is_out_of_memory
 
-__all__ = ["Engine", "Gate", "Stopped", "Ticket"]
+__all__ = ["Engine", "Gate", "Stopped", "Ticket", "is_device_lost", "is_out_of_memory"]

@@ -20,7 +20,9 @@ from greenlet import getcurrent, greenlet
 from torch.utils import _pytree as pytree
 
 from worker.engine.calls import Call, content, make_call, merge, split
+from worker.engine.faults import is_device_lost, is_out_of_memory
 from worker.engine.policy import pick
+from worker.engine.row_limits import RowLimits
 
 log = logging.getLogger(__name__)
 
@@ -130,24 +132,29 @@ class Engine:
     """Runs jobs together. One thread calls `run`; the other methods are safe from any thread."""
 
     def __init__(self, *, slots: int, max_rows: int = 64) -> None:
-        """slots: jobs in flight at once. max_rows: rows of a merged call, halved where memory runs out."""
+        """slots: jobs in flight at once. max_rows: rows of a merged call, fewer where memory runs out."""
         self.slots = slots
-        self.max_rows = max_rows
+        self.tick = 0  # steps begun
         self.rows_run: Counter[str] = Counter()  # by gate name
         self.calls_run: Counter[str] = Counter()
         self.batches_run: Counter[tuple[str, int]] = Counter()  # calls, by gate name and rows
         self.rows_padded: Counter[str] = Counter()  # run beside those, for nobody; none as yet: batches are not padded
-        self._row_limits: dict[Hashable, int] = {}
+        self._row_limits = RowLimits(max_rows)
         self._pending: deque[Ticket] = deque()
         self._parked: list[_Running] = []  # oldest call first
         self._changed = threading.Condition()
         self._shutting_down = False
-        self._tick = 0
+        self._stepping = False
 
     @property
     def room(self) -> int:
         """How many more jobs can be in flight now; negative when more wait than fit."""
         return self.slots - len(self._pending) - len(self._parked)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is work: if so, and `tick` stays what it is, a step is taking its time."""
+        return self._stepping or bool(self._pending or self._parked)
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Hands in jobs, which are admitted together as far as there is room."""
@@ -163,17 +170,22 @@ class Engine:
 
     @torch.inference_mode()
     def run(self) -> None:
-        """The loop. Greenlets share the thread's grad mode, so inference mode is entered here, once for all of them."""
+        """The loop. Greenlets share the thread's grad mode, so inference mode is entered here, once for all of them.
+
+        Raises what the device says when it is lost; the jobs in flight then never end, and are to be run elsewhere.
+        """
         while self._wait_for_work():
             self.step()
 
     def step(self) -> None:
         """One tick: at most one forward pass of one module."""
-        self._tick += 1
+        self._stepping = True
+        self.tick += 1
         self._admit()
         self._drop_stopping()
         if self._parked:
             self._run(self._pick())
+        self._stepping = False
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -202,7 +214,7 @@ class Engine:
 
     def _pick(self) -> list[_Running]:
         calls = [job.call for job in self._parked if job.call is not None]
-        chosen = set(map(id, pick(calls, lambda signature: self._row_limits.get(signature, self.max_rows))))
+        chosen = set(map(id, pick(calls, self._row_limits.of)))
         return [job for job in self._parked if id(job.call) in chosen]
 
     def _run(self, jobs: list[_Running]) -> None:
@@ -214,11 +226,14 @@ class Engine:
             args, kwargs = merge(calls)
             outputs = split(gate.run(*args, **kwargs), rows)
         except Exception as error:
+            if is_device_lost(error):
+                raise
             self._run_apart(gate, jobs, error)
             return
         self.calls_run[gate.name] += 1
         self.rows_run[gate.name] += sum(rows)
         self.batches_run[gate.name, sum(rows)] += 1
+        self._row_limits.passed(calls[0].signature, sum(rows))
         for job, output in zip(jobs, outputs, strict=True):
             self._unpark(job)
             self._resume(job, job.switch, output)
@@ -228,12 +243,12 @@ class Engine:
         if len(jobs) == 1:
             self._unpark(jobs[0])
             self._resume(jobs[0], jobs[0].throw, error)
-        elif isinstance(error, torch.OutOfMemoryError):
+        elif is_out_of_memory(error):
             call = jobs[0].call
             assert call is not None
             rows = sum(job.call.rows for job in jobs if job.call is not None)
-            self._row_limits[call.signature] = max(call.rows, rows // 2)
-            log.warning("out of memory with %d rows of %s; at most %d from now on", rows, gate.name, rows // 2)
+            limit = self._row_limits.ran_out(call.signature, rows, call.rows)
+            log.warning("out of memory with %d rows of %s; at most %d from now on", rows, gate.name, limit)
         else:
             log.warning("a merged call of %s failed (%s); running its %d jobs apart", gate.name, error, len(jobs))
             for job in jobs:
@@ -252,13 +267,15 @@ class Engine:
         try:
             result = resume(*value)
         except (Exception, Stopped) as error:
+            if is_device_lost(error):  # work on the device fails where its outcome is looked at, here or in a gate
+                raise
             self._end(job.ticket, None, error)
         else:
             if job.dead:
                 self._end(job.ticket, result, None)
             else:
                 assert job.call is not None
-                job.call.tick = self._tick
+                job.call.tick = self.tick
                 job.parked_at = time.perf_counter()
                 self._parked.append(job)
 

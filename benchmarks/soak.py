@@ -1,0 +1,231 @@
+"""Soak: the whole service under load at a share of what it can do, for long; whether anything grows.
+
+    python -m benchmarks.soak
+
+First the capacity is measured: as many jobs at once as there are slots, for a while. Then jobs come at random moments,
+at a share of it. Memory, threads, open files and temporary files of API and worker are sampled; what they grow by per
+hour is the slope of a line through the samples after the warm-up (least squares). Exits with 1 where something leaks.
+"""
+
+import argparse
+import os
+import platform
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import numpy as np
+import psutil
+
+from app.contract.models import ModelCard
+from app.serve import Service, free_port, running
+from app.settings import ApiSettings
+from app.views import JobView
+from benchmarks.eta import FIELDS
+from benchmarks.workload import Job, jobs
+
+TICK_S = 0.05
+SAMPLE_S = 2.0
+WARM_UP = 0.25  # of the time: caches fill, allocators settle
+FLAT_MB_PER_H = 64.0  # a slope that is less than this, or than what the noise of a short run allows, is none
+PROCESSES = {
+    "app.cli": "api",
+    "worker": "worker",
+    "app.courier": "courier",
+}  # by the module that Python was told to run
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at a process."""
+
+    at_s: float
+    rss_mb: float
+    threads: int
+    files: int  # open descriptors, connections included
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--share", type=float, default=0.8, help="of the capacity")
+    parser.add_argument("--model", default="demo", help="demo, or a diffusers folder")
+    parser.add_argument("--slots", type=int, default=8, help="of the worker")
+    parser.add_argument("--capacity-jobs", type=int, default=48, help="by which the capacity is measured")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with TemporaryDirectory(prefix="i2i-") as folder:
+        temporary = Path(folder) / "tmp"
+        temporary.mkdir()
+        os.environ["TMPDIR"] = str(temporary)  # of the service: what it leaves behind is found here
+        settings = ApiSettings(
+            _env_file=None,
+            data_dir=Path(folder),
+            model=options.model,
+            slots=options.slots,
+            port=free_port(),
+            result_ttl=120,  # so that jobs go as fast as they come, and Redis and the store stay as they are
+        )
+        with running(settings) as service, httpx.Client(base_url=settings.local_url, trust_env=False) as http:
+            soak = Soak(service, http, options)
+            per_s = soak.measure_capacity()
+            soak.run(per_s * options.share)
+            left = [entry.name for entry in temporary.iterdir()]
+        print(soak.report(per_s))
+        leaks = soak.leaks() + ([f"{len(left)} temporary files: {left[:3]}"] if left else [])
+    for leak in leaks:
+        print(f"LEAK: {leak}")
+    print(f"{len(leaks)} leaks" if leaks else "nothing leaks")
+    return 1 if leaks else 0
+
+
+class Soak:
+    """The load, and the looks at the processes."""
+
+    def __init__(self, service: Service, http: httpx.Client, options: argparse.Namespace) -> None:
+        self._service, self._http, self._options = service, http, options
+        [model] = http.get("/models").raise_for_status().json()["models"]
+        card = ModelCard.model_validate({name: model[name] for name in ModelCard.model_fields if name in model})
+        self._jobs = jobs("mixed", card, 64, options.seed)
+        self._choose = random.Random(options.seed)
+        self._open: list[str] = []
+        self._ended: list[JobView] = []
+        self._processes = _processes_of(os.getpid())
+        self.samples: defaultdict[str, list[Sample]] = defaultdict(list)
+
+    def measure_capacity(self) -> float:
+        """Jobs per second with all slots full."""
+        todo = [self._choose.choice(self._jobs) for _ in range(self._options.capacity_jobs)]
+        _say(f"measuring the capacity with {len(todo)} jobs")
+        for _ in range(2):  # the first time warms up
+            self._ended.clear()
+            started_at, due = time.monotonic(), list(todo)
+            while due or self._open:
+                while due and len(self._open) < 2 * self._options.slots:
+                    self._submit(due.pop())
+                self._look()
+            per_s = len(todo) / (time.monotonic() - started_at)
+        self._ended.clear()
+        return per_s
+
+    def run(self, per_s: float) -> None:
+        seconds = self._options.minutes * 60
+        _say(f"{seconds:.0f} s at {per_s:.2f} jobs/s")
+        started_at = time.monotonic()
+        due_at = sample_at = 0.0
+        while (now_s := time.monotonic() - started_at) < seconds or self._open:
+            if now_s < seconds and now_s >= due_at:
+                self._submit(self._choose.choice(self._jobs))
+                due_at += self._choose.expovariate(per_s)
+            if now_s >= sample_at:
+                self._sample(now_s)
+                sample_at = now_s + SAMPLE_S
+            self._look()
+
+    def _submit(self, job: Job) -> None:
+        fields = {name: str(getattr(job.spec, name)) for name in FIELDS} | {"seed": str(self._choose.randrange(2**31))}
+        answer = self._http.post("/img2img", files={"image": job.png}, data=fields, timeout=60).raise_for_status()
+        self._open.append(answer.json()["id"])
+
+    def _look(self) -> None:
+        self._service.tick()
+        time.sleep(TICK_S)
+        for job_id in self._open[: self._options.slots]:
+            view = JobView.model_validate_json(self._http.get(f"/jobs/{job_id}", timeout=60).raise_for_status().content)
+            if view.status.is_terminal:
+                if view.error:
+                    raise SystemExit(f"job {job_id}: {view.error}")
+                self._http.get(view.images[0].url, timeout=60).raise_for_status()
+                self._open.remove(job_id)
+                self._ended.append(view)
+
+    def _sample(self, at_s: float) -> None:
+        for name, process in self._processes.items():
+            with process.oneshot():
+                sample = Sample(at_s, process.memory_info().rss / 2**20, process.num_threads(), process.num_fds())
+            self.samples[name].append(sample)
+
+    def _settled(self, name: str) -> list[Sample]:
+        samples = self.samples[name]
+        return [sample for sample in samples if sample.at_s >= WARM_UP * samples[-1].at_s]
+
+    def leaks(self) -> list[str]:
+        """What grows by more than noise explains."""
+        found = []
+        for name in self.samples:
+            samples = self._settled(name)
+            slope, error = slope_per_hour([s.at_s for s in samples], [s.rss_mb for s in samples])
+            if slope > FLAT_MB_PER_H and slope > 3 * error:
+                found.append(f"{name}: memory grows by {slope:.0f} +- {error:.0f} MB/h")
+            half = len(samples) // 2
+            for what in ("threads", "files"):
+                before, after = (max(getattr(s, what) for s in part) for part in (samples[:half], samples[half:]))
+                if after > before + 4:
+                    found.append(f"{name}: {what} grow from {before} to {after}")
+        return found
+
+    def report(self, per_s: float) -> str:
+        lines = ["| process | MB at the end | MB/h | +- | threads | files |", "|---|---:|---:|---:|---:|---:|"]
+        for name in self.samples:
+            samples = self._settled(name)
+            slope, error = slope_per_hour([s.at_s for s in samples], [s.rss_mb for s in samples])
+            threads, files = (
+                f"{min(values)}-{max(values)}" for values in ([s.threads for s in samples], [s.files for s in samples])
+            )
+            lines.append(f"| {name} | {samples[-1].rss_mb:.0f} | {slope:+.1f} | {error:.1f} | {threads} | {files} |")
+        lines += ["", "| stage | p50 | p95 | p99 |", "|---|---:|---:|---:|", *self._stages(), ""]
+        options = self._options
+        lines.append(
+            f"- {options.minutes:g} minutes at {options.share:.0%} of {per_s:.2f} jobs/s: {len(self._ended)} jobs, "
+            f"model {options.model}, {options.slots} slots, seed {options.seed}"
+        )
+        lines.append(
+            f"- {len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}"
+        )
+        return "\n".join(lines)
+
+    def _stages(self) -> list[str]:
+        seconds: defaultdict[str, list[float]] = defaultdict(list)
+        for view in self._ended:
+            for stage, took_s in view.timings.items():
+                seconds[stage].append(took_s)
+            if view.finished_at:
+                seconds["from submit to end"].append((view.finished_at - view.created_at).total_seconds())
+        return [
+            f"| {stage} | " + " | ".join(f"{1000 * np.percentile(values, p):.0f} ms" for p in (50, 95, 99)) + " |"
+            for stage, values in seconds.items()
+        ]
+
+
+def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """Of the line through the values, by least squares, and its standard error. Needs three values."""
+    hours = np.array(at_s) / 3600
+    (slope, _), residuals, *_ = np.polyfit(hours, values, 1, full=True)
+    squares = float(residuals[0]) if len(residuals) else 0.0
+    spread = float(((hours - hours.mean()) ** 2).sum())
+    return float(slope), (squares / max(1, len(values) - 2) / spread) ** 0.5
+
+
+def _processes_of(supervisor: int) -> Mapping[str, psutil.Process]:
+    """The Python processes of the service, by name."""
+    found = {}
+    for process in psutil.Process(supervisor).children():
+        command = process.cmdline()
+        module = command[command.index("-m") + 1] if "-m" in command else ""
+        if module in PROCESSES:
+            found[PROCESSES[module]] = process
+    return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""How long the jobs of a worker that fell silent stay with it."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from app.contract.records import LISTED_AS, RECORD
+from tests.chaos.plant import Process
+
+LIMIT_S = 40.0  # lease and sweep, with the default lease of 20 s
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Lost:
+    """A job that a worker had when it fell silent. Times on the monotonic clock."""
+
+    job_id: str
+    execution: bytes
+    worker: str
+    since: float
+    found_at: float | None = None
+
+    @property
+    def took_s(self) -> float | None:
+        return None if self.found_at is None else self.found_at - self.since
+
+
+class RecoveryWatch:
+    """Looks after lost jobs until they have ended or are in other hands."""
+
+    def __init__(self, redis: Redis, lease_s: float) -> None:
+        self._redis = redis
+        self._lease_s = lease_s
+        self.lost: list[Lost] = []
+        self.outages: list[tuple[float, float]] = []  # when nobody could have found a job
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="recovery", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def fell_silent(self, worker: Process) -> None:
+        """Notes what a worker, which is dead or stopped by now, has in its hands."""
+        since = time.monotonic()
+        try:
+            ids = [job_id.decode() for job_id in self._redis.zrange(LISTED_AS.format(status="running"), 0, -1)]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in ids:
+                    pipe.hmget(RECORD.format(id=job_id), "worker", "execution")
+                held = pipe.execute()
+        except RedisError:
+            log.info("%s: Redis is away; its jobs are not timed", worker.name)
+            return
+        for job_id, (owner, execution) in zip(ids, held, strict=True):
+            if owner and f"-{worker.pid}-" in owner.decode() and execution:
+                self.lost.append(Lost(job_id, execution, worker.name, since))
+
+    def limit_s(self, lost: Lost) -> float:
+        """In which it has to be found: longer by what was out meanwhile, and after an outage of half a lease, when
+        workers give each other time to come back, by a lease."""
+        limit = LIMIT_S
+        for begin, end in self.outages:
+            if end > lost.since and begin < lost.since + limit:
+                limit += end - begin + (self._lease_s if end - begin > self._lease_s / 2 else 0)
+        return limit
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            waiting = [lost for lost in list(self.lost) if lost.found_at is None]
+            try:
+                with self._redis.pipeline(transaction=False) as pipe:
+                    for lost in waiting:
+                        pipe.hmget(RECORD.format(id=lost.job_id), "status", "execution")
+                    states = pipe.execute()
+            except RedisError:
+                continue
+            for lost, (status, execution) in zip(waiting, states, strict=True):
+                if status != b"running" or execution != lost.execution:
+                    lost.found_at = time.monotonic()
