@@ -1,7 +1,7 @@
 """Traces by OpenTelemetry, one for each job from its submit to its picture, whichever processes work on it.
 
 An extra, `img2img[otel]`, which is on where OTEL_EXPORTER_OTLP_ENDPOINT names a collector; otherwise
-neither its SDK nor its exporter is imported. A job carries its trace in its record, as a W3C traceparent.
+neither its tracer nor its exporter is imported. A job carries its trace in its record, as a W3C traceparent.
 """
 
 from __future__ import annotations
