@@ -60,7 +60,7 @@ def run(settings: WorkerSettings) -> None:
     thread = threading.Thread(target=run_engine, args=(engine, settings, entries, ready), name="engine", daemon=True)
     thread.start()
     runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
-    BatchWorker(redis, store, runner, lease_s=settings.lease_s).serve(thread.is_alive)
+    BatchWorker(redis, store, runner, lease_s=settings.lease_s, live_file=settings.live_file).serve(thread.is_alive)
     engine.shut_down()
     thread.join()
 

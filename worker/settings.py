@@ -1,5 +1,6 @@
 """What a worker can be told, by `IMG2IMG_*` variables. Read once, in `__main__`."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
@@ -20,4 +21,7 @@ class WorkerSettings(SharedSettings):
     lease_s: Annotated[
         int, Field(ge=2, le=3600, description="Seconds that a worker may be silent before its jobs go to another one.")
     ] = 20
+    live_file: Annotated[
+        Path | None, Field(description="A file that is touched as long as the worker lives, for health checks.")
+    ] = None
     log_level: Annotated[str, StringConstraints(to_upper=True)] = "INFO"
