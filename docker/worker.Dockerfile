@@ -26,7 +26,8 @@ RUN useradd --system --uid 10001 --user-group --no-create-home img2img \
 COPY --from=dependencies /opt/img2img /opt/img2img
 COPY docker/worker /usr/local/bin
 COPY --from=code /code /opt/code
-ENV PATH=/opt/img2img/bin:$PATH PYTHONPATH=/opt/code PYTHONUNBUFFERED=1 HOME=/tmp IMG2IMG_DATA_DIR=/data HF_HOME=/models \
+ENV PATH=/opt/img2img/bin:$PATH PYTHONPATH=/opt/code PYTHONUNBUFFERED=1 HOME=/tmp HF_HOME=/models \
+    IMG2IMG_DATA_DIR=/data IMG2IMG_LIVE_FILE=/tmp/worker-is-live \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility CUDA_DEVICE_ORDER=PCI_BUS_ID
 WORKDIR /tmp
 USER 10001:10001

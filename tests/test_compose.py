@@ -46,7 +46,7 @@ def test_every_setting_in_a_compose_file_is_one(file: str) -> None:
 def test_every_setting_can_be_made_by_compose() -> None:
     """What a process has a setting for, its container takes over from .env; folders and ports inside are its own."""
     services = compose()["services"]
-    inside = {"IMG2IMG_DATA_DIR"}
+    inside = {"IMG2IMG_DATA_DIR", "IMG2IMG_LIVE_FILE"}
     assert environment(services["worker"]) >= WORKER - inside
     of_serve = {"IMG2IMG_SLOTS"}  # of the worker that `img2img serve` starts
     assert environment(services["api"]) >= API - inside - of_serve

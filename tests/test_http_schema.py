@@ -78,7 +78,10 @@ def answers(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
     for methods in document["paths"].values():
         for operation in methods.values():
             for status, response in operation["responses"].items():
-                assert ("content" in response) == (status not in ("204", "304", "307")), (operation["operationId"], status)
+                assert ("content" in response) == (status not in ("204", "304", "307")), (
+                    operation["operationId"],
+                    status,
+                )
                 for media_type, content in response.get("content", {}).items():
                     yield f"{operation['operationId']} {status}", media_type, content
 

@@ -81,7 +81,12 @@ def processes(guarded: Guarded, model: Path, settings: ApiSettings) -> Iterator[
     """A worker and a courier, each as its own user."""
     shared = {"IMG2IMG_DATA_DIR": str(guarded.folder), "IMG2IMG_MODEL": str(model)}
     log = guarded.folder / "worker.log"
-    own = {"IMG2IMG_REDIS_URL": guarded.url("worker"), "IMG2IMG_DEVICE": "cpu", "IMG2IMG_LEASE_S": "3"}
+    own = {
+        "IMG2IMG_REDIS_URL": guarded.url("worker"),
+        "IMG2IMG_DEVICE": "cpu",
+        "IMG2IMG_LEASE_S": "3",
+        "IMG2IMG_LIVE_FILE": str(guarded.folder / "live"),
+    }
     worker = Forked(shared | own, log)
     courier = subprocess.Popen(
         [sys.executable, "-m", "app.courier"],
@@ -129,6 +134,7 @@ def test_a_job_goes_through_all_processes_and_none_is_denied_what_it_needs(guard
             return str(answer.json()["id"])
 
         wait_for(lambda: models.live().get(MODEL), 90)
+        since = (guarded.folder / "live").stat().st_mtime
         job_id = submit(webhook=receiver.url, deadline_s=600)
         with http.stream("GET", f"/jobs/{job_id}/events?preview=true") as events:
             for line in events.iter_lines():
@@ -146,6 +152,7 @@ def test_a_job_goes_through_all_processes_and_none_is_denied_what_it_needs(guard
         assert http.delete(f"/jobs/{job_id}").status_code == 204
         assert ObjectStore(settings.resolved_store_url).get(result_key(job_id, 0)) is None
         wait_for(lambda: not guarded.root.zcard("rq:wip:img2img-tiny"))  # also what was cancelled
+        wait_for(lambda: (guarded.folder / "live").stat().st_mtime > since)
         guarded.root.zadd(EXPIRING, {long: 1})
         guarded.root.zadd(INPUTS, {input_key(sha256(picture).hexdigest()): 1})
         wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not guarded.root.zcard(INPUTS))

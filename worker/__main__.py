@@ -92,7 +92,10 @@ def run(settings: WorkerSettings, traces: Traces) -> None:
             raise WorkerDied("the engine has died")
         watchdog.look()
 
-    BatchWorker(redis, store, runner, lease_s=settings.lease_s, telemetry=telemetry).serve(check_engine)
+    worker = BatchWorker(
+        redis, store, runner, lease_s=settings.lease_s, telemetry=telemetry, live_file=settings.live_file
+    )
+    worker.serve(check_engine)
     engine.shut_down()
     thread.join()
 

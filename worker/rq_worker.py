@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
@@ -64,15 +65,26 @@ class BatchWorker(BaseWorker):
     job_class = InertJob
 
     def __init__(
-        self, redis: Redis, store: Store, runner: JobRunner, *, lease_s: int, telemetry: Telemetry | None = None
+        self,
+        redis: Redis,
+        store: Store,
+        runner: JobRunner,
+        *,
+        lease_s: int,
+        telemetry: Telemetry | None = None,
+        live_file: Path | None = None,
     ) -> None:
-        """lease_s: a job whose worker is silent for this long goes to another one."""
+        """lease_s: a job whose worker is silent for this long goes to another one.
+
+        live_file: touched whenever this worker says that it lives.
+        """
         queues = [rq_queue(card.name, redis) for card in runner.cards]
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         super().__init__(queues, name=name, connection=redis, serializer=JSONSerializer, log_job_description=False)
         self._runner = runner
         self._store = store
         self._lease_s = lease_s
+        self._live_file = live_file
         self._jobs = JobQueue(redis)
         self._records = self._jobs.records
         self._models = ModelRegistry(redis)
@@ -125,10 +137,16 @@ class BatchWorker(BaseWorker):
         self.set_state(WorkerStatus.IDLE)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        self._models.announce(self.name, self._runner.cards, self._lease_s)
+        self._announce()
         for thread in self._threads:
             thread.start()
         log.info("ready: %s on %s", ", ".join(card.name for card in self._runner.cards), self.name)
+
+    def _announce(self) -> None:
+        """Says that this worker lives, and what it serves."""
+        self._models.announce(self.name, self._runner.cards, self._lease_s)
+        if self._live_file:
+            self._live_file.touch()
 
     def _tick(self) -> None:
         try:
@@ -144,6 +162,8 @@ class BatchWorker(BaseWorker):
 
     def _teardown(self) -> None:
         self._closed.set()
+        if self._live_file:
+            self._live_file.unlink(missing_ok=True)
         self._loaders.shutdown()
         self._previewer.close()
         self._ended.put(None)
@@ -217,7 +237,7 @@ class BatchWorker(BaseWorker):
                 self.heartbeat()
                 for claim in list(self._claims.values()):
                     self.maintain_heartbeats(claim.job, claim.execution)
-                self._models.announce(self.name, self._runner.cards, self._lease_s)
+                self._announce()
                 last, beaten = beaten, time.monotonic()
                 if beaten - last > self._lease_s / 2:  # Redis was away, or we were: others may be late as well
                     sweep_after = beaten + self._lease_s

@@ -1,5 +1,6 @@
 """What a worker can be told, by `IMG2IMG_*` variables. Read once, in `__main__`."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
@@ -26,4 +27,7 @@ class WorkerSettings(SharedSettings):
     stall_s: Annotated[
         float, Field(gt=0, description="Seconds that a step may take before the worker ends, to be replaced.")
     ] = 900.0
+    live_file: Annotated[
+        Path | None, Field(description="A file that is touched as long as the worker lives, for health checks.")
+    ] = None
     log_level: Annotated[str, StringConstraints(to_upper=True)] = "INFO"
