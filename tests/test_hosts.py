@@ -110,7 +110,12 @@ def _is_ready(http: httpx.Client) -> bool:
 def _told_ends(changes: Any) -> Counter[str]:
     """How often the end of each job was told."""
     told: Counter[str] = Counter()
-    while (message := changes.get_message(timeout=1)) is not None:
+    silent = 0
+    while silent < 2:  # once it says nothing of the subscription itself
+        message = changes.get_message(timeout=1)
+        if message is None:
+            silent += 1
+            continue
         job_id, _, status = str(as_text(message["data"])).partition(" ")
         if status and JobStatus(status).is_terminal:
             told[job_id] += 1
