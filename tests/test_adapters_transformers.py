@@ -134,8 +134,9 @@ def test_jobs_that_wear_the_same_share_their_passes_and_others_are_as_without(se
     engine = Engine(slots=4)
     run_on(engine, served.model, [(spec, served.inputs(spec)) for spec in same])
     assert (engine.calls_run["denoise"], engine.rows_run["denoise"]) == (3, 9)
-    [without] = served.run(wearing({}, task=task), model=served.plain)
-    [beside] = served.run(wearing({}, task=task))
+    fresh = wearing({}, task=task, prompt="a prompt that was not encoded in company before")
+    [without] = served.run(fresh, model=served.plain)
+    [beside] = served.run(fresh)
     assert beside.tobytes() == without.tobytes()
 
 

@@ -48,7 +48,7 @@ SCHEDULERS: dict[Scheduler, Callable[[Any], Any]] = {
     Scheduler.FLOW_EULER: EULER.from_config,
     Scheduler.FLOW_EULER_BETA: lambda config: EULER.from_config(config, use_beta_sigmas=True),
     Scheduler.FLOW_HEUN: diffusers.FlowMatchHeunDiscreteScheduler.from_config,
-    Scheduler.DDIM: diffusers.DDIMScheduler.from_config,
+    Scheduler.DDIM: lambda config: diffusers.DDIMScheduler.from_config(config, clip_sample=False),
     Scheduler.EULER: diffusers.EulerDiscreteScheduler.from_config,
     Scheduler.LCM: diffusers.LCMScheduler.from_config,
 }
