@@ -3,7 +3,7 @@ FROM python:3.11-slim-bookworm AS dependencies
 WORKDIR /build
 RUN python -m venv /opt/img2img
 COPY pyproject.toml constraints.txt docker/requirements.py ./
-RUN python requirements.py api > requirements.txt \
+RUN python requirements.py api otel > requirements.txt \
     && /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 
 FROM dependencies AS code

@@ -1,4 +1,4 @@
-"""`python docker/requirements.py EXTRA`: what the package needs with an extra of it, as requirements.
+"""`python docker/requirements.py EXTRA ...`: what the package needs with these extras of it, as requirements.
 
 So that an image has its dependencies in a layer of their own, which only pyproject.toml and constraints.txt change.
 """
@@ -8,4 +8,5 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-sys.stdout.write("\n".join([*project["dependencies"], *project["optional-dependencies"][sys.argv[1]]]) + "\n")
+extras = [requirement for extra in sys.argv[1:] for requirement in project["optional-dependencies"][extra]]
+sys.stdout.write("\n".join([*project["dependencies"], *extras]) + "\n")

@@ -7,7 +7,7 @@ COPY constraints.txt ./
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --index-url "$TORCH_INDEX" torch
 COPY pyproject.toml docker/requirements.py ./
-RUN python requirements.py worker > requirements.txt \
+RUN python requirements.py worker otel > requirements.txt \
     && /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 
 FROM dependencies AS code

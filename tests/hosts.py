@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from app.private_redis import find_redis_server
 from tests.buckets import Bucket, bucket_at, make_bucket
-from tests.processes import Forked, Worker, _forkserver, _run_worker
+from tests.processes import Forked, Worker, _forkserver, run_worker
 
 SWITCH, BRIDGE = "switch", "br0"
 CLONE_NEWNET = 0x40000000
@@ -88,7 +88,7 @@ class Network:
 
 def _run_worker_on(namespace: str, environment: dict[str, str], log: str) -> None:
     _enter(namespace)
-    _run_worker(environment, log)
+    run_worker(environment, log)
 
 
 class ForkedOn(Forked):
