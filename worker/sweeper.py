@@ -118,7 +118,7 @@ class Sweeper:
                 pipe.llen(queue.intermediate_queue_key)
                 pipe.zcard(queue.started_job_registry.key)
             queued, running, *listed = pipe.execute()
-        return LOOKED_THROUGH < queued + running <= sum(listed)
+        return bool(LOOKED_THROUGH < queued + running <= sum(listed))
 
     def _requeue(self, job_id: str, execution: str | None = None) -> None:
         """Puts one job back. One that cannot be read fails alone, and does not keep the others from being found."""
