@@ -128,27 +128,32 @@ def test_a_bucket_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.M
     open_store("s3://pictures")  # it may answer when the first job comes
 
 
+def refusal(folder: Path, **settings: str) -> str:
+    """What the API says that does not start."""
+    return one_line(img2img(folder, "api", IMG2IMG_PORT=str(free_port()), **settings))
+
+
 def test_a_url_that_names_no_store(tmp_path: Path) -> None:
     for url in ("s4://pictures", "s3://", "pictures"):
         with pytest.raises(StoreRefused, match=f"^IMG2IMG_STORE_URL={url}: .+$"):
             ObjectStore(url)
-    line = one_line(img2img(tmp_path, "api", IMG2IMG_STORE_URL="s4://pictures"))
+    line = refusal(tmp_path, IMG2IMG_STORE_URL="s4://pictures")
     assert line.startswith("img2img: IMG2IMG_STORE_URL=s4://pictures: ")
 
 
 def test_a_store_that_cannot_keep_the_promise_is_refused_at_the_start(bucket: Bucket, tmp_path: Path) -> None:
     with s3_server("ForgetsConditions") as forgetful:
-        line = one_line(img2img(tmp_path, "api", **forgetful.settings))
+        line = refusal(tmp_path, **forgetful.settings)
         assert "ignores `If-None-Match: *`" in line
         with pytest.raises(StartupError, match="ignores"):
             open_store(forgetful.url)
-    line = one_line(img2img(tmp_path, "api", **bucket.settings | {"IMG2IMG_STORE_URL": "s3://no-such-bucket"}))
+    line = refusal(tmp_path, **bucket.settings | {"IMG2IMG_STORE_URL": "s3://no-such-bucket"})
     assert "the store s3://no-such-bucket cannot be used" in line
     with pytest.raises(StoreRefused, match="cannot be used"):
         ObjectStore("s3://no-such-bucket").check_first_writer_wins()
 
 
 def test_redirects_need_a_store_that_signs(tmp_path: Path) -> None:
-    line = one_line(img2img(tmp_path, "api", IMG2IMG_RESULT_REDIRECT="true"))
+    line = refusal(tmp_path, IMG2IMG_RESULT_REDIRECT="true")
     assert "IMG2IMG_RESULT_REDIRECT=true needs a store that signs URLs" in line
     assert "s3://bucket/prefix" in line
