@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +19,7 @@ from app.contract.models import ModelRegistry
 from app.contract.records import EXPIRING
 from app.contract.scopes import Scope
 from app.contract.settings import private_redis_socket
-from app.contract.spec import input_key, result_key
+from app.contract.spec import result_key
 from app.contract.store import ObjectStore
 from app.private_redis import answers, redis_command
 from app.serve import free_port
@@ -154,7 +153,7 @@ def test_a_job_goes_through_all_processes_and_none_is_denied_what_it_needs(guard
         wait_for(lambda: not guarded.root.zcard("rq:wip:img2img-tiny"))  # also what was cancelled
         wait_for(lambda: (guarded.folder / "live").stat().st_mtime > since)
         guarded.root.zadd(EXPIRING, {long: 1})
-        guarded.root.zadd(INPUTS, {input_key(sha256(picture).hexdigest()): 1})
+        guarded.root.zadd(INPUTS, dict.fromkeys(guarded.root.zrange(INPUTS, 0, -1), 1))
         wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not guarded.root.zcard(INPUTS))
     guarded.assert_none_was_denied_what_it_needs()
 
