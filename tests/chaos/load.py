@@ -92,22 +92,18 @@ class Load:
         self._senders = [threading.Thread(target=self._run, args=(self._send, i)) for i in range(SENDERS)]
         self._waiters = [threading.Thread(target=self._run, args=(self._stay, i)) for i in range(-WAITERS, 0)]
         self._threads = [*self._senders, *self._waiters]
+        self._unserved = len(orders)
+        self._lock = threading.Lock()
         self._give_up = threading.Event()
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
-    def join(self, timeout_s: float) -> None:
-        """Until all are acknowledged and their clients are content; those that are not by then are a breach."""
-        give_up_at = time.monotonic() + timeout_s
-        for thread in self._senders:
-            thread.join(max(0.0, give_up_at - time.monotonic()))
-        for _ in self._waiters:
-            self._sent.put(None)
-        for thread in self._waiters:
-            thread.join(max(0.0, give_up_at - time.monotonic()))
-        self.stop()
+    @property
+    def left(self) -> int:
+        """Orders that are not served to the end: not acknowledged, or with a client that still wants something."""
+        return self._unserved
 
     def stop(self) -> None:
         self._give_up.set()
@@ -145,7 +141,13 @@ class Load:
         self._ledger.see(view)
         if order.behaviour in ("wait", "follow", "cancel"):
             self._sent.put((order, job))
+        else:
+            self._serve_one()
         return True
+
+    def _serve_one(self) -> None:
+        with self._lock:
+            self._unserved -= 1
 
     def _stay(self, client: "_Client") -> bool:
         """Does with a job what its client wants, until the client is content. False when there are no more."""
@@ -158,6 +160,7 @@ class Load:
         act = {"cancel": client.cancel, "follow": client.follow, "wait": client.wait}[order.behaviour]
         while not self._give_up.is_set() and not act(job):
             time.sleep(RETRY_S)
+        self._serve_one()
         return True
 
 
