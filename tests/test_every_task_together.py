@@ -3,6 +3,7 @@
 import io
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,14 @@ COMPANY = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small are slower with more
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("models")
@@ -138,15 +147,12 @@ def pixels(running: RunningJob) -> np.ndarray:
 
 
 def test_each_result_is_that_of_the_job_alone_and_passes_are_shared(model: Model, blobs: dict[str, bytes]) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
     calls, together = ran(model, blobs, *COMPANY.values())
     calls_alone: Counter[str] = Counter()
     alone = {}
     for name, spec in COMPANY.items():
         own, [alone[name]] = ran(model, blobs, spec)
         calls_alone += own
-    torch.set_num_threads(threads)
     for (name, spec), in_company in zip(COMPANY.items(), together, strict=True):
         assert in_company.shape == (*reversed(spec.result_size), 3)
         assert np.abs(in_company - alone[name]).max() <= 1, name
