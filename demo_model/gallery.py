@@ -162,10 +162,17 @@ def image_prompt(studio: Studio) -> list[Image.Image]:
     return [photo, *made]
 
 
+def lora(studio: Studio) -> list[Image.Image]:
+    """A style that the model itself has never seen."""
+    photo = _rendered("house")
+    wears = [{"name": "blueprint", "scale": 1.0}]
+    return [photo, *studio.make(image=photo, prompt="a blueprint of a house", loras=wears, strength=0.6)]
+
+
 def edit(studio: Studio) -> list[Image.Image]:
     photo = _rendered("house")
     instructions = ("make it night", "add snow", "paint the house blue", "turn it into a watercolor")
-    guidance = {"guidance_scale": 5.0, "image_guidance_scale": 1.3}
+    guidance = {"guidance_scale": 3.0, "image_guidance_scale": 1.2}
     return [photo, *(studio.make(image=photo, instruction=wish, **guidance)[0] for wish in instructions)]
 
 
@@ -188,6 +195,7 @@ TASKS: dict[str, Callable[[Studio], list[Image.Image]]] = {
     "segmentation": segmentation_to_image,
     "sketch": sketch_to_image,
     "image-prompt": image_prompt,
+    "lora": lora,
     "edit": edit,
     "super-resolution": super_resolution,
 }

@@ -29,8 +29,8 @@ from demo_model.scenes import HELD_OUT_SEED, STYLES, TIMES
 from demo_model.styles import render
 
 CPU = torch.device("cpu")
-EDIT_GUIDANCE, EDIT_IMAGE_GUIDANCE = 5.0, 1.3
-STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+EDIT_GUIDANCE, EDIT_IMAGE_GUIDANCE = 3.0, 1.2
+STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.85)
 WORD_HEADS: dict[Kind, str] = {"time": "time", "style": "style", "season": "season", "house": "house"}
 
 
