@@ -46,10 +46,19 @@ def new_controlnet(base: Base) -> ControlNetModel:
 
 
 def train_controlnet(
-    name: str, recipe: CompanionRecipe, base: Base, latents: torch.Tensor, make: MapMaker, work_dir: Path, out: Path
+    name: str,
+    recipe: CompanionRecipe,
+    base: Base,
+    latents: torch.Tensor,
+    make: MapMaker,
+    work_dir: Path,
+    out: Path,
+    start: Path | None = None,
 ) -> None:
+    """start: the folder of a ControlNet to start from, in the place of the UNet's own encoder."""
     torch.manual_seed(7)
-    net = new_controlnet(base).to(base.device).train()
+    net = new_controlnet(base) if start is None else ControlNetModel.from_pretrained(start, dtype=torch.float32)
+    net = net.to(base.device).train()
     trainer = StageTrainer(name, net, recipe.stages[name], work_dir / f"{name}.pt", recipe.checkpoint_every_min)
     torch.manual_seed(1000 * trainer.steps + worker_rank())
     rng = random.Random(f"{name} {trainer.steps} {worker_rank()}")
