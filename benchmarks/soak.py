@@ -70,7 +70,7 @@ def main() -> int:
             model=options.model,
             slots=options.slots,
             port=free_port(),
-            result_ttl=120,  # so that jobs go as fast as they come, and Redis and the store stay as they are
+            result_ttl=300,  # so that jobs go as fast as they come, and Redis and the store stay as they are
         )
         with running(settings) as service, httpx.Client(base_url=settings.local_url, trust_env=False) as http:
             soak = Soak(service, http, options)

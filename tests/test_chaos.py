@@ -1,15 +1,20 @@
 """The chaos run in small, and whether it would notice what it looks for."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from standardwebhooks import Webhook
 
 from app.contract.job import JobStatus
 from tests.chaos.__main__ import Plan, run
 from tests.chaos.history import Rewritten, commands, states, wrong
 from tests.chaos.ledger import Acknowledged, Ledger
+from tests.chaos.plant import SECRET
+from tests.chaos.verdict import is_signed
 from tests.processes import Service
 from tests.processes import front_end as front_end
+from tests.receivers import Received
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = JobStatus
 
@@ -74,3 +79,14 @@ def test_a_ledger_notices_what_is_told_differently() -> None:
     ledger.see({**end, "id": "b"})
     ledger.acknowledge(Acknowledged("a", 0, False))
     assert len(ledger.breaches) == 5
+
+
+def test_a_signature_that_is_bad_or_stale_is_found() -> None:
+    at = 1_700_000_000
+    body = b'{"data": {"id": "a"}}'
+    signature = Webhook(SECRET).sign("a", datetime.fromtimestamp(at, UTC), body.decode())
+    headers = {"webhook-id": "a", "webhook-timestamp": str(at), "webhook-signature": f"v1,eA== {signature}"}
+    assert is_signed(Received("/", headers, body, at + 10))
+    assert not is_signed(Received("/", headers, body + b" ", at + 10))
+    assert not is_signed(Received("/", headers | {"webhook-id": "b"}, body, at + 10))
+    assert not is_signed(Received("/", headers, body, at + 1000))

@@ -131,7 +131,7 @@ def run(plan: Plan, logs: Path | None = None) -> tuple[verdict.Figures, Sequence
 def wait_for_quiet(redis: Redis, load: Load) -> None:
     """Until every order is served, every job has ended and every end is told; or nothing has come nearer to that for
     STILL_S: what then still runs, the verdict finds."""
-    left, give_up_at = -1, 0.0
+    left, give_up_at = -1, time.monotonic() + STILL_S
     while left:
         try:
             now_left = load.left + len(JobRecords(redis).active_ids()) + redis.zcard(OUTBOX)
