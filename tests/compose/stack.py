@@ -15,7 +15,7 @@ from app.serve import free_port
 from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[2]
-SLOW_S = 600  # a worker imports torch, on a machine that may be busy
+SLOW_S = 1800  # a worker imports torch, on a machine that may be busy
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.compose.stack import ROOT, Stack, compose_command, run
+from tests.compose.stack import ROOT, SLOW_S, Stack, compose_command, run
 
 # Enough work for a worker to be killed in the middle of it.
-LONG = {"prompt": "a watercolor painting of a house", "strength": 1, "num_inference_steps": 100}
+LONG = {"prompt": "a watercolor painting of a house", "strength": 1, "num_inference_steps": 60}
 SHORT = {"prompt": "a pencil sketch of a house", "strength": 0.4, "num_inference_steps": 10}
 
 if "TEST_COMPOSE" not in os.environ:
@@ -65,7 +65,7 @@ def test_what_the_readme_says_makes_a_picture(stack: Stack, tmp_path: Path) -> N
     ]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     code = code.replace("http://127.0.0.1:8000", str(stack.http.base_url))
-    subprocess.run(["bash", "-euc", code], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(["bash", "-euc", code], cwd=tmp_path, check=True, timeout=SLOW_S)
     Image.open(tmp_path / "painting.png").load()
 
 
@@ -113,7 +113,7 @@ def test_the_front_end_has_no_torch_and_both_say_what_they_are(stack: Stack) -> 
 def test_redis_lets_in_whom_it_knows_and_no_further(stack: Stack) -> None:
     say = "from redis import Redis; from worker.settings import WorkerSettings as S; r = Redis.from_url({}); {}"
     own, nobody = "S().resolved_redis_url", "'redis://redis:6379'"
-    assert "Authentication required" in python(stack, "worker", say.format(nobody, "r.ping()"))
+    assert "AuthenticationError" in python(stack, "worker", say.format(nobody, "r.ping()"))
     assert python(stack, "worker", say.format(own, "print(r.ping())")) == "True"
     for forbidden in ("r.hgetall('i2i:keys')", "r.config_get('*')", "r.flushall()", "r.keys('*')"):
         assert "no permissions" in python(stack, "worker", say.format(own, forbidden)).lower()
@@ -135,7 +135,7 @@ def test_a_port_that_others_can_reach_asks_for_keys(stack: Stack) -> None:
 
 def test_a_container_killed_in_the_middle_of_a_batch_loses_nothing(stack: Stack) -> None:
     stack.up(workers=2)
-    jobs = [stack.submit(**LONG, seed=seed) for seed in range(12)]
+    jobs = [stack.submit(**LONG, seed=seed) for seed in range(8)]
 
     def victims() -> list[dict[str, Any]]:
         """Containers that are in the middle of jobs."""
