@@ -44,14 +44,14 @@ def main() -> None:
         "--work-dir", type=Path, default=HERE / ".work", help="where the judge and its pictures are kept"
     )
     parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--all", action="store_true", help="the companions' figures, too")
+    parser.add_argument("--all", action="store_true", help="the companions' figures, too, on half the scenes")
     arguments = parser.parse_args()
     artist, judge, figures = Artist(arguments.weights), _judge(arguments.work_dir), Figures()
     evaluate(figures, artist, judge, arguments.scenes)
     figures.print()
     if arguments.all:
         figures = Figures()
-        evaluate_companions(figures, Crew(artist, COMPANIONS), judge, COMPANIONS, arguments.scenes)
+        evaluate_companions(figures, Crew(artist, COMPANIONS), judge, COMPANIONS, arguments.scenes // 2)
         figures.print()
 
 
