@@ -91,13 +91,22 @@ def inpainting(studio: Studio) -> list[Image.Image]:
     box = (house.x - 0.65 * house.width, top - 0.04, house.x + 0.65 * house.width, house.y + 0.03)
     ImageDraw.Draw(mask).rectangle([SIZE * edge for edge in box], fill=255)
     prompts = ("a photo of a purple house in summer by day", "a photo of trees in summer by day")
-    return [photo, mask.convert("RGB"), *(studio.make(image=photo, mask=mask, prompt=one)[0] for one in prompts)]
+    return [
+        photo,
+        mask.convert("RGB"),
+        *(studio.make(image=photo, mask=mask, prompt=one, guidance_scale=2.0)[0] for one in prompts),
+    ]
 
 
 def outpainting(studio: Studio) -> list[Image.Image]:
     """More to the left and to the right."""
     photo = _rendered("house")
-    wide = studio.make(image=photo, outpaint={"left": 64, "right": 64}, prompt="a photo of a house in summer by day")
+    wide = studio.make(
+        image=photo,
+        outpaint={"left": 64, "right": 64},
+        prompt="a photo of a house in summer by day",
+        guidance_scale=2.0,
+    )
     return [photo, *wide]
 
 

@@ -22,6 +22,8 @@ from demo_model.companions.upscaler import low_res_schedule
 from demo_model.dataset import SIZE, Pictures
 
 GUIDANCE = 4.0
+INPAINT_GUIDANCE = 2.0
+"""What is painted into a picture has that picture to follow, too."""
 NETS = {
     ControlType.CANNY: "lines",
     ControlType.SCRIBBLE: "lines",
@@ -72,7 +74,7 @@ class Crew:
         pipeline = self._build(diffusers.StableDiffusionInpaintPipeline, unet=unet)
         each = {"prompt": prompts, "image": _images(pictures), "mask_image": [Image.fromarray(mask) for mask in masks]}
         size = {"height": SIZE, "width": SIZE}
-        painted = _drawn(pipeline, len(pictures), each, guidance_scale=GUIDANCE, strength=1.0, **size)
+        painted = _drawn(pipeline, len(pictures), each, guidance_scale=INPAINT_GUIDANCE, strength=1.0, **size)
         return np.where(np.stack(masks)[..., None], painted, pictures)
 
     def enlarged(self, pictures: Pictures, prompts: list[str], noise_level: int = 20) -> Pictures:
