@@ -250,7 +250,8 @@ class Engine:
             limit = self._row_limits.ran_out(call.signature, rows, call.rows)
             log.warning("out of memory with %d rows of %s; at most %d from now on", rows, gate.name, limit)
         else:
-            log.warning("a merged call of %s failed (%s); running its %d jobs apart", gate.name, error, len(jobs))
+            # Its words alone: who keeps the error keeps its frames, and the jobs in them.
+            log.warning("a merged call of %s failed (%s); running its %d jobs apart", gate.name, str(error), len(jobs))
             for job in jobs:
                 self._run([job])
 
