@@ -35,10 +35,10 @@ def url() -> Iterator[str]:
 
 
 def memory_bytes() -> int:
-    """Of the front end with its decoders."""
+    """Of the front end with its decoders (and of those that other tests have left running, which are idle)."""
     children = psutil.Process().children(recursive=True)
-    [api] = [child for child in children if child.cmdline()[-2:] == ["app.cli", "api"]]
-    return int(sum(process.memory_info().rss for process in [api, *api.children()]))
+    apis = [child for child in children if child.cmdline()[-2:] == ["app.cli", "api"]]
+    return int(sum(process.memory_info().rss for api in apis for process in [api, *api.children()]))
 
 
 def request(url: str, number: int, data: bytes) -> httpx.Request:
