@@ -143,7 +143,8 @@ def _load(entry: ModelEntry, kind: ControlType, part: Part, device: torch.device
     annotator, from_pretrained = _KINDS[kind]
     try:
         processor = AutoImageProcessor.from_pretrained(part.source, backend="pil", **where)
-        model = from_pretrained(part.source, use_safetensors=True, **where)
+        # Full precision, however it was saved: it is small, and what it is given is float32.
+        model = from_pretrained(part.source, use_safetensors=True, dtype=torch.float32, **where)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise StartupError(f"{name}: cannot load {part.source}: {str(error).strip().splitlines()[0]}") from error
     if kind is ControlType.SEGMENTATION and model.config.num_labels > len(PALETTE):
