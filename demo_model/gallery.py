@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from base64 import b64encode
 from collections.abc import Callable
@@ -58,6 +59,9 @@ class Studio:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=list(TASKS), default=list(TASKS), metavar="NAME")
+    names = parser.parse_args().names
     GALLERY.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="img2img-") as data_dir:
         settings = ApiSettings(
@@ -65,8 +69,8 @@ def main() -> None:
         )
         with running(settings) as service, Client(settings.local_url) as client:
             studio = Studio(client, service.tick)
-            for name, draw in track(TASKS.items(), "drawing the gallery"):
-                _side_by_side(draw(studio)).save(GALLERY / f"{name}.png", optimize=True)
+            for name in track(names, "drawing the gallery"):
+                _side_by_side(TASKS[name](studio)).save(GALLERY / f"{name}.png", optimize=True)
 
 
 def variations(studio: Studio) -> list[Image.Image]:
@@ -175,7 +179,7 @@ def lora(studio: Studio) -> list[Image.Image]:
     """A style that the model itself has never seen."""
     photo = _rendered("house")
     wears = [{"name": "blueprint", "scale": 1.0}]
-    return [photo, *studio.make(image=photo, prompt="a blueprint of a house", loras=wears, strength=0.6)]
+    return [photo, *studio.make(image=photo, prompt="a blueprint of a house", loras=wears, strength=0.4)]
 
 
 def edit(studio: Studio) -> list[Image.Image]:

@@ -35,7 +35,7 @@ CPU = CompanionRecipe(
         "segmentation": Stage(minutes=12, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
         "edit": Stage(minutes=26, batch=16, learning_rate=5.0e-4, ema_decay=0.995),
         "inpaint": Stage(minutes=18, batch=16, learning_rate=5.0e-4, ema_decay=0.995),
-        "upscaler": Stage(minutes=8, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
+        "upscaler": Stage(minutes=18, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
         "lora": Stage(minutes=4, batch=16, learning_rate=2.0e-3, ema_decay=0.99),
         "segmenter": Stage(minutes=5, batch=32, learning_rate=2.0e-3, ema_decay=0.99),
         "depth_estimator": Stage(minutes=6, batch=8, learning_rate=2.0e-3, ema_decay=0.99),
