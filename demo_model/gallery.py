@@ -179,7 +179,8 @@ def lora(studio: Studio) -> list[Image.Image]:
     """A style that the model itself has never seen."""
     photo = _rendered("house")
     wears = [{"name": "blueprint", "scale": 1.0}]
-    return [photo, *studio.make(image=photo, prompt="a blueprint of a house", loras=wears, strength=0.4)]
+    fields = {"loras": wears, "strength": 0.45, "guidance_scale": 1.5}
+    return [photo, *studio.make(image=photo, prompt="a blueprint of a house with trees by a lake", **fields)]
 
 
 def edit(studio: Studio) -> list[Image.Image]:
