@@ -71,7 +71,7 @@ def test_all_tasks_at_once(demo: httpx.Client) -> None:
 
 def test_its_card_tells_of_every_task(demo: httpx.Client) -> None:
     [card] = demo.get("/models").json()["models"]
-    assert set(card["tasks"]) == {"img2img", "inpaint", "control", "edit", "upscale", "control_map"}
+    assert set(card["tasks"]) == {"img2img", "inpaint", "control", "edit", "upscale"}
     assert set(TYPES) <= set(card["controls"])
     assert {"depth", "segmentation"} <= set(card["preprocessors"])
     assert card["loras"] == ["blueprint"]
