@@ -77,7 +77,7 @@ def _write_lines(url: str, api: "subprocess.Popen[bytes]") -> None:
 
 def test_no_client_writes_a_line_of_the_log(redis_url: str, log: Path) -> None:
     said = log.read_text()
-    assert '"POST /img2img HTTP/1.1" 202' in said
-    assert '"POST /img2img HTTP/1.1" 422' in said
+    assert "POST /img2img 202 in" in said
+    assert "POST /img2img 422 in" in said
     assert "\x1b[31m" not in said
     assert not [line for line in said.splitlines() if line.lstrip().startswith("FORGED")]
