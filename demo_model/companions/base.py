@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,4 +115,7 @@ def save_half(module: nn.Module, folder: Path) -> None:
     """Half precision, safetensors, in diffusers' or transformers' folder."""
     if is_first_worker():
         module.to(device="cpu", dtype=torch.float16).save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("_name_or_path", None)  # where it was loaded from on this machine
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     wait_for_workers()
