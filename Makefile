@@ -64,7 +64,7 @@ openapi: $(VENV)/dev ## write openapi.json, which a test compares with what the 
 
 lock: .locks/ready ## write requirements/: the versions of constraints.txt with the hashes of their files (asks PyPI)
 	for extra in api worker dev; do \
-	  .locks/bin/uv pip compile pyproject.toml --extra $$extra --constraint constraints.txt --universal --python-version 3.11 \
+	  .locks/bin/uv pip compile pyproject.toml --extra $$extra --extra otel --constraint constraints.txt --universal --python-version 3.11 \
 	    --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet --output-file requirements/$$extra.txt; \
 	done
 

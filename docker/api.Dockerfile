@@ -2,12 +2,12 @@
 FROM python:3.11-slim-bookworm AS dependencies
 WORKDIR /build
 RUN python -m venv /opt/img2img
-COPY pyproject.toml constraints.txt docker/requirements.py ./
-RUN python requirements.py api otel > requirements.txt \
-    && /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+COPY requirements/api.txt requirements.txt
+RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement requirements.txt \
+    && /opt/img2img/bin/pip check
 
 FROM dependencies AS code
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY app app
 RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .
 

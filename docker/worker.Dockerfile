@@ -6,12 +6,14 @@ COPY constraints.txt ./
 # Where torch comes from: built for CPUs, or for NVIDIA GPUs with TORCH_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --index-url "$TORCH_INDEX" torch
-COPY pyproject.toml docker/requirements.py ./
-RUN python requirements.py worker otel > requirements.txt \
-    && /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+COPY requirements/worker.txt requirements.txt
+# All but torch and what comes with it, whose files are others for CPUs than the lock's.
+RUN awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-.*|cuda-.*)==/} keep' requirements.txt > others.txt \
+    && /opt/img2img/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement others.txt \
+    && /opt/img2img/bin/pip check
 
 FROM dependencies AS code
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY app/__init__.py app/__init__.py
 COPY app/contract app/contract
 COPY worker worker
