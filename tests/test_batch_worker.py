@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rq.command import PUBSUB_CHANNEL_TEMPLATE, parse_payload
 from rq.job import Job
 
 from app.contract.errors import Cancelled, JobError
@@ -186,6 +187,23 @@ def test_a_cancelled_job_stays_cancelled_when_its_worker_finishes_late(
     assert before.status is JobStatus.CANCELLED
     assert front_end.is_idle()
     assert front_end.redis.ttl(Job.key_for(job_id)) > 0
+
+
+def test_a_worker_is_told_of_a_cancel_also_where_rq_forgot_the_execution(
+    front_end: Service, make_worker: Callable[[Any], BatchWorker]
+) -> None:
+    """RQ's record of an execution ends with the lease; the beat after an outage makes half of one anew."""
+    worker = make_worker(EndsWhenTold())
+    job_id = front_end.submit()
+    running = claim(worker)
+    front_end.redis.delete(running.execution.key)
+    worker.maintain_heartbeats(running.job, running.execution)
+    with front_end.redis.pubsub() as commands:
+        commands.subscribe(PUBSUB_CHANNEL_TEMPLATE % worker.name)
+        front_end.jobs.cancel(job_id)
+        messages = [commands.get_message(timeout=5) for _ in range(2)]  # that it has subscribed, and the command
+    told = parse_payload(messages[-1] or {})
+    assert (told["command"], told["execution_id"]) == ("stop-execution", running.execution.id)
 
 
 def test_a_job_queued_twice_runs_once(front_end: Service, make_worker: Callable[[Any], BatchWorker]) -> None:

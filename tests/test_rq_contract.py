@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import rq
 from rq import Queue
-from rq.command import handle_stop_execution_command, send_stop_execution_command
+from rq.command import handle_stop_execution_command, send_command
 from rq.executions import Execution
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
@@ -45,7 +45,7 @@ SIGNATURES: list[tuple[Any, str]] = [
     (Job.fetch, "id, connection=None, serializer=None"),
     (Job.key_for, "job_id"),
     (Job.send_webhooks, "self, status, *, exc_string=None"),
-    (send_stop_execution_command, "connection, job_id, execution_id"),
+    (send_command, "connection, worker_name, command, **kwargs"),
     (handle_stop_execution_command, "worker, payload"),
 ]
 

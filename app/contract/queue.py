@@ -11,8 +11,7 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 from rq import Queue
-from rq.command import send_stop_execution_command
-from rq.exceptions import InvalidJobOperation
+from rq.command import send_command
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
@@ -190,9 +189,9 @@ class JobQueue:
             return record
         if self._queue(record.spec.model).remove(job_id):
             self._redis.delete(Job.key_for(job_id))
-        elif record.execution is not None:
-            with suppress(InvalidJobOperation):  # it has stopped by itself
-                send_stop_execution_command(self._redis, job_id, record.execution)
+        elif record.execution is not None and record.worker is not None:
+            # RQ's own helper asks RQ's record of the execution for the worker, and after an outage that can be a torso.
+            send_command(self._redis, record.worker, "stop-execution", job_id=job_id, execution_id=record.execution)
         return record
 
     def cancel_overdue(self) -> None:

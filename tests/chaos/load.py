@@ -17,6 +17,7 @@ from tests.chaos.workers import POISON
 from tests.conftest import encoded, gradient
 
 SIDE = 32  # pixels; a step takes milliseconds
+STEPS = (2, 120)  # few and many alike: workers are to have jobs in hand when they are killed
 SENDERS, WAITERS = 8, 16  # threads that send, and that stay with jobs which are waited for
 TIMEOUT_S = 8.0
 RETRY_S = 0.3
@@ -54,7 +55,7 @@ def make_orders(count: int, poisons: int, webhook: str, seed: int) -> list[Order
             "height": str(SIDE),
             "strength": f"{choose.uniform(0.3, 1):.2f}",
             "guidance_scale": choose.choice(["1", "2.5", "7"]),
-            "num_inference_steps": str(choose.randint(2, 20)),
+            "num_inference_steps": str(round(STEPS[0] * (STEPS[1] / STEPS[0]) ** choose.random())),
             "scheduler": choose.choice(DIFFUSION_SCHEDULERS[:8]).value,
             "seed": str(choose.randrange(2**31)),
             "num_images": choose.choice("11112"),
@@ -65,7 +66,7 @@ def make_orders(count: int, poisons: int, webhook: str, seed: int) -> list[Order
         if behaviour == "deadline":
             fields["deadline_s"] = f"{choose.uniform(1, 10):.1f}"
         if behaviour == "cancel":
-            fields["num_inference_steps"] = str(choose.randint(20, 60))
+            fields["num_inference_steps"] = str(STEPS[1])
         if choose.random() < 0.25:
             fields["webhook"] = json.dumps({"url": webhook})
         orders.append(Order(f"{seed}-{i}", i / count, choose.randrange(3), behaviour, fields, choose.choice(pictures)))

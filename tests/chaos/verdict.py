@@ -19,7 +19,7 @@ from app.contract.records import LISTED, JobRecords
 from tests.chaos import history
 from tests.chaos.ledger import TERMINAL, Acknowledged, Ledger
 from tests.chaos.plant import SECRET
-from tests.chaos.recovery import RecoveryWatch
+from tests.chaos.recovery import LIMIT_S, RecoveryWatch
 from tests.receivers import Received
 
 FRESH_S = 300  # as Standard Webhooks asks of receivers
@@ -148,10 +148,11 @@ def check_recovery(ledger: Ledger, recovery: RecoveryWatch) -> Figures:
     found = sorted(lost.took_s for lost in recovery.lost if lost.took_s is not None)
     if not found:
         return {"jobs lost with a worker": 0}
-    undisturbed = [lost.took_s for lost in recovery.lost if lost.took_s and recovery.limit_s(lost) <= 40]
+    undisturbed = [lost.took_s for lost in recovery.lost if lost.took_s and recovery.limit_s(lost) <= LIMIT_S]
     return {
         "jobs lost with a worker": len(recovery.lost),
         "found again, median": f"{median(found):.1f} s",
         "found again, at most": f"{found[-1]:.1f} s",
-        "found again, at most, without another outage": f"{max(undisturbed, default=0):.1f} s",
+        "of these without another outage": len(undisturbed),
+        "found again, at most, without another outage": f"{max(undisturbed):.1f} s" if undisturbed else "-",
     }
