@@ -89,7 +89,7 @@ def run(plan: Plan, logs: Path | None = None) -> tuple[verdict.Figures, Sequence
         plant = Plant(logs or folder, data, model, receiver.url, lease_s=plan.lease_s, workers=plan.workers)
         stack.callback(plant.stop)
         plant.start()
-        recovery = RecoveryWatch(plant.redis, plan.lease_s)
+        recovery = RecoveryWatch(plant.redis, plant.can_sweep)
         stack.callback(recovery.stop)
         recovery.start()
         faults = make_storm(plan.kills, plan.others, plan.lease_s, plan.seed, disk=has_disk)

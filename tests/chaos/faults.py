@@ -123,6 +123,8 @@ class Storm:
                 if process.kind == "worker" and fault.for_s > 5:
                     self._recovery.fell_silent(process)
                 time.sleep(fault.for_s)
+                if fault.for_s > self._plant.lease_s / 2:
+                    process.shy_until = time.monotonic() + self._plant.lease_s
                 process.send(signal.SIGCONT)
 
         if not _beside(fault):
@@ -160,7 +162,9 @@ class Storm:
         begin = time.monotonic()
         yield
         if is_one:
-            self._recovery.outages.append((begin, time.monotonic()))
+            end = time.monotonic()
+            shy_s = self._plant.lease_s if end - begin > self._plant.lease_s / 2 else 0
+            self._recovery.outages.append((begin, end + shy_s))
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class Process:
     running: Running = field(init=False)
     started_at: float = 0.0
     own_deaths: int = 0  # of which nobody here was the cause
+    shy_until: float = 0.0  # a worker that missed beats lets others come back before it takes their jobs
     held: threading.Lock = field(default_factory=threading.Lock)  # while a fault is done to it
 
     def begin(self) -> None:
@@ -83,7 +84,7 @@ class Plant:
 
     def __init__(self, folder: Path, data: Path, model: Path, receiver: str, *, lease_s: int, workers: int) -> None:
         """folder: for logs. data: of Redis and the store, on the small disk if there is one."""
-        self.folder, self.data = folder, data
+        self.folder, self.data, self.lease_s = folder, data, lease_s
         self.socket = private_redis_socket(data)
         self.proxies = Proxies(self.socket)
         self.redis = Redis.from_url(f"unix://{self.socket}", socket_timeout=2)  # ours, which no proxy disturbs
@@ -131,6 +132,12 @@ class Plant:
         except RedisError:
             return False
         return any(f"-{worker.pid}-" in name for name in names)
+
+    def can_sweep(self) -> bool:
+        """Whether there is a worker that could find lost jobs now."""
+        now = time.monotonic()
+        fit = [worker for worker in self.workers if now >= worker.shy_until and not worker.held.locked()]
+        return any(map(self.is_live, fit))
 
     def stop(self) -> None:
         self._over.set()

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from redis import Redis
@@ -34,9 +35,10 @@ class Lost:
 class RecoveryWatch:
     """Looks after lost jobs until they have ended or are in other hands."""
 
-    def __init__(self, redis: Redis, lease_s: float) -> None:
+    def __init__(self, redis: Redis, can_sweep: Callable[[], bool]) -> None:
+        """can_sweep: whether there is a worker now that could find jobs."""
         self._redis = redis
-        self._lease_s = lease_s
+        self._can_sweep = can_sweep
         self.lost: list[Lost] = []
         self.outages: list[tuple[float, float]] = []  # when nobody could have found a job
         self._over = threading.Event()
@@ -67,16 +69,20 @@ class RecoveryWatch:
                 self.lost.append(Lost(job_id, execution, worker.name, since))
 
     def limit_s(self, lost: Lost) -> float:
-        """In which it has to be found: longer by what was out meanwhile, and after an outage of half a lease, when
-        workers give each other time to come back, by a lease."""
-        limit = LIMIT_S
-        for begin, end in self.outages:
-            if end > lost.since and begin < lost.since + limit:
-                limit += end - begin + (self._lease_s if end - begin > self._lease_s / 2 else 0)
+        """In which it has to be found: longer by what was out meanwhile."""
+        limit, counted = LIMIT_S, lost.since
+        for begin, end in sorted(self.outages):
+            if end > counted and begin < lost.since + limit:
+                limit += end - max(begin, counted)
+                counted = end
         return limit
 
     def _watch(self) -> None:
+        seen = time.monotonic()
         while not self._over.wait(0.2):
+            before, seen = seen, time.monotonic()
+            if not self._can_sweep():
+                self.outages.append((before, time.monotonic()))
             waiting = [lost for lost in list(self.lost) if lost.found_at is None]
             try:
                 with self._redis.pipeline(transaction=False) as pipe:

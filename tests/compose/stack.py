@@ -91,4 +91,4 @@ class Stack:
             time.sleep(0.5)
 
     def down(self, *options: str) -> None:
-        self.compose("down", *options)
+        self.compose("--profile", "observability", "down", *options)

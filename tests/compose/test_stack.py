@@ -1,5 +1,6 @@
 """`make test-compose`: builds the images and runs the service in containers. Needs an engine, and takes minutes."""
 
+import json
 import os
 import re
 import subprocess
@@ -121,6 +122,23 @@ def test_redis_lets_in_whom_it_knows_and_no_further(stack: Stack) -> None:
     ask = "redis-cli --user health --pass any --no-auth-warning {}"
     assert run("docker", "exec", redis["Id"], "sh", "-c", ask.format("ping")).stdout.strip() == "PONG"
     assert "NOPERM" in run("docker", "exec", redis["Id"], "sh", "-c", ask.format("dbsize")).stdout
+
+
+def test_prometheus_sees_api_and_worker(stack: Stack) -> None:
+    pulled = stack.compose("--profile", "observability", "up", "--detach", "prometheus", check=False)
+    if pulled.returncode and not stack.containers("prometheus"):
+        pytest.skip(f"no image of Prometheus: {pulled.stderr.strip()[-200:]}")
+    ask = "import httpx; print(httpx.get('http://prometheus:9090/api/v1/query', params={'query': '%s'}).text)"
+
+    def answers(query: str) -> dict[str, str]:
+        """Values by scrape job."""
+        said = python(stack, "api", ask % query)
+        rows = json.loads(said)["data"]["result"] if said.startswith("{") else []
+        return {row["metric"]["job"]: row["value"][1] for row in rows}
+
+    stack.wait_until(lambda: answers("up") == {"img2img-api": "1", "img2img-worker": "1"}, 120)
+    stack.wait_until(lambda: "img2img-worker" in answers("img2img_images_total"), 120)
+    assert answers("img2img_redis_up") == {"img2img-api": "1"}
 
 
 def test_a_port_that_others_can_reach_asks_for_keys(stack: Stack) -> None:
