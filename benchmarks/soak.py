@@ -3,8 +3,9 @@
     python -m benchmarks.soak
 
 First the capacity is measured: as many jobs at once as there are slots, for a while. Then jobs come at random moments,
-at a share of it. Memory, threads, open files and temporary files of API and worker are sampled; what they grow by per
-hour is the slope of a line through the samples after the warm-up (least squares). Exits with 1 where something leaks.
+at a share of it. Memory, threads and open files of all its processes are sampled, and temporary files counted; what
+memory grows by per hour is the slope of a line through the samples after the warm-up (least squares). Exits with 1
+where something leaks.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,12 +40,13 @@ PROCESSES = {
     "app.cli": "api",
     "worker": "worker",
     "app.courier": "courier",
-}  # by the module that Python was told to run
+    "redis-server": "redis",
+}  # by their command
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a process."""
+    """One look at a process, or at all decoders together."""
 
     at_s: float
     rss_mb: float
@@ -148,9 +151,9 @@ class Soak:
 
     def _sample(self, at_s: float) -> None:
         for name, process in self._processes.items():
-            with process.oneshot():
-                sample = Sample(at_s, process.memory_info().rss / 2**20, process.num_threads(), process.num_fds())
-            self.samples[name].append(sample)
+            self.samples[name].append(sample([process], at_s))
+        with suppress(psutil.NoSuchProcess):  # a decoder that was just replaced: the next sample has the new one
+            self.samples["decoders"].append(sample(self._processes["api"].children(), at_s))
 
     def _settled(self, name: str) -> list[Sample]:
         samples = self.samples[name]
@@ -204,6 +207,17 @@ class Soak:
         ]
 
 
+def sample(processes: Iterable[psutil.Process], at_s: float) -> Sample:
+    """What these processes have, summed."""
+    memory, threads, files = 0, 0, 0
+    for process in processes:
+        with process.oneshot():
+            memory += process.memory_info().rss
+            threads += process.num_threads()
+            files += process.num_fds()
+    return Sample(at_s, memory / 2**20, threads, files)
+
+
 def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
     """Of the line through the values, by least squares, and its standard error. Needs three values."""
     hours = np.array(at_s) / 3600
@@ -214,13 +228,12 @@ def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> tuple[floa
 
 
 def _processes_of(supervisor: int) -> Mapping[str, psutil.Process]:
-    """The Python processes of the service, by name."""
+    """The processes of the service, by name."""
     found = {}
     for process in psutil.Process(supervisor).children():
-        command = process.cmdline()
-        module = command[command.index("-m") + 1] if "-m" in command else ""
-        if module in PROCESSES:
-            found[PROCESSES[module]] = process
+        for part in process.cmdline():
+            if name := PROCESSES.get(Path(part.partition(" ")[0]).name):
+                found[name] = process
     return found
 
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from redis import Redis
 from standardwebhooks import Webhook
 
 from app.contract.job import JobStatus
@@ -11,6 +12,7 @@ from tests.chaos.__main__ import Plan, run
 from tests.chaos.history import Rewritten, commands, states, wrong
 from tests.chaos.ledger import Acknowledged, Ledger
 from tests.chaos.plant import SECRET
+from tests.chaos.recovery import Lost, RecoveryWatch
 from tests.chaos.verdict import is_signed
 from tests.processes import Service
 from tests.processes import front_end as front_end
@@ -90,3 +92,10 @@ def test_a_signature_that_is_bad_or_stale_is_found() -> None:
     assert not is_signed(Received("/", headers, body + b" ", at + 10))
     assert not is_signed(Received("/", headers | {"webhook-id": "b"}, body, at + 10))
     assert not is_signed(Received("/", headers, body, at + 1000))
+
+
+def test_the_time_in_which_nobody_could_look_does_not_count() -> None:
+    watch = RecoveryWatch(Redis(), lambda: True)
+    watch.outages = [(30.0, 50.0), (0.0, 5.0), (3.0, 8.0), (4.0, 6.0)]
+    lost = Lost("a", b"1", "worker-0", since=2.0, found_at=40.0)
+    assert watch.net_s(lost) == pytest.approx(40 - 2 - (8 - 2) - (40 - 30))

@@ -68,14 +68,14 @@ class RecoveryWatch:
             if owner and f"-{worker.pid}-" in owner.decode() and execution:
                 self.lost.append(Lost(job_id, execution, worker.name, since))
 
-    def limit_s(self, lost: Lost) -> float:
-        """In which it has to be found: longer by what was out meanwhile."""
-        limit, counted = LIMIT_S, lost.since
-        for begin, end in sorted(self.outages):
-            if end > counted and begin < lost.since + limit:
-                limit += end - max(begin, counted)
-                counted = end
-        return limit
+    def net_s(self, lost: Lost) -> float:
+        """How long it was looked for: without the time in which nobody could."""
+        counted, end = lost.since, time.monotonic() if lost.found_at is None else lost.found_at
+        net_s = end - counted
+        for out, back in sorted(self.outages):
+            net_s -= max(0.0, min(back, end) - max(out, counted))
+            counted = max(counted, back)
+        return net_s
 
     def _watch(self) -> None:
         seen = time.monotonic()

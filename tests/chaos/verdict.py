@@ -142,17 +142,15 @@ def is_signed(received: Received) -> bool:
 def check_recovery(ledger: Ledger, recovery: RecoveryWatch) -> Figures:
     """That what a silent worker held was found in time."""
     for lost in recovery.lost:
-        if lost.took_s is None or lost.took_s > recovery.limit_s(lost):
+        if lost.took_s is None or recovery.net_s(lost) > LIMIT_S:
             took = "never" if lost.took_s is None else f"after {lost.took_s:.1f} s"
             ledger.breach(f"job {lost.job_id}: lost with {lost.worker}, and found {took}")
     found = sorted(lost.took_s for lost in recovery.lost if lost.took_s is not None)
     if not found:
         return {"jobs lost with a worker": 0}
-    undisturbed = [lost.took_s for lost in recovery.lost if lost.took_s and recovery.limit_s(lost) <= LIMIT_S]
     return {
         "jobs lost with a worker": len(recovery.lost),
         "found again, median": f"{median(found):.1f} s",
         "found again, at most": f"{found[-1]:.1f} s",
-        "of these without another outage": len(undisturbed),
-        "found again, at most, without another outage": f"{max(undisturbed):.1f} s" if undisturbed else "-",
+        "the same without the time in which nobody could look": f"{max(map(recovery.net_s, recovery.lost)):.1f} s",
     }
