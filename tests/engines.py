@@ -1,9 +1,11 @@
 """Runs jobs on an engine of their own, to its end."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pytest
+import torch
 
 from app.contract.spec import JobSpec
 from worker.engine import Engine, Ticket
@@ -30,3 +32,12 @@ def run_on(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Inputs]])
         if ticket.error is not None:
             raise ticket.error
     return [to_pixels(ticket.result) for ticket in tickets]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For the module that imports it: models as small as those of the tests are slower with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -22,9 +22,10 @@ from app.contract.job import JobRecord, JobStatus
 from app.contract.models import ModelRegistry
 from app.contract.queue import JobQueue, rq_queue
 from app.contract.settings import private_redis_socket
-from app.contract.spec import JobSpec, input_key, result_key
+from app.contract.spec import input_key, result_key
 from app.contract.store import ObjectStore
 from app.private_redis import answers, redis_command
+from tests.specs import make_spec
 
 MODEL = "tiny"
 SIDE = 16  # pixels; small, so that a step takes milliseconds
@@ -238,25 +239,6 @@ class Service:
         registry = self.queue.started_job_registry.key
         lists = [self.queue.key, self.queue.intermediate_queue_key]
         return not (self.redis.exists(*lists) or self.redis.zcard(registry) or self.jobs.records.active_ids())
-
-
-def make_spec(**changes: Any) -> JobSpec:
-    parameters = {
-        "model": MODEL,
-        "image": "0" * 64,
-        "prompt": "a house",
-        "negative_prompt": "",
-        "strength": 1.0,
-        "guidance_scale": 2.0,
-        "num_inference_steps": 10,
-        "scheduler": "ddim",
-        "seed": 0,
-        "num_images": 1,
-        "width": SIDE,
-        "height": SIDE,
-        "resize": "crop",
-    }
-    return JobSpec.model_validate(parameters | changes)
 
 
 @pytest.fixture(scope="session")

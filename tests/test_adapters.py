@@ -1,7 +1,7 @@
 """LoRAs and image prompts in the engine: the stock pipeline's pixels, alone and among jobs that wear something else."""
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -12,8 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from app.contract.conditions import Control, ControlType, ImagePrompt, Lora, Margins, Repaint
-from app.contract.spec import JobSpec, Resize, Scheduler, Task
+from app.contract.spec import JobSpec, Scheduler, Task
+from tests.engines import one_thread as one_thread
 from tests.engines import run_together
+from tests.specs import make_spec
 from tests.test_model_file import RunsWhenRead
 from tests.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.tiny_controlnets import tiny_controlnet
@@ -120,32 +122,20 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
-    yield Served(request.param, tmp_path_factory.mktemp("adapters"))
-    torch.set_num_threads(threads)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(request.param, tmp_path_factory.mktemp("adapters"))
 
 
 def job(*loras: tuple[str, float], seen: tuple[tuple[str, float], ...] = (), **changes: object) -> JobSpec:
-    parameters = {
-        "model": "tiny",
-        "image": "0" * 64,
-        "prompt": "a red house",
-        "negative_prompt": "",
+    defaults = {
         "strength": 0.8,
-        "guidance_scale": 5.0,
         "num_inference_steps": 4,
-        "scheduler": Scheduler.DDIM,
-        "seed": 3,
-        "num_images": 1,
         "width": SIDE,
         "height": SIDE,
-        "resize": Resize.CROP,
         "loras": tuple(Lora(name=name, scale=scale) for name, scale in loras),
         "image_prompts": tuple(ImagePrompt(image=image, scale=scale) for image, scale in seen),
     }
-    return JobSpec(**{**parameters, **changes})  # type: ignore[arg-type]
+    return make_spec(**{**defaults, **changes})
 
 
 def within(a: np.ndarray, b: np.ndarray) -> bool:

@@ -1,6 +1,6 @@
 """LoRAs of transformers in the engine: the stock pipelines' pixels, alone and among jobs that wear others or none."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from PIL import Image
 
 from app.contract.conditions import Lora
 from app.contract.spec import JobSpec, Task
+from tests.engines import one_thread as one_thread
 from tests.engines import run_on, run_together
 from tests.test_families import (
     FLUX,
@@ -108,11 +109,8 @@ def wearing(loras: dict[str, float], **changes: Any) -> JobSpec:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=list(CASES))
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
-    yield Served(CASES[request.param], tmp_path_factory.mktemp("adapters"))
-    torch.set_num_threads(threads)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(CASES[request.param], tmp_path_factory.mktemp("adapters"))
 
 
 def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:

@@ -1,6 +1,5 @@
 """Depth, segmentation and pose maps: what transformers says of a picture, drawn as ControlNets read it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,9 @@ from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImag
 
 from app.contract.conditions import Control, ControlType
 from app.contract.spec import JobSpec, Task
+from tests.engines import one_thread as one_thread
 from tests.engines import run_together
-from tests.processes import make_spec
+from tests.specs import make_spec
 from tests.test_control import calls_of
 from tests.tiny_annotators import tiny_depth, tiny_pose, tiny_segmentation
 from tests.tiny_models import tiny_sd
@@ -45,13 +45,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[ControlType, Path]
 
 
 @pytest.fixture(scope="module")
-def model(folders: dict[ControlType, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def model(folders: dict[ControlType, Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
     source = str(tiny_sd(tmp_path_factory.mktemp("model")))
     parts = {kind: Part(source=str(folder)) for kind, folder in folders.items()}
-    yield load_model(ModelEntry(name="tiny", source=source, preprocessors=parts), device="cpu")
-    torch.set_num_threads(threads)
+    return load_model(ModelEntry(name="tiny", source=source, preprocessors=parts), device="cpu")
 
 
 def picture(seed: int = 0) -> Image.Image:

@@ -1,6 +1,5 @@
 """ControlNets in the engine: the stock pipelines' pixels, alone and in the company of every other task."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -11,8 +10,10 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 from app.contract.conditions import Control, ControlType, Margins, Repaint
-from app.contract.spec import JobSpec, Resize, Scheduler, Task
+from app.contract.spec import JobSpec, Task
+from tests.engines import one_thread as one_thread
 from tests.engines import run_on, run_together
+from tests.specs import make_spec
 from tests.tiny_controlnets import tiny_controlnet
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.canvas import Canvas
@@ -107,11 +108,8 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
-    yield Served(request.param, tmp_path_factory.mktemp("served"))
-    torch.set_num_threads(threads)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(request.param, tmp_path_factory.mktemp("served"))
 
 
 def control(kind: ControlType = CANNY, **changes: object) -> Control:
@@ -124,23 +122,15 @@ REPAINT = Repaint(mask="1" * 64, blur=0, margins=Margins(), canvas=(SIDE, SIDE),
 def job(task: Task = Task.IMG2IMG, *controls: Control, **changes: object) -> JobSpec:
     defaults = {
         "task": task,
-        "model": "tiny",
         "image": None if task is Task.CONTROL else "0" * 64,
-        "prompt": "a red house",
-        "negative_prompt": "",
         "strength": 1.0 if task is Task.CONTROL else 0.7,
-        "guidance_scale": 5.0,
         "num_inference_steps": 6,
-        "scheduler": Scheduler.DDIM,
-        "seed": 3,
-        "num_images": 1,
         "width": SIDE,
         "height": SIDE,
-        "resize": Resize.CROP,
         "repaint": REPAINT if task is Task.INPAINT else None,
         "controls": controls,
     }
-    return JobSpec(**{**defaults, **changes})  # type: ignore[arg-type]
+    return make_spec(**{**defaults, **changes})
 
 
 CONTROLLED = [

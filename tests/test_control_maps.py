@@ -13,7 +13,7 @@ from app.contract.conditions import Control, ControlType, Margins, Repaint
 from app.contract.errors import JobError
 from app.contract.spec import JobSpec, Task
 from app.uploads import png
-from tests.processes import make_spec
+from tests.specs import make_spec
 from worker.control_maps import MAKERS
 from worker.inputs import load_inputs, to_tensor
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from app.contract.errors import BadPixels, JobError
 from app.contract.spec import JobSpec
-from tests.processes import make_spec
+from tests.engines import one_thread as one_thread
+from tests.specs import make_spec
 from worker.engine import Engine, Gate
 from worker.engine.engine import _Running
 from worker.engine.row_limits import PATIENCE, RowLimits
@@ -83,11 +84,8 @@ class LosesItsDevice(Misbehaves):
 
 
 @pytest.fixture(scope="module")
-def model(model_folder: Path) -> Iterator[Model]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
-    yield load_model(entry_of(str(model_folder)), device="cpu")
-    torch.set_num_threads(threads)
+def model(model_folder: Path) -> Model:
+    return load_model(entry_of(str(model_folder)), device="cpu")
 
 
 @pytest.fixture

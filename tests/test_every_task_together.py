@@ -3,17 +3,17 @@
 import io
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from app.contract.conditions import Control, ControlType, ImagePrompt, Lora, Margins, Repaint
-from app.contract.spec import JobSpec, Resize, Scheduler, Task
+from app.contract.spec import JobSpec, Scheduler, Task
 from app.contract.tiling import Tiling
+from tests.engines import one_thread as one_thread
+from tests.specs import make_spec
 from tests.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.tiny_controlnets import tiny_controlnet
 from tests.tiny_models import tiny_sd, tiny_unet, tiny_x4_upscaler
@@ -38,21 +38,13 @@ def repaint(**changes: Any) -> Repaint:
 def job(task: Task = Task.IMG2IMG, **changes: Any) -> JobSpec:
     defaults = {
         "task": task,
-        "model": "tiny",
         "image": PICTURE,
-        "prompt": "a red house",
-        "negative_prompt": "",
         "strength": 0.8,
-        "guidance_scale": 4.0,
         "num_inference_steps": 5,
-        "scheduler": Scheduler.DDIM,
-        "seed": 3,
-        "num_images": 1,
         "width": SIDE,
         "height": SIDE,
-        "resize": Resize.CROP,
     }
-    return JobSpec(**{**defaults, **changes})
+    return make_spec(**{**defaults, **changes})
 
 
 OUTPAINT = repaint(mask=None, margins=Margins(left=16), canvas=(SIDE + 16, SIDE), box=(0, 0, SIDE + 16, SIDE))
@@ -76,14 +68,6 @@ COMPANY = {
         Task.UPSCALE, upscale=2, tiling=Tiling(upscaler=False, side=64, overlap=8, multiple=8), strength=0.6
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ Tiny random-weight models; the reference is loaded apart, with schedulers built 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from app.contract.conditions import Margins, Repaint
-from app.contract.spec import JobSpec, Resize, Scheduler, Task
+from app.contract.spec import JobSpec, Scheduler, Task
+from tests.engines import one_thread as one_thread
 from tests.engines import run_on, run_together
+from tests.specs import make_spec
 from tests.tiny_families import (
     tiny_fill,
     tiny_flux,
@@ -249,30 +251,15 @@ REPAINT = Repaint(mask="1" * 64, blur=0, margins=Margins(), canvas=(WIDTH, HEIGH
 
 def job(**changes: Any) -> JobSpec:
     defaults = {
-        "model": "tiny",
-        "image": "0" * 64,
-        "prompt": "a red house",
-        "negative_prompt": "",
         "strength": 0.6,
         "guidance_scale": 1.0,
         "num_inference_steps": 4,
         "scheduler": Scheduler.FLOW_EULER,
-        "seed": 3,
-        "num_images": 1,
         "width": WIDTH,
         "height": HEIGHT,
-        "resize": Resize.CROP,
         "repaint": REPAINT if changes.get("task") is Task.INPAINT else None,
     }
-    return JobSpec(**{**defaults, **changes})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
-    yield
-    torch.set_num_threads(threads)
+    return make_spec(**{**defaults, **changes})
 
 
 @pytest.fixture(scope="module", params=CASES, ids=list(CASES))

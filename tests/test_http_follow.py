@@ -28,7 +28,7 @@ from app.serve import free_port
 from app.settings import ApiSettings
 from tests.conftest import CARD, http_server, redis_server
 from tests.problems import assert_problem
-from tests.processes import make_spec
+from tests.specs import make_spec
 
 Submit = Callable[..., httpx.Response]
 Finish = Callable[[str], bytes]

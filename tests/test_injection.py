@@ -1,6 +1,5 @@
 """UNets that take the picture in as channels: the stock pipelines' pixels, alone and in company."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -10,8 +9,10 @@ import torch
 from PIL import Image
 
 from app.contract.conditions import Margins, Repaint
-from app.contract.spec import JobSpec, Resize, Scheduler, Task
+from app.contract.spec import JobSpec, Task
+from tests.engines import one_thread as one_thread
 from tests.engines import run_together
+from tests.specs import make_spec
 from tests.tiny_models import tiny_sd, tiny_sdxl, tiny_unet
 from worker.__main__ import warm_up
 from worker.engine import Engine, Ticket
@@ -77,32 +78,20 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
-    yield Served(tmp_path_factory.mktemp("model"), request.param)
-    torch.set_num_threads(threads)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(tmp_path_factory.mktemp("model"), request.param)
 
 
 def edit(**changes: object) -> JobSpec:
     defaults = {
         "task": Task.EDIT,
-        "model": "tiny",
-        "image": "0" * 64,
         "prompt": "make it night",
-        "negative_prompt": "",
-        "strength": 1.0,
-        "guidance_scale": 5.0,
         "image_guidance_scale": 1.5,
         "num_inference_steps": 4,
-        "scheduler": Scheduler.DDIM,
-        "seed": 3,
-        "num_images": 1,
         "width": SIDE,
         "height": SIDE,
-        "resize": Resize.CROP,
     }
-    return JobSpec(**{**defaults, **changes})  # type: ignore[arg-type]
+    return make_spec(**{**defaults, **changes})
 
 
 def inpaint(**changes: object) -> JobSpec:

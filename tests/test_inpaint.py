@@ -1,6 +1,5 @@
 """Inpainting and outpainting in the engine: the stock pipelines' pixels inside the mask, the picture's own outside."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -10,8 +9,10 @@ import torch
 from PIL import Image
 
 from app.contract.conditions import Margins, Repaint
-from app.contract.spec import JobSpec, Resize, Scheduler, Task
+from app.contract.spec import JobSpec, Task
+from tests.engines import one_thread as one_thread
 from tests.engines import run_together
+from tests.specs import make_spec
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.canvas import Canvas
 from worker.inputs import Inputs, to_tensor
@@ -57,32 +58,19 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
-    yield Served(request.param(tmp_path_factory.mktemp("model")), STOCK[request.param])
-    torch.set_num_threads(threads)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(request.param(tmp_path_factory.mktemp("model")), STOCK[request.param])
 
 
 def job(**changes: object) -> JobSpec:
     defaults = {
         "task": Task.INPAINT,
-        "model": "tiny",
-        "image": "0" * 64,
-        "prompt": "a red house",
-        "negative_prompt": "",
-        "strength": 1.0,
-        "guidance_scale": 5.0,
         "num_inference_steps": 8,
-        "scheduler": Scheduler.DDIM,
-        "seed": 3,
-        "num_images": 1,
         "width": SIDE,
         "height": SIDE,
-        "resize": Resize.CROP,
         "repaint": Repaint(mask="1" * 64, blur=0, margins=Margins(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
     }
-    return JobSpec(**{**defaults, **changes})  # type: ignore[arg-type]
+    return make_spec(**{**defaults, **changes})
 
 
 def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:

@@ -16,8 +16,9 @@ from app.contract.layout import LAYOUT, VERSION, NewerLayout, settle_layout
 from app.contract.line import LINE, Standing
 from app.contract.line_scripts import IN_A_ROW, LOOKED_AT
 from app.contract.records import RECORD
-from tests.processes import MODEL, Service, make_spec
+from tests.processes import MODEL, Service
 from tests.processes import front_end as front_end
+from tests.specs import make_spec
 
 LOW, NORMAL, HIGH = Priority
 Submit = Callable[..., list[str]]

@@ -30,9 +30,10 @@ from app.serve import free_port
 from tests.collectors import Collector, collecting
 from tests.conftest import encoded, gradient, redis_server
 from tests.problems import assert_problem
-from tests.processes import make_spec, wait_for
+from tests.processes import wait_for
 from tests.receivers import receiving
 from tests.serving import serving
+from tests.specs import make_spec
 
 FOLDER = Path(__file__).parent.parent / "docker" / "observability"
 DASHBOARD = FOLDER / "grafana" / "dashboards" / "img2img.json"

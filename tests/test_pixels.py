@@ -4,7 +4,6 @@ The reference calls diffusers directly: its own pipeline, loaded apart, with sch
 """
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -12,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from app.contract.spec import DIFFUSION_SCHEDULERS, JobSpec, Resize, Scheduler
+from app.contract.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
+from tests.engines import one_thread as one_thread
 from tests.engines import run_on
+from tests.specs import make_spec
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.engine import Engine, Ticket
 from worker.inputs import Inputs
@@ -74,31 +75,13 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     bytes_ = np.random.default_rng(1).integers(0, 256, (1, 3, 32, 32), np.uint8)
-    yield Served(request.param(tmp_path_factory.mktemp("model")), torch.from_numpy(bytes_).float() / 255)
-    torch.set_num_threads(threads)
+    return Served(request.param(tmp_path_factory.mktemp("model")), torch.from_numpy(bytes_).float() / 255)
 
 
 def job(**changes: object) -> JobSpec:
-    defaults = {
-        "model": "tiny",
-        "image": "0" * 64,
-        "prompt": "a red house",
-        "negative_prompt": "",
-        "strength": 0.6,
-        "guidance_scale": 5.0,
-        "num_inference_steps": STEPS,
-        "scheduler": Scheduler.DDIM,
-        "seed": 7,
-        "num_images": 1,
-        "width": 32,
-        "height": 32,
-        "resize": Resize.CROP,
-    }
-    return JobSpec.model_validate({**defaults, **changes})
+    return make_spec(**{"strength": 0.6, "num_inference_steps": STEPS, **changes})
 
 
 ALL = [

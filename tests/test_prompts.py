@@ -1,6 +1,5 @@
 """Long and weighted prompts: what compel makes of them outside of the engine, through the stock pipeline."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -9,8 +8,10 @@ import pytest
 import torch
 from compel import Compel, ReturnedEmbeddingsType
 
-from app.contract.spec import JobSpec, Resize, Scheduler
+from app.contract.spec import JobSpec
+from tests.engines import one_thread as one_thread
 from tests.engines import run_on, run_together
+from tests.specs import make_spec
 from tests.tiny_models import tiny_sd, tiny_sdxl
 from worker.engine import Engine
 from worker.inputs import Inputs
@@ -69,32 +70,15 @@ class Served:
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     served = Served(request.param(tmp_path_factory.mktemp("model")))
     served.picture = (served.picture * 255).round() / 255
-    yield served
-    torch.set_num_threads(threads)
+    return served
 
 
 def job(prompt: str, **changes: object) -> JobSpec:
-    defaults = {
-        "model": "tiny",
-        "image": "0" * 64,
-        "prompt": prompt,
-        "negative_prompt": "blurry",
-        "strength": 1.0,
-        "guidance_scale": 7.0,
-        "num_inference_steps": 4,
-        "scheduler": Scheduler.DDIM,
-        "seed": 7,
-        "num_images": 1,
-        "width": 32,
-        "height": 32,
-        "resize": Resize.CROP,
-    }
-    return JobSpec(**{**defaults, **changes})  # type: ignore[arg-type]
+    defaults = {"prompt": prompt, "negative_prompt": "blurry", "guidance_scale": 7.0, "num_inference_steps": 4}
+    return make_spec(**{**defaults, **changes})
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> int:

@@ -13,8 +13,9 @@ from redis import Redis
 from app.contract.job import TRANSITIONS, ImageInfo, JobFailure, JobStatus
 from app.contract.queue import JobQueue
 from app.contract.records import JobRecords, Progress
-from tests.processes import Service, make_spec
+from tests.processes import Service
 from tests.processes import front_end as front_end
+from tests.specs import make_spec
 
 FAILURE = JobFailure(code="job_failed", message="no")
 IMAGE = ImageInfo(index=0, seed=0, width=16, height=16, sha256="0" * 64, bytes=1)

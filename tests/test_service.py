@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from PIL import Image
 
 from app.contract.spec import DIFFUSION_SCHEDULERS, Scheduler
+from tests.engines import one_thread as one_thread
 from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent
@@ -29,13 +29,10 @@ SIZE = 64  # the tiny model's native size
 
 
 @pytest.fixture(scope="module")
-def stock(model_folder: Path) -> Iterator[diffusers.DiffusionPipeline]:
+def stock(model_folder: Path) -> diffusers.DiffusionPipeline:
     pipeline = diffusers.AutoPipelineForImage2Image.from_pretrained(model_folder)
     pipeline.set_progress_bar_config(disable=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield pipeline
-    torch.set_num_threads(threads)
+    return pipeline
 
 
 @pytest.fixture(scope="module")

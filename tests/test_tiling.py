@@ -8,30 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.contract.spec import JobSpec, Resize, Scheduler, Task
+from app.contract.spec import JobSpec, Task
 from app.contract.tiling import Tiling
+from tests.specs import make_spec
 from worker.enlarged import Enlarged
 
 TILING = Tiling(upscaler=False, side=64, overlap=8, multiple=8)
 
 
 def job(width: int, height: int, *, times: int = 2, tiling: Tiling = TILING, **changes: object) -> JobSpec:
-    defaults = {
-        "task": Task.UPSCALE,
-        "model": "tiny",
-        "image": "0" * 64,
-        "prompt": "",
-        "negative_prompt": "",
-        "strength": 0.3,
-        "guidance_scale": 1.0,
-        "num_inference_steps": 10,
-        "scheduler": Scheduler.DDIM,
-        "seed": 3,
-        "num_images": 1,
-        "resize": Resize.CROP,
-    }
     size = {"width": width, "height": height, "upscale": times, "tiling": tiling}
-    return JobSpec(**{**defaults, **size, **changes})  # type: ignore[arg-type]
+    return make_spec(task=Task.UPSCALE, **{"strength": 0.3, "guidance_scale": 1.0, **size, **changes})
 
 
 def noise(width: int, height: int) -> Image.Image:

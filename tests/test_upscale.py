@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
@@ -15,6 +15,7 @@ from app.contract.conditions import Sha256
 from app.contract.errors import Cancelled
 from app.contract.spec import JobSpec, Scheduler, Task
 from app.contract.tiling import Tiling
+from tests.engines import one_thread as one_thread
 from tests.test_tiling import job, noise
 from tests.tiny_models import autoencoder, tiny_sd, tiny_unet, tiny_x2_upscaler, tiny_x4_unet, tiny_x4_upscaler
 from worker.engine import Engine
@@ -49,11 +50,8 @@ def stock(kind: type[diffusers.DiffusionPipeline], folder: Path) -> diffusers.Di
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small are slower with more
-    yield Served(tmp_path_factory.mktemp("models"))
-    torch.set_num_threads(threads)
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(tmp_path_factory.mktemp("models"))
 
 
 def upscaling(model: Model, times: int) -> Tiling:

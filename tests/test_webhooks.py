@@ -25,8 +25,9 @@ from app.serve import free_port
 from app.settings import ApiSettings
 from tests.conftest import http_server
 from tests.problems import assert_problem
-from tests.processes import make_spec, wait_for
+from tests.processes import wait_for
 from tests.receivers import receiving, verified
+from tests.specs import make_spec
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TIMEOUT_S = 2.0
