@@ -1,11 +1,13 @@
 """How the process keeps its memory."""
 
 import ctypes
+import time
 from collections.abc import Mapping
 
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
+TRIM_S = 60.0  # between two
 
 
 def keep_freed_memory() -> None:
@@ -14,12 +16,27 @@ def keep_freed_memory() -> None:
     By default every tensor above 32 MB is a mapping of its own, whose pages the kernel hands out and clears anew each
     time: on two CPU cores that was a sixth of a UNet pass of 24 rows and two fifths of a VAE decode of 16 pictures.
     Call it before threads start: it also makes them share one arena, as those of threads cannot hold more than 64 MB.
+    What is freed in pieces that no later tensor fits into would add up for days: see `trim_for_ever`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # not glibc
         return
     for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
         mallopt(parameter, value)
+
+
+def trim() -> None:
+    """Gives the kernel all pages that hold nothing, wherever they lie. For 400 MB of them that takes about 15 ms."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:  # glibc
+        malloc_trim(0)
+
+
+def trim_for_ever() -> None:
+    """For a thread of its own."""
+    while True:
+        time.sleep(TRIM_S)
+        trim()
 
 
 def gpu_memory(device: str) -> Mapping[str, int]:
