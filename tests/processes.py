@@ -199,7 +199,7 @@ class Service:
         wait_for(is_live, timeout_s=90)
 
     def submit(self, **changes: Any) -> str:
-        return self.jobs.submit(make_spec(**{"image": self.image} | changes)).id
+        return self.jobs.submit(make_spec(**{"image": self.image, "width": SIDE, "height": SIDE} | changes)).id
 
     def record(self, job_id: str) -> JobRecord:
         record = self.records.get(job_id)
