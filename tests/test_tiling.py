@@ -18,7 +18,8 @@ TILING = Tiling(upscaler=False, side=64, overlap=8, multiple=8)
 
 def job(width: int, height: int, *, times: int = 2, tiling: Tiling = TILING, **changes: object) -> JobSpec:
     size = {"width": width, "height": height, "upscale": times, "tiling": tiling}
-    return make_spec(task=Task.UPSCALE, **{"strength": 0.3, "guidance_scale": 1.0, **size, **changes})
+    defaults = {"task": Task.UPSCALE, "prompt": "", "strength": 0.3, "guidance_scale": 1.0}
+    return make_spec(**{**defaults, **size, **changes})
 
 
 def noise(width: int, height: int) -> Image.Image:
