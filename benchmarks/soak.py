@@ -3,9 +3,10 @@
     python -m benchmarks.soak
 
 First the capacity is measured: as many jobs at once as there are slots, for a while. Then jobs come at random moments,
-at a share of it. Memory, threads and open files of all its processes are sampled, and temporary files counted; what
-memory grows by per hour is the slope of a line through the samples after the warm-up (least squares). Exits with 1
-where something leaks.
+at a share of it. Memory, threads and open files of all its processes are sampled, and temporary files counted. Under
+load a worker's memory is that of the batches of the moment, so what counts is what is held at rest, before and after;
+what memory grows by per hour under load is the slope of a line through the samples after the warm-up (least squares).
+Exits with 1 where something leaks.
 """
 
 import argparse
@@ -31,11 +32,13 @@ from app.settings import ApiSettings
 from app.views import JobView
 from benchmarks.eta import FIELDS
 from benchmarks.workload import Job, jobs
+from worker.memory import TRIM_S
 
 TICK_S = 0.05
 SAMPLE_S = 2.0
 WARM_UP = 0.25  # of the time: caches fill, allocators settle
-FLAT_MB_PER_H = 64.0  # a slope that is less than this, or than what the noise of a short run allows, is none
+REST_S = TRIM_S + 10  # of no load, in which a worker gives memory back
+FLAT_MB = 48.0  # more that is held at rest is a leak; less are caches that were not warm yet
 PROCESSES = {
     "app.cli": "api",
     "worker": "worker",
@@ -78,8 +81,10 @@ def main() -> int:
         with running(settings) as service, httpx.Client(base_url=settings.local_url, trust_env=False) as http:
             soak = Soak(service, http, options)
             per_s = soak.measure_capacity()
+            soak.rest()
             before = set(temporary.iterdir())  # caches that libraries keep, such as torch's
             soak.run(per_s * options.share)
+            soak.rest()
             left = [entry.name for entry in set(temporary.iterdir()) - before]
         print(soak.report(per_s))
         leaks = soak.leaks() + ([f"{len(left)} temporary files: {left[:3]}"] if left else [])
@@ -102,6 +107,7 @@ class Soak:
         self._ended: list[JobView] = []
         self._processes = _processes_of(os.getpid())
         self.samples: defaultdict[str, list[Sample]] = defaultdict(list)
+        self._at_rest: list[dict[str, Sample]] = []
 
     def measure_capacity(self) -> float:
         """Jobs per second with all slots full."""
@@ -149,11 +155,23 @@ class Soak:
                 self._open.remove(job_id)
                 self._ended.append(view)
 
-    def _sample(self, at_s: float) -> None:
-        for name, process in self._processes.items():
-            self.samples[name].append(sample([process], at_s))
+    def rest(self) -> None:
+        """Waits without load, and looks at what is held then."""
+        give_up_at = time.monotonic() + REST_S
+        while time.monotonic() < give_up_at:
+            self._service.tick()
+            time.sleep(TICK_S)
+        self._at_rest.append(self._samples(0))
+
+    def _samples(self, at_s: float) -> dict[str, Sample]:
+        found = {name: sample([process], at_s) for name, process in self._processes.items()}
         with suppress(psutil.NoSuchProcess):  # a decoder that was just replaced: the next sample has the new one
-            self.samples["decoders"].append(sample(self._processes["api"].children(), at_s))
+            found["decoders"] = sample(self._processes["api"].children(), at_s)
+        return found
+
+    def _sample(self, at_s: float) -> None:
+        for name, seen in self._samples(at_s).items():
+            self.samples[name].append(seen)
 
     def _settled(self, name: str) -> list[Sample]:
         samples = self.samples[name]
@@ -164,9 +182,9 @@ class Soak:
         found = []
         for name in self.samples:
             samples = self._settled(name)
-            slope, error = slope_per_hour([s.at_s for s in samples], [s.rss_mb for s in samples])
-            if slope > FLAT_MB_PER_H and slope > 3 * error:
-                found.append(f"{name}: memory grows by {slope:.0f} +- {error:.0f} MB/h")
+            before_mb, after_mb = self._mb_at_rest(name)
+            if after_mb > before_mb + FLAT_MB:
+                found.append(f"{name}: {before_mb:.0f} MB are held at rest before, and {after_mb:.0f} MB after")
             half = len(samples) // 2
             for what in ("threads", "files"):
                 before, after = (max(getattr(s, what) for s in part) for part in (samples[:half], samples[half:]))
@@ -174,15 +192,24 @@ class Soak:
                     found.append(f"{name}: {what} grow from {before} to {after}")
         return found
 
+    def _mb_at_rest(self, name: str) -> list[float]:
+        return [samples[name].rss_mb for samples in self._at_rest]
+
     def report(self, per_s: float) -> str:
-        lines = ["| process | MB at the end | MB/h | +- | threads | files |", "|---|---:|---:|---:|---:|---:|"]
+        lines = [
+            "| process | MB at rest before | after | MB at work | MB/h | +- | threads | files |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]
         for name in self.samples:
             samples = self._settled(name)
             slope, error = slope_per_hour([s.at_s for s in samples], [s.rss_mb for s in samples])
             threads, files = (
                 f"{min(values)}-{max(values)}" for values in ([s.threads for s in samples], [s.files for s in samples])
             )
-            lines.append(f"| {name} | {samples[-1].rss_mb:.0f} | {slope:+.1f} | {error:.1f} | {threads} | {files} |")
+            before_mb, after_mb = self._mb_at_rest(name)
+            at_work = f"{min(s.rss_mb for s in samples):.0f}-{max(s.rss_mb for s in samples):.0f}"
+            memory = f"{before_mb:.0f} | {after_mb:.0f} | {at_work} | {slope:+.1f} | {error:.1f}"
+            lines.append(f"| {name} | {memory} | {threads} | {files} |")
         lines += ["", "| stage | p50 | p95 | p99 |", "|---|---:|---:|---:|", *self._stages(), ""]
         options = self._options
         lines.append(
