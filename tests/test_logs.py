@@ -97,6 +97,7 @@ def test_a_process_logs_what_nobody_catches_and_libraries_have_to_warn() -> None
     program = (
         "import logging, threading; from app.contract import logs; from tests.test_logs import quote_a_prompt\n"
         "logs.configure('worker', level='DEBUG', form='json')\n"
+        "import rq.worker; logging.getLogger('rq.worker').info('done')\n"
         "logging.getLogger('httpcore').info('url'); logging.getLogger('worker.x').debug('ours')\n"
         "thread = threading.Thread(target=quote_a_prompt); thread.start(); thread.join()\n"
         "quote_a_prompt()"

@@ -53,6 +53,7 @@ def configure(side: str, *, level: str, form: LogFormat) -> None:
     """
     logging.root.handlers[:] = [make_handler(side, form)]
     logging.root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping().get(level, logging.WARNING)))
+    logging.getLogger("rq.worker").setLevel(logging.root.level)  # RQ sets it to INFO: a line a job beside ours
     for name in OURS:
         logging.getLogger(name).setLevel(level)
     logging.captureWarnings(True)
