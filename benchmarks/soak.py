@@ -38,7 +38,7 @@ TICK_S = 0.05
 SAMPLE_S = 2.0
 WARM_UP = 0.25  # of the time: caches fill, allocators settle
 REST_S = TRIM_S + 10  # of no load, in which a worker gives memory back
-FLAT_MB = 48.0  # more that is held at rest is a leak; less are caches that were not warm yet
+FLAT_MB = 32.0  # more that is held at rest is a leak; less are caches that were not warm yet
 PROCESSES = {
     "app.cli": "api",
     "worker": "worker",
