@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import threading
+import traceback
 import weakref
 from collections import namedtuple
 from collections.abc import Callable, Sequence
@@ -272,6 +273,27 @@ def test_a_shared_argument_is_looked_into_once_and_not_kept_alive(monkeypatch: p
     del ids
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_an_error_keeps_its_lines_and_not_the_tensors_of_its_frames(parked: bool):
+    """Activations of a call that failed are much memory, and above all where it failed for want of that."""
+    made = []
+
+    def run_out(x: torch.Tensor) -> None:
+        activations = 2 * x
+        made.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("too many activations")
+
+    gate = Gate("runs out", run_out)
+    gc.disable()
+    try:
+        [ticket] = run_all(Engine(slots=1), [lambda _ticket: (gate if parked else run_out)(torch.ones(1, 2))])
+        assert isinstance(ticket.error, torch.OutOfMemoryError)
+        assert "run_out" in [frame.name for frame in traceback.extract_tb(ticket.error.__traceback__)]
+        assert [ref() for ref in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_outputs_split_through_containers():

@@ -1,9 +1,24 @@
-"""Freed memory is kept for the next tensor, and given back where nothing came to use it."""
+"""Freed memory is kept for the next tensor, and given back where nothing came to use it. What is over is freed."""
 
+import gc
 import subprocess
 import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from app.contract.job import JobStatus
+from tests.engines import one_thread as one_thread
+from tests.processes import MODEL, Service
+from tests.processes import front_end as front_end
+from worker.engine import Engine
+from worker.pipelines.model_file import entry_of
+from worker.pipelines.models import load_model
+from worker.rq_worker import BatchWorker
+from worker.runner import JobRunner
 
 KEEP_SOME_OF_MUCH = """
 import psutil
@@ -28,3 +43,41 @@ def test_memory_in_pieces_is_given_back() -> None:
     assert full > 350
     assert freed > 350
     assert trimmed < 50
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("end", [JobStatus.SUCCEEDED, JobStatus.CANCELLED])
+def test_a_job_leaves_nothing_to_the_collector(
+    end: JobStatus, front_end: Service, model_folder: Path, no_collector: None
+) -> None:
+    engine = Engine(slots=2)
+    runner = JobRunner(engine, {MODEL: load_model(entry_of(str(model_folder)), device="cpu")})
+    worker = BatchWorker(front_end.redis, front_end.store, runner, lease_s=20)
+    job_id = front_end.submit(num_images=2)
+    assert worker._intake.claim_one()
+    [claim] = worker._claims.values()
+    claim.loaded.wait()
+    assert claim.running is not None
+    parts = [claim, claim.running, claim.running._inputs.picture, *claim.running.tickets]
+    if end is JobStatus.CANCELLED:
+        claim.stop()
+    engine.shut_down()
+    loop = threading.Thread(target=engine.run)
+    loop.start()
+    loop.join()
+    assert claim.rendered
+    parts += [ticket.result for ticket in claim.running.tickets if ticket.result is not None]
+    left = [weakref.ref(part) for part in parts]
+    worker._ended.put(None)
+    worker._finish_all()
+    worker._loaders.shutdown()
+    assert front_end.record(job_id).status is end
+    del claim, parts
+    assert [part() for part in left if part() is not None] == []

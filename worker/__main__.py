@@ -24,7 +24,7 @@ from worker.engine import Engine, Ticket
 from worker.engine_state import EngineState
 from worker.errors import StartupError, WorkerDied
 from worker.inputs import Inputs
-from worker.memory import gpu_memory, keep_freed_memory, trim_for_ever
+from worker.memory import gpu_memory, keep_freed_memory, set_apart_what_stays, trim_for_ever
 from worker.pipelines.model_file import ModelEntry, entries_to_serve
 from worker.pipelines.models import Model, load_model
 from worker.pipelines.tasks import make_work
@@ -85,6 +85,7 @@ def run(settings: WorkerSettings, traces: Traces) -> None:
         telemetry.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:
         raise StartupError(f"no metrics at {settings.metrics_host} port {settings.metrics_port}: {error}") from error
+    set_apart_what_stays()
     threading.Thread(target=trim_for_ever, name="trim", daemon=True).start()
     watchdog = Watchdog(engine, stall_s=settings.stall_s)
 

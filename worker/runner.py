@@ -57,7 +57,9 @@ class RunningJob:
         if ticket.error is not None:
             self.stop()
         if self.left == 0:
-            self._on_done()
+            on_done = self._on_done
+            del self._on_done  # which knows this job: see `Ticket.end`
+            on_done()
 
     def preview(self) -> bytes | None:
         """A small JPEG of the first unfinished picture as it forms; None where there is nothing to show."""

@@ -20,7 +20,7 @@ from greenlet import getcurrent, greenlet
 from torch.utils import _pytree as pytree
 
 from worker.engine.calls import Call, content, make_call, merge, split
-from worker.engine.faults import is_device_lost, is_out_of_memory
+from worker.engine.faults import is_device_lost, is_out_of_memory, without_tensors
 from worker.engine.policy import pick
 from worker.engine.row_limits import RowLimits
 
@@ -57,16 +57,28 @@ class Ticket:
     def is_stopping(self) -> bool:
         return self._stop.is_set()
 
+    def end(self, result: Any, error: BaseException | None) -> None:
+        """On the engine's thread. Lets go of all but the outcome: whoever hands in a ticket often has a part in what it
+        calls, and such circles would keep pictures, on the device too, until the garbage collector comes round."""
+        on_done = self.on_done
+        del self.work, self.on_done
+        self.latents = None
+        self.result, self.error = result, error
+        on_done(self)
+
 
 class _Running(greenlet):
     """The greenlet of an admitted job, and the call it is parked with."""
 
     def __init__(self, ticket: Ticket) -> None:
-        super().__init__(lambda: ticket.work(ticket))
+        super().__init__()
         self.ticket = ticket
         self.gate: Gate | None = None
         self.call: Call | None = None
         self.parked_at = 0.0
+
+    def run(self) -> Any:
+        return self.ticket.work(self.ticket)
 
 
 class Gate:
@@ -202,7 +214,7 @@ class Engine:
             ticket.spans["wait"] = (ticket.submitted_at, time.perf_counter())
             ticket.seconds["wait"] = ticket.spans["wait"][1] - ticket.submitted_at
             if ticket.is_stopping:  # before it began
-                self._end(ticket, None, Stopped())
+                ticket.end(None, Stopped())
                 continue
             job = _Running(ticket)
             self._resume(job, job.switch)
@@ -242,7 +254,7 @@ class Engine:
         """After a merged call has failed: out of memory tries again with half the rows, anything else one by one."""
         if len(jobs) == 1:
             self._unpark(jobs[0])
-            self._resume(jobs[0], jobs[0].throw, error)
+            self._resume(jobs[0], jobs[0].throw, type(error), error, without_tensors(error).__traceback__)
         elif is_out_of_memory(error):
             call = jobs[0].call
             assert call is not None
@@ -270,16 +282,12 @@ class Engine:
         except (Exception, Stopped) as error:
             if is_device_lost(error):  # work on the device fails where its outcome is looked at, here or in a gate
                 raise
-            self._end(job.ticket, None, error)
+            job.ticket.end(None, without_tensors(error))
         else:
             if job.dead:
-                self._end(job.ticket, result, None)
+                job.ticket.end(result, None)
             else:
                 assert job.call is not None
                 job.call.tick = self.tick
                 job.parked_at = time.perf_counter()
                 self._parked.append(job)
-
-    def _end(self, ticket: Ticket, result: Any, error: BaseException | None) -> None:
-        ticket.result, ticket.error = result, error
-        ticket.on_done(ticket)
