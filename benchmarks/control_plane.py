@@ -47,6 +47,9 @@ class Done:
     def seconds(self) -> dict[str, float]:
         return {"denoise": 0.0}
 
+    def spans(self) -> dict[str, tuple[float, float]]:
+        return {"denoise": (0.0, 0.0)}
+
     def render(self) -> list[Any]:
         return [SimpleNamespace(index=index, png=PNG) for index in self.indices]
 
