@@ -157,10 +157,9 @@ class Soak:
 
     def rest(self) -> None:
         """Waits without load, and looks at what is held then."""
-        give_up_at = time.monotonic() + REST_S
-        while time.monotonic() < give_up_at:
-            self._service.tick()
-            time.sleep(TICK_S)
+        over_at = time.monotonic() + REST_S
+        while time.monotonic() < over_at:
+            self._look()
         self._at_rest.append(self._samples(0))
 
     def _samples(self, at_s: float) -> dict[str, Sample]:

@@ -1,5 +1,6 @@
 """Runs jobs on an engine of their own, to its end."""
 
+import gc
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -41,3 +42,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed meanwhile is freed because nobody holds it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

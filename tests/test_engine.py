@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engines import no_collector as no_collector
 from worker.engine import Engine, Gate, Stopped, Ticket, calls
 from worker.engine.calls import content, make_call, merge, split
 
@@ -276,7 +277,7 @@ def test_a_shared_argument_is_looked_into_once_and_not_kept_alive(monkeypatch: p
 
 
 @pytest.mark.parametrize("parked", [False, True])
-def test_an_error_keeps_its_lines_and_not_the_tensors_of_its_frames(parked: bool):
+def test_an_error_keeps_its_lines_and_not_the_tensors_of_its_frames(parked: bool, no_collector: None):
     """Activations of a call that failed are much memory, and above all where it failed for want of that."""
     made = []
 
@@ -286,14 +287,10 @@ def test_an_error_keeps_its_lines_and_not_the_tensors_of_its_frames(parked: bool
         raise torch.OutOfMemoryError("too many activations")
 
     gate = Gate("runs out", run_out)
-    gc.disable()
-    try:
-        [ticket] = run_all(Engine(slots=1), [lambda _ticket: (gate if parked else run_out)(torch.ones(1, 2))])
-        assert isinstance(ticket.error, torch.OutOfMemoryError)
-        assert "run_out" in [frame.name for frame in traceback.extract_tb(ticket.error.__traceback__)]
-        assert [ref() for ref in made] == [None]
-    finally:
-        gc.enable()
+    [ticket] = run_all(Engine(slots=1), [lambda _ticket: (gate if parked else run_out)(torch.ones(1, 2))])
+    assert isinstance(ticket.error, torch.OutOfMemoryError)
+    assert "run_out" in [frame.name for frame in traceback.extract_tb(ticket.error.__traceback__)]
+    assert [ref() for ref in made] == [None]
 
 
 def test_outputs_split_through_containers():

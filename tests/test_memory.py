@@ -1,16 +1,14 @@
 """Freed memory is kept for the next tensor, and given back where nothing came to use it. What is over is freed."""
 
-import gc
 import subprocess
 import sys
-import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.contract.job import JobStatus
+from tests.engines import no_collector as no_collector
 from tests.engines import one_thread as one_thread
 from tests.processes import MODEL, Service
 from tests.processes import front_end as front_end
@@ -45,14 +43,6 @@ def test_memory_in_pieces_is_given_back() -> None:
     assert trimmed < 50
 
 
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 @pytest.mark.parametrize("end", [JobStatus.SUCCEEDED, JobStatus.CANCELLED])
 def test_a_job_leaves_nothing_to_the_collector(
     end: JobStatus, front_end: Service, model_folder: Path, no_collector: None
@@ -69,9 +59,7 @@ def test_a_job_leaves_nothing_to_the_collector(
     if end is JobStatus.CANCELLED:
         claim.stop()
     engine.shut_down()
-    loop = threading.Thread(target=engine.run)
-    loop.start()
-    loop.join()
+    engine.run()
     assert claim.rendered
     parts += [ticket.result for ticket in claim.running.tickets if ticket.result is not None]
     left = [weakref.ref(part) for part in parts]
