@@ -69,6 +69,14 @@ class SharesItsOutput(Doubler):
         return super().__call__(x).sum(0)
 
 
+class DependsOnRows(Doubler):
+    """Gives other last bits to a row that is not alone in its call, as matrix products do on many processors."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        output = super().__call__(x)
+        return output if len(x) == 1 else torch.nextafter(output, torch.full_like(output, torch.inf))
+
+
 def repeat(gate: Gate, x: float, times: int, shape: tuple[int, ...] = (1, 2)) -> Callable[[Ticket], float]:
     def work(_ticket: Ticket) -> float:
         tensor = torch.full(shape, x)
@@ -198,6 +206,47 @@ def test_a_gate_with_memory_answers_equal_calls_without_running():
     gate = Gate("double", module, remember_bytes=1024)
     assert values(run_all(Engine(slots=1), [repeat(gate, 3.0, 1) for _ in range(4)])) == [6] * 4
     assert module.rows == [1]
+
+
+def test_a_gate_with_memory_gives_every_job_what_it_gives_a_job_alone():
+    alone = values(run_all(Engine(slots=1), [repeat(Gate("double", DependsOnRows(), remember_bytes=1024), 3.0, 1)]))
+    gate = Gate("double", DependsOnRows(), remember_bytes=1024)
+    in_company = values(run_all(Engine(slots=4), [repeat(gate, x, 1) for x in (3.0, 1.0, 3.0, 2.0)]))
+    afterwards = values(run_all(Engine(slots=1), [repeat(gate, 3.0, 1)]))
+    assert [in_company[0], in_company[2], *afterwards] == alone * 3
+
+
+def test_equal_calls_that_wait_at_a_gate_with_memory_run_once():
+    module = Doubler()
+    engine = Engine(slots=8)
+    gate = Gate("double", module, remember_bytes=1024)
+    assert values(run_all(engine, [repeat(gate, x, 1) for x in (3.0, 1.0, 3.0, 3.0)])) == [6, 2, 6, 6]
+    assert module.rows == [1, 1]
+    assert (engine.calls_run["double"], engine.rows_run["double"]) == (2, 2)
+
+
+def test_equal_calls_whose_output_is_too_large_to_remember_run_once():
+    module = Doubler()
+    gate = Gate("double", module, remember_bytes=1)
+    assert values(run_all(Engine(slots=4), [repeat(gate, 3.0, 1) for _ in range(3)])) == [6] * 3
+    assert module.rows == [1]
+
+
+@pytest.mark.parametrize("kind", [ValueError, torch.OutOfMemoryError])
+def test_a_failed_call_of_a_gate_with_memory_is_not_remembered(kind: type[Exception]):
+    tries = []
+
+    def fails_at_first(x: torch.Tensor) -> torch.Tensor:
+        tries.append(len(x))
+        if len(tries) <= 2:
+            raise kind("not yet")
+        return 2 * x
+
+    gate = Gate("double", fails_at_first, remember_bytes=1024)
+    tickets = run_all(Engine(slots=4), [repeat(gate, 3.0, 1) for _ in range(3)])
+    assert [type(ticket.error) for ticket in tickets] == [kind, type(None), type(None)]
+    assert [ticket.result for ticket in tickets] == [None, 6, 6]
+    assert set(tries) == {1}
 
 
 def test_a_gate_outside_a_job_just_runs():

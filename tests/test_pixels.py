@@ -4,19 +4,23 @@ The reference calls diffusers directly: its own pipeline, loaded apart, with sch
 """
 
 import itertools
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from app.contract.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
 from tests.engines import one_thread as one_thread
 from tests.engines import run_on
 from tests.specs import make_spec
 from tests.tiny_models import tiny_sd, tiny_sdxl
-from worker.engine import Engine, Ticket
+from worker.engine import Engine, Gate, Ticket
 from worker.inputs import Inputs
 from worker.pipelines.model_file import ModelEntry, entry_of
 from worker.pipelines.models import Model, load_model
@@ -50,6 +54,7 @@ class Served:
     """A tiny model twice: in the engine, and as the stock pipeline to compare with."""
 
     def __init__(self, folder: Path, picture: torch.Tensor) -> None:
+        self.folder = folder
         self.model: Model = load_model(entry_of(str(folder)), device="cpu")
         self.stock = diffusers.AutoPipelineForImage2Image.from_pretrained(folder)
         self.stock.set_progress_bar_config(disable=True)
@@ -118,6 +123,33 @@ def test_alone_the_same_request_gives_the_same_bytes(served: Served) -> None:
     spec = job(scheduler=Scheduler.EULER_A)
     (first,), (second,) = served.in_company([spec], slots=1), served.in_company([spec], slots=1)
     assert first.tobytes() == second.tobytes()
+
+
+def larger_in_company(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands for a module whose merged output differs from its output for one row, by much, to show in every pixel."""
+
+    def run_larger(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = run(tokens, *args, **kwargs)
+        return output if len(tokens) == 1 else pytree.tree_map_only(torch.Tensor, lambda leaf: 2 * leaf, output)
+
+    return run_larger
+
+
+def test_the_same_request_gives_the_same_sha256_before_and_after_company(served: Served) -> None:
+    spec = job(prompt="a house")
+    company = [spec, job(prompt="a tree", seed=1), job(prompt="a bridge", negative_prompt="blurry", seed=2)]
+    sha256s = []
+    for others in ([], company):
+        model = load_model(entry_of(str(served.folder)), device="cpu")  # a new one, which remembers no prompt
+        for name, module in model.pipeline(spec.task, spec.scheduler).components.items():
+            if name.startswith("text_encoder"):
+                assert isinstance(module.forward, Gate)
+                module.forward.run = larger_in_company(module.forward.run)
+        if others:
+            run_on(Engine(slots=4), model, [(other, Inputs(served.picture)) for other in others])
+        [pixels] = run_on(Engine(slots=1), model, [(spec, Inputs(served.picture))])
+        sha256s.append(sha256(pixels.tobytes()).hexdigest())
+    assert sha256s[0] == sha256s[1]
 
 
 def test_strength_zero_is_the_round_trip_through_the_autoencoder_without_unet(served: Served) -> None:

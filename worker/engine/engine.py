@@ -96,7 +96,8 @@ class Gate:
         """name: the stage whose time this is. run: the real function.
 
         remember_bytes: keep outputs of this many bytes in all, to answer equal calls; for what depends on its
-            arguments alone, like an encoder of token ids.
+            arguments alone, like an encoder of token ids. Calls of such a gate are never merged: the last bits of a
+            merged output depend on the number of rows, and a remembered output must be what the call gives alone.
         ignore: keyword arguments that do not reach `run`, such as a generator that it would not use.
         shared: keyword arguments without rows of their own, such as position ids; never written to.
         """
@@ -119,10 +120,15 @@ class Gate:
         key = (call.signature, *(_digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))
         output = self._memory.get(key)
         if output is None:
+            call.signature = key  # group this call with equal calls only
             output = pytree.tree_map_only(torch.Tensor, torch.clone, self._park(current, call))
             if _output_bytes(output) <= self._memory.maxsize:
                 self._memory[key] = output
         return output
+
+    @property
+    def has_memory(self) -> bool:
+        return self._memory is not None
 
     def _park(self, current: _Running, call: Call) -> Any:
         current.gate, current.call = self, call
@@ -233,6 +239,8 @@ class Engine:
         gate = jobs[0].gate
         calls = [job.call for job in jobs if job.call is not None]
         assert gate is not None
+        if gate.has_memory:
+            del calls[1:]  # the calls are equal: run the first, and give its output to every job
         rows = [call.rows for call in calls]
         try:
             args, kwargs = merge(calls)
@@ -246,16 +254,18 @@ class Engine:
         self.rows_run[gate.name] += sum(rows)
         self.batches_run[gate.name, sum(rows)] += 1
         self._row_limits.passed(calls[0].signature, sum(rows))
+        if gate.has_memory:
+            outputs *= len(jobs)
         for job, output in zip(jobs, outputs, strict=True):
             self._unpark(job)
             self._resume(job, job.switch, output)
 
     def _run_apart(self, gate: Gate, jobs: list[_Running], error: Exception) -> None:
-        """After a merged call has failed: out of memory tries again with half the rows, anything else one by one."""
+        """Handles a failed call: halves the rows of a merged call that ran out of memory; else runs each job alone."""
         if len(jobs) == 1:
             self._unpark(jobs[0])
             self._resume(jobs[0], jobs[0].throw, type(error), error, without_tensors(error).__traceback__)
-        elif is_out_of_memory(error):
+        elif is_out_of_memory(error) and not gate.has_memory:
             call = jobs[0].call
             assert call is not None
             rows = sum(job.call.rows for job in jobs if job.call is not None)
@@ -263,7 +273,9 @@ class Engine:
             log.warning("out of memory with %d rows of %s; at most %d from now on", rows, gate.name, limit)
         else:
             # Its words alone: who keeps the error keeps its frames, and the jobs in them.
-            log.warning("a merged call of %s failed (%s); running its %d jobs apart", gate.name, str(error), len(jobs))
+            log.warning(
+                "a call of %s for several jobs failed (%s); running its %d jobs apart", gate.name, str(error), len(jobs)
+            )
             for job in jobs:
                 self._run([job])
 

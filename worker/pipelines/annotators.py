@@ -2,8 +2,8 @@
 
 A map is made in three steps, on two threads. The load thread resizes and normalises the picture (NumPy and Pillow). The
 model itself is called on the engine's thread, by the job that needs the map, at a gate: torch on any other thread would
-bring OpenMP threads of its own, and maps of several jobs merge as everything does. What is left, colours and a resize,
-is a few milliseconds there.
+bring OpenMP threads of its own, and jobs with the same picture share one call. What is left, colours and a resize, is a
+few milliseconds there.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from worker.engine import Gate
 from worker.engine.calls import splittable
 
-# Prompts repeat, and an embedding costs no more to keep than it cost to make.
+# Prompts repeat, and an embedding costs no more to keep than it cost to make. A gate with memory
+# encodes one prompt a call, so that an embedding does not depend on the jobs beside it.
 PROMPT_MEMORY_BYTES = 256 * 2**20
 CAPTION_TOKENS = 512  # the most that the Z-Image pipelines pass
 
