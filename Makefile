@@ -34,10 +34,10 @@ test-clients: $(VENV)/dev .clients/ready ## let clients that four generators mak
 	$(BIN)/python -m pytest tests/clients
 
 test-compose: $(VENV)/dev ## build the images, run the service in containers, kill some (needs Docker and compose; minutes)
-	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose
+	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/deploy/compose
 
 test-hosts: $(VENV)/dev ## run the service on several hosts, which are network namespaces, and cut one off (needs root and iproute2)
-	TEST_HOSTS=1 $(BIN)/python -m pytest tests/test_hosts.py
+	TEST_HOSTS=1 $(BIN)/python -m pytest tests/deploy/test_hosts.py
 
 .clients/ready: $(wildcard tests/clients/requirements.txt tests/clients/package*.json)
 	$(PYTHON) -m venv .clients
@@ -47,7 +47,7 @@ test-hosts: $(VENV)/dev ## run the service on several hosts, which are network n
 	@touch $@
 
 fuzz: $(VENV)/dev ## send 10,000 inputs of a fuzzer to the upload path (minutes); FUZZ_SEED=n sends others
-	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest -s tests/test_http_fuzz.py
+	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest -s tests/http/test_fuzz.py
 
 chaos: $(VENV)/dev ## a thousand jobs while everything is killed, paused and cut off (minutes; the full disk needs root)
 	$(BIN)/python -m tests.chaos
@@ -60,7 +60,7 @@ format: $(VENV)/dev ## put the code into the form that lint wants
 	$(BIN)/ruff format .
 
 openapi: $(VENV)/dev ## write openapi.json, which a test compares with what the service says
-	$(BIN)/python -m app.document
+	$(BIN)/python -m img2img.app.cli.openapi
 
 lock: .locks/ready ## write requirements/: the versions of constraints.txt with the hashes of their files (asks PyPI)
 	for extra in api worker dev; do \
@@ -86,11 +86,11 @@ benchmark-queue: $(VENV)/dev ## measure what jobs cost Redis, up to 1,000,000 of
 	$(BIN)/python -m benchmarks.control_plane
 
 model: $(VENV)/dev ## train the demo model and its companions from nothing (hours on two cores, minutes on a GPU; resumes)
-	$(BIN)/python -m demo_model.train
-	$(BIN)/python -m demo_model.companions.train
+	$(BIN)/python -m img2img.demo_model.train
+	$(BIN)/python -m img2img.demo_model.companions.train
 
 gallery: $(VENV)/dev ## make the pictures of the README's tasks again, by the whole service
-	$(BIN)/python -m demo_model.gallery
+	$(BIN)/python -m img2img.demo_model.gallery
 
 clean: ## remove the virtual environment and what the demo left behind
 	rm -rf $(VENV) .clients .locks demo-output.png

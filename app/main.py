@@ -11,28 +11,32 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app import cors, errors, openapi
-from app.adapters import a1111, openai
-from app.contract.keys import ApiKeys
-from app.contract.models import ModelRegistry
-from app.contract.previews import Previews
-from app.contract.queue import JobQueue
-from app.contract.room import Caps
-from app.contract.store import ObjectStore
-from app.contract.traces import Traces
-from app.deadlines import keep_deadlines
-from app.decoding.limits import Limits
-from app.decoding.pool import Decoders
-from app.door import Door
-from app.feed import Feed
-from app.forecast import Forecaster
-from app.middleware import BodyLimit, BodyTime
-from app.observability import metrics, tracing
-from app.observability.middleware import Observer
-from app.observability.queue_state import QueueState
-from app.rate import RateLimit
-from app.routes import control_maps, follow, health, images, img2img, jobs, models, results
-from app.settings import ApiSettings
+from img2img.blobs import ObjectStore
+from img2img.redis.api_keys import ApiKeys
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.notifications import JobChangeListener
+from img2img.redis.previews import Previews
+from img2img.redis.queue_limits import QueueLimits
+from img2img.telemetry.tracing import Tracer
+
+from .compat import a1111, openai
+from .http import cors
+from .http import problem_details as errors
+from .http.authentication import AuthenticationMiddleware
+from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
+from .http.rate_limit import RateLimiter
+from .imaging.sandbox_limits import SandboxLimits
+from .imaging.sandbox_pool import DecoderPool
+from .openapi import document as openapi
+from .progress.deadlines import cancel_overdue_jobs
+from .progress.eta import EtaEstimator
+from .routes import control_maps, health, images, img2img, jobs, models, results
+from .routes import events as follow
+from .settings import ApiSettings
+from .telemetry import metrics, tracing
+from .telemetry.access_log import AccessLogMiddleware
+from .telemetry.queue_collector import QueueCollector
 
 STORE_PATIENCE_S = 3.0  # a client waits meanwhile
 
@@ -40,27 +44,27 @@ STORE_PATIENCE_S = 3.0  # a client waits meanwhile
 def create_app(settings: ApiSettings) -> FastAPI:
     """The front end as an ASGI application. Raises CannotTrace."""
     http_metrics = metrics.HttpMetrics()
-    traces = Traces.from_environment("api")
+    traces = Tracer.from_environment("api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redis = connect(settings.resolved_redis_url)
         app.state.settings = settings
         app.state.redis = redis
-        app.state.queue = JobQueue(redis, Caps(settings.max_queued, settings.max_queued_per_key))
+        app.state.queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.max_queued_per_key))
         app.state.keys = ApiKeys(redis)
-        app.state.rate = RateLimit(settings.rate_limit, redis)
+        app.state.rate = RateLimiter(settings.rate_limit, redis)
         app.state.models = ModelRegistry(redis)
         app.state.store = ObjectStore(settings.resolved_store_url, patience_s=STORE_PATIENCE_S)
-        app.state.decoders = Decoders(Limits(settings.max_pixels, settings.max_body_bytes))
+        app.state.decoders = DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes))
         app.state.decoders.start()
-        app.state.forecaster = Forecaster(app.state.queue.records.line, app.state.models)
+        app.state.forecaster = EtaEstimator(app.state.queue.records.line, app.state.models)
         app.state.previews = Previews(redis)
-        app.state.feed = Feed(settings.resolved_redis_url)
+        app.state.feed = JobChangeListener(settings.resolved_redis_url)
         app.state.traces = traces
-        state = QueueState(redis, app.state.queue, app.state.models)
+        state = QueueCollector(redis, app.state.queue, app.state.models)
         http_metrics.registry.register(state)
-        tasks = [asyncio.create_task(app.state.feed.run()), asyncio.create_task(keep_deadlines(app.state.queue))]
+        tasks = [asyncio.create_task(app.state.feed.run()), asyncio.create_task(cancel_overdue_jobs(app.state.queue))]
         with http_metrics.served(settings.metrics_host, settings.api_metrics_port):
             yield
         for task in tasks:
@@ -72,15 +76,19 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
     app = FastAPIOffline(  # /docs without a content delivery network: the service may stand behind a firewall
         title="img2img",
-        version=version("img2img"),
+        version=version("img2img-server"),
         summary="Turns a picture into another picture: submit, poll, fetch the PNG.",
         lifespan=lifespan,
     )
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)  # the last one added is the first to see a
-    app.add_middleware(Door, required=settings.keys_required)  # request: a browser's question whether it may ask at
+    app.add_middleware(
+        BodySizeLimitMiddleware, max_body_bytes=settings.max_body_bytes
+    )  # the last one added is the first to see a
+    app.add_middleware(
+        AuthenticationMiddleware, required=settings.keys_required
+    )  # request: a browser's question whether it may ask at
     cors.install(app, settings.allowed_origins)  # all comes without a key
-    app.add_middleware(BodyTime, timeout_s=settings.body_timeout)
-    app.add_middleware(Observer, metrics=http_metrics)
+    app.add_middleware(BodyTimeoutMiddleware, timeout_s=settings.body_timeout)
+    app.add_middleware(AccessLogMiddleware, metrics=http_metrics)
     for routes in (img2img, control_maps, images, jobs, follow, results, models, health, openai, a1111):
         app.include_router(routes.router)
     metrics.install(app, http_metrics)

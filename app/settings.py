@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import limits
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
-from app.contract.job import RESULT_TTL_S
-from app.contract.settings import SharedSettings
+from img2img.domain.job import RESULT_TTL_S
+from img2img.settings import SharedSettings
 
 ORIGIN = re.compile(r"https?://[^/\s,]+")
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}

@@ -19,16 +19,16 @@ from typing import Any
 from redis import Redis
 from rq.job import Job
 
-from app.child import Child
-from app.contract.errors import JobError
-from app.contract.queue import JobQueue
-from app.contract.settings import private_redis_socket
-from app.contract.spec import JobSpec, input_key
-from app.contract.store import MemoryStore
-from app.private_redis import answers, redis_command
 from benchmarks.front_end import CARD
 from benchmarks.queue_memory import Filler
-from worker.rq_worker import BatchWorker
+from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
+from img2img.app.supervisor.process import ManagedProcess
+from img2img.blobs import MemoryStore
+from img2img.domain.spec import JobSpec, input_key
+from img2img.errors import JobError
+from img2img.redis.job_queue import JobQueue
+from img2img.settings import embedded_redis_socket
+from img2img.worker.queue.batch_worker import BatchWorker
 
 PNG = b"a picture"
 
@@ -73,10 +73,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="i2i-") as folder:
-        child = Child("redis", redis_command(Path(folder)), os.environ, stop_within_s=20)
-        url = f"unix://{private_redis_socket(Path(folder))}"
+        child = ManagedProcess("redis", redis_command(Path(folder)), os.environ, stop_within_s=20)
+        url = f"unix://{embedded_redis_socket(Path(folder))}"
         try:
-            while not answers(url):
+            while not is_redis_ready(url):
                 if child.exit_code is not None:
                     raise SystemExit("redis-server did not start")
             with Redis.from_url(url) as redis:

@@ -22,12 +22,12 @@ from tempfile import TemporaryDirectory
 import httpx
 import numpy as np
 
-from app.contract.job import JobStatus, Priority
-from app.contract.models import ModelCard
-from app.serve import Service, free_port, running
-from app.settings import ApiSettings
-from app.views import JobView
 from benchmarks.workload import MIXES, Job, jobs
+from img2img.app.schemas.responses import Job as JobView
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.supervisor import Supervisor, free_port, running
+from img2img.domain.job import JobStatus, Priority
+from img2img.domain.model_card import ModelCard
 
 TICK_S = 0.1
 PRIORITIES = {Priority.LOW: 1, Priority.NORMAL: 3, Priority.HIGH: 1}  # how often each comes
@@ -73,7 +73,7 @@ def main() -> None:
         options.json.write_text(json.dumps({"configuration": configuration, "estimates": estimates}, indent=2) + "\n")
 
 
-def _measure(options: argparse.Namespace, service: Service, http: httpx.Client) -> tuple[list[Said], float]:
+def _measure(options: argparse.Namespace, service: Supervisor, http: httpx.Client) -> tuple[list[Said], float]:
     """Every estimate with its truth, and how long all jobs took."""
     [model] = http.get("/models").raise_for_status().json()["models"]
     card = ModelCard.model_validate({name: model[name] for name in ModelCard.model_fields if name in model})
@@ -98,7 +98,7 @@ def _measure(options: argparse.Namespace, service: Service, http: httpx.Client) 
 class Load:
     """Submits jobs when they are due, and looks at them until they have ended."""
 
-    def __init__(self, service: Service, http: httpx.Client, look_s: float) -> None:
+    def __init__(self, service: Supervisor, http: httpx.Client, look_s: float) -> None:
         self._service = service
         self._http = http
         self._look_s = look_s

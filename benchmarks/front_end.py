@@ -12,14 +12,15 @@ from uuid import uuid4
 from redis import Redis
 from rq.job import Job
 
-from app.child import Child
-from app.contract.models import ModelCard, ModelRegistry, size_buckets
-from app.contract.queue import JobQueue, rq_queue
-from app.contract.records import LISTED, LISTED_AS, RECORD
-from app.contract.spec import JobSpec, Resize, Scheduler
-from app.private_redis import answers, redis_command
-from app.serve import free_port
-from app.settings import ApiSettings
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
+from img2img.app.supervisor.process import ManagedProcess
+from img2img.app.supervisor.supervisor import free_port
+from img2img.domain.model_card import ModelCard, size_buckets
+from img2img.domain.spec import JobSpec, Resize, Scheduler
+from img2img.redis.job_queue import JobQueue, rq_queue
+from img2img.redis.job_store import ALL_JOBS, LISTED_AS, RECORD
+from img2img.redis.model_registry import ModelRegistry
 
 CARD = ModelCard(
     name="demo",
@@ -108,7 +109,7 @@ class FrontEnd:
                     pipe.hset(Job.key_for(new_id), mapping=of_rq)
                     pipe.hset(RECORD.format(id=new_id), mapping=fields)
                     queue.records.line.join(pipe, record.model_copy(update={"id": new_id}))
-                for index in (LISTED, LISTED_AS.format(status="queued")):
+                for index in (ALL_JOBS, LISTED_AS.format(status="queued")):
                     pipe.zadd(index, dict.fromkeys(some, time.time()))
                 pipe.rpush(rq_queue(SPEC.model, self._redis).key, *some)
                 pipe.execute()
@@ -121,12 +122,14 @@ def front_end() -> Iterator[FrontEnd]:
     with TemporaryDirectory(prefix="i2i-") as folder:
         data_dir = Path(folder)
         settings = ApiSettings(_env_file=None, data_dir=data_dir, model=CARD.name, port=free_port())
-        children = [Child("redis", redis_command(data_dir), settings.as_environment(), stop_within_s=20)]
+        children = [ManagedProcess("redis", redis_command(data_dir), settings.as_environment(), stop_within_s=20)]
         try:
-            while not answers(settings.resolved_redis_url):
+            while not is_redis_ready(settings.resolved_redis_url):
                 _must_run(children)
             children.append(
-                Child("api", [sys.executable, "-m", "app.cli", "api"], settings.as_environment(), stop_within_s=10)
+                ManagedProcess(
+                    "api", [sys.executable, "-m", "img2img.app.cli", "api"], settings.as_environment(), stop_within_s=10
+                )
             )
             with Redis.from_url(settings.resolved_redis_url) as redis:
                 ModelRegistry(redis).announce("benchmark", [CARD], ttl_s=3600)
@@ -140,7 +143,7 @@ def front_end() -> Iterator[FrontEnd]:
                 child.kill()
 
 
-def _must_run(children: list[Child]) -> None:
+def _must_run(children: list[ManagedProcess]) -> None:
     for child in children:
         if child.exit_code is not None:
             raise SystemExit(f"{child.name} ended with exit code {child.exit_code} while starting")

@@ -10,9 +10,9 @@ from typing import Any
 import litserve as ls
 import torch
 
-from app.contract.spec import JobSpec
 from benchmarks.sides import Stock
 from benchmarks.workload import Job, can_share_a_call
+from img2img.domain.spec import JobSpec
 
 BATCH_TIMEOUT_S = 0.05  # ample for requests that arrive together, little beside the seconds that a batch takes
 

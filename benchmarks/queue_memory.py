@@ -22,17 +22,17 @@ from tempfile import TemporaryDirectory
 from redis import Redis
 from rq.job import Job
 
-from app.child import Child
-from app.contract.inputs import INPUT_USES, INPUTS
-from app.contract.job import Priority, Terms
-from app.contract.line_scripts import LINE_FUNCTIONS
-from app.contract.queue import JobQueue, rq_queue
-from app.contract.records import LISTED, RECORD, index_of
-from app.contract.settings import private_redis_socket
-from app.contract.spec import JobSpec, input_key
-from app.private_redis import answers, redis_command
 from benchmarks.front_end import SPEC
-from worker.sweeper import Sweeper
+from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
+from img2img.app.supervisor.process import ManagedProcess
+from img2img.domain.job import JobOptions, Priority
+from img2img.domain.spec import JobSpec, input_key
+from img2img.redis.fair_queue_scripts import LINE_FUNCTIONS
+from img2img.redis.input_images import INPUT_USES, INPUTS
+from img2img.redis.job_queue import JobQueue, rq_queue
+from img2img.redis.job_store import ALL_JOBS, RECORD, job_index
+from img2img.settings import embedded_redis_socket
+from img2img.worker.queue.reaper import Reaper
 
 OWNERS = 100
 PRIORITIES = (Priority.HIGH, Priority.NORMAL, Priority.NORMAL, Priority.NORMAL, Priority.LOW)
@@ -81,10 +81,10 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     with TemporaryDirectory(prefix="i2i-") as folder:
-        child = Child("redis", redis_command(Path(folder)), os.environ, stop_within_s=20)
-        url = f"unix://{private_redis_socket(Path(folder))}"
+        child = ManagedProcess("redis", redis_command(Path(folder)), os.environ, stop_within_s=20)
+        url = f"unix://{embedded_redis_socket(Path(folder))}"
         try:
-            while not answers(url):
+            while not is_redis_ready(url):
                 if child.exit_code is not None:
                     raise SystemExit("redis-server did not start")
             with Redis.from_url(url, socket_timeout=600) as redis:
@@ -111,8 +111,8 @@ class Filler:
         image = sha256(self._random.randbytes(8)).hexdigest()
         return SPEC.model_copy(update={"image": image, "prompt": PROMPT, "seed": self._random.getrandbits(31)})
 
-    def terms(self) -> Terms:
-        return Terms(owner=f"{self._random.randrange(OWNERS):012x}", priority=self._random.choice(PRIORITIES))
+    def terms(self) -> JobOptions:
+        return JobOptions(owner=f"{self._random.randrange(OWNERS):012x}", priority=self._random.choice(PRIORITIES))
 
     def submit(self) -> str:
         """A job, queued as the front end does it once the picture is decoded."""
@@ -126,7 +126,7 @@ class Filler:
         for _ in range(min(queued, ONE_BY_ONE) - depth):
             self.submit()
         template = self._queue.records.find(self.submit())
-        keys = [Job.key_for(template.id), RECORD.format(id=template.id), index_of(None), INPUT_USES, INPUTS]
+        keys = [Job.key_for(template.id), RECORD.format(id=template.id), job_index(None), INPUT_USES, INPUTS]
         keys += [rq_queue(SPEC.model, self._redis).key, f"i2i:line:{SPEC.model}"]
         while (missing := queued - self._queue.depth(SPEC.model)) > 0:
             salt = self._random.randbytes(8).hex()
@@ -138,17 +138,17 @@ def _measured(redis: Redis, queued: int) -> Row:
     """Fills up to `queued` jobs, and uses the queue."""
     _say(f"filling up to {queued:,} queued jobs")
     filler, queue = Filler(redis), JobQueue(redis)
-    if queued > redis.zcard(LISTED):
+    if queued > redis.zcard(ALL_JOBS):
         filler.fill(queued)
     row: Row = {"queued": queue.depth(SPEC.model), "bytes": redis.info("memory")["used_memory"]}
     _say("using it")
-    ids = list(map(str, map(bytes.decode, redis.zrange(LISTED, 0, -1))))
+    ids = list(map(str, map(bytes.decode, redis.zrange(ALL_JOBS, 0, -1))))
     some = Random(2).sample(ids, min(ASKED, len(ids)))
     records = [queue.records.find(job_id) for job_id in some]
     row |= _spread("submit", [_ms(filler.submit) for _ in range(ASKED)])
     row |= _spread("position", [_ms(lambda r=record: queue.records.line.standings([r])) for record in records])
     row |= _spread("claim", [_ms(lambda: queue.claim(SPEC.model)) for _ in range(ASKED)])
-    row["sweep_ms"] = _ms(lambda: Sweeper(redis, lease_s=20).sweep([SPEC.model]))
+    row["sweep_ms"] = _ms(lambda: Reaper(redis, lease_s=20).sweep([SPEC.model]))
     return row
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from demo_model.autoencoder import new_autoencoder
-from demo_model.diffusion import new_denoiser
-from demo_model.recipe import CPU
-from demo_model.weights_folder import write_weights
+from img2img.demo_model.autoencoder import new_autoencoder
+from img2img.demo_model.diffusion import new_denoiser
+from img2img.demo_model.recipe import CPU
+from img2img.demo_model.weights_folder import write_weights
 
 
 def make_random_model(folder: Path) -> None:

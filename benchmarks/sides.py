@@ -22,11 +22,11 @@ from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 
 from benchmarks.workload import Job
-from worker.engine import Engine
-from worker.pipelines.models import Model
-from worker.pipelines.schedulers import make_scheduler
-from worker.png import encode_png
-from worker.runner import JobRunner
+from img2img.worker.engine import Engine
+from img2img.worker.images.png import encode_png
+from img2img.worker.pipelines.model import Model
+from img2img.worker.pipelines.schedulers import make_scheduler
+from img2img.worker.runner import JobRunner
 
 
 class Stock:

@@ -26,13 +26,13 @@ import httpx
 import numpy as np
 import psutil
 
-from app.contract.models import ModelCard
-from app.serve import Service, free_port, running
-from app.settings import ApiSettings
-from app.views import JobView
 from benchmarks.eta import FIELDS
 from benchmarks.workload import Job, jobs
-from worker.memory import TRIM_S
+from img2img.app.schemas.responses import Job as JobView
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.supervisor import Supervisor, free_port, running
+from img2img.domain.model_card import ModelCard
+from img2img.worker.runtime.allocator import TRIM_S
 
 TICK_S = 0.05
 SAMPLE_S = 2.0
@@ -40,9 +40,9 @@ WARM_UP = 0.25  # of the time: caches fill, allocators settle
 REST_S = TRIM_S + 10  # of no load, in which a worker gives memory back
 FLAT_MB = 32.0  # more that is held at rest is a leak; less are caches that were not warm yet
 PROCESSES = {
-    "app.cli": "api",
+    "img2img.app.cli": "api",
     "worker": "worker",
-    "app.courier": "courier",
+    "img2img.app.webhooks": "courier",
     "redis-server": "redis",
 }  # by their command
 
@@ -97,7 +97,7 @@ def main() -> int:
 class Soak:
     """The load, and the looks at the processes."""
 
-    def __init__(self, service: Service, http: httpx.Client, options: argparse.Namespace) -> None:
+    def __init__(self, service: Supervisor, http: httpx.Client, options: argparse.Namespace) -> None:
         self._service, self._http, self._options = service, http, options
         [model] = http.get("/models").raise_for_status().json()["models"]
         card = ModelCard.model_validate({name: model[name] for name in ModelCard.model_fields if name in model})

@@ -22,12 +22,12 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from app.contract.models import nearest_bucket
-from app.contract.spec import Resize
-from app.decoding.limits import Limits
-from app.decoding.pool import Decoders, Picture
-from app.uploads import Upload, png
 from benchmarks.front_end import CARD, FrontEnd, front_end
+from img2img.app.imaging.decode import EncodedImage, encode_png
+from img2img.app.imaging.sandbox_limits import SandboxLimits
+from img2img.app.imaging.sandbox_pool import DecoderPool, SandboxedImage
+from img2img.domain.model_card import nearest_bucket
+from img2img.domain.spec import Resize
 
 PICTURES = {"PNG 512x512": ("PNG", 512, 512), "JPEG 1600x1200": ("JPEG", 1600, 1200)}
 POLLED = 1_000
@@ -58,12 +58,12 @@ def _submits(service: FrontEnd, count: int, kind: str, width: int, height: int) 
     pictures = [_photo(seed, kind, width, height) for seed in range(WARM_UP + count)]
     service.disconnect()  # making them took a while, and the server lets idle connections go
     submit_ms, picture_ms, apart_ms = [], [], []
-    decoders = Decoders(Limits(MAX_PIXELS, max_bytes=len(max(pictures, key=len))))
+    decoders = DecoderPool(SandboxLimits(MAX_PIXELS, max_bytes=len(max(pictures, key=len))))
     for data in pictures:
         body = httpx.Request("POST", service.url, files={"image": data}, data={"prompt": "a house", "strength": "0.6"})
         body.read()
         submit_ms.append(_ms(lambda body=body: service.post("/img2img", body.content, body.headers["content-type"])))
-        picture_ms.append(_ms(lambda data=data: _fit_and_encode(Upload(data, MAX_PIXELS))))
+        picture_ms.append(_ms(lambda data=data: _fit_and_encode(EncodedImage(data, MAX_PIXELS))))
         apart_ms.append(_ms(lambda data=data: _fit_and_encode(decoders.open(data))))
     decoders.close()
     whole, own, apart = (median(times[WARM_UP:]) for times in (submit_ms, picture_ms, apart_ms))
@@ -77,8 +77,8 @@ def _submits(service: FrontEnd, count: int, kind: str, width: int, height: int) 
     }
 
 
-def _fit_and_encode(upload: Upload | Picture) -> None:
-    png(upload.fit(*nearest_bucket(CARD.sizes, *upload.size), Resize.CROP))
+def _fit_and_encode(upload: EncodedImage | SandboxedImage) -> None:
+    encode_png(upload.fit(*nearest_bucket(CARD.sizes, *upload.size), Resize.CROP))
 
 
 def _polls(few: int, many: int, rounds: int) -> dict[str, float]:

@@ -26,14 +26,14 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-import demo_model
+import img2img.demo_model
 from benchmarks.random_model import make_random_model
 from benchmarks.sides import Stock, in_engine, litserve
 from benchmarks.workload import MIXES, Job, jobs
-from worker.memory import keep_freed_memory
-from worker.pipelines.model_file import entry_of
-from worker.pipelines.models import Model, load_model
-from worker.png import open_png
+from img2img.worker.images.png import decode_png
+from img2img.worker.pipelines.loading.model_config import config_for
+from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.runtime.allocator import configure_malloc
 
 
 class Result(TypedDict):
@@ -52,11 +52,11 @@ WARM_UP_JOBS = 8
 def main() -> None:
     options = _parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no server is left behind
-    keep_freed_memory()
+    configure_malloc()
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = _folder(options.model, stack)
-        stock, model = Stock(folder), load_model(entry_of(folder), device="cpu")
+        stock, model = Stock(folder), load_model(config_for(folder), device="cpu")
         configuration = _configuration(options, stock, model)
         _say("\n".join(f"{name}: {value}" for name, value in configuration.items()))
         sides = {STOCK: stock.one_by_one, **_sides(options, folder, model, stack)}
@@ -84,7 +84,7 @@ def _folder(name: str, stack: ExitStack) -> str:
         folder = Path(stack.enter_context(TemporaryDirectory())) / "random"
         make_random_model(folder)
         return str(folder)
-    return str(Path(demo_model.__file__).parent / "weights") if name == "demo" else str(Path(name).resolve())
+    return str(Path(img2img.demo_model.__file__).parent / "weights") if name == "demo" else str(Path(name).resolve())
 
 
 def _configuration(options: argparse.Namespace, stock: Stock, model: Model) -> dict[str, str]:
@@ -140,7 +140,7 @@ def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds:
 def _largest_difference(pngs: Sequence[bytes], reference: Sequence[bytes]) -> int:
     """Of any channel of any pixel, in 255ths."""
     pairs = zip(pngs, reference, strict=True)
-    return max(int(np.abs(np.asarray(open_png(a), int) - np.asarray(open_png(b), int)).max()) for a, b in pairs)
+    return max(int(np.abs(np.asarray(decode_png(a), int) - np.asarray(decode_png(b), int)).max()) for a, b in pairs)
 
 
 def _markdown(configuration: dict[str, str], results: dict[str, dict[str, Result]]) -> str:

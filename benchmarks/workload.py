@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app.contract.models import ModelCard
-from app.contract.spec import JobSpec, Resize, Scheduler
-from worker.png import encode_png
+from img2img.domain.model_card import ModelCard
+from img2img.domain.spec import JobSpec, Resize, Scheduler
+from img2img.worker.images.png import encode_png
 
 SCHEDULERS = (
     Scheduler.DDIM,

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoPipelineForImage2Image, DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
-from demo_model.dataset import Pictures
+from .dataset import Pictures
 
 STEPS = 25
 BATCH = 16

@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL
 from rich.progress import track
 from torch import nn
 
-from demo_model.dataset import SIZE, Pictures
-from demo_model.recipe import LATENT_CHANNELS, Recipe
-from demo_model.stage import StageTrainer
-from demo_model.workers import is_first_worker, wait_for_workers, worker_count, worker_rank
+from .dataset import SIZE, Pictures
+from .recipe import LATENT_CHANNELS, Recipe
+from .stage import StageTrainer
+from .workers import is_first_worker, wait_for_workers, worker_count, worker_rank
 
 CROP = 64
 KL_WEIGHT = 1e-4

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from demo_model.palette import RGB, FloatArray
+from .palette import RGB, FloatArray
 
 SUPERSAMPLING = 3
 CLASSES = ("sky", "cloud", "sun", "mountain", "hill", "ground", "water", "road", "tree", "house")

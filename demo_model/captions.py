@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from demo_model.scenes import Scene, Season, Style, Time, TreeKind, Water
+from .scenes import Scene, Season, Style, Time, TreeKind, Water
 
 _STYLE_WORDS: dict[Style, tuple[str, ...]] = {
     "photo": ("a photo of", "a photograph of", "a realistic photo of", "a photo of"),

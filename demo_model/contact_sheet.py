@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from demo_model.artist import Artist
-from demo_model.captions import full_caption
-from demo_model.crude import draw_crudely
-from demo_model.dataset import SIZE, Pictures
-from demo_model.scenes import HELD_OUT_SEED, Scene, Style, sample_scene
-from demo_model.styles import render
+from .artist import Artist
+from .captions import full_caption
+from .crude import draw_crudely
+from .dataset import SIZE, Pictures
+from .scenes import HELD_OUT_SEED, Scene, Style, sample_scene
+from .styles import render
 
 HERE = Path(__file__).parent
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)

@@ -6,9 +6,9 @@ import random
 
 from PIL import Image
 
-from demo_model.canvas import Canvas
-from demo_model.palette import HOUSE, RGB
-from demo_model.scenes import Scene
+from .canvas import Canvas
+from .palette import HOUSE, RGB
+from .scenes import Scene
 
 SKY: RGB = (0.60, 0.80, 0.98)
 SUN: RGB = (1.0, 0.87, 0.20)

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
-from demo_model.captions import caption
-from demo_model.crude import draw_crudely
-from demo_model.scenes import STYLES, Scene, Style, sample_scene
-from demo_model.styles import render
-from demo_model.workers import is_first_worker, wait_for_workers
+from .captions import caption
+from .crude import draw_crudely
+from .scenes import STYLES, Scene, Style, sample_scene
+from .styles import render
+from .workers import is_first_worker, wait_for_workers
 
 SIZE = 128
 Pictures = npt.NDArray[np.uint8]

@@ -13,8 +13,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from demo_model.dataset import sample
-from demo_model.recipe import (
+from .dataset import sample
+from .recipe import (
     BETA_END,
     BETA_START,
     FOREIGN_WORDS,
@@ -27,9 +27,9 @@ from demo_model.recipe import (
     TRAIN_TIMESTEPS,
     Recipe,
 )
-from demo_model.stage import StageTrainer
-from demo_model.text import new_text_encoder, new_tokenizer
-from demo_model.workers import is_first_worker, worker_rank
+from .stage import StageTrainer
+from .text import new_text_encoder, new_tokenizer
+from .workers import is_first_worker, worker_rank
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from demo_model.captions import full_caption
-from demo_model.dataset import SIZE, Pictures, Sample, sample
-from demo_model.judge import HEADS, word_indices
-from demo_model.scenes import HELD_OUT_SEED, HOUSE_COLOURS, SEASONS, STYLES, TIMES, Scene, sample_scene
-from demo_model.styles import render
+from .captions import full_caption
+from .dataset import SIZE, Pictures, Sample, sample
+from .judge import HEADS, word_indices
+from .scenes import HELD_OUT_SEED, HOUSE_COLOURS, SEASONS, STYLES, TIMES, Scene, sample_scene
+from .styles import render
 
 Word = TypeVar("Word", bound=str)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from demo_model.artist import Artist
-from demo_model.companions.crew import Crew
-from demo_model.companions.evaluate import evaluate_companions
-from demo_model.dataset import Pictures, Sample, rendered_pictures
-from demo_model.edits import (
+from .artist import Artist
+from .companions.crew import Crew
+from .companions.evaluate import evaluate_companions
+from .dataset import Pictures, Sample, rendered_pictures
+from .edits import (
     Edit,
     held_out_samples,
     held_out_scenes,
@@ -26,10 +26,10 @@ from demo_model.edits import (
     style_edits,
     time_edits,
 )
-from demo_model.figures import Figures
-from demo_model.judge import HEADS, TRAIN_PICTURES, Judge, scene_map, trained_judge, word_indices
-from demo_model.recipe import recipe_for
-from demo_model.scenes import STYLES, Style
+from .figures import Figures
+from .judge import HEADS, TRAIN_PICTURES, Judge, scene_map, trained_judge, word_indices
+from .recipe import recipe_for
+from .scenes import STYLES, Style
 
 HERE = Path(__file__).parent
 COMPANIONS = HERE / "companions" / "weights"

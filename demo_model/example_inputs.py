@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from demo_model.crude import draw_crudely
-from demo_model.scenes import HELD_OUT_SEED, sample_scene
-from demo_model.styles import render
+from .crude import draw_crudely
+from .scenes import HELD_OUT_SEED, sample_scene
+from .styles import render
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DRAWN_SEED, RENDERED_SEED = HELD_OUT_SEED + 3463, HELD_OUT_SEED + 2267

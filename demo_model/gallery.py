@@ -14,13 +14,14 @@ from typing import Any
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-from app.client import Client, Json
-from app.serve import free_port, running
-from app.settings import ApiSettings
-from demo_model.companions import maps
-from demo_model.dataset import SIZE
-from demo_model.scenes import HELD_OUT_SEED, Scene, Style, sample_scene
-from demo_model.styles import render
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.supervisor import free_port, running
+from img2img.client import Client, Json
+
+from .companions import maps
+from .dataset import SIZE
+from .scenes import HELD_OUT_SEED, Scene, Style, sample_scene
+from .styles import render
 
 GALLERY = Path(__file__).parent.parent / "docs" / "images" / "gallery"
 GAP = 8

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import nn
 
-from demo_model.autoencoder import as_pixels
-from demo_model.canvas import CLASSES
-from demo_model.dataset import Pictures, Sample, sample
-from demo_model.painting import paint
-from demo_model.scenes import HOUSE_COLOURS, SEASONS, STYLES, TIMES
+from .autoencoder import as_pixels
+from .canvas import CLASSES
+from .dataset import Pictures, Sample, sample
+from .painting import paint
+from .scenes import HOUSE_COLOURS, SEASONS, STYLES, TIMES
 
 MAP_SIZE = 32
 """Side of the segmentation maps that the judge draws: one cell per 4 x 4 pixels."""

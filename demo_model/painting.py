@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import random
 
-from demo_model import palette
-from demo_model.canvas import Canvas
-from demo_model.palette import Light, mix
-from demo_model.scenes import Cloud, House, Lake, Scene, Tree
+from . import palette
+from .canvas import Canvas
+from .palette import Light, mix
+from .scenes import Cloud, House, Lake, Scene, Tree
 
 SKY_NEARNESS, SUN_NEARNESS, CLOUD_NEARNESS, MOUNTAIN_NEARNESS, HILL_NEARNESS = 0.0, 0.02, 0.05, 0.12, 0.2
 HORIZON_NEARNESS = 0.25

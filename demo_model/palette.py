@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from demo_model.scenes import HouseColour, Season, Time
+from .scenes import HouseColour, Season, Time
 
 FloatArray = npt.NDArray[np.float32]
 RGB = tuple[float, float, float]

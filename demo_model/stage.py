@@ -12,8 +12,8 @@ from diffusers.training_utils import EMAModel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
-from demo_model.recipe import Stage
-from demo_model.workers import average_over_workers, is_first_worker, worker_count
+from .recipe import Stage
+from .workers import average_over_workers, is_first_worker, worker_count
 
 WARM_UP_STEPS = 100
 MEETING_STEPS = 8

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from demo_model.canvas import Canvas
-from demo_model.painting import paint
-from demo_model.palette import FloatArray
-from demo_model.scenes import Scene, Style
+from .canvas import Canvas
+from .painting import paint
+from .palette import FloatArray
+from .scenes import Scene, Style
 
 PAPER = np.array([0.98, 0.97, 0.94], np.float32)
 

@@ -12,8 +12,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from demo_model.dataset import sample
-from demo_model.recipe import TEXT_LENGTH, TEXT_WIDTH, VOCABULARY
+from .dataset import sample
+from .recipe import TEXT_LENGTH, TEXT_WIDTH, VOCABULARY
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CAPTIONS = 10_000

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from demo_model.autoencoder import encode_all, polish_decoder, train_autoencoder
-from demo_model.dataset import crude_pictures, rendered_pictures
-from demo_model.diffusion import train_diffusion
-from demo_model.recipe import Recipe, recipe_for
-from demo_model.weights_folder import write_weights
-from demo_model.workers import default_worker_count, is_first_worker, run_workers, wait_for_workers
+from .autoencoder import encode_all, polish_decoder, train_autoencoder
+from .dataset import crude_pictures, rendered_pictures
+from .diffusion import train_diffusion
+from .recipe import Recipe, recipe_for
+from .weights_folder import write_weights
+from .workers import default_worker_count, is_first_worker, run_workers, wait_for_workers
 
 HERE = Path(__file__).parent
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
-from demo_model.diffusion import Denoiser
-from demo_model.recipe import BETA_END, BETA_START, TRAIN_TIMESTEPS
+from .diffusion import Denoiser
+from .recipe import BETA_END, BETA_START, TRAIN_TIMESTEPS
 
 
 def write_weights(out: Path, vae: AutoencoderKL, denoiser: Denoiser) -> None:

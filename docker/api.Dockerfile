@@ -8,6 +8,8 @@ RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --require-hashes --req
 
 FROM dependencies AS code
 COPY pyproject.toml README.md LICENSE ./
+COPY setup.py ./
+COPY img2img img2img
 COPY app app
 RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .
 

@@ -14,8 +14,8 @@ RUN awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-.*|cuda-.*)==/} keep' requirem
 
 FROM dependencies AS code
 COPY pyproject.toml README.md LICENSE ./
-COPY app/__init__.py app/__init__.py
-COPY app/contract app/contract
+COPY setup.py ./
+COPY img2img img2img
 COPY worker worker
 COPY demo_model demo_model
 RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .

@@ -20,18 +20,19 @@ import uvicorn
 from PIL import Image
 from redis import Redis
 
-from app.contract.job import ImageInfo, JobStatus
-from app.contract.models import ModelCard, ModelRegistry, size_buckets
-from app.contract.queue import JobQueue
-from app.contract.settings import private_redis_socket
-from app.contract.spec import FLOW_SCHEDULERS, Scheduler, Task, result_key
-from app.contract.store import ObjectStore
-from app.main import create_app
-from app.private_redis import answers, redis_command
-from app.protocol import PatientProtocol
-from app.serve import free_port
-from app.settings import ApiSettings
-from tests.serving import serving
+from img2img.app.http.uvicorn_protocol import HeaderTimeoutProtocol
+from img2img.app.main import create_app
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
+from img2img.app.supervisor.supervisor import free_port
+from img2img.blobs import ObjectStore
+from img2img.domain.job import ImageInfo, JobStatus
+from img2img.domain.model_card import ModelCard, size_buckets
+from img2img.domain.spec import FLOW_SCHEDULERS, Scheduler, Task, result_key
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
+from img2img.settings import embedded_redis_socket
+from tests.support.serving import serving
 
 # A shell without job control starts background commands with SIGINT ignored, which all processes below would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -67,9 +68,9 @@ DDIM_ONLY = CARD.model_copy(update={"name": "ddim-only", "schedulers": (Schedule
 def redis_server(data_dir: Path) -> Iterator[str]:
     """A redis-server of its own, by its URL."""
     process = subprocess.Popen(redis_command(data_dir))
-    url = f"unix://{private_redis_socket(data_dir)}"
+    url = f"unix://{embedded_redis_socket(data_dir)}"
     try:
-        while not answers(url):
+        while not is_redis_ready(url):
             assert process.poll() is None, "redis-server did not start"
         yield url
     finally:
@@ -80,7 +81,7 @@ def redis_server(data_dir: Path) -> Iterator[str]:
 @contextmanager
 def http_server(settings: ApiSettings) -> Iterator[str]:
     """The front end on a loopback port, by its URL."""
-    config = uvicorn.Config(create_app(settings), port=settings.port, http=PatientProtocol, log_level="warning")
+    config = uvicorn.Config(create_app(settings), port=settings.port, http=HeaderTimeoutProtocol, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -143,7 +144,9 @@ def redis(redis_url: str) -> Iterator[Redis]:
 @pytest.fixture
 def http(service_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     """A client of the service, with the models announced and the queue empty."""
-    monkeypatch.setattr("app.forecast.FRESH_S", 0)  # what one test's workers say is nothing to the next test
+    monkeypatch.setattr(
+        "img2img.app.progress.eta.FRESH_S", 0
+    )  # what one test's workers say is nothing to the next test
     redis.flushall()
     ModelRegistry(redis).announce("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
     with httpx.Client(base_url=service_url, timeout=10) as client:
@@ -229,7 +232,7 @@ def worked(queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client) 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random-weight Stable Diffusion."""
-    from tests.tiny_models import tiny_sd  # here, so that tests without a model need no torch
+    from tests.support.models.tiny_models import tiny_sd  # here, so that tests without a model need no torch
 
     return tiny_sd(tmp_path_factory.mktemp("models") / "tiny")
 

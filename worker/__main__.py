@@ -13,35 +13,36 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.contract import logs
-from app.contract.layout import NewerLayout, settle_layout
-from app.contract.models import ModelRegistry
-from app.contract.settings import without_password
-from app.contract.spec import JobSpec, Resize, Task
-from app.contract.store import ObjectStore, StoreRefused
-from app.contract.traces import CannotTrace, Traces
-from worker.engine import Engine, Ticket
-from worker.engine_state import EngineState
-from worker.errors import StartupError, WorkerDied
-from worker.inputs import Inputs
-from worker.memory import gpu_memory, keep_freed_memory, set_apart_what_stays, trim_for_ever
-from worker.pipelines.model_file import ModelEntry, entries_to_serve
-from worker.pipelines.models import Model, load_model
-from worker.pipelines.tasks import make_work
-from worker.rq_worker import BatchWorker
-from worker.runner import JobRunner
-from worker.settings import WorkerSettings
-from worker.telemetry import Telemetry
-from worker.watchdog import Watchdog
+from img2img.blobs import ObjectStore, UnusableStore
+from img2img.domain.spec import JobSpec, Resize, Task
+from img2img.redis.migrations import NewerLayout, settle_layout
+from img2img.redis.model_registry import ModelRegistry
+from img2img.settings import without_password
+from img2img.telemetry import logging as logs
+from img2img.telemetry.tracing import Tracer, TracingError
+
+from .engine import Engine, EngineTask
+from .errors import StartupError, WorkerDied
+from .images.inputs import Inputs
+from .pipelines.denoise import make_task_function
+from .pipelines.loading.model_config import ModelConfig, configs_to_serve
+from .pipelines.model import Model, load_model
+from .queue.batch_worker import BatchWorker
+from .queue.job_metrics import JobMetrics
+from .runner import JobRunner
+from .runtime.allocator import configure_malloc, freeze_gc, gpu_memory, run_malloc_trim
+from .runtime.engine_metrics import EngineCollector
+from .runtime.watchdog import Watchdog
+from .settings import WorkerSettings
 
 
 def main() -> int:
     """Exit code 0 after a drain, 1 when the process must be replaced or Redis is away, 2 when it cannot start."""
-    keep_freed_memory()
+    configure_malloc()
     try:
         settings = WorkerSettings()
         logs.configure("worker", level=settings.log_level, form=settings.log_format)
-        traces = Traces.from_environment("worker")
+        traces = Tracer.from_environment("worker")
         try:
             run(settings, traces)
         finally:
@@ -51,7 +52,7 @@ def main() -> int:
         if not first["loc"]:
             return _complain(first["msg"].removeprefix("Value error, "), 2)
         return _complain(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", 2)
-    except (StartupError, CannotTrace) as error:
+    except (StartupError, TracingError) as error:
         return _complain(str(error), 2)
     except WorkerDied as error:
         return _complain(str(error), 1)
@@ -60,7 +61,7 @@ def main() -> int:
     return 0
 
 
-def run(settings: WorkerSettings, traces: Traces) -> None:
+def run(settings: WorkerSettings, traces: Tracer) -> None:
     place = without_password(settings.resolved_redis_url)
     try:
         redis = Redis.from_url(settings.resolved_redis_url)
@@ -71,7 +72,7 @@ def run(settings: WorkerSettings, traces: Traces) -> None:
     except RedisError as error:  # it may be back soon: whoever replaces this process tries again
         raise WorkerDied(f"no Redis at {place}: {error}") from error
     store = open_store(settings.resolved_store_url)
-    entries = entries_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
+    entries = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
     engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
     ready: Future[list[Model]] = Future()
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,14 +80,14 @@ def run(settings: WorkerSettings, traces: Traces) -> None:
     thread.start()
     runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
     _settle_layout(redis, runner)
-    telemetry = Telemetry(traces)
-    telemetry.registry.register(EngineState(engine, device, gpu_memory))
+    telemetry = JobMetrics(traces)
+    telemetry.registry.register(EngineCollector(engine, device, gpu_memory))
     try:
         telemetry.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:
         raise StartupError(f"no metrics at {settings.metrics_host} port {settings.metrics_port}: {error}") from error
-    set_apart_what_stays()
-    threading.Thread(target=trim_for_ever, name="trim", daemon=True).start()
+    freeze_gc()
+    threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
     watchdog = Watchdog(engine, stall_s=settings.stall_s)
 
     def check_engine() -> None:
@@ -113,14 +114,14 @@ def open_store(url: str) -> ObjectStore:
     """The store, in which the first writer wins. One that does not answer now may later. Raises StartupError."""
     try:
         ObjectStore(url, patience_s=1).check_first_writer_wins()
-    except StoreRefused as error:
+    except UnusableStore as error:
         raise StartupError(str(error)) from None
     except StoreError as error:
         logging.getLogger(__name__).warning("the store %s does not answer: %s", url, str(error).split("\n", 1)[0])
     return ObjectStore(url)
 
 
-def run_engine(engine: Engine, device: str, entries: Iterable[ModelEntry], ready: Future[list[Model]]) -> None:
+def run_engine(engine: Engine, device: str, entries: Iterable[ModelConfig], ready: Future[list[Model]]) -> None:
     """Loads the models, warms them up, and runs the engine: all on one thread, so that only it has OpenMP threads.
 
     With more of them than cores, GNU OpenMP lets them sleep after each of the thousand parallel loops of a UNet pass.
@@ -160,8 +161,8 @@ def warm_up(model: Model) -> None:
         resize=Resize.CROP,
     )
     picture, mask = torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size)
-    work = make_work(model, spec, Inputs(picture, mask), 0)
-    work(Ticket(work, lambda _ticket: None))
+    work = make_task_function(model, spec, Inputs(picture, mask), 0)
+    work(EngineTask(work, lambda _ticket: None))
 
 
 def _complain(line: str, code: int) -> int:

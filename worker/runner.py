@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from app.contract.errors import Cancelled, JobError
-from app.contract.models import ModelCard
-from app.contract.spec import JobSpec
-from worker.engine import Engine, Stopped, Ticket, is_device_lost, is_out_of_memory
-from worker.errors import DeviceLost
-from worker.inputs import Inputs, load_inputs, to_pixels
-from worker.pipelines.models import Model
-from worker.pipelines.tiles import make_works
-from worker.png import Pixels, encode_png
+from img2img.domain.model_card import ModelCard
+from img2img.domain.spec import JobSpec
+from img2img.errors import Cancelled, JobError
+
+from .engine import Engine, EngineTask, TaskStopped, is_device_lost, is_out_of_memory
+from .errors import DeviceLost
+from .images.inputs import Inputs, load_inputs, to_pixels
+from .images.png import Pixels, encode_png
+from .pipelines.model import Model
+from .pipelines.tiled_denoise import make_task_functions
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class RunningJob:
         self._inputs = inputs
         self._passes = spec.passes // spec.num_images  # tickets of each picture
         self.indices = indices
-        self.tickets: list[Ticket] = []  # picture by picture
+        self.tickets: list[EngineTask] = []  # picture by picture
         self.left = len(indices) * self._passes  # tickets that have not ended
         self._on_done = on_done
 
@@ -51,7 +52,7 @@ class RunningJob:
         for ticket in self.tickets:
             ticket.stop()
 
-    def ticket_done(self, ticket: Ticket) -> None:
+    def ticket_done(self, ticket: EngineTask) -> None:
         """On the engine's thread, for each picture or tile. One that fails takes the others with it."""
         self.left -= 1
         if ticket.error is not None:
@@ -89,7 +90,7 @@ class RunningJob:
         """The finished pictures as PNG. Raises JobError if the job did not produce them, or DeviceLost."""
         errors = [ticket.error for ticket in self.tickets if ticket.error is not None]
         if errors:
-            raise _explain(next((error for error in errors if not isinstance(error, Stopped)), errors[0]))
+            raise _explain(next((error for error in errors if not isinstance(error, TaskStopped)), errors[0]))
         with _telling_device_lost():
             return [
                 Rendered(index, encode_png(self._finished(place), self._metadata(index)))
@@ -137,8 +138,8 @@ class JobRunner:
         with _telling_device_lost():
             inputs = load_inputs(spec, pngs, model.annotators)
         job = RunningJob(model, spec, inputs, indices, on_done)
-        works = [work for index in indices for work in make_works(model, spec, inputs, index)]
-        job.tickets = [Ticket(work, job.ticket_done) for work in works]
+        works = [work for index in indices for work in make_task_functions(model, spec, inputs, index)]
+        job.tickets = [EngineTask(work, job.ticket_done) for work in works]
         self._engine.submit(job.tickets)
         return job
 
@@ -156,7 +157,7 @@ def _telling_device_lost() -> Iterator[None]:
 def _explain(error: BaseException) -> JobError:
     if isinstance(error, JobError):
         return error
-    if isinstance(error, Stopped):
+    if isinstance(error, TaskStopped):
         return Cancelled()
     if is_out_of_memory(error):
         return JobError("the picture does not fit into the worker's memory; ask for a smaller one")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from app.contract.settings import SharedSettings
+from img2img.settings import SharedSettings
 
 
 class WorkerSettings(SharedSettings):

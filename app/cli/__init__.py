@@ -2,7 +2,8 @@
 
 import typer
 
-from app.cli import jobs, keys, serving, submit
+from . import jobs, keys, submit
+from . import serve as serving
 
 RUN, USE = "Run the service", "Use a service"
 

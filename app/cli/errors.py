@@ -30,10 +30,11 @@ def one_line_errors() -> Iterator[None]:
     """Turns what a user can put right into one line and an exit code."""
     from pydantic import ValidationError
 
-    from app.client import Refused, Unreachable
-    from app.contract.traces import CannotTrace
-    from app.serve import ServeError
-    from app.settings import complaint
+    from img2img.client import RequestRefused, ServiceUnreachable
+    from img2img.telemetry.tracing import TracingError
+
+    from ..settings import complaint
+    from ..supervisor.supervisor import ServeError
 
     try:
         yield
@@ -41,7 +42,7 @@ def one_line_errors() -> Iterator[None]:
         fail(complaint(error))
     except WrongUsage as error:
         fail(str(error), USAGE)
-    except Unreachable as error:
+    except ServiceUnreachable as error:
         fail(str(error), UNREACHABLE)
-    except (ServeError, Refused, CannotTrace, OSError) as error:
+    except (ServeError, RequestRefused, TracingError, OSError) as error:
         fail(str(error))

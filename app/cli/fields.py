@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
-from app.cli.errors import WrongUsage
-from app.references import parse_reference
+from ..schemas.image_references import parse_reference
+from .errors import WrongUsage
 
 SHORT_NAMES = {"num_inference_steps": ("--steps",)}
 PLAIN = (bool, int, float, str)
@@ -24,7 +24,7 @@ OF_A_PICTURE = "A file, or a reference: the sha256 of a picture sent before, or 
 OF_JSON = "JSON, or @file with JSON; in it, a picture is written as @file."
 
 
-def takes_fields_of(model: type[BaseModel], *, but: frozenset[str]) -> Callable[[Callable[..., None]], Any]:
+def with_model_options(model: type[BaseModel], *, but: frozenset[str]) -> Callable[[Callable[..., None]], Any]:
     """Gives a command that ends in `**fields` an option for each field of the model; None is: not given."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -43,7 +43,7 @@ def takes_fields_of(model: type[BaseModel], *, but: frozenset[str]) -> Callable[
     return decorate
 
 
-def values(model: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:
+def option_values(model: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:
     """What the options say, as it is sent: pictures as bytes or a reference, the rest as JSON has it.
 
     Raises WrongUsage or OSError.
@@ -55,7 +55,7 @@ def values(model: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def picture(text: str) -> bytes | str:
+def read_image(text: str) -> bytes | str:
     """A picture by its file or `-`, or a reference to one that the service has. Raises OSError."""
     if parse_reference(text):
         return text
@@ -96,7 +96,7 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, str) and bytes in members:
-        return picture(value)
+        return read_image(value)
     if isinstance(value, str) and any(map(_has_structure, members)):
         text = Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
         try:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.errors import REFUSED, complain, one_line_errors
-from app.cli.options import LOCAL, ApiKey, AsJson, Url, connect
-from app.contract.job import JobStatus
+from img2img.domain.job import JobStatus
+
+from .errors import REFUSED, complain, one_line_errors
+from .options import LOCAL, ApiKey, AsJson, Url, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,13 +100,13 @@ def _each(
     line: "Callable[[dict[str, Any]], str]",
 ) -> None:
     """One job after another; a refusal stops none of those after it."""
-    from app.client import Refused
+    from img2img.client import RequestRefused
 
     refused = False
     for job_id in job_ids:
         try:
             answer = do(job_id)
-        except Refused as error:
+        except RequestRefused as error:
             refused = True
             complain(f"{job_id}: {error}")
             if as_json:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.errors import one_line_errors
-from app.cli.serving import DataDir, RedisUrl, settings_of
-from app.contract.scopes import Scope
+from img2img.domain.api_key import Scope
+
+from .errors import one_line_errors
+from .serve import DataDir, RedisUrl, settings_of
 
 if TYPE_CHECKING:
-    from app.contract.keys import ApiKeys
-    from app.settings import ApiSettings
+    from img2img.redis.api_keys import ApiKeys
+
+    from ..settings import ApiSettings
 
 Scopes = Annotated[
     list[Scope], typer.Option("--scope", help="What it may do; give it more than once. `admin`: all, on all jobs.")
@@ -53,7 +55,7 @@ def revoke(
     redis_url: RedisUrl = None,
 ) -> None:
     """Shuts a key out within seconds. Its jobs go on, and expire as others do."""
-    from app.serve import ServeError
+    from ..supervisor.supervisor import ServeError
 
     with one_line_errors(), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
         if not keys.revoke(key_id):
@@ -66,30 +68,33 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
     ServeError."""
     from redis.exceptions import RedisError
 
-    from app.contract.keys import ApiKeys
-    from app.private_redis import NoRedis, answers, connect
-    from app.serve import ServeError
+    from img2img.redis.api_keys import ApiKeys
+
+    from ..supervisor.embedded_redis import RedisUnavailable, connect, is_redis_ready
+    from ..supervisor.supervisor import ServeError
 
     try:
         with (
-            nullcontext() if settings.redis_url or answers(settings.resolved_redis_url) else _private_redis(settings),
+            nullcontext()
+            if settings.redis_url or is_redis_ready(settings.resolved_redis_url)
+            else _private_redis(settings),
             connect(settings.resolved_redis_url) as redis,
         ):
             yield ApiKeys(redis)
-    except (RedisError, NoRedis) as error:
+    except (RedisError, RedisUnavailable) as error:
         raise ServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
 
 
 @contextmanager
 def _private_redis(settings: "ApiSettings") -> Iterator[None]:
-    from app.child import Child
-    from app.private_redis import answers, redis_command
-    from app.serve import ServeError, lock_data_dir
+    from ..supervisor.embedded_redis import is_redis_ready, redis_command
+    from ..supervisor.process import ManagedProcess
+    from ..supervisor.supervisor import ServeError, lock_data_dir
 
     with lock_data_dir(settings.data_dir):
-        redis = Child("redis", redis_command(settings.data_dir), os.environ, stop_within_s=20)
+        redis = ManagedProcess("redis", redis_command(settings.data_dir), os.environ, stop_within_s=20)
         try:
-            while not answers(settings.resolved_redis_url):
+            while not is_redis_ready(settings.resolved_redis_url):
                 if redis.exit_code is not None:
                     raise ServeError(f"redis ended with exit code {redis.exit_code} while starting")
             yield

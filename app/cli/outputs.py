@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from app.cli.errors import WrongUsage, complain
+from .errors import WrongUsage, complain
 
 ONE = Path("out.png")
 OF_MANY = "{stem}-out.png"

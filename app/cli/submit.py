@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.errors import one_line_errors
-from app.cli.fields import takes_fields_of, values
-from app.cli.options import LOCAL, ApiKey, AsJson, Url, connect
-from app.cli.outputs import Outputs
-from app.schemas import Img2ImgRequest
+from ..schemas.requests import Img2ImgRequest
+from .errors import one_line_errors
+from .fields import option_values, with_model_options
+from .options import LOCAL, ApiKey, AsJson, Url, connect
+from .outputs import Outputs
 
 Output = Annotated[
     Path | None,
@@ -26,7 +26,7 @@ Images = Annotated[
 ]
 
 
-@takes_fields_of(Img2ImgRequest, but=frozenset({"image"}))
+@with_model_options(Img2ImgRequest, but=frozenset({"image"}))
 def submit(
     images: Images,
     output: Output = None,
@@ -44,13 +44,13 @@ def submit(
     **fields: Any,
 ) -> None:
     """Sends pictures, waits, and saves the results."""
-    from app.cli.run import Run, expanded
+    from .job_runner import JobBatch, expand_globs
 
     with one_line_errors():
-        names = expanded(images)
+        names = expand_globs(images)
         outputs = Outputs(output, output_dir, names)
-        request = values(Img2ImgRequest, fields)
-        with connect(url, api_key) as client, Run(client, as_json=as_json) as run:
+        request = option_values(Img2ImgRequest, fields)
+        with connect(url, api_key) as client, JobBatch(client, as_json=as_json) as run:
             run.send(names, request, idempotency_key=idempotency_key, dry_run=dry_run, tell=no_wait)
             if not dry_run and not no_wait:
                 run.save(outputs, watch=watch)
@@ -65,10 +65,10 @@ def result(
     api_key: ApiKey = None,
 ) -> None:
     """Waits for jobs that were sent before, and saves their results."""
-    from app.cli.run import Run
+    from .job_runner import JobBatch
 
     with one_line_errors():
         outputs = Outputs(output, output_dir, job_ids)
-        with connect(url, api_key) as client, Run(client, as_json=as_json) as run:
+        with connect(url, api_key) as client, JobBatch(client, as_json=as_json) as run:
             run.inputs = {job_id: job_id for job_id in job_ids}
             run.save(outputs)

@@ -10,18 +10,19 @@ from hashlib import sha256
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
-from app import openapi
-from app.admission import Admission, AdmissionDep, Plan
-from app.contract.conditions import Control, ControlType
-from app.contract.errors import ParameterError
-from app.contract.job import Terms
-from app.contract.spec import JobSpec, Task
-from app.deps import ForecasterDep
-from app.request_body import ControlMapRequestDep
-from app.resolve import resolve_size
-from app.schemas import ControlMapRequest
-from app.uploads import png
-from app.views import JobView
+from img2img.domain.conditioning import Control, ControlType
+from img2img.domain.job import JobOptions
+from img2img.domain.spec import JobSpec, Task
+from img2img.errors import ParameterError
+
+from ..dependencies import ForecasterDep
+from ..imaging.decode import encode_png
+from ..openapi import document as openapi
+from ..schemas.requests import ControlMapRequest
+from ..schemas.responses import Job
+from ..submission.defaults import resolve_size
+from ..submission.submit import JobSubmitter, JobSubmitterDep, Plan
+from .body_parser import ControlMapRequestDep
 
 router = APIRouter(tags=["jobs"])
 
@@ -36,20 +37,20 @@ router = APIRouter(tags=["jobs"])
 async def submit_control_map(
     request: ControlMapRequestDep,
     response: Response,
-    admission: AdmissionDep,
+    admission: JobSubmitterDep,
     forecaster: ForecasterDep,
-) -> JobView:
+) -> Job:
     """Queues a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
     keep_s, owner = admission.settings.result_ttl, admission.caller.owner
     traceparent = admission.traces.traceparent()
-    terms = Terms(result_ttl_s=keep_s, deadline_s=request.deadline_s, owner=owner, traceparent=traceparent)
+    terms = JobOptions(result_ttl_s=keep_s, deadline_s=request.deadline_s, owner=owner, traceparent=traceparent)
     admitted = await admission.admit(partial(plan, request, admission), terms)
     response.headers.update(admitted.headers)
     response.headers["Location"] = f"/jobs/{admitted.record.id}"
-    return JobView.of(admitted.record, *await run_sync(forecaster.of, [admitted.record]))
+    return Job.of(admitted.record, *await run_sync(forecaster.of, [admitted.record]))
 
 
-def plan(request: ControlMapRequest, admission: Admission) -> Plan:
+def plan(request: ControlMapRequest, admission: JobSubmitter) -> Plan:
     """The job, and its picture as the worker takes it: of the size that a job with this picture would have."""
     card = admission.card(request.model)
     known = tuple(dict.fromkeys((*card.preprocessors, ControlType.TILE)))
@@ -58,7 +59,7 @@ def plan(request: ControlMapRequest, admission: Admission) -> Plan:
         raise ParameterError("type", message, got=request.type.value)
     picture = admission.open("image", request.image)
     width, height = resolve_size(request.width, request.height, picture.size, card)
-    blob = png(picture.fit(width, height, request.resize))
+    blob = encode_png(picture.fit(width, height, request.resize))
     digest = sha256(blob).hexdigest()
     spec = JobSpec(
         task=Task.CONTROL_MAP,

@@ -4,19 +4,20 @@ from fastapi import APIRouter, Response
 from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 
-from app.contract.models import ModelRegistry
-from app.contract.outbox import Outbox
-from app.contract.store import Store
-from app.deps import ModelsDep, RedisDep, SettingsDep, StoreDep
-from app.views import Alive, Check, Readiness
+from img2img.blobs import BlobStore
+from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.webhook_outbox import WebhookOutbox
+
+from ..dependencies import ModelsDep, RedisDep, SettingsDep, StoreDep
+from ..schemas.responses import DependencyStatus, Liveness, Readiness
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", operation_id="get_health")
-async def healthz() -> Alive:
+async def healthz() -> Liveness:
     """The process is alive."""
-    return Alive()
+    return Liveness()
 
 
 @router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness, "description": "Not ready."}})
@@ -26,30 +27,32 @@ def readyz(response: Response, settings: SettingsDep, redis: RedisDep, models: M
     stored = _store(store)
     ready = answers.ok and stored.ok and workers.ok
     response.status_code = 200 if ready else 503
-    webhooks = _webhooks(Outbox(redis)) if settings.webhook_secrets else None
+    webhooks = _webhooks(WebhookOutbox(redis)) if settings.webhook_secrets else None
     return Readiness(ready=ready, redis=answers, store=stored, workers=workers, webhooks=webhooks)
 
 
-def _redis_and_workers(models: ModelRegistry) -> tuple[Check, Check]:
+def _redis_and_workers(models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
     try:
         live = models.live()
     except RedisError as error:
-        return Check(ok=False, detail=type(error).__name__), Check(ok=False, detail="unknown without Redis")
+        return DependencyStatus(ok=False, detail=type(error).__name__), DependencyStatus(
+            ok=False, detail="unknown without Redis"
+        )
     names = {worker for workers in live.values() for worker in workers}
-    return Check(ok=True, detail="answers"), Check(ok=bool(names), detail=f"{len(names)} live")
+    return DependencyStatus(ok=True, detail="answers"), DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
 
 
-def _webhooks(outbox: Outbox) -> Check:
+def _webhooks(outbox: WebhookOutbox) -> DependencyStatus:
     try:
         attended, waiting = outbox.is_attended(), outbox.waiting()
     except RedisError:
-        return Check(ok=False, detail="unknown without Redis")
-    return Check(ok=attended, detail=f"{'a' if attended else 'no'} courier is there; {waiting} to tell")
+        return DependencyStatus(ok=False, detail="unknown without Redis")
+    return DependencyStatus(ok=attended, detail=f"{'a' if attended else 'no'} courier is there; {waiting} to tell")
 
 
-def _store(store: Store) -> Check:
+def _store(store: BlobStore) -> DependencyStatus:
     try:
         store.check()
     except (StoreError, OSError) as error:
-        return Check(ok=False, detail=type(error).__name__)
-    return Check(ok=True, detail="answers")
+        return DependencyStatus(ok=False, detail=type(error).__name__)
+    return DependencyStatus(ok=True, detail="answers")

@@ -5,16 +5,17 @@ from hashlib import sha256
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
-from app import openapi
-from app.contract.queue import JobQueue
-from app.contract.spec import upload_key
-from app.contract.store import Store
-from app.decoding.pool import Decoders
-from app.deps import DecodersDep, QueueDep, SettingsDep, StoreDep
-from app.request_body import ImageRequestDep
-from app.schemas import ImageRequest
-from app.settings import ApiSettings
-from app.views import ImageKept
+from img2img.blobs import BlobStore
+from img2img.domain.spec import upload_key
+from img2img.redis.job_queue import JobQueue
+
+from ..dependencies import DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..imaging.sandbox_pool import DecoderPool
+from ..openapi import document as openapi
+from ..schemas.requests import ImageRequest
+from ..schemas.responses import UploadedImage
+from ..settings import ApiSettings
+from .body_parser import ImageRequestDep
 
 router = APIRouter(tags=["images"])
 
@@ -22,18 +23,20 @@ router = APIRouter(tags=["images"])
 @router.post(
     "/images",
     status_code=201,
-    operation_id="keep_image",
+    operation_id="upload_image",
     openapi_extra={"requestBody": openapi.IMAGE_BODY},
     responses=openapi.problems(400, 413, 415, 422, 503),
 )
-async def keep_image(
+async def upload_image(
     request: ImageRequestDep, settings: SettingsDep, queue: QueueDep, store: StoreDep, decoders: DecodersDep
-) -> ImageKept:
+) -> UploadedImage:
     """Keeps a picture for a while after it was last sent or used; `sha256` is then an `image` of `POST /img2img`."""
     return await run_sync(keep, request, settings, queue, store, decoders, limiter=decoders.limiter)
 
 
-def keep(request: ImageRequest, settings: ApiSettings, queue: JobQueue, store: Store, decoders: Decoders) -> ImageKept:
+def keep(
+    request: ImageRequest, settings: ApiSettings, queue: JobQueue, store: BlobStore, decoders: DecoderPool
+) -> UploadedImage:
     """Stores the picture as it came, once it has been seen to be one."""
     picture = decoders.open(request.image)
     width, height = picture.size
@@ -41,4 +44,4 @@ def keep(request: ImageRequest, settings: ApiSettings, queue: JobQueue, store: S
     digest = sha256(request.image).hexdigest()
     queue.inputs.hold(upload_key(digest), settings.result_ttl)
     store.put(upload_key(digest), request.image)
-    return ImageKept(sha256=digest, width=width, height=height)
+    return UploadedImage(sha256=digest, width=width, height=height)

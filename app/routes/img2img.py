@@ -6,23 +6,24 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 
-from app import openapi
-from app.admission import Admission, AdmissionDep, Plan
-from app.contract.errors import ParameterError
-from app.contract.job import JobRecord, Terms
-from app.contract.once import Once
-from app.courier.addresses import check_webhook
-from app.deps import ForecasterDep
-from app.forecast import Forecaster
-from app.plan import Planner
-from app.request_body import RequestDep
-from app.schemas import Img2ImgRequest
-from app.views import DryRun, JobView
+from img2img.domain.job import JobOptions, JobRecord
+from img2img.errors import ParameterError
+from img2img.redis.idempotency import IdempotencyKey
+
+from ..dependencies import ForecasterDep
+from ..openapi import document as openapi
+from ..progress.eta import EtaEstimator
+from ..schemas.requests import Img2ImgRequest
+from ..schemas.responses import DryRunResult, Job
+from ..submission.spec_builder import SpecBuilder
+from ..submission.submit import JobSubmitter, JobSubmitterDep, Plan
+from ..webhooks.ssrf_guard import check_webhook
+from .body_parser import RequestDep
 
 router = APIRouter(tags=["jobs"])
 
 DryRunQuery = Annotated[bool, Query(description="Only say what would be done: validate everything, make no job.")]
-IdempotencyKey = Annotated[
+IdempotencyKeyHeader = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
@@ -43,18 +44,18 @@ IdempotencyKey = Annotated[
 async def submit_img2img(
     request: RequestDep,
     response: Response,
-    admission: AdmissionDep,
+    admission: JobSubmitterDep,
     forecaster: ForecasterDep,
     dry_run: DryRunQuery = False,
-    idempotency_key: IdempotencyKey = None,
-) -> JobView | DryRun:
+    idempotency_key: IdempotencyKeyHeader = None,
+) -> Job | DryRunResult:
     """Queues a job. Poll the `Location`; when the job has succeeded, fetch its images."""
     terms = terms_of(request, admission)
     if dry_run:
         spec, _ = await admission.plan(partial(plan, request, admission))
         response.status_code = 200
         forecast = await run_sync(forecaster.of_next, spec, terms)
-        return DryRun(
+        return DryRunResult(
             request=spec,
             priority=terms.priority,
             cost=spec.cost,
@@ -70,18 +71,18 @@ async def submit_img2img(
     return await run_sync(_accepted, response, admitted.record, admitted.new, forecaster)
 
 
-def _once(request: Img2ImgRequest, key: str, owner: str) -> Once:
-    return Once(key, request.fingerprint(), owner)
+def _once(request: Img2ImgRequest, key: str, owner: str) -> IdempotencyKey:
+    return IdempotencyKey(key, request.fingerprint(), owner)
 
 
-def _accepted(response: Response, record: JobRecord, new: bool, forecaster: Forecaster) -> JobView:
+def _accepted(response: Response, record: JobRecord, new: bool, forecaster: EtaEstimator) -> Job:
     response.headers["Location"] = f"/jobs/{record.id}"
     if not new:
         response.headers["Idempotency-Replayed"] = "true"
-    return JobView.of(record, *forecaster.of([record]))
+    return Job.of(record, *forecaster.of([record]))
 
 
-def plan(request: Img2ImgRequest, admission: Admission) -> Plan:
+def plan(request: Img2ImgRequest, admission: JobSubmitter) -> Plan:
     """Every default made explicit, and the pictures as the worker takes them, by sha256."""
     settings = admission.settings
     if request.webhook is not None:
@@ -89,13 +90,13 @@ def plan(request: Img2ImgRequest, admission: Admission) -> Plan:
             message = "This service signs no webhooks yet; whoever runs it should set IMG2IMG_WEBHOOK_SECRET"
             raise ParameterError("webhook", message)
         check_webhook(request.webhook, allow_private=settings.webhook_allow_private)
-    planner = Planner(request, admission.card(request.model), admission.open, settings.max_pixels)
+    planner = SpecBuilder(request, admission.card(request.model), admission.open, settings.max_pixels)
     return planner.plan(), planner.blobs
 
 
-def terms_of(request: Img2ImgRequest, admission: Admission) -> Terms:
+def terms_of(request: Img2ImgRequest, admission: JobSubmitter) -> JobOptions:
     """What holds for the job beside what it is to make."""
-    return Terms(
+    return JobOptions(
         result_ttl_s=admission.settings.result_ttl,
         deadline_s=request.deadline_s,
         owner=admission.caller.owner,

@@ -6,20 +6,21 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Path, Query, Response
 
-from app import openapi
-from app.contract.errors import Deleted, Expired
-from app.contract.job import JobStatus
-from app.contract.records import Place
-from app.contract.spec import result_keys
-from app.deps import FeedDep, ForecasterDep, QueueDep, StoreDep
-from app.follow import wait_for_end
-from app.views import JobList, JobView
+from img2img.domain.job import JobStatus
+from img2img.domain.spec import result_keys
+from img2img.errors import Deleted, Expired
+from img2img.redis.job_store import Cursor
+
+from ..dependencies import FeedDep, ForecasterDep, QueueDep, StoreDep
+from ..openapi import document as openapi
+from ..progress.event_stream import wait_for_end
+from ..schemas.responses import Job, JobList
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="The `id` of the job.")]
 StatusFilter = Annotated[JobStatus | None, Query(description="Only jobs in this state.")]
-Cursor = Annotated[
+CursorQuery = Annotated[
     str | None,
     Query(pattern=r"^[0-9]{1,11}(\.[0-9]{1,9})?-[0-9a-f]{32}$", description="The `next_cursor` of the page before."),
 ]
@@ -34,20 +35,24 @@ Limit = Annotated[int, Query(ge=1, le=100, description="Jobs of one page.")]
 
 @router.get("", operation_id="list_jobs", responses=openapi.problems(422, 503))
 def list_jobs(
-    queue: QueueDep, forecaster: ForecasterDep, status: StatusFilter = None, cursor: Cursor = None, limit: Limit = 20
+    queue: QueueDep,
+    forecaster: ForecasterDep,
+    status: StatusFilter = None,
+    cursor: CursorQuery = None,
+    limit: Limit = 20,
 ) -> JobList:
     """The jobs, newest first. A page may be shorter than asked for, where jobs went meanwhile."""
     records, last = queue.records.page(status, _place(cursor), limit)
     next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
-    jobs = [JobView.of(*pair) for pair in zip(records, forecaster.of(records), strict=True)]
+    jobs = [Job.of(*pair) for pair in zip(records, forecaster.of(records), strict=True)]
     return JobList(jobs=jobs, next_cursor=next_cursor)
 
 
-def _place(cursor: str | None) -> Place | None:
+def _place(cursor: str | None) -> Cursor | None:
     if cursor is None:
         return None
     created_at, _, job_id = cursor.partition("-")
-    return Place(float(created_at), job_id)
+    return Cursor(float(created_at), job_id)
 
 
 @router.get("/{job_id}", operation_id="get_job", responses=openapi.JOB | openapi.problems(404, 410, 422, 503))
@@ -59,13 +64,13 @@ async def get_job(
     response: Response,
     wait: Wait = None,
     prefer: Prefer = None,
-) -> JobView:
+) -> Job:
     """The job: its state, its progress, its parameters as resolved, its images. With `wait`: when it has ended."""
     preferred = _preferred_wait(prefer) if wait is None else None
     if preferred is not None:
         response.headers["Preference-Applied"] = f"wait={preferred}"
     record = await wait_for_end(job_id, wait or preferred or 0, queue, feed)
-    return JobView.of(record, *await run_sync(forecaster.of, [record]))
+    return Job.of(record, *await run_sync(forecaster.of, [record]))
 
 
 def _preferred_wait(prefer: str | None) -> int | None:
@@ -75,11 +80,11 @@ def _preferred_wait(prefer: str | None) -> int | None:
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_job", responses=openapi.problems(404, 410, 503))
-def cancel_job(job_id: JobId, queue: QueueDep) -> JobView:
+def cancel_job(job_id: JobId, queue: QueueDep) -> Job:
     """Cancels a job that has not ended; one that has stays as it is."""
     queue.records.find(job_id)
     queue.cancel(job_id)
-    return JobView.of(queue.records.find(job_id))
+    return Job.of(queue.records.find(job_id))
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=openapi.problems(404, 503))

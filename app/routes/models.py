@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter
 
-from app import openapi
-from app.contract.models import model_name
-from app.deps import ModelsDep, QueueDep, SettingsDep
-from app.views import ModelList, ModelView
+from img2img.domain.model_card import model_name
+
+from ..dependencies import ModelsDep, QueueDep, SettingsDep
+from ..openapi import document as openapi
+from ..schemas.responses import ModelList, ServedModel
 
 router = APIRouter(tags=["models"])
 
@@ -17,7 +18,7 @@ def list_models(models: ModelsDep, queue: QueueDep, settings: SettingsDep) -> Mo
     default = model_name(settings.model)
     return ModelList(
         models=[
-            ModelView(**cards[name].model_dump(), workers=workers, queued=queue.depth(name), default=name == default)
+            ServedModel(**cards[name].model_dump(), workers=workers, queued=queue.depth(name), default=name == default)
             for name, workers in sorted(models.live().items())
         ]
     )

@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
-from app import openapi
-from app.contract.errors import Gone, NotFound, NotReady
-from app.contract.job import ImageInfo, JobRecord, JobStatus
-from app.contract.spec import result_key
-from app.delivery import converted, representation
-from app.deps import DecodersDep, QueueDep, SettingsDep, StoreDep
-from app.views import ImageFormat
+from img2img.domain.job import ImageInfo, JobRecord, JobStatus
+from img2img.domain.spec import result_key
+from img2img.errors import Gone, NotFound, NotReady
+
+from ..dependencies import DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..openapi import document as openapi
+from ..progress.image_formats import convert_image, etag_suffix
+from ..schemas.responses import ImageFormat
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 
@@ -49,7 +50,7 @@ class Delivery:
 
     async def of(self, job_id: str, index: int) -> Response:
         """The answer with one image of a job."""
-        variant = representation(self._format, self._quality)
+        variant = etag_suffix(self._format, self._quality)
         record = await run_sync(self._queue.records.find, job_id)
         tag = f"{_finished(record, index).sha256}{variant}"
         headers = {
@@ -66,7 +67,9 @@ class Delivery:
         if picture is None:
             raise Gone("The picture is no longer stored.", job_status=record.status)
         if variant:
-            picture = await run_sync(converted, picture, self._format, self._quality, limiter=self._decoders.limiter)
+            picture = await run_sync(
+                convert_image, picture, self._format, self._quality, limiter=self._decoders.limiter
+            )
         return Response(picture, media_type=f"image/{self._format}", headers=headers)
 
 

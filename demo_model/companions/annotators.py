@@ -19,14 +19,15 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from demo_model.autoencoder import as_pixels
-from demo_model.companions import maps
-from demo_model.companions.base import Base, save_half
-from demo_model.companions.recipe import CompanionRecipe
-from demo_model.dataset import rendered_pictures
-from demo_model.stage import StageTrainer
-from demo_model.workers import is_first_worker, worker_rank
-from worker.pipelines.ade20k import PALETTE
+from img2img.worker.pipelines.conditioning.ade20k import PALETTE
+
+from ..autoencoder import as_pixels
+from ..dataset import rendered_pictures
+from ..stage import StageTrainer
+from ..workers import is_first_worker, worker_rank
+from . import maps
+from .base import Base, save_half
+from .recipe import CompanionRecipe
 
 FARTHEST = 10
 """Distance at infinity; a thing of nearness n is 1 / (n + 1 / FARTHEST) away."""

@@ -15,11 +15,11 @@ from rich.progress import track
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from demo_model.autoencoder import as_pixels
-from demo_model.dataset import Pictures, sample
-from demo_model.diffusion import noise_schedule
-from demo_model.recipe import TEXT_LENGTH, TRAIN_TIMESTEPS
-from demo_model.workers import is_first_worker, wait_for_workers
+from ..autoencoder import as_pixels
+from ..dataset import Pictures, sample
+from ..diffusion import noise_schedule
+from ..recipe import TEXT_LENGTH, TRAIN_TIMESTEPS
+from ..workers import is_first_worker, wait_for_workers
 
 ENCODE_BATCH = 50
 

@@ -8,20 +8,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app.contract.conditions import ControlType
-from demo_model.artist import Artist
-from demo_model.captions import full_caption, subject
-from demo_model.companions import maps
-from demo_model.companions.crew import Crew
-from demo_model.companions.evaluate import EDIT_GUIDANCE, EDIT_IMAGE_GUIDANCE
-from demo_model.companions.instructions import KINDS, sample_instruction
-from demo_model.companions.masks import random_mask
-from demo_model.companions.upscaler import LARGE, reduced
-from demo_model.contact_sheet import laid_out
-from demo_model.dataset import Pictures, Sample
-from demo_model.edits import held_out_samples, held_out_scenes, pictures_of
-from demo_model.scenes import HELD_OUT_SEED, STYLES
-from demo_model.styles import render
+from img2img.domain.conditioning import ControlType
+
+from ..artist import Artist
+from ..captions import full_caption, subject
+from ..contact_sheet import laid_out
+from ..dataset import Pictures, Sample
+from ..edits import held_out_samples, held_out_scenes, pictures_of
+from ..scenes import HELD_OUT_SEED, STYLES
+from ..styles import render
+from . import maps
+from .crew import Crew
+from .evaluate import EDIT_GUIDANCE, EDIT_IMAGE_GUIDANCE
+from .instructions import KINDS, sample_instruction
+from .masks import random_mask
+from .upscaler import LARGE, reduced
 
 HERE = Path(__file__).parent
 ROWS = 10

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 
-from demo_model.companions import maps
-from demo_model.companions.base import Base, captions_of, save_half, timesteps_for
-from demo_model.companions.recipe import CompanionRecipe
-from demo_model.dataset import Pictures
-from demo_model.diffusion import offset_noise
-from demo_model.stage import StageTrainer
-from demo_model.workers import is_first_worker, worker_rank
+from ..dataset import Pictures
+from ..diffusion import offset_noise
+from ..stage import StageTrainer
+from ..workers import is_first_worker, worker_rank
+from . import maps
+from .base import Base, captions_of, save_half, timesteps_for
+from .recipe import CompanionRecipe
 
 CAPTION_DROPOUT = 0.3
 """Of a picture without words the map alone tells what it shows."""

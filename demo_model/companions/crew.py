@@ -14,12 +14,13 @@ from diffusers import ControlNetModel, DiffusionPipeline, MultiControlNetModel, 
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
-from app.contract.conditions import ControlType
-from demo_model.artist import STEPS, Artist
-from demo_model.companions.image_prompts import ADAPTER_FILE, ENCODER_FOLDER
-from demo_model.companions.masks import Mask
-from demo_model.companions.upscaler import low_res_schedule
-from demo_model.dataset import SIZE, Pictures
+from img2img.domain.conditioning import ControlType
+
+from ..artist import STEPS, Artist
+from ..dataset import SIZE, Pictures
+from .image_prompts import ADAPTER_FILE, ENCODER_FOLDER
+from .masks import Mask
+from .upscaler import low_res_schedule
 
 GUIDANCE = 4.0
 INPAINT_GUIDANCE = 2.0

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from demo_model.companions.base import Base, encoded, save_half, timesteps_for, widened
-from demo_model.companions.instructions import before_and_after, sample_instruction
-from demo_model.companions.recipe import CompanionRecipe
-from demo_model.diffusion import offset_noise
-from demo_model.stage import StageTrainer
-from demo_model.workers import is_first_worker, worker_rank
+from ..diffusion import offset_noise
+from ..stage import StageTrainer
+from ..workers import is_first_worker, worker_rank
+from .base import Base, encoded, save_half, timesteps_for, widened
+from .instructions import before_and_after, sample_instruction
+from .recipe import CompanionRecipe
 
 DROP_BOTH, DROP_WORDS, DROP_PICTURE = 0.05, 0.05, 0.05
 """The two guidances need to know what comes without words, without picture and without both (Brooks et al., 2023)."""

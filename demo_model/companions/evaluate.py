@@ -11,22 +11,23 @@ import torch
 from PIL import Image
 from transformers import GLPNForDepthEstimation, SegformerForSemanticSegmentation
 
-from app.contract.conditions import ControlType
-from demo_model.autoencoder import as_pixels
-from demo_model.captions import full_caption, subject
-from demo_model.companions import maps, measures
-from demo_model.companions.annotators import as_glpn_sees, as_segformer_sees
-from demo_model.companions.crew import Crew
-from demo_model.companions.instructions import KINDS, Instruction, Kind, sample_instruction
-from demo_model.companions.masks import random_mask
-from demo_model.companions.upscaler import LARGE, reduced
-from demo_model.dataset import SIZE, Pictures, Sample
-from demo_model.edits import held_out_samples, held_out_scenes, pictures_of
-from demo_model.figures import Figures
-from demo_model.judge import HEADS, Judge, scene_map, word_indices
-from demo_model.painting import paint
-from demo_model.scenes import HELD_OUT_SEED, STYLES, TIMES
-from demo_model.styles import render
+from img2img.domain.conditioning import ControlType
+
+from ..autoencoder import as_pixels
+from ..captions import full_caption, subject
+from ..dataset import SIZE, Pictures, Sample
+from ..edits import held_out_samples, held_out_scenes, pictures_of
+from ..figures import Figures
+from ..judge import HEADS, Judge, scene_map, word_indices
+from ..painting import paint
+from ..scenes import HELD_OUT_SEED, STYLES, TIMES
+from ..styles import render
+from . import maps, measures
+from .annotators import as_glpn_sees, as_segformer_sees
+from .crew import Crew
+from .instructions import KINDS, Instruction, Kind, sample_instruction
+from .masks import random_mask
+from .upscaler import LARGE, reduced
 
 CPU = torch.device("cpu")
 EDIT_GUIDANCE, EDIT_IMAGE_GUIDANCE = 3.0, 1.2

@@ -14,16 +14,16 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from demo_model.autoencoder import as_pixels
-from demo_model.captions import subject
-from demo_model.companions.base import Base, encoded, save_half, timesteps_for
-from demo_model.companions.recipe import CompanionRecipe
-from demo_model.dataset import SIZE, Pictures, rendered_pictures, sample
-from demo_model.diffusion import offset_noise
-from demo_model.judge import HEADS, word_indices
-from demo_model.recipe import TEXT_WIDTH
-from demo_model.stage import StageTrainer
-from demo_model.workers import is_first_worker, worker_rank
+from ..autoencoder import as_pixels
+from ..captions import subject
+from ..dataset import SIZE, Pictures, rendered_pictures, sample
+from ..diffusion import offset_noise
+from ..judge import HEADS, word_indices
+from ..recipe import TEXT_WIDTH
+from ..stage import StageTrainer
+from ..workers import is_first_worker, worker_rank
+from .base import Base, encoded, save_half, timesteps_for
+from .recipe import CompanionRecipe
 
 TOKENS = 4
 """Of the picture, beside the 77 of the words."""

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from demo_model.autoencoder import as_pixels
-from demo_model.companions.base import ENCODE_BATCH, Base, captions_of, encoded, save_half, timesteps_for, widened
-from demo_model.companions.masks import Mask, random_mask
-from demo_model.companions.recipe import CompanionRecipe
-from demo_model.dataset import Pictures, rendered_pictures, sample
-from demo_model.diffusion import offset_noise
-from demo_model.stage import StageTrainer
-from demo_model.workers import is_first_worker, wait_for_workers, worker_rank
+from ..autoencoder import as_pixels
+from ..dataset import Pictures, rendered_pictures, sample
+from ..diffusion import offset_noise
+from ..stage import StageTrainer
+from ..workers import is_first_worker, wait_for_workers, worker_rank
+from .base import ENCODE_BATCH, Base, captions_of, encoded, save_half, timesteps_for, widened
+from .masks import Mask, random_mask
+from .recipe import CompanionRecipe
 
 CAPTION_DROPOUT = 0.15
 LEAN = 0.8

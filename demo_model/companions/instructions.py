@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from demo_model.canvas import CLASSES
-from demo_model.companions.maps import Bytes
-from demo_model.dataset import SIZE, Pictures, cached
-from demo_model.painting import paint
-from demo_model.scenes import HOUSE_COLOURS, SEASONS, STYLES, TIMES, Cloud, Scene, Season, Style, Time, sample_scene
-from demo_model.styles import render
+from ..canvas import CLASSES
+from ..dataset import SIZE, Pictures, cached
+from ..painting import paint
+from ..scenes import HOUSE_COLOURS, SEASONS, STYLES, TIMES, Cloud, Scene, Season, Style, Time, sample_scene
+from ..styles import render
+from .maps import Bytes
 
 Kind = str
 KINDS: tuple[Kind, ...] = ("time", "style", "house", "season", "clouds", "trees")

@@ -12,15 +12,15 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
-from demo_model.captions import subject
-from demo_model.companions.base import Base, encoded, timesteps_for
-from demo_model.companions.recipe import CompanionRecipe
-from demo_model.dataset import SIZE, Pictures, cached
-from demo_model.diffusion import offset_noise
-from demo_model.scenes import sample_scene
-from demo_model.stage import StageTrainer
-from demo_model.styles import render
-from demo_model.workers import is_first_worker, worker_rank
+from ..captions import subject
+from ..dataset import SIZE, Pictures, cached
+from ..diffusion import offset_noise
+from ..scenes import sample_scene
+from ..stage import StageTrainer
+from ..styles import render
+from ..workers import is_first_worker, worker_rank
+from .base import Base, encoded, timesteps_for
+from .recipe import CompanionRecipe
 
 RANK = 8
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_shortcut"]

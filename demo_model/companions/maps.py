@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from app.contract.conditions import ControlType
-from demo_model.canvas import CLASSES
-from demo_model.dataset import SIZE, Pictures, cached, sample
-from demo_model.painting import paint
-from demo_model.scenes import Scene
-from worker.control_maps import MAKERS
-from worker.pipelines.ade20k import PALETTE
+from img2img.domain.conditioning import ControlType
+from img2img.worker.images.control_maps import PREPROCESSORS
+from img2img.worker.pipelines.conditioning.ade20k import PALETTE
+
+from ..canvas import CLASSES
+from ..dataset import SIZE, Pictures, cached, sample
+from ..painting import paint
+from ..scenes import Scene
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -33,7 +34,7 @@ CLASS_COLOURS: Bytes = PALETTE[ADE20K_LABELS]
 
 def lines(picture: Bytes, kind: ControlType) -> Bytes:
     """(128, 128, 3): the line map that the service makes of this picture."""
-    return np.asarray(MAKERS[kind](Image.fromarray(picture)))
+    return np.asarray(PREPROCESSORS[kind](Image.fromarray(picture)))
 
 
 def some_lines(picture: Bytes, rng: random.Random) -> Bytes:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from demo_model.dataset import SIZE, Sample
-from demo_model.scenes import Scene
+from ..dataset import SIZE, Sample
+from ..scenes import Scene
 
 Mask = npt.NDArray[np.bool_]
 

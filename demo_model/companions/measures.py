@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from app.contract.conditions import ControlType
-from demo_model.canvas import CLASSES
-from demo_model.companions import maps
-from demo_model.companions.masks import Mask
-from demo_model.dataset import Pictures
+from img2img.domain.conditioning import ControlType
+
+from ..canvas import CLASSES
+from ..dataset import Pictures
+from . import maps
+from .masks import Mask
 
 Floats = npt.NDArray[np.floating]
 EDGE_TOLERANCE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from demo_model.recipe import Stage
+from ..recipe import Stage
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from demo_model.companions import maps
-from demo_model.companions.annotators import train_annotator
-from demo_model.companions.base import Base, encoded, load_base
-from demo_model.companions.controlnet import map_maker, train_controlnet
-from demo_model.companions.editor import train_editor
-from demo_model.companions.image_prompts import train_image_prompts
-from demo_model.companions.inpainter import train_inpainter
-from demo_model.companions.lora import train_lora
-from demo_model.companions.recipe import CompanionRecipe, recipe_for
-from demo_model.companions.upscaler import train_upscaler
-from demo_model.dataset import rendered_pictures
-from demo_model.workers import default_worker_count, run_workers
+from ..dataset import rendered_pictures
+from ..workers import default_worker_count, run_workers
+from . import maps
+from .annotators import train_annotator
+from .base import Base, encoded, load_base
+from .controlnet import map_maker, train_controlnet
+from .editor import train_editor
+from .image_prompts import train_image_prompts
+from .inpainter import train_inpainter
+from .lora import train_lora
+from .recipe import CompanionRecipe, recipe_for
+from .upscaler import train_upscaler
 
 HERE = Path(__file__).parent
 BASE_WEIGHTS = HERE.parent / "weights"

@@ -10,21 +10,14 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
-from demo_model.autoencoder import as_pixels
-from demo_model.companions.base import (
-    Base,
-    captions_of,
-    encoded,
-    save_half,
-    timesteps_for,
-    with_plain_attention,
-)
-from demo_model.companions.recipe import CompanionRecipe
-from demo_model.dataset import SIZE, Pictures, cached, sample
-from demo_model.recipe import TEXT_WIDTH
-from demo_model.stage import StageTrainer
-from demo_model.styles import render
-from demo_model.workers import is_first_worker, worker_rank
+from ..autoencoder import as_pixels
+from ..dataset import SIZE, Pictures, cached, sample
+from ..recipe import TEXT_WIDTH
+from ..stage import StageTrainer
+from ..styles import render
+from ..workers import is_first_worker, worker_rank
+from .base import Base, captions_of, encoded, save_half, timesteps_for, with_plain_attention
+from .recipe import CompanionRecipe
 
 TIMES = 4
 LARGE = TIMES * SIZE

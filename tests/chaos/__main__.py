@@ -23,15 +23,15 @@ from tempfile import TemporaryDirectory
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.contract.records import OUTBOX, JobRecords
+from img2img.redis.job_store import OUTBOX, JobStore
 from tests.chaos import verdict
 from tests.chaos.faults import Storm, make_storm, small_disk
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Load, make_orders
 from tests.chaos.plant import Plant
 from tests.chaos.recovery import RecoveryWatch
-from tests.processes import MODEL, make_tiny_model
-from tests.receivers import receiving
+from tests.support.processes import MODEL, make_tiny_model
+from tests.support.webhook_receivers import receiving
 
 STILL_S = 180.0  # after the last fault something must end at least this often, until all have ended
 
@@ -134,7 +134,7 @@ def wait_for_quiet(redis: Redis, load: Load) -> None:
     left, give_up_at = -1, time.monotonic() + STILL_S
     while left:
         try:
-            now_left = load.left + len(JobRecords(redis).active_ids()) + redis.zcard(OUTBOX)
+            now_left = load.left + len(JobStore(redis).active_ids()) + redis.zcard(OUTBOX)
         except RedisError:
             now_left = left
         if now_left != left:

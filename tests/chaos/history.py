@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from app.contract.job import TRANSITIONS, JobStatus
-from app.contract.records import RECORD
+from img2img.domain.job import TRANSITIONS, JobStatus
+from img2img.redis.job_store import RECORD
 
 PREFIX = RECORD.format(id="").encode()
 

@@ -14,16 +14,16 @@ from typing import Protocol
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.child import _die_with_parent
-from app.contract.keys import ApiKeys
-from app.contract.models import ModelRegistry
-from app.contract.scopes import Scope
-from app.contract.settings import private_redis_socket
-from app.private_redis import answers, redis_command
-from app.serve import PYTHON, free_port
+from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
+from img2img.app.supervisor.process import _die_with_parent
+from img2img.app.supervisor.supervisor import PYTHON, free_port
+from img2img.domain.api_key import Scope
+from img2img.redis.api_keys import ApiKeys
+from img2img.redis.model_registry import ModelRegistry
+from img2img.settings import embedded_redis_socket
 from tests.chaos.proxy import Proxies
 from tests.chaos.workers import run as run_worker
-from tests.processes import MODEL, Forked, wait_for
+from tests.support.processes import MODEL, Forked, wait_for
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 WEBHOOK_TIMEOUT_S = 3
@@ -85,7 +85,7 @@ class Plant:
     def __init__(self, folder: Path, data: Path, model: Path, receiver: str, *, lease_s: int, workers: int) -> None:
         """folder: for logs. data: of Redis and the store, on the small disk if there is one."""
         self.folder, self.data, self.lease_s = folder, data, lease_s
-        self.socket = private_redis_socket(data)
+        self.socket = embedded_redis_socket(data)
         self.proxies = Proxies(self.socket)
         self.redis = Redis.from_url(f"unix://{self.socket}", socket_timeout=2)  # ours, which no proxy disturbs
         self._settings = {
@@ -105,8 +105,8 @@ class Plant:
         self.ports = [free_port() for _ in range(2)]
         self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
         self.workers = [self._process("worker", i, self._start_worker) for i in range(workers)]
-        self.couriers = [self._process("courier", i, self._start_python, "app.courier") for i in range(2)]
-        self.apis = [self._process("api", i, self._start_python, "app.cli", "api") for i in range(2)]
+        self.couriers = [self._process("courier", i, self._start_python, "img2img.app.webhooks") for i in range(2)]
+        self.apis = [self._process("api", i, self._start_python, "img2img.app.cli", "api") for i in range(2)]
         self.keys: list[str] = []
         self._over = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
@@ -118,7 +118,7 @@ class Plant:
     def start(self) -> None:
         """Everything, until jobs could be submitted and each worker is live."""
         self.redis_server.begin()
-        wait_for(lambda: answers(f"unix://{self.socket}"))
+        wait_for(lambda: is_redis_ready(f"unix://{self.socket}"))
         self.keys = [ApiKeys(self.redis).create(f"owner {i}", [Scope.READ, Scope.SUBMIT])[0] for i in range(3)]
         for process in self.processes[1:]:
             process.begin()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.contract.records import LISTED_AS, RECORD
+from img2img.redis.job_store import LISTED_AS, RECORD
 from tests.chaos.plant import Process
 
 LIMIT_S = 40.0  # lease and sweep, with the default lease of 20 s

@@ -13,14 +13,14 @@ import httpx
 from redis import Redis
 from standardwebhooks import Webhook
 
-from app.contract.job import JobRecord, JobStatus
-from app.contract.queue import MAX_ATTEMPTS
-from app.contract.records import LISTED, JobRecords
+from img2img.domain.job import JobRecord, JobStatus
+from img2img.redis.job_queue import MAX_ATTEMPTS
+from img2img.redis.job_store import ALL_JOBS, JobStore
 from tests.chaos import history
 from tests.chaos.ledger import TERMINAL, Acknowledged, Ledger
 from tests.chaos.plant import SECRET
 from tests.chaos.recovery import LIMIT_S, RecoveryWatch
-from tests.receivers import Received
+from tests.support.webhook_receivers import Received
 
 FRESH_S = 300  # as Standard Webhooks asks of receivers
 
@@ -32,7 +32,7 @@ def check_jobs(ledger: Ledger, url: str, keys: Sequence[str], redis: Redis) -> F
     ends: Counter[str] = Counter()
     attempts: Counter[int] = Counter()
     pictures = 0
-    records = JobRecords(redis)
+    records = JobStore(redis)
     with httpx.Client(base_url=url, timeout=20, trust_env=False) as http:
         for job in ledger.jobs.values():
             headers = {"X-API-Key": keys[job.owner]}
@@ -52,7 +52,7 @@ def check_jobs(ledger: Ledger, url: str, keys: Sequence[str], redis: Redis) -> F
             pictures += _check_pictures(job, view, http, headers, ledger)
             _check_promises(job, view, record, ledger)
         _check_owners(ledger, http, keys)
-    known = {job_id.decode() for job_id in redis.zrange(LISTED, 0, -1)}
+    known = {job_id.decode() for job_id in redis.zrange(ALL_JOBS, 0, -1)}
     for job_id in known - ledger.jobs.keys():
         ledger.breach(f"job {job_id}: made, but acknowledged to nobody")
     figures: Figures = {"jobs acknowledged": len(ledger.jobs)}

@@ -3,7 +3,7 @@
 The engine knows no queue, store, settings or job id: work goes in, a result or an error comes out.
 """
 
-from worker.engine.engine import Engine, Gate, Stopped, Ticket
-from worker.engine.faults import is_device_lost, is_out_of_memory
+from .engine import Engine, EngineTask, Gate, TaskStopped
+from .errors import is_device_lost, is_out_of_memory
 
-__all__ = ["Engine", "Gate", "Stopped", "Ticket", "is_device_lost", "is_out_of_memory"]
+__all__ = ["Engine", "EngineTask", "Gate", "TaskStopped", "is_device_lost", "is_out_of_memory"]

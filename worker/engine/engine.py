@@ -19,24 +19,24 @@ from cachetools import LRUCache
 from greenlet import getcurrent, greenlet
 from torch.utils import _pytree as pytree
 
-from worker.engine.calls import Call, content, make_call, merge, split
-from worker.engine.faults import is_device_lost, is_out_of_memory, without_tensors
-from worker.engine.policy import pick
-from worker.engine.row_limits import RowLimits
+from .batch_limits import BatchLimits
+from .batch_scheduler import schedule
+from .batching import GateCall, collate, content, make_call, split
+from .errors import is_device_lost, is_out_of_memory, without_tensors
 
 log = logging.getLogger(__name__)
 
-Work = Callable[["Ticket"], Any]
+TaskFunction = Callable[["EngineTask"], Any]
 
 
-class Stopped(BaseException):
+class TaskStopped(BaseException):
     """Thrown into a job's greenlet to end it. Not an Exception, so that no library code takes it for one of its own."""
 
 
-class Ticket:
+class EngineTask:
     """One job in the engine: what it does, how far it is, how it ended, and the way to stop it."""
 
-    def __init__(self, work: Work, on_done: Callable[["Ticket"], None]) -> None:
+    def __init__(self, work: TaskFunction, on_done: Callable[["EngineTask"], None]) -> None:
         """on_done: called with this ticket on the engine's thread, once its result or error is set; must be quick."""
         self.work = work
         self.on_done = on_done
@@ -67,14 +67,14 @@ class Ticket:
         on_done(self)
 
 
-class _Running(greenlet):
+class _TaskGreenlet(greenlet):
     """The greenlet of an admitted job, and the call it is parked with."""
 
-    def __init__(self, ticket: Ticket) -> None:
+    def __init__(self, ticket: EngineTask) -> None:
         super().__init__()
         self.ticket = ticket
         self.gate: Gate | None = None
-        self.call: Call | None = None
+        self.call: GateCall | None = None
         self.parked_at = 0.0
 
     def run(self) -> Any:
@@ -112,7 +112,7 @@ class Gate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         kwargs = {name: value for name, value in kwargs.items() if name not in self._ignore}
         current = getcurrent()
-        if not isinstance(current, _Running):
+        if not isinstance(current, _TaskGreenlet):
             return self.run(*args, **kwargs)
         call = make_call(id(self), args, kwargs, self._shared)
         if self._memory is None:
@@ -130,7 +130,7 @@ class Gate:
     def has_memory(self) -> bool:
         return self._memory is not None
 
-    def _park(self, current: _Running, call: Call) -> Any:
+    def _park(self, current: _TaskGreenlet, call: GateCall) -> Any:
         current.gate, current.call = self, call
         parent = current.parent
         assert parent is not None
@@ -157,9 +157,9 @@ class Engine:
         self.calls_run: Counter[str] = Counter()
         self.batches_run: Counter[tuple[str, int]] = Counter()  # calls, by gate name and rows
         self.rows_padded: Counter[str] = Counter()  # run beside those, for nobody; none as yet: batches are not padded
-        self._row_limits = RowLimits(max_rows)
-        self._pending: deque[Ticket] = deque()
-        self._parked: list[_Running] = []  # oldest call first
+        self._row_limits = BatchLimits(max_rows)
+        self._pending: deque[EngineTask] = deque()
+        self._parked: list[_TaskGreenlet] = []  # oldest call first
         self._changed = threading.Condition()
         self._shutting_down = False
         self._stepping = False
@@ -174,7 +174,7 @@ class Engine:
         """Whether there is work: if so, and `tick` stays what it is, a step is taking its time."""
         return self._stepping or bool(self._pending or self._parked)
 
-    def submit(self, tickets: Sequence[Ticket]) -> None:
+    def submit(self, tickets: Sequence[EngineTask]) -> None:
         """Hands in jobs, which are admitted together as far as there is room."""
         with self._changed:
             self._pending.extend(tickets)
@@ -220,22 +220,22 @@ class Engine:
             ticket.spans["wait"] = (ticket.submitted_at, time.perf_counter())
             ticket.seconds["wait"] = ticket.spans["wait"][1] - ticket.submitted_at
             if ticket.is_stopping:  # before it began
-                ticket.end(None, Stopped())
+                ticket.end(None, TaskStopped())
                 continue
-            job = _Running(ticket)
+            job = _TaskGreenlet(ticket)
             self._resume(job, job.switch)
 
     def _drop_stopping(self) -> None:
         for job in [job for job in self._parked if job.ticket.is_stopping]:
             self._parked.remove(job)
-            self._resume(job, job.throw, Stopped())
+            self._resume(job, job.throw, TaskStopped())
 
-    def _pick(self) -> list[_Running]:
+    def _pick(self) -> list[_TaskGreenlet]:
         calls = [job.call for job in self._parked if job.call is not None]
-        chosen = set(map(id, pick(calls, self._row_limits.of)))
+        chosen = set(map(id, schedule(calls, self._row_limits.of)))
         return [job for job in self._parked if id(job.call) in chosen]
 
-    def _run(self, jobs: list[_Running]) -> None:
+    def _run(self, jobs: list[_TaskGreenlet]) -> None:
         gate = jobs[0].gate
         calls = [job.call for job in jobs if job.call is not None]
         assert gate is not None
@@ -243,7 +243,7 @@ class Engine:
             del calls[1:]  # the calls are equal: run the first, and give its output to every job
         rows = [call.rows for call in calls]
         try:
-            args, kwargs = merge(calls)
+            args, kwargs = collate(calls)
             outputs = split(gate.run(*args, **kwargs), rows)
         except Exception as error:
             if is_device_lost(error):
@@ -260,7 +260,7 @@ class Engine:
             self._unpark(job)
             self._resume(job, job.switch, output)
 
-    def _run_apart(self, gate: Gate, jobs: list[_Running], error: Exception) -> None:
+    def _run_apart(self, gate: Gate, jobs: list[_TaskGreenlet], error: Exception) -> None:
         """Handles a failed call: halves the rows of a merged call that ran out of memory; else runs each job alone."""
         if len(jobs) == 1:
             self._unpark(jobs[0])
@@ -279,19 +279,19 @@ class Engine:
             for job in jobs:
                 self._run([job])
 
-    def _unpark(self, job: _Running) -> None:
+    def _unpark(self, job: _TaskGreenlet) -> None:
         assert job.gate is not None
         self._parked.remove(job)
         ticket, name, now = job.ticket, job.gate.name, time.perf_counter()
         ticket.seconds[name] += now - job.parked_at
         ticket.spans[name] = (ticket.spans.get(name, (job.parked_at,))[0], now)
 
-    def _resume(self, job: _Running, resume: Callable[..., Any], *value: Any) -> None:
+    def _resume(self, job: _TaskGreenlet, resume: Callable[..., Any], *value: Any) -> None:
         """Runs a job to its next gate, where it is parked, or to its end."""
         job.gate = job.call = None
         try:
             result = resume(*value)
-        except (Exception, Stopped) as error:
+        except (Exception, TaskStopped) as error:
             if is_device_lost(error):  # work on the device fails where its outcome is looked at, here or in a gate
                 raise
             job.ticket.end(None, without_tensors(error))

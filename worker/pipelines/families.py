@@ -11,8 +11,9 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 from PIL import Image
 
-from app.contract.spec import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, JobSpec, Scheduler, Task
-from worker.pipelines.processors import picture_processor
+from img2img.domain.spec import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, JobSpec, Scheduler, Task
+
+from .image_processors import image_only_processor
 
 Arguments = dict[str, Any]
 # FLUX and its kin hand their scheduler the noise levels; the Heun scheduler makes its own and takes none.
@@ -118,7 +119,7 @@ _QWEN = {
     "steps": 50,
     "guidance_scale": 4.0,
 }
-_QWEN_EDIT = {**_QWEN, "image_guidance": False, "modules": picture_processor, "adapt": _qwen_edit}
+_QWEN_EDIT = {**_QWEN, "image_guidance": False, "modules": image_only_processor, "adapt": _qwen_edit}
 
 FAMILIES = (
     Family(

@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils import _pytree as pytree
 
-from worker.engine import Gate
-from worker.engine.calls import splittable
+from ..engine import Gate
+from ..engine.batching import splittable
 
 # Prompts repeat, and an embedding costs no more to keep than it cost to make. A gate with memory
 # encodes one prompt a call, so that an embedding does not depend on the jobs beside it.
@@ -34,7 +34,7 @@ class TextGate(Gate):
         return super().__call__(*args, **kwargs)
 
 
-def put_gates(pipeline: DiffusionPipeline, shared: Sequence[str] = ()) -> None:
+def install_gates(pipeline: DiffusionPipeline, shared: Sequence[str] = ()) -> None:
     """Replaces what the heavy modules do by gates that do it in company. Those that have gates already keep them.
 
     shared: arguments of the denoiser without rows of their own.

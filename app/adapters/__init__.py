@@ -1,1 +1,0 @@
-"""Other people's image APIs over the same jobs. What they cannot express here is refused, not dropped."""

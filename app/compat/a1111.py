@@ -1,0 +1,170 @@
+"""AUTOMATIC1111's web API: `/sdapi/v1/img2img` and what its clients ask around it.
+
+https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/API
+"""
+
+import json
+from base64 import b64encode
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter
+from redis import Redis
+from rq.utils import as_text
+
+from img2img.domain.job import JobRecord, JobStatus
+from img2img.domain.model_card import model_name
+from img2img.domain.spec import JobSpec
+from img2img.errors import ParameterError
+
+from ..dependencies import PreviewsDep, SettingsDep
+from .a1111_request import NAMES, SAMPLERS, WebUIRequest, to_request
+from .blocking_jobs import BlockingJobs, BlockingJobsDep
+
+AT_WORK = "i2i:sdapi"  # sorted set: ids of jobs made here that have not ended, by creation: what `progress` looks at
+FORGOTTEN_S = 24 * 3600  # ids that a front end left behind when it died go after this
+
+router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
+
+
+@router.post("/img2img")
+async def img2img(asked: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
+    """Makes pictures and answers when they are done."""
+    request = await run_sync(to_request, asked, jobs.decoders.open, limiter=jobs.decoders.limiter)
+    record = await jobs.start(request)
+    await run_sync(_note, jobs.redis, record)
+    try:
+        record = await jobs.end(record.id)
+    finally:
+        await run_sync(jobs.redis.zrem, AT_WORK, record.id)
+    interrupted = record.status is JobStatus.CANCELLED
+    pictures = [] if interrupted or not asked.send_images else await run_sync(jobs.pngs, record)
+    hidden = set() if asked.include_init_images else {"init_images", "mask"}
+    return {
+        "images": [b64encode(picture).decode() for picture in pictures],
+        "parameters": asked.model_dump(mode="json", exclude=hidden),
+        "info": json.dumps(_info(record)),
+    }
+
+
+def _note(redis: Redis, record: JobRecord) -> None:
+    redis.zremrangebyscore(AT_WORK, "-inf", record.created_at - FORGOTTEN_S)
+    redis.zadd(AT_WORK, {record.id: record.created_at})
+
+
+def _info(record: JobRecord) -> dict[str, Any]:
+    spec = record.spec
+    seeds = [spec.seed + index for index in range(spec.num_images)]
+    width, height = spec.result_size
+    return {
+        "prompt": spec.prompt,
+        "all_prompts": [spec.prompt] * spec.num_images,
+        "negative_prompt": spec.negative_prompt,
+        "all_negative_prompts": [spec.negative_prompt] * spec.num_images,
+        "seed": spec.seed,
+        "all_seeds": seeds,
+        "width": width,
+        "height": height,
+        "sampler_name": NAMES.get(spec.scheduler, spec.scheduler.value),
+        "cfg_scale": spec.guidance_scale,
+        "steps": spec.num_inference_steps,
+        "batch_size": spec.num_images,
+        "denoising_strength": spec.strength,
+        "sd_model_name": spec.model,
+        "infotexts": [_infotext(spec, seed) for seed in seeds],
+        "index_of_first_image": 0,
+        "job_id": record.id,
+        "interrupted": record.status is JobStatus.CANCELLED,
+    }
+
+
+def _infotext(spec: JobSpec, seed: int) -> str:
+    negative = f"\nNegative prompt: {spec.negative_prompt}" if spec.negative_prompt else ""
+    width, height = spec.result_size
+    sampler = NAMES.get(spec.scheduler, spec.scheduler)
+    return (
+        f"{spec.prompt}{negative}\nSteps: {spec.num_inference_steps}, Sampler: {sampler}, "
+        f"CFG scale: {spec.guidance_scale:g}, Seed: {seed}, Size: {width}x{height}, Model: {spec.model}, "
+        f"Denoising strength: {spec.strength:g}"
+    )
+
+
+@router.get("/progress")
+def progress(jobs: BlockingJobsDep, previews: PreviewsDep, skip_current_image: bool = False) -> dict[str, Any]:
+    """How far the oldest job made here is. Clients that poll it see previews."""
+    record = next(iter(_at_work(jobs)), None)
+    state = {"skipped": False, "interrupted": False, "job": "", "job_count": 0, "job_no": 0}
+    if record is None:
+        steps = {"sampling_step": 0, "sampling_steps": 0}
+        return {"progress": 0.0, "eta_relative": 0.0, "state": state | steps, "current_image": None, "textinfo": None}
+    preview = None
+    if not skip_current_image:
+        previews.watch(record.id)
+        preview = previews.latest(record.id)
+    steps = {"sampling_step": record.step, "sampling_steps": record.steps}
+    return {
+        "progress": record.step / record.steps if record.steps else 0.0,
+        "eta_relative": 0.0,
+        "state": state | steps | {"job": record.id, "job_count": 1},
+        "current_image": b64encode(preview.jpeg).decode() if preview else None,
+        "textinfo": record.status.value,
+    }
+
+
+@router.post("/interrupt")
+def interrupt(jobs: BlockingJobsDep) -> dict[str, Any]:
+    """Cancels the jobs made here. Their requests answer without pictures."""
+    for record in _at_work(jobs):
+        jobs.queue.cancel(record.id)
+    return {}
+
+
+def _at_work(jobs: BlockingJobs) -> list[JobRecord]:
+    """The caller's jobs made here that have not ended, oldest first."""
+    ids = [str(as_text(job_id)) for job_id in jobs.redis.zrange(AT_WORK, 0, -1)]  # type: ignore[arg-type]
+    found = [record for record in map(jobs.queue.records.get, ids) if record is not None]
+    return [record for record in found if not record.status.is_terminal]
+
+
+@router.get("/samplers")
+def samplers() -> list[dict[str, Any]]:
+    """The samplers by the web UI's names."""
+    return [{"name": name, "aliases": [], "options": {}} for name in dict.fromkeys(name for name, _ in SAMPLERS)]
+
+
+@router.get("/schedulers")
+def schedulers() -> list[dict[str, Any]]:
+    """The schedules; each goes with some of the samplers."""
+    names = dict.fromkeys(schedule for _, schedule in SAMPLERS)
+    return [{"name": name, "label": name.capitalize(), "aliases": None} for name in names]
+
+
+@router.get("/sd-models")
+def sd_models(jobs: BlockingJobsDep) -> list[dict[str, Any]]:
+    """The models that live workers serve."""
+    return [
+        {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
+        for name in sorted(jobs.models.live())
+    ]
+
+
+@router.get("/options")
+def options(settings: SettingsDep) -> dict[str, Any]:
+    """The one option: the default model."""
+    return {"sd_model_checkpoint": model_name(settings.model)}
+
+
+@router.post("/options")
+def set_options(options: dict[str, Any], settings: SettingsDep) -> dict[str, Any]:
+    """A service of many clients has no global switch: only what is so already is accepted."""
+    for name, value in options.items():
+        if (name, value) != ("sd_model_checkpoint", model_name(settings.model)):
+            message = "It is not set for all clients at once; a request can name its model in `override_settings`"
+            raise ParameterError(name, message, got=value)
+    return {}
+
+
+@router.get("/scripts")
+def scripts() -> dict[str, list[str]]:
+    """None."""
+    return {"txt2img": [], "img2img": []}

@@ -1,0 +1,281 @@
+"""OpenAI's Images API: `POST /v1/images/edits` and `/v1/images/variations`, for its unmodified clients.
+
+https://platform.openai.com/docs/api-reference/images/createEdit. With a mask, what is transparent in it is painted
+anew; without one, a model that can edit by instruction does so, and any other makes a picture of the prompt from the
+image. Fields of `POST /img2img` (`seed`, `strength`, ...) can be sent as extra fields.
+"""
+
+import asyncio
+import json
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
+from io import BytesIO
+from typing import Annotated, Any, Literal
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
+from starlette.responses import JSONResponse, StreamingResponse
+
+from img2img.domain.job import JobRecord
+from img2img.domain.model_card import ModelCard
+from img2img.domain.spec import MAX_IMAGES, Task
+from img2img.errors import Img2ImgError, ParameterError
+from img2img.redis.previews import Preview
+
+from ..dependencies import PreviewsDep
+from ..http.problem_details import status_of
+from ..imaging.decode import encode_png
+from ..imaging.sandbox_pool import SandboxedImage
+from ..progress.image_formats import convert_image
+from ..routes.body_parser import json_text
+from ..schemas.requests import ALPHA, Img2ImgRequest
+from ..schemas.responses import FieldProblem, ImageFormat
+from ..submission.spec_builder import error_field
+from .blocking_jobs import LOOK_S, BlockingJobs, BlockingJobsDep
+from .validation import validated
+
+MAX_PARTS = 64
+MAX_FIELD_BYTES = 64 * 1024
+NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+USAGE = NO_TOKENS | {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
+OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - {"image", "mask", "model", "prompt", "num_images"}
+
+
+class Variation(BaseModel):
+    """The form fields of a variation that are not files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
+    size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$")] = "auto"
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    user: str | None = None  # a note for the operator's own books: it asks for nothing
+
+
+class Edit(Variation):
+    """The form fields of an edit that are not files. A value that this service cannot honour is not in its type."""
+
+    prompt: str
+    background: Literal["auto", "opaque"] = "auto"
+    quality: Literal["auto"] = "auto"
+    moderation: Literal["auto"] = "auto"
+    output_format: ImageFormat = ImageFormat.PNG
+    output_compression: Annotated[int | None, Field(ge=1, le=100)] = None
+    stream: bool = False
+    partial_images: Annotated[int, Field(ge=0, le=3)] = 0
+
+
+class OpenAIRoute(APIRoute):
+    """Says errors as OpenAI's clients read them."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                first = FieldProblem.of(error.errors()[0])
+                return _refusal(422, f"{first.field}: {first.message}", first.field, ParameterError.code)
+            except Img2ImgError as error:
+                field = getattr(error, "field", None)
+                return _refusal(status_of(error), error.message, field, error.code)
+
+        return answer
+
+
+router = APIRouter(prefix="/v1", route_class=OpenAIRoute, include_in_schema=False)
+
+
+@router.post("/images/edits")
+async def edit_image(request: Request, jobs: BlockingJobsDep, previews: PreviewsDep) -> Response:
+    """Edits a picture by a prompt, within a mask if there is one."""
+    fields, own, files = await _form(request)
+    asked = validated(Edit, fields)
+    image, mask = _one_image(files), files.get("mask", [None])[0]
+    card = await run_sync(jobs.admission.card, asked.model)
+    sent = await run_sync(_edit_request, asked, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
+    record = await jobs.start(sent)
+    if asked.stream:
+        return StreamingResponse(_events(jobs, record, asked, previews), media_type="text/event-stream")
+    return await _answer(jobs, record, asked.response_format, asked.output_format, asked.output_compression)
+
+
+@router.post("/images/variations")
+async def vary_image(request: Request, jobs: BlockingJobsDep) -> Response:
+    """Makes other versions of a picture, without words."""
+    fields, own, files = await _form(request)
+    asked = validated(Variation, fields)
+    width, height = _size(asked.size)
+    sent = validated(
+        Img2ImgRequest,
+        {
+            **own,
+            "image": _one_image(files),
+            "model": asked.model,
+            "num_images": asked.n,
+            "width": width,
+            "height": height,
+        },
+    )
+    return await _answer(jobs, await jobs.start(sent), asked.response_format, ImageFormat.PNG, None)
+
+
+@router.get("/models")
+def list_models(jobs: BlockingJobsDep) -> Response:
+    """The models, as OpenAI lists its own."""
+    models = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "img2img"} for name in sorted(jobs.models.live())
+    ]
+    return JSONResponse({"object": "list", "data": models})
+
+
+async def _form(request: Request) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]:
+    """Their fields, ours, and the files. Clients write `image[]` where there can be several."""
+    fields: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    files: dict[str, list[bytes]] = {}
+    async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_FIELD_BYTES) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                files.setdefault(name.removesuffix("[]"), []).append(await value.read())
+            elif name in OWN_FIELDS:
+                own[name] = json_text(name, value) if name in Img2ImgRequest.FORM_JSON else value
+            else:
+                fields[name] = value
+    return fields, own, files
+
+
+def _one_image(files: dict[str, list[bytes]]) -> bytes:
+    unknown = sorted(set(files) - {"image", "mask"})
+    if unknown:
+        raise ParameterError(unknown[0], "Unknown file; known are image, mask")
+    images = files.get("image", [])
+    if len(images) != 1:
+        raise ParameterError("image", f"Exactly one image is taken, not {len(images)}")
+    return images[0]
+
+
+def _edit_request(
+    asked: Edit, own: dict[str, Any], image: bytes, mask: bytes | None, card: ModelCard, jobs: BlockingJobs
+) -> Img2ImgRequest:
+    upload = jobs.decoders.open(image)
+    width, height = _size(asked.size)
+    fields: dict[str, Any] = {**own, "image": image, "model": asked.model, "num_images": asked.n}
+    painted = _painted(upload, mask, jobs.decoders.open)
+    if painted is not None:
+        if (width, height) not in ((None, None), upload.size):
+            raise ParameterError("size", "With a mask the result has the size of the image: input should be `auto`")
+        return validated(Img2ImgRequest, {**fields, "mask": painted, "prompt": asked.prompt})
+    fields |= {"width": width, "height": height}
+    if Task.EDIT in card.tasks and "strength" not in own:
+        return validated(Img2ImgRequest, {**fields, "instruction": asked.prompt})
+    return validated(Img2ImgRequest, {**fields, "prompt": asked.prompt})
+
+
+def _painted(
+    upload: SandboxedImage, mask: bytes | None, open_picture: Callable[[bytes], SandboxedImage]
+) -> bytes | str | None:
+    """Our mask for theirs: the transparent parts, white. Without one, the image's own transparency, if it has any."""
+    if mask is None:
+        return ALPHA if upload.transparency().getbbox() else None
+    with error_field("mask"):
+        transparent = open_picture(mask).transparency()
+    if not transparent.getbbox():
+        raise ParameterError("mask", "The mask should be transparent where the image is to be edited")
+    return encode_png(transparent)
+
+
+def _size(size: str) -> tuple[int | None, int | None]:
+    if size == "auto":
+        return None, None
+    width, _, height = size.partition("x")
+    return int(width), int(height)
+
+
+async def _answer(
+    jobs: BlockingJobs, record: JobRecord, response_format: str, output_format: ImageFormat, quality: int | None
+) -> Response:
+    record = await jobs.end(record.id)
+    pictures = await run_sync(jobs.pngs, record)
+    if response_format == "url":
+        base = str(jobs.request.base_url).rstrip("/")
+        form = "" if output_format is ImageFormat.PNG else f"?format={output_format}"
+        data = [{"url": f"{base}/jobs/{record.id}/images/{image.index}{form}"} for image in record.images]
+    else:
+        data = [{"b64_json": await run_sync(_encoded, picture, output_format, quality)} for picture in pictures]
+    return JSONResponse(
+        {"created": int(record.created_at), "data": data, "output_format": output_format, "usage": USAGE}
+    )
+
+
+def _encoded(picture: bytes, output_format: ImageFormat, quality: int | None) -> str:
+    if output_format is not ImageFormat.PNG:
+        picture = convert_image(picture, output_format, quality)
+    return b64encode(picture).decode()
+
+
+async def _events(jobs: BlockingJobs, record: JobRecord, asked: Edit, previews: PreviewsDep) -> AsyncIterator[bytes]:
+    """Partial images as they form, then each picture."""
+    shown: list[Preview] = []
+    ending = asyncio.ensure_future(jobs.end(record.id))
+    try:
+        with jobs.feed.watch(record.id) as changed:
+            while asked.partial_images > len(shown) and not ending.done():
+                await run_sync(previews.watch, record.id)
+                preview = await run_sync(previews.latest, record.id)
+                if preview and preview not in shown:
+                    shown.append(preview)
+                    picture = await run_sync(_from_jpeg, preview.jpeg)
+                    yield await run_sync(
+                        _event, "partial_image", picture, asked, {"partial_image_index": len(shown) - 1}
+                    )
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await changed.wait()
+                changed.clear()
+        for picture in await run_sync(jobs.pngs, await ending):
+            yield await run_sync(_event, "completed", picture, asked, {"usage": USAGE})
+    except Img2ImgError as error:
+        yield f"event: error\ndata: {json.dumps(_error(error.message, None, error.code))}\n\n".encode()
+    finally:
+        if not ending.done():  # the client has gone
+            ending.cancel()
+            await run_sync(jobs.queue.cancel, record.id)
+
+
+def _from_jpeg(jpeg: bytes) -> bytes:
+    with Image.open(BytesIO(jpeg), formats=("JPEG",)) as picture:
+        return encode_png(picture.convert("RGB"))
+
+
+def _event(kind: str, picture: bytes, asked: Edit, more: dict[str, Any]) -> bytes:
+    with Image.open(BytesIO(picture), formats=("PNG",)) as image:
+        size = f"{image.width}x{image.height}"
+    event = {
+        "type": f"image_edit.{kind}",
+        "b64_json": _encoded(picture, asked.output_format, asked.output_compression),
+        "created_at": int(time.time()),
+        "size": size,
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": asked.output_format,
+        **more,
+    }
+    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _refusal(status: int, message: str, field: str | None, code: str) -> Response:
+    return JSONResponse(_error(message, field, code), status_code=status)
+
+
+def _error(message: str, field: str | None, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": field, "code": code}}

@@ -1,1 +1,0 @@
-"""Delivers webhooks: takes ends of jobs from the outbox and posts them, signed, to where they are wanted."""

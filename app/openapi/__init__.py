@@ -1,0 +1,1 @@
+"""The OpenAPI document: everything that FastAPI cannot derive from the routes."""

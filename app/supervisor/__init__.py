@@ -1,0 +1,1 @@
+"""Runs the processes of the service on one machine: `img2img serve`."""

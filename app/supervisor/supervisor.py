@@ -1,0 +1,198 @@
+"""The supervisor behind `img2img serve`: Redis, courier, worker and API on one machine, as one."""
+
+import fcntl
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+
+import httpx
+import typer
+from obstore.exceptions import BaseError as StoreError
+from redis.exceptions import RedisError
+
+from img2img.blobs import ObjectStore, UnusableStore
+from img2img.redis.api_keys import ApiKeys
+
+from ..settings import ApiSettings
+from ..webhooks.signing import ensure_secret
+from .embedded_redis import RedisUnavailable, connect, is_redis_ready, redis_command
+from .process import ManagedProcess
+
+PYTHON = (sys.executable, "-P", "-m")  # -P: a folder named app where the user stands is not ours
+CANNOT_START = 2  # exit code of a worker that has said why it cannot start
+DRAIN_S = 60.0  # a worker may take this long to finish its jobs; those it has not finished run again next time
+
+
+class ServeError(Exception):
+    """Why the service cannot run: one line, or empty where a child has said it."""
+
+
+@contextmanager
+def running(settings: ApiSettings) -> Iterator["Supervisor"]:
+    """The service, ready for jobs. Nothing of it is left when this ends; SIGTERM interrupts it like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_torch()
+    with lock_data_dir(settings.data_dir):
+        check_port(settings.host, settings.port)
+        if not settings.webhook_secret:
+            ensure_secret(settings.data_dir)
+        service = Supervisor(settings)
+        try:
+            service.start()
+            yield service
+        except KeyboardInterrupt:
+            typer.echo("\nimg2img: stopping; jobs in flight end first (Ctrl-C again: at once)", err=True)
+            raise
+        finally:
+            service.stop()
+
+
+class Supervisor:
+    """The processes of the service, in the order in which they start."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._settings = settings
+        self._environment = settings.as_environment()
+        self._children: list[ManagedProcess] = []
+
+    def start(self) -> None:
+        """Redis, then courier, worker and API. Returns when a job could be submitted. Raises ServeError."""
+        if not self._settings.redis_url:
+            try:
+                self._add("redis", redis_command(self._settings.data_dir), stop_within_s=20)
+            except RedisUnavailable as error:
+                raise ServeError(str(error)) from None
+            self._wait_until(lambda: is_redis_ready(self._settings.resolved_redis_url))
+        check_keys(self._settings)
+        check_store(self._settings)
+        self._add("courier", [*PYTHON, "img2img.app.webhooks"], stop_within_s=self._settings.webhook_timeout_s + 5)
+        self._add("worker", [*PYTHON, "img2img.worker"], stop_within_s=DRAIN_S)
+        self._add("api", [*PYTHON, "img2img.app.cli", "api"], stop_within_s=10)
+        with httpx.Client(base_url=self._settings.local_url, trust_env=False) as http:
+            self._wait_until(lambda: is_ready(http))
+
+    def tick(self) -> None:
+        """Starts again what has died. Raises ServeError where that cannot help."""
+        for child in self._children:
+            code = child.exit_code
+            if code is None:
+                continue
+            if child.name == "worker" and code == CANNOT_START:
+                raise ServeError
+            if child.restart_when_due():
+                typer.echo(f"img2img: {child.name} ended with exit code {code}; started it again", err=True)
+
+    def stop(self) -> None:
+        """API first, so that nothing new comes in, then worker, courier and Redis. A second Ctrl-C does not wait."""
+        try:
+            while self._children:
+                self._children[-1].stop()
+                self._children.pop()
+        finally:
+            for child in self._children:
+                child.kill()
+
+    def _add(self, name: str, command: list[str], stop_within_s: float) -> None:
+        self._children.append(ManagedProcess(name, command, self._environment, stop_within_s))
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            for child in self._children:
+                code = child.exit_code
+                if child.name == "worker" and code == CANNOT_START:
+                    raise ServeError
+                if code is not None:
+                    raise ServeError(f"{child.name} ended with exit code {code} while starting")
+            time.sleep(0.1)
+
+
+def is_ready(http: httpx.Client) -> bool:
+    """Whether the service would take a job and work on it."""
+    try:
+        return http.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def check_keys(settings: ApiSettings) -> None:
+    """Refuses to start a service that nobody could use. Raises ServeError.
+
+    With Redis away nobody knows; the service then lets nobody in until it is back.
+    """
+    if not settings.keys_required:
+        return
+    with connect(settings.resolved_redis_url) as redis:
+        try:
+            if ApiKeys(redis).any():
+                return
+        except RedisError:
+            return
+    raise ServeError(
+        f"on {settings.published_host or settings.host} requests need an API key, and there is none yet: make one with "
+        "`img2img keys create --name NAME`, or let everyone in with --insecure"
+    )
+
+
+def check_store(settings: ApiSettings) -> None:
+    """Refuses a store that cannot do what it is to do. One that does not answer now may later. Raises ServeError."""
+    try:
+        store = ObjectStore(settings.resolved_store_url, patience_s=1)
+        if settings.result_redirect:
+            _check_signing(store)
+        store.check_first_writer_wins()
+    except UnusableStore as error:
+        raise ServeError(str(error)) from None
+    except StoreError:
+        return
+
+
+def _check_signing(store: ObjectStore) -> None:
+    try:
+        store.sign("GET", "check", 1)
+    except (UnusableStore, StoreError) as error:
+        why = str(error).split("\n", 1)[0]
+        raise ServeError(f"IMG2IMG_RESULT_REDIRECT=true needs a store that signs URLs: {why}") from None
+
+
+def check_torch() -> None:
+    """The worker runs on torch, which is an extra."""
+    if find_spec("torch") is None:
+        raise ServeError("a worker needs torch: pip install 'img2img-server[worker]'")
+
+
+def lock_data_dir(data_dir: Path) -> IO[str]:
+    """Makes the data directory, and ours for as long as the file returned is open. Raises ServeError."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "serve.lock").open("w")
+    except OSError as error:
+        raise ServeError(f"the data directory {data_dir} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ServeError(f"another `img2img serve` runs on the data directory {data_dir}") from None
+    return lock
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ServeError where nothing could listen there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

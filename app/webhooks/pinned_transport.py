@@ -1,0 +1,64 @@
+"""Connections to checked addresses: a name is resolved once, every answer looked at, and one of them dialled."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+
+import httpcore
+
+from .ssrf_guard import is_public
+
+Resolver = Callable[[str, int], Awaitable[list[str]]]
+
+MAX_DIALLED = 4  # addresses of one name that are tried
+
+# Lookups cannot be broken off, so those of slow name servers get many threads to be slow on.
+_lookups = ThreadPoolExecutor(64, thread_name_prefix="lookup")
+
+
+class NonPublicAddress(httpcore.ConnectError):
+    """The host has an address that is not public."""
+
+
+async def system_resolver(host: str, port: int) -> list[str]:
+    """The addresses of a host, as this machine resolves names. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found = await loop.run_in_executor(_lookups, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class PinnedTransport(httpcore.AsyncNetworkBackend):
+    """Dials addresses, never names. TLS above it still verifies the name that stands in the URL."""
+
+    def __init__(
+        self,
+        resolver: Resolver = system_resolver,
+        network: httpcore.AsyncNetworkBackend | None = None,
+        *,
+        allow_private: bool = False,
+    ) -> None:
+        self._resolver = resolver
+        self._allow_private = allow_private
+        self._network = network or httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Raises NotPublic if any address of the host is not public, OSError or httpcore's errors otherwise."""
+        addresses = await self._resolver(host, port)
+        if not self._allow_private and not all(is_public(ip_address(address)) for address in addresses):
+            raise NonPublicAddress
+        failure: Exception = OSError("the host has no address")
+        for address in addresses[:MAX_DIALLED]:
+            try:
+                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure

@@ -1,0 +1,1 @@
+"""Everything that knows a Redis key: the job store, the queue, registries and the webhook outbox."""

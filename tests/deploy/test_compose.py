@@ -1,0 +1,150 @@
+"""What the compose files and .env.example say about settings, against the settings that there are. Needs no engine."""
+
+import os
+import re
+import subprocess
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from img2img.app.settings import ApiSettings
+from img2img.worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
+CLIENT = {"IMG2IMG_API_KEY"}  # for `img2img submit`, which has no settings
+PREFIX = "IMG2IMG_"
+
+
+def names(settings: type[ApiSettings] | type[WorkerSettings]) -> set[str]:
+    return {PREFIX + name.upper() for name in settings.model_fields}
+
+
+API, WORKER = names(ApiSettings), names(WorkerSettings)
+
+
+def compose(file: str = FILES[0]) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / file).read_text())
+
+
+def environment(service: dict[str, Any]) -> set[str]:
+    return {name for name in service.get("environment", {}) if name.startswith(PREFIX)}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_setting_in_a_compose_file_is_one(file: str) -> None:
+    services = compose(file)["services"]
+    for name, service in services.items():
+        assert environment(service) <= (WORKER if name == "worker" else API), name
+    assert set(re.findall(PREFIX + r"\w+", (ROOT / file).read_text())) <= API | WORKER
+
+
+def test_every_setting_can_be_made_by_compose() -> None:
+    """What a process has a setting for, its container takes over from .env; folders and ports inside are its own."""
+    services = compose()["services"]
+    inside = {"IMG2IMG_DATA_DIR", "IMG2IMG_LIVE_FILE"}
+    assert environment(services["worker"]) >= WORKER - inside
+    of_serve = {"IMG2IMG_SLOTS"}  # of the worker that `img2img serve` starts
+    assert environment(services["api"]) >= API - inside - of_serve
+
+
+def test_every_setting_stands_in_the_example() -> None:
+    said = set(re.findall(rf"^#? ?({PREFIX}\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    of_containers = {"IMG2IMG_PUBLISHED_HOST"}  # compose knows it
+    assert said == (API | WORKER | CLIENT) - of_containers
+
+
+def test_every_variable_of_compose_stands_in_the_example() -> None:
+    wanted = {found for file in FILES for found in re.findall(r"\$\{(\w+)", (ROOT / file).read_text())}
+    of_builds = {"VERSION", "REVISION"}
+    said = set(re.findall(r"^#? ?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert wanted - of_builds <= said
+
+
+def test_every_container_is_held_short() -> None:
+    services = compose()["services"]
+    for name, service in services.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+        assert not service.get("privileged"), name
+    assert "ports" not in services["redis"]
+    assert services["redis"]["networks"] == ["queue"]
+    assert compose()["networks"]["queue"]["internal"]
+
+
+def test_images_say_the_version_of_the_package() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"${{VERSION:-{version}}}" in (ROOT / FILES[0]).read_text()
+    for dockerfile in (ROOT / "docker").glob("*.Dockerfile"):
+        assert f"ARG VERSION={version}\n" in dockerfile.read_text(), dockerfile
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Runs the script that starts a worker, with two GPUs that it is told of and a `python` that says how it came."""
+    commands = {
+        "nvidia-smi": "printf 'GPU 0: one\\nGPU 1: two\\n'",
+        "python": 'echo "${CUDA_VISIBLE_DEVICES:-none} ${HF_HUB_OFFLINE:-online}"; exec sleep 60',
+    }
+    for name, does in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    started = []
+
+    def start(**settings: str) -> "subprocess.Popen[str]":
+        path = f"{tmp_path}:{ROOT / 'docker' / 'worker'}:{os.environ['PATH']}"
+        own = {"PATH": path, "HF_HOME": str(tmp_path), "GPU_LOCKS": str(tmp_path)}
+        started.append(
+            subprocess.Popen(
+                ["start-worker"], env=own | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_each_worker_takes_a_gpu_that_no_other_has(start_worker: Callable[..., "subprocess.Popen[str]"]) -> None:
+    first, second = start_worker(ONE_GPU_EACH="true"), start_worker(ONE_GPU_EACH="true")
+    assert {process.stdout.readline().split()[0] for process in (first, second)} == {"0", "1"}
+    third = start_worker(ONE_GPU_EACH="true")
+    assert third.wait(60) == 2
+    assert "each of the 2 GPUs has a worker already" in third.stderr.read()
+    second.kill()
+    second.wait()
+    assert start_worker(ONE_GPU_EACH="true").stdout.readline().split()[0] in "01"
+    assert start_worker().stdout.readline().split()[0] == "none"
+
+
+def test_models_that_were_loaded_once_are_loaded_offline(
+    start_worker: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    def how(**settings: str) -> str:
+        return start_worker(**settings).stdout.readline().split()[1]
+
+    file = tmp_path / "models.toml"
+    file.write_text("[models.a]")
+    one = {"IMG2IMG_MODEL": "org/one", "IMG2IMG_MODELS_FILE": str(file)}
+    assert how(**one) == "online"
+    mark = subprocess.run(
+        [ROOT / "docker" / "worker" / "loaded-mark"],
+        env=one | {"HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    Path(mark.stdout.strip()).touch()
+    assert how(**one) == "1"
+    assert how(**one, HF_HUB_OFFLINE="0") == "0"
+    assert how(**one | {"IMG2IMG_MODEL": "org/two"}) == "online"
+    file.write_text("[models.b]")
+    assert how(**one) == "online"

@@ -1,0 +1,255 @@
+"""The users that compose's Redis has: each process can do all of its work as its own user, and nothing else."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import pytest
+from redis import Redis
+from redis.exceptions import AuthenticationError, ResponseError
+
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
+from img2img.app.supervisor.supervisor import free_port
+from img2img.blobs import ObjectStore
+from img2img.domain.api_key import Scope
+from img2img.domain.spec import result_key
+from img2img.redis.api_keys import KEYS, ApiKeys
+from img2img.redis.input_images import INPUTS
+from img2img.redis.job_store import EXPIRING
+from img2img.redis.model_registry import ModelRegistry
+from img2img.settings import embedded_redis_socket
+from tests.conftest import encoded, gradient, http_server
+from tests.support.processes import MODEL, Forked, wait_for
+from tests.support.processes import tiny_model as tiny_model
+from tests.support.webhook_receivers import receiving
+
+RULES = Path(__file__).parents[2] / "docker" / "redis"
+ROOT = "user root on nopass ~* &* +@all\n"  # of the test: it looks at what was denied
+
+
+class Guarded:
+    """A Redis with the users of compose, by the script that compose runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        secrets = folder / "secrets"
+        for name in ("api", "worker", "courier", "redis"):
+            (secrets / name).mkdir(parents=True)
+        subprocess.run([RULES / "setup", secrets], check=True)
+        with (secrets / "redis" / "users.acl").open("a") as rules:
+            rules.write(ROOT)
+        self._secrets = secrets
+        self._command = [*redis_command(folder), "--aclfile", str(secrets / "redis" / "users.acl")]
+        self._root_url = f"unix://root:any@{embedded_redis_socket(folder)}"
+        self.root = Redis.from_url(self._root_url)
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command)
+        wait_for(lambda: is_redis_ready(self._root_url))
+
+    def restart(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        self.start()
+
+    def url(self, user: str) -> str:
+        """What a process connects to; the socket stands for the host of compose's network."""
+        url = (self._secrets / user / "img2img_redis_url").read_text()
+        return url.replace("redis://", "unix://").replace("redis:6379/0", str(embedded_redis_socket(self.folder)))
+
+    def assert_none_was_denied_what_it_needs(self) -> None:
+        """RQ asks which Redis this is and does well without an answer; CLIENT is all of one piece before Redis 7."""
+        assert {entry["object"] for entry in self.root.acl_log()} <= {"info", "client"}
+
+    def stop(self) -> None:
+        self.root.close()
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Guarded]:
+    with TemporaryDirectory(prefix="i2i-") as folder:  # short: a unix socket lies in it
+        guarded = Guarded(Path(folder))
+        try:
+            yield guarded
+        finally:
+            guarded.stop()
+
+
+@contextmanager
+def processes(guarded: Guarded, model: Path, settings: ApiSettings) -> Iterator[None]:
+    """A worker and a courier, each as its own user."""
+    shared = {"IMG2IMG_DATA_DIR": str(guarded.folder), "IMG2IMG_MODEL": str(model)}
+    log = guarded.folder / "img2img.worker.log"
+    own = {
+        "IMG2IMG_REDIS_URL": guarded.url("worker"),
+        "IMG2IMG_DEVICE": "cpu",
+        "IMG2IMG_LEASE_S": "3",
+        "IMG2IMG_LIVE_FILE": str(guarded.folder / "live"),
+    }
+    worker = Forked(shared | own, log)
+    courier = subprocess.Popen(
+        [sys.executable, "-m", "img2img.app.webhooks"],
+        env=settings.as_environment() | {"IMG2IMG_REDIS_URL": guarded.url("courier")},
+    )
+    try:
+        yield
+    except BaseException:
+        sys.stderr.write(log.read_text())
+        raise
+    finally:
+        os.kill(worker.pid, 9)
+        worker.wait()
+        courier.kill()
+        courier.wait()
+
+
+def test_a_job_goes_through_all_processes_and_none_is_denied_what_it_needs(guarded: Guarded, tiny_model: Path) -> None:
+    settings = ApiSettings(
+        _env_file=None,
+        data_dir=guarded.folder,
+        redis_url=guarded.url("api"),
+        model=MODEL,
+        port=free_port(),
+        keys="required",
+        rate_limit="100000/minute",
+        max_queued=10,
+        max_queued_per_key=10,
+        webhook_secret="whsec_" + "YWJj" * 8,
+        webhook_allow_private=True,
+    )
+    secret, _ = ApiKeys(Redis.from_url(guarded.url("api"))).create("test", [Scope.ADMIN])
+    picture = encoded(gradient(32, 32))
+    models = ModelRegistry(guarded.root)
+    with (
+        receiving() as receiver,
+        http_server(settings) as url,
+        processes(guarded, tiny_model, settings),
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, timeout=60) as http,
+    ):
+
+        def submit(**fields: object) -> str:
+            answer = http.post("/img2img", files={"image": picture}, data={"num_inference_steps": 4} | fields)
+            assert answer.status_code == 202, answer.text
+            return str(answer.json()["id"])
+
+        wait_for(lambda: models.live().get(MODEL), 90)
+        since = (guarded.folder / "live").stat().st_mtime
+        job_id = submit(webhook=receiver.url, deadline_s=600)
+        with http.stream("GET", f"/jobs/{job_id}/events?preview=true") as events:
+            for line in events.iter_lines():
+                guarded.assert_none_was_denied_what_it_needs()
+                if line == "event: succeeded":
+                    break
+            else:
+                raise AssertionError("the job has not succeeded")
+        assert http.get(f"/jobs/{job_id}/result").content.startswith(b"\x89PNG")
+        long = submit(num_inference_steps=150, strength=1, num_images=8)
+        assert http.post(f"/jobs/{long}/cancel").status_code == 200
+        assert receiver.wait(1)[0].headers["webhook-id"] == job_id
+        wait_for(lambda: http.get(f"/jobs/{job_id}").json()["webhook"]["delivery"]["status"] == "delivered")
+        assert http.get("/jobs").status_code == 200
+        assert http.delete(f"/jobs/{job_id}").status_code == 204
+        assert ObjectStore(settings.resolved_store_url).get(result_key(job_id, 0)) is None
+        wait_for(lambda: not guarded.root.zcard("rq:wip:img2img-tiny"))  # also what was cancelled
+        wait_for(lambda: (guarded.folder / "live").stat().st_mtime > since)
+        guarded.root.zadd(EXPIRING, {long: 1})
+        guarded.root.zadd(INPUTS, dict.fromkeys(guarded.root.zrange(INPUTS, 0, -1), 1))
+        wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not guarded.root.zcard(INPUTS))
+    guarded.assert_none_was_denied_what_it_needs()
+
+
+Forbidden = Callable[[Redis], object]
+NOBODYS: dict[str, Forbidden] = {
+    "empties": lambda redis: redis.flushall(),
+    "lists all keys": lambda redis: redis.keys("*"),
+    "reads the configuration": lambda redis: redis.config_get("*"),
+    "writes the configuration": lambda redis: redis.config_set("dir", "/tmp"),
+    "sees all commands": lambda redis: redis.execute_command("MONITOR"),
+    "makes users": lambda redis: redis.acl_setuser("me", enabled=True, nopass=True),
+    "loads code": lambda redis: redis.execute_command("MODULE", "LOAD", "/tmp/x.so"),
+    "copies itself elsewhere": lambda redis: redis.replicaof("127.0.0.1", 1),
+    "ends Redis": lambda redis: redis.execute_command("SHUTDOWN", "NOSAVE"),
+    "forgets scripts": lambda redis: redis.script_flush(),
+    "writes other keys": lambda redis: redis.set("other", 1),
+    "does so in a script": lambda redis: redis.eval("return redis.call('SET', 'other', 1)", 0),
+    "speaks on other channels": lambda redis: redis.publish("other", "x"),
+}
+NOT_A_WORKERS: dict[str, Forbidden] = {
+    "reads API keys": lambda redis: redis.hgetall(KEYS),
+    "makes an API key": lambda redis: redis.hset(KEYS, "id", "{}"),
+    "resets a rate": lambda redis: redis.delete("i2i:rate:x"),
+}
+NOT_A_COURIERS: dict[str, Forbidden] = {
+    "queues a job": lambda redis: redis.rpush("rq:queue:img2img-demo", "x"),
+    "announces a model": lambda redis: redis.hset("i2i:models", "x", "{}"),
+}
+
+
+def said(what: Forbidden, redis: Redis) -> str:
+    """The refusal."""
+    with pytest.raises(ResponseError) as refusal:
+        what(redis)
+    return str(refusal.value).lower()
+
+
+@pytest.mark.parametrize("what", NOBODYS)
+@pytest.mark.parametrize("user", ["api", "worker", "courier"])
+def test_nobody(guarded: Guarded, user: str, what: str) -> None:
+    with Redis.from_url(guarded.url(user)) as redis:
+        refusal = said(NOBODYS[what], redis)
+    assert "no permission" in refusal or "can't access" in refusal
+    assert not guarded.root.exists("other")
+
+
+@pytest.mark.parametrize("what", NOT_A_WORKERS)
+@pytest.mark.parametrize("user", ["worker", "courier"])
+def test_only_the_front_end(guarded: Guarded, user: str, what: str) -> None:
+    with Redis.from_url(guarded.url(user)) as redis:
+        assert "no permission" in said(NOT_A_WORKERS[what], redis)
+
+
+@pytest.mark.parametrize("what", NOT_A_COURIERS)
+def test_no_courier(guarded: Guarded, what: str) -> None:
+    with Redis.from_url(guarded.url("courier")) as redis:
+        assert "no permission" in said(NOT_A_COURIERS[what], redis)
+
+
+def test_without_a_password_there_is_only_a_ping(guarded: Guarded) -> None:
+    socket = embedded_redis_socket(guarded.folder)
+    with Redis.from_url(f"unix://{socket}") as nobody, pytest.raises(AuthenticationError):
+        nobody.ping()
+    with Redis.from_url(f"unix://api:wrong@{socket}") as wrong, pytest.raises(AuthenticationError):
+        wrong.ping()
+    with Redis.from_url(f"unix://health:any@{socket}") as health:
+        assert health.ping()
+        assert "no permission" in said(lambda redis: redis.get("i2i:jobs"), health)
+
+
+def test_redis_finds_all_that_it_had_when_it_starts_again(guarded: Guarded) -> None:
+    """Redis 7 reads its file as the default user, and leaves out of transactions what that user may not do."""
+    [default] = [rules for rules in guarded.root.acl_list() if rules.startswith("user default ")]
+    assert {"off", "~*", "+@all"} <= set(default.split())
+    with Redis.from_url(guarded.url("api")) as redis, redis.pipeline(transaction=True) as pipe:
+        pipe.set("i2i:first", 1)
+        pipe.set("i2i:second", 2)
+        pipe.execute()
+    guarded.restart()
+    assert guarded.root.mget("i2i:first", "i2i:second") == [b"1", b"2"]
+
+
+def test_setting_up_again_keeps_the_passwords(guarded: Guarded) -> None:
+    before = {user: guarded.url(user) for user in ("api", "worker", "courier")}
+    subprocess.run([RULES / "setup", guarded.folder / "secrets"], check=True)
+    assert {user: guarded.url(user) for user in before} == before
+    assert len(set(before.values())) == 3
+    for user in before:
+        assert oct((guarded.folder / "secrets" / user / "img2img_redis_url").stat().st_mode)[-3:] == "600"

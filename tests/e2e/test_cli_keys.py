@@ -1,0 +1,133 @@
+"""`img2img keys`, and what `serve` and `api` do where others can come, as processes."""
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from img2img.app.supervisor.supervisor import free_port
+from tests.e2e.test_cli import COMMAND, environment, folder, img2img, one_line, serving
+
+__all__ = ["folder"]
+
+KEY = re.compile(r"i2i_[A-Za-z0-9_-]{43}")
+EVERYWHERE = ("--host", "0.0.0.0")
+NONE_YET = "on 0.0.0.0 requests need an API key, and there is none yet: make one with `img2img keys create --name NAME`"
+
+
+def create(folder: Path, *options: str) -> str:
+    """Makes a key. Nothing but the key goes to standard output."""
+    made = img2img(folder, "keys", "create", "--name", "Ada", *options)
+    assert made.returncode == 0, made.stderr
+    assert KEY.fullmatch(made.stdout.strip())
+    assert made.stdout.strip() not in made.stderr
+    return made.stdout.strip()
+
+
+def listed(folder: Path) -> list[str]:
+    result = img2img(folder, "keys", "list")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+@contextmanager
+def api(folder: Path, *options: str) -> Iterator[httpx.Client]:
+    """`img2img api` where others can come, with all that it logs in the file `said`."""
+    port = free_port()
+    command = [*COMMAND, "api", *EVERYWHERE, "--port", str(port), *options]
+    with (folder / "said").open("w") as said:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(IMG2IMG_LOG_LEVEL="debug"), stdout=said, stderr=said
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            while not answers(client):
+                assert process.poll() is None, (folder / "said").read_text()
+                time.sleep(0.1)
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_keys_are_made_listed_and_revoked_while_nothing_runs(folder: Path) -> None:
+    first, second = create(folder), create(folder, "--scope", "read")
+    assert first != second
+    [one, other] = listed(folder)
+    assert re.fullmatch(r"[0-9a-f]{16}  \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  read,submit  Ada", one)
+    assert other.endswith("Z  read  Ada")
+    assert img2img(folder, "keys", "revoke", one[:16]).returncode == 0
+    assert listed(folder) == [other]
+    assert one_line(img2img(folder, "keys", "revoke", one[:16])) == f"img2img: there is no key {one[:16]}"
+    kept = b"".join(path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file())
+    assert b"read" in kept  # Redis has written it down
+    assert first.encode() not in kept
+    assert second.encode() not in kept
+
+
+def test_serve_where_others_can_come(folder: Path) -> None:
+    assert NONE_YET in one_line(img2img(folder, "serve", *EVERYWHERE, "--port", free_port()))
+    key = create(folder)
+    with serving(folder, *EVERYWHERE) as (_, url):
+        assert one_line(img2img(folder, "submit", "in.png", "--url", url)).startswith("img2img: An API key is needed")
+        result = img2img(folder, "submit", "in.png", "--url", url, IMG2IMG_API_KEY=key)
+        assert (result.returncode, result.stdout) == (0, "out.png\n"), result.stderr
+        with httpx.Client(base_url=url, headers={"X-API-Key": create(folder, "--scope", "admin")}) as admin:
+            assert len(admin.get("/jobs").json()["jobs"]) == 1
+        assert len(listed(folder)) == 2
+
+
+def test_api_where_others_can_come(folder: Path) -> None:
+    create(folder)
+    with serving(folder):  # its Redis
+        keys = [line[:16] for line in listed(folder)]
+        for key in keys:
+            img2img(folder, "keys", "revoke", key)
+        assert NONE_YET in one_line(img2img(folder, "api", *EVERYWHERE, "--port", free_port()))
+        assert NONE_YET.replace("0.0.0.0", "127.0.0.1") in one_line(
+            img2img(folder, "api", "--port", free_port(), IMG2IMG_KEYS="required")
+        )
+        with api(folder, "--insecure") as client:
+            assert client.get("/jobs").status_code == 200
+        key = create(folder)
+        with api(folder) as client:
+            assert client.get("/jobs").status_code == 401
+            assert client.get("/jobs", headers={"X-API-Key": key}).status_code == 200
+            assert client.get("/jobs/x", headers={"Authorization": f"Bearer {key}"}).status_code == 404
+    said = (folder / "said").read_text()
+    assert "GET /jobs/{job_id}" in said  # paths as the routes have them, not as clients write them
+    assert not KEY.search(said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"IMG2IMG_KEYS": "required", "IMG2IMG_INSECURE": "true"}, "IMG2IMG_INSECURE: "),
+        ({"IMG2IMG_RATE_LIMIT": "much"}, "IMG2IMG_RATE_LIMIT: "),
+        ({"IMG2IMG_MAX_QUEUED": "0"}, "IMG2IMG_MAX_QUEUED: "),
+        ({"IMG2IMG_CORS_ORIGINS": "studio.example"}, "IMG2IMG_CORS_ORIGINS: "),
+    ],
+)
+def test_settings_that_cannot_be(folder: Path, settings: dict[str, str], said: str) -> None:
+    assert one_line(img2img(folder, "api", **settings)).startswith(f"img2img: {said}")
+
+
+def test_keys_say_why_they_cannot(folder: Path) -> None:
+    nowhere = one_line(img2img(folder, "keys", "list", "--redis-url", "redis://:secret@127.0.0.1:1/0"))
+    assert nowhere.startswith("img2img: 127.0.0.1:1/0: ")
+    assert "secret" not in nowhere
+    unknown = img2img(folder, "keys", "create", "--name", "x", "--scope", "all")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "submit" in unknown.stderr  # it says what there is

@@ -1,0 +1,130 @@
+"""`img2img serve` with a model file: a tiny model with a LoRA and an IP-Adapter, from the request to the pixels."""
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import diffusers
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import encoded
+from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
+from tests.support.serving import serving
+
+SIDE = 64
+FIELDS = {"prompt": "a house", "num_inference_steps": 3, "seed": 4, "guidance_scale": 3.0, "strength": 0.9}
+
+
+@pytest.fixture(scope="module")
+def files(model_folder: Path) -> Iterator[Path]:
+    """The folder of a model file, its LoRA and its IP-Adapter."""
+    with TemporaryDirectory(prefix="i2i-") as name:
+        folder = Path(name)
+        tiny_lora(model_folder, folder / "ink.safetensors", seed=1)
+        tiny_ip_adapter(model_folder, folder / "ip")
+        (folder / "models.toml").write_text(
+            f"""
+            [models.house]
+            source = "{model_folder}"
+            steps = 3
+            scheduler = "euler"
+            loras.ink = "./ink.safetensors"
+            ip_adapter = "./ip"
+
+            [models.plain]
+            source = "{model_folder}"
+            """
+        )
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def client(files: Path) -> Iterator[httpx.Client]:
+    models = files / "models.toml"
+    with TemporaryDirectory(prefix="i2i-") as folder, serving(Path(folder), models, "--models-file") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+
+
+def submit(client: httpx.Client, picture: Image.Image, **fields: Any) -> str:
+    data = {name: json.dumps(value) if isinstance(value, list) else value for name, value in (FIELDS | fields).items()}
+    files = {"image": encoded(picture)}
+    if "image_prompts" in fields:
+        files["image_prompts.0.image"] = encoded(picture)
+    response = client.post("/img2img", files=files, data=data)
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def result(client: httpx.Client, job_id: str) -> tuple[dict[str, Any], np.ndarray]:
+    while True:
+        job: dict[str, Any] = client.get(f"/jobs/{job_id}?wait=10").json()
+        if job["finished_at"]:
+            break
+        time.sleep(0.05)
+    assert job["status"] == "succeeded", job["error"]
+    with Image.open(io.BytesIO(client.get(f"/jobs/{job_id}/result").content)) as image:
+        return job, np.asarray(image)
+
+
+def stock(model: Path, picture: Image.Image, files: Path, *, lora: float = 0, seen: float = 0) -> np.ndarray:
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    conditions = {}
+    if seen:
+        pipeline.load_ip_adapter(str(files / "ip"), subfolder="", weight_name="ip-adapter.safetensors")
+        pipeline.set_ip_adapter_scale(seen)
+        conditions["ip_adapter_image"] = picture
+    if lora:
+        pipeline.load_lora_weights(files / "ink.safetensors", adapter_name="ink")
+        pipeline.set_adapters(["ink"], [lora])
+    parameters = {name: value for name, value in FIELDS.items() if name != "seed"}
+    generator = torch.Generator().manual_seed(int(FIELDS["seed"]))  # type: ignore[call-overload]
+    return np.asarray(pipeline(image=picture, generator=generator, **parameters, **conditions).images[0])
+
+
+def test_a_job_with_a_lora_and_an_image_prompt_gives_the_stock_pixels_among_others(
+    client: httpx.Client, model_folder: Path, files: Path, picture: Image.Image
+) -> None:
+    wear = {"loras": [{"name": "ink", "scale": 0.7}], "image_prompts": [{"scale": 0.5}]}
+    ids = [
+        submit(client, picture, **wear),
+        submit(client, picture),
+        submit(client, picture, loras=wear["loras"]),
+        submit(client, picture, model="plain", scheduler="euler"),
+    ]
+    expected = [
+        stock(model_folder, picture, files, lora=0.7, seen=0.5),
+        stock(model_folder, picture, files),
+        stock(model_folder, picture, files, lora=0.7),
+    ]
+    jobs = [result(client, job_id) for job_id in ids]
+    for (job, pixels), wanted in zip(jobs, [*expected, expected[1]], strict=True):
+        assert np.abs(pixels.astype(int) - wanted.astype(int)).max() <= 1, job["request"]
+    assert [job["request"]["model"] for job, _ in jobs] == ["house", "house", "house", "plain"]
+    assert np.abs(expected[0].astype(int) - expected[1]).max() > 8
+
+
+def test_models_say_what_the_file_gives_them(client: httpx.Client, picture: Image.Image) -> None:
+    house, plain = client.get("/models").json()["models"]
+    assert (house["name"], house["default"], house["loras"], house["image_prompts"]) == ("house", True, ["ink"], True)
+    assert (house["default_steps"], house["default_scheduler"]) == (3, "euler")
+    assert house["adapter_tasks"] == ["img2img", "inpaint"]
+    assert (plain["name"], plain["default"], plain["loras"], plain["image_prompts"]) == ("plain", False, [], False)
+    refused = client.post(
+        "/img2img", files={"image": encoded(picture)}, data={"model": "plain", "loras": '[{"name": "ink"}]'}
+    )
+    assert refused.status_code == 422

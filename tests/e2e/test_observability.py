@@ -1,0 +1,340 @@
+"""The whole service as those who run it see it: metrics over HTTP, logs, traces; with keys, a webhook, a failed and a
+cancelled job. One service for all tests here.
+"""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+
+from img2img.app.supervisor.supervisor import free_port
+from img2img.blobs import ObjectStore
+from img2img.domain.api_key import Scope
+from img2img.domain.job import JobStatus
+from img2img.domain.spec import input_key
+from img2img.redis.api_keys import ApiKeys
+from img2img.redis.job_queue import JobQueue
+from tests.conftest import encoded, gradient, redis_server
+from tests.support.problems import assert_problem
+from tests.support.processes import wait_for
+from tests.support.serving import serving
+from tests.support.specs import make_spec
+from tests.support.trace_collectors import Collector, collecting
+from tests.support.webhook_receivers import receiving
+
+FOLDER = Path(__file__).parents[2] / "docker" / "observability"
+DASHBOARD = FOLDER / "grafana" / "dashboards" / "img2img.json"
+RULES = FOLDER / "rules" / "img2img.yml"
+PROMPT, NEGATIVE, TOKEN = "a zebrafinch marked as secret", "no wolpertinger", "hook-token-9481"
+QUIET_WITHOUT = {"img2img_gpu_memory_bytes"}  # a family without samples where there is no GPU
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TERMINAL = {"succeeded", "failed", "cancelled"}
+SLOW_S = 120  # a service of four processes on a busy machine
+
+pytestmark = pytest.mark.timeout(600)  # the first test waits for all of it
+
+
+@dataclass
+class Observed:
+    """What the tests look at."""
+
+    url: str
+    secret: str
+    metrics_secret: str
+    api_metrics: str  # as text
+    worker_metrics: str
+    ports: tuple[int, int]
+    done: dict[str, Any]  # the view of the job that succeeded
+    failed: str
+    cancelled: str
+    log: Path
+    collector: Collector
+
+
+@pytest.fixture(scope="module")
+def observed(model_folder: Path) -> Iterator[Observed]:
+    """A service that has done a good job, a failed and a cancelled one. It still runs."""
+    with TemporaryDirectory(prefix="i2i-") as folder, collecting() as collector, receiving() as receiver:
+        data_dir, log = Path(folder), Path(folder) / "log"
+        with redis_server(data_dir) as redis_url, Redis.from_url(redis_url) as redis:
+            secret, _ = ApiKeys(redis).create("test", [Scope.READ, Scope.SUBMIT])
+            metrics_secret, _ = ApiKeys(redis).create("prometheus", [Scope.METRICS])
+            ports = free_port(), free_port()
+            environment = {
+                "IMG2IMG_REDIS_URL": redis_url,
+                "IMG2IMG_KEYS": "required",
+                "IMG2IMG_LOG_FORMAT": "json",
+                "IMG2IMG_LOG_LEVEL": "DEBUG",
+                "IMG2IMG_API_METRICS_PORT": str(ports[0]),
+                "IMG2IMG_METRICS_PORT": str(ports[1]),
+                "IMG2IMG_WEBHOOK_ALLOW_PRIVATE": "true",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+                "OTEL_BSP_SCHEDULE_DELAY": "200",
+            }
+            with serving(data_dir, model_folder, log=log, **environment) as client:
+                client.headers["Authorization"] = f"Bearer {secret}"
+                webhook = json.dumps({"url": f"{receiver.url}?token={TOKEN}"})
+                done = _submit(client, webhook=webhook, num_inference_steps=4, num_images=2, guidance_scale=3)
+                failed = _one_that_fails(redis, ObjectStore((data_dir / "store").as_uri()))
+                cancelled = _one_that_is_cancelled(client)
+                client.get("/jobs/%0aforged?prompt=" + PROMPT)
+                client.get("/img2img/../nothing", params={"key": secret})
+                for job_id in (done, cancelled):
+                    wait_for(lambda job_id=job_id: client.get(f"/jobs/{job_id}").json()["status"] in TERMINAL, SLOW_S)
+                receiver.wait(1, SLOW_S)
+                wait_for(lambda: JobQueue(redis).records.get(failed).status is JobStatus.FAILED)  # type: ignore[union-attr]
+                wait_for(lambda: 'img2img_cancel_latency_seconds_count{model="tiny"} 1.0' in _scrape(ports[1]), SLOW_S)
+                wait_for(lambda: {"webhook", "run"} <= {s.name for s in collector.spans if s.trace_id == TRACE}, SLOW_S)
+                yield Observed(
+                    str(client.base_url),
+                    secret,
+                    metrics_secret,
+                    _scrape(ports[0]),
+                    _scrape(ports[1]),
+                    ports,
+                    client.get(f"/jobs/{done}").json(),
+                    failed,
+                    cancelled,
+                    log,
+                    collector,
+                )
+
+
+def _scrape(port: int) -> str:
+    return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).raise_for_status().text
+
+
+def _submit(client: httpx.Client, **fields: Any) -> str:
+    response = client.post(
+        "/img2img",
+        files={"image": encoded(gradient(64, 64))},
+        data={"prompt": PROMPT, "negative_prompt": NEGATIVE, **fields},
+        headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"},
+    )
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def _one_that_fails(redis: Redis, store: ObjectStore) -> str:
+    """A job whose picture is none, put where the front end would never put it."""
+    broken = PROMPT.encode()
+    digest = sha256(broken).hexdigest()
+    store.put(input_key(digest), broken)
+    return JobQueue(redis).submit(make_spec(model="tiny", image=digest, prompt=PROMPT)).id
+
+
+def _one_that_is_cancelled(client: httpx.Client) -> str:
+    job_id = _submit(client, num_inference_steps=150, num_images=8, strength=1)
+    wait_for(lambda: client.get(f"/jobs/{job_id}").json()["progress"]["step"], SLOW_S)
+    assert client.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+    return job_id
+
+
+def samples(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(text):
+        found.setdefault(family.name, [])
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    return sum(v for having, v in samples(text).get(name, []) if labels.items() <= having.items())
+
+
+def expressions() -> dict[str, str]:
+    """All PromQL of the dashboard and the rules, by where it stands."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    found = {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+    }
+    for variable in dashboard["templating"]["list"]:
+        metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
+        found[variable["name"]] = f"count by ({label}) ({metric})"
+    for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]:
+        found[rule["alert"]] = rule["expr"]
+    return {where: expr.replace("$__rate_interval", "5m").replace("$model", ".*") for where, expr in found.items()}
+
+
+def metrics_of(expr: str) -> set[str]:
+    return set(re.findall(r"\b(?:img2img|process)_\w+", re.sub(r'"[^"]*"', "", expr)))
+
+
+def test_the_dashboard_and_the_rules_ask_for_what_is_exported(observed: Observed) -> None:
+    exported = samples(observed.api_metrics + observed.worker_metrics)
+    asked = {name for expr in expressions().values() for name in metrics_of(expr)}
+    assert len(asked) > 20
+    assert {name for name in asked if not exported.get(name)} == QUIET_WITHOUT
+    assert set(exported) >= QUIET_WITHOUT
+
+
+@pytest.mark.parametrize("where", expressions())
+def test_its_labels_are_exported(observed: Observed, where: str) -> None:
+    exported = samples(observed.api_metrics + observed.worker_metrics)
+    expr = expressions()[where]
+    names = metrics_of(expr) - QUIET_WITHOUT
+    known = {"job", "instance", "device", "kind"}.union(*(labels for name in names for labels, _ in exported[name]))
+    grouped = {label.strip() for labels in re.findall(r"\bby \(([^)]*)\)", expr) for label in labels.split(",")}
+    selected = {label for labels in re.findall(r"\{([^}]*)\}", expr) for label in re.findall(r"(\w+)[=!]", labels)}
+    assert grouped | selected <= known
+
+
+def test_what_is_exported_is_documented(observed: Observed) -> None:
+    document = (FOLDER.parents[1] / "docs" / "observability.md").read_text()
+    exported = samples(observed.api_metrics + observed.worker_metrics)
+    ours = {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in exported if name.startswith("img2img_")}
+    ours -= {name for name in ours if f"{name}_total" in ours}  # the family of a counter
+    assert {name for name in ours if f"`{name}`" not in document} == set()
+
+
+def test_the_numbers_are_those_of_the_jobs(observed: Observed) -> None:
+    api, worker = observed.api_metrics, observed.worker_metrics
+    assert value(api, "img2img_jobs_ended_total", model="tiny", status="succeeded") == 1
+    assert value(api, "img2img_jobs_ended_total", model="tiny", status="failed") == 1
+    assert value(api, "img2img_jobs_ended_total", model="tiny", status="cancelled") == 1
+    assert value(api, "img2img_redis_up") == value(api, "img2img_workers", model="tiny") == 1
+    assert value(api, "img2img_queue_jobs") == 0
+    assert value(api, "img2img_http_requests_total", method="POST", route="/img2img", status="202") == 2
+    assert value(api, "img2img_http_requests_total", route="/jobs/{job_id}/cancel", status="200") == 1
+    assert value(worker, "img2img_queue_wait_seconds_count", model="tiny", priority="normal") == 3
+    assert value(worker, "img2img_job_duration_seconds_count", model="tiny") == 1
+    assert value(worker, "img2img_images_total", model="tiny") == 2
+    for stage in ("load", "admit", "encode", "denoise", "decode", "store"):
+        assert value(worker, "img2img_stage_duration_seconds_count", model="tiny", stage=stage) >= 1, stage
+    rows = value(worker, "img2img_engine_rows_total", stage="denoise", kind="useful")
+    assert rows == value(worker, "img2img_engine_batch_rows_sum", stage="denoise")
+    assert rows >= 2 * 2 * 3  # two pictures with guidance, three steps
+    assert value(worker, "img2img_engine_rows_total", kind="padded") == 0
+    steps = value(worker, "img2img_denoising_steps_total", model="tiny")
+    assert 2 * 3 < steps <= 2 * 3 + 8 * 150
+    assert value(worker, "img2img_engine_slots") == 16
+
+
+def test_labels_are_bounded(observed: Observed) -> None:
+    for text in (observed.api_metrics, observed.worker_metrics):
+        assert observed.done["id"] not in text
+        assert "forged" not in text
+        assert "%0a" not in text
+    routes = {labels["route"] for labels, _ in samples(observed.api_metrics)["img2img_http_requests_total"]}
+    assert routes <= {"none", "/img2img", "/jobs/{job_id}", "/jobs/{job_id}/cancel", "/readyz"}
+
+
+def test_metrics_need_a_key_of_their_own_scope(observed: Observed) -> None:
+    with httpx.Client(base_url=observed.url, timeout=10) as nobody:
+        assert_problem(nobody.get("/metrics"), 401, "no_key")
+        assert_problem(nobody.get("/metrics", headers={"X-API-Key": observed.secret}), 403, "scope_missing")
+        own = {"X-API-Key": observed.metrics_secret}
+        answer = nobody.get("/metrics", headers=own)
+        assert "img2img_http_requests_total" in samples(answer.text)
+        assert_problem(nobody.get("/jobs", headers=own), 403, "scope_missing")
+
+
+def lines(observed: Observed) -> list[dict[str, Any]]:
+    """The logs. Those of `serve` itself and of Redis are for people."""
+    return [json.loads(line) for line in observed.log.read_text().splitlines() if line.startswith("{")]
+
+
+def test_logs_hold_no_prompt_and_no_key(observed: Observed) -> None:
+    said = observed.log.read_text()
+    assert len(lines(observed)) > 10
+    for secret in (PROMPT, "zebrafinch", NEGATIVE, "wolpertinger", observed.secret, observed.metrics_secret, TOKEN):
+        assert secret not in said
+        assert secret.encode() not in observed.collector.raw
+    assert base64.b64encode(encoded(gradient(64, 64))).decode()[:64] not in said
+
+
+def test_every_line_about_a_job_names_it(observed: Observed) -> None:
+    for job_id in (observed.done["id"], observed.cancelled, observed.failed):
+        about = [line for line in lines(observed) if job_id in json.dumps(line)]
+        assert about
+        assert all(line["job_id"] == job_id for line in about)
+    services = {line["service"] for line in lines(observed) if line.get("job_id") == observed.done["id"]}
+    assert services == {"api", "worker", "courier"}
+    (failed,) = [line for line in lines(observed) if line.get("job_id") == observed.failed and "exception" in line]
+    assert "UnidentifiedImageError" in failed["exception"]
+    assert {"time", "level", "logger", "message", "service"} <= failed.keys()
+    requests = [line for line in lines(observed) if line["logger"] == "img2img.app.telemetry.access_log"]
+    assert {line["service"] for line in lines(observed) if line.get("trace_id") == TRACE} == {
+        "api",
+        "worker",
+        "courier",
+    }
+    assert any(line["message"].startswith("POST /img2img 202 in ") for line in requests)
+
+
+def test_a_job_is_one_trace_from_submit_to_picture(observed: Observed) -> None:
+    job_id = observed.done["id"]
+    spans = [span for span in observed.collector.spans if span.trace_id == TRACE]
+    (run,) = [span for span in spans if span.attributes.get("img2img.job_id") == job_id and span.name == "run"]
+    (wait,) = [span for span in spans if span.attributes.get("img2img.job_id") == job_id and span.name == "wait"]
+    submit = next(span for span in spans if span.span_id == run.parent_id)
+    assert submit.name == "POST /img2img"
+    assert wait.parent_id == submit.span_id
+    parts = {span.name: span for span in spans if span.parent_id == run.span_id}
+    assert set(parts) >= {"load", "admit", "encode_prompt", "encode", "denoise", "decode", "store"}
+    order = ("load", "admit", "encode", "denoise", "decode", "store")
+    assert [name for name, _ in sorted(parts.items(), key=lambda part: part[1].started_ns) if name in order] == list(
+        order
+    )
+    assert all(run.started_ns <= part.started_ns <= part.ended_ns <= run.ended_ns for part in parts.values())
+    assert {span.service for span in spans} == {"img2img-api", "img2img-worker", "img2img-courier"}
+    assert run.attributes["img2img.end"] == "succeeded"
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (Debian: prometheus)")
+def test_promtool_finds_config_rules_and_panels_good(tmp_path: Path) -> None:
+    subprocess.run(["promtool", "check", "config", FOLDER / "prometheus.yml"], check=True)
+    rules = [{"record": f"panel:{i}", "expr": expr} for i, expr in enumerate(expressions().values())]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    subprocess.run(["promtool", "check", "rules", tmp_path / "panels.yml"], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed (Debian: prometheus)")
+def test_a_real_prometheus_has_an_answer_for_every_panel(observed: Observed, tmp_path: Path) -> None:
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    config["global"]["scrape_interval"] = "1s"
+    config["rule_files"] = [str(RULES)]
+    for job, port in zip(config["scrape_configs"], observed.ports, strict=True):
+        del job["dns_sd_configs"]
+        job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    at = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    process = subprocess.Popen([*command, f"--web.listen-address={at}", "--log.level=error"])
+    try:
+        with httpx.Client(base_url=f"http://{at}", timeout=10) as prometheus:
+
+            def ask(expr: str) -> list[Any]:
+                answer = prometheus.get("/api/v1/query", params={"query": expr}).json()
+                assert answer["status"] == "success", answer
+                return list(answer["data"]["result"])
+
+            def has_scraped() -> bool:
+                try:
+                    return len(ask("count_over_time(up[1m]) >= 3")) == 2 and len(ask("up == 1")) == 2
+                except (httpx.TransportError, ValueError):  # it answers in words as long as it reads its files
+                    return False
+
+            wait_for(has_scraped, 60)
+            alerts = {rule["alert"] for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]}
+            silent = {where for where, expr in expressions().items() if where not in alerts and not ask(expr)}
+            assert silent == {"GPU memory A"}
+    finally:
+        process.kill()
+        process.wait()

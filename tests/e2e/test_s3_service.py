@@ -1,0 +1,110 @@
+"""The whole service on a bucket: Redis, courier, worker and API as processes, and an S3 server beside them."""
+
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import pytest
+from PIL import Image
+from redis import Redis
+
+from img2img.blobs import ObjectStore
+from img2img.client import Client
+from img2img.domain.spec import input_key, result_key
+from img2img.redis.input_images import INPUTS
+from img2img.redis.job_store import EXPIRING
+from img2img.settings import embedded_redis_socket
+from tests.conftest import encoded, gradient
+from tests.support.buckets import Bucket, s3_server
+from tests.support.processes import wait_for
+from tests.support.serving import serving
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with s3_server() as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="i2i-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def client(bucket: Bucket, folder: Path, model_folder: Path) -> Iterator[httpx.Client]:
+    with serving(folder, model_folder, **bucket.settings, IMG2IMG_RESULT_REDIRECT="true") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def store(bucket: Bucket) -> ObjectStore:
+    return ObjectStore(bucket.url)
+
+
+def make(client: httpx.Client, seed: int) -> dict[str, str]:
+    """A job that has succeeded."""
+    picture = {"image": encoded(gradient(64, 64))}
+    answer = client.post("/img2img", files=picture, data={"num_inference_steps": "2", "seed": str(seed)})
+    assert answer.status_code == 202, answer.text
+    job = wait_for(lambda: _ended(client, answer.json()["id"]), timeout_s=120)
+    assert job["status"] == "succeeded", job
+    return job
+
+
+def _ended(client: httpx.Client, job_id: str) -> dict[str, str] | None:
+    job = client.get(f"/jobs/{job_id}").json()
+    return job if job["status"] not in ("queued", "running") else None
+
+
+def test_a_picture_goes_through_the_bucket_from_submit_to_delete(
+    client: httpx.Client, bucket: Bucket, folder: Path, store: ObjectStore
+) -> None:
+    job = make(client, seed=1)
+    job_id, result = job["id"], f"/jobs/{job['id']}/result"
+    digest = job["images"][0]["sha256"]  # type: ignore[index]
+    redirect = client.get(result)
+    assert (redirect.status_code, redirect.headers["cache-control"], redirect.content) == (307, "no-store", b"")
+    url = redirect.headers["location"]
+    assert url.startswith(f"{bucket.endpoint}/pictures/img2img/{result_key(job_id, 0)}?")
+    assert "X-Amz-Expires=60&" in url
+    png = httpx.get(url, trust_env=False)  # with no key and nothing of the service
+    assert png.headers["content-type"] == "image/png"
+    assert sha256(png.content).hexdigest() == digest
+    assert store.get(result_key(job_id, 0)) == png.content
+    assert not (folder / "store").exists()
+
+    as_head = client.head(result, follow_redirects=True)
+    assert (as_head.status_code, as_head.headers["content-length"]) == (200, str(len(png.content)))
+    with Client(str(client.base_url)) as sdk:
+        assert sdk.image(result) == png.content
+    assert client.get(result, headers={"If-None-Match": f'"{digest}"'}).status_code == 304
+    known_there = client.get(result, headers={"If-None-Match": png.headers["etag"]}, follow_redirects=True)
+    assert (known_there.status_code, known_there.content) == (304, b"")
+
+    converted = client.get(f"{result}?format=webp")  # by the service itself: the bucket has the PNG only
+    assert converted.status_code == 200
+    assert Image.open(BytesIO(converted.content)).format == "WEBP"
+    assert client.post("/img2img?dry_run=true", json={"image": result}).status_code == 200
+
+    assert client.delete(f"/jobs/{job_id}").status_code == 204
+    assert client.get(result).status_code == 410
+    assert httpx.get(url, trust_env=False).status_code == 404
+    assert store.get(result_key(job_id, 0)) is None
+
+
+def test_what_has_expired_leaves_the_bucket(client: httpx.Client, folder: Path, store: ObjectStore) -> None:
+    job = make(client, seed=2)
+    result, picture = result_key(job["id"], 0), input_key(job["request"]["image"])  # type: ignore[index]
+    assert store.get(result)
+    assert store.get(picture)
+    with Redis.from_url(f"unix://{embedded_redis_socket(folder)}") as redis:
+        redis.zadd(EXPIRING, {job["id"]: time.time()})
+        redis.zadd(INPUTS, {picture: time.time()})
+    wait_for(lambda: store.get(result) is None and store.get(picture) is None, timeout_s=60)
+    assert client.get(f"/jobs/{job['id']}").status_code == 410

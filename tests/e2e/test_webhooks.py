@@ -1,0 +1,437 @@
+"""Webhooks over real HTTP: the service, a courier in a process of its own, and a receiver that verifies."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.supervisor import free_port
+from img2img.app.webhooks.dispatcher import PER_HOST
+from img2img.domain.job import JobFailure, JobOptions, JobRecord
+from img2img.domain.webhook import DeliveryStatus, Webhook
+from img2img.errors import Expired
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_store import OUTBOX
+from img2img.redis.webhook_outbox import ATTENDED, ATTENDED_S, STALE_S, WebhookOutbox
+from tests.conftest import http_server
+from tests.support.problems import assert_problem
+from tests.support.processes import wait_for
+from tests.support.specs import make_spec
+from tests.support.webhook_receivers import receiving, verified
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+TIMEOUT_S = 2.0
+Submit = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def signing(settings: ApiSettings) -> ApiSettings:
+    """The settings of a service that signs, and may reach the receivers of these tests."""
+    return settings.model_copy(
+        update={
+            "port": free_port(),
+            "webhook_secret": SECRET,
+            "webhook_allow_private": True,
+            "webhook_timeout_s": TIMEOUT_S,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def signing_url(signing: ApiSettings) -> Iterator[str]:
+    with http_server(signing) as url:
+        yield url
+
+
+@pytest.fixture
+def api(http: httpx.Client, signing_url: str) -> Iterator[httpx.Client]:
+    """A client of that service; `http` has emptied its Redis."""
+    with httpx.Client(base_url=signing_url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def send(api: httpx.Client, picture: bytes) -> Submit:
+    """Submits a job, by a form, with its webhook as JSON text or as a URL alone."""
+
+    def post(webhook: str | dict[str, Any], **fields: Any) -> dict[str, Any]:
+        text = webhook if isinstance(webhook, str) else json.dumps(webhook)
+        response = api.post("/img2img", files={"image": picture}, data={"webhook": text, **fields})
+        assert response.status_code == 202, response.text
+        job: dict[str, Any] = response.json()
+        return job
+
+    return post
+
+
+@contextmanager
+def courier(settings: ApiSettings, log: Path | None = None, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A courier; ended by SIGTERM, after which its exit code must be 0."""
+    with (log or Path(os.devnull)).open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "img2img.app.webhooks"], env=settings.as_environment() | more, stderr=output
+        )
+        try:
+            yield process
+            if process.poll() is None:
+                process.terminate()
+                assert process.wait(30) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+def delivery(api: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = api.get(f"/jobs/{job['id']}").json()["webhook"]["delivery"]
+    return found
+
+
+def wait_for_delivery(api: httpx.Client, job: dict[str, Any], status: str = "delivered") -> dict[str, Any]:
+    wait_for(lambda: delivery(api, job)["attempts"] and delivery(api, job)["status"] == status, 60)
+    return delivery(api, job)
+
+
+def terms(url: str, **more: Any) -> JobOptions:
+    return JobOptions(webhook=Webhook.model_validate({"url": url}), **more)
+
+
+def ended(queue: JobQueue, url: str, **more: Any) -> JobRecord:
+    """A job that was cancelled, with an end to tell."""
+    record = queue.submit(make_spec(model="demo"), terms(url, **more))
+    queue.cancel(record.id)
+    return record
+
+
+def test_every_end_is_told_signed_and_once(
+    api: httpx.Client, send: Submit, signing: ApiSettings, queue: JobQueue, finish: Callable[[str], bytes], redis: Redis
+) -> None:
+    with receiving() as receiver, courier(signing):
+        jobs = [send(receiver.url, prompt="a house") for _ in range(3)]
+        assert all(job["webhook"]["delivery"] is None for job in jobs)
+        finish(jobs[0]["id"])
+        queue.records.fail(jobs[1]["id"], JobFailure(code="job_failed", message="out of paint"))
+        api.post(f"/jobs/{jobs[2]['id']}/cancel")
+        receiver.wait(3)
+        for job, kind in zip(jobs, ("succeeded", "failed", "cancelled"), strict=True):
+            done = wait_for_delivery(api, job)
+            assert (done["attempts"], done["last_status"], done["last_error"]) == (1, 204, None)
+            assert done["next_attempt_at"] is None
+            [received] = receiver.of(job["id"])
+            event = verified(received, SECRET)
+            now = api.get(f"/jobs/{job['id']}").json()
+            assert event["type"] == f"job.{kind}"
+            assert event["timestamp"] == now["finished_at"]
+            assert event["data"] == now | {"webhook": now["webhook"] | {"delivery": None}}
+            assert received.headers["content-type"] == "application/json"
+            assert received.headers["user-agent"].startswith("img2img/")
+        time.sleep(1)
+        assert len(receiver.got) == 3
+        assert not redis.keys(f"{OUTBOX}*")
+
+
+def test_only_the_ends_that_were_asked_for_are_told(api: httpx.Client, send: Submit, redis: Redis) -> None:
+    job = send({"url": "https://example.com/x", "events": ["job.failed", "job.succeeded"]})
+    assert job["webhook"] == {
+        "url": "https://example.com/x",
+        "events": ["job.succeeded", "job.failed"],
+        "delivery": None,
+    }
+    assert api.post(f"/jobs/{job['id']}/cancel").json()["webhook"]["delivery"] is None
+    assert not redis.keys(f"{OUTBOX}*")
+
+
+def test_a_form_and_json_take_an_object_or_a_url(api: httpx.Client, send: Submit) -> None:
+    by_form = send("https://example.com")["webhook"]
+    sha256 = api.get("/jobs").json()["jobs"][0]["request"]["image"]
+    for webhook in ("https://example.com/", {"url": "https://example.com"}):
+        response = api.post("/img2img", json={"image": sha256, "webhook": webhook})
+        assert response.json()["webhook"] == by_form == send({"url": "https://example.com"})["webhook"]
+    assert by_form["events"] == ["job.succeeded", "job.failed", "job.cancelled"]
+
+
+def test_a_failure_is_tried_again_with_the_same_id_and_body(
+    api: httpx.Client, send: Submit, signing: ApiSettings
+) -> None:
+    with receiving((500, {})) as receiver, courier(signing):
+        job = send(receiver.url)
+        api.post(f"/jobs/{job['id']}/cancel")
+        first = wait_for_delivery(api, job, "pending")
+        assert (first["attempts"], first["last_status"], first["last_error"]) == (1, 500, "answered 500")
+        assert first["next_attempt_at"] > first["last_attempt_at"]
+        receiver.wait(2)
+        assert wait_for_delivery(api, job)["attempts"] == 2
+    one, other = receiver.got
+    assert one.headers["webhook-id"] == other.headers["webhook-id"]
+    assert one.body == other.body
+    assert one.headers["webhook-signature"] != other.headers["webhook-signature"], "each attempt has its own time"
+    assert other.at - one.at > 3.9
+    assert verified(other, SECRET)["data"]["id"] == job["id"]
+
+
+def test_a_redirect_is_a_failure_and_410_the_end(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
+    with receiving() as elsewhere, receiving((302, {"Location": elsewhere.url}), (410, {})) as receiver:
+        job = send(receiver.url)
+        with courier(signing):
+            api.post(f"/jobs/{job['id']}/cancel")
+            assert wait_for_delivery(api, job, "pending")["last_error"] == "answered 302"
+            last = wait_for_delivery(api, job, "failed")
+    assert (last["attempts"], last["last_status"], last["next_attempt_at"]) == (2, 410, None)
+    assert not elsewhere.got
+
+
+def test_a_name_that_leads_inside_is_refused_at_delivery(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
+    with receiving() as receiver:
+        job = send(receiver.url.replace("http://127.0.0.1", "https://localhost"))
+        api.post(f"/jobs/{job['id']}/cancel")
+        with courier(signing, IMG2IMG_WEBHOOK_ALLOW_PRIVATE="false"):
+            refused = wait_for_delivery(api, job, "pending")
+        assert refused["last_error"] == "the host has an address that is not public"
+        assert not receiver.got
+
+
+def test_what_a_killed_courier_had_in_hand_is_delivered_by_the_next(
+    api: httpx.Client, send: Submit, signing: ApiSettings
+) -> None:
+    with receiving(held=True) as receiver:
+        job = send(receiver.url)
+        api.post(f"/jobs/{job['id']}/cancel")
+        with courier(signing, IMG2IMG_WEBHOOK_TIMEOUT_S="10") as first:
+            receiver.wait(1)
+            first.kill()
+            first.wait()
+        receiver.hold.set()
+        assert delivery(api, job)["status"] == "pending"
+        with courier(signing):
+            done = wait_for_delivery(api, job)
+    assert done["attempts"] == 2
+    assert {received.headers["webhook-id"] for received in receiver.got} == {job["id"]}
+
+
+def test_readiness_tells_of_a_missing_courier(
+    http: httpx.Client, api: httpx.Client, signing: ApiSettings, redis: Redis, queue: JobQueue
+) -> None:
+    ended(queue, "http://127.0.0.1:1/")
+    alone = api.get("/readyz")
+    assert (alone.status_code, alone.json()["ready"]) == (200, True), "jobs run, and their ends wait"
+    assert alone.json()["webhooks"] == {"ok": False, "detail": "no courier is there; 1 to tell"}
+    with courier(signing):
+        wait_for(lambda: api.get("/readyz").json()["webhooks"]["ok"])
+    assert 0 < redis.ttl(ATTENDED) <= ATTENDED_S
+    redis.expire(ATTENDED, 0)
+    assert not api.get("/readyz").json()["webhooks"]["ok"]
+    assert http.get("/readyz").json()["webhooks"] is None, "a service that signs none needs no courier"
+
+
+def test_two_couriers_share_the_work(queue: JobQueue, api: httpx.Client, signing: ApiSettings) -> None:
+    with receiving() as receiver:
+        jobs = [ended(queue, receiver.url).id for _ in range(60)]
+        with courier(signing), courier(signing):
+            receiver.wait(60)
+            wait_for(lambda: all(delivery(api, {"id": job})["status"] == "delivered" for job in jobs))
+    assert sorted(received.headers["webhook-id"] for received in receiver.got) == sorted(jobs)
+
+
+def test_a_slow_receiver_does_not_hold_up_the_others(queue: JobQueue, api: httpx.Client, signing: ApiSettings) -> None:
+    with receiving(held=True) as slow, receiving() as quick:
+        many = [ended(queue, slow.url).id for _ in range(400)]
+        one = ended(queue, quick.url.replace("127.0.0.1", "localhost"))
+        with courier(signing, IMG2IMG_WEBHOOK_TIMEOUT_S="60"):
+            quick.wait(1)
+            slow.wait(PER_HOST)
+            time.sleep(1)
+            assert len(slow.got) == PER_HOST
+            slow.hold.set()
+            wait_for(lambda: len({received.headers["webhook-id"] for received in list(slow.got)}) == len(many), 120)
+    assert [received.headers["webhook-id"] for received in quick.got] == [one.id]
+
+
+def test_an_end_is_told_even_when_the_job_has_expired(
+    queue: JobQueue, api: httpx.Client, signing: ApiSettings, redis: Redis
+) -> None:
+    record = ended(queue, "https://example.com/")
+    assert queue.records.forget(record.id, Expired)
+    with receiving() as receiver:
+        record = ended(queue, receiver.url)
+        assert queue.records.forget(record.id, Expired)
+        with courier(signing):
+            [received] = receiver.wait(1)
+            wait_for(lambda: redis.zscore(OUTBOX, record.id) is None)
+    assert verified(received, SECRET)["data"]["status"] == "cancelled"
+    assert not redis.exists(f"i2i:job:{record.id}"), "the delivery must not bring half a record back"
+
+
+def test_of_a_deleted_job_nothing_is_told(api: httpx.Client, send: Submit, redis: Redis) -> None:
+    job = send("https://example.com/")
+    assert api.delete(f"/jobs/{job['id']}").status_code == 204
+    assert not redis.keys(f"{OUTBOX}*")
+
+
+def test_who_has_lost_the_job_writes_no_event(queue: JobQueue, redis: Redis) -> None:
+    redis.flushall()
+    record = queue.submit(make_spec(), terms("https://example.com/"))
+    queue.records.start(record.id, execution="first", worker="w")
+    queue.records.hand_back(record.id, execution="first")
+    assert not redis.keys(f"{OUTBOX}*"), "a job that goes back to the queue has not ended"
+    queue.records.start(record.id, execution="second", worker="w")
+    assert not queue.records.fail(record.id, JobFailure(code="x", message="x"), execution="first")
+    assert not redis.keys(f"{OUTBOX}*")
+    assert queue.records.fail(record.id, JobFailure(code="x", message="x"), execution="second")
+    assert not queue.records.cancel(record.id)
+    [claimed], more = WebhookOutbox(redis).claim(limit=9, lease_s=60, in_hand={}, host_limit=9)
+    assert (claimed.record.status, claimed.attempt, more) == ("failed", 1, False)
+
+
+def test_a_claim_is_for_one_courier_until_its_lease_ends(queue: JobQueue, redis: Redis) -> None:
+    redis.flushall()
+    outbox = WebhookOutbox(redis)
+    record = ended(queue, "https://example.com/")
+    [first], _ = outbox.claim(limit=9, lease_s=0.2, in_hand={}, host_limit=9)
+    assert outbox.claim(limit=9, lease_s=0.2, in_hand={}, host_limit=9) == ([], False)
+    time.sleep(0.3)
+    [second], _ = outbox.claim(limit=9, lease_s=60, in_hand={}, host_limit=9)
+    assert (first.attempt, second.attempt) == (1, 2)
+    done = queue.records.find(record.id).delivery
+    assert done is not None
+    delivered = done.model_copy(update={"status": DeliveryStatus.DELIVERED})
+    assert not outbox.settle(first, delivered), "it is in other hands"
+    assert outbox.settle(second, delivered)
+    assert queue.records.find(record.id).delivery == delivered
+    assert not redis.keys(f"{OUTBOX}*")
+
+
+def test_a_crowd_for_a_busy_host_does_not_hide_the_others(
+    queue: JobQueue, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.flushall()
+    outbox = WebhookOutbox(redis)
+    monkeypatch.setattr("img2img.redis.webhook_outbox.SCAN", 10)
+    monkeypatch.setattr("img2img.redis.webhook_outbox.KEPT_BY_HOST", 3)
+    crowd = {ended(queue, "https://busy.example/").id for _ in range(25)}
+    other = ended(queue, "https://other.example/").id
+
+    def claim(busy: int) -> list[str]:
+        claimed, left = outbox.claim(limit=5, lease_s=60, in_hand={"busy.example": busy}, host_limit=2)
+        assert left
+        return [one.record.id for one in claimed]
+
+    assert claim(2) == claim(2) == []
+    assert next(filter(None, (claim(2) for _ in range(9)))) == [other]
+    assert set(claim(0)) < crowd, "some of them stayed in sight"
+
+
+def test_what_no_courier_comes_for_in_a_week_is_dropped(queue: JobQueue, redis: Redis) -> None:
+    redis.flushall()
+    outbox = WebhookOutbox(redis)
+    record = ended(queue, "https://example.com/")
+    outbox.drop_stale()
+    assert redis.zscore(OUTBOX, record.id)
+    redis.zadd(OUTBOX, {record.id: time.time() - STALE_S - 1})
+    outbox.drop_stale()
+    assert not redis.keys(f"{OUTBOX}*")
+    dropped = queue.records.find(record.id).delivery
+    assert dropped is not None
+    assert (dropped.status, dropped.last_error) == (DeliveryStatus.FAILED, "no courier came for it")
+
+
+def test_a_service_without_secret_takes_no_webhook(http: httpx.Client, picture: bytes) -> None:
+    for path in ("/img2img", "/img2img?dry_run=true"):
+        response = http.post(path, files={"image": picture}, data={"webhook": "https://example.com/"})
+        problem = assert_problem(response, 422, "bad_parameter")
+        assert problem["errors"][0]["field"] == "webhook"
+        assert "IMG2IMG_WEBHOOK_SECRET" in problem["detail"]
+
+
+def test_urls_and_events_that_cannot_be(
+    http: httpx.Client, settings: ApiSettings, picture: bytes, redis: Redis
+) -> None:
+    public = settings.model_copy(update={"port": free_port(), "webhook_secret": SECRET})
+    fields: dict[str | None, str] = {
+        "http://example.com/": "webhook.url",
+        "https://127.0.0.1/": "webhook.url",
+        "https://[::ffff:10.0.0.1]/": "webhook.url",
+        "https://localhost/": "webhook.url",
+        "https://user:password@example.com/": "webhook.url",
+        "https://example.com/#x": "webhook.url",
+        "ftp://example.com/": "webhook.url",
+        "example.com": "webhook.url",
+        "": "webhook.url",
+        "{": "webhook",
+        "{}": "webhook.url",
+        '{"url": "https://example.com/", "events": []}': "webhook.events",
+        '{"url": "https://example.com/", "events": ["job.started"]}': "webhook.events.0",
+        '{"url": "https://example.com/", "secret": "x"}': "webhook.secret",
+    }
+    with http_server(public) as url:
+        for webhook, field in fields.items():
+            response = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": webhook})
+            assert assert_problem(response, 422, "bad_parameter")["errors"][0]["field"] == field, webhook
+        good = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": "https://example.com/"})
+        assert good.status_code == 202
+    assert redis.zcard("i2i:jobs") == 1
+
+
+def test_the_webhook_is_part_of_the_request_that_a_key_stands_for(api: httpx.Client, picture: bytes) -> None:
+    def post(webhook: str) -> httpx.Response:
+        return api.post(
+            "/img2img", headers={"Idempotency-Key": "k"}, files={"image": picture}, data={"webhook": webhook}
+        )
+
+    first = post("https://example.com")
+    again = post('{"url": "https://example.com/", "events": ["job.failed", "job.cancelled", "job.succeeded"]}')
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json()["id"] == first.json()["id"]
+    assert_problem(post("https://example.com/other"), 422, "idempotency_key_reused")
+
+
+def test_nobody_sees_secrets_and_logs_say_nothing_of_payloads(
+    api: httpx.Client, send: Submit, signing: ApiSettings, tmp_path: Path
+) -> None:
+    log = tmp_path / "courier.log"
+    with receiving((500, {})) as receiver, courier(signing, log, IMG2IMG_LOG_LEVEL="DEBUG"):
+        job = send(f"{receiver.url}?token=abracadabra", prompt="a prompt of mine")
+        api.post(f"/jobs/{job['id']}/cancel")
+        wait_for_delivery(api, job)
+    logged = log.read_text()
+    assert f"job {job['id']}: its end is delivered, attempt 2" in logged
+    assert not any(text in logged for text in ("whsec_", SECRET[6:], "abracadabra", "a prompt of mine", "v1,"))
+    paths = ("/openapi.json", "/docs", "/models", "/readyz", "/jobs", f"/jobs/{job['id']}", f"/jobs/{job['id']}/events")
+    for path in paths:
+        assert SECRET[6:] not in api.get(path).text
+
+
+@pytest.mark.parametrize(
+    ("module", "value", "code", "said"),
+    [
+        ("img2img.app.cli", "", 2, "img2img courier: set IMG2IMG_WEBHOOK_SECRET"),
+        ("img2img.app.cli", "hunter2", 1, "img2img: IMG2IMG_WEBHOOK_SECRET: Value error, each secret should be whsec_"),
+        (
+            "img2img.app.webhooks",
+            "hunter2",
+            2,
+            "img2img courier: IMG2IMG_WEBHOOK_SECRET: Value error, each secret should be",
+        ),
+    ],
+)
+def test_a_courier_says_why_it_cannot(signing: ApiSettings, module: str, value: str, code: int, said: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", module, *["courier"][: module == "img2img.app.cli"]],
+        env=signing.as_environment() | {"IMG2IMG_WEBHOOK_SECRET": value},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == code
+    [line] = result.stderr.strip().split("\n")
+    assert line.startswith(said)
+    assert "hunter2" not in line

@@ -1,0 +1,268 @@
+"""LoRAs and image prompts in the engine: the stock pipeline's pixels, alone and among jobs that wear something else."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Lora, Padding
+from img2img.domain.spec import JobSpec, Scheduler, Task
+from img2img.worker.errors import StartupError
+from img2img.worker.images.inpaint_canvas import InpaintCanvas
+from img2img.worker.images.inputs import Inputs, to_tensor
+from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
+from img2img.worker.pipelines.model import Model, load_model
+from tests.support.engines import one_thread as one_thread
+from tests.support.engines import run_together
+from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
+from tests.support.models.tiny_controlnets import tiny_controlnet
+from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
+from tests.support.specs import make_spec
+from tests.unit.test_model_config import RunsWhenRead
+
+SIDE = 64
+STOCK = {
+    (tiny_sd, Task.IMG2IMG): diffusers.StableDiffusionImg2ImgPipeline,
+    (tiny_sd, Task.INPAINT): diffusers.StableDiffusionInpaintPipeline,
+    (tiny_sdxl, Task.IMG2IMG): diffusers.StableDiffusionXLImg2ImgPipeline,
+    (tiny_sdxl, Task.INPAINT): diffusers.StableDiffusionXLInpaintPipeline,
+}
+CONTROLLED = {
+    tiny_sd: diffusers.StableDiffusionControlNetImg2ImgPipeline,
+    tiny_sdxl: diffusers.StableDiffusionXLControlNetImg2ImgPipeline,
+}
+PROMPT_IMAGES = ("1" * 64, "2" * 64)
+
+
+class Served:
+    """A tiny model with three LoRAs and an IP-Adapter in the engine, the same without, and the stock pipelines."""
+
+    def __init__(self, make: object, folder: Path) -> None:
+        self.make = make
+        self.folder = make(folder / "model")  # type: ignore[operator]
+        self.loras = {
+            "ink": tiny_lora(self.folder, folder / "ink.safetensors", seed=1),
+            "v1.5-clay": tiny_lora(self.folder, folder / "clay.safetensors", seed=2, rank=8, kohya=True),
+            "unet-only": tiny_lora(self.folder, folder / "unet.safetensors", seed=3, text=False),
+        }
+        self.ip_adapter = tiny_ip_adapter(self.folder, folder / "ip")
+        self.canny = tiny_controlnet(self.folder, folder / "canny", seed=1)
+        entry = ModelConfig(
+            name="tiny",
+            source=str(self.folder),
+            loras={name: ComponentSource(source=str(file)) for name, file in self.loras.items()},
+            ip_adapter=ComponentSource(source=str(self.ip_adapter)),
+            controlnets={ControlType.CANNY: ComponentSource(source=str(self.canny))},
+        )
+        self.model: Model = load_model(entry, device="cpu")
+        self.plain: Model = load_model(ModelConfig(name="tiny", source=str(self.folder)), device="cpu")
+        rng = np.random.default_rng(2)
+        self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.map = Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB")
+        self.mask = Image.new("L", (SIDE, SIDE))
+        self.mask.paste(255, (8, 20, 40, 60))
+        shapes = ((40, 60, 3), (90, 70, 3))
+        self.prompts = {
+            name: Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+            for name, shape in zip(PROMPT_IMAGES, shapes, strict=True)
+        }
+
+    def inputs(self, spec: JobSpec) -> Inputs:
+        others = {
+            "controls": tuple(to_tensor(self.map) for _ in spec.controls),
+            "image_prompts": tuple(self.prompts[prompt.image] for prompt in spec.image_prompts),
+        }
+        if spec.repaint is None:
+            return Inputs(to_tensor(self.picture), **others)
+        canvas = InpaintCanvas(self.picture, self.mask, spec.repaint)
+        seen, painted = canvas.view((spec.width, spec.height))
+        return Inputs(to_tensor(seen), to_tensor(painted), canvas, **others)
+
+    def run(self, *specs: JobSpec, model: Model | None = None) -> list[np.ndarray]:
+        return run_together(model or self.model, [(spec, self.inputs(spec)) for spec in specs])
+
+    def reference(self, spec: JobSpec) -> np.ndarray:
+        stock = STOCK[self.make, spec.task].from_pretrained(self.folder)  # type: ignore[index]
+        conditions = {}
+        if spec.controls:
+            net = diffusers.ControlNetModel.from_pretrained(self.canny)
+            stock = CONTROLLED[self.make].from_pipe(stock, controlnet=net)  # type: ignore[index]
+            conditions |= {"control_image": self.map, "controlnet_conditioning_scale": spec.controls[0].scale}
+        stock.set_progress_bar_config(disable=True)
+        stock.scheduler = diffusers.DDIMScheduler.from_config(stock.scheduler.config)
+        if spec.image_prompts:
+            count = len(spec.image_prompts)
+            stock.load_ip_adapter(
+                str(self.ip_adapter), subfolder=[""] * count, weight_name=["ip-adapter.safetensors"] * count
+            )
+            stock.set_ip_adapter_scale([prompt.scale for prompt in spec.image_prompts])
+            conditions["ip_adapter_image"] = [self.prompts[prompt.image] for prompt in spec.image_prompts]
+        if spec.loras:
+            for index, lora in enumerate(spec.loras):
+                stock.load_lora_weights(self.loras[lora.name], adapter_name=f"a{index}")
+            stock.set_adapters([f"a{i}" for i in range(len(spec.loras))], [lora.scale for lora in spec.loras])
+        if spec.task is Task.INPAINT:
+            conditions |= {"mask_image": self.mask, "width": SIDE, "height": SIDE}
+        image = stock(
+            prompt=spec.prompt,
+            image=self.picture,
+            strength=spec.strength,
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+            generator=torch.Generator().manual_seed(spec.seed),
+            **conditions,
+        ).images[0]
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(request.param, tmp_path_factory.mktemp("adapters"))
+
+
+def job(*loras: tuple[str, float], seen: tuple[tuple[str, float], ...] = (), **changes: object) -> JobSpec:
+    defaults = {
+        "strength": 0.8,
+        "num_inference_steps": 4,
+        "width": SIDE,
+        "height": SIDE,
+        "loras": tuple(Lora(name=name, scale=scale) for name, scale in loras),
+        "image_prompts": tuple(ImagePrompt(image=image, scale=scale) for image, scale in seen),
+    }
+    return make_spec(**{**defaults, **changes})
+
+
+def within(a: np.ndarray, b: np.ndarray) -> bool:
+    return int(np.abs(a.astype(int) - b.astype(int)).max()) <= 1
+
+
+FIRST, SECOND = PROMPT_IMAGES
+INPAINT = {
+    "task": Task.INPAINT,
+    "repaint": InpaintRegion(mask="9" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
+}
+COMPANY = [
+    job(),
+    job(("ink", 1.0)),
+    job(("ink", 1.0), seed=5, guidance_scale=1.0),
+    job(("ink", 0.4)),
+    job(("v1.5-clay", -0.7)),
+    job(("unet-only", 1.5)),
+    job(("v1.5-clay", 0.5), ("ink", 0.8)),
+    job(("ink", 0.6), **INPAINT),
+    job(seen=((FIRST, 0.6),)),
+    job(seen=((FIRST, 1.0), (SECOND, 0.3))),
+    job(seen=((SECOND, 0.8),), guidance_scale=1.0, **INPAINT),
+    job(("ink", 0.5), ("unet-only", 1.0), seen=((SECOND, 0.7),)),
+    job(("ink", 0.9), seen=((FIRST, 0.5),), controls=(Control(type="canny", image="3" * 64, preprocess=False),)),
+]
+
+
+def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:
+    together = served.run(*COMPANY)
+    plain = served.run(job())[0]
+    for spec, in_company in zip(COMPANY, together, strict=True):
+        reference = served.reference(spec)
+        [alone] = served.run(spec)
+        assert within(alone, reference), spec
+        assert within(in_company, reference), spec
+        if spec.loras or spec.image_prompts:
+            assert not within(reference, plain), "an adapter that changes nothing would test nothing"
+
+
+def test_jobs_without_adapters_are_bit_for_bit_what_they_are_without_any_loaded(served: Served) -> None:
+    plain = [job(seed=seed, strength=0.5, prompt=prompt) for seed, prompt in enumerate(("a house", "a tree"))]
+    plain.append(job(**INPAINT))
+    for spec in plain:
+        [without] = served.run(spec, model=served.plain)
+        served.run(job(("ink", 1.0), seen=((FIRST, 1.0),)))
+        [beside] = served.run(spec)
+        assert beside.tobytes() == without.tobytes()
+    assert np.array_equal(served.run(*plain), served.run(*plain, model=served.plain))
+
+
+def test_what_has_the_scale_0_is_not_there(served: Served) -> None:
+    [plain] = served.run(job())
+    [zero] = served.run(job(("ink", 0.0), seen=((FIRST, 0.0),)))
+    assert zero.tobytes() == plain.tobytes()
+
+
+def test_adapters_add_only_their_own_weights_to_memory(served: Served) -> None:
+    def held(model: Model) -> int:
+        twins = [*model.adapters._twins.values(), *model.adapters._seeing]
+        pipeline = model.pipeline(Task.IMG2IMG, Scheduler.DDIM)
+        modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
+        tensors = [t for module in [*modules, *(twin._module for twin in twins)] for t in module.parameters()]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    files = [*served.loras.values(), *served.ip_adapter.rglob("*.safetensors")]
+    own = sum(file.stat().st_size for file in files)
+    assert held(served.plain) < held(served.model) <= held(served.plain) + own
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda key, tensor: (key.replace("down_blocks.1", "down_blocks.9"), tensor), "does not fit"),
+        (lambda key, tensor: (key, tensor[..., :-1] if "lora_A" in key else tensor), "size mismatch"),
+        (lambda key, tensor: (key.replace("lora", "other"), tensor), "does not fit"),
+        (lambda key, tensor: (f"{key}.dora_scale", tensor), "DoRA"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_refused_at_the_start(
+    tmp_path: Path, spoil: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], said: str
+) -> None:
+    folder = tiny_sd(tmp_path / "model")
+    good = tiny_lora(folder, tmp_path / "good.safetensors", seed=1, text=False)
+    spoilt = dict(spoil(key, tensor.contiguous()) for key, tensor in load_file(good).items())
+    save_file({key: tensor.contiguous() for key, tensor in spoilt.items()}, tmp_path / "bad.safetensors")
+    loras = {
+        "good": ComponentSource(source=str(good)),
+        "bad": ComponentSource(source=str(tmp_path / "bad.safetensors")),
+    }
+    with pytest.raises(StartupError, match=f"model 'm': LoRA 'bad'.*{said}") as refused:
+        load_model(ModelConfig(name="m", source=str(folder), loras=loras), device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_ip_adapter_that_does_not_fit_is_refused_at_the_start(tmp_path: Path) -> None:
+    folder = tiny_sd(tmp_path / "model")
+    adapter = tiny_ip_adapter(folder, tmp_path / "ip")
+    file = adapter / "ip-adapter.safetensors"
+    good = load_file(file)
+    spoilt = {
+        "does not fit": {key: tensor for key, tensor in good.items() if ".1.to_k_ip" not in key},
+        "face": good | {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(1)},
+        "has no `image_proj`": {"some.weight": torch.zeros(1)},
+    }
+    for said, weights in spoilt.items():
+        save_file(weights, file)
+        with pytest.raises(StartupError, match=f"model 'm': IP-Adapter.*{said}"):
+            load_model(
+                ModelConfig(name="m", source=str(folder), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
+            )
+    save_file(good, file)
+    (adapter / "image_encoder" / "model.safetensors").unlink()
+    with pytest.raises(StartupError, match="cannot load its image encoder"):
+        load_model(
+            ModelConfig(name="m", source=str(folder), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
+        )
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_pickled_checkpoint_is_refused_and_not_read(tmp_path: Path, part: str) -> None:
+    folder = tiny_sd(tmp_path / "model")
+    [weights] = (folder / part).glob("*.safetensors")
+    weights.unlink()
+    name = "diffusion_pytorch_model.bin" if part == "unet" else "pytorch_model.bin"
+    trace = tmp_path / "trace"
+    (folder / part / name).write_bytes(pickle.dumps(RunsWhenRead(trace)))
+    with pytest.raises(StartupError, match="cannot load model 'm'"):
+        load_model(ModelConfig(name="m", source=str(folder)), device="cpu")
+    assert not trace.exists()

@@ -1,0 +1,163 @@
+"""LoRAs of transformers in the engine: the stock pipelines' pixels, alone and among jobs that wear others or none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from img2img.domain.conditioning import Lora
+from img2img.domain.spec import JobSpec, Task
+from img2img.worker.engine import Engine
+from img2img.worker.errors import StartupError
+from img2img.worker.images.inputs import Inputs, to_tensor
+from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
+from img2img.worker.pipelines.model import Model, load_model
+from tests.engine.test_families import (
+    FLUX,
+    HEIGHT,
+    WIDTH,
+    flux_arguments,
+    job,
+    klein_arguments,
+    kontext_arguments,
+    largest_difference,
+    sd3_arguments,
+)
+from tests.support.engines import one_thread as one_thread
+from tests.support.engines import run_on, run_together
+from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
+from tests.support.models.tiny_families import tiny_flux, tiny_klein, tiny_kontext, tiny_sd3, tiny_z_image
+from tests.support.models.tiny_models import tiny_sd
+
+
+@dataclass
+class Case:
+    """A family, and how its stock pipelines are called."""
+
+    make: Callable[[Path], Path]
+    stock: dict[Task, type]
+    arguments: Callable[[JobSpec], dict[str, Any]]
+
+
+CASES = {
+    "flux": Case(tiny_flux, FLUX, flux_arguments),
+    "sd3": Case(tiny_sd3, {Task.IMG2IMG: diffusers.StableDiffusion3Img2ImgPipeline}, sd3_arguments),
+    "kontext": Case(tiny_kontext, {Task.EDIT: diffusers.FluxKontextPipeline}, kontext_arguments),
+    "klein": Case(tiny_klein, {Task.EDIT: diffusers.Flux2KleinPipeline}, klein_arguments),
+}
+
+
+class Served:
+    """A tiny model with two LoRAs in the engine, and the stock pipelines."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        self.case = case
+        self.folder = case.make(folder / "model")
+        self.loras = {
+            "ink": tiny_lora(self.folder, folder / "ink.safetensors", seed=1),
+            "clay": tiny_lora(self.folder, folder / "clay.safetensors", seed=2, rank=2, text=False),
+        }
+        loras = {name: ComponentSource(source=str(file)) for name, file in self.loras.items()}
+        entry = ModelConfig(name="tiny", source=str(self.folder), loras=loras)
+        self.model: Model = load_model(entry, device="cpu")
+        self.plain: Model = load_model(ModelConfig(name="tiny", source=str(self.folder)), device="cpu")
+        rng = np.random.default_rng(2)
+        self.picture = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+        self.mask = Image.new("L", (WIDTH, HEIGHT))
+        self.mask.paste(255, (8, 12, 40, 40))
+
+    def run(self, *specs: JobSpec, model: Model | None = None) -> list[np.ndarray]:
+        return run_together(model or self.model, [(spec, self.inputs(spec)) for spec in specs])
+
+    def inputs(self, spec: JobSpec) -> Inputs:
+        return Inputs(to_tensor(self.picture), to_tensor(self.mask) if spec.task is Task.INPAINT else None)
+
+    def reference(self, spec: JobSpec) -> np.ndarray:
+        pipeline = self.case.stock[spec.task].from_pretrained(self.folder)
+        pipeline.set_progress_bar_config(disable=True)
+        for index, lora in enumerate(spec.loras):
+            pipeline.load_lora_weights(self.loras[lora.name], adapter_name=f"a{index}")
+        if spec.loras:
+            pipeline.set_adapters([f"a{i}" for i in range(len(spec.loras))], [lora.scale for lora in spec.loras])
+        masked = {"mask_image": self.mask} if spec.task is Task.INPAINT else {}
+        image = pipeline(
+            prompt=spec.prompt,
+            image=self.picture,
+            num_inference_steps=spec.num_inference_steps,
+            generator=torch.Generator().manual_seed(spec.seed),
+            **self.case.arguments(spec),
+            **masked,
+        ).images[0]
+        return np.asarray(image)
+
+    def specs(self) -> list[JobSpec]:
+        task = next(iter(self.case.stock))
+        wardrobe = [{}, {"ink": 1.0}, {"ink": 0.4}, {"clay": -0.7}, {"clay": 1.5, "ink": 0.8}]
+        specs = [wearing(worn, task=task) for worn in wardrobe]
+        return specs + [wearing({"ink": 0.6}, task=other) for other in list(self.case.stock)[1:]]
+
+
+def wearing(loras: dict[str, float], **changes: Any) -> JobSpec:
+    worn = tuple(Lora(name=name, scale=scale) for name, scale in loras.items())
+    return job(**{"num_inference_steps": 3, "strength": 0.8, "loras": worn, **changes})
+
+
+@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(CASES[request.param], tmp_path_factory.mktemp("adapters"))
+
+
+def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:
+    specs = served.specs()
+    together = served.run(*specs)
+    plain = served.reference(specs[0])
+    for spec, in_company in zip(specs, together, strict=True):
+        reference = served.reference(spec)
+        [alone] = served.run(spec)
+        assert largest_difference(alone, reference) <= 1, spec
+        assert largest_difference(in_company, reference) <= 1, spec
+        if spec.loras:
+            assert largest_difference(reference, plain) > 1, "a LoRA that changes nothing would test nothing"
+
+
+def test_jobs_that_wear_the_same_share_their_passes_and_others_are_as_without(served: Served) -> None:
+    task = next(iter(served.case.stock))
+    same = [wearing({"ink": 0.7, "clay": 0.2}, task=task, seed=seed, strength=1.0) for seed in range(3)]
+    engine = Engine(slots=4)
+    run_on(engine, served.model, [(spec, served.inputs(spec)) for spec in same])
+    assert (engine.calls_run["denoise"], engine.rows_run["denoise"]) == (3, 9)
+    fresh = wearing({}, task=task, prompt="a prompt that was not encoded in company before")
+    [without] = served.run(fresh, model=served.plain)
+    [beside] = served.run(fresh)
+    assert beside.tobytes() == without.tobytes()
+
+
+def test_the_card_says_what_they_go_with(served: Served) -> None:
+    card = served.model.card
+    assert card.loras == ("ink", "clay")
+    assert set(served.case.stock) <= set(card.adapter_tasks)
+
+
+def test_what_this_version_has_not_is_refused_with_its_reason(tmp_path: Path) -> None:
+    flux, z_image = tiny_flux(tmp_path / "flux"), tiny_z_image(tmp_path / "z")
+    adapter = tiny_ip_adapter(tiny_sd(tmp_path / "sd"), tmp_path / "ip")
+    with pytest.raises(StartupError, match="IP-Adapter: this version has none for a Flux"):
+        load_model(
+            ModelConfig(name="m", source=str(flux), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
+        )
+    lora = tiny_lora(flux, tmp_path / "ink.safetensors", seed=1)
+    with pytest.raises(StartupError, match="no LoRAs for Z-Image, whose transformer takes lists"):
+        load_model(
+            ModelConfig(name="m", source=str(z_image), loras={"ink": ComponentSource(source=str(lora))}), device="cpu"
+        )
+    sd3 = tiny_sd3(tmp_path / "sd3")
+    with pytest.raises(StartupError, match="LoRA 'ink' does not fit"):
+        load_model(
+            ModelConfig(name="m", source=str(sd3), loras={"ink": ComponentSource(source=str(lora))}), device="cpu"
+        )

@@ -1,0 +1,159 @@
+"""Jobs of every task in one engine at the same time: they share passes where they can, and each comes out as alone."""
+
+import io
+import threading
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Lora, Padding
+from img2img.domain.spec import JobSpec, Scheduler, Task
+from img2img.domain.tiling import Tiling
+from img2img.worker.engine import Engine
+from img2img.worker.pipelines.loading.model_config import ModelConfig
+from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.runner import JobRunner, RunningJob
+from tests.support.engines import one_thread as one_thread
+from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
+from tests.support.models.tiny_controlnets import tiny_controlnet
+from tests.support.models.tiny_models import tiny_sd, tiny_unet, tiny_x4_upscaler
+from tests.support.specs import make_spec
+
+SIDE = 64
+PICTURE, MASK, MAP, SHOWN, SMALL = (digit * 64 for digit in "01234")
+INK = (Lora(name="ink", scale=0.7),)
+CANNY = (Control(type="canny", image=MAP, preprocess=False),)
+BOTH = (*CANNY, Control(type="lineart", image=MAP, preprocess=False, scale=0.5, end=0.6))
+X4 = Tiling(upscaler=True, side=64, overlap=16, multiple=16)
+
+
+def repaint(**changes: Any) -> InpaintRegion:
+    whole = {"mask": MASK, "blur": 2, "margins": Padding(), "canvas": (SIDE, SIDE), "box": (0, 0, SIDE, SIDE)}
+    return InpaintRegion(**{**whole, **changes})
+
+
+def job(task: Task = Task.IMG2IMG, **changes: Any) -> JobSpec:
+    defaults = {
+        "task": task,
+        "image": PICTURE,
+        "strength": 0.8,
+        "num_inference_steps": 5,
+        "width": SIDE,
+        "height": SIDE,
+    }
+    return make_spec(**{**defaults, **changes})
+
+
+OUTPAINT = repaint(mask=None, margins=Padding(left=16), canvas=(SIDE + 16, SIDE), box=(0, 0, SIDE + 16, SIDE))
+COMPANY = {
+    "variation": job(),
+    "another, with no guidance": job(seed=8, strength=0.4, guidance_scale=1.0, scheduler=Scheduler.DPMPP_2M),
+    "inpainting": job(Task.INPAINT, strength=1.0, repaint=repaint()),
+    "outpainting": job(Task.INPAINT, strength=1.0, repaint=OUTPAINT),
+    "structure": job(controls=CANNY),
+    "from controls alone": job(Task.CONTROL, image=None, strength=1.0, controls=CANNY, seed=9),
+    "several controls and a mask": job(Task.INPAINT, repaint=repaint(), controls=BOTH),
+    "LoRA": job(loras=INK),
+    "the same LoRA": job(loras=INK, seed=11, prompt="a blue tree"),
+    "LoRA, mask and control": job(Task.INPAINT, repaint=repaint(), loras=INK, controls=CANNY),
+    "image prompt": job(image_prompts=(ImagePrompt(image=SHOWN, scale=0.6),)),
+    "edit": job(Task.EDIT, strength=1.0, image_guidance_scale=1.5),
+    "upscaler": job(
+        Task.UPSCALE, image=SMALL, width=20, height=24, strength=1.0, upscale=4, tiling=X4, num_inference_steps=3
+    ),
+    "upscaling in tiles": job(
+        Task.UPSCALE, upscale=2, tiling=Tiling(upscaler=False, side=64, overlap=8, multiple=8), strength=0.6
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("models")
+    base = tiny_sd(folder / "base")
+    tiny_unet(in_channels=8).save_pretrained(folder / "edit")
+    return load_model(
+        ModelConfig.model_validate(
+            {
+                "name": "tiny",
+                "source": str(base),
+                "edit": str(folder / "edit"),
+                "upscale": {4: str(tiny_x4_upscaler(folder / "x4"))},
+                "loras": {"ink": str(tiny_lora(base, folder / "ink.safetensors", seed=1))},
+                "ip_adapter": str(tiny_ip_adapter(base, folder / "ip")),
+                "controlnets": {
+                    kind: str(tiny_controlnet(base, folder / kind, seed=seed))
+                    for seed, kind in enumerate((ControlType.CANNY, ControlType.LINEART))
+                },
+            }
+        ),
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def blobs() -> dict[str, bytes]:
+    rng = np.random.default_rng(4)
+    mask = Image.new("L", (SIDE, SIDE))
+    mask.paste(255, (8, 20, 40, 60))
+    pictures = {
+        PICTURE: Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)),
+        MASK: mask,
+        MAP: Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB"),
+        SHOWN: Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)),
+        SMALL: Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8)),
+    }
+    return {name: encoded(picture) for name, picture in pictures.items()}
+
+
+def encoded(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def ran(model: Model, blobs: dict[str, bytes], *specs: JobSpec) -> tuple[Counter[str], list[np.ndarray]]:
+    """How many calls of each kind an engine made for the jobs, all at once, and their pictures."""
+    engine = Engine(slots=64)
+    runner = JobRunner(engine, {"tiny": model})
+    running = [runner.start(spec, blobs, range(1), threading.Event().set) for spec in specs]
+    engine.shut_down()
+    engine.run()
+    return engine.calls_run, [pixels(job) for job in running]
+
+
+def pixels(running: RunningJob) -> np.ndarray:
+    with Image.open(io.BytesIO(running.render()[0].png)) as picture:
+        return np.asarray(picture).astype(int)
+
+
+def test_each_result_is_that_of_the_job_alone_and_passes_are_shared(model: Model, blobs: dict[str, bytes]) -> None:
+    calls, together = ran(model, blobs, *COMPANY.values())
+    calls_alone: Counter[str] = Counter()
+    alone = {}
+    for name, spec in COMPANY.items():
+        own, [alone[name]] = ran(model, blobs, spec)
+        calls_alone += own
+    for (name, spec), in_company in zip(COMPANY.items(), together, strict=True):
+        assert in_company.shape == (*reversed(spec.result_size), 3)
+        assert np.abs(in_company - alone[name]).max() <= 1, name
+    assert len({result.tobytes() for result in together}) == len(COMPANY)
+    assert calls["denoise"] < 0.7 * calls_alone["denoise"], (calls, calls_alone)
+    kept = together[list(COMPANY).index("inpainting")]
+    with Image.open(io.BytesIO(blobs[PICTURE])) as picture, Image.open(io.BytesIO(blobs[MASK])) as mask:
+        outside = np.asarray(mask) == 0
+        assert np.array_equal(kept[outside], np.asarray(picture)[outside])
+
+
+def test_tasks_that_use_the_same_denoiser_share_every_pass(model: Model, blobs: dict[str, bytes]) -> None:
+    plain = [COMPANY["variation"], job(Task.INPAINT, repaint=repaint()), job(seed=5, scheduler=Scheduler.EULER)]
+    calls, _ = ran(model, blobs, *plain)
+    assert calls["denoise"] == plain[0].steps_run
+    controlled = [COMPANY["structure"], job(Task.INPAINT, repaint=repaint(), controls=CANNY)]
+    calls, _ = ran(model, blobs, *controlled)
+    assert calls["denoise"] == controlled[0].steps_run
+    calls, _ = ran(model, blobs, COMPANY["LoRA"], COMPANY["the same LoRA"])
+    assert calls["denoise"] == COMPANY["LoRA"].steps_run

@@ -1,0 +1,163 @@
+"""Depth, segmentation and pose maps: what transformers says of a picture, drawn as ControlNets read it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForDepthEstimation,
+    AutoModelForSemanticSegmentation,
+    VitPoseForPoseEstimation,
+)
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
+
+from img2img.domain.conditioning import Control, ControlType
+from img2img.domain.spec import JobSpec, Task
+from img2img.worker.errors import StartupError
+from img2img.worker.images.inputs import Inputs
+from img2img.worker.pipelines.conditioning.ade20k import PALETTE
+from img2img.worker.pipelines.conditioning.pose_drawing import draw_pose
+from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
+from img2img.worker.pipelines.model import Model, load_model
+from tests.engine.test_control import calls_of
+from tests.support.engines import one_thread as one_thread
+from tests.support.engines import run_together
+from tests.support.models.tiny_annotators import tiny_depth, tiny_pose, tiny_segmentation
+from tests.support.models.tiny_models import tiny_sd
+from tests.support.specs import make_spec
+
+SIDE = 64
+DEPTH, SEGMENTATION, POSE = ControlType.DEPTH, ControlType.SEGMENTATION, ControlType.POSE
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[ControlType, Path]:
+    folder = tmp_path_factory.mktemp("annotators")
+    return {
+        DEPTH: tiny_depth(folder / "depth"),
+        SEGMENTATION: tiny_segmentation(folder / "segmentation"),
+        POSE: tiny_pose(folder / "pose"),
+    }
+
+
+@pytest.fixture(scope="module")
+def model(folders: dict[ControlType, Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
+    source = str(tiny_sd(tmp_path_factory.mktemp("model")))
+    parts = {kind: ComponentSource(source=str(folder)) for kind, folder in folders.items()}
+    return load_model(ModelConfig(name="tiny", source=source, preprocessors=parts), device="cpu")
+
+
+def picture(seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((SIDE, SIDE))
+
+
+def job(kind: ControlType) -> JobSpec:
+    control = Control(type=kind, image=None, preprocess=True)
+    return make_spec(task=Task.CONTROL_MAP, width=SIDE, height=SIDE, strength=0.0, controls=(control,))
+
+
+def asked(model: Model, kind: ControlType, shown: Image.Image) -> tuple[JobSpec, Inputs]:
+    return job(kind), Inputs(controls=(model.annotators[kind].prepare(shown),))
+
+
+def made(model: Model, kind: ControlType, shown: Image.Image) -> np.ndarray:
+    [pixels] = run_together(model, [asked(model, kind, shown)])
+    assert pixels.shape == (SIDE, SIDE, 3)
+    return pixels
+
+
+def test_depth_is_near_bright_and_far_dark(model: Model, folders: dict[ControlType, Path]) -> None:
+    pixels = made(model, DEPTH, picture())
+    processor = DPTImageProcessorPil.from_pretrained(folders[DEPTH])
+    with torch.no_grad():
+        inverse = AutoModelForDepthEstimation.from_pretrained(folders[DEPTH])(
+            **processor(picture(), return_tensors="pt")
+        ).predicted_depth[0]
+    spread = (inverse - inverse.min()) / (inverse.max() - inverse.min())
+    expected = Image.fromarray((spread.numpy() * 255).round().astype(np.uint8)).resize((SIDE, SIDE), 3)
+    assert (pixels == pixels[..., :1]).all()
+    assert np.abs(pixels[..., 0].astype(int) - np.asarray(expected)).max() <= 1
+    assert np.ptp(pixels) > 200
+
+
+def test_segments_have_the_colours_of_ade20k(model: Model, folders: dict[ControlType, Path]) -> None:
+    pixels = made(model, SEGMENTATION, picture())
+    processor = SegformerImageProcessorPil.from_pretrained(folders[SEGMENTATION])
+    with torch.no_grad():
+        output = AutoModelForSemanticSegmentation.from_pretrained(folders[SEGMENTATION])(
+            **processor(picture(), return_tensors="pt")
+        )
+    [classes] = processor.post_process_semantic_segmentation(output, [(SIDE, SIDE)])
+    assert (pixels == PALETTE[classes.numpy()]).mean() > 0.99  # a tie at most
+    assert len(np.unique(classes)) > 1
+
+
+def test_a_pose_is_the_stick_figure_of_the_joints(model: Model, folders: dict[ControlType, Path]) -> None:
+    pixels = made(model, POSE, picture())
+    processor = VitPoseImageProcessorPil.from_pretrained(folders[POSE])
+    boxes = [[[0.0, 0.0, SIDE, SIDE]]]
+    with torch.no_grad():
+        output = VitPoseForPoseEstimation.from_pretrained(folders[POSE])(
+            **processor(picture(), boxes=boxes, return_tensors="pt")
+        )
+    [[person]] = processor.post_process_pose_estimation(output, boxes)
+    joints = {i: (float(x), float(y)) for i, (x, y) in enumerate(person["keypoints"])}
+    assert len(joints) == 17
+    assert (pixels == draw_pose([joints], (SIDE, SIDE))).mean() > 0.99
+    assert pixels.any()
+
+
+def test_maps_are_made_one_a_call_and_remembered(model: Model) -> None:
+    for kind in model.annotators:
+        jobs = [asked(model, kind, picture(seed)) for seed in (7, 8, 9, 7)]
+        engine = calls_of(model, jobs)
+        assert (engine.calls_run["annotate"], engine.rows_run["annotate"]) == (3, 3)
+        assert calls_of(model, jobs).calls_run["annotate"] == 0
+        together = run_together(model, jobs)
+        for seed, pixels in zip((7, 8, 9, 7), together, strict=True):
+            assert (pixels == made(model, kind, picture(seed))).all()
+
+
+def test_the_card_names_them(model: Model) -> None:
+    assert {DEPTH, SEGMENTATION, POSE} <= set(model.card.preprocessors)
+
+
+def test_what_cannot_make_maps_is_refused_at_the_start(tmp_path: Path) -> None:
+    source = str(tiny_sd(tmp_path / "sd"))
+    too_many = tiny_segmentation(tmp_path / "classes", classes=151)
+    for kind, folder, reason in (
+        (ControlType.CANNY, too_many, "no model makes these maps"),
+        (DEPTH, tmp_path / "nowhere", "cannot load"),
+        (SEGMENTATION, too_many, "knows 151 classes"),
+    ):
+        entry = ModelConfig(name="m", source=source, preprocessors={kind: ComponentSource(source=str(folder))})
+        with pytest.raises(StartupError, match=reason):
+            load_model(entry, device="cpu")
+
+
+def test_a_stick_figure_has_openposes_colours() -> None:
+    # An upright person facing us: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles; left is our right.
+    joints = dict(
+        enumerate(
+            [
+                *((256, 60), (266, 50), (246, 50), (280, 56), (232, 56)),
+                *((300, 120), (212, 120), (320, 200), (192, 200), (330, 280), (182, 280)),
+                *((280, 280), (232, 280), (284, 380), (228, 380), (286, 480), (226, 480)),
+            ]
+        )
+    )
+    figure = draw_pose([joints], (512, 512))
+    assert tuple(figure[60, 256]) == (255, 0, 0)  # the nose
+    assert tuple(figure[120, 256]) == (255, 85, 0)  # the neck, between the shoulders
+    assert tuple(figure[120, 212]) == (255, 170, 0)  # their right shoulder
+    assert tuple(figure[160, 202]) == (153, 102, 0)  # their right upper arm, darker than joints are
+    assert tuple(figure[330, 282]) == (0, 102, 153)  # their left thigh
+    assert not figure[:, :150].any()
+    without_arm = draw_pose([{i: p for i, p in joints.items() if i != 8}], (512, 512))
+    assert not without_arm[160, 202].any()
+    assert not draw_pose([], (512, 512)).any()

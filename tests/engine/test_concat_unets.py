@@ -1,0 +1,166 @@
+"""UNets that take the picture in as channels: the stock pipelines' pixels, alone and in company."""
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from img2img.domain.conditioning import InpaintRegion, Padding
+from img2img.domain.spec import JobSpec, Task
+from img2img.worker.__main__ import warm_up
+from img2img.worker.engine import Engine, EngineTask
+from img2img.worker.errors import StartupError
+from img2img.worker.images.inputs import Inputs, to_tensor
+from img2img.worker.pipelines.denoise import make_task_function
+from img2img.worker.pipelines.loading.model_config import ModelConfig
+from img2img.worker.pipelines.model import Model, load_model
+from tests.support.engines import one_thread as one_thread
+from tests.support.engines import run_together
+from tests.support.models.tiny_models import tiny_sd, tiny_sdxl, tiny_unet
+from tests.support.specs import make_spec
+
+SIDE = 32
+STOCK_EDIT = {
+    tiny_sd: diffusers.StableDiffusionInstructPix2PixPipeline,
+    tiny_sdxl: diffusers.StableDiffusionXLInstructPix2PixPipeline,
+}
+STOCK_INPAINT = {
+    tiny_sd: diffusers.StableDiffusionInpaintPipeline,
+    tiny_sdxl: diffusers.StableDiffusionXLInpaintPipeline,
+}
+
+
+class Served:
+    """A tiny model with UNets for edits and for inpainting, and the stock pipelines of both."""
+
+    def __init__(self, folder: Path, make: type) -> None:
+        self.base = make(folder / "base")
+        self.unets = {}
+        for channels, name in ((8, "edit"), (9, "inpaint")):
+            self.unets[name] = tiny_unet(in_channels=channels, xl=make is tiny_sdxl)
+            self.unets[name].save_pretrained(folder / name)
+        entry = ModelConfig(
+            name="tiny", source=str(self.base), edit=str(folder / "edit"), inpaint=str(folder / "inpaint")
+        )
+        self.model: Model = load_model(entry, device="cpu")
+        self.edit = STOCK_EDIT[make].from_pretrained(self.base, unet=self.unets["edit"])
+        self.inpaint = STOCK_INPAINT[make].from_pretrained(self.base, unet=self.unets["inpaint"])
+        for pipeline in (self.edit, self.inpaint):
+            pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+            pipeline.set_progress_bar_config(disable=True)
+        rng = np.random.default_rng(2)
+        self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.mask = Image.new("L", (SIDE, SIDE))
+        self.mask.paste(255, (8, 10, 20, 30))
+
+    def reference(self, spec: JobSpec) -> np.ndarray:
+        arguments = {
+            "prompt": spec.prompt,
+            "negative_prompt": spec.negative_prompt or None,
+            "image": self.picture,
+            "num_inference_steps": spec.num_inference_steps,
+            "guidance_scale": spec.guidance_scale,
+            "generator": torch.Generator().manual_seed(spec.seed),
+        }
+        size = {"width": spec.width, "height": spec.height}
+        if spec.task is Task.INPAINT:
+            result = self.inpaint(**arguments, **size, strength=spec.strength, mask_image=self.mask)
+        else:
+            xl = isinstance(self.edit, diffusers.StableDiffusionXLInstructPix2PixPipeline)
+            result = self.edit(**arguments, **(size if xl else {}), image_guidance_scale=spec.image_guidance_scale)
+        return np.asarray(result.images[0])
+
+    def inputs(self) -> Inputs:
+        return Inputs(to_tensor(self.picture), to_tensor(self.mask))
+
+
+@pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(tmp_path_factory.mktemp("model"), request.param)
+
+
+def edit(**changes: object) -> JobSpec:
+    defaults = {
+        "task": Task.EDIT,
+        "prompt": "make it night",
+        "image_guidance_scale": 1.5,
+        "num_inference_steps": 4,
+        "width": SIDE,
+        "height": SIDE,
+    }
+    return make_spec(**{**defaults, **changes})
+
+
+def inpaint(**changes: object) -> JobSpec:
+    box = (0, 0, SIDE, SIDE)
+    repaint = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=box)
+    return edit(**{"task": Task.INPAINT, "image_guidance_scale": None, "repaint": repaint, **changes})
+
+
+def test_pixels_are_those_of_the_stock_pipelines_alone_and_in_company(served: Served) -> None:
+    specs = [
+        edit(),
+        edit(image_guidance_scale=2.5, guidance_scale=9.0, negative_prompt="blur", seed=5),
+        edit(guidance_scale=1.0, num_inference_steps=3),
+        inpaint(strength=0.6, num_inference_steps=6),
+        inpaint(guidance_scale=1.0),
+    ]
+    others = [edit(task=Task.IMG2IMG, image_guidance_scale=None, strength=0.5, seed=9)]
+    together = run_together(served.model, [(spec, served.inputs()) for spec in specs + others])
+    for spec, result in zip(specs, together, strict=False):
+        reference = served.reference(spec).astype(int)
+        [alone] = run_together(served.model, [(spec, served.inputs())])
+        assert np.abs(alone - reference).max() <= 1
+        assert np.abs(result - reference).max() <= 1
+    assert np.abs(together[0].astype(int) - together[1]).max() > 1
+
+
+def test_edits_share_their_passes_and_count_their_steps(served: Served) -> None:
+    engine = Engine(slots=4)
+    works = [make_task_function(served.model, edit(seed=seed), served.inputs(), 0) for seed in range(3)]
+    tickets = [EngineTask(work, lambda _t: None) for work in works]
+    engine.submit(tickets)
+    engine.shut_down()
+    engine.run()
+    assert [ticket.error for ticket in tickets] == [None] * 3
+    assert engine.calls_run["denoise"] == 4
+    assert engine.rows_run["denoise"] == 4 * 3 * 3, "text and picture, picture alone, neither"
+    assert [ticket.step for ticket in tickets] == [edit().steps_run] * 3
+
+
+def test_the_card_says_so(served: Served) -> None:
+    assert set(served.model.card.tasks) == {Task.IMG2IMG, Task.INPAINT, Task.EDIT, Task.UPSCALE}
+
+
+@pytest.mark.parametrize(("channels", "task"), [(8, Task.EDIT), (9, Task.INPAINT)])
+def test_a_model_whose_own_unet_takes_a_picture_does_that_and_nothing_else(
+    served: Served, tmp_path: Path, channels: int, task: Task
+) -> None:
+    kind = {8: type(served.edit), 9: type(served.inpaint)}[channels]
+    plain = diffusers.DiffusionPipeline.from_pretrained(served.base, unet=served.unets[task.value])
+    for name, pipeline in (("own", kind.from_pretrained(served.base, unet=plain.unet)), ("plain", plain)):
+        pipeline.save_pretrained(tmp_path / name)
+        model = load_model(ModelConfig(name=name, source=str(tmp_path / name)), device="cpu")
+        assert model.card.tasks == (task,)
+        warm_up(model)
+        spec = edit() if task is Task.EDIT else inpaint()
+        [result] = run_together(model, [(spec, served.inputs())])
+        assert np.abs(result.astype(int) - served.reference(spec)).max() <= 1
+
+
+def test_a_part_can_be_a_whole_pipeline(served: Served, tmp_path: Path) -> None:
+    served.edit.save_pretrained(tmp_path / "edit")
+    model = load_model(ModelConfig(source=str(served.base), edit=str(tmp_path / "edit")), device="cpu")
+    [result] = run_together(model, [(edit(), served.inputs())])
+    assert np.abs(result.astype(int) - served.reference(edit())).max() <= 1
+
+
+def test_a_part_of_another_kind_is_refused(served: Served, tmp_path: Path) -> None:
+    served.unets["inpaint"].save_pretrained(tmp_path / "unet")
+    with pytest.raises(StartupError, match="is one for inpaint, not edit"):
+        load_model(ModelConfig(source=str(served.base), edit=str(tmp_path / "unet")), device="cpu")
+    with pytest.raises(StartupError, match="cannot load"):
+        load_model(ModelConfig(source=str(served.base), inpaint=str(tmp_path / "nothing")), device="cpu")

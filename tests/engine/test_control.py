@@ -1,0 +1,225 @@
+"""ControlNets in the engine: the stock pipelines' pixels, alone and in the company of every other task."""
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from PIL import Image
+
+from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
+from img2img.domain.spec import JobSpec, Task
+from img2img.worker.engine import Engine
+from img2img.worker.errors import StartupError
+from img2img.worker.images.inpaint_canvas import InpaintCanvas
+from img2img.worker.images.inputs import Inputs, to_tensor
+from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
+from img2img.worker.pipelines.model import Model, load_model
+from tests.support.engines import one_thread as one_thread
+from tests.support.engines import run_on, run_together
+from tests.support.models.tiny_controlnets import tiny_controlnet
+from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
+from tests.support.specs import make_spec
+
+SIDE = 64
+CANNY, DEPTH = ControlType.CANNY, ControlType.DEPTH
+STOCK = {
+    tiny_sd: {
+        Task.IMG2IMG: diffusers.StableDiffusionControlNetImg2ImgPipeline,
+        Task.INPAINT: diffusers.StableDiffusionControlNetInpaintPipeline,
+        Task.CONTROL: diffusers.StableDiffusionControlNetPipeline,
+    },
+    tiny_sdxl: {
+        Task.IMG2IMG: diffusers.StableDiffusionXLControlNetImg2ImgPipeline,
+        Task.INPAINT: diffusers.StableDiffusionXLControlNetInpaintPipeline,
+        Task.CONTROL: diffusers.StableDiffusionXLControlNetPipeline,
+    },
+}
+
+
+class Served:
+    """A tiny model with two ControlNets: in the engine, and apart from it for the stock pipelines to compare with."""
+
+    def __init__(self, tiny: object, folder: Path) -> None:
+        self.folder = tiny(folder / "model")  # type: ignore[operator]
+        self.nets = {
+            kind: tiny_controlnet(self.folder, folder / kind, seed=seed) for seed, kind in enumerate((CANNY, DEPTH))
+        }
+        self.entry = ModelConfig(
+            name="tiny",
+            source=str(self.folder),
+            controlnets={kind: ComponentSource(source=str(net)) for kind, net in self.nets.items()},
+        )
+        self.model: Model = load_model(self.entry, device="cpu")
+        self.stock = STOCK[tiny]  # type: ignore[index]
+        self.base = diffusers.AutoPipelineForImage2Image.from_pretrained(self.folder)
+        self.apart = {kind: ControlNetModel.from_pretrained(net) for kind, net in self.nets.items()}
+        rng = np.random.default_rng(5)
+        self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.maps = {
+            CANNY: Image.fromarray(255 * rng.integers(0, 2, (SIDE, SIDE, 1), np.uint8).repeat(3, axis=2)),
+            DEPTH: Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB"),
+        }
+        self.mask = Image.new("L", (SIDE, SIDE))
+        self.mask.paste(255, (8, 20, 40, 60))
+
+    def reference(self, spec: JobSpec) -> np.ndarray:
+        nets = [self.apart[control.type] for control in spec.controls]
+        pipeline = self.stock[spec.task].from_pipe(self.base, controlnet=nets if len(nets) > 1 else nets[0])
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+        arguments: dict[str, object] = {
+            "controlnet_conditioning_scale": [control.scale for control in spec.controls],
+            "control_guidance_start": [control.start for control in spec.controls],
+            "control_guidance_end": [control.end for control in spec.controls],
+            "image" if spec.task is Task.CONTROL else "control_image": [self.maps[c.type] for c in spec.controls],
+        }
+        if len(nets) == 1:
+            arguments = {name: values[0] for name, values in arguments.items()}  # type: ignore[index]
+        if spec.task is not Task.CONTROL:
+            arguments |= {"image": self.picture, "strength": spec.strength}
+        if spec.task is Task.INPAINT:
+            arguments |= {"mask_image": self.mask}
+        image = pipeline(
+            prompt=spec.prompt,
+            width=spec.width,
+            height=spec.height,
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+            generator=torch.Generator().manual_seed(spec.seed),
+            **arguments,
+        ).images[0]
+        return np.asarray(image)
+
+    def inputs(self, spec: JobSpec) -> Inputs:
+        maps = tuple(to_tensor(self.maps[control.type]) for control in spec.controls)
+        if spec.task is Task.CONTROL:
+            return Inputs(controls=maps)
+        if spec.repaint is None:
+            return Inputs(to_tensor(self.picture), controls=maps)
+        canvas = InpaintCanvas(self.picture, self.mask, spec.repaint)
+        seen, painted = canvas.view((spec.width, spec.height))
+        return Inputs(to_tensor(seen), to_tensor(painted), canvas, maps)
+
+    def run(self, *specs: JobSpec) -> list[np.ndarray]:
+        return run_together(self.model, [(spec, self.inputs(spec)) for spec in specs])
+
+
+@pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(request.param, tmp_path_factory.mktemp("served"))
+
+
+def control(kind: ControlType = CANNY, **changes: object) -> Control:
+    return Control(type=kind, image="2" * 64, preprocess=False, **changes)  # type: ignore[arg-type]
+
+
+REPAINT = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE))
+
+
+def job(task: Task = Task.IMG2IMG, *controls: Control, **changes: object) -> JobSpec:
+    defaults = {
+        "task": task,
+        "image": None if task is Task.CONTROL else "0" * 64,
+        "strength": 1.0 if task is Task.CONTROL else 0.7,
+        "num_inference_steps": 6,
+        "width": SIDE,
+        "height": SIDE,
+        "repaint": REPAINT if task is Task.INPAINT else None,
+        "controls": controls,
+    }
+    return make_spec(**{**defaults, **changes})
+
+
+CONTROLLED = [
+    job(Task.IMG2IMG, control()),
+    job(Task.IMG2IMG, control(scale=0.4, start=0.3, end=0.8), strength=1.0, guidance_scale=1.0),
+    job(Task.IMG2IMG, control(DEPTH, scale=1.7), control(scale=0.6, end=0.5), seed=11),
+    job(Task.INPAINT, control(DEPTH, scale=1.3)),
+    job(Task.INPAINT, control(), control(DEPTH, start=0.4), strength=1.0),
+    job(Task.CONTROL, control(scale=0.9)),
+    job(Task.CONTROL, control(scale=0.5), control(DEPTH), guidance_scale=1.0),
+]
+OTHERS = [job(Task.IMG2IMG, seed=5), job(Task.INPAINT, seed=6, guidance_scale=1.0)]
+
+
+def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(int) - b).max())
+
+
+def test_pixels_are_those_of_the_stock_pipelines_alone_and_in_company(served: Served) -> None:
+    together = served.run(*CONTROLLED, *OTHERS)
+    for spec, company in zip(CONTROLLED, together, strict=False):
+        [alone] = served.run(spec)
+        reference = served.reference(spec)
+        assert largest_difference(alone, reference) <= 1, spec
+        assert largest_difference(company, reference) <= 1, spec
+    for spec, company in zip(OTHERS, together[len(CONTROLLED) :], strict=True):
+        [alone] = served.run(spec)
+        assert largest_difference(company, alone) <= 1, spec
+
+
+def test_a_control_changes_the_picture_and_so_does_its_scale(served: Served) -> None:
+    plain, full, weak = served.run(job(), job(Task.IMG2IMG, control()), job(Task.IMG2IMG, control(scale=0.5)))
+    assert largest_difference(plain, full) > 20
+    assert largest_difference(full, weak) > 20
+
+
+def test_jobs_of_any_scale_and_number_of_controls_share_calls(served: Served) -> None:
+    specs = [
+        job(Task.IMG2IMG, control(scale=0.3)),
+        job(Task.IMG2IMG, control(scale=1.2), seed=4),
+        job(Task.IMG2IMG, control(scale=0.7), control(DEPTH), seed=5),
+    ]
+    engine = calls_of(served.model, [(spec, served.inputs(spec)) for spec in specs])
+    steps = specs[0].steps_run
+    assert engine.calls_run["control"] == 2 * steps  # canny of all three; depth of one
+    assert engine.calls_run["denoise"] == steps
+    assert engine.rows_run["denoise"] == 2 * len(specs) * steps
+
+
+def test_a_control_that_is_switched_off_costs_nothing(served: Served) -> None:
+    spec = job(Task.IMG2IMG, control(end=0.5), strength=1.0)
+    served.run(spec)  # what its residuals look like is known from here on
+    engine = calls_of(served.model, [(spec, served.inputs(spec))])
+    assert engine.calls_run["control"] == spec.steps_run // 2
+
+
+def calls_of(model: Model, jobs: list[tuple[JobSpec, Inputs]]) -> Engine:
+    engine = Engine(slots=16)
+    run_on(engine, model, jobs)
+    return engine
+
+
+def test_the_card_says_what_can_be_controlled(served: Served) -> None:
+    card = served.model.card
+    assert card.controls == (CANNY, DEPTH)
+    assert card.tasks == (Task.IMG2IMG, Task.INPAINT, Task.CONTROL, Task.UPSCALE)
+    assert set(card.preprocessors) == {CANNY, ControlType.SCRIBBLE, ControlType.LINEART, ControlType.SOFTEDGE, "tile"}
+
+
+def test_a_controlnet_of_another_kind_of_model_is_refused_at_the_start(tmp_path: Path) -> None:
+    sd, sdxl = tiny_sd(tmp_path / "sd"), tiny_sdxl(tmp_path / "sdxl")
+    net = tiny_controlnet(sdxl, tmp_path / "net", seed=0)
+    for source, reason in (
+        (net, "reads text embeddings of 64 numbers; those of this model have 32"),
+        (tmp_path / "nowhere", "cannot load"),
+        (sd / "unet", "is a UNet2DConditionModel"),
+        (net / "diffusion_pytorch_model.safetensors", "should be a folder"),
+    ):
+        entry = ModelConfig(name="m", source=str(sd), controlnets={CANNY: ComponentSource(source=str(source))})
+        with pytest.raises(StartupError, match=reason):
+            load_model(entry, device="cpu")
+
+
+def test_a_pickled_controlnet_is_not_loaded(tmp_path: Path) -> None:
+    sd = tiny_sd(tmp_path / "sd")
+    net = tiny_controlnet(sd, tmp_path / "net", seed=0)
+    ControlNetModel.from_pretrained(net).save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    entry = ModelConfig(
+        name="m", source=str(sd), controlnets={CANNY: ComponentSource(source=str(tmp_path / "pickled"))}
+    )
+    with pytest.raises(StartupError, match="cannot load"):
+        load_model(entry, device="cpu")

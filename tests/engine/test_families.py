@@ -1,0 +1,372 @@
+"""Every family gives the pixels of its stock pipelines, called directly: alone, and in company of its other tasks.
+
+Tiny random-weight models; the reference is loaded apart, with schedulers built here by hand.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.utils import is_torchvision_available
+
+from img2img.domain.conditioning import InpaintRegion, Padding
+from img2img.domain.spec import JobSpec, Scheduler, Task
+from img2img.worker.engine import Engine
+from img2img.worker.errors import StartupError
+from img2img.worker.images.inputs import Inputs, to_tensor
+from img2img.worker.pipelines.image_processors import image_only_processor
+from img2img.worker.pipelines.loading.model_config import ModelConfig
+from img2img.worker.pipelines.model import Model, load_model
+from tests.support.engines import one_thread as one_thread
+from tests.support.engines import run_on, run_together
+from tests.support.models.tiny_families import (
+    tiny_fill,
+    tiny_flux,
+    tiny_flux2,
+    tiny_klein,
+    tiny_kontext,
+    tiny_lcm,
+    tiny_qwen_edit,
+    tiny_qwen_edit_plus,
+    tiny_qwen_image,
+    tiny_refiner,
+    tiny_schnell,
+    tiny_sd3,
+    tiny_z_image,
+)
+from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
+from tests.support.specs import make_spec
+
+WIDTH, HEIGHT = 96, 64
+EULER = diffusers.FlowMatchEulerDiscreteScheduler
+SCHEDULERS: dict[Scheduler, Callable[[Any], Any]] = {
+    Scheduler.FLOW_EULER: EULER.from_config,
+    Scheduler.FLOW_EULER_BETA: lambda config: EULER.from_config(config, use_beta_sigmas=True),
+    Scheduler.FLOW_HEUN: diffusers.FlowMatchHeunDiscreteScheduler.from_config,
+    Scheduler.DDIM: lambda config: diffusers.DDIMScheduler.from_config(config, clip_sample=False),
+    Scheduler.EULER: diffusers.EulerDiscreteScheduler.from_config,
+    Scheduler.LCM: diffusers.LCMScheduler.from_config,
+}
+
+
+@dataclass
+class Case:
+    """A family, how to make a tiny one, and the arguments by which its stock pipelines are called."""
+
+    make: Callable[[Path], Path]
+    stock: dict[Task, type]
+    arguments: Callable[[JobSpec], dict[str, Any]]
+    scheduler: Scheduler = Scheduler.FLOW_EULER
+    schedulers: tuple[Scheduler, ...] = ()  # others
+    negative: str = ""  # a negative prompt, where it takes any
+    entry: dict[str, Any] | None = None
+    modules: Callable[[str], dict[str, Any]] = lambda _folder: {}
+
+
+def sizes(spec: JobSpec) -> dict[str, Any]:
+    return {"width": spec.width, "height": spec.height}
+
+
+def strength_and_guidance(spec: JobSpec) -> dict[str, Any]:
+    return {"strength": spec.strength, "guidance_scale": spec.guidance_scale}
+
+
+def sd3_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {**strength_and_guidance(spec), **sizes(spec), "negative_prompt": spec.negative_prompt or None}
+
+
+def flux_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {**strength_and_guidance(spec), **sizes(spec)}
+
+
+def kontext_arguments(spec: JobSpec) -> dict[str, Any]:
+    size = {"max_area": spec.width * spec.height, "_auto_resize": False}
+    strength = {} if spec.task is Task.EDIT else {"strength": spec.strength}
+    return {"guidance_scale": spec.guidance_scale, **strength, **sizes(spec), **size}
+
+
+def sd_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {**strength_and_guidance(spec), "negative_prompt": spec.negative_prompt or None}
+
+
+def klein_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {"guidance_scale": spec.guidance_scale, **sizes(spec)}
+
+
+def qwen_arguments(spec: JobSpec) -> dict[str, Any]:
+    guided = {"true_cfg_scale": spec.guidance_scale, "negative_prompt": spec.negative_prompt or " "}
+    return {"strength": spec.strength, **sizes(spec), **(guided if spec.guidance_scale > 1 else {})}
+
+
+def qwen_edit_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {name: value for name, value in qwen_arguments(spec).items() if name != "strength"}
+
+
+def z_image_arguments(spec: JobSpec) -> dict[str, Any]:
+    scale = spec.guidance_scale if spec.guidance_scale > 1 else 0
+    return {"strength": spec.strength, "guidance_scale": scale, "negative_prompt": spec.negative_prompt or None}
+
+
+FLUX = {Task.IMG2IMG: diffusers.FluxImg2ImgPipeline, Task.INPAINT: diffusers.FluxInpaintPipeline}
+CASES = {
+    "flux": Case(tiny_flux, FLUX, flux_arguments, schedulers=(Scheduler.FLOW_EULER_BETA,)),
+    "flux-schnell": Case(tiny_schnell, FLUX, flux_arguments),
+    "flux-kontext": Case(
+        tiny_kontext,
+        {Task.EDIT: diffusers.FluxKontextPipeline, Task.INPAINT: diffusers.FluxKontextInpaintPipeline},
+        kontext_arguments,
+    ),
+    "flux-fill": Case(tiny_fill, {Task.INPAINT: diffusers.FluxFillPipeline}, flux_arguments),
+    "sd3": Case(
+        tiny_sd3,
+        {
+            Task.IMG2IMG: diffusers.StableDiffusion3Img2ImgPipeline,
+            Task.INPAINT: diffusers.StableDiffusion3InpaintPipeline,
+        },
+        sd3_arguments,
+        schedulers=(Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN),
+        negative="blurry",
+    ),
+    "sdxl-refiner": Case(
+        tiny_refiner,
+        {Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline},
+        sd_arguments,
+        Scheduler.EULER,
+        negative="blurry",
+    ),
+    "flux-2": Case(tiny_flux2, {Task.EDIT: diffusers.Flux2Pipeline}, klein_arguments),
+    "flux-2-klein": Case(tiny_klein, {Task.EDIT: diffusers.Flux2KleinPipeline}, klein_arguments),
+    "qwen-image": Case(
+        tiny_qwen_image,
+        {Task.IMG2IMG: diffusers.QwenImageImg2ImgPipeline, Task.INPAINT: diffusers.QwenImageInpaintPipeline},
+        qwen_arguments,
+        negative="blurry",
+    ),
+    "qwen-image-edit": Case(
+        tiny_qwen_edit,
+        {Task.EDIT: diffusers.QwenImageEditPipeline},
+        qwen_edit_arguments,
+        negative="blurry",
+        modules=image_only_processor,
+    ),
+    "qwen-image-edit-plus": Case(
+        tiny_qwen_edit_plus,
+        {Task.EDIT: diffusers.QwenImageEditPlusPipeline},
+        qwen_edit_arguments,
+        negative="blurry",
+        modules=image_only_processor,
+    ),
+    "z-image": Case(
+        tiny_z_image,
+        {Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline, Task.INPAINT: diffusers.ZImageInpaintPipeline},
+        z_image_arguments,
+        negative="blur",
+    ),
+    "sd-turbo": Case(
+        tiny_sd,
+        {Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline},
+        sd_arguments,
+        Scheduler.EULER,
+        entry={"guidance": False, "steps": 2, "scheduler": "euler"},
+    ),
+    "lcm": Case(tiny_lcm, {Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline}, sd_arguments, Scheduler.LCM),
+}
+
+
+class Served:
+    """A tiny model twice: in the engine, and as the stock pipelines to compare with."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        self.case = case
+        case.make(folder)
+        self.model: Model = load_model(ModelConfig(name="tiny", source=str(folder), **case.entry or {}), device="cpu")
+        self.stock = {
+            task: kind.from_pretrained(folder, **case.modules(str(folder))) for task, kind in case.stock.items()
+        }
+        rng = np.random.default_rng(2)
+        self.picture = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+        self.mask = Image.new("L", (WIDTH, HEIGHT))
+        self.mask.paste(255, (8, 12, 40, 40))
+
+    def reference(self, spec: JobSpec) -> np.ndarray:
+        pipeline = self.stock[spec.task]
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = SCHEDULERS[spec.scheduler](pipeline.scheduler.config)
+        masked = {"mask_image": self.turned(self.mask, spec), **sizes(spec)} if spec.task is Task.INPAINT else {}
+        image = pipeline(
+            prompt=spec.prompt,
+            image=self.turned(self.picture, spec),
+            num_inference_steps=spec.num_inference_steps,
+            generator=torch.Generator().manual_seed(spec.seed),
+            **{**self.case.arguments(spec), **masked},
+        ).images[0]
+        return np.asarray(image)
+
+    def inputs(self, spec: JobSpec) -> Inputs:
+        mask = to_tensor(self.turned(self.mask, spec)) if spec.task is Task.INPAINT else None
+        return Inputs(to_tensor(self.turned(self.picture, spec)), mask)
+
+    def turned(self, picture: Image.Image, spec: JobSpec) -> Image.Image:
+        return picture if picture.size == (spec.width, spec.height) else picture.transpose(Image.Transpose.ROTATE_90)
+
+    def jobs(self, specs: list[JobSpec]) -> list[tuple[JobSpec, Inputs]]:
+        return [(spec, self.inputs(spec)) for spec in specs]
+
+    def specs(self) -> list[JobSpec]:
+        """Jobs of all its tasks, with different strengths, steps, guidance and schedulers."""
+        case, specs = self.case, []
+        scales = (1.0, 5.0) if self.model.card.guidance else (1.0,)
+        for task in case.stock:
+            strengths = (1.0,) if task is Task.EDIT else (0.05, 0.55, 1.0)
+            for i, (strength, scale) in enumerate((s, g) for s in strengths for g in scales):
+                steps, prompt = 4 + i % 2, f"house {i % 2}"
+                specs.append(
+                    job(
+                        task=task,
+                        strength=strength if case.scheduler in FLOW else max(strength, 0.3),
+                        guidance_scale=scale,
+                        num_inference_steps=steps,
+                        seed=i,
+                        prompt=prompt,
+                        scheduler=case.scheduler,
+                        negative_prompt=case.negative if i % 2 else "",
+                    )
+                )
+            specs += [specs[-1].model_copy(update={"scheduler": other}) for other in case.schedulers]
+            # As many tokens in another shape: other position ids.
+            specs.append(specs[-1].model_copy(update={"width": HEIGHT, "height": WIDTH}))
+        return specs
+
+
+FLOW = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
+REPAINT = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(WIDTH, HEIGHT), box=(0, 0, WIDTH, HEIGHT))
+
+
+def job(**changes: Any) -> JobSpec:
+    defaults = {
+        "strength": 0.6,
+        "guidance_scale": 1.0,
+        "num_inference_steps": 4,
+        "scheduler": Scheduler.FLOW_EULER,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "repaint": REPAINT if changes.get("task") is Task.INPAINT else None,
+    }
+    return make_spec(**{**defaults, **changes})
+
+
+@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(CASES[request.param], tmp_path_factory.mktemp("model"))
+
+
+def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def test_pixels_are_those_of_the_stock_pipelines_alone_and_in_company(served: Served) -> None:
+    specs = served.specs()
+    engine = Engine(slots=16)
+    together = run_on(engine, served.model, served.jobs(specs))
+    for spec, company in zip(specs, together, strict=True):
+        reference = served.reference(spec)
+        [alone] = run_together(served.model, served.jobs([spec]))
+        assert largest_difference(alone, reference) <= 1, spec
+        assert largest_difference(company, reference) <= 1, spec
+    assert len({result.tobytes() for result in together}) == len(specs), "every parameter should show in the pixels"
+
+
+def test_jobs_of_one_size_share_every_call_of_the_denoiser(served: Served) -> None:
+    task = next(iter(served.case.stock))
+    specs = [job(task=task, strength=1.0, seed=seed, scheduler=served.case.scheduler) for seed in range(4)]
+    engine = Engine(slots=4)
+    run_on(engine, served.model, served.jobs(specs))
+    assert engine.rows_run["denoise"] == 4 * 4
+    assert engine.calls_run["denoise"] == 4
+
+
+def test_the_card_names_what_the_family_can_do(served: Served) -> None:
+    card = served.model.card
+    assert set(served.case.stock) <= set(card.tasks)
+    assert card.default_scheduler is served.case.scheduler
+    assert {served.case.scheduler, *served.case.schedulers} <= set(card.schedulers)
+    assert card.negative_prompt == bool(served.case.negative)
+    assert all(width % card.size_multiple == 0 == height % card.size_multiple for width, height in card.sizes)
+
+
+@pytest.mark.parametrize("make", [tiny_sdxl, tiny_refiner])
+def test_denoising_begins_midway_without_noise(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    def arguments(spec: JobSpec) -> dict[str, Any]:
+        return {"denoising_start": spec.denoising_start, "guidance_scale": spec.guidance_scale}
+
+    case = Case(make, {Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline}, arguments, Scheduler.EULER)
+    served = Served(case, tmp_path)
+    assert served.model.card.denoising_start
+    begun = {"strength": 1.0, "scheduler": Scheduler.EULER}
+    late = job(denoising_start=0.8, num_inference_steps=15, guidance_scale=5.0, **begun)
+    early = job(denoising_start=0.5, num_inference_steps=4, **{**begun, "scheduler": Scheduler.DDIM})
+    engine = Engine(slots=4)
+    together = run_on(engine, served.model, served.jobs([late, early, job(scheduler=Scheduler.EULER)]))
+    assert (late.steps_run, early.steps_run) == (3, 2)
+    assert engine.calls_run["denoise"] <= 4, "they share passes with a job that has a strength"
+    for spec, result in zip([late, early], together, strict=False):
+        assert largest_difference(result, served.reference(spec)) <= 1, spec
+
+
+def test_every_step_that_a_spec_promises_is_run(served: Served) -> None:
+    for task in served.case.stock:
+        for strength, steps in [(0.29, 7), (0.5, 5), (1e-6, 3), (1.0, 2)]:
+            if task is Task.EDIT and strength < 1:
+                continue
+            spec = job(task=task, strength=strength, num_inference_steps=steps, scheduler=served.case.scheduler)
+            engine = Engine(slots=1)
+            run_on(engine, served.model, served.jobs([spec]))
+            assert engine.calls_run["denoise"] == spec.steps_run, spec
+
+
+def test_strength_zero_is_the_round_trip_through_the_autoencoder(served: Served) -> None:
+    if Task.IMG2IMG not in served.case.stock:
+        pytest.skip("an edit has no strength")
+    engine = Engine(slots=1)
+    [result] = run_on(engine, served.model, served.jobs([job(strength=0, scheduler=served.case.scheduler)]))
+    assert engine.calls_run["denoise"] == 0
+    vae, pixels = served.stock[Task.IMG2IMG].vae, 2 * to_tensor(served.picture) - 1
+    with torch.no_grad():
+        if pixels.dim() < 5 and hasattr(vae, "temperal_downsample"):
+            decoded = vae.decode(vae.encode(pixels[:, :, None]).latent_dist.mode()).sample[:, :, 0]
+        else:
+            decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+    expected = ((decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255).round()
+    assert largest_difference(result, expected) <= 1
+
+
+def test_a_model_of_no_known_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline", "unet": ["diffusers", "UNet"]}')
+    with pytest.raises(StartupError, match="is a KandinskyPipeline; this version serves stable-diffusion, "):
+        load_model(ModelConfig(name="tiny", source=str(tmp_path)), device="cpu")
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="transformers gives the processor")
+def test_a_model_whose_processor_needs_torchvision_says_so(tmp_path: Path) -> None:
+    parts = {"_class_name": "Flux2Pipeline", "tokenizer": ["transformers", "PixtralProcessor"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(parts))
+    with pytest.raises(StartupError, match="needs torchvision, for its PixtralProcessor"):
+        load_model(ModelConfig(name="tiny", source=str(tmp_path)), device="cpu")
+
+
+def test_a_model_made_to_run_without_guidance_says_so(tmp_path: Path) -> None:
+    entry = ModelConfig(name="tiny", source=str(tiny_sd(tmp_path)), guidance=False, steps=2)
+    card = load_model(entry, device="cpu").card
+    assert (card.guidance, card.negative_prompt, card.default_guidance_scale, card.default_steps) == (
+        False,
+        False,
+        1,
+        2,
+    )

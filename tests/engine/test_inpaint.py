@@ -1,0 +1,102 @@
+"""Inpainting and outpainting in the engine: the stock pipelines' pixels inside the mask, the picture's own outside."""
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from img2img.domain.conditioning import InpaintRegion, Padding
+from img2img.domain.spec import JobSpec, Task
+from img2img.worker.images.inpaint_canvas import InpaintCanvas
+from img2img.worker.images.inputs import Inputs, to_tensor
+from img2img.worker.pipelines.loading.model_config import config_for
+from img2img.worker.pipelines.model import Model, load_model
+from tests.support.engines import one_thread as one_thread
+from tests.support.engines import run_together
+from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
+from tests.support.specs import make_spec
+
+SIDE = 64
+STOCK = {tiny_sd: diffusers.StableDiffusionInpaintPipeline, tiny_sdxl: diffusers.StableDiffusionXLInpaintPipeline}
+
+
+class Served:
+    """A tiny model twice: in the engine, and as the stock inpainting pipeline to compare with."""
+
+    def __init__(self, folder: Path, stock: type[diffusers.DiffusionPipeline]) -> None:
+        self.model: Model = load_model(config_for(str(folder)), device="cpu")
+        self.stock = stock.from_pretrained(folder)
+        self.stock.set_progress_bar_config(disable=True)
+        rng = np.random.default_rng(2)
+        self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.mask = Image.new("L", (SIDE, SIDE))
+        self.mask.paste(255, (8, 20, 40, 60))
+
+    def reference(self, spec: JobSpec) -> np.ndarray:
+        self.stock.scheduler = diffusers.DDIMScheduler.from_config(self.stock.scheduler.config)
+        image = self.stock(
+            prompt=spec.prompt,
+            image=self.picture,
+            mask_image=self.mask,
+            width=spec.width,
+            height=spec.height,
+            strength=spec.strength,
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+            generator=torch.Generator().manual_seed(spec.seed),
+        ).images[0]
+        return np.asarray(image)
+
+    def inputs(self, spec: JobSpec) -> Inputs:
+        assert spec.repaint is not None
+        canvas = InpaintCanvas(self.picture, self.mask, spec.repaint)
+        seen, painted = canvas.view((spec.width, spec.height))
+        return Inputs(to_tensor(seen), to_tensor(painted), canvas)
+
+
+@pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(request.param(tmp_path_factory.mktemp("model")), STOCK[request.param])
+
+
+def job(**changes: object) -> JobSpec:
+    defaults = {
+        "task": Task.INPAINT,
+        "num_inference_steps": 8,
+        "width": SIDE,
+        "height": SIDE,
+        "repaint": InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
+    }
+    return make_spec(**{**defaults, **changes})
+
+
+def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:
+    specs = [job(strength=strength, guidance_scale=cfg) for strength in (0.3, 0.7, 1.0) for cfg in (1.0, 5.0)]
+    specs += [job(task=Task.IMG2IMG, repaint=None, strength=0.6, seed=9)]  # another task shares their batches
+    together = run_together(served.model, [(s, served.inputs(s) if s.repaint else served.inputs(job())) for s in specs])
+    for spec, result in zip(specs[:-1], together, strict=False):
+        [alone] = run_together(served.model, [(spec, served.inputs(spec))])
+        reference = served.reference(spec)
+        assert np.abs(alone.astype(int) - reference).max() <= 1
+        assert np.abs(result.astype(int) - reference).max() <= 1
+
+
+def test_outside_the_mask_every_pixel_stays(served: Served) -> None:
+    for blur in (0, 6):
+        spec = job(repaint=job().repaint.model_copy(update={"blur": blur}))  # type: ignore[union-attr]
+        inputs = served.inputs(spec)
+        [result] = run_together(served.model, [(spec, inputs)])
+        assert inputs.canvas is not None
+        whole = inputs.canvas.paste(result)
+        outside = np.asarray(served.mask) == 0
+        assert (whole[outside] == np.asarray(served.picture)[outside]).all()
+        assert (whole[~outside] != np.asarray(served.picture)[~outside]).mean() > 0.5
+
+
+def test_a_strength_too_small_for_a_step_runs_one(served: Served) -> None:
+    spec = job(strength=0.01)
+    [result] = run_together(served.model, [(spec, served.inputs(spec))])
+    assert np.isfinite(result).all()

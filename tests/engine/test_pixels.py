@@ -1,0 +1,221 @@
+"""A job's pixels are those of the stock pipeline, whoever it shares its batches with.
+
+The reference calls diffusers directly: its own pipeline, loaded apart, with schedulers built here by hand.
+"""
+
+import itertools
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from img2img.domain.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
+from img2img.worker.engine import Engine, EngineTask, Gate
+from img2img.worker.images.inputs import Inputs
+from img2img.worker.pipelines.denoise import make_task_function
+from img2img.worker.pipelines.loading.model_config import ModelConfig, config_for
+from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.runner import to_pixels
+from tests.support.engines import one_thread as one_thread
+from tests.support.engines import run_on
+from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
+from tests.support.specs import make_spec
+
+STEPS = 20
+STRENGTHS = (0.05, 0.3, 0.6, 1.0)
+GUIDANCES = (1.0, 5.0)
+
+DPM = diffusers.DPMSolverMultistepScheduler
+STOCK_SCHEDULERS = {
+    "ddim": lambda config: diffusers.DDIMScheduler.from_config(config),
+    "ddpm": lambda config: diffusers.DDPMScheduler.from_config(config),
+    "pndm": lambda config: diffusers.PNDMScheduler.from_config(config, skip_prk_steps=True),
+    "lms": lambda config: diffusers.LMSDiscreteScheduler.from_config(config),
+    "euler": lambda config: diffusers.EulerDiscreteScheduler.from_config(config),
+    "euler_a": lambda config: diffusers.EulerAncestralDiscreteScheduler.from_config(config),
+    "heun": lambda config: diffusers.HeunDiscreteScheduler.from_config(config),
+    "dpmpp_2m": lambda config: DPM.from_config(config),
+    "dpmpp_2m_karras": lambda config: DPM.from_config(config, use_karras_sigmas=True),
+    "dpmpp_2m_sde": lambda config: DPM.from_config(config, algorithm_type="sde-dpmsolver++"),
+    "unipc": lambda config: diffusers.UniPCMultistepScheduler.from_config(config),
+    "deis": lambda config: diffusers.DEISMultistepScheduler.from_config(config, algorithm_type="deis"),
+    "lcm": lambda config: diffusers.LCMScheduler.from_config(config),
+    "tcd": lambda config: diffusers.TCDScheduler.from_config(config),
+}
+
+
+class Served:
+    """A tiny model twice: in the engine, and as the stock pipeline to compare with."""
+
+    def __init__(self, folder: Path, picture: torch.Tensor) -> None:
+        self.folder = folder
+        self.model: Model = load_model(config_for(str(folder)), device="cpu")
+        self.stock = diffusers.AutoPipelineForImage2Image.from_pretrained(folder)
+        self.stock.set_progress_bar_config(disable=True)
+        self.config = self.stock.scheduler.config
+        self.picture = picture
+
+    def reference(self, spec: JobSpec) -> np.ndarray:
+        self.stock.scheduler = STOCK_SCHEDULERS[spec.scheduler.value](self.config)
+        image = self.stock(
+            prompt=spec.prompt,
+            negative_prompt=spec.negative_prompt or None,
+            image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(self.picture.permute(0, 2, 3, 1).numpy()),
+            strength=spec.strength,
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+            generator=torch.Generator().manual_seed(spec.seed),
+        ).images[0]
+        return np.asarray(image)
+
+    def in_company(self, specs: list[JobSpec], slots: int) -> list[np.ndarray]:
+        self.engine = Engine(slots=slots)
+        return run_on(self.engine, self.model, [(spec, Inputs(self.picture)) for spec in specs])
+
+
+@pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    bytes_ = np.random.default_rng(1).integers(0, 256, (1, 3, 32, 32), np.uint8)
+    return Served(request.param(tmp_path_factory.mktemp("model")), torch.from_numpy(bytes_).float() / 255)
+
+
+def job(**changes: object) -> JobSpec:
+    return make_spec(**{"strength": 0.6, "num_inference_steps": STEPS, **changes})
+
+
+ALL = [
+    job(
+        scheduler=scheduler,
+        strength=strength,
+        guidance_scale=guidance,
+        seed=seed,
+        prompt=f"house {seed % 3}",
+        negative_prompt="blurry" if seed % 2 else "",
+    )
+    for seed, (scheduler, strength, guidance) in enumerate(
+        itertools.product(DIFFUSION_SCHEDULERS, STRENGTHS, GUIDANCES)
+    )
+]
+
+
+def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def test_every_scheduler_strength_and_guidance_gives_the_stock_pixels_alone_and_in_company(served: Served) -> None:
+    together = served.in_company(ALL, slots=16)
+    rows, calls = served.engine.rows_run["denoise"], served.engine.calls_run["denoise"]
+    assert rows / calls > 12, "sixteen jobs in flight should fill the batches"
+    for spec, company in zip(ALL, together, strict=True):
+        reference = served.reference(spec)
+        (alone,) = served.in_company([spec], slots=1)
+        assert largest_difference(alone, reference) <= 1, spec
+        assert largest_difference(company, reference) <= 1, spec
+
+
+def test_alone_the_same_request_gives_the_same_bytes(served: Served) -> None:
+    spec = job(scheduler=Scheduler.EULER_A)
+    (first,), (second,) = served.in_company([spec], slots=1), served.in_company([spec], slots=1)
+    assert first.tobytes() == second.tobytes()
+
+
+def larger_in_company(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands for a module whose merged output differs from its output for one row, by much, to show in every pixel."""
+
+    def run_larger(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = run(tokens, *args, **kwargs)
+        return output if len(tokens) == 1 else pytree.tree_map_only(torch.Tensor, lambda leaf: 2 * leaf, output)
+
+    return run_larger
+
+
+def test_the_same_request_gives_the_same_sha256_before_and_after_company(served: Served) -> None:
+    spec = job(prompt="a house")
+    company = [spec, job(prompt="a tree", seed=1), job(prompt="a bridge", negative_prompt="blurry", seed=2)]
+    sha256s = []
+    for others in ([], company):
+        model = load_model(config_for(str(served.folder)), device="cpu")  # a new one, which remembers no prompt
+        for name, module in model.pipeline(spec.task, spec.scheduler).components.items():
+            if name.startswith("text_encoder"):
+                assert isinstance(module.forward, Gate)
+                module.forward.run = larger_in_company(module.forward.run)
+        if others:
+            run_on(Engine(slots=4), model, [(other, Inputs(served.picture)) for other in others])
+        [pixels] = run_on(Engine(slots=1), model, [(spec, Inputs(served.picture))])
+        sha256s.append(sha256(pixels.tobytes()).hexdigest())
+    assert sha256s[0] == sha256s[1]
+
+
+def test_strength_zero_is_the_round_trip_through_the_autoencoder_without_unet(served: Served) -> None:
+    (result,) = served.in_company([job(strength=0)], slots=1)
+    assert served.engine.calls_run["denoise"] == 0
+    with torch.no_grad():
+        latents = served.stock.vae.encode(2 * served.picture - 1).latent_dist.mode()
+        decoded = (served.stock.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    assert largest_difference(result, to_pixels(decoded)) <= 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30, 49, 150])
+@pytest.mark.parametrize("strength", [1e-6, 0.001, 0.0066])
+def test_any_strength_above_zero_runs_one_step_at_least(served: Served, steps: int, strength: float) -> None:
+    spec = job(strength=strength, num_inference_steps=steps, guidance_scale=1.0)
+    served.in_company([spec], slots=1)
+    assert served.engine.calls_run["denoise"] == spec.steps_run == 1
+
+
+@pytest.mark.parametrize("strength", [0.29, 0.3, 0.5, 0.999, 1.0])
+def test_the_steps_that_a_spec_promises_are_the_steps_that_run(served: Served, strength: float) -> None:
+    for steps in (1, 7, 10, 29):
+        spec = job(strength=strength, num_inference_steps=steps, guidance_scale=1.0)
+        work = make_task_function(served.model, spec, Inputs(served.picture), 0)
+        ticket = EngineTask(work, lambda _t: None)
+        engine = Engine(slots=1)
+        engine.submit([ticket])
+        engine.shut_down()
+        engine.run()
+        assert engine.calls_run["denoise"] == spec.steps_run
+        assert ticket.step == spec.steps_run
+
+
+def test_picture_i_of_a_job_is_the_picture_of_seed_plus_i(served: Served) -> None:
+    engine = Engine(slots=4)
+    tickets = [
+        EngineTask(make_task_function(served.model, job(seed=40), Inputs(served.picture), i), lambda _t: None)
+        for i in range(3)
+    ]
+    engine.submit(tickets)
+    engine.shut_down()
+    engine.run()
+    for i, ticket in enumerate(tickets):
+        assert largest_difference(to_pixels(ticket.result), served.reference(job(seed=40 + i))) <= 1
+
+
+def test_a_repeated_prompt_is_encoded_once(served: Served) -> None:
+    served.in_company([job(prompt="seen before", seed=i) for i in range(4)], slots=1)
+    encoders = 2 if hasattr(served.stock, "text_encoder_2") else 1
+    assert served.engine.rows_run["encode_prompt"] <= 2 * encoders
+
+
+def test_a_half_precision_model_that_upcasts_its_autoencoder_stays_whole_in_company(tmp_path: Path) -> None:
+    """SDXL in fp16 casts its VAE to fp32 and back around each use; shared, that must not happen halfway."""
+    folder = tiny_sdxl(tmp_path)
+    model = load_model(ModelConfig(source=str(folder), dtype="bfloat16"), device="cpu")
+    engine = Engine(slots=4)
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tickets = [
+        EngineTask(make_task_function(model, job(seed=i, strength=0.1 + i / 5), Inputs(picture), 0), lambda _t: None)
+        for i in range(4)
+    ]
+    engine.submit(tickets)
+    engine.shut_down()
+    engine.run()
+    assert model.vae.dtype == torch.float32
+    for ticket in tickets:
+        assert ticket.error is None
+        assert to_pixels(ticket.result).std() > 0

@@ -1,0 +1,83 @@
+"""What clients send never makes a line of the log of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.supervisor import free_port
+from img2img.redis.model_registry import ModelRegistry
+from tests.conftest import CARD, encoded, gradient
+from tests.support.authenticated import connected
+
+FORGED = "FORGED 2026-01-01 all is well"
+
+
+@pytest.fixture
+def log(settings: ApiSettings, redis: Redis, tmp_path: Path) -> Path:
+    """All that the front end says while it gets requests with line ends everywhere, every request logged."""
+    own = settings.model_copy(update={"port": free_port()})
+    redis.flushall()
+    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    environment = os.environ | own.as_environment() | {"IMG2IMG_LOG_LEVEL": "INFO", "IMG2IMG_PORT": str(own.port)}
+    file = tmp_path / "log"
+    with file.open("wb") as output:
+        api = subprocess.Popen(
+            [sys.executable, "-m", "img2img.app.cli", "api"], env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        _write_lines(own.local_url, api)
+        api.terminate()
+        api.wait(60)
+    finally:
+        api.kill()
+        api.wait()
+    return file
+
+
+def _write_lines(url: str, api: "subprocess.Popen[bytes]") -> None:
+    line = f"x\r\n{FORGED}\n\x1b[31m{FORGED}\u2028{FORGED}"
+    picture = encoded(gradient(20, 20))
+    with httpx.Client(base_url=url, timeout=30) as client:
+        while True:
+            assert api.poll() is None
+            try:
+                client.get("/healthz")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        client.get("/jobs/" + "".join(f"%{byte:02x}" for byte in line.encode()))
+        client.get("/jobs", params={"status": line, line: line})
+        client.post("/img2img", json={"image": line, "prompt": line, line: line, "model": line})
+        client.post("/img2img", files={"image": ("a.png", picture)}, data={"prompt": line})
+        client.post("/img2img", files={"image": (line, picture, line)}, data={"prompt": line, line: line})
+        client.post("/img2img", files={"image": picture[:-30]}, data={"prompt": line, "webhook": "https://" + line})
+        client.post("/sdapi/v1/img2img", json={"init_images": [line], "prompt": line})
+        client.post("/v1/images/edits", files={"image": picture}, data={"prompt": line, "size": line})
+    raw = [
+        b"GET /jobs/a\n" + FORGED.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: a\n" + FORGED.encode() + b"\r\nConnection: close\r\n\r\n",
+        b"GET /\x1b[31m" + FORGED.replace(" ", "_").encode() + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        FORGED.encode() + b"\n\n",
+    ]
+    for request in raw:
+        with connected(url) as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(20)
+            connection.recv(65536)
+
+
+def test_no_client_writes_a_line_of_the_log(redis_url: str, log: Path) -> None:
+    said = log.read_text()
+    assert "POST /img2img 202 in" in said
+    assert "POST /img2img 422 in" in said
+    assert "\x1b[31m" not in said
+    assert not [line for line in said.splitlines() if line.lstrip().startswith("FORGED")]

@@ -1,0 +1,242 @@
+"""The door over real HTTP: who may enter, at every route that there is."""
+
+import logging
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+import img2img.redis.api_keys
+from img2img.app.http.authentication import KNOWN_S, PUBLIC_PATHS
+from img2img.app.main import create_app
+from img2img.app.settings import ApiSettings, is_loopback
+from img2img.app.supervisor.supervisor import free_port
+from img2img.domain.api_key import ApiKey, Scope
+from img2img.redis.api_keys import KEYS, ApiKeys
+from img2img.redis.model_registry import ModelRegistry
+from tests.conftest import CARD
+from tests.support.authenticated import authenticated_server, client_with, connected, routes, until_closed
+from tests.support.problems import assert_problem
+
+GUARDED = [(method, path) for method, path in routes() if not PUBLIC_PATHS.fullmatch(path)]
+NEW_KEY = "i2i_" + "A" * 43
+
+
+@pytest.fixture(scope="module")
+def url(settings: ApiSettings) -> Iterator[str]:
+    with authenticated_server(settings) as url:
+        yield url
+
+
+@pytest.fixture
+def keys(redis: Redis) -> ApiKeys:
+    redis.flushall()
+    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    return ApiKeys(redis)
+
+
+@pytest.fixture
+def nobody(url: str, keys: ApiKeys) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=10) as client:
+        yield client
+
+
+def at(path: str) -> str:
+    return path.format(job_id="0" * 32, index=0)
+
+
+def assert_shut(response: httpx.Response, method: str, code: str) -> None:
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"].startswith('Bearer realm="img2img"')
+    if method != "HEAD":
+        assert_problem(response, 401, code)
+
+
+def test_the_routes_are_all_known() -> None:
+    documented = create_app(ApiSettings(_env_file=None)).openapi()["paths"]
+    assert {path for _, path in routes()} == set(documented)
+    assert len(GUARDED) >= 11
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+def test_every_route_is_shut_without_a_good_key(nobody: httpx.Client, keys: ApiKeys, method: str, path: str) -> None:
+    revoked, key = keys.create("gone", tuple(Scope))
+    assert keys.revoke(key.id)
+    assert_shut(nobody.request(method, at(path)), method, "no_key")
+    for bad in (NEW_KEY, revoked, revoked[:-1], "é", "i2i_"):
+        for headers in ({"Authorization": f"Bearer {bad}".encode()}, {"X-API-Key": bad.encode()}):
+            assert_shut(nobody.request(method, at(path), headers=headers), method, "unknown_key")
+    basic = {"Authorization": "Basic aTJpOmkyaQ=="}
+    assert_shut(nobody.request(method, at(path), headers=basic), method, "unknown_key")
+    digest = {"Authorization": 'Digest username="i2i"'}
+    assert_shut(nobody.request(method, at(path), headers=digest), method, "no_key")
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+def test_a_key_without_the_scope_is_told_which(url: str, keys: ApiKeys, method: str, path: str) -> None:
+    looks = method in ("GET", "HEAD")
+    needed, other = (Scope.READ, Scope.SUBMIT) if looks else (Scope.SUBMIT, Scope.READ)
+    with client_with(url, keys, other) as client:
+        refused = client.request(method, at(path))
+        assert refused.status_code == 403
+        assert f'scope="{needed}"' in refused.headers["www-authenticate"]
+        if method != "HEAD":
+            assert f"`{needed}`" in assert_problem(refused, 403, "scope_missing")["detail"]
+    for enough in (needed, Scope.ADMIN):
+        with client_with(url, keys, enough) as client:
+            assert client.request(method, at(path)).status_code not in (401, 403)
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
+)
+def test_open_to_all(nobody: httpx.Client, path: str) -> None:
+    assert nobody.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/docs/../jobs", "/healthz/../jobs", "//jobs", "/jobs/", "/healthz/x", "/docs\n"]
+)
+def test_what_is_not_there_is_shut_too(url: str, keys: ApiKeys, path: str) -> None:
+    with connected(url) as connection:
+        connection.sendall(
+            f"GET {path.replace(chr(10), '%0A')} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+        )
+        status = int(until_closed(connection).split(b" ")[1])
+    assert status in (401, 404)
+    assert status == 401 or path.startswith("/docs/")
+
+
+def test_both_headers_carry_a_key(nobody: httpx.Client, keys: ApiKeys) -> None:
+    secret, _ = keys.create("test", [Scope.READ])
+    for headers in (
+        {"Authorization": f"Bearer {secret}"},
+        {"authorization": f"bearer  {secret}"},
+        {"X-API-Key": secret},
+        {"Authorization": f"Basic {b64encode(f'ada:{secret}'.encode()).decode()}"},
+    ):
+        assert nobody.get("/jobs", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("basic", ["no base64", b64encode(b"ada").decode(), b64encode(b"ada:\xff").decode()])
+def test_passwords_that_are_no_keys(nobody: httpx.Client, keys: ApiKeys, basic: str) -> None:
+    keys.create("test", [Scope.READ])
+    assert nobody.get("/jobs", headers={"Authorization": f"Basic {basic}"}).status_code == 401
+
+
+def test_a_revoked_key_is_out_within_seconds(url: str, keys: ApiKeys) -> None:
+    with client_with(url, keys) as client:
+        assert client.get("/jobs").status_code == 200
+        [key] = keys.all()
+        keys.revoke(key.id)
+        deadline = time.monotonic() + KNOWN_S + 10
+        while client.get("/jobs").status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert_problem(client.get("/jobs"), 401, "unknown_key")
+
+
+@pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
+@pytest.mark.parametrize("size", ["Content-Length: 4000000\r\n", "Transfer-Encoding: chunked\r\n"])
+def test_the_refusal_comes_before_the_body(
+    url: str, keys: ApiKeys, monkeypatch: pytest.MonkeyPatch, expect: str, size: str
+) -> None:
+    monkeypatch.setattr("img2img.app.http.body_limits.LINGER_S", 0.5)
+    with connected(url) as connection:
+        kind = "Content-Type: application/json\r\n"
+        connection.sendall(f"POST /img2img HTTP/1.1\r\nHost: x\r\n{kind}{size}{expect}\r\n".encode())
+        answer = until_closed(connection)
+    assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
+    assert b"connection: close\r\n" in answer.lower()
+    assert answer.endswith(b"}")
+    assert b"no_key" in answer
+
+
+def test_who_sends_all_of_a_large_body_still_reads_the_refusal(nobody: httpx.Client) -> None:
+    assert_shut(nobody.post("/images", content=bytes(3_900_000)), "POST", "no_key")
+    too_large = nobody.post("/images", content=bytes(9_000_000))
+    assert_shut(too_large, "POST", "no_key")  # the key comes first
+
+
+def test_with_a_key_the_size_decides(url: str, keys: ApiKeys) -> None:
+    with client_with(url, keys) as client:
+        assert_problem(client.post("/images", content=bytes(9_000_000)), 413, "too_large")
+        chunks = (bytes(1_000_000) for _ in range(9))
+        headers = {"Content-Type": "application/json"}
+        assert_problem(client.post("/images", content=chunks, headers=headers), 413, "too_large")
+
+
+def test_without_redis_nobody_knows(settings: ApiSettings, tmp_path: Path) -> None:
+    away = {"redis_url": f"unix://{tmp_path}/none.sock"}
+    with (
+        authenticated_server(settings, **away) as url,
+        httpx.Client(base_url=url, headers={"X-API-Key": NEW_KEY}) as client,
+    ):
+        refused = client.get("/jobs")
+        assert_problem(refused, 503, "unavailable")
+        assert int(refused.headers["retry-after"]) > 0
+        assert client.get("/healthz").status_code == 200
+        assert_problem(client.get("/jobs", headers={"X-API-Key": ""}), 401, "unknown_key")
+
+
+def test_no_key_is_ever_logged(url: str, keys: ApiKeys, caplog: pytest.LogCaptureFixture, redis: Redis) -> None:
+    with caplog.at_level(logging.DEBUG), client_with(url, keys) as client:
+        secret = client.headers["authorization"].removeprefix("Bearer ")
+        client.get("/jobs")
+        client.get("/jobs/x", headers={"X-API-Key": secret})
+        client.post("/img2img", json={"image": "x"})
+        client.get("/jobs", headers={"Authorization": "", "X-API-Key": NEW_KEY})
+    ours = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    said = " ".join(record.getMessage() for record in ours)
+    assert secret not in said
+    assert NEW_KEY not in said
+
+
+def test_redis_knows_only_hashes(redis: Redis, keys: ApiKeys) -> None:
+    secret, key = keys.create("Ada", [Scope.READ])
+    assert len(secret) == len("i2i_") + 43
+    assert secret.encode() not in b"".join(redis.hvals(KEYS) + redis.hkeys(KEYS))
+    assert keys.find(secret) == key
+    assert keys.all() == [key]
+    assert keys.create("Ada", [Scope.READ])[0] != secret
+
+
+def test_hashes_are_compared_whole_and_in_constant_time(
+    redis: Redis, keys: ApiKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[str, str]] = []
+    really = img2img.redis.api_keys.compare_digest
+
+    def compare(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return really(one, other)
+
+    monkeypatch.setattr("img2img.redis.api_keys.compare_digest", compare)
+    secret, key = keys.create("Ada", [Scope.READ])
+    assert keys.find(secret) == key
+    assert compared == [(key.sha256, key.sha256)]
+    similar = ApiKey(**{**key.model_dump(), "sha256": key.sha256[:-1] + ("0" if key.sha256[-1] != "0" else "1")})
+    redis.hset(KEYS, key.id, similar.model_dump_json())
+    assert keys.find(secret) is None
+    assert len(compared) == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True),
+        ("0.0.0.0", False), ("::", False), ("192.168.1.4", False), ("", False), ("studio.example", False),
+    ],
+)  # fmt: skip
+def test_keys_are_required_where_others_can_come(host: str, loopback: bool) -> None:
+    def required(**given: object) -> bool:
+        return ApiSettings(_env_file=None, host=host, port=free_port(), **given).keys_required
+
+    assert is_loopback(host) is loopback
+    assert required() is not loopback
+    assert required(keys="required") is True
+    assert required(insecure=True) is False

@@ -1,0 +1,105 @@
+"""LoRAs and image prompts over HTTP: what reaches the job, and what is refused from the model's card."""
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.blobs import ObjectStore
+from img2img.domain.spec import Task, input_key
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
+from tests.conftest import CARD, encoded, gradient
+
+ABLE = CARD.model_copy(
+    update={
+        "name": "able",
+        "loras": ("ink", "v1.5-clay"),
+        "image_prompts": True,
+        "tasks": (Task.IMG2IMG, Task.INPAINT, Task.UPSCALE),
+        "upscales": (2,),
+        "adapter_tasks": (Task.IMG2IMG, Task.INPAINT),
+    }
+)
+INK = [{"name": "ink", "scale": 0.8}]
+
+
+@pytest.fixture
+def post(http: httpx.Client, redis: Redis, picture: bytes) -> Callable[..., httpx.Response]:
+    """Posts a JSON submit for the able model, unless another is named."""
+    ModelRegistry(redis).announce("able-worker", [ABLE], ttl_s=60)
+
+    def send(**fields: Any) -> httpx.Response:
+        return http.post("/img2img", json={"image": base64.b64encode(picture).decode(), "model": "able"} | fields)
+
+    return send
+
+
+def test_they_reach_the_job_with_their_pictures_in_the_store(post: Any, queue: JobQueue, store: ObjectStore) -> None:
+    shown = base64.b64encode(encoded(gradient(2000, 500))).decode()
+    answer = post(loras=[*INK, {"name": "v1.5-clay"}], image_prompts=[{"image": shown, "scale": 0.3}, {"image": shown}])
+    assert answer.status_code == 202, answer.text
+    record = queue.records.get(answer.json()["id"])
+    assert record is not None
+    assert [(lora.name, lora.scale) for lora in record.spec.loras] == [("ink", 0.8), ("v1.5-clay", 1.0)]
+    first, second = record.spec.image_prompts
+    assert (first.scale, second.scale) == (0.3, 0.6)
+    assert first.image == second.image
+    assert store.get(input_key(first.image)) is not None
+    assert set(record.spec.inputs) == {record.spec.image, first.image}
+
+
+def test_a_form_sends_them_as_json_with_pictures_as_files(post: Any, http: httpx.Client, picture: bytes) -> None:
+    answer = http.post(
+        "/img2img",
+        files={"image": picture, "image_prompts.0.image": encoded(gradient(64, 64))},
+        data={"model": "able", "loras": json.dumps(INK), "image_prompts": json.dumps([{"scale": 0.5}])},
+    )
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["request"]["loras"] == INK
+    assert answer.json()["request"]["image_prompts"][0]["scale"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"loras": [{"name": "oil"}]}, "loras.0.name", "should be one of: ink, v1.5-clay"),
+        ({"loras": INK * 2}, "loras.1.name", "named twice"),
+        ({"loras": [{"name": "ink", "scale": 3}]}, "loras.0.scale", "less than or equal to 2"),
+        ({"loras": [{"name": "../ink"}]}, "loras.0.name", "pattern"),
+        ({"loras": INK, "model": "demo"}, "loras.0.name", "demo has no LoRA"),
+        ({"image_prompts": [{"image": "PICTURE"}], "model": "demo"}, "image_prompts", "demo has no IP-Adapter"),
+        ({"image_prompts": [{"image": "PICTURE"}] * 5}, "image_prompts", "at most 4 items"),
+        ({"image_prompts": [{"image": "PICTURE", "scale": -1}]}, "image_prompts.0.scale", "greater than or equal to 0"),
+        ({"loras": INK, "upscale": 2}, "loras", "go with image-to-image, inpainting and outpainting, and not with"),
+        ({"image_prompts": [{"image": "PICTURE"}], "upscale": 2}, "image_prompts", "and not with upscaling"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(post: Any, fields: dict[str, Any], field: str, said: str) -> None:
+    shown = base64.b64encode(encoded(gradient(32, 32))).decode()
+    given = json.loads(json.dumps(fields).replace("PICTURE", shown))
+    answer = post(**given)
+    assert answer.status_code == 422, answer.text
+    [error] = answer.json()["errors"]
+    assert error["field"] == field
+    assert said in error["message"]
+
+
+def test_a_picture_that_cannot_be_read_is_named(post: Any) -> None:
+    answer = post(image_prompts=[{"image": base64.b64encode(b"no picture").decode()}])
+    assert answer.status_code in (415, 422)
+    assert "image_prompts.0.image" in answer.text
+
+
+def test_the_models_say_what_they_can_do(post: Any, http: httpx.Client) -> None:
+    models = {model["name"]: model for model in http.get("/models").json()["models"]}
+    able, demo = models["able"], models["demo"]
+    assert (able["loras"], able["image_prompts"]) == (["ink", "v1.5-clay"], True)
+    assert able["adapter_tasks"] == ["img2img", "inpaint"]
+    assert (demo["loras"], demo["image_prompts"], demo["default"]) == ([], False, True)
+    schema = http.get("/openapi.json").json()["components"]["schemas"]["ServedModel"]["properties"]
+    assert "Names that `loras` can give." in schema["loras"]["description"]

@@ -1,0 +1,282 @@
+"""Following a job over real HTTP: long polls and Server-Sent Events, also over a restart of Redis."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.app.main import connect
+from img2img.app.progress.eta import EtaEstimator
+from img2img.app.progress.event_stream import KEEPALIVE, OUTAGE_S, RETRY, stream_job_events
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.supervisor import free_port
+from img2img.domain.job import JobFailure
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_store import CHANGES, Progress
+from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.notifications import JobChangeListener
+from tests.conftest import CARD, http_server, redis_server
+from tests.support.problems import assert_problem
+from tests.support.specs import make_spec
+
+Submit = Callable[..., httpx.Response]
+Finish = Callable[[str], bytes]
+Later = Callable[..., None]
+
+
+@dataclass
+class Event:
+    name: str
+    id: str | None
+    data: dict[str, Any]
+
+
+class Stream:
+    """A client of an event stream, which reads as the specification of Server-Sent Events says."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self.comments = 0
+        self._lines = response.iter_lines()
+
+    def __iter__(self) -> Iterator[Event]:
+        fields: dict[str, str] = {}
+        for line in self._lines:
+            if line.startswith(":"):
+                self.comments += 1
+            elif line:
+                name, _, value = line.partition(": ")
+                fields[name] = value
+            elif "data" in fields:
+                yield Event(fields["event"], fields.get("id"), json.loads(fields["data"]))
+                fields = {}
+
+    def next(self) -> Event:
+        return next(iter(self))
+
+
+@contextmanager
+def following(http: httpx.Client, job_id: str, last_event_id: str | None = None) -> Iterator[Stream]:
+    headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+    with http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield Stream(response)
+
+
+@pytest.fixture
+def later(http: httpx.Client, queue: JobQueue) -> Iterator[Later]:
+    """Does something after a while, and is done with it before the test is over."""
+    timers = []
+
+    def start(do: Callable[[], Any], delay_s: float = 0.2) -> None:
+        timers.append(threading.Timer(delay_s, do))
+        timers[-1].start()
+
+    yield start
+    for timer in timers:
+        timer.join()
+
+
+def test_a_job_tells_its_story(http: httpx.Client, submit: Submit, queue: JobQueue, finish: Finish) -> None:
+    first, job_id = submit().json()["id"], submit(strength=0.5, num_inference_steps=20).json()["id"]
+    with following(http, job_id) as stream:
+        assert stream.next() == Event(
+            "queued", "1", {"id": job_id, "status": "queued", "queue_position": 1, "eta_s": None}
+        )
+        finish(first)
+        assert stream.next().data["queue_position"] == 0
+        queue.records.start(job_id, execution="e", worker="w")
+        assert (started := stream.next()).name == "progress"
+        assert started.data == {
+            "id": job_id,
+            "status": "running",
+            "progress": {"step": 0, "steps": 10, "fraction": 0.0},
+        }
+        queue.records.note_progress([Progress(job_id, "e", 5, 10)])
+        assert stream.next().data["progress"]["fraction"] == 0.5
+        queue.records.note_progress([Progress(job_id, "e", 5, 10)])  # nothing new
+        queue.requeue(job_id)
+        assert stream.next().name == "queued"
+        finish(job_id)
+        *between, last = stream
+        assert {event.name for event in between} <= {"progress"}
+        assert (last.name, last.data) == ("succeeded", http.get(f"/jobs/{job_id}").json())
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_the_other_ends(http: httpx.Client, submit: Submit, queue: JobQueue, end: str) -> None:
+    job_id = submit().json()["id"]
+    with following(http, job_id) as stream:
+        stream.next()
+        if end == "failed":
+            queue.records.fail(job_id, JobFailure(code="bad_pixels", message="not numbers"))
+        else:
+            http.post(f"/jobs/{job_id}/cancel")
+        [last] = stream
+    assert (last.name, last.data["status"]) == (end, end)
+
+
+def test_a_job_that_is_deleted_while_it_is_followed(http: httpx.Client, submit: Submit) -> None:
+    job_id = submit().json()["id"]
+    with following(http, job_id) as stream:
+        stream.next()
+        http.delete(f"/jobs/{job_id}")
+        *_, last = stream
+    assert last.name in ("gone", "cancelled")
+    assert last.name == "cancelled" or last.data["code"] == "deleted"
+
+
+def test_a_client_that_was_away_gets_what_it_missed(
+    http: httpx.Client, submit: Submit, queue: JobQueue, later: Later
+) -> None:
+    job_id = submit().json()["id"]
+    queue.records.start(job_id, execution="e", worker="w")
+    with following(http, job_id) as stream:
+        seen = stream.next()
+    queue.records.note_progress([Progress(job_id, "e", 3, 24)])
+    with following(http, job_id, seen.id) as stream:
+        missed = stream.next()
+    assert (missed.name, missed.data["progress"]["step"]) == ("progress", 3)
+    later(lambda: queue.records.cancel(job_id))
+    with following(http, job_id, missed.id) as stream:
+        [last] = stream  # and not again what it knows
+    assert last.name == "cancelled"
+    with following(http, job_id, missed.id) as stream:
+        assert list(stream) == [last]
+    assert http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": str(last.id)}).status_code == 204
+
+
+def test_a_silent_stream_is_kept_alive(
+    http: httpx.Client, submit: Submit, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("img2img.app.progress.event_stream.KEEPALIVE_S", 0.1)
+    job_id = submit().json()["id"]
+    later(lambda: http.post(f"/jobs/{job_id}/cancel"), 0.5)
+    with following(http, job_id) as stream:
+        assert [event.name for event in stream] == ["queued", "cancelled"]
+    assert stream.comments >= 3
+
+
+def test_what_cannot_be_followed(http: httpx.Client, submit: Submit) -> None:
+    assert_problem(http.get("/jobs/nope/events"), 404, "not_found")
+    job_id = submit().json()["id"]
+    response = http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "x"})
+    assert_problem(response, 422, "bad_parameter")
+
+
+@pytest.mark.parametrize(
+    ("query", "prefer", "applied"),
+    [("?wait=20", {}, None), ("", {"Prefer": "wait=20"}, "wait=20"), ("", {"Prefer": "a, Wait=900;b"}, "wait=60")],
+)
+def test_a_long_poll_answers_when_the_job_ends(
+    http: httpx.Client,
+    submit: Submit,
+    queue: JobQueue,
+    later: Later,
+    query: str,
+    prefer: dict[str, str],
+    applied: str | None,
+) -> None:
+    job_id = submit().json()["id"]
+    later(lambda: queue.records.start(job_id, execution="e", worker="w"), 0.1)
+    later(lambda: queue.records.cancel(job_id), 0.3)
+    asked_at = time.monotonic()
+    response = http.get(f"/jobs/{job_id}{query}", headers=prefer)
+    assert 0.2 < time.monotonic() - asked_at < 3
+    assert response.json()["status"] == "cancelled"
+    assert response.headers.get("preference-applied") == applied
+
+
+def test_a_long_poll_answers_when_its_time_is_over(http: httpx.Client, submit: Submit) -> None:
+    job_id = submit().json()["id"]
+    asked_at = time.monotonic()
+    assert http.get(f"/jobs/{job_id}?wait=0.3").json()["status"] == "queued"
+    assert 0.3 <= time.monotonic() - asked_at < 2
+
+
+@pytest.mark.parametrize("wait", ["-1", "61", "soon"])
+def test_waits_that_cannot_be(http: httpx.Client, submit: Submit, wait: str) -> None:
+    [error] = assert_problem(http.get("/jobs/x", params={"wait": wait}), 422, "bad_parameter")["errors"]
+    assert error["field"] == "wait"
+
+
+def test_many_who_wait_cost_redis_nothing(
+    http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis, service_url: str
+) -> None:
+    """Fifty long polls of a queued job for a second: hardly more commands than their first and last look."""
+    job_id = submit().json()["id"]
+    assert [name for name, count in redis.pubsub_numsub(CHANGES) if count == 1], "one subscription for all"
+    with ThreadPoolExecutor(50) as pool, httpx.Client(base_url=service_url, timeout=10) as many:
+        before = redis.info("commandstats")["cmdstat_hgetall"]["calls"]
+        answers = list(pool.map(lambda _: many.get(f"/jobs/{job_id}?wait=1.5").status_code, range(50)))
+        after = redis.info("commandstats")["cmdstat_hgetall"]["calls"]
+    assert answers == [200] * 50
+    assert after - before <= 4 * 50
+
+
+def test_followers_survive_a_restart_of_redis(picture: bytes) -> None:
+    with TemporaryDirectory(prefix="i2i-") as name:
+        folder = Path(name)
+        settings = ApiSettings(_env_file=None, data_dir=folder, model="demo", redis_url=None, port=free_port())
+        with http_server(settings) as url, httpx.Client(base_url=url, timeout=20) as http, ThreadPoolExecutor() as pool:
+            with redis_server(folder) as redis_url, Redis.from_url(redis_url) as redis:
+                ModelRegistry(redis).announce("w", [CARD], ttl_s=60)
+                job_id = http.post("/img2img", files={"image": picture}).json()["id"]
+                polled = pool.submit(lambda: http.get(f"/jobs/{job_id}?wait=20"))
+                stream = pool.submit(lambda: [event.name for event in _events(http, job_id)])
+                time.sleep(1.1)  # for the append-only file
+            time.sleep(0.5)
+            with redis_server(folder) as redis_url, Redis.from_url(redis_url) as redis:
+                time.sleep(0.5)
+                JobQueue(redis).cancel(job_id)
+                assert polled.result(10).json()["status"] == "cancelled"
+                assert stream.result(10) == ["queued", "cancelled"]
+
+
+def _events(http: httpx.Client, job_id: str) -> list[Event]:
+    with following(http, job_id) as stream:
+        return list(stream)
+
+
+def test_a_stream_waits_where_redis_is_away_at_its_first_look() -> None:
+    """The route has found the job, and Redis goes before the stream has looked at it once."""
+    with TemporaryDirectory(prefix="i2i-") as name:
+        folder = Path(name)
+        settings = ApiSettings(_env_file=None, data_dir=folder, model="demo")
+        redis = connect(settings.resolved_redis_url)
+        queue, models = JobQueue(redis), ModelRegistry(redis)
+        with redis_server(folder):
+            job_id = queue.submit(make_spec(model="demo")).id
+
+        async def first_event() -> bytes:
+            stream = stream_job_events(
+                job_id,
+                -1,
+                queue,
+                JobChangeListener(settings.resolved_redis_url),
+                EtaEstimator(queue.records.line, models),
+            )
+            assert await anext(stream) == RETRY
+            waiting = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(3 * OUTAGE_S)
+            assert not waiting.done()
+            with redis_server(folder):
+                while (event := await asyncio.wait_for(waiting, 30)) == KEEPALIVE:
+                    waiting = asyncio.ensure_future(anext(stream))
+                return event
+
+        event = asyncio.run(first_event())
+    assert event.startswith(b"event: queued\n")
+    assert job_id.encode() in event

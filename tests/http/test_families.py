@@ -1,0 +1,65 @@
+"""What a family of models does not have is refused over HTTP, with what to do instead."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.redis.model_registry import ModelRegistry
+from tests.conftest import CARD, PLAIN
+from tests.support.problems import assert_problem
+
+WEIGHTED = CARD.model_copy(update={"prompt_weighting": True})
+
+
+@pytest.fixture
+def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., httpx.Response]:
+    ModelRegistry(redis).announce("test-worker", [WEIGHTED, PLAIN], ttl_s=60)
+    return submit
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({"negative_prompt": "blurry"}, "negative_prompt", "takes no negative prompt"),
+        ({"guidance_scale": 5}, "guidance_scale", "should be 1 or absent"),
+        ({"prompt_weighting": True}, "prompt_weighting", "knows no weights"),
+        ({"denoising_start": 0.8}, "denoising_start", "for SDXL and its refiner"),
+        ({"denoising_start": 0.8, "strength": 0.5}, "denoising_start", "cannot be combined with `strength`"),
+        ({"denoising_start": 0.8, "outpaint": '{"left": 8}'}, "denoising_start", "plain image-to-image only"),
+        ({"scheduler": "ddim"}, "scheduler", "flow_euler, flow_euler_beta, flow_heun"),
+        ({"instruction": "make it night", "image_guidance_scale": 2}, "image_guidance_scale", "leave it out"),
+    ],
+)
+def test_what_a_family_does_not_have_is_refused(
+    send: Callable[..., httpx.Response], fields: dict[str, object], field: str, message: str
+) -> None:
+    [error] = assert_problem(send(model="plain", **fields), 422, "bad_parameter")["errors"]
+    assert error["field"] == field
+    assert message in error["message"]
+
+
+def test_what_is_left_out_is_resolved_to_what_the_family_has(send: Callable[..., httpx.Response]) -> None:
+    request = send(model="plain", instruction="make it night").json()["request"]
+    assert (request["guidance_scale"], request["scheduler"]) == (1.0, "flow_euler")
+    assert request.get("image_guidance_scale") is None
+
+
+def test_denoising_start_takes_the_place_of_strength(http: httpx.Client, redis: Redis, picture: bytes) -> None:
+    xl = CARD.model_copy(update={"name": "xl", "denoising_start": True, "guidance_rows": 1})
+    ModelRegistry(redis).announce("test-worker", [xl], ttl_s=60)
+    data = {"model": "xl", "denoising_start": 0.8, "num_inference_steps": 20}
+    answer = http.post("/img2img?dry_run=true", files={"image": picture}, data=data)
+    assert answer.status_code == 200, answer.text
+    plan = answer.json()
+    request = plan["request"]
+    assert request["denoising_start"] == 0.8
+    row = request["width"] * request["height"] * (4 + 1) / 1e6
+    assert plan["cost"] == pytest.approx(row), "4 steps; guidance is an input of this model, not a row"
+
+
+def test_weights_in_prompts_are_taken_where_the_family_has_them(send: Callable[..., httpx.Response]) -> None:
+    answer = send(prompt="a (red:1.3) house", prompt_weighting=True)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["request"]["prompt_weighting"] is True

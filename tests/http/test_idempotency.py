@@ -1,0 +1,83 @@
+"""Idempotency keys over real HTTP: a request that is sent again makes one job."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.redis.idempotency import KEPT_S
+from img2img.redis.job_queue import JobQueue
+from tests.conftest import encoded, gradient
+from tests.support.problems import assert_problem
+
+Post = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def post(http: httpx.Client, picture: bytes) -> Post:
+    """Posts a submit with a key."""
+
+    def send(key: str = "order-17", image: bytes = picture, path: str = "/img2img", **fields: Any) -> httpx.Response:
+        return http.post(path, headers={"Idempotency-Key": key}, files={"image": image}, data=fields)
+
+    return send
+
+
+def test_the_same_request_again_answers_its_job_as_it_is_now(http: httpx.Client, post: Post) -> None:
+    first = post(prompt="a house")
+    assert "idempotency-replayed" not in first.headers
+    http.post(f"/jobs/{first.json()['id']}/cancel")
+    again = post(prompt="a house", num_images="1")
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
+    assert again.headers["location"] == first.headers["location"]
+    assert again.json() == http.get(first.headers["location"]).json()
+    assert again.json()["status"] == "cancelled"
+
+
+def test_fifty_at_once_make_one_job(post: Post, queue: JobQueue, redis: Redis) -> None:
+    small = encoded(gradient(16, 16))
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: post(image=small), range(50)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
+    assert queue.depth("demo") == redis.zcard("i2i:jobs") == 1
+    assert redis.hvals("i2i:inputs:uses") == [b"1"]
+
+
+def test_another_request_with_the_same_key_is_refused(post: Post, queue: JobQueue) -> None:
+    same: dict[str, Any] = {"prompt": "a house"}
+    post(**same)
+    for other in ({"prompt": "a hut"}, same | {"priority": "high"}, same | {"image": encoded(gradient(16, 16))}):
+        [error] = assert_problem(post(**other), 422, "idempotency_key_reused")["errors"]
+        assert error["field"] == "Idempotency-Key"
+    assert queue.depth("demo") == 1
+    assert post(key="order-18", prompt="a hut").status_code == 202
+
+
+def test_a_key_is_kept_for_a_day(post: Post, redis: Redis) -> None:
+    post()
+    [key] = redis.keys("i2i:once:*")
+    assert KEPT_S - 10 < redis.ttl(key) <= KEPT_S == 24 * 3600
+
+
+def test_a_request_whose_job_was_deleted_makes_no_other(http: httpx.Client, post: Post) -> None:
+    http.delete(f"/jobs/{post().json()['id']}")
+    assert_problem(post(), 410, "deleted")
+
+
+def test_a_refused_request_and_a_dry_run_keep_no_key(post: Post, redis: Redis) -> None:
+    assert_problem(post(width=100), 422, "bad_parameter")
+    assert post(path="/img2img?dry_run=true").status_code == 200
+    assert not redis.keys("i2i:once:*")
+    assert post().status_code == 202
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "two words", "caf\u00e9"])
+def test_keys_that_cannot_be(http: httpx.Client, picture: bytes, key: str) -> None:
+    response = http.post("/img2img", headers={"Idempotency-Key": key.encode("latin-1")}, files={"image": picture})
+    [error] = assert_problem(response, 422, "bad_parameter")["errors"]
+    assert error["field"] == "Idempotency-Key"

@@ -1,0 +1,198 @@
+"""The bad-input table over real HTTP, at every door by which a picture can come in."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.app.settings import ApiSettings
+from img2img.domain.spec import Task
+from img2img.redis.model_registry import ModelRegistry
+from tests.conftest import CARD, encoded, gradient
+from tests.support.invalid_images import BROKEN, OTHER_FILES
+from tests.support.problems import assert_problem
+
+GOOD = encoded(gradient(160, 120))
+KINDS = [(name, 415, "") for name in OTHER_FILES] + [(name, 422, said) for name, (_, said) in BROKEN.items()]
+
+
+def bad(name: str) -> bytes:
+    return OTHER_FILES[name]() if name in OTHER_FILES else BROKEN[name][0]()
+
+
+def text(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
+
+
+@pytest.fixture
+def http(http: httpx.Client, redis: Redis) -> httpx.Client:
+    """With a model that takes pictures in every way."""
+    able = {
+        "tasks": tuple(Task),
+        "controls": ("canny",),
+        "preprocessors": ("canny",),
+        "image_prompts": True,
+        "upscales": (2,),
+    }
+    ModelRegistry(redis).announce("test-worker", [CARD.model_validate(CARD.model_dump() | able)], ttl_s=60)
+    return http
+
+
+@pytest.mark.parametrize(("name", "status", "said"), KINDS, ids=[name for name, _, _ in KINDS])
+def test_a_bad_picture_is_refused_by_name(http: httpx.Client, redis: Redis, name: str, status: int, said: str) -> None:
+    picture = bad(name)
+    code = "unsupported_media_type" if status == 415 else "bad_picture"
+    answers = [
+        http.post("/img2img", files={"image": picture}, data={"prompt": "x"}),
+        http.post("/img2img", json={"image": text(picture), "prompt": "x"}),
+        http.post("/images", files={"image": picture}),
+    ]
+    for answer in answers:
+        [error] = assert_problem(answer, status, code)["errors"]
+        assert error["field"] == "image"
+        assert said in error["message"]
+    assert not redis.keys("i2i:job*")
+    assert not redis.keys("i2i:inputs*")
+
+
+DOORS: dict[str, tuple[str, Callable[[bytes], dict[str, Any]], str]] = {
+    "form": ("/img2img", lambda data: {"files": {"image": data}}, "image"),
+    "dry run": ("/img2img?dry_run=true", lambda data: {"files": {"image": data}}, "image"),
+    "json": ("/img2img", lambda data: {"json": {"image": text(data)}}, "image"),
+    "data uri": ("/img2img", lambda data: {"json": {"image": "data:image/png;base64," + text(data)}}, "image"),
+    "mask in a form": ("/img2img", lambda data: {"files": {"image": GOOD, "mask": data}}, "mask"),
+    "mask in json": ("/img2img", lambda data: {"json": {"image": text(GOOD), "mask": text(data)}}, "mask"),
+    "picture of a mask": ("/img2img", lambda data: {"files": {"image": data, "mask": GOOD}}, "image"),
+    "picture as its own mask": (
+        "/img2img",
+        lambda data: {"files": {"image": data}, "data": {"mask": "alpha"}},
+        "image",
+    ),
+    "outpainting": (
+        "/img2img",
+        lambda data: {"files": {"image": data}, "data": {"outpaint": json.dumps({"left": 8})}},
+        "image",
+    ),
+    "upscaling": ("/img2img", lambda data: {"files": {"image": data}, "data": {"upscale": "2"}}, "image"),
+    "control": (
+        "/img2img",
+        lambda data: {"json": {"image": text(GOOD), "controls": [{"type": "canny", "image": text(data)}]}},
+        "controls.0.image",
+    ),
+    "control alone": (
+        "/img2img",
+        lambda data: {"json": {"controls": [{"type": "canny", "image": text(data)}]}},
+        "controls.0.image",
+    ),
+    "image prompt": (
+        "/img2img",
+        lambda data: {"json": {"image": text(GOOD), "image_prompts": [{"image": text(data)}]}},
+        "image_prompts.0.image",
+    ),
+    "control map": ("/control-maps", lambda data: {"files": {"image": data}, "data": {"type": "canny"}}, "image"),
+    "kept picture": ("/images", lambda data: {"files": {"image": data}}, "image"),
+    "kept picture in json": ("/images", lambda data: {"json": {"image": text(data)}}, "image"),
+    "web ui": ("/sdapi/v1/img2img", lambda data: {"json": {"init_images": [text(data)]}}, "image"),
+    "web ui's picture of a mask": (
+        "/sdapi/v1/img2img",
+        lambda data: {"json": {"init_images": [text(data)], "mask": text(GOOD)}},
+        "image",
+    ),
+    "web ui's mask": (
+        "/sdapi/v1/img2img",
+        lambda data: {"json": {"init_images": [text(GOOD)], "mask": text(data)}},
+        "mask",
+    ),
+    "openai": ("/v1/images/edits", lambda data: {"files": {"image": data}, "data": {"prompt": "x"}}, "image"),
+    "openai's mask": (
+        "/v1/images/edits",
+        lambda data: {"files": {"image": GOOD, "mask": data}, "data": {"prompt": "x"}},
+        "mask",
+    ),
+    "openai's variation": ("/v1/images/variations", lambda data: {"files": {"image": data}}, "image"),
+}
+
+
+@pytest.mark.parametrize(("kind", "status"), [("svg", 415), ("truncated png", 422), ("png bomb", 422)])
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_refuses_it_and_names_the_field(
+    http: httpx.Client, redis: Redis, door: str, kind: str, status: int
+) -> None:
+    path, body, field = DOORS[door]
+    answer = http.post(path, **body(bad(kind)))
+    if path.startswith("/v1/"):
+        assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["param"] == field
+    else:
+        [error] = assert_problem(answer, status)["errors"]
+        assert error["field"] == field
+    assert not redis.keys("i2i:job:*")
+
+
+TRAVERSALS = [
+    "../../etc/passwd",
+    "..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/etc/passwd",
+    "....//....//etc/passwd",
+    "..%5c..%5cwindows",
+    "%252e%252e%252fetc",
+    "%00",
+    "nul%00.png",
+    "%c0%ae%c0%ae",
+    "/etc/passwd",
+    "0" * 31,
+    "0" * 33,
+    "G" * 32,
+    "' OR 1=1 --",
+    "*",
+    "i2i:jobs",
+    "%0d%0aSet-Cookie:%20a=b",
+    "\u202e" * 32,
+]
+
+
+@pytest.mark.parametrize("job_id", TRAVERSALS)
+@pytest.mark.parametrize("path", ["/jobs/{}", "/jobs/{}/result", "/jobs/{}/images/0", "/jobs/{}/events"])
+def test_an_id_that_is_none_is_not_found(http: httpx.Client, job_id: str, path: str) -> None:
+    answer = http.get(path.format(job_id))
+    assert_problem(answer, 404, "not_found")
+    assert "root:" not in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "/jobs/../../etc/passwd/result",
+        "/jobs/%2e%2e/result",
+        f"/jobs/{'0' * 32}/images/../../../x",
+        "http://169.254.169.254/latest/meta-data/",
+        "gopher://127.0.0.1:6379/_FLUSHALL",
+        "uploads/../inputs",
+        "~root",
+    ],
+)
+def test_a_reference_that_is_none_reads_nothing(http: httpx.Client, image: str) -> None:
+    answer = http.post("/img2img", json={"image": image, "prompt": "x"})
+    [error] = assert_problem(answer, 422, "bad_parameter")["errors"]
+    assert error["field"] == "image"
+    assert "root:" not in answer.text
+
+
+def test_a_name_of_a_file_means_nothing(http: httpx.Client, settings: ApiSettings, redis: Redis) -> None:
+    before = set(settings.data_dir.rglob("*"))
+    for name in ("../../../../tmp/evil.png", "/etc/cron.d/evil", "a\x00b.png", "a" * 5000, "\r\nX: y", ""):
+        answer = http.post("/img2img", files={"image": (name, GOOD, "text/html")}, data={"prompt": "x"})
+        assert answer.status_code in (202, 400, 422), answer.text
+        assert "evil" not in answer.text
+    made = set(settings.data_dir.rglob("*")) - before
+    assert all("evil" not in path.name for path in made)
+    assert not Path("/tmp/evil.png").exists()

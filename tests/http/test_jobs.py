@@ -1,0 +1,216 @@
+"""A job over real HTTP, from queued to each of its ends. Records are moved as a worker moves them."""
+
+from collections.abc import Callable
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.blobs import ObjectStore
+from img2img.domain.job import JobFailure
+from img2img.domain.spec import result_key
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_store import Progress
+from img2img.redis.model_registry import ModelRegistry
+from tests.conftest import CARD, DDIM_ONLY
+from tests.support.problems import assert_problem
+
+Submit = Callable[..., httpx.Response]
+Finish = Callable[[str], bytes]
+
+
+@pytest.fixture
+def job_id(submit: Submit) -> str:
+    return str(submit(seed=7, num_images=2, strength=0.5, num_inference_steps=20).json()["id"])
+
+
+def run(queue: JobQueue, job_id: str) -> str:
+    """A worker takes the job."""
+    execution = uuid4().hex
+    assert queue.records.start(job_id, execution=execution, worker="test-worker")
+    return execution
+
+
+def test_a_running_job_shows_its_progress(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
+    execution = run(queue, job_id)
+    queue.records.note_progress([Progress(job_id, execution, step=5, steps=20)])
+    job = http.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["worker"], job["finished_at"]) == ("running", "test-worker", None)
+    assert job["progress"] == {"step": 5, "steps": 20, "fraction": 0.25}
+    assert list(job["timings"]) == ["queued"]
+    assert datetime.fromisoformat(job["started_at"]) >= datetime.fromisoformat(job["created_at"])
+
+
+def test_a_job_that_succeeded_shows_its_images(http: httpx.Client, job_id: str, finish: Finish) -> None:
+    png = finish(job_id)
+    job = http.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["error"]) == ("succeeded", None)
+    assert job["progress"] == {"step": 20, "steps": 20, "fraction": 1.0}
+    assert [image["seed"] for image in job["images"]] == [7, 8]
+    assert job["images"][0] == {
+        "index": 0,
+        "url": f"/jobs/{job_id}/images/0",
+        "width": 144,
+        "height": 112,
+        "seed": 7,
+        "sha256": sha256(png).hexdigest(),
+        "bytes": len(png),
+    }
+    assert set(job["timings"]) == {"queued", "run", "denoise"}
+    assert job["timings"]["denoise"] == 0.25
+    assert http.get(job["images"][1]["url"]).status_code == 200
+
+
+def test_a_job_of_no_steps_is_done_when_it_is_done(http: httpx.Client, submit: Submit, finish: Finish) -> None:
+    job = submit(strength=0).json()
+    assert job["progress"] == {"step": 0, "steps": 0, "fraction": 0.0}
+    finish(job["id"])
+    assert http.get(f"/jobs/{job['id']}").json()["progress"] == {"step": 0, "steps": 0, "fraction": 1.0}
+
+
+@pytest.mark.parametrize("path", ["images/0", "result"])
+def test_an_image_is_served_once_and_for_all(http: httpx.Client, job_id: str, finish: Finish, path: str) -> None:
+    png = finish(job_id)
+    url, etag = f"/jobs/{job_id}/{path}", f'"{sha256(png).hexdigest()}"'
+    response = http.get(url)
+    assert (response.status_code, response.content) == (200, png)
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["etag"] == etag
+    assert response.headers["cache-control"] == "private, max-age=31536000, immutable"
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+    head = http.head(url)
+    assert (head.status_code, head.content) == (200, b"")
+    assert {**head.headers, "date": ""} == {**response.headers, "date": ""}
+
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        unchanged = http.get(url, headers={"If-None-Match": known})
+        assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
+    assert http.get(url, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["images/0", "images/1", "result"])
+def test_an_image_asked_for_too_early(http: httpx.Client, queue: JobQueue, job_id: str, path: str) -> None:
+    assert assert_problem(http.get(f"/jobs/{job_id}/{path}"), 409, "not_ready")["job_status"] == "queued"
+    run(queue, job_id)
+    assert assert_problem(http.get(f"/jobs/{job_id}/{path}"), 409, "not_ready")["job_status"] == "running"
+
+
+@pytest.mark.parametrize("path", ["images/0", "result"])
+def test_an_image_that_will_never_come(http: httpx.Client, queue: JobQueue, job_id: str, path: str) -> None:
+    failure = JobFailure(code="bad_pixels", message="not numbers")
+    queue.records.fail(job_id, failure, execution=run(queue, job_id))
+    problem = assert_problem(http.get(f"/jobs/{job_id}/{path}"), 410, "gone")
+    assert (problem["job_status"], problem["error"]) == ("failed", failure.model_dump())
+    job = http.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["error"]) == ("failed", failure.model_dump())
+
+
+def test_an_image_of_a_cancelled_job(http: httpx.Client, job_id: str) -> None:
+    http.post(f"/jobs/{job_id}/cancel")
+    assert assert_problem(http.get(f"/jobs/{job_id}/result"), 410, "gone")["job_status"] == "cancelled"
+
+
+def test_an_image_that_the_store_has_lost(http: httpx.Client, store: ObjectStore, job_id: str, finish: Finish) -> None:
+    finish(job_id)
+    (store._store.prefix / result_key(job_id, 0)).unlink()  # type: ignore[union-attr, operator]
+    assert_problem(http.get(f"/jobs/{job_id}/result"), 410, "gone")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/jobs/nope"),
+        ("GET", f"/jobs/{'0' * 32}"),
+        ("GET", "/jobs/%00%ff"),
+        ("GET", f"/jobs/{'x' * 5000}"),
+        ("GET", "/jobs/nope/images/0"),
+        ("GET", "/jobs/nope/result"),
+        ("POST", "/jobs/nope/cancel"),
+        ("GET", "/nope"),
+    ],
+)
+def test_what_is_not_there(http: httpx.Client, method: str, path: str) -> None:
+    assert_problem(http.request(method, path), 404, "not_found")
+
+
+@pytest.mark.parametrize(("index", "status"), [("2", 404), ("9" * 30, 404), ("-1", 422), ("x", 422), ("0.5", 422)])
+def test_an_index_that_is_none(http: httpx.Client, job_id: str, finish: Finish, index: str, status: int) -> None:
+    finish(job_id)
+    assert_problem(http.get(f"/jobs/{job_id}/images/{index}"), status)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("DELETE", "/img2img"), ("GET", "/img2img"), ("PUT", "/models"), ("GET", "/jobs/x/cancel")]
+)
+def test_methods_that_are_not_taken(http: httpx.Client, method: str, path: str) -> None:
+    response = http.request(method, path)
+    assert_problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"]
+
+
+def test_cancelling_a_queued_job_takes_it_out_of_the_queue(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
+    assert queue.depth("demo") == 1
+    answers = [http.post(f"/jobs/{job_id}/cancel") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert len({answer.text for answer in answers}) == 1
+    job = answers[0].json()
+    assert (job["status"], job["error"]) == ("cancelled", None)
+    assert job["finished_at"]
+    assert queue.depth("demo") == 0
+    assert http.get(f"/jobs/{job_id}").json() == job
+
+
+def test_cancelling_a_running_job_takes_it_from_its_worker(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
+    execution = run(queue, job_id)
+    assert http.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+    progress = Progress(job_id, execution, step=1, steps=20)
+    assert queue.records.note_progress([progress]) == [progress]
+    assert not queue.records.succeed(job_id, execution=execution, images=[], timings={}, steps=20)
+
+
+def test_cancelling_an_ended_job_changes_nothing(http: httpx.Client, job_id: str, finish: Finish) -> None:
+    finish(job_id)
+    job = http.get(f"/jobs/{job_id}").json()
+    answer = http.post(f"/jobs/{job_id}/cancel")
+    assert (answer.status_code, answer.json()) == (200, job)
+
+
+def test_models_says_what_live_workers_serve(http: httpx.Client, redis: Redis, submit: Submit) -> None:
+    submit()
+    registry = ModelRegistry(redis)
+    registry.announce("second", [CARD], ttl_s=60)
+    models: list[dict[str, Any]] = http.get("/models").json()["models"]
+    assert [(m["name"], m["workers"], m["queued"], m["default"]) for m in models] == [
+        ("ddim-only", ["test-worker"], 0, False),
+        ("demo", ["second", "test-worker"], 1, True),
+    ]
+    assert models[0] == DDIM_ONLY.model_dump(mode="json") | {"workers": ["test-worker"], "queued": 0, "default": False}
+    registry.withdraw("test-worker")
+    registry.withdraw("second")
+    assert http.get("/models").json() == {"models": []}
+    assert submit().status_code == 202  # it waits for its worker to come back
+
+
+def test_health(http: httpx.Client, redis: Redis) -> None:
+    assert http.get("/healthz").json() == {"status": "alive"}
+    ready = http.get("/readyz")
+    assert (ready.status_code, ready.json()["ready"]) == (200, True)
+    ModelRegistry(redis).withdraw("test-worker")
+    not_ready = http.get("/readyz")
+    assert not_ready.status_code == 503
+    assert {name: not_ready.json()[name]["ok"] for name in ("redis", "store", "workers")} == {
+        "redis": True,
+        "store": True,
+        "workers": False,
+    }
+
+
+def test_docs_work(http: httpx.Client) -> None:
+    response = http.get("/docs")
+    assert response.status_code == 200
+    assert "/openapi.json" in response.text

@@ -1,0 +1,151 @@
+"""How much a key may ask for, over real HTTP: work in a time, jobs that wait."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.app.settings import ApiSettings
+from img2img.redis.api_keys import ApiKeys
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.queue_limits import TAKEN
+from tests.conftest import CARD, encoded, gradient
+from tests.support.authenticated import authenticated_server, client_with
+from tests.support.problems import assert_problem
+
+SMALL = {"num_inference_steps": "1", "strength": "1", "guidance_scale": "1"}  # 128 x 128 x 2: 0.032768 megapixel-steps
+AT_ONCE = 30
+
+
+@pytest.fixture(scope="module")
+def small() -> bytes:
+    return encoded(gradient(16, 16))
+
+
+@contextmanager
+def clients_of(
+    settings: ApiSettings, redis: Redis, count: int = 1, **changes: object
+) -> Iterator[tuple[httpx.Client, ...]]:
+    """Clients with a key each, of a service with these settings."""
+    redis.flushall()
+    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    with ExitStack() as stack:
+        url = stack.enter_context(authenticated_server(settings, **changes))
+        yield tuple(stack.enter_context(client_with(url, ApiKeys(redis))) for _ in range(count))
+
+
+def post(client: httpx.Client, image: bytes, path: str = "/img2img", **headers: str) -> httpx.Response:
+    return client.post(path, files={"image": image}, data=SMALL, headers=headers)
+
+
+def post_at_once(clients: tuple[httpx.Client, ...], image: bytes) -> list[httpx.Response]:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda n: post(clients[n % len(clients)], image), range(AT_ONCE)))
+
+
+def test_the_rate_is_per_key_and_by_cost(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+    with clients_of(settings, redis, 2, rate_limit="1/hour") as (ada, bob):
+        dry = post(ada, small, "/img2img?dry_run=true").json()
+        most = int(1 / dry["cost"])
+        left = [post(ada, small).headers["ratelimit"] for _ in range(3)]
+        assert left == ['"cost";r=0'] * 3
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            answers = list(pool.map(lambda _: post(ada, small), range(AT_ONCE)))
+        accepted = [answer for answer in answers if answer.status_code == 202]
+        refused = [answer for answer in answers if answer.status_code != 202]
+        assert len(accepted) + 3 <= most
+        assert (most - 3) - len(accepted) <= 1  # what is counted is rounded up to thousandths
+        for answer in refused:
+            assert_problem(answer, 429, "rate_limited")
+            assert 3000 < int(answer.headers["retry-after"]) <= 7200
+            assert answer.headers["ratelimit-policy"] == '"cost";q=1;w=3600'
+        assert refused
+        assert post(bob, small).status_code == 202
+        assert post(ada, small, "/img2img?dry_run=true").status_code == 200
+        assert ada.get("/jobs").status_code == 200
+        large = bob.post("/img2img", files={"image": small}, data={"num_inference_steps": "150", "num_images": "8"})
+        assert_problem(large, 422, "too_costly")
+        assert "retry-after" not in large.headers
+
+
+def test_the_same_request_again_costs_nothing(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+    with clients_of(settings, redis, rate_limit="1/hour") as (client,):
+        key = {"Idempotency-Key": "order-17"}
+        first = post(client, small, **key)
+        while post(client, small).status_code == 202:
+            pass
+        again = post(client, small, **key)
+        assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+
+
+def test_the_cap_of_a_key_holds_under_parallel_submits(
+    settings: ApiSettings, redis: Redis, queue: JobQueue, small: bytes
+) -> None:
+    with clients_of(settings, redis, 2, max_queued_per_key=7) as (ada, bob):
+        answers = post_at_once((ada,), small)
+        accepted = [answer for answer in answers if answer.status_code == 202]
+        assert len(accepted) == queue.depth("demo") == redis.zcard("i2i:jobs") == 7
+        for answer in answers:
+            if answer.status_code != 202:
+                assert_problem(answer, 429, "too_many_queued")
+                assert int(answer.headers["retry-after"]) > 0
+        assert post(bob, small).status_code == 202
+        ada.post(f"/jobs/{accepted[0].json()['id']}/cancel")
+        assert [post(ada, small).status_code for _ in range(2)] == [202, 429]
+        assert redis.keys("i2i:places*") == []
+
+
+def test_the_cap_of_the_queue_holds_under_parallel_submits_of_many_keys(
+    settings: ApiSettings, redis: Redis, queue: JobQueue, small: bytes
+) -> None:
+    with clients_of(settings, redis, 5, max_queued=7, max_queued_per_key=5) as clients:
+        answers = post_at_once(clients, small)
+        assert sum(answer.status_code == 202 for answer in answers) == queue.depth("demo") == 7
+        refused = post(clients[0], small)
+        if refused.status_code == 429:  # it is the one key with 5 jobs
+            refused = post(clients[1], small)
+        assert_problem(refused, 503, "queue_full")
+        assert int(refused.headers["retry-after"]) > 0
+        [running, *_] = queue.records.active_ids()
+        queue.records.start(running, execution="e", worker="w")
+        accepted = [client for client in clients if post(client, small).status_code == 202]
+        assert len(accepted) == 1
+
+
+def test_many_at_once_with_one_key_of_idempotency_need_one_place(
+    settings: ApiSettings, redis: Redis, small: bytes
+) -> None:
+    with clients_of(settings, redis, max_queued_per_key=AT_ONCE) as (client,):
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            answers = list(pool.map(lambda _: post(client, small, **{"Idempotency-Key": "k"}), range(AT_ONCE)))
+        assert {answer.status_code for answer in answers} == {202}
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        assert redis.keys("i2i:places*") == []
+
+
+def test_the_place_of_a_submit_that_died_lapses(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+    with clients_of(settings, redis, max_queued=1) as (client,):
+        redis.zadd(TAKEN, {"a job that is being queued": 4e9})
+        assert_problem(post(client, small), 503, "queue_full")
+        redis.zadd(TAKEN, {"a job that is being queued": 1})
+        assert post(client, small).status_code == 202
+
+
+def test_a_full_queue_costs_nothing(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+    with clients_of(settings, redis, max_queued=1, rate_limit="1/hour") as (client,):
+        spent = post(client, small)
+        counted = redis.mget(redis.keys("i2i:rate*"))
+        assert spent.status_code == 202
+        assert counted
+        assert_problem(post(client, small), 503, "queue_full")
+        assert redis.mget(redis.keys("i2i:rate*")) == counted
+
+
+def test_without_keys_all_share_one_allowance(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+    with clients_of(settings, redis, 2, keys="auto", max_queued_per_key=1) as (one, other):
+        assert post(one, small).status_code == 202
+        assert_problem(post(other, small), 429, "too_many_queued")

@@ -1,0 +1,273 @@
+"""Lists of jobs and their ends over real HTTP: paging, deletion, expiry, deadlines, dry runs."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+from redis import Redis
+
+from img2img.app.settings import ApiSettings
+from img2img.blobs import ObjectStore
+from img2img.domain.job import JobOptions
+from img2img.domain.spec import input_key, result_key
+from img2img.errors import Unavailable
+from img2img.redis.input_images import BEING_DELETED, INPUT_USES, INPUTS
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_store import GONE, LATE_S
+from img2img.worker.queue.retention import Retention
+from tests.support.problems import assert_problem
+
+Submit = Callable[..., httpx.Response]
+Finish = Callable[[str], bytes]
+
+
+def pages(http: httpx.Client, **params: Any) -> list[list[str]]:
+    """The ids of each page."""
+    found = []
+    while True:
+        response = http.get("/jobs", params=params)
+        assert response.status_code == 200, response.text
+        found.append([job["id"] for job in response.json()["jobs"]])
+        params["cursor"] = response.json()["next_cursor"]
+        if params["cursor"] is None:
+            return found
+
+
+@pytest.fixture
+def retention(redis: Redis, store: ObjectStore) -> Retention:
+    return Retention(redis, store)
+
+
+@pytest.fixture
+def brief(submit: Submit, queue: JobQueue, finish: Finish) -> str:
+    """A job that ended and expires at once."""
+    record = queue.records.get(submit(num_images=2).json()["id"])
+    assert record is not None
+    job = queue.submit(record.spec, JobOptions(result_ttl_s=0.01))
+    finish(job.id)
+    time.sleep(0.02)
+    return job.id
+
+
+def test_a_list_comes_in_pages_newest_first(http: httpx.Client, submit: Submit) -> None:
+    ids = [submit().json()["id"] for _ in range(5)][::-1]
+    assert pages(http) == [ids]
+    assert pages(http, limit=2) == [ids[:2], ids[2:4], ids[4:]]
+    assert pages(http, limit=5) == [ids]
+    assert http.get("/jobs", params={"limit": 1}).json()["jobs"] == [http.get(f"/jobs/{ids[0]}").json()]
+
+
+def test_jobs_that_come_and_go_do_not_disturb_the_pages(http: httpx.Client, submit: Submit) -> None:
+    ids = [submit().json()["id"] for _ in range(6)][::-1]
+    cursor = http.get("/jobs", params={"limit": 2}).json()["next_cursor"]
+    submit()
+    http.delete(f"/jobs/{ids[1]}")  # where the cursor stands
+    http.delete(f"/jobs/{ids[2]}")
+    assert pages(http, limit=2, cursor=cursor) == [ids[3:5], ids[5:]]
+
+
+def test_jobs_of_the_same_moment_are_each_listed_once(
+    http: httpx.Client, submit: Submit, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = queue.records.get(submit().json()["id"])
+    assert record is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("img2img.redis.job_queue.time.time", lambda: 1.5e9)
+        ids = {queue.submit(record.spec).id for _ in range(7)} | {record.id}
+    listed = [job_id for page in pages(http, limit=2) for job_id in page]
+    assert len(listed) == 8
+    assert set(listed) == ids
+
+
+def test_a_list_of_one_status(http: httpx.Client, submit: Submit, queue: JobQueue, finish: Finish) -> None:
+    queued, running, cancelled, done = [submit().json()["id"] for _ in range(4)]
+    queue.records.start(running, execution="e", worker="w")
+    http.post(f"/jobs/{cancelled}/cancel")
+    finish(done)
+    for status, job_id in [("queued", queued), ("running", running), ("cancelled", cancelled), ("succeeded", done)]:
+        assert pages(http, status=status) == [[job_id]]
+    assert pages(http, status="failed") == [[]]
+    assert queue.records.active_ids() == [queued, running]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("limit", "0"), ("limit", "101"), ("limit", "x"), ("status", "done"), ("cursor", "x")]
+)
+def test_lists_that_cannot_be(http: httpx.Client, name: str, value: str) -> None:
+    [error] = assert_problem(http.get("/jobs", params={name: value}), 422, "bad_parameter")["errors"]
+    assert (error["field"], error["got"]) == (name, value)
+
+
+def test_a_deleted_job_is_gone_with_its_pictures(
+    http: httpx.Client, submit: Submit, finish: Finish, store: ObjectStore, redis: Redis
+) -> None:
+    job_id = submit(num_images=2).json()["id"]
+    finish(job_id)
+    assert [http.delete(f"/jobs/{job_id}").status_code for _ in range(2)] == [204, 204]
+    assert_problem(http.get(f"/jobs/{job_id}"), 410, "deleted")
+    assert_problem(http.get(f"/jobs/{job_id}/images/1"), 410, "deleted")
+    assert_problem(http.post(f"/jobs/{job_id}/cancel"), 410, "deleted")
+    assert pages(http) == pages(http, status="succeeded") == [[]]
+    assert store.get(result_key(job_id, 0)) is store.get(result_key(job_id, 1)) is None
+    redis.delete(GONE.format(id=job_id))  # some time later
+    assert_problem(http.delete(f"/jobs/{job_id}"), 404, "not_found")
+
+
+def test_deleting_a_running_job_takes_it_from_its_worker(
+    http: httpx.Client, submit: Submit, queue: JobQueue, store: ObjectStore, redis: Redis, retention: Retention
+) -> None:
+    job_id = submit().json()["id"]
+    queue.records.start(job_id, execution="e", worker="w")
+    assert http.delete(f"/jobs/{job_id}").status_code == 204
+    store.put(result_key(job_id, 0), b"late")  # the worker had just finished it
+    assert not queue.records.succeed(job_id, execution="e", images=[], timings={}, steps=1)
+    assert queue.records.active_ids() == []
+    retention.sweep()
+    assert redis.zscore("i2i:expiring", job_id) == pytest.approx(time.time() + LATE_S, abs=5)
+    redis.zadd("i2i:expiring", {job_id: 1})
+    retention.sweep()
+    assert store.get(result_key(job_id, 0)) is None
+    assert not redis.zcard("i2i:expiring")
+    assert_problem(http.get(f"/jobs/{job_id}"), 410, "deleted")
+
+
+def test_deleting_a_queued_job_takes_it_out_of_the_queue(http: httpx.Client, submit: Submit, queue: JobQueue) -> None:
+    assert http.delete(f"/jobs/{submit().json()['id']}").status_code == 204
+    assert queue.depth("demo") == 0
+
+
+def test_an_ended_job_says_when_it_expires(http: httpx.Client, submit: Submit, finish: Finish) -> None:
+    done, cancelled = submit().json(), submit().json()
+    assert done["expires_at"] is None
+    finish(done["id"])
+    http.post(f"/jobs/{cancelled['id']}/cancel")
+    for job_id in (done["id"], cancelled["id"]):
+        job = http.get(f"/jobs/{job_id}").json()
+        kept = datetime.fromisoformat(job["expires_at"]) - datetime.fromisoformat(job["finished_at"])
+        assert abs(kept - timedelta(hours=24)) < timedelta(milliseconds=1)
+
+
+def test_an_expired_job_is_gone_before_and_after_it_is_swept(
+    http: httpx.Client, brief: str, store: ObjectStore, retention: Retention
+) -> None:
+    for _ in range(2):
+        for path in ("", "/images/0", "/result"):
+            assert_problem(http.get(f"/jobs/{brief}{path}"), 410, "expired")
+        assert brief not in pages(http)[0]
+        retention.sweep()
+    assert store.get(result_key(brief, 0)) is store.get(result_key(brief, 1)) is None
+    assert http.delete(f"/jobs/{brief}").status_code == 204
+
+
+def test_an_input_picture_is_kept_while_a_job_needs_it(
+    http: httpx.Client, submit: Submit, store: ObjectStore, redis: Redis, retention: Retention, finish: Finish
+) -> None:
+    first, second = submit(seed=1).json(), submit(seed=2).json()
+    sha256 = first["request"]["image"]
+
+    def sweep_in_two_days() -> bool:
+        redis.zadd(INPUTS, {input_key(sha256): 1}, xx=True)
+        retention.sweep()
+        return store.get(input_key(sha256)) is not None
+
+    assert redis.hgetall(INPUT_USES) == {input_key(sha256).encode(): b"2"}
+    assert sweep_in_two_days()
+    http.post(f"/jobs/{first['id']}/cancel")
+    assert sweep_in_two_days()
+    finish(second["id"])
+    assert not redis.exists(INPUT_USES)
+    retention.sweep()
+    assert store.get(input_key(sha256)), "not yet"
+    assert not sweep_in_two_days()
+    assert not redis.keys("i2i:inputs*")
+
+
+def test_a_picture_that_is_just_being_deleted_is_stored_anew(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
+    key = input_key("a" * 64)
+    queue.inputs.hold(key, -1)
+    assert queue.inputs.take_unused() == [key]
+    with pytest.raises(Unavailable):
+        queue.inputs.hold(key, 60)
+    queue.inputs.deleted(key)
+    queue.inputs.hold(key, 60)
+    assert queue.inputs.take_unused() == []
+    assert not redis.exists(BEING_DELETED.format(key=key))
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_job_is_cancelled_at_its_deadline(
+    http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis, started: bool
+) -> None:
+    job = submit(deadline_s=1).json()
+    due = datetime.fromisoformat(job["deadline_at"]) - datetime.fromisoformat(job["created_at"])
+    assert due == timedelta(seconds=1)
+    if started:
+        queue.records.start(job["id"], execution="e", worker="w")
+    give_up_at = time.monotonic() + 5
+    while (job := http.get(f"/jobs/{job['id']}").json())["finished_at"] is None:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+    assert (job["status"], job["error"]["code"]) == ("cancelled", "deadline_exceeded")
+    assert "deadline" in job["error"]["message"]
+    assert job["finished_at"] >= job["deadline_at"]
+    assert queue.depth("demo") == 0
+    assert not redis.zcard("i2i:deadlines")
+
+
+def test_a_job_that_is_done_in_time_stays_done(
+    submit: Submit, finish: Finish, redis: Redis, http: httpx.Client
+) -> None:
+    job_id = submit(deadline_s=60).json()["id"]
+    finish(job_id)
+    assert not redis.zcard("i2i:deadlines")
+    assert http.get(f"/jobs/{job_id}").json()["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("value", [0, -1, 604801, "soon"])
+def test_deadlines_that_cannot_be(submit: Submit, value: object) -> None:
+    [error] = assert_problem(submit(deadline_s=value), 422, "bad_parameter")["errors"]
+    assert error["field"] == "deadline_s"
+
+
+def test_a_dry_run_says_what_a_submit_would_do(
+    http: httpx.Client, submit: Submit, redis: Redis, picture: bytes
+) -> None:
+    files, fields = {"image": picture}, {"prompt": "a house", "strength": 0.5, "num_images": 2, "seed": 3}
+    answer = http.post("/img2img?dry_run=true", files=files, data=fields)
+    assert answer.status_code == 200
+    assert not redis.keys("i2i:job*")
+    assert "location" not in answer.headers
+    job = submit(**fields).json()
+    assert answer.json()["request"] == job["request"]
+    assert answer.json()["cost"] == pytest.approx(144 * 112 * 16 * 2 * 2 / 1e6)
+    assert answer.json()["queue_position"] == 0
+    assert http.post("/img2img?dry_run=1", files=files).json()["queue_position"] == 1
+    assert_problem(http.post("/img2img?dry_run=true", files=files, data={"strength": 2}), 422, "bad_parameter")
+    assert_problem(http.post("/img2img?dry_run=perhaps", files=files), 422, "bad_parameter")
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("24h", 86400), ("30m", 1800), ("1.5d", 129600), ("90", 90)])
+def test_how_long_results_are_kept_is_a_setting(monkeypatch: pytest.MonkeyPatch, given: str, seconds: float) -> None:
+    monkeypatch.setenv("IMG2IMG_RESULT_TTL", given)
+    settings = ApiSettings(_env_file=None)
+    assert settings.result_ttl == seconds
+    assert ApiSettings(_env_file=None, result_ttl=settings.as_environment()["IMG2IMG_RESULT_TTL"]) == settings
+
+
+@pytest.mark.parametrize("given", ["0", "-1h", "h", "soon", "1w"])
+def test_a_bad_time_to_keep_results_refuses_to_start(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("IMG2IMG_RESULT_TTL", given)
+    with pytest.raises(ValidationError):
+        ApiSettings(_env_file=None)
+
+
+def test_deleting_leaves_no_empty_folders(http: httpx.Client, submit: Submit, finish: Finish, data_dir: Path) -> None:
+    job_id = submit().json()["id"]
+    finish(job_id)
+    http.delete(f"/jobs/{job_id}")
+    assert not (data_dir / "store" / "results" / job_id).exists()

@@ -1,0 +1,198 @@
+"""Two keys over real HTTP: what is one's is to the other as if it were not there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.app.settings import ApiSettings
+from img2img.blobs import ObjectStore
+from img2img.domain.api_key import Scope
+from img2img.domain.job import JobOptions
+from img2img.redis.api_keys import ApiKeys
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
+from img2img.worker.queue.retention import Retention
+from tests.conftest import CARD
+from tests.support.authenticated import authenticated_server, client_with, routes
+from tests.support.problems import assert_problem
+
+Finish = Callable[[str], bytes]
+ABSENT = "0123456789abcdef" * 2
+AT_A_JOB = [(method, path) for method, path in routes() if "{job_id}" in path]
+
+
+@dataclass
+class Clients:
+    ada: httpx.Client
+    bob: httpx.Client
+    admin: httpx.Client
+
+
+@pytest.fixture(scope="module")
+def url(settings: ApiSettings) -> Iterator[str]:
+    with authenticated_server(settings) as url:
+        yield url
+
+
+@pytest.fixture
+def clients(url: str, redis: Redis) -> Iterator[Clients]:
+    redis.flushall()
+    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    keys = ApiKeys(redis)
+    with ExitStack() as stack:
+        yield Clients(
+            stack.enter_context(client_with(url, keys)),
+            stack.enter_context(client_with(url, keys)),
+            stack.enter_context(client_with(url, keys, Scope.ADMIN)),
+        )
+
+
+def job_of(client: httpx.Client, picture: bytes, **headers: str) -> str:
+    response = client.post("/img2img", files={"image": picture}, headers=headers)
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def listed(client: httpx.Client, **params: object) -> list[str]:
+    found: list[str] = []
+    while True:
+        page = client.get("/jobs", params={"limit": 2, **params}).json()
+        found += [job["id"] for job in page["jobs"]]
+        if page["next_cursor"] is None:
+            return found
+        params["cursor"] = page["next_cursor"]
+
+
+def assert_as_if_absent(client: httpx.Client, method: str, path: str, job_id: str) -> None:
+    """The answer is, to the letter, the one about a job that never was."""
+    theirs, none = (client.request(method, path.format(job_id=name, index=0)) for name in (job_id, ABSENT))
+    assert theirs.status_code == none.status_code == 404
+    assert theirs.text.replace(job_id, ABSENT) == none.text
+    if method != "HEAD":
+        assert_problem(theirs, 404, "not_found")
+
+
+@pytest.mark.parametrize("state", ["queued", "succeeded", "cancelled", "deleted", "expired"])
+@pytest.mark.parametrize(("method", "path"), AT_A_JOB)
+def test_at_every_route_the_job_of_another_is_absent(
+    clients: Clients,
+    picture: bytes,
+    finish: Finish,
+    queue: JobQueue,
+    redis: Redis,
+    store: ObjectStore,
+    method: str,
+    path: str,
+    state: str,
+) -> None:
+    job_id = job_of(clients.ada, picture)
+    match state:
+        case "succeeded":
+            finish(job_id)
+        case "cancelled":
+            clients.ada.post(f"/jobs/{job_id}/cancel")
+        case "deleted":
+            assert clients.ada.delete(f"/jobs/{job_id}").status_code == 204
+        case "expired":
+            finish(job_id)
+            redis.zadd("i2i:expiring", {job_id: 1})
+            Retention(redis, store).sweep()
+    before = clients.ada.get(f"/jobs/{job_id}")
+    assert_as_if_absent(clients.bob, method, path, job_id)
+    assert clients.ada.get(f"/jobs/{job_id}").text == before.text  # and nothing has happened to it
+    with clients.admin.stream(method, path.format(job_id=job_id, index=0)) as seen_by_admin:
+        assert seen_by_admin.status_code != 404
+
+
+def test_lists_show_ones_own(clients: Clients, picture: bytes, finish: Finish) -> None:
+    adas = [job_of(clients.ada, picture) for _ in range(3)][::-1]
+    bobs = [job_of(clients.bob, picture)]
+    finish(adas[0])
+    assert listed(clients.ada) == adas
+    assert listed(clients.bob) == bobs
+    assert listed(clients.ada, status="succeeded") == adas[:1]
+    assert listed(clients.ada, status="queued") == adas[1:]
+    assert listed(clients.bob, status="succeeded") == []
+    assert listed(clients.admin) == [*bobs, *adas]
+    assert listed(clients.admin, status="queued") == [*bobs, *adas[1:]]
+
+
+def test_the_list_of_an_owner_is_read_without_those_of_others(
+    clients: Clients, picture: bytes, redis: Redis, queue: JobQueue
+) -> None:
+    """Its cost goes by the owner's jobs: Redis touches no list but the owner's."""
+    bobs = job_of(clients.bob, picture)
+    record = queue.records.get(job_of(clients.ada, picture))
+    assert record is not None
+    for _ in range(50):
+        queue.submit(record.spec, JobOptions(owner=record.owner))
+    with redis.monitor() as monitor:
+        assert listed(clients.bob) == [bobs]
+        redis.echo("done")
+        commands = []
+        for said in monitor.listen():
+            if said["command"].startswith("ECHO"):
+                break
+            commands.append(said["command"])
+    reads = [command for command in commands if command.startswith("ZREVRANGEBYSCORE")]
+    assert len(reads) == 1
+    assert "i2i:jobs:of:" in reads[0]
+    assert sum(command.startswith("HGETALL i2i:job:") for command in commands) == 1
+
+
+def test_nothing_is_left_of_jobs_that_have_gone(
+    clients: Clients, picture: bytes, finish: Finish, redis: Redis, store: ObjectStore
+) -> None:
+    deleted, expired, queued = (job_of(clients.ada, picture) for _ in range(3))
+    clients.ada.delete(f"/jobs/{deleted}")
+    finish(expired)
+    redis.zadd("i2i:expiring", {expired: 1})
+    Retention(redis, store).sweep()
+    assert listed(clients.ada) == [queued]
+    clients.ada.delete(f"/jobs/{queued}")
+    assert redis.keys("i2i:jobs*") == [b"i2i:jobs:ended"]  # counts, for metrics
+
+
+def test_a_job_that_is_handed_back_is_listed_as_queued(clients: Clients, picture: bytes, queue: JobQueue) -> None:
+    job_id = job_of(clients.ada, picture)
+    queue.records.start(job_id, execution="e", worker="w")
+    assert (listed(clients.ada, status="queued"), listed(clients.ada, status="running")) == ([], [job_id])
+    queue.records.hand_back(job_id, execution="e")
+    assert (listed(clients.ada, status="queued"), listed(clients.ada, status="running")) == ([job_id], [])
+
+
+@pytest.mark.parametrize("path", ["/jobs/{}/images/0", "/jobs/{}/result"])
+def test_the_result_of_another_is_no_picture(clients: Clients, picture: bytes, finish: Finish, path: str) -> None:
+    job_id = job_of(clients.ada, picture)
+    finish(job_id)
+    theirs, none = (clients.bob.post("/img2img", json={"image": path.format(name)}) for name in (job_id, ABSENT))
+    assert_problem(theirs, 422, "bad_parameter")
+    assert theirs.text.replace(job_id, ABSENT) == none.text
+    for client in (clients.ada, clients.admin):
+        assert client.post("/img2img", json={"image": path.format(job_id)}).status_code == 202
+
+
+def test_a_key_of_idempotency_is_ones_own(clients: Clients, picture: bytes) -> None:
+    header = {"Idempotency-Key": "order-17"}
+    first = [job_of(client, picture, **header) for client in (clients.ada, clients.bob, clients.admin)]
+    again = [job_of(client, picture, **header) for client in (clients.ada, clients.bob, clients.admin)]
+    assert first == again
+    assert len(set(first)) == 3
+
+
+def test_admins_cancel_and_delete_for_others(clients: Clients, picture: bytes) -> None:
+    job_id = job_of(clients.ada, picture)
+    assert clients.admin.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+    assert clients.ada.get(f"/jobs/{job_id}").json()["status"] == "cancelled"
+    assert clients.admin.delete(f"/jobs/{job_id}").status_code == 204
+    assert_problem(clients.ada.get(f"/jobs/{job_id}"), 410, "deleted")
+
+
+def test_a_picture_is_known_by_whoever_has_it(clients: Clients, picture: bytes) -> None:
+    """A decision: its sha256 can only be known to who has the picture, so pictures that were sent have no owner."""
+    kept = clients.ada.post("/images", files={"image": picture}).json()
+    assert clients.bob.post("/img2img", json={"image": kept["sha256"]}).status_code == 202

@@ -1,0 +1,322 @@
+"""POST /img2img over real HTTP: every row of the request table, and its bad values."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from redis import Redis
+
+from img2img.blobs import ObjectStore
+from img2img.domain.spec import MAX_SEED, Scheduler, input_key
+from img2img.redis.job_queue import JobQueue
+from tests.conftest import encoded, gradient
+from tests.support.problems import assert_problem
+
+Submit = Callable[..., httpx.Response]
+
+DEFAULTS = {
+    "task": "img2img",
+    "model": "demo",
+    "prompt": "",
+    "negative_prompt": "",
+    "prompt_weighting": False,
+    "strength": 0.8,
+    "denoising_start": None,
+    "guidance_scale": 7.5,
+    "guidance_rows": 2,
+    "num_inference_steps": 30,
+    "scheduler": "ddim",
+    "num_images": 1,
+    "width": 144,
+    "height": 112,
+    "resize": "crop",
+    "image_guidance_scale": None,
+    "repaint": None,
+    "upscale": None,
+    "tiling": None,
+    "controls": [],
+    "image_prompts": [],
+    "loras": [],
+}
+
+# Field, what JSON says, what the job then says of it.
+GOOD: list[tuple[str, Any, dict[str, Any]]] = [
+    ("prompt", "", {"prompt": ""}),
+    ("prompt", "Ein Haus, 家, 🏠\nam Meer", {"prompt": "Ein Haus, 家, 🏠\nam Meer"}),
+    ("prompt", "x" * 10_000, {"prompt": "x" * 10_000}),
+    ("prompt", "," * 10_000, {"prompt": "," * 10_000}),
+    ("negative_prompt", "blurry", {"negative_prompt": "blurry"}),
+    ("strength", 0, {"strength": 0.0}),
+    ("strength", 0.05, {"strength": 0.05}),
+    ("strength", 1, {"strength": 1.0}),
+    ("guidance_scale", 1, {"guidance_scale": 1.0}),
+    ("guidance_scale", 12.5, {"guidance_scale": 12.5}),
+    ("num_inference_steps", 1, {"num_inference_steps": 1}),
+    ("num_inference_steps", 150, {"num_inference_steps": 150}),
+    *[("scheduler", name.value, {"scheduler": name.value}) for name in Scheduler],
+    ("seed", 0, {"seed": 0}),
+    ("seed", MAX_SEED, {"seed": MAX_SEED}),
+    ("num_images", 8, {"num_images": 8}),
+    ("width", 128, {"width": 128, "height": 96}),
+    ("height", 96, {"width": 128, "height": 96}),
+    ("resize", "pad", {"resize": "pad"}),
+    ("resize", "stretch", {"resize": "stretch"}),
+    ("model", "ddim-only", {"model": "ddim-only"}),
+]
+
+# Field, what JSON says, what the refusal says.
+BAD: list[tuple[str, Any, str]] = [
+    ("prompt", "x" * 10_001, "at most 10000 characters"),
+    ("prompt", "a\0b", "should match pattern"),
+    ("negative_prompt", "x" * 10_001, "at most 10000 characters"),
+    ("strength", -0.01, "greater than or equal to 0"),
+    ("strength", 1.01, "less than or equal to 1"),
+    ("strength", float("nan"), "finite number"),
+    ("strength", "much", "valid number"),
+    ("guidance_scale", 0.99, "greater than or equal to 1"),
+    ("guidance_scale", float("inf"), "finite number"),
+    ("num_inference_steps", 0, "greater than or equal to 1"),
+    ("num_inference_steps", 151, "less than or equal to 150"),
+    ("num_inference_steps", 2.5, "valid integer"),
+    ("scheduler", "euler_b", "'ddim', 'ddpm', 'pndm', 'lms', 'euler', 'euler_a', 'heun'"),
+    ("seed", -1, "greater than or equal to 0"),
+    ("seed", MAX_SEED + 1, f"less than or equal to {MAX_SEED}"),
+    ("seed", 10**400, f"less than or equal to {MAX_SEED}"),
+    ("num_images", 0, "greater than or equal to 1"),
+    ("num_images", 9, "less than or equal to 8"),
+    ("width", 0, "greater than or equal to 1"),
+    ("width", 100, "the nearest is 96"),
+    ("width", 264, "the nearest is 256"),
+    ("height", 1, "the nearest is 64"),
+    ("resize", "fill", "'crop', 'pad' or 'stretch'"),
+    ("model", "sdxl", "ddim-only, demo"),
+    ("masks", "x", "Unknown field; known are image, prompt"),
+]
+
+
+def field_ids(value: object) -> str | None:
+    return repr(value)[:30] if not isinstance(value, dict) else ""
+
+
+@pytest.fixture
+def submit_json(http: httpx.Client, picture: bytes) -> Submit:
+    def post(**fields: Any) -> httpx.Response:
+        body = json.dumps({"image": base64.b64encode(picture).decode(), **fields})
+        return http.post("/img2img", content=body, headers={"content-type": "application/json"})
+
+    return post
+
+
+@pytest.mark.parametrize(("field", "value", "resolved"), GOOD, ids=field_ids)
+def test_form_and_json_give_the_same_spec(
+    submit: Submit, submit_json: Submit, field: str, value: Any, resolved: dict[str, Any]
+) -> None:
+    fields = {"seed": 1} | {field: value}
+    specs = []
+    for response in (submit(**fields), submit_json(**fields)):
+        assert response.status_code == 202, response.text
+        specs.append(response.json()["request"])
+    assert specs[0] == specs[1]
+    image = specs[0].pop("image")
+    assert len(image) == 64
+    assert specs[0] == DEFAULTS | {"seed": 1} | resolved
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BAD, ids=field_ids)
+def test_bad_values_are_refused_by_name(
+    submit: Submit, submit_json: Submit, redis: Redis, field: str, value: Any, message: str
+) -> None:
+    for response in (submit(**{field: value}), submit_json(**{field: value})):
+        problem = assert_problem(response, 422, "bad_parameter")
+        [error] = problem["errors"]
+        assert error["field"] == field
+        assert message in error["message"]
+        assert error["got"].startswith(str(value)[:12])
+        assert len(error["got"]) < 100
+        assert field in problem["detail"]
+    assert not redis.keys("i2i:job:*")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({"scheduler": "lcm", "num_inference_steps": 51}, "num_inference_steps", "at most 50"),
+        ({"scheduler": "tcd", "num_inference_steps": 51}, "num_inference_steps", "at most 50"),
+        ({"model": "ddim-only", "scheduler": "euler"}, "scheduler", "one of: ddim"),
+        ({"seed": MAX_SEED, "num_images": 2}, "seed", f"at most {MAX_SEED - 1}"),
+        ({"width": 256, "height": 250}, "height", "the nearest is 248"),
+    ],
+)
+def test_combinations_that_cannot_be_honoured(submit: Submit, fields: dict[str, Any], field: str, message: str) -> None:
+    [error] = assert_problem(submit(**fields), 422, "bad_parameter")["errors"]
+    assert error["field"] == field
+    assert message in error["message"]
+
+
+def test_all_bad_fields_are_named_at_once(submit: Submit) -> None:
+    problem = assert_problem(submit(strength=7, seed=-1, colour="red"), 422, "bad_parameter")
+    assert {error["field"] for error in problem["errors"]} == {"strength", "seed", "colour"}
+
+
+@pytest.mark.parametrize("value", ["30", True, 30.0, [], {}])
+def test_numbers_in_json_are_numbers(submit_json: Submit, value: Any) -> None:
+    [error] = assert_problem(submit_json(num_inference_steps=value), 422, "bad_parameter")["errors"]
+    assert error["field"] == "num_inference_steps"
+
+
+def test_null_is_absent(submit_json: Submit) -> None:
+    response = submit_json(seed=None, scheduler=None, width=None, height=None, model=None)
+    assert response.status_code == 202
+    assert response.json()["request"]["scheduler"] == "ddim"
+
+
+def test_a_seed_is_drawn_and_reported(submit: Submit) -> None:
+    seeds = {submit().json()["request"]["seed"] for _ in range(5)}
+    assert len(seeds) == 5
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_submit_queues_a_job_and_stores_what_the_model_will_see(
+    submit: Submit, queue: JobQueue, store: ObjectStore
+) -> None:
+    response = submit(prompt="a house", num_images=2, strength=0.5)
+    job = response.json()
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/jobs/{job['id']}"
+    assert (job["status"], job["images"], job["error"], job["timings"]) == ("queued", [], None, {})
+    assert (job["started_at"], job["finished_at"], job["worker"]) == (None, None, None)
+    assert job["created_at"].endswith("Z")
+    assert job["progress"] == {"step": 0, "steps": 30, "fraction": 0.0}
+    assert queue.depth("demo") == 1
+    record = queue.records.get(job["id"])
+    assert record is not None
+    assert record.spec.model_dump(mode="json") == job["request"]
+    blob = store.get(input_key(record.spec.image))
+    assert blob is not None
+    assert blob.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:;BASE64,"])
+def test_json_takes_base64_and_data_uris(submit_json: Submit, picture: bytes, prefix: str) -> None:
+    assert submit_json(image=prefix + base64.b64encode(picture).decode()).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("image", "status", "message"),
+    [
+        ("!!!", 422, "base64"),
+        ("QUJ", 422, "base64"),
+        ("data:image/png,raw", 422, "data:image/png;base64"),
+        ("https://example.com/a.png", 422, "base64"),
+        (7, 422, "base64"),
+        (None, 422, "Field required"),
+        ("", 415, "PNG, JPEG and WebP"),
+        (base64.b64encode(b"<svg/>").decode(), 415, "PNG, JPEG and WebP"),
+    ],
+)
+def test_json_pictures_that_are_none(submit_json: Submit, image: Any, status: int, message: str) -> None:
+    [error] = assert_problem(submit_json(image=image), status)["errors"]
+    assert error["field"] == "image"
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("image", "status", "code"),
+    [
+        (b"", 415, "unsupported_media_type"),
+        (encoded(gradient(20, 20), "GIF"), 415, "unsupported_media_type"),
+        (encoded(gradient(20, 20))[:-30], 422, "bad_picture"),
+        (encoded(Image.new("L", (4001, 1000))), 422, "bad_picture"),
+    ],
+)
+def test_pictures_that_cannot_be_taken(submit: Submit, image: bytes, status: int, code: str) -> None:
+    [error] = assert_problem(submit(image), status, code)["errors"]
+    assert error["field"] == "image"
+
+
+def test_a_submit_without_a_picture(http: httpx.Client) -> None:
+    form = http.post("/img2img", files={"prompt": (None, "x")})
+    body = http.post("/img2img", json={"prompt": "x"})
+    for response in (form, body):
+        [error] = assert_problem(response, 422, "bad_parameter")["errors"]
+        assert error == {"field": "image", "message": "Field required"}
+
+
+def test_form_fields_come_once_and_in_their_place(http: httpx.Client, picture: bytes) -> None:
+    image = ("image", ("a.png", picture))
+    for parts, field, message in [
+        ([image, image], "image", "more than once"),
+        ([image, ("seed", (None, "1")), ("seed", (None, "2"))], "seed", "more than once"),
+        ([("image", (None, "text"))], "image", "as a file"),
+        ([image, ("prompt", ("p.txt", b"hello"))], "prompt", "as text"),
+        ([image, ("extra", ("e.png", picture))], "extra", "Unknown field"),
+    ]:
+        [error] = assert_problem(http.post("/img2img", files=parts), 422, "bad_parameter")["errors"]
+        assert error["field"] == field
+        assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status"),
+    [
+        ("text/plain", b"hello", 415),
+        ("", b"hello", 415),
+        ("application/x-www-form-urlencoded", b"prompt=x", 415),
+        ("image/png", b"\x89PNG", 415),
+        ("multipart/form-data; boundary=x; charset=utf-7", b"--x--", 415),
+        ("multipart/form-data", b"--x--", 400),
+        ("multipart/form-data; boundary=x", b"hello", 400),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--", 400),
+        ("application/json", b"", 422),
+        ("application/json", b"{", 422),
+        ("application/json", b"[1]", 422),
+        ("application/json", b'"text"', 422),
+        ("application/json", b'{"prompt": "\\ud800"}', 422),
+        ("application/json", b'{"prompt": "\xff"}', 422),
+        ("application/json", b"[" * 20_000, 422),
+        ("application/json", b'{"image": [' + b"[]," * 100_000 + b"[]]}", 400),
+    ],
+)
+def test_bodies_that_cannot_be_read(http: httpx.Client, content_type: str, body: bytes, status: int) -> None:
+    assert_problem(http.post("/img2img", content=body, headers={"content-type": content_type}), status)
+
+
+def test_many_unknown_fields_make_no_long_answer(http: httpx.Client) -> None:
+    response = http.post("/img2img", json={f"{i}" * 50: "x" * 200 for i in range(5_000)})
+    assert_problem(response, 422, "bad_parameter")
+    assert len(response.content) < 20_000
+
+
+def test_too_many_parts(http: httpx.Client) -> None:
+    assert_problem(http.post("/img2img", files=[(f"f{i}", (None, "x")) for i in range(100)]), 400, "bad_request")
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(http: httpx.Client) -> None:
+    sent = 0
+
+    def stream() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 5_000_000:
+            sent += 1000
+            yield b"x" * 1000
+
+    response = http.post("/img2img", content=stream(), headers={"content-length": "5000000"})
+    assert_problem(response, 413, "too_large")
+
+
+def test_a_body_that_turns_out_too_large_is_refused(http: httpx.Client) -> None:
+    for content_type in ("application/json", "multipart/form-data; boundary=x"):
+        start = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        chunks = iter([start, *[b"x" * 100_000] * 60])
+        assert_problem(http.post("/img2img", content=chunks, headers={"content-type": content_type}), 413, "too_large")
+
+
+def test_before_any_worker_has_come(submit: Submit, redis: Redis) -> None:
+    redis.flushall()
+    response = submit()
+    assert_problem(response, 503, "unavailable")
+    assert int(response.headers["retry-after"]) > 0

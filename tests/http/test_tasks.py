@@ -1,0 +1,254 @@
+"""What a request carries chooses its task; what the model cannot do, or fields that do not go together, is refused."""
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from redis import Redis
+
+from img2img.blobs import ObjectStore
+from img2img.domain.conditioning import ControlType
+from img2img.domain.spec import Task, input_key
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
+from tests.conftest import CARD, encoded, gradient
+from tests.support.problems import assert_problem
+
+ABLE = CARD.model_copy(
+    update={
+        "name": "able",
+        "tasks": tuple(Task),
+        "controls": (ControlType.CANNY, ControlType.POSE),
+        "preprocessors": (ControlType.CANNY,),
+        "image_prompts": True,
+        "loras": ("ink", "gold"),
+        "upscales": (2, 4),
+    }
+)
+DISTILLED = CARD.model_copy(update={"name": "distilled", "negative_prompt": False, "guidance": False})
+WIDTH, HEIGHT = 200, 160
+
+Post = Callable[..., httpx.Response]
+
+
+def b64(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
+
+
+def mask_with(box: tuple[int, int, int, int], size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    return encoded(mask)
+
+
+IMAGE = b64(encoded(gradient(WIDTH, HEIGHT)))
+MASK = b64(mask_with((40, 40, 60, 56)))
+
+
+@pytest.fixture
+def post(http: httpx.Client, redis: Redis) -> Post:
+    ModelRegistry(redis).announce("able-worker", [CARD, ABLE, DISTILLED], ttl_s=60)
+
+    def send(**fields: Any) -> httpx.Response:
+        return http.post("/img2img", json={"model": "able", **fields})
+
+    return send
+
+
+def spec_of(response: httpx.Response) -> dict[str, Any]:
+    assert response.status_code == 202, response.text
+    spec: dict[str, Any] = response.json()["request"]
+    return spec
+
+
+@pytest.fixture
+def blob(store: ObjectStore) -> Callable[[str], Image.Image]:
+    def look(sha256: str) -> Image.Image:
+        png = store.get(input_key(sha256))
+        assert png is not None
+        return Image.open(io.BytesIO(png))
+
+    return look
+
+
+@pytest.mark.parametrize(
+    ("fields", "task", "strength"),
+    [
+        ({"image": IMAGE}, "img2img", 0.8),
+        ({"image": IMAGE, "controls": [{"type": "canny"}]}, "img2img", 0.8),
+        ({"image": IMAGE, "mask": MASK}, "inpaint", 1.0),
+        ({"image": IMAGE, "outpaint": {"left": 8}}, "inpaint", 1.0),
+        ({"image": IMAGE, "outpaint": {}}, "img2img", 0.8),
+        ({"controls": [{"type": "canny", "image": IMAGE}]}, "control", 1.0),
+        ({"image": IMAGE, "instruction": "make it night"}, "edit", 1.0),
+        ({"image": IMAGE, "upscale": 2}, "upscale", 0.3),
+    ],
+)
+def test_the_task_follows_from_the_request(post: Post, fields: dict[str, Any], task: str, strength: float) -> None:
+    spec = spec_of(post(**fields))
+    assert (spec["task"], spec["strength"]) == (task, strength)
+
+
+def test_a_mask_keeps_the_picture_as_it_came(post: Post, blob: Callable[[str], Image.Image]) -> None:
+    spec = spec_of(post(image=IMAGE, mask=MASK, strength=0.5, mask_blur=0))
+    assert spec["repaint"]["canvas"] == [WIDTH, HEIGHT]
+    assert spec["repaint"]["box"] == [0, 0, WIDTH, HEIGHT]
+    assert (np.asarray(blob(spec["image"])) == np.asarray(gradient(WIDTH, HEIGHT).convert("RGB"))).all()
+    assert blob(spec["repaint"]["mask"]).getbbox() == (40, 40, 60, 56)
+    assert spec["width"] % 8 == spec["height"] % 8 == 0
+
+
+def test_padding_lets_the_model_see_the_mask_and_a_little_more(post: Post) -> None:
+    spec = spec_of(post(image=IMAGE, mask=MASK, mask_padding=10))
+    left, top, right, bottom = spec["repaint"]["box"]
+    assert left <= 30
+    assert top <= 30
+    assert right >= 70
+    assert bottom >= 66
+    assert right - left < WIDTH
+
+
+def test_a_transparent_picture_is_its_own_mask(post: Post, blob: Callable[[str], Image.Image]) -> None:
+    picture = gradient(WIDTH, HEIGHT).convert("RGBA")
+    picture.paste((0, 0, 0, 0), (10, 10, 50, 30))
+    spec = spec_of(post(image=b64(encoded(picture)), mask="alpha"))
+    assert blob(spec["repaint"]["mask"]).getbbox() == (10, 10, 50, 30)
+
+
+def test_outpainting_makes_the_canvas_wider(post: Post) -> None:
+    response = post(image=IMAGE, outpaint={"left": 24, "bottom": 8})
+    assert spec_of(response)["repaint"]["canvas"] == [WIDTH + 24, HEIGHT + 8]
+    assert spec_of(response)["repaint"]["mask"] is None
+
+
+def test_size_is_that_at_which_the_model_works(post: Post) -> None:
+    spec = spec_of(post(image=IMAGE, mask=MASK, width=128, height=96))
+    assert (spec["width"], spec["height"], spec["repaint"]["canvas"]) == (128, 96, [WIDTH, HEIGHT])
+
+
+def test_forms_send_structure_as_json_and_pictures_as_files(http: httpx.Client, post: Post, picture: bytes) -> None:
+    edges, style = encoded(gradient(40, 30)), encoded(gradient(30, 40))
+    files = {
+        "image": picture,
+        "mask": encoded(Image.new("L", (160, 120), 255)),
+        "controls.1.image": edges,
+        "image_prompts.0.image": style,
+    }
+    controls = [{"type": "canny", "scale": 0.5}, {"type": "pose", "preprocess": False}]
+    form = {
+        "model": "able",
+        "seed": "1",
+        "outpaint": json.dumps({"top": 8}),
+        "controls": json.dumps(controls),
+        "image_prompts": json.dumps([{"scale": 0.4}]),
+        "loras": json.dumps([{"name": "ink", "scale": 0.7}]),
+    }
+    sent = {
+        "model": "able",
+        "seed": 1,
+        "outpaint": {"top": 8},
+        "image": b64(picture),
+        "mask": b64(files["mask"]),
+        "controls": [controls[0], controls[1] | {"image": b64(edges)}],
+        "image_prompts": [{"scale": 0.4, "image": b64(style)}],
+        "loras": [{"name": "ink", "scale": 0.7}],
+    }
+    spec = spec_of(http.post("/img2img", files=files, data=form))
+    assert spec == spec_of(post(**sent))
+    assert [control["type"] for control in spec["controls"]] == ["canny", "pose"]
+    assert spec["controls"][0]["image"] is None
+
+
+def test_every_blob_of_a_job_is_kept_as_long_as_it_waits(post: Post, redis: Redis, http: httpx.Client) -> None:
+    job = post(image=IMAGE, mask=MASK, image_prompts=[{"image": MASK}]).json()
+    assert len(redis.hgetall("i2i:inputs:uses")) == 3
+    http.post(f"/jobs/{job['id']}/cancel")
+    assert redis.hgetall("i2i:inputs:uses") == {}
+
+
+def test_references_work_for_every_picture(http: httpx.Client, post: Post) -> None:
+    kept = http.post("/images", json={"image": MASK}).json()["sha256"]
+    assert spec_of(post(image=IMAGE, mask=kept))["repaint"]["mask"]
+    assert_refused(post(image=IMAGE, mask="0" * 64), "mask", "No picture with this sha256")
+
+
+def assert_refused(response: httpx.Response, field: str, message: str) -> None:
+    problem = assert_problem(response, 422)
+    [error] = problem["errors"]
+    assert error["field"] == field
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({"image": IMAGE, "mask_blur": 3}, "mask_blur", "belongs to `mask`"),
+        ({"image": IMAGE, "mask_padding": 3}, "mask_padding", "belongs to `mask`"),
+        ({"image": IMAGE, "image_guidance_scale": 2}, "image_guidance_scale", "belongs to"),
+        ({"image": IMAGE, "negative_prompt": "x", "guidance_scale": 1}, "negative_prompt", "Without guidance"),
+        ({"mask": MASK}, "image", "Field required"),
+        ({"controls": [{"type": "canny"}]}, "controls.0.image", "Field required"),
+        ({"controls": [{"type": "canny", "image": IMAGE}], "strength": 0.5}, "strength", "should be 1 or absent"),
+        ({"image": IMAGE, "instruction": "x", "strength": 0.5}, "strength", "cannot be combined with `instruction`"),
+        ({"image": IMAGE, "instruction": "x", "prompt": "y"}, "prompt", "cannot be combined with `instruction`"),
+        ({"image": IMAGE, "instruction": "x", "upscale": 2}, "upscale", "second job"),
+        ({"image": IMAGE, "upscale": 2, "width": 128}, "width", "cannot be combined with `upscale`"),
+        ({"image": IMAGE, "upscale": 3}, "upscale", "2 or 4"),
+        ({"image": IMAGE, "mask": b64(mask_with((0, 0, 5, 5), (64, 64)))}, "mask", "should be of one size"),
+        ({"image": IMAGE, "mask": b64(encoded(Image.new("L", (WIDTH, HEIGHT))))}, "mask", "black all over"),
+        ({"image": IMAGE, "mask": "alpha"}, "mask", "not transparent anywhere"),
+        ({"image": IMAGE, "mask": b64(b"GIF89a")}, "mask", "PNG, JPEG and WebP"),
+        ({"image": IMAGE, "outpaint": {"left": 4096, "right": 4096, "top": 4096}}, "outpaint", "at most 4,000,000"),
+        ({"image": IMAGE, "controls": [{"type": "depth"}]}, "controls.0.type", "one of: canny, pose"),
+        ({"image": IMAGE, "controls": [{"type": "pose"}]}, "controls.0.preprocess", "send the map"),
+        ({"image": IMAGE, "controls": [{"type": "canny", "start": 0.5, "end": 0.5}]}, "controls.0", "less than `end`"),
+        ({"image": IMAGE, "loras": [{"name": "tin"}]}, "loras.0.name", "one of: ink, gold"),
+        ({"image": IMAGE, "loras": [{"name": "ink"}, {"name": "ink"}]}, "loras.1.name", "named twice"),
+        ({"image": IMAGE, "loras": [{"name": "../ink"}]}, "loras.0.name", "match pattern"),
+        ({"model": "demo", "image": IMAGE, "mask": MASK}, "mask", "nothing for inpainting"),
+        ({"model": "demo", "image": IMAGE, "instruction": "x"}, "instruction", "it can do: image-to-image"),
+        ({"model": "demo", "image": IMAGE, "image_prompts": [{"image": IMAGE}]}, "image_prompts", "no IP-Adapter"),
+        ({"model": "demo", "image": IMAGE, "loras": [{"name": "ink"}]}, "loras.0.name", "has no LoRA"),
+        ({"model": "distilled", "image": IMAGE, "negative_prompt": "x"}, "negative_prompt", "no negative prompt"),
+        ({"model": "distilled", "image": IMAGE, "guidance_scale": 2}, "guidance_scale", "without guidance"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    post: Post, queue: JobQueue, fields: dict[str, Any], field: str, message: str
+) -> None:
+    status = 415 if "PNG" in message else 422
+    problem = assert_problem(post(**fields), status)
+    [error] = problem["errors"]
+    assert error["field"] == field
+    assert message in error["message"]
+    assert queue.depth("able") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("controls", "canny", "JSON text"),
+        ("controls", "[" * 5000, "more values"),
+        ("controls", "{}", "valid tuple"),
+        ("controls.0.image", None, "no entry 0"),
+        ("loras", '[{"name": "ink", "weight": 1}]', "Unknown field"),
+    ],
+)
+def test_forms_that_cannot_be_read(
+    http: httpx.Client, post: Post, picture: bytes, name: str, text: str | None, message: str
+) -> None:
+    part = (None, text) if text is not None else ("x.png", picture)
+    response = http.post("/img2img", files=[("image", ("a.png", picture)), (name, part), ("model", (None, "able"))])
+    problem = assert_problem(response, 422)
+    assert problem["errors"][0]["field"].startswith(name)
+    assert message in problem["errors"][0]["message"]
+
+
+def test_a_distilled_model_runs_without_guidance(post: Post) -> None:
+    assert spec_of(post(model="distilled", image=IMAGE))["guidance_scale"] == 1.0

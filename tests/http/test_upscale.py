@@ -1,0 +1,167 @@
+"""Upscaling and instructed edits over HTTP: what a model can do is done, and what it cannot is refused."""
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from redis import Redis
+
+from img2img.domain.model_card import UpscalerCard
+from img2img.domain.spec import Scheduler, Task
+from img2img.redis.model_registry import ModelRegistry
+from tests.conftest import CARD, encoded, gradient
+from tests.support.problems import assert_problem
+from tests.support.serving import serving
+
+Submit = Callable[..., httpx.Response]
+
+X4 = UpscalerCard(
+    times=4,
+    native_size=512,
+    size_multiple=32,
+    schedulers=(Scheduler.EULER,),
+    default_scheduler=Scheduler.EULER,
+    default_steps=20,
+    default_guidance_scale=9.0,
+    work=4.0,
+)
+ENLARGER = CARD.model_copy(
+    update={
+        "name": "enlarger",
+        "tasks": (Task.IMG2IMG, Task.UPSCALE),
+        "upscales": (2, 4),
+        "upscalers": (X4,),
+        "image_prompts": True,
+        "loras": ("ink",),
+    }
+)
+EDITOR = CARD.model_copy(update={"name": "editor", "tasks": (Task.EDIT,)})
+
+
+@pytest.fixture(autouse=True)
+def announced(http: httpx.Client, redis: Redis) -> None:
+    ModelRegistry(redis).announce("enlarging-worker", [ENLARGER, EDITOR], ttl_s=60)
+
+
+@pytest.fixture
+def resolve(http: httpx.Client, picture: bytes) -> Callable[..., dict[str, Any]]:
+    """What a submit would make."""
+
+    def dry_run(image: bytes = picture, **fields: Any) -> dict[str, Any]:
+        answer = http.post("/img2img?dry_run=true", files={"image": image}, data=fields)
+        assert answer.status_code == 200, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    return dry_run
+
+
+def test_by_image_to_image_in_tiles(resolve: Callable[..., dict[str, Any]]) -> None:
+    plan = resolve(model="enlarger", upscale=2)
+    request = plan["request"]
+    assert (request["task"], request["upscale"], request["strength"]) == ("upscale", 2, 0.3)
+    assert (request["width"], request["height"]) == (160, 120), "the picture's own size"
+    assert request["tiling"] == {"upscaler": False, "side": 128, "overlap": 16, "multiple": 8, "work": 1}
+    tiles = 3 * 2  # of 128 x 128 for 320 x 240
+    assert plan["cost"] == pytest.approx(128 * 128 * (9 + 1) * 2 * tiles / 1e6)
+
+
+def test_tiles_take_no_sampler_that_draws_noise_on_its_way(
+    resolve: Callable[..., dict[str, Any]], http: httpx.Client, redis: Redis, picture: bytes
+) -> None:
+    ancestral = ENLARGER.model_copy(update={"name": "ancestral", "default_scheduler": Scheduler.EULER_A})
+    ModelRegistry(redis).announce("enlarging-worker", [ENLARGER, EDITOR, ancestral], ttl_s=60)
+    small = encoded(gradient(50, 40))
+    assert resolve(image=small, model="ancestral", upscale=2)["request"]["scheduler"] == "euler_a", "one tile"
+    assert resolve(model="ancestral", upscale=2)["request"]["scheduler"] == "euler"
+    data = {"model": "enlarger", "upscale": 2, "scheduler": "euler_a"}
+    [error] = assert_problem(http.post("/img2img", files={"image": picture}, data=data), 422, "bad_parameter")["errors"]
+    assert error["field"] == "scheduler"
+    assert "made in tiles" in error["message"]
+    assert "ddim" in error["message"]
+
+
+def test_by_an_upscaler(resolve: Callable[..., dict[str, Any]]) -> None:
+    plan = resolve(model="enlarger", upscale=4)
+    assert plan["cost"] == pytest.approx(4 * 512 * 480 * 21 * 2 * 2 / 1e6), "its latents are of 4 pixels, not of 8"
+    request = plan["request"]
+    assert request["tiling"] == {"upscaler": True, "side": 512, "overlap": 64, "multiple": 32, "work": 4}
+    resolved = {name: request[name] for name in ("strength", "scheduler", "num_inference_steps", "guidance_scale")}
+    assert resolved == {"strength": 1, "scheduler": "euler", "num_inference_steps": 20, "guidance_scale": 9}
+    assert resolve(model="enlarger", upscale=4, guidance_scale=3)["request"]["guidance_scale"] == 3
+
+
+def test_an_upscale_job_counts_the_steps_of_all_its_tiles(submit: Submit) -> None:
+    job = submit(model="enlarger", upscale=2, num_images=2, num_inference_steps=10).json()
+    assert job["progress"]["steps"] == 2 * 6 * 3
+
+
+def test_an_edit(resolve: Callable[..., dict[str, Any]]) -> None:
+    request = resolve(model="editor", instruction="make it night", negative_prompt="fog")["request"]
+    assert (request["task"], request["prompt"], request["image_guidance_scale"]) == ("edit", "make it night", 1.5)
+    assert request["strength"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({"upscale": 2}, "upscale", "has nothing for upscaling; it can do: image-to-image"),
+        ({"upscale": 3, "model": "enlarger"}, "upscale", "2 or 4"),
+        ({"upscale": 2, "model": "enlarger", "width": 128}, "width", "cannot be combined with `upscale`"),
+        ({"upscale": 4, "model": "enlarger", "strength": 0.3}, "strength", "begins with pure noise"),
+        ({"upscale": 4, "model": "enlarger", "scheduler": "ddim"}, "scheduler", "one of: euler"),
+        ({"upscale": 4, "model": "enlarger", "loras": '[{"name": "ink"}]'}, "loras", "the model's own denoiser"),
+        ({"upscale": 2, "model": "enlarger", "instruction": "x"}, "upscale", "upscale the result in a second job"),
+        ({"instruction": "make it night"}, "instruction", "nothing for editing by instruction"),
+        ({"model": "editor"}, "image", "nothing for image-to-image; it can do: editing by instruction"),
+        ({"model": "editor", "instruction": "x", "strength": 0.5}, "strength", "cannot be combined"),
+        ({"model": "editor", "instruction": "x", "prompt": "y"}, "prompt", "cannot be combined"),
+        ({"model": "editor", "instruction": ""}, "instruction", "at least 1 character"),
+        ({"image_guidance_scale": 2}, "image_guidance_scale", "belongs to"),
+        (
+            {"model": "editor", "instruction": "x", "image_guidance_scale": 2, "guidance_scale": 1},
+            "image_guidance_scale",
+            "Without guidance it does nothing",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused(submit: Submit, fields: dict[str, Any], field: str, message: str) -> None:
+    [error] = assert_problem(submit(**fields), 422, "bad_parameter")["errors"]
+    assert error["field"] == field
+    assert message in error["message"]
+
+
+def test_a_result_that_would_be_too_large_is_refused(submit: Submit) -> None:
+    answer = submit(encoded(gradient(1010, 1000)), model="enlarger", upscale=2)
+    [error] = assert_problem(answer, 422, "bad_parameter")["errors"]
+    assert error["field"] == "upscale"
+    assert "2020 x 2000 pixels; at most 4,000,000" in error["message"]
+
+
+def test_models_say_what_enlarges(http: httpx.Client) -> None:
+    models = {model["name"]: model for model in http.get("/models").json()["models"]}
+    assert models["enlarger"]["upscales"] == [2, 4]
+    assert models["enlarger"]["upscalers"] == [X4.model_dump(mode="json")]
+
+
+def test_the_demo_model_enlarges_a_picture() -> None:
+    sent = gradient(101, 70)
+    with TemporaryDirectory(prefix="i2i-") as folder, serving(Path(folder), Path("demo")) as client:
+        [card] = client.get("/models").json()["models"]
+        assert card["upscales"] == [2, 4]
+        fields = {"upscale": 2, "num_inference_steps": 4, "prompt": "a photo", "guidance_scale": 1, "seed": 1}
+        job = client.post("/img2img", files={"image": encoded(sent)}, data=fields).json()
+        while not job["finished_at"]:
+            time.sleep(0.1)
+            job = client.get(f"/jobs/{job['id']}").json()
+        assert job["status"] == "succeeded", job["error"]
+        assert job["progress"] == {"step": 4, "steps": 4, "fraction": 1}, "of 2 x 2 tiles one step each"
+        assert (job["images"][0]["width"], job["images"][0]["height"]) == (202, 140)
+        with Image.open(io.BytesIO(client.get(f"/jobs/{job['id']}/result").content)) as picture:
+            assert picture.size == (202, 140)

@@ -1,0 +1,141 @@
+"""Where a waiting job stands and when it will be done."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.app.progress.eta import EtaEstimator, QueueEstimate
+from img2img.domain.job import JobOptions, Priority
+from img2img.domain.model_card import WorkerThroughput
+from img2img.redis.fair_queue import LINE, QueuePosition
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
+from img2img.worker.queue.throughput import ThroughputMeter
+from tests.conftest import CARD
+from tests.support.problems import assert_problem
+
+Submit = Callable[..., httpx.Response]
+
+
+def positions(http: httpx.Client, ids: list[str]) -> list[int | None]:
+    return [http.get(f"/jobs/{job_id}").json()["queue_position"] for job_id in ids]
+
+
+def test_positions_are_those_of_the_queue(http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis) -> None:
+    answers = [submit(num_images=1 + i % 3).json() for i in range(6)]
+    assert [answer["queue_position"] for answer in answers] == list(range(6))
+    ids = [answer["id"] for answer in answers]
+    queue.records.start(ids[0], execution="e", worker="w")
+    queue.cancel(ids[2])
+    assert positions(http, ids) == [None, 0, None, 1, 2, 3]
+    listed = {job["id"]: job["queue_position"] for job in http.get("/jobs").json()["jobs"]}
+    assert [listed[job_id] for job_id in ids] == [None, 0, None, 1, 2, 3]
+    queue.requeue(ids[0])  # its worker died: it is the first again
+    assert positions(http, ids) == [0, 1, None, 2, 3, 4]
+    assert submit(model="ddim-only").json()["queue_position"] == 0, "each model has a queue of its own"
+    for job_id in ids:
+        queue.cancel(job_id)
+    assert not redis.keys(f"{LINE}:demo*"), "an empty line leaves nothing behind"
+
+
+def test_the_work_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueue, submit: Submit) -> None:
+    record = queue.records.get(submit(num_images=4).json()["id"])
+    assert record is not None
+    small, large = (record.spec.model_copy(update={"num_images": n}) for n in (1, 8))
+    jobs = [record, *(queue.submit(spec) for spec in (large, small, large, small))]
+    specs = [job.spec for job in jobs]
+    for at, job in enumerate(jobs):
+        [standing] = queue.records.line.standings([job])
+        assert standing == QueuePosition(at, pytest.approx(sum(spec.cost for spec in specs[:at])))
+    queue.cancel(jobs[1].id)
+    [last] = queue.records.line.standings([jobs[4]])
+    assert last == QueuePosition(3, pytest.approx(sum(specs[i].cost for i in (0, 2, 3))))
+    [middle] = queue.records.line.standings([jobs[3]])
+    assert middle is not None
+    assert specs[0].cost < middle.cost_ahead < sum(spec.cost for spec in specs[:3])
+
+
+def test_an_eta_is_the_work_ahead_by_the_pace_of_the_workers(
+    http: httpx.Client, submit: Submit, redis: Redis, picture: bytes
+) -> None:
+    models = ModelRegistry(redis)
+    dry = http.post("/img2img?dry_run=true", files={"image": picture}).json()
+    assert (dry["queue_position"], dry["eta_s"]) == (0, None), "nobody has said how fast the workers are"
+    cost = dry["cost"]
+    assert submit().json()["eta_s"] is None
+    models.announce("second", [CARD], ttl_s=60)
+    models.say_pace("test-worker", WorkerThroughput(per_second=cost / 10, left=cost * 2), ttl_s=60)
+    models.say_pace("second", WorkerThroughput(per_second=cost / 10, left=0), ttl_s=60)
+    models.say_pace("dead", WorkerThroughput(per_second=1e9, left=1e9), ttl_s=60)
+    job = submit().json()
+    assert (job["queue_position"], job["eta_s"]) == (1, pytest.approx(20, abs=0.1))  # 2 in hand, 1 ahead, itself
+    dry = http.post("/img2img?dry_run=true", files={"image": picture}).json()
+    assert (dry["queue_position"], dry["eta_s"]) == (2, pytest.approx(25, abs=0.1))
+    body = {"files": {"image": picture}, "data": {"priority": "high"}}
+    dry = http.post("/img2img?dry_run=true", **body).json()
+    assert (dry["priority"], dry["queue_position"], dry["eta_s"]) == ("high", 0, pytest.approx(15, abs=0.1))
+    http.post(f"/jobs/{job['id']}/cancel")
+    job = http.get(f"/jobs/{job['id']}").json()
+    assert (job["queue_position"], job["eta_s"]) == (None, None)
+
+
+def test_a_job_of_high_priority_overtakes(
+    http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis, picture: bytes
+) -> None:
+    low, normal, high = [submit(**sent).json() for sent in ({"priority": "low"}, {}, {"priority": "high"})]
+    assert [job["priority"] for job in (low, normal, high)] == ["low", "normal", "high"]
+    assert high["queue_position"] == 0
+    assert positions(http, [low["id"], normal["id"], high["id"]]) == [2, 1, 0]
+    listed = {job["id"]: (job["priority"], job["queue_position"]) for job in http.get("/jobs").json()["jobs"]}
+    assert listed == {low["id"]: ("low", 2), normal["id"]: ("normal", 1), high["id"]: ("high", 0)}
+    order = [queue.claim("demo") for _ in range(4)]
+    assert order == [high["id"].encode(), normal["id"].encode(), low["id"].encode(), None]
+
+
+def test_there_are_three_priorities(submit: Submit) -> None:
+    [error] = assert_problem(submit(priority="urgent"), 422, "bad_parameter")["errors"]
+    assert (error["field"], error["got"]) == ("priority", "urgent")
+    assert "'low', 'normal' or 'high'" in error["message"]
+
+
+def test_a_forecast_knows_whose_turn_it_is(http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis) -> None:
+    record = queue.records.get(submit().json()["id"])
+    assert record is not None
+    ModelRegistry(redis).say_pace("test-worker", WorkerThroughput(per_second=record.spec.cost, left=0), ttl_s=60)
+    for _ in range(9):
+        queue.submit(record.spec)
+    forecaster = EtaEstimator(queue.records.line, ModelRegistry(redis))
+    for owner, priority, ahead in [("", "normal", 10), ("b", "normal", 1), ("b", "high", 0), ("b", "low", 10)]:
+        terms = JobOptions(owner=owner, priority=Priority(priority))
+        assert forecaster.of_next(record.spec, terms) == QueueEstimate(ahead, ahead + 1)
+
+
+def test_a_pace_is_work_by_the_time_in_which_there_was_work() -> None:
+    pace = ThroughputMeter()
+    now = 100.0
+    for job in "abc":
+        for left in (12.0, 8.0, 4.0):
+            pace.note(job, left)
+            pace.tick(now, [job])
+            now += 2
+        pace.end(job, done=True)
+        pace.tick(now, [])
+        now += 3600  # idle
+        pace.tick(now, [])
+    assert pace.left == 0
+    assert pace.per_second == pytest.approx(2, rel=0.1)
+
+
+def test_work_that_was_dropped_is_not_work_done() -> None:
+    pace = ThroughputMeter()
+    pace.note("a", 10)
+    pace.tick(0, ["a"])
+    pace.note("a", 9)
+    pace.tick(1, ["a"])
+    pace.end("a", done=False)
+    assert pace.per_second == pytest.approx(1)
+    pace.note("late", 5)  # by the loop, while another thread ended it
+    pace.tick(2, [])
+    assert pace.left == 0

@@ -1,0 +1,130 @@
+"""What BatchWorker, Sweeper and JobQueue use of RQ, internals included. An upgrade of RQ that changes it fails here,
+and the reader then goes through worker/rq_worker.py, worker/sweeper.py and app/contract/queue.py."""
+
+import inspect
+from typing import Any
+
+import pytest
+import rq
+from rq import Queue
+from rq.command import handle_stop_execution_command, send_command
+from rq.executions import Execution
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import Job
+from rq.registry import StartedJobRegistry
+from rq.worker import BaseWorker
+
+from img2img.redis.job_queue import FUNCTION, InertJob
+from tests.support.processes import Service
+from tests.support.processes import front_end as front_end
+
+SIGNATURES: list[tuple[Any, str]] = [
+    (BaseWorker.prepare_execution, "self, job"),
+    (BaseWorker.prepare_job_execution, "self, job, remove_from_intermediate_queue=False"),
+    (BaseWorker.maintain_heartbeats, "self, job, execution"),
+    (BaseWorker.get_heartbeat_ttl, "self, job, working_time=0.0"),
+    (BaseWorker.handle_job_success, "self, job, queue, started_job_registry, execution"),
+    (
+        BaseWorker.handle_job_failure,
+        "self, job, queue, started_job_registry=None, exc_string='', execution=None",
+    ),
+    (BaseWorker.cleanup_execution, "self, job, pipeline, execution=None"),
+    (BaseWorker.request_stop_execution, "self, execution_id"),
+    (BaseWorker.heartbeat, "self, timeout=None, pipeline=None"),
+    (BaseWorker.set_state, "self, state, pipeline=None"),
+    (BaseWorker.register_birth, "self"),
+    (BaseWorker.register_death, "self"),
+    (BaseWorker.subscribe, "self"),
+    (BaseWorker.unsubscribe, "self"),
+    (StartedJobRegistry.get_job_and_execution_ids, "self, start=0, end=-1, desc=False, cleanup=True"),
+    (IntermediateQueue.get_job_ids, "self"),
+    (IntermediateQueue.remove, "self, job_id"),
+    (Queue.enqueue, "self, f, *args, **kwargs"),
+    (Queue.remove, "self, job_or_id, pipeline=None"),
+    (Queue.get_job_ids, "self, offset=0, length=-1"),
+    (Job.fetch, "id, connection=None, serializer=None"),
+    (Job.key_for, "job_id"),
+    (Job.send_webhooks, "self, status, *, exc_string=None"),
+    (send_command, "connection, worker_name, command, **kwargs"),
+    (handle_stop_execution_command, "worker, payload"),
+]
+
+
+def test_rq_is_the_version_that_was_read() -> None:
+    assert rq.__version__ == "3.0.0"
+
+
+@pytest.mark.parametrize(("function", "expected"), [pytest.param(*row, id=row[0].__qualname__) for row in SIGNATURES])
+def test_the_signature_is_the_one_that_is_called(function: Any, expected: str) -> None:
+    signature = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    found = str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+    assert found == f"({expected})"
+
+
+def test_the_intermediate_list_hangs_on_the_queue(front_end: Service) -> None:
+    assert isinstance(Queue.intermediate_queue_key, property)
+    assert front_end.queue.intermediate_queue_key == f"{front_end.queue.key}:intermediate"
+    assert front_end.queue.intermediate_queue.key == front_end.queue.intermediate_queue_key
+
+
+class LeasesForTenSeconds(BaseWorker):
+    job_class = InertJob
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        return 10
+
+
+def test_a_claim_leaves_the_traces_that_the_sweeper_looks_for(front_end: Service) -> None:
+    queue, connection = front_end.queue, front_end.redis
+    job_id = front_end.submit()
+    assert queue.get_job_ids() == [job_id]
+    connection.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")
+    assert queue.intermediate_queue.get_job_ids() == [job_id]
+
+    worker = LeasesForTenSeconds([queue], connection=connection, serializer=queue.serializer)
+    job = InertJob.fetch(job_id, connection=connection, serializer=queue.serializer)
+    execution = worker.prepare_execution(job)
+    registry = queue.started_job_registry
+    assert isinstance(execution, Execution)
+    assert execution.composite_key == f"{job_id}:{execution.id}"
+    assert registry.get_job_and_execution_ids(cleanup=False) == [(job_id, execution.id)]
+    lease_ends = connection.zscore(registry.key, execution.composite_key)
+    now = connection.time()[0]
+    assert 8 <= lease_ends - now <= 11
+    assert queue.intermediate_queue.get_job_ids() == [job_id]
+
+    worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
+    assert queue.intermediate_queue.get_job_ids() == []
+    assert worker.executions == {execution.id: execution}
+
+    with connection.pipeline() as pipe:
+        worker.cleanup_execution(job, pipeline=pipe, execution=execution)
+        pipe.execute()
+    assert worker.executions == {}
+    assert registry.get_job_and_execution_ids(cleanup=False) == []
+
+
+def test_a_heartbeat_renews_a_lease_and_does_not_bring_back_a_lost_one(front_end: Service) -> None:
+    queue, connection = front_end.queue, front_end.redis
+    worker = LeasesForTenSeconds([queue], connection=connection, serializer=queue.serializer)
+    worker.register_birth()
+    job = InertJob.fetch(front_end.submit(), connection=connection, serializer=queue.serializer)
+    execution = worker.prepare_execution(job)
+    registry = queue.started_job_registry.key
+    connection.zadd(registry, {execution.composite_key: 1})
+    worker.maintain_heartbeats(job, execution)
+    assert connection.zscore(registry, execution.composite_key) > 1
+    connection.zrem(registry, execution.composite_key)
+    worker.maintain_heartbeats(job, execution)
+    assert connection.zscore(registry, execution.composite_key) is None
+
+
+def test_an_inert_job_names_no_function_callback_or_webhook_of_redis(front_end: Service) -> None:
+    job_id = front_end.submit()
+    names = ("success_callback_name", "failure_callback_name", "stopped_callback_name")
+    front_end.redis.hset(Job.key_for(job_id), mapping=dict.fromkeys(names, "os.system") | {"data": b"\x80\x04."})
+    job = InertJob.fetch(job_id, connection=front_end.redis, serializer=front_end.queue.serializer)
+    assert job.func_name == FUNCTION
+    assert (job.success_callback, job.failure_callback, job.stopped_callback) == (None, None, None)
+    assert issubclass(front_end.queue.job_class, InertJob)

@@ -1,0 +1,70 @@
+"""A service that asks for keys, and clients that have some."""
+
+import pkgutil
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib import import_module
+from urllib.parse import urlparse
+
+import httpx
+from fastapi.routing import APIRoute
+
+import img2img.app.routes
+from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.supervisor import free_port
+from img2img.domain.api_key import Scope
+from img2img.redis.api_keys import ApiKeys
+from tests.conftest import http_server
+
+ALL_BUT_ADMIN = (Scope.READ, Scope.SUBMIT)
+
+
+@contextmanager
+def authenticated_server(settings: ApiSettings, **changes: object) -> Iterator[str]:
+    """The front end on the same Redis and store with keys required, by its URL."""
+    own = {"keys": "required", "port": free_port(), **changes}
+    with http_server(settings.model_copy(update=own)) as url:
+        yield url
+
+
+@contextmanager
+def client_with(url: str, keys: ApiKeys, *scopes: Scope) -> Iterator[httpx.Client]:
+    """A client with a key of its own."""
+    secret, _ = keys.create("test", scopes or ALL_BUT_ADMIN)
+    with httpx.Client(base_url=url, timeout=10, headers={"Authorization": f"Bearer {secret}"}) as client:
+        yield client
+
+
+def routes() -> list[tuple[str, str]]:
+    """Method and path of every route that `app.routes` has."""
+    modules = [
+        import_module(f"img2img.app.routes.{found.name}") for found in pkgutil.iter_modules(img2img.app.routes.__path__)
+    ]
+    return [
+        (method, route.path)
+        for module in modules
+        if hasattr(module, "router")
+        for route in module.router.routes
+        if isinstance(route, APIRoute)
+        for method in sorted(route.methods)
+    ]
+
+
+@contextmanager
+def connected(url: str) -> Iterator[socket.socket]:
+    """A bare connection to the service."""
+    parsed = urlparse(url)
+    with closing(socket.create_connection((parsed.hostname, parsed.port), timeout=20)) as connection:
+        yield connection
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    """All that comes until the service closes the connection."""
+    received = b""
+    try:
+        while piece := connection.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass  # it was closed while we still sent
+    return received

@@ -1,0 +1,72 @@
+"""Buckets of a local S3 server, for tests."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from unittest.mock import patch
+
+import httpx
+
+from img2img.app.supervisor.supervisor import free_port
+
+KEY_ID, SECRET = "AKIDEXAMPLE", "not-a-secret"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """url: what IMG2IMG_STORE_URL says. environment: what a process needs beside it."""
+
+    endpoint: str
+    url: str = "s3://pictures/img2img"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """All that a process needs."""
+        return {**self.environment, "IMG2IMG_STORE_URL": self.url}
+
+
+def bucket_at(endpoint: str) -> Bucket:
+    """The bucket of a server."""
+    environment = {
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+    }
+    return Bucket(endpoint, environment=environment)
+
+
+@contextmanager
+def s3_server(kind: str = "OneAtATime") -> Iterator[Bucket]:
+    """A server with an empty bucket. While it runs, the AWS_ variables of this process lead there."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "tests.support.s3_server", "127.0.0.1", str(port), kind]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        make_bucket(endpoint, process)
+        bucket = bucket_at(endpoint)
+        with patch.dict(os.environ, bucket.environment):
+            yield bucket
+    finally:
+        process.kill()
+        process.wait()
+
+
+def make_bucket(endpoint: str, process: "subprocess.Popen[bytes]", timeout_s: float = 60) -> None:
+    """Makes the bucket as soon as the server answers."""
+    give_up_at = time.monotonic() + timeout_s
+    with httpx.Client(trust_env=False) as http:
+        while True:
+            try:
+                assert http.put(f"{endpoint}/pictures").status_code == 200
+                return
+            except httpx.TransportError:
+                assert process.poll() is None, "the S3 server did not start"
+                assert time.monotonic() < give_up_at, "the S3 server does not answer"
+                time.sleep(0.1)

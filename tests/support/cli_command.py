@@ -1,0 +1,32 @@
+"""The `img2img` command as a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = (sys.executable, "-P", "-m", "img2img.app.cli")
+STAND_INS = Path(__file__).parent / "stand_ins"
+
+
+def environment(**settings: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("IMG2IMG_")}
+    return own | {"PYTHONPATH": str(STAND_INS), "COLUMNS": "200"} | settings
+
+
+def img2img(folder: Path, *arguments: object, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end."""
+    command = [*COMMAND, *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(**settings), input=stdin, capture_output=True, timeout=120, check=False
+    )
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def one_line(result: "subprocess.CompletedProcess[str]", code: int = 1) -> str:
+    """What a command that failed said: one line, and no traceback."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().split("\n")
+    assert len(lines) == 1, result.stderr
+    return lines[0]

@@ -1,0 +1,53 @@
+"""Runs jobs on an engine of their own, to its end."""
+
+import gc
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from img2img.domain.spec import JobSpec
+from img2img.worker.engine import Engine, EngineTask
+from img2img.worker.images.inputs import Inputs
+from img2img.worker.pipelines.denoise import make_task_function
+from img2img.worker.pipelines.model import Model
+from img2img.worker.runner import to_pixels
+
+
+def run_together(model: Model, jobs: Sequence[tuple[JobSpec, Inputs]], slots: int = 16) -> list[np.ndarray]:
+    """The pixels that the model makes of each, all in the engine at the same time. Raises what a job raised."""
+    return run_on(Engine(slots=slots), model, jobs)
+
+
+def run_on(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Inputs]]) -> list[np.ndarray]:
+    """The same on a new engine that the caller can look into afterwards."""
+    tickets = [EngineTask(make_task_function(model, spec, inputs, 0), lambda _t: None) for spec, inputs in jobs]
+    engine.submit(tickets)
+    engine.shut_down()
+    loop = threading.Thread(target=engine.run)
+    loop.start()
+    loop.join()
+    for ticket in tickets:
+        if ticket.error is not None:
+            raise ticket.error
+    return [to_pixels(ticket.result) for ticket in tickets]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For the module that imports it: models as small as those of the tests are slower with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed meanwhile is freed because nobody holds it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

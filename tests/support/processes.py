@@ -1,0 +1,272 @@
+"""Real processes for the reliability tests: a redis-server that can be killed and started again, and workers."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import pytest
+from PIL import Image
+from redis import Redis
+
+from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
+from img2img.blobs import ObjectStore
+from img2img.domain.job import JobRecord, JobStatus
+from img2img.domain.spec import input_key, result_key
+from img2img.redis.job_queue import JobQueue, rq_queue
+from img2img.redis.model_registry import ModelRegistry
+from img2img.settings import embedded_redis_socket
+from tests.support.specs import make_spec
+
+MODEL = "tiny"
+SIDE = 16  # pixels; small, so that a step takes milliseconds
+T = TypeVar("T")
+
+
+def wait_for(answer: Callable[[], T], timeout_s: float = 30) -> T:
+    """Asks until the answer is true, and returns it."""
+    give_up_at = time.monotonic() + timeout_s
+    while not (found := answer()):
+        assert time.monotonic() < give_up_at, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+@cache
+def _forkserver() -> Any:
+    """Starts each worker as a fork of a process that has imported torch and diffusers, which takes many seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.warm_imports"])
+    return context
+
+
+def _make_tiny_model(folder: str) -> None:
+    from tests.support.models.tiny_models import tiny_sd
+
+    tiny_sd(Path(folder))
+
+
+def make_tiny_model(folder: Path) -> None:
+    """Writes a tiny model, in a process of its own: this one needs no torch."""
+    process = _forkserver().Process(target=_make_tiny_model, args=(str(folder),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def run_worker(environment: dict[str, str], log: str) -> None:
+    import torch
+
+    from img2img.worker.__main__ import main
+
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.exit(main())
+
+
+class Forked:
+    """A fork of the warm process, with the part of Popen's face that Worker needs."""
+
+    def __init__(
+        self, environment: dict[str, str], log: Path, run: Callable[[dict[str, str], str], None] | None = None
+    ) -> None:
+        """run: what a worker that misbehaves does instead of `run_worker`; a function of a module."""
+        self._process = _forkserver().Process(target=run or run_worker, args=(environment, str(log)))
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        return self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        return self._process.exitcode
+
+
+def _started_cold(environment: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "img2img.worker"], env=os.environ | environment, stdout=output, stderr=output
+        )
+
+
+class Worker:
+    """A worker in a process of its own."""
+
+    def __init__(self, process: "Forked | subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self.pid = process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, signum: signal.Signals) -> None:
+        os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        """kill -9: no handler runs, nothing is said to anyone."""
+        if self.is_alive:
+            self.send(signal.SIGKILL)
+        self._process.wait()
+
+    def exit_code(self, timeout_s: float = 30) -> int:
+        code = self._process.wait(timeout_s)
+        assert code is not None, "still running"
+        return code
+
+    def owns(self, record: JobRecord) -> bool:
+        return f"-{self.pid}-" in (record.worker or "")
+
+
+class Service:
+    """Redis, a store and as many workers as a test starts; the test itself stands for the front end."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        self.model = model
+        self.url = f"unix://{embedded_redis_socket(folder)}"
+        self.workers: list[Worker] = []
+        self.start_redis()
+        self.redis = Redis.from_url(self.url)
+        self.jobs = JobQueue(self.redis)
+        self.records = self.jobs.records
+        self.queue = rq_queue(MODEL, self.redis)
+        self.store = ObjectStore((folder / "store").as_uri())
+        png = BytesIO()
+        Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(png, "PNG")
+        self.image = sha256(png.getvalue()).hexdigest()
+        self.store.put(input_key(self.image), png.getvalue())
+
+    def start_redis(self) -> None:
+        self._redis_process = subprocess.Popen(redis_command(self.folder))
+        wait_for(lambda: is_redis_ready(self.url))
+
+    def kill_redis(self) -> None:
+        self._redis_process.kill()
+        self._redis_process.wait()
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self.redis.close()
+        self.kill_redis()
+
+    def start_worker(
+        self,
+        *,
+        slots: int = 8,
+        lease_s: int = 3,
+        wait: bool = True,
+        cold: bool = False,
+        run: Callable[[dict[str, str], str], None] | None = None,
+        **settings: str,
+    ) -> Worker:
+        """wait: until it is live. cold: by `python -m worker` and not as a fork. run: as of Forked."""
+        environment = {
+            "IMG2IMG_REDIS_URL": self.url,
+            "IMG2IMG_DATA_DIR": str(self.folder),
+            "IMG2IMG_MODEL": str(self.model),
+            "IMG2IMG_SLOTS": str(slots),
+            "IMG2IMG_LEASE_S": str(lease_s),
+            "IMG2IMG_DEVICE": "cpu",
+            **settings,
+        }
+        log = self.folder / "workers.log"
+        worker = Worker(_started_cold(environment, log) if cold else Forked(environment, log, run))
+        self.workers.append(worker)
+        if wait:
+            self.wait_until_live(worker)
+        return worker
+
+    def wait_until_live(self, worker: Worker) -> None:
+        def is_live() -> bool:
+            assert worker.is_alive, "the worker died at its start"
+            return any(f"-{worker.pid}-" in name for name in ModelRegistry(self.redis).live().get(MODEL, []))
+
+        wait_for(is_live, timeout_s=90)
+
+    def submit(self, **changes: Any) -> str:
+        return self.jobs.submit(make_spec(**{"image": self.image, "width": SIDE, "height": SIDE} | changes)).id
+
+    def record(self, job_id: str) -> JobRecord:
+        record = self.records.get(job_id)
+        assert record is not None
+        return record
+
+    def all(self, job_ids: Iterable[str]) -> list[JobRecord]:
+        return [self.record(job_id) for job_id in job_ids]
+
+    def wait_until(self, job_id: str, status: JobStatus, timeout_s: float = 60) -> JobRecord:
+        wait_for(lambda: self.record(job_id).status is status, timeout_s)
+        return self.record(job_id)
+
+    def wait_until_running(self, job_id: str, worker: Worker) -> JobRecord:
+        """Until the worker has done a step of the job."""
+        wait_for(lambda: worker.owns(self.record(job_id)) and self.record(job_id).step > 0)
+        return self.record(job_id)
+
+    def wait_until_ended(self, job_ids: Iterable[str], timeout_s: float = 60) -> list[JobRecord]:
+        job_ids = list(job_ids)
+        wait_for(lambda: all(record.status.is_terminal for record in self.all(job_ids)), timeout_s)
+        return self.all(job_ids)
+
+    def assert_finished_once(self, records: Iterable[JobRecord]) -> None:
+        """Every job has succeeded, its pictures in the store are those of its record, and no trace of work is left."""
+        for record in records:
+            assert record.status is JobStatus.SUCCEEDED, record
+            assert [image.index for image in record.images] == list(range(record.spec.num_images))
+            for image in record.images:
+                png = self.store.get(result_key(record.id, image.index))
+                assert png is not None
+                assert sha256(png).hexdigest() == image.sha256
+        wait_for(self.is_idle)
+
+    def is_idle(self) -> bool:
+        """No job waits, is being claimed or is leased, and no record is open."""
+        registry = self.queue.started_job_registry.key
+        lists = [self.queue.key, self.queue.intermediate_queue_key]
+        return not (self.redis.exists(*lists) or self.redis.zcard(registry) or self.jobs.records.active_ids())
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="i2i-") as folder:
+        make_tiny_model(Path(folder) / MODEL)
+        yield Path(folder) / MODEL
+
+
+@pytest.fixture
+def service(tiny_model: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
+    with TemporaryDirectory(prefix="i2i-") as folder:  # short: a unix socket lies in it
+        service = Service(Path(folder), tiny_model)
+        try:
+            yield service
+        finally:
+            service.stop()
+            log = Path(folder) / "workers.log"
+            if log.exists():
+                request.node.add_report_section("teardown", "workers", log.read_text())
+
+
+@pytest.fixture
+def front_end() -> Iterator[Service]:
+    """A service for tests that start no worker."""
+    with TemporaryDirectory(prefix="i2i-") as folder:
+        service = Service(Path(folder), Path(folder) / "none")
+        try:
+            yield service
+        finally:
+            service.stop()

@@ -1,0 +1,159 @@
+"""The same of every store: in memory, in a directory, and in a bucket of a real S3 server."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from obstore.exceptions import GenericError
+
+from img2img.app.supervisor.supervisor import free_port
+from img2img.blobs import BlobStore, MemoryStore, ObjectStore, UnusableStore
+from img2img.worker.__main__ import open_store
+from img2img.worker.errors import StartupError
+from tests.support.buckets import KEY_ID, SECRET, Bucket, bucket_at, s3_server
+from tests.support.cli_command import img2img, one_line
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with s3_server() as bucket:
+        yield bucket
+
+
+@pytest.fixture(params=["memory", "directory", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    if request.param == "memory":
+        return MemoryStore()
+    if request.param == "directory":
+        return ObjectStore((tmp_path / "store").as_uri())
+    return in_bucket(request.getfixturevalue("bucket"), request.node.name)
+
+
+def in_bucket(bucket: Bucket, prefix: str) -> ObjectStore:
+    return ObjectStore(f"{bucket.url}/{prefix}", patience_s=10)
+
+
+def test_the_first_writer_wins(store: BlobStore) -> None:
+    first, second = b"1" * 3_000_000, b"2"
+    assert store.put("results/a/0.png", first)
+    assert not store.put("results/a/0.png", second)
+    assert store.get("results/a/0.png") == first
+
+
+def test_of_writers_at_the_same_time_one_wins(store: BlobStore) -> None:
+    wrote: list[bytes] = []
+    together = threading.Barrier(6)
+
+    def write(data: bytes) -> None:
+        together.wait()
+        if store.put("results/a/0.png", data):
+            wrote.append(data)
+
+    threads = [threading.Thread(target=write, args=(bytes([n]) * 100_000,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrote) == 1
+    assert store.get("results/a/0.png") == wrote[0]
+
+
+def test_what_is_deleted_is_gone_and_can_be_written_anew(store: BlobStore) -> None:
+    store.put("inputs/a.png", b"a")
+    store.put("inputs/b.png", b"b")
+    store.put("inputs/c.png", b"c")
+    store.delete("inputs/never.png", "inputs/a.png", "inputs/b.png")
+    store.delete("inputs/a.png")
+    found = [store.get(f"inputs/{name}.png") for name in ("a", "b", "c", "never")]
+    assert found == [None, None, b"c", None]
+    assert store.put("inputs/a.png", b"new")
+    store.check()
+
+
+def test_blobs_lie_under_the_prefix_of_the_url(bucket: Bucket) -> None:
+    in_bucket(bucket, "here").put("a", b"1")
+    assert in_bucket(bucket, "there").get("a") is None
+    assert ObjectStore("s3://pictures").get("img2img/here/a") == b"1"
+
+
+def test_a_signed_url_leads_to_a_png_and_is_signed_as_botocore_would(bucket: Bucket) -> None:
+    store = in_bucket(bucket, "signed")
+    store.put("results/a/0.png", b"a picture")
+    for method in ("GET", "HEAD"):
+        url = store.sign(method, "results/a/0.png", 60)  # type: ignore[arg-type]
+        answer = httpx.request(method, url, trust_env=False)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
+        query = parse_qs(urlsplit(url).query)
+        assert query["X-Amz-Expires"] == ["60"]
+        assert query["X-Amz-Signature"] == [botocore_signature(method, url)]
+
+
+def botocore_signature(method: str, url: str) -> str:
+    """The server of these tests looks at no signature."""
+    unsigned, _, _ = url.partition("&X-Amz-Signature=")
+    request = AWSRequest(method, unsigned)
+    request.context["timestamp"] = parse_qs(urlsplit(url).query)["X-Amz-Date"][0]
+    request.context["payload_signing_enabled"] = False
+    auth = S3SigV4QueryAuth(Credentials(KEY_ID, SECRET), "s3", "us-east-1")
+    request.headers["host"] = urlsplit(url).netloc
+    return auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request)  # type: ignore[no-any-return]
+
+
+def test_a_write_whose_answer_was_lost_has_happened_once() -> None:
+    with s3_server("LosesAnswers") as bucket:
+        store = in_bucket(bucket, "lost")
+        store.put("results/a/0.png", b"first")
+        assert not store.put("results/a/0.png", b"second")
+        assert store.get("results/a/0.png") == b"first"
+
+
+def test_a_bucket_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in bucket_at(f"http://127.0.0.1:{free_port()}").environment.items():
+        monkeypatch.setenv(name, value)
+    store = ObjectStore("s3://pictures", patience_s=0.5)
+    started = time.monotonic()
+    for ask in (lambda: store.put("a", b""), lambda: store.get("a"), store.check, store.check_first_writer_wins):
+        with pytest.raises(GenericError):
+            ask()
+    assert time.monotonic() - started < 60
+    open_store("s3://pictures")  # it may answer when the first job comes
+
+
+def refusal(folder: Path, **settings: str) -> str:
+    """What the API says that does not start."""
+    return one_line(img2img(folder, "api", IMG2IMG_PORT=str(free_port()), **settings))
+
+
+def test_a_url_that_names_no_store(tmp_path: Path) -> None:
+    for url in ("s4://pictures", "s3://", "pictures"):
+        with pytest.raises(UnusableStore, match=f"^IMG2IMG_STORE_URL={url}: .+$"):
+            ObjectStore(url)
+    line = refusal(tmp_path, IMG2IMG_STORE_URL="s4://pictures")
+    assert line.startswith("img2img: IMG2IMG_STORE_URL=s4://pictures: ")
+
+
+def test_a_store_that_cannot_keep_the_promise_is_refused_at_the_start(bucket: Bucket, tmp_path: Path) -> None:
+    with s3_server("ForgetsConditions") as forgetful:
+        line = refusal(tmp_path, **forgetful.settings)
+        assert "ignores `If-None-Match: *`" in line
+        with pytest.raises(StartupError, match="ignores"):
+            open_store(forgetful.url)
+    line = refusal(tmp_path, **bucket.settings | {"IMG2IMG_STORE_URL": "s3://no-such-bucket"})
+    assert "the store s3://no-such-bucket cannot be used" in line
+    with pytest.raises(UnusableStore, match="cannot be used"):
+        ObjectStore("s3://no-such-bucket").check_first_writer_wins()
+
+
+def test_redirects_need_a_store_that_signs(tmp_path: Path) -> None:
+    line = refusal(tmp_path, IMG2IMG_RESULT_REDIRECT="true")
+    assert "IMG2IMG_RESULT_REDIRECT=true needs a store that signs URLs" in line
+    assert "s3://bucket/prefix" in line

@@ -1,0 +1,102 @@
+"""Options of the command are made from the model of a request, whatever fields it has."""
+
+import base64
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer
+from pydantic import BaseModel, Field
+from typer.testing import CliRunner
+
+from img2img.app.cli import submit
+from img2img.app.cli.errors import WrongUsage
+from img2img.app.cli.fields import option_values, with_model_options
+from img2img.app.schemas.requests import ImageOrReference, Img2ImgRequest
+
+
+class Kind(StrEnum):
+    CANNY = "canny"
+    DEPTH = "depth"
+
+
+class Control(BaseModel):
+    image: ImageOrReference
+    kind: Kind
+    weight: float = 1.0
+
+
+class Request(BaseModel):
+    """Fields of every kind that a request can have."""
+
+    image: ImageOrReference
+    mask: Annotated[ImageOrReference | None, Field(description="White is repainted.")] = None
+    controls: Annotated[list[Control], Field(description="Up to [three] of them.")] = []
+    kind: Kind | None = None
+    priority: Literal["low", "high"] = "low"
+    webhook: str | dict[str, str] | None = None
+    tiled: bool = False
+    steps_count: Annotated[int | None, Field(ge=1)] = None
+    pace: float | str | None = None
+
+
+app = typer.Typer()
+heard: dict[str, Any] = {}
+
+
+@app.command()
+@with_model_options(Request, but=frozenset({"image"}))
+def command(name: str, **fields: Any) -> None:
+    heard.clear()
+    heard.update(option_values(Request, fields))
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["x", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return heard
+
+
+def test_what_is_not_given_is_not_sent() -> None:
+    assert run() == {}
+
+
+def test_plain_values_keep_their_types() -> None:
+    options = "--kind depth --priority high --tiled --steps-count 3 --pace 24h"
+    sent = {"kind": "depth", "priority": "high", "tiled": True, "steps_count": 3, "pace": "24h"}
+    assert run(*options.split()) == sent
+
+
+def test_a_picture_is_a_file_or_a_reference(tmp_path: Path) -> None:
+    (tmp_path / "mask.png").write_bytes(b"pixels")
+    assert run("--mask", str(tmp_path / "mask.png")) == {"mask": b"pixels"}
+    assert run("--mask", "0" * 64) == {"mask": "0" * 64}
+    with pytest.raises(FileNotFoundError):
+        run("--mask", "nothing.png")
+
+
+def test_structure_is_json_with_pictures_from_files(tmp_path: Path) -> None:
+    (tmp_path / "pose.png").write_bytes(b"pixels")
+    controls = [{"image": f"@{tmp_path}/pose.png", "kind": "canny", "weight": 0.5}]
+    sent = {"controls": [{**controls[0], "image": base64.b64encode(b"pixels").decode()}]}
+    assert run("--controls", json.dumps(controls)) == sent
+    (tmp_path / "controls.json").write_text(json.dumps(controls))
+    assert run("--controls", f"@{tmp_path}/controls.json") == sent
+    assert run("--webhook", '{"url": "@not-a-file"}') == {"webhook": {"url": "@not-a-file"}}
+    assert run("--webhook", "https://example.com") == {"webhook": "https://example.com"}
+    with pytest.raises(WrongUsage, match="--controls takes JSON or @file"):
+        run("--controls", "[{]")
+
+
+def test_help_is_the_description_of_the_field() -> None:
+    text = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
+    assert "White is repainted. A file, or a reference" in text
+    assert "Up to [three] of them. JSON, or @file" in text
+    assert "<canny|depth>" in text
+    assert "<low|high>" in text
+
+
+def test_submit_has_an_option_for_every_field() -> None:
+    assert Img2ImgRequest.model_fields.keys() - {"image"} <= submit.submit.__annotations__.keys()

@@ -1,0 +1,100 @@
+"""Where the model looks, and what of the picture stays: geometry without a model."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from img2img.app.submission.geometry import padded, strips, union, working_size
+from img2img.domain.conditioning import InpaintRegion, Padding
+from img2img.domain.model_card import ModelCard, size_buckets
+from img2img.domain.spec import Scheduler
+from img2img.worker.images.inpaint_canvas import InpaintCanvas
+
+CARD = ModelCard(
+    name="m",
+    family="none",
+    native_size=512,
+    size_multiple=8,
+    min_size=256,
+    max_size=1024,
+    sizes=size_buckets(512, 8),
+    schedulers=(Scheduler.DDIM,),
+    default_scheduler=Scheduler.DDIM,
+)
+SIDES = st.integers(1, 5000)
+
+
+@st.composite
+def boxes_on_canvases(draw: st.DrawFn) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    canvas = draw(SIDES), draw(SIDES)
+    left, top = draw(st.integers(0, canvas[0] - 1)), draw(st.integers(0, canvas[1] - 1))
+    return (left, top, draw(st.integers(left + 1, canvas[0])), draw(st.integers(top + 1, canvas[1]))), canvas
+
+
+@given(boxes_on_canvases(), st.integers(0, 500))
+def test_a_padded_box_holds_the_box_and_lies_on_the_canvas(
+    placed: tuple[tuple[int, int, int, int], tuple[int, int]], padding: int
+) -> None:
+    box, canvas = placed
+    left, top, right, bottom = padded(box, padding, canvas, CARD)
+    assert 0 <= left <= max(0, box[0] - padding)
+    assert 0 <= top <= max(0, box[1] - padding)
+    assert canvas[0] >= right >= min(canvas[0], box[2] + padding)
+    assert canvas[1] >= bottom >= min(canvas[1], box[3] + padding)
+
+
+@given(SIDES, SIDES)
+def test_a_working_size_can_be_made_and_keeps_the_shape(width: int, height: int) -> None:
+    made = working_size((0, 0, width, height), CARD)
+    assert all(side % 8 == 0 and 8 <= side <= CARD.max_size for side in made)
+    if max(width, height) <= 3 * min(width, height):
+        assert abs(np.log(made[0] / made[1] * height / width)) < 0.05
+        assert 0.7 < made[0] * made[1] / 512**2 < 1.3
+
+
+def test_a_small_thing_is_seen_at_the_shape_of_a_bucket() -> None:
+    assert working_size(padded((1000, 1000, 1100, 1040), 32, (4000, 3000), CARD), CARD) in CARD.sizes
+
+
+def test_margins_are_boxes_and_have_a_union() -> None:
+    assert strips(Padding(left=10), (110, 50)) == [(0, 0, 10, 50)]
+    assert union(strips(Padding(left=10, bottom=5), (110, 50))) == (0, 0, 110, 50)
+
+
+def repaint(margins: Padding, canvas: tuple[int, int], *, blur: int, masked: bool) -> InpaintRegion:
+    return InpaintRegion(
+        mask="0" * 64 if masked else None, blur=blur, margins=margins, canvas=canvas, box=(0, 0, *canvas)
+    )
+
+
+@given(
+    st.builds(Padding, **{side: st.integers(0, 9) for side in ("left", "top", "right", "bottom")}),
+    st.integers(0, 20),
+    st.integers(0, 2**32 - 1),
+)
+def test_what_is_not_painted_stays_bit_for_bit(margins: Padding, blur: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(0, 256, (24, 30, 3), np.uint8)
+    mask = (rng.random((24, 30)) < 0.4).astype(np.uint8) * rng.integers(1, 256, (24, 30), np.uint8)
+    size = 30 + margins.left + margins.right, 24 + margins.top + margins.bottom
+    canvas = InpaintCanvas(
+        Image.fromarray(picture), Image.fromarray(mask), repaint(margins, size, blur=blur, masked=True)
+    )
+    seen, painted = canvas.view((32, 32))
+    assert seen.size == painted.size == (32, 32)
+    assert set(np.unique(np.asarray(painted))) <= {0, 255}
+    whole = canvas.paste(rng.integers(0, 256, (32, 32, 3), np.uint8))
+    assert whole.shape == (size[1], size[0], 3)
+    inner = whole[margins.top : margins.top + 24, margins.left : margins.left + 30]
+    assert (inner[mask == 0] == picture[mask == 0]).all()
+
+
+def test_without_a_mask_only_the_margins_are_painted_and_the_seam_fades() -> None:
+    picture = np.full((40, 40, 3), 200, np.uint8)
+    canvas = InpaintCanvas(Image.fromarray(picture), None, repaint(Padding(right=40), (80, 40), blur=16, masked=False))
+    whole = canvas.paste(np.zeros((40, 80, 3), np.uint8))
+    assert (whole[:, :40] == 200).all()
+    assert whole[20, 41, 0] > 150
+    assert (whole[:, 70:] == 0).all()
+    assert (np.diff(whole[20, 40:].astype(int), axis=0) <= 0).all()

@@ -1,0 +1,42 @@
+"""The PNG encoder against an independent decoder."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from img2img.worker.images.png import decode_png, encode_png
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+@settings(max_examples=50)
+def test_pillow_reads_back_every_pixel(width: int, height: int, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    with Image.open(io.BytesIO(encode_png(pixels, {}))) as picture:
+        picture.verify()
+    with Image.open(io.BytesIO(encode_png(pixels, {}))) as picture:
+        assert picture.mode == "RGB"
+        assert np.array_equal(np.asarray(picture), pixels)
+
+
+def test_the_parameters_come_back_as_they_were() -> None:
+    parameters = {"prompt": 'a häuschen 家 \n "quoted"', "seed": 2**63 - 1, "strength": 0.1}
+    with Image.open(io.BytesIO(encode_png(np.zeros((2, 2, 3), np.uint8), parameters))) as picture:
+        assert json.loads(picture.text["img2img"]) == parameters
+
+
+def test_equal_pixels_and_parameters_give_equal_bytes() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    assert encode_png(pixels, {"a": 1, "b": 2}) == encode_png(pixels, {"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize(("mode", "opened"), [("RGB", "RGB"), ("L", "L"), ("P", "RGB")])
+def test_any_png_opens_in_grey_or_rgb(mode: str, opened: str) -> None:
+    file = io.BytesIO()
+    Image.new(mode, (5, 3)).save(file, "PNG")
+    picture = decode_png(file.getvalue())
+    assert (picture.mode, picture.size) == (opened, (5, 3))

@@ -1,0 +1,1 @@
+"""Everything that conditions the denoiser: ControlNets, LoRAs, IP-Adapters, prompts, upscalers."""

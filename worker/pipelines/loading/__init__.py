@@ -1,0 +1,1 @@
+"""Model configuration and loading of components and weights."""

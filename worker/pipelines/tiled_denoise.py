@@ -1,0 +1,66 @@
+"""A result picture as work for the engine: as a whole, or where it is to be large, tile by tile."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from img2img.domain.spec import JobSpec, Task
+
+from ..engine import EngineTask
+from ..engine.engine import TaskFunction
+from ..images.inputs import Inputs, to_pixels, to_tensor
+from ..images.png import Pixels
+from ..images.tiled_image import TiledImage
+from .denoise import make_task_function
+from .model import Model
+
+MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]  # a tile's inputs and its seed to its picture
+
+
+def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> list[TaskFunction]:
+    """The work of one result picture: a piece per tile that returns its Pixels; or one, as `make_work` says."""
+    if inputs.enlarged is None:
+        return [make_task_function(model, spec, inputs, index)]
+    assert spec.upscale is not None
+    upscaler = model.upscalers[spec.upscale] if spec.tiling and spec.tiling.upscaler else None
+    make = partial(upscaler.enlarge, spec) if upscaler else partial(_img2img, model, spec)
+    scale = upscaler.latent_scale if upscaler else model.latent_scale
+    channels = (upscaler or model).vae.config.latent_channels
+    seeds, noise = _drawn(inputs.enlarged, spec.seed + index, channels, scale)
+    return [partial(_tile, inputs.enlarged, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
+
+
+def _tile(
+    enlarged: TiledImage, number: int, make: MakeTile, seed: int, noise: torch.Tensor | None, ticket: EngineTask
+) -> Pixels:
+    """Bytes, not floats: a result may have a hundred tiles, and they wait for the last of them."""
+    return to_pixels(make(Inputs(to_tensor(enlarged.tile(number)), noise=noise), seed, ticket))
+
+
+def _img2img(model: Model, spec: JobSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
+    assert inputs.picture is not None
+    height, width = inputs.picture.shape[2:]
+    whole = {"task": Task.IMG2IMG, "upscale": None, "tiling": None}
+    tile = spec.model_copy(update={**whole, "seed": seed, "width": width, "height": height})
+    image: torch.Tensor = make_task_function(model, tile, inputs, 0)(ticket)
+    return image
+
+
+def _drawn(
+    enlarged: TiledImage, seed: int, channels: int, scale: int
+) -> tuple[list[int], list[torch.Tensor] | list[None]]:
+    """For each tile a seed, and the noise that it starts from. A lone tile has the picture's seed and draws its own.
+
+    The noise is drawn for the whole canvas, so that tiles have the same where they overlap and make much the same of
+    it: details that each made up for itself would blur where one fades into the other.
+    """
+    grid = enlarged.grid
+    if len(grid) == 1:
+        return [seed], [None]
+    generator = torch.Generator("cpu").manual_seed(seed)
+    width, height = grid.canvas
+    canvas = torch.randn((1, channels, height // scale, width // scale), generator=generator)
+    seeds = torch.randint(2**63 - 1, (len(grid),), generator=generator).tolist()
+    boxes = [[side // scale for side in box] for box in grid.boxes]
+    return seeds, [canvas[:, :, top:bottom, left:right] for left, top, right, bottom in boxes]

@@ -1,0 +1,1 @@
+"""The RQ side of the worker: fetching jobs, leases, finishing, recovery and retention."""

@@ -1,0 +1,1 @@
+"""The worker process itself: memory allocation, the engine watchdog and engine metrics."""
