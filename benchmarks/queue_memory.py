@@ -26,7 +26,7 @@ from benchmarks.front_end import SPEC
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
 from img2img.domain.job import JobOptions, Priority
-from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.spec import Img2ImgSpec, input_key
 from img2img.redis.fair_queue_scripts import LINE_FUNCTIONS
 from img2img.redis.input_images import INPUT_USES, INPUTS
 from img2img.redis.job_queue import JobQueue, rq_queue
@@ -107,7 +107,7 @@ class Filler:
         self._copies = redis.register_script(COPIES)
         self._random = Random(1)
 
-    def spec(self) -> JobSpec:
+    def spec(self) -> Img2ImgSpec:
         image = sha256(self._random.randbytes(8)).hexdigest()
         return SPEC.model_copy(update={"image": image, "prompt": PROMPT, "seed": self._random.getrandbits(31)})
 

@@ -28,7 +28,8 @@ from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.job import ImageInfo, JobStatus
 from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.spec import FLOW_SCHEDULERS, Scheduler, Task, result_key
+from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler, Task
+from img2img.domain.spec import result_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import embedded_redis_socket
@@ -194,7 +195,7 @@ def finish(queue: JobQueue, store: ObjectStore) -> Callable[[str], bytes]:
             images.append(
                 ImageInfo(
                     index=index,
-                    seed=spec.seed + index,
+                    seed=spec.image_seed(index),
                     width=spec.width,
                     height=spec.height,
                     sha256=sha256(png).hexdigest(),

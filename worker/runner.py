@@ -108,7 +108,7 @@ class RunningJob:
         parameters = self.spec.model_dump(
             mode="json", exclude={"seed", "num_images", "resize"}, exclude_none=True, exclude_defaults=True
         )
-        return {**parameters, "seed": self.spec.seed + index}
+        return {**parameters, "seed": self.spec.image_seed(index)}
 
 
 class JobRunner:

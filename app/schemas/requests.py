@@ -20,7 +20,7 @@ from img2img.domain.conditioning import (
     Padding,
 )
 from img2img.domain.job import Priority
-from img2img.domain.spec import MAX_IMAGES, MAX_SEED, MAX_STEPS, Resize, Scheduler
+from img2img.domain.parameters import MAX_IMAGES, MAX_SEED, MAX_STEPS, Resize, Scheduler
 from img2img.domain.webhook import Webhook
 
 from .image_references import ImageReference, parse_reference

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import Task
+from img2img.domain.parameters import Task
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.conditioning import ControlType, LoraName
-from img2img.domain.spec import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
 
 
 @dataclass(frozen=True)

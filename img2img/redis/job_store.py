@@ -13,7 +13,7 @@ from redis.client import Pipeline
 from rq.utils import as_text
 
 from img2img.domain.job import TRANSITIONS, ImageInfo, JobFailure, JobRecord, JobStatus
-from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.spec import input_key, parse_spec
 from img2img.errors import Deleted, Expired, Gone, Img2ImgError, NotFound
 from img2img.redis.fair_queue import LINE, FairQueue
 from img2img.redis.input_images import INPUT_USES, INPUTS
@@ -294,7 +294,7 @@ def parse_record(job_id: str, fields: Mapping[Any, bytes | str]) -> JobRecord:
     """The record that a hash holds. Raises ValueError or KeyError where it cannot be read."""
     text = {as_text(name): as_text(value) for name, value in fields.items() if value}  # an empty field is an unset one
     parsed: dict[str, object] = {"id": job_id, **text}
-    parsed["spec"] = JobSpec.model_validate_json(text["spec"])
+    parsed["spec"] = parse_spec(text["spec"])
     for name in ("images", "error", "timings", "webhook", "delivery"):
         if name in text:
             parsed[name] = json.loads(text[name])

@@ -17,7 +17,8 @@ from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from img2img.domain.conditioning import InpaintRegion, Padding
-from img2img.domain.spec import JobSpec, Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.spec import JobSpec
 from img2img.worker.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
@@ -246,7 +247,7 @@ class Served:
 
 
 FLOW = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
-REPAINT = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(WIDTH, HEIGHT), box=(0, 0, WIDTH, HEIGHT))
+REGION = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(WIDTH, HEIGHT), box=(0, 0, WIDTH, HEIGHT))
 
 
 def job(**changes: Any) -> JobSpec:
@@ -257,7 +258,7 @@ def job(**changes: Any) -> JobSpec:
         "scheduler": Scheduler.FLOW_EULER,
         "width": WIDTH,
         "height": HEIGHT,
-        "repaint": REPAINT if changes.get("task") is Task.INPAINT else None,
+        "region": REGION if changes.get("task") is Task.INPAINT else None,
     }
     return make_spec(**{**defaults, **changes})
 

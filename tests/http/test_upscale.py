@@ -13,7 +13,7 @@ from PIL import Image
 from redis import Redis
 
 from img2img.domain.model_card import UpscalerCard
-from img2img.domain.spec import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
 from img2img.redis.model_registry import ModelRegistry
 from tests.conftest import CARD, encoded, gradient
 from tests.support.problems import assert_problem
@@ -104,8 +104,8 @@ def test_an_upscale_job_counts_the_steps_of_all_its_tiles(submit: Submit) -> Non
 
 def test_an_edit(resolve: Callable[..., dict[str, Any]]) -> None:
     request = resolve(model="editor", instruction="make it night", negative_prompt="fog")["request"]
-    assert (request["task"], request["prompt"], request["image_guidance_scale"]) == ("edit", "make it night", 1.5)
-    assert request["strength"] == 1
+    assert (request["task"], request["instruction"], request["image_guidance_scale"]) == ("edit", "make it night", 1.5)
+    assert "strength" not in request
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 from PIL import Image
 
-from img2img.domain.spec import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, JobSpec, Scheduler, Task
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, Scheduler, Task
+from img2img.domain.spec import DenoisingSpec
 
 from .image_processors import image_only_processor
 
@@ -44,25 +45,25 @@ class Family:
     # Modules that are loaded in a way of their own, by the model's source and revision.
     modules: Callable[[str, str | None], Mapping[str, Any]] = lambda _source, _revision: {}
     # From the arguments of Stable Diffusion to those of this family.
-    adapt: Callable[[JobSpec, Arguments], Arguments] = lambda _spec, arguments: arguments
+    adapt: Callable[[DenoisingSpec, Arguments], Arguments] = lambda _spec, arguments: arguments
 
 
-def _takes_sizes(spec: JobSpec, arguments: Arguments) -> Arguments:
+def _takes_sizes(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     return {**arguments, "width": spec.width, "height": spec.height}
 
 
-def _flux(spec: JobSpec, arguments: Arguments) -> Arguments:
+def _flux(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     without = {name: value for name, value in arguments.items() if name != "negative_prompt"}
     return _takes_sizes(spec, without)
 
 
-def _kontext(spec: JobSpec, arguments: Arguments) -> Arguments:
+def _kontext(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     # The picture comes in its size already, by default one of those that the pipeline would choose itself.
     given = _by_instruction(arguments) if spec.task is Task.EDIT else arguments
     return {**_flux(spec, given), "max_area": spec.width * spec.height, "_auto_resize": False}
 
 
-def _flux2(spec: JobSpec, arguments: Arguments) -> Arguments:
+def _flux2(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     return {**_flux(spec, _by_instruction(arguments)), "image": [_as_picture(arguments["image"])]}
 
 
@@ -72,18 +73,18 @@ def _as_picture(image: torch.Tensor) -> Image.Image:
     return picture
 
 
-def _qwen(spec: JobSpec, arguments: Arguments) -> Arguments:
+def _qwen(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     given = {name: value for name, value in arguments.items() if name not in ("guidance_scale", "negative_prompt")}
     # An empty negative prompt guides as well; without any, the pipeline does not guide at all.
     guided = {"true_cfg_scale": spec.guidance_scale, "negative_prompt": spec.negative_prompt or " "}
     return _takes_sizes(spec, given | (guided if spec.guidance_scale > 1 else {}))
 
 
-def _qwen_edit(spec: JobSpec, arguments: Arguments) -> Arguments:
+def _qwen_edit(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     return {**_qwen(spec, _by_instruction(arguments)), "image": _as_picture(arguments["image"])}
 
 
-def _z_image(spec: JobSpec, arguments: Arguments) -> Arguments:
+def _z_image(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     # Here no guidance is 0: the scale counts from the prompt's own prediction.
     scale = spec.guidance_scale if spec.guidance_scale > 1 else 0.0
     return _takes_sizes(spec, {**arguments, "guidance_scale": scale})

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.spec import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
 
 from ..errors import StartupError
 from ..images.control_maps import PREPROCESSORS

@@ -5,7 +5,7 @@ from typing import Any
 import diffusers
 from diffusers import SchedulerMixin
 
-from img2img.domain.spec import FLOW_SCHEDULERS, Scheduler
+from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler
 
 # A model's own config is the base (betas, prediction type, spacing); these settings go on top. Those that would
 # otherwise leak from one scheduler's config into another's are named here too.

@@ -6,7 +6,8 @@ from typing import Any
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import DenoisingSpec
 
 from ...engine import Gate
 from ...images.inputs import Inputs
@@ -67,7 +68,7 @@ class Adapters:
             }
         )
 
-    def put_on(self, pipeline: DiffusionPipeline, spec: JobSpec) -> None:
+    def put_on(self, pipeline: DiffusionPipeline, spec: DenoisingSpec) -> None:
         """Gives a job's own pipeline object the modules that wear what its spec names."""
         loras = self._loras(spec)
         for name, twin in self._twins.items():
@@ -79,11 +80,11 @@ class Adapters:
             twin = self._seeing[len(scales) - 1]
             pipeline.unet = twin.wearing(ActiveAdapters(twin.own(loras), scales))
 
-    def _loras(self, spec: JobSpec) -> tuple[tuple[str, float], ...]:
+    def _loras(self, spec: DenoisingSpec) -> tuple[tuple[str, float], ...]:
         """Adapters and scales; what has the scale 0 is not there at all."""
         return tuple(sorted((self._names[lora.name], lora.scale) for lora in spec.loras if lora.scale))
 
-    def see(self, spec: JobSpec, inputs: Inputs) -> Mapping[str, Any]:
+    def see(self, spec: DenoisingSpec, inputs: Inputs) -> Mapping[str, Any]:
         """The arguments for a job's image prompts. Takes milliseconds a picture: not for the engine's thread."""
         prompts = zip(spec.image_prompts, inputs.image_prompts, strict=True)
         pictures = [picture for prompt, picture in prompts if prompt.scale]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import diffusers
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from img2img.domain.spec import Task
+from img2img.domain.parameters import Task
 
 from ...errors import StartupError
 from ..loading.components import build, is_pipeline, load_pipeline, load_unet

@@ -10,7 +10,7 @@ import torch
 from diffusers import ControlNetModel, DiffusionPipeline, MultiControlNetModel
 
 from img2img.domain.conditioning import ControlType
-from img2img.domain.spec import Task
+from img2img.domain.parameters import Task
 
 from ...engine import Gate
 from ...errors import StartupError

@@ -11,7 +11,8 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin, StableDiffusionUpscalePipeline
 
 from img2img.domain.model_card import UpscalerCard
-from img2img.domain.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
+from img2img.domain.spec import DenoisingSpec, UpscaleSpec
 
 from ...engine import EngineTask
 from ...errors import StartupError
@@ -101,7 +102,7 @@ class Upscaler:
             work=(base.vae_scale_factor / self.latent_scale) ** 2,  # a denoiser works on latents, not on pixels
         )
 
-    def enlarge(self, spec: JobSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
+    def enlarge(self, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
         """The stock pipeline, with a scheduler and a CPU generator of this tile's own."""
         pipeline = copy.copy(self._pipeline)
         pipeline.scheduler = self._scheduler(spec.scheduler)
@@ -127,7 +128,7 @@ class Upscaler:
         return make_scheduler(name, base)
 
 
-def count_steps(spec: JobSpec, ticket: EngineTask) -> Callable[[int, Any, Any], None]:
+def count_steps(spec: DenoisingSpec, ticket: EngineTask) -> Callable[[int, Any, Any], None]:
     """A `callback` as older pipelines take it; it is called once a step."""
 
     def note_step(i: int, _t: Any, _latents: Any) -> None:
