@@ -21,7 +21,7 @@ from ..schemas.image_references import ImageReference
 from ..schemas.requests import ALPHA, Img2ImgRequest
 from .defaults import resolve_scheduler, resolve_seed, resolve_size, resolve_steps
 from .geometry import Box, padded, strips, union, working_size
-from .task_selection import card_for, check_model, choose_task
+from .task_selection import check_model, check_resolved, choose_task
 
 DEFAULT_STRENGTH = 0.8
 DEFAULT_INPAINT_STRENGTH = 1.0
@@ -74,7 +74,6 @@ class SpecBuilder:
         image, width, height = self._fitted_image()
         return Img2ImgSpec(
             image=image,
-            denoising_start=self.request.denoising_start,
             **self._strength(DEFAULT_STRENGTH),
             **self._controls((width, height)),
             **self._generation(width, height, self.card),
@@ -116,7 +115,7 @@ class SpecBuilder:
             upscale=times,
             tiling=tiling,
             **self._strength(1.0 if upscaler else DEFAULT_UPSCALE_STRENGTH),
-            **self._generation(width, height, card_for(self.request, self.card), is_tiled=is_tiled),
+            **self._generation(width, height, self.card.for_upscale(times), is_tiled=is_tiled),
         )
 
     def _inpaint(self) -> InpaintSpec:
@@ -151,10 +150,7 @@ class SpecBuilder:
         request = self.request
         scheduler = resolve_scheduler(request, card, is_tiled=is_tiled)
         guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
-        for name in ("negative_prompt", "image_guidance_scale"):
-            if guidance_scale == 1 and (given := getattr(request, name)):
-                message = "Without guidance it does nothing: leave it out, or give a `guidance_scale` above 1"
-                raise ParameterError(name, message, got=given)
+        check_resolved(request, card, guidance_scale, scheduler)
         return {
             **{name: getattr(request, name) for name in GenerationParameters.model_fields},
             "model": card.name,

@@ -1,7 +1,8 @@
 """Generation parameters: their enums and limits, and the fields that requests and job specs share."""
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -72,21 +73,95 @@ class Resize(StrEnum):
     STRETCH = "stretch"
 
 
+ALL_TASKS = frozenset(Task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requires:
+    """Requirements of a request field, declared in its metadata. They hold if the field is given.
+
+    Attributes:
+        tasks: Tasks that take the field.
+        excludes: Fields that it cannot be combined with.
+        capability: Attribute of the model card that must be true.
+        lacking: Completes "The model NAME ..." in the message if the capability is missing.
+        tasks_of_model: Attribute of the model card that lists the tasks with which the model takes the field.
+        guidance: Whether the field has no effect without guidance.
+        not_by_upscaler: Reason why super-resolution models do not take the field.
+        neutral: Value that counts as not given, besides the default.
+    """
+
+    tasks: frozenset[Task] = ALL_TASKS
+    excludes: tuple[str, ...] = ()
+    capability: str = ""
+    lacking: str = ""
+    tasks_of_model: str = ""
+    guidance: bool = False
+    not_by_upscaler: str = ""
+    neutral: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineParameter(Requires):
+    """Marks a parameter that is passed by name to the `__call__` of pipelines whose signature has it.
+
+    The model card lists the tasks whose pipelines do.
+
+    Attributes:
+        by_scheduler: Whether the pipelines pass it on to the scheduler's `step`, which must have it, too.
+        lacking: Completes "The model NAME ..." in the message if no pipeline of the model has it.
+    """
+
+    by_scheduler: bool = False
+
+
+def requirements(model: type[BaseModel]) -> dict[str, Requires]:
+    """Return the requirements of the model's fields by name."""
+    return {
+        name: next((item for item in field.metadata if isinstance(item, Requires)), Requires())
+        for name, field in model.model_fields.items()
+    }
+
+
 class GenerationParameters(BaseModel):
     """The parameters that a job takes from its request unchanged."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    negative_prompt: Annotated[Text, Field(description="What the result should not show.")] = ""
+    negative_prompt: Annotated[
+        Text,
+        Field(description="What the result should not show."),
+        Requires(capability="negative_prompt", lacking="takes no negative prompt; leave it out", guidance=True),
+    ] = ""
     prompt_weighting: Annotated[
         bool,
         Field(
             description="Read `(text:1.3)` in both prompts as that text with that weight. The default weight is 1; "
             "weights cannot be nested."
         ),
+        Requires(capability="prompt_weighting", lacking="does not support weights in prompts; leave it out"),
     ] = False
+    denoising_start: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="Replaces `strength` for SDXL and its refiner: the image counts as denoised up to this share "
+            "of the schedule. No noise is added, and only the rest of the steps is run.",
+        ),
+        PipelineParameter(
+            tasks=frozenset({Task.IMG2IMG}),
+            excludes=("strength", "controls"),
+            lacking="does not support `denoising_start`, which is for SDXL and its refiner; give a `strength`",
+        ),
+    ] = None
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
     loras: Annotated[
         tuple[Lora, ...],
         Field(max_length=MAX_LORAS, description="LoRAs to apply, from `loras` of the model's entry in `GET /models`."),
+        Requires(
+            lacking="has no LoRA; leave them out",
+            tasks_of_model="adapter_tasks",
+            not_by_upscaler="LoRAs are for the model's own denoiser",
+        ),
     ] = ()

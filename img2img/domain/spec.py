@@ -162,8 +162,6 @@ class Img2ImgSpec(StrengthSpec, ControlledSpec):
     """Image-to-image, with or without controls."""
 
     task: Literal[Task.IMG2IMG] = Task.IMG2IMG
-    # In place of the strength: share of the schedule that counts as done. No noise is added.
-    denoising_start: Annotated[float | None, Field(ge=0, lt=1)] = None
 
     @property
     def steps_run(self) -> int:

@@ -309,7 +309,7 @@ def test_denoising_begins_midway_without_noise(tmp_path: Path, make: Callable[[P
 
     case = Case(make, {Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline}, arguments, Scheduler.EULER)
     served = Served(case, tmp_path)
-    assert served.model.card.denoising_start
+    assert served.model.card.parameters["denoising_start"] == (Task.IMG2IMG,)
     begun = {"strength": 1.0, "scheduler": Scheduler.EULER}
     late = job(denoising_start=0.8, num_inference_steps=15, guidance_scale=5.0, **begun)
     early = job(denoising_start=0.5, num_inference_steps=4, **{**begun, "scheduler": Scheduler.DDIM})

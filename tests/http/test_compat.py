@@ -76,7 +76,7 @@ def test_a_form_sends_them_as_json_with_pictures_as_files(post: Any, http: httpx
         ({"image_prompts": [{"image": "PICTURE"}], "model": "demo"}, "image_prompts", "demo has no IP-Adapter"),
         ({"image_prompts": [{"image": "PICTURE"}] * 5}, "image_prompts", "at most 4 items"),
         ({"image_prompts": [{"image": "PICTURE", "scale": -1}]}, "image_prompts.0.scale", "greater than or equal to 0"),
-        ({"loras": INK, "upscale": 2}, "loras", "go with image-to-image, inpainting and outpainting, and not with"),
+        ({"loras": INK, "upscale": 2}, "loras", "goes with image-to-image, inpainting and outpainting, and not with"),
         ({"image_prompts": [{"image": "PICTURE"}], "upscale": 2}, "image_prompts", "and not with upscaling"),
     ],
 )

@@ -111,15 +111,15 @@ def test_an_edit(resolve: Callable[..., dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
-        ({"upscale": 2}, "upscale", "has nothing for upscaling; it can do: image-to-image"),
+        ({"upscale": 2}, "upscale", "does not support upscaling; it supports: image-to-image"),
         ({"upscale": 3, "model": "enlarger"}, "upscale", "2 or 4"),
         ({"upscale": 2, "model": "enlarger", "width": 128}, "width", "cannot be combined with `upscale`"),
-        ({"upscale": 4, "model": "enlarger", "strength": 0.3}, "strength", "begins with pure noise"),
+        ({"upscale": 4, "model": "enlarger", "strength": 0.3}, "strength", "starts from pure noise"),
         ({"upscale": 4, "model": "enlarger", "scheduler": "ddim"}, "scheduler", "one of: euler"),
         ({"upscale": 4, "model": "enlarger", "loras": '[{"name": "ink"}]'}, "loras", "the model's own denoiser"),
         ({"upscale": 2, "model": "enlarger", "instruction": "x"}, "upscale", "upscale the result in a second job"),
-        ({"instruction": "make it night"}, "instruction", "nothing for editing by instruction"),
-        ({"model": "editor"}, "image", "nothing for image-to-image; it can do: editing by instruction"),
+        ({"instruction": "make it night"}, "instruction", "does not support editing by instruction"),
+        ({"model": "editor"}, "image", "does not support image-to-image; it supports: editing by instruction"),
         ({"model": "editor", "instruction": "x", "strength": 0.5}, "strength", "cannot be combined"),
         ({"model": "editor", "instruction": "x", "prompt": "y"}, "prompt", "cannot be combined"),
         ({"model": "editor", "instruction": ""}, "instruction", "at least 1 character"),
@@ -127,7 +127,7 @@ def test_an_edit(resolve: Callable[..., dict[str, Any]]) -> None:
         (
             {"model": "editor", "instruction": "x", "image_guidance_scale": 2, "guidance_scale": 1},
             "image_guidance_scale",
-            "Without guidance it does nothing",
+            "Without guidance it has no effect",
         ),
     ],
 )

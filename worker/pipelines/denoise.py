@@ -1,6 +1,5 @@
 """From a job's spec and inputs to work for the engine: the stock pipeline and its arguments, one picture each."""
 
-import inspect
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from img2img.domain.spec import (
     ControlSpec,
     DenoisingSpec,
     EditSpec,
-    Img2ImgSpec,
     InpaintSpec,
     JobSpec,
     StrengthSpec,
@@ -27,6 +25,7 @@ from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import count_steps
 from .model import Model
+from .parameters import call_parameters, optional_arguments
 
 
 def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> TaskFunction:
@@ -34,18 +33,18 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
     if isinstance(spec, ControlMapSpec):
         return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
-        return lambda _ticket: encode_decode(model, inputs)
+        return lambda _ticket: encode_decode(model, inputs.picture)
     seen = model.adapters.see(spec, inputs)
     return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, seen)
 
 
-def encode_decode(model: Model, inputs: Inputs) -> torch.Tensor:
-    """Return the image after the autoencoder's encode and decode: the result at strength 0.
+def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
+    """Return an image, (1, 3, height, width) in [0, 1], after encoding and decoding it: the result at strength 0.
 
     The shift and scale that pipelines apply to latents are left out: they undo them before decoding.
     """
-    assert inputs.picture is not None
-    pixels = (2 * inputs.picture - 1).to(model.device, model.dtype)
+    assert image is not None
+    pixels = (2 * image - 1).to(model.device, model.dtype)
     if model.is_video_vae:
         pixels = pixels.unsqueeze(2)  # one frame
     encoded = model.vae.encode(pixels)
@@ -86,7 +85,7 @@ def denoise(
 
     if inputs.noise is not None:
         _start_from(inputs.noise, pipeline)
-    takes = inspect.signature(pipeline.__call__).parameters
+    takes = call_parameters(pipeline)
     modern = "callback_on_step_end" in takes
     images: torch.Tensor = pipeline(
         num_inference_steps=spec.num_inference_steps,
@@ -94,6 +93,7 @@ def denoise(
         output_type="pt",
         **({"callback_on_step_end": note_step} if modern else {"callback": count_steps(spec, ticket)}),
         **_arguments(model, pipeline, spec, inputs, takes),
+        **optional_arguments(spec, takes),
         **seen,
     ).images
     ticket.step = spec.steps_run  # also where a schedule that was begun midway had a step less
@@ -129,8 +129,6 @@ def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Contai
     conditions: dict[str, Any] = {}
     if not isinstance(spec, ControlSpec):
         conditions |= {"image": inputs.picture, "strength": _strength_that_steps(spec)}
-    if isinstance(spec, Img2ImgSpec) and spec.denoising_start is not None:
-        conditions |= {"denoising_start": spec.denoising_start}
     if isinstance(spec, InpaintSpec):
         conditions |= {"mask_image": inputs.mask}
     if isinstance(spec, InpaintSpec | ControlSpec):

@@ -39,7 +39,6 @@ class Family:
     image_guidance: bool = True  # an edit can be guided by the picture, too (InstructPix2Pix)
     guidance: Callable[[DiffusionPipeline], bool] = lambda _pipeline: True  # whether this model takes any
     guidance_rows: int = 2  # of a pass with guidance; 1: it is an input of the denoiser
-    denoising_start: bool = False  # its image-to-image pipeline takes one
     # Arguments of the denoiser without rows of their own.
     shared: tuple[str, ...] = ()
     # Modules that are loaded in a way of their own, by the model's source and revision.
@@ -160,7 +159,6 @@ FAMILIES = (
             Task.INPAINT: diffusers.StableDiffusionXLInpaintPipeline,
         },
         clip_prompts=True,
-        denoising_start=True,
     ),
     Family(
         name="stable-diffusion-3",

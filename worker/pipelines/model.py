@@ -25,6 +25,7 @@ from .gates import install_gates
 from .image_processors import check_processors
 from .loading.components import build
 from .loading.model_config import ModelConfig, is_path
+from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .schedulers import make_scheduler, name_of
 
@@ -60,9 +61,7 @@ class Model:
         self._controlnets = ControlNets(entry, family.name, pipeline)
         self.annotators = load_annotators(entry, pipeline.device)
         card = _card(entry, family, pipeline).model_copy(
-            update=_card_of_parts(
-                tuple(self._pipelines), pipeline, self.upscalers, self._controlnets.types, tuple(self.annotators)
-            )
+            update=_card_of_parts(self._pipelines, pipeline, self.upscalers, self._controlnets, tuple(self.annotators))
         )
         self.card = self.adapters.on_card(card, self._pipelines)
         self.vae = pipeline.vae
@@ -145,7 +144,7 @@ def _card(entry: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> Mo
         negative_prompt=family.negative_prompt and guidance,  # it is guidance that a negative prompt works by
         guidance=guidance,
         guidance_rows=family.guidance_rows,
-        denoising_start=family.denoising_start,
+        scheduler_parameters=scheduler_parameters(family.schedulers),
         prompt_weighting=family.clip_prompts,
         image_guidance=family.image_guidance,
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
@@ -154,22 +153,27 @@ def _card(entry: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> Mo
 
 
 def _card_of_parts(
-    tasks: tuple[Task, ...],
+    pipelines: Mapping[Task, DiffusionPipeline],
     pipeline: DiffusionPipeline,
     upscalers: Mapping[int, Upscaler],
-    controls: tuple[ControlType, ...],
+    controlnets: ControlNets,
     annotated: tuple[ControlType, ...],
 ) -> dict[str, object]:
-    """What the parts of a model add to its card."""
-    tiled = TILED_UPSCALES if Task.IMG2IMG in tasks and "unet" in pipeline.components else ()
+    """Return the fields of the card that depend on the loaded components."""
+    tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()
     upscales = sorted({*upscalers, *tiled})
-    more = [task for task, can in ((Task.CONTROL, controls), (Task.UPSCALE, upscales)) if can]
+    more = [task for task, can in ((Task.CONTROL, controlnets.types), (Task.UPSCALE, upscales)) if can]
+    # Tiles are upscaled by the image-to-image pipeline.
+    tiles = {Task.UPSCALE: pipelines[Task.IMG2IMG]} if tiled else {}
     return {
-        "tasks": (*tasks, *more),
-        "controls": controls,
-        "preprocessors": (*PREPROCESSORS, *annotated),  # maps that need no model are made next to any model
+        "tasks": (*pipelines, *more),
+        "controls": controlnets.types,
+        # Control maps that need no annotator model are available for every model.
+        "preprocessors": (*PREPROCESSORS, *annotated),
         "upscales": tuple(upscales),
         "upscalers": tuple(upscaler.card for upscaler in upscalers.values()),
+        "parameters": supported_parameters({**pipelines, **tiles}),
+        "control_parameters": supported_parameters(controlnets.pipelines),
     }
 
 

@@ -41,13 +41,19 @@ _TABLE: dict[Scheduler, tuple[str, dict[str, Any]]] = {
 _TELLING = ("use_karras_sigmas", "use_beta_sigmas", "algorithm_type")  # what tells two of one class apart
 
 
+def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
+    """Return the diffusers class of the scheduler."""
+    scheduler: type[SchedulerMixin] = getattr(diffusers, _TABLE[name][0])
+    return scheduler
+
+
 def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
     """A fresh scheduler of that name for the model whose own scheduler is `base`."""
-    class_name, settings = _TABLE[name]
+    _, settings = _TABLE[name]
     if name not in FLOW_SCHEDULERS:
         # Latents are not confined to [-1, 1]; the class default of clipping is meant for models that work on pixels.
         settings = {"clip_sample": base.config.get("clip_sample", False), **settings}
-    scheduler: SchedulerMixin = getattr(diffusers, class_name).from_config(base.config, **settings)
+    scheduler: SchedulerMixin = scheduler_class(name).from_config(base.config, **settings)
     return scheduler
 
 

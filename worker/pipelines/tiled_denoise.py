@@ -40,7 +40,7 @@ def _tile(
 
 def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
     if spec.steps_run == 0:
-        return encode_decode(model, inputs)
+        return encode_decode(model, inputs.picture)
     return denoise(model, spec, inputs, seed, ticket, {})
 
 

@@ -45,12 +45,12 @@ class ControlNets:
             if part not in loaded:
                 loaded[part] = _load(entry, kind, part, base)
         self._nets = {kind: loaded[part] for kind, part in entry.controlnets.items()}
-        self._templates: dict[Task, DiffusionPipeline] = {}
+        self.pipelines: dict[Task, DiffusionPipeline] = {}
         for net in loaded.values():
             net.forward = PerRequestScale(Gate("control", net.forward))
         if self._nets:
             first = next(iter(self._nets.values()))
-            self._templates = {t: build(kind, base, controlnet=first) for t, kind in PIPELINES[family].items()}
+            self.pipelines = {t: build(kind, base, controlnet=first) for t, kind in PIPELINES[family].items()}
 
     @property
     def types(self) -> tuple[ControlType, ...]:
@@ -59,7 +59,7 @@ class ControlNets:
 
     def pipeline(self, task: Task, types: Sequence[ControlType]) -> DiffusionPipeline:
         """A pipeline object for a job that is steered by these, in this order."""
-        own = copy.copy(self._templates[task])
+        own = copy.copy(self.pipelines[task])
         nets = [self._nets[kind] for kind in types]
         own.controlnet = nets[0] if len(nets) == 1 else MultiControlNetModel(nets)
         return own

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin, StableDiffusionUpscalePipeline
 
 from img2img.domain.model_card import UpscalerCard
-from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler, Task
 from img2img.domain.spec import DenoisingSpec, UpscaleSpec
 
 from ...engine import EngineTask
@@ -19,6 +19,7 @@ from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..loading.components import build, is_pipeline, load_pipeline, load_unet
 from ..loading.model_config import ComponentSource, ModelConfig, UpscalerSource
+from ..parameters import call_parameters, optional_arguments, supported_parameters
 from ..schedulers import make_scheduler, name_of
 
 TIMES = {"StableDiffusionUpscalePipeline": 4, "StableDiffusionLatentUpscalePipeline": 2}
@@ -99,6 +100,7 @@ class Upscaler:
             default_scheduler=(name_of(pipeline.scheduler) or Scheduler.DDIM) if times == 4 else Scheduler.EULER,
             default_steps=part.steps or (30 if times == 4 else 20),
             default_guidance_scale=part.guidance_scale or (9.0 if times == 4 else 1.0),
+            parameters=tuple(supported_parameters({Task.UPSCALE: pipeline})),
             work=(base.vae_scale_factor / self.latent_scale) ** 2,  # a denoiser works on latents, not on pixels
         )
 
@@ -117,6 +119,7 @@ class Upscaler:
             latents=None if noise is None else noise.to(pipeline.unet.dtype),
             output_type="pt",
             callback=count_steps(spec, ticket),
+            **optional_arguments(spec, call_parameters(pipeline)),
         ).images
         return image
 
