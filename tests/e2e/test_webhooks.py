@@ -131,7 +131,9 @@ def test_every_end_is_told_signed_and_once(
             now = api.get(f"/jobs/{job['id']}").json()
             assert event["type"] == f"job.{kind}"
             assert event["timestamp"] == now["finished_at"]
-            assert event["data"] == now | {"webhook": now["webhook"] | {"delivery": None}}
+            request = now["request"] | {"image": None}
+            assert event["data"] == now | {"request": request, "webhook": now["webhook"] | {"delivery": None}}
+            assert now["request"]["image"].encode() not in received.body
             assert received.headers["content-type"] == "application/json"
             assert received.headers["user-agent"].startswith("img2img/")
         time.sleep(1)

@@ -80,6 +80,11 @@ def test_references_to_what_is_not_there(http: httpx.Client, submit: Submit, don
             assert error["got"].startswith(image[:38])  # a `result` is named by its index
 
 
+def test_a_reference_to_nothing_leaves_nothing_behind(http: httpx.Client, redis: Redis) -> None:
+    refer(http, "0" * 64)
+    assert not redis.keys("i2i:inputs*")
+
+
 @pytest.mark.parametrize("image", ["http://127.0.0.1/jobs/x/result", "/jobs/../etc/passwd", "/etc/passwd", "A" * 64])
 def test_nothing_else_is_a_reference(http: httpx.Client, image: str) -> None:
     for answer in refer(http, image):
