@@ -52,7 +52,7 @@ class RateLimiter:
         assert self._item is not None
         left = self._windows.get_window_stats(self._item, owner).remaining // UNITS
         policy = f'"cost";q={self._item.amount // UNITS};w={self._item.get_expiry()}'
-        return {"RateLimit-Policy": policy, "RateLimiter": f'"cost";r={left}'}
+        return {"RateLimit-Policy": policy, "RateLimit": f'"cost";r={left}'}
 
     def _wait_s(self, owner: str, units: int) -> int:
         assert self._item is not None
