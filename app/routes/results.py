@@ -51,7 +51,7 @@ class Delivery:
     async def of(self, job_id: str, index: int) -> Response:
         """The answer with one image of a job."""
         variant = etag_suffix(self._format, self._quality)
-        record = await run_sync(self._queue.records.find, job_id)
+        record = await run_sync(self._queue.job_store.find, job_id)
         tag = f"{_finished(record, index).sha256}{variant}"
         headers = {
             "ETag": f'"{tag}"',

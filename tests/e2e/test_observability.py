@@ -95,7 +95,7 @@ def observed(model_folder: Path) -> Iterator[Observed]:
                 for job_id in (done, cancelled):
                     wait_for(lambda job_id=job_id: client.get(f"/jobs/{job_id}").json()["status"] in TERMINAL, SLOW_S)
                 receiver.wait(1, SLOW_S)
-                wait_for(lambda: JobQueue(redis).records.get(failed).status is JobStatus.FAILED)  # type: ignore[union-attr]
+                wait_for(lambda: JobQueue(redis).job_store.get(failed).status is JobStatus.FAILED)  # type: ignore[union-attr]
                 wait_for(lambda: 'img2img_cancel_latency_seconds_count{model="tiny"} 1.0' in _scrape(ports[1]), SLOW_S)
                 wait_for(lambda: {"webhook", "run"} <= {s.name for s in collector.spans if s.trace_id == TRACE}, SLOW_S)
                 yield Observed(

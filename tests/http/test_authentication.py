@@ -35,7 +35,7 @@ def url(settings: ApiSettings) -> Iterator[str]:
 @pytest.fixture
 def keys(redis: Redis) -> ApiKeys:
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     return ApiKeys(redis)
 
 

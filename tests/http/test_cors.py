@@ -40,7 +40,7 @@ def test_a_preflight_needs_no_key(url: str) -> None:
 
 def test_a_page_reads_answers_and_refusals(url: str, redis: Redis, picture: bytes) -> None:
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     with client_with(url, ApiKeys(redis)) as client:
         answer = client.post("/img2img", files={"image": picture}, headers={"Origin": STUDIO})
         assert answer.status_code == 202

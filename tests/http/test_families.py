@@ -15,7 +15,7 @@ WEIGHTED = CARD.model_copy(update={"prompt_weighting": True})
 
 @pytest.fixture
 def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., httpx.Response]:
-    ModelRegistry(redis).announce("test-worker", [WEIGHTED, PLAIN], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [WEIGHTED, PLAIN], ttl_s=60)
     return submit
 
 
@@ -48,7 +48,7 @@ def test_what_is_left_out_is_resolved_to_what_the_family_has(send: Callable[...,
 
 def test_denoising_start_takes_the_place_of_strength(http: httpx.Client, redis: Redis, picture: bytes) -> None:
     xl = CARD.model_copy(update={"name": "xl", "denoising_start": True, "guidance_rows": 1})
-    ModelRegistry(redis).announce("test-worker", [xl], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [xl], ttl_s=60)
     data = {"model": "xl", "denoising_start": 0.8, "num_inference_steps": 20}
     answer = http.post("/img2img?dry_run=true", files={"image": picture}, data=data)
     assert answer.status_code == 200, answer.text

@@ -39,7 +39,7 @@ def http(http: httpx.Client, redis: Redis) -> httpx.Client:
         "image_prompts": True,
         "upscales": (2,),
     }
-    ModelRegistry(redis).announce("test-worker", [CARD.model_validate(CARD.model_dump() | able)], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD.model_validate(CARD.model_dump() | able)], ttl_s=60)
     return http
 
 

@@ -192,7 +192,7 @@ def test_a_submit_queues_a_job_and_stores_what_the_model_will_see(
     assert job["created_at"].endswith("Z")
     assert job["progress"] == {"step": 0, "steps": 30, "fraction": 0.0}
     assert queue.depth("demo") == 1
-    record = queue.records.get(job["id"])
+    record = queue.job_store.get(job["id"])
     assert record is not None
     assert record.spec.model_dump(mode="json") == job["request"]
     blob = store.get(input_key(record.spec.image))

@@ -46,7 +46,7 @@ EDITOR = CARD.model_copy(update={"name": "editor", "tasks": (Task.EDIT,)})
 
 @pytest.fixture(autouse=True)
 def announced(http: httpx.Client, redis: Redis) -> None:
-    ModelRegistry(redis).announce("enlarging-worker", [ENLARGER, EDITOR], ttl_s=60)
+    ModelRegistry(redis).register("enlarging-worker", [ENLARGER, EDITOR], ttl_s=60)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_tiles_take_no_sampler_that_draws_noise_on_its_way(
     resolve: Callable[..., dict[str, Any]], http: httpx.Client, redis: Redis, picture: bytes
 ) -> None:
     ancestral = ENLARGER.model_copy(update={"name": "ancestral", "default_scheduler": Scheduler.EULER_A})
-    ModelRegistry(redis).announce("enlarging-worker", [ENLARGER, EDITOR, ancestral], ttl_s=60)
+    ModelRegistry(redis).register("enlarging-worker", [ENLARGER, EDITOR, ancestral], ttl_s=60)
     small = encoded(gradient(50, 40))
     assert resolve(image=small, model="ancestral", upscale=2)["request"]["scheduler"] == "euler_a", "one tile"
     assert resolve(model="ancestral", upscale=2)["request"]["scheduler"] == "euler"
