@@ -7,9 +7,10 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from img2img.domain.job import ImageInfo, JobRecord, JobStatus
 from img2img.domain.spec import result_key
-from img2img.errors import Gone, NotFound, NotReady
+from img2img.errors import Gone, NotFound
 
 from ..dependencies import DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..http.errors import NotReady
 from ..openapi import document as openapi
 from ..progress.image_formats import convert_image, etag_suffix
 from ..schemas.responses import ImageFormat

@@ -63,7 +63,7 @@ class JobSubmitter:
     async def admit(
         self, make: Callable[[], Plan], terms: JobOptions, once: IdempotencyKey | None = None
     ) -> SubmittedJob:
-        """Queues what `make` plans. Raises QueueFull, TooManyQueued, TooCostly, RateLimited, and what `make` raises.
+        """Queues what `make` plans. Raises QueueFull, TooManyQueued, JobTooExpensive or RateLimited.
 
         A full queue is found out before pictures are decoded; what cannot be planned is not counted against the rate.
         """

@@ -237,12 +237,12 @@ def test_labels_are_bounded(observed: Observed) -> None:
 
 def test_metrics_need_a_key_of_their_own_scope(observed: Observed) -> None:
     with httpx.Client(base_url=observed.url, timeout=10) as nobody:
-        assert_problem(nobody.get("/metrics"), 401, "no_key")
-        assert_problem(nobody.get("/metrics", headers={"X-API-Key": observed.secret}), 403, "scope_missing")
+        assert_problem(nobody.get("/metrics"), 401, "missing_api_key")
+        assert_problem(nobody.get("/metrics", headers={"X-API-Key": observed.secret}), 403, "insufficient_scope")
         own = {"X-API-Key": observed.metrics_secret}
         answer = nobody.get("/metrics", headers=own)
         assert "img2img_http_requests_total" in samples(answer.text)
-        assert_problem(nobody.get("/jobs", headers=own), 403, "scope_missing")
+        assert_problem(nobody.get("/jobs", headers=own), 403, "insufficient_scope")
 
 
 def lines(observed: Observed) -> list[dict[str, Any]]:

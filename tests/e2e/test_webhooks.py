@@ -346,7 +346,7 @@ def test_what_no_courier_comes_for_in_a_week_is_dropped(queue: JobQueue, redis: 
 def test_a_service_without_secret_takes_no_webhook(http: httpx.Client, picture: bytes) -> None:
     for path in ("/img2img", "/img2img?dry_run=true"):
         response = http.post(path, files={"image": picture}, data={"webhook": "https://example.com/"})
-        problem = assert_problem(response, 422, "bad_parameter")
+        problem = assert_problem(response, 422, "invalid_parameter")
         assert problem["errors"][0]["field"] == "webhook"
         assert "IMG2IMG_WEBHOOK_SECRET" in problem["detail"]
 
@@ -374,7 +374,7 @@ def test_urls_and_events_that_cannot_be(
     with http_server(public) as url:
         for webhook, field in fields.items():
             response = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": webhook})
-            assert assert_problem(response, 422, "bad_parameter")["errors"][0]["field"] == field, webhook
+            assert assert_problem(response, 422, "invalid_parameter")["errors"][0]["field"] == field, webhook
         good = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": "https://example.com/"})
         assert good.status_code == 202
     assert redis.zcard("i2i:jobs") == 1

@@ -48,7 +48,7 @@ def test_a_page_reads_answers_and_refusals(url: str, redis: Redis, picture: byte
         exposed = set(answer.headers["access-control-expose-headers"].split(", "))
         assert {"Location", "Retry-After", "ETag", "RateLimit", "Idempotency-Replayed"} <= exposed
     refused = httpx.get(f"{url}/jobs", headers={"Origin": STUDIO})
-    assert_problem(refused, 401, "no_key")
+    assert_problem(refused, 401, "missing_api_key")
     assert refused.headers["access-control-allow-origin"] == STUDIO
 
 

@@ -121,7 +121,7 @@ def test_the_other_ends(http: httpx.Client, submit: Submit, queue: JobQueue, end
     with following(http, job_id) as stream:
         stream.next()
         if end == "failed":
-            queue.job_store.fail(job_id, JobFailure(code="bad_pixels", message="not numbers"))
+            queue.job_store.fail(job_id, JobFailure(code="invalid_pixels", message="not numbers"))
         else:
             http.post(f"/jobs/{job_id}/cancel")
         [last] = stream
@@ -173,7 +173,7 @@ def test_what_cannot_be_followed(http: httpx.Client, submit: Submit) -> None:
     assert_problem(http.get("/jobs/nope/events"), 404, "not_found")
     job_id = submit().json()["id"]
     response = http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "x"})
-    assert_problem(response, 422, "bad_parameter")
+    assert_problem(response, 422, "invalid_parameter")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_long_poll_answers_when_its_time_is_over(http: httpx.Client, submit: S
 
 @pytest.mark.parametrize("wait", ["-1", "61", "soon"])
 def test_waits_that_cannot_be(http: httpx.Client, submit: Submit, wait: str) -> None:
-    [error] = assert_problem(http.get("/jobs/x", params={"wait": wait}), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(http.get("/jobs/x", params={"wait": wait}), 422, "invalid_parameter")["errors"]
     assert error["field"] == "wait"
 
 

@@ -35,7 +35,7 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
 def test_what_a_family_does_not_have_is_refused(
     send: Callable[..., httpx.Response], fields: dict[str, object], field: str, message: str
 ) -> None:
-    [error] = assert_problem(send(model="plain", **fields), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(send(model="plain", **fields), 422, "invalid_parameter")["errors"]
     assert error["field"] == field
     assert message in error["message"]
 

@@ -102,7 +102,7 @@ def test_an_image_asked_for_too_early(http: httpx.Client, queue: JobQueue, job_i
 
 @pytest.mark.parametrize("path", ["images/0", "result"])
 def test_an_image_that_will_never_come(http: httpx.Client, queue: JobQueue, job_id: str, path: str) -> None:
-    failure = JobFailure(code="bad_pixels", message="not numbers")
+    failure = JobFailure(code="invalid_pixels", message="not numbers")
     queue.job_store.fail(job_id, failure, execution=run(queue, job_id))
     problem = assert_problem(http.get(f"/jobs/{job_id}/{path}"), 410, "gone")
     assert (problem["job_status"], problem["error"]) == ("failed", failure.model_dump())

@@ -68,7 +68,7 @@ def test_the_rate_is_per_key_and_by_cost(settings: ApiSettings, redis: Redis, sm
         assert post(ada, small, "/img2img?dry_run=true").status_code == 200
         assert ada.get("/jobs").status_code == 200
         large = bob.post("/img2img", files={"image": small}, data={"num_inference_steps": "150", "num_images": "8"})
-        assert_problem(large, 422, "too_costly")
+        assert_problem(large, 422, "job_too_expensive")
         assert "retry-after" not in large.headers
 
 

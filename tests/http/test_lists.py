@@ -99,7 +99,7 @@ def test_a_list_of_one_status(http: httpx.Client, submit: Submit, queue: JobQueu
     ("name", "value"), [("limit", "0"), ("limit", "101"), ("limit", "x"), ("status", "done"), ("cursor", "x")]
 )
 def test_lists_that_cannot_be(http: httpx.Client, name: str, value: str) -> None:
-    [error] = assert_problem(http.get("/jobs", params={name: value}), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(http.get("/jobs", params={name: value}), 422, "invalid_parameter")["errors"]
     assert (error["field"], error["got"]) == (name, value)
 
 
@@ -230,7 +230,7 @@ def test_a_job_that_is_done_in_time_stays_done(
 
 @pytest.mark.parametrize("value", [0, -1, 604801, "soon"])
 def test_deadlines_that_cannot_be(submit: Submit, value: object) -> None:
-    [error] = assert_problem(submit(deadline_s=value), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(submit(deadline_s=value), 422, "invalid_parameter")["errors"]
     assert error["field"] == "deadline_s"
 
 
@@ -247,8 +247,8 @@ def test_a_dry_run_says_what_a_submit_would_do(
     assert answer.json()["cost"] == pytest.approx(144 * 112 * 16 * 2 * 2 / 1e6)
     assert answer.json()["queue_position"] == 0
     assert http.post("/img2img?dry_run=1", files=files).json()["queue_position"] == 1
-    assert_problem(http.post("/img2img?dry_run=true", files=files, data={"strength": 2}), 422, "bad_parameter")
-    assert_problem(http.post("/img2img?dry_run=perhaps", files=files), 422, "bad_parameter")
+    assert_problem(http.post("/img2img?dry_run=true", files=files, data={"strength": 2}), 422, "invalid_parameter")
+    assert_problem(http.post("/img2img?dry_run=perhaps", files=files), 422, "invalid_parameter")
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("24h", 86400), ("30m", 1800), ("1.5d", 129600), ("90", 90)])

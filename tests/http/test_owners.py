@@ -170,7 +170,7 @@ def test_the_result_of_another_is_no_picture(clients: Clients, picture: bytes, f
     job_id = job_of(clients.ada, picture)
     finish(job_id)
     theirs, none = (clients.bob.post("/img2img", json={"image": path.format(name)}) for name in (job_id, ABSENT))
-    assert_problem(theirs, 422, "bad_parameter")
+    assert_problem(theirs, 422, "invalid_parameter")
     assert theirs.text.replace(job_id, ABSENT) == none.text
     for client in (clients.ada, clients.admin):
         assert client.post("/img2img", json={"image": path.format(job_id)}).status_code == 202

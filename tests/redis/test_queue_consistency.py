@@ -95,7 +95,7 @@ def test_a_job_of_high_priority_overtakes(
 
 
 def test_there_are_three_priorities(submit: Submit) -> None:
-    [error] = assert_problem(submit(priority="urgent"), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(submit(priority="urgent"), 422, "invalid_parameter")["errors"]
     assert (error["field"], error["got"]) == ("priority", "urgent")
     assert "'low', 'normal' or 'high'" in error["message"]
 
