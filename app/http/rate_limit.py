@@ -10,7 +10,7 @@ from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from redis import Redis
 
-from img2img.errors import RateLimited, TooCostly
+from .errors import JobTooExpensive, RateLimited
 
 UNITS = 1000  # of a megapixel-step: the counters are whole numbers
 PREFIX = "i2i:rate"
@@ -28,7 +28,7 @@ class RateLimiter:
         self._windows = SlidingWindowCounterRateLimiter(self._storage)
 
     def spend(self, owner: str, cost: float) -> dict[str, str]:
-        """Counts a job of this cost. Returns the headers that say what is left. Raises TooCostly or RateLimited.
+        """Counts a job of this cost. Returns the headers that say what is left. Raises JobTooExpensive or RateLimited.
 
         It is spent even if the job cannot be queued after that. Where keys are off, all clients are one owner.
         """
@@ -37,7 +37,7 @@ class RateLimiter:
         units = math.ceil(cost * UNITS)
         if units > self._item.amount:
             message = f"The job costs {cost:g} megapixel-steps, and you may have {self._said()}: ask for smaller or "
-            raise TooCostly(message + "fewer images, fewer steps or less strength.")
+            raise JobTooExpensive(message + "fewer images, fewer steps or less strength.")
         if self._windows.hit(self._item, owner, cost=units):
             return self._headers(owner)
         message = f"The job costs {cost:g} megapixel-steps, and you may have {self._said()}."

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from img2img.app.http.errors import JobTooExpensive, RateLimited
 from img2img.app.http.rate_limit import RateLimiter, wait_s
-from img2img.errors import RateLimited, TooCostly
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_what_is_spent_is_counted_by_owner(empty: Redis) -> None:
 
 
 def test_more_than_a_key_may_ever_have(empty: Redis) -> None:
-    with pytest.raises(TooCostly, match=r"fewer steps"):
+    with pytest.raises(JobTooExpensive, match=r"fewer steps"):
         RateLimiter("100/hour", empty).spend("ada", 100.001)
     assert empty.keys("i2i:rate*") == []
 
