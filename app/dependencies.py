@@ -32,7 +32,7 @@ async def _caller(request: Request) -> Caller:
 
 
 async def _queue(request: Request, caller: Annotated[Caller, Depends(_caller)]) -> JobQueue:
-    return request.app.state.queue.as_seen_by(caller.sees)  # type: ignore[no-any-return]
+    return request.app.state.queue.visible_to(caller.sees)  # type: ignore[no-any-return]
 
 
 async def _rate(request: Request) -> RateLimiter:

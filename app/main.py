@@ -58,7 +58,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.store = ObjectStore(settings.resolved_store_url, patience_s=STORE_PATIENCE_S)
         app.state.decoders = DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes))
         app.state.decoders.start()
-        app.state.forecaster = EtaEstimator(app.state.queue.records.line, app.state.models)
+        app.state.forecaster = EtaEstimator(app.state.queue.job_store.fair_queue, app.state.models)
         app.state.previews = Previews(redis)
         app.state.feed = JobChangeListener(settings.resolved_redis_url)
         app.state.traces = traces

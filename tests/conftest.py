@@ -148,7 +148,7 @@ def http(service_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Ite
         "img2img.app.progress.eta.FRESH_S", 0
     )  # what one test's workers say is nothing to the next test
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
     with httpx.Client(base_url=service_url, timeout=10) as client:
         yield client
 
@@ -183,10 +183,10 @@ def finish(queue: JobQueue, store: ObjectStore) -> Callable[[str], bytes]:
     """Ends a job as a worker would, and returns its first PNG."""
 
     def succeed(job_id: str) -> bytes:
-        record = queue.records.get(job_id)
+        record = queue.job_store.get(job_id)
         assert record is not None
         execution = uuid4().hex
-        assert queue.records.start(job_id, execution=execution, worker="test-worker")
+        assert queue.job_store.start(job_id, execution=execution, worker="test-worker")
         spec, images, pngs = record.spec, [], []
         for index in range(spec.num_images):
             png = encoded(gradient(spec.width, spec.height, blue=index))
@@ -202,7 +202,7 @@ def finish(queue: JobQueue, store: ObjectStore) -> Callable[[str], bytes]:
                 )
             )
             pngs.append(png)
-        assert queue.records.succeed(
+        assert queue.job_store.succeed(
             job_id, execution=execution, images=images, timings={"denoise": 0.25}, steps=record.steps
         )
         return pngs[0]
@@ -217,8 +217,8 @@ def worked(queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client) 
 
     def work() -> None:
         while not over.wait(0.05):
-            for job_id in queue.records.active_ids():
-                record = queue.records.get(job_id)
+            for job_id in queue.job_store.active_ids():
+                record = queue.job_store.get(job_id)
                 if record and record.status is JobStatus.QUEUED:
                     finish(job_id)
 

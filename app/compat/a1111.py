@@ -99,7 +99,7 @@ def progress(jobs: BlockingJobsDep, previews: PreviewsDep, skip_current_image: b
         return {"progress": 0.0, "eta_relative": 0.0, "state": state | steps, "current_image": None, "textinfo": None}
     preview = None
     if not skip_current_image:
-        previews.watch(record.id)
+        previews.request(record.id)
         preview = previews.latest(record.id)
     steps = {"sampling_step": record.step, "sampling_steps": record.steps}
     return {
@@ -122,7 +122,7 @@ def interrupt(jobs: BlockingJobsDep) -> dict[str, Any]:
 def _at_work(jobs: BlockingJobs) -> list[JobRecord]:
     """The caller's jobs made here that have not ended, oldest first."""
     ids = [str(as_text(job_id)) for job_id in jobs.redis.zrange(AT_WORK, 0, -1)]  # type: ignore[arg-type]
-    found = [record for record in map(jobs.queue.records.get, ids) if record is not None]
+    found = [record for record in map(jobs.queue.job_store.get, ids) if record is not None]
     return [record for record in found if not record.status.is_terminal]
 
 

@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from img2img.domain.api_key import ApiKey
 from img2img.domain.api_key import Scope as KeyScope
-from img2img.errors import Img2ImgError, InsufficientScope, InvalidApiKey, MissingApiKey, Unavailable
+from img2img.errors import Img2ImgError, Unavailable
 from img2img.redis.api_keys import ApiKeys
 
 from ..telemetry.metrics import PATH as METRICS
+from .errors import InsufficientScope, InvalidApiKey, MissingApiKey
 from .problem_details import problem_response
 
 # Open to all: whether the service is up, and what it can do, which is no secret.

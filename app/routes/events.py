@@ -44,7 +44,7 @@ async def get_job_events(
     as it is, so a client that was away gets what it missed in the first one. With `preview=true` there are also
     `preview` events: a small picture of the image as it forms.
     """
-    record = await run_sync(queue.records.find, job_id)
+    record = await run_sync(queue.job_store.find, job_id)
     seen = -1 if last_event_id is None else last_event_id
     if record.status.is_terminal and record.revision <= seen:
         return Response(status_code=204)  # tells a browser not to connect again

@@ -63,7 +63,7 @@ async def submit_img2img(
             eta_s=forecast.eta_s,
         )
     once = await run_sync(_once, request, idempotency_key, terms.owner) if idempotency_key else None
-    made_before = await run_sync(admission.queue.made_before, once) if once else None
+    made_before = await run_sync(admission.queue.find_by_idempotency_key, once) if once else None
     if made_before:
         return await run_sync(_accepted, response, made_before, False, forecaster)
     admitted = await admission.admit(partial(plan, request, admission), terms, once)

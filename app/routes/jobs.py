@@ -42,7 +42,7 @@ def list_jobs(
     limit: Limit = 20,
 ) -> JobList:
     """The jobs, newest first. A page may be shorter than asked for, where jobs went meanwhile."""
-    records, last = queue.records.page(status, _place(cursor), limit)
+    records, last = queue.job_store.page(status, _place(cursor), limit)
     next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
     jobs = [Job.of(*pair) for pair in zip(records, forecaster.of(records), strict=True)]
     return JobList(jobs=jobs, next_cursor=next_cursor)
@@ -82,16 +82,16 @@ def _preferred_wait(prefer: str | None) -> int | None:
 @router.post("/{job_id}/cancel", operation_id="cancel_job", responses=openapi.problems(404, 410, 503))
 def cancel_job(job_id: JobId, queue: QueueDep) -> Job:
     """Cancels a job that has not ended; one that has stays as it is."""
-    queue.records.find(job_id)
+    queue.job_store.find(job_id)
     queue.cancel(job_id)
-    return Job.of(queue.records.find(job_id))
+    return Job.of(queue.job_store.find(job_id))
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=openapi.problems(404, 503))
 def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
     """Deletes the job and its pictures, cancelling it first if it has not ended. To delete it again changes nothing."""
     try:
-        queue.records.find(job_id)
+        queue.job_store.find(job_id)
     except (Deleted, Expired):
         return
     queue.delete(job_id)

@@ -51,7 +51,7 @@ def fetch_reference(
     for key in (upload_key(reference.sha256), input_key(reference.sha256)):
         picture = store.get(key)
         if picture is not None:
-            queue.inputs.hold(key, keep_s)
+            queue.input_images.retain(key, keep_s)
             return picture
     message = "No picture with this sha256 is kept here; send it with the request, or to POST /images first"
     raise ParameterError(field, message, got=reference.sha256)
@@ -60,7 +60,7 @@ def fetch_reference(
 def _result(field: str, reference: ResultReference, queue: "JobQueue", store: "BlobStore") -> bytes:
     path = f"/jobs/{reference.job_id}/images/{reference.index}"
     try:
-        record = queue.records.find(reference.job_id)
+        record = queue.job_store.find(reference.job_id)
     except (NotFound, Gone) as error:
         raise ParameterError(field, error.message, got=path) from None
     if record.status is not JobStatus.SUCCEEDED:

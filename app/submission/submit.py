@@ -63,11 +63,11 @@ class JobSubmitter:
     async def admit(
         self, make: Callable[[], Plan], terms: JobOptions, once: IdempotencyKey | None = None
     ) -> SubmittedJob:
-        """Queues what `make` plans. Raises QueueFull, TooManyQueued, TooCostly, RateLimited, and what `make` raises.
+        """Queues what `make` plans. Raises QueueFull, TooManyQueued, JobTooExpensive or RateLimited.
 
         A full queue is found out before pictures are decoded; what cannot be planned is not counted against the rate.
         """
-        await run_sync(self.queue.check_room, terms.owner)
+        await run_sync(self.queue.check_limits, terms.owner)
         spec, blobs = await self.plan(make)
         headers = await run_sync(self.rate.spend, terms.owner, spec.cost)
         record, new = await run_sync(self._submit, spec, terms, blobs, once)
@@ -78,10 +78,10 @@ class JobSubmitter:
     ) -> tuple[JobRecord, bool]:
         """Stores the pictures and queues the job, unless the same request has just done it."""
         for digest, picture in blobs.items():
-            self.queue.inputs.hold(input_key(digest), terms.result_ttl_s)
+            self.queue.input_images.retain(input_key(digest), terms.result_ttl_s)
             self.store.put(input_key(digest), picture)
         record, new = (
-            (self.queue.submit(spec, terms), True) if once is None else self.queue.submit_once(once, spec, terms)
+            (self.queue.submit(spec, terms), True) if once is None else self.queue.submit_idempotent(once, spec, terms)
         )
         if new:
             log.info(

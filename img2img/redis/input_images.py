@@ -45,7 +45,7 @@ class InputImageRefs:
         self._hold_script = redis.register_script(_HOLD)
         self._take_script = redis.register_script(_TAKE)
 
-    def hold(self, key: str, keep_s: float) -> None:
+    def retain(self, key: str, keep_s: float) -> None:
         """Keeps a picture for keep_s seconds. Call it before the picture is stored. Raises Unavailable."""
         script_keys = [INPUTS, BEING_DELETED.format(key=key)]
         give_up_at = time.monotonic() + WAIT_S
@@ -54,7 +54,7 @@ class InputImageRefs:
                 raise Unavailable("An earlier copy of this picture is being deleted; try again in a moment.")
             time.sleep(0.02)
 
-    def take_unused(self, limit: int = 100) -> list[str]:
+    def claim_unused(self, limit: int = 100) -> list[str]:
         """The keys of pictures that may go. Delete their blobs, then call `deleted`."""
         due = self._redis.zrangebyscore(INPUTS, "-inf", time.time(), 0, limit)
         return [key for key in map(as_text, due) if self._take(key)]  # type: ignore[arg-type]
@@ -63,6 +63,6 @@ class InputImageRefs:
         script_keys = [INPUTS, INPUT_USES, BEING_DELETED.format(key=key)]
         return bool(self._take_script(keys=script_keys, args=[key, time.time(), DELETING_S]))
 
-    def deleted(self, key: str) -> None:
+    def confirm_deleted(self, key: str) -> None:
         """The blob is deleted; the picture can be stored anew."""
         self._redis.delete(BEING_DELETED.format(key=key))
