@@ -17,7 +17,6 @@ from img2img.worker.engine.batching import collate, make_call, split, tensor_byt
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.task import EngineTask, TaskStopped
-from tests.support.engines import no_collector as no_collector
 
 
 def run_all(engine: Engine, functions: Sequence[Callable[[EngineTask], Any]]) -> list[EngineTask]:
