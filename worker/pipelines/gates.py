@@ -10,15 +10,15 @@ from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils import _pytree as pytree
 
-from ..engine import Gate
-from ..engine.batching import splittable
+from ..engine.batching import register_container
+from ..engine.gate import Gate
 
 # Prompts repeat, and an embedding costs no more to keep than it cost to make. A gate with memory
 # encodes one prompt a call, so that an embedding does not depend on the jobs beside it.
 PROMPT_MEMORY_BYTES = 256 * 2**20
 CAPTION_TOKENS = 512  # the most that the Z-Image pipelines pass
 
-splittable(
+register_container(
     DiagonalGaussianDistribution,
     lambda dist: ([dist.parameters], dist.deterministic),
     lambda leaves, deterministic: DiagonalGaussianDistribution(leaves[0], deterministic),

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin, StableDi
 from img2img.domain.model_card import UpscalerCard
 from img2img.domain.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
 
-from ...engine import EngineTask
+from ...engine.task import EngineTask
 from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..loading.components import build, is_pipeline, load_pipeline, load_unet
