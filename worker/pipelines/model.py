@@ -46,18 +46,18 @@ class Model:
         pipeline: of the family's first task, its modules on their device; they get gates.
         """
         self.family = family
-        self.adapters = Adapters(entry, pipeline, family.shared)
-        install_gates(pipeline, family.shared)
-        kinds = pipeline_classes(family.name, family.pipelines, pipeline)
+        self.adapters = Adapters(entry, pipeline, family)
+        install_gates(pipeline, family.gate_denoiser)
+        kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build(kind, pipeline) for task, kind in kinds.items()}
-        self._pipelines |= load_concat_pipelines(entry, family.name, family.pipelines, pipeline)
-        enlarging = load_upscalers(entry, family.name, pipeline)
+        self._pipelines |= load_concat_pipelines(entry, family, pipeline)
+        enlarging = load_upscalers(entry, family, pipeline)
         for part in (*self._pipelines.values(), *enlarging.values()):
-            install_gates(part, family.shared)
+            install_gates(part, family.gate_denoiser)
         self.upscalers = {
             times: Upscaler(times, part, entry.upscale[times], pipeline) for times, part in enlarging.items()
         }
-        self._controlnets = ControlNets(entry, family.name, pipeline)
+        self._controlnets = ControlNets(entry, family, pipeline)
         self.annotators = load_annotators(entry, pipeline.device)
         card = _card(entry, family, pipeline).model_copy(
             update=_card_of_parts(
@@ -66,7 +66,7 @@ class Model:
         )
         self.card = self.adapters.on_card(card, self._pipelines)
         self.vae = pipeline.vae
-        self.is_video_vae = isinstance(self.vae, diffusers.AutoencoderKLQwenImage)
+        self.is_video_vae = family.video_vae
         self.latent_scale: int = pipeline.vae_scale_factor  # pixels along a side of a latent
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.dtype
@@ -102,7 +102,7 @@ def load_model(entry: ModelConfig, *, device: str) -> Model:
             use_safetensors=True,
             revision=entry.revision,
             variant=entry.variant,
-            **family.modules(source, entry.revision),
+            **family.load_components(source, entry.revision),
         ).to(device)
     except (OSError, ValueError) as error:
         raise StartupError(f"cannot load model {entry.name!r}: {str(error).strip().splitlines()[0]}") from error
@@ -126,9 +126,9 @@ def _locate(source: str) -> str:
 
 def _card(entry: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
     scale = pipeline.vae_scale_factor
-    multiple = max(8, scale * family.patch)  # the pipelines ask for multiples of 8 whatever the autoencoder
+    multiple = max(8, scale * family.patch_size)  # the pipelines ask for multiples of 8 whatever the autoencoder
     native = _latent_size(pipeline) * scale
-    guidance = family.guidance(pipeline) if entry.guidance is None else entry.guidance
+    guidance = family.has_guidance(pipeline) if entry.guidance is None else entry.guidance
     return ModelCard(
         name=entry.name,
         family=family.name,

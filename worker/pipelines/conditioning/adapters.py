@@ -1,6 +1,6 @@
 """What a request can hang onto a model: LoRAs and image prompts. Jobs without them never meet them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -10,6 +10,7 @@ from img2img.domain.spec import JobSpec, Task
 
 from ...engine import Gate
 from ...images.inputs import Inputs
+from ..families import Family
 from ..loading.model_config import ModelConfig
 from .ip_adapter import load_ip_adapter
 from .loras import adapters_in, load_loras, loadable
@@ -22,18 +23,15 @@ IMAGE_MEMORY_BYTES = 256 * 2**20
 class Adapters:
     """The adapters of one model."""
 
-    def __init__(self, entry: ModelConfig, pipeline: DiffusionPipeline, shared: Sequence[str] = ()) -> None:
-        """pipeline: with its own modules, before gates stand in them. Raises StartupError.
-
-        shared: arguments of the denoiser without rows of their own.
-        """
+    def __init__(self, entry: ModelConfig, pipeline: DiffusionPipeline, family: Family) -> None:
+        """pipeline: with its own modules, before gates stand in them. Raises StartupError."""
         self._denoiser = denoiser_of(pipeline)
         self._names = {name: f"lora{index}" for index, name in enumerate(entry.loras)}  # PEFT allows no dots in a name
         self._twins: dict[str, SharedWeightModule] = {}  # by component, where a LoRA has weights for it
         self._seeing: list[SharedWeightModule] = []  # UNets for 1, 2, ... image prompts
         if not entry.loras and not entry.ip_adapter:
             return
-        twins = load_loras(entry, pipeline, self._names) if entry.loras else pipeline
+        twins = load_loras(entry, pipeline, family, self._names) if entry.loras else pipeline
         in_unet = adapters_in(twins, "unet") if entry.loras and entry.ip_adapter else frozenset()
         if entry.ip_adapter:
             seeing = load_ip_adapter(entry, entry.ip_adapter, pipeline, denoiser_of(twins))
@@ -50,7 +48,7 @@ class Adapters:
                     twins,
                     there,
                     remember_bytes=PROMPT_MEMORY_BYTES if is_text else 0,
-                    shared=() if is_text else shared,
+                    shared=() if is_text else family.unbatched,
                 )
 
     def on_card(self, card: ModelCard, pipelines: Mapping[Task, DiffusionPipeline]) -> ModelCard:

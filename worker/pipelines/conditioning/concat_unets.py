@@ -1,21 +1,13 @@
 """Models whose denoiser takes the picture in as channels beside the latents: instructed edits, and inpainting UNets."""
 
-from collections.abc import Mapping
-
-import diffusers
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from img2img.domain.spec import Task
 
 from ...errors import StartupError
+from ..families import Family
 from ..loading.components import build, is_pipeline, load_pipeline, load_unet
 from ..loading.model_config import ComponentSource, ModelConfig
-
-# By the kind of the model that they belong to.
-EDITS: Mapping[str, type[DiffusionPipeline]] = {
-    "stable-diffusion": diffusers.StableDiffusionInstructPix2PixPipeline,
-    "stable-diffusion-xl": diffusers.StableDiffusionXLInstructPix2PixPipeline,
-}
 
 
 def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:
@@ -33,35 +25,31 @@ def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:
     return tasks[takes]
 
 
-def pipeline_classes(
-    family: str, kinds: Mapping[Task, type[DiffusionPipeline]], base: DiffusionPipeline
-) -> dict[Task, type[DiffusionPipeline]]:
+def pipeline_classes(family: Family, base: DiffusionPipeline) -> dict[Task, type[DiffusionPipeline]]:
     """Of the stock pipelines of a family, those that the model's own denoiser was trained for."""
     unet = base.components.get("unet")
     if unet is None:
-        return dict(kinds)
+        return dict(family.pipelines)
     task = task_of_unet(unet, base.vae.config.latent_channels)
     if task is Task.IMG2IMG:
-        return {other: kind for other, kind in kinds.items() if other is not Task.EDIT}
-    known = {**kinds, Task.EDIT: EDITS.get(family)}
+        return {other: kind for other, kind in family.pipelines.items() if other is not Task.EDIT}
+    known = {**family.pipelines, Task.EDIT: family.instruct_pix2pix}
     kind = known.get(task)
     return {task: kind} if kind is not None else {}
 
 
-def load_concat_pipelines(
-    entry: ModelConfig, family: str, kinds: Mapping[Task, type[DiffusionPipeline]], base: DiffusionPipeline
-) -> dict[Task, DiffusionPipeline]:
+def load_concat_pipelines(entry: ModelConfig, family: Family, base: DiffusionPipeline) -> dict[Task, DiffusionPipeline]:
     """The pipelines of the parts `edit` and `inpaint`. Raises StartupError."""
     wanted = {
-        Task.EDIT: (entry.edit, EDITS.get(family)),
-        Task.INPAINT: (entry.inpaint, kinds.get(Task.INPAINT)),
+        Task.EDIT: (entry.edit, family.instruct_pix2pix),
+        Task.INPAINT: (entry.inpaint, family.pipelines.get(Task.INPAINT)),
     }
     injected = {}
     for task, (part, kind) in wanted.items():
         if part is None:
             continue
         if kind is None or "unet" not in base.components:
-            raise StartupError(f"model {entry.name!r}: a {family} takes no part `{task}`")
+            raise StartupError(f"model {entry.name!r}: a {family.name} takes no part `{task}`")
         injected[task] = _load(entry, task, part, kind, base)
     return injected
 

@@ -2,10 +2,9 @@
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline, MultiControlNetModel
 
@@ -14,31 +13,18 @@ from img2img.domain.spec import Task
 
 from ...engine import Gate
 from ...errors import StartupError
+from ..families import Family
 from ..loading.components import build
 from ..loading.model_config import ComponentSource, ModelConfig
-
-# By the family of the model that they steer.
-PIPELINES: Mapping[str, Mapping[Task, type[DiffusionPipeline]]] = {
-    "stable-diffusion": {
-        Task.IMG2IMG: diffusers.StableDiffusionControlNetImg2ImgPipeline,
-        Task.INPAINT: diffusers.StableDiffusionControlNetInpaintPipeline,
-        Task.CONTROL: diffusers.StableDiffusionControlNetPipeline,
-    },
-    "stable-diffusion-xl": {
-        Task.IMG2IMG: diffusers.StableDiffusionXLControlNetImg2ImgPipeline,
-        Task.INPAINT: diffusers.StableDiffusionXLControlNetInpaintPipeline,
-        Task.CONTROL: diffusers.StableDiffusionXLControlNetPipeline,
-    },
-}
 
 
 class ControlNets:
     """The ControlNets of one model, each behind a gate of its own, and its pipelines for every task with controls."""
 
-    def __init__(self, entry: ModelConfig, family: str, base: DiffusionPipeline) -> None:
+    def __init__(self, entry: ModelConfig, family: Family, base: DiffusionPipeline) -> None:
         """base: the model's own pipeline, whose parts are shared. Raises StartupError."""
-        if entry.controlnets and family not in PIPELINES:
-            raise StartupError(f"model {entry.name!r}: {family} models are not served with ControlNets")
+        if entry.controlnets and not family.controlnet_pipelines:
+            raise StartupError(f"model {entry.name!r}: {family.name} models are not served with ControlNets")
         # One that follows maps of several types is loaded once, and jobs of all of them merge.
         loaded: dict[ComponentSource, ControlNetModel] = {}
         for kind, part in entry.controlnets.items():
@@ -50,7 +36,9 @@ class ControlNets:
             net.forward = PerRequestScale(Gate("control", net.forward))
         if self._nets:
             first = next(iter(self._nets.values()))
-            self._templates = {t: build(kind, base, controlnet=first) for t, kind in PIPELINES[family].items()}
+            self._templates = {
+                t: build(kind, base, controlnet=first) for t, kind in family.controlnet_pipelines.items()
+            }
 
     @property
     def types(self) -> tuple[ControlType, ...]:

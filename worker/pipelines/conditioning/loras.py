@@ -4,11 +4,12 @@ import copy
 import re
 from collections.abc import Mapping
 
-from diffusers import DiffusionPipeline, ZImageTransformer2DModel
+from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
 from ...errors import StartupError
+from ..families import Family
 from ..loading.model_config import ComponentSource, ModelConfig
 from ..loading.weights import first_line, weights_file
 from .shared_weight_module import copy_sharing_weights
@@ -18,17 +19,15 @@ FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers calls such a fi
 LAYER = re.compile(r"(?:lora_A|down)(?:\.[^.]+)?\.weight$")
 
 
-def load_loras(entry: ModelConfig, pipeline: DiffusionPipeline, adapters: Mapping[str, str]) -> DiffusionPipeline:
+def load_loras(
+    entry: ModelConfig, pipeline: DiffusionPipeline, family: Family, adapters: Mapping[str, str]
+) -> DiffusionPipeline:
     """A pipeline of twins that carry every LoRA of the entry. adapters: LoRA name -> name that PEFT knows it by.
 
     Raises StartupError for a LoRA that does not fit.
     """
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise StartupError(f"model {entry.name!r}: diffusers has no LoRAs for a {type(pipeline).__name__}")
-    if isinstance(getattr(pipeline, "transformer", None), ZImageTransformer2DModel):
-        raise StartupError(
-            f"model {entry.name!r}: this version has no LoRAs for Z-Image, whose transformer takes lists of pictures"
-        )
+    if not family.loras or not hasattr(pipeline, "load_lora_weights"):
+        raise StartupError(f"model {entry.name!r}: LoRAs are not supported for {family.name} models; remove `loras`")
     twins = copy.copy(pipeline)
     for name in loadable(pipeline):
         setattr(twins, name, copy_sharing_weights(getattr(pipeline, name)))

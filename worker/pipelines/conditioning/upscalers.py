@@ -16,6 +16,7 @@ from img2img.domain.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
 from ...engine import EngineTask
 from ...errors import StartupError
 from ...images.inputs import Inputs
+from ..families import Family
 from ..loading.components import build, is_pipeline, load_pipeline, load_unet
 from ..loading.model_config import ComponentSource, ModelConfig, UpscalerSource
 from ..schedulers import make_scheduler, name_of
@@ -27,7 +28,7 @@ NOISE_LEVEL = 20  # of that noise, where nothing is said to the pipeline
 SET_BY_PIPELINE = 0.08333  # in the place of any other scaling factor, with a warning
 
 
-def load_upscalers(entry: ModelConfig, family: str, base: DiffusionPipeline) -> dict[int, DiffusionPipeline]:
+def load_upscalers(entry: ModelConfig, family: Family, base: DiffusionPipeline) -> dict[int, DiffusionPipeline]:
     """The pipelines of the parts `upscale`, by factor. Raises StartupError.
 
     base: the model's own, behind gates. A part that is a whole pipeline keeps its own modules; a UNet is given those.
@@ -35,11 +36,11 @@ def load_upscalers(entry: ModelConfig, family: str, base: DiffusionPipeline) -> 
     return {times: _load(entry.name, family, part, base) for times, part in sorted(entry.upscale.items())}
 
 
-def _load(model: str, family: str, part: ComponentSource, base: DiffusionPipeline) -> DiffusionPipeline:
+def _load(model: str, family: Family, part: ComponentSource, base: DiffusionPipeline) -> DiffusionPipeline:
     if is_pipeline(part):
         return load_pipeline(part, base.device, base.dtype)
-    if family != "stable-diffusion":
-        raise StartupError(f"model {model!r}: a {family} takes an upscaler as a whole pipeline, not as a UNet")
+    if not family.unet_upscalers:
+        raise StartupError(f"model {model!r}: a {family.name} takes an upscaler as a whole pipeline, not as a UNet")
     unet, vae = load_unet(part, base.device, base.dtype), base.vae
     channels = vae.config.latent_channels + 3  # of the latents, and of the small picture
     levels = unet.config.num_class_embeds
