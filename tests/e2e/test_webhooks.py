@@ -23,9 +23,9 @@ from img2img.errors import Expired
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import OUTBOX
 from img2img.redis.webhook_outbox import ATTENDED, ATTENDED_S, STALE_S, WebhookOutbox
-from tests.conftest import http_server
 from tests.support.problems import assert_problem
 from tests.support.processes import wait_for
+from tests.support.servers import http_server
 from tests.support.specs import make_spec
 from tests.support.webhook_receivers import receiving, verified
 

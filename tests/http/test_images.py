@@ -15,7 +15,7 @@ from img2img.blobs import ObjectStore
 from img2img.domain.spec import upload_key
 from img2img.redis.input_images import INPUTS
 from img2img.worker.queue.retention import Retention
-from tests.conftest import encoded, gradient
+from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
 
 Submit = Callable[..., httpx.Response]

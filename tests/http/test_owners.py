@@ -16,8 +16,8 @@ from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.retention import Retention
-from tests.conftest import CARD
 from tests.support.authenticated import authenticated_server, client_with, routes
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 Finish = Callable[[str], bytes]
