@@ -70,7 +70,7 @@ async def _traces(request: Request) -> Tracer:
 SettingsDep = Annotated[ApiSettings, Depends(_settings)]
 RedisDep = Annotated[Redis, Depends(_redis)]
 CallerDep = Annotated[Caller, Depends(_caller)]
-QueueDep = Annotated[JobQueue, Depends(_queue)]  # its records are those that the caller may see
+QueueDep = Annotated[JobQueue, Depends(_queue)]  # its records and inputs are those that the caller may see
 RateDep = Annotated[RateLimiter, Depends(_rate)]
 StoreDep = Annotated[BlobStore, Depends(_store)]
 ModelsDep = Annotated[ModelRegistry, Depends(_models)]

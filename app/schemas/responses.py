@@ -107,7 +107,7 @@ class Job(BaseModel):
     ]
     eta_s: EtaS
     progress: JobProgress
-    request: Annotated[JobSpec, Field(description="Every parameter as resolved; the picture as its sha256.")]
+    request: Annotated[JobSpec, Field(description="Every parameter as resolved; the pictures as their sha256.")]
     images: list[JobImage]
     error: JobFailure | None
     timings: Annotated[dict[str, float], Field(description="Seconds: `queued`, `run`, then the stages of the run.")]
@@ -211,13 +211,15 @@ class JobEvent(BaseModel):
 
     type: Event
     timestamp: Annotated[datetime, Field(description="When the job ended.")]
-    data: Annotated[Job, Field(description="The job, as `GET /jobs/{id}` shows it.")]
+    data: Annotated[
+        Job,
+        Field(description="The job, as `GET /jobs/{id}` shows it, but null for the sha256 of every picture sent."),
+    ]
 
     @classmethod
     def of(cls, record: JobRecord) -> Self:
-        return cls.model_validate(
-            {"type": f"job.{record.status}", "timestamp": record.finished_at, "data": Job.of(record)}
-        )
+        job = Job.of(record.model_copy(update={"spec": record.spec.without_inputs()}))
+        return cls.model_validate({"type": f"job.{record.status}", "timestamp": record.finished_at, "data": job})
 
 
 class JobList(BaseModel):

@@ -64,9 +64,10 @@ class JobQueue:
         self._queue = cache(lambda model: rq_queue(model, redis))
 
     def as_seen_by(self, owner: str | None) -> Self:
-        """The same queue, whose `records` show only the jobs of this owner; None sees all."""
+        """The same queue, whose `records` and `inputs` show only what is this owner's; None sees all."""
         seen = copy(self)
         seen.records = self.records.as_seen_by(owner)
+        seen.inputs = self.inputs.as_seen_by(owner)
         return seen
 
     def made_before(self, once: IdempotencyKey) -> JobRecord | None:

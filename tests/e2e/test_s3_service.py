@@ -18,8 +18,8 @@ from img2img.domain.spec import input_key, result_key
 from img2img.redis.input_images import INPUTS
 from img2img.redis.job_store import EXPIRING
 from img2img.settings import embedded_redis_socket
-from tests.conftest import encoded, gradient
 from tests.support.buckets import Bucket, s3_server
+from tests.support.images import encoded, gradient
 from tests.support.processes import wait_for
 from tests.support.serving import serving
 

@@ -15,8 +15,6 @@ from img2img.domain.job import JobStatus
 from img2img.worker.errors import WorkerDied
 from img2img.worker.runtime.watchdog import CHECK_INTERVAL_S, Watchdog
 from tests.support.processes import Service, run_worker, wait_for
-from tests.support.processes import service as service
-from tests.support.processes import tiny_model as tiny_model
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,6 @@ from tests.engine.test_families import (
     largest_difference,
     sd3_arguments,
 )
-from tests.support.engines import one_thread as one_thread
 from tests.support.engines import run_on, run_together
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_families import tiny_flux, tiny_klein, tiny_kontext, tiny_sd3, tiny_z_image

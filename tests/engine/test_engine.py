@@ -15,7 +15,6 @@ import torch
 from img2img.worker.engine import Engine, EngineTask, Gate, TaskStopped
 from img2img.worker.engine import batching as calls
 from img2img.worker.engine.batching import collate, content, make_call, split
-from tests.support.engines import no_collector as no_collector
 
 
 def run_all(engine: Engine, works: Sequence[Callable[[EngineTask], Any]]) -> list[EngineTask]:

@@ -20,7 +20,6 @@ from img2img.worker.errors import DeviceLost
 from img2img.worker.pipelines.loading.model_config import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import JobRunner, RunningJob
-from tests.support.engines import one_thread as one_thread
 from tests.support.specs import make_spec
 
 SIDE = 32

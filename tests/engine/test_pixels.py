@@ -22,7 +22,6 @@ from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.loading.model_config import ModelConfig, config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import to_pixels
-from tests.support.engines import one_thread as one_thread
 from tests.support.engines import run_on
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec

@@ -23,7 +23,6 @@ from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import JobRunner, RunningJob, to_pixels
 from tests.engine.test_tiling import job, noise
-from tests.support.engines import one_thread as one_thread
 from tests.support.models.tiny_models import (
     autoencoder,
     tiny_sd,

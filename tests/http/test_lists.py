@@ -189,12 +189,12 @@ def test_an_input_picture_is_kept_while_a_job_needs_it(
 
 def test_a_picture_that_is_just_being_deleted_is_stored_anew(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
     key = input_key("a" * 64)
-    queue.inputs.hold(key, -1)
+    queue.inputs.hold(key, -1, "ada")
     assert queue.inputs.take_unused() == [key]
     with pytest.raises(Unavailable):
-        queue.inputs.hold(key, 60)
+        queue.inputs.hold(key, 60, "ada")
     queue.inputs.deleted(key)
-    queue.inputs.hold(key, 60)
+    queue.inputs.hold(key, 60, "ada")
     assert queue.inputs.take_unused() == []
     assert not redis.exists(BEING_DELETED.format(key=key))
 
