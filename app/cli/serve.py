@@ -46,7 +46,7 @@ def serve(
     redis_url: RedisUrl = None,
     insecure: Insecure = None,
 ) -> None:
-    """The whole service on this machine: Redis, API, worker and courier. Ctrl-C stops all of it."""
+    """The whole service on this machine: Redis, API server, worker and webhook dispatcher. Ctrl-C stops all of it."""
     from ..supervisor.supervisor import running
 
     with one_line_errors(), suppress(KeyboardInterrupt):
@@ -124,8 +124,8 @@ def worker(
         os.execve(sys.executable, [*PYTHON, "img2img.worker"], settings.as_environment())  # noqa: S606
 
 
-def courier(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """A courier alone: takes ends of jobs from Redis and delivers their webhooks."""
+def webhooks(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """Run a webhook dispatcher: delivers the webhooks of ended jobs from Redis."""
     from ..supervisor.supervisor import PYTHON
 
     with one_line_errors():
