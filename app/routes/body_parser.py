@@ -13,9 +13,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from img2img.domain.parameters import MAX_TEXT
-from img2img.errors import ParameterError, RequestError, UnsupportedMedia
+from img2img.errors import ParameterError, RequestError
 
 from ..dependencies import SettingsDep
+from ..http.errors import UnsupportedMedia
 from ..schemas.image_references import parse_reference
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
 from ..settings import ApiSettings

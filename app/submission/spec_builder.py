@@ -13,8 +13,9 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import GenerationParameters, Resize, Task
 from img2img.domain.spec import ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
-from img2img.errors import ImageError, ParameterError, UnsupportedMedia
+from img2img.errors import ParameterError
 
+from ..http.errors import ImageError, UnsupportedMedia
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import SandboxedImage
 from ..schemas.image_references import ImageReference

@@ -58,7 +58,8 @@ class Control(ControlWeight):
 class ImagePrompt(_Frozen):
     """An image that conditions by cross-attention (IP-Adapter)."""
 
-    image: Sha256
+    # None: see `BaseSpec.without_inputs`.
+    image: Sha256 | None
     scale: Annotated[float, Field(ge=0, le=2)]
 
 

@@ -1,9 +1,10 @@
 """JobSpec: the resolved parameters of a job, one class per task. Images are referred to by the sha256 of a blob."""
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypeAliasType
@@ -84,10 +85,14 @@ class BaseSpec(BaseModel):
     @property
     def inputs(self) -> tuple[Sha256, ...]:
         """The input blobs, each once."""
-        return tuple(dict.fromkeys(self._images()))
+        return tuple(dict.fromkeys(image for image in self._images() if image))
 
-    def _images(self) -> Iterator[Sha256]:
-        yield from (control.image for control in self.control_maps if control.image)
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield from (control.image for control in self.control_maps)
+
+    def without_inputs(self) -> Self:
+        """Return the spec without the hashes of its blobs, for data that leaves the service."""
+        return _without_hashes(self)
 
     def image_seed(self, _index: int, /) -> int:
         """Return the seed of a result image; 0 for a job without randomness."""
@@ -114,7 +119,7 @@ class GenerationSpec(GenerationParameters, BaseSpec):
     def _rows(self) -> int:
         return self.guidance_rows if self.guidance_scale > 1 else 1
 
-    def _images(self) -> Iterator[Sha256]:
+    def _images(self) -> Iterator[Sha256 | None]:
         yield from super()._images()
         yield from (prompt.image for prompt in self.image_prompts)
 
@@ -125,8 +130,8 @@ class GenerationSpec(GenerationParameters, BaseSpec):
 class StrengthSpec(GenerationSpec):
     """A job that adds noise to an image up to a strength and denoises it."""
 
-    # Blob: an upright RGB PNG, of width x height pixels unless the class says otherwise.
-    image: Sha256
+    # Blob: an upright RGB PNG, of width x height pixels unless the class says otherwise. None: see `without_inputs`.
+    image: Sha256 | None
     prompt: str
     strength: Strength
 
@@ -141,7 +146,7 @@ class StrengthSpec(GenerationSpec):
             return max(1, steps - int(max(steps - min(steps * self.strength, steps), 0)))
         return max(1, min(int(steps * self.strength), steps))
 
-    def _images(self) -> Iterator[Sha256]:
+    def _images(self) -> Iterator[Sha256 | None]:
         yield self.image
         yield from super()._images()
 
@@ -182,10 +187,10 @@ class InpaintSpec(StrengthSpec, ControlledSpec):
     def result_size(self) -> tuple[int, int]:
         return self.region.canvas
 
-    def _images(self) -> Iterator[Sha256]:
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield self.image
+        yield self.region.mask
         yield from super()._images()
-        if self.region.mask:
-            yield self.region.mask
 
 
 class ControlSpec(ControlledSpec):
@@ -200,7 +205,7 @@ class EditSpec(GenerationSpec):
     """Editing by instruction."""
 
     task: Literal[Task.EDIT] = Task.EDIT
-    image: Sha256
+    image: Sha256 | None
     instruction: str
     # None where the model takes no guidance by the image.
     image_guidance_scale: Annotated[float | None, Field(ge=1)] = None
@@ -215,7 +220,7 @@ class EditSpec(GenerationSpec):
     def _rows(self) -> int:
         return 3 if self.image_guidance_scale and self.guidance_scale > 1 else super()._rows
 
-    def _images(self) -> Iterator[Sha256]:
+    def _images(self) -> Iterator[Sha256 | None]:
         yield self.image
         yield from super()._images()
 
@@ -251,7 +256,7 @@ class ControlMapSpec(BaseSpec):
     """A control map of an image, without generation."""
 
     task: Literal[Task.CONTROL_MAP] = Task.CONTROL_MAP
-    image: Sha256
+    image: Sha256 | None
     type: ControlType
     resize: Resize = Resize.CROP
 
@@ -263,7 +268,7 @@ class ControlMapSpec(BaseSpec):
     def control_maps(self) -> tuple[Control, ...]:
         return (Control(type=self.type, image=None, preprocess=True),)
 
-    def _images(self) -> Iterator[Sha256]:
+    def _images(self) -> Iterator[Sha256 | None]:
         yield self.image
 
 
@@ -278,6 +283,24 @@ def parse_spec(text: str | bytes) -> JobSpec:
     return _JOB_SPEC.validate_json(text)
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _without_hashes(model: Model) -> Model:
+    """Return a copy of the model in which `image` and `mask` are None, at every level."""
+    return model.model_copy(
+        update={name: _without_hash(name, getattr(model, name)) for name in type(model).model_fields}
+    )
+
+
+def _without_hash(name: str, value: Any) -> Any:
+    if name in ("image", "mask"):
+        return None
+    if isinstance(value, tuple):
+        return tuple(_without_hash("", item) for item in value)
+    return _without_hashes(value) if isinstance(value, BaseModel) else value
+
+
 def input_key(sha256: str) -> str:
     """Return the key of a job's input blob: an image as the model sees it."""
     return f"inputs/{sha256}.png"
@@ -286,6 +309,14 @@ def input_key(sha256: str) -> str:
 def upload_key(sha256: str) -> str:
     """Return the key of an image as the client sent it, before a job uses it."""
     return f"uploads/{sha256}"
+
+
+def without_input_keys(text: str) -> str:
+    """Return the text without the hashes in the keys of input blobs."""
+    return _INPUT_KEY.sub(r"\1/...", text)
+
+
+_INPUT_KEY = re.compile(r"\b(inputs|uploads)/[0-9a-f]{64}")
 
 
 def result_key(job_id: str, index: int) -> str:

@@ -17,8 +17,6 @@ from img2img.domain.job import JobStatus
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
 from img2img.domain.spec import result_key
 from tests.support.processes import Service, wait_for
-from tests.support.processes import service as service
-from tests.support.processes import tiny_model as tiny_model
 
 LONG = 150  # steps
 
@@ -159,7 +157,7 @@ def test_a_cancelled_job_frees_its_place_and_stays_cancelled(service: Service) -
     untold = service.submit(seed=3, num_inference_steps=LONG, num_images=8)
     behind = service.submit(seed=4)
     service.wait_until_running(untold, worker)
-    assert service.records.cancel(untold)  # the message to the worker is lost
+    assert service.job_store.cancel(untold)  # the message to the worker is lost
     cancelled = service.record(untold)
     started = service.wait_until_ended([behind])[0].started_at
     assert started - cancelled.finished_at < 2

@@ -14,8 +14,9 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, encoded, gradient
 from tests.support.authenticated import connected
+from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 
 FORGED = "FORGED 2026-01-01 all is well"
 
@@ -25,7 +26,7 @@ def log(settings: ApiSettings, redis: Redis, tmp_path: Path) -> Path:
     """All that the front end says while it gets requests with line ends everywhere, every request logged."""
     own = settings.model_copy(update={"port": free_port()})
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     environment = os.environ | own.as_environment() | {"IMG2IMG_LOG_LEVEL": "INFO", "IMG2IMG_PORT": str(own.port)}
     file = tmp_path / "log"
     with file.open("wb") as output:

@@ -8,7 +8,7 @@ from redis import Redis
 
 from img2img.domain.parameters import Task
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, PLAIN
+from tests.support.model_cards import CARD, PLAIN
 from tests.support.problems import assert_problem
 
 WEIGHTED = CARD.model_copy(update={"prompt_weighting": True})
@@ -16,7 +16,7 @@ WEIGHTED = CARD.model_copy(update={"prompt_weighting": True})
 
 @pytest.fixture
 def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., httpx.Response]:
-    ModelRegistry(redis).announce("test-worker", [WEIGHTED, PLAIN], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [WEIGHTED, PLAIN], ttl_s=60)
     return submit
 
 
@@ -40,7 +40,7 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
 def test_what_a_family_does_not_have_is_refused(
     send: Callable[..., httpx.Response], fields: dict[str, object], field: str, message: str
 ) -> None:
-    [error] = assert_problem(send(model="plain", **fields), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(send(model="plain", **fields), 422, "invalid_parameter")["errors"]
     assert error["field"] == field
     assert message in error["message"]
 
@@ -53,7 +53,7 @@ def test_what_is_left_out_is_resolved_to_what_the_family_has(send: Callable[...,
 
 def test_denoising_start_takes_the_place_of_strength(http: httpx.Client, redis: Redis, picture: bytes) -> None:
     xl = CARD.model_copy(update={"name": "xl", "parameters": {"denoising_start": (Task.IMG2IMG,)}, "guidance_rows": 1})
-    ModelRegistry(redis).announce("test-worker", [xl], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [xl], ttl_s=60)
     data = {"model": "xl", "denoising_start": 0.8, "num_inference_steps": 20}
     answer = http.post("/img2img?dry_run=true", files={"image": picture}, data=data)
     assert answer.status_code == 200, answer.text

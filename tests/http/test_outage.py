@@ -15,8 +15,9 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, http_server, redis_server
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
+from tests.support.servers import http_server, redis_server
 
 CALLS = [
     ("POST", "/img2img"),
@@ -62,7 +63,7 @@ def test_redis_gone_and_back(client: httpx.Client, folder: Path, picture: bytes)
     assert_unavailable(client, picture)
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
-            ModelRegistry(redis).announce("w", [CARD], ttl_s=60)
+            ModelRegistry(redis).register("w", [CARD], ttl_s=60)
         job = client.post("/img2img", files={"image": picture}).json()
         assert client.get("/readyz").status_code == 200
     assert_unavailable(client, picture)
@@ -73,7 +74,7 @@ def test_redis_gone_and_back(client: httpx.Client, folder: Path, picture: bytes)
 def test_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
-            ModelRegistry(redis).announce("w", [CARD], ttl_s=60)
+            ModelRegistry(redis).register("w", [CARD], ttl_s=60)
             pid = redis.info("server")["process_id"]
         assert client.get("/models").status_code == 200
         os.kill(pid, signal.SIGSTOP)
@@ -86,7 +87,7 @@ def test_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None
 def test_the_store_is_gone(client: httpx.Client, folder: Path, picture: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
-            ModelRegistry(redis).announce("w", [CARD], ttl_s=60)
+            ModelRegistry(redis).register("w", [CARD], ttl_s=60)
         shutil.rmtree(folder / "store")
         (folder / "store").write_text("not a folder")
         assert_problem(client.post("/img2img", files={"image": picture}), 503, "unavailable")

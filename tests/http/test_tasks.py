@@ -18,7 +18,8 @@ from img2img.domain.parameters import Task
 from img2img.domain.spec import input_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, encoded, gradient
+from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 ABLE = CARD.model_copy(
@@ -54,7 +55,7 @@ MASK = b64(mask_with((40, 40, 60, 56)))
 
 @pytest.fixture
 def post(http: httpx.Client, redis: Redis) -> Post:
-    ModelRegistry(redis).announce("able-worker", [CARD, ABLE, DISTILLED], ttl_s=60)
+    ModelRegistry(redis).register("able-worker", [CARD, ABLE, DISTILLED], ttl_s=60)
 
     def send(**fields: Any) -> httpx.Response:
         return http.post("/img2img", json={"model": "able", **fields})

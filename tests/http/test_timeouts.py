@@ -13,8 +13,8 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.job_queue import JobQueue
-from tests.conftest import http_server
 from tests.support.authenticated import connected, until_closed
+from tests.support.servers import http_server
 
 SUBMIT = "POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -57,7 +57,7 @@ def test_a_body_that_trickles(url: str, redis: Redis, size: str, piece: bytes) -
         with trickling(connection, piece):
             answer = until_closed(connection)
     assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-    assert b'"code":"too_slow"' in answer
+    assert b'"code":"request_timeout"' in answer
 
 
 def test_a_body_that_stops(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from img2img.domain.parameters import Task
-from img2img.domain.spec import (
-    ControlMapSpec,
-    ControlSpec,
-    EditSpec,
-    Img2ImgSpec,
-    InpaintSpec,
-    JobSpec,
-    UpscaleSpec,
-)
+from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 
 CLASSES = {
     Task.IMG2IMG: Img2ImgSpec,

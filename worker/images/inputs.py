@@ -46,7 +46,8 @@ class Prepares(Protocol):
 def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlType, Prepares] = {}) -> Inputs:
     """Decodes the blobs of a job, by sha256. Raises JobError where one does not fit the spec."""
     size = (spec.width, spec.height)
-    picture = None if isinstance(spec, ControlSpec) else decode_png(pngs[spec.image])
+    digest = None if isinstance(spec, ControlSpec) else spec.image
+    picture = decode_png(pngs[digest]) if digest else None
     mask = canvas = None
     if isinstance(spec, InpaintSpec):
         assert picture is not None
@@ -67,7 +68,7 @@ def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[Co
         to_tensor(mask) if mask is not None else None,
         canvas,
         tuple(controls),
-        image_prompts=tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in prompts),
+        image_prompts=tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in prompts if prompt.image),
     )
 
 

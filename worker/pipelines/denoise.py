@@ -18,12 +18,11 @@ from img2img.domain.spec import (
     UpscaleSpec,
 )
 
-from ..engine import EngineTask
-from ..engine.engine import TaskFunction
+from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts
-from .conditioning.upscalers import count_steps
+from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
 
@@ -34,7 +33,7 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
         return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
         return lambda _ticket: encode_decode(model, inputs.picture)
-    seen = model.adapters.see(spec, inputs)
+    seen = model.adapters.image_prompt_kwargs(spec, inputs)
     return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, seen)
 
 
@@ -57,7 +56,7 @@ def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
 def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tensor]:
     """Return the job's control maps, (1, 3, height, width) in [0, 1]; runs the annotators that are models."""
     return [
-        model.annotators[control.type].make(loaded, (spec.width, spec.height))
+        model.annotators[control.type].make_map(loaded, (spec.width, spec.height))
         if control.preprocess and control.type in model.annotators
         else loaded
         for control, loaded in zip(spec.control_maps, inputs.controls, strict=True)
@@ -75,7 +74,7 @@ def denoise(
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
     pipeline = model.pipeline(task, spec.scheduler, [control.type for control in spec.control_maps])
-    model.adapters.put_on(pipeline, spec)
+    model.adapters.activate(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
 
     def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def denoise(
         num_inference_steps=spec.num_inference_steps,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
-        **({"callback_on_step_end": note_step} if modern else {"callback": count_steps(spec, ticket)}),
+        **({"callback_on_step_end": note_step} if modern else {"callback": step_callback(spec, ticket)}),
         **_arguments(model, pipeline, spec, inputs, takes),
         **optional_arguments(spec, takes),
         **seen,
