@@ -31,7 +31,7 @@ from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.conditioning import ControlType
 from img2img.domain.parameters import Task
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import http_server, redis_server
+from tests.support.servers import http_server, redis_server
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (f"{ROOT}/app/", f"{ROOT}/img2img/")

@@ -1,5 +1,6 @@
 """Optional parameters give the pixels of the stock pipeline, alone and in a batch."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,6 @@ def test_defaults_are_those_of_the_pipelines(served: Served) -> None:
     for name, tasks in served.model.card.parameters.items():
         default = type(job()).model_fields[name].default
         for task in set(tasks) & set(served.stock):
-            import inspect
-
             stock_default = inspect.signature(served.stock[task].__call__).parameters[name].default
             assert default == stock_default, (name, task)
     assert set(served.model.card.parameters) <= set(PARAMETERS)
