@@ -211,8 +211,8 @@ def test_json_takes_base64_and_data_uris(submit_json: Submit, picture: bytes, pr
         ("https://example.com/a.png", 422, "base64"),
         (7, 422, "base64"),
         (None, 422, "Field required"),
-        ("", 415, "PNG, JPEG and WebP"),
-        (base64.b64encode(b"<svg/>").decode(), 415, "PNG, JPEG and WebP"),
+        ("", 415, "PNG, JPEG or WebP"),
+        (base64.b64encode(b"<svg/>").decode(), 415, "PNG, JPEG or WebP"),
     ],
 )
 def test_json_pictures_that_are_none(submit_json: Submit, image: Any, status: int, message: str) -> None:
