@@ -113,3 +113,10 @@ def test_defaults_are_those_of_the_pipelines(served: Served) -> None:
             stock_default = inspect.signature(served.stock[task].__call__).parameters[name].default
             assert default == stock_default, (name, task)
     assert set(served.model.card.parameters) <= set(PARAMETERS)
+
+
+@pytest.mark.parametrize("scheduler", [Scheduler.DDIM, Scheduler.TCD])
+def test_eta_is_exact(served: Served, scheduler: Scheduler) -> None:
+    assert served.tasks_with("eta") == (Task.IMG2IMG, Task.INPAINT)
+    assert served.model.card.scheduler_parameters["eta"] == (Scheduler.DDIM, Scheduler.TCD)
+    check_exact(served, "eta", [0.4, 1.0], scheduler=scheduler)
