@@ -120,3 +120,10 @@ def test_eta_is_exact(served: Served, scheduler: Scheduler) -> None:
     assert served.tasks_with("eta") == (Task.IMG2IMG, Task.INPAINT)
     assert served.model.card.scheduler_parameters["eta"] == (Scheduler.DDIM, Scheduler.TCD)
     check_exact(served, "eta", [0.4, 1.0], scheduler=scheduler)
+
+
+def test_guidance_rescale_is_exact(served: Served) -> None:
+    is_xl = served.model.card.family == "stable-diffusion-xl"
+    assert served.tasks_with("guidance_rescale") == ((Task.IMG2IMG, Task.INPAINT) if is_xl else ())
+    if is_xl:
+        check_exact(served, "guidance_rescale", [0.3, 0.7])

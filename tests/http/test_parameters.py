@@ -19,7 +19,7 @@ ABLE = CARD.model_copy(
         "upscales": (2,),
         "controls": (ControlType.CANNY,),
         "preprocessors": (ControlType.CANNY,),
-        "parameters": {"eta": (Task.IMG2IMG,)},
+        "parameters": {"eta": (Task.IMG2IMG,), "guidance_rescale": (Task.IMG2IMG, Task.INPAINT)},
         "control_parameters": {"eta": (Task.INPAINT,)},
         "scheduler_parameters": {"eta": (Scheduler.DDIM, Scheduler.TCD)},
     }
@@ -34,7 +34,7 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
     return lambda **fields: submit(**{"model": "able", **fields})
 
 
-@pytest.mark.parametrize(("name", "value"), [("eta", 0.5)])
+@pytest.mark.parametrize(("name", "value"), [("eta", 0.5), ("guidance_rescale", 0.7)])
 def test_parameters_reach_the_job(send: Callable[..., httpx.Response], name: str, value: float) -> None:
     response = send(**{name: value})
     assert response.status_code == 202, response.text
@@ -49,6 +49,10 @@ def test_parameters_reach_the_job(send: Callable[..., httpx.Response], name: str
         ({"eta": 0.5, "upscale": 2}, "eta", "cannot be combined with `upscale`"),
         ({"eta": 0.5, "outpaint": OUTPAINT}, "eta", "it goes with image-to-image, and not with inpainting"),
         ({"eta": 0.5, "controls": CONTROLS}, "eta", "and `controls` it goes with inpainting and outpainting"),
+        ({"guidance_rescale": 0.5, "model": "demo"}, "guidance_rescale", "does not support `guidance_rescale`"),
+        ({"guidance_rescale": 0.5, "guidance_scale": 1}, "guidance_rescale", "Without guidance it has no effect"),
+        ({"guidance_rescale": 0.5, "controls": CONTROLS}, "guidance_rescale", "does not support `guidance_rescale`"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale", "less than or equal to 1"),
         ({"eta": 1.5}, "eta", "less than or equal to 1"),
     ],
 )
