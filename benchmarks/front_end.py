@@ -18,9 +18,10 @@ from img2img.app.supervisor.process import ManagedProcess
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.spec import JobSpec, Resize, Scheduler
-from img2img.redis.job_queue import JobQueue, rq_queue
-from img2img.redis.job_store import ALL_JOBS, LISTED_AS, RECORD
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.keys import JOB, JOBS, JOBS_BY_STATUS
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.rq_adapter import rq_queue
 
 CARD = ModelCard(
     name="demo",
@@ -99,7 +100,7 @@ class FrontEnd:
 
     def _copies(self, job_id: str, count: int, queue: JobQueue) -> list[str]:
         """Queues `count` jobs like a queued one: the same keys, written many at a time."""
-        of_rq, fields = self._redis.hgetall(Job.key_for(job_id)), self._redis.hgetall(RECORD.format(id=job_id))
+        of_rq, fields = self._redis.hgetall(Job.key_for(job_id)), self._redis.hgetall(JOB.format(id=job_id))
         record = queue.job_store.find(job_id)
         ids = [uuid4().hex for _ in range(count)]
         for start in range(0, count, 1000):
@@ -107,9 +108,9 @@ class FrontEnd:
             with self._redis.pipeline(transaction=False) as pipe:
                 for new_id in some:
                     pipe.hset(Job.key_for(new_id), mapping=of_rq)
-                    pipe.hset(RECORD.format(id=new_id), mapping=fields)
+                    pipe.hset(JOB.format(id=new_id), mapping=fields)
                     queue.job_store.fair_queue.enqueue(pipe, record.model_copy(update={"id": new_id}))
-                for index in (ALL_JOBS, LISTED_AS.format(status="queued")):
+                for index in (JOBS, JOBS_BY_STATUS.format(status="queued")):
                     pipe.zadd(index, dict.fromkeys(some, time.time()))
                 pipe.rpush(rq_queue(SPEC.model, self._redis).key, *some)
                 pipe.execute()

@@ -28,9 +28,10 @@ from img2img.app.supervisor.process import ManagedProcess
 from img2img.domain.job import JobOptions, Priority
 from img2img.domain.spec import JobSpec, input_key
 from img2img.redis.fair_queue_scripts import LINE_FUNCTIONS
-from img2img.redis.input_images import INPUT_USES, INPUTS
-from img2img.redis.job_queue import JobQueue, rq_queue
-from img2img.redis.job_store import ALL_JOBS, RECORD, job_index
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_store import job_index
+from img2img.redis.keys import INPUT_IMAGE_USES, INPUT_IMAGES, JOB, JOBS
+from img2img.redis.rq_adapter import rq_queue
 from img2img.settings import embedded_redis_socket
 from img2img.worker.queue.reaper import Reaper
 
@@ -127,7 +128,7 @@ class Filler:
         for _ in range(min(queued, ONE_BY_ONE) - depth):
             self.submit()
         template = self._queue.job_store.find(self.submit())
-        keys = [Job.key_for(template.id), RECORD.format(id=template.id), job_index(None), INPUT_USES, INPUTS]
+        keys = [Job.key_for(template.id), JOB.format(id=template.id), job_index(None), INPUT_IMAGE_USES, INPUT_IMAGES]
         keys += [rq_queue(SPEC.model, self._redis).key, f"i2i:line:{SPEC.model}"]
         while (missing := queued - self._queue.depth(SPEC.model)) > 0:
             salt = self._random.randbytes(8).hex()
@@ -139,11 +140,11 @@ def _measured(redis: Redis, queued: int) -> Row:
     """Fills up to `queued` jobs, and uses the queue."""
     _say(f"filling up to {queued:,} queued jobs")
     filler, queue = Filler(redis), JobQueue(redis)
-    if queued > redis.zcard(ALL_JOBS):
+    if queued > redis.zcard(JOBS):
         filler.fill(queued)
     row: Row = {"queued": queue.depth(SPEC.model), "bytes": redis.info("memory")["used_memory"]}
     _say("using it")
-    ids = list(map(str, map(bytes.decode, redis.zrange(ALL_JOBS, 0, -1))))
+    ids = list(map(str, map(bytes.decode, redis.zrange(JOBS, 0, -1))))
     some = Random(2).sample(ids, min(ASKED, len(ids)))
     records = [queue.job_store.find(job_id) for job_id in some]
     row |= _spread("submit", [_ms(filler.submit) for _ in range(ASKED)])

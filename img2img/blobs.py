@@ -149,26 +149,3 @@ def _bucket(url: str, patience_s: float) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0]
-
-
-class MemoryStore:
-    """The in-memory twin of ObjectStore."""
-
-    def __init__(self) -> None:
-        self._blobs: dict[str, bytes] = {}
-
-    def put(self, key: str, data: bytes) -> bool:
-        return self._blobs.setdefault(key, data) is data
-
-    def get(self, key: str) -> bytes | None:
-        return self._blobs.get(key)
-
-    def delete(self, *keys: str) -> None:
-        for key in keys:
-            self._blobs.pop(key, None)
-
-    def sign(self, method: Literal["GET", "HEAD"], key: str, expires_s: float) -> str:
-        raise UnusableStore(f"memory has no URL to {method} {key} at, even for {expires_s:g} s")
-
-    def check(self) -> None:
-        return None

@@ -15,8 +15,6 @@ from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
 from img2img.domain.spec import JobSpec, Resize, Task
-from img2img.redis.migrations import NewerLayout, settle_layout
-from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -79,7 +77,6 @@ def run(settings: WorkerSettings, traces: Tracer) -> None:
     thread = threading.Thread(target=run_engine, args=(engine, device, entries, ready), name="engine", daemon=True)
     thread.start()
     runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
-    _settle_layout(redis, runner)
     telemetry = JobMetrics(traces)
     telemetry.registry.register(EngineCollector(engine, device, gpu_memory))
     try:
@@ -101,13 +98,6 @@ def run(settings: WorkerSettings, traces: Tracer) -> None:
     worker.serve(check_engine)
     engine.shut_down()
     thread.join()
-
-
-def _settle_layout(redis: Redis, runner: JobRunner) -> None:
-    try:
-        settle_layout(redis, {*ModelRegistry(redis).known(), *(card.name for card in runner.cards)})
-    except NewerLayout as error:
-        raise StartupError(str(error)) from None
 
 
 def open_store(url: str) -> ObjectStore:

@@ -10,10 +10,11 @@ from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from redis import Redis
 
+from img2img.redis.keys import RATE_LIMITS
+
 from .errors import JobTooExpensive, RateLimited
 
 UNITS = 1000  # of a megapixel-step: the counters are whole numbers
-PREFIX = "i2i:rate"
 
 
 class RateLimiter:
@@ -24,7 +25,7 @@ class RateLimiter:
         self._item = limits.parse(rate) if rate else None
         if self._item:
             self._item.amount *= UNITS
-        self._storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix=PREFIX)
+        self._storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix=RATE_LIMITS)
         self._windows = SlidingWindowCounterRateLimiter(self._storage)
 
     def spend(self, owner: str, cost: float) -> dict[str, str]:

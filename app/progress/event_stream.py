@@ -14,7 +14,7 @@ from img2img.domain.job import JobRecord, JobStatus
 from img2img.errors import Gone, NotFound
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.notifications import JobChangeListener
-from img2img.redis.previews import WATCH_S, Preview, Previews
+from img2img.redis.previews import REQUEST_TTL_S, Preview, Previews
 
 from ..schemas.responses import GoneEvent, Job, PreviewEvent, ProgressEvent, QueuedEvent
 from .eta import EtaEstimator
@@ -71,7 +71,7 @@ async def stream_job_events(
                 event = await run_sync(_event, record, forecaster)
                 if previews and time.monotonic() >= wish_at:
                     await run_sync(previews.request, job_id)
-                    wish_at = time.monotonic() + WATCH_S / 2
+                    wish_at = time.monotonic() + REQUEST_TTL_S / 2
             except (NotFound, Gone) as error:
                 yield _frame("gone", GoneEvent(id=job_id, code=error.code, message=error.message))
                 return

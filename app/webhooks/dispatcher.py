@@ -80,7 +80,7 @@ class WebhookDispatcher:
             self._outbox.heartbeat()
             self._attend_at = time.monotonic() + ATTEND_S
         in_hand = {host: count for host, count in self._in_hand.items() if count}
-        return self._outbox.claim(limit=room, lease_s=self._lease_s, in_hand=in_hand, host_limit=PER_HOST)
+        return self._outbox.claim(limit=room, lease_s=self._lease_s, in_flight=in_hand, host_limit=PER_HOST)
 
     async def _deliver(self, claimed: ClaimedDelivery) -> None:
         with job_context(claimed.record.id, claimed.record.traceparent):

@@ -14,7 +14,7 @@ from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.worker import BaseWorker
 
-from img2img.redis.job_queue import FUNCTION, InertJob
+from img2img.redis.rq_adapter import FUNCTION, InertJob
 from tests.support.processes import Service
 
 SIGNATURES: list[tuple[Any, str]] = [

@@ -14,11 +14,12 @@ from botocore.credentials import Credentials
 from obstore.exceptions import GenericError
 
 from img2img.app.supervisor.supervisor import free_port
-from img2img.blobs import BlobStore, MemoryStore, ObjectStore, UnusableStore
+from img2img.blobs import BlobStore, ObjectStore, UnusableStore
 from img2img.worker.__main__ import open_store
 from img2img.worker.errors import StartupError
 from tests.support.buckets import KEY_ID, SECRET, Bucket, bucket_at, s3_server
 from tests.support.cli_command import img2img, one_line
+from tests.support.memory_store import MemoryStore
 
 
 @pytest.fixture(scope="module")
