@@ -141,7 +141,7 @@ async def _on_bug(_request: Request, _error: Exception) -> Response:
     return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side.")
 
 
-def install(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Makes the application answer errors by the table."""
     app.add_exception_handler(Img2ImgError, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -6,7 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Path, Query, Response
 from starlette.responses import StreamingResponse
 
-from ..dependencies import FeedDep, ForecasterDep, PreviewsDep, QueueDep
+from ..dependencies import EtaDep, JobChangesDep, PreviewsDep, QueueDep
 from ..openapi import document as openapi
 from ..progress.event_stream import stream_job_events
 
@@ -31,8 +31,8 @@ PreviewQuery = Annotated[bool, Query(description="Also show small pictures of th
 async def get_job_events(
     job_id: JobId,
     queue: QueueDep,
-    feed: FeedDep,
-    forecaster: ForecasterDep,
+    feed: JobChangesDep,
+    forecaster: EtaDep,
     previews: PreviewsDep,
     last_event_id: LastEventId = None,
     preview: PreviewQuery = False,

@@ -47,7 +47,10 @@ def _webhooks(outbox: WebhookOutbox) -> DependencyStatus:
         attended, waiting = outbox.has_dispatcher(), outbox.pending_count()
     except RedisError:
         return DependencyStatus(ok=False, detail="unknown without Redis")
-    return DependencyStatus(ok=attended, detail=f"{'a' if attended else 'no'} courier is there; {waiting} to tell")
+    plural = "" if waiting == 1 else "s"
+    return DependencyStatus(
+        ok=attended, detail=f"{'a' if attended else 'no'} dispatcher running; {waiting} webhook{plural} pending"
+    )
 
 
 def _store(store: BlobStore) -> DependencyStatus:

@@ -10,7 +10,7 @@ from img2img.domain.job import JobOptions, JobRecord
 from img2img.errors import ParameterError
 from img2img.redis.idempotency import IdempotencyKey
 
-from ..dependencies import ForecasterDep
+from ..dependencies import EtaDep
 from ..openapi import document as openapi
 from ..progress.eta import EtaEstimator
 from ..schemas.requests import Img2ImgRequest
@@ -45,7 +45,7 @@ async def submit_img2img(
     request: RequestDep,
     response: Response,
     admission: JobSubmitterDep,
-    forecaster: ForecasterDep,
+    forecaster: EtaDep,
     dry_run: DryRunQuery = False,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Job | DryRunResult:

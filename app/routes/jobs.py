@@ -11,7 +11,7 @@ from img2img.domain.spec import result_keys
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_store import Cursor
 
-from ..dependencies import FeedDep, ForecasterDep, QueueDep, StoreDep
+from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep
 from ..openapi import document as openapi
 from ..progress.event_stream import wait_for_end
 from ..schemas.responses import Job, JobList
@@ -36,7 +36,7 @@ Limit = Annotated[int, Query(ge=1, le=100, description="Jobs of one page.")]
 @router.get("", operation_id="list_jobs", responses=openapi.problems(422, 503))
 def list_jobs(
     queue: QueueDep,
-    forecaster: ForecasterDep,
+    forecaster: EtaDep,
     status: StatusFilter = None,
     cursor: CursorQuery = None,
     limit: Limit = 20,
@@ -59,8 +59,8 @@ def _place(cursor: str | None) -> Cursor | None:
 async def get_job(
     job_id: JobId,
     queue: QueueDep,
-    feed: FeedDep,
-    forecaster: ForecasterDep,
+    feed: JobChangesDep,
+    forecaster: EtaDep,
     response: Response,
     wait: Wait = None,
     prefer: Prefer = None,

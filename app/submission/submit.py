@@ -14,7 +14,7 @@ from img2img.domain.spec import JobSpec, input_key
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import CallerDep, DecodersDep, ModelsDep, QueueDep, RateDep, SettingsDep, StoreDep, TracesDep
+from ..dependencies import CallerDep, DecodersDep, ModelsDep, QueueDep, RateLimiterDep, SettingsDep, StoreDep, TracerDep
 from ..imaging.sandbox_pool import SandboxedImage
 from ..schemas.image_references import ImageReference, fetch_reference
 from .defaults import resolve_model
@@ -40,11 +40,11 @@ class JobSubmitter:
     settings: SettingsDep
     caller: CallerDep
     queue: QueueDep
-    rate: RateDep
+    rate: RateLimiterDep
     store: StoreDep
     models: ModelsDep
     decoders: DecodersDep
-    traces: TracesDep
+    traces: TracerDep
 
     def card(self, model: str | None) -> ModelCard:
         """The model that a request names, or the default. Raises ParameterError or Unavailable."""

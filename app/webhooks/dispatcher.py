@@ -1,4 +1,4 @@
-"""The courier: takes what is due from the outbox, posts it, writes down how it went."""
+"""Delivers due webhooks from the outbox and records the result of each attempt."""
 
 import asyncio
 import logging
@@ -68,7 +68,7 @@ class WebhookDispatcher:
         try:
             claimed, left = await run_sync(self._claim, room)
         except RedisError as error:
-            log.info("the courier waits for Redis: %s", error)
+            log.info("Redis is unavailable, retrying: %s", error)
             return OUTAGE_S
         for one in claimed:
             self._in_hand[_host(one)] += 1

@@ -266,7 +266,7 @@ def test_every_line_about_a_job_names_it(observed: Observed) -> None:
         assert about
         assert all(line["job_id"] == job_id for line in about)
     services = {line["service"] for line in lines(observed) if line.get("job_id") == observed.done["id"]}
-    assert services == {"api", "worker", "courier"}
+    assert services == {"api", "worker", "webhooks"}
     (failed,) = [line for line in lines(observed) if line.get("job_id") == observed.failed and "exception" in line]
     assert "UnidentifiedImageError" in failed["exception"]
     assert {"time", "level", "logger", "message", "service"} <= failed.keys()
@@ -274,7 +274,7 @@ def test_every_line_about_a_job_names_it(observed: Observed) -> None:
     assert {line["service"] for line in lines(observed) if line.get("trace_id") == TRACE} == {
         "api",
         "worker",
-        "courier",
+        "webhooks",
     }
     assert any(line["message"].startswith("POST /img2img 202 in ") for line in requests)
 
@@ -294,7 +294,7 @@ def test_a_job_is_one_trace_from_submit_to_picture(observed: Observed) -> None:
         order
     )
     assert all(run.started_ns <= part.started_ns <= part.ended_ns <= run.ended_ns for part in parts.values())
-    assert {span.service for span in spans} == {"img2img-api", "img2img-worker", "img2img-courier"}
+    assert {span.service for span in spans} == {"img2img-api", "img2img-worker", "img2img-webhooks"}
     assert run.attributes["img2img.end"] == "succeeded"
 
 

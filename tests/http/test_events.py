@@ -16,7 +16,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from img2img.app.main import connect
+from img2img.app.main import connect_redis
 from img2img.app.progress.eta import EtaEstimator
 from img2img.app.progress.event_stream import KEEPALIVE, OUTAGE_S, RETRY, stream_job_events
 from img2img.app.settings import ApiSettings
@@ -257,7 +257,7 @@ def test_a_stream_waits_where_redis_is_away_at_its_first_look() -> None:
     with TemporaryDirectory(prefix="i2i-") as name:
         folder = Path(name)
         settings = ApiSettings(_env_file=None, data_dir=folder, model="demo")
-        redis = connect(settings.resolved_redis_url)
+        redis = connect_redis(settings.resolved_redis_url)
         queue, models = JobQueue(redis), ModelRegistry(redis)
         with redis_server(folder):
             job_id = queue.submit(make_spec(model="demo")).id

@@ -30,7 +30,6 @@ end
 
 enqueue(job.model, job.id, job.priority, job.owner, job.cost)
 redis.call('HSET', KEYS[1], unpack(ARGV, 3 + record_size))
-redis.call('RPUSH', KEYS[2], job.id)
-redis.call('SADD', KEYS[3], KEYS[2])
+if redis.call('RPUSH', KEYS[2], job.id) == 1 then redis.call('SADD', KEYS[3], KEYS[2]) end
 redis.call('PUBLISH', keys.JOB_CHANGES, job.id .. ' queued')
 return 'created'
