@@ -16,8 +16,7 @@ from img2img.blobs import ObjectStore
 from img2img.domain.job import JobOptions
 from img2img.domain.spec import input_key, result_key
 from img2img.errors import Unavailable
-from img2img.redis.job_queue import JobQueue
-from img2img.redis.job_store import LATE_IMAGES_S
+from img2img.redis.job_queue import LATE_IMAGES_S, JobQueue
 from img2img.redis.keys import GONE_JOB, INPUT_IMAGE_DELETION, INPUT_IMAGE_USES, INPUT_IMAGES
 from img2img.worker.queue.retention import Retention
 from tests.support.problems import assert_problem
