@@ -40,7 +40,7 @@ def main() -> int:
     configure_malloc()
     try:
         settings = WorkerSettings()
-        logs.configure("worker", level=settings.log_level, form=settings.log_format)
+        logs.configure("worker", level=settings.log_level, log_format=settings.log_format)
         traces = Tracer.from_environment("worker")
         try:
             run(settings, traces)
@@ -104,7 +104,7 @@ def run(settings: WorkerSettings, traces: Tracer) -> None:
 def open_store(url: str) -> ObjectStore:
     """The store, in which the first writer wins. One that does not answer now may later. Raises StartupError."""
     try:
-        ObjectStore(url, patience_s=1).check_first_writer_wins()
+        ObjectStore(url, retry_timeout_s=1).check_first_writer_wins()
     except UnusableStore as error:
         raise StartupError(str(error)) from None
     except StoreError as error:

@@ -176,7 +176,7 @@ class JobQueue:
     def cancel(self, job_id: str, reason: JobFailure | None = None) -> JobRecord | None:
         """Cancel a job unless it has ended. Returns its record, or None if there is none.
 
-        The record says `cancelled` at once. A queued job leaves its queue. The worker of a running job drops it at the
+        The record is `cancelled` at once. A queued job leaves its queue. The worker of a running job drops it at the
         next denoising step, when it gets RQ's stop command or, if that is lost, with its next report of progress.
         """
         cancelled = self.job_store.cancel(job_id, reason=reason)

@@ -8,7 +8,7 @@ from img2img.domain.job import JobRecord
 from img2img.domain.spec import JobSpec, input_key
 from img2img.redis.decode import decode
 
-# What a field of a Redis hash can hold.
+# The type of a field of a Redis hash.
 Scalar = bytes | str | int | float
 
 _JSON_FIELDS = ("images", "error", "timings", "webhook", "delivery")

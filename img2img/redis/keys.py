@@ -20,7 +20,7 @@ class Key(str):
 
     Attributes:
         type: Redis type of the value.
-        content: What the value holds.
+        content: Description of the value.
         processes: Processes that use the key beside the API server, which uses all of them.
     """
 

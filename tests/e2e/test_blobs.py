@@ -38,7 +38,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
 
 
 def in_bucket(bucket: Bucket, prefix: str) -> ObjectStore:
-    return ObjectStore(f"{bucket.url}/{prefix}", patience_s=10)
+    return ObjectStore(f"{bucket.url}/{prefix}", retry_timeout_s=10)
 
 
 def test_the_first_writer_wins(store: BlobStore) -> None:
@@ -120,7 +120,7 @@ def test_a_write_whose_answer_was_lost_has_happened_once() -> None:
 def test_a_bucket_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bucket_at(f"http://127.0.0.1:{free_port()}").environment.items():
         monkeypatch.setenv(name, value)
-    store = ObjectStore("s3://pictures", patience_s=0.5)
+    store = ObjectStore("s3://pictures", retry_timeout_s=0.5)
     started = time.monotonic()
     for ask in (lambda: store.put("a", b""), lambda: store.get("a"), store.check, store.check_first_writer_wins):
         with pytest.raises(GenericError):
