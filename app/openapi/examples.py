@@ -24,7 +24,7 @@ TOLD: dict[str, dict[str, Any]] = {
         "timings": {"queued": 2.0, "run": 3.0},
         "worker": "gpu-1-4711-5be0",
     },
-    "JobSpec": {
+    "Img2ImgSpec": {
         "model": "demo",
         "image": SHA256,
         "prompt": "a watercolor painting",

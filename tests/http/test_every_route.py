@@ -21,7 +21,7 @@ from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
-from img2img.domain.spec import Task
+from img2img.domain.parameters import Task
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
