@@ -17,7 +17,7 @@ from starlette.routing import Match
 from img2img.errors import Gone, Img2ImgError, NotFound, ParameterError, RequestError, TooManyRequests, Unavailable
 from img2img.telemetry.logging import job_extra
 
-from ..schemas.responses import FieldProblem, Problem, truncate
+from ..schemas.problems import FieldProblem, Problem, truncate
 from .errors import (
     ImageError,
     InsufficientScope,
@@ -104,7 +104,7 @@ async def _on_refusal(_request: Request, error: Exception) -> Response:
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = [FieldProblem.of(e) for e in error.errors()[:MAX_ERRORS]]
+    problems = [FieldProblem.from_pydantic(e) for e in error.errors()[:MAX_ERRORS]]
     detail = "; ".join(f"{p.field}: {p.message}" for p in problems)
     return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, ParameterError.code, detail, errors=problems)
 
@@ -113,6 +113,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).name.lower()
     headers = error.headers
+    if error.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers = {"Allow": ", ".join(_methods_at(request))}  # Starlette names those of the path's first route only
     return _problem(error.status_code, code, error.detail, headers)
