@@ -58,7 +58,7 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 async def _visible_queue(request: Request, caller: CallerDep) -> JobQueue:
-    """Return the queue, limited to the jobs that the caller may see."""
+    """Return the queue, limited to the jobs and inputs that the caller may see."""
     services: Services = request.app.state.services
     return services.queue.visible_to(caller.visible_owner)
 

@@ -67,6 +67,7 @@ for i = 1, tonumber(ARGV[1]) do
   end
   redis.call('HINCRBY', KEYS[4], input, 1)
   redis.call('ZADD', KEYS[5], now + 86400, input)
+  redis.call('ZADD', KEYS[5] .. ':of:' .. input, now, owner)
   redis.call('RPUSH', KEYS[6], id)
   join(KEYS[7], id, priority, owner, tonumber(ARGV[7]))
 end
@@ -116,9 +117,9 @@ class Filler:
 
     def submit(self) -> str:
         """A job, queued as the front end does it once the picture is decoded."""
-        spec = self.spec()
-        self._queue.input_images.retain(input_key(spec.inputs[0]), keep_s=86400)
-        return self._queue.submit(spec, self.terms()).id
+        spec, terms = self.spec(), self.terms()
+        self._queue.input_images.retain(input_key(spec.inputs[0]), keep_s=86400, owner=terms.owner)
+        return self._queue.submit(spec, terms).id
 
     def fill(self, queued: int) -> None:
         """Until so many jobs wait."""

@@ -1,98 +1,32 @@
-"""The front end over real HTTP, on a real redis-server. No worker: tests write into records what a worker would."""
+"""Fixtures shared by all tests. Those of one folder are in its own conftest.py."""
 
 import os
 import signal
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
-import uvicorn
-from PIL import Image
 from redis import Redis
 
-from img2img.app.http.uvicorn_protocol import HeaderTimeoutProtocol
-from img2img.app.main import create_app
 from img2img.app.settings import ApiSettings
-from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
-from img2img.domain.job import ImageInfo, JobStatus
-from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.spec import FLOW_SCHEDULERS, Scheduler, Task, result_key
+from img2img.domain.job import JobStatus
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
-from img2img.settings import embedded_redis_socket
+from tests.support.finished_jobs import succeed
+from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD, DDIM_ONLY
+from tests.support.processes import front_end, service, tiny_model  # noqa: F401  # fixtures
+from tests.support.servers import http_server, redis_server
 from tests.support.serving import serving
 
-# A shell without job control starts background commands with SIGINT ignored, which all processes below would inherit.
+# A shell without job control starts background commands with SIGINT ignored, which child processes would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-CARD = ModelCard(
-    name="demo",
-    family="sd1",
-    native_size=128,
-    size_multiple=8,
-    min_size=64,
-    max_size=256,
-    sizes=size_buckets(128, 8),
-    schedulers=tuple(Scheduler),
-    default_scheduler=Scheduler.DDIM,
-)
-# A flow model without guidance: what it does not have is refused.
-PLAIN = CARD.model_copy(
-    update={
-        "name": "plain",
-        "tasks": (Task.IMG2IMG, Task.EDIT),
-        "schedulers": FLOW_SCHEDULERS,
-        "default_scheduler": Scheduler.FLOW_EULER,
-        "negative_prompt": False,
-        "guidance": False,
-        "image_guidance": False,
-        "prompt_weighting": False,
-    }
-)
-DDIM_ONLY = CARD.model_copy(update={"name": "ddim-only", "schedulers": (Scheduler.DDIM,)})
-
-
-@contextmanager
-def redis_server(data_dir: Path) -> Iterator[str]:
-    """A redis-server of its own, by its URL."""
-    process = subprocess.Popen(redis_command(data_dir))
-    url = f"unix://{embedded_redis_socket(data_dir)}"
-    try:
-        while not is_redis_ready(url):
-            assert process.poll() is None, "redis-server did not start"
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def http_server(settings: ApiSettings) -> Iterator[str]:
-    """The front end on a loopback port, by its URL."""
-    config = uvicorn.Config(create_app(settings), port=settings.port, http=HeaderTimeoutProtocol, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-            time.sleep(0.01)
-        yield settings.local_url
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -181,33 +115,7 @@ def submit(http: httpx.Client, picture: bytes) -> Callable[..., httpx.Response]:
 @pytest.fixture
 def finish(queue: JobQueue, store: ObjectStore) -> Callable[[str], bytes]:
     """Ends a job as a worker would, and returns its first PNG."""
-
-    def succeed(job_id: str) -> bytes:
-        record = queue.job_store.get(job_id)
-        assert record is not None
-        execution = uuid4().hex
-        assert queue.job_store.start(job_id, execution=execution, worker="test-worker")
-        spec, images, pngs = record.spec, [], []
-        for index in range(spec.num_images):
-            png = encoded(gradient(spec.width, spec.height, blue=index))
-            store.put(result_key(job_id, index), png)
-            images.append(
-                ImageInfo(
-                    index=index,
-                    seed=spec.seed + index,
-                    width=spec.width,
-                    height=spec.height,
-                    sha256=sha256(png).hexdigest(),
-                    bytes=len(png),
-                )
-            )
-            pngs.append(png)
-        assert queue.job_store.succeed(
-            job_id, execution=execution, images=images, timings={"denoise": 0.25}, steps=record.steps
-        )
-        return pngs[0]
-
-    return succeed
+    return lambda job_id: succeed(job_id, queue, store)
 
 
 @pytest.fixture
@@ -242,16 +150,3 @@ def client(model_folder: Path) -> Iterator[httpx.Client]:
     """A client of the whole service, which runs the tiny model."""
     with TemporaryDirectory(prefix="i2i-") as folder, serving(Path(folder), model_folder) as client:
         yield client
-
-
-def gradient(width: int, height: int, blue: int = 0) -> Image.Image:
-    """Red grows to the right and green downwards."""
-    red = Image.linear_gradient("L").rotate(90).resize((width, height))
-    green = Image.linear_gradient("L").resize((width, height))
-    return Image.merge("RGB", (red, green, Image.new("L", (width, height), blue)))
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()

@@ -71,10 +71,11 @@ class JobEvent(BaseModel):
 
     type: Event
     timestamp: Annotated[datetime, Field(description="When the job ended.")]
-    data: Annotated[Job, Field(description="The job, as returned by `GET /jobs/{id}`.")]
+    data: Annotated[
+        Job, Field(description="The job, as returned by `GET /jobs/{id}`, but without the SHA-256 of its input images.")
+    ]
 
     @classmethod
     def from_record(cls, record: JobRecord) -> Self:
-        return cls.model_validate(
-            {"type": f"job.{record.status}", "timestamp": record.finished_at, "data": Job.from_record(record)}
-        )
+        job = Job.from_record(record.model_copy(update={"spec": record.spec.without_inputs()}))
+        return cls.model_validate({"type": f"job.{record.status}", "timestamp": record.finished_at, "data": job})

@@ -19,7 +19,7 @@ JobId = Annotated[str, Field(examples=[EXAMPLE_JOB_ID])]
 Moment = Annotated[datetime, Field(examples=["2026-01-31T12:00:00Z"])]
 ResolvedSpec = Annotated[
     JobSpec,
-    Field(description="The parameters, with every default resolved. The input image is given by its SHA-256."),
+    Field(description="The parameters, with every default resolved. Input images are given by their SHA-256."),
 ]
 EtaS = Annotated[
     float | None,

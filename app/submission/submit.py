@@ -78,7 +78,7 @@ class JobSubmitter:
     ) -> tuple[JobRecord, bool]:
         """Stores the pictures and queues the job, unless the same request has just done it."""
         for digest, picture in blobs.items():
-            self.queue.input_images.retain(input_key(digest), terms.result_ttl_s)
+            self.queue.input_images.retain(input_key(digest), terms.result_ttl_s, terms.owner)
             self.store.put(input_key(digest), picture)
         record, new = (
             (self.queue.submit(spec, terms), True) if once is None else self.queue.submit_idempotent(once, spec, terms)

@@ -64,9 +64,10 @@ class JobQueue:
         self._queue = cache(lambda model: rq_queue(model, redis))
 
     def visible_to(self, owner: str | None) -> Self:
-        """The same queue, whose `records` show only the jobs of this owner; None sees all."""
+        """The same queue, whose `records` and `inputs` show only what is this owner's; None sees all."""
         seen = copy(self)
         seen.job_store = self.job_store.visible_to(owner)
+        seen.input_images = self.input_images.visible_to(owner)
         return seen
 
     def find_by_idempotency_key(self, once: IdempotencyKey) -> JobRecord | None:

@@ -14,7 +14,7 @@ import httpx
 from img2img.domain.spec import DIFFUSION_SCHEDULERS
 from tests.chaos.ledger import TERMINAL, Acknowledged, Ledger
 from tests.chaos.workers import POISON
-from tests.conftest import encoded, gradient
+from tests.support.images import encoded, gradient
 
 SIDE = 32  # pixels; a step takes milliseconds
 STEPS = (2, 120)  # few and many alike: workers are to have jobs in hand when they are killed

@@ -17,10 +17,9 @@ from img2img.domain.job import JobRecord, JobStatus
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import CHANGES
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import encoded, gradient
 from tests.support.hosts import Site, needs_hosts
+from tests.support.images import encoded, gradient
 from tests.support.processes import MODEL, wait_for
-from tests.support.processes import tiny_model as tiny_model
 
 LEASE_S = 4
 STEPS = 100  # long enough to be cut off in the middle, wherever the machine

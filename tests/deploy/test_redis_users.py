@@ -24,9 +24,9 @@ from img2img.redis.input_images import INPUTS
 from img2img.redis.job_store import EXPIRING
 from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import embedded_redis_socket
-from tests.conftest import encoded, gradient, http_server
+from tests.support.images import encoded, gradient
 from tests.support.processes import MODEL, Forked, wait_for
-from tests.support.processes import tiny_model as tiny_model
+from tests.support.servers import http_server
 from tests.support.webhook_receivers import receiving
 
 RULES = Path(__file__).parents[2] / "docker" / "redis"

@@ -15,7 +15,6 @@ from tests.chaos.plant import SECRET
 from tests.chaos.recovery import Lost, RecoveryWatch
 from tests.chaos.verdict import is_signed
 from tests.support.processes import Service
-from tests.support.processes import front_end as front_end
 from tests.support.webhook_receivers import Received
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = JobStatus

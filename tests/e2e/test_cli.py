@@ -17,8 +17,8 @@ from PIL import Image
 
 from img2img.app.supervisor.embedded_redis import RedisUnavailable, find_redis_server, redis_command
 from img2img.app.supervisor.supervisor import ServeError, check_torch, free_port
-from tests.conftest import gradient
 from tests.support.cli_command import COMMAND, environment, img2img, one_line
+from tests.support.images import gradient
 from tests.support.webhook_receivers import receiving, verified
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.job import JobStatus
 from img2img.redis.job_queue import JobQueue
-from tests.conftest import encoded, gradient
 from tests.support.cli_command import COMMAND, environment, img2img, one_line
+from tests.support.images import encoded, gradient
 
 SIZE = ("--width", 64, "--height", 64)
 

@@ -21,9 +21,9 @@ from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.conditioning import ControlType
 from img2img.worker.images.control_maps import PREPROCESSORS
-from tests.conftest import http_server, redis_server
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd
+from tests.support.servers import http_server, redis_server
 
 pytestmark = pytest.mark.timeout(900)  # three processes import torch; a busy machine takes minutes for it
 

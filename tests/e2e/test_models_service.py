@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import encoded
+from tests.support.images import encoded
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.serving import serving
 

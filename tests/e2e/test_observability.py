@@ -27,9 +27,10 @@ from img2img.domain.job import JobStatus
 from img2img.domain.spec import input_key
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
-from tests.conftest import encoded, gradient, redis_server
+from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
 from tests.support.processes import wait_for
+from tests.support.servers import redis_server
 from tests.support.serving import serving
 from tests.support.specs import make_spec
 from tests.support.trace_collectors import Collector, collecting

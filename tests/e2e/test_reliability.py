@@ -16,8 +16,6 @@ from rq.serializers import JSONSerializer, PickleSerializer
 from img2img.domain.job import JobStatus
 from img2img.domain.spec import DIFFUSION_SCHEDULERS, Scheduler, result_key
 from tests.support.processes import Service, wait_for
-from tests.support.processes import service as service
-from tests.support.processes import tiny_model as tiny_model
 
 LONG = 150  # steps
 

@@ -23,9 +23,9 @@ from img2img.errors import Expired
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import OUTBOX
 from img2img.redis.webhook_outbox import ATTENDED, ATTENDED_S, STALE_S, WebhookOutbox
-from tests.conftest import http_server
 from tests.support.problems import assert_problem
 from tests.support.processes import wait_for
+from tests.support.servers import http_server
 from tests.support.specs import make_spec
 from tests.support.webhook_receivers import receiving, verified
 
@@ -133,7 +133,9 @@ def test_every_end_is_told_signed_and_once(
             now = api.get(f"/jobs/{job['id']}").json()
             assert event["type"] == f"job.{kind}"
             assert event["timestamp"] == now["finished_at"]
-            assert event["data"] == now | {"webhook": now["webhook"] | {"delivery": None}}
+            request = now["request"] | {"image": None}
+            assert event["data"] == now | {"request": request, "webhook": now["webhook"] | {"delivery": None}}
+            assert now["request"]["image"].encode() not in received.body
             assert received.headers["content-type"] == "application/json"
             assert received.headers["user-agent"].startswith("img2img/")
         time.sleep(1)

@@ -18,7 +18,6 @@ from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
-from tests.support.engines import one_thread as one_thread
 from tests.support.engines import run_together
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_controlnets import tiny_controlnet

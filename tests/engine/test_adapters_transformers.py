@@ -13,7 +13,7 @@ from PIL import Image
 
 from img2img.domain.conditioning import Lora
 from img2img.domain.spec import JobSpec, Task
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
@@ -29,7 +29,6 @@ from tests.engine.test_families import (
     largest_difference,
     sd3_arguments,
 )
-from tests.support.engines import one_thread as one_thread
 from tests.support.engines import run_on, run_together
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_families import tiny_flux, tiny_klein, tiny_kontext, tiny_sd3, tiny_z_image

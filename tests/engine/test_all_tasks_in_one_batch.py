@@ -12,11 +12,10 @@ from PIL import Image
 from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Lora, Padding
 from img2img.domain.spec import JobSpec, Scheduler, Task
 from img2img.domain.tiling import Tiling
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import JobRunner, RunningJob
-from tests.support.engines import one_thread as one_thread
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd, tiny_unet, tiny_x4_upscaler

@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 
 from img2img.domain.job import JobStatus
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.pipelines.loading.model_config import config_for
 from img2img.worker.pipelines.model import load_model
 from img2img.worker.queue.batch_worker import BatchWorker
 from img2img.worker.runner import JobRunner
-from tests.support.engines import no_collector as no_collector
-from tests.support.engines import one_thread as one_thread
 from tests.support.processes import MODEL, Service
-from tests.support.processes import front_end as front_end
 
 KEEP_SOME_OF_MUCH = """
 import psutil

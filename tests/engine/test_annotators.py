@@ -24,7 +24,6 @@ from img2img.worker.pipelines.conditioning.pose_drawing import draw_pose
 from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from tests.engine.test_control import calls_of
-from tests.support.engines import one_thread as one_thread
 from tests.support.engines import run_together
 from tests.support.models.tiny_annotators import tiny_depth, tiny_pose, tiny_segmentation
 from tests.support.models.tiny_models import tiny_sd

@@ -11,13 +11,13 @@ from PIL import Image
 from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.spec import JobSpec, Task
 from img2img.worker.__main__ import warm_up
-from img2img.worker.engine import Engine, EngineTask
+from img2img.worker.engine.engine import Engine
+from img2img.worker.engine.task import EngineTask
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
-from tests.support.engines import one_thread as one_thread
 from tests.support.engines import run_together
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl, tiny_unet
 from tests.support.specs import make_spec

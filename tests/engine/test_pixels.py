@@ -16,13 +16,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from img2img.domain.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
-from img2img.worker.engine import Engine, EngineTask, Gate
+from img2img.worker.engine.engine import Engine
+from img2img.worker.engine.gate import Gate
+from img2img.worker.engine.task import EngineTask
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.loading.model_config import ModelConfig, config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import to_pixels
-from tests.support.engines import one_thread as one_thread
 from tests.support.engines import run_on
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec

@@ -14,8 +14,9 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, encoded, gradient
 from tests.support.authenticated import connected
+from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 
 FORGED = "FORGED 2026-01-01 all is well"
 

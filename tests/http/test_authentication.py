@@ -18,8 +18,8 @@ from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.api_key import ApiKey, Scope
 from img2img.redis.api_keys import KEYS, ApiKeys
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD
 from tests.support.authenticated import authenticated_server, client_with, connected, routes, until_closed
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 GUARDED = [(method, path) for method, path in routes() if not PUBLIC_PATHS.fullmatch(path)]

@@ -13,7 +13,8 @@ from img2img.blobs import ObjectStore
 from img2img.domain.spec import Task, input_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, encoded, gradient
+from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 
 ABLE = CARD.model_copy(
     update={

@@ -15,7 +15,7 @@ from img2img.domain.conditioning import ControlType
 from img2img.domain.spec import JobSpec, Task, input_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD
+from tests.support.model_cards import CARD
 
 STEERED = CARD.model_copy(
     update={

@@ -10,8 +10,8 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD
 from tests.support.authenticated import authenticated_server, client_with
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 STUDIO = "https://studio.example"

@@ -26,8 +26,9 @@ from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import CHANGES, Progress
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
-from tests.conftest import CARD, http_server, redis_server
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
+from tests.support.servers import http_server, redis_server
 from tests.support.specs import make_spec
 
 Submit = Callable[..., httpx.Response]

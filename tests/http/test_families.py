@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, PLAIN
+from tests.support.model_cards import CARD, PLAIN
 from tests.support.problems import assert_problem
 
 WEIGHTED = CARD.model_copy(update={"prompt_weighting": True})

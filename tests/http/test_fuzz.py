@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from benchmarks.front_end import front_end
-from tests.conftest import encoded, gradient
 from tests.support.fuzzing import Fuzzer
+from tests.support.images import encoded, gradient
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))

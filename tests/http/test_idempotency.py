@@ -10,7 +10,7 @@ from redis import Redis
 
 from img2img.redis.idempotency import KEPT_S
 from img2img.redis.job_queue import JobQueue
-from tests.conftest import encoded, gradient
+from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
 
 Post = Callable[..., httpx.Response]

@@ -15,7 +15,7 @@ from img2img.blobs import ObjectStore
 from img2img.domain.spec import upload_key
 from img2img.redis.input_images import INPUTS
 from img2img.worker.queue.retention import Retention
-from tests.conftest import encoded, gradient
+from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
 
 Submit = Callable[..., httpx.Response]
@@ -78,6 +78,11 @@ def test_references_to_what_is_not_there(http: httpx.Client, submit: Submit, don
             assert error["field"] == "image"
             assert message in error["message"]
             assert error["got"].startswith(image[:38])  # a `result` is named by its index
+
+
+def test_a_reference_to_nothing_leaves_nothing_behind(http: httpx.Client, redis: Redis) -> None:
+    refer(http, "0" * 64)
+    assert not redis.keys("i2i:inputs*")
 
 
 @pytest.mark.parametrize("image", ["http://127.0.0.1/jobs/x/result", "/jobs/../etc/passwd", "/etc/passwd", "A" * 64])

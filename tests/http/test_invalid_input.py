@@ -13,8 +13,9 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.domain.spec import Task
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, encoded, gradient
+from tests.support.images import encoded, gradient
 from tests.support.invalid_images import BROKEN, OTHER_FILES
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 GOOD = encoded(gradient(160, 120))

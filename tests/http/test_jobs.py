@@ -16,7 +16,7 @@ from img2img.domain.spec import result_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import Progress
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, DDIM_ONLY
+from tests.support.model_cards import CARD, DDIM_ONLY
 from tests.support.problems import assert_problem
 
 Submit = Callable[..., httpx.Response]

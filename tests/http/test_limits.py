@@ -13,8 +13,9 @@ from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.queue_limits import TAKEN
-from tests.conftest import CARD, encoded, gradient
 from tests.support.authenticated import authenticated_server, client_with
+from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 SMALL = {"num_inference_steps": "1", "strength": "1", "guidance_scale": "1"}  # 128 x 128 x 2: 0.032768 megapixel-steps

@@ -189,12 +189,12 @@ def test_an_input_picture_is_kept_while_a_job_needs_it(
 
 def test_a_picture_that_is_just_being_deleted_is_stored_anew(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
     key = input_key("a" * 64)
-    queue.input_images.retain(key, -1)
+    queue.input_images.retain(key, -1, "ada")
     assert queue.input_images.claim_unused() == [key]
     with pytest.raises(Unavailable):
-        queue.input_images.retain(key, 60)
+        queue.input_images.retain(key, 60, "ada")
     queue.input_images.confirm_deleted(key)
-    queue.input_images.retain(key, 60)
+    queue.input_images.retain(key, 60, "ada")
     assert queue.input_images.claim_unused() == []
     assert not redis.exists(BEING_DELETED.format(key=key))
 

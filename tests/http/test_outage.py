@@ -15,8 +15,9 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, http_server, redis_server
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
+from tests.support.servers import http_server, redis_server
 
 CALLS = [
     ("POST", "/img2img"),

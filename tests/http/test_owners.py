@@ -12,12 +12,14 @@ from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.job import JobOptions
+from img2img.domain.spec import input_key, upload_key
 from img2img.redis.api_keys import ApiKeys
+from img2img.redis.input_images import INPUTS
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.retention import Retention
-from tests.conftest import CARD
 from tests.support.authenticated import authenticated_server, client_with, routes
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 Finish = Callable[[str], bytes]
@@ -192,7 +194,49 @@ def test_admins_cancel_and_delete_for_others(clients: Clients, picture: bytes) -
     assert_problem(clients.ada.get(f"/jobs/{job_id}"), 410, "deleted")
 
 
-def test_a_picture_is_known_by_whoever_has_it(clients: Clients, picture: bytes) -> None:
-    """A decision: its sha256 can only be known to who has the picture, so pictures that were sent have no owner."""
-    kept = clients.ada.post("/images", files={"image": picture}).json()
-    assert clients.bob.post("/img2img", json={"image": kept["sha256"]}).status_code == 202
+def refers(client: httpx.Client, sha256: str) -> bool:
+    """Whether the client can use the picture; if not, the answer is the one about a picture that never was."""
+    answer, none = (client.post("/img2img", json={"image": one}) for one in (sha256, ABSENT * 2))
+    if answer.status_code == 202:
+        return True
+    assert_problem(answer, 422, "invalid_parameter")
+    assert answer.text.replace(sha256, ABSENT * 2) == none.text
+    return False
+
+
+def test_a_hash_leads_to_a_picture_for_those_who_sent_it(
+    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
+) -> None:
+    kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
+    used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
+    for sha256 in (kept, used):
+        assert not refers(clients.bob, sha256)
+        assert refers(clients.ada, sha256)
+        assert refers(clients.admin, sha256)
+    assert not refers(clients.bob, kept), "and its use by others changes nothing"
+    assert clients.bob.post("/images", files={"image": picture}).json()["sha256"] == kept
+    assert refers(clients.bob, kept)
+    assert refers(clients.ada, kept)
+
+
+def test_who_sent_a_picture_is_forgotten_with_it(
+    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
+) -> None:
+    kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
+    redis.zadd(INPUTS, {upload_key(kept): 1})
+    Retention(redis, store).sweep()
+    assert not redis.keys("i2i:inputs*")
+    assert clients.bob.post("/images", files={"image": picture}).json()["sha256"] == kept
+    assert not refers(clients.ada, kept)
+    assert refers(clients.bob, kept)
+
+
+def test_the_input_of_a_job_can_be_used_while_the_job_waits(
+    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
+) -> None:
+    used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
+    redis.zadd(INPUTS, {input_key(used): 1})
+    Retention(redis, store).sweep()  # takes it off the list, and leaves the picture to the job
+    assert not redis.exists(INPUTS)
+    assert not refers(clients.bob, used)
+    assert refers(clients.ada, used)

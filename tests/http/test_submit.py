@@ -13,7 +13,7 @@ from redis import Redis
 from img2img.blobs import ObjectStore
 from img2img.domain.spec import MAX_SEED, Scheduler, input_key
 from img2img.redis.job_queue import JobQueue
-from tests.conftest import encoded, gradient
+from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
 
 Submit = Callable[..., httpx.Response]

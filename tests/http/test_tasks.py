@@ -17,7 +17,8 @@ from img2img.domain.conditioning import ControlType
 from img2img.domain.spec import Task, input_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, encoded, gradient
+from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 ABLE = CARD.model_copy(

@@ -13,8 +13,8 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.job_queue import JobQueue
-from tests.conftest import http_server
 from tests.support.authenticated import connected, until_closed
+from tests.support.servers import http_server
 
 SUBMIT = "POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 

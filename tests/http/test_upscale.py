@@ -15,7 +15,8 @@ from redis import Redis
 from img2img.domain.model_card import UpscalerCard
 from img2img.domain.spec import Scheduler, Task
 from img2img.redis.model_registry import ModelRegistry
-from tests.conftest import CARD, encoded, gradient
+from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 from tests.support.serving import serving
 

@@ -19,7 +19,6 @@ from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.worker.queue.batch_worker import BatchWorker
 from img2img.worker.queue.execution import JobExecution
 from tests.support.processes import MODEL, Service, wait_for
-from tests.support.processes import front_end as front_end
 
 PNG = b"a picture"
 

@@ -17,7 +17,6 @@ from img2img.redis.fair_queue_scripts import IN_A_ROW, LOOKED_AT
 from img2img.redis.job_store import RECORD
 from img2img.redis.migrations import LAYOUT, VERSION, NewerLayout, settle_layout
 from tests.support.processes import MODEL, Service
-from tests.support.processes import front_end as front_end
 from tests.support.specs import make_spec
 
 LOW, NORMAL, HIGH = Priority

@@ -14,7 +14,6 @@ from img2img.domain.job import TRANSITIONS, ImageInfo, JobFailure, JobStatus
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import JobStore, Progress
 from tests.support.processes import Service
-from tests.support.processes import front_end as front_end
 from tests.support.specs import make_spec
 
 FAILURE = JobFailure(code="job_failed", message="no")

@@ -13,7 +13,7 @@ from img2img.redis.fair_queue import LINE, QueuePosition
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.throughput import ThroughputMeter
-from tests.conftest import CARD
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 Submit = Callable[..., httpx.Response]

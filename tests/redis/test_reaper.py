@@ -13,9 +13,6 @@ from img2img.redis.job_queue import MAX_ATTEMPTS, InertJob
 from img2img.redis.job_store import RECORD
 from img2img.worker.queue.reaper import LOCK, Reaper
 from tests.support.processes import MODEL, Service
-from tests.support.processes import front_end as front_end
-from tests.support.processes import service as service
-from tests.support.processes import tiny_model as tiny_model
 
 LEASE_S = 0.2  # of the sweepers here; RQ's clock has whole seconds, so leases are given and ended by hand
 

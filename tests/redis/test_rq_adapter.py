@@ -16,7 +16,6 @@ from rq.worker import BaseWorker
 
 from img2img.redis.job_queue import FUNCTION, InertJob
 from tests.support.processes import Service
-from tests.support.processes import front_end as front_end
 
 SIGNATURES: list[tuple[Any, str]] = [
     (BaseWorker.prepare_execution, "self, job"),

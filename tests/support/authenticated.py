@@ -15,7 +15,7 @@ from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.api_key import Scope
 from img2img.redis.api_keys import ApiKeys
-from tests.conftest import http_server
+from tests.support.servers import http_server
 
 ALL_BUT_ADMIN = (Scope.READ, Scope.SUBMIT)
 

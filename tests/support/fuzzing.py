@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image, ImageCms
 
-from tests.conftest import encoded, gradient
+from tests.support.images import encoded, gradient
 from tests.support.invalid_images import BROKEN, OTHER_FILES, SIZE
 
 MODES = {"PNG": ("RGB", "RGBA", "LA", "L", "1", "P", "I;16"), "JPEG": ("RGB", "L", "CMYK"), "WEBP": ("RGB", "RGBA")}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from tests.conftest import encoded, gradient
+from tests.support.images import encoded, gradient
 
 SIZE = (96, 64)
 MAX_PIXELS = 4_000_000  # of the services in tests

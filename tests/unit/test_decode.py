@@ -15,7 +15,7 @@ from img2img.app.imaging.decode import encode_png, fit
 from img2img.app.imaging.sandbox_limits import SandboxLimits
 from img2img.app.imaging.sandbox_pool import DecoderPool
 from img2img.domain.spec import Resize
-from tests.conftest import encoded, gradient
+from tests.support.images import encoded, gradient
 from tests.support.invalid_images import BROKEN, MAX_PIXELS, OTHER_FILES, SIZE, chunk
 
 DECODERS = DecoderPool(SandboxLimits(MAX_PIXELS, max_bytes=4_000_000))

@@ -8,7 +8,7 @@ from img2img.app.submission.defaults import nearest_side, resolve_model, resolve
 from img2img.domain.model_card import nearest_bucket
 from img2img.domain.spec import MAX_SEED
 from img2img.errors import ParameterError, Unavailable
-from tests.conftest import CARD, DDIM_ONLY
+from tests.support.model_cards import CARD, DDIM_ONLY
 
 KNOWN = {CARD.name: CARD, DDIM_ONLY.name: DDIM_ONLY}
 pixels = st.integers(1, 20_000)

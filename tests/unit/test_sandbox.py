@@ -21,7 +21,7 @@ from img2img.app.imaging.sandbox_pool import DecoderPool
 from img2img.app.imaging.sandbox_protocol import receive, send
 from img2img.domain.spec import Resize
 from img2img.errors import Unavailable
-from tests.conftest import encoded, gradient
+from tests.support.images import encoded, gradient
 
 PLAIN = encoded(gradient(96, 64))
 

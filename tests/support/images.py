@@ -1,0 +1,19 @@
+"""Images for tests."""
+
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+
+def gradient(width: int, height: int, blue: int = 0) -> Image.Image:
+    """Red grows to the right and green downwards."""
+    red = Image.linear_gradient("L").rotate(90).resize((width, height))
+    green = Image.linear_gradient("L").resize((width, height))
+    return Image.merge("RGB", (red, green, Image.new("L", (width, height), blue)))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
