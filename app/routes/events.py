@@ -9,7 +9,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from ..dependencies import EtaDep, JobChangesDep, PreviewsDep, QueueDep
 from ..openapi import operations as openapi
-from ..progress.event_stream import stream_job_events
+from ..progress import event_stream
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -46,7 +46,7 @@ async def _last_seen_revision(
     response_class=EventSourceResponse,
     responses=openapi.EVENTS | openapi.problems(404, 410, 422, 503),
 )
-async def get_job_events(
+async def stream_job_events(
     job_id: JobId,
     last_seen_revision: Annotated[int, Depends(_last_seen_revision)],
     queue: QueueDep,
@@ -64,6 +64,6 @@ async def get_job_events(
     """
     yield ServerSentEvent(retry=RETRY_MS)
     wanted = previews if preview else None
-    async for event in stream_job_events(job_id, last_seen_revision, queue, job_changes, eta, wanted):
+    async for event in event_stream.stream_job_events(job_id, last_seen_revision, queue, job_changes, eta, wanted):
         event_id = None if event.revision is None else str(event.revision)
         yield ServerSentEvent(event=event.name, data=event.data, id=event_id)
