@@ -19,10 +19,9 @@ class HttpMetrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        build_info = Gauge(
-            "img2img_build_info", "Version of img2img; the value is 1.", ["version"], registry=self.registry
-        )
-        build_info.labels(version("img2img-server")).set(1)
+        Gauge("img2img_build_info", "Always 1; the version is a label.", ["version"], registry=self.registry).labels(
+            version("img2img-server")
+        ).set(1)
         self.requests = Counter(
             "img2img_http_requests",
             "Requests by route template; route `none`: rejected before routing, or no such route.",

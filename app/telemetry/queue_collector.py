@@ -61,7 +61,7 @@ class QueueCollector(Collector):
         jobs = GaugeMetricFamily("img2img_queue_jobs", "Queued jobs.", labels=["model", "priority"])
         work = GaugeMetricFamily(
             "img2img_queue_megapixel_steps",
-            "Work of the queued jobs, in megapixel-steps.",
+            "Work of queued jobs, in megapixel-steps.",
             labels=["model", "priority"],
         )
         for (model, priority), (count, cost) in self._queue.job_store.fair_queue.backlog(models).items():
