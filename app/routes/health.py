@@ -44,7 +44,7 @@ def _redis_and_workers(models: ModelRegistry) -> tuple[DependencyStatus, Depende
 
 def _webhooks(outbox: WebhookOutbox) -> DependencyStatus:
     try:
-        attended, waiting = outbox.is_attended(), outbox.waiting()
+        attended, waiting = outbox.has_dispatcher(), outbox.pending_count()
     except RedisError:
         return DependencyStatus(ok=False, detail="unknown without Redis")
     plural = "" if waiting == 1 else "s"

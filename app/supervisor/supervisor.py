@@ -62,7 +62,7 @@ class Supervisor:
         self._children: list[ManagedProcess] = []
 
     def start(self) -> None:
-        """Start Redis, webhook dispatcher, worker and API server; return when jobs can be submitted. Raises ServeError."""
+        """Start Redis, webhook dispatcher, worker and API server; wait until they are ready. Raises ServeError."""
         if not self._settings.redis_url:
             try:
                 self._add("redis", redis_command(self._settings.data_dir), stop_within_s=20)

@@ -77,7 +77,7 @@ class WebhookDispatcher:
 
     def _claim(self, room: int) -> tuple[list[ClaimedDelivery], bool]:
         if time.monotonic() >= self._attend_at:
-            self._outbox.attend()
+            self._outbox.heartbeat()
             self._attend_at = time.monotonic() + ATTEND_S
         in_hand = {host: count for host, count in self._in_hand.items() if count}
         return self._outbox.claim(limit=room, lease_s=self._lease_s, in_hand=in_hand, host_limit=PER_HOST)
@@ -109,7 +109,7 @@ class WebhookDispatcher:
         """Does not let go before Redis has it, or the lease is over."""
         while True:
             try:
-                await run_sync(self._outbox.settle, claimed, delivery)
+                await run_sync(self._outbox.record_attempt, claimed, delivery)
                 break
             except RedisError:
                 if time.time() > claimed.lease_until:

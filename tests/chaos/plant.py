@@ -1,4 +1,4 @@
-"""The processes of a chaos run: a redis-server, API servers, workers and webhook dispatchers, each behind its own proxy."""
+"""The processes of a chaos run: a redis-server, API servers, workers and webhook dispatchers, behind proxies."""
 
 import os
 import signal

@@ -121,7 +121,7 @@ def test_every_end_is_told_signed_and_once(
         jobs = [send(receiver.url, prompt="a house") for _ in range(3)]
         assert all(job["webhook"]["delivery"] is None for job in jobs)
         finish(jobs[0]["id"])
-        queue.records.fail(jobs[1]["id"], JobFailure(code="job_failed", message="out of paint"))
+        queue.job_store.fail(jobs[1]["id"], JobFailure(code="job_failed", message="out of paint"))
         api.post(f"/jobs/{jobs[2]['id']}/cancel")
         receiver.wait(3)
         for job, kind in zip(jobs, ("succeeded", "failed", "cancelled"), strict=True):
@@ -261,10 +261,10 @@ def test_an_end_is_told_even_when_the_job_has_expired(
     queue: JobQueue, api: httpx.Client, signing: ApiSettings, redis: Redis
 ) -> None:
     record = ended(queue, "https://example.com/")
-    assert queue.records.forget(record.id, Expired)
+    assert queue.job_store.forget(record.id, Expired)
     with receiving() as receiver:
         record = ended(queue, receiver.url)
-        assert queue.records.forget(record.id, Expired)
+        assert queue.job_store.forget(record.id, Expired)
         with running_dispatcher(signing):
             [received] = receiver.wait(1)
             wait_for(lambda: redis.zscore(OUTBOX, record.id) is None)
@@ -281,14 +281,14 @@ def test_of_a_deleted_job_nothing_is_told(api: httpx.Client, send: Submit, redis
 def test_who_has_lost_the_job_writes_no_event(queue: JobQueue, redis: Redis) -> None:
     redis.flushall()
     record = queue.submit(make_spec(), terms("https://example.com/"))
-    queue.records.start(record.id, execution="first", worker="w")
-    queue.records.hand_back(record.id, execution="first")
+    queue.job_store.start(record.id, execution="first", worker="w")
+    queue.job_store.release(record.id, execution="first")
     assert not redis.keys(f"{OUTBOX}*"), "a job that goes back to the queue has not ended"
-    queue.records.start(record.id, execution="second", worker="w")
-    assert not queue.records.fail(record.id, JobFailure(code="x", message="x"), execution="first")
+    queue.job_store.start(record.id, execution="second", worker="w")
+    assert not queue.job_store.fail(record.id, JobFailure(code="x", message="x"), execution="first")
     assert not redis.keys(f"{OUTBOX}*")
-    assert queue.records.fail(record.id, JobFailure(code="x", message="x"), execution="second")
-    assert not queue.records.cancel(record.id)
+    assert queue.job_store.fail(record.id, JobFailure(code="x", message="x"), execution="second")
+    assert not queue.job_store.cancel(record.id)
     [claimed], more = WebhookOutbox(redis).claim(limit=9, lease_s=60, in_hand={}, host_limit=9)
     assert (claimed.record.status, claimed.attempt, more) == ("failed", 1, False)
 
@@ -302,12 +302,12 @@ def test_claim_is_exclusive_until_its_lease_ends(queue: JobQueue, redis: Redis) 
     time.sleep(0.3)
     [second], _ = outbox.claim(limit=9, lease_s=60, in_hand={}, host_limit=9)
     assert (first.attempt, second.attempt) == (1, 2)
-    done = queue.records.find(record.id).delivery
+    done = queue.job_store.find(record.id).delivery
     assert done is not None
     delivered = done.model_copy(update={"status": DeliveryStatus.DELIVERED})
-    assert not outbox.settle(first, delivered), "it is in other hands"
-    assert outbox.settle(second, delivered)
-    assert queue.records.find(record.id).delivery == delivered
+    assert not outbox.record_attempt(first, delivered), "it is in other hands"
+    assert outbox.record_attempt(second, delivered)
+    assert queue.job_store.find(record.id).delivery == delivered
     assert not redis.keys(f"{OUTBOX}*")
 
 
@@ -340,7 +340,7 @@ def test_outbox_drops_events_after_a_week_without_a_dispatcher(queue: JobQueue, 
     redis.zadd(OUTBOX, {record.id: time.time() - STALE_S - 1})
     outbox.drop_stale()
     assert not redis.keys(f"{OUTBOX}*")
-    dropped = queue.records.find(record.id).delivery
+    dropped = queue.job_store.find(record.id).delivery
     assert dropped is not None
     assert (dropped.status, dropped.last_error) == (DeliveryStatus.FAILED, "no courier came for it")
 
@@ -348,7 +348,7 @@ def test_outbox_drops_events_after_a_week_without_a_dispatcher(queue: JobQueue, 
 def test_a_service_without_secret_takes_no_webhook(http: httpx.Client, picture: bytes) -> None:
     for path in ("/img2img", "/img2img?dry_run=true"):
         response = http.post(path, files={"image": picture}, data={"webhook": "https://example.com/"})
-        problem = assert_problem(response, 422, "bad_parameter")
+        problem = assert_problem(response, 422, "invalid_parameter")
         assert problem["errors"][0]["field"] == "webhook"
         assert "IMG2IMG_WEBHOOK_SECRET" in problem["detail"]
 
@@ -376,7 +376,7 @@ def test_urls_and_events_that_cannot_be(
     with http_server(public) as url:
         for webhook, field in fields.items():
             response = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": webhook})
-            assert assert_problem(response, 422, "bad_parameter")["errors"][0]["field"] == field, webhook
+            assert assert_problem(response, 422, "invalid_parameter")["errors"][0]["field"] == field, webhook
         good = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": "https://example.com/"})
         assert good.status_code == 202
     assert redis.zcard("i2i:jobs") == 1
