@@ -17,7 +17,7 @@ app = typer.Typer(
 app.command(rich_help_panel=RUN)(serving.serve)
 app.command(rich_help_panel=RUN)(serving.api)
 app.command(rich_help_panel=RUN)(serving.worker)
-app.command(rich_help_panel=RUN)(serving.courier)
+app.command(rich_help_panel=RUN)(serving.webhooks)
 app.command(rich_help_panel=RUN)(serving.demo)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.command(rich_help_panel=USE)(submit.submit)

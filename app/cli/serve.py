@@ -51,7 +51,7 @@ def serve(
     redis_url: RedisUrl = None,
     insecure: Insecure = None,
 ) -> None:
-    """Run the whole service on this machine: Redis, API server, worker and courier. Ctrl-C stops it."""
+    """Run the whole service on this machine: Redis, API server, worker and webhook dispatcher. Ctrl-C stops it."""
     with server_errors("serve"), suppress(KeyboardInterrupt):
         from ..supervisor.supervisor import running
 
@@ -130,8 +130,8 @@ def worker(
         os.execve(sys.executable, [*PYTHON, "img2img.worker"], settings.as_environment())  # noqa: S606
 
 
-def courier(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """Run only the courier: deliver the webhooks of jobs that have ended."""
+def webhooks(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """Run only a webhook dispatcher: deliver the webhooks of jobs that have ended."""
     with server_errors("api"):
         from ..supervisor.supervisor import PYTHON
 

@@ -69,7 +69,7 @@ def serving(folder: Path, *arguments: object, **settings: str) -> Iterator[tuple
 def assert_stops(serve: psutil.Popen, by: signal.Signals) -> None:
     """Assert that all processes end and that the exit code is 0."""
     children = serve.children(recursive=True)
-    assert len(serve.children()) == 4  # Redis, courier, worker, API
+    assert len(serve.children()) == 4  # Redis, webhook dispatcher, worker, API server
     assert len(children) > 4  # and the API's decoders
     serve.send_signal(by)
     assert serve.wait(20) == 0

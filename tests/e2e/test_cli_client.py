@@ -83,7 +83,7 @@ def test_submit_takes_stdin_and_references(
     reference = f"/jobs/{first}/images/0"
     second = img2img(folder, "submit", reference, *options, "--prompt", "again").stdout.strip()
     assert http.get(f"/jobs/{second}").json()["request"]["prompt"] == "again"
-    assert queue.records.find(second).spec.image != queue.records.find(first).spec.image
+    assert queue.job_store.find(second).spec.image != queue.job_store.find(first).spec.image
     assert one_line(img2img(folder, "submit", "-", "-", "--url", url), code=2)
 
 
@@ -183,11 +183,11 @@ def test_interrupt_prints_the_jobs_that_go_on(folder: Path, url: str, queue: Job
     while submit.num_threads() == 1:
         assert time.monotonic() < give_up_at
         time.sleep(0.05)
-    jobs = queue.records.active_ids()
+    jobs = queue.job_store.active_ids()
     assert len(jobs) == 2
     submit.send_signal(signal.SIGINT)
     stdout, stderr = submit.communicate(timeout=30)
     assert (submit.returncode, stdout) == (130, "")
     assert stderr.startswith("img2img: 2 job(s) go on in the service: ")
     assert all(job_id in stderr for job_id in jobs)
-    assert all(queue.records.find(job_id).status is JobStatus.QUEUED for job_id in jobs)
+    assert all(queue.job_store.find(job_id).status is JobStatus.QUEUED for job_id in jobs)

@@ -1,4 +1,4 @@
-"""The whole service on a bucket: Redis, courier, worker and API as processes, and an S3 server beside them."""
+"""The service on a bucket: Redis, webhook dispatcher, worker and API server as processes, and an S3 server."""
 
 import time
 from collections.abc import Iterator

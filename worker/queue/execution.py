@@ -16,7 +16,7 @@ from rq.job import Job
 
 from img2img.blobs import BlobStore
 from img2img.domain.job import ImageInfo, JobRecord
-from img2img.domain.spec import input_key, result_key
+from img2img.domain.spec import input_key, result_key, without_input_keys
 from img2img.errors import JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.telemetry.logging import job_context
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class StorageUnavailable(JobError):
     """The pictures could not be stored."""
 
-    code = "store_away"
+    code = "storage_unavailable"
 
 
 @dataclass(eq=False)
@@ -97,7 +97,7 @@ class JobExecution:
             if isinstance(error, JobError | DeviceLost):
                 self.error = error
             else:
-                self.error = JobError(f"could not be started: {error}")
+                self.error = JobError(f"could not be started: {without_input_keys(str(error))}")
         finally:
             self.loaded.set()
         self._leave_engine()
