@@ -97,7 +97,7 @@ def run(settings: WorkerSettings, traces: Tracer) -> None:
         watchdog.look()
 
     worker = BatchWorker(
-        redis, store, runner, lease_s=settings.lease_s, telemetry=telemetry, live_file=settings.live_file
+        redis, store, runner, lease_s=settings.lease_s, metrics=telemetry, live_file=settings.live_file
     )
     worker.serve(check_engine)
     engine.shut_down()

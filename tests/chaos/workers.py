@@ -15,10 +15,10 @@ def run(environment: dict[str, str], log: str) -> None:
     from img2img.app.supervisor.process import _die_with_parent
 
     class KilledByPoison(img2img.worker.__main__.JobRunner):
-        def start(self, spec: Any, *arguments: Any) -> Any:
+        def prepare(self, spec: Any, *arguments: Any) -> Any:
             if spec.prompt == POISON:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().start(spec, *arguments)
+            return super().prepare(spec, *arguments)
 
     _die_with_parent()
     img2img.worker.__main__.JobRunner = KilledByPoison  # type: ignore[misc]

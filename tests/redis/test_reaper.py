@@ -86,7 +86,7 @@ def sweep_long_enough(service: Service) -> None:
     """One sweeper, for longer than any of its patiences."""
     sweeper = Reaper(service.redis, lease_s=LEASE_S)
     for _ in range(11):
-        sweeper.sweep(["tiny"])
+        sweeper.reap(["tiny"])
         time.sleep(LEASE_S / 2)
 
 
@@ -158,7 +158,7 @@ def test_a_job_lost_too_often_fails_and_leaves_nothing(front_end: Service) -> No
         DiesWhileClaiming(front_end).run(job_id)
         assert front_end.record(job_id).attempts == attempt
         end_leases(front_end)
-        Reaper(front_end.redis, lease_s=LEASE_S).sweep(["tiny"])
+        Reaper(front_end.redis, lease_s=LEASE_S).reap(["tiny"])
     record = front_end.record(job_id)
     assert record.status is JobStatus.FAILED
     assert record.error is not None
@@ -190,7 +190,7 @@ def test_a_record_that_cannot_be_read_fails_alone(front_end: Service) -> None:
     worker.run(other)
     front_end.redis.hset(RECORD.format(id=unreadable), "spec", '{"from": "the future"}')
     end_leases(front_end)
-    Reaper(front_end.redis, lease_s=LEASE_S).sweep(["tiny"])
+    Reaper(front_end.redis, lease_s=LEASE_S).reap(["tiny"])
     assert_waiting(front_end, other)
     assert front_end.redis.hget(RECORD.format(id=unreadable), "status") == b"failed"
     assert front_end.records.active_ids() == [other]
@@ -201,9 +201,9 @@ def test_one_sweeper_works_at_a_time(front_end: Service) -> None:
     DiesWhileClaiming(front_end).run(job_id)
     end_leases(front_end)
     with front_end.redis.lock(LOCK, timeout=10):
-        Reaper(front_end.redis, lease_s=LEASE_S).sweep(["tiny"])
+        Reaper(front_end.redis, lease_s=LEASE_S).reap(["tiny"])
         assert front_end.queue.get_job_ids() == []
-    Reaper(front_end.redis, lease_s=LEASE_S).sweep(["tiny"])
+    Reaper(front_end.redis, lease_s=LEASE_S).reap(["tiny"])
     assert_waiting(front_end, job_id)
 
 
@@ -218,19 +218,19 @@ def test_putting_a_job_back_twice_is_putting_it_back_once(front_end: Service) ->
 
 
 def test_among_very_many_jobs_one_in_no_list_is_found(front_end: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("img2img.worker.queue.reaper.AUDIT_LIMIT", 2)
+    monkeypatch.setattr("img2img.worker.queue.reaper.MAX_AUDITED_JOBS", 2)
     ids = [front_end.submit(seed=seed) for seed in range(4)]
     looked_at: list[str] = []
     active_ids = front_end.records.active_ids
     sweeper = Reaper(front_end.redis, lease_s=LEASE_S)
     monkeypatch.setattr(sweeper._jobs.records, "active_ids", lambda: looked_at.append("all") or active_ids())
     time.sleep(LEASE_S * 2)
-    sweeper.sweep([MODEL])
+    sweeper.reap([MODEL])
     assert not looked_at, "their number says that all are there"
     front_end.queue.remove(ids[1])
     for _ in range(2):
         time.sleep(LEASE_S * 3.5)
-        sweeper.sweep([MODEL])
+        sweeper.reap([MODEL])
     assert looked_at
     assert sorted(front_end.queue.get_job_ids()) == sorted(ids)
 
@@ -239,5 +239,5 @@ def test_what_rq_notes_of_ended_jobs_does_not_grow_for_ever(front_end: Service) 
     registries = [front_end.queue.finished_job_registry.key, front_end.queue.failed_job_registry.key]
     for key in registries:
         front_end.redis.zadd(key, {"over": time.time() - 10, "kept": time.time() + 60})
-    Reaper(front_end.redis, lease_s=LEASE_S).sweep([MODEL])
+    Reaper(front_end.redis, lease_s=LEASE_S).reap([MODEL])
     assert [front_end.redis.zrange(key, 0, -1) for key in registries] == [[b"kept"]] * 2
