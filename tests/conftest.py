@@ -4,11 +4,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -17,10 +15,10 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
-from img2img.domain.job import ImageInfo, JobStatus
-from img2img.domain.spec import result_key
+from img2img.domain.job import JobStatus
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
+from tests.support.finished_jobs import succeed
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD, DDIM_ONLY
 from tests.support.processes import front_end, service, tiny_model  # noqa: F401  # fixtures
@@ -84,7 +82,7 @@ def http(service_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Ite
         "img2img.app.progress.eta.FRESH_S", 0
     )  # what one test's workers say is nothing to the next test
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
     with httpx.Client(base_url=service_url, timeout=10) as client:
         yield client
 
@@ -117,33 +115,7 @@ def submit(http: httpx.Client, picture: bytes) -> Callable[..., httpx.Response]:
 @pytest.fixture
 def finish(queue: JobQueue, store: ObjectStore) -> Callable[[str], bytes]:
     """Ends a job as a worker would, and returns its first PNG."""
-
-    def succeed(job_id: str) -> bytes:
-        record = queue.records.get(job_id)
-        assert record is not None
-        execution = uuid4().hex
-        assert queue.records.start(job_id, execution=execution, worker="test-worker")
-        spec, images, pngs = record.spec, [], []
-        for index in range(spec.num_images):
-            png = encoded(gradient(spec.width, spec.height, blue=index))
-            store.put(result_key(job_id, index), png)
-            images.append(
-                ImageInfo(
-                    index=index,
-                    seed=spec.seed + index,
-                    width=spec.width,
-                    height=spec.height,
-                    sha256=sha256(png).hexdigest(),
-                    bytes=len(png),
-                )
-            )
-            pngs.append(png)
-        assert queue.records.succeed(
-            job_id, execution=execution, images=images, timings={"denoise": 0.25}, steps=record.steps
-        )
-        return pngs[0]
-
-    return succeed
+    return lambda job_id: succeed(job_id, queue, store)
 
 
 @pytest.fixture
@@ -153,8 +125,8 @@ def worked(queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client) 
 
     def work() -> None:
         while not over.wait(0.05):
-            for job_id in queue.records.active_ids():
-                record = queue.records.get(job_id)
+            for job_id in queue.job_store.active_ids():
+                record = queue.job_store.get(job_id)
                 if record and record.status is JobStatus.QUEUED:
                     finish(job_id)
 

@@ -117,7 +117,7 @@ class Rendering:
         return self._inputs.canvas.paste(pixels) if self._inputs.canvas else pixels
 
     def _metadata(self, index: int) -> dict[str, object]:
-        parameters = self._spec.model_dump(
+        parameters = self._spec.without_inputs().model_dump(
             mode="json", exclude={"seed", "num_images", "resize"}, exclude_none=True, exclude_defaults=True
         )
         return {**parameters, "seed": self._spec.seed + index}

@@ -5,6 +5,7 @@ https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/API
 
 import json
 from base64 import b64encode
+from contextlib import suppress
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -15,13 +16,15 @@ from rq.utils import as_text
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.model_card import model_name
 from img2img.domain.spec import JobSpec
-from img2img.errors import ParameterError
+from img2img.errors import Gone, NotFound, ParameterError
 
 from ..dependencies import PreviewsDep, SettingsDep
 from .a1111_request import NAMES, SAMPLERS, WebUIRequest, to_request
 from .blocking_jobs import BlockingJobs, BlockingJobsDep
 
-AT_WORK = "i2i:sdapi"  # sorted set: ids of jobs made here that have not ended, by creation: what `progress` looks at
+# Sorted set: ids of the jobs that an owner made here and that have not ended, by creation. `progress` and `interrupt`
+# read it.
+AT_WORK = "i2i:sdapi:{owner}"
 FORGOTTEN_S = 24 * 3600  # ids that a front end left behind when it died go after this
 
 router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
@@ -36,7 +39,7 @@ async def img2img(asked: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
     try:
         record = await jobs.end(record.id)
     finally:
-        await run_sync(jobs.redis.zrem, AT_WORK, record.id)
+        await run_sync(jobs.redis.zrem, AT_WORK.format(owner=record.owner), record.id)
     interrupted = record.status is JobStatus.CANCELLED
     pictures = [] if interrupted or not asked.send_images else await run_sync(jobs.pngs, record)
     hidden = set() if asked.include_init_images else {"init_images", "mask"}
@@ -48,8 +51,12 @@ async def img2img(asked: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
 
 
 def _note(redis: Redis, record: JobRecord) -> None:
-    redis.zremrangebyscore(AT_WORK, "-inf", record.created_at - FORGOTTEN_S)
-    redis.zadd(AT_WORK, {record.id: record.created_at})
+    key = AT_WORK.format(owner=record.owner)
+    with redis.pipeline() as pipe:
+        pipe.zremrangebyscore(key, "-inf", record.created_at - FORGOTTEN_S)
+        pipe.zadd(key, {record.id: record.created_at})
+        pipe.expire(key, FORGOTTEN_S)
+        pipe.execute()
 
 
 def _info(record: JobRecord) -> dict[str, Any]:
@@ -91,7 +98,7 @@ def _infotext(spec: JobSpec, seed: int) -> str:
 
 @router.get("/progress")
 def progress(jobs: BlockingJobsDep, previews: PreviewsDep, skip_current_image: bool = False) -> dict[str, Any]:
-    """How far the oldest job made here is. Clients that poll it see previews."""
+    """How far the caller's oldest job made here is. Clients that poll it see previews."""
     record = next(iter(_at_work(jobs)), None)
     state = {"skipped": False, "interrupted": False, "job": "", "job_count": 0, "job_no": 0}
     if record is None:
@@ -99,7 +106,7 @@ def progress(jobs: BlockingJobsDep, previews: PreviewsDep, skip_current_image: b
         return {"progress": 0.0, "eta_relative": 0.0, "state": state | steps, "current_image": None, "textinfo": None}
     preview = None
     if not skip_current_image:
-        previews.watch(record.id)
+        previews.request(record.id)
         preview = previews.latest(record.id)
     steps = {"sampling_step": record.step, "sampling_steps": record.steps}
     return {
@@ -113,16 +120,18 @@ def progress(jobs: BlockingJobsDep, previews: PreviewsDep, skip_current_image: b
 
 @router.post("/interrupt")
 def interrupt(jobs: BlockingJobsDep) -> dict[str, Any]:
-    """Cancels the jobs made here. Their requests answer without pictures."""
+    """Cancels the caller's jobs made here. Their requests answer without pictures."""
     for record in _at_work(jobs):
         jobs.queue.cancel(record.id)
     return {}
 
 
 def _at_work(jobs: BlockingJobs) -> list[JobRecord]:
-    """The caller's jobs made here that have not ended, oldest first."""
-    ids = [str(as_text(job_id)) for job_id in jobs.redis.zrange(AT_WORK, 0, -1)]  # type: ignore[arg-type]
-    found = [record for record in map(jobs.queue.records.get, ids) if record is not None]
+    """The caller's jobs made here that have not ended, oldest first. An admin, too, gets its own jobs only."""
+    found = []
+    for job_id in jobs.redis.zrange(AT_WORK.format(owner=jobs.admission.caller.owner), 0, -1):
+        with suppress(NotFound, Gone):
+            found.append(jobs.queue.job_store.find(str(as_text(job_id))))  # type: ignore[arg-type]
     return [record for record in found if not record.status.is_terminal]
 
 

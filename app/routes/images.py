@@ -9,7 +9,8 @@ from img2img.blobs import BlobStore
 from img2img.domain.spec import upload_key
 from img2img.redis.job_queue import JobQueue
 
-from ..dependencies import DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..http.authentication import Caller
 from ..imaging.sandbox_pool import DecoderPool
 from ..openapi import document as openapi
 from ..schemas.requests import ImageRequest
@@ -28,20 +29,33 @@ router = APIRouter(tags=["images"])
     responses=openapi.problems(400, 413, 415, 422, 503),
 )
 async def upload_image(
-    request: ImageRequestDep, settings: SettingsDep, queue: QueueDep, store: StoreDep, decoders: DecodersDep
+    request: ImageRequestDep,
+    settings: SettingsDep,
+    caller: CallerDep,
+    queue: QueueDep,
+    store: StoreDep,
+    decoders: DecodersDep,
 ) -> UploadedImage:
-    """Keeps a picture for a while after it was last sent or used; `sha256` is then an `image` of `POST /img2img`."""
-    return await run_sync(keep, request, settings, queue, store, decoders, limiter=decoders.limiter)
+    """Keeps a picture for a while after it was last sent or used.
+
+    `sha256` is then an `image` of `POST /img2img`, for the key that sent it.
+    """
+    return await run_sync(keep, request, settings, caller, queue, store, decoders, limiter=decoders.limiter)
 
 
 def keep(
-    request: ImageRequest, settings: ApiSettings, queue: JobQueue, store: BlobStore, decoders: DecoderPool
+    request: ImageRequest,
+    settings: ApiSettings,
+    caller: Caller,
+    queue: JobQueue,
+    store: BlobStore,
+    decoders: DecoderPool,
 ) -> UploadedImage:
     """Stores the picture as it came, once it has been seen to be one."""
     picture = decoders.open(request.image)
     width, height = picture.size
     picture.check()
     digest = sha256(request.image).hexdigest()
-    queue.inputs.hold(upload_key(digest), settings.result_ttl)
+    queue.input_images.retain(upload_key(digest), settings.result_ttl, caller.owner)
     store.put(upload_key(digest), request.image)
     return UploadedImage(sha256=digest, width=width, height=height)

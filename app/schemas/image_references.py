@@ -45,22 +45,25 @@ def parse_reference(text: str) -> ImageReference | None:
 def fetch_reference(
     field: str, reference: ImageReference, queue: "JobQueue", store: "BlobStore", keep_s: float
 ) -> bytes:
-    """The bytes of the picture; one that was sent is kept for another keep_s seconds. Raises ParameterError."""
+    """The bytes of the picture; one that was sent is kept for another keep_s seconds. Raises ParameterError.
+
+    A picture that the caller has not sent is refused as one that is not kept.
+    """
     if isinstance(reference, ResultReference):
         return _result(field, reference, queue, store)
-    for key in (upload_key(reference.sha256), input_key(reference.sha256)):
+    keys = (upload_key(reference.sha256), input_key(reference.sha256))
+    for key in queue.input_images.renew(keys, keep_s):
         picture = store.get(key)
         if picture is not None:
-            queue.inputs.hold(key, keep_s)
             return picture
-    message = "No picture with this sha256 is kept here; send it with the request, or to POST /images first"
+    message = "No picture with this sha256 is kept here for you; send it with the request, or to POST /images first"
     raise ParameterError(field, message, got=reference.sha256)
 
 
 def _result(field: str, reference: ResultReference, queue: "JobQueue", store: "BlobStore") -> bytes:
     path = f"/jobs/{reference.job_id}/images/{reference.index}"
     try:
-        record = queue.records.find(reference.job_id)
+        record = queue.job_store.find(reference.job_id)
     except (NotFound, Gone) as error:
         raise ParameterError(field, error.message, got=path) from None
     if record.status is not JobStatus.SUCCEEDED:

@@ -107,7 +107,7 @@ class Job(BaseModel):
     ]
     eta_s: EtaS
     progress: JobProgress
-    request: Annotated[JobSpec, Field(description="Every parameter as resolved; the picture as its sha256.")]
+    request: Annotated[JobSpec, Field(description="Every parameter as resolved; the pictures as their sha256.")]
     images: list[JobImage]
     error: JobFailure | None
     timings: Annotated[dict[str, float], Field(description="Seconds: `queued`, `run`, then the stages of the run.")]
@@ -211,13 +211,15 @@ class JobEvent(BaseModel):
 
     type: Event
     timestamp: Annotated[datetime, Field(description="When the job ended.")]
-    data: Annotated[Job, Field(description="The job, as `GET /jobs/{id}` shows it.")]
+    data: Annotated[
+        Job,
+        Field(description="The job, as `GET /jobs/{id}` shows it, but null for the sha256 of every picture sent."),
+    ]
 
     @classmethod
     def of(cls, record: JobRecord) -> Self:
-        return cls.model_validate(
-            {"type": f"job.{record.status}", "timestamp": record.finished_at, "data": Job.of(record)}
-        )
+        job = Job.of(record.model_copy(update={"spec": record.spec.without_inputs()}))
+        return cls.model_validate({"type": f"job.{record.status}", "timestamp": record.finished_at, "data": job})
 
 
 class JobList(BaseModel):
@@ -274,8 +276,8 @@ class Readiness(BaseModel):
     webhooks: Annotated[
         DependencyStatus | None,
         Field(
-            description="Whether a courier tells the ends of jobs; null where webhooks are off. Without one jobs still "
-            "run and ends wait for it, so this alone makes the service not unready."
+            description="Whether a webhook dispatcher is running; null if webhooks are not configured. Without a "
+            "dispatcher, jobs still run and their webhooks stay pending, so this does not affect `ready`."
         ),
     ] = None
 

@@ -59,7 +59,7 @@ class Control(ControlWeight):
 class ImagePrompt(_Frozen):
     """A picture that conditions by cross-attention (IP-Adapter)."""
 
-    image: Sha256
+    image: Sha256 | None  # None: left out, by JobSpec.without_inputs
     scale: Annotated[float, Field(ge=0, le=2)]
 
 

@@ -1,8 +1,9 @@
 """JobSpec: what a job is asked to do, with every default resolved. Blobs by key, never pixels."""
 
 import math
+import re
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -153,6 +154,18 @@ class JobSpec(BaseModel):
         pictures += [prompt.image for prompt in self.image_prompts]
         return tuple(dict.fromkeys(picture for picture in pictures if picture))
 
+    def without_inputs(self) -> Self:
+        """The same parameters without the hashes of the blobs, for what leaves the service."""
+        nothing = {"image": None}
+        return self.model_copy(
+            update={
+                "image": None,
+                "repaint": self.repaint and self.repaint.model_copy(update={"mask": None}),
+                "controls": tuple(control.model_copy(update=nothing) for control in self.controls),
+                "image_prompts": tuple(prompt.model_copy(update=nothing) for prompt in self.image_prompts),
+            }
+        )
+
 
 def input_key(sha256: str) -> str:
     """Store key of a job's input: a picture that a client sent, as the model sees it."""
@@ -162,6 +175,14 @@ def input_key(sha256: str) -> str:
 def upload_key(sha256: str) -> str:
     """Store key of a picture as a client sent it, before it is known what for."""
     return f"uploads/{sha256}"
+
+
+def without_input_keys(text: str) -> str:
+    """The text, with the hash left out of every store key of an input in it."""
+    return _INPUT_KEY.sub(r"\1/...", text)
+
+
+_INPUT_KEY = re.compile(r"\b(inputs|uploads)/[0-9a-f]{64}")
 
 
 def result_key(job_id: str, index: int) -> str:

@@ -2,7 +2,8 @@
 
 What clients sent does not come into them: no prompts, no keys. Exceptions of libraries quote what they were given
 (pydantic whole documents, pipelines a prompt), so of an exception the logs hold where it was raised and its type; its
-words only where they are of machinery. Our own messages name ids, states, numbers and codes.
+words only where they are of machinery. Our own messages name ids, states, numbers and codes. The hash of an input is
+left out of store keys, which the store's errors name.
 """
 
 import logging
@@ -19,6 +20,8 @@ from obstore.exceptions import BaseError as StoreError
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 from redis.exceptions import RedisError
+
+from img2img.domain.spec import without_input_keys
 
 LogFormat = Literal["text", "json"]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -47,7 +50,7 @@ def job_extra(job_id: str) -> dict[str, str]:
 
 
 def configure(side: str, *, level: str, form: LogFormat) -> None:
-    """Writes the logs of this process to stderr. side: api, worker or courier. level: ours; libraries have to warn.
+    """Writes the logs of this process to stderr. side: api, worker or webhooks. level: ours; libraries have to warn.
 
     Raises ValueError for an unknown level.
     """
@@ -118,6 +121,9 @@ class _Json(JsonFormatter):
             timestamp="time",
         )
 
+    def format(self, record: logging.LogRecord) -> str:
+        return without_input_keys(super().format(record))
+
     def formatException(self, info: ExcInfo) -> str:  # noqa: N802
         return _format_exception(info)
 
@@ -127,6 +133,9 @@ class _Text(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_input_keys(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         given: dict[str, Any] = vars(record)

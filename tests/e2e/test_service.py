@@ -239,6 +239,7 @@ def test_the_png_carries_its_parameters_and_nothing_of_the_job(client, picture) 
     assert parameters["prompt"] == "a häuschen"
     assert parameters["seed"] == 11
     assert job["id"] not in json.dumps(parameters)
+    assert job["request"]["image"] not in json.dumps(parameters)
 
 
 def test_timings_tell_the_stages(client, picture) -> None:

@@ -12,7 +12,9 @@ from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.job import JobOptions
+from img2img.domain.spec import input_key, upload_key
 from img2img.redis.api_keys import ApiKeys
+from img2img.redis.input_images import INPUTS
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.retention import Retention
@@ -41,7 +43,7 @@ def url(settings: ApiSettings) -> Iterator[str]:
 @pytest.fixture
 def clients(url: str, redis: Redis) -> Iterator[Clients]:
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     keys = ApiKeys(redis)
     with ExitStack() as stack:
         yield Clients(
@@ -126,7 +128,7 @@ def test_the_list_of_an_owner_is_read_without_those_of_others(
 ) -> None:
     """Its cost goes by the owner's jobs: Redis touches no list but the owner's."""
     bobs = job_of(clients.bob, picture)
-    record = queue.records.get(job_of(clients.ada, picture))
+    record = queue.job_store.get(job_of(clients.ada, picture))
     assert record is not None
     for _ in range(50):
         queue.submit(record.spec, JobOptions(owner=record.owner))
@@ -159,9 +161,9 @@ def test_nothing_is_left_of_jobs_that_have_gone(
 
 def test_a_job_that_is_handed_back_is_listed_as_queued(clients: Clients, picture: bytes, queue: JobQueue) -> None:
     job_id = job_of(clients.ada, picture)
-    queue.records.start(job_id, execution="e", worker="w")
+    queue.job_store.start(job_id, execution="e", worker="w")
     assert (listed(clients.ada, status="queued"), listed(clients.ada, status="running")) == ([], [job_id])
-    queue.records.hand_back(job_id, execution="e")
+    queue.job_store.release(job_id, execution="e")
     assert (listed(clients.ada, status="queued"), listed(clients.ada, status="running")) == ([job_id], [])
 
 
@@ -170,7 +172,7 @@ def test_the_result_of_another_is_no_picture(clients: Clients, picture: bytes, f
     job_id = job_of(clients.ada, picture)
     finish(job_id)
     theirs, none = (clients.bob.post("/img2img", json={"image": path.format(name)}) for name in (job_id, ABSENT))
-    assert_problem(theirs, 422, "bad_parameter")
+    assert_problem(theirs, 422, "invalid_parameter")
     assert theirs.text.replace(job_id, ABSENT) == none.text
     for client in (clients.ada, clients.admin):
         assert client.post("/img2img", json={"image": path.format(job_id)}).status_code == 202
@@ -192,7 +194,49 @@ def test_admins_cancel_and_delete_for_others(clients: Clients, picture: bytes) -
     assert_problem(clients.ada.get(f"/jobs/{job_id}"), 410, "deleted")
 
 
-def test_a_picture_is_known_by_whoever_has_it(clients: Clients, picture: bytes) -> None:
-    """A decision: its sha256 can only be known to who has the picture, so pictures that were sent have no owner."""
-    kept = clients.ada.post("/images", files={"image": picture}).json()
-    assert clients.bob.post("/img2img", json={"image": kept["sha256"]}).status_code == 202
+def refers(client: httpx.Client, sha256: str) -> bool:
+    """Whether the client can use the picture; if not, the answer is the one about a picture that never was."""
+    answer, none = (client.post("/img2img", json={"image": one}) for one in (sha256, ABSENT * 2))
+    if answer.status_code == 202:
+        return True
+    assert_problem(answer, 422, "invalid_parameter")
+    assert answer.text.replace(sha256, ABSENT * 2) == none.text
+    return False
+
+
+def test_a_hash_leads_to_a_picture_for_those_who_sent_it(
+    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
+) -> None:
+    kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
+    used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
+    for sha256 in (kept, used):
+        assert not refers(clients.bob, sha256)
+        assert refers(clients.ada, sha256)
+        assert refers(clients.admin, sha256)
+    assert not refers(clients.bob, kept), "and its use by others changes nothing"
+    assert clients.bob.post("/images", files={"image": picture}).json()["sha256"] == kept
+    assert refers(clients.bob, kept)
+    assert refers(clients.ada, kept)
+
+
+def test_who_sent_a_picture_is_forgotten_with_it(
+    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
+) -> None:
+    kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
+    redis.zadd(INPUTS, {upload_key(kept): 1})
+    Retention(redis, store).sweep()
+    assert not redis.keys("i2i:inputs*")
+    assert clients.bob.post("/images", files={"image": picture}).json()["sha256"] == kept
+    assert not refers(clients.ada, kept)
+    assert refers(clients.bob, kept)
+
+
+def test_the_input_of_a_job_can_be_used_while_the_job_waits(
+    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
+) -> None:
+    used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
+    redis.zadd(INPUTS, {input_key(used): 1})
+    Retention(redis, store).sweep()  # takes it off the list, and leaves the picture to the job
+    assert not redis.exists(INPUTS)
+    assert not refers(clients.bob, used)
+    assert refers(clients.ada, used)

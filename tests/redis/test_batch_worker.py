@@ -345,7 +345,7 @@ def test_long_store_outage_fails_jobs(
     store.has_space.set()
     finish_one(worker)
     *failed, last = front_end.all(ids)
-    assert [record.error and record.error.code for record in failed] == ["store_away"] * 2
+    assert [record.error and record.error.code for record in failed] == ["storage_unavailable"] * 2
     assert last.status is JobStatus.SUCCEEDED
     assert worker._finisher._store_unavailable_since is None
 

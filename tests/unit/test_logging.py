@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from pydantic import BaseModel
 
+from img2img.domain.spec import input_key, upload_key
 from img2img.telemetry.logging import job_context, job_extra, make_handler
 
 FORGED = "no\n2026-01-01 ERROR root: job 1: forged\r\x1b[31m\u2028\x85"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-LOG = logging.getLogger("img2img.img2img.worker.test")
+LOG = logging.getLogger("img2img.worker.test")
 LIBRARY = logging.getLogger("library.test")
 
 
@@ -76,6 +77,17 @@ def test_words_of_machinery_are_said(said: Callable[[], str]) -> None:
     except OSError:
         LOG.exception("broken")
     assert "builtins.FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at all'" in said()
+
+
+def test_no_line_names_the_hash_of_an_input(said: Callable[[], str]) -> None:
+    digest = "0123456789abcdef" * 4
+    for key in (input_key(digest), upload_key(digest)):
+        try:
+            open(f"/nowhere/{key}")  # noqa: PTH123, SIM115
+        except OSError as error:
+            LOG.exception("broken: %s", error)
+    assert digest not in said()
+    assert said().count("/nowhere/inputs/....png") == said().count("/nowhere/uploads/...'") == 2
 
 
 def test_lines_in_a_jobs_context_name_it(form: str, said: Callable[[], str]) -> None:

@@ -46,7 +46,7 @@ class Prepares(Protocol):
 def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlType, Prepares] = {}) -> Inputs:
     """Decodes the blobs of a job, by sha256. Raises JobError where one does not fit the spec."""
     size = (spec.width, spec.height)
-    prompts = tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in spec.image_prompts)
+    prompts = tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in spec.image_prompts if prompt.image)
     picture = decode_png(pngs[spec.image]) if spec.image else None
     mask = canvas = None
     if picture is not None and spec.repaint is not None:

@@ -1,7 +1,7 @@
-"""Diffusers and transformers: the only rooms that import them."""
+"""Diffusion pipelines. Only this package imports diffusers and transformers."""
 
 import os
 
-# Advice of the libraries on import (missing torchvision and the like) is for people at a prompt, not for a log.
+# Import-time advice of the libraries (missing torchvision and the like) does not belong in the log of a service.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -13,7 +13,7 @@ from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts
-from .conditioning.upscalers import count_steps
+from .conditioning.upscalers import step_callback
 from .model import Model
 
 
@@ -24,7 +24,7 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
     if spec.strength == 0 and inputs.picture is not None:
         picture = inputs.picture
         return lambda _ticket: encode_decode(model, picture)
-    seen = model.adapters.see(spec, inputs)
+    seen = model.adapters.image_prompt_kwargs(spec, inputs)
     return lambda ticket: denoise(model, spec, inputs, index, ticket, seen)
 
 
@@ -46,7 +46,7 @@ def encode_decode(model: Model, picture: torch.Tensor) -> torch.Tensor:
 def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tensor]:
     """The maps of the job's controls, (1, 3, height, width) in [0, 1]: those that need a model are made now."""
     return [
-        model.annotators[control.type].make(loaded, (spec.width, spec.height))
+        model.annotators[control.type].make_map(loaded, (spec.width, spec.height))
         if control.preprocess and control.type in model.annotators
         else loaded
         for control, loaded in zip(spec.controls, inputs.controls, strict=True)
@@ -58,7 +58,7 @@ def denoise(
 ) -> torch.Tensor:
     """The stock pipeline of the task, with a scheduler and a CPU generator of this picture's own."""
     pipeline = model.pipeline(spec.task, spec.scheduler, [control.type for control in spec.controls])
-    model.adapters.put_on(pipeline, spec)
+    model.adapters.activate(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
 
     def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def denoise(
         num_inference_steps=spec.num_inference_steps,
         generator=torch.Generator("cpu").manual_seed(spec.seed + index),
         output_type="pt",
-        **({"callback_on_step_end": note_step} if modern else {"callback": count_steps(spec, ticket)}),
+        **({"callback_on_step_end": note_step} if modern else {"callback": step_callback(spec, ticket)}),
         **_arguments(model, pipeline, spec, inputs, takes),
         **seen,
     ).images

@@ -1,10 +1,9 @@
-"""Gates in the place of what the heavy modules of a pipeline do."""
+"""Puts engine gates in place of the compute-heavy methods of a pipeline's modules."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -13,10 +12,13 @@ from torch.utils import _pytree as pytree
 from ..engine.batching import register_container
 from ..engine.gate import Gate
 
-# Prompts repeat, and an embedding costs no more to keep than it cost to make. A gate with memory
-# encodes one prompt a call, so that an embedding does not depend on the jobs beside it.
-PROMPT_MEMORY_BYTES = 256 * 2**20
-CAPTION_TOKENS = 512  # the most that the Z-Image pipelines pass
+Forward = Callable[..., Any]
+
+# Prompts repeat, and an embedding is cheap to keep. A gate with a cache encodes one prompt per call, so that an
+# embedding does not depend on the other jobs of a batch.
+PROMPT_CACHE_BYTES = 256 * 2**20
+# Maximum caption length of the Z-Image pipelines.
+MAX_CAPTION_TOKENS = 512
 
 register_container(
     DiagonalGaussianDistribution,
@@ -25,8 +27,8 @@ register_container(
 )
 
 
-class TextGate(Gate):
-    """Of a text encoder. To one that sees a picture beside the text, its patches come without a row of their own."""
+class TextEncoderGate(Gate):
+    """Gate of a text encoder. Adds a batch dimension to the image patches that a vision-language model gets."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("pixel_values") is not None:
@@ -34,74 +36,85 @@ class TextGate(Gate):
         return super().__call__(*args, **kwargs)
 
 
-def install_gates(pipeline: DiffusionPipeline, shared: Sequence[str] = ()) -> None:
-    """Replaces what the heavy modules do by gates that do it in company. Those that have gates already keep them.
+def gate_rows(forward: Forward, unbatched: tuple[str, ...]) -> Forward:
+    """Return the gate of a denoiser that takes tensors with a batch dimension.
 
-    shared: arguments of the denoiser without rows of their own.
+    Args:
+        unbatched: keyword arguments of `forward` without a batch dimension.
+    """
+    return Gate("denoise", forward, shared=unbatched)
+
+
+def gate_list_inputs(forward: Forward, unbatched: tuple[str, ...] = ()) -> Forward:
+    """Return the gate of a denoiser that takes and returns lists with one tensor per row (Z-Image).
+
+    Captions differ in length. The gate gets them padded in one tensor; `forward` gets lists without the padding.
+    """
+
+    def run(x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor, lengths: torch.Tensor, **kwargs: Any) -> Any:
+        unpadded = [caption[:length] for caption, length in zip(captions, lengths.tolist(), strict=True)]
+        return torch.stack(forward(list(x.unbind(0)), t, unpadded, return_dict=False, **kwargs)[0])
+
+    gate = Gate("denoise", run, shared=unbatched)
+
+    def call(x: list[torch.Tensor], t: torch.Tensor, cap_feats: list[torch.Tensor], **kwargs: Any) -> Any:
+        # On the CPU, so that reading the lengths does not wait for the device.
+        lengths = torch.tensor([len(caption) for caption in cap_feats])
+        padded = [torch.nn.functional.pad(c, (0, 0, 0, MAX_CAPTION_TOKENS - len(c))) for c in cap_feats]
+        return (list(gate(torch.stack(x), t, torch.stack(padded), lengths, **kwargs).unbind(0)),)
+
+    return call
+
+
+def install_gates(pipeline: DiffusionPipeline, gate_denoiser: Callable[[Forward], Forward]) -> None:
+    """Replace the text encoders, denoiser and VAE methods of a pipeline by gates. Modules with gates keep them.
+
+    Args:
+        gate_denoiser: returns the gated forward of the denoiser.
     """
     for name, module in pipeline.components.items():
         if name.startswith("text_encoder") and module is not None and not isinstance(module.forward, Gate):
-            module.forward = TextGate("encode_prompt", _for_one_pass(module), remember_bytes=PROMPT_MEMORY_BYTES)
+            module.forward = TextEncoderGate("encode_prompt", _single_pass(module), remember_bytes=PROMPT_CACHE_BYTES)
     denoiser = pipeline.components.get("unet") or pipeline.transformer
-    if isinstance(denoiser, diffusers.ZImageTransformer2DModel):
-        if inspect.ismethod(denoiser.forward):  # not gated yet
-            denoiser.forward = _of_lists(denoiser.forward)
-    elif not isinstance(denoiser.forward, Gate):
-        denoiser.forward = Gate("denoise", denoiser.forward, shared=shared)
+    # A gated forward is an instance attribute and no longer a bound method.
+    if inspect.ismethod(denoiser.forward):
+        denoiser.forward = gate_denoiser(denoiser.forward)
     vae = pipeline.vae
     if isinstance(vae.decode, Gate):
         return
     if vae.config.get("force_upcast") and "unet" in pipeline.components:
-        # Stock pipelines cast such a VAE to fp32 and back around every use. Shared by jobs at different places, it
-        # would be caught halfway; so it is in fp32 for good, and its gate casts what goes in and comes out.
+        # Stock pipelines cast such a VAE to float32 and back around every use. Jobs that share the VAE would see it
+        # in the wrong dtype, so it stays in float32 and the gate casts inputs and outputs instead.
         vae.to(torch.float32)
         vae.register_to_config(force_upcast=False)
-    vae.encode = Gate("encode", _in_dtype_of(vae, vae.encode))
-    # The KL autoencoder takes a generator for decode and does not use it.
-    vae.decode = Gate("decode", _in_dtype_of(vae, vae.decode), ignore=("generator",))
+    vae.encode = Gate("encode", _cast_to_vae(vae, vae.encode))
+    # AutoencoderKL.decode accepts a generator and does not use it.
+    vae.decode = Gate("decode", _cast_to_vae(vae, vae.decode), ignore=("generator",))
 
 
-def _in_dtype_of(vae: Any, run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` for a tensor of any float type: computes in the module's type, answers in the caller's."""
+def _cast_to_vae(vae: Any, run: Forward) -> Forward:
+    """Wrap a method of the VAE: compute in the VAE's dtype, return tensors in the dtype of the input."""
 
-    def cast_around(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if x.dtype == vae.dtype:
             return run(x, *args, **kwargs)
         output = run(x.to(vae.dtype), *args, **kwargs)
         return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(x.dtype), output)
 
-    return cast_around
+    return call
 
 
-def _for_one_pass(text_encoder: Any) -> Callable[..., Any]:
-    """What a text encoder does. Language models do it without what only the generation of text needs: the keys and
-    values of all layers, which cannot be split by rows, and the scores of every word at every place."""
+def _single_pass(text_encoder: Any) -> Forward:
+    """Return the forward of a text encoder without the outputs that only text generation needs.
+
+    Language models return a key-value cache, which cannot be split by rows, and logits for every position.
+    """
     known = inspect.signature(text_encoder.forward).parameters
-    changed = {name: value for name, value in {"use_cache": False, "logits_to_keep": 1}.items() if name in known}
-    forward: Callable[..., Any] = text_encoder.forward
+    overrides = {name: value for name, value in {"use_cache": False, "logits_to_keep": 1}.items() if name in known}
+    forward: Forward = text_encoder.forward
 
     def run(*args: Any, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        seen = {} if pixel_values is None else {"pixel_values": pixel_values.flatten(0, 1)}
-        return forward(*args, **{**kwargs, **changed, **seen})
+        patches = {} if pixel_values is None else {"pixel_values": pixel_values.flatten(0, 1)}
+        return forward(*args, **{**kwargs, **overrides, **patches})
 
     return run
-
-
-def _of_lists(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A gate for the Z-Image transformer, which takes and gives lists, one tensor a row, with captions of any length.
-
-    Behind the gate rows are rows of one tensor, captions padded; the transformer gets lists without the padding.
-    """
-
-    def run(x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor, lengths: torch.Tensor, **kwargs: Any) -> Any:
-        cut = [caption[:length] for caption, length in zip(captions, lengths.tolist(), strict=True)]
-        return torch.stack(forward(list(x.unbind(0)), t, cut, return_dict=False, **kwargs)[0])
-
-    gate = Gate("denoise", run)
-
-    def call(x: list[torch.Tensor], t: torch.Tensor, cap_feats: list[torch.Tensor], **kwargs: Any) -> Any:
-        lengths = torch.tensor([len(caption) for caption in cap_feats])  # on the CPU: reading them waits for nothing
-        padded = [torch.nn.functional.pad(c, (0, 0, 0, CAPTION_TOKENS - len(c))) for c in cap_feats]
-        return (list(gate(torch.stack(x), t, torch.stack(padded), lengths, **kwargs).unbind(0)),)
-
-    return call

@@ -1,6 +1,6 @@
-"""The part of a model that makes tokens of a prompt and a picture, where torchvision is not installed.
+"""Processors of vision-language text encoders without torchvision.
 
-Transformers' own processor of Qwen2-VL asks for torchvision, for videos. Pictures alone do without.
+The Qwen2-VL processor of transformers requires torchvision for its video processor. Images do not need it.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,12 @@ from transformers.utils import is_torchvision_available
 
 from ..errors import StartupError
 
-FOLDER = "processor"  # of a pipeline
+# Subfolder of a pipeline.
+FOLDER = "processor"
 
 
 class ImageOnlyProcessor(Qwen2VLProcessor):  # type: ignore[misc]
-    """Qwen2-VL's processor, for pictures and texts only."""
+    """Qwen2-VL processor for text and images, without videos."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
@@ -25,16 +26,24 @@ class ImageOnlyProcessor(Qwen2VLProcessor):  # type: ignore[misc]
 
 
 def image_only_processor(source: str, revision: str | None = None) -> dict[str, ImageOnlyProcessor]:
-    """The argument `processor` of a pipeline's `from_pretrained`, or none where transformers can load its own."""
+    """Return the `processor` argument for `from_pretrained`; empty if torchvision is installed."""
     if is_torchvision_available():
         return {}
-    where = {"subfolder": FOLDER, "revision": revision or "main"}
-    images = AutoImageProcessor.from_pretrained(source, **where)
-    return {"processor": ImageOnlyProcessor(images, AutoTokenizer.from_pretrained(source, **where))}
+    location = {"subfolder": FOLDER, "revision": revision or "main"}
+    image_processor = AutoImageProcessor.from_pretrained(source, **location)
+    return {"processor": ImageOnlyProcessor(image_processor, AutoTokenizer.from_pretrained(source, **location))}
 
 
 def check_processors(model: str, config: Mapping[str, Any]) -> None:
-    """Raises StartupError where a pipeline of that config has a processor that transformers would not give."""
-    kinds = [value[1] for value in config.values() if isinstance(value, list | tuple) and len(value) == 2]
-    if "PixtralProcessor" in kinds and not is_torchvision_available():
-        raise StartupError(f"model {model!r} needs torchvision, for its PixtralProcessor: `pip install torchvision`")
+    """Check that transformers can load the processors of a pipeline.
+
+    Args:
+        model: name of the model.
+        config: content of model_index.json.
+
+    Raises:
+        StartupError: if a processor requires torchvision and it is not installed.
+    """
+    class_names = [value[1] for value in config.values() if isinstance(value, list | tuple) and len(value) == 2]
+    if "PixtralProcessor" in class_names and not is_torchvision_available():
+        raise StartupError(f"model {model!r}: PixtralProcessor requires torchvision; run `pip install torchvision`")

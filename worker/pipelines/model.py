@@ -1,4 +1,4 @@
-"""Loading: a diffusers folder or hub id becomes a warm pipeline with its heavy modules behind gates."""
+"""Loads models and prepares their pipelines for jobs."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -23,114 +23,129 @@ from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
 from .image_processors import check_processors
-from .loading.components import build
+from .loading.components import build_pipeline
 from .loading.model_config import ModelConfig, is_path
+from .loading.weights import first_line
 from .preview import LatentPreview
 from .schedulers import make_scheduler, name_of
 
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
-    library.utils.logging.disable_default_handler()  # their lines go where ours go,
+    # Log through our handlers.
+    library.utils.logging.disable_default_handler()
     library.utils.logging.enable_propagation()
-    library.utils.logging.set_verbosity_error()  # and their warnings nowhere: they quote what is cut off a long prompt
+    # Warnings would quote the truncated part of long prompts.
+    library.utils.logging.set_verbosity_error()
 
-TILED_UPSCALES = (2, 4)  # what image-to-image in tiles is offered for
+# Factors of tiled image-to-image upscaling.
+TILED_UPSCALES = (2, 4)
 
 
 class Model:
-    """A loaded model: its card, its gated modules, and a pipeline object of its own for every job."""
+    """A loaded model: its card, its modules behind gates, and a pipeline object for every job."""
 
-    def __init__(self, entry: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> None:
-        """Loads the parts that the entry names. Raises StartupError.
+    def __init__(self, config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> None:
+        """Load the components that `config` lists and install gates.
 
-        pipeline: of the family's first task, its modules on their device; they get gates.
+        Args:
+            pipeline: pipeline of the family's first task, on its device. Its modules get gates.
+
+        Raises:
+            StartupError: if a component cannot be loaded or does not fit the model.
         """
         self.family = family
-        self.adapters = Adapters(entry, pipeline, family.shared)
-        install_gates(pipeline, family.shared)
-        kinds = pipeline_classes(family.name, family.pipelines, pipeline)
-        self._pipelines = {task: build(kind, pipeline) for task, kind in kinds.items()}
-        self._pipelines |= load_concat_pipelines(entry, family.name, family.pipelines, pipeline)
-        enlarging = load_upscalers(entry, family.name, pipeline)
-        for part in (*self._pipelines.values(), *enlarging.values()):
-            install_gates(part, family.shared)
+        # Adapters copy modules, so they come before the gates.
+        self.adapters = Adapters(config, pipeline, family)
+        install_gates(pipeline, family.gate_denoiser)
+        kinds = pipeline_classes(family, pipeline)
+        self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
+        self._pipelines |= load_concat_pipelines(config, family, pipeline)
+        upscalers = load_upscalers(config, family, pipeline)
+        for other in (*self._pipelines.values(), *upscalers.values()):
+            install_gates(other, family.gate_denoiser)
         self.upscalers = {
-            times: Upscaler(times, part, entry.upscale[times], pipeline) for times, part in enlarging.items()
+            factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
+            for factor, upscaler in upscalers.items()
         }
-        self._controlnets = ControlNets(entry, family.name, pipeline)
-        self.annotators = load_annotators(entry, pipeline.device)
-        card = _card(entry, family, pipeline).model_copy(
-            update=_card_of_parts(
+        self._controlnets = ControlNets(config, family, pipeline)
+        self.annotators = load_annotators(config, pipeline.device)
+        card = _base_card(config, family, pipeline).model_copy(
+            update=_component_fields(
                 tuple(self._pipelines), pipeline, self.upscalers, self._controlnets.types, tuple(self.annotators)
             )
         )
-        self.card = self.adapters.on_card(card, self._pipelines)
+        self.card = self.adapters.add_to_card(card, self._pipelines)
         self.vae = pipeline.vae
-        self.is_video_vae = isinstance(self.vae, diffusers.AutoencoderKLQwenImage)
-        self.latent_scale: int = pipeline.vae_scale_factor  # pixels along a side of a latent
+        self.is_video_vae = family.video_vae
+        # Pixels along a side of a latent.
+        self.latent_scale: int = pipeline.vae_scale_factor
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.dtype
-        self.preview: LatentPreview | None = None  # once `fit_preview` has been called
+        # Set by `fit_preview`.
+        self.preview: LatentPreview | None = None
 
     def pipeline(self, task: Task, scheduler: Scheduler, controls: Sequence[ControlType] = ()) -> DiffusionPipeline:
-        """A pipeline object that shares this model's modules and has a scheduler of its own."""
-        own = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
-        own.scheduler = make_scheduler(scheduler, own.scheduler)
-        return own
+        """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler."""
+        pipeline = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        return pipeline
 
     @torch.inference_mode()
     def fit_preview(self) -> None:
-        """Learns to show latents as small pictures."""
+        """Fit the preview of latents to the VAE."""
         if not self.is_video_vae:
             self.preview = LatentPreview.fit(self.vae, self.device, self.dtype)
 
 
-def load_model(entry: ModelConfig, *, device: str) -> Model:
-    """Loads a model: `demo`, a diffusers folder or a hub id. Safetensors only, no remote code.
+def load_model(config: ModelConfig, *, device: str) -> Model:
+    """Load a model. Safetensors only, no remote code.
 
-    Raises StartupError with one line that says what is wrong.
+    Raises:
+        StartupError: if the model is not supported or cannot be loaded.
     """
-    source, on_cuda = _locate(entry.source), torch.device(device).type == "cuda"
+    source, on_cuda = _resolve_source(config.source), torch.device(device).type == "cuda"
     try:
-        config = DiffusionPipeline.load_config(source, revision=entry.revision)
-        family = _family(entry.name, config["_class_name"])
-        check_processors(entry.name, config)
+        index = DiffusionPipeline.load_config(source, revision=config.revision)
+        family = _find_family(config.name, index["_class_name"])
+        check_processors(config.name, index)
         first = next(iter(family.pipelines.values()))
         pipeline = first.from_pretrained(
             source,
-            dtype=getattr(torch, entry.dtype or (family.cuda_dtype if on_cuda else "float32")),
+            dtype=getattr(torch, config.dtype or (family.cuda_dtype if on_cuda else "float32")),
             use_safetensors=True,
-            revision=entry.revision,
-            variant=entry.variant,
-            **family.modules(source, entry.revision),
+            revision=config.revision,
+            variant=config.variant,
+            **family.load_components(source, config.revision),
         ).to(device)
     except (OSError, ValueError) as error:
-        raise StartupError(f"cannot load model {entry.name!r}: {str(error).strip().splitlines()[0]}") from error
-    return Model(entry, family, pipeline)
+        raise StartupError(f"cannot load model {config.name!r}: {first_line(error)}") from error
+    return Model(config, family, pipeline)
 
 
-def _family(name: str, class_name: str) -> Family:
+def _find_family(name: str, class_name: str) -> Family:
     family = family_of(class_name)
     if family is None:
-        known = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
-        raise StartupError(f"model {name!r} is a {class_name}; this version serves {known}")
+        supported = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
+        raise StartupError(f"model {name!r}: {class_name} is not supported; supported families: {supported}")
     return family
 
 
-def _locate(source: str) -> str:
+def _resolve_source(source: str) -> str:
     path = Path(source).expanduser()
     if is_path(source) and not (path / "model_index.json").is_file():
-        raise StartupError(f"no diffusers model at {path}: there is no model_index.json in it")
+        raise StartupError(f"{path} is not a diffusers model: it has no model_index.json")
     return str(path) if path.exists() else source
 
 
-def _card(entry: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
+def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
+    """Return the card of a model without its optional components."""
     scale = pipeline.vae_scale_factor
-    multiple = max(8, scale * family.patch)  # the pipelines ask for multiples of 8 whatever the autoencoder
+    # Pipelines require multiples of 8, even if the scale factor of the VAE is smaller.
+    multiple = max(8, scale * family.patch_size)
     native = _latent_size(pipeline) * scale
-    guidance = family.guidance(pipeline) if entry.guidance is None else entry.guidance
+    guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
     return ModelCard(
-        name=entry.name,
+        name=config.name,
         family=family.name,
         tasks=tuple(family.pipelines),
         native_size=native,
@@ -139,50 +154,52 @@ def _card(entry: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> Mo
         max_size=native * 2,
         sizes=family.sizes or size_buckets(native, multiple),
         schedulers=family.schedulers,
-        default_scheduler=entry.scheduler or _own_scheduler(family, pipeline),
-        default_steps=entry.steps or family.steps,
-        default_guidance_scale=(entry.guidance_scale or family.guidance_scale) if guidance else 1.0,
-        negative_prompt=family.negative_prompt and guidance,  # it is guidance that a negative prompt works by
+        default_scheduler=config.scheduler or _default_scheduler(family, pipeline),
+        default_steps=config.steps or family.steps,
+        default_guidance_scale=(config.guidance_scale or family.guidance_scale) if guidance else 1.0,
+        # A negative prompt has no effect without guidance.
+        negative_prompt=family.negative_prompt and guidance,
         guidance=guidance,
         guidance_rows=family.guidance_rows,
         denoising_start=family.denoising_start,
         prompt_weighting=family.clip_prompts,
         image_guidance=family.image_guidance,
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
-        revision=entry.revision,
+        revision=config.revision,
     )
 
 
-def _card_of_parts(
+def _component_fields(
     tasks: tuple[Task, ...],
     pipeline: DiffusionPipeline,
     upscalers: Mapping[int, Upscaler],
     controls: tuple[ControlType, ...],
-    annotated: tuple[ControlType, ...],
+    annotators: tuple[ControlType, ...],
 ) -> dict[str, object]:
-    """What the parts of a model add to its card."""
+    """Return the fields of the card that depend on the components of a model."""
     tiled = TILED_UPSCALES if Task.IMG2IMG in tasks and "unet" in pipeline.components else ()
     upscales = sorted({*upscalers, *tiled})
-    more = [task for task, can in ((Task.CONTROL, controls), (Task.UPSCALE, upscales)) if can]
+    more = [task for task, supported in ((Task.CONTROL, controls), (Task.UPSCALE, upscales)) if supported]
     return {
         "tasks": (*tasks, *more),
         "controls": controls,
-        "preprocessors": (*PREPROCESSORS, *annotated),  # maps that need no model are made next to any model
+        # Preprocessors without a model work with every model.
+        "preprocessors": (*PREPROCESSORS, *annotators),
         "upscales": tuple(upscales),
         "upscalers": tuple(upscaler.card for upscaler in upscalers.values()),
     }
 
 
 def _latent_size(pipeline: DiffusionPipeline) -> int:
-    """Latent pixels along a side of the square that the model was trained on."""
+    """Return the side, in latents, of the square images that the model was trained on."""
     if "unet" in pipeline.components:
         return int(pipeline.unet.config.sample_size)
     return int(getattr(pipeline, "default_sample_size", 128))
 
 
-def _own_scheduler(family: Family, pipeline: DiffusionPipeline) -> Scheduler:
-    """The model's own scheduler, or the nearest that requests can name."""
-    own = name_of(pipeline.scheduler)
-    if own in family.schedulers:
-        return own
+def _default_scheduler(family: Family, pipeline: DiffusionPipeline) -> Scheduler:
+    """Return the scheduler of the model, or a similar one if requests cannot name it."""
+    name = name_of(pipeline.scheduler)
+    if name in family.schedulers:
+        return name
     return Scheduler.DPMPP_2M if Scheduler.DPMPP_2M in family.schedulers else family.schedulers[0]

@@ -1,4 +1,4 @@
-"""Latents to a small picture without the decoder: each latent is one pixel, its colour a linear map of its channels."""
+"""Previews of latents without the VAE: each latent becomes one pixel by a linear map of its channels."""
 
 from __future__ import annotations
 
@@ -11,43 +11,53 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-PICTURES, SIDE, CELLS = 4, 128, 8
-QUALITY = 80
+# Training images: how many, their side in pixels, and the random colours along a side.
+IMAGES, SIDE, CELLS = 4, 128, 8
+JPEG_QUALITY = 80
 
 
 class LatentPreview:
-    """A map fitted to one autoencoder by least squares."""
+    """Linear map from latents to RGB, fitted to one VAE by least squares."""
 
     def __init__(self, weights: npt.NDArray[Any]) -> None:
-        """weights: (channels + 1, 3), the last row for a constant 1."""
+        """Create a preview from fitted weights, an array of shape (channels + 1, 3) whose last row is the bias."""
         self._weights = weights
 
     @classmethod
     def fit(cls, vae: Any, device: torch.device, dtype: torch.dtype) -> LatentPreview | None:
-        """Encodes a few pictures of soft colours; None for an autoencoder of another kind than (n, channels, h, w)."""
+        """Fit the map to a few images of smooth colours.
+
+        Returns:
+            None if the latents of the VAE are not of shape (batch, channels, height, width).
+        """
         generator = torch.Generator().manual_seed(0)
-        coarse = torch.rand(PICTURES, 3, CELLS, CELLS, generator=generator)
-        pictures = interpolate(coarse, size=(SIDE, SIDE), mode="bilinear")
-        latents = vae.encode((2 * pictures - 1).to(device, dtype)).latent_dist.mode()
+        cells = torch.rand(IMAGES, 3, CELLS, CELLS, generator=generator)
+        images = interpolate(cells, size=(SIDE, SIDE), mode="bilinear")
+        latents = vae.encode((2 * images - 1).to(device, dtype)).latent_dist.mode()
         if latents.dim() != 4:
             return None
         shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor") or 1.0
-        known = _rows(((latents.float() - shift) * scale).cpu().numpy())
-        colours = interpolate(pictures, size=latents.shape[2:], mode="area").permute(0, 2, 3, 1).reshape(-1, 3)
-        weights, *_ = np.linalg.lstsq(known, colours.numpy().astype(np.float64), rcond=None)
+        inputs = _to_rows(((latents.float() - shift) * scale).cpu().numpy())
+        colours = interpolate(images, size=latents.shape[2:], mode="area").permute(0, 2, 3, 1).reshape(-1, 3)
+        weights, *_ = np.linalg.lstsq(inputs, colours.numpy().astype(np.float64), rcond=None)
         return cls(weights)
 
     def jpeg(self, latents: torch.Tensor) -> bytes:
-        """A JPEG of one pixel per latent. latents: (1, channels, height, width), noisy as they may be."""
+        """Return a JPEG with one pixel per latent.
+
+        Args:
+            latents: tensor of shape (1, channels, height, width), with any amount of noise.
+        """
         values = latents.detach().float().cpu().numpy()
-        values = values / max(1.0, float(values.std()))  # some samplers let noise stand many times above the picture
-        pixels = (_rows(values) @ self._weights).reshape(*values.shape[2:], 3)
+        # Samplers with large sigmas have noise of many times the magnitude of the image.
+        values = values / max(1.0, float(values.std()))
+        pixels = (_to_rows(values) @ self._weights).reshape(*values.shape[2:], 3)
         file = io.BytesIO()
-        Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(file, "JPEG", quality=QUALITY)
+        Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8)).save(file, "JPEG", quality=JPEG_QUALITY)
         return file.getvalue()
 
 
-def _rows(latents: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """(n, channels, h, w) to (n * h * w, channels + 1)."""
+def _to_rows(latents: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Reshape (n, channels, height, width) to (n * height * width, channels + 1), with a last column of ones."""
     rows = latents.transpose(0, 2, 3, 1).reshape(-1, latents.shape[1]).astype(np.float64)
     return np.hstack([rows, np.ones((len(rows), 1))])

@@ -1,4 +1,4 @@
-"""The schedulers that a request may name, as diffusers classes and the settings that make them that scheduler."""
+"""The diffusers class and settings of every scheduler that a request can name."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from diffusers import SchedulerMixin
 
 from img2img.domain.spec import FLOW_SCHEDULERS, Scheduler
 
-# A model's own config is the base (betas, prediction type, spacing); these settings go on top. Those that would
-# otherwise leak from one scheduler's config into another's are named here too.
+# Settings on top of the config of the model's scheduler (betas, prediction type, timestep spacing). Settings that the
+# scheduler of a model may have and that would change another scheduler are reset here.
 _PLAIN_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 _DPMPP = {"solver_order": 2, "solver_type": "midpoint", "lower_order_final": True, **_PLAIN_SIGMAS}
 
@@ -33,29 +33,34 @@ _TABLE: dict[Scheduler, tuple[str, dict[str, Any]]] = {
     ),
     Scheduler.LCM: ("LCMScheduler", {}),
     Scheduler.TCD: ("TCDScheduler", {}),
-    # Those of diffusers' that image-to-image pipelines can start midway, and that draw no noise but the job's own.
+    # The flow matching schedulers that image-to-image pipelines can start midway and that draw no noise themselves.
     Scheduler.FLOW_EULER: ("FlowMatchEulerDiscreteScheduler", _PLAIN_SIGMAS),
     Scheduler.FLOW_EULER_BETA: ("FlowMatchEulerDiscreteScheduler", {**_PLAIN_SIGMAS, "use_beta_sigmas": True}),
     Scheduler.FLOW_HEUN: ("FlowMatchHeunDiscreteScheduler", {}),
 }
-_TELLING = ("use_karras_sigmas", "use_beta_sigmas", "algorithm_type")  # what tells two of one class apart
+# Settings in which two schedulers of one class differ.
+_DISTINCTIVE = ("use_karras_sigmas", "use_beta_sigmas", "algorithm_type")
 
 
 def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
-    """A fresh scheduler of that name for the model whose own scheduler is `base`."""
+    """Create a scheduler.
+
+    Args:
+        base: scheduler of the model, whose config is the base of the new one.
+    """
     class_name, settings = _TABLE[name]
     if name not in FLOW_SCHEDULERS:
-        # Latents are not confined to [-1, 1]; the class default of clipping is meant for models that work on pixels.
+        # The class default clips samples to [-1, 1]. That is for models of pixels; latents exceed that range.
         settings = {"clip_sample": base.config.get("clip_sample", False), **settings}
     scheduler: SchedulerMixin = getattr(diffusers, class_name).from_config(base.config, **settings)
     return scheduler
 
 
 def name_of(base: SchedulerMixin) -> Scheduler | None:
-    """The name of a model's own scheduler, None for one that requests cannot name."""
-    wanted = {"use_karras_sigmas": False, "use_beta_sigmas": False, "algorithm_type": "dpmsolver++", **base.config}
+    """Return the name of a scheduler, or None if requests cannot name it."""
+    config = {"use_karras_sigmas": False, "use_beta_sigmas": False, "algorithm_type": "dpmsolver++", **base.config}
     for name, (class_name, settings) in _TABLE.items():
-        told_apart = {key: settings[key] for key in _TELLING if key in settings}
-        if class_name == type(base).__name__ and all(wanted[key] == value for key, value in told_apart.items()):
+        distinctive = {key: settings[key] for key in _DISTINCTIVE if key in settings}
+        if class_name == type(base).__name__ and all(config[key] == value for key, value in distinctive.items()):
             return name
     return None

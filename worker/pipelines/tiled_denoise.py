@@ -23,7 +23,7 @@ def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int)
         return [make_task_function(model, spec, inputs, index)]
     assert spec.upscale is not None
     upscaler = model.upscalers[spec.upscale] if spec.tiling and spec.tiling.upscaler else None
-    make = partial(upscaler.enlarge, spec) if upscaler else partial(_img2img, model, spec)
+    make = partial(upscaler.upscale, spec) if upscaler else partial(_img2img, model, spec)
     scale = upscaler.latent_scale if upscaler else model.latent_scale
     channels = (upscaler or model).vae.config.latent_channels
     seeds, noise = _drawn(inputs.enlarged, spec.seed + index, channels, scale)

@@ -95,7 +95,7 @@ class BatchWorker(BaseWorker):
             self, registry, reaper, runner.cards, self._in_flight, lease_s=lease_s, live_file=live_file
         )
         self._progress = ProgressPublisher(
-            redis, jobs.records, registry, self._in_flight, throughput, metrics, worker_name=name, lease_s=lease_s
+            redis, jobs.job_store, registry, self._in_flight, throughput, metrics, worker_name=name, lease_s=lease_s
         )
         self._retention = Retention(redis, store)
         self._loaders = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="load")

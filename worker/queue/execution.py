@@ -16,7 +16,7 @@ from rq.job import Job
 
 from img2img.blobs import BlobStore
 from img2img.domain.job import ImageInfo, JobRecord
-from img2img.domain.spec import input_key, result_key
+from img2img.domain.spec import input_key, result_key, without_input_keys
 from img2img.errors import JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.telemetry.logging import job_context
@@ -56,7 +56,7 @@ class IllegalTransition(Exception):
 class StorageUnavailable(JobError):
     """The images could not be stored."""
 
-    code = "store_away"
+    code = "storage_unavailable"
 
 
 class JobExecution:
@@ -165,7 +165,7 @@ class JobExecution:
                 self._error = error
             except Exception as error:
                 log.exception("the job could not be started")
-                self._error = JobError(f"the job could not be started: {error}")
+                self._error = JobError(f"the job could not be started: {without_input_keys(str(error))}")
             self._leave_engine()
 
     def _prepare(self, store: BlobStore, runner: JobRunner) -> Rendering | None:

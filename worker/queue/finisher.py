@@ -53,7 +53,7 @@ class Finisher:
         metrics: JobMetrics,
     ) -> None:
         self._worker = worker
-        self._records = jobs.records
+        self._job_store = jobs.job_store
         self._store = store
         self._in_flight = in_flight
         self._throughput = throughput
@@ -101,17 +101,17 @@ class Finisher:
         try:
             images = self._publish(execution)
         except Cancelled:
-            retry_until_redis_answers(lambda: self._records.cancel(job_id, execution=execution.id))
+            retry_until_redis_answers(lambda: self._job_store.cancel(job_id, execution=execution.id))
         except JobError as error:
             # Log the code only: the message may quote the prompt.
             log.warning("the job failed: %s", error.code, exc_info=error.__cause__)
             failure = JobFailure(code=error.code, message=error.message)
-            retry_until_redis_answers(lambda: self._records.fail(job_id, failure, execution=execution.id))
+            retry_until_redis_answers(lambda: self._job_store.fail(job_id, failure, execution=execution.id))
         else:
             execution.timeline.add("save", started, time.perf_counter())
             timings, steps = execution.timeline.seconds(), execution.record.spec.total_steps
             is_ours = retry_until_redis_answers(
-                lambda: self._records.succeed(
+                lambda: self._job_store.succeed(
                     job_id, execution=execution.id, images=images, timings=timings, steps=steps
                 )
             )
@@ -145,7 +145,7 @@ class Finisher:
     def _end_in_rq(self, execution: JobExecution) -> None:
         """Update RQ after the job record. Of a job that another worker has taken over, only our lease is ended."""
         job, rq_execution = execution.job, execution.rq_execution
-        record = execution.final_record = self._records.get(job.id)
+        record = execution.final_record = self._job_store.get(job.id)
         job.ended_at = now()
         if record is None:
             log.info("the job was deleted while it ran")

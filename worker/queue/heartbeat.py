@@ -54,7 +54,7 @@ class Heartbeat:
 
     def register(self) -> None:
         """Announce the models of this worker for the time of a lease."""
-        self._registry.announce(self._worker.name, self._cards, self._lease_s)
+        self._registry.register(self._worker.name, self._cards, self._lease_s)
         if self._live_file:
             self._live_file.touch()
 
@@ -84,4 +84,4 @@ class Heartbeat:
         """Remove the live file and the registration. Raises RedisError."""
         if self._live_file:
             self._live_file.unlink(missing_ok=True)
-        self._registry.withdraw(self._worker.name)
+        self._registry.unregister(self._worker.name)

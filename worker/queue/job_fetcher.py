@@ -51,7 +51,7 @@ class JobFetcher:
         self._worker = worker
         self._redis = worker.connection
         self._jobs = jobs
-        self._records = jobs.records
+        self._job_store = jobs.job_store
         self._slots = runner.slots
         self._in_flight = in_flight
         self._load = load
@@ -90,7 +90,7 @@ class JobFetcher:
             except Exception:
                 log.exception("cannot read job %r in %s; the job fails", moved, queue.name)
                 self._redis.lrem(queue.intermediate_queue_key, 1, moved)  # type: ignore[arg-type]
-                self._records.fail(str(moved, errors="replace"), UNREADABLE)
+                self._job_store.fail(str(moved, errors="replace"), UNREADABLE)
             # A model whose job has to run alone stays first, until the worker is empty.
             if not self._draining_for_exclusive:
                 self._rotation.remove(model)
@@ -106,16 +106,16 @@ class JobFetcher:
             # Cancelled while it was queued.
             queue.intermediate_queue.remove(job_id)
             return
-        queued = self._records.get(job_id)
+        queued = self._job_store.get(job_id)
         is_last_attempt = queued is not None and queued.attempts == MAX_ATTEMPTS - 1
         self._draining_for_exclusive = is_last_attempt and bool(self._in_flight)
         if self._draining_for_exclusive:
             self._jobs.requeue(job_id)
             return
         rq_execution = self._worker.prepare_execution(job)
-        self._records.start(job_id, execution=rq_execution.id, worker=self._worker.name)
+        self._job_store.start(job_id, execution=rq_execution.id, worker=self._worker.name)
         # Read the record instead of trusting the reply of `start`: after a lost connection the command is sent again.
-        record = self._records.get(job_id)
+        record = self._job_store.get(job_id)
         if record is None or record.status is not JobStatus.RUNNING or record.execution != rq_execution.id:
             discard_job(self._worker, job, queue, rq_execution, record)
             return

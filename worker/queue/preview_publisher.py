@@ -44,11 +44,11 @@ class PreviewPublisher:
 
     def _publish(self, executions: dict[str, JobExecution]) -> None:
         try:
-            for job_id in self._previews.watched(list(executions)):
+            for job_id in self._previews.requested(list(executions)):
                 step = executions[job_id].step
                 jpeg = executions[job_id].preview() if step > self._published.get(job_id, 0) else None
                 if jpeg:
-                    self._previews.show(job_id, Preview(step, jpeg))
+                    self._previews.publish(job_id, Preview(step, jpeg))
                     self._published[job_id] = step
         except RedisError as error:
             log.warning("Redis: %s", error)

@@ -25,7 +25,7 @@ class ProgressPublisher:
 
     Args:
         redis: where previews go.
-        records: where steps go.
+        job_store: where steps go.
         registry: where the throughput goes, from which the API server estimates when a queued job will be done.
         in_flight: the worker's executions by id.
         throughput: measured here.
@@ -37,7 +37,7 @@ class ProgressPublisher:
     def __init__(
         self,
         redis: Redis,
-        records: JobStore,
+        job_store: JobStore,
         registry: ModelRegistry,
         in_flight: Mapping[str, JobExecution],
         throughput: ThroughputMeter,
@@ -46,7 +46,7 @@ class ProgressPublisher:
         worker_name: str,
         lease_s: int,
     ) -> None:
-        self._records = records
+        self._job_store = job_store
         self._registry = registry
         self._in_flight = in_flight
         self._throughput = throughput
@@ -69,7 +69,7 @@ class ProgressPublisher:
         if now - self._throughput_published_at >= THROUGHPUT_INTERVAL_S:
             self._throughput_published_at = now
             throughput = WorkerThroughput(per_second=self._throughput.per_second, left=self._throughput.remaining)
-            self._registry.say_pace(self._worker_name, throughput, self._lease_s)
+            self._registry.report_throughput(self._worker_name, throughput, self._lease_s)
 
     def close(self) -> None:
         self._previews.close()
@@ -78,7 +78,7 @@ class ProgressPublisher:
         """Publish the steps done. Stop the jobs that were cancelled or that another worker has taken over."""
         progress = [Progress(e.job_id, e.id, e.step, e.record.spec.total_steps) for e in running]
         executions = {execution.id: execution for execution in running}
-        for lost in self._records.note_progress(progress):
+        for lost in self._job_store.record_progress(progress):
             executions[lost.execution].stop()
 
     def _measure_throughput(self, running: Sequence[JobExecution], now: float) -> None:

@@ -1,1 +1,1 @@
-"""Everything that conditions the denoiser: ControlNets, LoRAs, IP-Adapters, prompts, upscalers."""
+"""Conditioning of the denoiser: ControlNets, LoRAs, IP-Adapters, prompt embeddings, concat UNets, upscalers."""

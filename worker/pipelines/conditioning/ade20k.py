@@ -1,4 +1,4 @@
-"""The colours of ADE20K's 150 classes, in their order: what segmentation ControlNets were trained to read."""
+"""RGB colours of the 150 ADE20K classes (Zhou et al., 2017), as the published segmentation ControlNets use them."""
 
 import numpy as np
 

@@ -1,9 +1,8 @@
-"""Control maps that need a model: depth, segmentation and pose, by models of transformers that the model file names.
+"""Control maps by transformers models: depth, segmentation and pose.
 
-A map is made in three steps, on two threads. The load thread resizes and normalises the picture (NumPy and Pillow). The
-model itself is called on the engine's thread, by the job that needs the map, at a gate: torch on any other thread would
-bring OpenMP threads of its own, and jobs with the same picture share one call. What is left, colours and a resize, is a
-few milliseconds there.
+A map is made in three steps. The load thread preprocesses the image with NumPy and Pillow. The job that needs the map
+then calls the model on the engine's thread, through a gate: torch on another thread would start more OpenMP threads,
+and jobs with the same image share one call. Postprocessing (colours, resize) takes a few milliseconds there.
 """
 
 from collections.abc import Callable
@@ -26,51 +25,67 @@ from ...engine.gate import Gate
 from ...errors import StartupError
 from ...images.inputs import to_tensor
 from ..loading.model_config import ComponentSource, ModelConfig
+from ..loading.weights import first_line
 from .ade20k import PALETTE
 from .pose_drawing import draw_pose
 
-MEMORY_BYTES = 64 * 2**20  # the pictures of a job share a map, and so do jobs that try prompts on one picture
-SEEN = 0.3  # score from which a joint counts as seen
-METRIC = frozenset({"depth_pro", "glpn", "zoedepth"})  # models that give distances; the others give their inverse
+# The images of a job share a map, and so do jobs that try several prompts with one image.
+CACHE_BYTES = 64 * 2**20
+# Minimum confidence of a keypoint.
+KEYPOINT_THRESHOLD = 0.3
+# Model types that predict distance; other depth models predict inverse distance.
+METRIC_DEPTH_MODELS = frozenset({"depth_pro", "glpn", "zoedepth"})
 
 
 class Annotator:
-    """Makes maps of one type."""
+    """Makes control maps of one type."""
 
     def __init__(self, processor: Any, model: Any, device: torch.device) -> None:
         self._processor = processor
         self._model = model.eval().to(device)
         self._device = device
-        self._gate = Gate("annotate", self._run, remember_bytes=MEMORY_BYTES)
+        self._gate = Gate("annotate", self._run, remember_bytes=CACHE_BYTES)
 
-    def prepare(self, picture: Image.Image) -> torch.Tensor:
-        """What the model takes of an RGB picture. On any thread."""
-        pixels = self._processor(images=picture, return_tensors="np", **self._arguments(picture.size))["pixel_values"]
-        return torch.from_numpy(np.ascontiguousarray(pixels, np.float32))
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """Preprocess an RGB image for the model, on any thread.
 
-    def make(self, prepared: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The map, (1, 3, height, width) in [0, 1]. On the engine's thread. size: width and height."""
+        Returns:
+            Tensor of shape (1, 3, height, width) of the model's input size.
+        """
+        pixels = self._processor(images=image, return_tensors="np", **self._processor_kwargs(image.size))
+        return torch.from_numpy(np.ascontiguousarray(pixels["pixel_values"], np.float32))
+
+    def make_map(self, prepared: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Make the control map, on the engine's thread.
+
+        Args:
+            prepared: output of `prepare`.
+            size: (width, height) of the map in pixels.
+
+        Returns:
+            Tensor of shape (1, 3, height, width) with values in [0, 1].
+        """
         output = self._gate(prepared.to(self._device))
         return to_tensor(self._draw(output.float().cpu(), size).convert("RGB"))
 
-    def _arguments(self, size: tuple[int, int]) -> dict[str, Any]:  # noqa: ARG002
+    def _processor_kwargs(self, size: tuple[int, int]) -> dict[str, Any]:  # noqa: ARG002
         return {}
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The model's output, rows first."""
+        """Run the model. The first dimension of the output is the batch."""
         raise NotImplementedError
 
     def _draw(self, output: torch.Tensor, size: tuple[int, int]) -> Image.Image:
         raise NotImplementedError
 
 
-class Depth(Annotator):
-    """Near is bright, far is dark."""
+class DepthAnnotator(Annotator):
+    """Relative inverse depth in grey: near is bright."""
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
         depth: torch.Tensor = self._model(pixel_values=pixels).predicted_depth
         config = self._model.config
-        if config.model_type in METRIC or getattr(config, "depth_estimation_type", None) == "metric":
+        if config.model_type in METRIC_DEPTH_MODELS or getattr(config, "depth_estimation_type", None) == "metric":
             return 1 / depth.clamp(min=1e-3)
         return depth
 
@@ -81,8 +96,8 @@ class Depth(Annotator):
         return grey.resize(size, Image.Resampling.BICUBIC)
 
 
-class Segmentation(Annotator):
-    """Each of ADE20K's classes in its colour."""
+class SegmentationAnnotator(Annotator):
+    """ADE20K classes in their colours."""
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
         logits = self._model(pixel_values=pixels).logits
@@ -96,21 +111,22 @@ class Segmentation(Annotator):
         return colours.resize(size, Image.Resampling.NEAREST)
 
 
-class Pose(Annotator):
-    """One person, taken to fill the picture, as OpenPose draws people."""
+class PoseAnnotator(Annotator):
+    """OpenPose drawing of one person whose bounding box is the whole image."""
 
-    def _arguments(self, size: tuple[int, int]) -> dict[str, Any]:
-        return {"boxes": _whole(size)}
+    def _processor_kwargs(self, size: tuple[int, int]) -> dict[str, Any]:
+        return {"boxes": _whole_image_box(size)}
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
         experts = getattr(self._model.config.backbone_config, "num_experts", 1)
-        body = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device) if experts > 1 else None
-        heatmaps: torch.Tensor = self._model(pixel_values=pixels, dataset_index=body).heatmaps
+        # Expert 0 of ViTPose++ was trained on human bodies (COCO).
+        expert = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device) if experts > 1 else None
+        heatmaps: torch.Tensor = self._model(pixel_values=pixels, dataset_index=expert).heatmaps
         return heatmaps
 
     def _draw(self, output: torch.Tensor, size: tuple[int, int]) -> Image.Image:
         found = self._processor.post_process_pose_estimation(
-            VitPoseEstimatorOutput(heatmaps=output), boxes=_whole(size), threshold=SEEN
+            VitPoseEstimatorOutput(heatmaps=output), boxes=_whole_image_box(size), threshold=KEYPOINT_THRESHOLD
         )
         people = [
             {int(label): (float(x), float(y)) for label, (x, y) in zip(one["labels"], one["keypoints"], strict=True)}
@@ -119,35 +135,44 @@ class Pose(Annotator):
         return Image.fromarray(draw_pose(people, size))
 
 
-def _whole(size: tuple[int, int]) -> list[list[list[float]]]:
-    """Boxes of the people in one picture: left, top, width, height."""
+def _whole_image_box(size: tuple[int, int]) -> list[list[list[float]]]:
+    """Return the boxes (left, top, width, height) of the people in a batch of one image."""
     return [[[0.0, 0.0, float(size[0]), float(size[1])]]]
 
 
-_KINDS: dict[ControlType, tuple[type[Annotator], Callable[..., Any]]] = {
-    ControlType.DEPTH: (Depth, AutoModelForDepthEstimation.from_pretrained),
-    ControlType.SEGMENTATION: (Segmentation, AutoModelForSemanticSegmentation.from_pretrained),
-    ControlType.POSE: (Pose, VitPoseForPoseEstimation.from_pretrained),
+_ANNOTATORS: dict[ControlType, tuple[type[Annotator], Callable[..., Any]]] = {
+    ControlType.DEPTH: (DepthAnnotator, AutoModelForDepthEstimation.from_pretrained),
+    ControlType.SEGMENTATION: (SegmentationAnnotator, AutoModelForSemanticSegmentation.from_pretrained),
+    ControlType.POSE: (PoseAnnotator, VitPoseForPoseEstimation.from_pretrained),
 }
 
 
-def load_annotators(entry: ModelConfig, device: torch.device) -> dict[ControlType, Annotator]:
-    """The annotators that a model's entry names. Safetensors only, no remote code. Raises StartupError."""
-    return {kind: _load(entry, kind, part, device) for kind, part in entry.preprocessors.items()}
+def load_annotators(config: ModelConfig, device: torch.device) -> dict[ControlType, Annotator]:
+    """Load the `preprocessors` of a model. Safetensors only, no remote code.
+
+    Raises:
+        StartupError: if one is not supported or cannot be loaded.
+    """
+    return {
+        control_type: _load(config, control_type, source, device)
+        for control_type, source in config.preprocessors.items()
+    }
 
 
-def _load(entry: ModelConfig, kind: ControlType, part: ComponentSource, device: torch.device) -> Annotator:
-    name = f"model {entry.name!r}: preprocessor {kind}"
-    if kind not in _KINDS:
-        raise StartupError(f"{name}: no model makes these maps; it can be one of: {', '.join(_KINDS)}")
-    where = {"revision": part.revision or "main", "subfolder": part.subfolder or ""}
-    annotator, from_pretrained = _KINDS[kind]
+def _load(config: ModelConfig, control_type: ControlType, source: ComponentSource, device: torch.device) -> Annotator:
+    label = f"model {config.name!r}: preprocessor {control_type}"
+    if control_type not in _ANNOTATORS:
+        raise StartupError(f"{label}: not made by a model; `preprocessors` can be: {', '.join(_ANNOTATORS)}")
+    location = {"revision": source.revision or "main", "subfolder": source.subfolder or ""}
+    annotator, from_pretrained = _ANNOTATORS[control_type]
     try:
-        processor = AutoImageProcessor.from_pretrained(part.source, backend="pil", **where)
-        # Full precision, however it was saved: it is small, and what it is given is float32.
-        model = from_pretrained(part.source, use_safetensors=True, dtype=torch.float32, **where)
+        processor = AutoImageProcessor.from_pretrained(source.source, backend="pil", **location)
+        # In float32 regardless of the dtype of the file: the models are small and their inputs are float32.
+        model = from_pretrained(source.source, use_safetensors=True, dtype=torch.float32, **location)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise StartupError(f"{name}: cannot load {part.source}: {str(error).strip().splitlines()[0]}") from error
-    if kind is ControlType.SEGMENTATION and model.config.num_labels > len(PALETTE):
-        raise StartupError(f"{name}: {part.source} knows {model.config.num_labels} classes; ADE20K has {len(PALETTE)}")
+        raise StartupError(f"{label}: cannot load {source.source}: {first_line(error)}") from error
+    if control_type is ControlType.SEGMENTATION and model.config.num_labels > len(PALETTE):
+        raise StartupError(
+            f"{label}: {source.source} has {model.config.num_labels} classes; the maximum is {len(PALETTE)} (ADE20K)"
+        )
     return annotator(processor, model, device)

@@ -1,81 +1,82 @@
-"""Models whose denoiser takes the picture in as channels beside the latents: instructed edits, and inpainting UNets."""
+"""UNets that take an image as extra channels beside the latents: InstructPix2Pix and inpainting UNets."""
 
-from collections.abc import Mapping
-
-import diffusers
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from img2img.domain.spec import Task
 
 from ...errors import StartupError
-from ..loading.components import build, is_pipeline, load_pipeline, load_unet
+from ..families import Family
+from ..loading.components import build_pipeline, is_pipeline, load_pipeline, load_unet
 from ..loading.model_config import ComponentSource, ModelConfig
-
-# By the kind of the model that they belong to.
-EDITS: Mapping[str, type[DiffusionPipeline]] = {
-    "stable-diffusion": diffusers.StableDiffusionInstructPix2PixPipeline,
-    "stable-diffusion-xl": diffusers.StableDiffusionXLInstructPix2PixPipeline,
-}
 
 
 def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:
-    """The task that a UNet was trained for, by its input channels: besides the noisy latents, those of the picture,
-    and of a mask. Raises StartupError."""
+    """Return the task of a UNet by its input channels: noisy latents, image latents, mask.
+
+    Raises:
+        StartupError: if no task has that number of channels.
+    """
     tasks = {
         latent_channels: Task.IMG2IMG,
         2 * latent_channels: Task.EDIT,
         2 * latent_channels + 1: Task.INPAINT,
     }
-    takes = unet.config.in_channels
-    if takes not in tasks:
-        known = ", ".join(f"{channels} ({task})" for channels, task in tasks.items())
-        raise StartupError(f"the UNet takes {takes} channels; this version serves {known}")
-    return tasks[takes]
+    in_channels = unet.config.in_channels
+    if in_channels not in tasks:
+        supported = ", ".join(f"{channels} ({task})" for channels, task in tasks.items())
+        raise StartupError(f"UNets with {in_channels} input channels are not supported; supported: {supported}")
+    return tasks[in_channels]
 
 
-def pipeline_classes(
-    family: str, kinds: Mapping[Task, type[DiffusionPipeline]], base: DiffusionPipeline
-) -> dict[Task, type[DiffusionPipeline]]:
-    """Of the stock pipelines of a family, those that the model's own denoiser was trained for."""
+def pipeline_classes(family: Family, base: DiffusionPipeline) -> dict[Task, type[DiffusionPipeline]]:
+    """Return the stock pipelines that the denoiser of the model `base` was trained for, by task."""
     unet = base.components.get("unet")
     if unet is None:
-        return dict(kinds)
+        return dict(family.pipelines)
     task = task_of_unet(unet, base.vae.config.latent_channels)
     if task is Task.IMG2IMG:
-        return {other: kind for other, kind in kinds.items() if other is not Task.EDIT}
-    known = {**kinds, Task.EDIT: EDITS.get(family)}
-    kind = known.get(task)
+        return {other: kind for other, kind in family.pipelines.items() if other is not Task.EDIT}
+    kind = _class_of(family, task)
     return {task: kind} if kind is not None else {}
 
 
 def load_concat_pipelines(
-    entry: ModelConfig, family: str, kinds: Mapping[Task, type[DiffusionPipeline]], base: DiffusionPipeline
+    config: ModelConfig, family: Family, base: DiffusionPipeline
 ) -> dict[Task, DiffusionPipeline]:
-    """The pipelines of the parts `edit` and `inpaint`. Raises StartupError."""
-    wanted = {
-        Task.EDIT: (entry.edit, EDITS.get(family)),
-        Task.INPAINT: (entry.inpaint, kinds.get(Task.INPAINT)),
-    }
-    injected = {}
-    for task, (part, kind) in wanted.items():
-        if part is None:
+    """Load the `edit` and `inpaint` components of a model, by task.
+
+    Args:
+        base: pipeline of the model; a component that is only a UNet uses its other modules.
+
+    Raises:
+        StartupError: if a component is not supported, cannot be loaded or is of another task.
+    """
+    pipelines = {}
+    for task, source in ((Task.EDIT, config.edit), (Task.INPAINT, config.inpaint)):
+        if source is None:
             continue
+        kind = _class_of(family, task)
         if kind is None or "unet" not in base.components:
-            raise StartupError(f"model {entry.name!r}: a {family} takes no part `{task}`")
-        injected[task] = _load(entry, task, part, kind, base)
-    return injected
+            raise StartupError(
+                f"model {config.name!r}: `{task}` is not supported for {family.name} models; remove the key"
+            )
+        pipelines[task] = _load(config, task, source, kind, base)
+    return pipelines
+
+
+def _class_of(family: Family, task: Task) -> type[DiffusionPipeline] | None:
+    return family.instruct_pix2pix if task is Task.EDIT else family.pipelines.get(task)
 
 
 def _load(
-    entry: ModelConfig, task: Task, part: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline
+    config: ModelConfig, task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline
 ) -> DiffusionPipeline:
-    """A part that is a whole pipeline keeps its own autoencoder and text encoder; a UNet is given the model's."""
-    if is_pipeline(part):
-        other = load_pipeline(part, base.device, base.dtype)
-        pipeline = build(kind, other)
+    """Load a pipeline with its VAE and text encoder, or a UNet that uses those of `base`."""
+    if is_pipeline(source):
+        pipeline = build_pipeline(kind, load_pipeline(source, base.device, base.dtype))
     else:
-        pipeline = build(kind, base, unet=load_unet(part, base.device, base.dtype))
-    serves = task_of_unet(pipeline.unet, pipeline.vae.config.latent_channels)
-    if serves is not task:
-        raise StartupError(f"model {entry.name!r}: the UNet at {part.source} is one for {serves}, not {task}")
+        pipeline = build_pipeline(kind, base, unet=load_unet(source, base.device, base.dtype))
+    unet_task = task_of_unet(pipeline.unet, pipeline.vae.config.latent_channels)
+    if unet_task is not task:
+        raise StartupError(f"model {config.name!r}: the UNet of {source.source} is for `{unet_task}`, not for `{task}`")
     return pipeline

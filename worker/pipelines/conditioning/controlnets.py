@@ -1,11 +1,10 @@
-"""ControlNets next to a model: loading them, their gates, and the stock pipelines that call them."""
+"""Loads the ControlNets of a model (Zhang et al., 2023) and builds the stock pipelines that call them."""
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline, MultiControlNetModel
 
@@ -14,74 +13,75 @@ from img2img.domain.spec import Task
 
 from ...engine.gate import Gate
 from ...errors import StartupError
-from ..loading.components import build
+from ..families import Family
+from ..loading.components import build_pipeline
 from ..loading.model_config import ComponentSource, ModelConfig
-
-# By the family of the model that they steer.
-PIPELINES: Mapping[str, Mapping[Task, type[DiffusionPipeline]]] = {
-    "stable-diffusion": {
-        Task.IMG2IMG: diffusers.StableDiffusionControlNetImg2ImgPipeline,
-        Task.INPAINT: diffusers.StableDiffusionControlNetInpaintPipeline,
-        Task.CONTROL: diffusers.StableDiffusionControlNetPipeline,
-    },
-    "stable-diffusion-xl": {
-        Task.IMG2IMG: diffusers.StableDiffusionXLControlNetImg2ImgPipeline,
-        Task.INPAINT: diffusers.StableDiffusionXLControlNetInpaintPipeline,
-        Task.CONTROL: diffusers.StableDiffusionXLControlNetPipeline,
-    },
-}
+from ..loading.weights import first_line
 
 
 class ControlNets:
-    """The ControlNets of one model, each behind a gate of its own, and its pipelines for every task with controls."""
+    """The ControlNets of one model, each behind its gate, and a pipeline for every task with controls."""
 
-    def __init__(self, entry: ModelConfig, family: str, base: DiffusionPipeline) -> None:
-        """base: the model's own pipeline, whose parts are shared. Raises StartupError."""
-        if entry.controlnets and family not in PIPELINES:
-            raise StartupError(f"model {entry.name!r}: {family} models are not served with ControlNets")
-        # One that follows maps of several types is loaded once, and jobs of all of them merge.
+    def __init__(self, config: ModelConfig, family: Family, base: DiffusionPipeline) -> None:
+        """Load the ControlNets that `config` lists.
+
+        Args:
+            base: pipeline of the model; its components are shared.
+
+        Raises:
+            StartupError: if the family has no ControlNets, or if one cannot be loaded or does not fit.
+        """
+        if config.controlnets and not family.controlnet_pipelines:
+            raise StartupError(
+                f"model {config.name!r}: ControlNets are not supported for {family.name} models; remove `controlnets`"
+            )
+        # A ControlNet that is listed for several control types is loaded once, and their jobs are batched together.
         loaded: dict[ComponentSource, ControlNetModel] = {}
-        for kind, part in entry.controlnets.items():
-            if part not in loaded:
-                loaded[part] = _load(entry, kind, part, base)
-        self._nets = {kind: loaded[part] for kind, part in entry.controlnets.items()}
+        for control_type, source in config.controlnets.items():
+            if source not in loaded:
+                loaded[source] = _load(config, control_type, source, base)
+        self._nets = {control_type: loaded[source] for control_type, source in config.controlnets.items()}
         self._templates: dict[Task, DiffusionPipeline] = {}
         for net in loaded.values():
             net.forward = PerRequestScale(Gate("control", net.forward))
         if self._nets:
             first = next(iter(self._nets.values()))
-            self._templates = {t: build(kind, base, controlnet=first) for t, kind in PIPELINES[family].items()}
+            self._templates = {
+                task: build_pipeline(kind, base, controlnet=first) for task, kind in family.controlnet_pipelines.items()
+            }
 
     @property
     def types(self) -> tuple[ControlType, ...]:
-        """What they can follow."""
         return tuple(self._nets)
 
     def pipeline(self, task: Task, types: Sequence[ControlType]) -> DiffusionPipeline:
-        """A pipeline object for a job that is steered by these, in this order."""
-        own = copy.copy(self._templates[task])
-        nets = [self._nets[kind] for kind in types]
-        own.controlnet = nets[0] if len(nets) == 1 else MultiControlNetModel(nets)
-        return own
+        """Return a pipeline object for one job with controls of these types, in this order."""
+        pipeline = copy.copy(self._templates[task])
+        nets = [self._nets[control_type] for control_type in types]
+        pipeline.controlnet = nets[0] if len(nets) == 1 else MultiControlNetModel(nets)
+        return pipeline
 
 
 class PerRequestScale:
-    """A ControlNet's forward whose scale stays out of the shared call.
+    """Forward of a ControlNet that applies `conditioning_scale` after the batched call.
 
-    All that a ControlNet puts out is multiplied by its scale at the very end, so that scale 1 in the shared call and a
-    multiplication of each job's part are the same numbers, bit for bit; and jobs of every scale merge. A job for which
-    it is switched off (scale 0, before `start` and after `end`) needs nothing but zeros, and calls nothing.
+    A ControlNet multiplies its outputs by the scale as its last operation. Running the batch with scale 1 and
+    multiplying the rows of each job afterwards gives the same numbers bit for bit, and jobs of different scales can be
+    batched together. Scale 0 (outside of `control_guidance_start` and `control_guidance_end`) returns zeros without
+    a call.
     """
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._parameters = inspect.signature(ControlNetModel.forward)
-        self._shapes: dict[torch.Size, list[torch.Size]] = {}  # of the output by that of the input, both without rows
+        # Shapes of the residuals by shape of the sample, both without the batch dimension.
+        self._shapes: dict[torch.Size, list[torch.Size]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """What `return_dict=False` gives: the residuals of the down blocks and that of the middle block."""
+        """Return the residuals of the down blocks and of the middle block, as with `return_dict=False`."""
         bound = self._parameters.bind(None, *args, **kwargs)
-        bound.apply_defaults()  # pipelines call it in several ways, and calls merge if they look alike
+        # Pipelines pass different subsets of the arguments; calls are batched only if their arguments match.
+        bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name not in ("self", "return_dict")}
         scale, sample = arguments.pop("conditioning_scale"), arguments["sample"]
         shapes = self._shapes.get(sample.shape[1:])
@@ -94,36 +94,43 @@ class PerRequestScale:
         return residuals[:-1], residuals[-1]
 
 
-def _load(entry: ModelConfig, kind: ControlType, part: ComponentSource, base: DiffusionPipeline) -> ControlNetModel:
-    """A ControlNet in the type and on the device of the model. Safetensors only."""
-    name = f"model {entry.name!r}: ControlNet {kind}"
-    if part.weight_name or part.source.endswith(".safetensors"):
-        raise StartupError(f"{name}: {part.source} should be a folder or a hub id in diffusers' format, not a file")
-    where: dict[str, Any] = {"revision": part.revision, "subfolder": part.subfolder}
+def _load(
+    config: ModelConfig, control_type: ControlType, source: ComponentSource, base: DiffusionPipeline
+) -> ControlNetModel:
+    """Load a ControlNet in the dtype and on the device of the model. Safetensors only."""
+    label = f"model {config.name!r}: ControlNet {control_type}"
+    if source.weight_name or source.source.endswith(".safetensors"):
+        raise StartupError(f"{label}: {source.source} must be a folder or hub id in diffusers' format, not a file")
+    location: dict[str, Any] = {"revision": source.revision, "subfolder": source.subfolder}
     try:
-        made_as = ControlNetModel.load_config(part.source, **where)["_class_name"]
-        if made_as != "ControlNetModel":
-            raise StartupError(f"{name}: {part.source} is a {made_as}; this version takes a ControlNetModel")
-        net = ControlNetModel.from_pretrained(part.source, dtype=base.unet.dtype, use_safetensors=True, **where)
+        class_name = ControlNetModel.load_config(source.source, **location)["_class_name"]
+        if class_name != "ControlNetModel":
+            raise StartupError(f"{label}: {source.source} is a {class_name}; only ControlNetModel is supported")
+        net = ControlNetModel.from_pretrained(source.source, dtype=base.unet.dtype, use_safetensors=True, **location)
     except (OSError, ValueError, KeyError) as error:
-        raise StartupError(f"{name}: cannot load {part.source}: {str(error).strip().splitlines()[0]}") from error
-    theirs, ours = net.config.cross_attention_dim, base.unet.config.cross_attention_dim
-    if theirs != ours:
-        raise StartupError(f"{name} reads text embeddings of {theirs} numbers; those of this model have {ours}")
+        raise StartupError(f"{label}: cannot load {source.source}: {first_line(error)}") from error
+    width, model_width = net.config.cross_attention_dim, base.unet.config.cross_attention_dim
+    if width != model_width:
+        raise StartupError(
+            f"{label} does not fit the model: its cross_attention_dim is {width}, that of the model is {model_width}"
+        )
     return net.to(base.device)
 
 
 def control_arguments(
-    task: Task, maps: Sequence[torch.Tensor], scales: Sequence[float], spans: Sequence[tuple[float, float]]
+    task: Task, maps: Sequence[torch.Tensor], scales: Sequence[float], ranges: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
-    """The pipelines' arguments for a job's controls: values for one, lists for several.
+    """Return the pipeline arguments for the controls of a job: single values for one control, else lists.
 
-    maps: (1, 3, height, width) in [0, 1]. spans: the shares of the steps after which each begins and ends.
+    Args:
+        maps: control maps of shape (1, 3, height, width) with values in [0, 1].
+        scales: conditioning scale of each control.
+        ranges: start and end of each control, as fractions of the steps.
     """
     lists: dict[str, list[Any]] = {
         "image" if task is Task.CONTROL else "control_image": list(maps),
         "controlnet_conditioning_scale": list(scales),
-        "control_guidance_start": [start for start, _ in spans],
-        "control_guidance_end": [end for _, end in spans],
+        "control_guidance_start": [start for start, _ in ranges],
+        "control_guidance_end": [end for _, end in ranges],
     }
     return lists if len(maps) > 1 else {name: value for name, [value] in lists.items()}

@@ -1,7 +1,7 @@
-"""Loading an IP-Adapter: its image encoder, and a twin of the UNet for each number of image prompts.
+"""Loads an IP-Adapter (Ye et al., 2023): its image encoder and one UNet per number of image prompts.
 
-Diffusers gives each loaded adapter a scale and a picture of its own, and sums up what they attend to. So a job with n
-image prompts, each with its scale, is the same adapter loaded n times, over one set of weights.
+Diffusers gives each loaded adapter one scale and one image, and adds up their attention outputs. A job with n image
+prompts, each with its scale, therefore uses a UNet into which the same weights were loaded n times.
 """
 
 import copy
@@ -16,81 +16,94 @@ from transformers import CLIPVisionModelWithProjection
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS
 
 from ...errors import StartupError
+from ..loading.components import resolve_source
 from ..loading.model_config import ComponentSource, ModelConfig
-from ..loading.weights import first_line, weights_file
+from ..loading.weights import first_line, resolve_weights
 from .shared_weight_module import copy_sharing_weights
 
-ENCODER_FOLDER = "image_encoder"  # beside an adapter's file, as the published ones have it
+# Folder of the image encoder beside the file of a published adapter.
+ENCODER_FOLDER = "image_encoder"
+
+# Tensors by name, under `image_proj` and `ip_adapter`.
+Weights = dict[str, dict[str, torch.Tensor]]
 
 
 def load_ip_adapter(
-    entry: ModelConfig, part: ComponentSource, pipeline: DiffusionPipeline, unet: torch.nn.Module
+    config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline, unet: torch.nn.Module
 ) -> list[DiffusionPipeline]:
-    """Pipelines whose UNets are twins of `unet` and take 1, 2, ... image prompts.
+    """Return pipelines that take 1, 2, ... image prompts.
 
-    `pipeline` gets the image encoder and the feature extractor. Raises StartupError for an adapter that does not fit.
+    Args:
+        source: location of the adapter.
+        pipeline: pipeline of the model; it gets the image encoder and the feature extractor.
+        unet: UNet that the pipelines copy, sharing its weights.
+
+    Raises:
+        StartupError: if the adapter cannot be loaded or does not fit.
     """
-    what = f"model {entry.name!r}: IP-Adapter"
+    label = f"model {config.name!r}: IP-Adapter"
     if not hasattr(pipeline, "set_ip_adapter_scale") or not hasattr(pipeline, "unet"):
-        raise StartupError(f"{what}: this version has none for a {type(pipeline).__name__}")
-    weights = _weights(weights_file(part, what), what, pipeline)
+        raise StartupError(f"{label}: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
+    weights = _load_weights(resolve_weights(source, label), label, pipeline)
     if pipeline.image_encoder is None:
-        pipeline.register_modules(image_encoder=_image_encoder(entry, part, pipeline, what))
-    return [_seeing(pipeline, unet, [weights] * count, what) for count in range(1, MAX_IMAGE_PROMPTS + 1)]
+        pipeline.register_modules(image_encoder=_load_image_encoder(config, source, pipeline, label))
+    return [_with_adapter(pipeline, unet, [weights] * count, label) for count in range(1, MAX_IMAGE_PROMPTS + 1)]
 
 
-def _seeing(
-    pipeline: DiffusionPipeline, unet: torch.nn.Module, weights: list[dict[str, dict[str, torch.Tensor]]], what: str
+def _with_adapter(
+    pipeline: DiffusionPipeline, unet: torch.nn.Module, weights: list[Weights], label: str
 ) -> DiffusionPipeline:
-    twin = copy.copy(pipeline)
-    twin.unet = copy_sharing_weights(unet)
-    each = [""] * len(weights)
+    adapted = copy.copy(pipeline)
+    adapted.unet = copy_sharing_weights(unet)
+    unused = [""] * len(weights)
     try:
-        twin.load_ip_adapter(weights, subfolder=each, weight_name=each, image_encoder_folder=None)
+        adapted.load_ip_adapter(weights, subfolder=unused, weight_name=unused, image_encoder_folder=None)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise StartupError(f"{what} does not fit: {first_line(error)}") from error
-    pipeline.register_modules(feature_extractor=twin.feature_extractor)
-    return twin
+        raise StartupError(f"{label} does not fit the model: {first_line(error)}") from error
+    pipeline.register_modules(feature_extractor=adapted.feature_extractor)
+    return adapted
 
 
-def _weights(file: Path, what: str, pipeline: DiffusionPipeline) -> dict[str, dict[str, torch.Tensor]]:
-    """In the place and type in which they are used, so that diffusers takes them as they are, however often."""
-    weights: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+def _load_weights(file: Path, label: str, pipeline: DiffusionPipeline) -> Weights:
+    """Read the weights on the device and in the dtype of the model, so that all copies share them."""
+    weights: Weights = {"image_proj": {}, "ip_adapter": {}}
     for key, tensor in load_file(file).items():
         group, _, name = key.partition(".")
         if group in weights:
             weights[group][name] = tensor.to(pipeline.device, pipeline.unet.dtype)
     if not all(weights.values()):
-        raise StartupError(f"{what}: {file.name} has no `image_proj` and `ip_adapter` weights")
+        raise StartupError(f"{label}: {file.name} has no `image_proj` and `ip_adapter` weights")
     if _is_face_id(weights["image_proj"]):
-        raise StartupError(f"{what}: {file.name} takes the embedding of a face, not a picture; this version has none")
+        raise StartupError(
+            f"{label}: {file.name} is a face ID adapter; only adapters of image embeddings are supported"
+        )
     return weights
 
 
 def _is_face_id(projection: Mapping[str, torch.Tensor]) -> bool:
-    """Told by the keys of the image projection, as diffusers does."""
+    """Check the keys of the image projection, as diffusers' `_convert_ip_adapter_image_proj_to_diffusers` does."""
     plain_mlp = "proj.0.weight" in projection and "proj.3.weight" not in projection
     return plain_mlp or "perceiver_resampler.proj_in.weight" in projection
 
 
-def _image_encoder(
-    entry: ModelConfig, part: ComponentSource, pipeline: DiffusionPipeline, what: str
+def _load_image_encoder(
+    config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline, label: str
 ) -> CLIPVisionModelWithProjection:
-    encoder = entry.image_encoder or _beside(part)
+    encoder = config.image_encoder or _default_image_encoder(source)
     try:
         return CLIPVisionModelWithProjection.from_pretrained(
-            Path(encoder.source).expanduser() if Path(encoder.source).expanduser().exists() else encoder.source,
+            resolve_source(encoder),
             subfolder=encoder.subfolder or "",
             revision=encoder.revision or "main",
             use_safetensors=True,
             dtype=pipeline.unet.dtype,
         ).to(pipeline.device)
     except (OSError, ValueError) as error:
-        raise StartupError(f"{what}: cannot load its image encoder: {first_line(error)}") from error
+        raise StartupError(f"{label}: cannot load the image encoder: {first_line(error)}") from error
 
 
-def _beside(part: ComponentSource) -> ComponentSource:
-    source = Path(part.source).expanduser()
-    folder = str(source.parent) if source.is_file() else part.source
-    subfolder = f"{part.subfolder}/{ENCODER_FOLDER}" if part.subfolder else ENCODER_FOLDER
-    return ComponentSource(source=folder, subfolder=subfolder, revision=part.revision)
+def _default_image_encoder(source: ComponentSource) -> ComponentSource:
+    path = Path(source.source).expanduser()
+    folder = str(path.parent) if path.is_file() else source.source
+    subfolder = f"{source.subfolder}/{ENCODER_FOLDER}" if source.subfolder else ENCODER_FOLDER
+    return ComponentSource(source=folder, subfolder=subfolder, revision=source.revision)

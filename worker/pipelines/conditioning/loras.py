@@ -1,68 +1,76 @@
-"""Loading LoRAs: all of a model's adapters into twins of its modules, so that the modules themselves stay plain."""
+"""Loads the LoRAs of a model into copies of its modules that share their weights."""
 
 import copy
 import re
 from collections.abc import Mapping
 
-from diffusers import DiffusionPipeline, ZImageTransformer2DModel
+from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
 from ...errors import StartupError
+from ..families import Family
 from ..loading.model_config import ComponentSource, ModelConfig
-from ..loading.weights import first_line, weights_file
+from ..loading.weights import first_line, resolve_weights
 from .shared_weight_module import copy_sharing_weights
 
-FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers calls such a file
-# One key for each layer of a LoRA, in the ways that diffusers, PEFT and kohya's scripts write it.
-LAYER = re.compile(r"(?:lora_A|down)(?:\.[^.]+)?\.weight$")
+# Default file name of diffusers.
+FILE_NAME = "pytorch_lora_weights.safetensors"
+# Matches one key per layer of a LoRA, in the formats of diffusers, PEFT and kohya's scripts.
+LAYER_KEY = re.compile(r"(?:lora_A|down)(?:\.[^.]+)?\.weight$")
 
 
-def load_loras(entry: ModelConfig, pipeline: DiffusionPipeline, adapters: Mapping[str, str]) -> DiffusionPipeline:
-    """A pipeline of twins that carry every LoRA of the entry. adapters: LoRA name -> name that PEFT knows it by.
+def load_loras(
+    config: ModelConfig, pipeline: DiffusionPipeline, family: Family, peft_names: Mapping[str, str]
+) -> DiffusionPipeline:
+    """Return a pipeline whose components are copies that carry every LoRA of the model.
 
-    Raises StartupError for a LoRA that does not fit.
+    Args:
+        pipeline: pipeline of the model, before gates are installed. It is not changed.
+        peft_names: PEFT adapter name by LoRA name.
+
+    Raises:
+        StartupError: if the family has no LoRAs, or if a LoRA does not fit.
     """
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise StartupError(f"model {entry.name!r}: diffusers has no LoRAs for a {type(pipeline).__name__}")
-    if isinstance(getattr(pipeline, "transformer", None), ZImageTransformer2DModel):
-        raise StartupError(
-            f"model {entry.name!r}: this version has no LoRAs for Z-Image, whose transformer takes lists of pictures"
-        )
-    twins = copy.copy(pipeline)
-    for name in loadable(pipeline):
-        setattr(twins, name, copy_sharing_weights(getattr(pipeline, name)))
-    for name, part in entry.loras.items():
-        _load(twins, adapters[name], part, f"model {entry.name!r}: LoRA {name!r}")
-    return twins
+    if not family.loras or not hasattr(pipeline, "load_lora_weights"):
+        raise StartupError(f"model {config.name!r}: LoRAs are not supported for {family.name} models; remove `loras`")
+    lora_pipeline = copy.copy(pipeline)
+    for name in lora_components(pipeline):
+        setattr(lora_pipeline, name, copy_sharing_weights(getattr(pipeline, name)))
+    for name, source in config.loras.items():
+        _load(lora_pipeline, peft_names[name], source, f"model {config.name!r}: LoRA {name!r}")
+    return lora_pipeline
 
 
-def loadable(pipeline: DiffusionPipeline) -> list[str]:
-    """The components that a LoRA can have weights for."""
+def lora_components(pipeline: DiffusionPipeline) -> list[str]:
+    """Return the names of the components that a LoRA can have weights for."""
     return [name for name in pipeline._lora_loadable_modules if getattr(pipeline, name, None) is not None]
 
 
 def adapters_in(pipeline: DiffusionPipeline, name: str) -> frozenset[str]:
-    """The adapters that have weights in a component."""
+    """Return the PEFT names of the adapters that have weights in a component."""
     layers = (module for module in getattr(pipeline, name).modules() if isinstance(module, LoraLayer))
     return frozenset(adapter for layer in layers for adapter in layer.scaling)
 
 
-def _load(twins: DiffusionPipeline, adapter: str, part: ComponentSource, what: str) -> None:
-    file = weights_file(part, what, default=FILE_NAME)
+def _load(pipeline: DiffusionPipeline, adapter: str, source: ComponentSource, label: str) -> None:
+    file = resolve_weights(source, label, default=FILE_NAME)
     with safe_open(file, framework="pt") as weights:
         keys = list(weights.keys())
     if any("dora_scale" in key for key in keys):
-        raise StartupError(f"{what}: {file.name} is a DoRA in a format whose magnitudes diffusers would drop")
-    expected = sum(bool(LAYER.search(key)) for key in keys)
+        raise StartupError(f"{label}: {file.name} is a DoRA with `dora_scale` keys, which diffusers would ignore")
+    expected = sum(bool(LAYER_KEY.search(key)) for key in keys)
     try:
-        twins.load_lora_weights(file.parent, weight_name=file.name, adapter_name=adapter, use_safetensors=True)
-    except Exception as error:  # of a wrong file, diffusers and PEFT raise anything
-        raise StartupError(f"{what} does not fit: {first_line(error)}") from error
-    landed = sum(
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=adapter, use_safetensors=True)
+    # diffusers and PEFT raise errors of many types for a file that does not fit.
+    except Exception as error:
+        raise StartupError(f"{label} does not fit the model: {first_line(error)}") from error
+    loaded = sum(
         isinstance(module, LoraLayer) and adapter in module.scaling
-        for name in loadable(twins)
-        for module in getattr(twins, name).modules()
+        for name in lora_components(pipeline)
+        for module in getattr(pipeline, name).modules()
     )
-    if not expected or landed < expected:
-        raise StartupError(f"{what} does not fit: the model has {landed} of the {expected} layers in {file.name}")
+    if not expected or loaded < expected:
+        raise StartupError(
+            f"{label} does not fit the model: {loaded} of the {expected} layers in {file.name} could be loaded"
+        )

@@ -1,7 +1,8 @@
-"""A module's twin: a second object over the same weights, which wears adapters while the module itself stays as it is.
+"""A second instance of a module that shares its weights and carries adapters.
 
-What a twin wears in a call is state of the module, so it goes into the call as a constant argument: only calls that
-wear the same merge, and the twin changes just before the merged call runs.
+The original module stays unmodified, so requests without adapters are not affected. The active adapters of a call are a
+constant argument of the call: only calls with equal adapters are batched, and the module is switched just before the
+batched call runs.
 """
 
 import copy
@@ -18,23 +19,27 @@ from transformers import PreTrainedModel
 
 from ...engine.gate import Gate
 
+LoraScales = tuple[tuple[str, float], ...]
+
 
 @dataclass(frozen=True)
 class ActiveAdapters:
-    """What counts in one call, and how strongly."""
+    """The adapters that are active in one call, with their scales."""
 
-    loras: tuple[tuple[str, float], ...] = ()  # adapter and scale, sorted, so that the order in a request is no reason
-    image_scales: tuple[float, ...] = ()  # of the image prompts, in their order
+    # (PEFT adapter name, scale), sorted, so that requests that list LoRAs in another order are batched too.
+    loras: LoraScales = ()
+    # Scales of the image prompts, in their order.
+    image_scales: tuple[float, ...] = ()
 
 
 def copy_sharing_weights(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the module objects, with the same parameters and buffers. Make it before gates stand in the module."""
+    """Return a copy of a module tree that shares all parameters and buffers. Call it before gates are installed."""
     shared = itertools.chain(module.parameters(), module.buffers())
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
 class SharedWeightModule:
-    """A twin behind a gate of its own, and the pipeline object by which diffusers changes what it wears."""
+    """A pipeline component with adapters, behind its gate."""
 
     def __init__(
         self,
@@ -45,40 +50,50 @@ class SharedWeightModule:
         remember_bytes: int,
         shared: Sequence[str] = (),
     ) -> None:
-        """name: of the component of `pipeline` that is the twin. adapters: the LoRAs that have weights in it.
+        """Wrap a component.
 
-        shared: arguments of the component without rows of their own.
+        Args:
+            name: component of `pipeline`, a copy that shares weights.
+            pipeline: pipeline through which diffusers sets the scales of IP-Adapters.
+            adapters: PEFT names of the LoRAs that have weights in the component.
+            remember_bytes: output cache of the gate, in bytes.
+            shared: keyword arguments of the component without a batch dimension.
         """
         self._module: torch.nn.Module = getattr(pipeline, name)
         self._pipeline = pipeline
         self._adapters = adapters
-        self._worn: ActiveAdapters | None = None
+        self._active: ActiveAdapters | None = None
         stage = "encode_prompt" if name.startswith("text_encoder") else "denoise"
         self._gate = Gate(stage, self._run, remember_bytes=remember_bytes, shared=shared)
 
-    def own(self, loras: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
-        """Those of the LoRAs that have weights in this twin."""
+    @property
+    def module(self) -> torch.nn.Module:
+        return self._module
+
+    def select(self, loras: LoraScales) -> LoraScales:
+        """Return those of `loras` that have weights in this module."""
         return tuple(lora for lora in loras if lora[0] in self._adapters)
 
-    def wearing(self, worn: ActiveAdapters) -> torch.nn.Module:
-        """The twin as one job sees it: to its pipeline a module like any other."""
-        face = copy.copy(self._module)
-        face.forward = functools.partial(self._gate, worn=worn)
-        return face
+    def with_adapters(self, adapters: ActiveAdapters) -> torch.nn.Module:
+        """Return a shallow copy of the module that runs with `adapters` active, for the pipeline of one job."""
+        module = copy.copy(self._module)
+        module.forward = functools.partial(self._gate, adapters=adapters)
+        return module
 
-    def _run(self, *args: Any, worn: ActiveAdapters, **kwargs: Any) -> Any:
-        if worn != self._worn:
-            self._worn = None  # unknown, should the change fail halfway
-            self._put_on(worn)
-            self._worn = worn
+    def _run(self, *args: Any, adapters: ActiveAdapters, **kwargs: Any) -> Any:
+        if adapters != self._active:
+            # Unknown until the switch has succeeded.
+            self._active = None
+            self._activate(adapters)
+            self._active = adapters
         return self._module(*args, **kwargs)
 
-    def _put_on(self, worn: ActiveAdapters) -> None:
+    def _activate(self, adapters: ActiveAdapters) -> None:
         if self._adapters:
-            names, scales = [name for name, _ in worn.loras], [scale for _, scale in worn.loras]
+            names, scales = [name for name, _ in adapters.loras], [scale for _, scale in adapters.loras]
             if isinstance(self._module, PreTrainedModel):
                 set_adapters_for_text_encoder(names, self._module, scales)
             else:
                 self._module.set_adapters(names, scales)  # type: ignore[operator]
-        if worn.image_scales:
-            self._pipeline.set_ip_adapter_scale(list(worn.image_scales))
+        if adapters.image_scales:
+            self._pipeline.set_ip_adapter_scale(list(adapters.image_scales))

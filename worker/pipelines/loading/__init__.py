@@ -1,1 +1,1 @@
-"""Model configuration and loading of components and weights."""
+"""Model configuration (models.toml) and loading of components and weights."""

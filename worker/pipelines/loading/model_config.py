@@ -1,4 +1,7 @@
-"""models.toml: which models there are, and which parts each of them has. Requests name models, never files."""
+"""The models.toml file: which models a worker serves and the components of each.
+
+Clients name models, LoRAs and control types; they never name files.
+"""
 
 import importlib.util
 import tomllib
@@ -14,63 +17,74 @@ from img2img.domain.spec import Scheduler
 
 from ...errors import StartupError
 
-DEMO = "demo"  # the model of this repository, always there
+# Name of the bundled model.
+DEMO = "demo"
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
 
 
 class ComponentSource(BaseModel):
-    """Where weights come from: a folder or file (relative to the model file) or a hub id. Safetensors only."""
+    """Location of weights. Safetensors only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # Folder or file (relative to models.toml if it starts with a dot) or hub id.
     source: str
     revision: str | None = None
     subfolder: str | None = None
-    weight_name: str | None = None  # the file, where a source holds several
+    # File name, for a source with several files.
+    weight_name: str | None = None
 
 
 class UpscalerSource(ComponentSource):
-    """What enlarges, with the defaults of requests that it is used for."""
+    """Location of an upscaler, with the defaults of requests that use it."""
 
     steps: Annotated[int | None, Field(ge=1, le=150)] = None
     guidance_scale: Annotated[float | None, Field(ge=1)] = None
 
 
-def _part(value: object) -> object:
+def _expand(value: object) -> object:
+    """Expand the short form `"folder"` to `{ source = "folder" }`."""
     return {"source": value} if isinstance(value, str) else value
 
 
-AnyPart = Annotated[ComponentSource, BeforeValidator(_part)]  # `"folder"` is short for `{ source = "folder" }`
+Component = Annotated[ComponentSource, BeforeValidator(_expand)]
+UpscaleFactor = Annotated[int, Field(ge=2, le=4)]
 
 
 class ModelConfig(BaseModel):
-    """One model: its own weights, and the parts by which it can do more than plain image-to-image."""
+    """Configuration of one model: its weights, optional components and defaults of requests."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = ""  # that clients use; from the table's key
+    # Name that clients use: the key of the table.
+    name: str = ""
     source: str
     revision: str | None = None
-    variant: str | None = None  # of the weight files, e.g. fp16
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None  # None: float16 on CUDA, else float32
-    controlnets: dict[ControlType, AnyPart] = {}
-    preprocessors: dict[ControlType, AnyPart] = {}  # transformers models that make depth, pose and segmentation maps
-    ip_adapter: AnyPart | None = None
-    image_encoder: AnyPart | None = None  # of the IP-Adapter, where its own folder has none
-    loras: dict[LoraName, AnyPart] = {}
-    inpaint: AnyPart | None = None  # a pipeline or UNet with 9 channels
-    edit: AnyPart | None = None  # a pipeline or UNet with 8 channels (InstructPix2Pix)
-    upscale: dict[
-        Annotated[int, Field(ge=2, le=4)], Annotated[UpscalerSource, BeforeValidator(_part)]
-    ] = {}  # by factor
-    steps: Annotated[int | None, Field(ge=1, le=150)] = None  # defaults of requests
+    # Variant of the weight files, such as fp16.
+    variant: str | None = None
+    # Default: the dtype of the family on CUDA, float32 on the CPU.
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    controlnets: dict[ControlType, Component] = {}
+    # transformers models that make depth, segmentation and pose maps.
+    preprocessors: dict[ControlType, Component] = {}
+    ip_adapter: Component | None = None
+    # Image encoder of the IP-Adapter. Default: the folder `image_encoder` beside the adapter.
+    image_encoder: Component | None = None
+    loras: dict[LoraName, Component] = {}
+    # Pipeline or UNet with 9 input channels.
+    inpaint: Component | None = None
+    # Pipeline or UNet with 8 input channels (InstructPix2Pix).
+    edit: Component | None = None
+    upscale: dict[UpscaleFactor, Annotated[UpscalerSource, BeforeValidator(_expand)]] = {}
+    steps: Annotated[int | None, Field(ge=1, le=150)] = None
     guidance_scale: Annotated[float | None, Field(ge=1)] = None
     scheduler: Scheduler | None = None
-    guidance: bool | None = None  # false: made to run without (turbo and lightning models); requests may not ask for it
+    # false for models that run without guidance (turbo, lightning): requests with a guidance scale are rejected.
+    guidance: bool | None = None
 
 
-class _ModelFile(BaseModel):
-    """The file as it is written."""
+class _ModelsFile(BaseModel):
+    """Content of a models.toml file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,50 +92,59 @@ class _ModelFile(BaseModel):
 
 
 def read_models_file(path: Path) -> dict[str, ModelConfig]:
-    """The models of a file, by name; relative folders in it made absolute. Raises StartupError."""
+    """Read a models.toml file. Relative paths in it become absolute.
+
+    Returns:
+        Configurations by model name.
+
+    Raises:
+        StartupError: if the file cannot be read or is not valid.
+    """
     try:
-        tables = _ModelFile.model_validate(tomllib.loads(path.read_text())).models
+        models = _ModelsFile.model_validate(tomllib.loads(path.read_text())).models
     except (OSError, ValueError) as error:
         if isinstance(error, ValidationError):
-            raise StartupError(f"the model file {path}: {_first(error)}") from error
+            raise StartupError(f"the model file {path}: {_first_error(error)}") from error
         raise StartupError(f"cannot read the model file {path}: {error}") from error
-    return {name: _located(entry.model_copy(update={"name": name}), path.parent) for name, entry in tables.items()}
+    return {
+        name: _make_absolute(config.model_copy(update={"name": name}), path.parent) for name, config in models.items()
+    }
 
 
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong: where, why, and what stands there."""
+def _first_error(error: ValidationError) -> str:
+    """Return key, reason and value of the first error."""
     first = error.errors()[0]
-    place = ".".join(str(step) for step in first["loc"] if step != "[key]")
+    key = ".".join(str(step) for step in first["loc"] if step != "[key]")
     if first["type"] == "extra_forbidden":
-        return f"{place}: there is no such key"
-    return f"{place}: {first['msg']}, got {first['input']!r}"
+        return f"{key}: unknown key"
+    return f"{key}: {first['msg']}, got {first['input']!r}"
 
 
-def _located(entry: ModelConfig, folder: Path) -> ModelConfig:
-    """The entry with every source that starts with a dot taken from `folder` on."""
+def _make_absolute(config: ModelConfig, folder: Path) -> ModelConfig:
+    """Return the configuration with sources that are paths resolved against `folder`."""
 
-    def locate(value: object) -> object:
+    def resolve(value: object) -> object:
         if isinstance(value, ComponentSource):
-            return value.model_copy(update={"source": _path(value.source, folder)})
+            return value.model_copy(update={"source": _absolute(value.source, folder)})
         if isinstance(value, dict):
-            return {key: locate(part) for key, part in value.items()}
+            return {key: resolve(item) for key, item in value.items()}
         return value
 
-    changes = {name: locate(getattr(entry, name)) for name in ModelConfig.model_fields}
-    return entry.model_copy(update={**changes, "source": _path(entry.source, folder)})
+    changes = {name: resolve(getattr(config, name)) for name in ModelConfig.model_fields}
+    return config.model_copy(update={**changes, "source": _absolute(config.source, folder)})
 
 
-def _path(source: str, folder: Path) -> str:
+def _absolute(source: str, folder: Path) -> str:
     return str((folder / Path(source).expanduser()).resolve()) if is_path(source) else source
 
 
 def is_path(source: str) -> bool:
-    """Whether a source is a folder or file, and not a hub id."""
+    """Check whether a source is a path and not a hub id."""
     return source.startswith((".", "/", "~"))
 
 
 def config_for(source: str, revision: str | None = None) -> ModelConfig:
-    """The entry of a model that no file of the user's describes: `demo`, a folder or a hub id."""
+    """Return the configuration of a model without a models.toml file: `demo`, a folder or a hub id."""
     if source == DEMO:
         return _demo()
     return ModelConfig(name=model_name(source), source=source, revision=revision)
@@ -130,46 +153,53 @@ def config_for(source: str, revision: str | None = None) -> ModelConfig:
 def _demo() -> ModelConfig:
     spec = importlib.util.find_spec("img2img.demo_model")
     if spec is None or spec.origin is None:
-        raise StartupError("the demo model is not installed; name another with --model")
+        raise StartupError("the demo model is not installed; choose another model with --model")
     return read_models_file(Path(spec.origin).parent / "models.toml")[DEMO]
 
 
 def configs_to_serve(model: str, revision: str | None, file: Path | None, names: str | None) -> list[ModelConfig]:
-    """What a worker serves: of a model file all models or those of `names`, comma separated; without a file, `model`.
+    """Return the configurations of the models that a worker serves.
 
-    Raises StartupError where that cannot be, or where a folder or file that an entry names is not there.
+    Args:
+        model: model to serve if there is no models.toml file.
+        revision: revision of `model` on the hub.
+        file: path of models.toml.
+        names: comma-separated names of the models in `file` to serve. Default: all of them.
+
+    Raises:
+        StartupError: if the settings contradict each other, a name is unknown or a local path does not exist.
     """
     if file is None:
-        entry = config_for(model, revision)
-        known = {entry.name: entry}
+        config = config_for(model, revision)
+        known = {config.name: config}
     elif revision is not None:
-        raise StartupError("IMG2IMG_REVISION is for a model without a model file; in the file, `revision` stands")
+        raise StartupError("IMG2IMG_REVISION cannot be used with a model file; set `revision` in the file")
     else:
         known = read_models_file(file)
     chosen = list(known)
     if names is not None:
-        known = {DEMO: _demo(), **known} if DEMO in _names(names) else known
-        chosen = _names(names)
+        chosen = _parse_names(names)
+        known = {DEMO: _demo(), **known} if DEMO in chosen else known
     for name in chosen:
         if name not in known:
-            raise StartupError(f"IMG2IMG_SERVE: there is no model {name!r}, but {', '.join(sorted({DEMO, *known}))}")
-        for place, source in _sources(known[name]):
+            raise StartupError(f"IMG2IMG_SERVE: unknown model {name!r}; known: {', '.join(sorted({DEMO, *known}))}")
+        for key, source in _sources(known[name]):
             if is_path(source) and not Path(source).expanduser().exists():
-                raise StartupError(f"model {name!r}: {place}: there is no {source}")
+                raise StartupError(f"model {name!r}: {key}: {source} does not exist")
     return [known[name] for name in chosen]
 
 
-def _names(names: str) -> list[str]:
-    listed = [name.strip() for name in names.split(",") if name.strip()]
-    if not listed:
-        raise StartupError("IMG2IMG_SERVE: name one model at least, or unset it")
-    return list(dict.fromkeys(listed))
+def _parse_names(names: str) -> list[str]:
+    parsed = [name.strip() for name in names.split(",") if name.strip()]
+    if not parsed:
+        raise StartupError("IMG2IMG_SERVE is empty: set it to the names of one or more models, or unset it")
+    return list(dict.fromkeys(parsed))
 
 
-def _sources(entry: ModelConfig) -> Iterator[tuple[str, str]]:
-    """Each source of an entry, and where in the entry it stands."""
-    yield "source", entry.source
+def _sources(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Yield each source of a configuration with its key."""
+    yield "source", config.source
     for name in ModelConfig.model_fields:
-        value = getattr(entry, name)
-        parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-        yield from ((place, part.source) for place, part in parts.items() if isinstance(part, ComponentSource))
+        value = getattr(config, name)
+        items = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        yield from ((key, item.source) for key, item in items.items() if isinstance(item, ComponentSource))

@@ -1,4 +1,4 @@
-"""Where a part's weights lie: one safetensors file, on this disk or from the hub."""
+"""Finds the safetensors file of a component, in a local folder or on the hub."""
 
 from pathlib import Path
 
@@ -9,52 +9,58 @@ from ...errors import StartupError
 from .model_config import ComponentSource, is_path
 
 
-def weights_file(part: ComponentSource, what: str, default: str | None = None) -> Path:
-    """The file of a part; `default` is its name in a hub repository where the part gives none.
+def resolve_weights(source: ComponentSource, label: str, default: str | None = None) -> Path:
+    """Return the path of the safetensors file of a component, downloading it if necessary.
 
-    what: how messages call the part. Raises StartupError, also for a file that is not safetensors: other formats are
-    programs, which run when they are read.
+    Args:
+        label: name of the component in error messages.
+        default: file name in a hub repository, if `source` has no `weight_name`.
+
+    Raises:
+        StartupError: if there is no such file, or if it is not in safetensors format. Other formats are based on
+            pickle and can run code when they are loaded.
     """
-    path = Path(part.source).expanduser()
-    file = _local(part, path, what) if is_path(part.source) or path.exists() else _from_hub(part, what, default)
-    _check_suffix(file.name, what)
+    path = Path(source.source).expanduser()
+    is_local = is_path(source.source) or path.exists()
+    file = _local_file(source, path, label) if is_local else _download(source, label, default)
+    _check_suffix(file.name, label)
     try:
         with safe_open(file, framework="pt") as weights:
             weights.keys()
     except (OSError, SafetensorError) as error:
-        raise StartupError(f"{what}: {file} cannot be read as safetensors: {error}") from error
+        raise StartupError(f"{label}: {file} cannot be read as safetensors: {error}") from error
     return file
 
 
-def _local(part: ComponentSource, path: Path, what: str) -> Path:
-    folder = path / (part.subfolder or "")
+def _local_file(source: ComponentSource, path: Path, label: str) -> Path:
+    folder = path / (source.subfolder or "")
     if path.is_file():
         return path
-    if part.weight_name:
-        return folder / part.weight_name
+    if source.weight_name:
+        return folder / source.weight_name
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
-        raise StartupError(f"{what}: {folder} holds {len(files)} safetensors files; name the one by `weight_name`")
+        raise StartupError(f"{label}: {folder} has {len(files)} safetensors files; set `weight_name` to one of them")
     return files[0]
 
 
-def _from_hub(part: ComponentSource, what: str, default: str | None) -> Path:
-    name = part.weight_name or default
+def _download(source: ComponentSource, label: str, default: str | None) -> Path:
+    name = source.weight_name or default
     if name is None:
-        raise StartupError(f"{what}: name the file in {part.source} by `weight_name`")
-    _check_suffix(name, what)
+        raise StartupError(f"{label}: set `weight_name` to the file in {source.source}")
+    _check_suffix(name, label)
     try:
-        return Path(hf_hub_download(part.source, name, subfolder=part.subfolder, revision=part.revision))
+        return Path(hf_hub_download(source.source, name, subfolder=source.subfolder, revision=source.revision))
     except (OSError, ValueError) as error:
-        raise StartupError(f"{what}: {part.source}: {first_line(error)}") from error
+        raise StartupError(f"{label}: cannot download {source.source}: {first_line(error)}") from error
 
 
-def _check_suffix(name: str, what: str) -> None:
+def _check_suffix(name: str, label: str) -> None:
     if not name.endswith(".safetensors"):
-        raise StartupError(f"{what}: {name} is not a safetensors file, and no other kind is read")
+        raise StartupError(f"{label}: {name} is not a safetensors file; other formats are not supported")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line: the first, or the second where the first only announces it."""
+    """Return the first line of an error message, or the second if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]

@@ -1,0 +1,282 @@
+"""Every route of the application, with what another owner has: nothing of it is shown, and nothing is changed."""
+
+import json
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+from fastapi.routing import iter_route_contexts
+from redis import Redis
+
+from img2img.app.main import create_app
+from img2img.app.settings import ApiSettings
+from img2img.blobs import ObjectStore
+from img2img.domain.api_key import Scope
+from img2img.domain.conditioning import ControlType
+from img2img.domain.job import JobStatus
+from img2img.domain.spec import Task
+from img2img.redis.api_keys import ApiKeys
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.previews import Preview, Previews
+from tests.support.authenticated import authenticated_server, client_with
+from tests.support.finished_jobs import succeed
+from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
+
+# Takes references to pictures in every field that can hold one.
+ABLE = CARD.model_copy(
+    update={
+        "tasks": (Task.IMG2IMG, Task.INPAINT, Task.CONTROL),
+        "controls": (ControlType.CANNY,),
+        "preprocessors": (ControlType.CANNY,),
+        "image_prompts": True,
+        "adapter_tasks": (Task.IMG2IMG, Task.INPAINT),
+    }
+)
+PICTURE = encoded(gradient(160, 120))
+OWN = b64encode(encoded(gradient(160, 120, blue=9))).decode()  # the other owner's own picture
+PROMPT = "a prompt of Ada's alone"
+JPEG = b"a preview of Ada's alone"
+
+
+@dataclass(frozen=True)
+class Ids:
+    """What names something of one owner."""
+
+    waiting: str = "0a" * 16
+    running: str = "1a" * 16  # made through /sdapi; it has a preview
+    done: str = "2a" * 16
+    sent: str = "3a" * 32  # the sha256 of a picture that was kept by POST /images
+    used: str = "4a" * 32  # and of the input of a job
+
+
+ABSENT = Ids()
+
+Attempt = dict[str, Any]  # what httpx takes beside method and path
+Attempts = Callable[[Ids], list[Attempt]]
+
+
+def no_ids(_: Ids) -> list[Attempt]:
+    """The route takes nothing that could name something of another owner."""
+    return [{}]
+
+
+def references(ids: Ids) -> list[str]:
+    """All that can refer to a picture."""
+    return [f"/jobs/{ids.done}/images/0", f"/jobs/{ids.done}/result", ids.sent, ids.used]
+
+
+def submits(ids: Ids) -> list[Attempt]:
+    bodies: list[dict[str, Any]] = []
+    for one in references(ids):
+        bodies += [
+            {"image": one},
+            {"image": OWN, "mask": one},
+            {"image": OWN, "controls": [{"type": "canny", "image": one}]},
+            {"image": OWN, "image_prompts": [{"image": one}]},
+        ]
+    return [{"json": body, "params": {"dry_run": dry_run}} for body in bodies for dry_run in (False, True)]
+
+
+def control_maps(ids: Ids) -> list[Attempt]:
+    return [{"json": {"type": "canny", "image": one}} for one in references(ids)]
+
+
+def kept_images(ids: Ids) -> list[Attempt]:
+    return [{"json": {"image": one}} for one in references(ids)]
+
+
+def lists(ids: Ids) -> list[Attempt]:
+    cursors = [f"{time.time() + 60}-{ids.waiting}", f"{time.time() + 60}-{ids.done}"]
+    return [{}, *({"params": {"cursor": one}} for one in cursors), *({"params": {"status": one}} for one in JobStatus)]
+
+
+def forms(ids: Ids) -> list[Attempt]:
+    """OpenAI's forms: an image comes as a file only, and those of our own fields as references."""
+    attempts: list[Attempt] = []
+    for one in references(ids):
+        own = {"image": ("a.png", PICTURE)}
+        attempts += [
+            {"files": {"image": (None, one)}},
+            {"files": {"image": ("a.png", one.encode())}},
+            {"files": own | {"mask": (None, one)}},
+            {"files": own, "data": {"controls": json.dumps([{"type": "canny", "image": one}])}},
+            {"files": own, "data": {"image_prompts": json.dumps([{"image": one}])}},
+        ]
+    return attempts
+
+
+def edits(ids: Ids) -> list[Attempt]:
+    return [attempt | {"data": {"prompt": "x", **attempt.get("data", {})}} for attempt in forms(ids)]
+
+
+def web_ui(ids: Ids) -> list[Attempt]:
+    bodies = [{"init_images": [one]} for one in references(ids)]
+    bodies += [{"init_images": [OWN], "mask": one} for one in references(ids)]  # type: ignore[dict-item]
+    return [{"json": body} for body in bodies]
+
+
+# How each route is tried. Those whose path names a job are tried with every job, without being listed.
+TRIED: dict[tuple[str, str], Attempts] = {
+    ("POST", "/img2img"): submits,
+    ("POST", "/control-maps"): control_maps,
+    ("POST", "/images"): kept_images,
+    ("GET", "/jobs"): lists,
+    ("POST", "/v1/images/edits"): edits,
+    ("POST", "/v1/images/variations"): forms,
+    ("POST", "/sdapi/v1/img2img"): web_ui,
+    ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
+}
+TRIED |= dict.fromkeys(
+    [
+        ("GET", "/models"),
+        ("GET", "/metrics"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+        ("GET", "/openapi.json"),
+        ("HEAD", "/openapi.json"),
+        ("GET", "/docs"),
+        ("GET", "/docs/oauth2-redirect"),
+        ("GET", "/redoc"),
+        ("GET", "/static-offline-docs"),
+        ("GET", "/v1/models"),
+        ("GET", "/sdapi/v1/progress"),
+        ("POST", "/sdapi/v1/interrupt"),
+        ("GET", "/sdapi/v1/samplers"),
+        ("GET", "/sdapi/v1/schedulers"),
+        ("GET", "/sdapi/v1/sd-models"),
+        ("GET", "/sdapi/v1/options"),
+        ("GET", "/sdapi/v1/scripts"),
+    ],
+    no_ids,
+)
+
+
+def every_route() -> list[tuple[str, str]]:
+    """Method and path of every route of the application, the adapters' included."""
+    app = create_app(ApiSettings(_env_file=None))
+    found = iter_route_contexts(app.routes)
+    return [(method, str(route.path)) for route in found for method in sorted(route.methods or ["GET"])]
+
+
+def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
+    """The paths and requests that try to reach what these ids name."""
+    if "{job_id}" in path:
+        return [(path.format(job_id=getattr(ids, one.name), index=0), {}) for one in fields(Ids)]
+    assert (method, path) in TRIED, f"say in TRIED what {method} {path} does with another owner's ids"
+    return [(path, attempt) for attempt in TRIED[method, path](ids)]
+
+
+class Scene:
+    """Ada has jobs in every state, one of them made through /sdapi; Bob and an admin have none."""
+
+    def __init__(self, url: str, settings: ApiSettings, redis: Redis, stack: ExitStack) -> None:
+        redis.flushall()
+        ModelRegistry(redis).register("test-worker", [ABLE], ttl_s=3600)
+        keys, self._redis = ApiKeys(redis), redis
+        self._blobs = Path(urlparse(settings.resolved_store_url).path)
+        self.ada, self.bob = (stack.enter_context(client_with(url, keys)) for _ in range(2))
+        self.admin = stack.enter_context(client_with(url, keys, Scope.ADMIN))
+        self.answer: dict[str, Any] = {}
+        self._waiting = threading.Thread(target=self._make_by_web_ui, daemon=True)
+        self._waiting.start()
+        queue = JobQueue(redis)
+        while not redis.keys("i2i:sdapi*"):
+            time.sleep(0.02)
+        [running] = queue.job_store.active_ids()
+        queue.job_store.start(running, execution="e", worker="w")
+        Previews(redis).show(running, Preview(3, JPEG))
+        redis.persist(f"i2i:preview:{running}")
+        done, waiting = self._job(), self._job()
+        self._result = succeed(done, queue, ObjectStore(settings.resolved_store_url))
+        sent = self.ada.post("/images", files={"image": PICTURE}).json()["sha256"]
+        used = self.ada.get(f"/jobs/{waiting}").json()["request"]["image"]
+        self.ids = Ids(waiting, running, done, sent, used)
+        self.secrets = [PROMPT.encode(), b64encode(JPEG), self._result, b64encode(self._result)]
+
+    def _make_by_web_ui(self) -> None:
+        body = {"init_images": [b64encode(PICTURE).decode()], "prompt": PROMPT, "width": 128, "height": 128}
+        self.answer = self.ada.post("/sdapi/v1/img2img", json=body, timeout=None).json()
+
+    def _job(self) -> str:
+        answer = self.ada.post(
+            "/img2img", files={"image": PICTURE}, data={"prompt": PROMPT, "width": 160, "height": 120}
+        )
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def state(self) -> dict[str, object]:
+        """All that Redis and the store hold. Not the blob that /readyz writes."""
+        in_redis = {str(key): self._redis.dump(key) for key in self._redis.scan_iter()}
+        files = [path for path in self._blobs.rglob("*") if path.is_file() and path.name != "check"]
+        in_store = {str(path): path.read_bytes() for path in files}
+        return in_redis | in_store
+
+    def named_as_absent(self, text: str) -> str:
+        """The text as if it were about ids that nobody has."""
+        for one in fields(Ids):
+            text = text.replace(getattr(self.ids, one.name), getattr(ABSENT, one.name))
+        return text
+
+    def interrupted(self) -> bool:
+        """Whether Ada's request of the web UI's kind ends as cancelled."""
+        self._waiting.join(20)
+        return '"interrupted": true' in self.answer.get("info", "")
+
+
+@pytest.fixture(scope="module")
+def scene(settings: ApiSettings, redis_url: str) -> Iterator[Scene]:
+    with authenticated_server(settings) as url, Redis.from_url(redis_url) as redis, ExitStack() as stack:
+        scene = Scene(url, settings, redis, stack)
+        yield scene
+        scene.ada.post("/sdapi/v1/interrupt")
+        assert scene.interrupted()
+
+
+@pytest.mark.parametrize(("method", "path"), every_route())
+def test_nothing_of_another_owner_is_shown_or_changed(scene: Scene, method: str, path: str) -> None:
+    before = scene.state()
+    tried, absent = (attempts_at(method, path, ids) for ids in (scene.ids, ABSENT))
+    for (theirs_at, theirs), (none_at, none) in zip(tried, absent, strict=True):
+        answer = scene.bob.request(method, theirs_at, **theirs)
+        assert scene.state() == before
+        assert not [secret for secret in scene.secrets if secret in answer.content]
+        if (theirs_at, theirs) == (none_at, none):
+            assert not [one for one in fields(Ids) if getattr(scene.ids, one.name) in answer.text]
+        else:
+            as_if = scene.bob.request(method, none_at, **none)
+            assert (answer.status_code, scene.named_as_absent(answer.text)) == (as_if.status_code, as_if.text)
+
+
+def test_every_attempt_is_a_request_of_a_route_that_exists() -> None:
+    assert set(TRIED) <= set(every_route())
+
+
+def test_an_admin_sees_and_stops_only_its_own_jobs_of_the_web_ui(scene: Scene) -> None:
+    before = scene.state()
+    assert scene.admin.get("/sdapi/v1/progress").json()["state"]["job"] == ""
+    assert scene.admin.post("/sdapi/v1/interrupt").json() == {}
+    assert scene.state() == before
+
+
+def test_the_attempts_succeed_for_the_owner(scene: Scene) -> None:
+    """They are refused for their owner, and for nothing else in the request."""
+    for attempts, path in ((submits, "/img2img"), (control_maps, "/control-maps")):
+        for attempt in attempts(scene.ids):
+            answer = scene.ada.post(path, **attempt)
+            assert answer.status_code in (200, 202), answer.text
+    for attempt in edits(scene.ids):  # would wait for its end
+        if {"controls", "image_prompts"} & set(attempt["data"]):
+            refusal = scene.bob.post("/v1/images/edits", **attempt).text
+            assert "There is no job" in refusal or "No picture with this sha256" in refusal
+    progress = scene.ada.get("/sdapi/v1/progress").json()
+    assert progress["state"]["job"] == scene.ids.running
+    assert progress["current_image"] == b64encode(JPEG).decode()

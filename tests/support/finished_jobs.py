@@ -1,0 +1,37 @@
+"""Ends jobs as a worker would."""
+
+from hashlib import sha256
+from uuid import uuid4
+
+from img2img.blobs import ObjectStore
+from img2img.domain.job import ImageInfo
+from img2img.domain.spec import result_key
+from img2img.redis.job_queue import JobQueue
+from tests.support.images import encoded, gradient
+
+
+def succeed(job_id: str, queue: JobQueue, store: ObjectStore) -> bytes:
+    """Ends a job as a worker would, and returns its first PNG."""
+    record = queue.job_store.get(job_id)
+    assert record is not None
+    execution = uuid4().hex
+    assert queue.job_store.start(job_id, execution=execution, worker="test-worker")
+    spec, images, pngs = record.spec, [], []
+    for index in range(spec.num_images):
+        png = encoded(gradient(spec.width, spec.height, blue=index))
+        store.put(result_key(job_id, index), png)
+        images.append(
+            ImageInfo(
+                index=index,
+                seed=spec.seed + index,
+                width=spec.width,
+                height=spec.height,
+                sha256=sha256(png).hexdigest(),
+                bytes=len(png),
+            )
+        )
+        pngs.append(png)
+    assert queue.job_store.succeed(
+        job_id, execution=execution, images=images, timings={"denoise": 0.25}, steps=record.steps
+    )
+    return pngs[0]
