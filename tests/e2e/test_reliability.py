@@ -67,7 +67,7 @@ def test_a_worker_that_finds_no_redis_is_to_be_started_again(service: Service) -
     service.kill_redis()
     worker = service.start_worker(wait=False)
     assert worker.exit_code(60) == 1, "with 2, `img2img serve` would end the whole service"
-    assert "img2img worker: no Redis at unix:" in (service.folder / "workers.log").read_text()
+    assert "img2img worker: cannot connect to Redis at unix:" in (service.folder / "workers.log").read_text()
 
 
 def test_sigterm_drains_and_a_second_one_hands_back(service: Service) -> None:

@@ -61,7 +61,7 @@ def test_a_hung_worker_ends_and_its_jobs_go_on_at_once(service: Service) -> None
     ended_at = time.monotonic()
     assert [record.status for record in service.all([guilty, innocent])] == [JobStatus.QUEUED] * 2
     said = (service.folder / "workers.log").read_text()
-    assert "the engine has made no step for 2 s (IMG2IMG_STALL_S)" in said
+    assert "the engine has made no progress for 2 s (IMG2IMG_STALL_S)" in said
     assert "in hangs" in said, "where it hangs"
 
     heir = service.start_worker(slots=4, lease_s=60)
@@ -76,18 +76,18 @@ def test_only_a_busy_engine_that_makes_no_step_is_given_up() -> None:
     watchdog = Watchdog(engine, stall_s=1.5)
     for _ in range(40):  # slow steps
         engine.iteration += 1
-        watchdog.look()
+        watchdog.check()
         time.sleep(0.05)
     engine.is_busy = False
     for _ in range(40):  # nothing to do
-        watchdog.look()
+        watchdog.check()
         time.sleep(0.05)
     engine.is_busy = True
-    watchdog.look()
+    watchdog.check()
     time.sleep(3 * CHECK_INTERVAL_S)  # the process was stopped, or waited for Redis
-    watchdog.look()
-    with pytest.raises(WorkerDied, match=r"no step for 1\.5 s"):
-        wait_for(watchdog.look, 10)
+    watchdog.check()
+    with pytest.raises(WorkerDied, match=r"no progress for 1\.5 s"):
+        wait_for(watchdog.check, 10)
 
 
 HOLDS_THE_LOCK = """
@@ -95,7 +95,7 @@ import ctypes
 from types import SimpleNamespace
 from img2img.worker.runtime.watchdog import Watchdog
 
-Watchdog(SimpleNamespace(iteration=0, is_busy=True), stall_s=900, deaf_s=2).look()
+Watchdog(SimpleNamespace(iteration=0, is_busy=True), stall_s=900, unresponsive_s=2).check()
 ctypes.PyDLL(None).sleep(120)  # PyDLL: with the lock of Python held, so that no other thread can do anything
 """
 
