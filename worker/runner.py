@@ -87,7 +87,7 @@ class Rendering:
     def preview(self) -> bytes | None:
         """Return a small JPEG of the first unfinished image, or None if there is no preview."""
         latents = next((t.latents for t in self.tasks if t.latents is not None and t.result is None), None)
-        if latents is None or self._model.preview is None or latents.dim() != 4 or self._inputs.enlarged:
+        if latents is None or self._model.preview is None or latents.dim() != 4 or self._inputs.tiled_image:
             return None
         return self._model.preview.jpeg(latents)
 
@@ -111,8 +111,8 @@ class Rendering:
         """Return the pixels of the i-th rendered image."""
         count = self._tasks_per_image
         results = [task.result for task in self.tasks[i * count : (i + 1) * count]]
-        if self._inputs.enlarged:
-            return self._inputs.enlarged.joined(results)
+        if self._inputs.tiled_image:
+            return self._inputs.tiled_image.merge(results)
         pixels = to_pixels(results[0])
         return self._inputs.canvas.paste(pixels) if self._inputs.canvas else pixels
 

@@ -58,7 +58,7 @@ def test_ended_job_is_freed_without_garbage_collector(
     wait_until_running(execution)
     rendering = execution._rendering
     assert rendering is not None
-    parts = [execution, rendering, rendering._inputs.picture, *rendering.tasks]
+    parts = [execution, rendering, rendering._inputs.image, *rendering.tasks]
     if end is JobStatus.CANCELLED:
         execution.stop()
     engine.shut_down()

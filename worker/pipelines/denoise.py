@@ -21,8 +21,8 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
     """The work of one result picture. It returns (1, 3, height, width) in [0, 1]."""
     if spec.task is Task.CONTROL_MAP:
         return lambda _ticket: control_maps(model, spec, inputs)[0]
-    if spec.strength == 0 and inputs.picture is not None:
-        picture = inputs.picture
+    if spec.strength == 0 and inputs.image is not None:
+        picture = inputs.image
         return lambda _ticket: encode_decode(model, picture)
     seen = model.adapters.image_prompt_kwargs(spec, inputs)
     return lambda ticket: denoise(model, spec, inputs, index, ticket, seen)
@@ -101,10 +101,10 @@ def _conditions(model: Model, spec: JobSpec, inputs: Inputs, takes: Container[st
     """The arguments by which the pipelines of the tasks differ. takes: what the pipeline at hand can be given."""
     if spec.task is Task.EDIT:
         size = {"width": spec.width, "height": spec.height} if "width" in takes else {}
-        return {"image": inputs.picture, "image_guidance_scale": spec.image_guidance_scale, **size}
+        return {"image": inputs.image, "image_guidance_scale": spec.image_guidance_scale, **size}
     conditions: dict[str, Any] = {}
     if spec.task is not Task.CONTROL:
-        conditions |= {"image": inputs.picture, "strength": _strength_that_steps(spec)}
+        conditions |= {"image": inputs.image, "strength": _strength_that_steps(spec)}
     if spec.denoising_start is not None:
         conditions |= {"denoising_start": spec.denoising_start}
     if spec.task is Task.INPAINT:

@@ -19,15 +19,16 @@ MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]  # a tile's inputs 
 
 def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> list[TaskFunction]:
     """The work of one result picture: a piece per tile that returns its Pixels; or one, as `make_work` says."""
-    if inputs.enlarged is None:
+    tiled = inputs.tiled_image
+    if tiled is None:
         return [make_task_function(model, spec, inputs, index)]
     assert spec.upscale is not None
     upscaler = model.upscalers[spec.upscale] if spec.tiling and spec.tiling.upscaler else None
     make = partial(upscaler.upscale, spec) if upscaler else partial(_img2img, model, spec)
     scale = upscaler.latent_scale if upscaler else model.latent_scale
     channels = (upscaler or model).vae.config.latent_channels
-    seeds, noise = _drawn(inputs.enlarged, spec.seed + index, channels, scale)
-    return [partial(_tile, inputs.enlarged, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
+    seeds, noise = _drawn(tiled, spec.seed + index, channels, scale)
+    return [partial(_tile, tiled, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
 
 
 def _tile(
@@ -38,8 +39,8 @@ def _tile(
 
 
 def _img2img(model: Model, spec: JobSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
-    assert inputs.picture is not None
-    height, width = inputs.picture.shape[2:]
+    assert inputs.image is not None
+    height, width = inputs.image.shape[2:]
     whole = {"task": Task.IMG2IMG, "upscale": None, "tiling": None}
     tile = spec.model_copy(update={**whole, "seed": seed, "width": width, "height": height})
     image: torch.Tensor = make_task_function(model, tile, inputs, 0)(ticket)
