@@ -114,15 +114,15 @@ def connect(url: str) -> Redis:
         StartupError: the URL is invalid.
         WorkerDied: Redis does not respond. It may be back when the supervisor restarts this process.
     """
-    shown = without_password(url)
+    safe_url = without_password(url)
     try:
         redis = Redis.from_url(url)
     except ValueError as error:
-        raise StartupError(f"cannot connect to Redis at {shown}: {error}") from error
+        raise StartupError(f"cannot connect to Redis at {safe_url}: {error}") from error
     try:
         redis.ping()
     except RedisError as error:
-        raise WorkerDied(f"cannot connect to Redis at {shown}: {error}") from error
+        raise WorkerDied(f"cannot connect to Redis at {safe_url}: {error}") from error
     return redis
 
 

@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from redis import Redis
 from redis.exceptions import RedisError
 
+from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.redis.job_store import OUTBOX, JobStore
 from tests.chaos import checks
 from tests.chaos.deployment import Deployment
@@ -116,18 +117,24 @@ def run(plan: Plan, logs: Path | None = None) -> tuple[checks.Figures, Sequence[
             process.faulted.acquire()
             process.kill()
         figures |= checks.check_states(observations, data)
-        done = Counter(map(str, injector.done))
-        kills = sum(count for fault, count in done.items() if fault.startswith("kill"))
-        poisoned = sum(job.is_poison for job in observations.jobs.values()) * 3
-        figures |= {"kills -9": f"{kills}, and {poisoned} by jobs that kill their worker"}
-        figures |= {f"fault: {fault}": count for fault, count in sorted(done.items())}
-        figures |= {
-            f"unexpected exits: {p.name}": p.unexpected_exits for p in deployment.processes if p.unexpected_exits
-        }
+        figures |= count_faults(injector, deployment, observations)
         figures |= dict(sorted(observations.counts.items()))
         figures["from the last fault to the last end"] = f"{wait_s:.1f} s"
         figures["total"] = f"{time.monotonic() - started_at:.0f} s"
         return figures, observations.violations
+
+
+def count_faults(injector: FaultInjector, deployment: Deployment, observations: Observations) -> checks.Figures:
+    """Return the numbers of faults by kind, and of exits without a fault."""
+    done = Counter(map(str, injector.done))
+    kills = sum(count for fault, count in done.items() if fault.startswith("kill"))
+    poisoned = sum(job.is_poison for job in observations.jobs.values()) * MAX_ATTEMPTS
+    exits = {p.name: p.unexpected_exits for p in deployment.processes if p.unexpected_exits}
+    return {
+        "kills -9": f"{kills}, and {poisoned} by jobs that kill their worker",
+        **{f"fault: {fault}": count for fault, count in sorted(done.items())},
+        **{f"unexpected exits: {name}": count for name, count in exits.items()},
+    }
 
 
 def wait_for_ends(redis: Redis, load: LoadGenerator) -> None:

@@ -101,8 +101,8 @@ def _ridges(edges: Grey) -> npt.NDArray[np.bool_]:
     One direction is not enough, because an edge has local maxima along its own direction as well.
     """
     ridges = np.zeros(edges.shape, np.uint8)
-    for line in (np.eye(3), np.fliplr(np.eye(3)), np.outer([0, 1, 0], [1, 1, 1]), np.outer([1, 1, 1], [0, 1, 0])):
-        kernel = line.astype(np.uint8)
+    for direction in (np.eye(3), np.fliplr(np.eye(3)), np.outer([0, 1, 0], [1, 1, 1]), np.outer([1, 1, 1], [0, 1, 0])):
+        kernel = direction.astype(np.uint8)
         ridges += (cv2.dilate(edges, kernel) == edges) & (cv2.erode(edges, kernel) < edges)
     return ridges >= 2
 

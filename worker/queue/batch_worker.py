@@ -1,7 +1,7 @@
 """BatchWorker: an RQ worker that runs many jobs at once.
 
 RQ's workers fork, or run one job at a time. This one fetches jobs while the engine has free slots, renews the lease of
-each execution, and ends all executions in one place (`finisher`). It never calls a function that is named in Redis. It
+each execution, and ends executions on one thread (`finisher`). It never calls a function that is named in Redis. It
 uses RQ, the job store and the blob store, but not torch.
 """
 
