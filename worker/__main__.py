@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
+from hashlib import sha256
+from typing import Any
 
 import torch
 from obstore.exceptions import BaseError as StoreError
@@ -14,9 +16,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
-from img2img.domain.spec import JobSpec, Resize, Task
-from img2img.redis.migrations import NewerLayout, settle_layout
-from img2img.redis.model_registry import ModelRegistry
+from img2img.domain.conditioning import InpaintRegion
+from img2img.domain.model_card import ModelCard
+from img2img.domain.parameters import Task
+from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -45,7 +48,7 @@ def main() -> int:
     configure_malloc()
     try:
         settings = WorkerSettings()
-        logs.configure("worker", level=settings.log_level, form=settings.log_format)
+        logs.configure("worker", level=settings.log_level, log_format=settings.log_format)
         tracer = Tracer.from_environment("worker")
         try:
             run(settings, tracer)
@@ -83,7 +86,6 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     )
     engine_thread.start()
     runner = JobRunner(engine, {model.card.name: model for model in loaded.result()})
-    _settle_layout(redis, runner)
     metrics = JobMetrics(tracer)
     metrics.registry.register(EngineCollector(engine, device, gpu_memory))
     try:
@@ -126,13 +128,6 @@ def connect(url: str) -> Redis:
     return redis
 
 
-def _settle_layout(redis: Redis, runner: JobRunner) -> None:
-    try:
-        settle_layout(redis, {*ModelRegistry(redis).known(), *(card.name for card in runner.cards)})
-    except NewerLayout as error:
-        raise StartupError(str(error)) from None
-
-
 def open_store(url: str) -> ObjectStore:
     """Return the blob store at `url`. A store that does not respond now may do so later.
 
@@ -140,7 +135,7 @@ def open_store(url: str) -> ObjectStore:
         StartupError: the store does not support conditional writes, by which the first writer of a blob wins.
     """
     try:
-        ObjectStore(url, patience_s=1).check_first_writer_wins()
+        ObjectStore(url, retry_timeout_s=1).check_first_writer_wins()
     except UnusableStore as error:
         raise StartupError(str(error)) from None
     except StoreError as error:
@@ -175,28 +170,32 @@ def run_engine(engine: Engine, device: str, configs: Iterable[ModelConfig], load
 @torch.inference_mode()
 def warm_up(model: Model) -> None:
     """Render one image with one step, so that memory is allocated and kernels are chosen before the first job."""
-    card = model.card
-    size, task = card.native_size, card.tasks[0]
-    spec = JobSpec(
-        task=task,
-        model=card.name,
-        image="0" * 64,
-        prompt="",
-        negative_prompt="",
-        strength=1,
-        guidance_scale=2 if card.guidance else 1,
-        image_guidance_scale=1.5 if task is Task.EDIT and card.image_guidance else None,
-        num_inference_steps=1,
-        scheduler=card.default_scheduler,
-        seed=0,
-        num_images=1,
-        width=size,
-        height=size,
-        resize=Resize.CROP,
-    )
-    image, mask = torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size)
-    function = make_task_function(model, spec, Inputs(image, mask), 0)
+    size = model.card.native_size
+    inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
+    function = make_task_function(model, _warm_up_spec(model.card), inputs, 0)
     function(EngineTask(function, lambda _task: None))
+
+
+def _warm_up_spec(card: ModelCard) -> JobSpec:
+    size = card.native_size
+    generation: dict[str, Any] = {
+        "model": card.name,
+        "image": sha256(b"").hexdigest(),
+        "width": size,
+        "height": size,
+        "guidance_scale": 2 if card.guidance else 1,
+        "num_inference_steps": 1,
+        "scheduler": card.default_scheduler,
+        "seed": 0,
+    }
+    match card.tasks[0]:
+        case Task.EDIT:
+            scale = 1.5 if card.image_guidance else None
+            return EditSpec(instruction="", image_guidance_scale=scale, **generation)
+        case Task.INPAINT:
+            region = InpaintRegion(canvas=(size, size), box=(0, 0, size, size))
+            return InpaintSpec(prompt="", strength=1, region=region, **generation)
+    return Img2ImgSpec(prompt="", strength=1, **generation)
 
 
 def _fail(message: str, code: int) -> int:

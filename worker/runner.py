@@ -120,7 +120,7 @@ class Rendering:
         parameters = self._spec.without_inputs().model_dump(
             mode="json", exclude={"seed", "num_images", "resize"}, exclude_none=True, exclude_defaults=True
         )
-        return {**parameters, "seed": self._spec.seed + index}
+        return {"task": self._spec.task, **parameters, "seed": self._spec.image_seed(index)}
 
 
 class JobRunner:

@@ -24,7 +24,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.redis.job_queue import MAX_ATTEMPTS
-from img2img.redis.job_store import OUTBOX, JobStore
+from img2img.redis.job_store import JobStore
+from img2img.redis.keys import OUTBOX
 from tests.chaos import checks
 from tests.chaos.deployment import Deployment
 from tests.chaos.faults import FaultInjector, make_faults, small_disk

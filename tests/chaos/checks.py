@@ -15,7 +15,8 @@ from standardwebhooks import Webhook
 
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.redis.job_queue import MAX_ATTEMPTS
-from img2img.redis.job_store import ALL_JOBS, JobStore
+from img2img.redis.job_store import JobStore
+from img2img.redis.keys import JOBS
 from tests.chaos.deployment import SECRET
 from tests.chaos.observations import TERMINAL, AcknowledgedJob, Observations
 from tests.chaos.recovery import MAX_RECOVERY_S, RecoveryMonitor
@@ -52,7 +53,7 @@ def check_jobs(observations: Observations, url: str, keys: Sequence[str], redis:
             images += _check_images(job, view, http, headers, observations)
             _check_outcome(job, view, record, observations)
         _check_owners(observations, http, keys)
-    known = {job_id.decode() for job_id in redis.zrange(ALL_JOBS, 0, -1)}
+    known = {job_id.decode() for job_id in redis.zrange(JOBS, 0, -1)}
     for job_id in known - observations.jobs.keys():
         observations.add_violation(f"job {job_id}: exists, but was not acknowledged")
     figures: Figures = {"jobs acknowledged": len(observations.jobs)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from redis import Redis
 from redis.exceptions import RedisError
 
-from img2img.redis.job_store import LISTED_AS, RECORD
+from img2img.redis.keys import JOB, JOBS_BY_STATUS
 from tests.chaos.deployment import Process
 
 MAX_RECOVERY_S = 40.0  # a lease and one round of a reaper, with the default lease of 20 s
@@ -60,10 +60,10 @@ class RecoveryMonitor:
         """Note the jobs of a worker that has been killed or paused."""
         since = time.monotonic()
         try:
-            ids = [job_id.decode() for job_id in self._redis.zrange(LISTED_AS.format(status="running"), 0, -1)]
+            ids = [job_id.decode() for job_id in self._redis.zrange(JOBS_BY_STATUS.format(status="running"), 0, -1)]
             with self._redis.pipeline(transaction=False) as pipe:
                 for job_id in ids:
-                    pipe.hmget(RECORD.format(id=job_id), "worker", "execution")
+                    pipe.hmget(JOB.format(id=job_id), "worker", "execution")
                 owners = pipe.execute()
         except RedisError:
             log.info("%s: Redis is unreachable; the recovery of its jobs is not measured", worker.name)
@@ -91,7 +91,7 @@ class RecoveryMonitor:
             try:
                 with self._redis.pipeline(transaction=False) as pipe:
                     for lost in waiting:
-                        pipe.hmget(RECORD.format(id=lost.job_id), "status", "execution")
+                        pipe.hmget(JOB.format(id=lost.job_id), "status", "execution")
                     states = pipe.execute()
             except RedisError:
                 continue

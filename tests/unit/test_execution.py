@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from img2img.blobs import MemoryStore
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.spec import input_key, result_key
 from img2img.errors import Cancelled, JobError
@@ -24,6 +23,7 @@ from img2img.worker.queue.execution import (
     JobExecution,
     StorageUnavailable,
 )
+from tests.support.memory_store import MemoryStore
 from tests.support.specs import make_spec
 
 LOADING, RUNNING, RENDERED, PUBLISHED, ENDED = ExecutionState

@@ -47,7 +47,7 @@ class InpaintCanvas:
         Raises:
             JobError: the image has another size.
         """
-        if image.size == self._region.picture_size:
+        if image.size == self._region.image_size:
             image = _extend(image, self._region)
         if image.size != self._region.canvas:
             expected = "{}x{}".format(*self._region.canvas)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import ControlMapSpec, ControlSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.errors import InvalidPixels, JobError
 
 from .control_maps import PREPROCESSORS
@@ -56,27 +56,30 @@ def load_inputs(
         JobError: an image does not fit the job.
     """
     size = (spec.width, spec.height)
-    prompts = tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in spec.image_prompts if prompt.image)
-    image = decode_png(pngs[spec.image]) if spec.image else None
+    digest = None if isinstance(spec, ControlSpec) else spec.image
+    image = decode_png(pngs[digest]) if digest else None
     mask = canvas = None
-    if image is not None and spec.repaint is not None:
-        canvas_mask = decode_png(pngs[spec.repaint.mask]).convert("L") if spec.repaint.mask else None
-        canvas = InpaintCanvas(image, canvas_mask, spec.repaint)
+    if isinstance(spec, InpaintSpec):
+        assert image is not None
+        canvas_mask = decode_png(pngs[spec.region.mask]).convert("L") if spec.region.mask else None
+        canvas = InpaintCanvas(image, canvas_mask, spec.region)
         image, mask = canvas.model_input(size)
     elif image is not None:
         _check_size("the input image", image, size)
-        if spec.tiling:
-            return Inputs(tiled_image=TiledImage(image, spec))
+    if isinstance(spec, UpscaleSpec):
+        assert image is not None
+        return Inputs(tiled_image=TiledImage(image, spec))
     controls = [
         _preprocess(control, _control_image(control, pngs, image, canvas, size), annotators)
-        for control in spec.controls
+        for control in spec.control_maps
     ]
+    prompts = [] if isinstance(spec, ControlMapSpec) else spec.image_prompts
     return Inputs(
         to_tensor(image) if image is not None else None,
         to_tensor(mask) if mask is not None else None,
         canvas,
         tuple(controls),
-        image_prompts=prompts,
+        image_prompts=tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in prompts if prompt.image),
     )
 
 

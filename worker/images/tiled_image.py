@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import UpscaleSpec
 
 from .png import Pixels
 
@@ -18,13 +18,10 @@ class TiledImage:
 
     Args:
         image: RGB, of the size in the spec.
-        spec: a job of the upscale task.
+        spec: the job.
     """
 
-    def __init__(self, image: Image.Image, spec: JobSpec) -> None:
-        assert spec.tiling is not None
-        assert spec.grid is not None
-        assert spec.upscale is not None
+    def __init__(self, image: Image.Image, spec: UpscaleSpec) -> None:
         self.grid = spec.grid
         self._size = spec.result_size
         # An upscaler model enlarges the tiles. Image-to-image gets tiles of an enlarged image.

@@ -27,8 +27,9 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, WorkerStatus
 
 from img2img.blobs import BlobStore
-from img2img.redis.job_queue import InertJob, JobQueue, rq_queue
+from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.rq_adapter import InertJob, rq_queue
 
 from ..errors import WorkerDied
 from .execution import JobExecution

@@ -10,11 +10,12 @@ from redis.exceptions import RedisError
 from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.serializers import JSONSerializer
-from rq.utils import as_text
 from rq.worker import BaseWorker
 
 from img2img.domain.job import JobStatus
-from img2img.redis.job_queue import MAX_ATTEMPTS, InertJob, JobQueue, rq_queue
+from img2img.redis.decode import decode
+from img2img.redis.job_queue import MAX_ATTEMPTS, JobQueue
+from img2img.redis.rq_adapter import InertJob, rq_queue
 
 from .execution import JobExecution
 from .leases import discard_job
@@ -84,7 +85,7 @@ class JobFetcher:
                 continue
             queue = self._queues[model]
             try:
-                self._start(str(as_text(moved)), queue)
+                self._start(decode(moved), queue)
             except RedisError:
                 raise
             except Exception:

@@ -91,7 +91,7 @@ class JobMetrics:
             wait_s = max(0.0, record.started_at - record.created_at)
             self._queue_waits.labels(record.spec.model, record.priority).observe(wait_s)
             wait = SpanData("queue_wait", record.created_at, record.created_at + wait_s)
-            self._tracer.add(wait, record.traceparent, {"img2img.job_id": record.id})
+            self._tracer.record(wait, record.traceparent, {"img2img.job_id": record.id})
 
     def record_steps(self, execution: JobExecution) -> None:
         """Count the steps done since the last call. Safe from any thread."""
@@ -135,4 +135,4 @@ class JobMetrics:
         }
         run = SpanData("run", record.started_at or record.created_at, time.time())
         status = "failed" if outcome == JobStatus.FAILED else None
-        self._tracer.add(run, record.traceparent, attributes, stages, status)
+        self._tracer.record(run, record.traceparent, attributes, stages, status)

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterable
 from redis import Redis
 from redis.exceptions import LockError, RedisError
 from rq import Queue
-from rq.utils import as_text, current_timestamp
+from rq.utils import current_timestamp
 
 from img2img.domain.job import JobFailure, JobStatus
-from img2img.redis.job_queue import JobQueue, rq_queue
+from img2img.redis.decode import decode
+from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import job_index
+from img2img.redis.keys import REAPER_LOCK
+from img2img.redis.rq_adapter import rq_queue
 from img2img.telemetry.logging import job_extra
 
 log = logging.getLogger(__name__)
 
-LOCK = "i2i:sweeper"
 LOCK_S = 10  # a round takes milliseconds; after this time the lock of a killed worker is free again
 MAX_AUDITED_JOBS = 10_000  # with more unfinished jobs, the audit compares counts before it looks at single jobs
 
@@ -40,7 +42,7 @@ class Reaper:
     def __init__(self, redis: Redis, *, lease_s: float, on_lost: Callable[[], object] = lambda: None) -> None:
         self._redis = redis
         self._jobs = JobQueue(redis)
-        self._lock = redis.lock(LOCK, timeout=LOCK_S, blocking=False)
+        self._lock = redis.lock(REAPER_LOCK, timeout=LOCK_S, blocking=False)
         self._max_stuck_s = lease_s / 2  # time that a job may be between its queue and a lease
         self._max_orphaned_s = lease_s * 3  # time that a job may be in no list
         self._stuck_since: dict[str, float] = {}
@@ -71,7 +73,7 @@ class Reaper:
         """Requeue jobs whose lease has expired, because their worker sends no heartbeats."""
         registry = queue.started_job_registry
         for entry in self._redis.zrangebyscore(registry.key, 0, current_timestamp()):
-            lease = str(as_text(entry))  # type: ignore[arg-type]
+            lease = decode(entry)
             job_id, _, execution = lease.rpartition(":")
             log.warning("the lease has expired; requeueing the job", extra=job_extra(job_id))
             self._on_lost()
