@@ -11,7 +11,7 @@ from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
 
-from ..settings import ApiSettings, complaint
+from ..settings import ApiSettings, describe_errors
 from .dispatcher import WebhookDispatcher
 from .http_sender import HttpSender
 from .pinned_transport import PinnedTransport
@@ -25,7 +25,7 @@ def main() -> int:
     try:
         settings = ApiSettings()
     except ValidationError as error:
-        return _complain(complaint(error))
+        return _complain(describe_errors(error))
     if not settings.webhook_secrets:
         return _complain("set IMG2IMG_WEBHOOK_SECRET, which signs webhooks, to the same value as for the API")
     logs.configure("webhooks", level=settings.log_level, form=settings.log_format)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from img2img.app.settings import ApiSettings, complaint
+from img2img.app.settings import ApiSettings, describe_errors
 from img2img.app.webhooks.dispatcher import delivery_after_attempt
 from img2img.app.webhooks.http_sender import DeliveryResponse
 from img2img.app.webhooks.retry_policy import MAX_ATTEMPTS, parse_retry_after, retry_delay_s
@@ -196,7 +196,7 @@ def test_serve_draws_a_secret_once_for_its_owner_alone(tmp_path: Path) -> None:
 def test_a_bad_secret_is_refused_and_not_shown(secret: str) -> None:
     with pytest.raises(ValidationError) as refused:
         ApiSettings(_env_file=None, webhook_secret=secret)
-    said = complaint(refused.value)
+    said = describe_errors(refused.value)
     assert said.startswith("IMG2IMG_WEBHOOK_SECRET: ")
     assert not any(part in said for part in secret.split() if part != "whsec_")
     assert "got" not in said
