@@ -147,15 +147,15 @@ def test_how_a_delivery_stands_after_an_attempt() -> None:
     delivered = delivery_after_attempt(3, DeliveryResponse(204), 100.0, 0.5)
     assert (delivered.status, delivered.attempts, delivered.next_attempt_at) == (DeliveryStatus.DELIVERED, 3, None)
     for answer in (
-        DeliveryResponse(302, "answered 302"),
-        DeliveryResponse(500, "answered 500"),
-        DeliveryResponse(error="no answer within 15 s"),
+        DeliveryResponse(302, "status 302"),
+        DeliveryResponse(500, "status 500"),
+        DeliveryResponse(error="no response within 15 s"),
     ):
         pending = delivery_after_attempt(1, answer, 100.0, 0.5)
         assert (pending.status, pending.next_attempt_at) == (DeliveryStatus.PENDING, 105.0)
         assert (pending.last_status, pending.last_error) == (answer.status, answer.error)
         assert delivery_after_attempt(MAX_ATTEMPTS, answer, 100.0, 0.5).status is DeliveryStatus.FAILED
-    gone = delivery_after_attempt(1, DeliveryResponse(410, "answered 410"), 100.0, 0.5)
+    gone = delivery_after_attempt(1, DeliveryResponse(410, "status 410"), 100.0, 0.5)
     assert (gone.status, gone.next_attempt_at) == (DeliveryStatus.FAILED, None)
 
 
