@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from img2img.domain.job import JobRecord
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import MAX_IMAGES, Task
+from img2img.domain.parameters import MAX_IMAGES, Task
 from img2img.errors import Img2ImgError, ParameterError
 from img2img.redis.previews import Preview
 

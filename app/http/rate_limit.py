@@ -10,11 +10,12 @@ from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from redis import Redis
 
+from img2img.redis.keys import RATE_LIMITS
+
 from .errors import JobTooExpensive, RateLimited
 
 # Counters are integers, so they count thousandths of a megapixel-step.
 UNITS = 1000
-PREFIX = "i2i:rate"
 
 
 class RateLimiter:
@@ -28,7 +29,7 @@ class RateLimiter:
         self._limit = limits.parse(rate) if rate else None
         if self._limit:
             self._limit.amount *= UNITS
-        self._storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix=PREFIX)
+        self._storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix=RATE_LIMITS)
         self._windows = SlidingWindowCounterRateLimiter(self._storage)
 
     def spend(self, owner: str, cost: float) -> dict[str, str]:

@@ -13,7 +13,7 @@ from img2img.domain.job import JobRecord, JobStatus
 from img2img.errors import Gone, NotFound
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.notifications import JobChangeListener
-from img2img.redis.previews import WATCH_S, Preview, Previews
+from img2img.redis.previews import REQUEST_TTL_S, Preview, Previews
 
 from ..schemas.events import GoneEvent, JobStreamEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from ..schemas.responses import Job
@@ -137,7 +137,7 @@ class _PreviewReader:
         with suppress(RedisError):
             if self.renew_in_s <= 0:
                 # Set first, so that a request that fails is not repeated at once.
-                self._renew_at = time.monotonic() + WATCH_S / 2
+                self._renew_at = time.monotonic() + REQUEST_TTL_S / 2
                 await run_sync(self._previews.request, self._job_id)
             preview = await run_sync(self._previews.latest, self._job_id) if status is JobStatus.RUNNING else None
             if preview and preview != self._latest:

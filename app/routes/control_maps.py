@@ -10,9 +10,9 @@ from hashlib import sha256
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
-from img2img.domain.conditioning import Control, ControlType
+from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobOptions
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.spec import ControlMapSpec
 from img2img.errors import ParameterError
 
 from ..dependencies import EtaDep
@@ -61,21 +61,7 @@ def plan(request: ControlMapRequest, admission: JobSubmitter) -> Plan:
     width, height = resolve_size(request.width, request.height, picture.size, card)
     blob = encode_png(picture.fit(width, height, request.resize))
     digest = sha256(blob).hexdigest()
-    spec = JobSpec(
-        task=Task.CONTROL_MAP,
-        model=card.name,
-        image=digest,
-        prompt="",
-        negative_prompt="",
-        strength=0,
-        guidance_scale=1,
-        num_inference_steps=1,
-        scheduler=card.default_scheduler,
-        seed=0,
-        num_images=1,
-        width=width,
-        height=height,
-        resize=request.resize,
-        controls=(Control(type=request.type, image=None, preprocess=True),),
+    spec = ControlMapSpec(
+        model=card.name, image=digest, type=request.type, width=width, height=height, resize=request.resize
     )
     return spec, {digest: blob}

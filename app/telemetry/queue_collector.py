@@ -10,12 +10,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis import Redis
 from redis.exceptions import RedisError
-from rq.utils import as_text
 
 from img2img.domain.job import JobStatus
-from img2img.redis.job_queue import JobQueue, rq_queue
-from img2img.redis.job_store import OUTBOX, RECORD
-from img2img.redis.model_registry import CARDS, ModelRegistry
+from img2img.redis.decode import decode
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.keys import JOB, OUTBOX
+from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.rq_adapter import rq_queue
 
 
 class QueueCollector(Collector):
@@ -39,7 +40,7 @@ class QueueCollector(Collector):
         yield from metrics
 
     def _from_redis(self) -> Iterator[Metric]:
-        models = sorted(str(as_text(name)) for name in self._redis.hkeys(CARDS))
+        models = self._models.known_names()
         yield from self._backlog(models)
         yield self._oldest_age(models)
         running = GaugeMetricFamily("img2img_jobs_running", "Jobs in flight.", labels=["model"])
@@ -76,13 +77,13 @@ class QueueCollector(Collector):
         )
         for model in models:
             first = self._redis.lindex(rq_queue(model, self._redis).key, 0)
-            created_at = self._redis.hget(RECORD.format(id=as_text(first)), "created_at") if first else None
+            created_at = self._redis.hget(JOB.format(id=decode(first)), "created_at") if first else None
             oldest.add_metric([model], max(0.0, time.time() - float(created_at)) if created_at else 0.0)
         return oldest
 
     def _ended_jobs(self, models: list[str]) -> Metric:
         ended = CounterMetricFamily("img2img_jobs_ended", "Ended jobs by final status.", labels=["model", "status"])
-        counts = self._queue.job_store.ended()
+        counts = self._queue.job_store.ended_counts()
         for model in sorted({*models, *(model for model, _ in counts)}):
             for status in JobStatus:
                 if status.is_terminal:

@@ -28,7 +28,7 @@ def main() -> int:
         return _fail(describe_errors(error))
     if not settings.webhook_secrets:
         return _fail("set IMG2IMG_WEBHOOK_SECRET, which signs webhooks, to the same value as for the API server")
-    logging.configure("webhooks", level=settings.log_level, form=settings.log_format)
+    logging.configure("webhooks", level=settings.log_level, log_format=settings.log_format)
     try:
         tracer = Tracer.from_environment("webhooks")
     except TracingError as error:

@@ -90,7 +90,7 @@ class WebhookDispatcher:
             self._heartbeat_at = time.monotonic() + HEARTBEAT_S
         in_flight = {host: count for host, count in self._in_flight.items() if count}
         return self._outbox.claim(
-            limit=limit, lease_s=self._lease_s, in_hand=in_flight, host_limit=MAX_IN_FLIGHT_PER_HOST
+            limit=limit, lease_s=self._lease_s, in_flight=in_flight, host_limit=MAX_IN_FLIGHT_PER_HOST
         )
 
     async def _deliver(self, claimed: ClaimedDelivery) -> None:

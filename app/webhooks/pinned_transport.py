@@ -56,7 +56,7 @@ class PinnedTransport(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to a host. Raises NonPublicAddress if one of its addresses is not public, OSError or httpcore errors."""
+        """Connect to a host. Raises NonPublicAddress if one of its addresses is private, OSError or httpcore errors."""
         addresses = await self._resolver(host, port)
         if not self._allow_private and not all(is_public(ip_address(address)) for address in addresses):
             raise NonPublicAddress

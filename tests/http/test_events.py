@@ -24,7 +24,8 @@ from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.job import JobFailure
 from img2img.redis.job_queue import JobQueue
-from img2img.redis.job_store import CHANGES, Progress
+from img2img.redis.job_store import Progress
+from img2img.redis.keys import JOB_CHANGES
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
 from tests.support.model_cards import CARD
@@ -226,7 +227,7 @@ def test_many_long_polls_share_one_subscription(
 ) -> None:
     """Fifty long polls of a queued job cost hardly more commands than their first and last reads."""
     job_id = submit().json()["id"]
-    assert [name for name, count in redis.pubsub_numsub(CHANGES) if count == 1], "one subscription for all"
+    assert [name for name, count in redis.pubsub_numsub(JOB_CHANGES) if count == 1], "one subscription for all"
     with ThreadPoolExecutor(50) as pool, httpx.Client(base_url=service_url, timeout=10) as many:
         before = redis.info("commandstats")["cmdstat_hgetall"]["calls"]
         statuses = list(pool.map(lambda _: many.get(f"/jobs/{job_id}?wait=1.5").status_code, range(50)))
