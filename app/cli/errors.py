@@ -62,12 +62,12 @@ def _settings_errors() -> Iterator[None]:
 
     from img2img.telemetry.tracing import TracingError
 
-    from ..settings import complaint
+    from ..settings import describe_errors
     from ..supervisor.supervisor import ServeError
 
     try:
         yield
     except ValidationError as error:
-        fail(complaint(error))
+        fail(describe_errors(error))
     except (ServeError, TracingError) as error:
         fail(str(error))

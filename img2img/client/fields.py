@@ -98,6 +98,12 @@ class SubmitFields(TypedDict, total=False):
     denoising_start: float
     """Replaces `strength` for SDXL and its refiner: the image counts as denoised up to this share of the schedule. No
     noise is added, and only the rest of the steps is run."""
+    eta: float
+    """Noise that the scheduler adds at each step: 0 is deterministic DDIM, 1 is like DDPM. For the schedulers in
+    `scheduler_parameters` of the model's entry in `GET /models`."""
+    guidance_rescale: float
+    """Rescales the guided prediction to reduce overexposure: 0 is off, 0.7 is usual (https://arxiv.org/abs/2305.08891,
+    section 3.4). For models with `guidance_rescale` in `parameters`."""
     num_images: int
     """How many variants to make."""
     loras: Sequence[LoraFields]
