@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi client benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
+.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi client docs dist benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,14 @@ audit: .locks/ready ## look up known weaknesses of everything in requirements/ (
 	$(PYTHON) -m venv .locks
 	.locks/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
 	@touch $@
+
+docs: $(VENV)/dev ## check the links and the language of the documentation
+	$(BIN)/python -m pytest tests/unit/test_docs.py
+	$(BIN)/python scripts/check_language.py
+
+dist: $(VENV)/dev ## build the wheel and the source distribution into dist/
+	rm -rf build dist
+	$(BIN)/python -c "from setuptools import build_meta as backend; backend.build_sdist('dist'); backend.build_wheel('dist')"
 
 benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machine (minutes)
 	$(BIN)/python -m benchmarks.throughput
