@@ -42,12 +42,12 @@ def test_memory_in_pieces_is_given_back() -> None:
 
 @pytest.mark.parametrize("end", [JobStatus.SUCCEEDED, JobStatus.CANCELLED])
 def test_a_job_leaves_nothing_to_the_collector(
-    end: JobStatus, front_end: Service, model_folder: Path, no_collector: None
+    end: JobStatus, idle_service: Service, model_folder: Path, no_collector: None
 ) -> None:
     engine = Engine(slots=2)
     runner = JobRunner(engine, {MODEL: load_model(config_for(str(model_folder)), device="cpu")})
-    worker = BatchWorker(front_end.redis, front_end.store, runner, lease_s=20)
-    job_id = front_end.submit(num_images=2)
+    worker = BatchWorker(idle_service.redis, idle_service.store, runner, lease_s=20)
+    job_id = idle_service.submit(num_images=2)
     assert worker._intake.claim_one()
     [claim] = worker._claims.values()
     claim.loaded.wait()
@@ -63,6 +63,6 @@ def test_a_job_leaves_nothing_to_the_collector(
     worker._ended.put(None)
     worker._finish_all()
     worker._loaders.shutdown()
-    assert front_end.record(job_id).status is end
+    assert idle_service.record(job_id).status is end
     del claim, parts
     assert [part() for part in left if part() is not None] == []
