@@ -16,7 +16,8 @@ from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.spec import JobSpec, Resize, Scheduler
+from img2img.domain.parameters import Scheduler
+from img2img.domain.spec import Img2ImgSpec
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.rq_adapter import rq_queue
@@ -32,20 +33,17 @@ CARD = ModelCard(
     schedulers=tuple(Scheduler),
     default_scheduler=Scheduler.DPMPP_2M,
 )
-SPEC = JobSpec(
+SPEC = Img2ImgSpec(
     model=CARD.name,
     image="0" * 64,
     prompt="a house",
-    negative_prompt="",
     strength=0.6,
     guidance_scale=5,
     num_inference_steps=20,
     scheduler=Scheduler.DPMPP_2M,
     seed=1,
-    num_images=1,
     width=512,
     height=512,
-    resize=Resize.CROP,
 )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.sides import Stock
 from benchmarks.workload import Job, can_share_a_call
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import Img2ImgSpec
 
 BATCH_TIMEOUT_S = 0.05  # ample for requests that arrive together, little beside the seconds that a batch takes
 
@@ -28,7 +28,7 @@ class Img2ImgAPI(ls.LitAPI):
         self.stock = Stock(self.folder)
 
     def decode_request(self, request: dict[str, Any]) -> Job:
-        return Job(JobSpec.model_validate(request["spec"]), base64.b64decode(request["image"]))
+        return Job(Img2ImgSpec.model_validate(request["spec"]), base64.b64decode(request["image"]))
 
     def batch(self, inputs: list[Job]) -> list[tuple[list[int], list[Job]]]:
         """What can go into one stock call goes into one; the rest has to run one after another."""

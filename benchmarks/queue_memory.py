@@ -25,7 +25,7 @@ from benchmarks.front_end import SPEC
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
 from img2img.domain.job import JobOptions, Priority
-from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.spec import Img2ImgSpec, input_key
 from img2img.redis import scripts
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import JOBS
@@ -77,7 +77,7 @@ class Filler:
         self._copies = redis.register_script(scripts.compile_source(COPY_JOBS.read_text()))
         self._random = Random(1)
 
-    def spec(self) -> JobSpec:
+    def spec(self) -> Img2ImgSpec:
         image = sha256(self._random.randbytes(8)).hexdigest()
         return SPEC.model_copy(update={"image": image, "prompt": PROMPT, "seed": self._random.getrandbits(31)})
 

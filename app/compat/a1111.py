@@ -14,7 +14,7 @@ from redis import Redis
 
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.model_card import model_name
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import StrengthSpec
 from img2img.errors import Gone, NotFound, ParameterError
 from img2img.redis.decode import decode
 from img2img.redis.keys import A1111_JOBS
@@ -59,6 +59,7 @@ def _note(redis: Redis, record: JobRecord) -> None:
 
 def _info(record: JobRecord) -> dict[str, Any]:
     spec = record.spec
+    assert isinstance(spec, StrengthSpec)
     seeds = [spec.seed + index for index in range(spec.num_images)]
     width, height = spec.result_size
     return {
@@ -83,7 +84,7 @@ def _info(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def _infotext(spec: JobSpec, seed: int) -> str:
+def _infotext(spec: StrengthSpec, seed: int) -> str:
     negative = f"\nNegative prompt: {spec.negative_prompt}" if spec.negative_prompt else ""
     width, height = spec.result_size
     sampler = NAMES.get(spec.scheduler, spec.scheduler)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from img2img.domain.job import JobRecord
-from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.spec import input_key, parse_spec
 from img2img.redis.decode import decode
 
 # The type of a field of a Redis hash.
@@ -55,7 +55,7 @@ def from_fields(job_id: str, fields: Mapping[Any, bytes | str]) -> JobRecord:
     """
     text = {decode(name): decode(value) for name, value in fields.items() if value}
     parsed: dict[str, object] = {"id": job_id, **text}
-    parsed["spec"] = JobSpec.model_validate_json(text["spec"])
+    parsed["spec"] = parse_spec(text["spec"])
     for name in _JSON_FIELDS:
         if name in text:
             parsed[name] = json.loads(text[name])

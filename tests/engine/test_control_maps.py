@@ -11,7 +11,8 @@ from PIL import Image
 
 from img2img.app.imaging.decode import encode_png
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec
 from img2img.errors import JobError
 from img2img.worker.images.control_maps import PREPROCESSORS
 from img2img.worker.images.inputs import load_inputs, to_tensor
@@ -133,14 +134,14 @@ def test_in_an_inpaint_a_map_lies_on_what_the_model_sees(
 ) -> None:
     """The model sees the lower right of a canvas that is wider to the left: so does its map, whichever way it came."""
     picture = Image.fromarray(np.random.default_rng(2).integers(0, 256, (100, 100, 3), np.uint8))
-    repaint = InpaintRegion(mask=None, blur=0, margins=Padding(left=60), canvas=(160, 100), box=(20, 36, 84, 100))
+    region = InpaintRegion(mask=None, blur=0, margins=Padding(left=60), canvas=(160, 100), box=(20, 36, 84, 100))
     drawn = Image.new("RGB", (160, 100))
     drawn.paste("white", (52, 68, 84, 100))  # the lower right quarter of the box
     spec = of_size(
         64,
         task=Task.INPAINT,
         image=keep(picture),
-        repaint=repaint,
+        region=region,
         controls=(
             control(type="tile"),
             control(keep(picture), type="tile"),
@@ -161,8 +162,8 @@ def test_a_control_picture_of_a_wrong_size_fails_the_job(
     blobs: dict[str, bytes], keep: Callable[[Image.Image], str]
 ) -> None:
     image, other = keep(square("red", "blue")), keep(Image.new("RGB", (30, 20)))
-    repaint = InpaintRegion(mask=None, blur=0, margins=Padding(left=64), canvas=(192, 128), box=(0, 0, 128, 128))
-    for changes in ({}, {"task": Task.INPAINT, "repaint": repaint}):
+    region = InpaintRegion(mask=None, blur=0, margins=Padding(left=64), canvas=(192, 128), box=(0, 0, 128, 128))
+    for changes in ({}, {"task": Task.INPAINT, "region": region}):
         with pytest.raises(JobError, match="is 30x20, not "):
             load_inputs(of_size(SIDE, image=image, controls=(control(other),), **changes), blobs)
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import InpaintRegion, Padding
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.loading.model_config import config_for
@@ -50,8 +51,7 @@ class Served:
         return np.asarray(image)
 
     def inputs(self, spec: JobSpec) -> Inputs:
-        assert spec.repaint is not None
-        canvas = InpaintCanvas(self.picture, self.mask, spec.repaint)
+        canvas = InpaintCanvas(self.picture, self.mask, spec.region)
         seen, painted = canvas.view((spec.width, spec.height))
         return Inputs(to_tensor(seen), to_tensor(painted), canvas)
 
@@ -67,15 +67,17 @@ def job(**changes: object) -> JobSpec:
         "num_inference_steps": 8,
         "width": SIDE,
         "height": SIDE,
-        "repaint": InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
+        "region": InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
     }
     return make_spec(**{**defaults, **changes})
 
 
 def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:
     specs = [job(strength=strength, guidance_scale=cfg) for strength in (0.3, 0.7, 1.0) for cfg in (1.0, 5.0)]
-    specs += [job(task=Task.IMG2IMG, repaint=None, strength=0.6, seed=9)]  # another task shares their batches
-    together = run_together(served.model, [(s, served.inputs(s) if s.repaint else served.inputs(job())) for s in specs])
+    specs += [job(task=Task.IMG2IMG, region=None, strength=0.6, seed=9)]  # another task shares their batches
+    together = run_together(
+        served.model, [(s, served.inputs(s) if s.task is Task.INPAINT else served.inputs(job())) for s in specs]
+    )
     for spec, result in zip(specs[:-1], together, strict=False):
         [alone] = run_together(served.model, [(spec, served.inputs(spec))])
         reference = served.reference(spec)
@@ -85,7 +87,7 @@ def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Ser
 
 def test_outside_the_mask_every_pixel_stays(served: Served) -> None:
     for blur in (0, 6):
-        spec = job(repaint=job().repaint.model_copy(update={"blur": blur}))  # type: ignore[union-attr]
+        spec = job(region=job().region.model_copy(update={"blur": blur}))
         inputs = served.inputs(spec)
         [result] = run_together(served.model, [(spec, inputs)])
         assert inputs.canvas is not None

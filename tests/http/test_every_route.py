@@ -21,7 +21,7 @@ from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
-from img2img.domain.spec import Task
+from img2img.domain.parameters import Task
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -193,7 +193,7 @@ class Scene:
             time.sleep(0.02)
         [running] = queue.job_store.active_ids()
         queue.job_store.start(running, execution="e", worker="w")
-        Previews(redis).show(running, Preview(3, JPEG))
+        Previews(redis).publish(running, Preview(3, JPEG))
         redis.persist(f"i2i:preview:{running}")
         done, waiting = self._job(), self._job()
         self._result = succeed(done, queue, ObjectStore(settings.resolved_store_url))
