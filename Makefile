@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
+.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi client benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,8 +62,11 @@ format: $(VENV)/dev ## put the code into the form that lint wants
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-openapi: $(VENV)/dev ## write openapi.json, which a test compares with what the service says
+openapi: $(VENV)/dev ## write openapi.json from the API server
 	$(BIN)/python -m img2img.app.cli.openapi
+
+client: $(VENV)/dev ## write the generated files of img2img/client
+	$(BIN)/python scripts/generate_client.py
 
 lock: .locks/ready ## write requirements/: the versions of constraints.txt with the hashes of their files (asks PyPI)
 	for extra in api worker dev; do \

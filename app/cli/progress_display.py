@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from importlib.util import find_spec
 from io import BytesIO
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -68,8 +67,10 @@ def _read(client: Client, waiting: "SimpleQueue[str]", updates: "SimpleQueue[Upd
 
 def check_previews() -> None:
     """Raise `WrongUsage` if the packages that draw previews are not installed."""
-    if not find_spec("rich_pixels"):
-        raise WrongUsage("--watch needs more packages: pip install 'img2img-server[watch]'")
+    try:
+        import rich_pixels  # noqa: F401
+    except ModuleNotFoundError:
+        raise WrongUsage("--watch needs more packages: pip install 'img2img-server[watch]'") from None
 
 
 class ProgressDisplay:

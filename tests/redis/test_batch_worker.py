@@ -1,4 +1,4 @@
-"""BatchWorker with executions that end too early, too late, or not at all."""
+"""BatchWorker with runners and blob stores that misbehave, and without an engine."""
 
 import errno
 import threading
@@ -15,30 +15,33 @@ from img2img.domain.job import JobStatus
 from img2img.domain.spec import JobSpec, input_key, result_key
 from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
+from img2img.worker.engine.timeline import Timeline
 from img2img.worker.queue.batch_worker import BatchWorker
-from img2img.worker.queue.execution import JobExecution
+from img2img.worker.queue.execution import ExecutionState, JobExecution
 from tests.support.memory_store import MemoryStore
 from tests.support.processes import MODEL, Service, wait_for
 
-PNG = b"an image"
+PNG = b"a png"
 
 
-class Running:
-    """A running job that ends when the test calls `done`."""
+class FakeRendering:
+    """A rendering without an engine: the test ends it."""
 
-    def __init__(self, indices: Sequence[int], on_done: Callable[[], None]) -> None:
+    def __init__(self, indices: Sequence[int]) -> None:
         self.indices = indices
-        self.done = on_done
-        self.step = 0
-        self.left = len(indices)
+        self.steps_done = 0
+        self.remaining = len(indices)
         self.error: JobError | None = None
+
+    def start(self, on_done: Callable[[], None]) -> None:
+        self.end = on_done
 
     def stop(self) -> None:
         self.error = Cancelled()
-        self.done()
+        self.end()
 
-    def seconds(self) -> dict[str, float]:
-        return {}
+    def timeline(self) -> Timeline:
+        return Timeline()
 
     def render(self) -> list[Any]:
         if self.error is not None:
@@ -46,35 +49,36 @@ class Running:
         return [SimpleNamespace(index=index, png=PNG) for index in self.indices]
 
 
-class ManualRunner:
-    """Runner of jobs that run until the test ends them."""
+class FakeRunner:
+    """A runner whose jobs run until the test ends them."""
 
     slots = 4
     cards = [SimpleNamespace(name=MODEL)]
 
-    def start(
-        self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], on_done: Callable[[], None]
-    ) -> Running:
-        return Running(indices, on_done)
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int]) -> FakeRendering:
+        return FakeRendering(indices)
 
 
-class InstantRunner(ManualRunner):
-    """Runner of jobs that end before `start` returns."""
+class InstantRendering(FakeRendering):
+    """Ends before `start` returns, as in an engine that is faster than the loader thread."""
 
-    error: JobError | None = None
-
-    def start(
-        self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], on_done: Callable[[], None]
-    ) -> Running:
-        running = Running(indices, on_done)
-        running.error = self.error
+    def start(self, on_done: Callable[[], None]) -> None:
         on_done()
         time.sleep(0.2)
-        return running
+
+
+class InstantRunner(FakeRunner):
+    def __init__(self, error: JobError | None) -> None:
+        self.error = error
+
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int]) -> FakeRendering:
+        rendering = InstantRendering(indices)
+        rendering.error = self.error
+        return rendering
 
 
 class FullStore(MemoryStore):
-    """Store that refuses results until `has_space` is set."""
+    """Accepts no results until the test makes space."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,13 +93,13 @@ class FullStore(MemoryStore):
 
 
 @pytest.fixture
-def make_worker(idle_service: Service) -> Iterator[Callable[[Any], BatchWorker]]:
+def make_worker(idle_service: Service) -> Iterator[Callable[..., BatchWorker]]:
     workers = []
 
-    def make(runner: Any, store: MemoryStore | None = None) -> BatchWorker:
+    def make(runner: Any = None, store: MemoryStore | None = None) -> BatchWorker:
         store = store or MemoryStore()
         store.put(input_key(idle_service.image), b"an input")
-        worker = BatchWorker(idle_service.redis, store, runner, lease_s=20)
+        worker = BatchWorker(idle_service.redis, store, runner or FakeRunner(), lease_s=20)
         workers.append(worker)
         return worker
 
@@ -104,31 +108,32 @@ def make_worker(idle_service: Service) -> Iterator[Callable[[Any], BatchWorker]]
         worker._loaders.shutdown()
 
 
-def claim(worker: BatchWorker) -> JobExecution:
-    """Claim one job and wait until it is in the engine."""
-    before = set(worker._claims)
-    assert worker._intake.claim_one()
-    (key,) = set(worker._claims) - before
-    found = worker._claims[key]
-    wait_for(found.loaded.is_set)
-    return found
+def fetch(worker: BatchWorker) -> JobExecution:
+    """Let the worker fetch one job, and wait until it is in the engine."""
+    before = set(worker._in_flight)
+    assert worker._fetcher.fetch_one()
+    (key,) = set(worker._in_flight) - before
+    execution = worker._in_flight[key]
+    wait_for(lambda: execution.state is ExecutionState.RUNNING)
+    return execution
+
+
+def rendering_of(execution: JobExecution) -> FakeRendering:
+    assert isinstance(execution._rendering, FakeRendering)
+    return execution._rendering
 
 
 def finish_one(worker: BatchWorker) -> None:
-    ended = worker._ended.get(timeout=5)
-    assert ended is not None
-    worker._finish(ended)
+    assert worker._finisher.finish_next()
 
 
 @pytest.mark.parametrize("error", [None, JobError("broken")])
-def test_job_that_ends_at_once_keeps_its_images_and_error(
-    error: JobError | None, idle_service: Service, make_worker: Callable[[Any], BatchWorker]
+def test_job_rendered_at_once_keeps_images_and_error(
+    error: JobError | None, idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
-    runner = InstantRunner()
-    runner.error = error
-    worker = make_worker(runner)
+    worker = make_worker(InstantRunner(error))
     job_id = idle_service.submit(num_images=2)
-    assert worker._intake.claim_one()
+    assert worker._fetcher.fetch_one()
     finish_one(worker)
     record = idle_service.record(job_id)
     if error is None:
@@ -140,47 +145,45 @@ def test_job_that_ends_at_once_keeps_its_images_and_error(
     assert idle_service.is_idle()
 
 
-@pytest.mark.parametrize("retaken", [False, True], ids=["waiting again", "in other hands"])
+@pytest.mark.parametrize("retaken", [False, True], ids=["queued", "retaken"])
 @pytest.mark.parametrize("ending", ["success", "failure", "stop"])
-def test_worker_that_lost_its_lease_changes_nothing(
-    ending: str, retaken: bool, idle_service: Service, make_worker: Callable[[Any], BatchWorker]
+def test_worker_that_lost_lease_changes_nothing(
+    ending: str, retaken: bool, idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
-    zombie, heir = make_worker(ManualRunner()), make_worker(ManualRunner())
+    first, second = make_worker(), make_worker()
     job_id = idle_service.submit()
-    lost = claim(zombie)
-    idle_service.jobs.requeue(job_id, execution=lost.execution.id)
+    lost = fetch(first)
+    idle_service.jobs.requeue(job_id, execution=lost.id)
     if retaken:
-        claim(heir)
+        fetch(second)
     before, in_rq = idle_service.record(job_id), idle_service.redis.hgetall(Job.key_for(job_id))
-    assert isinstance(lost.running, Running)
     if ending == "failure":
-        lost.running.error = JobError("broken")
-    lost.running.stop() if ending == "stop" else lost.running.done()
-    finish_one(zombie)
+        rendering_of(lost).error = JobError("broken")
+    rendering_of(lost).stop() if ending == "stop" else rendering_of(lost).end()
+    finish_one(first)
     assert idle_service.record(job_id) == before
     assert idle_service.redis.hgetall(Job.key_for(job_id)) == in_rq
     leases = idle_service.queue.started_job_registry.get_job_and_execution_ids(cleanup=False)
     assert leases == ([(job_id, before.execution)] if retaken else [])
     assert idle_service.queue.get_job_ids() == ([] if retaken else [job_id])
-    assert zombie.executions == {}
-    if retaken:  # and the new owner finishes, with the image that was stored first
-        (held,) = heir._claims.values()
-        assert isinstance(held.running, Running)
-        held.running.done()
-        finish_one(heir)
+    assert first.executions == {}
+    if retaken:
+        # The second worker finishes the job with the images that were stored first.
+        (held,) = second._in_flight.values()
+        rendering_of(held).end()
+        finish_one(second)
         assert idle_service.record(job_id).status is JobStatus.SUCCEEDED
 
 
-def test_cancelled_job_stays_cancelled_when_its_worker_finishes_late(
-    idle_service: Service, make_worker: Callable[[Any], BatchWorker]
+def test_cancelled_job_stays_cancelled_if_worker_finishes_late(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
-    worker = make_worker(ManualRunner())
+    worker = make_worker()
     job_id = idle_service.submit()
-    late = claim(worker)
+    late = fetch(worker)
     assert idle_service.jobs.cancel(job_id) is not None
     before = idle_service.record(job_id)
-    assert isinstance(late.running, Running)
-    late.running.done()
+    rendering_of(late).end()
     finish_one(worker)
     assert idle_service.record(job_id) == before
     assert before.status is JobStatus.CANCELLED
@@ -188,141 +191,134 @@ def test_cancelled_job_stays_cancelled_when_its_worker_finishes_late(
     assert idle_service.redis.ttl(Job.key_for(job_id)) > 0
 
 
-def test_cancel_reaches_the_worker_without_rqs_execution_record(
-    idle_service: Service, make_worker: Callable[[Any], BatchWorker]
+def test_cancel_reaches_worker_without_execution_in_rq(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
-    """RQ deletes its record of an execution with the lease; a heartbeat after an outage restores only a part of it."""
-    worker = make_worker(ManualRunner())
+    """RQ's record of an execution expires with the lease; the heartbeat after an outage restores only part of it."""
+    worker = make_worker()
     job_id = idle_service.submit()
-    running = claim(worker)
-    idle_service.redis.delete(running.execution.key)
-    worker.maintain_heartbeats(running.job, running.execution)
+    running = fetch(worker)
+    idle_service.redis.delete(running.rq_execution.key)
+    worker.maintain_heartbeats(running.job, running.rq_execution)
     with idle_service.redis.pubsub() as commands:
         commands.subscribe(PUBSUB_CHANNEL_TEMPLATE % worker.name)
         idle_service.jobs.cancel(job_id)
-        messages = [commands.get_message(timeout=5) for _ in range(2)]  # that it has subscribed, and the command
-    command = parse_payload(messages[-1] or {})
-    assert (command["command"], command["execution_id"]) == ("stop-execution", running.execution.id)
+        # The first message confirms the subscription.
+        messages = [commands.get_message(timeout=5) for _ in range(2)]
+    payload = parse_payload(messages[-1] or {})
+    assert (payload["command"], payload["execution_id"]) == ("stop-execution", running.id)
 
 
-def test_job_queued_twice_runs_once(idle_service: Service, make_worker: Callable[[Any], BatchWorker]) -> None:
-    first, second = make_worker(ManualRunner()), make_worker(ManualRunner())
+def test_job_queued_twice_runs_once(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
+    first, second = make_worker(), make_worker()
     job_id = idle_service.submit()
-    idle_service.queue.push_job_id(job_id)  # as when the answer to a submit is lost, and it is sent again
-    running = claim(first)
+    # As after a submission whose response was lost and that was sent again.
+    idle_service.queue.push_job_id(job_id)
+    running = fetch(first)
     before = idle_service.record(job_id)
-    assert second._intake.claim_one()
-    assert second._claims == {}
+    assert second._fetcher.fetch_one()
+    assert second._in_flight == {}
     assert idle_service.record(job_id) == before
-    assert idle_service.queue.started_job_registry.get_job_and_execution_ids(cleanup=False) == [
-        (job_id, running.execution.id)
-    ]
+    assert idle_service.queue.started_job_registry.get_job_and_execution_ids(cleanup=False) == [(job_id, running.id)]
 
 
-def test_stop_command_of_rq_cancels_the_job(idle_service: Service, make_worker: Callable[[Any], BatchWorker]) -> None:
-    worker = make_worker(ManualRunner())
+def test_stop_command_of_rq_cancels_job(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
+    worker = make_worker()
     job_id = idle_service.submit()
-    worker.request_stop_execution(claim(worker).execution.id)
+    worker.request_stop_execution(fetch(worker).id)
     finish_one(worker)
     assert idle_service.record(job_id).status is JobStatus.CANCELLED
     assert idle_service.is_idle()
 
 
-def test_job_requeued_too_often_fails_at_once(idle_service: Service, make_worker: Callable[[Any], BatchWorker]) -> None:
+def test_job_requeued_too_often_fails_at_once(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
     job_id = idle_service.submit()
     for _ in range(MAX_ATTEMPTS):
         assert idle_service.record(job_id).status is JobStatus.QUEUED
-        worker = make_worker(ManualRunner())
-        claim(worker)
-        worker._hand_back_all()
+        worker = make_worker()
+        fetch(worker)
+        worker._requeue_all()
     assert idle_service.record(job_id).status is JobStatus.FAILED
     assert idle_service.is_idle()
 
 
-def test_job_on_its_last_attempt_runs_alone(idle_service: Service, make_worker: Callable[[Any], BatchWorker]) -> None:
-    suspect = idle_service.submit()
+def test_job_on_last_attempt_runs_alone(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
+    exclusive = idle_service.submit()
     for _ in range(MAX_ATTEMPTS - 1):
-        idle_service.jobs.requeue(suspect, execution=claim(make_worker(ManualRunner())).execution.id)
-    worker = make_worker(ManualRunner())
-    idle_service.queue.remove(suspect)
+        idle_service.jobs.requeue(exclusive, execution=fetch(make_worker()).id)
+    worker = make_worker()
+    idle_service.queue.remove(exclusive)
     idle_service.submit()
-    neighbour = claim(worker)
-    idle_service.jobs.requeue(suspect)
+    neighbour = fetch(worker)
+    idle_service.jobs.requeue(exclusive)
     behind = idle_service.submit()
 
-    assert worker._intake.room > 0
-    assert worker._intake.claim_one()
-    assert worker._intake.room == 0, "it waits in its queue until the worker is empty, and no job overtakes it"
-    assert idle_service.record(suspect).attempts == MAX_ATTEMPTS - 1
-    assert idle_service.queue.get_job_ids() == [suspect, behind]
+    assert worker._fetcher.free_slots > 0
+    assert worker._fetcher.fetch_one()
+    assert worker._fetcher.free_slots == 0, "the job waits first in its queue until the worker is empty"
+    assert idle_service.record(exclusive).attempts == MAX_ATTEMPTS - 1
+    assert idle_service.queue.get_job_ids() == [exclusive, behind]
 
-    assert isinstance(neighbour.running, Running)
-    neighbour.running.done()
+    rendering_of(neighbour).end()
     finish_one(worker)
-    del worker._claims[neighbour.execution.id]
-    assert worker._intake.room == ManualRunner.slots
-    alone = claim(worker)
-    assert alone.record.id == suspect
-    assert worker._intake.room == 0
+    assert worker._fetcher.free_slots == FakeRunner.slots
+    alone = fetch(worker)
+    assert alone.record.id == exclusive
+    assert worker._fetcher.free_slots == 0
 
 
-class TwoModelRunner(ManualRunner):
+class ServesTwoModels(FakeRunner):
     cards = [SimpleNamespace(name="other"), SimpleNamespace(name=MODEL)]
 
 
-def test_models_of_a_worker_take_turns(idle_service: Service, make_worker: Callable[[Any], BatchWorker]) -> None:
-    worker = make_worker(TwoModelRunner())
+def test_worker_fetches_from_models_in_rotation(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
+    worker = make_worker(ServesTwoModels())
     many = [idle_service.submit(model="other") for _ in range(3)]
     single = idle_service.submit()
-    assert [claim(worker).record.id for _ in range(4)] == [many[0], single, *many[1:]]
+    assert [fetch(worker).record.id for _ in range(4)] == [many[0], single, *many[1:]]
 
 
-def test_exclusive_job_comes_before_other_models(
-    idle_service: Service, make_worker: Callable[[Any], BatchWorker]
+def test_job_on_last_attempt_precedes_other_models(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
-    suspect = idle_service.submit()
+    exclusive = idle_service.submit()
     for _ in range(MAX_ATTEMPTS - 1):
-        idle_service.jobs.requeue(suspect, execution=claim(make_worker(ManualRunner())).execution.id)
+        idle_service.jobs.requeue(exclusive, execution=fetch(make_worker()).id)
     others = [idle_service.submit(model="other") for _ in range(2)]
-    worker = make_worker(TwoModelRunner())
-    neighbour = claim(worker)
+    worker = make_worker(ServesTwoModels())
+    neighbour = fetch(worker)
     assert neighbour.record.id == others[0]
-    assert worker._intake.claim_one()
-    assert worker._intake.room == 0
-    assert isinstance(neighbour.running, Running)
-    neighbour.running.done()
+    assert worker._fetcher.fetch_one()
+    assert worker._fetcher.free_slots == 0
+    rendering_of(neighbour).end()
     finish_one(worker)
-    del worker._claims[neighbour.execution.id]
-    assert claim(worker).record.id == suspect
+    assert fetch(worker).record.id == exclusive
 
 
-def test_images_stored_by_an_earlier_attempt_are_kept(
-    idle_service: Service, make_worker: Callable[[Any], BatchWorker]
+def test_images_stored_by_earlier_execution_are_kept(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
-    worker = make_worker(ManualRunner())
+    worker = make_worker()
     job_id = idle_service.submit(num_images=3)
-    idle_service.jobs.requeue(job_id, execution=claim(worker).execution.id)
-    worker._store.put(result_key(job_id, 1), b"from the earlier run")
-    again = claim(worker)
-    assert isinstance(again.running, Running)
-    assert again.running.indices == [0, 2]
-    again.running.done()
+    idle_service.jobs.requeue(job_id, execution=fetch(worker).id)
+    worker._store.put(result_key(job_id, 1), b"an earlier png")
+    again = fetch(worker)
+    assert rendering_of(again).indices == [0, 2]
+    rendering_of(again).end()
     finish_one(worker)
     record = idle_service.record(job_id)
-    assert [image.bytes for image in record.images] == [len(PNG), len(b"from the earlier run"), len(PNG)]
+    assert [image.bytes for image in record.images] == [len(PNG), len(b"an earlier png"), len(PNG)]
     assert record.attempts == 2
 
 
-def test_images_wait_for_a_full_store(
+def test_images_wait_for_full_store(
     idle_service: Service, make_worker: Callable[..., BatchWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("img2img.worker.queue.batch_worker.OUTAGE_S", 0.01)
+    monkeypatch.setattr("img2img.worker.queue.finisher.RETRY_INTERVAL_S", 0.01)
     store = FullStore()
-    worker = make_worker(ManualRunner(), store)
+    worker = make_worker(store=store)
     job_id = idle_service.submit(num_images=2)
-    running = claim(worker).running
-    assert isinstance(running, Running)
-    running.done()
+    rendering_of(fetch(worker)).end()
     finisher = threading.Thread(target=finish_one, args=(worker,))
     finisher.start()
     wait_for(lambda: store.refused > 3)
@@ -333,45 +329,39 @@ def test_images_wait_for_a_full_store(
     assert (record.status, record.attempts, len(record.images)) == (JobStatus.SUCCEEDED, 1, 2)
 
 
-def test_store_outage_fails_jobs(
+def test_long_store_outage_fails_jobs(
     idle_service: Service, make_worker: Callable[..., BatchWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("img2img.worker.queue.batch_worker.STORE_OUTAGE_S", 0.2)
-    monkeypatch.setattr("img2img.worker.queue.batch_worker.OUTAGE_S", 0.01)
+    monkeypatch.setattr("img2img.worker.queue.finisher.STORE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("img2img.worker.queue.finisher.RETRY_INTERVAL_S", 0.01)
     store = FullStore()
-    worker = make_worker(ManualRunner(), store)
+    worker = make_worker(store=store)
     ids = [idle_service.submit() for _ in range(3)]
     for _ in ids:
-        running = claim(worker).running
-        assert isinstance(running, Running)
-        running.done()
+        rendering_of(fetch(worker)).end()
     finish_one(worker)
     refused = store.refused
     assert refused > 3
     finish_one(worker)
-    assert store.refused == refused + 1, "the time is counted for all jobs together"
+    assert store.refused == refused + 1, "the limit applies to the whole outage"
     store.has_space.set()
     finish_one(worker)
     *failed, last = idle_service.all(ids)
     assert [record.error and record.error.code for record in failed] == ["storage_unavailable"] * 2
     assert last.status is JobStatus.SUCCEEDED
-    assert worker._store_away_since is None
+    assert worker._finisher._store_unavailable_since is None
 
 
-def test_claims_stop_while_images_wait_to_be_stored(
+def test_fetcher_pauses_while_rendered_jobs_wait_for_store(
     idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
-    worker = make_worker(ManualRunner())
-    for _ in range(ManualRunner.slots):
+    worker = make_worker()
+    for _ in range(FakeRunner.slots):
         idle_service.submit()
-        rendered = claim(worker)
-        assert isinstance(rendered.running, Running)
-        assert worker._intake.room > 0
-        rendered.running.left = 0
-        rendered.running.done()
-    assert worker._intake.room == 0
-    ended = worker._ended.get()
-    assert ended is not None
-    worker._finish(ended)
-    del worker._claims[ended.execution.id]
-    assert worker._intake.room == ManualRunner.slots
+        rendered = fetch(worker)
+        assert worker._fetcher.free_slots > 0
+        rendering_of(rendered).remaining = 0
+        rendering_of(rendered).end()
+    assert worker._fetcher.free_slots == 0
+    finish_one(worker)
+    assert worker._fetcher.free_slots == FakeRunner.slots

@@ -120,25 +120,25 @@ def test_throughput_excludes_idle_time() -> None:
     now = 100.0
     for job in "abc":
         for left in (12.0, 8.0, 4.0):
-            pace.note(job, left)
-            pace.tick(now, [job])
+            pace.update(job, left)
+            pace.advance(now, [job])
             now += 2
-        pace.end(job, done=True)
-        pace.tick(now, [])
+        pace.remove(job, is_done=True)
+        pace.advance(now, [])
         now += 3600  # idle
-        pace.tick(now, [])
-    assert pace.left == 0
+        pace.advance(now, [])
+    assert pace.remaining == 0
     assert pace.per_second == pytest.approx(2, rel=0.1)
 
 
 def test_throughput_excludes_dropped_work() -> None:
     pace = ThroughputMeter()
-    pace.note("a", 10)
-    pace.tick(0, ["a"])
-    pace.note("a", 9)
-    pace.tick(1, ["a"])
-    pace.end("a", done=False)
+    pace.update("a", 10)
+    pace.advance(0, ["a"])
+    pace.update("a", 9)
+    pace.advance(1, ["a"])
+    pace.remove("a", is_done=False)
     assert pace.per_second == pytest.approx(1)
-    pace.note("late", 5)  # by the loop, while another thread ended it
-    pace.tick(2, [])
-    assert pace.left == 0
+    pace.update("late", 5)  # by the loop, while another thread ended it
+    pace.advance(2, [])
+    assert pace.remaining == 0

@@ -1,4 +1,4 @@
-"""The reaper requeues abandoned jobs once, at every stage at which a worker can die."""
+"""The reaper requeues a job once, at any point at which its worker may die."""
 
 import time
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from img2img.redis.rq_adapter import InertJob
 from img2img.worker.queue.reaper import Reaper
 from tests.support.processes import MODEL, Service
 
-LEASE_S = 0.2  # RQ counts whole seconds, so the tests end leases themselves
+LEASE_S = 0.2  # of the reapers; RQ's clock has whole seconds, so the tests set expiry times directly
 
 
 class DyingWorker(BaseWorker):
-    """Worker that claims a job step by step, as BatchWorker does, and never runs it."""
+    """Fetches a job like BatchWorker, one step at a time, and never runs it."""
 
     job_class = InertJob
 
@@ -31,7 +31,7 @@ class DyingWorker(BaseWorker):
         return 1
 
     def move(self, job_id: str) -> None:
-        """Move this job to the intermediate list, as LMOVE does with the first one."""
+        """Move this job from the queue, as LMOVE moves the first."""
         queue = self.service.queue
         with self.connection.pipeline() as pipe:
             pipe.lrem(queue.key, 1, job_id)
@@ -57,12 +57,12 @@ class DyingWorker(BaseWorker):
 
 
 def lose(worker: DyingWorker, job_id: str) -> None:
-    """Remove a job from all lists. No worker does this, but a failover of Redis can lose the entry."""
+    """Remove the job from all lists. No worker does so, but a failover of Redis can."""
     worker.service.queue.remove(job_id)
 
 
-def release_without_requeue(worker: DyingWorker, job_id: str) -> None:
-    """Release the record without queueing the job, as a reaper that dies halfway."""
+def requeue_halfway(worker: DyingWorker, job_id: str) -> None:
+    """Requeue the record but not the job in RQ, as a reaper that dies."""
     execution = worker.run(job_id)
     assert worker.service.job_store.release(job_id, execution=execution.id)
 
@@ -73,7 +73,7 @@ ABANDONED: dict[str, Callable[[DyingWorker, str], object]] = {
     "between record and start in RQ": DyingWorker.start,
     "while it ran": DyingWorker.run,
     "in no list": lose,
-    "between record and queue on its way back": release_without_requeue,
+    "between record and queue while requeued": requeue_halfway,
 }
 
 
@@ -83,16 +83,16 @@ def end_leases(service: Service) -> None:
         service.redis.zadd(registry, {lease: 1})
 
 
-def sweep_until_orphans_count(service: Service) -> None:
-    """Sweep for longer than any timeout of the reaper."""
+def reap_long_enough(service: Service) -> None:
+    """Run a reaper for longer than all of its time limits."""
     reaper = Reaper(service.redis, lease_s=LEASE_S)
     for _ in range(11):
-        reaper.sweep(["tiny"])
+        reaper.reap(["tiny"])
         time.sleep(LEASE_S / 2)
 
 
-def assert_waiting(service: Service, job_id: str) -> None:
-    """The job is queued once, in its record and in RQ."""
+def assert_queued(service: Service, job_id: str) -> None:
+    """Assert that the job is queued once, in its record and in RQ."""
     assert service.record(job_id).status is JobStatus.QUEUED
     assert service.record(job_id).execution is None
     assert service.queue.get_job_ids() == [job_id]
@@ -106,11 +106,11 @@ def test_abandoned_job_is_requeued(abandon: Callable[[DyingWorker, str], object]
     job_id = idle_service.submit()
     abandon(DyingWorker(idle_service), job_id)
     end_leases(idle_service)
-    sweep_until_orphans_count(idle_service)
-    assert_waiting(idle_service, job_id)
+    reap_long_enough(idle_service)
+    assert_queued(idle_service, job_id)
 
 
-def test_abandoned_jobs_are_found_and_finished_by_a_live_worker(service: Service) -> None:
+def test_live_worker_recovers_and_finishes_abandoned_jobs(service: Service) -> None:
     dead = DyingWorker(service)
     jobs = {service.submit(seed=i): abandon for i, abandon in enumerate(ABANDONED.values())}
     for job_id, abandon in jobs.items():
@@ -121,17 +121,19 @@ def test_abandoned_jobs_are_found_and_finished_by_a_live_worker(service: Service
 
 
 @pytest.mark.parametrize("stage", [DyingWorker.lease, DyingWorker.start, DyingWorker.run])
-def test_leased_job_is_left_alone(stage: Callable[[DyingWorker, str], Execution], idle_service: Service) -> None:
+def test_job_with_valid_lease_is_not_touched(
+    stage: Callable[[DyingWorker, str], Execution], idle_service: Service
+) -> None:
     job_id = idle_service.submit()
     execution = stage(DyingWorker(idle_service), job_id)
     idle_service.redis.zadd(idle_service.queue.started_job_registry.key, {execution.composite_key: time.time() + 60})
     before = idle_service.record(job_id)
-    sweep_until_orphans_count(idle_service)
+    reap_long_enough(idle_service)
     assert idle_service.record(job_id) == before
     assert idle_service.queue.get_job_ids() == []
 
 
-def test_expired_lease_does_not_take_the_job_from_a_live_worker(idle_service: Service) -> None:
+def test_expired_lease_does_not_take_job_from_live_worker(idle_service: Service) -> None:
     job_id = idle_service.submit()
     dead, live = DyingWorker(idle_service), DyingWorker(idle_service)
     lost = dead.run(job_id)
@@ -141,7 +143,7 @@ def test_expired_lease_does_not_take_the_job_from_a_live_worker(idle_service: Se
     idle_service.redis.zadd(registry, {lost.composite_key: 1, held.composite_key: time.time() + 60})
     before = idle_service.record(job_id)
     assert before.execution == held.id
-    sweep_until_orphans_count(idle_service)
+    reap_long_enough(idle_service)
     assert idle_service.record(job_id) == before
     assert idle_service.queue.get_job_ids() == []
     assert [
@@ -149,13 +151,13 @@ def test_expired_lease_does_not_take_the_job_from_a_live_worker(idle_service: Se
     ] == [held.id]
 
 
-def test_job_lost_too_often_fails_and_leaves_nothing(idle_service: Service) -> None:
+def test_job_lost_too_often_fails_and_is_removed(idle_service: Service) -> None:
     job_id = idle_service.submit()
     for attempt in range(1, MAX_ATTEMPTS + 1):
         DyingWorker(idle_service).run(job_id)
         assert idle_service.record(job_id).attempts == attempt
         end_leases(idle_service)
-        Reaper(idle_service.redis, lease_s=LEASE_S).sweep(["tiny"])
+        Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
     record = idle_service.record(job_id)
     assert record.status is JobStatus.FAILED
     assert record.error is not None
@@ -174,7 +176,7 @@ def test_ended_job_is_not_requeued(end: str, idle_service: Service) -> None:
         assert idle_service.job_store.fail(job_id, JobFailure(code="job_failed", message="no"))
     before = idle_service.record(job_id)
     end_leases(idle_service)
-    sweep_until_orphans_count(idle_service)
+    reap_long_enough(idle_service)
     assert idle_service.record(job_id) == before
     assert idle_service.is_idle()
     assert not idle_service.redis.exists(Job.key_for(job_id))
@@ -187,8 +189,8 @@ def test_unreadable_record_fails_alone(idle_service: Service) -> None:
     worker.run(other)
     idle_service.redis.hset(JOB.format(id=unreadable), "spec", '{"from": "the future"}')
     end_leases(idle_service)
-    Reaper(idle_service.redis, lease_s=LEASE_S).sweep(["tiny"])
-    assert_waiting(idle_service, other)
+    Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+    assert_queued(idle_service, other)
     assert idle_service.redis.hget(JOB.format(id=unreadable), "status") == b"failed"
     assert idle_service.job_store.active_ids() == [other]
 
@@ -198,10 +200,10 @@ def test_one_reaper_works_at_a_time(idle_service: Service) -> None:
     DyingWorker(idle_service).run(job_id)
     end_leases(idle_service)
     with idle_service.redis.lock(REAPER_LOCK, timeout=10):
-        Reaper(idle_service.redis, lease_s=LEASE_S).sweep(["tiny"])
+        Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
         assert idle_service.queue.get_job_ids() == []
-    Reaper(idle_service.redis, lease_s=LEASE_S).sweep(["tiny"])
-    assert_waiting(idle_service, job_id)
+    Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+    assert_queued(idle_service, job_id)
 
 
 def test_requeue_is_idempotent(idle_service: Service) -> None:
@@ -211,30 +213,30 @@ def test_requeue_is_idempotent(idle_service: Service) -> None:
     idle_service.redis.zrem(idle_service.queue.started_job_registry.key, execution.composite_key)
     for _ in range(3):
         idle_service.jobs.requeue(job_id, execution=execution.id)
-    assert_waiting(idle_service, job_id)
+    assert_queued(idle_service, job_id)
 
 
-def test_job_in_no_list_is_found_among_many(idle_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("img2img.worker.queue.reaper.AUDIT_LIMIT", 2)
+def test_orphaned_job_is_found_among_many_jobs(idle_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("img2img.worker.queue.reaper.MAX_AUDITED_JOBS", 2)
     ids = [idle_service.submit(seed=seed) for seed in range(4)]
-    looked_at: list[str] = []
+    audits: list[str] = []
     active_ids = idle_service.job_store.active_ids
     reaper = Reaper(idle_service.redis, lease_s=LEASE_S)
-    monkeypatch.setattr(reaper._jobs.job_store, "active_ids", lambda: looked_at.append("all") or active_ids())
+    monkeypatch.setattr(reaper._jobs.job_store, "active_ids", lambda: audits.append("all") or active_ids())
     time.sleep(LEASE_S * 2)
-    reaper.sweep([MODEL])
-    assert not looked_at, "the numbers show that none is missing"
+    reaper.reap([MODEL])
+    assert not audits, "the counts show that all jobs are listed"
     idle_service.queue.remove(ids[1])
     for _ in range(2):
         time.sleep(LEASE_S * 3.5)
-        reaper.sweep([MODEL])
-    assert looked_at
+        reaper.reap([MODEL])
+    assert audits
     assert sorted(idle_service.queue.get_job_ids()) == sorted(ids)
 
 
-def test_rq_registries_of_ended_jobs_are_trimmed(idle_service: Service) -> None:
+def test_expired_results_are_deleted_from_registries_of_rq(idle_service: Service) -> None:
     registries = [idle_service.queue.finished_job_registry.key, idle_service.queue.failed_job_registry.key]
     for key in registries:
-        idle_service.redis.zadd(key, {"over": time.time() - 10, "kept": time.time() + 60})
-    Reaper(idle_service.redis, lease_s=LEASE_S).sweep([MODEL])
+        idle_service.redis.zadd(key, {"expired": time.time() - 10, "kept": time.time() + 60})
+    Reaper(idle_service.redis, lease_s=LEASE_S).reap([MODEL])
     assert [idle_service.redis.zrange(key, 0, -1) for key in registries] == [[b"kept"]] * 2
