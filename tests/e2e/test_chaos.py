@@ -28,13 +28,13 @@ def test_short_chaos_run_has_no_violations() -> None:
     assert figures["published twice"] == 0
 
 
-def test_read_states_returns_every_state_of_every_job(front_end: Service) -> None:
-    cancelled, lost, waiting = (front_end.submit() for _ in range(3))
-    front_end.jobs.cancel(cancelled)
-    front_end.jobs.claim("tiny")
-    front_end.job_store.start(lost, execution="e", worker="w")
-    front_end.jobs.requeue(lost, execution="e")
-    assert read_states(front_end.folder) == {
+def test_read_states_returns_every_state_of_every_job(idle_service: Service) -> None:
+    cancelled, lost, waiting = (idle_service.submit() for _ in range(3))
+    idle_service.jobs.cancel(cancelled)
+    idle_service.jobs.claim("tiny")
+    idle_service.job_store.start(lost, execution="e", worker="w")
+    idle_service.jobs.requeue(lost, execution="e")
+    assert read_states(idle_service.folder) == {
         cancelled: [QUEUED, CANCELLED],
         lost: [QUEUED, RUNNING, QUEUED],
         waiting: [QUEUED],

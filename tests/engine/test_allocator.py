@@ -47,12 +47,12 @@ def wait_until_running(execution: JobExecution) -> None:
 
 @pytest.mark.parametrize("end", [JobStatus.SUCCEEDED, JobStatus.CANCELLED])
 def test_ended_job_is_freed_without_garbage_collector(
-    end: JobStatus, front_end: Service, model_folder: Path, no_collector: None
+    end: JobStatus, idle_service: Service, model_folder: Path, no_collector: None
 ) -> None:
     engine = Engine(slots=2)
     runner = JobRunner(engine, {MODEL: load_model(config_for(str(model_folder)), device="cpu")})
-    worker = BatchWorker(front_end.redis, front_end.store, runner, lease_s=20)
-    job_id = front_end.submit(num_images=2)
+    worker = BatchWorker(idle_service.redis, idle_service.store, runner, lease_s=20)
+    job_id = idle_service.submit(num_images=2)
     assert worker._fetcher.fetch_one()
     [execution] = worker._in_flight.values()
     wait_until_running(execution)
@@ -69,6 +69,6 @@ def test_ended_job_is_freed_without_garbage_collector(
     worker._finisher.close()
     worker._finisher.run()
     worker._loaders.shutdown()
-    assert front_end.record(job_id).status is end
+    assert idle_service.record(job_id).status is end
     del execution, rendering, parts
     assert [ref() for ref in refs if ref() is not None] == []

@@ -93,13 +93,13 @@ class FullStore(MemoryStore):
 
 
 @pytest.fixture
-def make_worker(front_end: Service) -> Iterator[Callable[..., BatchWorker]]:
+def make_worker(idle_service: Service) -> Iterator[Callable[..., BatchWorker]]:
     workers = []
 
     def make(runner: Any = None, store: MemoryStore | None = None) -> BatchWorker:
         store = store or MemoryStore()
-        store.put(input_key(front_end.image), b"an input")
-        worker = BatchWorker(front_end.redis, store, runner or FakeRunner(), lease_s=20)
+        store.put(input_key(idle_service.image), b"an input")
+        worker = BatchWorker(idle_service.redis, store, runner or FakeRunner(), lease_s=20)
         workers.append(worker)
         return worker
 
@@ -129,135 +129,135 @@ def finish_one(worker: BatchWorker) -> None:
 
 @pytest.mark.parametrize("error", [None, JobError("broken")])
 def test_job_rendered_at_once_keeps_images_and_error(
-    error: JobError | None, front_end: Service, make_worker: Callable[..., BatchWorker]
+    error: JobError | None, idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
     worker = make_worker(InstantRunner(error))
-    job_id = front_end.submit(num_images=2)
+    job_id = idle_service.submit(num_images=2)
     assert worker._fetcher.fetch_one()
     finish_one(worker)
-    record = front_end.record(job_id)
+    record = idle_service.record(job_id)
     if error is None:
         assert record.status is JobStatus.SUCCEEDED
         assert [image.index for image in record.images] == [0, 1]
     else:
         assert record.error is not None
         assert record.error.message == "broken"
-    assert front_end.is_idle()
+    assert idle_service.is_idle()
 
 
 @pytest.mark.parametrize("retaken", [False, True], ids=["queued", "retaken"])
 @pytest.mark.parametrize("ending", ["success", "failure", "stop"])
 def test_worker_that_lost_lease_changes_nothing(
-    ending: str, retaken: bool, front_end: Service, make_worker: Callable[..., BatchWorker]
+    ending: str, retaken: bool, idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
     first, second = make_worker(), make_worker()
-    job_id = front_end.submit()
+    job_id = idle_service.submit()
     lost = fetch(first)
-    front_end.jobs.requeue(job_id, execution=lost.id)
+    idle_service.jobs.requeue(job_id, execution=lost.id)
     if retaken:
         fetch(second)
-    before, in_rq = front_end.record(job_id), front_end.redis.hgetall(Job.key_for(job_id))
+    before, in_rq = idle_service.record(job_id), idle_service.redis.hgetall(Job.key_for(job_id))
     if ending == "failure":
         rendering_of(lost).error = JobError("broken")
     rendering_of(lost).stop() if ending == "stop" else rendering_of(lost).end()
     finish_one(first)
-    assert front_end.record(job_id) == before
-    assert front_end.redis.hgetall(Job.key_for(job_id)) == in_rq
-    leases = front_end.queue.started_job_registry.get_job_and_execution_ids(cleanup=False)
+    assert idle_service.record(job_id) == before
+    assert idle_service.redis.hgetall(Job.key_for(job_id)) == in_rq
+    leases = idle_service.queue.started_job_registry.get_job_and_execution_ids(cleanup=False)
     assert leases == ([(job_id, before.execution)] if retaken else [])
-    assert front_end.queue.get_job_ids() == ([] if retaken else [job_id])
+    assert idle_service.queue.get_job_ids() == ([] if retaken else [job_id])
     assert first.executions == {}
     if retaken:
         # The second worker finishes the job with the images that were stored first.
         (held,) = second._in_flight.values()
         rendering_of(held).end()
         finish_one(second)
-        assert front_end.record(job_id).status is JobStatus.SUCCEEDED
+        assert idle_service.record(job_id).status is JobStatus.SUCCEEDED
 
 
 def test_cancelled_job_stays_cancelled_if_worker_finishes_late(
-    front_end: Service, make_worker: Callable[..., BatchWorker]
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
     worker = make_worker()
-    job_id = front_end.submit()
+    job_id = idle_service.submit()
     late = fetch(worker)
-    assert front_end.jobs.cancel(job_id) is not None
-    before = front_end.record(job_id)
+    assert idle_service.jobs.cancel(job_id) is not None
+    before = idle_service.record(job_id)
     rendering_of(late).end()
     finish_one(worker)
-    assert front_end.record(job_id) == before
+    assert idle_service.record(job_id) == before
     assert before.status is JobStatus.CANCELLED
-    assert front_end.is_idle()
-    assert front_end.redis.ttl(Job.key_for(job_id)) > 0
+    assert idle_service.is_idle()
+    assert idle_service.redis.ttl(Job.key_for(job_id)) > 0
 
 
 def test_cancel_reaches_worker_without_execution_in_rq(
-    front_end: Service, make_worker: Callable[..., BatchWorker]
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
     """RQ's record of an execution expires with the lease; the heartbeat after an outage restores only part of it."""
     worker = make_worker()
-    job_id = front_end.submit()
+    job_id = idle_service.submit()
     running = fetch(worker)
-    front_end.redis.delete(running.rq_execution.key)
+    idle_service.redis.delete(running.rq_execution.key)
     worker.maintain_heartbeats(running.job, running.rq_execution)
-    with front_end.redis.pubsub() as commands:
+    with idle_service.redis.pubsub() as commands:
         commands.subscribe(PUBSUB_CHANNEL_TEMPLATE % worker.name)
-        front_end.jobs.cancel(job_id)
+        idle_service.jobs.cancel(job_id)
         # The first message confirms the subscription.
         messages = [commands.get_message(timeout=5) for _ in range(2)]
     payload = parse_payload(messages[-1] or {})
     assert (payload["command"], payload["execution_id"]) == ("stop-execution", running.id)
 
 
-def test_job_queued_twice_runs_once(front_end: Service, make_worker: Callable[..., BatchWorker]) -> None:
+def test_job_queued_twice_runs_once(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
     first, second = make_worker(), make_worker()
-    job_id = front_end.submit()
+    job_id = idle_service.submit()
     # As after a submission whose response was lost and that was sent again.
-    front_end.queue.push_job_id(job_id)
+    idle_service.queue.push_job_id(job_id)
     running = fetch(first)
-    before = front_end.record(job_id)
+    before = idle_service.record(job_id)
     assert second._fetcher.fetch_one()
     assert second._in_flight == {}
-    assert front_end.record(job_id) == before
-    assert front_end.queue.started_job_registry.get_job_and_execution_ids(cleanup=False) == [(job_id, running.id)]
+    assert idle_service.record(job_id) == before
+    assert idle_service.queue.started_job_registry.get_job_and_execution_ids(cleanup=False) == [(job_id, running.id)]
 
 
-def test_stop_command_of_rq_cancels_job(front_end: Service, make_worker: Callable[..., BatchWorker]) -> None:
+def test_stop_command_of_rq_cancels_job(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
     worker = make_worker()
-    job_id = front_end.submit()
+    job_id = idle_service.submit()
     worker.request_stop_execution(fetch(worker).id)
     finish_one(worker)
-    assert front_end.record(job_id).status is JobStatus.CANCELLED
-    assert front_end.is_idle()
+    assert idle_service.record(job_id).status is JobStatus.CANCELLED
+    assert idle_service.is_idle()
 
 
-def test_job_requeued_too_often_fails_at_once(front_end: Service, make_worker: Callable[..., BatchWorker]) -> None:
-    job_id = front_end.submit()
+def test_job_requeued_too_often_fails_at_once(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
+    job_id = idle_service.submit()
     for _ in range(MAX_ATTEMPTS):
-        assert front_end.record(job_id).status is JobStatus.QUEUED
+        assert idle_service.record(job_id).status is JobStatus.QUEUED
         worker = make_worker()
         fetch(worker)
         worker._requeue_all()
-    assert front_end.record(job_id).status is JobStatus.FAILED
-    assert front_end.is_idle()
+    assert idle_service.record(job_id).status is JobStatus.FAILED
+    assert idle_service.is_idle()
 
 
-def test_job_on_last_attempt_runs_alone(front_end: Service, make_worker: Callable[..., BatchWorker]) -> None:
-    exclusive = front_end.submit()
+def test_job_on_last_attempt_runs_alone(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
+    exclusive = idle_service.submit()
     for _ in range(MAX_ATTEMPTS - 1):
-        front_end.jobs.requeue(exclusive, execution=fetch(make_worker()).id)
+        idle_service.jobs.requeue(exclusive, execution=fetch(make_worker()).id)
     worker = make_worker()
-    front_end.queue.remove(exclusive)
-    front_end.submit()
+    idle_service.queue.remove(exclusive)
+    idle_service.submit()
     neighbour = fetch(worker)
-    front_end.jobs.requeue(exclusive)
-    behind = front_end.submit()
+    idle_service.jobs.requeue(exclusive)
+    behind = idle_service.submit()
 
     assert worker._fetcher.free_slots > 0
     assert worker._fetcher.fetch_one()
     assert worker._fetcher.free_slots == 0, "the job waits first in its queue until the worker is empty"
-    assert front_end.record(exclusive).attempts == MAX_ATTEMPTS - 1
-    assert front_end.queue.get_job_ids() == [exclusive, behind]
+    assert idle_service.record(exclusive).attempts == MAX_ATTEMPTS - 1
+    assert idle_service.queue.get_job_ids() == [exclusive, behind]
 
     rendering_of(neighbour).end()
     finish_one(worker)
@@ -271,18 +271,20 @@ class ServesTwoModels(FakeRunner):
     cards = [SimpleNamespace(name="other"), SimpleNamespace(name=MODEL)]
 
 
-def test_worker_fetches_from_models_in_rotation(front_end: Service, make_worker: Callable[..., BatchWorker]) -> None:
+def test_worker_fetches_from_models_in_rotation(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
     worker = make_worker(ServesTwoModels())
-    many = [front_end.submit(model="other") for _ in range(3)]
-    single = front_end.submit()
+    many = [idle_service.submit(model="other") for _ in range(3)]
+    single = idle_service.submit()
     assert [fetch(worker).record.id for _ in range(4)] == [many[0], single, *many[1:]]
 
 
-def test_job_on_last_attempt_precedes_other_models(front_end: Service, make_worker: Callable[..., BatchWorker]) -> None:
-    exclusive = front_end.submit()
+def test_job_on_last_attempt_precedes_other_models(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
+) -> None:
+    exclusive = idle_service.submit()
     for _ in range(MAX_ATTEMPTS - 1):
-        front_end.jobs.requeue(exclusive, execution=fetch(make_worker()).id)
-    others = [front_end.submit(model="other") for _ in range(2)]
+        idle_service.jobs.requeue(exclusive, execution=fetch(make_worker()).id)
+    others = [idle_service.submit(model="other") for _ in range(2)]
     worker = make_worker(ServesTwoModels())
     neighbour = fetch(worker)
     assert neighbour.record.id == others[0]
@@ -294,47 +296,47 @@ def test_job_on_last_attempt_precedes_other_models(front_end: Service, make_work
 
 
 def test_images_stored_by_earlier_execution_are_kept(
-    front_end: Service, make_worker: Callable[..., BatchWorker]
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
     worker = make_worker()
-    job_id = front_end.submit(num_images=3)
-    front_end.jobs.requeue(job_id, execution=fetch(worker).id)
+    job_id = idle_service.submit(num_images=3)
+    idle_service.jobs.requeue(job_id, execution=fetch(worker).id)
     worker._store.put(result_key(job_id, 1), b"an earlier png")
     again = fetch(worker)
     assert rendering_of(again).indices == [0, 2]
     rendering_of(again).end()
     finish_one(worker)
-    record = front_end.record(job_id)
+    record = idle_service.record(job_id)
     assert [image.bytes for image in record.images] == [len(PNG), len(b"an earlier png"), len(PNG)]
     assert record.attempts == 2
 
 
 def test_images_wait_for_full_store(
-    front_end: Service, make_worker: Callable[..., BatchWorker], monkeypatch: pytest.MonkeyPatch
+    idle_service: Service, make_worker: Callable[..., BatchWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("img2img.worker.queue.finisher.RETRY_INTERVAL_S", 0.01)
     store = FullStore()
     worker = make_worker(store=store)
-    job_id = front_end.submit(num_images=2)
+    job_id = idle_service.submit(num_images=2)
     rendering_of(fetch(worker)).end()
     finisher = threading.Thread(target=finish_one, args=(worker,))
     finisher.start()
     wait_for(lambda: store.refused > 3)
-    assert front_end.record(job_id).status is JobStatus.RUNNING
+    assert idle_service.record(job_id).status is JobStatus.RUNNING
     store.has_space.set()
     finisher.join()
-    record = front_end.record(job_id)
+    record = idle_service.record(job_id)
     assert (record.status, record.attempts, len(record.images)) == (JobStatus.SUCCEEDED, 1, 2)
 
 
 def test_long_store_outage_fails_jobs(
-    front_end: Service, make_worker: Callable[..., BatchWorker], monkeypatch: pytest.MonkeyPatch
+    idle_service: Service, make_worker: Callable[..., BatchWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("img2img.worker.queue.finisher.STORE_TIMEOUT_S", 0.2)
     monkeypatch.setattr("img2img.worker.queue.finisher.RETRY_INTERVAL_S", 0.01)
     store = FullStore()
     worker = make_worker(store=store)
-    ids = [front_end.submit() for _ in range(3)]
+    ids = [idle_service.submit() for _ in range(3)]
     for _ in ids:
         rendering_of(fetch(worker)).end()
     finish_one(worker)
@@ -344,18 +346,18 @@ def test_long_store_outage_fails_jobs(
     assert store.refused == refused + 1, "the limit applies to the whole outage"
     store.has_space.set()
     finish_one(worker)
-    *failed, last = front_end.all(ids)
+    *failed, last = idle_service.all(ids)
     assert [record.error and record.error.code for record in failed] == ["storage_unavailable"] * 2
     assert last.status is JobStatus.SUCCEEDED
     assert worker._finisher._store_unavailable_since is None
 
 
 def test_fetcher_pauses_while_rendered_jobs_wait_for_store(
-    front_end: Service, make_worker: Callable[..., BatchWorker]
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
 ) -> None:
     worker = make_worker()
     for _ in range(FakeRunner.slots):
-        front_end.submit()
+        idle_service.submit()
         rendered = fetch(worker)
         assert worker._fetcher.free_slots > 0
         rendering_of(rendered).remaining = 0

@@ -102,12 +102,12 @@ def assert_queued(service: Service, job_id: str) -> None:
 
 
 @pytest.mark.parametrize("abandon", ABANDONED.values(), ids=ABANDONED)
-def test_abandoned_job_is_requeued(abandon: Callable[[DyingWorker, str], object], front_end: Service) -> None:
-    job_id = front_end.submit()
-    abandon(DyingWorker(front_end), job_id)
-    end_leases(front_end)
-    reap_long_enough(front_end)
-    assert_queued(front_end, job_id)
+def test_abandoned_job_is_requeued(abandon: Callable[[DyingWorker, str], object], idle_service: Service) -> None:
+    job_id = idle_service.submit()
+    abandon(DyingWorker(idle_service), job_id)
+    end_leases(idle_service)
+    reap_long_enough(idle_service)
+    assert_queued(idle_service, job_id)
 
 
 def test_live_worker_recovers_and_finishes_abandoned_jobs(service: Service) -> None:
@@ -122,121 +122,121 @@ def test_live_worker_recovers_and_finishes_abandoned_jobs(service: Service) -> N
 
 @pytest.mark.parametrize("stage", [DyingWorker.lease, DyingWorker.start, DyingWorker.run])
 def test_job_with_valid_lease_is_not_touched(
-    stage: Callable[[DyingWorker, str], Execution], front_end: Service
+    stage: Callable[[DyingWorker, str], Execution], idle_service: Service
 ) -> None:
-    job_id = front_end.submit()
-    execution = stage(DyingWorker(front_end), job_id)
-    front_end.redis.zadd(front_end.queue.started_job_registry.key, {execution.composite_key: time.time() + 60})
-    before = front_end.record(job_id)
-    reap_long_enough(front_end)
-    assert front_end.record(job_id) == before
-    assert front_end.queue.get_job_ids() == []
+    job_id = idle_service.submit()
+    execution = stage(DyingWorker(idle_service), job_id)
+    idle_service.redis.zadd(idle_service.queue.started_job_registry.key, {execution.composite_key: time.time() + 60})
+    before = idle_service.record(job_id)
+    reap_long_enough(idle_service)
+    assert idle_service.record(job_id) == before
+    assert idle_service.queue.get_job_ids() == []
 
 
-def test_expired_lease_does_not_take_job_from_live_worker(front_end: Service) -> None:
-    job_id = front_end.submit()
-    dead, live = DyingWorker(front_end), DyingWorker(front_end)
+def test_expired_lease_does_not_take_job_from_live_worker(idle_service: Service) -> None:
+    job_id = idle_service.submit()
+    dead, live = DyingWorker(idle_service), DyingWorker(idle_service)
     lost = dead.run(job_id)
-    front_end.jobs.requeue(job_id, execution=lost.id)
+    idle_service.jobs.requeue(job_id, execution=lost.id)
     held = live.run(job_id)
-    registry = front_end.queue.started_job_registry.key
-    front_end.redis.zadd(registry, {lost.composite_key: 1, held.composite_key: time.time() + 60})
-    before = front_end.record(job_id)
+    registry = idle_service.queue.started_job_registry.key
+    idle_service.redis.zadd(registry, {lost.composite_key: 1, held.composite_key: time.time() + 60})
+    before = idle_service.record(job_id)
     assert before.execution == held.id
-    reap_long_enough(front_end)
-    assert front_end.record(job_id) == before
-    assert front_end.queue.get_job_ids() == []
+    reap_long_enough(idle_service)
+    assert idle_service.record(job_id) == before
+    assert idle_service.queue.get_job_ids() == []
     assert [
-        execution for _, execution in front_end.queue.started_job_registry.get_job_and_execution_ids(cleanup=False)
+        execution for _, execution in idle_service.queue.started_job_registry.get_job_and_execution_ids(cleanup=False)
     ] == [held.id]
 
 
-def test_job_lost_too_often_fails_and_is_removed(front_end: Service) -> None:
-    job_id = front_end.submit()
+def test_job_lost_too_often_fails_and_is_removed(idle_service: Service) -> None:
+    job_id = idle_service.submit()
     for attempt in range(1, MAX_ATTEMPTS + 1):
-        DyingWorker(front_end).run(job_id)
-        assert front_end.record(job_id).attempts == attempt
-        end_leases(front_end)
-        Reaper(front_end.redis, lease_s=LEASE_S).reap(["tiny"])
-    record = front_end.record(job_id)
+        DyingWorker(idle_service).run(job_id)
+        assert idle_service.record(job_id).attempts == attempt
+        end_leases(idle_service)
+        Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+    record = idle_service.record(job_id)
     assert record.status is JobStatus.FAILED
     assert record.error is not None
     assert record.error.code == "worker_lost"
-    assert front_end.is_idle()
-    assert not front_end.redis.exists(Job.key_for(job_id))
+    assert idle_service.is_idle()
+    assert not idle_service.redis.exists(Job.key_for(job_id))
 
 
 @pytest.mark.parametrize("end", ["cancel", "fail"])
-def test_ended_job_is_not_requeued(end: str, front_end: Service) -> None:
-    job_id = front_end.submit()
-    DyingWorker(front_end).run(job_id)
+def test_ended_job_is_not_requeued(end: str, idle_service: Service) -> None:
+    job_id = idle_service.submit()
+    DyingWorker(idle_service).run(job_id)
     if end == "cancel":
-        assert front_end.job_store.cancel(job_id)
+        assert idle_service.job_store.cancel(job_id)
     else:
-        assert front_end.job_store.fail(job_id, JobFailure(code="job_failed", message="no"))
-    before = front_end.record(job_id)
-    end_leases(front_end)
-    reap_long_enough(front_end)
-    assert front_end.record(job_id) == before
-    assert front_end.is_idle()
-    assert not front_end.redis.exists(Job.key_for(job_id))
+        assert idle_service.job_store.fail(job_id, JobFailure(code="job_failed", message="no"))
+    before = idle_service.record(job_id)
+    end_leases(idle_service)
+    reap_long_enough(idle_service)
+    assert idle_service.record(job_id) == before
+    assert idle_service.is_idle()
+    assert not idle_service.redis.exists(Job.key_for(job_id))
 
 
-def test_unreadable_record_fails_alone(front_end: Service) -> None:
-    unreadable, other = front_end.submit(), front_end.submit()
-    worker = DyingWorker(front_end)
+def test_unreadable_record_fails_alone(idle_service: Service) -> None:
+    unreadable, other = idle_service.submit(), idle_service.submit()
+    worker = DyingWorker(idle_service)
     worker.run(unreadable)
     worker.run(other)
-    front_end.redis.hset(JOB.format(id=unreadable), "spec", '{"from": "the future"}')
-    end_leases(front_end)
-    Reaper(front_end.redis, lease_s=LEASE_S).reap(["tiny"])
-    assert_queued(front_end, other)
-    assert front_end.redis.hget(JOB.format(id=unreadable), "status") == b"failed"
-    assert front_end.job_store.active_ids() == [other]
+    idle_service.redis.hset(JOB.format(id=unreadable), "spec", '{"from": "the future"}')
+    end_leases(idle_service)
+    Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+    assert_queued(idle_service, other)
+    assert idle_service.redis.hget(JOB.format(id=unreadable), "status") == b"failed"
+    assert idle_service.job_store.active_ids() == [other]
 
 
-def test_one_reaper_works_at_a_time(front_end: Service) -> None:
-    job_id = front_end.submit()
-    DyingWorker(front_end).run(job_id)
-    end_leases(front_end)
-    with front_end.redis.lock(REAPER_LOCK, timeout=10):
-        Reaper(front_end.redis, lease_s=LEASE_S).reap(["tiny"])
-        assert front_end.queue.get_job_ids() == []
-    Reaper(front_end.redis, lease_s=LEASE_S).reap(["tiny"])
-    assert_queued(front_end, job_id)
+def test_one_reaper_works_at_a_time(idle_service: Service) -> None:
+    job_id = idle_service.submit()
+    DyingWorker(idle_service).run(job_id)
+    end_leases(idle_service)
+    with idle_service.redis.lock(REAPER_LOCK, timeout=10):
+        Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+        assert idle_service.queue.get_job_ids() == []
+    Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+    assert_queued(idle_service, job_id)
 
 
-def test_requeue_is_idempotent(front_end: Service) -> None:
-    job_id = front_end.submit()
-    execution = DyingWorker(front_end).run(job_id)
-    end_leases(front_end)
-    front_end.redis.zrem(front_end.queue.started_job_registry.key, execution.composite_key)
+def test_requeue_is_idempotent(idle_service: Service) -> None:
+    job_id = idle_service.submit()
+    execution = DyingWorker(idle_service).run(job_id)
+    end_leases(idle_service)
+    idle_service.redis.zrem(idle_service.queue.started_job_registry.key, execution.composite_key)
     for _ in range(3):
-        front_end.jobs.requeue(job_id, execution=execution.id)
-    assert_queued(front_end, job_id)
+        idle_service.jobs.requeue(job_id, execution=execution.id)
+    assert_queued(idle_service, job_id)
 
 
-def test_orphaned_job_is_found_among_many_jobs(front_end: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orphaned_job_is_found_among_many_jobs(idle_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("img2img.worker.queue.reaper.MAX_AUDITED_JOBS", 2)
-    ids = [front_end.submit(seed=seed) for seed in range(4)]
+    ids = [idle_service.submit(seed=seed) for seed in range(4)]
     audits: list[str] = []
-    active_ids = front_end.job_store.active_ids
-    reaper = Reaper(front_end.redis, lease_s=LEASE_S)
+    active_ids = idle_service.job_store.active_ids
+    reaper = Reaper(idle_service.redis, lease_s=LEASE_S)
     monkeypatch.setattr(reaper._jobs.job_store, "active_ids", lambda: audits.append("all") or active_ids())
     time.sleep(LEASE_S * 2)
     reaper.reap([MODEL])
     assert not audits, "the counts show that all jobs are listed"
-    front_end.queue.remove(ids[1])
+    idle_service.queue.remove(ids[1])
     for _ in range(2):
         time.sleep(LEASE_S * 3.5)
         reaper.reap([MODEL])
     assert audits
-    assert sorted(front_end.queue.get_job_ids()) == sorted(ids)
+    assert sorted(idle_service.queue.get_job_ids()) == sorted(ids)
 
 
-def test_expired_results_are_deleted_from_registries_of_rq(front_end: Service) -> None:
-    registries = [front_end.queue.finished_job_registry.key, front_end.queue.failed_job_registry.key]
+def test_expired_results_are_deleted_from_registries_of_rq(idle_service: Service) -> None:
+    registries = [idle_service.queue.finished_job_registry.key, idle_service.queue.failed_job_registry.key]
     for key in registries:
-        front_end.redis.zadd(key, {"expired": time.time() - 10, "kept": time.time() + 60})
-    Reaper(front_end.redis, lease_s=LEASE_S).reap([MODEL])
-    assert [front_end.redis.zrange(key, 0, -1) for key in registries] == [[b"kept"]] * 2
+        idle_service.redis.zadd(key, {"expired": time.time() - 10, "kept": time.time() + 60})
+    Reaper(idle_service.redis, lease_s=LEASE_S).reap([MODEL])
+    assert [idle_service.redis.zrange(key, 0, -1) for key in registries] == [[b"kept"]] * 2
