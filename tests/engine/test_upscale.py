@@ -301,11 +301,11 @@ def test_cancelling_frees_every_row_at_once(served: Served) -> None:
         while running.steps_done < 8:
             engine.step()
         assert 0 < running.steps_done < spec.total_steps
-        assert running.left == spec.passes
+        assert running.remaining == spec.passes
         running.stop()
         for _ in range(spec.passes):
             engine.step()
-    assert running.left == 0
+    assert running.remaining == 0
     assert engine.free_slots == engine.slots
     assert engine.calls_run["denoise"] < 8, "none of the tiles that waited began"
     with pytest.raises(Cancelled):
