@@ -1,4 +1,4 @@
-// Edits an image with the OpenAI package. Arguments: URL, input, output.
+// Edit an image with the OpenAI package. Arguments: URL, input, output.
 import { createReadStream } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import OpenAI, { toFile } from "openai";
