@@ -1,4 +1,4 @@
-# The HTTP side: `img2img api`, `img2img webhooks`, `img2img keys`. No torch, no models.
+# API server and webhook dispatcher: `img2img api`, `img2img webhooks`, `img2img keys`. No torch, no models.
 FROM python:3.11-slim-bookworm AS dependencies
 WORKDIR /build
 RUN python -m venv /opt/img2img
@@ -7,14 +7,13 @@ RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --require-hashes --req
     && /opt/img2img/bin/pip check
 
 FROM dependencies AS code
-COPY pyproject.toml README.md LICENSE ./
-COPY setup.py ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY img2img img2img
 COPY app app
 RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .
 
 FROM python:3.11-slim-bookworm
-# Folders that volumes are mounted on: a new volume takes over whose they are.
+# Mount points of volumes: a new volume gets their owner.
 RUN useradd --system --uid 10001 --user-group --no-create-home img2img \
     && install --directory --owner img2img --group img2img /data \
     && install --directory --owner img2img --group img2img --mode 700 \
@@ -29,7 +28,7 @@ USER 10001:10001
 EXPOSE 8000
 CMD ["img2img", "api"]
 
-# Last: they change with every commit.
+# Last, because they change with every commit.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="img2img api" \

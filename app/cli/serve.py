@@ -97,7 +97,7 @@ def api(
         check_port(settings.host, settings.port)
         check_keys(settings)
         check_store(settings)
-        logs.configure("api", level=settings.log_level, form=settings.log_format)
+        logs.configure("api", level=settings.log_level, log_format=settings.log_format)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
@@ -120,7 +120,7 @@ def worker(
     redis_url: RedisUrl = None,
 ) -> None:
     """Run only a worker: take jobs from Redis and run them on this machine's GPU or CPU."""
-    with server_errors("worker"):
+    with server_errors("api,worker"):
         from ..supervisor.supervisor import PYTHON, check_torch
 
         settings = settings_of(

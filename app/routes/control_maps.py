@@ -17,7 +17,7 @@ from img2img.errors import ParameterError
 
 from ..dependencies import EtaDep
 from ..imaging.decode import encode_png
-from ..openapi import document as openapi
+from ..openapi import operations as openapi
 from ..schemas.requests import ControlMapRequest
 from ..schemas.responses import Job
 from ..submission.defaults import resolve_size
@@ -38,7 +38,7 @@ async def submit_control_map(
     request: ControlMapRequestDep,
     response: Response,
     admission: JobSubmitterDep,
-    forecaster: EtaDep,
+    eta: EtaDep,
 ) -> Job:
     """Queues a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
     keep_s, owner = admission.settings.result_ttl, admission.caller.owner
@@ -47,7 +47,7 @@ async def submit_control_map(
     admitted = await admission.admit(partial(plan, request, admission), terms)
     response.headers.update(admitted.headers)
     response.headers["Location"] = f"/jobs/{admitted.record.id}"
-    return Job.of(admitted.record, *await run_sync(forecaster.of, [admitted.record]))
+    return Job.from_record(admitted.record, *await run_sync(eta.estimate, [admitted.record]))
 
 
 def plan(request: ControlMapRequest, admission: JobSubmitter) -> Plan:

@@ -1,11 +1,11 @@
-"""What the service can make."""
+"""The models that the service offers."""
 
 from fastapi import APIRouter
 
 from img2img.domain.model_card import model_name
 
 from ..dependencies import ModelsDep, QueueDep, SettingsDep
-from ..openapi import document as openapi
+from ..openapi import operations as openapi
 from ..schemas.responses import ModelList, ServedModel
 
 router = APIRouter(tags=["models"])
@@ -13,7 +13,7 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models", operation_id="list_models", responses=openapi.problems(503))
 def list_models(models: ModelsDep, queue: QueueDep, settings: SettingsDep) -> ModelList:
-    """The models that live workers serve, and what each can do."""
+    """List the models that live workers serve, and the capabilities of each."""
     cards = models.known()
     default = model_name(settings.model)
     return ModelList(

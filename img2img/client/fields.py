@@ -75,12 +75,12 @@ class PaddingFields(TypedDict, total=False):
 
 
 class WebhookFields(TypedDict, total=False):
-    """Where to tell how a job ended."""
+    """URL that receives an event when the job ends."""
 
     url: Required[str]
-    """Gets a signed POST. https only, as a rule."""
+    """URL that receives a signed POST request. Must be https, unless private addresses are allowed."""
     events: Sequence[Literal["job.succeeded", "job.failed", "job.cancelled"]]
-    """The ends that are told."""
+    """Events to send."""
 
 
 class SubmitFields(TypedDict, total=False):

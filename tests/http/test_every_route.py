@@ -189,11 +189,11 @@ class Scene:
         self._waiting = threading.Thread(target=self._make_by_web_ui, daemon=True)
         self._waiting.start()
         queue = JobQueue(redis)
-        while not redis.keys("i2i:sdapi*"):
+        while not redis.keys("i2i:a1111*"):
             time.sleep(0.02)
         [running] = queue.job_store.active_ids()
         queue.job_store.start(running, execution="e", worker="w")
-        Previews(redis).show(running, Preview(3, JPEG))
+        Previews(redis).publish(running, Preview(3, JPEG))
         redis.persist(f"i2i:preview:{running}")
         done, waiting = self._job(), self._job()
         self._result = succeed(done, queue, ObjectStore(settings.resolved_store_url))

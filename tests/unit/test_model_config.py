@@ -15,7 +15,7 @@ from img2img.worker.pipelines.loading.model_config import (
     configs_to_serve,
     read_models_file,
 )
-from img2img.worker.pipelines.loading.weights import weights_file
+from img2img.worker.pipelines.loading.weights import resolve_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,17 +148,17 @@ def test_a_pickle_is_refused_and_not_read(tmp_path: Path, name: str, said: str) 
     (tmp_path / name).write_bytes(pickle.dumps(RunsWhenRead(trace)))
     for part in (ComponentSource(source=str(tmp_path / name)), ComponentSource(source=str(tmp_path), weight_name=name)):
         with pytest.raises(StartupError, match=f"LoRA: .*{said}"):
-            weights_file(part, "LoRA")
+            resolve_weights(part, "LoRA")
     assert not trace.exists()
 
 
 def test_a_file_is_named_where_a_source_holds_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StartupError, match="holds 0 safetensors files"):
-        weights_file(ComponentSource(source=str(tmp_path)), "LoRA")
+        resolve_weights(ComponentSource(source=str(tmp_path)), "LoRA")
     with pytest.raises(StartupError, match="No such file"):
-        weights_file(ComponentSource(source=str(tmp_path), weight_name="none.safetensors"), "LoRA")
+        resolve_weights(ComponentSource(source=str(tmp_path), weight_name="none.safetensors"), "LoRA")
     with pytest.raises(StartupError, match="name the file in org/adapter by `weight_name`"):
-        weights_file(ComponentSource(source="org/adapter"), "IP-Adapter")
+        resolve_weights(ComponentSource(source="org/adapter"), "IP-Adapter")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(StartupError, match="LoRA: org/nothing: "):
-        weights_file(ComponentSource(source="org/nothing"), "LoRA", default="lora.safetensors")
+        resolve_weights(ComponentSource(source="org/nothing"), "LoRA", default="lora.safetensors")
