@@ -4,7 +4,6 @@ A value that this service cannot honour is not in the type of its field, and so 
 server does with its own disk are taken.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from img2img.domain.parameters import MAX_CLIP_SKIP, MAX_IMAGES, MAX_SEED, Resize, Scheduler
 from img2img.errors import ParameterError
 
-from ..imaging.sandbox_pool import SandboxedImage
+from ..imaging.sandbox_pool import DecoderPool
 from ..schemas.requests import Img2ImgRequest, parse_image
 from .mask_conversion import convert_mask
 from .validation import validated
@@ -103,7 +102,7 @@ class WebUIRequest(BaseModel):
     save_images: bool = False
 
 
-def to_request(asked: WebUIRequest, open_picture: Callable[[bytes], SandboxedImage]) -> Img2ImgRequest:
+def to_request(asked: WebUIRequest, decoders: DecoderPool) -> Img2ImgRequest:
     """Our request for theirs. Raises ParameterError, PictureError or RequestValidationError."""
     for name, script in asked.alwayson_scripts.items():
         if any(not _is_off(argument) for argument in (script or {}).get("args", [])):
@@ -138,7 +137,7 @@ def to_request(asked: WebUIRequest, open_picture: Callable[[bytes], SandboxedIma
             None if asked.inpaint_full_res else (asked.width, asked.height, RESIZES[asked.resize_mode]),
             invert=bool(asked.inpainting_mask_invert),
             fill=asked.inpainting_fill == 0,
-            open_picture=open_picture,
+            decoders=decoders,
         )
         fields |= {"image": image, "mask": painted, "mask_blur": asked.mask_blur, "resize": Resize.CROP}
         fields["mask_padding"] = asked.inpaint_full_res_padding if asked.inpaint_full_res else None
