@@ -27,6 +27,8 @@ class Services:
     """Long-lived objects of the API server. `app.main` builds them once, as `app.state.services`."""
 
     settings: ApiSettings
+    # Name of the model for requests that name none.
+    default_model: str
     redis: Redis
     queue: JobQueue
     api_keys: ApiKeys

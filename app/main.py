@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from img2img.blobs import ObjectStore
+from img2img.domain.model_card import model_name
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -92,6 +93,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     models = ModelRegistry(redis)
     return Services(
         settings=settings,
+        default_model=model_name(settings.model),
         redis=redis,
         queue=queue,
         api_keys=ApiKeys(redis),

@@ -26,7 +26,7 @@ from benchmarks.front_end import CARD, FrontEnd, front_end
 from img2img.app.imaging.decode import EncodedImage, encode_png
 from img2img.app.imaging.sandbox_limits import SandboxLimits
 from img2img.app.imaging.sandbox_pool import DecoderPool, SandboxedImage
-from img2img.domain.model_card import nearest_bucket
+from img2img.app.submission.geometry import nearest_bucket
 from img2img.domain.parameters import Resize
 
 PICTURES = {"PNG 512x512": ("PNG", 512, 512), "JPEG 1600x1200": ("JPEG", 1600, 1200)}

@@ -30,10 +30,10 @@ class BodySizeLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        too_large = PayloadTooLarge(f"The request body is larger than {self._max_body_bytes:,} bytes.")
+        too_large = f"The request body is larger than {self._max_body_bytes:,} bytes."
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
-            await problem_response(too_large)(scope, receive, send)
+            await problem_response(PayloadTooLarge(too_large))(scope, receive, send)
             return
         received = 0
 
@@ -42,7 +42,7 @@ class BodySizeLimitMiddleware:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_body_bytes:
-                raise too_large
+                raise PayloadTooLarge(too_large)
             return message
 
         await self._app(scope, counted_receive, send)

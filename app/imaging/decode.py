@@ -1,6 +1,6 @@
-"""Untrusted bytes -> checked, upright RGB pixels of exactly the size that the model will see.
+"""Decodes untrusted images: bytes to upright RGB pixels of the size that the model sees.
 
-`Upload` is for a process that may die of what it reads: the front end opens pictures by `app.decoding`.
+`EncodedImage` is for decoder processes, which may crash. The API server opens images through `sandbox_pool`.
 """
 
 import struct
@@ -16,49 +16,55 @@ from ..http.errors import ImageError, UnsupportedMedia
 
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 SRGB = ImageCms.createProfile("sRGB")
-MAX_SCANS = 64  # of a progressive JPEG, which has about ten; each costs a pass over the picture, and a few bytes
-MAX_SIDE = 65_535  # what a JPEG can have; a thread of pixels is no picture
-SIDEWAYS = range(5, 9)  # EXIF orientations whose upright width is the stored height
-PNG_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # may stand behind the pixels: Pillow decodes all
+# A progressive JPEG has about ten scans. Each takes a few bytes and costs a pass over the image.
+MAX_SCANS = 64
+# The largest side of a JPEG.
+MAX_SIDE = 65_535
+# EXIF orientations in which the stored height is the width of the upright image.
+SIDEWAYS = range(5, 9)
+# Chunks of a PNG that can hold an orientation. Pillow decodes the whole image to find those behind the pixels.
+PNG_ORIENTATIONS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
-# Pillow's own guard warns at one size and raises at another; `max_pixels` is checked here before anything is decoded.
+# Pillow's limit warns at one size and raises at another. `max_pixels` is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 
 class EncodedImage:
-    """A picture that a client sent: looked at, not yet decoded."""
+    """An untrusted image, of which the headers are read."""
 
     def __init__(self, data: bytes, max_pixels: int) -> None:
-        """Raises UnsupportedMedia or PictureError."""
+        """Raises UnsupportedMedia or ImageError."""
         kind = _format(data)
         if kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
-            raise ImageError(f"The JPEG picture has more than {MAX_SCANS} scans.")
+            raise ImageError(f"The JPEG image has more than {MAX_SCANS} scans.")
         try:
             self._image = Image.open(BytesIO(data), formats=(kind,))
             width, height = self._image.size
             if width * height > max_pixels:
-                raise ImageError(f"The picture has {width} x {height} pixels; at most {max_pixels:,} are taken.")
+                raise ImageError(f"The image has {width} x {height} pixels; at most {max_pixels:,} are accepted.")
             if max(width, height) > MAX_SIDE:
-                raise ImageError(f"The picture has {width} x {height} pixels; a side may have {MAX_SIDE:,}.")
-            if kind != "JPEG" and getattr(self._image, "n_frames", 1) > 1:  # a JPEG with more frames is MPO: the first
-                raise ImageError("The picture is animated; send one frame.")
-            turns = kind != "PNG" or any(mark in data for mark in PNG_TURNS)
-            self._sideways = turns and self._image.getexif().get(0x0112) in SIDEWAYS
+                raise ImageError(f"The image has {width} x {height} pixels; a side may have at most {MAX_SIDE:,}.")
+            # Of a JPEG with several frames (MPO) the first one is used.
+            if kind != "JPEG" and getattr(self._image, "n_frames", 1) > 1:
+                raise ImageError("The image is animated; send one frame.")
+            is_oriented = kind != "PNG" or any(mark in data for mark in PNG_ORIENTATIONS)
+            self._sideways = is_oriented and self._image.getexif().get(0x0112) in SIDEWAYS
         except (ImageError, MemoryError):
             raise
-        except Exception as error:  # Pillow raises nearly anything on a broken file
+        # Pillow raises many kinds of exceptions for a broken file.
+        except Exception as error:
             raise _unreadable(kind, error) from None
         self._kind = kind
         self._data = data
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the upright picture."""
+        """Width and height of the upright image."""
         width, height = self._image.size
         return (height, width) if self._sideways else (width, height)
 
     def check(self) -> None:
-        """Decodes the picture for nothing but to see that it can be. Raises PictureError or MemoryError."""
+        """Decode the image without using the result. Raises ImageError or MemoryError."""
         try:
             self._load()
         except (ImageError, MemoryError):
@@ -67,21 +73,21 @@ class EncodedImage:
             raise _unreadable(self._kind, error) from None
 
     def fit(self, width: int, height: int, resize: Resize) -> Image.Image:
-        """Decodes the picture and brings it to a size, in RGB. Raises PictureError."""
-        # libjpeg can decode at 1/2, 1/4 or 1/8: down to twice the size, as Pillow's thumbnail() does.
+        """Return the image brought to a size, in RGB. Raises ImageError."""
+        # libjpeg can decode at 1/2, 1/4 or 1/8. Like Pillow's thumbnail(), at no less than twice the size.
         needed = (2 * height, 2 * width) if self._sideways else (2 * width, 2 * height)
         return fit(self._decoded(needed, to_rgb), width, height, resize)
 
     def rgb(self) -> Image.Image:
-        """The whole picture in RGB. Raises PictureError."""
+        """Return the whole image in RGB. Raises ImageError."""
         return self._decoded(None, to_rgb)
 
     def luminance(self) -> Image.Image:
-        """The whole picture in grey, transparent parts black. Raises PictureError."""
+        """Return the whole image in grey, transparent pixels black. Raises ImageError."""
         return self._decoded(None, to_luminance)
 
     def transparency(self) -> Image.Image:
-        """White where the picture is transparent, black where it is opaque. Raises PictureError."""
+        """Return a mask: white where the image is transparent, black where it is opaque. Raises ImageError."""
         return self._decoded(None, to_transparency)
 
     def _load(self) -> None:
@@ -110,29 +116,29 @@ def _format(data: bytes) -> str:
     raise UnsupportedMedia
 
 
-def _check_sums(encode_png: bytes) -> None:
-    """Of the parts that a PNG cannot do without; Pillow does not look at those of the pixels. Raises PictureError."""
-    view, at = memoryview(encode_png), 8
-    while at + 12 <= len(encode_png):
-        size, kind = struct.unpack_from(">I4s", encode_png, at)
+def _check_sums(png: bytes) -> None:
+    """Check the checksums of the critical chunks: Pillow ignores those of the pixels. Raises ImageError."""
+    view, at = memoryview(png), 8
+    while at + 12 <= len(png):
+        size, kind = struct.unpack_from(">I4s", png, at)
         end = at + 12 + size
         is_needed = kind[:1].isupper()
         if (
             is_needed
-            and end <= len(encode_png)
+            and end <= len(png)
             and view[end - 4 : end] != struct.pack(">I", zlib.crc32(view[at + 4 : end - 4]))
         ):
-            raise ImageError("The PNG picture is broken: a checksum is wrong.")
-        at = end if kind != b"IEND" else len(encode_png)
+            raise ImageError("The PNG image is broken: a checksum is wrong.")
+        at = end if kind != b"IEND" else len(png)
 
 
 def _unreadable(kind: str, error: Exception) -> ImageError:
     reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-    return ImageError(f"The {kind} picture is broken{reason}.")
+    return ImageError(f"The {kind} image is broken{reason}.")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit sRGB: 16-bit scaled, alpha over white, colour profile applied."""
+    """Convert to 8-bit sRGB: 16 bits are scaled, alpha is blended over white, a colour profile is applied."""
     if image.mode == "I;16":
         image = _to_8_bit(image)
     elif image.has_transparency_data:
@@ -146,12 +152,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Of 16-bit grey, for which convert() would clip everything above 255 to white."""
+    """Convert 16-bit grey. Pillow's convert() would clip everything above 255 to white."""
     return image.point(lambda value: value * (1 / 256)).convert("L")
 
 
 def to_luminance(image: Image.Image) -> Image.Image:
-    """8-bit grey, over black where it is transparent."""
+    """Convert to 8-bit grey. Alpha is blended over black."""
     if image.mode == "I;16":
         return _to_8_bit(image)
     if image.has_transparency_data:
@@ -161,7 +167,7 @@ def to_luminance(image: Image.Image) -> Image.Image:
 
 
 def to_transparency(image: Image.Image) -> Image.Image:
-    """8-bit grey: white where the picture is transparent."""
+    """Return 8-bit grey that is white where the image is transparent."""
     if not image.has_transparency_data:
         return Image.new("L", image.size)
     return ImageChops.invert(image.convert("RGBA").getchannel("A"))
@@ -174,12 +180,13 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         return ImageCms.profileToProfile(image, source, SRGB, outputMode="RGB") or image
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a profile that is broken or for other channels
+    # The profile is broken or for other channels.
+    except (ImageCms.PyCMSError, OSError, ValueError):
         return image
 
 
 def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Image:
-    """The picture at exactly width x height."""
+    """Return the image at exactly width x height."""
     size = (width, height)
     if image.size == size:
         return image
@@ -201,7 +208,7 @@ def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Im
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """A PNG of the pixels and nothing else, quickly: run lengths are nearly all there is to find in filtered pixels."""
+    """Encode the pixels, without metadata. Run lengths compress filtered pixels nearly as well, and fast."""
     buffer = BytesIO()
     image.info = {}
     image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)

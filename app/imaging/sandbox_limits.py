@@ -1,4 +1,4 @@
-"""What a process that decodes pictures may use. Set by the process itself, before it reads the first picture."""
+"""Resource limits of decoder processes. A process sets them itself, before it reads the first image."""
 
 import os
 import resource
@@ -6,59 +6,64 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 
-BYTES_PER_PIXEL = 32  # the most that was seen is 25: a sideways WebP with transparency and a colour profile
-SPARE_BYTES = 256 * 1024 * 1024  # text chunks, colour tables, fragments
-PIXELS_PER_S = 2_000_000  # a slow core decodes ten times as many
+# The measured maximum is 25: a sideways WebP with transparency and a colour profile.
+BYTES_PER_PIXEL = 32
+# For text chunks, colour tables and fragmentation.
+SPARE_BYTES = 256 * 1024 * 1024
+# A slow core decodes ten times as many.
+PIXELS_PER_S = 2_000_000
 SPARE_S = 5
 
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """For pictures of up to max_pixels in files of up to max_bytes."""
+    """Limits for images of up to max_pixels in files of up to max_bytes."""
 
     max_pixels: int
     max_bytes: int
 
     @property
     def memory_bytes(self) -> int:
-        """Of address space, beyond what the interpreter and the libraries take."""
+        """Address space, in addition to that of the interpreter and the libraries."""
         return BYTES_PER_PIXEL * self.max_pixels + 2 * self.max_bytes + SPARE_BYTES
 
     @property
     def cpu_s(self) -> int:
-        """Of processor time for one picture."""
+        """Processor time for one request, in seconds."""
         return SPARE_S + self.max_pixels // PIXELS_PER_S
 
     @property
     def wall_s(self) -> float:
-        """For one picture on a machine that is busy with other things."""
+        """Time for one request on a busy machine, in seconds."""
         return 3.0 * self.cpu_s
 
 
 def enter_sandbox(memory_bytes: int) -> None:
-    """From here on this process can open no file and no socket, start no process, write no file, dump no core.
+    """Forbid this process to open files and sockets, start processes, write files and dump core; limit its memory.
 
-    What is open stays open. Memory is limited on Linux only: nothing else says what a process has.
+    Open files stay open. Memory is limited on Linux only, where the memory in use is known.
     """
     limits = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NPROC, 0)]
     if sys.platform == "linux":
         limits.append((resource.RLIMIT_AS, memory_of(os.getpid()) + memory_bytes))
     for which, most in [*limits, (resource.RLIMIT_NOFILE, 0)]:
-        with suppress(ValueError, OSError):  # what the system does not limit
+        # Some systems do not have all limits.
+        with suppress(ValueError, OSError):
             resource.setrlimit(which, (most, most))
 
 
 def set_cpu_limit(seconds: int) -> None:
-    """Ends this process by SIGXCPU after so much more processor time, unless it is called again before."""
+    """End this process by SIGXCPU after this much more processor time, unless this is called again."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + 1 + seconds, hard))
 
 
 def memory_of(pid: int, *, resident: bool = False) -> int:
-    """Bytes of address space of a process, or those in memory; 0 where the system does not say."""
+    """Return the bytes of address space of a process, or its resident memory; 0 if the system does not report it."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as pages:  # noqa: PTH123  # called for every picture
+        # Called for every image: faster than pathlib.
+        with open(f"/proc/{pid}/statm", "rb") as pages:  # noqa: PTH123
             return int(pages.read().split()[1 if resident else 0]) * resource.getpagesize()
     except OSError:
         return 0

@@ -3,11 +3,12 @@
 import secrets
 from typing import Protocol
 
-from img2img.domain.model_card import ModelCard, nearest_bucket
+from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, Scheduler
 from img2img.errors import ParameterError, Unavailable
 
 from ..schemas.requests import Img2ImgRequest
+from .geometry import nearest_bucket
 
 
 class ModelCards(Protocol):

@@ -1,19 +1,26 @@
-"""Where on a picture the model works, and at which size."""
+"""Sizes and boxes: the part of an image that the model sees, and the size at which it works."""
 
 import math
 from collections.abc import Iterable
 
 from img2img.domain.conditioning import Padding
-from img2img.domain.model_card import ModelCard, nearest_bucket
+from img2img.domain.model_card import ModelCard
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom
-BUCKET_TOLERANCE = 0.02  # of the aspect ratio: a stretch that nobody sees
+# Left, top, right, bottom.
+Box = tuple[int, int, int, int]
+# Relative difference of aspect ratios below which the distortion is invisible.
+BUCKET_TOLERANCE = 0.02
+
+
+def nearest_bucket(sizes: Iterable[tuple[int, int]], width: int, height: int) -> tuple[int, int]:
+    """Return the bucket with the aspect ratio nearest to width / height, by the logarithm of the ratio."""
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * height / width)))
 
 
 def working_size(box: Box, card: ModelCard) -> tuple[int, int]:
-    """Width and height at which a model sees a box of a picture: about its native pixel count, in the box's shape.
+    """Return the width and height at which the model works on a box: about its native number of pixels.
 
-    A bucket if one has nearly that shape, so that jobs can share their passes; else as near as the model's grid allows.
+    A bucket with nearly the aspect ratio of the box is preferred: jobs of equal sizes can be batched.
     """
     width, height = box[2] - box[0], box[3] - box[1]
     ratio = width / height
@@ -22,16 +29,16 @@ def working_size(box: Box, card: ModelCard) -> tuple[int, int]:
         return bucket
     longest = min(card.max_size, card.native_size * math.sqrt(max(ratio, 1 / ratio)))
     scale = longest / max(width, height)
-    return _side(width * scale, card), _side(height * scale, card)
+    return _round_side(width * scale, card), _round_side(height * scale, card)
 
 
-def _side(pixels: float, card: ModelCard) -> int:
+def _round_side(pixels: float, card: ModelCard) -> int:
     multiple = card.size_multiple
     return max(multiple, multiple * round(min(pixels, card.max_size) / multiple))
 
 
 def margin_boxes(margins: Padding, canvas: tuple[int, int]) -> list[Box]:
-    """The margins of a canvas as boxes."""
+    """Return the margins of a canvas as boxes."""
     width, height = canvas
     boxes = [
         (0, 0, margins.left, height),
@@ -43,28 +50,28 @@ def margin_boxes(margins: Padding, canvas: tuple[int, int]) -> list[Box]:
 
 
 def union(boxes: Iterable[Box]) -> Box:
-    """The smallest box around all of them, of which there is at least one."""
+    """Return the smallest box around at least one box."""
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
     return min(lefts), min(tops), max(rights), max(bottoms)
 
 
 def expand_box(box: Box, padding: int, canvas: tuple[int, int], card: ModelCard) -> Box:
-    """The box with padding around it, made wider or higher on the canvas to the shape of a bucket, if there is room.
+    """Return the box with padding, expanded on the canvas to the aspect ratio of a bucket if there is space.
 
-    No smaller than the model's smallest size: to make pixels up from nothing gains no detail.
+    The result is at least as large as the model's smallest size: enlarging a smaller box would not add detail.
     """
     left, top = max(0, box[0] - padding), max(0, box[1] - padding)
     right, bottom = min(canvas[0], box[2] + padding), min(canvas[1], box[3] + padding)
     width, height = nearest_bucket(card.sizes, right - left, bottom - top)
     wanted_width = max(right - left, round((bottom - top) * width / height), card.min_size)
     wanted_height = max(bottom - top, round((right - left) * height / width), card.min_size)
-    left, right = _widened(left, right, wanted_width, canvas[0])
-    top, bottom = _widened(top, bottom, wanted_height, canvas[1])
+    left, right = _expand(left, right, wanted_width, canvas[0])
+    top, bottom = _expand(top, bottom, wanted_height, canvas[1])
     return left, top, right, bottom
 
 
-def _widened(low: int, high: int, wanted: int, limit: int) -> tuple[int, int]:
-    """The stretch low..high, grown to `wanted` on both sides as far as 0..limit allows."""
+def _expand(low: int, high: int, wanted: int, limit: int) -> tuple[int, int]:
+    """Return the interval low..high, expanded on both sides to `wanted` as far as 0..limit allows."""
     wanted = min(wanted, limit)
     low = max(0, min(low - (wanted - (high - low)) // 2, limit - wanted))
     return low, max(high, low + wanted)

@@ -9,7 +9,7 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Response
 
 from img2img.domain.job import JobOptions, JobRecord
-from img2img.domain.model_card import ModelCard, model_name
+from img2img.domain.model_card import ModelCard
 from img2img.domain.spec import JobSpec, input_key
 from img2img.domain.webhook import Webhook
 from img2img.errors import ParameterError
@@ -90,7 +90,7 @@ class JobSubmitter:
 
     def model_card(self, model: str | None) -> ModelCard:
         """Return the card of the named model, or of the default model. Raises ParameterError or Unavailable."""
-        return resolve_model(model, model_name(self.services.settings.model), self.services.models)
+        return resolve_model(model, self.services.default_model, self.services.models)
 
     def _visible_queue(self) -> JobQueue:
         """Return the queue, limited to the jobs and input images that the caller may see."""
@@ -132,7 +132,7 @@ class JobSubmitter:
     ) -> SubmittedJob:
         """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
         queue, store = self.services.queue, self.services.store
-        keys = {digest: input_key(digest) for digest in spec.inputs}
+        keys = dict(zip(spec.inputs, map(input_key, spec.inputs), strict=True))
         headers = self.services.rate_limiter.spend(options.owner, spec.cost)
         queue.input_images.retain(keys.values(), options.result_ttl_s, options.owner)
         for digest, blob_key in keys.items():

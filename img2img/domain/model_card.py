@@ -1,7 +1,6 @@
 """Model cards: the capabilities and defaults of the models that workers announce."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -137,11 +136,6 @@ def size_buckets(native_size: int, multiple: int) -> tuple[tuple[int, int], ...]
         if (width, height) not in buckets:
             buckets.append((width, height))
     return tuple(buckets)
-
-
-def nearest_bucket(sizes: Iterable[tuple[int, int]], width: int, height: int) -> tuple[int, int]:
-    """Return the bucket with the aspect ratio nearest to width / height, by the logarithm of the ratio."""
-    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * height / width)))
 
 
 def model_name(source: str) -> str:

@@ -4,6 +4,7 @@ import json
 import time
 from copy import copy
 from functools import cache
+from itertools import chain
 from typing import Self
 from uuid import uuid4
 
@@ -112,7 +113,6 @@ class JobQueue:
     def _submit(self, record: JobRecord, key: IdempotencyKey | None) -> str | None:
         """Queue a new job in one step. Returns the id of the job that has used the idempotency key before, if any."""
         queue = self._queue(record.spec.model)
-        fields = [item for field in job_record.to_fields(record).items() for item in field]
         job = {
             "id": record.id,
             "model": record.spec.model,
@@ -121,7 +121,7 @@ class JobQueue:
             "cost": record.spec.cost,
             "created_at": record.created_at,
             "deadline_at": record.deadline_at,
-            "inputs": [input_key(sha256) for sha256 in record.spec.inputs],
+            "inputs": list(map(input_key, record.spec.inputs)),
             "max_queued": self._limits.max_queued,
             "max_queued_per_owner": self._limits.max_queued_per_owner,
         }
@@ -129,6 +129,7 @@ class JobQueue:
             job |= {"idempotency_key": key.redis_key, "fingerprint": key.fingerprint, "idempotency_ttl_s": KEPT_S}
         # Lua decodes null as a value that counts as true.
         known = {name: value for name, value in job.items() if value is not None}
+        fields = list(chain.from_iterable(job_record.to_fields(record).items()))
         reply = decode(
             self._submit_script(
                 keys=[rq_job_key(record.id), queue.key, queue.redis_queues_keys],
