@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's web API: `/sdapi/v1/img2img` and what its clients ask around it.
+"""The API of the AUTOMATIC1111 web UI: `/sdapi/v1/img2img` and the endpoints that its clients use.
 
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/API
 """
@@ -23,37 +23,38 @@ from ..dependencies import PreviewsDep, SettingsDep
 from .a1111_request import NAMES, SAMPLERS, WebUIRequest, to_request
 from .blocking_jobs import BlockingJobs, BlockingJobsDep
 
-FORGOTTEN_S = 24 * 3600  # ids that a front end left behind when it died go after this
+# Seconds after which ids of unfinished jobs are dropped if the API server died before it removed them.
+RETENTION_S = 24 * 3600
 
 router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 
 
 @router.post("/img2img")
-async def img2img(asked: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
-    """Makes pictures and answers when they are done."""
-    request = await run_sync(to_request, asked, jobs.decoders, limiter=jobs.decoders.limiter)
+async def img2img(body: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
+    """Makes images and responds when they are done."""
+    request = await run_sync(to_request, body, jobs.decoders, limiter=jobs.decoders.limiter)
     record = await jobs.start(request)
-    await run_sync(_note, jobs.redis, record)
+    await run_sync(_add_unfinished, jobs.redis, record)
     try:
         record = await jobs.end(record.id)
     finally:
         await run_sync(jobs.redis.zrem, A1111_JOBS.format(owner=record.owner), record.id)
     interrupted = record.status is JobStatus.CANCELLED
-    pictures = [] if interrupted or not asked.send_images else await run_sync(jobs.pngs, record)
-    hidden = set() if asked.include_init_images else {"init_images", "mask"}
+    images = [] if interrupted or not body.send_images else await run_sync(jobs.pngs, record)
+    hidden = set() if body.include_init_images else {"init_images", "mask"}
     return {
-        "images": [b64encode(picture).decode() for picture in pictures],
-        "parameters": asked.model_dump(mode="json", exclude=hidden),
+        "images": [b64encode(image).decode() for image in images],
+        "parameters": body.model_dump(mode="json", exclude=hidden),
         "info": json.dumps(_info(record)),
     }
 
 
-def _note(redis: Redis, record: JobRecord) -> None:
+def _add_unfinished(redis: Redis, record: JobRecord) -> None:
     key = A1111_JOBS.format(owner=record.owner)
     with redis.pipeline() as pipe:
-        pipe.zremrangebyscore(key, "-inf", record.created_at - FORGOTTEN_S)
+        pipe.zremrangebyscore(key, "-inf", record.created_at - RETENTION_S)
         pipe.zadd(key, {record.id: record.created_at})
-        pipe.expire(key, FORGOTTEN_S)
+        pipe.expire(key, RETENTION_S)
         pipe.execute()
 
 
@@ -97,8 +98,8 @@ def _infotext(spec: StrengthSpec, seed: int) -> str:
 
 @router.get("/progress")
 def progress(jobs: BlockingJobsDep, previews: PreviewsDep, skip_current_image: bool = False) -> dict[str, Any]:
-    """How far the caller's oldest job made here is. Clients that poll it see previews."""
-    record = next(iter(_at_work(jobs)), None)
+    """Returns the progress and preview of the caller's oldest unfinished job of this API."""
+    record = next(iter(_unfinished_jobs(jobs)), None)
     state = {"skipped": False, "interrupted": False, "job": "", "job_count": 0, "job_no": 0}
     if record is None:
         steps = {"sampling_step": 0, "sampling_steps": 0}
@@ -119,14 +120,14 @@ def progress(jobs: BlockingJobsDep, previews: PreviewsDep, skip_current_image: b
 
 @router.post("/interrupt")
 def interrupt(jobs: BlockingJobsDep) -> dict[str, Any]:
-    """Cancels the caller's jobs made here. Their requests answer without pictures."""
-    for record in _at_work(jobs):
+    """Cancels the caller's jobs of this API. Their responses have no images."""
+    for record in _unfinished_jobs(jobs):
         jobs.queue.cancel(record.id)
     return {}
 
 
-def _at_work(jobs: BlockingJobs) -> list[JobRecord]:
-    """The caller's jobs made here that have not ended, oldest first. An admin, too, gets its own jobs only."""
+def _unfinished_jobs(jobs: BlockingJobs) -> list[JobRecord]:
+    """Return the caller's unfinished jobs of this API, oldest first. An admin gets only its own jobs, too."""
     found = []
     for job_id in jobs.redis.zrange(A1111_JOBS.format(owner=jobs.submitter.caller.owner), 0, -1):
         with suppress(NotFound, Gone):
@@ -136,20 +137,20 @@ def _at_work(jobs: BlockingJobs) -> list[JobRecord]:
 
 @router.get("/samplers")
 def samplers() -> list[dict[str, Any]]:
-    """The samplers by the web UI's names."""
+    """Lists the samplers by the web UI's names."""
     return [{"name": name, "aliases": [], "options": {}} for name in dict.fromkeys(name for name, _ in SAMPLERS)]
 
 
 @router.get("/schedulers")
 def schedulers() -> list[dict[str, Any]]:
-    """The schedules; each goes with some of the samplers."""
+    """Lists the schedules. Each goes with some of the samplers."""
     names = dict.fromkeys(schedule for _, schedule in SAMPLERS)
     return [{"name": name, "label": name.capitalize(), "aliases": None} for name in names]
 
 
 @router.get("/sd-models")
 def sd_models(jobs: BlockingJobsDep) -> list[dict[str, Any]]:
-    """The models that live workers serve."""
+    """Lists the models that live workers serve."""
     return [
         {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
         for name in sorted(jobs.models.live())
@@ -158,21 +159,21 @@ def sd_models(jobs: BlockingJobsDep) -> list[dict[str, Any]]:
 
 @router.get("/options")
 def options(settings: SettingsDep) -> dict[str, Any]:
-    """The one option: the default model."""
+    """Returns the only option: the default model."""
     return {"sd_model_checkpoint": model_name(settings.model)}
 
 
 @router.post("/options")
 def set_options(options: dict[str, Any], settings: SettingsDep) -> dict[str, Any]:
-    """A service of many clients has no global switch: only what is so already is accepted."""
+    """Accepts only options that have this value already: they would apply to all clients."""
     for name, value in options.items():
         if (name, value) != ("sd_model_checkpoint", model_name(settings.model)):
-            message = "It is not set for all clients at once; a request can name its model in `override_settings`"
+            message = "Options cannot be set for all clients; a request can name its model in `override_settings`"
             raise ParameterError(name, message, got=value)
     return {}
 
 
 @router.get("/scripts")
 def scripts() -> dict[str, list[str]]:
-    """None."""
+    """Lists no scripts."""
     return {"txt2img": [], "img2img": []}

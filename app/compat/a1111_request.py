@@ -1,7 +1,7 @@
-"""The body of AUTOMATIC1111's `/sdapi/v1/img2img`, and what it asks for in our words.
+"""The body of the AUTOMATIC1111 web UI's `/sdapi/v1/img2img`, and its conversion to a request of `POST /img2img`.
 
-A value that this service cannot honour is not in the type of its field, and so refused; fields that only say what a
-server does with its own disk are taken.
+The types of fields exclude values that this service does not support, so they are refused. Fields about the server's
+disk are accepted and ignored.
 """
 
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ from ..schemas.requests import Img2ImgRequest, parse_image
 from .mask_conversion import convert_mask
 from .validation import validated
 
-# (sampler, schedule) to ours. With the schedule left to it, the web UI runs DPM++ 2M on Karras' sigmas.
+# By sampler and schedule. The web UI's automatic schedule of DPM++ 2M is Karras.
 SAMPLERS: dict[tuple[str, str], Scheduler] = {
     ("DDIM", "automatic"): Scheduler.DDIM,
     ("PLMS", "automatic"): Scheduler.PNDM,
@@ -60,7 +60,8 @@ class WebUIRequest(BaseModel):
     cfg_scale: Annotated[float, Field(ge=1)] = 7.0
     steps: Annotated[int, Field(ge=1, le=150)] = 50
     sampler_name: str | None = None
-    sampler_index: str | None = None  # its older name
+    # The older name of `sampler_name`.
+    sampler_index: str | None = None
     scheduler: str | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
     batch_size: Annotated[int, Field(ge=1)] = 1
@@ -78,8 +79,8 @@ class WebUIRequest(BaseModel):
     # 0 and 1 are the defaults of the web UI's samplers.
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     override_settings: OverrideSettings = OverrideSettings()
-    # What cannot be asked for here. The values are those that ask for nothing.
-    image_cfg_scale: float | None = None  # of instruction models, which have an endpoint of their own
+    # Not supported. The accepted values have no effect.
+    image_cfg_scale: float | None = None
     styles: Annotated[list[str], Field(max_length=0)] = []
     subseed: int = -1
     subseed_strength: Literal[0] = 0
@@ -95,52 +96,52 @@ class WebUIRequest(BaseModel):
     script_name: Literal[""] | None = None
     script_args: Annotated[list[Any], Field(max_length=0)] = []
     alwayson_scripts: dict[str, Any] = {}
-    # What a server does with its own disk and settings.
+    # About the server's disk and settings; ignored.
     override_settings_restore_afterwards: bool = True
     do_not_save_samples: bool = False
     do_not_save_grid: bool = False
     save_images: bool = False
 
 
-def to_request(asked: WebUIRequest, decoders: DecoderPool) -> Img2ImgRequest:
-    """Our request for theirs. Raises ParameterError, PictureError or RequestValidationError."""
-    for name, script in asked.alwayson_scripts.items():
+def to_request(body: WebUIRequest, decoders: DecoderPool) -> Img2ImgRequest:
+    """Convert a request of the web UI. Raises ParameterError, ImageError or RequestValidationError."""
+    for name, script in body.alwayson_scripts.items():
         if any(not _is_off(argument) for argument in (script or {}).get("args", [])):
             raise ParameterError(
-                f"alwayson_scripts.{name}", "There are no scripts here; `POST /img2img` has `controls`"
+                f"alwayson_scripts.{name}", "Scripts are not supported; `POST /img2img` has `controls`"
             )
-    if asked.batch_size * asked.n_iter > MAX_IMAGES:
-        raise ParameterError("n_iter", f"At most {MAX_IMAGES} pictures come of one request", got=asked.n_iter)
+    if body.batch_size * body.n_iter > MAX_IMAGES:
+        raise ParameterError("n_iter", f"At most {MAX_IMAGES} images can be made by one request", got=body.n_iter)
     fields: dict[str, Any] = {
-        "image": _picture("init_images.0", asked.init_images[0]),
-        "prompt": asked.prompt,
-        "negative_prompt": asked.negative_prompt,
-        "strength": asked.denoising_strength,
-        "guidance_scale": asked.cfg_scale,
-        "num_inference_steps": asked.steps,
-        "scheduler": _scheduler(asked),
-        "seed": None if asked.seed == -1 else asked.seed,
-        "num_images": asked.batch_size * asked.n_iter,
-        "width": asked.width,
-        "height": asked.height,
-        "resize": RESIZES[asked.resize_mode],
-        "model": asked.override_settings.sd_model_checkpoint,
-        "clip_skip": asked.override_settings.CLIP_stop_at_last_layers - 1,
+        "image": _parse_image("init_images.0", body.init_images[0]),
+        "prompt": body.prompt,
+        "negative_prompt": body.negative_prompt,
+        "strength": body.denoising_strength,
+        "guidance_scale": body.cfg_scale,
+        "num_inference_steps": body.steps,
+        "scheduler": _scheduler(body),
+        "seed": None if body.seed == -1 else body.seed,
+        "num_images": body.batch_size * body.n_iter,
+        "width": body.width,
+        "height": body.height,
+        "resize": RESIZES[body.resize_mode],
+        "model": body.override_settings.sd_model_checkpoint,
+        "clip_skip": body.override_settings.CLIP_stop_at_last_layers - 1,
     }
-    if asked.eta and (asked.eta < 1 or fields["scheduler"] is Scheduler.DDIM):
-        fields["eta"] = asked.eta
-    if asked.mask is not None:
-        mask = _picture("mask", asked.mask)
-        image, painted = convert_mask(
+    if body.eta and (body.eta < 1 or fields["scheduler"] is Scheduler.DDIM):
+        fields["eta"] = body.eta
+    if body.mask is not None:
+        mask = _parse_image("mask", body.mask)
+        image, mask = convert_mask(
             fields["image"],
             mask,
-            None if asked.inpaint_full_res else (asked.width, asked.height, RESIZES[asked.resize_mode]),
-            invert=bool(asked.inpainting_mask_invert),
-            fill=asked.inpainting_fill == 0,
+            None if body.inpaint_full_res else (body.width, body.height, RESIZES[body.resize_mode]),
+            invert=bool(body.inpainting_mask_invert),
+            fill=body.inpainting_fill == 0,
             decoders=decoders,
         )
-        fields |= {"image": image, "mask": painted, "mask_blur": asked.mask_blur, "resize": Resize.CROP}
-        fields["mask_padding"] = asked.inpaint_full_res_padding if asked.inpaint_full_res else None
+        fields |= {"image": image, "mask": mask, "mask_blur": body.mask_blur, "resize": Resize.CROP}
+        fields["mask_padding"] = body.inpaint_full_res_padding if body.inpaint_full_res else None
     return validated(Img2ImgRequest, fields)
 
 
@@ -148,18 +149,18 @@ def _is_off(argument: Any) -> bool:
     return argument in (False, None) or (isinstance(argument, dict) and not argument.get("enabled", True))
 
 
-def _picture(name: str, text: str) -> bytes:
+def _parse_image(name: str, text: str) -> bytes:
     try:
         return parse_image(text)
     except ValueError as error:
         raise ParameterError(name, str(error)) from None
 
 
-def _scheduler(asked: WebUIRequest) -> Scheduler | None:
-    name = asked.sampler_name or asked.sampler_index
+def _scheduler(body: WebUIRequest) -> Scheduler | None:
+    name = body.sampler_name or body.sampler_index
     if name is None:
         return None
-    schedule = (asked.scheduler or "automatic").lower()
+    schedule = (body.scheduler or "automatic").lower()
     found = SAMPLERS.get((name, schedule))
     if found is None:
         known = ", ".join(f"{sampler} ({schedule})" for sampler, schedule in SAMPLERS)

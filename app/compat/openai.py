@@ -1,8 +1,8 @@
-"""OpenAI's Images API: `POST /v1/images/edits` and `/v1/images/variations`, for its unmodified clients.
+"""OpenAI's Images API: `POST /v1/images/edits` and `/v1/images/variations`, for unmodified clients.
 
-https://platform.openai.com/docs/api-reference/images/createEdit. With a mask, what is transparent in it is painted
-anew; without one, a model that can edit by instruction does so, and any other makes a picture of the prompt from the
-image. Fields of `POST /img2img` (`seed`, `strength`, ...) can be sent as extra fields.
+https://platform.openai.com/docs/api-reference/images/createEdit. With a mask, its transparent part is regenerated.
+Without a mask, a model with the task `edit` follows the prompt as an instruction; other models do image-to-image.
+Fields of `POST /img2img` (`seed`, `strength`, ...) can be job_request as extra fields.
 """
 
 import asyncio
@@ -57,11 +57,12 @@ class Variation(BaseModel):
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
     size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$")] = "auto"
     response_format: Literal["b64_json", "url"] = "b64_json"
-    user: str | None = None  # a note for the operator's own books: it asks for nothing
+    # Ignored.
+    user: str | None = None
 
 
 class Edit(Variation):
-    """The form fields of an edit that are not files. A value that this service cannot honour is not in its type."""
+    """The form fields of an edit that are not files. Their types exclude unsupported values."""
 
     prompt: str
     background: Literal["auto", "opaque"] = "auto"
@@ -74,22 +75,22 @@ class Edit(Variation):
 
 
 class OpenAIRoute(APIRoute):
-    """Says errors as OpenAI's clients read them."""
+    """Responds with errors in OpenAI's format."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def answer(request: Request) -> Response:
+        async def handle_errors(request: Request) -> Response:
             try:
                 return await handle(request)
             except RequestValidationError as error:
                 first = FieldProblem.from_pydantic(error.errors()[0])
-                return _refusal(422, f"{first.field}: {first.message}", first.field, ParameterError.code)
+                return _error_response(422, f"{first.field}: {first.message}", first.field, ParameterError.code)
             except Img2ImgError as error:
                 field = getattr(error, "field", None)
-                return _refusal(status_of(error), error.message, field, error.code)
+                return _error_response(status_of(error), error.message, field, error.code)
 
-        return answer
+        return handle_errors
 
 
 router = APIRouter(prefix="/v1", route_class=OpenAIRoute, include_in_schema=False)
@@ -97,41 +98,41 @@ router = APIRouter(prefix="/v1", route_class=OpenAIRoute, include_in_schema=Fals
 
 @router.post("/images/edits")
 async def edit_image(request: Request, jobs: BlockingJobsDep, previews: PreviewsDep) -> Response:
-    """Edits a picture by a prompt, within a mask if there is one."""
+    """Edits an image by a prompt, within a mask if there is one."""
     fields, own, files = await _form(request)
-    asked = validated(Edit, fields)
+    body = validated(Edit, fields)
     image, mask = _one_image(files), files.get("mask", [None])[0]
-    card = await run_sync(jobs.submitter.model_card, asked.model)
-    sent = await run_sync(_edit_request, asked, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
-    record = await jobs.start(sent)
-    if asked.stream:
-        return StreamingResponse(_events(jobs, record, asked, previews), media_type="text/event-stream")
-    return await _answer(jobs, record, asked.response_format, asked.output_format, asked.output_compression)
+    card = await run_sync(jobs.submitter.model_card, body.model)
+    job_request = await run_sync(_edit_request, body, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
+    record = await jobs.start(job_request)
+    if body.stream:
+        return StreamingResponse(_events(jobs, record, body, previews), media_type="text/event-stream")
+    return await _respond(jobs, record, body.response_format, body.output_format, body.output_compression)
 
 
 @router.post("/images/variations")
 async def vary_image(request: Request, jobs: BlockingJobsDep) -> Response:
-    """Makes other versions of a picture, without words."""
+    """Makes variations of an image without a prompt."""
     fields, own, files = await _form(request)
-    asked = validated(Variation, fields)
-    width, height = _size(asked.size)
-    sent = validated(
+    body = validated(Variation, fields)
+    width, height = _size(body.size)
+    job_request = validated(
         Img2ImgRequest,
         {
             **own,
             "image": _one_image(files),
-            "model": asked.model,
-            "num_images": asked.n,
+            "model": body.model,
+            "num_images": body.n,
             "width": width,
             "height": height,
         },
     )
-    return await _answer(jobs, await jobs.start(sent), asked.response_format, ImageFormat.PNG, None)
+    return await _respond(jobs, await jobs.start(job_request), body.response_format, ImageFormat.PNG, None)
 
 
 @router.get("/models")
 def list_models(jobs: BlockingJobsDep) -> Response:
-    """The models, as OpenAI lists its own."""
+    """Lists the models in OpenAI's format."""
     models = [
         {"id": name, "object": "model", "created": 0, "owned_by": "img2img"} for name in sorted(jobs.models.live())
     ]
@@ -139,7 +140,7 @@ def list_models(jobs: BlockingJobsDep) -> Response:
 
 
 async def _form(request: Request) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]:
-    """Their fields, ours, and the files. Clients write `image[]` where there can be several."""
+    """Return OpenAI's fields, ours, and the files. Clients may send `image` as `image[]`."""
     fields: dict[str, Any] = {}
     own: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {}
@@ -165,19 +166,19 @@ def _one_image(files: dict[str, list[bytes]]) -> bytes:
 
 
 def _edit_request(
-    asked: Edit, own: dict[str, Any], image: bytes, mask: bytes | None, card: ModelCard, jobs: BlockingJobs
+    body: Edit, own: dict[str, Any], image: bytes, mask: bytes | None, card: ModelCard, jobs: BlockingJobs
 ) -> Img2ImgRequest:
-    width, height = _size(asked.size)
-    fields: dict[str, Any] = {**own, "image": image, "model": asked.model, "num_images": asked.n}
-    image_size, painted = _convert_mask(image, mask, jobs.decoders)
-    if painted is not None:
+    width, height = _size(body.size)
+    fields: dict[str, Any] = {**own, "image": image, "model": body.model, "num_images": body.n}
+    image_size, converted_mask = _convert_mask(image, mask, jobs.decoders)
+    if converted_mask is not None:
         if (width, height) not in ((None, None), image_size):
             raise ParameterError("size", "With a mask the result has the size of the image: input should be `auto`")
-        return validated(Img2ImgRequest, {**fields, "mask": painted, "prompt": asked.prompt})
+        return validated(Img2ImgRequest, {**fields, "mask": converted_mask, "prompt": body.prompt})
     fields |= {"width": width, "height": height}
     if Task.EDIT in card.tasks and "strength" not in own:
-        return validated(Img2ImgRequest, {**fields, "instruction": asked.prompt})
-    return validated(Img2ImgRequest, {**fields, "prompt": asked.prompt})
+        return validated(Img2ImgRequest, {**fields, "instruction": body.prompt})
+    return validated(Img2ImgRequest, {**fields, "prompt": body.prompt})
 
 
 def _convert_mask(
@@ -202,79 +203,80 @@ def _size(size: str) -> tuple[int | None, int | None]:
     return int(width), int(height)
 
 
-async def _answer(
+async def _respond(
     jobs: BlockingJobs, record: JobRecord, response_format: str, output_format: ImageFormat, quality: int | None
 ) -> Response:
     record = await jobs.end(record.id)
-    pictures = await run_sync(jobs.pngs, record)
+    images = await run_sync(jobs.pngs, record)
     if response_format == "url":
         base = str(jobs.request.base_url).rstrip("/")
         form = "" if output_format is ImageFormat.PNG else f"?format={output_format}"
         data = [{"url": f"{base}/jobs/{record.id}/images/{image.index}{form}"} for image in record.images]
     else:
-        data = [{"b64_json": await run_sync(_encoded, picture, output_format, quality)} for picture in pictures]
+        data = [{"b64_json": await run_sync(_encoded, image, output_format, quality)} for image in images]
     return JSONResponse(
         {"created": int(record.created_at), "data": data, "output_format": output_format, "usage": USAGE}
     )
 
 
-def _encoded(picture: bytes, output_format: ImageFormat, quality: int | None) -> str:
+def _encoded(image: bytes, output_format: ImageFormat, quality: int | None) -> str:
     if output_format is not ImageFormat.PNG:
-        picture = convert_image(picture, output_format, quality)
-    return b64encode(picture).decode()
+        image = convert_image(image, output_format, quality)
+    return b64encode(image).decode()
 
 
-async def _events(jobs: BlockingJobs, record: JobRecord, asked: Edit, previews: PreviewsDep) -> AsyncIterator[bytes]:
-    """Partial images as they form, then each picture."""
-    shown: list[Preview] = []
+async def _events(jobs: BlockingJobs, record: JobRecord, body: Edit, previews: PreviewsDep) -> AsyncIterator[bytes]:
+    """Yield partial images, then the results, as Server-Sent Events."""
+    previous: list[Preview] = []
     ending = asyncio.ensure_future(jobs.end(record.id))
     try:
         with jobs.job_changes.subscribe(record.id) as changed:
-            while asked.partial_images > len(shown) and not ending.done():
+            while body.partial_images > len(previous) and not ending.done():
                 await run_sync(previews.request, record.id)
                 preview = await run_sync(previews.latest, record.id)
-                if preview and preview not in shown:
-                    shown.append(preview)
-                    picture = await run_sync(_from_jpeg, preview.jpeg)
+                if preview and preview not in previous:
+                    previous.append(preview)
+                    image = await run_sync(_from_jpeg, preview.jpeg)
                     yield await run_sync(
-                        _event, "partial_image", picture, asked, {"partial_image_index": len(shown) - 1}
+                        _event, "partial_image", image, body, {"partial_image_index": len(previous) - 1}
                     )
                 with suppress(TimeoutError):
                     async with asyncio.timeout(DISCONNECT_POLL_S):
                         await changed.wait()
                 changed.clear()
-        for picture in await run_sync(jobs.pngs, await ending):
-            yield await run_sync(_event, "completed", picture, asked, {"usage": USAGE})
+        for image in await run_sync(jobs.pngs, await ending):
+            yield await run_sync(_event, "completed", image, body, {"usage": USAGE})
     except Img2ImgError as error:
         yield f"event: error\ndata: {json.dumps(_error(error.message, None, error.code))}\n\n".encode()
     finally:
-        if not ending.done():  # the client has gone
+        # The client has disconnected.
+        if not ending.done():
             ending.cancel()
             await run_sync(jobs.queue.cancel, record.id)
 
 
 def _from_jpeg(jpeg: bytes) -> bytes:
-    with Image.open(BytesIO(jpeg), formats=("JPEG",)) as picture:
-        return encode_png(picture.convert("RGB"))
+    with Image.open(BytesIO(jpeg), formats=("JPEG",)) as image:
+        return encode_png(image.convert("RGB"))
 
 
-def _event(kind: str, picture: bytes, asked: Edit, more: dict[str, Any]) -> bytes:
-    with Image.open(BytesIO(picture), formats=("PNG",)) as image:
-        size = f"{image.width}x{image.height}"
+def _event(kind: str, png: bytes, body: Edit, more: dict[str, Any]) -> bytes:
+    with Image.open(BytesIO(png), formats=("PNG",)) as opened:
+        size = f"{opened.width}x{opened.height}"
     event = {
         "type": f"image_edit.{kind}",
-        "b64_json": _encoded(picture, asked.output_format, asked.output_compression),
+        "b64_json": _encoded(png, body.output_format, body.output_compression),
         "created_at": int(time.time()),
         "size": size,
         "quality": "auto",
         "background": "opaque",
-        "output_format": asked.output_format,
+        "output_format": body.output_format,
         **more,
     }
     return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
 
 
-def _refusal(status: int, message: str, field: str | None, code: str) -> Response:
+def _error_response(status: int, message: str, field: str | None, code: str) -> Response:
     return JSONResponse(_error(message, field, code), status_code=status)
 
 

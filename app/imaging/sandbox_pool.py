@@ -139,7 +139,7 @@ class Decoder:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdout.close()
-        # Closing flushes what was not written.
+        # Closing flushes the rest of a message.
         with suppress(OSError):
             self._process.stdin.close()
         if self._process.poll() is None:

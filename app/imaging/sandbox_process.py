@@ -89,7 +89,7 @@ class Session:
         """Open an image or convert the open one. Raises UnsupportedMedia, ImageError or MemoryError."""
         if header["do"] == "open":
             self._data = data
-        # Opened anew for each conversion: Pillow changes an image when it decodes it. That reads headers only.
+        # Opened again for each conversion, because decoding changes Pillow's image. This reads the headers only.
         image = EncodedImage(self._data, self._max_pixels)
         match header["do"]:
             case "open":

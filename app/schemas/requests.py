@@ -37,7 +37,7 @@ from .image_references import ImageReference, parse_reference
 # Values in one structured field of a form. More would cost time and memory to parse.
 MAX_FORM_VALUES = 200
 MAX_DEADLINE_S = 7 * 24 * 3600
-# The mask that stands for the transparency of the image itself.
+# Value of `mask`: the transparency of the image is the mask.
 ALPHA: Literal["alpha"] = "alpha"
 
 

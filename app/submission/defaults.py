@@ -56,7 +56,7 @@ def resolve_scheduler(request: Img2ImgRequest, card: ModelCard, *, is_tiled: boo
 
 
 def resolve_steps(given: int | None, scheduler: Scheduler, card: ModelCard) -> int:
-    """Return the number of steps: of the request or the model's default, and at most what the scheduler can take."""
+    """Return the number of steps: of the request or the model's default, at most the scheduler's maximum."""
     most = MAX_STEPS_OF.get(scheduler, MAX_STEPS)
     if given is None:
         return min(card.default_steps, most)

@@ -68,7 +68,7 @@ class JobSubmitter:
         return await run_sync(self._enqueue, spec, blobs, options, key)
 
     async def dry_run(self, request: Request) -> DryRunResult:
-        """Return the job that the request would make. Raises what `submit` raises, except for limits."""
+        """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
         spec, _ = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
         options = self._options(request)
         estimate = await run_sync(self.services.eta.estimate_next, spec, options)

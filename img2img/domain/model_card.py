@@ -40,7 +40,7 @@ class UpscalerCard(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """What a model is and what it can do."""
+    """The capabilities and defaults of a model."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,7 +59,7 @@ class ModelCard(BaseModel):
     default_steps: int = 30
     default_guidance_scale: float = 7.5
     tasks: Annotated[
-        tuple[Task, ...], Field(description="What it can do. The fields of a request select one of the tasks.")
+        tuple[Task, ...], Field(description="Supported tasks. The fields of a request select one of the tasks.")
     ] = (Task.IMG2IMG,)
     controls: Annotated[
         tuple[ControlType, ...], Field(description="Types of `controls` that it has a ControlNet for.")

@@ -26,7 +26,7 @@ Strength = Annotated[float, Field(ge=0, le=1)]
 
 
 class BaseSpec(BaseModel):
-    """What all jobs have in common. Frozen: the same spec gives the same images."""
+    """The base of all job specs. Frozen: the same spec gives the same images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -130,7 +130,7 @@ class GenerationSpec(GenerationParameters, BaseSpec):
 class StrengthSpec(GenerationSpec):
     """A job that adds noise to an image up to a strength and denoises it."""
 
-    # Blob: an upright RGB PNG, of width x height pixels unless the class says otherwise. None: see `without_inputs`.
+    # Blob: an upright RGB PNG, of width x height pixels unless the class defines it otherwise. None: see `without_inputs`.
     image: Sha256 | None
     prompt: str
     strength: Strength

@@ -1,4 +1,4 @@
-"""From a job's spec and inputs to work for the engine: the stock pipeline and its arguments, one picture each."""
+"""Engine task of one image: runs the stock pipeline of the job's task with the arguments of its spec."""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -30,11 +30,11 @@ from .parameters import call_parameters, optional_arguments
 def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> TaskFunction:
     """Return the function that computes one result image: a (1, 3, height, width) tensor in [0, 1]."""
     if isinstance(spec, ControlMapSpec):
-        return lambda _ticket: control_maps(model, spec, inputs)[0]
+        return lambda _engine_task: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
-        return lambda _ticket: encode_decode(model, inputs.image)
-    seen = model.adapters.image_prompt_kwargs(spec, inputs)
-    return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, seen)
+        return lambda _engine_task: encode_decode(model, inputs.image)
+    prompt_kwargs = model.adapters.image_prompt_kwargs(spec, inputs)
+    return lambda engine_task: denoise(model, spec, inputs, spec.image_seed(index), engine_task, prompt_kwargs)
 
 
 def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
@@ -64,12 +64,17 @@ def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tens
 
 
 def denoise(
-    model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int, ticket: EngineTask, seen: Mapping[str, Any]
+    model: Model,
+    spec: DenoisingSpec,
+    inputs: Inputs,
+    seed: int,
+    engine_task: EngineTask,
+    image_prompt_kwargs: Mapping[str, Any],
 ) -> torch.Tensor:
     """Run the stock pipeline of the task with its own scheduler and a CPU generator of this seed.
 
     Args:
-        seen: Arguments for the image prompts.
+        image_prompt_kwargs: Arguments for the image prompts.
     """
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
@@ -78,8 +83,9 @@ def denoise(
     order = getattr(pipeline.scheduler, "order", 1)
 
     def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        ticket.latents = kwargs.get("latents")
-        ticket.step = min(-(-(i + 1) // order), spec.steps_run)  # a second-order sampler calls twice a step
+        engine_task.latents = kwargs.get("latents")
+        # A second-order scheduler calls back twice per step.
+        engine_task.step = min(-(-(i + 1) // order), spec.steps_run)
         return {}
 
     if inputs.noise is not None:
@@ -90,12 +96,13 @@ def denoise(
         num_inference_steps=spec.num_inference_steps,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
-        **({"callback_on_step_end": note_step} if modern else {"callback": step_callback(spec, ticket)}),
+        **({"callback_on_step_end": note_step} if modern else {"callback": step_callback(spec, engine_task)}),
         **_arguments(model, pipeline, spec, inputs, takes),
         **optional_arguments(spec, takes),
-        **seen,
+        **image_prompt_kwargs,
     ).images
-    ticket.step = spec.steps_run  # also where a schedule that was begun midway had a step less
+    # A schedule that starts midway may have one step less.
+    engine_task.step = spec.steps_run
     return images
 
 
@@ -141,7 +148,7 @@ def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Contai
 
 
 def _start_from(noise: torch.Tensor, pipeline: DiffusionPipeline) -> None:
-    """Has the pipeline's scheduler, which is this picture's own, take this noise instead of what the pipeline drew."""
+    """Replace the initial noise that the pipeline draws. Its scheduler belongs to this image alone."""
     add_noise = pipeline.scheduler.add_noise
 
     def add_this(latents: torch.Tensor, drawn: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A result picture as work for the engine: as a whole, or where it is to be large, tile by tile."""
+"""Engine tasks for one result image: a single one, or one per tile of an upscaled image."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,8 @@ from ..images.tiled_image import TiledImage
 from .denoise import denoise, encode_decode, make_task_function
 from .model import Model
 
-MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]  # a tile's inputs and its seed to its picture
+# Computes a tile: (inputs, seed, task) -> (1, 3, height, width) in [0, 1].
+MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]
 
 
 def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> list[TaskFunction]:
@@ -27,32 +28,32 @@ def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int)
     make = partial(upscaler.upscale, spec) if upscaler else partial(_img2img, model, spec)
     scale = upscaler.latent_scale if upscaler else model.latent_scale
     channels = (upscaler or model).vae.config.latent_channels
-    seeds, noise = _drawn(tiled, spec.image_seed(index), channels, scale)
+    seeds, noise = _draw_noise(tiled, spec.image_seed(index), channels, scale)
     return [partial(_tile, tiled, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
 
 
 def _tile(
-    enlarged: TiledImage, number: int, make: MakeTile, seed: int, noise: torch.Tensor | None, ticket: EngineTask
+    tiled: TiledImage, number: int, make: MakeTile, seed: int, noise: torch.Tensor | None, task: EngineTask
 ) -> Pixels:
-    """Bytes, not floats: a result may have a hundred tiles, and they wait for the last of them."""
-    return to_pixels(make(Inputs(to_tensor(enlarged.tile(number)), noise=noise), seed, ticket))
+    """Return a tile as bytes: a result may have a hundred tiles, which are kept until the last one is done."""
+    return to_pixels(make(Inputs(to_tensor(tiled.tile(number)), noise=noise), seed, task))
 
 
-def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
+def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, task: EngineTask) -> torch.Tensor:
     if spec.steps_run == 0:
         return encode_decode(model, inputs.image)
-    return denoise(model, spec, inputs, seed, ticket, {})
+    return denoise(model, spec, inputs, seed, task, {})
 
 
-def _drawn(
-    enlarged: TiledImage, seed: int, channels: int, scale: int
+def _draw_noise(
+    tiled: TiledImage, seed: int, channels: int, scale: int
 ) -> tuple[list[int], list[torch.Tensor] | list[None]]:
-    """For each tile a seed, and the noise that it starts from. A lone tile has the picture's seed and draws its own.
+    """Return a seed and the initial noise of each tile. A single tile has the image's seed and draws its noise itself.
 
-    The noise is drawn for the whole canvas, so that tiles have the same where they overlap and make much the same of
-    it: details that each made up for itself would blur where one fades into the other.
+    The noise is drawn for the whole canvas: tiles have equal noise where they overlap, and so similar details.
+    Different details would be blurred where tiles are blended.
     """
-    grid = enlarged.grid
+    grid = tiled.grid
     if len(grid) == 1:
         return [seed], [None]
     generator = torch.Generator("cpu").manual_seed(seed)
