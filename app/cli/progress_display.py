@@ -20,7 +20,7 @@ STREAMS = 16
 IDLE_S = 0.2
 # The most pixels of a preview: two to a character cell.
 PREVIEW_SIZE = (64, 64)
-# The most jobs with a row of their own.
+# The most jobs that have a row each.
 ROWS = 12
 
 # A job's id, and its event or the error that ended its stream.

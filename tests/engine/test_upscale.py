@@ -117,7 +117,7 @@ def test_a_picture_of_one_tile_is_what_the_stock_upscalers_make(served: Served) 
                 generator=generator(spec.seed),
             ).images[0]
             assert np.abs(pixels(running) - np.asarray(expected)).max() <= 1
-            assert running.step == spec.total_steps == 3
+            assert running.steps_done == spec.total_steps == 3
         _, [alone] = ran(served.model, (specs[0], picture))
         assert np.abs(pixels(alone) - pixels(together[0])).max() <= 1
 
@@ -263,7 +263,7 @@ def test_upscalers_take_large_pictures_in_tiles(served: Served) -> None:
         spec = job(*size, times=times, tiling=tiling, strength=1.0, num_inference_steps=2, scheduler=scheduler)
         _, [running] = ran(served.model, (spec, noise(*size)))
         assert pixels(running).shape == (size[1] * times, size[0] * times, 3)
-        assert running.step == spec.total_steps
+        assert running.steps_done == spec.total_steps
         assert spec.passes > 1
 
 
@@ -298,14 +298,14 @@ def test_cancelling_frees_every_row_at_once(served: Served) -> None:
     assert spec.passes > 4 * 4
     with torch.inference_mode():
         [running] = started(engine, served.plain, [(spec, noise(120, 120))])
-        while running.step < 8:
+        while running.steps_done < 8:
             engine.step()
-        assert 0 < running.step < spec.total_steps
-        assert running.left == spec.passes
+        assert 0 < running.steps_done < spec.total_steps
+        assert running.remaining == spec.passes
         running.stop()
         for _ in range(spec.passes):
             engine.step()
-    assert running.left == 0
+    assert running.remaining == 0
     assert engine.free_slots == engine.slots
     assert engine.calls_run["denoise"] < 8, "none of the tiles that waited began"
     with pytest.raises(Cancelled):
