@@ -76,7 +76,7 @@ def _write_lines(url: str, api: "subprocess.Popen[bytes]") -> None:
             connection.recv(65536)
 
 
-def test_no_client_writes_a_line_of_the_log(redis_url: str, log: Path) -> None:
+def test_access_log_escapes_client_input(redis_url: str, log: Path) -> None:
     said = log.read_text()
     assert "POST /img2img 202 in" in said
     assert "POST /img2img 422 in" in said

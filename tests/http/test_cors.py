@@ -28,7 +28,7 @@ def url(settings: ApiSettings) -> Iterator[str]:
         yield url
 
 
-def test_a_preflight_needs_no_key(url: str) -> None:
+def test_preflight_needs_no_key(url: str) -> None:
     answer = httpx.options(f"{url}/img2img", headers=PREFLIGHT)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == STUDIO
@@ -38,7 +38,7 @@ def test_a_preflight_needs_no_key(url: str) -> None:
     assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_a_page_reads_answers_and_refusals(url: str, redis: Redis, picture: bytes) -> None:
+def test_allowed_origin_reads_responses_and_errors(url: str, redis: Redis, picture: bytes) -> None:
     redis.flushall()
     ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     with client_with(url, ApiKeys(redis)) as client:
@@ -52,7 +52,7 @@ def test_a_page_reads_answers_and_refusals(url: str, redis: Redis, picture: byte
     assert refused.headers["access-control-allow-origin"] == STUDIO
 
 
-def test_pages_of_other_origins_read_nothing(url: str) -> None:
+def test_other_origins_are_rejected(url: str) -> None:
     stranger = {**PREFLIGHT, "Origin": "https://elsewhere.example"}
     assert "access-control-allow-origin" not in httpx.get(f"{url}/healthz", headers=stranger).headers
     refused = httpx.options(f"{url}/img2img", headers=stranger)
@@ -60,7 +60,7 @@ def test_pages_of_other_origins_read_nothing(url: str) -> None:
     assert "access-control-allow-origin" not in refused.headers
 
 
-def test_off_unless_asked_for(service_url: str) -> None:
+def test_cors_is_off_by_default(service_url: str) -> None:
     answer = httpx.options(f"{service_url}/img2img", headers=PREFLIGHT)
     assert answer.status_code == 405
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -69,6 +69,6 @@ def test_off_unless_asked_for(service_url: str) -> None:
 @pytest.mark.parametrize(
     "origins", ["studio.example", "https://studio.example/path", "https://a.example;https://b.example/", "ftp://x"]
 )
-def test_origins_that_no_browser_sends(origins: str) -> None:
+def test_invalid_origins_are_rejected(origins: str) -> None:
     with pytest.raises(ValidationError, match=r"https://studio\.example"):
         ApiSettings(_env_file=None, cors_origins=origins)

@@ -242,7 +242,7 @@ def scene(settings: ApiSettings, redis_url: str) -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize(("method", "path"), every_route())
-def test_nothing_of_another_owner_is_shown_or_changed(scene: Scene, method: str, path: str) -> None:
+def test_no_route_shows_or_changes_another_owners_data(scene: Scene, method: str, path: str) -> None:
     before = scene.state()
     tried, absent = (attempts_at(method, path, ids) for ids in (scene.ids, ABSENT))
     for (theirs_at, theirs), (none_at, none) in zip(tried, absent, strict=True):
@@ -256,18 +256,18 @@ def test_nothing_of_another_owner_is_shown_or_changed(scene: Scene, method: str,
             assert (answer.status_code, scene.named_as_absent(answer.text)) == (as_if.status_code, as_if.text)
 
 
-def test_every_attempt_is_a_request_of_a_route_that_exists() -> None:
+def test_every_attempt_matches_an_existing_route() -> None:
     assert set(TRIED) <= set(every_route())
 
 
-def test_an_admin_sees_and_stops_only_its_own_jobs_of_the_web_ui(scene: Scene) -> None:
+def test_admin_sees_and_interrupts_only_its_own_web_ui_jobs(scene: Scene) -> None:
     before = scene.state()
     assert scene.admin.get("/sdapi/v1/progress").json()["state"]["job"] == ""
     assert scene.admin.post("/sdapi/v1/interrupt").json() == {}
     assert scene.state() == before
 
 
-def test_the_attempts_succeed_for_the_owner(scene: Scene) -> None:
+def test_attempts_succeed_for_the_owner(scene: Scene) -> None:
     """They are refused for their owner, and for nothing else in the request."""
     for attempts, path in ((submits, "/img2img"), (control_maps, "/control-maps")):
         for attempt in attempts(scene.ids):

@@ -45,7 +45,9 @@ def http(http: httpx.Client, redis: Redis) -> httpx.Client:
 
 
 @pytest.mark.parametrize(("name", "status", "said"), KINDS, ids=[name for name, _, _ in KINDS])
-def test_a_bad_picture_is_refused_by_name(http: httpx.Client, redis: Redis, name: str, status: int, said: str) -> None:
+def test_invalid_image_is_rejected_by_field(
+    http: httpx.Client, redis: Redis, name: str, status: int, said: str
+) -> None:
     picture = bad(name)
     code = "unsupported_media_type" if status == 415 else "invalid_image"
     answers = [
@@ -121,7 +123,7 @@ DOORS: dict[str, tuple[str, Callable[[bytes], dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize(("kind", "status"), [("svg", 415), ("truncated png", 422), ("png bomb", 422)])
 @pytest.mark.parametrize("door", DOORS)
-def test_every_door_refuses_it_and_names_the_field(
+def test_every_endpoint_rejects_invalid_images_by_field(
     http: httpx.Client, redis: Redis, door: str, kind: str, status: int
 ) -> None:
     path, body, field = DOORS[door]
@@ -159,7 +161,7 @@ TRAVERSALS = [
 
 @pytest.mark.parametrize("job_id", TRAVERSALS)
 @pytest.mark.parametrize("path", ["/jobs/{}", "/jobs/{}/result", "/jobs/{}/images/0", "/jobs/{}/events"])
-def test_an_id_that_is_none_is_not_found(http: httpx.Client, job_id: str, path: str) -> None:
+def test_malformed_job_ids_are_not_found(http: httpx.Client, job_id: str, path: str) -> None:
     answer = http.get(path.format(job_id))
     assert_problem(answer, 404, "not_found")
     assert "root:" not in answer.text
@@ -181,14 +183,14 @@ def test_an_id_that_is_none_is_not_found(http: httpx.Client, job_id: str, path: 
         "~root",
     ],
 )
-def test_a_reference_that_is_none_reads_nothing(http: httpx.Client, image: str) -> None:
+def test_malformed_reference_reads_no_file(http: httpx.Client, image: str) -> None:
     answer = http.post("/img2img", json={"image": image, "prompt": "x"})
     [error] = assert_problem(answer, 422, "invalid_parameter")["errors"]
     assert error["field"] == "image"
     assert "root:" not in answer.text
 
 
-def test_a_name_of_a_file_means_nothing(http: httpx.Client, settings: ApiSettings, redis: Redis) -> None:
+def test_file_name_is_ignored(http: httpx.Client, settings: ApiSettings, redis: Redis) -> None:
     before = set(settings.data_dir.rglob("*"))
     for name in ("../../../../tmp/evil.png", "/etc/cron.d/evil", "a\x00b.png", "a" * 5000, "\r\nX: y", ""):
         answer = http.post("/img2img", files={"image": (name, GOOD, "text/html")}, data={"prompt": "x"})

@@ -47,7 +47,7 @@ def post_at_once(clients: tuple[httpx.Client, ...], image: bytes) -> list[httpx.
         return list(pool.map(lambda n: post(clients[n % len(clients)], image), range(AT_ONCE)))
 
 
-def test_the_rate_is_per_key_and_by_cost(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+def test_rate_limit_counts_cost_per_key(settings: ApiSettings, redis: Redis, small: bytes) -> None:
     with clients_of(settings, redis, 2, rate_limit="1/hour") as (ada, bob):
         dry = post(ada, small, "/img2img?dry_run=true").json()
         most = int(1 / dry["cost"])
@@ -72,7 +72,7 @@ def test_the_rate_is_per_key_and_by_cost(settings: ApiSettings, redis: Redis, sm
         assert "retry-after" not in large.headers
 
 
-def test_the_same_request_again_costs_nothing(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+def test_repeated_request_is_not_counted(settings: ApiSettings, redis: Redis, small: bytes) -> None:
     with clients_of(settings, redis, rate_limit="1/hour") as (client,):
         key = {"Idempotency-Key": "order-17"}
         first = post(client, small, **key)
@@ -82,7 +82,7 @@ def test_the_same_request_again_costs_nothing(settings: ApiSettings, redis: Redi
         assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
 
 
-def test_the_cap_of_a_key_holds_under_parallel_submits(
+def test_queue_limit_per_key_holds_under_parallel_submits(
     settings: ApiSettings, redis: Redis, queue: JobQueue, small: bytes
 ) -> None:
     with clients_of(settings, redis, 2, max_queued_per_key=7) as (ada, bob):
@@ -98,7 +98,7 @@ def test_the_cap_of_a_key_holds_under_parallel_submits(
         assert [post(ada, small).status_code for _ in range(2)] == [202, 429]
 
 
-def test_the_cap_of_the_queue_holds_under_parallel_submits_of_many_keys(
+def test_total_queue_limit_holds_under_parallel_submits(
     settings: ApiSettings, redis: Redis, queue: JobQueue, small: bytes
 ) -> None:
     with clients_of(settings, redis, 5, max_queued=7, max_queued_per_key=5) as clients:
@@ -125,7 +125,7 @@ def test_parallel_submits_with_one_idempotency_key_count_once(
         assert len({answer.json()["id"] for answer in answers}) == 1
 
 
-def test_a_full_queue_costs_nothing(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+def test_rejection_by_a_full_queue_is_not_counted(settings: ApiSettings, redis: Redis, small: bytes) -> None:
     with clients_of(settings, redis, max_queued=1, rate_limit="1/hour") as (client,):
         spent = post(client, small)
         counted = redis.mget(redis.keys("i2i:rate*"))
@@ -135,7 +135,7 @@ def test_a_full_queue_costs_nothing(settings: ApiSettings, redis: Redis, small: 
         assert redis.mget(redis.keys("i2i:rate*")) == counted
 
 
-def test_without_keys_all_share_one_allowance(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+def test_clients_without_keys_share_one_rate_limit(settings: ApiSettings, redis: Redis, small: bytes) -> None:
     with clients_of(settings, redis, 2, keys="auto", max_queued_per_key=1) as (one, other):
         assert post(one, small).status_code == 202
         assert_problem(post(other, small), 429, "too_many_queued")

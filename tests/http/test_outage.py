@@ -59,7 +59,7 @@ def assert_unavailable(client: httpx.Client, picture: bytes, calls: list[tuple[s
     assert client.get("/healthz").status_code == 200
 
 
-def test_redis_gone_and_back(client: httpx.Client, folder: Path, picture: bytes) -> None:
+def test_service_recovers_from_a_redis_outage(client: httpx.Client, folder: Path, picture: bytes) -> None:
     assert_unavailable(client, picture)
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
@@ -71,7 +71,7 @@ def test_redis_gone_and_back(client: httpx.Client, folder: Path, picture: bytes)
         assert client.get(f"/jobs/{job['id']}").json() == job
 
 
-def test_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None:
+def test_service_responds_while_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
             ModelRegistry(redis).register("w", [CARD], ttl_s=60)
@@ -84,7 +84,7 @@ def test_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None
             os.kill(pid, signal.SIGCONT)
 
 
-def test_the_store_is_gone(client: httpx.Client, folder: Path, picture: bytes) -> None:
+def test_service_responds_without_the_store(client: httpx.Client, folder: Path, picture: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
             ModelRegistry(redis).register("w", [CARD], ttl_s=60)

@@ -80,7 +80,7 @@ def assert_as_if_absent(client: httpx.Client, method: str, path: str, job_id: st
 
 @pytest.mark.parametrize("state", ["queued", "succeeded", "cancelled", "deleted", "expired"])
 @pytest.mark.parametrize(("method", "path"), AT_A_JOB)
-def test_at_every_route_the_job_of_another_is_absent(
+def test_jobs_of_other_owners_are_not_found(
     clients: Clients,
     picture: bytes,
     finish: Finish,
@@ -110,7 +110,7 @@ def test_at_every_route_the_job_of_another_is_absent(
         assert seen_by_admin.status_code != 404
 
 
-def test_lists_show_ones_own(clients: Clients, picture: bytes, finish: Finish) -> None:
+def test_list_shows_only_own_jobs(clients: Clients, picture: bytes, finish: Finish) -> None:
     adas = [job_of(clients.ada, picture) for _ in range(3)][::-1]
     bobs = [job_of(clients.bob, picture)]
     finish(adas[0])
@@ -123,7 +123,7 @@ def test_lists_show_ones_own(clients: Clients, picture: bytes, finish: Finish) -
     assert listed(clients.admin, status="queued") == [*bobs, *adas[1:]]
 
 
-def test_the_list_of_an_owner_is_read_without_those_of_others(
+def test_own_list_is_independent_of_other_owners(
     clients: Clients, picture: bytes, redis: Redis, queue: JobQueue
 ) -> None:
     """Its cost goes by the owner's jobs: Redis touches no list but the owner's."""
@@ -146,7 +146,7 @@ def test_the_list_of_an_owner_is_read_without_those_of_others(
     assert sum(command.startswith("HGETALL i2i:job:") for command in commands) == 1
 
 
-def test_nothing_is_left_of_jobs_that_have_gone(
+def test_deleted_jobs_leave_no_keys(
     clients: Clients, picture: bytes, finish: Finish, redis: Redis, store: ObjectStore
 ) -> None:
     deleted, expired, queued = (job_of(clients.ada, picture) for _ in range(3))
@@ -159,7 +159,7 @@ def test_nothing_is_left_of_jobs_that_have_gone(
     assert redis.keys("i2i:jobs*") == [b"i2i:jobs:ended"]  # counts, for metrics
 
 
-def test_a_job_that_is_handed_back_is_listed_as_queued(clients: Clients, picture: bytes, queue: JobQueue) -> None:
+def test_requeued_job_is_listed_as_queued(clients: Clients, picture: bytes, queue: JobQueue) -> None:
     job_id = job_of(clients.ada, picture)
     queue.job_store.start(job_id, execution="e", worker="w")
     assert (listed(clients.ada, status="queued"), listed(clients.ada, status="running")) == ([], [job_id])
@@ -168,7 +168,9 @@ def test_a_job_that_is_handed_back_is_listed_as_queued(clients: Clients, picture
 
 
 @pytest.mark.parametrize("path", ["/jobs/{}/images/0", "/jobs/{}/result"])
-def test_the_result_of_another_is_no_picture(clients: Clients, picture: bytes, finish: Finish, path: str) -> None:
+def test_result_of_another_owner_cannot_be_referenced(
+    clients: Clients, picture: bytes, finish: Finish, path: str
+) -> None:
     job_id = job_of(clients.ada, picture)
     finish(job_id)
     theirs, none = (clients.bob.post("/img2img", json={"image": path.format(name)}) for name in (job_id, ABSENT))
@@ -178,7 +180,7 @@ def test_the_result_of_another_is_no_picture(clients: Clients, picture: bytes, f
         assert client.post("/img2img", json={"image": path.format(job_id)}).status_code == 202
 
 
-def test_a_key_of_idempotency_is_ones_own(clients: Clients, picture: bytes) -> None:
+def test_idempotency_keys_are_separate_per_owner(clients: Clients, picture: bytes) -> None:
     header = {"Idempotency-Key": "order-17"}
     first = [job_of(client, picture, **header) for client in (clients.ada, clients.bob, clients.admin)]
     again = [job_of(client, picture, **header) for client in (clients.ada, clients.bob, clients.admin)]
@@ -186,7 +188,7 @@ def test_a_key_of_idempotency_is_ones_own(clients: Clients, picture: bytes) -> N
     assert len(set(first)) == 3
 
 
-def test_admins_cancel_and_delete_for_others(clients: Clients, picture: bytes) -> None:
+def test_admins_can_cancel_and_delete_all_jobs(clients: Clients, picture: bytes) -> None:
     job_id = job_of(clients.ada, picture)
     assert clients.admin.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     assert clients.ada.get(f"/jobs/{job_id}").json()["status"] == "cancelled"
@@ -204,9 +206,7 @@ def refers(client: httpx.Client, sha256: str) -> bool:
     return False
 
 
-def test_a_hash_leads_to_a_picture_for_those_who_sent_it(
-    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
-) -> None:
+def test_hash_references_only_own_uploads(clients: Clients, picture: bytes, redis: Redis, store: ObjectStore) -> None:
     kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
     used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
     for sha256 in (kept, used):
@@ -219,7 +219,7 @@ def test_a_hash_leads_to_a_picture_for_those_who_sent_it(
     assert refers(clients.ada, kept)
 
 
-def test_who_sent_a_picture_is_forgotten_with_it(
+def test_upload_owner_is_deleted_with_the_image(
     clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
 ) -> None:
     kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
@@ -231,7 +231,7 @@ def test_who_sent_a_picture_is_forgotten_with_it(
     assert refers(clients.bob, kept)
 
 
-def test_the_input_of_a_job_can_be_used_while_the_job_waits(
+def test_input_of_a_queued_job_can_be_referenced(
     clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
 ) -> None:
     used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]

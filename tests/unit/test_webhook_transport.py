@@ -53,7 +53,7 @@ def post(
     return asyncio.run(poster.post(url, {"webhook-id": "x"}, b"{}"))
 
 
-def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
+def test_one_private_address_rejects_the_host() -> None:
     with receiving() as receiver:
         for addresses in (["127.0.0.1"], ["192.0.2.1"], ["1.1.1.1", "127.0.0.1"], ["::ffff:127.0.0.1"]):
             network = Diverts()
@@ -64,7 +64,7 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
         assert not receiver.got
 
 
-def test_what_was_checked_is_what_is_dialled() -> None:
+def test_connects_to_the_checked_address() -> None:
     """After the look at its address the name moves to loopback; nobody asks again."""
     with receiving() as receiver:
         rebinding, network = ChangesItsMind(["1.1.1.1"], ["127.0.0.1"]), Diverts()
@@ -77,7 +77,7 @@ def test_what_was_checked_is_what_is_dialled() -> None:
         assert len(receiver.got) == 1
 
 
-def test_the_second_address_is_dialled_where_the_first_is_dead() -> None:
+def test_second_address_is_tried_if_the_first_fails() -> None:
     with receiving() as receiver:
         resolver = ChangesItsMind(["127.0.0.2", "127.0.0.1"])  # the receiver listens on 127.0.0.1 alone
         url = f"http://hooks.example:{port_of(receiver)}/a?b=c"
@@ -87,14 +87,14 @@ def test_the_second_address_is_dialled_where_the_first_is_dead() -> None:
         assert received.headers["host"] == f"hooks.example:{port_of(receiver)}"
 
 
-def test_a_redirect_is_not_followed() -> None:
+def test_redirect_is_not_followed() -> None:
     with receiving() as elsewhere, receiving((302, {"Location": elsewhere.url})) as receiver:
         assert post(receiver.url, PinnedTransport(allow_private=True)) == DeliveryResponse(302, "status 302")
         assert len(receiver.got) == 1
         assert not elsewhere.got
 
 
-def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_of_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiving() as proxy, receiving() as receiver:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
@@ -102,18 +102,18 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
         assert not proxy.got
 
 
-def test_retry_after_is_heard() -> None:
+def test_retry_after_is_returned() -> None:
     with receiving((503, {"Retry-After": "120"})) as receiver:
         assert post(receiver.url, PinnedTransport(allow_private=True)) == DeliveryResponse(503, "status 503", 120)
 
 
-def test_a_receiver_that_does_not_answer_costs_its_time_and_no_more() -> None:
+def test_unresponsive_receiver_times_out() -> None:
     with receiving(held=True) as receiver:
         answer = post(receiver.url, PinnedTransport(allow_private=True), timeout_s=0.5)
         assert answer == DeliveryResponse(error="no response within 0.5 s")
 
 
-def test_a_host_without_address_and_a_port_without_listener() -> None:
+def test_connection_errors_are_returned() -> None:
     assert post("http://hooks.example/", PinnedTransport(ChangesItsMind([]))) == DeliveryResponse(
         error="the host has no address"
     )
@@ -122,7 +122,7 @@ def test_a_host_without_address_and_a_port_without_listener() -> None:
     assert post(url, PinnedTransport(allow_private=True)).status is None
 
 
-def test_plain_http_only_where_it_is_allowed() -> None:
+def test_plain_http_is_rejected_unless_allowed() -> None:
     with receiving() as receiver:
         poster = HttpSender(PinnedTransport(allow_private=True), timeout_s=5, allow_http=False)
         assert asyncio.run(poster.post(receiver.url, {}, b"{}")) == DeliveryResponse(error="the URL is not https")
@@ -165,7 +165,7 @@ def answering(raw: bytes, context: ssl.SSLContext | None = None) -> Iterator[int
         thread.join()
 
 
-def test_of_an_endless_answer_only_the_status_is_read() -> None:
+def test_response_body_is_not_read() -> None:
     with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n" + b"x" * 65536) as port:
         assert post(f"http://127.0.0.1:{port}/", PinnedTransport(allow_private=True)).is_delivered
     with answering(b"HTTP/1.1 200 OK\r\n" + b"x-more: " + b"x" * 65536) as port:
@@ -175,7 +175,7 @@ def test_of_an_endless_answer_only_the_status_is_read() -> None:
 
 
 @pytest.mark.parametrize(("named", "good"), [("hooks.example", True), ("other.example", False), ("127.0.0.1", False)])
-def test_tls_verifies_the_name_in_the_url_and_not_the_address(named: str, good: bool) -> None:
+def test_tls_verifies_the_host_name_of_the_url(named: str, good: bool) -> None:
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert(named).configure_cert(server)
