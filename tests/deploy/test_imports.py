@@ -1,4 +1,4 @@
-"""The fences, as a fresh interpreter sees them: what an import really pulls in."""
+"""Modules that an import loads in a fresh interpreter."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 GPU_SIDE = {"torch", "diffusers", "transformers", "img2img.worker", "numpy"}
 SLOW = {"redis", "rq", "httpx", "PIL", "obstore", "uvicorn", "fastapi", "starlette", "pydantic_settings"}
-# An extra, and off by default. The rest of OpenTelemetry redis loads by itself, where it is installed.
+# An extra, off by default. redis loads the rest of OpenTelemetry if it is installed.
 TRACES = {"opentelemetry.sdk.trace", "opentelemetry.exporter", "opentelemetry.instrumentation"}
 HTTP_SIDE = {"fastapi", "starlette", "uvicorn", "typer"}
 

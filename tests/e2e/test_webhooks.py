@@ -36,7 +36,7 @@ Submit = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def signing(settings: ApiSettings) -> ApiSettings:
-    """The settings of a service that signs, and may reach the receivers of these tests."""
+    """Settings of a service that signs webhooks and may send them to the receivers of these tests."""
     return settings.model_copy(
         update={
             "port": free_port(),
@@ -55,14 +55,14 @@ def signing_url(signing: ApiSettings) -> Iterator[str]:
 
 @pytest.fixture
 def api(http: httpx.Client, signing_url: str) -> Iterator[httpx.Client]:
-    """A client of that service; `http` has emptied its Redis."""
+    """A client of that service; `http` has cleared its Redis."""
     with httpx.Client(base_url=signing_url, timeout=10) as client:
         yield client
 
 
 @pytest.fixture
 def send(api: httpx.Client, picture: bytes) -> Submit:
-    """Submits a job, by a form, with its webhook as JSON text or as a URL alone."""
+    """Submit a job as a form, with its webhook as JSON or as a URL."""
 
     def post(webhook: str | dict[str, Any], **fields: Any) -> dict[str, Any]:
         text = webhook if isinstance(webhook, str) else json.dumps(webhook)
@@ -108,7 +108,7 @@ def terms(url: str, **more: Any) -> JobOptions:
 
 
 def ended(queue: JobQueue, url: str, **more: Any) -> JobRecord:
-    """A job that was cancelled, with an end to tell."""
+    """A cancelled job with a pending event."""
     record = queue.submit(make_spec(model="demo"), terms(url, **more))
     queue.cancel(record.id)
     return record
@@ -196,8 +196,8 @@ def test_private_address_is_rejected_at_delivery(api: httpx.Client, send: Submit
         job = send(receiver.url.replace("http://127.0.0.1", "https://localhost"))
         api.post(f"/jobs/{job['id']}/cancel")
         with running_dispatcher(signing, IMG2IMG_WEBHOOK_ALLOW_PRIVATE="false"):
-            refused = wait_for_delivery(api, job, "pending")
-        assert refused["last_error"] == "the host has an address that is not public"
+            delivery = wait_for_delivery(api, job, "pending")
+        assert delivery["last_error"] == "the host has an address that is not public"
         assert not receiver.got
 
 
@@ -409,7 +409,7 @@ def test_secrets_and_payloads_are_not_exposed(
 
 
 @pytest.mark.parametrize(
-    ("module", "value", "code", "said"),
+    ("module", "value", "code", "message"),
     [
         ("img2img.app.cli", "", 2, "img2img webhooks: set IMG2IMG_WEBHOOK_SECRET"),
         ("img2img.app.cli", "hunter2", 1, "img2img: IMG2IMG_WEBHOOK_SECRET: Value error, each secret should be whsec_"),
@@ -422,7 +422,7 @@ def test_secrets_and_payloads_are_not_exposed(
     ],
 )
 def test_dispatcher_reports_why_it_cannot_start(
-    signing: ApiSettings, module: str, value: str, code: int, said: str
+    signing: ApiSettings, module: str, value: str, code: int, message: str
 ) -> None:
     result = subprocess.run(
         [sys.executable, "-m", module, *["webhooks"][: module == "img2img.app.cli"]],
@@ -434,5 +434,5 @@ def test_dispatcher_reports_why_it_cannot_start(
     )
     assert result.returncode == code
     [line] = result.stderr.strip().split("\n")
-    assert line.startswith(said)
+    assert line.startswith(message)
     assert "hunter2" not in line

@@ -1,4 +1,4 @@
-"""The door over real HTTP: who may enter, at every route that there is."""
+"""Authentication over real HTTP, for every route."""
 
 import logging
 import time
@@ -41,7 +41,7 @@ def keys(redis: Redis) -> ApiKeys:
 
 
 @pytest.fixture
-def nobody(url: str, keys: ApiKeys) -> Iterator[httpx.Client]:
+def anonymous(url: str, keys: ApiKeys) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, timeout=10) as client:
         yield client
 
@@ -64,17 +64,17 @@ def test_every_route_is_covered() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-def test_every_route_requires_a_valid_key(nobody: httpx.Client, keys: ApiKeys, method: str, path: str) -> None:
+def test_every_route_requires_a_valid_key(anonymous: httpx.Client, keys: ApiKeys, method: str, path: str) -> None:
     revoked, key = keys.create("gone", tuple(Scope))
     assert keys.revoke(key.id)
-    assert_shut(nobody.request(method, at(path)), method, "missing_api_key")
+    assert_shut(anonymous.request(method, at(path)), method, "missing_api_key")
     for bad in (NEW_KEY, revoked, revoked[:-1], "é", "i2i_"):
         for headers in ({"Authorization": f"Bearer {bad}".encode()}, {"X-API-Key": bad.encode()}):
-            assert_shut(nobody.request(method, at(path), headers=headers), method, "invalid_api_key")
+            assert_shut(anonymous.request(method, at(path), headers=headers), method, "invalid_api_key")
     basic = {"Authorization": "Basic aTJpOmkyaQ=="}
-    assert_shut(nobody.request(method, at(path), headers=basic), method, "invalid_api_key")
+    assert_shut(anonymous.request(method, at(path), headers=basic), method, "invalid_api_key")
     digest = {"Authorization": 'Digest username="i2i"'}
-    assert_shut(nobody.request(method, at(path), headers=digest), method, "missing_api_key")
+    assert_shut(anonymous.request(method, at(path), headers=digest), method, "missing_api_key")
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
@@ -82,11 +82,11 @@ def test_insufficient_scope_names_the_required_scope(url: str, keys: ApiKeys, me
     looks = method in ("GET", "HEAD")
     needed, other = (Scope.READ, Scope.SUBMIT) if looks else (Scope.SUBMIT, Scope.READ)
     with client_with(url, keys, other) as client:
-        refused = client.request(method, at(path))
-        assert refused.status_code == 403
-        assert f'scope="{needed}"' in refused.headers["www-authenticate"]
+        rejected = client.request(method, at(path))
+        assert rejected.status_code == 403
+        assert f'scope="{needed}"' in rejected.headers["www-authenticate"]
         if method != "HEAD":
-            assert f"`{needed}`" in assert_problem(refused, 403, "insufficient_scope")["detail"]
+            assert f"`{needed}`" in assert_problem(rejected, 403, "insufficient_scope")["detail"]
     for enough in (needed, Scope.ADMIN):
         with client_with(url, keys, enough) as client:
             assert client.request(method, at(path)).status_code not in (401, 403)
@@ -95,8 +95,8 @@ def test_insufficient_scope_names_the_required_scope(url: str, keys: ApiKeys, me
 @pytest.mark.parametrize(
     "path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
 )
-def test_public_paths_need_no_key(nobody: httpx.Client, path: str) -> None:
-    assert nobody.get(path).status_code == 200
+def test_public_paths_need_no_key(anonymous: httpx.Client, path: str) -> None:
+    assert anonymous.get(path).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_unknown_paths_require_a_key(url: str, keys: ApiKeys, path: str) -> None
     assert status == 401 or path.startswith("/docs/")
 
 
-def test_key_is_accepted_in_each_header(nobody: httpx.Client, keys: ApiKeys) -> None:
+def test_key_is_accepted_in_each_header(anonymous: httpx.Client, keys: ApiKeys) -> None:
     secret, _ = keys.create("test", [Scope.READ])
     for headers in (
         {"Authorization": f"Bearer {secret}"},
@@ -120,13 +120,13 @@ def test_key_is_accepted_in_each_header(nobody: httpx.Client, keys: ApiKeys) -> 
         {"X-API-Key": secret},
         {"Authorization": f"Basic {b64encode(f'ada:{secret}'.encode()).decode()}"},
     ):
-        assert nobody.get("/jobs", headers=headers).status_code == 200
+        assert anonymous.get("/jobs", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("basic", ["no base64", b64encode(b"ada").decode(), b64encode(b"ada:\xff").decode()])
-def test_invalid_basic_credentials_are_rejected(nobody: httpx.Client, keys: ApiKeys, basic: str) -> None:
+def test_invalid_basic_credentials_are_rejected(anonymous: httpx.Client, keys: ApiKeys, basic: str) -> None:
     keys.create("test", [Scope.READ])
-    assert nobody.get("/jobs", headers={"Authorization": f"Basic {basic}"}).status_code == 401
+    assert anonymous.get("/jobs", headers={"Authorization": f"Basic {basic}"}).status_code == 401
 
 
 def test_revoked_key_is_rejected_within_seconds(url: str, keys: ApiKeys) -> None:
@@ -150,17 +150,17 @@ def test_authentication_precedes_the_body(
     with connected(url) as connection:
         kind = "Content-Type: application/json\r\n"
         connection.sendall(f"POST /img2img HTTP/1.1\r\nHost: x\r\n{kind}{size}{expect}\r\n".encode())
-        answer = until_closed(connection)
-    assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
-    assert b"connection: close\r\n" in answer.lower()
-    assert answer.endswith(b"}")
-    assert b"missing_api_key" in answer
+        received = until_closed(connection)
+    assert received.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
+    assert b"connection: close\r\n" in received.lower()
+    assert received.endswith(b"}")
+    assert b"missing_api_key" in received
 
 
-def test_client_reads_the_rejection_after_sending_a_large_body(nobody: httpx.Client) -> None:
-    assert_shut(nobody.post("/images", content=bytes(3_900_000)), "POST", "missing_api_key")
-    too_large = nobody.post("/images", content=bytes(9_000_000))
-    assert_shut(too_large, "POST", "missing_api_key")  # the key comes first
+def test_client_reads_the_rejection_after_sending_a_large_body(anonymous: httpx.Client) -> None:
+    assert_shut(anonymous.post("/images", content=bytes(3_900_000)), "POST", "missing_api_key")
+    too_large = anonymous.post("/images", content=bytes(9_000_000))
+    assert_shut(too_large, "POST", "missing_api_key")  # authentication precedes the size limit
 
 
 def test_authenticated_body_is_limited_in_size(url: str, keys: ApiKeys) -> None:
@@ -177,9 +177,9 @@ def test_authentication_fails_without_redis(settings: ApiSettings, tmp_path: Pat
         authenticated_server(settings, **away) as url,
         httpx.Client(base_url=url, headers={"X-API-Key": NEW_KEY}) as client,
     ):
-        refused = client.get("/jobs")
-        assert_problem(refused, 503, "unavailable")
-        assert int(refused.headers["retry-after"]) > 0
+        rejected = client.get("/jobs")
+        assert_problem(rejected, 503, "unavailable")
+        assert int(rejected.headers["retry-after"]) > 0
         assert client.get("/healthz").status_code == 200
         assert_problem(client.get("/jobs", headers={"X-API-Key": ""}), 401, "invalid_api_key")
 
@@ -192,9 +192,9 @@ def test_keys_are_never_logged(url: str, keys: ApiKeys, caplog: pytest.LogCaptur
         client.post("/img2img", json={"image": "x"})
         client.get("/jobs", headers={"Authorization": "", "X-API-Key": NEW_KEY})
     ours = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
-    said = " ".join(record.getMessage() for record in ours)
-    assert secret not in said
-    assert NEW_KEY not in said
+    logged = " ".join(record.getMessage() for record in ours)
+    assert secret not in logged
+    assert NEW_KEY not in logged
 
 
 def test_redis_stores_only_hashes_of_keys(redis: Redis, keys: ApiKeys) -> None:

@@ -1,4 +1,4 @@
-"""Idempotency keys over real HTTP: a request that is sent again makes one job."""
+"""Idempotency keys over real HTTP: repeated requests create one job."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ Post = Callable[..., httpx.Response]
 
 @pytest.fixture
 def post(http: httpx.Client, picture: bytes) -> Post:
-    """Posts a submit with a key."""
+    """Submit with an idempotency key."""
 
     def send(key: str = "order-17", image: bytes = picture, path: str = "/img2img", **fields: Any) -> httpx.Response:
         return http.post(path, headers={"Idempotency-Key": key}, files={"image": image}, data=fields)
@@ -40,10 +40,10 @@ def test_repeated_request_returns_the_current_job(http: httpx.Client, post: Post
 def test_fifty_parallel_requests_create_one_job(post: Post, queue: JobQueue, redis: Redis) -> None:
     small = encoded(gradient(16, 16))
     with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda _: post(image=small), range(50)))
-    assert {answer.status_code for answer in answers} == {202}
-    assert len({answer.json()["id"] for answer in answers}) == 1
-    assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
+        responses = list(pool.map(lambda _: post(image=small), range(50)))
+    assert {response.status_code for response in responses} == {202}
+    assert len({response.json()["id"] for response in responses}) == 1
+    assert sum("idempotency-replayed" not in response.headers for response in responses) == 1
     assert queue.depth("demo") == redis.zcard("i2i:jobs") == 1
     assert redis.hvals("i2i:inputs:uses") == [b"1"]
 

@@ -1,4 +1,4 @@
-"""Pictures by reference and in other formats, over real HTTP."""
+"""References to images and conversion of results, over real HTTP."""
 
 import base64
 from collections.abc import Callable
@@ -24,43 +24,43 @@ Done = tuple[str, bytes]
 
 
 def refer(http: httpx.Client, image: str, **fields: Any) -> list[httpx.Response]:
-    """A submit with a reference, as a form and as JSON."""
+    """Submit a reference as a form and as JSON."""
     form = {name: (None, str(value)) for name, value in {"image": image, **fields}.items()}
     return [http.post("/img2img", files=form), http.post("/img2img", json={"image": image, **fields})]
 
 
 @pytest.fixture
 def done(submit: Submit, finish: Finish) -> Done:
-    """A job that succeeded, and its picture."""
+    """A succeeded job and its image."""
     job_id = submit(width=128, height=96).json()["id"]
     return job_id, finish(job_id)
 
 
 def test_uploaded_image_can_be_referenced(http: httpx.Client, submit: Submit, picture: bytes) -> None:
-    kept = http.post("/images", files={"image": picture})
-    assert kept.status_code == 201
-    assert kept.json() == {"sha256": sha256(picture).hexdigest(), "width": 160, "height": 120}
+    uploaded = http.post("/images", files={"image": picture})
+    assert uploaded.status_code == 201
+    assert uploaded.json() == {"sha256": sha256(picture).hexdigest(), "width": 160, "height": 120}
     as_json = http.post("/images", json={"image": base64.b64encode(picture).decode()})
-    assert (as_json.status_code, as_json.json()) == (201, kept.json())
+    assert (as_json.status_code, as_json.json()) == (201, uploaded.json())
     sent = submit(seed=1).json()["request"]
-    for answer in refer(http, kept.json()["sha256"], seed=1):
-        assert answer.status_code == 202, answer.text
-        assert answer.json()["request"] == sent
+    for response in refer(http, uploaded.json()["sha256"], seed=1):
+        assert response.status_code == 202, response.text
+        assert response.json()["request"] == sent
 
 
 def test_input_image_of_a_job_can_be_referenced(http: httpx.Client, submit: Submit) -> None:
     request = submit(seed=1).json()["request"]
-    for answer in refer(http, request["image"], seed=1):
-        assert answer.json()["request"] == request
+    for response in refer(http, request["image"], seed=1):
+        assert response.json()["request"] == request
 
 
 @pytest.mark.parametrize("path", ["images/0", "result"])
 def test_result_can_be_the_input_of_another_job(http: httpx.Client, done: Done, path: str) -> None:
     job_id, png = done
     assert Image.open(BytesIO(png)).size == (128, 96)
-    for answer in refer(http, f"/jobs/{job_id}/{path}"):
-        assert answer.status_code == 202, answer.text
-        assert (answer.json()["request"]["width"], answer.json()["request"]["height"]) == (144, 112)
+    for response in refer(http, f"/jobs/{job_id}/{path}"):
+        assert response.status_code == 202, response.text
+        assert (response.json()["request"]["width"], response.json()["request"]["height"]) == (144, 112)
 
 
 def test_unknown_references_are_rejected(http: httpx.Client, submit: Submit, done: Done) -> None:
@@ -73,11 +73,11 @@ def test_unknown_references_are_rejected(http: httpx.Client, submit: Submit, don
         (f"/jobs/{deleted}/images/0", "was deleted"),
         (f"/jobs/{done[0]}/images/1", "has 1 picture"),
     ]:
-        for answer in refer(http, image):
-            [error] = assert_problem(answer, 422, "invalid_parameter")["errors"]
+        for response in refer(http, image):
+            [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
             assert error["field"] == "image"
             assert message in error["message"]
-            assert error["got"].startswith(image[:38])  # a `result` is named by its index
+            assert error["got"].startswith(image[:38])  # `/result` is reported with its index
 
 
 def test_unknown_reference_leaves_no_keys(http: httpx.Client, redis: Redis) -> None:
@@ -87,9 +87,9 @@ def test_unknown_reference_leaves_no_keys(http: httpx.Client, redis: Redis) -> N
 
 @pytest.mark.parametrize("image", ["http://127.0.0.1/jobs/x/result", "/jobs/../etc/passwd", "/etc/passwd", "A" * 64])
 def test_malformed_references_are_rejected(http: httpx.Client, image: str) -> None:
-    for answer in refer(http, image):
-        assert answer.status_code in (415, 422)
-        assert answer.json()["errors"][0]["field"] == "image"
+    for response in refer(http, image):
+        assert response.status_code in (415, 422)
+        assert response.json()["errors"][0]["field"] == "image"
 
 
 def test_uploaded_image_is_kept_while_in_use(
@@ -104,7 +104,7 @@ def test_uploaded_image_is_kept_while_in_use(
     redis.zadd(INPUT_IMAGES, {key: 1})
     retention.sweep()
     assert store.get(key) is None
-    assert [answer.status_code for answer in refer(http, digest)] == [422, 422]
+    assert [response.status_code for response in refer(http, digest)] == [422, 422]
 
 
 @pytest.mark.parametrize(

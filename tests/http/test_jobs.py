@@ -1,4 +1,4 @@
-"""A job over real HTTP, from queued to each of its ends. Records are moved as a worker moves them."""
+"""A job over real HTTP, from queued to each final status, with transitions as a worker makes them."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -29,7 +29,7 @@ def job_id(submit: Submit) -> str:
 
 
 def run(queue: JobQueue, job_id: str) -> str:
-    """A worker takes the job."""
+    """Start the job as a worker."""
     execution = uuid4().hex
     assert queue.job_store.start(job_id, execution=execution, worker="test-worker")
     return execution
@@ -161,10 +161,10 @@ def test_method_not_allowed_lists_the_allowed_methods(http: httpx.Client, method
 
 def test_cancel_removes_a_queued_job_from_the_queue(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
     assert queue.depth("demo") == 1
-    answers = [http.post(f"/jobs/{job_id}/cancel") for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
-    assert len({answer.text for answer in answers}) == 1
-    job = answers[0].json()
+    responses = [http.post(f"/jobs/{job_id}/cancel") for _ in range(3)]
+    assert [response.status_code for response in responses] == [200, 200, 200]
+    assert len({response.text for response in responses}) == 1
+    job = responses[0].json()
     assert (job["status"], job["error"]) == ("cancelled", None)
     assert job["finished_at"]
     assert queue.depth("demo") == 0
@@ -182,8 +182,8 @@ def test_cancel_takes_a_running_job_from_its_worker(http: httpx.Client, queue: J
 def test_cancel_leaves_an_ended_job_unchanged(http: httpx.Client, job_id: str, finish: Finish) -> None:
     finish(job_id)
     job = http.get(f"/jobs/{job_id}").json()
-    answer = http.post(f"/jobs/{job_id}/cancel")
-    assert (answer.status_code, answer.json()) == (200, job)
+    response = http.post(f"/jobs/{job_id}/cancel")
+    assert (response.status_code, response.json()) == (200, job)
 
 
 def test_models_lists_those_of_live_workers(http: httpx.Client, redis: Redis, submit: Submit) -> None:
@@ -199,7 +199,7 @@ def test_models_lists_those_of_live_workers(http: httpx.Client, redis: Redis, su
     registry.unregister("test-worker")
     registry.unregister("second")
     assert http.get("/models").json() == {"models": []}
-    assert submit().status_code == 202  # it waits for its worker to come back
+    assert submit().status_code == 202  # jobs are accepted without a live worker
 
 
 def test_health(http: httpx.Client, redis: Redis) -> None:

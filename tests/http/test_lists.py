@@ -1,4 +1,4 @@
-"""Lists of jobs and their ends over real HTTP: paging, deletion, expiry, deadlines, dry runs."""
+"""Lists over real HTTP, and the end of jobs: paging, deletion, expiry, deadlines, dry runs."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Finish = Callable[[str], bytes]
 
 
 def pages(http: httpx.Client, **params: Any) -> list[list[str]]:
-    """The ids of each page."""
+    """Return the ids of each page."""
     found = []
     while True:
         response = http.get("/jobs", params=params)
@@ -44,7 +44,7 @@ def retention(redis: Redis, store: ObjectStore) -> Retention:
 
 @pytest.fixture
 def brief(submit: Submit, queue: JobQueue, finish: Finish) -> str:
-    """A job that ended and expires at once."""
+    """An ended job that expires immediately."""
     record = queue.job_store.get(submit(num_images=2).json()["id"])
     assert record is not None
     job = queue.submit(record.spec, JobOptions(result_ttl_s=0.01))
@@ -65,7 +65,7 @@ def test_pages_are_stable_while_jobs_come_and_go(http: httpx.Client, submit: Sub
     ids = [submit().json()["id"] for _ in range(6)][::-1]
     cursor = http.get("/jobs", params={"limit": 2}).json()["next_cursor"]
     submit()
-    http.delete(f"/jobs/{ids[1]}")  # where the cursor stands
+    http.delete(f"/jobs/{ids[1]}")  # the job of the cursor
     http.delete(f"/jobs/{ids[2]}")
     assert pages(http, limit=2, cursor=cursor) == [ids[3:5], ids[5:]]
 
@@ -113,7 +113,7 @@ def test_delete_removes_a_job_and_its_images(
     assert_problem(http.post(f"/jobs/{job_id}/cancel"), 410, "deleted")
     assert pages(http) == pages(http, status="succeeded") == [[]]
     assert store.get(result_key(job_id, 0)) is store.get(result_key(job_id, 1)) is None
-    redis.delete(GONE_JOB.format(id=job_id))  # some time later
+    redis.delete(GONE_JOB.format(id=job_id))  # expires later
     assert_problem(http.delete(f"/jobs/{job_id}"), 404, "not_found")
 
 
@@ -123,7 +123,7 @@ def test_delete_takes_a_running_job_from_its_worker(
     job_id = submit().json()["id"]
     queue.job_store.start(job_id, execution="e", worker="w")
     assert http.delete(f"/jobs/{job_id}").status_code == 204
-    store.put(result_key(job_id, 0), b"late")  # the worker had just finished it
+    store.put(result_key(job_id, 0), b"late")  # the worker had already finished
     assert not queue.job_store.succeed(job_id, execution="e", images=[], timings={}, steps=1)
     assert queue.job_store.active_ids() == []
     retention.sweep()
@@ -235,14 +235,14 @@ def test_invalid_deadlines_are_rejected(submit: Submit, value: object) -> None:
 
 def test_dry_run_describes_the_job(http: httpx.Client, submit: Submit, redis: Redis, picture: bytes) -> None:
     files, fields = {"image": picture}, {"prompt": "a house", "strength": 0.5, "num_images": 2, "seed": 3}
-    answer = http.post("/img2img?dry_run=true", files=files, data=fields)
-    assert answer.status_code == 200
+    response = http.post("/img2img?dry_run=true", files=files, data=fields)
+    assert response.status_code == 200
     assert not redis.keys("i2i:job*")
-    assert "location" not in answer.headers
+    assert "location" not in response.headers
     job = submit(**fields).json()
-    assert answer.json()["request"] == job["request"]
-    assert answer.json()["cost"] == pytest.approx(144 * 112 * 16 * 2 * 2 / 1e6)
-    assert answer.json()["queue_position"] == 0
+    assert response.json()["request"] == job["request"]
+    assert response.json()["cost"] == pytest.approx(144 * 112 * 16 * 2 * 2 / 1e6)
+    assert response.json()["queue_position"] == 0
     assert http.post("/img2img?dry_run=1", files=files).json()["queue_position"] == 1
     assert_problem(http.post("/img2img?dry_run=true", files=files, data={"strength": 2}), 422, "invalid_parameter")
     assert_problem(http.post("/img2img?dry_run=perhaps", files=files), 422, "invalid_parameter")

@@ -1,4 +1,4 @@
-"""What clients see while something that the service needs is gone."""
+"""Responses while Redis or the blob store is unavailable."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def client(folder: Path) -> Iterator[httpx.Client]:
 
 
 def assert_unavailable(client: httpx.Client, picture: bytes, calls: list[tuple[str, str]] = CALLS) -> None:
-    """Everything that needs Redis says soon that it cannot."""
+    """Assert that requests that need Redis fail soon with 503."""
     for method, path in calls:
         started_at = time.monotonic()
         response = client.request(method, path, files={"image": picture} if path == "/img2img" else None)

@@ -1,4 +1,4 @@
-"""Two keys over real HTTP: what is one's is to the other as if it were not there."""
+"""Isolation of API keys over real HTTP: data of another key is not found."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -70,7 +70,7 @@ def listed(client: httpx.Client, **params: object) -> list[str]:
 
 
 def assert_as_if_absent(client: httpx.Client, method: str, path: str, job_id: str) -> None:
-    """The answer is, to the letter, the one about a job that never was."""
+    """Assert that the response equals that for a job that never existed."""
     theirs, none = (client.request(method, path.format(job_id=name, index=0)) for name in (job_id, ABSENT))
     assert theirs.status_code == none.status_code == 404
     assert theirs.text.replace(job_id, ABSENT) == none.text
@@ -105,7 +105,7 @@ def test_jobs_of_other_owners_are_not_found(
             Retention(redis, store).sweep()
     before = clients.ada.get(f"/jobs/{job_id}")
     assert_as_if_absent(clients.bob, method, path, job_id)
-    assert clients.ada.get(f"/jobs/{job_id}").text == before.text  # and nothing has happened to it
+    assert clients.ada.get(f"/jobs/{job_id}").text == before.text  # unchanged
     with clients.admin.stream(method, path.format(job_id=job_id, index=0)) as seen_by_admin:
         assert seen_by_admin.status_code != 404
 
@@ -126,7 +126,7 @@ def test_list_shows_only_own_jobs(clients: Clients, picture: bytes, finish: Fini
 def test_own_list_is_independent_of_other_owners(
     clients: Clients, picture: bytes, redis: Redis, queue: JobQueue
 ) -> None:
-    """Its cost goes by the owner's jobs: Redis touches no list but the owner's."""
+    """Redis reads only the list of the owner."""
     bobs = job_of(clients.bob, picture)
     record = queue.job_store.get(job_of(clients.ada, picture))
     assert record is not None
@@ -136,10 +136,10 @@ def test_own_list_is_independent_of_other_owners(
         assert listed(clients.bob) == [bobs]
         redis.echo("done")
         commands = []
-        for said in monitor.listen():
-            if said["command"].startswith("ECHO"):
+        for message in monitor.listen():
+            if message["command"].startswith("ECHO"):
                 break
-            commands.append(said["command"])
+            commands.append(message["command"])
     reads = [command for command in commands if command.startswith("ZREVRANGEBYSCORE")]
     assert len(reads) == 1
     assert "i2i:jobs:of:" in reads[0]
@@ -197,12 +197,12 @@ def test_admins_can_cancel_and_delete_all_jobs(clients: Clients, picture: bytes)
 
 
 def refers(client: httpx.Client, sha256: str) -> bool:
-    """Whether the client can use the picture; if not, the answer is the one about a picture that never was."""
-    answer, none = (client.post("/img2img", json={"image": one}) for one in (sha256, ABSENT * 2))
-    if answer.status_code == 202:
+    """Whether the client can use the image; if not, the response equals that for an unknown image."""
+    response, none = (client.post("/img2img", json={"image": one}) for one in (sha256, ABSENT * 2))
+    if response.status_code == 202:
         return True
-    assert_problem(answer, 422, "invalid_parameter")
-    assert answer.text.replace(sha256, ABSENT * 2) == none.text
+    assert_problem(response, 422, "invalid_parameter")
+    assert response.text.replace(sha256, ABSENT * 2) == none.text
     return False
 
 
@@ -236,7 +236,7 @@ def test_input_of_a_queued_job_can_be_referenced(
 ) -> None:
     used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
     redis.zadd(INPUT_IMAGES, {input_key(used): 1})
-    Retention(redis, store).sweep()  # takes it off the list, and leaves the picture to the job
+    Retention(redis, store).sweep()  # deletes the upload, not the image of the job
     assert not redis.exists(INPUT_IMAGES)
     assert not refers(clients.bob, used)
     assert refers(clients.ada, used)

@@ -21,7 +21,7 @@ from img2img.app.webhooks.ssrf_guard import check_webhook, is_public
 from img2img.domain.webhook import DeliveryStatus, Webhook
 from img2img.errors import ParameterError
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # the one of the specification's example
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # from the example in the specification
 OTHER_SECRET = "whsec_" + base64.b64encode(b"x" * 32).decode()
 
 
@@ -96,9 +96,9 @@ def test_non_public_addresses(address: str) -> None:
 )
 def test_non_public_url_is_rejected_at_submit(url: str) -> None:
     webhook = Webhook.model_validate({"url": url})
-    with pytest.raises(ParameterError) as refused:
+    with pytest.raises(ParameterError) as error:
         check_webhook(webhook, allow_private=False)
-    assert refused.value.field == "webhook.url"
+    assert error.value.field == "webhook.url"
     check_webhook(webhook, allow_private=True)
 
 
@@ -124,7 +124,7 @@ def test_retry_delays_grow_to_a_day_and_end() -> None:
 
 
 def test_retry_delays_have_jitter() -> None:
-    assert [retry_delay_s(1, None, chance) for chance in (0, 0.5, 1)] == pytest.approx([4, 5, 6])
+    assert [retry_delay_s(1, None, jitter) for jitter in (0, 0.5, 1)] == pytest.approx([4, 5, 6])
 
 
 def test_retry_after_extends_the_delay_up_to_a_day() -> None:
@@ -146,15 +146,15 @@ def test_parse_retry_after() -> None:
 def test_delivery_after_attempt() -> None:
     delivered = delivery_after_attempt(3, DeliveryResponse(204), 100.0, 0.5)
     assert (delivered.status, delivered.attempts, delivered.next_attempt_at) == (DeliveryStatus.DELIVERED, 3, None)
-    for answer in (
+    for response in (
         DeliveryResponse(302, "status 302"),
         DeliveryResponse(500, "status 500"),
         DeliveryResponse(error="no response within 15 s"),
     ):
-        pending = delivery_after_attempt(1, answer, 100.0, 0.5)
+        pending = delivery_after_attempt(1, response, 100.0, 0.5)
         assert (pending.status, pending.next_attempt_at) == (DeliveryStatus.PENDING, 105.0)
-        assert (pending.last_status, pending.last_error) == (answer.status, answer.error)
-        assert delivery_after_attempt(MAX_ATTEMPTS, answer, 100.0, 0.5).status is DeliveryStatus.FAILED
+        assert (pending.last_status, pending.last_error) == (response.status, response.error)
+        assert delivery_after_attempt(MAX_ATTEMPTS, response, 100.0, 0.5).status is DeliveryStatus.FAILED
     gone = delivery_after_attempt(1, DeliveryResponse(410, "status 410"), 100.0, 0.5)
     assert (gone.status, gone.next_attempt_at) == (DeliveryStatus.FAILED, None)
 
@@ -194,12 +194,12 @@ def test_serve_generates_one_private_secret(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("secret", ["hunter2", "whsec_", "whsec_hunter2", "whsec_" + "A" * 12, f"{SECRET} hunter2"])
 def test_invalid_secret_is_rejected_without_showing_it(secret: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as error:
         ApiSettings(_env_file=None, webhook_secret=secret)
-    said = describe_errors(refused.value)
-    assert said.startswith("IMG2IMG_WEBHOOK_SECRET: ")
-    assert not any(part in said for part in secret.split() if part != "whsec_")
-    assert "got" not in said
+    message = describe_errors(error.value)
+    assert message.startswith("IMG2IMG_WEBHOOK_SECRET: ")
+    assert not any(part in message for part in secret.split() if part != "whsec_")
+    assert "got" not in message
 
 
 def test_settings_hide_their_secret() -> None:
