@@ -32,12 +32,12 @@ from img2img.app.schemas.responses import Job as JobView
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import Supervisor, free_port, running
 from img2img.domain.model_card import ModelCard
-from img2img.worker.runtime.allocator import TRIM_S
+from img2img.worker.runtime.allocator import TRIM_INTERVAL_S
 
 TICK_S = 0.05
 SAMPLE_S = 2.0
 WARM_UP = 0.25  # of the time: caches fill, allocators settle
-REST_S = TRIM_S + 10  # of no load, in which a worker gives memory back
+REST_S = TRIM_INTERVAL_S + 10  # of no load, in which a worker gives memory back
 FLAT_MB = 32.0  # more that is held at rest is a leak; less are caches that were not warm yet
 PROCESSES = {
     "img2img.app.cli": "api",

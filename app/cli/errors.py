@@ -53,7 +53,7 @@ def server_errors(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "img2img":
             raise
-        fail(f"this command needs more than the client: pip install 'img2img-server[{extra}]' ({error})")
+        fail(f"the server is not installed ({error}): pip install 'img2img-server[{extra}]'")
 
 
 @contextmanager

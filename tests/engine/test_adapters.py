@@ -81,7 +81,7 @@ class Served:
         if spec.task is not Task.INPAINT:
             return Inputs(to_tensor(self.picture), **others)
         canvas = InpaintCanvas(self.picture, self.mask, spec.region)
-        seen, painted = canvas.view((spec.width, spec.height))
+        seen, painted = canvas.model_input((spec.width, spec.height))
         return Inputs(to_tensor(seen), to_tensor(painted), canvas, **others)
 
     def run(self, *specs: JobSpec, model: Model | None = None) -> list[np.ndarray]:

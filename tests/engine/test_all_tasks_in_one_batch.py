@@ -1,7 +1,6 @@
 """Jobs of every task in one engine at the same time: they share passes where they can, and each comes out as alone."""
 
 import io
-import threading
 from collections import Counter
 from typing import Any
 
@@ -16,7 +15,7 @@ from img2img.domain.tiling import Tiling
 from img2img.worker.engine.engine import Engine
 from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
-from img2img.worker.runner import JobRunner, RunningJob
+from img2img.worker.runner import JobRunner, Rendering
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd, tiny_unet, tiny_x4_upscaler
@@ -119,13 +118,15 @@ def ran(model: Model, blobs: dict[str, bytes], *specs: JobSpec) -> tuple[Counter
     """How many calls of each kind an engine made for the jobs, all at once, and their pictures."""
     engine = Engine(slots=64)
     runner = JobRunner(engine, {"tiny": model})
-    running = [runner.start(spec, blobs, range(1), threading.Event().set) for spec in specs]
+    running = [runner.prepare(spec, blobs, range(1)) for spec in specs]
+    for rendering in running:
+        rendering.start(lambda: None)
     engine.shut_down()
     engine.run()
     return engine.calls_run, [pixels(job) for job in running]
 
 
-def pixels(running: RunningJob) -> np.ndarray:
+def pixels(running: Rendering) -> np.ndarray:
     with Image.open(io.BytesIO(running.render()[0].png)) as picture:
         return np.asarray(picture).astype(int)
 

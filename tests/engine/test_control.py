@@ -100,7 +100,7 @@ class Served:
         if spec.task is not Task.INPAINT:
             return Inputs(to_tensor(self.picture), controls=maps)
         canvas = InpaintCanvas(self.picture, self.mask, spec.region)
-        seen, painted = canvas.view((spec.width, spec.height))
+        seen, painted = canvas.model_input((spec.width, spec.height))
         return Inputs(to_tensor(seen), to_tensor(painted), canvas, maps)
 
     def run(self, *specs: JobSpec) -> list[np.ndarray]:

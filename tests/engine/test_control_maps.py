@@ -125,7 +125,7 @@ def test_a_map_is_made_of_the_controls_own_picture_or_else_of_the_jobs(
 def test_the_control_task_has_maps_and_no_picture(blobs: dict[str, bytes], keep: Callable[[Image.Image], str]) -> None:
     spec = of_size(SIDE, task=Task.CONTROL, image=None, controls=(control(keep(square("red", "blue"))),))
     inputs = load_inputs(spec, blobs)
-    assert inputs.picture is None
+    assert inputs.image is None
     assert inputs.controls[0].shape == (1, 3, SIDE, SIDE)
 
 
@@ -150,9 +150,9 @@ def test_in_an_inpaint_a_map_lies_on_what_the_model_sees(
     )
     inputs = load_inputs(spec, blobs)
     of_canvas, of_same_size, of_drawn = inputs.controls
-    assert inputs.picture is not None
-    assert torch.equal(of_canvas, inputs.picture)
-    assert torch.equal(of_same_size, inputs.picture)
+    assert inputs.image is not None
+    assert torch.equal(of_canvas, inputs.image)
+    assert torch.equal(of_same_size, inputs.image)
     expected = torch.zeros(1, 3, 64, 64)
     expected[:, :, 32:, 32:] = 1
     assert torch.equal(of_drawn, expected)
@@ -172,5 +172,5 @@ def test_a_map_that_nothing_here_can_make_fails_the_job(
     blobs: dict[str, bytes], keep: Callable[[Image.Image], str]
 ) -> None:
     spec = of_size(SIDE, image=keep(square("red", "blue")), controls=(control(type="depth"),))
-    with pytest.raises(JobError, match="no depth maps"):
+    with pytest.raises(JobError, match="cannot make depth maps"):
         load_inputs(spec, blobs)

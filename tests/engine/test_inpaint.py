@@ -52,7 +52,7 @@ class Served:
 
     def inputs(self, spec: JobSpec) -> Inputs:
         canvas = InpaintCanvas(self.picture, self.mask, spec.region)
-        seen, painted = canvas.view((spec.width, spec.height))
+        seen, painted = canvas.model_input((spec.width, spec.height))
         return Inputs(to_tensor(seen), to_tensor(painted), canvas)
 
 

@@ -77,7 +77,7 @@ def test_tiles_that_come_back_as_they_went_give_the_enlarged_picture(size: tuple
     width, height = enlarged.grid.tile
     assert {tile.size for tile in tiles} == {(width // 4, height // 4) if by_upscaler else (width, height)}
     results = [np.asarray(tile.resize((width, height), how)) for tile in tiles]
-    whole = enlarged.joined(results)
+    whole = enlarged.merge(results)
     assert (whole == np.asarray(picture.resize((size[0] * 4, size[1] * 4), how))).all()
 
 
@@ -86,7 +86,7 @@ def test_tiles_that_differ_fade_into_each_other() -> None:
     grid = enlarged.grid
     values = np.random.default_rng(1).integers(0, 256, len(grid))
     tiles = [np.full((grid.tile[1], grid.tile[0], 3), value, np.uint8) for value in values]
-    whole = enlarged.joined(tiles).astype(int)
+    whole = enlarged.merge(tiles).astype(int)
     for axis, starts, side in ((1, grid.lefts, grid.tile[0]), (0, grid.tops, grid.tile[1])):
         narrowest = min(before + side - after for before, after in pairwise(starts))
         steepest = 255 * np.pi / 2 / narrowest

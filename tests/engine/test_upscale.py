@@ -1,7 +1,6 @@
 """Larger pictures: tiles are those of the stock pipelines, they run together, and no seam shows."""
 
 import io
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from img2img.worker.images.inputs import to_tensor
 from img2img.worker.pipelines.denoise import encode_decode
 from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
-from img2img.worker.runner import JobRunner, RunningJob, to_pixels
+from img2img.worker.runner import JobRunner, Rendering, to_pixels
 from tests.engine.test_tiling import job, noise
 from tests.support.models.tiny_models import (
     autoencoder,
@@ -67,17 +66,18 @@ def upscaling(model: Model, times: int) -> Tiling:
     return Tiling(upscaler=True, side=card.native_size, overlap=card.size_multiple, multiple=card.size_multiple)
 
 
-def started(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Image.Image]]) -> list[RunningJob]:
+def started(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Image.Image]]) -> list[Rendering]:
     runner = JobRunner(engine, {"tiny": model})
     running = []
     for spec, picture in jobs:
         file = io.BytesIO()
         picture.save(file, "PNG")
-        running.append(runner.start(spec, {IMAGE: file.getvalue()}, range(spec.num_images), threading.Event().set))
+        running.append(runner.prepare(spec, {IMAGE: file.getvalue()}, range(spec.num_images)))
+        running[-1].start(lambda: None)
     return running
 
 
-def ran(model: Model, *jobs: tuple[JobSpec, Image.Image], slots: int = 32) -> tuple[Engine, list[RunningJob]]:
+def ran(model: Model, *jobs: tuple[JobSpec, Image.Image], slots: int = 32) -> tuple[Engine, list[Rendering]]:
     """The jobs at their end, after the engine has run them together."""
     engine = Engine(slots=slots)
     running = started(engine, model, jobs)
@@ -86,7 +86,7 @@ def ran(model: Model, *jobs: tuple[JobSpec, Image.Image], slots: int = 32) -> tu
     return engine, running
 
 
-def pixels(running: RunningJob, index: int = 0) -> np.ndarray:
+def pixels(running: Rendering, index: int = 0) -> np.ndarray:
     with Image.open(io.BytesIO(running.render()[index].png)) as picture:
         return np.asarray(picture).astype(int)
 
@@ -117,7 +117,7 @@ def test_a_picture_of_one_tile_is_what_the_stock_upscalers_make(served: Served) 
                 generator=generator(spec.seed),
             ).images[0]
             assert np.abs(pixels(running) - np.asarray(expected)).max() <= 1
-            assert running.step == spec.total_steps == 3
+            assert running.steps_done == spec.total_steps == 3
         _, [alone] = ran(served.model, (specs[0], picture))
         assert np.abs(pixels(alone) - pixels(together[0])).max() <= 1
 
@@ -249,7 +249,7 @@ def test_every_tile_is_stock_img2img_with_its_part_of_one_noise(served: Served) 
             guidance_scale=1.0,
             generator=generator(seeds[number]),
         ).images[0]
-        result = running.tickets[4 + number].result
+        result = running.tasks[4 + number].result
         assert np.abs(result.astype(int) - np.asarray(expected)).max() <= 1
     served.img2img.scheduler = diffusers.DDIMScheduler.from_config(served.img2img.scheduler.config)
     _, [in_turns] = ran(served.plain, (spec, picture), slots=3)
@@ -263,7 +263,7 @@ def test_upscalers_take_large_pictures_in_tiles(served: Served) -> None:
         spec = job(*size, times=times, tiling=tiling, strength=1.0, num_inference_steps=2, scheduler=scheduler)
         _, [running] = ran(served.model, (spec, noise(*size)))
         assert pixels(running).shape == (size[1] * times, size[0] * times, 3)
-        assert running.step == spec.total_steps
+        assert running.steps_done == spec.total_steps
         assert spec.passes > 1
 
 
@@ -280,7 +280,7 @@ def test_no_seam_shows(served: Served) -> None:
     grid = spec.grid
     assert grid is not None
     pasted = np.zeros_like(whole)
-    for ticket, (left, top, right, bottom) in zip(running.tickets, grid.boxes, strict=True):
+    for ticket, (left, top, right, bottom) in zip(running.tasks, grid.boxes, strict=True):
         pasted[top:bottom, left:right] = ticket.result[: 120 - top, : 160 - left]
     edges = [left - 1 for left in grid.lefts[1:]] + [left + grid.tile[0] - 1 for left in grid.lefts[:-1]]
 
@@ -298,14 +298,14 @@ def test_cancelling_frees_every_row_at_once(served: Served) -> None:
     assert spec.passes > 4 * 4
     with torch.inference_mode():
         [running] = started(engine, served.plain, [(spec, noise(120, 120))])
-        while running.step < 8:
+        while running.steps_done < 8:
             engine.step()
-        assert 0 < running.step < spec.total_steps
-        assert running.left == spec.passes
+        assert 0 < running.steps_done < spec.total_steps
+        assert running.remaining == spec.passes
         running.stop()
         for _ in range(spec.passes):
             engine.step()
-    assert running.left == 0
+    assert running.remaining == 0
     assert engine.free_slots == engine.slots
     assert engine.calls_run["denoise"] < 8, "none of the tiles that waited began"
     with pytest.raises(Cancelled):
