@@ -194,10 +194,10 @@ def test_what_has_the_scale_0_is_not_there(served: Served) -> None:
 
 def test_adapters_add_only_their_own_weights_to_memory(served: Served) -> None:
     def held(model: Model) -> int:
-        twins = [*model.adapters._twins.values(), *model.adapters._seeing]
+        adapted = [module.module for module in model.adapters.modules]
         pipeline = model.pipeline(Task.IMG2IMG, Scheduler.DDIM)
         modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
-        tensors = [t for module in [*modules, *(twin._module for twin in twins)] for t in module.parameters()]
+        tensors = [t for module in [*modules, *adapted] for t in module.parameters()]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     files = [*served.loras.values(), *served.ip_adapter.rglob("*.safetensors")]
@@ -248,7 +248,7 @@ def test_an_ip_adapter_that_does_not_fit_is_refused_at_the_start(tmp_path: Path)
             )
     save_file(good, file)
     (adapter / "image_encoder" / "model.safetensors").unlink()
-    with pytest.raises(StartupError, match="cannot load its image encoder"):
+    with pytest.raises(StartupError, match="cannot load the image encoder"):
         load_model(
             ModelConfig(name="m", source=str(folder), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
         )

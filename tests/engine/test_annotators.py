@@ -130,9 +130,9 @@ def test_what_cannot_make_maps_is_refused_at_the_start(tmp_path: Path) -> None:
     source = str(tiny_sd(tmp_path / "sd"))
     too_many = tiny_segmentation(tmp_path / "classes", classes=151)
     for kind, folder, reason in (
-        (ControlType.CANNY, too_many, "no model makes these maps"),
+        (ControlType.CANNY, too_many, "not made by a model"),
         (DEPTH, tmp_path / "nowhere", "cannot load"),
-        (SEGMENTATION, too_many, "knows 151 classes"),
+        (SEGMENTATION, too_many, "has 151 classes"),
     ):
         entry = ModelConfig(name="m", source=source, preprocessors={kind: ComponentSource(source=str(folder))})
         with pytest.raises(StartupError, match=reason):

@@ -159,7 +159,7 @@ def test_a_part_can_be_a_whole_pipeline(served: Served, tmp_path: Path) -> None:
 
 def test_a_part_of_another_kind_is_refused(served: Served, tmp_path: Path) -> None:
     served.unets["inpaint"].save_pretrained(tmp_path / "unet")
-    with pytest.raises(StartupError, match="is one for inpaint, not edit"):
+    with pytest.raises(StartupError, match="is for `inpaint`, not for `edit`"):
         load_model(ModelConfig(source=str(served.base), edit=str(tmp_path / "unet")), device="cpu")
     with pytest.raises(StartupError, match="cannot load"):
         load_model(ModelConfig(source=str(served.base), inpaint=str(tmp_path / "nothing")), device="cpu")

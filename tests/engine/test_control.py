@@ -203,10 +203,10 @@ def test_a_controlnet_of_another_kind_of_model_is_refused_at_the_start(tmp_path:
     sd, sdxl = tiny_sd(tmp_path / "sd"), tiny_sdxl(tmp_path / "sdxl")
     net = tiny_controlnet(sdxl, tmp_path / "net", seed=0)
     for source, reason in (
-        (net, "reads text embeddings of 64 numbers; those of this model have 32"),
+        (net, "its cross_attention_dim is 64, that of the model is 32"),
         (tmp_path / "nowhere", "cannot load"),
         (sd / "unet", "is a UNet2DConditionModel"),
-        (net / "diffusion_pytorch_model.safetensors", "should be a folder"),
+        (net / "diffusion_pytorch_model.safetensors", "must be a folder"),
     ):
         entry = ModelConfig(name="m", source=str(sd), controlnets={CANNY: ComponentSource(source=str(source))})
         with pytest.raises(StartupError, match=reason):

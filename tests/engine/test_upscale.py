@@ -193,8 +193,8 @@ def test_a_unet_that_does_not_enlarge_the_model_is_refused(served: Served, tmp_p
     tiny_unet(in_channels=8).save_pretrained(tmp_path / "edit")
     tiny_x4_unet().save_pretrained(tmp_path / "x4")
     for folder, said in (
-        ("edit", "one for this model has `in_channels` 7 and `num_class_embeds` over 20, not 8 and None"),
-        ("x4", "the upscaler for 4 times enlarges by 2"),  # the autoencoder of this model
+        ("edit", "it needs `in_channels` 7 and `num_class_embeds` over 20, not 8 and None"),
+        ("x4", "upscale.4: the pipeline upscales by 2"),  # the autoencoder of this model
         ("none", "cannot load"),
     ):
         upscale = {4: str(tmp_path / folder)}
@@ -318,5 +318,5 @@ def test_the_card_lists_what_it_can_do_and_by_what(served: Served, tmp_path: Pat
     assert plain.upscalers == ()
     assert [(card.times, card.native_size, card.size_multiple) for card in both.upscalers] == [(2, 64, 16), (4, 64, 16)]
     wrong = ModelConfig(source=str(served.folder / "base"), upscale={2: str(served.folder / "x4")})  # type: ignore[arg-type]
-    with pytest.raises(StartupError, match="the upscaler for 2 times is a StableDiffusionUpscalePipeline"):
+    with pytest.raises(StartupError, match="upscale.2: StableDiffusionUpscalePipeline does not upscale by 2"):
         load_model(wrong, device="cpu")

@@ -15,7 +15,7 @@ from img2img.worker.pipelines.loading.model_config import (
     configs_to_serve,
     read_models_file,
 )
-from img2img.worker.pipelines.loading.weights import weights_file
+from img2img.worker.pipelines.loading.weights import resolve_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,8 +55,8 @@ def test_entries_have_their_names_defaults_and_parts(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[models.a]\nsource = 'x'\nlora = {}", "models.a.lora: there is no such key"),
-        ("[models.a]\nsource = 'x'\nloras.ink = { source = 'y', file = 'z' }", "models.a.loras.ink.file: there is no"),
+        ("[models.a]\nsource = 'x'\nlora = {}", "models.a.lora: unknown key"),
+        ("[models.a]\nsource = 'x'\nloras.ink = { source = 'y', file = 'z' }", "models.a.loras.ink.file: unknown key"),
         ("[models.a]\nsource = 'x'\nscheduler = 'magic'", "models.a.scheduler: Input should be 'ddim'"),
         ("[models.a]\nsource = 'x'\nsteps = 0", "models.a.steps: Input should be greater than or equal to 1, got 0"),
         ("[models.a]\nsteps = 3", "models.a.source: Field required"),
@@ -81,7 +81,10 @@ def test_a_worker_serves_all_of_the_file_or_what_it_is_told(file: Path) -> None:
     assert served(None) == ["photo", "org/large"]
     assert served("org/large") == ["org/large"]
     assert served(" photo , demo,photo") == ["photo", "demo"]
-    for names, said in (("photo,nope", "no model 'nope', but demo, org/large, photo"), (" , ", "one model at least")):
+    for names, said in (
+        ("photo,nope", "unknown model 'nope'; known: demo, org/large, photo"),
+        (" , ", "one or more models"),
+    ):
         with pytest.raises(StartupError, match=said):
             served(names)
     with pytest.raises(StartupError, match="IMG2IMG_REVISION"):
@@ -96,13 +99,13 @@ def test_without_a_file_it_serves_the_one_model(tmp_path: Path) -> None:
     [demo] = configs_to_serve("demo", None, None, None)
     assert demo == config_for("demo")
     assert Path(demo.source, "model_index.json").is_file()
-    with pytest.raises(StartupError, match="source: there is no /no/such/folder"):
+    with pytest.raises(StartupError, match="source: /no/such/folder does not exist"):
         configs_to_serve("/no/such/folder", None, None, None)
 
 
 def test_a_part_that_is_not_there_is_missed_before_anything_loads(file: Path) -> None:
     (file.parent / "ink.safetensors").unlink()
-    with pytest.raises(StartupError, match=r"model 'photo': loras.ink: there is no .*/ink.safetensors"):
+    with pytest.raises(StartupError, match=r"model 'photo': loras.ink: .*/ink.safetensors does not exist"):
         configs_to_serve("photo", None, file, None)
     assert len(configs_to_serve("photo", None, file, "org/large")) == 1, "what is not served need not be here"
 
@@ -148,17 +151,17 @@ def test_a_pickle_is_refused_and_not_read(tmp_path: Path, name: str, said: str) 
     (tmp_path / name).write_bytes(pickle.dumps(RunsWhenRead(trace)))
     for part in (ComponentSource(source=str(tmp_path / name)), ComponentSource(source=str(tmp_path), weight_name=name)):
         with pytest.raises(StartupError, match=f"LoRA: .*{said}"):
-            weights_file(part, "LoRA")
+            resolve_weights(part, "LoRA")
     assert not trace.exists()
 
 
 def test_a_file_is_named_where_a_source_holds_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StartupError, match="holds 0 safetensors files"):
-        weights_file(ComponentSource(source=str(tmp_path)), "LoRA")
+    with pytest.raises(StartupError, match="has 0 safetensors files"):
+        resolve_weights(ComponentSource(source=str(tmp_path)), "LoRA")
     with pytest.raises(StartupError, match="No such file"):
-        weights_file(ComponentSource(source=str(tmp_path), weight_name="none.safetensors"), "LoRA")
-    with pytest.raises(StartupError, match="name the file in org/adapter by `weight_name`"):
-        weights_file(ComponentSource(source="org/adapter"), "IP-Adapter")
+        resolve_weights(ComponentSource(source=str(tmp_path), weight_name="none.safetensors"), "LoRA")
+    with pytest.raises(StartupError, match="set `weight_name` to the file in org/adapter"):
+        resolve_weights(ComponentSource(source="org/adapter"), "IP-Adapter")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(StartupError, match="LoRA: org/nothing: "):
-        weights_file(ComponentSource(source="org/nothing"), "LoRA", default="lora.safetensors")
+    with pytest.raises(StartupError, match="LoRA: cannot download org/nothing: "):
+        resolve_weights(ComponentSource(source="org/nothing"), "LoRA", default="lora.safetensors")
