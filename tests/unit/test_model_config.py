@@ -1,4 +1,4 @@
-"""models.toml: what is read from it, and what is said where it is wrong. No model is loaded here."""
+"""Reading and validation of models.toml. No model is loaded."""
 
 import pickle
 import tomllib
@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_entries_have_their_names_defaults_and_parts(file: Path) -> None:
+def test_read_models_file_returns_configs_by_name(file: Path) -> None:
     models = read_models_file(file)
     assert list(models) == ["photo", "org/large"]
     photo, large = models.values()
@@ -53,7 +53,7 @@ def test_entries_have_their_names_defaults_and_parts(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[models.a]\nsource = 'x'\nlora = {}", "models.a.lora: unknown key"),
         ("[models.a]\nsource = 'x'\nloras.ink = { source = 'y', file = 'z' }", "models.a.loras.ink.file: unknown key"),
@@ -66,26 +66,26 @@ def test_entries_have_their_names_defaults_and_parts(file: Path) -> None:
         ("[models.a", "cannot read the model file"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_read_models_file_reports_error_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "models.toml").write_text(text)
-    with pytest.raises(StartupError) as refused:
+    with pytest.raises(StartupError) as raised:
         read_models_file(tmp_path / "models.toml")
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_worker_serves_all_of_the_file_or_what_it_is_told(file: Path) -> None:
+def test_configs_to_serve_returns_all_or_selected_models(file: Path) -> None:
     def served(names: str | None) -> list[str]:
-        return [entry.name for entry in configs_to_serve("photo", None, file, names)]
+        return [config.name for config in configs_to_serve("photo", None, file, names)]
 
     assert served(None) == ["photo", "org/large"]
     assert served("org/large") == ["org/large"]
     assert served(" photo , demo,photo") == ["photo", "demo"]
-    for names, said in (
+    for names, message in (
         ("photo,nope", "unknown model 'nope'; known: demo, org/large, photo"),
         (" , ", "one or more models"),
     ):
-        with pytest.raises(StartupError, match=said):
+        with pytest.raises(StartupError, match=message):
             served(names)
     with pytest.raises(StartupError, match="IMG2IMG_REVISION"):
         configs_to_serve("photo", "abc", file, None)
@@ -93,7 +93,7 @@ def test_a_worker_serves_all_of_the_file_or_what_it_is_told(file: Path) -> None:
         configs_to_serve("photo", None, file.with_name("none.toml"), None)
 
 
-def test_without_a_file_it_serves_the_one_model(tmp_path: Path) -> None:
+def test_configs_to_serve_without_file_returns_one_model(tmp_path: Path) -> None:
     [hub] = configs_to_serve("org/name", "abc", None, None)
     assert (hub.name, hub.source, hub.revision) == ("org/name", "org/name", "abc")
     [demo] = configs_to_serve("demo", None, None, None)
@@ -103,14 +103,14 @@ def test_without_a_file_it_serves_the_one_model(tmp_path: Path) -> None:
         configs_to_serve("/no/such/folder", None, None, None)
 
 
-def test_a_part_that_is_not_there_is_missed_before_anything_loads(file: Path) -> None:
+def test_configs_to_serve_rejects_missing_component(file: Path) -> None:
     (file.parent / "ink.safetensors").unlink()
     with pytest.raises(StartupError, match=r"model 'photo': loras.ink: .*/ink.safetensors does not exist"):
         configs_to_serve("photo", None, file, None)
-    assert len(configs_to_serve("photo", None, file, "org/large")) == 1, "what is not served need not be here"
+    assert len(configs_to_serve("photo", None, file, "org/large")) == 1, "components of other models are not checked"
 
 
-def test_requests_get_the_first_model_of_the_file_unless_told_otherwise(file: Path) -> None:
+def test_default_model_is_first_of_file(file: Path) -> None:
     def settings(**given: object) -> SharedSettings:
         return SharedSettings(_env_file=None, **given)  # type: ignore[call-arg, arg-type]
 
@@ -121,19 +121,19 @@ def test_requests_get_the_first_model_of_the_file_unless_told_otherwise(file: Pa
         settings(models_file=file.with_name("none.toml"))
 
 
-def test_the_example_and_the_manual_are_such_files(tmp_path: Path) -> None:
+def test_example_and_documentation_are_valid(tmp_path: Path) -> None:
     example = read_models_file(ROOT / "examples" / "models.toml")
     assert {"photo", "large"} <= set(example)
-    manual = (ROOT / "docs" / "models.md").read_text().split("```toml\n")[1].split("```")[0]
-    assert tomllib.loads(manual)
-    (tmp_path / "models.toml").write_text(manual)
+    documented = (ROOT / "docs" / "models.md").read_text().split("```toml\n")[1].split("```")[0]
+    assert tomllib.loads(documented)
+    (tmp_path / "models.toml").write_text(documented)
     assert (
         read_models_file(tmp_path / "models.toml")["photo"].loras["ink"].source == f"{tmp_path}/loras/ink.safetensors"
     )
 
 
-class RunsWhenRead:
-    """A pickle that leaves a trace when someone reads it."""
+class CodeInPickle:
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -143,19 +143,22 @@ class RunsWhenRead:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("ink.bin", "is not a safetensors file"), ("ink.safetensors", "cannot be read as safetensors")],
 )
-def test_a_pickle_is_refused_and_not_read(tmp_path: Path, name: str, said: str) -> None:
+def test_resolve_weights_rejects_pickle_without_reading_it(tmp_path: Path, name: str, message: str) -> None:
     trace = tmp_path / "trace"
-    (tmp_path / name).write_bytes(pickle.dumps(RunsWhenRead(trace)))
-    for part in (ComponentSource(source=str(tmp_path / name)), ComponentSource(source=str(tmp_path), weight_name=name)):
-        with pytest.raises(StartupError, match=f"LoRA: .*{said}"):
-            resolve_weights(part, "LoRA")
+    (tmp_path / name).write_bytes(pickle.dumps(CodeInPickle(trace)))
+    for source in (
+        ComponentSource(source=str(tmp_path / name)),
+        ComponentSource(source=str(tmp_path), weight_name=name),
+    ):
+        with pytest.raises(StartupError, match=f"LoRA: .*{message}"):
+            resolve_weights(source, "LoRA")
     assert not trace.exists()
 
 
-def test_a_file_is_named_where_a_source_holds_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_weights_requires_weight_name_if_ambiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StartupError, match="has 0 safetensors files"):
         resolve_weights(ComponentSource(source=str(tmp_path)), "LoRA")
     with pytest.raises(StartupError, match="No such file"):
