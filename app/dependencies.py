@@ -1,11 +1,14 @@
-"""What routes ask for, as nouns. All of it is built once, in `app.main`."""
+"""The services that routes use, and the annotated dependencies through which routes get them."""
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from redis import Redis
 
 from img2img.blobs import BlobStore
+from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
@@ -19,63 +22,55 @@ from .progress.eta import EtaEstimator
 from .settings import ApiSettings
 
 
-async def _settings(request: Request) -> ApiSettings:
-    return request.app.state.settings  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class Services:
+    """Long-lived objects of the API server. `app.main` builds them once, as `app.state.services`."""
+
+    settings: ApiSettings
+    redis: Redis
+    queue: JobQueue
+    api_keys: ApiKeys
+    rate_limiter: RateLimiter
+    models: ModelRegistry
+    store: BlobStore
+    decoders: DecoderPool
+    eta: EtaEstimator
+    previews: Previews
+    job_changes: JobChangeListener
+    tracer: Tracer
 
 
-async def _redis(request: Request) -> Redis:
-    return request.app.state.redis  # type: ignore[no-any-return]
+def _service(get: Callable[[Services], object]) -> Any:
+    """Return a dependency on one of the services. It is async, so FastAPI resolves it without a thread."""
+
+    async def dependency(request: Request) -> object:
+        return get(request.app.state.services)
+
+    return Depends(dependency)
 
 
 async def _caller(request: Request) -> Caller:
-    return request.state.caller  # type: ignore[no-any-return]
+    caller: Caller = request.state.caller
+    return caller
 
 
-async def _queue(request: Request, caller: Annotated[Caller, Depends(_caller)]) -> JobQueue:
-    return request.app.state.queue.as_seen_by(caller.sees)  # type: ignore[no-any-return]
-
-
-async def _rate(request: Request) -> RateLimiter:
-    return request.app.state.rate  # type: ignore[no-any-return]
-
-
-async def _store(request: Request) -> BlobStore:
-    return request.app.state.store  # type: ignore[no-any-return]
-
-
-async def _models(request: Request) -> ModelRegistry:
-    return request.app.state.models  # type: ignore[no-any-return]
-
-
-async def _feed(request: Request) -> JobChangeListener:
-    return request.app.state.feed  # type: ignore[no-any-return]
-
-
-async def _forecaster(request: Request) -> EtaEstimator:
-    return request.app.state.forecaster  # type: ignore[no-any-return]
-
-
-async def _previews(request: Request) -> Previews:
-    return request.app.state.previews  # type: ignore[no-any-return]
-
-
-async def _decoders(request: Request) -> DecoderPool:
-    return request.app.state.decoders  # type: ignore[no-any-return]
-
-
-async def _traces(request: Request) -> Tracer:
-    return request.app.state.traces  # type: ignore[no-any-return]
-
-
-SettingsDep = Annotated[ApiSettings, Depends(_settings)]
-RedisDep = Annotated[Redis, Depends(_redis)]
 CallerDep = Annotated[Caller, Depends(_caller)]
-QueueDep = Annotated[JobQueue, Depends(_queue)]  # its records and inputs are those that the caller may see
-RateDep = Annotated[RateLimiter, Depends(_rate)]
-StoreDep = Annotated[BlobStore, Depends(_store)]
-ModelsDep = Annotated[ModelRegistry, Depends(_models)]
-FeedDep = Annotated[JobChangeListener, Depends(_feed)]
-ForecasterDep = Annotated[EtaEstimator, Depends(_forecaster)]
-PreviewsDep = Annotated[Previews, Depends(_previews)]
-DecodersDep = Annotated[DecoderPool, Depends(_decoders)]
-TracesDep = Annotated[Tracer, Depends(_traces)]
+
+
+async def _visible_queue(request: Request, caller: CallerDep) -> JobQueue:
+    """Return the queue, limited to the jobs and inputs that the caller may see."""
+    services: Services = request.app.state.services
+    return services.queue.visible_to(caller.visible_owner)
+
+
+QueueDep = Annotated[JobQueue, Depends(_visible_queue)]
+SettingsDep = Annotated[ApiSettings, _service(lambda services: services.settings)]
+RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
+RateLimiterDep = Annotated[RateLimiter, _service(lambda services: services.rate_limiter)]
+ModelsDep = Annotated[ModelRegistry, _service(lambda services: services.models)]
+StoreDep = Annotated[BlobStore, _service(lambda services: services.store)]
+DecodersDep = Annotated[DecoderPool, _service(lambda services: services.decoders)]
+EtaDep = Annotated[EtaEstimator, _service(lambda services: services.eta)]
+PreviewsDep = Annotated[Previews, _service(lambda services: services.previews)]
+JobChangesDep = Annotated[JobChangeListener, _service(lambda services: services.job_changes)]
+TracerDep = Annotated[Tracer, _service(lambda services: services.tracer)]

@@ -1,4 +1,4 @@
-"""create_app: the one place where the front end is put together."""
+"""create_app: builds the API server from its parts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,83 +21,109 @@ from img2img.redis.queue_limits import QueueLimits
 from img2img.telemetry.tracing import Tracer
 
 from .compat import a1111, openai
-from .http import cors
-from .http import problem_details as errors
+from .dependencies import Services
 from .http.authentication import AuthenticationMiddleware
 from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
+from .http.cors import install_cors
+from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
 from .imaging.sandbox_limits import SandboxLimits
 from .imaging.sandbox_pool import DecoderPool
-from .openapi import document as openapi
+from .openapi.document import install_openapi
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
-from .routes import control_maps, health, images, img2img, jobs, models, results
-from .routes import events as follow
+from .routes import control_maps, events, health, images, img2img, jobs, models, results
 from .settings import ApiSettings
-from .telemetry import metrics, tracing
 from .telemetry.access_log import AccessLogMiddleware
+from .telemetry.metrics import HttpMetrics, install_metrics
 from .telemetry.queue_collector import QueueCollector
+from .telemetry.tracing import install_tracing
 
-STORE_PATIENCE_S = 3.0  # a client waits meanwhile
+# A client waits for the response while the store is retried.
+STORE_PATIENCE_S = 3.0
+
+ROUTERS = tuple(
+    module.router for module in (img2img, control_maps, images, jobs, events, results, models, health, openai, a1111)
+)
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """The front end as an ASGI application. Raises CannotTrace."""
-    http_metrics = metrics.HttpMetrics()
-    traces = Tracer.from_environment("api")
+    """Return the API server as an ASGI application. Raises TracingError."""
+    metrics = HttpMetrics()
+    tracer = Tracer.from_environment("api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        redis = connect(settings.resolved_redis_url)
-        app.state.settings = settings
-        app.state.redis = redis
-        app.state.queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.max_queued_per_key))
-        app.state.keys = ApiKeys(redis)
-        app.state.rate = RateLimiter(settings.rate_limit, redis)
-        app.state.models = ModelRegistry(redis)
-        app.state.store = ObjectStore(settings.resolved_store_url, patience_s=STORE_PATIENCE_S)
-        app.state.decoders = DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes))
-        app.state.decoders.start()
-        app.state.forecaster = EtaEstimator(app.state.queue.records.line, app.state.models)
-        app.state.previews = Previews(redis)
-        app.state.feed = JobChangeListener(settings.resolved_redis_url)
-        app.state.traces = traces
-        state = QueueCollector(redis, app.state.queue, app.state.models)
-        http_metrics.registry.register(state)
-        tasks = [asyncio.create_task(app.state.feed.run()), asyncio.create_task(cancel_overdue_jobs(app.state.queue))]
-        with http_metrics.served(settings.metrics_host, settings.api_metrics_port):
+        app.state.services = services = build_services(settings, tracer)
+        async with run_services(services, metrics):
             yield
-        for task in tasks:
-            task.cancel()
-        http_metrics.registry.unregister(state)
-        traces.close()
-        app.state.decoders.close()
-        redis.close()
 
-    app = FastAPIOffline(  # /docs without a content delivery network: the service may stand behind a firewall
+    # FastAPIOffline serves the assets of /docs itself: the service may have no access to a content delivery network.
+    app = FastAPIOffline(
         title="img2img",
         version=version("img2img-server"),
-        summary="Turns a picture into another picture: submit, poll, fetch the PNG.",
+        summary="Diffusion image-to-image as asynchronous jobs: submit an image, follow the job, download the result.",
         lifespan=lifespan,
     )
-    app.add_middleware(
-        BodySizeLimitMiddleware, max_body_bytes=settings.max_body_bytes
-    )  # the last one added is the first to see a
-    app.add_middleware(
-        AuthenticationMiddleware, required=settings.keys_required
-    )  # request: a browser's question whether it may ask at
-    cors.install(app, settings.allowed_origins)  # all comes without a key
-    app.add_middleware(BodyTimeoutMiddleware, timeout_s=settings.body_timeout)
-    app.add_middleware(AccessLogMiddleware, metrics=http_metrics)
-    for routes in (img2img, control_maps, images, jobs, follow, results, models, health, openai, a1111):
-        app.include_router(routes.router)
-    metrics.install(app, http_metrics)
-    tracing.install(app, traces)
-    errors.install(app)
-    openapi.install(app, keys_required=settings.keys_required)
+    install_middleware(app, settings, metrics)
+    for router in ROUTERS:
+        app.include_router(router)
+    install_metrics(app, metrics)
+    install_tracing(app, tracer)
+    install_error_handlers(app)
+    install_openapi(app, keys_required=settings.keys_required)
     return app
 
 
-def connect(url: str) -> Redis:
-    """A client that fails soon and never sends twice: a retried submit could queue a job twice."""
+def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics) -> None:
+    """Add the middleware. The last one added is the outermost, which sees a request first."""
+    app.add_middleware(BodySizeLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(AuthenticationMiddleware, required=settings.keys_required)
+    # Outside of authentication: a browser sends preflight requests without an API key.
+    install_cors(app, settings.allowed_origins)
+    app.add_middleware(BodyTimeoutMiddleware, timeout_s=settings.body_timeout)
+    app.add_middleware(AccessLogMiddleware, metrics=metrics)
+
+
+def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
+    """Return the services of the API server. None of them connects before it is used."""
+    redis = connect_redis(settings.resolved_redis_url)
+    queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.max_queued_per_key))
+    models = ModelRegistry(redis)
+    return Services(
+        settings=settings,
+        redis=redis,
+        queue=queue,
+        api_keys=ApiKeys(redis),
+        rate_limiter=RateLimiter(settings.rate_limit, redis),
+        models=models,
+        store=ObjectStore(settings.resolved_store_url, patience_s=STORE_PATIENCE_S),
+        decoders=DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes)),
+        eta=EtaEstimator(queue.job_store.fair_queue, models),
+        previews=Previews(redis),
+        job_changes=JobChangeListener(settings.resolved_redis_url),
+        tracer=tracer,
+    )
+
+
+@asynccontextmanager
+async def run_services(services: Services, metrics: HttpMetrics) -> AsyncIterator[None]:
+    """Run the decoders, the background tasks and the metrics port until the context ends, then close everything."""
+    collector = QueueCollector(services.redis, services.queue, services.models)
+    metrics.registry.register(collector)
+    services.decoders.start()
+    background = (services.job_changes.run(), cancel_overdue_jobs(services.queue))
+    tasks = [asyncio.create_task(coroutine) for coroutine in background]
+    with metrics.served(services.settings.metrics_host, services.settings.api_metrics_port):
+        yield
+    for task in tasks:
+        task.cancel()
+    metrics.registry.unregister(collector)
+    services.tracer.close()
+    services.decoders.close()
+    services.redis.close()
+
+
+def connect_redis(url: str) -> Redis:
+    """Return a Redis client with short timeouts and no retries: a repeated submit could queue a job twice."""
     return Redis.from_url(url, socket_timeout=1.5, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))

@@ -96,7 +96,7 @@ def measured(redis: Redis, jobs: int) -> dict[str, float]:
     ids = [filler.submit() for _ in range(jobs)]
     submitted = _cpu_s(redis)
     for job_id in ids:
-        store.put(input_key(queue.records.find(job_id).spec.inputs[0]), PNG)
+        store.put(input_key(queue.job_store.find(job_id).spec.inputs[0]), PNG)
     before, own = _cpu_s(redis), time.process_time()
     _work(redis, queue, store)
     ended, spent = _cpu_s(redis), time.process_time() - own
@@ -115,7 +115,7 @@ def _work(redis: Redis, queue: JobQueue, store: MemoryStore) -> None:
     """Runs a worker until no job is left."""
 
     def stop() -> None:
-        while queue.records.active_ids():
+        while queue.job_store.active_ids():
             time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
 

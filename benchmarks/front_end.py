@@ -89,7 +89,7 @@ class FrontEnd:
         queue = JobQueue(self._redis)
         running = [queue.submit(SPEC).id for _ in range(jobs - 10)]
         for job_id in running:
-            queue.records.start(job_id, execution=uuid4().hex, worker="benchmark")
+            queue.job_store.start(job_id, execution=uuid4().hex, worker="benchmark")
             rq_queue(SPEC.model, self._redis).remove(job_id)
         waiting = [queue.submit(SPEC).id]
         waiting += self._copies(waiting[0], queued - 1, queue)
@@ -100,7 +100,7 @@ class FrontEnd:
     def _copies(self, job_id: str, count: int, queue: JobQueue) -> list[str]:
         """Queues `count` jobs like a queued one: the same keys, written many at a time."""
         of_rq, fields = self._redis.hgetall(Job.key_for(job_id)), self._redis.hgetall(RECORD.format(id=job_id))
-        record = queue.records.find(job_id)
+        record = queue.job_store.find(job_id)
         ids = [uuid4().hex for _ in range(count)]
         for start in range(0, count, 1000):
             some = ids[start : start + 1000]
@@ -108,7 +108,7 @@ class FrontEnd:
                 for new_id in some:
                     pipe.hset(Job.key_for(new_id), mapping=of_rq)
                     pipe.hset(RECORD.format(id=new_id), mapping=fields)
-                    queue.records.line.join(pipe, record.model_copy(update={"id": new_id}))
+                    queue.job_store.fair_queue.enqueue(pipe, record.model_copy(update={"id": new_id}))
                 for index in (ALL_JOBS, LISTED_AS.format(status="queued")):
                     pipe.zadd(index, dict.fromkeys(some, time.time()))
                 pipe.rpush(rq_queue(SPEC.model, self._redis).key, *some)
@@ -132,7 +132,7 @@ def front_end() -> Iterator[FrontEnd]:
                 )
             )
             with Redis.from_url(settings.resolved_redis_url) as redis:
-                ModelRegistry(redis).announce("benchmark", [CARD], ttl_s=3600)
+                ModelRegistry(redis).register("benchmark", [CARD], ttl_s=3600)
                 service = FrontEnd(settings, redis)
                 while not service.is_up():
                     _must_run(children)

@@ -118,7 +118,7 @@ class Filler:
     def submit(self) -> str:
         """A job, queued as the front end does it once the picture is decoded."""
         spec, terms = self.spec(), self.terms()
-        self._queue.inputs.hold(input_key(spec.inputs[0]), keep_s=86400, owner=terms.owner)
+        self._queue.input_images.retain(input_key(spec.inputs[0]), keep_s=86400, owner=terms.owner)
         return self._queue.submit(spec, terms).id
 
     def fill(self, queued: int) -> None:
@@ -126,7 +126,7 @@ class Filler:
         depth = self._queue.depth(SPEC.model)
         for _ in range(min(queued, ONE_BY_ONE) - depth):
             self.submit()
-        template = self._queue.records.find(self.submit())
+        template = self._queue.job_store.find(self.submit())
         keys = [Job.key_for(template.id), RECORD.format(id=template.id), job_index(None), INPUT_USES, INPUTS]
         keys += [rq_queue(SPEC.model, self._redis).key, f"i2i:line:{SPEC.model}"]
         while (missing := queued - self._queue.depth(SPEC.model)) > 0:
@@ -145,9 +145,9 @@ def _measured(redis: Redis, queued: int) -> Row:
     _say("using it")
     ids = list(map(str, map(bytes.decode, redis.zrange(ALL_JOBS, 0, -1))))
     some = Random(2).sample(ids, min(ASKED, len(ids)))
-    records = [queue.records.find(job_id) for job_id in some]
+    records = [queue.job_store.find(job_id) for job_id in some]
     row |= _spread("submit", [_ms(filler.submit) for _ in range(ASKED)])
-    row |= _spread("position", [_ms(lambda r=record: queue.records.line.standings([r])) for record in records])
+    row |= _spread("position", [_ms(lambda r=record: queue.job_store.fair_queue.positions([r])) for record in records])
     row |= _spread("claim", [_ms(lambda: queue.claim(SPEC.model)) for _ in range(ASKED)])
     row["sweep_ms"] = _ms(lambda: Reaper(redis, lease_s=20).sweep([SPEC.model]))
     return row

@@ -22,7 +22,7 @@ from diffusers import AutoPipelineForImage2Image
 from PIL import Image
 
 from benchmarks.workload import Job
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.images.png import encode_png
 from img2img.worker.pipelines.model import Model
 from img2img.worker.pipelines.schedulers import make_scheduler

@@ -42,7 +42,7 @@ FLAT_MB = 32.0  # more that is held at rest is a leak; less are caches that were
 PROCESSES = {
     "img2img.app.cli": "api",
     "worker": "worker",
-    "img2img.app.webhooks": "courier",
+    "img2img.app.webhooks": "webhooks",
     "redis-server": "redis",
 }  # by their command
 

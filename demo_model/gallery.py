@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.progress import track
 
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port, running
-from img2img.client import Client, Json
+from img2img.client import Client, Job
 
 from .companions import maps
 from .dataset import SIZE
@@ -39,24 +38,17 @@ class Studio:
     def make(self, **fields: Any) -> list[Image.Image]:
         """The images of one job. fields: of `POST /img2img`; pictures as Pillow has them."""
         usual = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "scheduler": "dpmpp_2m", "seed": 1}
-        job = self._client.submit({name: _sent(value) for name, value in (usual | fields).items()})
-        for _, data in self._client.follow(job["id"]):
-            self._tick()
-            job = data
+        job = self._client.submit(**(usual | fields))
         return self._images(job)
 
     def map_of(self, picture: Image.Image, kind: str) -> Image.Image:
         """The control map that the service makes of a picture."""
-        job = self._client.control_map(_png(picture), kind)
-        for _, data in self._client.follow(job["id"]):
-            self._tick()
-            job = data
-        return self._images(job)[0]
+        return self._images(self._client.control_map(picture, kind))[0]
 
-    def _images(self, job: Json) -> list[Image.Image]:
-        if job["status"] != "succeeded":
-            raise SystemExit(f"a job of the gallery {job['status']}: {job['error']}")
-        return [Image.open(io.BytesIO(self._client.image(image["url"]))).convert("RGB") for image in job["images"]]
+    def _images(self, job: Job) -> list[Image.Image]:
+        for _ in self._client.stream_events(job):
+            self._tick()
+        return [Image.open(io.BytesIO(png)).convert("RGB") for png in self._client.download_images(job)]
 
 
 def main() -> None:
@@ -223,24 +215,6 @@ def _scene(name: str) -> Scene:
 
 def _rendered(name: str, style: Style = "photo", **changes: Any) -> Image.Image:
     return render(replace(_scene(name), **changes), style, SIZE)
-
-
-def _sent(value: Any) -> Any:
-    """Pictures as bytes, or in base64 where a field has structure."""
-    if isinstance(value, Image.Image):
-        return _png(value)
-    if isinstance(value, list):
-        return [
-            {k: b64encode(_png(v)).decode() if isinstance(v, Image.Image) else v for k, v in one.items()}
-            for one in value
-        ]
-    return value
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _side_by_side(pictures: list[Image.Image]) -> Image.Image:

@@ -1,4 +1,4 @@
-# The HTTP side: `img2img api`, `img2img courier`, `img2img keys`. No torch, no models.
+# The HTTP side: `img2img api`, `img2img webhooks`, `img2img keys`. No torch, no models.
 FROM python:3.11-slim-bookworm AS dependencies
 WORKDIR /build
 RUN python -m venv /opt/img2img
@@ -18,7 +18,7 @@ FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --user-group --no-create-home img2img \
     && install --directory --owner img2img --group img2img /data \
     && install --directory --owner img2img --group img2img --mode 700 \
-    /run/secrets /secrets/api /secrets/worker /secrets/courier \
+    /run/secrets /secrets/api /secrets/worker /secrets/webhooks \
     && install --directory --owner img2img --group img2img /secrets/redis
 COPY --from=dependencies /opt/img2img /opt/img2img
 COPY docker/redis /usr/local/share/img2img/redis

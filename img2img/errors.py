@@ -1,37 +1,32 @@
-"""The error tree. An error's docstring is its default message; it knows no HTTP.
+"""Exceptions shared by the API server and the workers. An exception's docstring is its default message.
 
 Img2ImgError
-├── RequestError            the caller's: refused at the door
-│   ├── UnsupportedMedia
-│   ├── PictureError
-│   ├── ParameterError
-│   │   └── KeyReused
-│   ├── TooLarge
-│   ├── TooSlow             the body did not come in time
-│   ├── TooCostly           more than the client may ever have
-│   ├── NoKey               no API key
-│   │   └── UnknownKey
-│   └── ScopeMissing        the key may not do this
-├── TooMuch                 the client's: more than it may have now
-│   ├── RateLimited
+├── RequestError                the request is wrong; `app/http/errors.py` has those that only HTTP knows
+│   └── ParameterError
+│       └── IdempotencyKeyReused
+├── TooManyRequests             the client has reached a limit
 │   └── TooManyQueued
 ├── NotFound
-├── NotReady                a result asked for before the job has ended
-├── Gone                    a result that will never come
+├── Gone                        the job ended without the result, for good
 │   ├── Expired
 │   └── Deleted
-├── Unavailable             the service's: try again later
+├── Unavailable                 the service cannot do it now; try again later
 │   └── QueueFull
-└── JobError                the job's: ends as a failed record, the worker lives on
+└── JobError                    ends one job as failed; the worker continues
     ├── Cancelled
-    └── BadPixels
+    └── InvalidPixels
 """
 
 from typing import Any
 
 
 class Img2ImgError(Exception):
-    """Something went wrong."""
+    """Something went wrong.
+
+    Attributes:
+        code: Stable identifier of the kind of error, which clients see.
+        details: Further members of the error document.
+    """
 
     code = "error"
 
@@ -45,29 +40,15 @@ class Img2ImgError(Exception):
 
 
 class RequestError(Img2ImgError):
-    """The request cannot be honoured."""
+    """The request is invalid."""
 
     code = "bad_request"
 
 
-class UnsupportedMedia(RequestError):
-    """Only PNG, JPEG and WebP pictures are taken."""
-
-    code = "unsupported_media_type"
-    field = "image"  # of the request
-
-
-class ImageError(RequestError):
-    """The picture cannot be read."""
-
-    code = "bad_picture"
-    field = "image"  # of the request
-
-
 class ParameterError(RequestError):
-    """A parameter has a value that cannot be honoured."""
+    """A parameter has an invalid value."""
 
-    code = "bad_parameter"
+    code = "invalid_parameter"
 
     def __init__(self, field: str, message: str, got: Any = None) -> None:
         super().__init__(message)
@@ -76,84 +57,27 @@ class ParameterError(RequestError):
 
 
 class IdempotencyKeyReused(ParameterError):
-    """An idempotency key came with another request before."""
+    """The idempotency key belongs to another request."""
 
     code = "idempotency_key_reused"
 
 
-class PayloadTooLarge(RequestError):
-    """The request body is larger than this service takes."""
-
-    code = "too_large"
-
-
-class RequestTimeout(RequestError):
-    """The request body did not arrive in time."""
-
-    code = "too_slow"
-
-
-class TooCostly(RequestError):
-    """The job costs more than a client may ever have at once."""
-
-    code = "too_costly"
-
-
-class MissingApiKey(RequestError):
-    """An API key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`."""
-
-    code = "no_key"
-
-
-class InvalidApiKey(MissingApiKey):
-    """This API key is not known here, or no longer."""
-
-    code = "unknown_key"
-
-
-class InsufficientScope(RequestError):
-    """The API key may not do this."""
-
-    code = "scope_missing"
-
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"This needs an API key with the scope `{scope}`.")
-        self.scope = scope
-
-
 class TooManyRequests(Img2ImgError):
-    """This is more than the client may have now."""
+    """The client has reached a limit; try again later."""
 
-    code = "too_much"
-
-
-class RateLimited(TooManyRequests):
-    """The client has had the work that it may have for now."""
-
-    code = "rate_limited"
-
-    def __init__(self, message: str, retry_after_s: int, headers: dict[str, str]) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-        self.headers = headers
+    code = "too_many_requests"
 
 
 class TooManyQueued(TooManyRequests):
-    """As many jobs of this key are waiting as may."""
+    """The API key has as many waiting jobs as it may have."""
 
     code = "too_many_queued"
 
 
 class NotFound(Img2ImgError):
-    """There is no such thing here."""
+    """There is no such resource."""
 
     code = "not_found"
-
-
-class NotReady(Img2ImgError):
-    """The job has not ended yet; ask again later."""
-
-    code = "not_ready"
 
 
 class Gone(Img2ImgError):
@@ -163,7 +87,7 @@ class Gone(Img2ImgError):
 
 
 class Expired(Gone):
-    """The job has expired; what it made is no longer kept."""
+    """The job has expired and its results are deleted."""
 
     code = "expired"
 
@@ -175,13 +99,13 @@ class Deleted(Gone):
 
 
 class Unavailable(Img2ImgError):
-    """The service cannot take this right now; try again in a moment."""
+    """The service is temporarily unavailable; try again in a moment."""
 
     code = "unavailable"
 
 
 class QueueFull(Unavailable):
-    """As many jobs are waiting as may; try again when some are done."""
+    """The queue is full; try again when some of the waiting jobs are done."""
 
     code = "queue_full"
 
@@ -201,4 +125,4 @@ class Cancelled(JobError):
 class InvalidPixels(JobError):
     """The model produced values that are not numbers; another seed, scheduler or precision may help."""
 
-    code = "bad_pixels"
+    code = "invalid_pixels"

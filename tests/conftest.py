@@ -82,7 +82,7 @@ def http(service_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Ite
         "img2img.app.progress.eta.FRESH_S", 0
     )  # what one test's workers say is nothing to the next test
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
     with httpx.Client(base_url=service_url, timeout=10) as client:
         yield client
 
@@ -125,8 +125,8 @@ def worked(queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client) 
 
     def work() -> None:
         while not over.wait(0.05):
-            for job_id in queue.records.active_ids():
-                record = queue.records.get(job_id)
+            for job_id in queue.job_store.active_ids():
+                record = queue.job_store.get(job_id)
                 if record and record.status is JobStatus.QUEUED:
                     finish(job_id)
 

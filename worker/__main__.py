@@ -21,7 +21,8 @@ from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
 
-from .engine import Engine, EngineTask
+from .engine.engine import Engine
+from .engine.task import EngineTask
 from .errors import StartupError, WorkerDied
 from .images.inputs import Inputs
 from .pipelines.denoise import make_task_function

@@ -10,7 +10,10 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.spec import JobSpec
 from img2img.errors import Cancelled, JobError
 
-from .engine import Engine, EngineTask, TaskStopped, is_device_lost, is_out_of_memory
+from .engine.engine import Engine
+from .engine.errors import is_device_lost, is_out_of_memory
+from .engine.task import EngineTask, TaskStopped
+from .engine.timeline import Timeline
 from .errors import DeviceLost
 from .images.inputs import Inputs, load_inputs, to_pixels
 from .images.png import Pixels, encode_png
@@ -71,20 +74,16 @@ class RunningJob:
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock by stage, of the picture that spent the most in it."""
-        stages = {stage for ticket in self.tickets for stage in ticket.seconds}
-        return {stage: max(ticket.seconds.get(stage, 0.0) for ticket in self.tickets) for stage in sorted(stages)}
+        return self._timeline().seconds()
 
     def spans(self) -> dict[str, tuple[float, float]]:
         """By stage, when its first picture came into it and when its last was through, by perf_counter."""
-        by_ticket = [dict(ticket.spans) for ticket in self.tickets]
-        stages = {stage for spans in by_ticket for stage in spans}
-        return {
-            stage: (
-                min(s[stage][0] for s in by_ticket if stage in s),
-                max(s[stage][1] for s in by_ticket if stage in s),
-            )
-            for stage in stages
-        }
+        return {name: (stage.start, stage.end) for name, stage in self._timeline().stages.items()}
+
+    def _timeline(self) -> Timeline:
+        timeline = Timeline()
+        timeline.merge(ticket.timeline for ticket in self.tickets)
+        return timeline
 
     def render(self) -> list[Rendered]:
         """The finished pictures as PNG. Raises JobError if the job did not produce them, or DeviceLost."""

@@ -1,4 +1,4 @@
-"""The `img2img` command. It starts fast: what a command needs beyond its options, it imports when it runs."""
+"""The `img2img` command. Commands import what they need when they run, so that `--help` is fast."""
 
 import typer
 
@@ -9,7 +9,7 @@ RUN, USE = "Run the service", "Use a service"
 
 app = typer.Typer(
     help="Diffusion image-to-image behind an asynchronous HTTP API.",
-    epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the service cannot be reached, 130 Ctrl-C.",
+    epilog="Exit codes: 0 success, 1 rejected or failed, 2 wrong usage, 3 service unreachable, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -17,7 +17,7 @@ app = typer.Typer(
 app.command(rich_help_panel=RUN)(serving.serve)
 app.command(rich_help_panel=RUN)(serving.api)
 app.command(rich_help_panel=RUN)(serving.worker)
-app.command(rich_help_panel=RUN)(serving.courier)
+app.command(rich_help_panel=RUN)(serving.webhooks)
 app.command(rich_help_panel=RUN)(serving.demo)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.command(rich_help_panel=USE)(submit.submit)
@@ -30,5 +30,5 @@ app.command(rich_help_panel=USE)(jobs.models)
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command."""
     app()

@@ -1,4 +1,4 @@
-"""`python -m app.cli`."""
+"""`python -m img2img.app.cli`."""
 
 from . import main
 

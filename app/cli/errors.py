@@ -1,4 +1,4 @@
-"""How a command ends that could not do what it was asked to: one line, and an exit code."""
+"""How a command ends that cannot do its work: one line on stderr, and an exit code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,27 +10,56 @@ REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 
 
 class WrongUsage(Exception):
-    """What was asked for makes no sense, whatever the service would say."""
+    """The arguments of the command make no sense together."""
 
 
 def fail(reason: str, code: int = REFUSED) -> NoReturn:
-    """Says why on stderr, and ends the command."""
+    """Print the reason on stderr and end the command."""
     complain(reason)
     raise typer.Exit(code)
 
 
 def complain(reason: str) -> None:
-    """A line on stderr; nothing where somebody else has said it."""
+    """Print a line on stderr; nothing for an empty reason."""
     if reason:
         typer.echo(f"img2img: {reason}", err=True)
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns what a user can put right into one line and an exit code."""
+def client_errors() -> Iterator[None]:
+    """Turn the errors of a command that uses a service into one line and an exit code."""
+    from img2img.client import ClientError, ServiceUnreachable
+
+    try:
+        yield
+    except WrongUsage as error:
+        fail(str(error), USAGE)
+    except ServiceUnreachable as error:
+        fail(str(error), UNREACHABLE)
+    except (ClientError, OSError) as error:
+        fail(str(error))
+
+
+@contextmanager
+def server_errors(extra: str) -> Iterator[None]:
+    """Turn the errors of a command that runs the service into one line and an exit code.
+
+    Args:
+        extra: The extra of the distribution that the command needs.
+    """
+    try:
+        with client_errors(), _settings_errors():
+            yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "img2img":
+            raise
+        fail(f"this command needs more than the client: pip install 'img2img-server[{extra}]' ({error})")
+
+
+@contextmanager
+def _settings_errors() -> Iterator[None]:
     from pydantic import ValidationError
 
-    from img2img.client import RequestRefused, ServiceUnreachable
     from img2img.telemetry.tracing import TracingError
 
     from ..settings import complaint
@@ -40,9 +69,5 @@ def one_line_errors() -> Iterator[None]:
         yield
     except ValidationError as error:
         fail(complaint(error))
-    except WrongUsage as error:
-        fail(str(error), USAGE)
-    except ServiceUnreachable as error:
-        fail(str(error), UNREACHABLE)
-    except (ServeError, RequestRefused, TracingError, OSError) as error:
+    except (ServeError, TracingError) as error:
         fail(str(error))

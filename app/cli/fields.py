@@ -1,6 +1,5 @@
-"""The fields of a request as options of a command: one option each, made from the model, so that none is missing."""
+"""Options of a command generated from the fields of a request model."""
 
-import base64
 import inspect
 import json
 import sys
@@ -15,17 +14,22 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
-from ..schemas.image_references import parse_reference
 from .errors import WrongUsage
 
 SHORT_NAMES = {"num_inference_steps": ("--steps",)}
 PLAIN = (bool, int, float, str)
-OF_A_PICTURE = "A file, or a reference: the sha256 of a picture sent before, or /jobs/{id}/images/0."
-OF_JSON = "JSON, or @file with JSON; in it, a picture is written as @file."
+IMAGE_HELP = "A file, or a reference: the sha256 of an uploaded image, or /jobs/{id}/images/0."
+JSON_HELP = "JSON, or @file with JSON; within it, an image is written as @file."
 
 
 def with_model_options(model: type[BaseModel], *, but: frozenset[str]) -> Callable[[Callable[..., None]], Any]:
-    """Gives a command that ends in `**fields` an option for each field of the model; None is: not given."""
+    """Return a decorator that replaces `**fields` of a command by an option for each field of the model.
+
+    An option that is not given is None.
+
+    Args:
+        but: Fields without an option.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command)
@@ -44,9 +48,11 @@ def with_model_options(model: type[BaseModel], *, but: frozenset[str]) -> Callab
 
 
 def option_values(model: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:
-    """What the options say, as it is sent: pictures as bytes or a reference, the rest as JSON has it.
+    """Return the options that were given as fields of the client: images as bytes or references, the rest as JSON.
 
-    Raises WrongUsage or OSError.
+    Raises:
+        WrongUsage: An option is no JSON.
+        OSError: A file cannot be read.
     """
     return {
         name: _value(name, value, model.model_fields[name].annotation)
@@ -56,19 +62,19 @@ def option_values(model: type[BaseModel], given: dict[str, Any]) -> dict[str, An
 
 
 def read_image(text: str) -> bytes | str:
-    """A picture by its file or `-`, or a reference to one that the service has. Raises OSError."""
-    if parse_reference(text):
-        return text
-    return sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()
+    """Return the bytes of a file or, for `-`, of stdin; or the text if it is a reference."""
+    from img2img.client.images import load_image
+
+    return sys.stdin.buffer.read() if text == "-" else load_image(text)
 
 
 def _option(name: str, field: FieldInfo) -> Any:
     members = list(_members(field.annotation))
     help_text = field.description or ""
     if bytes in members:
-        help_text = " ".join(filter(None, [help_text, OF_A_PICTURE]))
+        help_text = " ".join(filter(None, [help_text, IMAGE_HELP]))
     elif any(map(_has_structure, members)):
-        help_text = " ".join(filter(None, [help_text, OF_JSON]))
+        help_text = " ".join(filter(None, [help_text, JSON_HELP]))
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
     if isinstance(default, Enum):
         default = default.value
@@ -77,13 +83,13 @@ def _option(name: str, field: FieldInfo) -> Any:
         *SHORT_NAMES.get(name, ()),
         help=escape(help_text),
         show_default=str(default) if default not in (None, "", [], ()) else False,
-        rich_help_panel="What to make",
+        rich_help_panel="Request",
     )
     return Annotated[_type(members) | None, option]
 
 
 def _type(members: list[Any]) -> Any:
-    """The type that Typer checks; text where it knows none."""
+    """Return the type that Typer checks, text if it knows none."""
     if len(members) == 1:
         [only] = members
         if only in PLAIN or get_origin(only) is Literal or (inspect.isclass(only) and issubclass(only, Enum)):
@@ -100,31 +106,39 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
     if isinstance(value, str) and any(map(_has_structure, members)):
         text = Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
         try:
-            return _with_pictures(json.loads(text), annotation)
+            return _with_images(json.loads(text), annotation)
         except json.JSONDecodeError as error:
             if str in members:
                 return value
-            raise WrongUsage(f"--{name.replace('_', '-')} takes JSON or @file, and this is none: {error}") from None
+            raise WrongUsage(f"--{name.replace('_', '-')} takes JSON or @file: {error}") from None
     return value
 
 
-def _with_pictures(value: Any, annotation: Any) -> Any:
-    """A JSON value in which `@file`, where the model takes a picture, is the picture as base64."""
+def _with_images(value: Any, annotation: Any) -> Any:
+    """Return a JSON value with images as the client takes them: `@file` as bytes, base64 as a `data:` URI."""
     members = list(_members(annotation))
-    if isinstance(value, str) and value.startswith("@") and bytes in members:
-        return base64.b64encode(Path(value[1:]).read_bytes()).decode()
+    if isinstance(value, str) and bytes in members:
+        return _nested_image(value)
     if isinstance(value, list):
         items: Any = Union.__getitem__(tuple(arg for one in members for arg in get_args(one)) or (Any,))
-        return [_with_pictures(item, items) for item in value]
+        return [_with_images(item, items) for item in value]
     if isinstance(value, dict):
         models = [one for one in members if inspect.isclass(one) and issubclass(one, BaseModel)]
         types = {name: field.annotation for one in models for name, field in one.model_fields.items()}
-        return {name: _with_pictures(item, types.get(name)) for name, item in value.items()}
+        return {name: _with_images(item, types.get(name)) for name, item in value.items()}
     return value
 
 
+def _nested_image(text: str) -> bytes | str:
+    from img2img.client import is_image_reference
+
+    if text.startswith("@"):
+        return Path(text[1:]).read_bytes()
+    return text if is_image_reference(text) or text.startswith("data:") else f"data:;base64,{text}"
+
+
 def _members(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation allows, without None and without what stands beside them in Annotated."""
+    """Yield the types that an annotation allows, without None and without the metadata of Annotated."""
     if get_origin(annotation) is Annotated:
         yield from _members(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, UnionType):

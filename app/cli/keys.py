@@ -1,4 +1,4 @@
-"""`img2img keys`: makes, lists and revokes API keys."""
+"""`img2img keys`: create, list and revoke API keys."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import typer
 
 from img2img.domain.api_key import Scope
 
-from .errors import one_line_errors
+from .errors import fail, server_errors
 from .serve import DataDir, RedisUrl, settings_of
 
 if TYPE_CHECKING:
@@ -19,53 +19,56 @@ if TYPE_CHECKING:
     from ..settings import ApiSettings
 
 Scopes = Annotated[
-    list[Scope], typer.Option("--scope", help="What it may do; give it more than once. `admin`: all, on all jobs.")
+    list[Scope],
+    typer.Option("--scope", help="Scope of the key; can be repeated. `admin` includes all, for the jobs of all keys."),
 ]
 
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Option(help="Whose it is, or what for.")],
-    scope: Scopes = [Scope.READ, Scope.SUBMIT],  # noqa: B006  # typer copies it
+    name: Annotated[str, typer.Option(help="Name of the owner or the purpose.")],
+    # Typer copies the default.
+    scope: Scopes = [Scope.READ, Scope.SUBMIT],  # noqa: B006
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Makes a key and prints it, this once."""
-    with one_line_errors(), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
+    """Create a key and print it. It cannot be shown again."""
+    with server_errors("api"), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
         secret, key = keys.create(name, scope)
-    typer.echo(f"Key {key.id} ({', '.join(sorted(scope))}); it is not shown again:", err=True)
+    typer.echo(f"Key {key.id} ({', '.join(sorted(scope))}); it cannot be shown again:", err=True)
     typer.echo(secret)
 
 
 @app.command("list")
 def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """Lists the keys: id, when each was made, scopes, name."""
-    with one_line_errors(), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
+    """List the keys: id, time of creation, scopes and name."""
+    with server_errors("api"), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
         for key in keys.all():
-            made = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-            typer.echo(f"{key.id}  {made}  {','.join(sorted(key.scopes))}  {key.name}")
+            created_at = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+            typer.echo(f"{key.id}  {created_at}  {','.join(sorted(key.scopes))}  {key.name}")
 
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="The id, as `img2img keys list` says it.")],
+    key_id: Annotated[str, typer.Argument(help="Id of the key, see `img2img keys list`.")],
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Shuts a key out within seconds. Its jobs go on, and expire as others do."""
-    from ..supervisor.supervisor import ServeError
-
-    with one_line_errors(), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
+    """Revoke a key. Takes effect within seconds; its jobs go on and expire as usual."""
+    with server_errors("api"), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
         if not keys.revoke(key_id):
-            raise ServeError(f"there is no key {key_id}")
+            fail(f"there is no key {key_id}")
 
 
 @contextmanager
 def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
-    """The keys in the configured Redis, or in the private one, which is started where it does not run. Raises
-    ServeError."""
+    """Yield the keys of the configured Redis, or of the embedded one, which is started unless it runs.
+
+    Raises:
+        ServeError: Redis cannot be reached or started.
+    """
     from redis.exceptions import RedisError
 
     from img2img.redis.api_keys import ApiKeys
@@ -77,7 +80,7 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
         with (
             nullcontext()
             if settings.redis_url or is_redis_ready(settings.resolved_redis_url)
-            else _private_redis(settings),
+            else _embedded_redis(settings),
             connect(settings.resolved_redis_url) as redis,
         ):
             yield ApiKeys(redis)
@@ -86,7 +89,7 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
 
 
 @contextmanager
-def _private_redis(settings: "ApiSettings") -> Iterator[None]:
+def _embedded_redis(settings: "ApiSettings") -> Iterator[None]:
     from ..supervisor.embedded_redis import is_redis_ready, redis_command
     from ..supervisor.process import ManagedProcess
     from ..supervisor.supervisor import ServeError, lock_data_dir

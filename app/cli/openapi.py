@@ -1,4 +1,4 @@
-"""Writes `openapi.json`, the HTTP contract as a file: `make openapi`. It says nothing that changes from run to run."""
+"""Writes `openapi.json`, the HTTP contract as a file: `make openapi`. The output is the same on every run."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ FILE = Path("openapi.json")
 
 
 def document() -> str:
-    """The OpenAPI document as it is committed."""
+    """Return the OpenAPI document as it is committed."""
     app = create_app(ApiSettings(_env_file=None))
     return json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n"
 

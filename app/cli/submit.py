@@ -1,4 +1,4 @@
-"""Sending pictures, waiting for their jobs, and saving what comes out."""
+"""Commands that submit images, wait for their jobs and save the results."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,21 +6,21 @@ from typing import Annotated, Any
 import typer
 
 from ..schemas.requests import Img2ImgRequest
-from .errors import one_line_errors
+from .errors import client_errors
 from .fields import option_values, with_model_options
 from .options import LOCAL, ApiKey, AsJson, Url, connect
 from .outputs import Outputs
 
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Where the PNG goes; may contain {stem}, {index}, {seed}, {id}."),
+    typer.Option("--output", "-o", help="File for the PNG; may contain {stem}, {index}, {seed} and {id}."),
 ]
-OutputDir = Annotated[Path | None, typer.Option(help="A folder for the PNGs, each named like its picture.")]
+OutputDir = Annotated[Path | None, typer.Option(help="Folder for the PNGs, which get the names of their inputs.")]
 Images = Annotated[
     list[str],
     typer.Argument(
-        metavar="PICTURE...",
-        help="Files, patterns such as 'photos/*.jpg', `-` for stdin, or references.",
+        metavar="IMAGE...",
+        help="Files, patterns such as 'photos/*.jpg', `-` for stdin, or references to images that the service has.",
         show_default=False,
     ),
 ]
@@ -31,29 +31,42 @@ def submit(
     images: Images,
     output: Output = None,
     output_dir: OutputDir = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the ids of the jobs and go.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make no job, print what it would be, as JSON.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the ids of the jobs and do not wait.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Create no job; print the job that would be created, as JSON.")
+    ] = False,
     idempotency_key: Annotated[
         str | None,
-        typer.Option(help="Send again safely: same key and request, same job. Of many pictures, each gets its own."),
+        typer.Option(
+            help="Makes it safe to repeat the command: the same key and request return the same job. With several "
+            "images, each gets a key derived from it."
+        ),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show the pictures as they form, on a terminal.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show previews of the unfinished images, if stderr is a terminal.")
+    ] = False,
     as_json: AsJson = False,
     url: Url = LOCAL,
     api_key: ApiKey = None,
     **fields: Any,
 ) -> None:
-    """Sends pictures, waits, and saves the results."""
+    """Submit images, wait for their jobs and save the results."""
     from .job_runner import JobBatch, expand_globs
+    from .progress_display import check_previews
 
-    with one_line_errors():
+    with client_errors():
+        if watch:
+            check_previews()
         names = expand_globs(images)
         outputs = Outputs(output, output_dir, names)
         request = option_values(Img2ImgRequest, fields)
-        with connect(url, api_key) as client, JobBatch(client, as_json=as_json) as run:
-            run.send(names, request, idempotency_key=idempotency_key, dry_run=dry_run, tell=no_wait)
-            if not dry_run and not no_wait:
-                run.save(outputs, watch=watch)
+        with connect(url, api_key) as client, JobBatch(client, as_json=as_json) as batch:
+            if dry_run:
+                batch.dry_run(names, request)
+                return
+            batch.submit(names, request, idempotency_key=idempotency_key, wait=not no_wait)
+            if not no_wait:
+                batch.save(outputs, watch=watch)
 
 
 def result(
@@ -64,11 +77,11 @@ def result(
     url: Url = LOCAL,
     api_key: ApiKey = None,
 ) -> None:
-    """Waits for jobs that were sent before, and saves their results."""
+    """Wait for jobs that were submitted before, and save their results."""
     from .job_runner import JobBatch
 
-    with one_line_errors():
+    with client_errors():
         outputs = Outputs(output, output_dir, job_ids)
-        with connect(url, api_key) as client, JobBatch(client, as_json=as_json) as run:
-            run.inputs = {job_id: job_id for job_id in job_ids}
-            run.save(outputs)
+        with connect(url, api_key) as client, JobBatch(client, as_json=as_json) as batch:
+            batch.inputs = {job_id: job_id for job_id in job_ids}
+            batch.save(outputs)

@@ -106,7 +106,7 @@ def progress(jobs: BlockingJobsDep, previews: PreviewsDep, skip_current_image: b
         return {"progress": 0.0, "eta_relative": 0.0, "state": state | steps, "current_image": None, "textinfo": None}
     preview = None
     if not skip_current_image:
-        previews.watch(record.id)
+        previews.request(record.id)
         preview = previews.latest(record.id)
     steps = {"sampling_step": record.step, "sampling_steps": record.steps}
     return {
@@ -131,7 +131,7 @@ def _at_work(jobs: BlockingJobs) -> list[JobRecord]:
     found = []
     for job_id in jobs.redis.zrange(AT_WORK.format(owner=jobs.admission.caller.owner), 0, -1):
         with suppress(NotFound, Gone):
-            found.append(jobs.queue.records.find(str(as_text(job_id))))  # type: ignore[arg-type]
+            found.append(jobs.queue.job_store.find(str(as_text(job_id))))  # type: ignore[arg-type]
     return [record for record in found if not record.status.is_terminal]
 
 

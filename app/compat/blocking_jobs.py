@@ -12,7 +12,7 @@ from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.spec import result_key
 from img2img.errors import Gone
 
-from ..dependencies import DecodersDep, FeedDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
+from ..dependencies import DecodersDep, JobChangesDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
 from ..progress.event_stream import wait_for_end
 from ..routes.img2img import plan, terms_of
 from ..schemas.requests import Img2ImgRequest
@@ -31,7 +31,7 @@ class BlockingJobs:
     store: StoreDep
     models: ModelsDep
     decoders: DecodersDep
-    feed: FeedDep
+    feed: JobChangesDep
     redis: RedisDep
     admission: JobSubmitterDep
 

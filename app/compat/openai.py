@@ -228,9 +228,9 @@ async def _events(jobs: BlockingJobs, record: JobRecord, asked: Edit, previews: 
     shown: list[Preview] = []
     ending = asyncio.ensure_future(jobs.end(record.id))
     try:
-        with jobs.feed.watch(record.id) as changed:
+        with jobs.feed.subscribe(record.id) as changed:
             while asked.partial_images > len(shown) and not ending.done():
-                await run_sync(previews.watch, record.id)
+                await run_sync(previews.request, record.id)
                 preview = await run_sync(previews.latest, record.id)
                 if preview and preview not in shown:
                     shown.append(preview)

@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from img2img.domain.api_key import ApiKey
 from img2img.domain.api_key import Scope as KeyScope
-from img2img.errors import Img2ImgError, InsufficientScope, InvalidApiKey, MissingApiKey, Unavailable
+from img2img.errors import Img2ImgError, Unavailable
 from img2img.redis.api_keys import ApiKeys
 
 from ..telemetry.metrics import PATH as METRICS
+from .errors import InsufficientScope, InvalidApiKey, MissingApiKey
 from .problem_details import problem_response
 
 # Open to all: whether the service is up, and what it can do, which is no secret.
@@ -34,7 +35,7 @@ class Caller:
     """Who makes a request."""
 
     owner: str  # of the jobs that it makes, as in Terms: the id of its key; "" where keys are off
-    sees: str | None  # whose jobs it may see; None: those of all
+    visible_owner: str | None
 
 
 ANONYMOUS = Caller("", None)
@@ -93,7 +94,7 @@ class AuthenticationMiddleware:
         secret = api_key_from_headers(Headers(scope=scope))
         if secret is None:
             raise MissingApiKey
-        key = self._known.get(secret) or await self._look_up(scope["app"].state.keys, secret)
+        key = self._known.get(secret) or await self._look_up(scope["app"].state.services.api_keys, secret)
         needed = _needed(scope)
         if not key.allows(needed):
             raise InsufficientScope(needed)

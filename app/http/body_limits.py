@@ -6,8 +6,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from img2img.errors import PayloadTooLarge, RequestTimeout
-
+from .errors import PayloadTooLarge, RequestTimeout
 from .problem_details import problem_response
 
 IDLE_S = 15.0  # between two pieces of a body

@@ -19,7 +19,7 @@ SHOWN = (
 )
 
 
-def install(app: FastAPI, origins: Sequence[str]) -> None:
+def install_cors(app: FastAPI, origins: Sequence[str]) -> None:
     """Answers browsers. No cookies are used, and none are allowed: a page needs a key of its own."""
     if origins:
         app.add_middleware(

@@ -14,35 +14,29 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from img2img.errors import (
-    Gone,
-    ImageError,
-    Img2ImgError,
-    InsufficientScope,
-    InvalidApiKey,
-    MissingApiKey,
-    NotFound,
-    NotReady,
-    ParameterError,
-    PayloadTooLarge,
-    RateLimited,
-    RequestError,
-    RequestTimeout,
-    TooCostly,
-    TooManyRequests,
-    Unavailable,
-    UnsupportedMedia,
-)
+from img2img.errors import Gone, Img2ImgError, NotFound, ParameterError, RequestError, TooManyRequests, Unavailable
 from img2img.telemetry.logging import job_extra
 
 from ..schemas.responses import FieldProblem, Problem, truncate
+from .errors import (
+    ImageError,
+    InsufficientScope,
+    InvalidApiKey,
+    JobTooExpensive,
+    MissingApiKey,
+    NotReady,
+    PayloadTooLarge,
+    RateLimited,
+    RequestTimeout,
+    UnsupportedMedia,
+)
 
 STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     RequestError: HTTPStatus.BAD_REQUEST,
     MissingApiKey: HTTPStatus.UNAUTHORIZED,
     InsufficientScope: HTTPStatus.FORBIDDEN,
     RequestTimeout: HTTPStatus.REQUEST_TIMEOUT,
-    TooCostly: HTTPStatus.UNPROCESSABLE_ENTITY,
+    JobTooExpensive: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     NotFound: HTTPStatus.NOT_FOUND,
     NotReady: HTTPStatus.CONFLICT,
@@ -147,7 +141,7 @@ async def _on_bug(_request: Request, _error: Exception) -> Response:
     return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side.")
 
 
-def install(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Makes the application answer errors by the table."""
     app.add_exception_handler(Img2ImgError, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)

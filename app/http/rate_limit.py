@@ -10,7 +10,7 @@ from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from redis import Redis
 
-from img2img.errors import RateLimited, TooCostly
+from .errors import JobTooExpensive, RateLimited
 
 UNITS = 1000  # of a megapixel-step: the counters are whole numbers
 PREFIX = "i2i:rate"
@@ -28,7 +28,7 @@ class RateLimiter:
         self._windows = SlidingWindowCounterRateLimiter(self._storage)
 
     def spend(self, owner: str, cost: float) -> dict[str, str]:
-        """Counts a job of this cost. Returns the headers that say what is left. Raises TooCostly or RateLimited.
+        """Counts a job of this cost. Returns the headers that say what is left. Raises JobTooExpensive or RateLimited.
 
         It is spent even if the job cannot be queued after that. Where keys are off, all clients are one owner.
         """
@@ -37,7 +37,7 @@ class RateLimiter:
         units = math.ceil(cost * UNITS)
         if units > self._item.amount:
             message = f"The job costs {cost:g} megapixel-steps, and you may have {self._said()}: ask for smaller or "
-            raise TooCostly(message + "fewer images, fewer steps or less strength.")
+            raise JobTooExpensive(message + "fewer images, fewer steps or less strength.")
         if self._windows.hit(self._item, owner, cost=units):
             return self._headers(owner)
         message = f"The job costs {cost:g} megapixel-steps, and you may have {self._said()}."
@@ -52,7 +52,7 @@ class RateLimiter:
         assert self._item is not None
         left = self._windows.get_window_stats(self._item, owner).remaining // UNITS
         policy = f'"cost";q={self._item.amount // UNITS};w={self._item.get_expiry()}'
-        return {"RateLimit-Policy": policy, "RateLimiter": f'"cost";r={left}'}
+        return {"RateLimit-Policy": policy, "RateLimit": f'"cost";r={left}'}
 
     def _wait_s(self, owner: str, units: int) -> int:
         assert self._item is not None

@@ -11,7 +11,8 @@ from io import BytesIO
 from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 from img2img.domain.spec import Resize
-from img2img.errors import ImageError, UnsupportedMedia
+
+from ..http.errors import ImageError, UnsupportedMedia
 
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 SRGB = ImageCms.createProfile("sRGB")

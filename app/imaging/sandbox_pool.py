@@ -15,8 +15,9 @@ from anyio import CapacityLimiter
 from PIL import Image
 
 from img2img.domain.spec import Resize
-from img2img.errors import ImageError, Unavailable, UnsupportedMedia
+from img2img.errors import Unavailable
 
+from ..http.errors import ImageError, UnsupportedMedia
 from .sandbox_limits import SandboxLimits, memory_of
 from .sandbox_protocol import Header, receive, send
 

@@ -14,8 +14,8 @@ from typing import BinaryIO
 from PIL import Image, ImageCms, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from img2img.domain.spec import Resize
-from img2img.errors import ImageError, UnsupportedMedia
 
+from ..http.errors import ImageError, UnsupportedMedia
 from .decode import EncodedImage
 from .sandbox_limits import enter_sandbox, set_cpu_limit
 from .sandbox_protocol import Header, receive, send

@@ -129,7 +129,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def install(app: FastAPI, *, keys_required: bool) -> None:
+def install_openapi(app: FastAPI, *, keys_required: bool) -> None:
     """Makes the application's OpenAPI document complete."""
 
     def document() -> dict[str, Any]:

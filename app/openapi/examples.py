@@ -3,8 +3,9 @@
 from http import HTTPStatus
 from typing import Any
 
-from img2img.errors import Img2ImgError, InsufficientScope, ParameterError
+from img2img.errors import Img2ImgError, ParameterError
 
+from ..http.errors import InsufficientScope
 from ..http.problem_details import STATUS
 
 JOB_ID = "3f0c9a52d7e84b6ea1c5f2b8d9036e71"

@@ -33,17 +33,17 @@ class EtaEstimator:
     def of(self, records: Sequence[JobRecord]) -> list[QueueEstimate | None]:
         """For each job that waits; None for the others."""
         waiting = [record for record in records if record.status is JobStatus.QUEUED]
-        standings = self._line.standings(waiting)
+        standings = self._line.positions(waiting)
         found = {r.id: self._forecast(s, r.spec) for r, s in zip(waiting, standings, strict=True) if s is not None}
         return [found.get(record.id) for record in records]
 
     def of_next(self, spec: JobSpec, terms: JobOptions) -> QueueEstimate:
         """For a job that would come now."""
-        return self._forecast(self._line.end(spec.model, terms.owner, terms.priority), spec)
+        return self._forecast(self._line.next_position(spec.model, terms.owner, terms.priority), spec)
 
     def _forecast(self, standing: QueuePosition, spec: JobSpec) -> QueueEstimate:
         if time.monotonic() - self._asked_at >= FRESH_S:
-            self._paces = {model: self._models.paces(workers) for model, workers in self._models.live().items()}
+            self._paces = {model: self._models.throughputs(workers) for model, workers in self._models.live().items()}
             self._asked_at = time.monotonic()
         paces = self._paces.get(spec.model, [])
         per_second = sum(pace.per_second for pace in paces if pace.per_second)

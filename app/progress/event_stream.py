@@ -32,13 +32,13 @@ KEEPALIVE = b": still here\n\n"
 async def wait_for_end(job_id: str, wait_s: float, queue: JobQueue, feed: JobChangeListener) -> JobRecord:
     """The job when it has ended, or as it is after wait_s seconds. Raises NotFound, Gone or RedisError."""
     give_up_at = time.monotonic() + wait_s
-    with feed.watch(job_id) as changed:
-        record = await run_sync(queue.records.find, job_id)
+    with feed.subscribe(job_id) as changed:
+        record = await run_sync(queue.job_store.find, job_id)
         while not record.status.is_terminal and (left_s := give_up_at - time.monotonic()) > 0:
             await _until(changed, min(left_s, REREAD_S))
             changed.clear()
             try:
-                record = await run_sync(queue.records.find, job_id)
+                record = await run_sync(queue.job_store.find, job_id)
             except RedisError:
                 if time.monotonic() >= give_up_at:
                     raise
@@ -61,16 +61,16 @@ async def stream_job_events(
     shown: Preview | None = None
     wish_at = 0.0 if previews else math.inf  # when previews are to be asked for again
     spoke_at = time.monotonic()
-    with feed.watch(job_id) as changed:
+    with feed.subscribe(job_id) as changed:
         while True:
             changed.clear()
-            departures = feed.departures
+            departures = feed.dequeue_count
             event: BaseModel | None = None
             try:
-                record = await run_sync(queue.records.find, job_id)
+                record = await run_sync(queue.job_store.find, job_id)
                 event = await run_sync(_event, record, forecaster)
                 if previews and time.monotonic() >= wish_at:
-                    await run_sync(previews.watch, job_id)
+                    await run_sync(previews.request, job_id)
                     wish_at = time.monotonic() + WATCH_S / 2
             except (NotFound, Gone) as error:
                 yield _frame("gone", GoneEvent(id=job_id, code=error.code, message=error.message))
@@ -126,7 +126,7 @@ async def _until_worth_a_look(
     """Until the job has changed, its place in the queue may have, or `until`."""
     look_s = QUEUE_LOOK_S * (1 + position / 10) if position else REREAD_S
     while (left_s := until - time.monotonic()) > 0:
-        if await _until(changed, min(left_s, look_s)) or (position and feed.departures != departures):
+        if await _until(changed, min(left_s, look_s)) or (position and feed.dequeue_count != departures):
             return
 
 

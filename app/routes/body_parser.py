@@ -12,9 +12,10 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from img2img.errors import ParameterError, RequestError, UnsupportedMedia
+from img2img.errors import ParameterError, RequestError
 
 from ..dependencies import SettingsDep
+from ..http.errors import UnsupportedMedia
 from ..schemas.image_references import parse_reference
 from ..schemas.requests import MAX_TEXT, ControlMapRequest, ImageRequest, Img2ImgRequest
 from ..settings import ApiSettings

@@ -15,7 +15,7 @@ from img2img.domain.job import JobOptions
 from img2img.domain.spec import JobSpec, Task
 from img2img.errors import ParameterError
 
-from ..dependencies import ForecasterDep
+from ..dependencies import EtaDep
 from ..imaging.decode import encode_png
 from ..openapi import document as openapi
 from ..schemas.requests import ControlMapRequest
@@ -38,7 +38,7 @@ async def submit_control_map(
     request: ControlMapRequestDep,
     response: Response,
     admission: JobSubmitterDep,
-    forecaster: ForecasterDep,
+    forecaster: EtaDep,
 ) -> Job:
     """Queues a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
     keep_s, owner = admission.settings.result_ttl, admission.caller.owner

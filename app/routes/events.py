@@ -6,7 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Path, Query, Response
 from starlette.responses import StreamingResponse
 
-from ..dependencies import FeedDep, ForecasterDep, PreviewsDep, QueueDep
+from ..dependencies import EtaDep, JobChangesDep, PreviewsDep, QueueDep
 from ..openapi import document as openapi
 from ..progress.event_stream import stream_job_events
 
@@ -31,8 +31,8 @@ PreviewQuery = Annotated[bool, Query(description="Also show small pictures of th
 async def get_job_events(
     job_id: JobId,
     queue: QueueDep,
-    feed: FeedDep,
-    forecaster: ForecasterDep,
+    feed: JobChangesDep,
+    forecaster: EtaDep,
     previews: PreviewsDep,
     last_event_id: LastEventId = None,
     preview: PreviewQuery = False,
@@ -44,7 +44,7 @@ async def get_job_events(
     as it is, so a client that was away gets what it missed in the first one. With `preview=true` there are also
     `preview` events: a small picture of the image as it forms.
     """
-    record = await run_sync(queue.records.find, job_id)
+    record = await run_sync(queue.job_store.find, job_id)
     seen = -1 if last_event_id is None else last_event_id
     if record.status.is_terminal and record.revision <= seen:
         return Response(status_code=204)  # tells a browser not to connect again

@@ -44,10 +44,13 @@ def _redis_and_workers(models: ModelRegistry) -> tuple[DependencyStatus, Depende
 
 def _webhooks(outbox: WebhookOutbox) -> DependencyStatus:
     try:
-        attended, waiting = outbox.is_attended(), outbox.waiting()
+        attended, waiting = outbox.has_dispatcher(), outbox.pending_count()
     except RedisError:
         return DependencyStatus(ok=False, detail="unknown without Redis")
-    return DependencyStatus(ok=attended, detail=f"{'a' if attended else 'no'} courier is there; {waiting} to tell")
+    plural = "" if waiting == 1 else "s"
+    return DependencyStatus(
+        ok=attended, detail=f"{'a' if attended else 'no'} dispatcher running; {waiting} webhook{plural} pending"
+    )
 
 
 def _store(store: BlobStore) -> DependencyStatus:

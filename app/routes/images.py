@@ -56,6 +56,6 @@ def keep(
     width, height = picture.size
     picture.check()
     digest = sha256(request.image).hexdigest()
-    queue.inputs.hold(upload_key(digest), settings.result_ttl, caller.owner)
+    queue.input_images.retain(upload_key(digest), settings.result_ttl, caller.owner)
     store.put(upload_key(digest), request.image)
     return UploadedImage(sha256=digest, width=width, height=height)

@@ -10,7 +10,7 @@ from img2img.domain.job import JobOptions, JobRecord
 from img2img.errors import ParameterError
 from img2img.redis.idempotency import IdempotencyKey
 
-from ..dependencies import ForecasterDep
+from ..dependencies import EtaDep
 from ..openapi import document as openapi
 from ..progress.eta import EtaEstimator
 from ..schemas.requests import Img2ImgRequest
@@ -45,7 +45,7 @@ async def submit_img2img(
     request: RequestDep,
     response: Response,
     admission: JobSubmitterDep,
-    forecaster: ForecasterDep,
+    forecaster: EtaDep,
     dry_run: DryRunQuery = False,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Job | DryRunResult:
@@ -63,7 +63,7 @@ async def submit_img2img(
             eta_s=forecast.eta_s,
         )
     once = await run_sync(_once, request, idempotency_key, terms.owner) if idempotency_key else None
-    made_before = await run_sync(admission.queue.made_before, once) if once else None
+    made_before = await run_sync(admission.queue.find_by_idempotency_key, once) if once else None
     if made_before:
         return await run_sync(_accepted, response, made_before, False, forecaster)
     admitted = await admission.admit(partial(plan, request, admission), terms, once)

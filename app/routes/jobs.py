@@ -11,7 +11,7 @@ from img2img.domain.spec import result_keys
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_store import Cursor
 
-from ..dependencies import FeedDep, ForecasterDep, QueueDep, StoreDep
+from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep
 from ..openapi import document as openapi
 from ..progress.event_stream import wait_for_end
 from ..schemas.responses import Job, JobList
@@ -36,13 +36,13 @@ Limit = Annotated[int, Query(ge=1, le=100, description="Jobs of one page.")]
 @router.get("", operation_id="list_jobs", responses=openapi.problems(422, 503))
 def list_jobs(
     queue: QueueDep,
-    forecaster: ForecasterDep,
+    forecaster: EtaDep,
     status: StatusFilter = None,
     cursor: CursorQuery = None,
     limit: Limit = 20,
 ) -> JobList:
     """The jobs, newest first. A page may be shorter than asked for, where jobs went meanwhile."""
-    records, last = queue.records.page(status, _place(cursor), limit)
+    records, last = queue.job_store.page(status, _place(cursor), limit)
     next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
     jobs = [Job.of(*pair) for pair in zip(records, forecaster.of(records), strict=True)]
     return JobList(jobs=jobs, next_cursor=next_cursor)
@@ -59,8 +59,8 @@ def _place(cursor: str | None) -> Cursor | None:
 async def get_job(
     job_id: JobId,
     queue: QueueDep,
-    feed: FeedDep,
-    forecaster: ForecasterDep,
+    feed: JobChangesDep,
+    forecaster: EtaDep,
     response: Response,
     wait: Wait = None,
     prefer: Prefer = None,
@@ -82,16 +82,16 @@ def _preferred_wait(prefer: str | None) -> int | None:
 @router.post("/{job_id}/cancel", operation_id="cancel_job", responses=openapi.problems(404, 410, 503))
 def cancel_job(job_id: JobId, queue: QueueDep) -> Job:
     """Cancels a job that has not ended; one that has stays as it is."""
-    queue.records.find(job_id)
+    queue.job_store.find(job_id)
     queue.cancel(job_id)
-    return Job.of(queue.records.find(job_id))
+    return Job.of(queue.job_store.find(job_id))
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=openapi.problems(404, 503))
 def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
     """Deletes the job and its pictures, cancelling it first if it has not ended. To delete it again changes nothing."""
     try:
-        queue.records.find(job_id)
+        queue.job_store.find(job_id)
     except (Deleted, Expired):
         return
     queue.delete(job_id)

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from img2img.domain.job import ImageInfo, JobRecord, JobStatus
 from img2img.domain.spec import result_key
-from img2img.errors import Gone, NotFound, NotReady
+from img2img.errors import Gone, NotFound
 
 from ..dependencies import DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..http.errors import NotReady
 from ..openapi import document as openapi
 from ..progress.image_formats import convert_image, etag_suffix
 from ..schemas.responses import ImageFormat
@@ -51,7 +52,7 @@ class Delivery:
     async def of(self, job_id: str, index: int) -> Response:
         """The answer with one image of a job."""
         variant = etag_suffix(self._format, self._quality)
-        record = await run_sync(self._queue.records.find, job_id)
+        record = await run_sync(self._queue.job_store.find, job_id)
         tag = f"{_finished(record, index).sha256}{variant}"
         headers = {
             "ETag": f'"{tag}"',

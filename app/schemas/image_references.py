@@ -52,7 +52,7 @@ def fetch_reference(
     if isinstance(reference, ResultReference):
         return _result(field, reference, queue, store)
     keys = (upload_key(reference.sha256), input_key(reference.sha256))
-    for key in queue.inputs.use(keys, keep_s):
+    for key in queue.input_images.renew(keys, keep_s):
         picture = store.get(key)
         if picture is not None:
             return picture
@@ -63,7 +63,7 @@ def fetch_reference(
 def _result(field: str, reference: ResultReference, queue: "JobQueue", store: "BlobStore") -> bytes:
     path = f"/jobs/{reference.job_id}/images/{reference.index}"
     try:
-        record = queue.records.find(reference.job_id)
+        record = queue.job_store.find(reference.job_id)
     except (NotFound, Gone) as error:
         raise ParameterError(field, error.message, got=path) from None
     if record.status is not JobStatus.SUCCEEDED:

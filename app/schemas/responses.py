@@ -276,8 +276,8 @@ class Readiness(BaseModel):
     webhooks: Annotated[
         DependencyStatus | None,
         Field(
-            description="Whether a courier tells the ends of jobs; null where webhooks are off. Without one jobs still "
-            "run and ends wait for it, so this alone makes the service not unready."
+            description="Whether a webhook dispatcher is running; null if webhooks are not configured. Without a "
+            "dispatcher, jobs still run and their webhooks stay pending, so this does not affect `ready`."
         ),
     ] = None
 

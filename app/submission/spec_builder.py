@@ -11,8 +11,9 @@ from img2img.domain.conditioning import Control, ImagePrompt, InpaintRegion, Pad
 from img2img.domain.model_card import ModelCard
 from img2img.domain.spec import JobSpec, Resize, Task
 from img2img.domain.tiling import Tiling
-from img2img.errors import ImageError, ParameterError, UnsupportedMedia
+from img2img.errors import ParameterError
 
+from ..http.errors import ImageError, UnsupportedMedia
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import SandboxedImage
 from ..schemas.image_references import ImageReference

@@ -14,7 +14,7 @@ from img2img.domain.spec import JobSpec, input_key
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import CallerDep, DecodersDep, ModelsDep, QueueDep, RateDep, SettingsDep, StoreDep, TracesDep
+from ..dependencies import CallerDep, DecodersDep, ModelsDep, QueueDep, RateLimiterDep, SettingsDep, StoreDep, TracerDep
 from ..imaging.sandbox_pool import SandboxedImage
 from ..schemas.image_references import ImageReference, fetch_reference
 from .defaults import resolve_model
@@ -40,11 +40,11 @@ class JobSubmitter:
     settings: SettingsDep
     caller: CallerDep
     queue: QueueDep
-    rate: RateDep
+    rate: RateLimiterDep
     store: StoreDep
     models: ModelsDep
     decoders: DecodersDep
-    traces: TracesDep
+    traces: TracerDep
 
     def card(self, model: str | None) -> ModelCard:
         """The model that a request names, or the default. Raises ParameterError or Unavailable."""
@@ -63,11 +63,11 @@ class JobSubmitter:
     async def admit(
         self, make: Callable[[], Plan], terms: JobOptions, once: IdempotencyKey | None = None
     ) -> SubmittedJob:
-        """Queues what `make` plans. Raises QueueFull, TooManyQueued, TooCostly, RateLimited, and what `make` raises.
+        """Queues what `make` plans. Raises QueueFull, TooManyQueued, JobTooExpensive or RateLimited.
 
         A full queue is found out before pictures are decoded; what cannot be planned is not counted against the rate.
         """
-        await run_sync(self.queue.check_room, terms.owner)
+        await run_sync(self.queue.check_limits, terms.owner)
         spec, blobs = await self.plan(make)
         headers = await run_sync(self.rate.spend, terms.owner, spec.cost)
         record, new = await run_sync(self._submit, spec, terms, blobs, once)
@@ -78,10 +78,10 @@ class JobSubmitter:
     ) -> tuple[JobRecord, bool]:
         """Stores the pictures and queues the job, unless the same request has just done it."""
         for digest, picture in blobs.items():
-            self.queue.inputs.hold(input_key(digest), terms.result_ttl_s, terms.owner)
+            self.queue.input_images.retain(input_key(digest), terms.result_ttl_s, terms.owner)
             self.store.put(input_key(digest), picture)
         record, new = (
-            (self.queue.submit(spec, terms), True) if once is None else self.queue.submit_once(once, spec, terms)
+            (self.queue.submit(spec, terms), True) if once is None else self.queue.submit_idempotent(once, spec, terms)
         )
         if new:
             log.info(

@@ -1,4 +1,4 @@
-"""The supervisor behind `img2img serve`: Redis, courier, worker and API on one machine, as one."""
+"""The supervisor behind `img2img serve`: Redis, webhook dispatcher, worker and API server on one machine."""
 
 import fcntl
 import signal
@@ -62,7 +62,7 @@ class Supervisor:
         self._children: list[ManagedProcess] = []
 
     def start(self) -> None:
-        """Redis, then courier, worker and API. Returns when a job could be submitted. Raises ServeError."""
+        """Start Redis, webhook dispatcher, worker and API server; wait until they are ready. Raises ServeError."""
         if not self._settings.redis_url:
             try:
                 self._add("redis", redis_command(self._settings.data_dir), stop_within_s=20)
@@ -71,7 +71,7 @@ class Supervisor:
             self._wait_until(lambda: is_redis_ready(self._settings.resolved_redis_url))
         check_keys(self._settings)
         check_store(self._settings)
-        self._add("courier", [*PYTHON, "img2img.app.webhooks"], stop_within_s=self._settings.webhook_timeout_s + 5)
+        self._add("webhooks", [*PYTHON, "img2img.app.webhooks"], stop_within_s=self._settings.webhook_timeout_s + 5)
         self._add("worker", [*PYTHON, "img2img.worker"], stop_within_s=DRAIN_S)
         self._add("api", [*PYTHON, "img2img.app.cli", "api"], stop_within_s=10)
         with httpx.Client(base_url=self._settings.local_url, trust_env=False) as http:
@@ -89,7 +89,7 @@ class Supervisor:
                 typer.echo(f"img2img: {child.name} ended with exit code {code}; started it again", err=True)
 
     def stop(self) -> None:
-        """API first, so that nothing new comes in, then worker, courier and Redis. A second Ctrl-C does not wait."""
+        """Stop the API server first, then worker, webhook dispatcher and Redis. A second Ctrl-C does not wait."""
         try:
             while self._children:
                 self._children[-1].stop()

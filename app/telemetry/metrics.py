@@ -54,7 +54,7 @@ class HttpMetrics:
         thread.join()
 
 
-def install(app: FastAPI, metrics: HttpMetrics) -> None:
+def install_metrics(app: FastAPI, metrics: HttpMetrics) -> None:
     """Adds the route, which the door guards: it is for those who run the service, and no part of the HTTP contract."""
 
     def answer(request: Request) -> Response:

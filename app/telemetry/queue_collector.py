@@ -61,7 +61,7 @@ class QueueCollector(Collector):
         work = GaugeMetricFamily(
             "img2img_queue_megapixel_steps", "Work that waits, in megapixel-steps.", labels=["model", "priority"]
         )
-        for (model, priority), (count, cost) in self._queue.records.line.waiting(models).items():
+        for (model, priority), (count, cost) in self._queue.job_store.fair_queue.backlog(models).items():
             jobs.add_metric([model, priority], count)
             work.add_metric([model, priority], cost)
         yield jobs
@@ -79,7 +79,7 @@ class QueueCollector(Collector):
 
     def _ended(self, models: list[str]) -> Metric:
         ended = CounterMetricFamily("img2img_jobs_ended", "Jobs by their end state.", labels=["model", "status"])
-        counts = self._queue.records.ended()
+        counts = self._queue.job_store.ended()
         for model in sorted({*models, *(model for model, _ in counts)}):
             for status in JobStatus:
                 if status.is_terminal:

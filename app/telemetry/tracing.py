@@ -11,7 +11,7 @@ QUIET = "healthz,readyz,metrics"  # asked every few seconds, by machines
 URLS = {"http.url", "http.target", "url.full", "url.path", "url.query"}  # by old conventions and new
 
 
-def install(app: FastAPI, traces: Tracer) -> None:
+def install_tracing(app: FastAPI, traces: Tracer) -> None:
     """Where traces are on. Raises CannotTrace."""
     if traces.provider is None:
         return

@@ -1,4 +1,4 @@
-"""`python -m app.courier`: settings, Redis, network and courier; put together here and nowhere else."""
+"""Entry point of the webhook dispatcher: `python -m img2img.app.webhooks`."""
 
 import asyncio
 import signal
@@ -28,9 +28,9 @@ def main() -> int:
         return _complain(complaint(error))
     if not settings.webhook_secrets:
         return _complain("set IMG2IMG_WEBHOOK_SECRET, which signs webhooks, to the same value as for the API")
-    logs.configure("courier", level=settings.log_level, form=settings.log_format)
+    logs.configure("webhooks", level=settings.log_level, form=settings.log_format)
     try:
-        traces = Tracer.from_environment("courier")
+        traces = Tracer.from_environment("webhooks")
     except TracingError as error:
         return _complain(str(error))
     asyncio.run(run(settings, traces))
@@ -48,14 +48,14 @@ async def run(settings: ApiSettings, traces: Tracer) -> None:
     with Redis.from_url(
         settings.resolved_redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
     ) as redis:
-        courier = WebhookDispatcher(
+        dispatcher = WebhookDispatcher(
             WebhookOutbox(redis), poster, WebhookSigner(settings.webhook_secrets), timeout_s=timeout_s, traces=traces
         )
-        await courier.run(stop)
+        await dispatcher.run(stop)
 
 
 def _complain(reason: str) -> int:
-    sys.stderr.write(f"img2img courier: {reason}\n")
+    sys.stderr.write(f"img2img webhooks: {reason}\n")
     return 2
 
 

@@ -1,4 +1,4 @@
-"""The courier: takes what is due from the outbox, posts it, writes down how it went."""
+"""Delivers due webhooks from the outbox and records the result of each attempt."""
 
 import asyncio
 import logging
@@ -68,7 +68,7 @@ class WebhookDispatcher:
         try:
             claimed, left = await run_sync(self._claim, room)
         except RedisError as error:
-            log.info("the courier waits for Redis: %s", error)
+            log.info("Redis is unavailable, retrying: %s", error)
             return OUTAGE_S
         for one in claimed:
             self._in_hand[_host(one)] += 1
@@ -77,7 +77,7 @@ class WebhookDispatcher:
 
     def _claim(self, room: int) -> tuple[list[ClaimedDelivery], bool]:
         if time.monotonic() >= self._attend_at:
-            self._outbox.attend()
+            self._outbox.heartbeat()
             self._attend_at = time.monotonic() + ATTEND_S
         in_hand = {host: count for host, count in self._in_hand.items() if count}
         return self._outbox.claim(limit=room, lease_s=self._lease_s, in_hand=in_hand, host_limit=PER_HOST)
@@ -109,7 +109,7 @@ class WebhookDispatcher:
         """Does not let go before Redis has it, or the lease is over."""
         while True:
             try:
-                await run_sync(self._outbox.settle, claimed, delivery)
+                await run_sync(self._outbox.record_attempt, claimed, delivery)
                 break
             except RedisError:
                 if time.time() > claimed.lease_until:

@@ -47,12 +47,12 @@ class FairQueue:
         self._claim = redis.register_script(CLAIM)
         self._stand = redis.register_script(STAND)
 
-    def join(self, pipe: Pipeline, record: JobRecord) -> None:
+    def enqueue(self, pipe: Pipeline, record: JobRecord) -> None:
         """Puts a new job where it belongs, in the transaction that queues it."""
         args: list[str | float] = [record.id, record.priority, record.owner, record.spec.cost]
         self._join(keys=[_key(record.spec.model)], args=args, client=pipe)
 
-    def rejoin(self, pipe: Pipeline, record: JobRecord) -> None:
+    def requeue(self, pipe: Pipeline, record: JobRecord) -> None:
         """Puts a job before all others, in the transaction that queues it again; one that has ended stays away."""
         self._rejoin(keys=[_key(record.spec.model), self._record_key + record.id], args=[record.id], client=pipe)
 
@@ -70,7 +70,7 @@ class FairQueue:
         job_id: bytes | None = self._claim(keys=keys, args=[self._record_key])
         return job_id
 
-    def standings(self, records: Sequence[JobRecord]) -> list[QueuePosition | None]:
+    def positions(self, records: Sequence[JobRecord]) -> list[QueuePosition | None]:
         """Where waiting jobs stand, in one round trip; None for one that does not wait.
 
         The position is exact with up to 16 other owners before and 16 behind the job's own in the ring. Those beyond
@@ -86,7 +86,7 @@ class FairQueue:
                 self._stand(keys=[_key(record.spec.model)], args=args, client=pipe)
             return [_parse(answer) for answer in pipe.execute()]
 
-    def waiting(self, models: Sequence[str]) -> dict[tuple[str, str], tuple[int, float]]:
+    def backlog(self, models: Sequence[str]) -> dict[tuple[str, str], tuple[int, float]]:
         """Jobs that wait and what they cost, by model and priority; or `returned`, of those that a worker lost."""
         with self._redis.pipeline(transaction=False) as pipe:
             for model in models:
@@ -99,7 +99,7 @@ class FairQueue:
             for name, jobs, cost in zip(LEVELS, row[::2], row[1::2], strict=True)
         }
 
-    def end(self, model: str, owner: str = "", priority: Priority = Priority.NORMAL) -> QueuePosition:
+    def next_position(self, model: str, owner: str = "", priority: Priority = Priority.NORMAL) -> QueuePosition:
         """Where a job would stand that came now."""
         standing = _parse(self._stand(keys=[_key(model)], args=["", priority, owner, 0]))
         assert standing is not None

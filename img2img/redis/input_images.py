@@ -77,13 +77,13 @@ class InputImageRefs:
         self._use_script = redis.register_script(_USE)
         self._take_script = redis.register_script(_TAKE)
 
-    def as_seen_by(self, owner: str | None) -> Self:
+    def visible_to(self, owner: str | None) -> Self:
         """The same pictures, of which `use` gives only those that this owner sent; None uses all."""
         seen = copy(self)
         seen._owner = owner
         return seen
 
-    def hold(self, key: str, keep_s: float, owner: str) -> None:
+    def retain(self, key: str, keep_s: float, owner: str) -> None:
         """Keeps a picture that this owner sent for keep_s seconds. Call it before the picture is stored.
 
         Raises Unavailable.
@@ -95,14 +95,14 @@ class InputImageRefs:
                 raise Unavailable("An earlier copy of this picture is being deleted; try again in a moment.")
             time.sleep(0.02)
 
-    def use(self, keys: Sequence[str], keep_s: float) -> list[str]:
+    def renew(self, keys: Sequence[str], keep_s: float) -> list[str]:
         """Those of the pictures that can be referred to, which are kept for another keep_s seconds."""
         whose = ["all", ""] if self._owner is None else ["one", self._owner]
         script_keys = [INPUTS, *(OWNERS.format(key=key) for key in keys)]
         usable = self._use_script(keys=script_keys, args=[time.time() + keep_s, *whose, *keys])
         return [str(as_text(key)) for key in usable]
 
-    def take_unused(self, limit: int = 100) -> list[str]:
+    def claim_unused(self, limit: int = 100) -> list[str]:
         """The keys of pictures that may go. Delete their blobs, then call `deleted`."""
         due = self._redis.zrangebyscore(INPUTS, "-inf", time.time(), 0, limit)
         return [key for key in map(as_text, due) if self._take(key)]  # type: ignore[arg-type]
@@ -111,6 +111,6 @@ class InputImageRefs:
         script_keys = [INPUTS, INPUT_USES, BEING_DELETED.format(key=key), OWNERS.format(key=key)]
         return bool(self._take_script(keys=script_keys, args=[key, time.time(), DELETING_S]))
 
-    def deleted(self, key: str) -> None:
+    def confirm_deleted(self, key: str) -> None:
         """The blob is deleted; the picture can be stored anew."""
         self._redis.delete(BEING_DELETED.format(key=key))

@@ -59,21 +59,21 @@ class JobQueue:
     def __init__(self, redis: Redis, caps: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
         self._redis = redis
         self._room = QueueLimiter(redis, caps)
-        self.records = JobStore(redis)
-        self.inputs = InputImageRefs(redis)
+        self.job_store = JobStore(redis)
+        self.input_images = InputImageRefs(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
 
-    def as_seen_by(self, owner: str | None) -> Self:
+    def visible_to(self, owner: str | None) -> Self:
         """The same queue, whose `records` and `inputs` show only what is this owner's; None sees all."""
         seen = copy(self)
-        seen.records = self.records.as_seen_by(owner)
-        seen.inputs = self.inputs.as_seen_by(owner)
+        seen.job_store = self.job_store.visible_to(owner)
+        seen.input_images = self.input_images.visible_to(owner)
         return seen
 
-    def made_before(self, once: IdempotencyKey) -> JobRecord | None:
+    def find_by_idempotency_key(self, once: IdempotencyKey) -> JobRecord | None:
         """The job that this request made when it came before. Raises KeyReused, Expired or Deleted."""
         job_id = once.job_id(self._redis.get(once.redis_key))
-        return self.records.find(job_id) if job_id else None
+        return self.job_store.find(job_id) if job_id else None
 
     def submit(self, spec: JobSpec, terms: JobOptions = JobOptions()) -> JobRecord:  # noqa: B008  # frozen
         """Queues a job: record and queue entry in one transaction, so that there is never one without the other.
@@ -87,7 +87,7 @@ class JobQueue:
             pipe.execute()
         return record
 
-    def submit_once(
+    def submit_idempotent(
         self,
         once: IdempotencyKey,
         spec: JobSpec,
@@ -104,7 +104,7 @@ class JobQueue:
                 job_id = once.job_id(pipe.get(once.redis_key))
                 if job_id:
                     self._room.leave(self._redis, record.id, record.owner)
-                    return self.records.find(job_id), False
+                    return self.job_store.find(job_id), False
                 self._take_place(record.id, record.owner)
                 self._add(record, pipe)
                 once.keep(pipe, record.id)
@@ -114,10 +114,10 @@ class JobQueue:
 
     def _add(self, record: JobRecord, pipe: Pipeline) -> None:
         self._enqueue(record.id, record.spec.model, pipe)  # RQ opens the transaction itself: its commands come first
-        self.records.add(pipe, record)
+        self.job_store.add(pipe, record)
         self._room.leave(pipe, record.id, record.owner)
 
-    def check_room(self, owner: str) -> None:
+    def check_limits(self, owner: str) -> None:
         """Refuses a job that could not be queued now, before it costs anything. Raises QueueFull or TooManyQueued."""
         self._take_place("", owner)
 
@@ -131,7 +131,7 @@ class JobQueue:
         execution: the claim that was lost; a job that is in other hands by now is left there. Doing it twice, or half
         and then again, is the same as doing it once.
         """
-        record = self.records.get(job_id)
+        record = self.job_store.get(job_id)
         if record is None or record.status.is_terminal:
             self._redis.delete(Job.key_for(job_id))
             return
@@ -140,10 +140,10 @@ class JobQueue:
             if execution not in (None, owner):
                 return
             if record.attempts >= MAX_ATTEMPTS:
-                self.records.fail(job_id, WORKER_LOST, execution=owner)
+                self.job_store.fail(job_id, WORKER_LOST, execution=owner)
                 self._redis.delete(Job.key_for(job_id))
                 return
-            if not self.records.hand_back(job_id, execution=owner):
+            if not self.job_store.release(job_id, execution=owner):
                 return
         queue = self._queue(record.spec.model)
         with self._redis.pipeline() as pipe:
@@ -152,7 +152,7 @@ class JobQueue:
             pipe.lrem(queue.key, 0, job_id)
             pipe.delete(Job.key_for(job_id))
             self._enqueue(job_id, record.spec.model, pipe, at_front=True)
-            self.records.line.rejoin(pipe, record)
+            self.job_store.fair_queue.requeue(pipe, record)
             pipe.execute()
 
     def _enqueue(self, job_id: str, model: str, pipe: Pipeline, *, at_front: bool = False) -> None:
@@ -173,14 +173,14 @@ class JobQueue:
         adopted = 0
         for job_id in queue.get_job_ids():
             with suppress(ValueError, KeyError):  # a record that cannot be read: the worker that claims it says so
-                record = self.records.get(job_id)
-                adopted += record is not None and self.records.line.adopt(record, queue)
+                record = self.job_store.get(job_id)
+                adopted += record is not None and self.job_store.fair_queue.adopt(record, queue)
         return adopted
 
     def claim(self, model: str) -> bytes | None:
         """Takes the job whose turn it is from its queue to RQ's intermediate list, as LMOVE would the first. Its id, or
         None where no job waits for this model."""
-        return self.records.line.claim(model, self._queue(model))
+        return self.job_store.fair_queue.claim(model, self._queue(model))
 
     def cancel(self, job_id: str, why: JobFailure | None = None) -> JobRecord | None:
         """Cancels a job that has not ended; one that has is left as it is. Returns the record, None if there is none.
@@ -189,8 +189,8 @@ class JobQueue:
         The record says `cancelled` at once. A queued job leaves its queue; a running one is dropped by its worker at
         the next denoising step, told by RQ's command channel or, if that message is lost, by its next note of progress.
         """
-        cancelled = self.records.cancel(job_id, why=why)
-        record = self.records.get(job_id)
+        cancelled = self.job_store.cancel(job_id, why=why)
+        record = self.job_store.get(job_id)
         if record is None or not cancelled:
             return record
         if self._queue(record.spec.model).remove(job_id):
@@ -202,13 +202,13 @@ class JobQueue:
 
     def cancel_overdue(self) -> None:
         """Cancels the jobs whose deadline has passed."""
-        for job_id in self.records.overdue_ids():
+        for job_id in self.job_store.overdue_ids():
             self.cancel(job_id, TOO_LATE)
 
     def delete(self, job_id: str) -> None:
         """Cancels the job if it has not ended, and forgets it; its pictures are the caller's to delete."""
         self.cancel(job_id)
-        self.records.forget(job_id, Deleted, again_at=time.time() + LATE_S)
+        self.job_store.forget(job_id, Deleted, again_at=time.time() + LATE_S)
 
     def depth(self, model: str) -> int:
         """Jobs waiting for this model."""

@@ -63,12 +63,12 @@ class JobStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._owner: str | None = None  # None: sees the jobs of all
-        self.line = FairQueue(redis, RECORD.format(id=""))
+        self.fair_queue = FairQueue(redis, RECORD.format(id=""))
         self._move_script = redis.register_script(MOVE)
         self._forget_script = redis.register_script(FORGET)
         self._progress_script = redis.register_script(PROGRESS)
 
-    def as_seen_by(self, owner: str | None) -> Self:
+    def visible_to(self, owner: str | None) -> Self:
         """The same records, of which `find` and `page` show only those of this owner; None sees all."""
         seen = copy(self)
         seen._owner = owner
@@ -132,7 +132,7 @@ class JobStore:
             pipe.zadd(job_index(record.owner, record.status), {record.id: record.created_at})
         for sha256 in spec.inputs:
             pipe.hincrby(INPUT_USES, input_key(sha256), 1)
-        self.line.join(pipe, record)
+        self.fair_queue.enqueue(pipe, record)
         pipe.publish(CHANGES, f"{record.id} {record.status}")
 
     def page(
@@ -181,7 +181,7 @@ class JobStore:
         fields: dict[str, Scalar] = {"execution": execution, "worker": worker, "started_at": time.time(), "step": 0}
         return self._move(job_id, JobStatus.RUNNING, fields, attempt=True) == "ok"
 
-    def hand_back(self, job_id: str, *, execution: str) -> bool:
+    def release(self, job_id: str, *, execution: str) -> bool:
         """Returns a running job to the queued state, owned by none. False if `execution` no longer owns it."""
         fields: dict[str, Scalar] = {"execution": "", "worker": "", "started_at": "", "step": 0}
         return self._move(job_id, JobStatus.QUEUED, fields, execution=execution) == "ok"
@@ -211,7 +211,7 @@ class JobStore:
             fields["error"] = why.model_dump_json()
         return self._move(job_id, JobStatus.CANCELLED, fields, execution=execution) == "ok"
 
-    def note_progress(self, progress: Iterable[Progress]) -> list[Progress]:
+    def record_progress(self, progress: Iterable[Progress]) -> list[Progress]:
         """Notes progress, in one round trip. Returns those whose execution no longer owns its job."""
         progress = list(progress)
         if not progress:

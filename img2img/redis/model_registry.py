@@ -19,7 +19,7 @@ class ModelRegistry:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def announce(self, worker: str, cards: Iterable[ModelCard], ttl_s: int) -> None:
+    def register(self, worker: str, cards: Iterable[ModelCard], ttl_s: int) -> None:
         """Says that `worker` serves these models for the next ttl_s seconds. Call it again before they are over."""
         cards = list(cards)
         with self._redis.pipeline() as pipe:
@@ -28,17 +28,17 @@ class ModelRegistry:
             pipe.sadd(WORKERS, worker)
             pipe.execute()
 
-    def say_pace(self, worker: str, pace: WorkerThroughput, ttl_s: int) -> None:
+    def report_throughput(self, worker: str, pace: WorkerThroughput, ttl_s: int) -> None:
         """Says how fast `worker` works and how much it has in hand."""
         self._redis.set(PACE.format(worker=worker), f"{pace.per_second or ''} {pace.left}", ex=ttl_s)
 
-    def paces(self, workers: Iterable[str]) -> list[WorkerThroughput]:
+    def throughputs(self, workers: Iterable[str]) -> list[WorkerThroughput]:
         """What those of the workers say who have said something lately."""
         said = self._redis.mget([PACE.format(worker=worker) for worker in workers])
         pairs = [str(as_text(text)).split(" ") for text in said if text is not None]
         return [WorkerThroughput(float(per_second) if per_second else None, float(left)) for per_second, left in pairs]
 
-    def withdraw(self, worker: str) -> None:
+    def unregister(self, worker: str) -> None:
         """Says that `worker` has gone."""
         with self._redis.pipeline() as pipe:
             pipe.delete(LIVE.format(worker=worker), PACE.format(worker=worker))

@@ -23,10 +23,10 @@ class JobChangeListener:
     def __init__(self, redis_url: str) -> None:
         self._redis_url = redis_url
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self.departures = 0  # how often a job has left a queue, or come back to one
+        self.dequeue_count = 0  # how often a job has left a queue, or come back to one
 
     @contextmanager
-    def watch(self, job_id: str) -> Iterator[asyncio.Event]:
+    def subscribe(self, job_id: str) -> Iterator[asyncio.Event]:
         """An event that is set whenever the job may have changed. Read the record after this, not before."""
         changed = asyncio.Event()
         self._watchers[job_id].add(changed)
@@ -54,7 +54,7 @@ class JobChangeListener:
             redis.pubsub(ignore_subscribe_messages=True) as subscription,
         ):
             await subscription.subscribe(CHANGES)
-            self.departures += 1
+            self.dequeue_count += 1
             for job_id in list(self._watchers):
                 self._wake(job_id)
             while True:
@@ -65,7 +65,7 @@ class JobChangeListener:
     def _on_change(self, change: str) -> None:
         job_id, _, status = change.partition(" ")
         if status and status != "queued":
-            self.departures += 1
+            self.dequeue_count += 1
         self._wake(job_id)
 
     def _wake(self, job_id: str) -> None:

@@ -28,18 +28,18 @@ class Previews:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def watch(self, job_id: str) -> None:
+    def request(self, job_id: str) -> None:
         """Says that somebody wants previews of this job for the next WATCH_S seconds."""
         self._redis.set(WATCHED.format(id=job_id), 1, ex=WATCH_S)
 
-    def watched(self, job_ids: Sequence[str]) -> list[str]:
+    def requested(self, job_ids: Sequence[str]) -> list[str]:
         """Those of the jobs that somebody watches."""
         if not job_ids:
             return []
         flags = self._redis.mget([WATCHED.format(id=job_id) for job_id in job_ids])
         return [job_id for job_id, flag in zip(job_ids, flags, strict=True) if flag]
 
-    def show(self, job_id: str, preview: Preview) -> None:
+    def publish(self, job_id: str, preview: Preview) -> None:
         """Shows a preview to all who watch the job."""
         key = PREVIEW.format(id=job_id)
         with self._redis.pipeline() as pipe:

@@ -123,19 +123,19 @@ class WebhookOutbox:
             claimed.append(ClaimedDelivery(record, claim, int(fields["tries"]), now + lease_s))
         return claimed, bool(left)
 
-    def attend(self) -> None:
+    def heartbeat(self) -> None:
         """Says that a courier is there, for the next ATTENDED_S."""
         self._redis.set(ATTENDED, 1, ex=ATTENDED_S)
 
-    def is_attended(self) -> bool:
+    def has_dispatcher(self) -> bool:
         """Whether a courier has been there lately."""
         return bool(self._redis.exists(ATTENDED))
 
-    def waiting(self) -> int:
+    def pending_count(self) -> int:
         """How many events are still to tell, those that are tried again included."""
         return int(self._redis.zcard(OUTBOX))
 
-    def settle(self, claimed: ClaimedDelivery, delivery: Delivery) -> bool:
+    def record_attempt(self, claimed: ClaimedDelivery, delivery: Delivery) -> bool:
         """Writes down how an attempt went; it is tried again at `next_attempt_at`. False if it is in other hands."""
         return self._settle(claimed.record.id, claimed.claim, delivery)
 

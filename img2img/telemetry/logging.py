@@ -50,7 +50,7 @@ def job_extra(job_id: str) -> dict[str, str]:
 
 
 def configure(side: str, *, level: str, form: LogFormat) -> None:
-    """Writes the logs of this process to stderr. side: api, worker or courier. level: ours; libraries have to warn.
+    """Writes the logs of this process to stderr. side: api, worker or webhooks. level: ours; libraries have to warn.
 
     Raises ValueError for an unknown level.
     """

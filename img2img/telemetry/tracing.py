@@ -47,7 +47,7 @@ class Tracer:
 
     @classmethod
     def from_environment(cls, side: str) -> Tracer:
-        """As OTEL_* says. side: api, worker or courier. Raises CannotTrace."""
+        """As OTEL_* says. side: api, worker or webhooks. Raises CannotTrace."""
         environ = os.environ
         if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or not any(map(environ.get, ENDPOINTS)):
             return cls()

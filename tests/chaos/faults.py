@@ -18,7 +18,7 @@ from tests.chaos.proxy import Misbehaviour
 from tests.chaos.recovery import RecoveryWatch
 
 DISK_BYTES = 192 * 1024 * 1024
-KILLS = {"worker": 34, "api": 10, "redis": 10, "courier": 8}  # how often each is killed, of all kills
+KILLS = {"worker": 34, "api": 10, "redis": 10, "webhooks": 8}  # how often each is killed, of all kills
 READY_S = 60.0  # a worker that is to be killed or paused is given so long to become ready: it should lose something
 GAP_S = (0.5, 2.5)  # between two faults
 
@@ -47,12 +47,12 @@ def make_storm(kills: int, others: int, lease_s: float, seed: int, *, disk: bool
     past_the_lease = lease_s + 2
     different = [("disk", "data", 6.0)] if disk else []
     different += [("pause", "worker", past_the_lease), ("pause", "redis", past_the_lease), ("pause", "worker", 3.0)]
-    different += [("pause", "api", 4.0), ("pause", "courier", 9.0), ("pause", "redis", 2.0)]
+    different += [("pause", "api", 4.0), ("pause", "webhooks", 9.0), ("pause", "redis", 2.0)]
     different += [
         (how.value, target, choose.uniform(1, 5))
         for how in Misbehaviour
         if how is not Misbehaviour.NONE
-        for target in ("worker", "api", "courier")
+        for target in ("worker", "api", "webhooks")
     ]
     different += [("pause", "worker", past_the_lease)] * 3
     drawn += different[:others]

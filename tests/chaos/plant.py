@@ -1,4 +1,4 @@
-"""The processes of a chaos run: one redis-server, front ends, workers and couriers, each behind a proxy of its own."""
+"""The processes of a chaos run: a redis-server, API servers, workers and webhook dispatchers, behind proxies."""
 
 import os
 import signal
@@ -105,7 +105,7 @@ class Plant:
         self.ports = [free_port() for _ in range(2)]
         self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
         self.workers = [self._process("worker", i, self._start_worker) for i in range(workers)]
-        self.couriers = [self._process("courier", i, self._start_python, "img2img.app.webhooks") for i in range(2)]
+        self.dispatchers = [self._process("webhooks", i, self._start_python, "img2img.app.webhooks") for i in range(2)]
         self.apis = [self._process("api", i, self._start_python, "img2img.app.cli", "api") for i in range(2)]
         self.keys: list[str] = []
         self._over = threading.Event()
@@ -113,7 +113,7 @@ class Plant:
 
     @property
     def processes(self) -> list[Process]:
-        return [self.redis_server, *self.couriers, *self.workers, *self.apis]
+        return [self.redis_server, *self.dispatchers, *self.workers, *self.apis]
 
     def start(self) -> None:
         """Everything, until jobs could be submitted and each worker is live."""

@@ -47,7 +47,7 @@ def test_a_worker_cut_off_for_longer_than_its_lease_costs_no_job_and_publishes_n
         jobs = JobQueue(redis)
 
         def records(ids: list[str]) -> list[JobRecord]:
-            found = [jobs.records.get(job_id) for job_id in ids]
+            found = [jobs.job_store.get(job_id) for job_id in ids]
             assert None not in found
             return [record for record in found if record]
 

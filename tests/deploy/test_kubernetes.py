@@ -79,7 +79,7 @@ def pods(manifests: list[Manifest], selector: Manifest) -> set[str]:
 
 
 def test_every_manifest_is_valid_by_the_schemas_of_kubernetes(manifests: list[Manifest]) -> None:
-    assert {"api", "worker", "courier", "redis"} == workloads(manifests).keys()
+    assert {"api", "worker", "webhooks", "redis"} == workloads(manifests).keys()
     for manifest in manifests:
         if manifest["kind"] == "ScaledObject":  # KEDA's; Kubernetes has no schema for it
             continue
@@ -181,8 +181,8 @@ def test_who_may_talk_to_whom(manifests: list[Manifest]) -> None:
     for name in everyone:
         assert pods(manifests, policies[name]["spec"]["podSelector"]) == {name}
     [into_redis] = policies["redis"]["spec"]["ingress"]
-    assert pods(manifests, into_redis["from"][0]["podSelector"]) == {"api", "worker", "courier"}
-    for name in ("api", "worker", "courier"):
+    assert pods(manifests, into_redis["from"][0]["podSelector"]) == {"api", "worker", "webhooks"}
+    for name in ("api", "worker", "webhooks"):
         to_redis, *_ = policies[name]["spec"]["egress"]
         assert pods(manifests, to_redis["to"][0]["podSelector"]) == {"redis"}
         ports = {port["name"] for port in container(workloads(manifests)[name]).get("ports", [])}

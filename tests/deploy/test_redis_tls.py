@@ -11,7 +11,7 @@ import pytest
 import trustme
 from redis.exceptions import ConnectionError as NoConnection
 
-from img2img.app.main import connect
+from img2img.app.main import connect_redis
 from img2img.app.settings import ApiSettings
 from img2img.settings import embedded_redis_socket
 
@@ -59,18 +59,18 @@ def port(settings: ApiSettings, tmp_path: Path) -> Iterator[int]:
 
 
 def test_a_url_is_all_that_tls_needs(redis_url: str, port: int, tmp_path: Path) -> None:
-    with connect(f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path}/ca.pem") as redis:
+    with connect_redis(f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path}/ca.pem") as redis:
         assert redis.ping()
 
 
 def test_a_certificate_of_nobody_known_is_refused(redis_url: str, port: int) -> None:
-    with connect(f"rediss://localhost:{port}/0") as redis, pytest.raises(NoConnection, match="certificate"):
+    with connect_redis(f"rediss://localhost:{port}/0") as redis, pytest.raises(NoConnection, match="certificate"):
         redis.ping()
 
 
 def test_a_certificate_of_another_host_is_refused(redis_url: str, port: int, tmp_path: Path) -> None:
     with (
-        connect(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path}/ca.pem") as redis,
+        connect_redis(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path}/ca.pem") as redis,
         pytest.raises(NoConnection, match=r"certificate|mismatch"),
     ):
         redis.ping()

@@ -39,7 +39,7 @@ class Guarded:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         secrets = folder / "secrets"
-        for name in ("api", "worker", "courier", "redis"):
+        for name in ("api", "worker", "webhooks", "redis"):
             (secrets / name).mkdir(parents=True)
         subprocess.run([RULES / "setup", secrets], check=True)
         with (secrets / "redis" / "users.acl").open("a") as rules:
@@ -86,7 +86,7 @@ def guarded() -> Iterator[Guarded]:
 
 @contextmanager
 def processes(guarded: Guarded, model: Path, settings: ApiSettings) -> Iterator[None]:
-    """A worker and a courier, each as its own user."""
+    """A worker and a webhook dispatcher, each as its own user."""
     shared = {"IMG2IMG_DATA_DIR": str(guarded.folder), "IMG2IMG_MODEL": str(model)}
     log = guarded.folder / "img2img.worker.log"
     own = {
@@ -96,9 +96,9 @@ def processes(guarded: Guarded, model: Path, settings: ApiSettings) -> Iterator[
         "IMG2IMG_LIVE_FILE": str(guarded.folder / "live"),
     }
     worker = Forked(shared | own, log)
-    courier = subprocess.Popen(
+    dispatcher = subprocess.Popen(
         [sys.executable, "-m", "img2img.app.webhooks"],
-        env=settings.as_environment() | {"IMG2IMG_REDIS_URL": guarded.url("courier")},
+        env=settings.as_environment() | {"IMG2IMG_REDIS_URL": guarded.url("webhooks")},
     )
     try:
         yield
@@ -108,8 +108,8 @@ def processes(guarded: Guarded, model: Path, settings: ApiSettings) -> Iterator[
     finally:
         os.kill(worker.pid, 9)
         worker.wait()
-        courier.kill()
-        courier.wait()
+        dispatcher.kill()
+        dispatcher.wait()
 
 
 def test_a_job_goes_through_all_processes_and_none_is_denied_what_it_needs(guarded: Guarded, tiny_model: Path) -> None:
@@ -188,7 +188,7 @@ NOT_A_WORKERS: dict[str, Forbidden] = {
     "makes an API key": lambda redis: redis.hset(KEYS, "id", "{}"),
     "resets a rate": lambda redis: redis.delete("i2i:rate:x"),
 }
-NOT_A_COURIERS: dict[str, Forbidden] = {
+FORBIDDEN_TO_WEBHOOKS: dict[str, Forbidden] = {
     "queues a job": lambda redis: redis.rpush("rq:queue:img2img-demo", "x"),
     "announces a model": lambda redis: redis.hset("i2i:models", "x", "{}"),
 }
@@ -202,7 +202,7 @@ def said(what: Forbidden, redis: Redis) -> str:
 
 
 @pytest.mark.parametrize("what", NOBODYS)
-@pytest.mark.parametrize("user", ["api", "worker", "courier"])
+@pytest.mark.parametrize("user", ["api", "worker", "webhooks"])
 def test_nobody(guarded: Guarded, user: str, what: str) -> None:
     with Redis.from_url(guarded.url(user)) as redis:
         refusal = said(NOBODYS[what], redis)
@@ -211,16 +211,16 @@ def test_nobody(guarded: Guarded, user: str, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", NOT_A_WORKERS)
-@pytest.mark.parametrize("user", ["worker", "courier"])
+@pytest.mark.parametrize("user", ["worker", "webhooks"])
 def test_only_the_front_end(guarded: Guarded, user: str, what: str) -> None:
     with Redis.from_url(guarded.url(user)) as redis:
         assert "no permission" in said(NOT_A_WORKERS[what], redis)
 
 
-@pytest.mark.parametrize("what", NOT_A_COURIERS)
-def test_no_courier(guarded: Guarded, what: str) -> None:
-    with Redis.from_url(guarded.url("courier")) as redis:
-        assert "no permission" in said(NOT_A_COURIERS[what], redis)
+@pytest.mark.parametrize("what", FORBIDDEN_TO_WEBHOOKS)
+def test_webhook_dispatcher_is_restricted(guarded: Guarded, what: str) -> None:
+    with Redis.from_url(guarded.url("webhooks")) as redis:
+        assert "no permission" in said(FORBIDDEN_TO_WEBHOOKS[what], redis)
 
 
 def test_without_a_password_there_is_only_a_ping(guarded: Guarded) -> None:
@@ -247,7 +247,7 @@ def test_redis_finds_all_that_it_had_when_it_starts_again(guarded: Guarded) -> N
 
 
 def test_setting_up_again_keeps_the_passwords(guarded: Guarded) -> None:
-    before = {user: guarded.url(user) for user in ("api", "worker", "courier")}
+    before = {user: guarded.url(user) for user in ("api", "worker", "webhooks")}
     subprocess.run([RULES / "setup", guarded.folder / "secrets"], check=True)
     assert {user: guarded.url(user) for user in before} == before
     assert len(set(before.values())) == 3

@@ -32,7 +32,7 @@ def test_the_history_of_redis_is_every_state_of_every_job(front_end: Service) ->
     cancelled, lost, waiting = (front_end.submit() for _ in range(3))
     front_end.jobs.cancel(cancelled)
     front_end.jobs.claim("tiny")
-    front_end.records.start(lost, execution="e", worker="w")
+    front_end.job_store.start(lost, execution="e", worker="w")
     front_end.jobs.requeue(lost, execution="e")
     found = states(front_end.folder)
     assert found == {cancelled: [QUEUED, CANCELLED], lost: [QUEUED, RUNNING, QUEUED], waiting: [QUEUED]}

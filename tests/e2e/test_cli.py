@@ -69,7 +69,7 @@ def serving(folder: Path, *arguments: object, **settings: str) -> Iterator[tuple
 def assert_stops(serve: psutil.Popen, by: signal.Signals) -> None:
     """Everything ends, in order, and that is a success."""
     children = serve.children(recursive=True)
-    assert len(serve.children()) == 4  # Redis, courier, worker, API
+    assert len(serve.children()) == 4  # Redis, webhook dispatcher, worker, API server
     assert len(children) > 4  # and the API's decoders
     serve.send_signal(by)
     assert serve.wait(20) == 0
@@ -107,7 +107,7 @@ def test_submit_passes_every_field_on(folder: Path) -> None:
 
 def test_a_dead_process_is_started_again(folder: Path) -> None:
     with serving(folder) as (serve, url):
-        for name in ("redis-server", "-m worker", "-m app.cli", "-m app.courier"):
+        for name in ("redis-server", "-m img2img.worker", "-m img2img.app.cli", "-m img2img.app.webhooks"):
             child = child_named(serve, name)
             child.kill()
             deadline = time.monotonic() + 10

@@ -83,7 +83,7 @@ def test_a_picture_from_stdin_and_one_by_reference(
     reference = f"/jobs/{first}/images/0"
     second = img2img(folder, "submit", reference, *options, "--prompt", "again").stdout.strip()
     assert http.get(f"/jobs/{second}").json()["request"]["prompt"] == "again"
-    assert queue.records.find(second).spec.image != queue.records.find(first).spec.image
+    assert queue.job_store.find(second).spec.image != queue.job_store.find(first).spec.image
     assert one_line(img2img(folder, "submit", "-", "-", "--url", url), code=2)
 
 
@@ -180,11 +180,11 @@ def test_an_interrupt_says_what_goes_on(folder: Path, url: str, queue: JobQueue)
     while submit.num_threads() == 1:  # the jobs have been sent when threads follow them
         assert time.monotonic() < give_up_at
         time.sleep(0.05)
-    jobs = queue.records.active_ids()
+    jobs = queue.job_store.active_ids()
     assert len(jobs) == 2
     submit.send_signal(signal.SIGINT)
     stdout, stderr = submit.communicate(timeout=30)
     assert (submit.returncode, stdout) == (130, "")
     assert stderr.startswith("img2img: 2 job(s) go on in the service: ")
     assert all(job_id in stderr for job_id in jobs)
-    assert all(queue.records.find(job_id).status is JobStatus.QUEUED for job_id in jobs)
+    assert all(queue.job_store.find(job_id).status is JobStatus.QUEUED for job_id in jobs)

@@ -96,7 +96,7 @@ def observed(model_folder: Path) -> Iterator[Observed]:
                 for job_id in (done, cancelled):
                     wait_for(lambda job_id=job_id: client.get(f"/jobs/{job_id}").json()["status"] in TERMINAL, SLOW_S)
                 receiver.wait(1, SLOW_S)
-                wait_for(lambda: JobQueue(redis).records.get(failed).status is JobStatus.FAILED)  # type: ignore[union-attr]
+                wait_for(lambda: JobQueue(redis).job_store.get(failed).status is JobStatus.FAILED)  # type: ignore[union-attr]
                 wait_for(lambda: 'img2img_cancel_latency_seconds_count{model="tiny"} 1.0' in _scrape(ports[1]), SLOW_S)
                 wait_for(lambda: {"webhook", "run"} <= {s.name for s in collector.spans if s.trace_id == TRACE}, SLOW_S)
                 yield Observed(
@@ -238,12 +238,12 @@ def test_labels_are_bounded(observed: Observed) -> None:
 
 def test_metrics_need_a_key_of_their_own_scope(observed: Observed) -> None:
     with httpx.Client(base_url=observed.url, timeout=10) as nobody:
-        assert_problem(nobody.get("/metrics"), 401, "no_key")
-        assert_problem(nobody.get("/metrics", headers={"X-API-Key": observed.secret}), 403, "scope_missing")
+        assert_problem(nobody.get("/metrics"), 401, "missing_api_key")
+        assert_problem(nobody.get("/metrics", headers={"X-API-Key": observed.secret}), 403, "insufficient_scope")
         own = {"X-API-Key": observed.metrics_secret}
         answer = nobody.get("/metrics", headers=own)
         assert "img2img_http_requests_total" in samples(answer.text)
-        assert_problem(nobody.get("/jobs", headers=own), 403, "scope_missing")
+        assert_problem(nobody.get("/jobs", headers=own), 403, "insufficient_scope")
 
 
 def lines(observed: Observed) -> list[dict[str, Any]]:
@@ -266,7 +266,7 @@ def test_every_line_about_a_job_names_it(observed: Observed) -> None:
         assert about
         assert all(line["job_id"] == job_id for line in about)
     services = {line["service"] for line in lines(observed) if line.get("job_id") == observed.done["id"]}
-    assert services == {"api", "worker", "courier"}
+    assert services == {"api", "worker", "webhooks"}
     (failed,) = [line for line in lines(observed) if line.get("job_id") == observed.failed and "exception" in line]
     assert "UnidentifiedImageError" in failed["exception"]
     assert {"time", "level", "logger", "message", "service"} <= failed.keys()
@@ -274,7 +274,7 @@ def test_every_line_about_a_job_names_it(observed: Observed) -> None:
     assert {line["service"] for line in lines(observed) if line.get("trace_id") == TRACE} == {
         "api",
         "worker",
-        "courier",
+        "webhooks",
     }
     assert any(line["message"].startswith("POST /img2img 202 in ") for line in requests)
 
@@ -294,7 +294,7 @@ def test_a_job_is_one_trace_from_submit_to_picture(observed: Observed) -> None:
         order
     )
     assert all(run.started_ns <= part.started_ns <= part.ended_ns <= run.ended_ns for part in parts.values())
-    assert {span.service for span in spans} == {"img2img-api", "img2img-worker", "img2img-courier"}
+    assert {span.service for span in spans} == {"img2img-api", "img2img-worker", "img2img-webhooks"}
     assert run.attributes["img2img.end"] == "succeeded"
 
 

@@ -156,7 +156,7 @@ def test_a_cancelled_job_frees_its_place_and_stays_cancelled(service: Service) -
     untold = service.submit(seed=3, num_inference_steps=LONG, num_images=8)
     behind = service.submit(seed=4)
     service.wait_until_running(untold, worker)
-    assert service.records.cancel(untold)  # the message to the worker is lost
+    assert service.job_store.cancel(untold)  # the message to the worker is lost
     cancelled = service.record(untold)
     started = service.wait_until_ended([behind])[0].started_at
     assert started - cancelled.finished_at < 2

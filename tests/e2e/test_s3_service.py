@@ -1,4 +1,4 @@
-"""The whole service on a bucket: Redis, courier, worker and API as processes, and an S3 server beside them."""
+"""The service on a bucket: Redis, webhook dispatcher, worker and API server as processes, and an S3 server."""
 
 import time
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def test_a_picture_goes_through_the_bucket_from_submit_to_delete(
     as_head = client.head(result, follow_redirects=True)
     assert (as_head.status_code, as_head.headers["content-length"]) == (200, str(len(png.content)))
     with Client(str(client.base_url)) as sdk:
-        assert sdk.image(result) == png.content
+        assert sdk.download(job_id) == png.content
     assert client.get(result, headers={"If-None-Match": f'"{digest}"'}).status_code == 304
     known_there = client.get(result, headers={"If-None-Match": png.headers["etag"]}, follow_redirects=True)
     assert (known_there.status_code, known_there.content) == (304, b"")

@@ -72,10 +72,10 @@ def test_a_hung_worker_ends_and_its_jobs_go_on_at_once(service: Service) -> None
 
 
 def test_only_a_busy_engine_that_makes_no_step_is_given_up() -> None:
-    engine = SimpleNamespace(tick=0, is_busy=True)
+    engine = SimpleNamespace(iteration=0, is_busy=True)
     watchdog = Watchdog(engine, stall_s=1.5)
     for _ in range(40):  # slow steps
-        engine.tick += 1
+        engine.iteration += 1
         watchdog.look()
         time.sleep(0.05)
     engine.is_busy = False
@@ -95,7 +95,7 @@ import ctypes
 from types import SimpleNamespace
 from img2img.worker.runtime.watchdog import Watchdog
 
-Watchdog(SimpleNamespace(tick=0, is_busy=True), stall_s=900, deaf_s=2).look()
+Watchdog(SimpleNamespace(iteration=0, is_busy=True), stall_s=900, deaf_s=2).look()
 ctypes.PyDLL(None).sleep(120)  # PyDLL: with the lock of Python held, so that no other thread can do anything
 """
 

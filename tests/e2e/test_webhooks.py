@@ -1,4 +1,4 @@
-"""Webhooks over real HTTP: the service, a courier in a process of its own, and a receiver that verifies."""
+"""Webhooks over real HTTP: the API server, a webhook dispatcher process, and a receiver that verifies signatures."""
 
 import json
 import os
@@ -75,8 +75,10 @@ def send(api: httpx.Client, picture: bytes) -> Submit:
 
 
 @contextmanager
-def courier(settings: ApiSettings, log: Path | None = None, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A courier; ended by SIGTERM, after which its exit code must be 0."""
+def running_dispatcher(
+    settings: ApiSettings, log: Path | None = None, **more: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A webhook dispatcher process; stopped by SIGTERM, after which its exit code must be 0."""
     with (log or Path(os.devnull)).open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "img2img.app.webhooks"], env=settings.as_environment() | more, stderr=output
@@ -115,11 +117,11 @@ def ended(queue: JobQueue, url: str, **more: Any) -> JobRecord:
 def test_every_end_is_told_signed_and_once(
     api: httpx.Client, send: Submit, signing: ApiSettings, queue: JobQueue, finish: Callable[[str], bytes], redis: Redis
 ) -> None:
-    with receiving() as receiver, courier(signing):
+    with receiving() as receiver, running_dispatcher(signing):
         jobs = [send(receiver.url, prompt="a house") for _ in range(3)]
         assert all(job["webhook"]["delivery"] is None for job in jobs)
         finish(jobs[0]["id"])
-        queue.records.fail(jobs[1]["id"], JobFailure(code="job_failed", message="out of paint"))
+        queue.job_store.fail(jobs[1]["id"], JobFailure(code="job_failed", message="out of paint"))
         api.post(f"/jobs/{jobs[2]['id']}/cancel")
         receiver.wait(3)
         for job, kind in zip(jobs, ("succeeded", "failed", "cancelled"), strict=True):
@@ -164,7 +166,7 @@ def test_a_form_and_json_take_an_object_or_a_url(api: httpx.Client, send: Submit
 def test_a_failure_is_tried_again_with_the_same_id_and_body(
     api: httpx.Client, send: Submit, signing: ApiSettings
 ) -> None:
-    with receiving((500, {})) as receiver, courier(signing):
+    with receiving((500, {})) as receiver, running_dispatcher(signing):
         job = send(receiver.url)
         api.post(f"/jobs/{job['id']}/cancel")
         first = wait_for_delivery(api, job, "pending")
@@ -183,7 +185,7 @@ def test_a_failure_is_tried_again_with_the_same_id_and_body(
 def test_a_redirect_is_a_failure_and_410_the_end(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
     with receiving() as elsewhere, receiving((302, {"Location": elsewhere.url}), (410, {})) as receiver:
         job = send(receiver.url)
-        with courier(signing):
+        with running_dispatcher(signing):
             api.post(f"/jobs/{job['id']}/cancel")
             assert wait_for_delivery(api, job, "pending")["last_error"] == "answered 302"
             last = wait_for_delivery(api, job, "failed")
@@ -195,49 +197,47 @@ def test_a_name_that_leads_inside_is_refused_at_delivery(api: httpx.Client, send
     with receiving() as receiver:
         job = send(receiver.url.replace("http://127.0.0.1", "https://localhost"))
         api.post(f"/jobs/{job['id']}/cancel")
-        with courier(signing, IMG2IMG_WEBHOOK_ALLOW_PRIVATE="false"):
+        with running_dispatcher(signing, IMG2IMG_WEBHOOK_ALLOW_PRIVATE="false"):
             refused = wait_for_delivery(api, job, "pending")
         assert refused["last_error"] == "the host has an address that is not public"
         assert not receiver.got
 
 
-def test_what_a_killed_courier_had_in_hand_is_delivered_by_the_next(
-    api: httpx.Client, send: Submit, signing: ApiSettings
-) -> None:
+def test_dispatcher_delivers_claims_of_a_killed_one(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
     with receiving(held=True) as receiver:
         job = send(receiver.url)
         api.post(f"/jobs/{job['id']}/cancel")
-        with courier(signing, IMG2IMG_WEBHOOK_TIMEOUT_S="10") as first:
+        with running_dispatcher(signing, IMG2IMG_WEBHOOK_TIMEOUT_S="10") as first:
             receiver.wait(1)
             first.kill()
             first.wait()
         receiver.hold.set()
         assert delivery(api, job)["status"] == "pending"
-        with courier(signing):
+        with running_dispatcher(signing):
             done = wait_for_delivery(api, job)
     assert done["attempts"] == 2
     assert {received.headers["webhook-id"] for received in receiver.got} == {job["id"]}
 
 
-def test_readiness_tells_of_a_missing_courier(
+def test_readiness_reports_a_missing_dispatcher(
     http: httpx.Client, api: httpx.Client, signing: ApiSettings, redis: Redis, queue: JobQueue
 ) -> None:
     ended(queue, "http://127.0.0.1:1/")
     alone = api.get("/readyz")
     assert (alone.status_code, alone.json()["ready"]) == (200, True), "jobs run, and their ends wait"
-    assert alone.json()["webhooks"] == {"ok": False, "detail": "no courier is there; 1 to tell"}
-    with courier(signing):
+    assert alone.json()["webhooks"] == {"ok": False, "detail": "no dispatcher running; 1 webhook pending"}
+    with running_dispatcher(signing):
         wait_for(lambda: api.get("/readyz").json()["webhooks"]["ok"])
     assert 0 < redis.ttl(ATTENDED) <= ATTENDED_S
     redis.expire(ATTENDED, 0)
     assert not api.get("/readyz").json()["webhooks"]["ok"]
-    assert http.get("/readyz").json()["webhooks"] is None, "a service that signs none needs no courier"
+    assert http.get("/readyz").json()["webhooks"] is None, "a service without webhook secrets needs no dispatcher"
 
 
-def test_two_couriers_share_the_work(queue: JobQueue, api: httpx.Client, signing: ApiSettings) -> None:
+def test_two_dispatchers_share_the_work(queue: JobQueue, api: httpx.Client, signing: ApiSettings) -> None:
     with receiving() as receiver:
         jobs = [ended(queue, receiver.url).id for _ in range(60)]
-        with courier(signing), courier(signing):
+        with running_dispatcher(signing), running_dispatcher(signing):
             receiver.wait(60)
             wait_for(lambda: all(delivery(api, {"id": job})["status"] == "delivered" for job in jobs))
     assert sorted(received.headers["webhook-id"] for received in receiver.got) == sorted(jobs)
@@ -247,7 +247,7 @@ def test_a_slow_receiver_does_not_hold_up_the_others(queue: JobQueue, api: httpx
     with receiving(held=True) as slow, receiving() as quick:
         many = [ended(queue, slow.url).id for _ in range(400)]
         one = ended(queue, quick.url.replace("127.0.0.1", "localhost"))
-        with courier(signing, IMG2IMG_WEBHOOK_TIMEOUT_S="60"):
+        with running_dispatcher(signing, IMG2IMG_WEBHOOK_TIMEOUT_S="60"):
             quick.wait(1)
             slow.wait(PER_HOST)
             time.sleep(1)
@@ -261,11 +261,11 @@ def test_an_end_is_told_even_when_the_job_has_expired(
     queue: JobQueue, api: httpx.Client, signing: ApiSettings, redis: Redis
 ) -> None:
     record = ended(queue, "https://example.com/")
-    assert queue.records.forget(record.id, Expired)
+    assert queue.job_store.forget(record.id, Expired)
     with receiving() as receiver:
         record = ended(queue, receiver.url)
-        assert queue.records.forget(record.id, Expired)
-        with courier(signing):
+        assert queue.job_store.forget(record.id, Expired)
+        with running_dispatcher(signing):
             [received] = receiver.wait(1)
             wait_for(lambda: redis.zscore(OUTBOX, record.id) is None)
     assert verified(received, SECRET)["data"]["status"] == "cancelled"
@@ -281,19 +281,19 @@ def test_of_a_deleted_job_nothing_is_told(api: httpx.Client, send: Submit, redis
 def test_who_has_lost_the_job_writes_no_event(queue: JobQueue, redis: Redis) -> None:
     redis.flushall()
     record = queue.submit(make_spec(), terms("https://example.com/"))
-    queue.records.start(record.id, execution="first", worker="w")
-    queue.records.hand_back(record.id, execution="first")
+    queue.job_store.start(record.id, execution="first", worker="w")
+    queue.job_store.release(record.id, execution="first")
     assert not redis.keys(f"{OUTBOX}*"), "a job that goes back to the queue has not ended"
-    queue.records.start(record.id, execution="second", worker="w")
-    assert not queue.records.fail(record.id, JobFailure(code="x", message="x"), execution="first")
+    queue.job_store.start(record.id, execution="second", worker="w")
+    assert not queue.job_store.fail(record.id, JobFailure(code="x", message="x"), execution="first")
     assert not redis.keys(f"{OUTBOX}*")
-    assert queue.records.fail(record.id, JobFailure(code="x", message="x"), execution="second")
-    assert not queue.records.cancel(record.id)
+    assert queue.job_store.fail(record.id, JobFailure(code="x", message="x"), execution="second")
+    assert not queue.job_store.cancel(record.id)
     [claimed], more = WebhookOutbox(redis).claim(limit=9, lease_s=60, in_hand={}, host_limit=9)
     assert (claimed.record.status, claimed.attempt, more) == ("failed", 1, False)
 
 
-def test_a_claim_is_for_one_courier_until_its_lease_ends(queue: JobQueue, redis: Redis) -> None:
+def test_claim_is_exclusive_until_its_lease_ends(queue: JobQueue, redis: Redis) -> None:
     redis.flushall()
     outbox = WebhookOutbox(redis)
     record = ended(queue, "https://example.com/")
@@ -302,12 +302,12 @@ def test_a_claim_is_for_one_courier_until_its_lease_ends(queue: JobQueue, redis:
     time.sleep(0.3)
     [second], _ = outbox.claim(limit=9, lease_s=60, in_hand={}, host_limit=9)
     assert (first.attempt, second.attempt) == (1, 2)
-    done = queue.records.find(record.id).delivery
+    done = queue.job_store.find(record.id).delivery
     assert done is not None
     delivered = done.model_copy(update={"status": DeliveryStatus.DELIVERED})
-    assert not outbox.settle(first, delivered), "it is in other hands"
-    assert outbox.settle(second, delivered)
-    assert queue.records.find(record.id).delivery == delivered
+    assert not outbox.record_attempt(first, delivered), "it is in other hands"
+    assert outbox.record_attempt(second, delivered)
+    assert queue.job_store.find(record.id).delivery == delivered
     assert not redis.keys(f"{OUTBOX}*")
 
 
@@ -331,7 +331,7 @@ def test_a_crowd_for_a_busy_host_does_not_hide_the_others(
     assert set(claim(0)) < crowd, "some of them stayed in sight"
 
 
-def test_what_no_courier_comes_for_in_a_week_is_dropped(queue: JobQueue, redis: Redis) -> None:
+def test_outbox_drops_events_after_a_week_without_a_dispatcher(queue: JobQueue, redis: Redis) -> None:
     redis.flushall()
     outbox = WebhookOutbox(redis)
     record = ended(queue, "https://example.com/")
@@ -340,7 +340,7 @@ def test_what_no_courier_comes_for_in_a_week_is_dropped(queue: JobQueue, redis: 
     redis.zadd(OUTBOX, {record.id: time.time() - STALE_S - 1})
     outbox.drop_stale()
     assert not redis.keys(f"{OUTBOX}*")
-    dropped = queue.records.find(record.id).delivery
+    dropped = queue.job_store.find(record.id).delivery
     assert dropped is not None
     assert (dropped.status, dropped.last_error) == (DeliveryStatus.FAILED, "no courier came for it")
 
@@ -348,7 +348,7 @@ def test_what_no_courier_comes_for_in_a_week_is_dropped(queue: JobQueue, redis: 
 def test_a_service_without_secret_takes_no_webhook(http: httpx.Client, picture: bytes) -> None:
     for path in ("/img2img", "/img2img?dry_run=true"):
         response = http.post(path, files={"image": picture}, data={"webhook": "https://example.com/"})
-        problem = assert_problem(response, 422, "bad_parameter")
+        problem = assert_problem(response, 422, "invalid_parameter")
         assert problem["errors"][0]["field"] == "webhook"
         assert "IMG2IMG_WEBHOOK_SECRET" in problem["detail"]
 
@@ -376,7 +376,7 @@ def test_urls_and_events_that_cannot_be(
     with http_server(public) as url:
         for webhook, field in fields.items():
             response = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": webhook})
-            assert assert_problem(response, 422, "bad_parameter")["errors"][0]["field"] == field, webhook
+            assert assert_problem(response, 422, "invalid_parameter")["errors"][0]["field"] == field, webhook
         good = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": "https://example.com/"})
         assert good.status_code == 202
     assert redis.zcard("i2i:jobs") == 1
@@ -398,8 +398,8 @@ def test_the_webhook_is_part_of_the_request_that_a_key_stands_for(api: httpx.Cli
 def test_nobody_sees_secrets_and_logs_say_nothing_of_payloads(
     api: httpx.Client, send: Submit, signing: ApiSettings, tmp_path: Path
 ) -> None:
-    log = tmp_path / "courier.log"
-    with receiving((500, {})) as receiver, courier(signing, log, IMG2IMG_LOG_LEVEL="DEBUG"):
+    log = tmp_path / "dispatcher.log"
+    with receiving((500, {})) as receiver, running_dispatcher(signing, log, IMG2IMG_LOG_LEVEL="DEBUG"):
         job = send(f"{receiver.url}?token=abracadabra", prompt="a prompt of mine")
         api.post(f"/jobs/{job['id']}/cancel")
         wait_for_delivery(api, job)
@@ -414,19 +414,21 @@ def test_nobody_sees_secrets_and_logs_say_nothing_of_payloads(
 @pytest.mark.parametrize(
     ("module", "value", "code", "said"),
     [
-        ("img2img.app.cli", "", 2, "img2img courier: set IMG2IMG_WEBHOOK_SECRET"),
+        ("img2img.app.cli", "", 2, "img2img webhooks: set IMG2IMG_WEBHOOK_SECRET"),
         ("img2img.app.cli", "hunter2", 1, "img2img: IMG2IMG_WEBHOOK_SECRET: Value error, each secret should be whsec_"),
         (
             "img2img.app.webhooks",
             "hunter2",
             2,
-            "img2img courier: IMG2IMG_WEBHOOK_SECRET: Value error, each secret should be",
+            "img2img webhooks: IMG2IMG_WEBHOOK_SECRET: Value error, each secret should be",
         ),
     ],
 )
-def test_a_courier_says_why_it_cannot(signing: ApiSettings, module: str, value: str, code: int, said: str) -> None:
+def test_dispatcher_reports_why_it_cannot_start(
+    signing: ApiSettings, module: str, value: str, code: int, said: str
+) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", module, *["courier"][: module == "img2img.app.cli"]],
+        [sys.executable, "-m", module, *["webhooks"][: module == "img2img.app.cli"]],
         env=signing.as_environment() | {"IMG2IMG_WEBHOOK_SECRET": value},
         capture_output=True,
         text=True,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from img2img.domain.conditioning import Lora
 from img2img.domain.spec import JobSpec, Task
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig

@@ -12,7 +12,7 @@ from PIL import Image
 from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Lora, Padding
 from img2img.domain.spec import JobSpec, Scheduler, Task
 from img2img.domain.tiling import Tiling
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import JobRunner, RunningJob

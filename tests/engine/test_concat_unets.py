@@ -11,7 +11,8 @@ from PIL import Image
 from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.spec import JobSpec, Task
 from img2img.worker.__main__ import warm_up
-from img2img.worker.engine import Engine, EngineTask
+from img2img.worker.engine.engine import Engine
+from img2img.worker.engine.task import EngineTask
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.denoise import make_task_function

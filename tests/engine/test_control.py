@@ -11,7 +11,7 @@ from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
 from img2img.domain.spec import JobSpec, Task
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor

@@ -1,4 +1,4 @@
-"""The engine on small functions of its own: merging, failing, stopping."""
+"""Engine on small functions: merging, failures and stops."""
 
 import contextlib
 import gc
@@ -12,29 +12,32 @@ from typing import Any
 import pytest
 import torch
 
-from img2img.worker.engine import Engine, EngineTask, Gate, TaskStopped
-from img2img.worker.engine import batching as calls
-from img2img.worker.engine.batching import collate, content, make_call, split
+from img2img.worker.engine import batching
+from img2img.worker.engine.batching import collate, make_call, split, tensor_bytes
+from img2img.worker.engine.engine import Engine
+from img2img.worker.engine.gate import Gate
+from img2img.worker.engine.task import EngineTask, TaskStopped
 
 
-def run_all(engine: Engine, works: Sequence[Callable[[EngineTask], Any]]) -> list[EngineTask]:
-    """Runs the works on the engine, here and now, and returns their tickets in order."""
-    tickets = [EngineTask(work, lambda _ticket: None) for work in works]
-    engine.submit(tickets)
+def run_all(engine: Engine, functions: Sequence[Callable[[EngineTask], Any]]) -> list[EngineTask]:
+    """Run the functions on the engine in this thread, and return their tasks in the same order."""
+    tasks = [EngineTask(function, lambda _task: None) for function in functions]
+    engine.submit(tasks)
     engine.shut_down()
     engine.run()
-    return tickets
+    return tasks
 
 
-def values(tickets: Sequence[EngineTask]) -> list[Any]:
-    for ticket in tickets:
-        if ticket.error is not None:
-            raise ticket.error
-    return [ticket.result for ticket in tickets]
+def results(tasks: Sequence[EngineTask]) -> list[Any]:
+    """Return the results of the tasks. Raises the error of one that failed."""
+    for task in tasks:
+        if task.error is not None:
+            raise task.error
+    return [task.result for task in tasks]
 
 
 class Doubler:
-    """A module that doubles its input, and remembers how many rows each of its calls had."""
+    """A module that doubles its input and records the rows of its calls."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -54,7 +57,7 @@ class FailsOnNegative(Doubler):
 
 
 class RunsOutOfMemory(Doubler):
-    """Has no room for more than four rows."""
+    """Runs out of memory with more than four rows."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) > 4:
@@ -62,15 +65,15 @@ class RunsOutOfMemory(Doubler):
         return super().__call__(x)
 
 
-class SharesItsOutput(Doubler):
-    """Answers every call with one tensor that has no rows."""
+class DropsRows(Doubler):
+    """Returns one tensor without a row dimension."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return super().__call__(x).sum(0)
 
 
 class DependsOnRows(Doubler):
-    """Gives other last bits to a row that is not alone in its call, as matrix products do on many processors."""
+    """Returns different last bits for merged rows, as matrix products do on many processors."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         output = super().__call__(x)
@@ -78,213 +81,213 @@ class DependsOnRows(Doubler):
 
 
 def repeat(gate: Gate, x: float, times: int, shape: tuple[int, ...] = (1, 2)) -> Callable[[EngineTask], float]:
-    def work(_ticket: EngineTask) -> float:
+    def function(_task: EngineTask) -> float:
         tensor = torch.full(shape, x)
         for _ in range(times):
             tensor = gate(tensor)
         return float(tensor.flatten()[0])
 
-    return work
+    return function
 
 
-def test_jobs_of_different_lengths_share_calls_and_keep_their_values():
+def test_engine_merges_tasks_of_different_lengths():
     module = Doubler()
     gate = Gate("double", module)
-    tickets = run_all(Engine(slots=8), [repeat(gate, float(i), times) for i, times in enumerate([1, 2, 3, 3])])
-    assert values(tickets) == [0 * 2, 1 * 4, 2 * 8, 3 * 8]
+    tasks = run_all(Engine(slots=8), [repeat(gate, float(i), times) for i, times in enumerate([1, 2, 3, 3])])
+    assert results(tasks) == [0 * 2, 1 * 4, 2 * 8, 3 * 8]
     assert module.rows == [4, 3, 2]
 
 
-def test_shapes_that_differ_do_not_merge_and_do_not_starve():
+def test_engine_runs_different_shapes_separately_without_starvation():
     module = Doubler()
     gate = Gate("double", module)
-    works = [repeat(gate, 1.0, 3), repeat(gate, 1.0, 3, shape=(1, 5)), repeat(gate, 1.0, 3)]
-    assert values(run_all(Engine(slots=8), works)) == [8, 8, 8]
+    functions = [repeat(gate, 1.0, 3), repeat(gate, 1.0, 3, shape=(1, 5)), repeat(gate, 1.0, 3)]
+    assert results(run_all(Engine(slots=8), functions)) == [8, 8, 8]
     assert sorted(module.rows) == [1, 1, 1, 2, 2, 2]
 
 
-def test_no_more_jobs_than_slots_are_in_flight():
+def test_engine_limits_tasks_in_flight_to_slots():
     module = Doubler()
     gate = Gate("double", module)
-    values(run_all(Engine(slots=2), [repeat(gate, 1.0, 2) for _ in range(5)]))
+    results(run_all(Engine(slots=2), [repeat(gate, 1.0, 2) for _ in range(5)]))
     assert max(module.rows) == 2
 
 
-def test_a_newcomer_joins_at_the_next_tick():
+def test_new_task_joins_batch_at_next_iteration():
     module = Doubler()
     gate = Gate("double", module)
     engine = Engine(slots=8)
-    late = EngineTask(repeat(gate, 1.0, 2), lambda _ticket: None)
+    late = EngineTask(repeat(gate, 1.0, 2), lambda _task: None)
 
-    def first(_ticket: EngineTask) -> None:
+    def first(_task: EngineTask) -> None:
         x = torch.ones(1, 2)
         for i in range(5):
             if i == 2:
                 engine.submit([late])
             x = gate(x)
 
-    values(run_all(engine, [first]))
+    results(run_all(engine, [first]))
     assert module.rows == [1, 1, 2, 2, 1]
     assert late.result == 4
 
 
-def test_a_poisonous_job_fails_alone():
+def test_failing_rows_fail_only_their_task():
     gate = Gate("double", FailsOnNegative())
-    tickets = run_all(Engine(slots=8), [repeat(gate, x, 2) for x in (1.0, -1.0, 3.0)])
-    assert [ticket.result for ticket in tickets] == [4, None, 12]
-    assert isinstance(tickets[1].error, ValueError)
+    tasks = run_all(Engine(slots=8), [repeat(gate, x, 2) for x in (1.0, -1.0, 3.0)])
+    assert [task.result for task in tasks] == [4, None, 12]
+    assert isinstance(tasks[1].error, ValueError)
 
 
-def test_out_of_memory_halves_the_rows_and_loses_no_job():
+def test_out_of_memory_halves_rows_and_fails_no_task():
     module = RunsOutOfMemory()
     gate = Gate("double", module)
-    assert values(run_all(Engine(slots=16), [repeat(gate, 1.0, 2) for _ in range(16)])) == [4] * 16
+    assert results(run_all(Engine(slots=16), [repeat(gate, 1.0, 2) for _ in range(16)])) == [4] * 16
     assert max(module.rows) == 4
 
 
-def test_a_job_that_does_not_fit_even_alone_fails_with_its_error():
+def test_task_too_large_for_memory_alone_fails():
     gate = Gate("double", RunsOutOfMemory())
-    tickets = run_all(Engine(slots=4), [repeat(gate, 1.0, 1, shape=(5, 2)), repeat(gate, 1.0, 1)])
-    assert isinstance(tickets[0].error, torch.OutOfMemoryError)
-    assert tickets[1].result == 2
+    tasks = run_all(Engine(slots=4), [repeat(gate, 1.0, 1, shape=(5, 2)), repeat(gate, 1.0, 1)])
+    assert isinstance(tasks[0].error, torch.OutOfMemoryError)
+    assert tasks[1].result == 2
 
 
-def test_an_output_without_rows_is_never_shared_between_jobs():
-    module = SharesItsOutput()
-    tickets = run_all(Engine(slots=4), [repeat(Gate("share", module), 1.0, 1) for _ in range(1)])
-    assert values(tickets) == [2]
+def test_output_without_rows_is_not_shared_between_tasks():
+    module = DropsRows()
+    tasks = run_all(Engine(slots=4), [repeat(Gate("share", module), 1.0, 1) for _ in range(1)])
+    assert results(tasks) == [2]
     gate = Gate("share", module)
-    assert values(run_all(Engine(slots=4), [repeat(gate, float(i), 1) for i in range(3)])) == [0, 2, 4]
+    assert results(run_all(Engine(slots=4), [repeat(gate, float(i), 1) for i in range(3)])) == [0, 2, 4]
     with pytest.raises(TypeError, match="cannot be split"):
         split(torch.zeros(5), [1, 2])
 
 
-def test_an_exception_in_a_job_ends_that_job_only():
+def test_exception_in_task_ends_only_that_task():
     gate = Gate("double", Doubler())
 
-    def fails(_ticket: EngineTask) -> None:
+    def fails(_task: EngineTask) -> None:
         gate(torch.ones(1, 2))
-        raise RuntimeError("mine alone")
+        raise RuntimeError("only this task")
 
-    tickets = run_all(Engine(slots=4), [fails, repeat(gate, 1.0, 3)])
-    assert str(tickets[0].error) == "mine alone"
-    assert tickets[1].result == 8
+    tasks = run_all(Engine(slots=4), [fails, repeat(gate, 1.0, 3)])
+    assert str(tasks[0].error) == "only this task"
+    assert tasks[1].result == 8
 
 
-def test_a_stopped_job_leaves_at_the_next_tick_and_cannot_swallow_its_end():
+def test_stopped_task_ends_at_next_iteration_and_cannot_swallow_stop():
     module = Doubler()
     gate = Gate("double", module)
 
-    def swallows_errors(ticket: EngineTask) -> None:
+    def swallows_errors(task: EngineTask) -> None:
         x = torch.ones(1, 2)
         for i in range(100):
             if i == 2:
-                ticket.stop()
+                task.stop()
             with contextlib.suppress(Exception):
                 x = gate(x)
 
-    tickets = run_all(Engine(slots=4), [swallows_errors, repeat(gate, 1.0, 4)])
-    assert isinstance(tickets[0].error, TaskStopped)
-    assert tickets[1].result == 16
+    tasks = run_all(Engine(slots=4), [swallows_errors, repeat(gate, 1.0, 4)])
+    assert isinstance(tasks[0].error, TaskStopped)
+    assert tasks[1].result == 16
     assert module.rows == [2, 2, 1, 1]
 
 
-def test_a_job_stopped_before_its_admission_never_calls_a_module():
+def test_task_stopped_before_admission_calls_no_module():
     module = Doubler()
-    ticket = EngineTask(repeat(Gate("double", module), 1.0, 1), lambda _ticket: None)
-    ticket.stop()
+    task = EngineTask(repeat(Gate("double", module), 1.0, 1), lambda _task: None)
+    task.stop()
     engine = Engine(slots=1)
-    engine.submit([ticket])
+    engine.submit([task])
     engine.shut_down()
     engine.run()
-    assert isinstance(ticket.error, TaskStopped)
+    assert isinstance(task.error, TaskStopped)
     assert module.rows == []
 
 
-def test_a_gate_with_memory_answers_equal_calls_without_running():
+def test_gate_with_memory_runs_equal_calls_once():
     module = Doubler()
     gate = Gate("double", module, remember_bytes=1024)
-    assert values(run_all(Engine(slots=1), [repeat(gate, 3.0, 1) for _ in range(4)])) == [6] * 4
+    assert results(run_all(Engine(slots=1), [repeat(gate, 3.0, 1) for _ in range(4)])) == [6] * 4
     assert module.rows == [1]
 
 
-def test_a_gate_with_memory_gives_every_job_what_it_gives_a_job_alone():
-    alone = values(run_all(Engine(slots=1), [repeat(Gate("double", DependsOnRows(), remember_bytes=1024), 3.0, 1)]))
+def test_gate_with_memory_returns_output_of_single_call():
+    alone = results(run_all(Engine(slots=1), [repeat(Gate("double", DependsOnRows(), remember_bytes=1024), 3.0, 1)]))
     gate = Gate("double", DependsOnRows(), remember_bytes=1024)
-    in_company = values(run_all(Engine(slots=4), [repeat(gate, x, 1) for x in (3.0, 1.0, 3.0, 2.0)]))
-    afterwards = values(run_all(Engine(slots=1), [repeat(gate, 3.0, 1)]))
-    assert [in_company[0], in_company[2], *afterwards] == alone * 3
+    merged = results(run_all(Engine(slots=4), [repeat(gate, x, 1) for x in (3.0, 1.0, 3.0, 2.0)]))
+    later = results(run_all(Engine(slots=1), [repeat(gate, 3.0, 1)]))
+    assert [merged[0], merged[2], *later] == alone * 3
 
 
-def test_equal_calls_that_wait_at_a_gate_with_memory_run_once():
+def test_gate_with_memory_runs_equal_waiting_calls_once():
     module = Doubler()
     engine = Engine(slots=8)
     gate = Gate("double", module, remember_bytes=1024)
-    assert values(run_all(engine, [repeat(gate, x, 1) for x in (3.0, 1.0, 3.0, 3.0)])) == [6, 2, 6, 6]
+    assert results(run_all(engine, [repeat(gate, x, 1) for x in (3.0, 1.0, 3.0, 3.0)])) == [6, 2, 6, 6]
     assert module.rows == [1, 1]
     assert (engine.calls_run["double"], engine.rows_run["double"]) == (2, 2)
 
 
-def test_equal_calls_whose_output_is_too_large_to_remember_run_once():
+def test_gate_with_memory_runs_equal_calls_with_large_output_once():
     module = Doubler()
     gate = Gate("double", module, remember_bytes=1)
-    assert values(run_all(Engine(slots=4), [repeat(gate, 3.0, 1) for _ in range(3)])) == [6] * 3
+    assert results(run_all(Engine(slots=4), [repeat(gate, 3.0, 1) for _ in range(3)])) == [6] * 3
     assert module.rows == [1]
 
 
 @pytest.mark.parametrize("kind", [ValueError, torch.OutOfMemoryError])
-def test_a_failed_call_of_a_gate_with_memory_is_not_remembered(kind: type[Exception]):
-    tries = []
+def test_gate_with_memory_does_not_cache_failed_call(kind: type[Exception]):
+    calls = []
 
-    def fails_at_first(x: torch.Tensor) -> torch.Tensor:
-        tries.append(len(x))
-        if len(tries) <= 2:
+    def fails_twice(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if len(calls) <= 2:
             raise kind("not yet")
         return 2 * x
 
-    gate = Gate("double", fails_at_first, remember_bytes=1024)
-    tickets = run_all(Engine(slots=4), [repeat(gate, 3.0, 1) for _ in range(3)])
-    assert [type(ticket.error) for ticket in tickets] == [kind, type(None), type(None)]
-    assert [ticket.result for ticket in tickets] == [None, 6, 6]
-    assert set(tries) == {1}
+    gate = Gate("double", fails_twice, remember_bytes=1024)
+    tasks = run_all(Engine(slots=4), [repeat(gate, 3.0, 1) for _ in range(3)])
+    assert [type(task.error) for task in tasks] == [kind, type(None), type(None)]
+    assert [task.result for task in tasks] == [None, 6, 6]
+    assert set(calls) == {1}
 
 
-def test_a_gate_outside_a_job_just_runs():
+def test_gate_outside_task_runs_directly():
     assert Gate("double", Doubler())(torch.ones(1)).item() == 2
 
 
-def test_time_is_kept_by_stage():
+def test_task_records_time_by_stage():
     gate = Gate("double", Doubler())
-    (ticket,) = run_all(Engine(slots=1), [repeat(gate, 1.0, 3)])
-    assert set(ticket.seconds) == {"wait", "double"}
-    assert all(seconds >= 0 for seconds in ticket.seconds.values())
+    (task,) = run_all(Engine(slots=1), [repeat(gate, 1.0, 3)])
+    assert set(task.timeline.stages) == {"wait", "double"}
+    assert all(seconds >= 0 for seconds in task.timeline.seconds().values())
 
 
-def test_submitting_from_other_threads_while_the_loop_runs():
+def test_submit_from_other_threads_while_engine_runs():
     gate = Gate("double", Doubler())
     engine = Engine(slots=4)
     loop = threading.Thread(target=engine.run)
     loop.start()
     done: list[EngineTask] = []
-    tickets = [EngineTask(repeat(gate, float(i), 5), done.append) for i in range(40)]
-    threads = [threading.Thread(target=engine.submit, args=(tickets[i::4],)) for i in range(4)]
+    tasks = [EngineTask(repeat(gate, float(i), 5), done.append) for i in range(40)]
+    threads = [threading.Thread(target=engine.submit, args=(tasks[i::4],)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     engine.shut_down()
     loop.join(30)
-    assert values(tickets) == [i * 32 for i in range(40)]
+    assert results(tasks) == [i * 32 for i in range(40)]
     assert len(done) == 40
 
 
 Named = namedtuple("Named", "x note")
 
 
-def test_merged_arguments_are_the_rows_of_all_calls():
+def test_collate_concatenates_rows_of_all_calls():
     one = make_call("f", (torch.zeros(1, 3), torch.tensor(7)), {"ids": torch.arange(4.0).reshape(2, 2), "flag": True})
     two = make_call("f", (torch.ones(2, 3), torch.tensor(0.5)), {"ids": torch.arange(4.0).reshape(2, 2), "flag": True})
-    # ids has two rows like the second call: as an argument of the first it is shared, so these two must not merge.
+    # `ids` has two rows: an argument with rows of the second call, a shared one of the first. They must not merge.
     assert one.signature != two.signature
     three = make_call("f", (torch.ones(1, 3), torch.tensor(0.5)), {"ids": one.kwargs["ids"].clone(), "flag": True})
     assert one.signature == three.signature
@@ -297,8 +300,8 @@ def test_merged_arguments_are_the_rows_of_all_calls():
     assert len({one.signature, other_ids.signature, other_flag.signature}) == 3
 
 
-def test_arguments_named_as_shared_have_no_rows_and_go_in_once():
-    ids = torch.arange(6.0).reshape(1, 2, 3)  # one row in front, as the rows themselves have
+def test_shared_arguments_are_passed_once():
+    ids = torch.arange(6.0).reshape(1, 2, 3)  # the first dimension equals the number of rows
     one = make_call("f", (), {"ids": ids, "x": torch.zeros(1, 3)}, {"ids"})
     two = make_call("f", (), {"ids": ids.clone(), "x": torch.ones(2, 3)}, {"ids"})
     assert (one.rows, two.rows) == (1, 2)
@@ -310,15 +313,15 @@ def test_arguments_named_as_shared_have_no_rows_and_go_in_once():
     assert other.signature != one.signature
 
 
-def test_a_shared_argument_is_looked_into_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPatch):
-    looks = []
-    monkeypatch.setattr(calls, "content", lambda tensor: looks.append(tensor.shape) or content(tensor))
+def test_shared_argument_is_read_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPatch):
+    reads = []
+    monkeypatch.setattr(batching, "tensor_bytes", lambda tensor: reads.append(tensor.shape) or tensor_bytes(tensor))
     ids = torch.arange(4.0)
     for _ in range(3):
         make_call("f", (), {"ids": ids, "x": torch.zeros(1, 3)}, {"ids"})
-    assert len(looks) == 1
+    assert len(reads) == 1
     make_call("f", (), {"ids": ids.clone(), "x": torch.zeros(1, 3)}, {"ids"})
-    assert len(looks) == 2, "another tensor, though equal"
+    assert len(reads) == 2, "an equal but different tensor"
     alive = weakref.ref(ids)
     del ids
     gc.collect()
@@ -326,23 +329,23 @@ def test_a_shared_argument_is_looked_into_once_and_not_kept_alive(monkeypatch: p
 
 
 @pytest.mark.parametrize("parked", [False, True])
-def test_an_error_keeps_its_lines_and_not_the_tensors_of_its_frames(parked: bool, no_collector: None):
-    """Activations of a call that failed are much memory, and above all where it failed for want of that."""
-    made = []
+def test_error_keeps_traceback_without_tensors(parked: bool, no_collector: None):
+    """The activations of a failed call use much memory, which matters most after an out-of-memory error."""
+    created = []
 
     def run_out(x: torch.Tensor) -> None:
         activations = 2 * x
-        made.append(weakref.ref(activations))
+        created.append(weakref.ref(activations))
         raise torch.OutOfMemoryError("too many activations")
 
-    gate = Gate("runs out", run_out)
-    [ticket] = run_all(Engine(slots=1), [lambda _ticket: (gate if parked else run_out)(torch.ones(1, 2))])
-    assert isinstance(ticket.error, torch.OutOfMemoryError)
-    assert "run_out" in [frame.name for frame in traceback.extract_tb(ticket.error.__traceback__)]
-    assert [ref() for ref in made] == [None]
+    gate = Gate("run_out", run_out)
+    [task] = run_all(Engine(slots=1), [lambda _task: (gate if parked else run_out)(torch.ones(1, 2))])
+    assert isinstance(task.error, torch.OutOfMemoryError)
+    assert "run_out" in [frame.name for frame in traceback.extract_tb(task.error.__traceback__)]
+    assert [ref() for ref in created] == [None]
 
 
-def test_outputs_split_through_containers():
+def test_split_looks_into_containers():
     parts = split(Named({"a": torch.arange(3)}, None), [1, 2])
     assert [part.x["a"].tolist() for part in parts] == [[0], [1, 2]]
     assert [part.note for part in parts] == [None, None]

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion whose denoiser misbehaves for one of several jobs: the others do not notice."""
+"""Faults of the denoiser of a tiny Stable Diffusion: one job of a batch fails, the others do not."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -13,9 +13,8 @@ from PIL import Image
 
 from img2img.domain.spec import JobSpec
 from img2img.errors import InvalidPixels, JobError
-from img2img.worker.engine import Engine, Gate
-from img2img.worker.engine.batch_limits import RETRY_AFTER_CALLS, BatchLimits
-from img2img.worker.engine.engine import _TaskGreenlet
+from img2img.worker.engine.engine import Engine
+from img2img.worker.engine.gate import Gate, TaskGreenlet
 from img2img.worker.errors import DeviceLost
 from img2img.worker.pipelines.loading.model_config import config_for
 from img2img.worker.pipelines.model import Model, load_model
@@ -23,23 +22,23 @@ from img2img.worker.runner import JobRunner, RunningJob
 from tests.support.specs import make_spec
 
 SIDE = 32
-STRONG = 500  # timesteps beyond this belong to the job of strength 1: the others start below
+STRONG = 500  # only the job of strength 1 has timesteps above this
 
 
-class Misbehaves:
-    """Around the denoiser: knows the rows of the job of strength 1 by their timestep."""
+class Fault:
+    """Wraps the denoiser, and finds the rows of the job of strength 1 by their timestep."""
 
     def __init__(self, denoise: Callable[..., Any]) -> None:
         self.denoise = denoise
-        self.rows: list[int] = []  # of the calls that were tried
+        self.rows: list[int] = []  # rows of each call, failed ones included
 
-    def strong(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def strong_rows(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return (torch.as_tensor(timestep).expand(len(sample)) > STRONG).nonzero().flatten()
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self.rows.append(len(sample))
-        self.before(self.strong(sample, timestep), len(sample))
-        return self.after(self.denoise(sample, timestep, *args, **kwargs), self.strong(sample, timestep))
+        self.before(self.strong_rows(sample, timestep), len(sample))
+        return self.after(self.denoise(sample, timestep, *args, **kwargs), self.strong_rows(sample, timestep))
 
     def before(self, strong: torch.Tensor, rows: int) -> None:
         return
@@ -48,35 +47,35 @@ class Misbehaves:
         return output
 
 
-class DenoisesToNaN(Misbehaves):
-    """As half precision does when it overflows."""
+class DenoisesToNaN(Fault):
+    """Overflows, as half precision may."""
 
     def after(self, output: Any, strong: torch.Tensor) -> Any:
         output[0][strong] = torch.nan
         return output
 
 
-class RaisesForOneJob(Misbehaves):
+class RaisesForOneJob(Fault):
     def before(self, strong: torch.Tensor, rows: int) -> None:
         if len(strong):
             raise RuntimeError("a shape that does not fit")
 
 
-class HasRoomForTwoRows(Misbehaves):
+class RunsOutOfMemoryOnGpu(Fault):
     def before(self, strong: torch.Tensor, rows: int) -> None:
         if rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
 
-class HasNoRoomOnTheCpu(Misbehaves):
-    """Says so as torch's CPU allocator does, for which torch has no class."""
+class RunsOutOfMemoryOnCpu(Fault):
+    """Raises the error of torch's CPU allocator, which is a plain RuntimeError."""
 
     def before(self, strong: torch.Tensor, rows: int) -> None:
         if rows > 2:
             torch.empty(2**50)
 
 
-class LosesItsDevice(Misbehaves):
+class LosesDevice(Fault):
     def before(self, strong: torch.Tensor, rows: int) -> None:
         if len(strong):
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
@@ -97,7 +96,7 @@ def denoise(model: Model) -> Iterator[Gate]:
 
 
 def jobs() -> list[JobSpec]:
-    """Of which the second is the one of strength 1."""
+    """Return four jobs. The second has strength 1."""
     strengths = (0.4, 1.0, 0.3, 0.5)
     return [
         make_spec(strength=strength, seed=seed, width=SIDE, height=SIDE, guidance_scale=1)
@@ -106,18 +105,18 @@ def jobs() -> list[JobSpec]:
 
 
 def run(model: Model, specs: list[JobSpec]) -> list[np.ndarray | JobError]:
-    """The pixels of each job, all in the engine at the same time, or why there are none."""
+    """Run the jobs in one engine, and return the pixels or the error of each."""
     engine = Engine(slots=8)
     runner = JobRunner(engine, {spec.model: model for spec in specs})
-    picture = BytesIO()
-    Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(picture, "PNG")
-    running = [runner.start(spec, {spec.inputs[0]: picture.getvalue()}, [0], lambda: None) for spec in specs]
+    png = BytesIO()
+    Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(png, "PNG")
+    running = [runner.start(spec, {spec.inputs[0]: png.getvalue()}, [0], lambda: None) for spec in specs]
     engine.shut_down()
     engine.run()
-    return [_ended(job) for job in running]
+    return [_outcome(job) for job in running]
 
 
-def _ended(job: RunningJob) -> np.ndarray | JobError:
+def _outcome(job: RunningJob) -> np.ndarray | JobError:
     try:
         [rendered] = job.render()
     except JobError as error:
@@ -125,20 +124,20 @@ def _ended(job: RunningJob) -> np.ndarray | JobError:
     return np.asarray(Image.open(BytesIO(rendered.png))).astype(int)
 
 
-def assert_alike(found: list[np.ndarray | JobError], expected: list[np.ndarray | JobError], but: int | None) -> None:
-    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
-        if place != but:
+def assert_close(found: list[np.ndarray | JobError], expected: list[np.ndarray | JobError], but: int | None) -> None:
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if i != but:
             assert isinstance(one, np.ndarray), one
             assert np.abs(one - other).max() <= 1
 
 
 @pytest.mark.parametrize("kind", [DenoisesToNaN, RaisesForOneJob])
-def test_one_job_of_a_batch_fails_alone(kind: type[Misbehaves], model: Model, denoise: Gate) -> None:
+def test_one_job_of_batch_fails_alone(kind: type[Fault], model: Model, denoise: Gate) -> None:
     expected = run(model, jobs())
     denoise.run = fault = kind(denoise.run)
     found = run(model, jobs())
-    assert max(fault.rows) == 4, "they were one batch"
-    assert_alike(found, expected, but=1)
+    assert max(fault.rows) == 4, "the jobs were in one batch"
+    assert_close(found, expected, but=1)
     failed = found[1]
     assert isinstance(failed, JobError)
     if kind is DenoisesToNaN:
@@ -147,26 +146,22 @@ def test_one_job_of_a_batch_fails_alone(kind: type[Misbehaves], model: Model, de
         assert failed.message == "the pipeline failed: RuntimeError: a shape that does not fit"
 
 
-@pytest.mark.parametrize("kind", [HasRoomForTwoRows, HasNoRoomOnTheCpu])
-def test_where_memory_runs_out_batches_get_smaller_and_no_job_fails(
-    kind: type[Misbehaves], model: Model, denoise: Gate
-) -> None:
+@pytest.mark.parametrize("kind", [RunsOutOfMemoryOnGpu, RunsOutOfMemoryOnCpu])
+def test_out_of_memory_makes_batches_smaller_and_fails_no_job(kind: type[Fault], model: Model, denoise: Gate) -> None:
     expected = run(model, jobs())
     denoise.run = fault = kind(denoise.run)
-    assert_alike(run(model, jobs()), expected, but=None)
-    assert sum(rows > 2 for rows in fault.rows) == 1, "it is tried once"
+    assert_close(run(model, jobs()), expected, but=None)
+    assert sum(rows > 2 for rows in fault.rows) == 1, "a batch that is too large is tried once"
     assert fault.rows.count(2) > 2
 
 
-def test_a_lost_device_ends_the_engine_and_not_the_jobs(model: Model, denoise: Gate) -> None:
-    denoise.run = LosesItsDevice(denoise.run)
+def test_lost_device_ends_engine_and_fails_no_job(model: Model, denoise: Gate) -> None:
+    denoise.run = LosesDevice(denoise.run)
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         run(model, jobs())
 
 
-def test_a_device_that_is_lost_while_pictures_are_fetched_fails_no_job(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_lost_while_images_are_copied_fails_no_job(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(_tensor: torch.Tensor) -> None:
         raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
@@ -175,39 +170,19 @@ def test_a_device_that_is_lost_while_pictures_are_fetched_fails_no_job(
         run(model, jobs()[:1])
 
 
-@pytest.mark.parametrize("kind", [RaisesForOneJob, HasRoomForTwoRows])
-def test_no_greenlet_is_left_of_jobs_that_ended(
-    kind: type[Misbehaves], model: Model, denoise: Gate, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kind", [RaisesForOneJob, RunsOutOfMemoryOnGpu])
+def test_ended_jobs_leave_no_greenlets(
+    kind: type[Fault], model: Model, denoise: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     denoise.run = kind(denoise.run)
-    before = _of_jobs()  # the lost device of another test has left some, as it should
-    with caplog.at_level("CRITICAL"):  # pytest keeps what is logged, and with an error the frames that it came through
+    # The test of a lost device leaves some, as intended.
+    before = _task_greenlets()
+    # pytest keeps log records, and with an error also the frames of its traceback.
+    with caplog.at_level("CRITICAL"):
         run(model, jobs())
-    assert [found for found in _of_jobs() if not any(found is other for other in before)] == []
+    assert [found for found in _task_greenlets() if not any(found is other for other in before)] == []
 
 
-def _of_jobs() -> list[_TaskGreenlet]:
+def _task_greenlets() -> list[TaskGreenlet]:
     gc.collect()
-    return [found for found in gc.get_objects() if type(found) is _TaskGreenlet]
-
-
-def test_a_row_limit_halves_and_grows_again_after_a_while() -> None:
-    limits = BatchLimits(16)
-    assert limits.ran_out("a", 16, 2) == 8
-    assert limits.ran_out("a", 8, 2) == 4
-    assert limits.of("a") == 4
-    assert limits.of("b") == 16
-    for _ in range(RETRY_AFTER_CALLS):
-        limits.passed("a", 2)  # too few rows to say anything
-    assert limits.of("a") == 4
-    for _ in range(RETRY_AFTER_CALLS):
-        limits.passed("a", 4)
-    assert limits.of("a") == 8
-    limits.ran_out("a", 8, 2)  # in vain
-    for _ in range(RETRY_AFTER_CALLS):
-        limits.passed("a", 4)
-    assert limits.of("a") == 4, "it takes twice as long"
-    for _ in range(4 * RETRY_AFTER_CALLS):
-        limits.passed("a", limits.of("a"))
-    assert limits.of("a") == 16
-    assert limits.ran_out("a", 3, 3) == 3, "never less than one job"
+    return [found for found in gc.get_objects() if type(found) is TaskGreenlet]

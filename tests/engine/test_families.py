@@ -18,7 +18,7 @@ from transformers.utils import is_torchvision_available
 
 from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.spec import JobSpec, Scheduler, Task
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.image_processors import image_only_processor

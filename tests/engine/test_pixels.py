@@ -16,7 +16,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from img2img.domain.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
-from img2img.worker.engine import Engine, EngineTask, Gate
+from img2img.worker.engine.engine import Engine
+from img2img.worker.engine.gate import Gate
+from img2img.worker.engine.task import EngineTask
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.loading.model_config import ModelConfig, config_for

@@ -9,7 +9,7 @@ import torch
 from compel import Compel, ReturnedEmbeddingsType
 
 from img2img.domain.spec import JobSpec
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.conditioning.prompt_embeddings import parse_weights
 from img2img.worker.pipelines.loading.model_config import config_for

@@ -15,7 +15,7 @@ from img2img.domain.conditioning import Sha256
 from img2img.domain.spec import JobSpec, Scheduler, Task
 from img2img.domain.tiling import Tiling
 from img2img.errors import Cancelled
-from img2img.worker.engine import Engine
+from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import to_tensor
 from img2img.worker.pipelines.denoise import encode_decode
@@ -309,7 +309,7 @@ def test_stop_frees_all_rows_at_once(served: Served) -> None:
         for _ in range(spec.passes):
             engine.step()
     assert running.left == 0
-    assert engine.room == engine.slots
+    assert engine.free_slots == engine.slots
     assert engine.calls_run["denoise"] < 8, "waiting tiles must not start"
     with pytest.raises(Cancelled):
         running.render()

@@ -26,7 +26,7 @@ def log(settings: ApiSettings, redis: Redis, tmp_path: Path) -> Path:
     """All that the front end says while it gets requests with line ends everywhere, every request logged."""
     own = settings.model_copy(update={"port": free_port()})
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     environment = os.environ | own.as_environment() | {"IMG2IMG_LOG_LEVEL": "INFO", "IMG2IMG_PORT": str(own.port)}
     file = tmp_path / "log"
     with file.open("wb") as output:

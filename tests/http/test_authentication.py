@@ -35,7 +35,7 @@ def url(settings: ApiSettings) -> Iterator[str]:
 @pytest.fixture
 def keys(redis: Redis) -> ApiKeys:
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     return ApiKeys(redis)
 
 
@@ -66,14 +66,14 @@ def test_the_routes_are_all_known() -> None:
 def test_every_route_is_shut_without_a_good_key(nobody: httpx.Client, keys: ApiKeys, method: str, path: str) -> None:
     revoked, key = keys.create("gone", tuple(Scope))
     assert keys.revoke(key.id)
-    assert_shut(nobody.request(method, at(path)), method, "no_key")
+    assert_shut(nobody.request(method, at(path)), method, "missing_api_key")
     for bad in (NEW_KEY, revoked, revoked[:-1], "é", "i2i_"):
         for headers in ({"Authorization": f"Bearer {bad}".encode()}, {"X-API-Key": bad.encode()}):
-            assert_shut(nobody.request(method, at(path), headers=headers), method, "unknown_key")
+            assert_shut(nobody.request(method, at(path), headers=headers), method, "invalid_api_key")
     basic = {"Authorization": "Basic aTJpOmkyaQ=="}
-    assert_shut(nobody.request(method, at(path), headers=basic), method, "unknown_key")
+    assert_shut(nobody.request(method, at(path), headers=basic), method, "invalid_api_key")
     digest = {"Authorization": 'Digest username="i2i"'}
-    assert_shut(nobody.request(method, at(path), headers=digest), method, "no_key")
+    assert_shut(nobody.request(method, at(path), headers=digest), method, "missing_api_key")
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
@@ -85,7 +85,7 @@ def test_a_key_without_the_scope_is_told_which(url: str, keys: ApiKeys, method: 
         assert refused.status_code == 403
         assert f'scope="{needed}"' in refused.headers["www-authenticate"]
         if method != "HEAD":
-            assert f"`{needed}`" in assert_problem(refused, 403, "scope_missing")["detail"]
+            assert f"`{needed}`" in assert_problem(refused, 403, "insufficient_scope")["detail"]
     for enough in (needed, Scope.ADMIN):
         with client_with(url, keys, enough) as client:
             assert client.request(method, at(path)).status_code not in (401, 403)
@@ -137,7 +137,7 @@ def test_a_revoked_key_is_out_within_seconds(url: str, keys: ApiKeys) -> None:
         while client.get("/jobs").status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert_problem(client.get("/jobs"), 401, "unknown_key")
+        assert_problem(client.get("/jobs"), 401, "invalid_api_key")
 
 
 @pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
@@ -153,21 +153,21 @@ def test_the_refusal_comes_before_the_body(
     assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
     assert b"connection: close\r\n" in answer.lower()
     assert answer.endswith(b"}")
-    assert b"no_key" in answer
+    assert b"missing_api_key" in answer
 
 
 def test_who_sends_all_of_a_large_body_still_reads_the_refusal(nobody: httpx.Client) -> None:
-    assert_shut(nobody.post("/images", content=bytes(3_900_000)), "POST", "no_key")
+    assert_shut(nobody.post("/images", content=bytes(3_900_000)), "POST", "missing_api_key")
     too_large = nobody.post("/images", content=bytes(9_000_000))
-    assert_shut(too_large, "POST", "no_key")  # the key comes first
+    assert_shut(too_large, "POST", "missing_api_key")  # the key comes first
 
 
 def test_with_a_key_the_size_decides(url: str, keys: ApiKeys) -> None:
     with client_with(url, keys) as client:
-        assert_problem(client.post("/images", content=bytes(9_000_000)), 413, "too_large")
+        assert_problem(client.post("/images", content=bytes(9_000_000)), 413, "payload_too_large")
         chunks = (bytes(1_000_000) for _ in range(9))
         headers = {"Content-Type": "application/json"}
-        assert_problem(client.post("/images", content=chunks, headers=headers), 413, "too_large")
+        assert_problem(client.post("/images", content=chunks, headers=headers), 413, "payload_too_large")
 
 
 def test_without_redis_nobody_knows(settings: ApiSettings, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_without_redis_nobody_knows(settings: ApiSettings, tmp_path: Path) -> No
         assert_problem(refused, 503, "unavailable")
         assert int(refused.headers["retry-after"]) > 0
         assert client.get("/healthz").status_code == 200
-        assert_problem(client.get("/jobs", headers={"X-API-Key": ""}), 401, "unknown_key")
+        assert_problem(client.get("/jobs", headers={"X-API-Key": ""}), 401, "invalid_api_key")
 
 
 def test_no_key_is_ever_logged(url: str, keys: ApiKeys, caplog: pytest.LogCaptureFixture, redis: Redis) -> None:

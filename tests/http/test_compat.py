@@ -32,7 +32,7 @@ INK = [{"name": "ink", "scale": 0.8}]
 @pytest.fixture
 def post(http: httpx.Client, redis: Redis, picture: bytes) -> Callable[..., httpx.Response]:
     """Posts a JSON submit for the able model, unless another is named."""
-    ModelRegistry(redis).announce("able-worker", [ABLE], ttl_s=60)
+    ModelRegistry(redis).register("able-worker", [ABLE], ttl_s=60)
 
     def send(**fields: Any) -> httpx.Response:
         return http.post("/img2img", json={"image": base64.b64encode(picture).decode(), "model": "able"} | fields)
@@ -44,7 +44,7 @@ def test_they_reach_the_job_with_their_pictures_in_the_store(post: Any, queue: J
     shown = base64.b64encode(encoded(gradient(2000, 500))).decode()
     answer = post(loras=[*INK, {"name": "v1.5-clay"}], image_prompts=[{"image": shown, "scale": 0.3}, {"image": shown}])
     assert answer.status_code == 202, answer.text
-    record = queue.records.get(answer.json()["id"])
+    record = queue.job_store.get(answer.json()["id"])
     assert record is not None
     assert [(lora.name, lora.scale) for lora in record.spec.loras] == [("ink", 0.8), ("v1.5-clay", 1.0)]
     first, second = record.spec.image_prompts

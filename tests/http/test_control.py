@@ -36,7 +36,7 @@ def picture(width: int, height: int, colour: str = "red") -> str:
 @pytest.fixture
 def post(http: httpx.Client, redis: Redis) -> Callable[..., httpx.Response]:
     """Posts JSON to the model with ControlNets."""
-    ModelRegistry(redis).announce("steering-worker", [STEERED], ttl_s=60)
+    ModelRegistry(redis).register("steering-worker", [STEERED], ttl_s=60)
     return lambda path="/img2img", **fields: http.post(path, json={"model": "steered", **fields})
 
 
@@ -47,7 +47,7 @@ def planned(post: Callable[..., httpx.Response], queue: JobQueue) -> Callable[..
     def submit(path: str = "/img2img", **fields: Any) -> JobSpec:
         response = post(path, **fields)
         assert response.status_code == 202, response.text
-        return queue.records.find(response.json()["id"]).spec
+        return queue.job_store.find(response.json()["id"]).spec
 
     return submit
 

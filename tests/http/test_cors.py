@@ -40,7 +40,7 @@ def test_a_preflight_needs_no_key(url: str) -> None:
 
 def test_a_page_reads_answers_and_refusals(url: str, redis: Redis, picture: bytes) -> None:
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     with client_with(url, ApiKeys(redis)) as client:
         answer = client.post("/img2img", files={"image": picture}, headers={"Origin": STUDIO})
         assert answer.status_code == 202
@@ -48,7 +48,7 @@ def test_a_page_reads_answers_and_refusals(url: str, redis: Redis, picture: byte
         exposed = set(answer.headers["access-control-expose-headers"].split(", "))
         assert {"Location", "Retry-After", "ETag", "RateLimit", "Idempotency-Replayed"} <= exposed
     refused = httpx.get(f"{url}/jobs", headers={"Origin": STUDIO})
-    assert_problem(refused, 401, "no_key")
+    assert_problem(refused, 401, "missing_api_key")
     assert refused.headers["access-control-allow-origin"] == STUDIO
 
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from img2img.app.main import connect
+from img2img.app.main import connect_redis
 from img2img.app.progress.eta import EtaEstimator
 from img2img.app.progress.event_stream import KEEPALIVE, OUTAGE_S, RETRY, stream_job_events
 from img2img.app.settings import ApiSettings
@@ -98,16 +98,16 @@ def test_a_job_tells_its_story(http: httpx.Client, submit: Submit, queue: JobQue
         )
         finish(first)
         assert stream.next().data["queue_position"] == 0
-        queue.records.start(job_id, execution="e", worker="w")
+        queue.job_store.start(job_id, execution="e", worker="w")
         assert (started := stream.next()).name == "progress"
         assert started.data == {
             "id": job_id,
             "status": "running",
             "progress": {"step": 0, "steps": 10, "fraction": 0.0},
         }
-        queue.records.note_progress([Progress(job_id, "e", 5, 10)])
+        queue.job_store.record_progress([Progress(job_id, "e", 5, 10)])
         assert stream.next().data["progress"]["fraction"] == 0.5
-        queue.records.note_progress([Progress(job_id, "e", 5, 10)])  # nothing new
+        queue.job_store.record_progress([Progress(job_id, "e", 5, 10)])  # nothing new
         queue.requeue(job_id)
         assert stream.next().name == "queued"
         finish(job_id)
@@ -122,7 +122,7 @@ def test_the_other_ends(http: httpx.Client, submit: Submit, queue: JobQueue, end
     with following(http, job_id) as stream:
         stream.next()
         if end == "failed":
-            queue.records.fail(job_id, JobFailure(code="bad_pixels", message="not numbers"))
+            queue.job_store.fail(job_id, JobFailure(code="invalid_pixels", message="not numbers"))
         else:
             http.post(f"/jobs/{job_id}/cancel")
         [last] = stream
@@ -143,14 +143,14 @@ def test_a_client_that_was_away_gets_what_it_missed(
     http: httpx.Client, submit: Submit, queue: JobQueue, later: Later
 ) -> None:
     job_id = submit().json()["id"]
-    queue.records.start(job_id, execution="e", worker="w")
+    queue.job_store.start(job_id, execution="e", worker="w")
     with following(http, job_id) as stream:
         seen = stream.next()
-    queue.records.note_progress([Progress(job_id, "e", 3, 24)])
+    queue.job_store.record_progress([Progress(job_id, "e", 3, 24)])
     with following(http, job_id, seen.id) as stream:
         missed = stream.next()
     assert (missed.name, missed.data["progress"]["step"]) == ("progress", 3)
-    later(lambda: queue.records.cancel(job_id))
+    later(lambda: queue.job_store.cancel(job_id))
     with following(http, job_id, missed.id) as stream:
         [last] = stream  # and not again what it knows
     assert last.name == "cancelled"
@@ -174,7 +174,7 @@ def test_what_cannot_be_followed(http: httpx.Client, submit: Submit) -> None:
     assert_problem(http.get("/jobs/nope/events"), 404, "not_found")
     job_id = submit().json()["id"]
     response = http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "x"})
-    assert_problem(response, 422, "bad_parameter")
+    assert_problem(response, 422, "invalid_parameter")
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_a_long_poll_answers_when_the_job_ends(
     applied: str | None,
 ) -> None:
     job_id = submit().json()["id"]
-    later(lambda: queue.records.start(job_id, execution="e", worker="w"), 0.1)
-    later(lambda: queue.records.cancel(job_id), 0.3)
+    later(lambda: queue.job_store.start(job_id, execution="e", worker="w"), 0.1)
+    later(lambda: queue.job_store.cancel(job_id), 0.3)
     asked_at = time.monotonic()
     response = http.get(f"/jobs/{job_id}{query}", headers=prefer)
     assert 0.2 < time.monotonic() - asked_at < 3
@@ -209,7 +209,7 @@ def test_a_long_poll_answers_when_its_time_is_over(http: httpx.Client, submit: S
 
 @pytest.mark.parametrize("wait", ["-1", "61", "soon"])
 def test_waits_that_cannot_be(http: httpx.Client, submit: Submit, wait: str) -> None:
-    [error] = assert_problem(http.get("/jobs/x", params={"wait": wait}), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(http.get("/jobs/x", params={"wait": wait}), 422, "invalid_parameter")["errors"]
     assert error["field"] == "wait"
 
 
@@ -233,7 +233,7 @@ def test_followers_survive_a_restart_of_redis(picture: bytes) -> None:
         settings = ApiSettings(_env_file=None, data_dir=folder, model="demo", redis_url=None, port=free_port())
         with http_server(settings) as url, httpx.Client(base_url=url, timeout=20) as http, ThreadPoolExecutor() as pool:
             with redis_server(folder) as redis_url, Redis.from_url(redis_url) as redis:
-                ModelRegistry(redis).announce("w", [CARD], ttl_s=60)
+                ModelRegistry(redis).register("w", [CARD], ttl_s=60)
                 job_id = http.post("/img2img", files={"image": picture}).json()["id"]
                 polled = pool.submit(lambda: http.get(f"/jobs/{job_id}?wait=20"))
                 stream = pool.submit(lambda: [event.name for event in _events(http, job_id)])
@@ -256,7 +256,7 @@ def test_a_stream_waits_where_redis_is_away_at_its_first_look() -> None:
     with TemporaryDirectory(prefix="i2i-") as name:
         folder = Path(name)
         settings = ApiSettings(_env_file=None, data_dir=folder, model="demo")
-        redis = connect(settings.resolved_redis_url)
+        redis = connect_redis(settings.resolved_redis_url)
         queue, models = JobQueue(redis), ModelRegistry(redis)
         with redis_server(folder):
             job_id = queue.submit(make_spec(model="demo")).id
@@ -267,7 +267,7 @@ def test_a_stream_waits_where_redis_is_away_at_its_first_look() -> None:
                 -1,
                 queue,
                 JobChangeListener(settings.resolved_redis_url),
-                EtaEstimator(queue.records.line, models),
+                EtaEstimator(queue.job_store.fair_queue, models),
             )
             assert await anext(stream) == RETRY
             waiting = asyncio.ensure_future(anext(stream))

@@ -180,7 +180,7 @@ class Scene:
 
     def __init__(self, url: str, settings: ApiSettings, redis: Redis, stack: ExitStack) -> None:
         redis.flushall()
-        ModelRegistry(redis).announce("test-worker", [ABLE], ttl_s=3600)
+        ModelRegistry(redis).register("test-worker", [ABLE], ttl_s=3600)
         keys, self._redis = ApiKeys(redis), redis
         self._blobs = Path(urlparse(settings.resolved_store_url).path)
         self.ada, self.bob = (stack.enter_context(client_with(url, keys)) for _ in range(2))
@@ -191,8 +191,8 @@ class Scene:
         queue = JobQueue(redis)
         while not redis.keys("i2i:sdapi*"):
             time.sleep(0.02)
-        [running] = queue.records.active_ids()
-        queue.records.start(running, execution="e", worker="w")
+        [running] = queue.job_store.active_ids()
+        queue.job_store.start(running, execution="e", worker="w")
         Previews(redis).show(running, Preview(3, JPEG))
         redis.persist(f"i2i:preview:{running}")
         done, waiting = self._job(), self._job()

@@ -15,7 +15,7 @@ WEIGHTED = CARD.model_copy(update={"prompt_weighting": True})
 
 @pytest.fixture
 def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., httpx.Response]:
-    ModelRegistry(redis).announce("test-worker", [WEIGHTED, PLAIN], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [WEIGHTED, PLAIN], ttl_s=60)
     return submit
 
 
@@ -35,7 +35,7 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
 def test_what_a_family_does_not_have_is_refused(
     send: Callable[..., httpx.Response], fields: dict[str, object], field: str, message: str
 ) -> None:
-    [error] = assert_problem(send(model="plain", **fields), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(send(model="plain", **fields), 422, "invalid_parameter")["errors"]
     assert error["field"] == field
     assert message in error["message"]
 
@@ -48,7 +48,7 @@ def test_what_is_left_out_is_resolved_to_what_the_family_has(send: Callable[...,
 
 def test_denoising_start_takes_the_place_of_strength(http: httpx.Client, redis: Redis, picture: bytes) -> None:
     xl = CARD.model_copy(update={"name": "xl", "denoising_start": True, "guidance_rows": 1})
-    ModelRegistry(redis).announce("test-worker", [xl], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [xl], ttl_s=60)
     data = {"model": "xl", "denoising_start": 0.8, "num_inference_steps": 20}
     answer = http.post("/img2img?dry_run=true", files={"image": picture}, data=data)
     assert answer.status_code == 200, answer.text

@@ -70,7 +70,7 @@ def test_a_request_whose_job_was_deleted_makes_no_other(http: httpx.Client, post
 
 
 def test_a_refused_request_and_a_dry_run_keep_no_key(post: Post, redis: Redis) -> None:
-    assert_problem(post(width=100), 422, "bad_parameter")
+    assert_problem(post(width=100), 422, "invalid_parameter")
     assert post(path="/img2img?dry_run=true").status_code == 200
     assert not redis.keys("i2i:once:*")
     assert post().status_code == 202
@@ -79,5 +79,5 @@ def test_a_refused_request_and_a_dry_run_keep_no_key(post: Post, redis: Redis) -
 @pytest.mark.parametrize("key", ["", "x" * 256, "two words", "caf\u00e9"])
 def test_keys_that_cannot_be(http: httpx.Client, picture: bytes, key: str) -> None:
     response = http.post("/img2img", headers={"Idempotency-Key": key.encode("latin-1")}, files={"image": picture})
-    [error] = assert_problem(response, 422, "bad_parameter")["errors"]
+    [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
     assert error["field"] == "Idempotency-Key"

@@ -74,7 +74,7 @@ def test_references_to_what_is_not_there(http: httpx.Client, submit: Submit, don
         (f"/jobs/{done[0]}/images/1", "has 1 picture"),
     ]:
         for answer in refer(http, image):
-            [error] = assert_problem(answer, 422, "bad_parameter")["errors"]
+            [error] = assert_problem(answer, 422, "invalid_parameter")["errors"]
             assert error["field"] == "image"
             assert message in error["message"]
             assert error["got"].startswith(image[:38])  # a `result` is named by its index
@@ -121,7 +121,7 @@ def test_bodies_of_pictures_are_checked(http: httpx.Client) -> None:
     [error] = assert_problem(http.post("/images", json={"image": "0" * 64, "x": 1}), 422)["errors"]
     assert (error["field"], error["message"]) == ("x", "Unknown field; known are image")
     assert_problem(http.post("/images"), 415)
-    assert_problem(http.post("/images", files={"image": b"x" * 5_000_000}), 413, "too_large")
+    assert_problem(http.post("/images", files={"image": b"x" * 5_000_000}), 413, "payload_too_large")
 
 
 @pytest.mark.parametrize("path", ["images/0", "result"])
@@ -158,5 +158,5 @@ def test_a_result_in_another_format(http: httpx.Client, done: Done, kind: str, p
     ],
 )
 def test_formats_that_cannot_be(http: httpx.Client, done: Done, query: str, field: str) -> None:
-    [error] = assert_problem(http.get(f"/jobs/{done[0]}/result?{query}"), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(http.get(f"/jobs/{done[0]}/result?{query}"), 422, "invalid_parameter")["errors"]
     assert error["field"] == field

@@ -40,14 +40,14 @@ def http(http: httpx.Client, redis: Redis) -> httpx.Client:
         "image_prompts": True,
         "upscales": (2,),
     }
-    ModelRegistry(redis).announce("test-worker", [CARD.model_validate(CARD.model_dump() | able)], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD.model_validate(CARD.model_dump() | able)], ttl_s=60)
     return http
 
 
 @pytest.mark.parametrize(("name", "status", "said"), KINDS, ids=[name for name, _, _ in KINDS])
 def test_a_bad_picture_is_refused_by_name(http: httpx.Client, redis: Redis, name: str, status: int, said: str) -> None:
     picture = bad(name)
-    code = "unsupported_media_type" if status == 415 else "bad_picture"
+    code = "unsupported_media_type" if status == 415 else "invalid_image"
     answers = [
         http.post("/img2img", files={"image": picture}, data={"prompt": "x"}),
         http.post("/img2img", json={"image": text(picture), "prompt": "x"}),
@@ -183,7 +183,7 @@ def test_an_id_that_is_none_is_not_found(http: httpx.Client, job_id: str, path: 
 )
 def test_a_reference_that_is_none_reads_nothing(http: httpx.Client, image: str) -> None:
     answer = http.post("/img2img", json={"image": image, "prompt": "x"})
-    [error] = assert_problem(answer, 422, "bad_parameter")["errors"]
+    [error] = assert_problem(answer, 422, "invalid_parameter")["errors"]
     assert error["field"] == "image"
     assert "root:" not in answer.text
 

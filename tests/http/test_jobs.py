@@ -31,13 +31,13 @@ def job_id(submit: Submit) -> str:
 def run(queue: JobQueue, job_id: str) -> str:
     """A worker takes the job."""
     execution = uuid4().hex
-    assert queue.records.start(job_id, execution=execution, worker="test-worker")
+    assert queue.job_store.start(job_id, execution=execution, worker="test-worker")
     return execution
 
 
 def test_a_running_job_shows_its_progress(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
     execution = run(queue, job_id)
-    queue.records.note_progress([Progress(job_id, execution, step=5, steps=20)])
+    queue.job_store.record_progress([Progress(job_id, execution, step=5, steps=20)])
     job = http.get(f"/jobs/{job_id}").json()
     assert (job["status"], job["worker"], job["finished_at"]) == ("running", "test-worker", None)
     assert job["progress"] == {"step": 5, "steps": 20, "fraction": 0.25}
@@ -102,8 +102,8 @@ def test_an_image_asked_for_too_early(http: httpx.Client, queue: JobQueue, job_i
 
 @pytest.mark.parametrize("path", ["images/0", "result"])
 def test_an_image_that_will_never_come(http: httpx.Client, queue: JobQueue, job_id: str, path: str) -> None:
-    failure = JobFailure(code="bad_pixels", message="not numbers")
-    queue.records.fail(job_id, failure, execution=run(queue, job_id))
+    failure = JobFailure(code="invalid_pixels", message="not numbers")
+    queue.job_store.fail(job_id, failure, execution=run(queue, job_id))
     problem = assert_problem(http.get(f"/jobs/{job_id}/{path}"), 410, "gone")
     assert (problem["job_status"], problem["error"]) == ("failed", failure.model_dump())
     job = http.get(f"/jobs/{job_id}").json()
@@ -169,8 +169,8 @@ def test_cancelling_a_running_job_takes_it_from_its_worker(http: httpx.Client, q
     execution = run(queue, job_id)
     assert http.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     progress = Progress(job_id, execution, step=1, steps=20)
-    assert queue.records.note_progress([progress]) == [progress]
-    assert not queue.records.succeed(job_id, execution=execution, images=[], timings={}, steps=20)
+    assert queue.job_store.record_progress([progress]) == [progress]
+    assert not queue.job_store.succeed(job_id, execution=execution, images=[], timings={}, steps=20)
 
 
 def test_cancelling_an_ended_job_changes_nothing(http: httpx.Client, job_id: str, finish: Finish) -> None:
@@ -183,15 +183,15 @@ def test_cancelling_an_ended_job_changes_nothing(http: httpx.Client, job_id: str
 def test_models_says_what_live_workers_serve(http: httpx.Client, redis: Redis, submit: Submit) -> None:
     submit()
     registry = ModelRegistry(redis)
-    registry.announce("second", [CARD], ttl_s=60)
+    registry.register("second", [CARD], ttl_s=60)
     models: list[dict[str, Any]] = http.get("/models").json()["models"]
     assert [(m["name"], m["workers"], m["queued"], m["default"]) for m in models] == [
         ("ddim-only", ["test-worker"], 0, False),
         ("demo", ["second", "test-worker"], 1, True),
     ]
     assert models[0] == DDIM_ONLY.model_dump(mode="json") | {"workers": ["test-worker"], "queued": 0, "default": False}
-    registry.withdraw("test-worker")
-    registry.withdraw("second")
+    registry.unregister("test-worker")
+    registry.unregister("second")
     assert http.get("/models").json() == {"models": []}
     assert submit().status_code == 202  # it waits for its worker to come back
 
@@ -200,7 +200,7 @@ def test_health(http: httpx.Client, redis: Redis) -> None:
     assert http.get("/healthz").json() == {"status": "alive"}
     ready = http.get("/readyz")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)
-    ModelRegistry(redis).withdraw("test-worker")
+    ModelRegistry(redis).unregister("test-worker")
     not_ready = http.get("/readyz")
     assert not_ready.status_code == 503
     assert {name: not_ready.json()[name]["ok"] for name in ("redis", "store", "workers")} == {

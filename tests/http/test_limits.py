@@ -33,7 +33,7 @@ def clients_of(
 ) -> Iterator[tuple[httpx.Client, ...]]:
     """Clients with a key each, of a service with these settings."""
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     with ExitStack() as stack:
         url = stack.enter_context(authenticated_server(settings, **changes))
         yield tuple(stack.enter_context(client_with(url, ApiKeys(redis))) for _ in range(count))
@@ -69,7 +69,7 @@ def test_the_rate_is_per_key_and_by_cost(settings: ApiSettings, redis: Redis, sm
         assert post(ada, small, "/img2img?dry_run=true").status_code == 200
         assert ada.get("/jobs").status_code == 200
         large = bob.post("/img2img", files={"image": small}, data={"num_inference_steps": "150", "num_images": "8"})
-        assert_problem(large, 422, "too_costly")
+        assert_problem(large, 422, "job_too_expensive")
         assert "retry-after" not in large.headers
 
 
@@ -111,8 +111,8 @@ def test_the_cap_of_the_queue_holds_under_parallel_submits_of_many_keys(
             refused = post(clients[1], small)
         assert_problem(refused, 503, "queue_full")
         assert int(refused.headers["retry-after"]) > 0
-        [running, *_] = queue.records.active_ids()
-        queue.records.start(running, execution="e", worker="w")
+        [running, *_] = queue.job_store.active_ids()
+        queue.job_store.start(running, execution="e", worker="w")
         accepted = [client for client in clients if post(client, small).status_code == 202]
         assert len(accepted) == 1
 

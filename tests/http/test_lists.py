@@ -46,7 +46,7 @@ def retention(redis: Redis, store: ObjectStore) -> Retention:
 @pytest.fixture
 def brief(submit: Submit, queue: JobQueue, finish: Finish) -> str:
     """A job that ended and expires at once."""
-    record = queue.records.get(submit(num_images=2).json()["id"])
+    record = queue.job_store.get(submit(num_images=2).json()["id"])
     assert record is not None
     job = queue.submit(record.spec, JobOptions(result_ttl_s=0.01))
     finish(job.id)
@@ -74,7 +74,7 @@ def test_jobs_that_come_and_go_do_not_disturb_the_pages(http: httpx.Client, subm
 def test_jobs_of_the_same_moment_are_each_listed_once(
     http: httpx.Client, submit: Submit, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = queue.records.get(submit().json()["id"])
+    record = queue.job_store.get(submit().json()["id"])
     assert record is not None
     with monkeypatch.context() as patch:
         patch.setattr("img2img.redis.job_queue.time.time", lambda: 1.5e9)
@@ -86,20 +86,20 @@ def test_jobs_of_the_same_moment_are_each_listed_once(
 
 def test_a_list_of_one_status(http: httpx.Client, submit: Submit, queue: JobQueue, finish: Finish) -> None:
     queued, running, cancelled, done = [submit().json()["id"] for _ in range(4)]
-    queue.records.start(running, execution="e", worker="w")
+    queue.job_store.start(running, execution="e", worker="w")
     http.post(f"/jobs/{cancelled}/cancel")
     finish(done)
     for status, job_id in [("queued", queued), ("running", running), ("cancelled", cancelled), ("succeeded", done)]:
         assert pages(http, status=status) == [[job_id]]
     assert pages(http, status="failed") == [[]]
-    assert queue.records.active_ids() == [queued, running]
+    assert queue.job_store.active_ids() == [queued, running]
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("limit", "0"), ("limit", "101"), ("limit", "x"), ("status", "done"), ("cursor", "x")]
 )
 def test_lists_that_cannot_be(http: httpx.Client, name: str, value: str) -> None:
-    [error] = assert_problem(http.get("/jobs", params={name: value}), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(http.get("/jobs", params={name: value}), 422, "invalid_parameter")["errors"]
     assert (error["field"], error["got"]) == (name, value)
 
 
@@ -122,11 +122,11 @@ def test_deleting_a_running_job_takes_it_from_its_worker(
     http: httpx.Client, submit: Submit, queue: JobQueue, store: ObjectStore, redis: Redis, retention: Retention
 ) -> None:
     job_id = submit().json()["id"]
-    queue.records.start(job_id, execution="e", worker="w")
+    queue.job_store.start(job_id, execution="e", worker="w")
     assert http.delete(f"/jobs/{job_id}").status_code == 204
     store.put(result_key(job_id, 0), b"late")  # the worker had just finished it
-    assert not queue.records.succeed(job_id, execution="e", images=[], timings={}, steps=1)
-    assert queue.records.active_ids() == []
+    assert not queue.job_store.succeed(job_id, execution="e", images=[], timings={}, steps=1)
+    assert queue.job_store.active_ids() == []
     retention.sweep()
     assert redis.zscore("i2i:expiring", job_id) == pytest.approx(time.time() + LATE_S, abs=5)
     redis.zadd("i2i:expiring", {job_id: 1})
@@ -189,13 +189,13 @@ def test_an_input_picture_is_kept_while_a_job_needs_it(
 
 def test_a_picture_that_is_just_being_deleted_is_stored_anew(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
     key = input_key("a" * 64)
-    queue.inputs.hold(key, -1, "ada")
-    assert queue.inputs.take_unused() == [key]
+    queue.input_images.retain(key, -1, "ada")
+    assert queue.input_images.claim_unused() == [key]
     with pytest.raises(Unavailable):
-        queue.inputs.hold(key, 60, "ada")
-    queue.inputs.deleted(key)
-    queue.inputs.hold(key, 60, "ada")
-    assert queue.inputs.take_unused() == []
+        queue.input_images.retain(key, 60, "ada")
+    queue.input_images.confirm_deleted(key)
+    queue.input_images.retain(key, 60, "ada")
+    assert queue.input_images.claim_unused() == []
     assert not redis.exists(BEING_DELETED.format(key=key))
 
 
@@ -207,7 +207,7 @@ def test_a_job_is_cancelled_at_its_deadline(
     due = datetime.fromisoformat(job["deadline_at"]) - datetime.fromisoformat(job["created_at"])
     assert due == timedelta(seconds=1)
     if started:
-        queue.records.start(job["id"], execution="e", worker="w")
+        queue.job_store.start(job["id"], execution="e", worker="w")
     give_up_at = time.monotonic() + 5
     while (job := http.get(f"/jobs/{job['id']}").json())["finished_at"] is None:
         assert time.monotonic() < give_up_at
@@ -230,7 +230,7 @@ def test_a_job_that_is_done_in_time_stays_done(
 
 @pytest.mark.parametrize("value", [0, -1, 604801, "soon"])
 def test_deadlines_that_cannot_be(submit: Submit, value: object) -> None:
-    [error] = assert_problem(submit(deadline_s=value), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(submit(deadline_s=value), 422, "invalid_parameter")["errors"]
     assert error["field"] == "deadline_s"
 
 
@@ -247,8 +247,8 @@ def test_a_dry_run_says_what_a_submit_would_do(
     assert answer.json()["cost"] == pytest.approx(144 * 112 * 16 * 2 * 2 / 1e6)
     assert answer.json()["queue_position"] == 0
     assert http.post("/img2img?dry_run=1", files=files).json()["queue_position"] == 1
-    assert_problem(http.post("/img2img?dry_run=true", files=files, data={"strength": 2}), 422, "bad_parameter")
-    assert_problem(http.post("/img2img?dry_run=perhaps", files=files), 422, "bad_parameter")
+    assert_problem(http.post("/img2img?dry_run=true", files=files, data={"strength": 2}), 422, "invalid_parameter")
+    assert_problem(http.post("/img2img?dry_run=perhaps", files=files), 422, "invalid_parameter")
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("24h", 86400), ("30m", 1800), ("1.5d", 129600), ("90", 90)])

@@ -63,7 +63,7 @@ def test_redis_gone_and_back(client: httpx.Client, folder: Path, picture: bytes)
     assert_unavailable(client, picture)
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
-            ModelRegistry(redis).announce("w", [CARD], ttl_s=60)
+            ModelRegistry(redis).register("w", [CARD], ttl_s=60)
         job = client.post("/img2img", files={"image": picture}).json()
         assert client.get("/readyz").status_code == 200
     assert_unavailable(client, picture)
@@ -74,7 +74,7 @@ def test_redis_gone_and_back(client: httpx.Client, folder: Path, picture: bytes)
 def test_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
-            ModelRegistry(redis).announce("w", [CARD], ttl_s=60)
+            ModelRegistry(redis).register("w", [CARD], ttl_s=60)
             pid = redis.info("server")["process_id"]
         assert client.get("/models").status_code == 200
         os.kill(pid, signal.SIGSTOP)
@@ -87,7 +87,7 @@ def test_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None
 def test_the_store_is_gone(client: httpx.Client, folder: Path, picture: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
-            ModelRegistry(redis).announce("w", [CARD], ttl_s=60)
+            ModelRegistry(redis).register("w", [CARD], ttl_s=60)
         shutil.rmtree(folder / "store")
         (folder / "store").write_text("not a folder")
         assert_problem(client.post("/img2img", files={"image": picture}), 503, "unavailable")

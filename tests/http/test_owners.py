@@ -43,7 +43,7 @@ def url(settings: ApiSettings) -> Iterator[str]:
 @pytest.fixture
 def clients(url: str, redis: Redis) -> Iterator[Clients]:
     redis.flushall()
-    ModelRegistry(redis).announce("test-worker", [CARD], ttl_s=60)
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     keys = ApiKeys(redis)
     with ExitStack() as stack:
         yield Clients(
@@ -128,7 +128,7 @@ def test_the_list_of_an_owner_is_read_without_those_of_others(
 ) -> None:
     """Its cost goes by the owner's jobs: Redis touches no list but the owner's."""
     bobs = job_of(clients.bob, picture)
-    record = queue.records.get(job_of(clients.ada, picture))
+    record = queue.job_store.get(job_of(clients.ada, picture))
     assert record is not None
     for _ in range(50):
         queue.submit(record.spec, JobOptions(owner=record.owner))
@@ -161,9 +161,9 @@ def test_nothing_is_left_of_jobs_that_have_gone(
 
 def test_a_job_that_is_handed_back_is_listed_as_queued(clients: Clients, picture: bytes, queue: JobQueue) -> None:
     job_id = job_of(clients.ada, picture)
-    queue.records.start(job_id, execution="e", worker="w")
+    queue.job_store.start(job_id, execution="e", worker="w")
     assert (listed(clients.ada, status="queued"), listed(clients.ada, status="running")) == ([], [job_id])
-    queue.records.hand_back(job_id, execution="e")
+    queue.job_store.release(job_id, execution="e")
     assert (listed(clients.ada, status="queued"), listed(clients.ada, status="running")) == ([job_id], [])
 
 
@@ -172,7 +172,7 @@ def test_the_result_of_another_is_no_picture(clients: Clients, picture: bytes, f
     job_id = job_of(clients.ada, picture)
     finish(job_id)
     theirs, none = (clients.bob.post("/img2img", json={"image": path.format(name)}) for name in (job_id, ABSENT))
-    assert_problem(theirs, 422, "bad_parameter")
+    assert_problem(theirs, 422, "invalid_parameter")
     assert theirs.text.replace(job_id, ABSENT) == none.text
     for client in (clients.ada, clients.admin):
         assert client.post("/img2img", json={"image": path.format(job_id)}).status_code == 202
@@ -199,7 +199,7 @@ def refers(client: httpx.Client, sha256: str) -> bool:
     answer, none = (client.post("/img2img", json={"image": one}) for one in (sha256, ABSENT * 2))
     if answer.status_code == 202:
         return True
-    assert_problem(answer, 422, "bad_parameter")
+    assert_problem(answer, 422, "invalid_parameter")
     assert answer.text.replace(sha256, ABSENT * 2) == none.text
     return False
 

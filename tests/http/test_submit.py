@@ -131,7 +131,7 @@ def test_bad_values_are_refused_by_name(
     submit: Submit, submit_json: Submit, redis: Redis, field: str, value: Any, message: str
 ) -> None:
     for response in (submit(**{field: value}), submit_json(**{field: value})):
-        problem = assert_problem(response, 422, "bad_parameter")
+        problem = assert_problem(response, 422, "invalid_parameter")
         [error] = problem["errors"]
         assert error["field"] == field
         assert message in error["message"]
@@ -152,19 +152,19 @@ def test_bad_values_are_refused_by_name(
     ],
 )
 def test_combinations_that_cannot_be_honoured(submit: Submit, fields: dict[str, Any], field: str, message: str) -> None:
-    [error] = assert_problem(submit(**fields), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(submit(**fields), 422, "invalid_parameter")["errors"]
     assert error["field"] == field
     assert message in error["message"]
 
 
 def test_all_bad_fields_are_named_at_once(submit: Submit) -> None:
-    problem = assert_problem(submit(strength=7, seed=-1, colour="red"), 422, "bad_parameter")
+    problem = assert_problem(submit(strength=7, seed=-1, colour="red"), 422, "invalid_parameter")
     assert {error["field"] for error in problem["errors"]} == {"strength", "seed", "colour"}
 
 
 @pytest.mark.parametrize("value", ["30", True, 30.0, [], {}])
 def test_numbers_in_json_are_numbers(submit_json: Submit, value: Any) -> None:
-    [error] = assert_problem(submit_json(num_inference_steps=value), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(submit_json(num_inference_steps=value), 422, "invalid_parameter")["errors"]
     assert error["field"] == "num_inference_steps"
 
 
@@ -192,7 +192,7 @@ def test_a_submit_queues_a_job_and_stores_what_the_model_will_see(
     assert job["created_at"].endswith("Z")
     assert job["progress"] == {"step": 0, "steps": 30, "fraction": 0.0}
     assert queue.depth("demo") == 1
-    record = queue.records.get(job["id"])
+    record = queue.job_store.get(job["id"])
     assert record is not None
     assert record.spec.model_dump(mode="json") == job["request"]
     blob = store.get(input_key(record.spec.image))
@@ -229,8 +229,8 @@ def test_json_pictures_that_are_none(submit_json: Submit, image: Any, status: in
     [
         (b"", 415, "unsupported_media_type"),
         (encoded(gradient(20, 20), "GIF"), 415, "unsupported_media_type"),
-        (encoded(gradient(20, 20))[:-30], 422, "bad_picture"),
-        (encoded(Image.new("L", (4001, 1000))), 422, "bad_picture"),
+        (encoded(gradient(20, 20))[:-30], 422, "invalid_image"),
+        (encoded(Image.new("L", (4001, 1000))), 422, "invalid_image"),
     ],
 )
 def test_pictures_that_cannot_be_taken(submit: Submit, image: bytes, status: int, code: str) -> None:
@@ -242,7 +242,7 @@ def test_a_submit_without_a_picture(http: httpx.Client) -> None:
     form = http.post("/img2img", files={"prompt": (None, "x")})
     body = http.post("/img2img", json={"prompt": "x"})
     for response in (form, body):
-        [error] = assert_problem(response, 422, "bad_parameter")["errors"]
+        [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
         assert error == {"field": "image", "message": "Field required"}
 
 
@@ -255,7 +255,7 @@ def test_form_fields_come_once_and_in_their_place(http: httpx.Client, picture: b
         ([image, ("prompt", ("p.txt", b"hello"))], "prompt", "as text"),
         ([image, ("extra", ("e.png", picture))], "extra", "Unknown field"),
     ]:
-        [error] = assert_problem(http.post("/img2img", files=parts), 422, "bad_parameter")["errors"]
+        [error] = assert_problem(http.post("/img2img", files=parts), 422, "invalid_parameter")["errors"]
         assert error["field"] == field
         assert message in error["message"]
 
@@ -287,7 +287,7 @@ def test_bodies_that_cannot_be_read(http: httpx.Client, content_type: str, body:
 
 def test_many_unknown_fields_make_no_long_answer(http: httpx.Client) -> None:
     response = http.post("/img2img", json={f"{i}" * 50: "x" * 200 for i in range(5_000)})
-    assert_problem(response, 422, "bad_parameter")
+    assert_problem(response, 422, "invalid_parameter")
     assert len(response.content) < 20_000
 
 
@@ -305,14 +305,16 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(http: htt
             yield b"x" * 1000
 
     response = http.post("/img2img", content=stream(), headers={"content-length": "5000000"})
-    assert_problem(response, 413, "too_large")
+    assert_problem(response, 413, "payload_too_large")
 
 
 def test_a_body_that_turns_out_too_large_is_refused(http: httpx.Client) -> None:
     for content_type in ("application/json", "multipart/form-data; boundary=x"):
         start = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         chunks = iter([start, *[b"x" * 100_000] * 60])
-        assert_problem(http.post("/img2img", content=chunks, headers={"content-type": content_type}), 413, "too_large")
+        assert_problem(
+            http.post("/img2img", content=chunks, headers={"content-type": content_type}), 413, "payload_too_large"
+        )
 
 
 def test_before_any_worker_has_come(submit: Submit, redis: Redis) -> None:

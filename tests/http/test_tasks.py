@@ -54,7 +54,7 @@ MASK = b64(mask_with((40, 40, 60, 56)))
 
 @pytest.fixture
 def post(http: httpx.Client, redis: Redis) -> Post:
-    ModelRegistry(redis).announce("able-worker", [CARD, ABLE, DISTILLED], ttl_s=60)
+    ModelRegistry(redis).register("able-worker", [CARD, ABLE, DISTILLED], ttl_s=60)
 
     def send(**fields: Any) -> httpx.Response:
         return http.post("/img2img", json={"model": "able", **fields})

@@ -57,7 +57,7 @@ def test_a_body_that_trickles(url: str, redis: Redis, size: str, piece: bytes) -
         with trickling(connection, piece):
             answer = until_closed(connection)
     assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-    assert b'"code":"too_slow"' in answer
+    assert b'"code":"request_timeout"' in answer
 
 
 def test_a_body_that_stops(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ EDITOR = CARD.model_copy(update={"name": "editor", "tasks": (Task.EDIT,)})
 
 @pytest.fixture(autouse=True)
 def announced(http: httpx.Client, redis: Redis) -> None:
-    ModelRegistry(redis).announce("enlarging-worker", [ENLARGER, EDITOR], ttl_s=60)
+    ModelRegistry(redis).register("enlarging-worker", [ENLARGER, EDITOR], ttl_s=60)
 
 
 @pytest.fixture
@@ -77,12 +77,14 @@ def test_tiles_take_no_sampler_that_draws_noise_on_its_way(
     resolve: Callable[..., dict[str, Any]], http: httpx.Client, redis: Redis, picture: bytes
 ) -> None:
     ancestral = ENLARGER.model_copy(update={"name": "ancestral", "default_scheduler": Scheduler.EULER_A})
-    ModelRegistry(redis).announce("enlarging-worker", [ENLARGER, EDITOR, ancestral], ttl_s=60)
+    ModelRegistry(redis).register("enlarging-worker", [ENLARGER, EDITOR, ancestral], ttl_s=60)
     small = encoded(gradient(50, 40))
     assert resolve(image=small, model="ancestral", upscale=2)["request"]["scheduler"] == "euler_a", "one tile"
     assert resolve(model="ancestral", upscale=2)["request"]["scheduler"] == "euler"
     data = {"model": "enlarger", "upscale": 2, "scheduler": "euler_a"}
-    [error] = assert_problem(http.post("/img2img", files={"image": picture}, data=data), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(http.post("/img2img", files={"image": picture}, data=data), 422, "invalid_parameter")[
+        "errors"
+    ]
     assert error["field"] == "scheduler"
     assert "made in tiles" in error["message"]
     assert "ddim" in error["message"]
@@ -133,14 +135,14 @@ def test_an_edit(resolve: Callable[..., dict[str, Any]]) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused(submit: Submit, fields: dict[str, Any], field: str, message: str) -> None:
-    [error] = assert_problem(submit(**fields), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(submit(**fields), 422, "invalid_parameter")["errors"]
     assert error["field"] == field
     assert message in error["message"]
 
 
 def test_a_result_that_would_be_too_large_is_refused(submit: Submit) -> None:
     answer = submit(encoded(gradient(1010, 1000)), model="enlarger", upscale=2)
-    [error] = assert_problem(answer, 422, "bad_parameter")["errors"]
+    [error] = assert_problem(answer, 422, "invalid_parameter")["errors"]
     assert error["field"] == "upscale"
     assert "2020 x 2000 pixels; at most 4,000,000" in error["message"]
 

@@ -357,7 +357,7 @@ def test_a_store_that_stays_away_fails_jobs_and_says_why(
     store.room.set()
     finish_one(worker)
     *failed, last = front_end.all(ids)
-    assert [record.error and record.error.code for record in failed] == ["store_away"] * 2
+    assert [record.error and record.error.code for record in failed] == ["storage_unavailable"] * 2
     assert last.status is JobStatus.SUCCEEDED
     assert worker._store_away_since is None
 

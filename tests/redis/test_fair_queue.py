@@ -41,13 +41,13 @@ def claimed(front_end: Service, count: int) -> list[str]:
         moved = front_end.jobs.claim(MODEL)
         assert moved is not None
         front_end.queue.intermediate_queue.remove(moved.decode())
-        front_end.records.start(moved.decode(), execution="e", worker="w")
+        front_end.job_store.start(moved.decode(), execution="e", worker="w")
         ids.append(moved.decode())
     return ids
 
 
 def standing(front_end: Service, job_id: str) -> QueuePosition | None:
-    [found] = front_end.records.line.standings([front_end.record(job_id)])
+    [found] = front_end.job_store.fair_queue.positions([front_end.record(job_id)])
     return found
 
 
@@ -59,7 +59,7 @@ def place(front_end: Service, job_id: str) -> int | None:
 def assert_positions_come_true(front_end: Service) -> None:
     """Claims everything that waits: every job at the place, and after as much work, as was told before."""
     waiting = front_end.queue.get_job_ids()
-    told = dict(zip(waiting, front_end.records.line.standings(front_end.all(waiting)), strict=True))
+    told = dict(zip(waiting, front_end.job_store.fair_queue.positions(front_end.all(waiting)), strict=True))
     order = claimed(front_end, len(waiting))
     assert [told[job_id].position for job_id in order] == list(range(len(order)))
     assert front_end.jobs.claim(MODEL) is None
@@ -138,7 +138,7 @@ def test_no_priority_starves(front_end: Service, submit: Submit) -> None:
 
 def test_a_low_job_does_not_overtake_those_that_waited_when_it_came(front_end: Service, submit: Submit) -> None:
     high = submit(20, priority=HIGH)
-    assert front_end.records.line.end(MODEL).position == 20
+    assert front_end.job_store.fair_queue.next_position(MODEL).position == 20
     [normal] = submit()
     later = submit(9, priority=HIGH)
     low = submit(2, priority=LOW)
@@ -176,7 +176,7 @@ def test_a_job_that_ended_while_it_was_put_back_does_not_stand_in_line(front_end
     record = front_end.record(job_id)
     front_end.jobs.cancel(job_id)
     with front_end.redis.pipeline() as pipe:
-        front_end.records.line.rejoin(pipe, record)
+        front_end.job_store.fair_queue.requeue(pipe, record)
         pipe.execute()
     assert standing(front_end, behind) == QueuePosition(0, 0)
 
@@ -224,7 +224,7 @@ def test_the_work_ahead_is_the_sum_of_whose_turns_come_before(front_end: Service
         submit(1, choose.choice("abcde"), choose.choice([LOW, NORMAL]), num_images=choose.randint(1, 8))
     waiting = front_end.queue.get_job_ids()
     normal = [record for record in front_end.all(waiting) if record.priority is NORMAL]
-    told = dict(zip([r.id for r in normal], front_end.records.line.standings(normal), strict=True))
+    told = dict(zip([r.id for r in normal], front_end.job_store.fair_queue.positions(normal), strict=True))
     ahead, below = 0.0, 0
     for job_id in claimed(front_end, len(waiting)):
         record = front_end.record(job_id)
@@ -244,8 +244,8 @@ def test_more_owners_than_are_looked_at_are_taken_to_be_like_those(front_end: Se
         for place, job_id in enumerate(jobs):
             expected = place * len(owners) + turn
             assert standing(front_end, job_id) == QueuePosition(expected, pytest.approx(expected * make_spec().cost))
-    assert front_end.records.line.end(MODEL, owners[5]).position == len(owners) * 3
-    assert front_end.records.line.end(MODEL, "new").position == len(owners)
+    assert front_end.job_store.fair_queue.next_position(MODEL, owners[5]).position == len(owners) * 3
+    assert front_end.job_store.fair_queue.next_position(MODEL, "new").position == len(owners)
 
 
 def test_jobs_that_an_older_version_queued_come_into_line(front_end: Service, submit: Submit) -> None:
@@ -299,7 +299,7 @@ class LineMachine(RuleBasedStateMachine):
     )
     def submit(self, owner: str, priority: Priority, images: int, count: int) -> None:
         for _ in range(count):
-            expected = self.jobs.records.line.end(MODEL, owner, priority).position
+            expected = self.jobs.job_store.fair_queue.next_position(MODEL, owner, priority).position
             for above, below in ((HIGH, [NORMAL, LOW]), (NORMAL, [LOW])):
                 if priority in below and self.rings[above] and not any(self.rings[p] for p in below):
                     self.taken[above] = -sum(map(len, self.rings[above].values()))
@@ -316,7 +316,7 @@ class LineMachine(RuleBasedStateMachine):
             assert moved == expected.id.encode()
             assert self.service.queue.intermediate_queue.get_job_ids() == [expected.id]
             self.service.queue.intermediate_queue.remove(expected.id)
-            self.service.records.start(expected.id, execution="e", worker="w")
+            self.service.job_store.start(expected.id, execution="e", worker="w")
             self.running.append(expected)
 
     def next_in_line(self) -> JobRecord:
@@ -363,7 +363,7 @@ class LineMachine(RuleBasedStateMachine):
         self.returned.appendleft(job)
 
     def standings(self, jobs: list[JobRecord]) -> list[int | None]:
-        return [found and found.position for found in self.jobs.records.line.standings(jobs)]
+        return [found and found.position for found in self.jobs.job_store.fair_queue.positions(jobs)]
 
     @invariant()
     def rq_and_the_line_hold_the_same_jobs(self) -> None:

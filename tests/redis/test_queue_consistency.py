@@ -27,7 +27,7 @@ def test_positions_are_those_of_the_queue(http: httpx.Client, submit: Submit, qu
     answers = [submit(num_images=1 + i % 3).json() for i in range(6)]
     assert [answer["queue_position"] for answer in answers] == list(range(6))
     ids = [answer["id"] for answer in answers]
-    queue.records.start(ids[0], execution="e", worker="w")
+    queue.job_store.start(ids[0], execution="e", worker="w")
     queue.cancel(ids[2])
     assert positions(http, ids) == [None, 0, None, 1, 2, 3]
     listed = {job["id"]: job["queue_position"] for job in http.get("/jobs").json()["jobs"]}
@@ -41,18 +41,18 @@ def test_positions_are_those_of_the_queue(http: httpx.Client, submit: Submit, qu
 
 
 def test_the_work_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueue, submit: Submit) -> None:
-    record = queue.records.get(submit(num_images=4).json()["id"])
+    record = queue.job_store.get(submit(num_images=4).json()["id"])
     assert record is not None
     small, large = (record.spec.model_copy(update={"num_images": n}) for n in (1, 8))
     jobs = [record, *(queue.submit(spec) for spec in (large, small, large, small))]
     specs = [job.spec for job in jobs]
     for at, job in enumerate(jobs):
-        [standing] = queue.records.line.standings([job])
+        [standing] = queue.job_store.fair_queue.positions([job])
         assert standing == QueuePosition(at, pytest.approx(sum(spec.cost for spec in specs[:at])))
     queue.cancel(jobs[1].id)
-    [last] = queue.records.line.standings([jobs[4]])
+    [last] = queue.job_store.fair_queue.positions([jobs[4]])
     assert last == QueuePosition(3, pytest.approx(sum(specs[i].cost for i in (0, 2, 3))))
-    [middle] = queue.records.line.standings([jobs[3]])
+    [middle] = queue.job_store.fair_queue.positions([jobs[3]])
     assert middle is not None
     assert specs[0].cost < middle.cost_ahead < sum(spec.cost for spec in specs[:3])
 
@@ -65,10 +65,10 @@ def test_an_eta_is_the_work_ahead_by_the_pace_of_the_workers(
     assert (dry["queue_position"], dry["eta_s"]) == (0, None), "nobody has said how fast the workers are"
     cost = dry["cost"]
     assert submit().json()["eta_s"] is None
-    models.announce("second", [CARD], ttl_s=60)
-    models.say_pace("test-worker", WorkerThroughput(per_second=cost / 10, left=cost * 2), ttl_s=60)
-    models.say_pace("second", WorkerThroughput(per_second=cost / 10, left=0), ttl_s=60)
-    models.say_pace("dead", WorkerThroughput(per_second=1e9, left=1e9), ttl_s=60)
+    models.register("second", [CARD], ttl_s=60)
+    models.report_throughput("test-worker", WorkerThroughput(per_second=cost / 10, left=cost * 2), ttl_s=60)
+    models.report_throughput("second", WorkerThroughput(per_second=cost / 10, left=0), ttl_s=60)
+    models.report_throughput("dead", WorkerThroughput(per_second=1e9, left=1e9), ttl_s=60)
     job = submit().json()
     assert (job["queue_position"], job["eta_s"]) == (1, pytest.approx(20, abs=0.1))  # 2 in hand, 1 ahead, itself
     dry = http.post("/img2img?dry_run=true", files={"image": picture}).json()
@@ -95,18 +95,20 @@ def test_a_job_of_high_priority_overtakes(
 
 
 def test_there_are_three_priorities(submit: Submit) -> None:
-    [error] = assert_problem(submit(priority="urgent"), 422, "bad_parameter")["errors"]
+    [error] = assert_problem(submit(priority="urgent"), 422, "invalid_parameter")["errors"]
     assert (error["field"], error["got"]) == ("priority", "urgent")
     assert "'low', 'normal' or 'high'" in error["message"]
 
 
 def test_a_forecast_knows_whose_turn_it_is(http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis) -> None:
-    record = queue.records.get(submit().json()["id"])
+    record = queue.job_store.get(submit().json()["id"])
     assert record is not None
-    ModelRegistry(redis).say_pace("test-worker", WorkerThroughput(per_second=record.spec.cost, left=0), ttl_s=60)
+    ModelRegistry(redis).report_throughput(
+        "test-worker", WorkerThroughput(per_second=record.spec.cost, left=0), ttl_s=60
+    )
     for _ in range(9):
         queue.submit(record.spec)
-    forecaster = EtaEstimator(queue.records.line, ModelRegistry(redis))
+    forecaster = EtaEstimator(queue.job_store.fair_queue, ModelRegistry(redis))
     for owner, priority, ahead in [("", "normal", 10), ("b", "normal", 1), ("b", "high", 0), ("b", "low", 10)]:
         terms = JobOptions(owner=owner, priority=Priority(priority))
         assert forecaster.of_next(record.spec, terms) == QueueEstimate(ahead, ahead + 1)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from img2img.app.http.errors import JobTooExpensive, RateLimited
 from img2img.app.http.rate_limit import RateLimiter, wait_s
-from img2img.errors import RateLimited, TooCostly
 
 
 @pytest.fixture
@@ -20,18 +20,18 @@ def empty(redis: Redis) -> Redis:
 
 def test_what_is_spent_is_counted_by_owner(empty: Redis) -> None:
     rate = RateLimiter("100/hour", empty)
-    assert rate.spend("ada", 59.5) == {"RateLimit-Policy": '"cost";q=100;w=3600', "RateLimiter": '"cost";r=40'}
-    assert rate.spend("ada", 40)["RateLimiter"] == '"cost";r=0'
+    assert rate.spend("ada", 59.5) == {"RateLimit-Policy": '"cost";q=100;w=3600', "RateLimit": '"cost";r=40'}
+    assert rate.spend("ada", 40)["RateLimit"] == '"cost";r=0'
     with pytest.raises(RateLimited, match=r"100 in 3600 s") as refused:
         rate.spend("ada", 0.501)
-    assert refused.value.headers["RateLimiter"] == '"cost";r=0'
+    assert refused.value.headers["RateLimit"] == '"cost";r=0'
     assert 3600 <= refused.value.retry_after_s <= 7200
     assert rate.spend("ada", 0.5)
     assert rate.spend("bob", 100)
 
 
 def test_more_than_a_key_may_ever_have(empty: Redis) -> None:
-    with pytest.raises(TooCostly, match=r"fewer steps"):
+    with pytest.raises(JobTooExpensive, match=r"fewer steps"):
         RateLimiter("100/hour", empty).spend("ada", 100.001)
     assert empty.keys("i2i:rate*") == []
 

@@ -46,7 +46,7 @@ class DiesWhileClaiming(BaseWorker):
 
     def start(self, job_id: str) -> Execution:
         execution = self.lease(job_id)
-        assert self.service.records.start(job_id, execution=execution.id, worker=self.name)
+        assert self.service.job_store.start(job_id, execution=execution.id, worker=self.name)
         return execution
 
     def run(self, job_id: str) -> Execution:
@@ -63,7 +63,7 @@ def lose(worker: DiesWhileClaiming, job_id: str) -> None:
 def hand_back_halfway(worker: DiesWhileClaiming, job_id: str) -> None:
     """The sweeper itself dies: the record is queued again, the queue does not have it yet."""
     execution = worker.run(job_id)
-    assert worker.service.records.hand_back(job_id, execution=execution.id)
+    assert worker.service.job_store.release(job_id, execution=execution.id)
 
 
 ABANDONED: dict[str, Callable[[DiesWhileClaiming, str], object]] = {
@@ -172,9 +172,9 @@ def test_a_job_that_has_ended_is_not_put_back(end: str, front_end: Service) -> N
     job_id = front_end.submit()
     DiesWhileClaiming(front_end).run(job_id)
     if end == "cancel":
-        assert front_end.records.cancel(job_id)
+        assert front_end.job_store.cancel(job_id)
     else:
-        assert front_end.records.fail(job_id, JobFailure(code="job_failed", message="no"))
+        assert front_end.job_store.fail(job_id, JobFailure(code="job_failed", message="no"))
     before = front_end.record(job_id)
     end_leases(front_end)
     sweep_long_enough(front_end)
@@ -193,7 +193,7 @@ def test_a_record_that_cannot_be_read_fails_alone(front_end: Service) -> None:
     Reaper(front_end.redis, lease_s=LEASE_S).sweep(["tiny"])
     assert_waiting(front_end, other)
     assert front_end.redis.hget(RECORD.format(id=unreadable), "status") == b"failed"
-    assert front_end.records.active_ids() == [other]
+    assert front_end.job_store.active_ids() == [other]
 
 
 def test_one_sweeper_works_at_a_time(front_end: Service) -> None:
@@ -221,9 +221,9 @@ def test_among_very_many_jobs_one_in_no_list_is_found(front_end: Service, monkey
     monkeypatch.setattr("img2img.worker.queue.reaper.AUDIT_LIMIT", 2)
     ids = [front_end.submit(seed=seed) for seed in range(4)]
     looked_at: list[str] = []
-    active_ids = front_end.records.active_ids
+    active_ids = front_end.job_store.active_ids
     sweeper = Reaper(front_end.redis, lease_s=LEASE_S)
-    monkeypatch.setattr(sweeper._jobs.records, "active_ids", lambda: looked_at.append("all") or active_ids())
+    monkeypatch.setattr(sweeper._jobs.job_store, "active_ids", lambda: looked_at.append("all") or active_ids())
     time.sleep(LEASE_S * 2)
     sweeper.sweep([MODEL])
     assert not looked_at, "their number says that all are there"

@@ -35,7 +35,7 @@ def test_what_cannot_be_honoured_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         Tracer.from_environment("worker")
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_PROTOCOL")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(TracingError, match=r"pip install 'img2img\[otel\]'"):
+    with pytest.raises(TracingError, match=r"pip install 'img2img-server\[otel\]'"):
         Tracer.from_environment("worker")
 
 

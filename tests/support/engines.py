@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from img2img.domain.spec import JobSpec
-from img2img.worker.engine import Engine, EngineTask
+from img2img.worker.engine.engine import Engine
+from img2img.worker.engine.task import EngineTask
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.model import Model

@@ -12,10 +12,10 @@ from tests.support.images import encoded, gradient
 
 def succeed(job_id: str, queue: JobQueue, store: ObjectStore) -> bytes:
     """Ends a job as a worker would, and returns its first PNG."""
-    record = queue.records.get(job_id)
+    record = queue.job_store.get(job_id)
     assert record is not None
     execution = uuid4().hex
-    assert queue.records.start(job_id, execution=execution, worker="test-worker")
+    assert queue.job_store.start(job_id, execution=execution, worker="test-worker")
     spec, images, pngs = record.spec, [], []
     for index in range(spec.num_images):
         png = encoded(gradient(spec.width, spec.height, blue=index))
@@ -31,7 +31,7 @@ def succeed(job_id: str, queue: JobQueue, store: ObjectStore) -> bytes:
             )
         )
         pngs.append(png)
-    assert queue.records.succeed(
+    assert queue.job_store.succeed(
         job_id, execution=execution, images=images, timings={"denoise": 0.25}, steps=record.steps
     )
     return pngs[0]

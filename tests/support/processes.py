@@ -142,7 +142,7 @@ class Service:
         self.start_redis()
         self.redis = Redis.from_url(self.url)
         self.jobs = JobQueue(self.redis)
-        self.records = self.jobs.records
+        self.job_store = self.jobs.job_store
         self.queue = rq_queue(MODEL, self.redis)
         self.store = ObjectStore((folder / "store").as_uri())
         png = BytesIO()
@@ -202,7 +202,7 @@ class Service:
         return self.jobs.submit(make_spec(**{"image": self.image, "width": SIDE, "height": SIDE} | changes)).id
 
     def record(self, job_id: str) -> JobRecord:
-        record = self.records.get(job_id)
+        record = self.job_store.get(job_id)
         assert record is not None
         return record
 
@@ -238,7 +238,7 @@ class Service:
         """No job waits, is being claimed or is leased, and no record is open."""
         registry = self.queue.started_job_registry.key
         lists = [self.queue.key, self.queue.intermediate_queue_key]
-        return not (self.redis.exists(*lists) or self.redis.zcard(registry) or self.jobs.records.active_ids())
+        return not (self.redis.exists(*lists) or self.redis.zcard(registry) or self.jobs.job_store.active_ids())
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def receiving(*answers: tuple[int, Mapping[str, str]], held: bool = False) -> It
         def handle(self) -> None:
             try:
                 super().handle()
-            except OSError:  # the courier that asked is dead or tired of waiting
+            except OSError:  # the dispatcher has been killed or has timed out
                 return
 
     class Server(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""What a courier decides, without waiting for it: addresses, delays, signatures, the settings behind them."""
+"""Decisions of the webhook dispatcher without a network: addresses, delays, signatures, the settings behind them."""
 
 import base64
 import stat

@@ -1,9 +1,4 @@
-"""Step-level batching of unmodified code: every job in its own greenlet, one shared forward pass.
+"""Batching engine: runs unmodified pipeline code in greenlets and merges their module calls into shared batches.
 
-The engine knows no queue, store, settings or job id: work goes in, a result or an error comes out.
+Import from the submodules. `batch_scheduler`, `batch_limits` and `timeline` do not need torch.
 """
-
-from .engine import Engine, EngineTask, Gate, TaskStopped
-from .errors import is_device_lost, is_out_of_memory
-
-__all__ = ["Engine", "EngineTask", "Gate", "TaskStopped", "is_device_lost", "is_out_of_memory"]

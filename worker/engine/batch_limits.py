@@ -1,52 +1,59 @@
-"""How many rows a merged call may have: halved where memory ran out, and tried with more after a while."""
+"""Limits on the rows of a merged call: halved when memory runs out, raised again after a number of calls."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-RETRY_AFTER_CALLS, MOST_PATIENCE = (
-    500,
-    16_000,
-)  # calls at a limit before more rows are tried; twice as many when in vain
-SIGNATURES = 1000  # of which limits are known: those of the calls that were made last
+# Calls at a limit before a higher one is tried. Doubled after each trial that runs out of memory, up to the maximum.
+RETRY_AFTER_CALLS = 500
+MAX_RETRY_AFTER_CALLS = 16_000
+
+# Only the limits of the most recently used signatures are kept.
+MAX_SIGNATURES = 1000
 
 
 @dataclass
 class _Limit:
     rows: int
-    patience: int
-    passed: int = 0  # calls as large as the limit lets them be, since it was set
-    is_trial: bool = False  # whether it was raised
+    retry_after: int
+    calls: int = 0  # calls since the limit was set with more than half the rows that it allows
+    is_trial: bool = False  # whether the limit was raised to try a larger batch
 
 
 class BatchLimits:
-    """Limits by the signature of a call."""
+    """Row limits by the signature of a call."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._limits: LRUCache[Hashable, _Limit] = LRUCache(SIGNATURES)
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._limits: LRUCache[Hashable, _Limit] = LRUCache(MAX_SIGNATURES)
 
-    def of(self, signature: Hashable) -> int:
+    def limit_of(self, signature: Hashable) -> int:
         limit = self._limits.get(signature)
-        return limit.rows if limit else self._most
+        return limit.rows if limit else self._max_rows
 
-    def ran_out(self, signature: Hashable, rows: int, least: int) -> int:
-        """A call of so many rows did not fit. least: of one job. Returns the limit from now on."""
+    def record_out_of_memory(self, signature: Hashable, rows: int, min_rows: int) -> int:
+        """Lower the limit after a call with `rows` rows ran out of memory, and return the new limit.
+
+        Args:
+            signature: signature of the call.
+            rows: rows of the call.
+            min_rows: rows of a single task, below which the limit never falls.
+        """
         before = self._limits.get(signature)
-        patience = before.patience if before else RETRY_AFTER_CALLS
-        if before and before.is_trial and not before.passed:
-            patience = min(2 * patience, MOST_PATIENCE)
-        self._limits[signature] = _Limit(max(least, rows // 2), patience)
+        retry_after = before.retry_after if before else RETRY_AFTER_CALLS
+        if before and before.is_trial and not before.calls:
+            retry_after = min(2 * retry_after, MAX_RETRY_AFTER_CALLS)
+        self._limits[signature] = _Limit(max(min_rows, rows // 2), retry_after)
         return self._limits[signature].rows
 
-    def passed(self, signature: Hashable, rows: int) -> None:
-        """A call of so many rows went well. What took memory may be gone by now: now and then, more are tried."""
+    def record_success(self, signature: Hashable, rows: int) -> None:
+        """Count a call that succeeded, and raise its limit from time to time: memory may be free again."""
         limit = self._limits.get(signature)
         if limit is None or 2 * rows <= limit.rows:
             return
-        limit.passed += 1
-        if limit.rows >= self._most:
+        limit.calls += 1
+        if limit.rows >= self._max_rows:
             del self._limits[signature]
-        elif limit.passed >= limit.patience:
-            self._limits[signature] = _Limit(min(2 * limit.rows, self._most), limit.patience, is_trial=True)
+        elif limit.calls >= limit.retry_after:
+            self._limits[signature] = _Limit(min(2 * limit.rows, self._max_rows), limit.retry_after, is_trial=True)

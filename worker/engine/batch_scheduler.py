@@ -1,31 +1,42 @@
-"""Which parked calls run next. Plain Python, so that every decision can be tested in microseconds."""
+"""Choice of the parked calls that run next. Plain Python, so that unit tests need no torch."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
 
 
 class PendingCall(Protocol):
-    """A parked call, as far as the policy looks at it."""
+    """The properties of a parked call that scheduling depends on."""
 
-    signature: Hashable  # calls with equal signatures can run as one
-    rows: int  # how many rows it brings to the batch
-    tick: int  # the engine tick at which it was parked
+    @property
+    def signature(self) -> Hashable:
+        """Calls of equal signature can run as one."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that the call adds to a batch."""
+
+    @property
+    def iteration(self) -> int:
+        """The engine's iteration in which the call was parked."""
 
 
 C = TypeVar("C", bound=PendingCall)
 
 
 def schedule(calls: Sequence[C], row_limit: Callable[[Hashable], int]) -> list[C]:
-    """The calls to run as one: oldest first, no more rows than the limit of their signature, but at least one call.
+    """Return the calls to run as one batch: oldest first, up to the row limit of their signature, at least one call.
 
-    calls: all parked calls, oldest first. The group that holds the oldest call goes first, so no shape, no decode and
-    no lone job can starve. Among groups of equal age the smallest goes first: it is the newcomer that then joins the
-    crowd, or the finished job whose slot a newcomer takes.
+    The group that contains the oldest call goes first, so that no signature starves. Among groups of equal age the
+    smallest goes first: a new task catches up with the larger batch, and a finishing task frees its slot.
+
+    Args:
+        calls: all parked calls, oldest first.
+        row_limit: the largest number of rows for a signature.
     """
     groups: dict[Hashable, list[C]] = {}
     for call in calls:
         groups.setdefault(call.signature, []).append(call)
-    group = min(groups.values(), key=lambda g: (g[0].tick, sum(call.rows for call in g)))
+    group = min(groups.values(), key=lambda g: (g[0].iteration, sum(call.rows for call in g)))
     limit = row_limit(group[0].signature)
     taken, rows = [group[0]], group[0].rows
     for call in group[1:]:

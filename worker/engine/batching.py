@@ -1,30 +1,30 @@
-"""A module call as data: its signature, and how calls of one signature merge into one and split again.
+"""Module calls as data: the signature of a call, merging calls of equal signature, and splitting the merged output.
 
-Rows stand in the first dimension. The first tensor with a dimension says how many rows a call has; then every leaf of
-its arguments is one of four:
-- rows: a tensor with as many rows in front; concatenated;
-- scalar: a tensor without dimensions (a timestep); becomes one value per row;
-- shared: an argument that its gate names so (position ids), whatever its shape, and any other tensor; must be equal in
-  value, and goes in once;
+Rows are the first dimension of a tensor. The first tensor that has a dimension determines the number of rows of a
+call. Each leaf of the arguments is then one of four kinds:
+- rows: a tensor with that many rows; concatenated;
+- scalar: a tensor without dimensions (a timestep); expanded to one value per row;
+- shared: an argument that its gate declares as shared (position ids), and any other tensor; must be equal in value, and
+  is passed once;
 - constant: anything else; must be equal.
 """
 
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree  # the public home of what torch.export and torch.func use themselves
+from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# The contents of shared arguments, for as long as their tensors live: pipelines make position ids once a job and pass
-# the same object at every step, and looking into it each time would make the host wait for the device.
-_contents: MutableMapping[torch.Tensor, bytes] = WeakTensorKeyDictionary()
+# Bytes of shared arguments, for the lifetime of their tensors. Pipelines make position ids once a job and pass the same
+# tensor at every step; reading it each time would make the host wait for the device.
+_bytes_of_shared: MutableMapping[torch.Tensor, bytes] = WeakTensorKeyDictionary()
 
 
 @dataclass(eq=False, slots=True)
 class GateCall:
-    """A parked call of one job."""
+    """A call of a gate by one task."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -33,15 +33,21 @@ class GateCall:
     kinds: tuple[str, ...]
     signature: Hashable
     rows: int
-    tick: int = field(default=0)
 
 
 def make_call(
     target: Hashable, args: tuple[Any, ...], kwargs: Mapping[str, Any], shared: Set[str] = frozenset()
 ) -> GateCall:
-    """Describes a call of `target`. Raises ValueError if no argument is a tensor with rows.
+    """Return a description of a call of `target`.
 
-    shared: keyword arguments without rows of their own. Their tensors must never be written to.
+    Args:
+        target: identifies the function.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        shared: names of keyword arguments without a row dimension. Their tensors must never be written to.
+
+    Raises:
+        ValueError: no argument is a tensor with rows.
     """
     leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
     whole = {id(leaf) for name in shared if name in kwargs for leaf in pytree.tree_leaves(kwargs[name])}
@@ -52,7 +58,7 @@ def make_call(
     kinds, parts = [], []
     for leaf in leaves:
         is_shared = isinstance(leaf, torch.Tensor) and id(leaf) in whole
-        kind, part = _describe_shared(leaf, _known_content(leaf)) if is_shared else _describe(leaf, rows)
+        kind, part = _describe_shared(leaf, _cached_bytes(leaf)) if is_shared else _describe(leaf, rows)
         kinds.append(kind)
         parts.append(part)
     signature = (target, structure, tuple(kinds), tuple(parts))
@@ -63,30 +69,34 @@ def _describe(leaf: Any, rows: int) -> tuple[str, Hashable]:
     if not isinstance(leaf, torch.Tensor):
         return "constant", leaf if isinstance(leaf, Hashable) else id(leaf)
     if leaf.dim() == 0:
-        return "scalar", leaf.device  # not the dtype: integer and float timesteps mean the same
+        # The dtype is not compared: integer and float timesteps are equivalent.
+        return "scalar", leaf.device
     if leaf.shape[0] == rows:
         return "rows", (leaf.shape[1:], leaf.dtype, leaf.device)
-    return _describe_shared(leaf, content(leaf))
+    return _describe_shared(leaf, tensor_bytes(leaf))
 
 
-def _describe_shared(tensor: torch.Tensor, of: bytes) -> tuple[str, Hashable]:
-    return "shared", (tensor.shape, tensor.dtype, tensor.device, of)
+def _describe_shared(tensor: torch.Tensor, content: bytes) -> tuple[str, Hashable]:
+    return "shared", (tensor.shape, tensor.dtype, tensor.device, content)
 
 
-def _known_content(tensor: torch.Tensor) -> bytes:
-    known = _contents.get(tensor)
+def _cached_bytes(tensor: torch.Tensor) -> bytes:
+    known = _bytes_of_shared.get(tensor)
     if known is None:
-        known = _contents[tensor] = content(tensor)
+        known = _bytes_of_shared[tensor] = tensor_bytes(tensor)
     return known
 
 
-def content(tensor: torch.Tensor) -> bytes:
-    """The bytes of a tensor, as something to compare and hash."""
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Return the content of a tensor as bytes, to compare and to hash."""
     return bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def collate(calls: Sequence[GateCall]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of the one call that stands for `calls`, which have equal signatures. A lone call stays as it is."""
+    """Return the arguments of one call that replaces `calls`, which have equal signatures.
+
+    A single call is returned unchanged.
+    """
     first = calls[0]
     if len(calls) == 1:
         return first.args, dict(first.kwargs)
@@ -103,10 +113,11 @@ def collate(calls: Sequence[GateCall]) -> tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def split(output: Any, rows: Sequence[int]) -> list[Any]:
-    """The parts of a merged output, `rows[i]` rows each. A lone part is the output itself.
+    """Split a merged output into parts of `rows[i]` rows. A single part is the output itself.
 
-    Raises TypeError for a tensor that does not have all the rows in front, and for anything else that is not plainly
-    equal for all: sharing it would hand one job's values to another.
+    Raises:
+        TypeError: a leaf is neither a tensor with all the rows nor a plain value. Sharing it would leak the values of
+            one job into another.
     """
     if len(rows) == 1:
         return [output]
@@ -120,15 +131,21 @@ def split(output: Any, rows: Sequence[int]) -> list[Any]:
             pieces = [leaf] * len(rows)
         else:
             shape = tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
-            raise TypeError(f"an output of a merged call cannot be split into {total} rows: {shape}")
+            raise TypeError(f"the output of a merged call cannot be split into {total} rows: {shape}")
         for part, piece in zip(parts, pieces, strict=True):
             part.append(piece)
     return [pytree.tree_unflatten(part, structure) for part in parts]
 
 
-def splittable(
+def register_container(
     kind: type, flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[[Any, Any], Any]
 ) -> None:
-    """Teaches `split` to look inside objects of a class: their tensors out of them, and a new object of tensors."""
+    """Let `split` look inside objects of a class.
+
+    Args:
+        kind: the class.
+        flatten: returns the tensors of an object, and anything else needed to rebuild it.
+        unflatten: rebuilds an object from both.
+    """
     if kind not in pytree.SUPPORTED_NODES:
         pytree.register_pytree_node(kind, flatten, unflatten)

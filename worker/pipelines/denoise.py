@@ -9,8 +9,7 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.spec import FLOW_SCHEDULERS, JobSpec, Task
 
-from ..engine import EngineTask
-from ..engine.engine import TaskFunction
+from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts

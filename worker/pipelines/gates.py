@@ -9,8 +9,8 @@ from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch.utils import _pytree as pytree
 
-from ..engine import Gate
-from ..engine.batching import splittable
+from ..engine.batching import register_container
+from ..engine.gate import Gate
 
 Forward = Callable[..., Any]
 
@@ -20,7 +20,7 @@ PROMPT_CACHE_BYTES = 256 * 2**20
 # Maximum caption length of the Z-Image pipelines.
 MAX_CAPTION_TOKENS = 512
 
-splittable(
+register_container(
     DiagonalGaussianDistribution,
     lambda dist: ([dist.parameters], dist.deterministic),
     lambda leaves, deterministic: DiagonalGaussianDistribution(leaves[0], deterministic),

@@ -7,8 +7,7 @@ import torch
 
 from img2img.domain.spec import JobSpec, Task
 
-from ..engine import EngineTask
-from ..engine.engine import TaskFunction
+from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs, to_pixels, to_tensor
 from ..images.png import Pixels
 from ..images.tiled_image import TiledImage

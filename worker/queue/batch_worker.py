@@ -88,7 +88,7 @@ class BatchWorker(BaseWorker):
         self._lease_s = lease_s
         self._live_file = live_file
         self._jobs = JobQueue(redis)
-        self._records = self._jobs.records
+        self._records = self._jobs.job_store
         self._models = ModelRegistry(redis)
         self._telemetry = telemetry or JobMetrics()
         self._sweeper = Reaper(redis, lease_s=lease_s, on_lost=self._telemetry.lost.inc)
@@ -146,7 +146,7 @@ class BatchWorker(BaseWorker):
 
     def _announce(self) -> None:
         """Says that this worker lives, and what it serves."""
-        self._models.announce(self.name, self._runner.cards, self._lease_s)
+        self._models.register(self.name, self._runner.cards, self._lease_s)
         if self._live_file:
             self._live_file.touch()
 
@@ -170,7 +170,7 @@ class BatchWorker(BaseWorker):
         self._previewer.close()
         self._ended.put(None)
         try:
-            self._models.withdraw(self.name)
+            self._models.unregister(self.name)
             self.register_death()
             self.unsubscribe()
         except RedisError as error:
@@ -208,7 +208,7 @@ class BatchWorker(BaseWorker):
             for key, claim in claims.items()
             if claim.running is not None
         ]
-        for lost in self._records.note_progress(progress):
+        for lost in self._records.record_progress(progress):
             claims[lost.execution].stop()
 
     def _in_engine(self) -> dict[str, RunningJob]:
@@ -228,7 +228,7 @@ class BatchWorker(BaseWorker):
         if now_s - self._last_pace >= PACE_S:
             self._last_pace = now_s
             pace = WorkerThroughput(per_second=self._pace.per_second, left=self._pace.left)
-            self._models.say_pace(self.name, pace, self._lease_s)
+            self._models.report_throughput(self.name, pace, self._lease_s)
 
     def _beat(self) -> None:
         """On a thread of its own: renews leases, says what this worker serves, sweeps up after dead workers."""

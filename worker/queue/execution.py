@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class StorageUnavailable(JobError):
     """The pictures could not be stored."""
 
-    code = "store_away"
+    code = "storage_unavailable"
 
 
 @dataclass(eq=False)

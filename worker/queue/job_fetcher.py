@@ -43,7 +43,7 @@ class JobFetcher:
         self._worker = worker
         self._redis = worker.connection
         self._jobs = jobs
-        self._records = jobs.records
+        self._records = jobs.job_store
         self._runner = runner
         self._load = load
         self._on_rendered = on_rendered

@@ -45,11 +45,11 @@ class PreviewPublisher:
 
     def _show(self, running: Mapping[str, RunningJob]) -> None:
         try:
-            for job_id in self._previews.watched(list(running)):
+            for job_id in self._previews.requested(list(running)):
                 step = running[job_id].step
                 jpeg = running[job_id].preview() if step > self._shown.get(job_id, 0) else None
                 if jpeg:
-                    self._previews.show(job_id, Preview(step, jpeg))
+                    self._previews.publish(job_id, Preview(step, jpeg))
                     self._shown[job_id] = step
         except RedisError as error:
             log.warning("Redis: %s", error)

@@ -104,7 +104,7 @@ class Reaper:
             listed.update(queue.get_job_ids(), queue.intermediate_queue.get_job_ids())
             listed.update(job for job, _ in queue.started_job_registry.get_job_and_execution_ids(cleanup=False))
         seen: dict[str, float] = {}
-        for job_id in set(self._jobs.records.active_ids()) - listed:
+        for job_id in set(self._jobs.job_store.active_ids()) - listed:
             seen[job_id] = self._orphan_since.get(job_id, time.monotonic())
             if time.monotonic() - seen[job_id] < self._orphan_s:
                 continue
@@ -132,4 +132,4 @@ class Reaper:
             raise
         except Exception:
             log.exception("could not be put back", extra=job_extra(job_id))
-            self._jobs.records.fail(job_id, UNREADABLE)
+            self._jobs.job_store.fail(job_id, UNREADABLE)

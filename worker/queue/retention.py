@@ -25,13 +25,13 @@ class Retention:
         """One round: deadlines, events, jobs, inputs. Blobs go before what names them, so that none is left unnamed."""
         self._jobs.cancel_overdue()
         self._outbox.drop_stale()
-        expired = self._jobs.records.expired_ids()
+        expired = self._jobs.job_store.expired_ids()
         for job_id in expired:
             self._store.delete(*result_keys(job_id))
-            self._jobs.records.forget(job_id, Expired)
-        unused = self._jobs.inputs.take_unused()
+            self._jobs.job_store.forget(job_id, Expired)
+        unused = self._jobs.input_images.claim_unused()
         for key in unused:
             self._store.delete(key)
-            self._jobs.inputs.deleted(key)
+            self._jobs.input_images.confirm_deleted(key)
         if expired or unused:
             log.info("deleted %d expired jobs and %d unused inputs", len(expired), len(unused))

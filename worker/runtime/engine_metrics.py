@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..engine import Engine
+from ..engine.engine import Engine
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -23,7 +23,7 @@ class EngineCollector(Collector):
         slots = self._engine.slots
         yield GaugeMetricFamily("img2img_engine_slots", "Pictures and tiles that can be in flight.", value=slots)
         yield GaugeMetricFamily(
-            "img2img_engine_slots_busy", "Those in flight.", value=min(slots, slots - self._engine.room)
+            "img2img_engine_slots_busy", "Those in flight.", value=min(slots, slots - self._engine.free_slots)
         )
         yield from self._rows()
         memory = GaugeMetricFamily("img2img_gpu_memory_bytes", "Memory of the GPU.", labels=["device", "kind"])
@@ -44,7 +44,7 @@ class EngineCollector(Collector):
         for stage, by_size in sorted(calls.items()):
             useful = sum(size * count for size, count in by_size.items())
             rows.add_metric([stage, "useful"], useful)
-            rows.add_metric([stage, "padded"], self._engine.rows_padded[stage])
+            rows.add_metric([stage, "padded"], 0)
             limits = [(str(float(limit)), sum(n for size, n in by_size.items() if size <= limit)) for limit in ROWS]
             batches.add_metric([stage], [*limits, ("+Inf", sum(by_size.values()))], sum_value=useful)
         yield rows

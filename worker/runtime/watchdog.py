@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 
-from ..engine import Engine
+from ..engine.engine import Engine
 from ..errors import WorkerDied
 
 CHECK_INTERVAL_S = (
@@ -25,7 +25,7 @@ class Watchdog:
         self._engine = engine
         self._stall_s = stall_s
         self._deaf_s = max(deaf_s, 2 * CHECK_INTERVAL_S)
-        self._tick = engine.tick
+        self._tick = engine.iteration
         self._still_s = 0.0
         self._looked_at = time.monotonic()
         self._armed_at = 0.0
@@ -36,7 +36,7 @@ class Watchdog:
         passed_s, self._looked_at = min(now - self._looked_at, CHECK_INTERVAL_S), now
         if now - self._armed_at > self._deaf_s / 4:
             self._end_in(self._deaf_s)
-        tick = self._engine.tick
+        tick = self._engine.iteration
         if tick != self._tick or not self._engine.is_busy:
             self._tick, self._still_s = tick, 0.0
             return

@@ -70,7 +70,7 @@ def test_what_the_readme_says_makes_a_picture(stack: Stack, tmp_path: Path) -> N
     Image.open(tmp_path / "painting.png").load()
 
 
-@pytest.mark.parametrize("service", ["api", "worker", "courier", "redis"])
+@pytest.mark.parametrize("service", ["api", "worker", "webhooks", "redis"])
 def test_a_container_may_do_no_more_than_it_must(stack: Stack, service: str) -> None:
     [container] = stack.containers(service)
     host = container["HostConfig"]
@@ -90,7 +90,7 @@ def test_a_container_may_do_no_more_than_it_must(stack: Stack, service: str) -> 
 
 
 def test_no_password_stands_in_an_environment(stack: Stack) -> None:
-    for service in ("api", "worker", "courier", "redis"):
+    for service in ("api", "worker", "webhooks", "redis"):
         for container in stack.containers(service):
             assert not [line for line in container["Config"]["Env"] if "redis://" in line or "whsec_" in line]
 

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from img2img.domain.model_card import ModelCard
 from img2img.domain.spec import JobSpec, Task
 
-from ...engine import Gate
+from ...engine.gate import Gate
 from ...images.inputs import Inputs
 from ..families import Family
 from ..loading.model_config import ModelConfig

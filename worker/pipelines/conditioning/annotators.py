@@ -21,7 +21,7 @@ from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput
 
 from img2img.domain.conditioning import ControlType
 
-from ...engine import Gate
+from ...engine.gate import Gate
 from ...errors import StartupError
 from ...images.inputs import to_tensor
 from ..loading.model_config import ComponentSource, ModelConfig

@@ -11,7 +11,7 @@ from diffusers import ControlNetModel, DiffusionPipeline, MultiControlNetModel
 from img2img.domain.conditioning import ControlType
 from img2img.domain.spec import Task
 
-from ...engine import Gate
+from ...engine.gate import Gate
 from ...errors import StartupError
 from ..families import Family
 from ..loading.components import build_pipeline

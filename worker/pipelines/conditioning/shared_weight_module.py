@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import set_adapters_for_text_encoder
 from transformers import PreTrainedModel
 
-from ...engine import Gate
+from ...engine.gate import Gate
 
 LoraScales = tuple[tuple[str, float], ...]
 

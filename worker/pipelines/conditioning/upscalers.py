@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin, StableDiffusionUpscaleP
 from img2img.domain.model_card import UpscalerCard
 from img2img.domain.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
 
-from ...engine import EngineTask
+from ...engine.task import EngineTask
 from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family

@@ -23,9 +23,9 @@ from img2img.settings import SharedSettings
 def echo(job_id: str, queue: JobQueue, store: ObjectStore) -> None:
     """Ends a job with its own picture, once per image."""
     execution = uuid4().hex
-    if not queue.records.start(job_id, execution=execution, worker="echo"):
+    if not queue.job_store.start(job_id, execution=execution, worker="echo"):
         return
-    record = queue.records.get(job_id)
+    record = queue.job_store.get(job_id)
     assert record is not None
     picture = store.get(input_key(record.spec.inputs[0]))
     assert picture is not None
@@ -42,7 +42,7 @@ def echo(job_id: str, queue: JobQueue, store: ObjectStore) -> None:
                 bytes=len(picture),
             )
         )
-    queue.records.succeed(job_id, execution=execution, images=images, timings={}, steps=record.steps)
+    queue.job_store.succeed(job_id, execution=execution, images=images, timings={}, steps=record.steps)
 
 
 def main() -> None:
@@ -65,8 +65,8 @@ def main() -> None:
         default_scheduler=Scheduler.DDIM,
     )
     while True:
-        models.announce("echo", [card], ttl_s=5)
-        for job_id in queue.records.active_ids():
+        models.register("echo", [card], ttl_s=5)
+        for job_id in queue.job_store.active_ids():
             echo(job_id, queue, store)
         time.sleep(0.05)
 

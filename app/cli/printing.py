@@ -1,0 +1,41 @@
+"""Responses of the service as JSON documents and as tables."""
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from img2img.client import ClientError
+
+
+def response_document(response: BaseModel) -> dict[str, Any]:
+    """Return a response as JSON, with the fields that the service sent."""
+    return response.model_dump(mode="json", exclude_unset=True)
+
+
+def problem_document(error: "ClientError") -> dict[str, Any]:
+    """Return the problem document of an error that the service responded with."""
+    return {"problem": getattr(error, "problem", {"detail": str(error)})}
+
+
+def new_table(*columns: str) -> "Table":
+    """Return a table in which ids and names of models are never shortened."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        whole = name in ("id", "model")
+        table.add_column(name, no_wrap=True, overflow="ignore" if whole else "ellipsis", min_width=32 * (name == "id"))
+    return table
+
+
+def print_table(table: "Table") -> None:
+    """Print a table. In a pipe its columns are as wide as their values."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    console.print(table)

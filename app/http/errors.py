@@ -1,0 +1,89 @@
+"""Errors that only an HTTP request can cause. See `img2img.errors` for the rest of the tree.
+
+RequestError                    (img2img.errors)
+├── UnsupportedMedia
+├── ImageError
+├── PayloadTooLarge
+├── RequestTimeout
+├── JobTooExpensive
+├── MissingApiKey
+│   └── InvalidApiKey
+└── InsufficientScope
+TooManyRequests                 (img2img.errors)
+└── RateLimited
+Img2ImgError                    (img2img.errors)
+└── NotReady
+"""
+
+from img2img.errors import Img2ImgError, RequestError, TooManyRequests
+
+
+class UnsupportedMedia(RequestError):
+    """The image is not a PNG, JPEG or WebP file."""
+
+    code = "unsupported_media_type"
+    field = "image"
+
+
+class ImageError(RequestError):
+    """The image cannot be read."""
+
+    code = "invalid_image"
+    field = "image"
+
+
+class PayloadTooLarge(RequestError):
+    """The request body is larger than this service accepts."""
+
+    code = "payload_too_large"
+
+
+class RequestTimeout(RequestError):
+    """The request body did not arrive in time."""
+
+    code = "request_timeout"
+
+
+class JobTooExpensive(RequestError):
+    """The job costs more than the rate limit allows for a whole period."""
+
+    code = "job_too_expensive"
+
+
+class MissingApiKey(RequestError):
+    """An API key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`."""
+
+    code = "missing_api_key"
+
+
+class InvalidApiKey(MissingApiKey):
+    """The API key is unknown or revoked."""
+
+    code = "invalid_api_key"
+
+
+class InsufficientScope(RequestError):
+    """The API key lacks the scope that the request needs."""
+
+    code = "insufficient_scope"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs an API key with the scope `{scope}`.")
+        self.scope = scope
+
+
+class RateLimited(TooManyRequests):
+    """The client has reached its rate limit."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: int, headers: dict[str, str]) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+
+class NotReady(Img2ImgError):
+    """The job has not ended yet; ask again later."""
+
+    code = "not_ready"

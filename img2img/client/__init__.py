@@ -1,0 +1,94 @@
+"""Client of an img2img service: `Client` blocks, `AsyncClient` is for asyncio; both have the same methods.
+
+    from img2img import Client
+
+    with Client("http://127.0.0.1:8000") as client:
+        job = client.submit(image="photo.jpg", prompt="a watercolor painting", strength=0.6)
+        job = client.wait(job).raise_for_status()
+        png = client.download(job)
+
+Every error that the client raises is a `ClientError`, except `OSError` for image files that cannot be read.
+"""
+
+from .async_client import AsyncClient
+from .errors import (
+    ApiError,
+    AuthenticationError,
+    ClientError,
+    FieldError,
+    InvalidRequest,
+    JobFailed,
+    JobGone,
+    JobNotFound,
+    PermissionDenied,
+    ResultNotReady,
+    ServerError,
+    ServiceUnavailable,
+    ServiceUnreachable,
+    TooManyRequests,
+    WaitTimeout,
+)
+from .events import Event
+from .fields import (
+    ControlFields,
+    ControlMapFields,
+    ImagePromptFields,
+    LoraFields,
+    PaddingFields,
+    SubmitFields,
+    WebhookFields,
+)
+from .images import ImageInput, is_image_reference
+from .models import (
+    DryRun,
+    Job,
+    JobError,
+    JobImage,
+    JobProgress,
+    Model,
+    PreviewEvent,
+    ProgressEvent,
+    QueuedEvent,
+    UploadedImage,
+)
+from .sync_client import Client
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "AuthenticationError",
+    "Client",
+    "ClientError",
+    "ControlFields",
+    "ControlMapFields",
+    "DryRun",
+    "Event",
+    "FieldError",
+    "ImageInput",
+    "ImagePromptFields",
+    "InvalidRequest",
+    "Job",
+    "JobError",
+    "JobFailed",
+    "JobGone",
+    "JobImage",
+    "JobNotFound",
+    "JobProgress",
+    "LoraFields",
+    "Model",
+    "PaddingFields",
+    "PermissionDenied",
+    "PreviewEvent",
+    "ProgressEvent",
+    "QueuedEvent",
+    "ResultNotReady",
+    "ServerError",
+    "ServiceUnavailable",
+    "ServiceUnreachable",
+    "SubmitFields",
+    "TooManyRequests",
+    "UploadedImage",
+    "WaitTimeout",
+    "WebhookFields",
+    "is_image_reference",
+]

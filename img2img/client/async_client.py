@@ -1,0 +1,207 @@
+"""The client for asyncio. `sync_client.py` is generated from this file by `make client`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import httpx
+from httpx_sse import EventSource
+
+from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_id_of
+from .events import Event, EventStream
+from .fields import ControlMapFields, SubmitFields
+from .images import ImageInput
+from .models import DryRun, Job, JobImage, Model, UploadedImage
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Client of one service, for asyncio.
+
+    Args:
+        url: URL of the service. Default: `IMG2IMG_URL` from the environment, else `http://127.0.0.1:8000`.
+        api_key: Sent with every request. Default: `IMG2IMG_API_KEY` from the environment, if set.
+        timeout_s: Seconds to wait for the connection and for each part of a response.
+    """
+
+    def __init__(self, url: str | None = None, *, api_key: str | None = None, timeout_s: float = 60.0) -> None:
+        options = http_options(url, api_key, timeout_s)
+        self._http = httpx.AsyncClient(**options)
+        self._operations = Operations(options["base_url"])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def submit(self, *, idempotency_key: str | None = None, **fields: Unpack[SubmitFields]) -> Job:
+        """Create a job; its fields select the task. Return it at once, usually queued.
+
+        While the service is busy (429, 503) the request is repeated for up to two minutes.
+
+        Args:
+            idempotency_key: The same key and fields within 24 hours return the same job. Default: a random key.
+            fields: Fields of `POST /img2img`.
+
+        Raises:
+            ApiError: The service rejected the request.
+            ServiceUnreachable: The service cannot be reached.
+            OSError: An image file cannot be read.
+        """
+        return await self._run(self._operations.submit(fields, idempotency_key))
+
+    async def dry_run(self, **fields: Unpack[SubmitFields]) -> DryRun:
+        """Validate a request and return the job that it would create, with its cost and estimated time."""
+        return await self._run(self._operations.dry_run(fields))
+
+    async def inpaint(self, image: ImageInput, mask: ImageInput, /, **fields: Unpack[SubmitFields]) -> Job:
+        """Create a job that regenerates the white pixels of `mask`; `"alpha"` uses the transparency of `image`."""
+        return await self._run(self._operations.submit({**fields, "image": image, "mask": mask}))
+
+    async def outpaint(
+        self,
+        image: ImageInput,
+        /,
+        *,
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        **fields: Unpack[SubmitFields],
+    ) -> Job:
+        """Create a job that adds this many pixels on each side of `image`."""
+        padding = {"left": left, "top": top, "right": right, "bottom": bottom}
+        return await self._run(self._operations.submit({**fields, "image": image, "outpaint": padding}))
+
+    async def edit(self, image: ImageInput, instruction: str, /, **fields: Unpack[SubmitFields]) -> Job:
+        """Create a job that edits `image` by an instruction such as "make it night"."""
+        return await self._run(self._operations.submit({**fields, "image": image, "instruction": instruction}))
+
+    async def upscale(self, image: ImageInput, factor: int = 2, /, **fields: Unpack[SubmitFields]) -> Job:
+        """Create a job that makes `image` `factor` times wider and higher."""
+        return await self._run(self._operations.submit({**fields, "image": image, "upscale": factor}))
+
+    async def control_map(self, image: ImageInput, type: str, /, **fields: Unpack[ControlMapFields]) -> Job:
+        """Create a job that returns the control map (edges, depth, pose, ...) of `image`."""
+        return await self._run(self._operations.control_map(image, type, fields))
+
+    async def generate(self, *, timeout_s: float | None = None, **fields: Unpack[SubmitFields]) -> list[bytes]:
+        """Create a job, wait for its end and return its images as PNG.
+
+        Raises:
+            JobFailed: The job failed or was cancelled.
+            WaitTimeout: The job did not end within `timeout_s`; it goes on.
+        """
+        return await self._run(self._operations.generate(fields, timeout_s))
+
+    async def upload_image(self, image: ImageInput) -> UploadedImage:
+        """Upload an image once, as an input of any number of jobs."""
+        return await self._run(self._operations.upload_image(image))
+
+    async def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Job:
+        """Return the job after its end, in whatever state that is; see `Job.raise_for_status`.
+
+        Raises:
+            WaitTimeout: The job did not end within `timeout_s`.
+        """
+        return await self._run(self._operations.wait(job, timeout_s))
+
+    async def stream_events(self, job: Job | str, *, preview: bool = False) -> AsyncIterator[Event]:
+        """Yield the events of a job until its end; the last one is the `Job`. Reconnects after an interruption.
+
+        Args:
+            preview: Also yield previews of the unfinished image.
+
+        Raises:
+            JobGone: The job was deleted.
+            ServiceUnreachable: The connection broke and could not be restored.
+        """
+        stream = EventStream(self._operations.url, job_id_of(job), preview=preview)
+        while True:
+            try:
+                async with self._http.stream(**stream.request) as response:
+                    if response.is_success:
+                        async for sse in EventSource(response).aiter_sse():
+                            event = stream.parse(sse)
+                            if event is not None:
+                                yield event
+                            if stream.ended:
+                                return
+                        pause_s = stream.pause_after_end()
+                    else:
+                        await response.aread()
+                        pause_s = stream.pause_after_response(response)
+            except httpx.TransportError as error:
+                pause_s = stream.pause_after_transport_error(error)
+            await asyncio.sleep(pause_s)
+
+    async def get_job(self, job: Job | str) -> Job:
+        """Return the current state of a job."""
+        return await self._run(self._operations.get_job(job))
+
+    async def list_jobs(self, *, status: str | None = None, limit: int | None = None) -> AsyncIterator[Job]:
+        """Yield jobs, newest first, page by page.
+
+        Args:
+            status: Only jobs with this status.
+            limit: The most jobs to yield.
+        """
+        pages = JobPages(status, limit)
+        while pages.more:
+            for job in await self._run(self._operations.list_page(pages)):
+                yield job
+
+    async def cancel(self, job: Job | str) -> Job:
+        """Cancel a job; one that has ended stays as it is."""
+        return await self._run(self._operations.cancel(job))
+
+    async def delete(self, job: Job | str) -> None:
+        """Delete a job and its images; one that has not ended is cancelled first."""
+        await self._run(self._operations.delete(job))
+
+    async def list_models(self) -> list[Model]:
+        """Return the models that live workers serve."""
+        return await self._run(self._operations.list_models())
+
+    async def download(
+        self, image: Job | JobImage | str, index: int = 0, *, format: str | None = None, quality: int | None = None
+    ) -> bytes:
+        """Download a result image.
+
+        Args:
+            image: An image of a job, or the job or its id.
+            index: Index of the image, if `image` is a job.
+            format: `png` (default), `webp` or `jpeg`.
+            quality: 1 to 100, for `webp` and `jpeg`.
+        """
+        return await self._run(self._operations.download(image, index, format, quality))
+
+    async def download_images(self, job: Job | str) -> list[bytes]:
+        """Download all images of a job as PNG."""
+        return await self._run(self._operations.download_images(job))
+
+    async def _run(self, flow: Flow[T]) -> T:
+        answer: Answer = None
+        while True:
+            try:
+                step = flow.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            answer = None
+            if isinstance(step, Call):
+                try:
+                    answer = await self._http.request(step.method, step.url, **step.options)
+                except httpx.TransportError as error:
+                    answer = error
+            else:
+                await asyncio.sleep(step.seconds)

@@ -1,0 +1,235 @@
+"""Methods of the client without I/O, shared by `Client` and `AsyncClient`.
+
+Each method is a generator, like `httpx.Auth.auth_flow`: it yields the calls to send and the pauses to make, receives
+the response of each call, and returns the result. The clients run it with their own HTTP client and their own sleep.
+"""
+
+import os
+import time
+from base64 import b64encode
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+from uuid import uuid4
+
+import httpx
+
+from .errors import ServiceUnavailable, ServiceUnreachable, TooManyRequests, WaitTimeout, error_of
+from .events import Reconnects
+from .images import ImageInput, load_image
+from .models import DryRun, Job, JobImage, JobPage, Model, ModelPage, UploadedImage
+
+LOCAL_URL = "http://127.0.0.1:8000"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# A submission is repeated for this long while the service is busy.
+BUSY_S = 120.0
+# One long poll of `wait`; the service allows 60 s.
+POLL_S = 30.0
+# The most jobs that a page of `GET /jobs` can have.
+PAGE = 100
+IMAGE_FIELDS = ("image", "mask")
+NESTED_IMAGE_FIELDS = ("controls", "image_prompts")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request to send. `options` are arguments of `httpx.Client.request`."""
+
+    method: str
+    url: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Time to wait before the next call."""
+
+    seconds: float
+
+
+Step: TypeAlias = Call | Pause
+Answer: TypeAlias = httpx.Response | httpx.TransportError | None
+Flow: TypeAlias = Generator[Step, Answer, T]
+
+
+def http_options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    """Return the arguments of the HTTP client, with defaults from `IMG2IMG_URL` and `IMG2IMG_API_KEY`."""
+    url = url or os.environ.get("IMG2IMG_URL") or LOCAL_URL
+    api_key = api_key or os.environ.get("IMG2IMG_API_KEY")
+    return {
+        "base_url": url,
+        "timeout": timeout_s,
+        "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+        # A proxy from the environment does not lead to this machine.
+        "trust_env": httpx.URL(url).host not in LOOPBACK,
+    }
+
+
+def job_id_of(job: Job | str) -> str:
+    """Return the id of a job that is given as itself or by its id."""
+    return job.id if isinstance(job, Job) else job
+
+
+class Operations:
+    """The methods of the client as flows."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def submit(self, fields: Mapping[str, Any], idempotency_key: str | None = None) -> Flow[Job]:
+        """Create a job. An idempotency key makes it safe to repeat the request after a 503."""
+        headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
+        response = yield from self._until_taken(Call("POST", "/img2img", {"headers": headers, **_body(fields)}))
+        return Job.model_validate_json(response.content)
+
+    def dry_run(self, fields: Mapping[str, Any]) -> Flow[DryRun]:
+        response = yield from self._call("POST", "/img2img", params={"dry_run": "true"}, **_body(fields))
+        return DryRun.model_validate_json(response.content)
+
+    def control_map(self, image: ImageInput, kind: str, fields: Mapping[str, Any]) -> Flow[Job]:
+        body = _body({"image": image, "type": kind, **fields})
+        response = yield from self._until_taken(Call("POST", "/control-maps", body))
+        return Job.model_validate_json(response.content)
+
+    def upload_image(self, image: ImageInput) -> Flow[UploadedImage]:
+        response = yield from self._until_taken(Call("POST", "/images", _body({"image": image})))
+        return UploadedImage.model_validate_json(response.content)
+
+    def get_job(self, job: Job | str) -> Flow[Job]:
+        response = yield from self._call("GET", f"/jobs/{job_id_of(job)}")
+        return Job.model_validate_json(response.content)
+
+    def wait(self, job: Job | str, timeout_s: float | None) -> Flow[Job]:
+        """Poll until the job has ended; outages of the service are waited out as for event streams."""
+        give_up_at = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
+        path, reconnects = f"/jobs/{job_id_of(job)}", Reconnects()
+        while True:
+            poll_s = max(min(POLL_S, give_up_at - time.monotonic()), 0)
+            try:
+                response = yield from self._call("GET", path, params={"wait": poll_s}, timeout=poll_s + POLL_S)
+            except (ServiceUnreachable, ServiceUnavailable) as error:
+                yield Pause(reconnects.pause_after(error))
+                continue
+            reconnects.reset()
+            current = Job.model_validate_json(response.content)
+            if current.has_ended:
+                return current
+            if time.monotonic() >= give_up_at:
+                raise WaitTimeout(f"job {current.id} is {current.status} after {timeout_s:g} s")
+
+    def cancel(self, job: Job | str) -> Flow[Job]:
+        response = yield from self._call("POST", f"/jobs/{job_id_of(job)}/cancel")
+        return Job.model_validate_json(response.content)
+
+    def delete(self, job: Job | str) -> Flow[None]:
+        yield from self._call("DELETE", f"/jobs/{job_id_of(job)}")
+
+    def list_models(self) -> Flow[list[Model]]:
+        response = yield from self._call("GET", "/models")
+        return list(ModelPage.model_validate_json(response.content).models)
+
+    def download(
+        self, image: Job | JobImage | str, index: int = 0, format: str | None = None, quality: int | None = None
+    ) -> Flow[bytes]:
+        """Download an image. A redirect to the blob store is followed without the API key."""
+        url = image.url if isinstance(image, JobImage) else f"/jobs/{job_id_of(image)}/images/{index}"
+        params = {"format": format, "quality": quality}
+        given = {name: value for name, value in params.items() if value is not None}
+        response = yield from self._call("GET", url, params=given, follow_redirects=True)
+        return response.content
+
+    def download_images(self, job: Job | str) -> Flow[list[bytes]]:
+        if isinstance(job, str) or not job.has_ended:
+            job = yield from self.get_job(job)
+        if not job.images:
+            # Raises the error that says why: the job has not ended, or ended without a result.
+            yield from self.download(job)
+        images = []
+        for image in job.images:
+            images.append((yield from self.download(image)))
+        return images
+
+    def generate(self, fields: Mapping[str, Any], timeout_s: float | None) -> Flow[list[bytes]]:
+        job = yield from self.submit(fields)
+        job = yield from self.wait(job, timeout_s)
+        return (yield from self.download_images(job.raise_for_status()))
+
+    def list_page(self, pages: "JobPages") -> Flow[tuple[Job, ...]]:
+        response = yield from self._call("GET", "/jobs", params=pages.params)
+        return pages.add(JobPage.model_validate_json(response.content))
+
+    def _call(self, method: str, url: str, **options: Any) -> Generator[Step, Answer, httpx.Response]:
+        answer = yield Call(method, url, options)
+        if isinstance(answer, httpx.TransportError):
+            raise ServiceUnreachable(f"{self.url} cannot be reached: {answer}") from answer
+        assert answer is not None
+        if not answer.is_success:
+            raise error_of(answer, self.url)
+        return answer
+
+    def _until_taken(self, call: Call) -> Generator[Step, Answer, httpx.Response]:
+        """Send the call; repeat it while the service is busy and says when to try again."""
+        give_up_at = time.monotonic() + BUSY_S
+        while True:
+            try:
+                return (yield from self._call(call.method, call.url, **call.options))
+            except (TooManyRequests, ServiceUnavailable) as error:
+                pause_s = max(error.retry_after_s or 0, 0.1)
+                if error.retry_after_s is None or time.monotonic() + pause_s > give_up_at:
+                    raise
+                yield Pause(pause_s)
+
+
+class JobPages:
+    """Position in the job list."""
+
+    def __init__(self, status: str | None, limit: int | None) -> None:
+        self._query: dict[str, str | int] = {"status": status} if status else {}
+        self._left = limit
+        self.more = limit is None or limit > 0
+
+    @property
+    def params(self) -> dict[str, str | int]:
+        return self._query | {"limit": PAGE if self._left is None else min(self._left, PAGE)}
+
+    def add(self, page: JobPage) -> tuple[Job, ...]:
+        """Return the jobs of the page that are within the limit."""
+        jobs = page.jobs[: self._left]
+        if self._left is not None:
+            self._left -= len(jobs)
+        self.more = page.next_cursor is not None and self._left != 0
+        self._query["cursor"] = page.next_cursor or ""
+        return jobs
+
+
+def _body(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a form, which carries images as they are, or JSON if a field has structure."""
+    loaded = {name: _loaded(name, value) for name, value in fields.items() if value is not None}
+    if any(isinstance(value, list | tuple | dict) for value in loaded.values()):
+        return {"json": {name: _encoded(value) for name, value in loaded.items()}}
+    files = {name: (name, value) for name, value in loaded.items() if isinstance(value, bytes)}
+    texts = {name: (None, _text(value)) for name, value in loaded.items() if not isinstance(value, bytes)}
+    return {"files": files | texts}
+
+
+def _loaded(name: str, value: Any) -> Any:
+    if name in IMAGE_FIELDS:
+        return load_image(value)
+    if name in NESTED_IMAGE_FIELDS:
+        return [{key: _loaded(key, item) for key, item in entry.items() if item is not None} for entry in value]
+    return value
+
+
+def _encoded(value: Any) -> Any:
+    """Return `value` with bytes as base64, as JSON carries images."""
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
+    if isinstance(value, list):
+        return [_encoded(item) for item in value]
+    return {name: _encoded(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,101 @@
+"""The event stream of a job: parsing, and reconnecting after the connection broke."""
+
+from typing import Any, TypeAlias
+
+import httpx
+from httpx_sse import ServerSentEvent
+
+from .errors import ApiError, ClientError, JobGone, ServiceUnreachable, error_of
+from .models import Job, PreviewEvent, ProgressEvent, QueuedEvent
+
+# Pauses before reconnecting, in seconds. After the last one the stream is given up.
+RECONNECT_S: tuple[float, ...] = (0.5, 1, 2, 4, 8)
+# The service sends a keep-alive every 15 s.
+SILENCE_S = 60.0
+
+Event: TypeAlias = QueuedEvent | ProgressEvent | PreviewEvent | Job
+"""An event of a job. The last one of a stream is the `Job` after its end."""
+
+EVENTS: dict[str, type[Event]] = {
+    "queued": QueuedEvent,
+    "progress": ProgressEvent,
+    "preview": PreviewEvent,
+    "succeeded": Job,
+    "failed": Job,
+    "cancelled": Job,
+}
+
+
+class Reconnects:
+    """Pauses between attempts; an attempt that gets a response starts the series again."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def reset(self) -> None:
+        self._failures = 0
+
+    def pause_after(self, error: ClientError) -> float:
+        """Return the seconds to wait before the next attempt, or raise `error` after the last one."""
+        if self._failures == len(RECONNECT_S):
+            raise error
+        self._failures += 1
+        return RECONNECT_S[self._failures - 1]
+
+
+class EventStream:
+    """State of one stream over several connections."""
+
+    def __init__(self, url: str, job_id: str, *, preview: bool) -> None:
+        self._url = url
+        self._job_id = job_id
+        self._preview = preview
+        self._last_event_id = ""
+        self._reconnects = Reconnects()
+        self.ended = False
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Arguments of `httpx.Client.stream` for the next connection."""
+        last_event_id = {"Last-Event-ID": self._last_event_id} if self._last_event_id else {}
+        return {
+            "method": "GET",
+            "url": f"/jobs/{self._job_id}/events",
+            "params": {"preview": "true"} if self._preview else {},
+            "headers": {"Accept": "text/event-stream", "Cache-Control": "no-store", **last_event_id},
+            "timeout": SILENCE_S,
+        }
+
+    def parse(self, sse: ServerSentEvent) -> Event | None:
+        """Return the event, None if this version does not know it.
+
+        Raises:
+            JobGone: The job was deleted.
+        """
+        self._last_event_id = sse.id or self._last_event_id
+        self._reconnects.reset()
+        if sse.event == "gone":
+            problem = sse.json()
+            raise JobGone(problem["message"], problem={"detail": problem["message"], "code": problem["code"]})
+        model = EVENTS.get(sse.event)
+        event = model.model_validate_json(sse.data) if model else None
+        self.ended = isinstance(event, Job)
+        return event
+
+    def pause_after_end(self) -> float:
+        """Return the pause after a connection that ended before the job did."""
+        return self._pause(ServiceUnreachable(f"{self._url} ended the events of job {self._job_id} too early"))
+
+    def pause_after_transport_error(self, error: httpx.TransportError) -> float:
+        """Return the pause after a connection that failed."""
+        return self._pause(ServiceUnreachable(f"{self._url} cannot be reached: {error}"))
+
+    def pause_after_response(self, response: httpx.Response) -> float:
+        """Return the pause after a 5xx response; raise the error of any other response."""
+        error: ApiError = error_of(response, self._url)
+        if not response.is_server_error:
+            raise error
+        return self._pause(error)
+
+    def _pause(self, error: ClientError) -> float:
+        return self._reconnects.pause_after(error)

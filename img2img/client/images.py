@@ -1,0 +1,58 @@
+"""Images as arguments of the client: bytes, files, Pillow images, and references to images that the service has."""
+
+import re
+from io import BytesIO
+from os import PathLike, fspath
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeAlias
+
+from .models import JobImage, UploadedImage
+
+REFERENCE = re.compile(r"[0-9a-f]{64}|/jobs/[0-9a-f]{32}/(?:images/[0-9]|result)")
+
+
+class PillowImage(Protocol):
+    """A `PIL.Image.Image`. The client needs no Pillow itself."""
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None: ...
+
+    @property
+    def mode(self) -> str: ...
+
+
+ImageInput: TypeAlias = bytes | str | PathLike[str] | IO[bytes] | PillowImage | JobImage | UploadedImage
+"""An image: its encoded bytes (PNG, JPEG or WebP), the path of a file, an open binary file, a Pillow image, or an image
+that the service has: a `JobImage`, an `UploadedImage`, the sha256 of an uploaded image or the path
+`/jobs/{id}/images/0`. `data:` URIs and, as a mask, `alpha` are sent as they are."""
+
+
+def is_image_reference(text: str) -> bool:
+    """Return whether `text` refers to an image that the service has, rather than to a file."""
+    return REFERENCE.fullmatch(text) is not None
+
+
+def load_image(value: ImageInput) -> bytes | str:
+    """Return the bytes of an image, or the text by which the service knows it.
+
+    Raises:
+        OSError: The file cannot be read.
+        TypeError: `value` is no image.
+    """
+    match value:
+        case bytes():
+            return value
+        case JobImage():
+            return value.url
+        case UploadedImage():
+            return value.sha256
+        case str() if is_image_reference(value) or value == "alpha" or value.startswith("data:"):
+            return value
+        case str() | PathLike():
+            return Path(fspath(value)).read_bytes()
+    if hasattr(value, "mode") and hasattr(value, "save"):
+        buffer = BytesIO()
+        value.save(buffer, "PNG")
+        return buffer.getvalue()
+    if hasattr(value, "read"):
+        return value.read()
+    raise TypeError(f"an image is bytes, a path, a binary file, a Pillow image or a reference, not {type(value)}")

@@ -1,0 +1,161 @@
+"""Responses of the service. Fields that this version does not know are kept as extra attributes."""
+
+from base64 import b64decode
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from img2img.domain.job import JobStatus
+
+from .errors import JobFailed
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class JobImage(_Response):
+    """A result image of a job."""
+
+    index: int
+    url: str
+    seed: int
+    width: int
+    height: int
+    sha256: str
+    bytes: int
+
+
+class JobProgress(_Response):
+    """Denoising steps, summed over the images of the job."""
+
+    step: int = 0
+    steps: int = 0
+    fraction: float = 0.0
+
+
+class JobError(_Response):
+    """Why a job failed: a stable code and a message."""
+
+    code: str
+    message: str
+
+
+class Job(_Response):
+    """A job at the time of the response. Times are in UTC, durations in seconds."""
+
+    id: str
+    status: JobStatus
+    priority: str = "normal"
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    deadline_at: datetime | None = None
+    expires_at: datetime | None = None
+    queue_position: int | None = None
+    eta_s: float | None = None
+    progress: JobProgress = JobProgress()
+    request: dict[str, Any] = {}
+    images: tuple[JobImage, ...] = ()
+    error: JobError | None = None
+    timings: dict[str, float] = {}
+    worker: str | None = None
+    webhook: dict[str, Any] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the job succeeded, failed or was cancelled."""
+        return self.status.is_terminal
+
+    def raise_for_status(self) -> Self:
+        """Return the job, or raise `JobFailed` if it failed or was cancelled."""
+        if self.status in (JobStatus.FAILED, JobStatus.CANCELLED):
+            message = self.error.message if self.error else f"the job was {self.status}"
+            raise JobFailed(message, job_id=self.id, code=self.error.code if self.error else self.status)
+        return self
+
+
+class DryRun(_Response):
+    """The job that a request would have created."""
+
+    request: dict[str, Any]
+    priority: str = "normal"
+    cost: float = 0.0
+    queue_position: int = 0
+    eta_s: float | None = None
+
+
+class UploadedImage(_Response):
+    """An uploaded image; later requests can refer to it by `sha256`."""
+
+    sha256: str
+    width: int
+    height: int
+
+
+class Model(_Response):
+    """A model that live workers serve, and its capabilities."""
+
+    name: str
+    family: str = ""
+    default: bool = False
+    workers: tuple[str, ...] = ()
+    queued: int = 0
+    native_size: int = 0
+    size_multiple: int = 1
+    min_size: int = 0
+    max_size: int = 0
+    tasks: tuple[str, ...] = ()
+    schedulers: tuple[str, ...] = ()
+    default_scheduler: str = ""
+    default_steps: int = 0
+    default_guidance_scale: float = 0.0
+    controls: tuple[str, ...] = ()
+    preprocessors: tuple[str, ...] = ()
+    image_prompts: bool = False
+    loras: tuple[str, ...] = ()
+    upscales: tuple[int, ...] = ()
+
+
+class JobPage(_Response):
+    """A page of the job list, newest first."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None = None
+
+
+class ModelPage(_Response):
+    """The response of `GET /models`."""
+
+    models: tuple[Model, ...]
+
+
+class QueuedEvent(_Response):
+    """The job is queued. Sent again when its position or its estimated time changes."""
+
+    id: str
+    status: JobStatus = JobStatus.QUEUED
+    queue_position: int | None = None
+    eta_s: float | None = None
+
+
+class ProgressEvent(_Response):
+    """The job is running."""
+
+    id: str
+    status: JobStatus = JobStatus.RUNNING
+    progress: JobProgress
+
+
+class PreviewEvent(_Response):
+    """A small preview of the unfinished image."""
+
+    id: str
+    step: int
+    image: str
+
+    @property
+    def jpeg(self) -> bytes:
+        """The preview as a JPEG."""
+        return b64decode(self.image.partition(",")[2])

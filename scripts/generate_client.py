@@ -1,0 +1,131 @@
+"""Generates the parts of `img2img.client` that follow from other files: `make client`.
+
+- `fields.py` from the request models of the API server, so that the client has every field with its description;
+- `sync_client.py` from `async_client.py`, as httpcore does it.
+"""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from img2img.app.schemas.requests import ControlMapRequest, Img2ImgRequest
+
+Json = dict[str, Any]
+
+CLIENT = Path(__file__).parents[1] / "img2img" / "client"
+WIDTH = 120
+FIELDS_HEADER = '''"""Fields of requests, as keyword arguments. Generated from the request models by `make client`."""
+
+from collections.abc import Sequence
+from typing import Literal, Required, TypedDict
+
+from .images import ImageInput
+'''
+NAMES = {
+    "ControlRequest": "ControlFields",
+    "ImagePromptRequest": "ImagePromptFields",
+    "Lora": "LoraFields",
+    "Padding": "PaddingFields",
+    "Webhook": "WebhookFields",
+}
+IMAGE_FIELDS = ("image", "mask")
+# Of `Client.control_map`, positional arguments.
+POSITIONAL = ("image", "type")
+TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
+SYNC = (
+    (
+        r'"""The client for asyncio. .*"""',
+        '"""The client that blocks. Generated from `async_client.py` by `make client`."""',
+    ),
+    (r"Client of one service, for asyncio\.", "Client of one service. Threads may share it."),
+    (r"\bAsync(Client|Iterator)\b", r"\1"),
+    (r"\b(async|await) ", ""),
+    (r"\basyncio\b", "time"),
+    (r"__a(enter|exit)__", r"__\1__"),
+    (r"\ba(close|read|iter_sse)\(", r"\1("),
+    (r"for job in (.*):\n +yield job", r"yield from \1"),
+)
+
+
+def sync_source() -> str:
+    """Return the source of `sync_client.py`."""
+    source = (CLIENT / "async_client.py").read_text("utf-8")
+    for pattern, replacement in SYNC:
+        source = re.sub(pattern, replacement, source)
+    return source
+
+
+def fields_source() -> str:
+    """Return the source of `fields.py`."""
+    submit, control_map = _schema(Img2ImgRequest), _schema(ControlMapRequest)
+    definitions: Json = submit["$defs"] | control_map["$defs"]
+    control_map["properties"] = {
+        name: field for name, field in control_map["properties"].items() if name not in POSITIONAL
+    }
+    parts = [FIELDS_HEADER]
+    for name, definition in sorted(definitions.items()):
+        if "enum" in definition:
+            parts.append(f"{name} = {_literal(definition['enum'], name)}\n")
+    for name, typed_dict in NAMES.items():
+        parts.append("\n" + _typed_dict(typed_dict, definitions[name]))
+    parts.append("\n" + _typed_dict("SubmitFields", submit, "Fields of `POST /img2img`."))
+    parts.append("\n" + _typed_dict("ControlMapFields", control_map, "Fields of `POST /control-maps`."))
+    return "\n".join(parts)
+
+
+def _schema(model: type[BaseModel]) -> Json:
+    return model.model_json_schema(ref_template="{model}")
+
+
+def _typed_dict(name: str, schema: Json, description: str | None = None) -> str:
+    lines = [f"class {name}(TypedDict, total=False):", *_docstring(description or schema["description"]), ""]
+    required = schema.get("required", ())
+    for field, field_schema in schema["properties"].items():
+        kind = "ImageInput" if field in IMAGE_FIELDS else _type(field_schema)
+        lines.append(f"    {field}: {f'Required[{kind}]' if field in required else kind}")
+        # Not the encodings that JSON carries: the client takes any `ImageInput`.
+        if "description" in field_schema and "base64" not in field_schema["description"]:
+            lines += _docstring(field_schema["description"])
+    return "\n".join(lines) + "\n"
+
+
+def _docstring(text: str) -> list[str]:
+    text = text.split("\n\n")[0].replace("\n", " ")
+    lines = textwrap.wrap(f'"""{text}"""', WIDTH - 4)
+    return textwrap.indent("\n".join(lines), "    ").split("\n")
+
+
+def _type(schema: Json) -> str:
+    if "$ref" in schema:
+        return NAMES.get(schema["$ref"], schema["$ref"])
+    if "anyOf" in schema:
+        return " | ".join(_type(one) for one in schema["anyOf"] if one != {"type": "null"})
+    if "enum" in schema:
+        return _literal(schema["enum"], "")
+    if schema["type"] == "array":
+        return f"Sequence[{_type(schema['items'])}]"
+    return TYPES[schema["type"]]
+
+
+def _literal(values: list[Any], name: str) -> str:
+    line = f"Literal[{', '.join(map(_quoted, values))}]"
+    if len(name) + len(" = ") + len(line) <= WIDTH:
+        return line
+    rows = "\n".join(f'    "{value}",' for value in values)
+    return f"Literal[\n{rows}\n]"
+
+
+def _quoted(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def main() -> None:
+    (CLIENT / "fields.py").write_text(fields_source(), "utf-8")
+    (CLIENT / "sync_client.py").write_text(sync_source(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

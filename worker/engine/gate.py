@@ -1,0 +1,116 @@
+"""Gates: replacements for module functions that suspend the calling task until the engine has run a batch."""
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from cachetools import LRUCache
+from greenlet import getcurrent, greenlet
+from torch.utils import _pytree as pytree
+
+from .batching import GateCall, make_call, tensor_bytes
+from .task import EngineTask
+
+
+class TaskGreenlet(greenlet):
+    """The greenlet of an admitted task. Create it in the greenlet of the engine's loop."""
+
+    def __init__(self, task: EngineTask) -> None:
+        super().__init__()
+        self.task = task
+        self._loop = getcurrent()
+
+    def run(self) -> Any:
+        return self.task.function(self.task)
+
+    def park(self, gate: "Gate", call: GateCall) -> Any:
+        """Suspend the task and return the output of `call` once the engine has run it."""
+        return self._loop.switch(Parked(self, gate, call))
+
+
+@dataclass(eq=False, slots=True)
+class Parked:
+    """A suspended task and the call that it waits for."""
+
+    greenlet: TaskGreenlet
+    gate: "Gate"
+    call: GateCall
+    since: float = field(default_factory=time.perf_counter)
+    iteration: int = 0  # the engine's iteration in which the task was suspended
+
+    @property
+    def task(self) -> EngineTask:
+        return self.greenlet.task
+
+    @property
+    def signature(self) -> Hashable:
+        return self.call.signature
+
+    @property
+    def rows(self) -> int:
+        return self.call.rows
+
+
+class Gate:
+    """Replaces a function of a shared module: suspends the calling task until the engine has run its call.
+
+    Args:
+        name: stage under which the time of the calls is counted.
+        run: the original function.
+        remember_bytes: size of a cache of outputs, for functions whose output depends on their arguments alone, such
+            as text encoders. Calls of such a gate are never merged: the last bits of a merged output depend on the
+            number of rows, and a cached output must be the output of the call alone.
+        ignore: keyword arguments to drop, such as a generator that `run` does not use.
+        shared: keyword arguments without a row dimension, such as position ids. They must never be written to.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[..., Any],
+        *,
+        remember_bytes: int = 0,
+        ignore: Sequence[str] = (),
+        shared: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.run = run
+        self._ignore = frozenset(ignore)
+        self._shared = frozenset(shared)
+        self._memory: LRUCache[Hashable, Any] | None = (
+            LRUCache(remember_bytes, getsizeof=_output_bytes) if remember_bytes else None
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs = {name: value for name, value in kwargs.items() if name not in self._ignore}
+        current = getcurrent()
+        if not isinstance(current, TaskGreenlet):
+            return self.run(*args, **kwargs)
+        call = make_call(id(self), args, kwargs, self._shared)
+        if self._memory is None:
+            return current.park(self, call)
+        key = (call.signature, *(_digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))
+        output = self._memory.get(key)
+        if output is None:
+            # Group this call with equal calls only.
+            call.signature = key
+            output = pytree.tree_map_only(torch.Tensor, torch.clone, current.park(self, call))
+            if _output_bytes(output) <= self._memory.maxsize:
+                self._memory[key] = output
+        return output
+
+    @property
+    def has_memory(self) -> bool:
+        return self._memory is not None
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    """Return a hash of a tensor's content. The content itself would make large keys."""
+    return blake2b(tensor_bytes(tensor)).digest()
+
+
+def _output_bytes(output: Any) -> int:
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor))
