@@ -1,6 +1,7 @@
 """Reading and validation of models.toml. No model is loaded."""
 
 import pickle
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from img2img.settings import SharedSettings
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.loading.model_config import (
     ComponentSource,
+    ModelConfig,
     config_for,
     configs_to_serve,
     read_models_file,
@@ -124,12 +126,31 @@ def test_default_model_is_first_of_file(file: Path) -> None:
 def test_example_and_documentation_are_valid(tmp_path: Path) -> None:
     example = read_models_file(ROOT / "examples" / "models.toml")
     assert {"photo", "large"} <= set(example)
-    documented = (ROOT / "docs" / "models.md").read_text().split("```toml\n")[1].split("```")[0]
+    documented = documented_toml()[0]
     assert tomllib.loads(documented)
     (tmp_path / "models.toml").write_text(documented)
     assert (
         read_models_file(tmp_path / "models.toml")["photo"].loras["ink"].source == f"{tmp_path}/loras/ink.safetensors"
     )
+
+
+def documented_toml() -> list[str]:
+    """Return the TOML blocks of docs/models.md."""
+    return re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
+
+
+def test_every_documented_block_is_valid() -> None:
+    for text in documented_toml():
+        block = tomllib.loads(text)
+        # A block has tables of models, or only keys of one model.
+        for config in block.get("models", {"photo": block}).values():
+            assert ModelConfig.model_validate({"source": "x"} | config)
+
+
+def test_documentation_names_every_key() -> None:
+    rows = [line.split("|")[1] for line in (ROOT / "docs" / "models.md").read_text().splitlines() if "| " in line]
+    documented = {key for row in rows for key in re.findall("`([a-z_]+)`", row)}
+    assert documented == set(ModelConfig.model_fields) - {"name"}
 
 
 class CodeInPickle:
