@@ -64,7 +64,7 @@ WINDOW: dict[Time, RGB] = {"day": (0.66, 0.84, 0.94), "sunset": (1.0, 0.86, 0.50
 
 @dataclass(frozen=True)
 class Light:
-    """Turns the colour of a thing into the colour it has at this hour."""
+    """Changes the colour of an object to its colour at a time of day."""
 
     time: Time
 

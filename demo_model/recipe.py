@@ -1,4 +1,4 @@
-"""How big and how long: every number of the training that a person may want to turn, for a CPU and for a GPU."""
+"""Sizes and training settings, for a CPU and for a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VOCABULARY = 800
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the two trainings. Its learning rate falls along a cosine over `minutes` of time spent."""
+    """One training stage. The learning rate follows a cosine over `minutes` of training time."""
 
     minutes: float
     batch: int
@@ -37,8 +37,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    pictures: int
-    crude_pictures: int
+    images: int
+    crude_images: int
     autoencoder: Stage
     diffusion: Stage
     polish: Stage
@@ -52,15 +52,15 @@ class Recipe:
 
 
 CPU = Recipe(
-    pictures=12_000,
-    crude_pictures=1_500,
+    images=12_000,
+    crude_images=1_500,
     autoencoder=Stage(minutes=7.8, batch=16, learning_rate=1.5e-3, ema_decay=0.995),
     diffusion=Stage(minutes=90, batch=32, learning_rate=1.2e-3, ema_decay=0.997),
     polish=Stage(minutes=6, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
 )
 CUDA = Recipe(
-    pictures=100_000,
-    crude_pictures=5_000,
+    images=100_000,
+    crude_images=5_000,
     autoencoder=Stage(minutes=8, batch=64, learning_rate=1.5e-3, ema_decay=0.999),
     diffusion=Stage(minutes=20, batch=256, learning_rate=1.0e-3, ema_decay=0.9995),
     polish=Stage(minutes=4, batch=64, learning_rate=1.0e-3, ema_decay=0.999),
