@@ -1,4 +1,4 @@
-"""From a job's spec and inputs to work for the engine: the stock pipeline and its arguments, one picture each."""
+"""Engine tasks for job specs: the stock pipeline of the task and its arguments, for one result image each."""
 
 import inspect
 from collections.abc import Container, Mapping
@@ -63,7 +63,8 @@ def denoise(
 
     def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         ticket.latents = kwargs.get("latents")
-        ticket.step = min(-(-(i + 1) // order), spec.steps_run)  # a second-order sampler calls twice a step
+        # A second-order scheduler calls back twice per step.
+        ticket.step = min(-(-(i + 1) // order), spec.steps_run)
         return {}
 
     if inputs.noise is not None:
@@ -78,7 +79,8 @@ def denoise(
         **_arguments(model, pipeline, spec, inputs, takes),
         **seen,
     ).images
-    ticket.step = spec.steps_run  # also where a schedule that was begun midway had a step less
+    # A schedule with `denoising_start` can have one step less.
+    ticket.step = spec.steps_run
     return images
 
 
@@ -120,15 +122,15 @@ def _conditions(model: Model, spec: JobSpec, inputs: Inputs, takes: Container[st
 
 
 def _start_from(noise: torch.Tensor, pipeline: DiffusionPipeline) -> None:
-    """Has the pipeline's scheduler, which is this picture's own, take this noise instead of what the pipeline drew."""
+    """Make the scheduler of a job's pipeline object add `noise` instead of the noise that the pipeline samples."""
     add_noise = pipeline.scheduler.add_noise
 
-    def add_this(latents: torch.Tensor, drawn: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        assert drawn.shape == noise.shape
-        noised: torch.Tensor = add_noise(latents, noise.to(drawn), timesteps)
+    def add_given_noise(latents: torch.Tensor, sampled: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        assert sampled.shape == noise.shape
+        noised: torch.Tensor = add_noise(latents, noise.to(sampled), timesteps)
         return noised
 
-    pipeline.scheduler.add_noise = add_this
+    pipeline.scheduler.add_noise = add_given_noise
 
 
 def _strength_that_steps(spec: JobSpec) -> float:
