@@ -18,7 +18,7 @@ from .painting import paint
 from .scenes import HOUSE_COLOURS, SEASONS, STYLES, TIMES
 
 MAP_SIZE = 32
-"""Side of the segmentation maps that the judge draws: one cell per 4 x 4 pixels."""
+"""Side of the segmentation maps of the judge: one cell per 4 x 4 pixels."""
 HEADS: dict[str, tuple[str, ...]] = {
     "style": STYLES,
     "time": TIMES,

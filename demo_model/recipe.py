@@ -10,16 +10,15 @@ LATENT_CHANNELS = 4
 LATENT_SIZE = 32
 TRAIN_TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.03
-"""As gentle as Stable Diffusion's 0.00085 to 0.012 at first and noisier at last: latents as fine as these show their
-mean brightness through that noise to the very end, so that the denoiser never has to listen when the words say "at
-night"."""
+"""Starts like the schedule of Stable Diffusion (0.00085 to 0.012) and ends with more noise. Otherwise the mean
+brightness of these large latents is visible at every timestep, and the denoiser ignores words such as "at night"."""
 OFFSET_NOISE = 0.15
 OFFSET_GRIDS = (1, 2, 4)
-"""Training noise also shifts whole regions, by this deviation on each of these grids of cells per side. White noise
-averages out over a region, and shows its colour: then the picture, not the prompt, says what hour and season it is."""
+"""Offset noise: shifts of whole regions with this deviation, on grids with these numbers of cells per side. White noise
+averages out over a region and leaves its colour visible, so the denoiser would not need the prompt."""
 FOREIGN_WORDS = (100, 250)
-"""Below the first of these timesteps captions are exchanged among the pictures, above the second never. A picture with
-little noise says itself what it shows; where words change nothing, guidance cannot push it away from its colours."""
+"""Captions are exchanged between images below the first of these timesteps, and never above the second. At low noise the
+latents show the content; if the text has no effect there, guidance cannot change the colours."""
 TEXT_WIDTH = 128
 TEXT_LENGTH = 77
 VOCABULARY = 800
@@ -42,9 +41,9 @@ class Recipe:
     autoencoder: Stage
     diffusion: Stage
     polish: Stage
-    """Of the decoder alone, when all else is trained."""
+    """Training of the decoder alone, at the end."""
     crop_share: float = 0.75
-    """Share of the autoencoder's time on crops of 64 pixels; the rest, on whole pictures, settles its GroupNorms."""
+    """Share of the autoencoder's training time on crops of 64 pixels; whole images then adapt its GroupNorms."""
     caption_dropout: float = 0.1
     checkpoint_every_min: float = 1.0
     autoencoder_widths: tuple[int, ...] = field(default=(32, 64, 96))

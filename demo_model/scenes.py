@@ -22,7 +22,7 @@ SEASONS: tuple[Season, ...] = get_args(Season)
 HOUSE_COLOURS: tuple[HouseColour, ...] = get_args(HouseColour)
 
 HELD_OUT_SEED = 10_000_000
-"""Seeds from here on are for evaluation; training never renders them."""
+"""First seed for evaluation; training uses smaller seeds."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from .base import Base, save_half
 from .recipe import CompanionRecipe
 
 FARTHEST = 10
-"""Distance at infinity; a thing of nearness n is 1 / (n + 1 / FARTHEST) away."""
+"""Maximum distance. An object of nearness n is at distance 1 / (n + 1 / FARTHEST)."""
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 

@@ -24,7 +24,7 @@ from .upscaler import low_res_schedule
 
 GUIDANCE = 4.0
 INPAINT_GUIDANCE = 2.0
-"""What is painted into a picture has that picture to follow, too."""
+"""Lower than elsewhere, because inpainting is also guided by the rest of the image."""
 NETS = {
     ControlType.CANNY: "lines",
     ControlType.SCRIBBLE: "lines",

@@ -20,9 +20,9 @@ from .base import Base, captions_of, save_half, timesteps_for
 from .recipe import CompanionRecipe
 
 CAPTION_DROPOUT = 0.3
-"""Of a picture without words the map alone tells what it shows."""
+"""Share of empty captions, so that the map alone determines the content."""
 LEAN = 0.6
-"""More noise than usual: at little noise the picture itself shows its layout."""
+"""Prefers noisy timesteps: at low noise the latents already show the layout."""
 MapMaker = Callable[[int, random.Random], maps.Bytes]
 
 

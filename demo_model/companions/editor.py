@@ -15,7 +15,7 @@ from .instructions import before_and_after, sample_instruction
 from .recipe import CompanionRecipe
 
 DROP_BOTH, DROP_WORDS, DROP_IMAGE = 0.05, 0.05, 0.05
-"""The two guidances need to know what comes without words, without picture and without both (Brooks et al., 2023)."""
+"""Share of samples without text, without image and without both, for the two guidance scales (Brooks et al., 2023)."""
 LEAN = 0.7
 
 

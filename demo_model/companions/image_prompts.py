@@ -26,7 +26,7 @@ from .base import Base, encoded, save_half, timesteps_for
 from .recipe import CompanionRecipe
 
 TOKENS = 4
-"""Of the picture, beside the 77 of the words."""
+"""Image tokens, in addition to the 77 text tokens."""
 EMBEDDING = 128
 IMAGE_DROPOUT = 0.1
 LEAN = 0.6

@@ -21,7 +21,7 @@ from .recipe import CompanionRecipe
 CAPTION_DROPOUT = 0.15
 LEAN = 0.8
 WEIGHT_INSIDE = 3.0
-"""What is painted anew counts this much more than what only has to stay."""
+"""Loss weight of masked pixels, relative to the pixels that are kept."""
 
 
 def train_inpainter(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:

@@ -27,9 +27,9 @@ _ADE20K = {
     "water": 21, "road": 6, "tree": 4, "house": 25,
 }  # fmt: skip
 ADE20K_LABELS = [_ADE20K[name] for name in CLASSES]
-"""ADE20K's class for each of the scenes'; it knows no clouds and no sun, which get those of other things."""
+"""The ADE20K class of each scene class. ADE20K has no clouds and no sun; they use other classes."""
 CLASS_COLOURS: Bytes = PALETTE[ADE20K_LABELS]
-"""(classes, 3)."""
+"""RGB colours, (classes, 3)."""
 
 
 def lines(image: Bytes, kind: ControlType) -> Bytes:

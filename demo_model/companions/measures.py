@@ -16,7 +16,7 @@ from .masks import Mask
 
 Floats = npt.NDArray[np.floating]
 EDGE_TOLERANCE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
-"""An edge one pixel beside where it should be is right."""
+"""An edge counts as found within one pixel."""
 PAIRS = 2_000
 
 

@@ -13,13 +13,13 @@ from ..recipe import Stage
 @dataclass(frozen=True)
 class CompanionRecipe:
     images: int
-    """Pictures of the demo model's own training set that ControlNets, inpainting and image prompts learn from."""
+    """Images of the demo model's training set, for ControlNets, inpainting and image prompts."""
     pairs: int
-    """Pictures before and after an instruction."""
+    """Pairs of images before and after an instruction."""
     large_images: int
-    """Of 512 x 512 pixels, for the upscaler."""
+    """Images of 512 x 512 pixels, for the upscaler."""
     blueprints: int
-    """Pictures of a style that is new, for a LoRA."""
+    """Images of a new style, for a LoRA."""
     stages: Mapping[str, Stage]
     checkpoint_every_min: float = 1.0
 

@@ -25,7 +25,7 @@ WIDTHS = (32, 64, 96)
 NOISE_LEVELS = 1000
 MAX_NOISE_LEVEL = 350
 PATCH = 32
-"""Side of the small picture's patches, and of their latents."""
+"""Side of the low-resolution patches, and of their latents."""
 CAPTION_DROPOUT = 0.3
 
 
