@@ -17,8 +17,8 @@ OFFSET_GRIDS = (1, 2, 4)
 """Offset noise: shifts of whole regions with this deviation, on grids with these numbers of cells per side. White noise
 averages out over a region and leaves its colour visible, so the denoiser would not need the prompt."""
 FOREIGN_WORDS = (100, 250)
-"""Captions are exchanged between images below the first of these timesteps, and never above the second. At low noise the
-latents show the content; if the text has no effect there, guidance cannot change the colours."""
+"""Captions are exchanged between images below the first of these timesteps, and never above the second. At low noise
+the latents show the content; if the text has no effect there, guidance cannot change the colours."""
 TEXT_WIDTH = 128
 TEXT_LENGTH = 77
 VOCABULARY = 800
