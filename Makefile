@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-clients lint types fences unit format openapi benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
+.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ fences: $(VENV)/dev
 
 unit: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+test-unit: $(VENV)/dev ## the fast tests: no Redis, no torch, no processes
+	$(BIN)/python -m pytest tests/unit
 
 test-clients: $(VENV)/dev .clients/ready ## let clients that four generators make use the service (needs Java 11 and Node 20.19)
 	$(BIN)/python -m pytest tests/clients
@@ -89,7 +92,7 @@ model: $(VENV)/dev ## train the demo model and its companions from nothing (hour
 	$(BIN)/python -m img2img.demo_model.train
 	$(BIN)/python -m img2img.demo_model.companions.train
 
-gallery: $(VENV)/dev ## make the pictures of the README's tasks again, by the whole service
+gallery: $(VENV)/dev ## generate the images of the README's tasks again, with the whole service
 	$(BIN)/python -m img2img.demo_model.gallery
 
 clean: ## remove the virtual environment and what the demo left behind

@@ -97,7 +97,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         api_keys=ApiKeys(redis),
         rate_limiter=RateLimiter(settings.rate_limit, redis),
         models=models,
-        store=ObjectStore(settings.resolved_store_url, patience_s=STORE_PATIENCE_S),
+        store=ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_PATIENCE_S),
         decoders=DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes)),
         eta=EtaEstimator(queue.job_store.fair_queue, models),
         previews=Previews(redis),

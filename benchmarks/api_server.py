@@ -10,17 +10,17 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 from redis import Redis
-from rq.job import Job
 
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.spec import JobSpec, Resize, Scheduler
-from img2img.redis.job_queue import JobQueue, rq_queue
-from img2img.redis.job_store import ALL_JOBS, LISTED_AS, RECORD
+from img2img.domain.parameters import Scheduler
+from img2img.domain.spec import Img2ImgSpec
+from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.rq_adapter import rq_queue
 
 CARD = ModelCard(
     name="demo",
@@ -33,20 +33,17 @@ CARD = ModelCard(
     schedulers=tuple(Scheduler),
     default_scheduler=Scheduler.DPMPP_2M,
 )
-SPEC = JobSpec(
+SPEC = Img2ImgSpec(
     model=CARD.name,
     image="0" * 64,
     prompt="a house",
-    negative_prompt="",
     strength=0.6,
     guidance_scale=5,
     num_inference_steps=20,
     scheduler=Scheduler.DPMPP_2M,
     seed=1,
-    num_images=1,
     width=512,
     height=512,
-    resize=Resize.CROP,
 )
 
 
@@ -91,29 +88,10 @@ class ApiServer:
         for job_id in running:
             queue.job_store.start(job_id, execution=uuid4().hex, worker="benchmark")
             rq_queue(SPEC.model, self._redis).remove(job_id)
-        waiting = [queue.submit(SPEC).id]
-        waiting += self._copies(waiting[0], queued - 1, queue)
+        waiting = [queue.submit(SPEC).id for _ in range(queued)]
         if queue.depth(SPEC.model) != queued:
             raise SystemExit(f"{queue.depth(SPEC.model)} jobs are queued, not {queued}")
         return running + waiting[:: queued // 10][:10]
-
-    def _copies(self, job_id: str, count: int, queue: JobQueue) -> list[str]:
-        """Queue `count` copies of a queued job, with the same keys, in large batches."""
-        of_rq, fields = self._redis.hgetall(Job.key_for(job_id)), self._redis.hgetall(RECORD.format(id=job_id))
-        record = queue.job_store.find(job_id)
-        ids = [uuid4().hex for _ in range(count)]
-        for start in range(0, count, 1000):
-            some = ids[start : start + 1000]
-            with self._redis.pipeline(transaction=False) as pipe:
-                for new_id in some:
-                    pipe.hset(Job.key_for(new_id), mapping=of_rq)
-                    pipe.hset(RECORD.format(id=new_id), mapping=fields)
-                    queue.job_store.fair_queue.enqueue(pipe, record.model_copy(update={"id": new_id}))
-                for index in (ALL_JOBS, LISTED_AS.format(status="queued")):
-                    pipe.zadd(index, dict.fromkeys(some, time.time()))
-                pipe.rpush(rq_queue(SPEC.model, self._redis).key, *some)
-                pipe.execute()
-        return ids
 
 
 @contextmanager

@@ -23,12 +23,12 @@ from benchmarks.api_server import CARD
 from benchmarks.queue_memory import Filler
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
-from img2img.blobs import MemoryStore
 from img2img.domain.spec import JobSpec, input_key
 from img2img.errors import JobError
 from img2img.redis.job_queue import JobQueue
 from img2img.settings import embedded_redis_socket
 from img2img.worker.queue.batch_worker import BatchWorker
+from tests.support.memory_store import MemoryStore
 
 PNG = b"an image"
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.sides import Stock
 from benchmarks.workload import Job, can_share_a_call
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import Img2ImgSpec
 
 # Long enough for requests that arrive together, short compared to the seconds of a batch.
 BATCH_TIMEOUT_S = 0.05
@@ -29,7 +29,7 @@ class Img2ImgAPI(ls.LitAPI):
         self.stock = Stock(self.folder)
 
     def decode_request(self, request: dict[str, Any]) -> Job:
-        return Job(JobSpec.model_validate(request["spec"]), base64.b64decode(request["image"]))
+        return Job(Img2ImgSpec.model_validate(request["spec"]), base64.b64decode(request["image"]))
 
     def batch(self, inputs: list[Job]) -> list[tuple[list[int], list[Job]]]:
         """Group the requests that can share a pipeline call; the groups run one after another."""

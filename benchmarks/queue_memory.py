@@ -20,17 +20,16 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from redis import Redis
-from rq.job import Job
 
 from benchmarks.api_server import SPEC
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
 from img2img.domain.job import JobOptions, Priority
-from img2img.domain.spec import JobSpec, input_key
-from img2img.redis.fair_queue_scripts import LINE_FUNCTIONS
-from img2img.redis.input_images import INPUT_USES, INPUTS
-from img2img.redis.job_queue import JobQueue, rq_queue
-from img2img.redis.job_store import ALL_JOBS, RECORD, job_index
+from img2img.domain.spec import Img2ImgSpec, input_key
+from img2img.redis import scripts
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.keys import JOBS
+from img2img.redis.rq_adapter import rq_job_key, rq_queue
 from img2img.settings import embedded_redis_socket
 from img2img.worker.queue.reaper import Reaper
 
@@ -39,40 +38,10 @@ PRIORITIES = (Priority.HIGH, Priority.NORMAL, Priority.NORMAL, Priority.NORMAL, 
 ONE_BY_ONE = 1_000
 AT_A_TIME = 500
 SAMPLES = 200
+COPY_JOBS = Path(__file__).with_name("copy_jobs.lua")
 PROMPT = "a watercolor painting of a red house by a lake at sunset, soft light, reflections on the water, distant hills"
 
 Row = dict[str, float]
-
-# Queues copies of a queued job: the same keys, with other ids, images, owners and priorities.
-# KEYS: RQ job, job record, job index, input reference counts, inputs, RQ list, fair queue.
-# ARGV: number of copies, salt of ids, time, id and image of the job, number of owners, cost, priorities.
-COPIES = (
-    LINE_FUNCTIONS
-    + """
-local spec = redis.call('HGET', KEYS[2], 'spec')
-for i = 1, tonumber(ARGV[1]) do
-  local digest = redis.sha1hex(ARGV[2] .. i)
-  local id, image = string.sub(digest, 1, 32), string.sub(digest .. redis.sha1hex(digest), 1, 64)
-  local owner = string.format('%012x', math.random(0, ARGV[6] - 1))
-  local priority = ARGV[math.random(8, #ARGV)]
-  local rq, record = string.gsub(KEYS[1], ARGV[4], id), string.gsub(KEYS[2], ARGV[4], id)
-  local input, now = 'inputs/' .. image .. '.png', ARGV[3] + i / 1e4
-  redis.call('COPY', KEYS[1], rq)
-  redis.call('COPY', KEYS[2], record)
-  redis.call('HSET', record, 'spec', (string.gsub(spec, ARGV[5], image)), 'inputs', input, 'owner', owner,
-    'priority', priority, 'created_at', now)
-  for _, index in ipairs({KEYS[3], KEYS[3] .. ':of:' .. owner}) do
-    redis.call('ZADD', index, now, id)
-    redis.call('ZADD', index .. ':queued', now, id)
-  end
-  redis.call('HINCRBY', KEYS[4], input, 1)
-  redis.call('ZADD', KEYS[5], now + 86400, input)
-  redis.call('ZADD', KEYS[5] .. ':of:' .. input, now, owner)
-  redis.call('RPUSH', KEYS[6], id)
-  join(KEYS[7], id, priority, owner, tonumber(ARGV[7]))
-end
-"""
-)
 
 
 def main() -> None:
@@ -107,10 +76,10 @@ class Filler:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._queue = JobQueue(redis)
-        self._copies = redis.register_script(COPIES)
+        self._copies = redis.register_script(scripts.compile_source(COPY_JOBS.read_text()))
         self._random = Random(1)
 
-    def spec(self) -> JobSpec:
+    def spec(self) -> Img2ImgSpec:
         image = sha256(self._random.randbytes(8)).hexdigest()
         return SPEC.model_copy(update={"image": image, "prompt": PROMPT, "seed": self._random.getrandbits(31)})
 
@@ -129,23 +98,22 @@ class Filler:
         for _ in range(min(queued, ONE_BY_ONE) - depth):
             self.submit()
         template = self._queue.job_store.find(self.submit())
-        keys = [Job.key_for(template.id), RECORD.format(id=template.id), job_index(None), INPUT_USES, INPUTS]
-        keys += [rq_queue(SPEC.model, self._redis).key, f"i2i:line:{SPEC.model}"]
+        keys = [rq_job_key(template.id), rq_queue(SPEC.model, self._redis).key]
         while (missing := queued - self._queue.depth(SPEC.model)) > 0:
             salt = self._random.randbytes(8).hex()
             args = [min(missing, AT_A_TIME), salt, time.time(), template.id, template.spec.image or "", OWNERS]
-            self._copies(keys=keys, args=[*args, template.spec.cost, *PRIORITIES])
+            self._copies(keys=keys, args=[*args, SPEC.model, template.spec.cost, *PRIORITIES])
 
 
 def _measure(redis: Redis, queued: int) -> Row:
     """Fill the queue up to `queued` jobs and measure operations on it."""
     _log(f"filling up to {queued:,} queued jobs")
     filler, queue = Filler(redis), JobQueue(redis)
-    if queued > redis.zcard(ALL_JOBS):
+    if queued > redis.zcard(JOBS):
         filler.fill(queued)
     row: Row = {"queued": queue.depth(SPEC.model), "bytes": redis.info("memory")["used_memory"]}
     _log("measuring operations")
-    ids = list(map(str, map(bytes.decode, redis.zrange(ALL_JOBS, 0, -1))))
+    ids = list(map(str, map(bytes.decode, redis.zrange(JOBS, 0, -1))))
     some = Random(2).sample(ids, min(SAMPLES, len(ids)))
     records = [queue.job_store.find(job_id) for job_id in some]
     row |= _spread("submit", [_ms(filler.submit) for _ in range(SAMPLES)])

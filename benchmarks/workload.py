@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import JobSpec, Resize, Scheduler
+from img2img.domain.parameters import Scheduler
+from img2img.domain.spec import Img2ImgSpec
 from img2img.worker.images.png import encode_png
 
 SCHEDULERS = (
@@ -37,7 +38,7 @@ MIXES = {
 class Job:
     """A request: parameters and a PNG."""
 
-    spec: JobSpec
+    spec: Img2ImgSpec
     png: bytes
 
 
@@ -51,16 +52,13 @@ def jobs(mix: str, card: ModelCard, count: int, round_number: int) -> list[Job]:
     for i in range(count):
         parameters = _mixed(rng) if mix == "mixed" else _UNIFORM
         prompt = f"{rng.choice(STYLES)} {rng.choice(SUBJECTS)}, image {round_number} {i}"
-        spec = JobSpec(
+        spec = Img2ImgSpec(
             model=card.name,
             image="0" * 64,
             prompt=prompt,
-            negative_prompt="",
             seed=1000 * round_number + i,
-            num_images=1,
             width=card.native_size,
             height=card.native_size,
-            resize=Resize.CROP,
             **parameters,
         )
         made.append(Job(spec, encode_png(_image(i, card.native_size), {})))

@@ -1,4 +1,4 @@
-# The HTTP side: `img2img api`, `img2img webhooks`, `img2img keys`. No torch, no models.
+# API server and webhook dispatcher: `img2img api`, `img2img webhooks`, `img2img keys`. No torch, no models.
 FROM python:3.11-slim-bookworm AS dependencies
 WORKDIR /build
 RUN python -m venv /opt/img2img
@@ -14,7 +14,7 @@ COPY app app
 RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .
 
 FROM python:3.11-slim-bookworm
-# Folders that volumes are mounted on: a new volume takes over whose they are.
+# Mount points of volumes: a new volume gets their owner.
 RUN useradd --system --uid 10001 --user-group --no-create-home img2img \
     && install --directory --owner img2img --group img2img /data \
     && install --directory --owner img2img --group img2img --mode 700 \
@@ -29,7 +29,7 @@ USER 10001:10001
 EXPOSE 8000
 CMD ["img2img", "api"]
 
-# Last: they change with every commit.
+# Last, because they change with every commit.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="img2img api" \

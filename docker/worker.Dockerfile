@@ -1,13 +1,13 @@
-# The GPU side: a worker with the demo model. Models from the hub go to /models.
+# Worker with the demo model. Models from the hub go to /models.
 FROM python:3.11-slim-bookworm AS dependencies
 WORKDIR /build
 RUN python -m venv /opt/img2img
 COPY constraints.txt ./
-# Where torch comes from: built for CPUs, or for NVIDIA GPUs with TORCH_INDEX=https://pypi.org/simple
+# Index of torch: builds for CPUs, or for NVIDIA GPUs with TORCH_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --index-url "$TORCH_INDEX" torch
 COPY requirements/worker.txt requirements.txt
-# All but torch and what comes with it, whose files are others for CPUs than the lock's.
+# Everything except torch and its dependencies, whose CPU builds have other hashes than the lock.
 RUN awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-.*|cuda-.*)==/} keep' requirements.txt > others.txt \
     && /opt/img2img/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement others.txt \
     && /opt/img2img/bin/pip check
@@ -21,7 +21,7 @@ COPY demo_model demo_model
 RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .
 
 FROM python:3.11-slim-bookworm
-# Folders that volumes are mounted on: a new volume takes over whose they are.
+# Mount points of volumes: a new volume gets their owner.
 RUN useradd --system --uid 10001 --user-group --no-create-home img2img \
     && install --directory --owner img2img --group img2img /data /models /gpus \
     && install --directory --owner img2img --group img2img --mode 700 /run/secrets
@@ -35,7 +35,7 @@ WORKDIR /tmp
 USER 10001:10001
 CMD ["start-worker"]
 
-# Last: they change with every commit.
+# Last, because they change with every commit.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="img2img worker" \

@@ -1,4 +1,4 @@
-"""Blobs by key, in a local directory or an S3-compatible bucket, through one library (obstore)."""
+"""The blob store: a local directory or an S3-compatible bucket, through obstore."""
 
 import time
 from collections.abc import Mapping
@@ -14,73 +14,83 @@ from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
 CONNECT_S = 2
-REQUEST_S = 30  # a whole request, with the bytes of a picture
-AGAIN_S = 0.5  # between two tries to write
+# Of a whole request, including the bytes of an image.
+REQUEST_S = 30
+RETRY_DELAY_S = 0.5
 
-# What a bucket says of a result to who fetches it there, by a signed URL.
+# Response headers of a bucket when a client fetches a result by a signed URL.
 _PNG = {"Content-Type": "image/png", "Cache-Control": "private, max-age=31536000, immutable"}
 
 
 class UnusableStore(Exception):
-    """This place cannot be the store; the message says why, in one line."""
+    """The URL cannot be used as the blob store. The message is one line."""
 
 
 class BlobStore(Protocol):
-    """What the service needs of a place for pictures."""
+    """Storage of images by key. The first writer of a key wins."""
 
     def put(self, key: str, data: bytes) -> bool:
-        """Writes `data` unless the key exists. Returns whether this call was the one that wrote."""
+        """Write a blob unless the key exists. Returns whether this call wrote it."""
         ...
 
     def get(self, key: str) -> bytes | None:
-        """The blob, or None where there is none."""
+        """Return a blob, or None if there is none."""
         ...
 
     def delete(self, *keys: str) -> None:
-        """Deletes those of the blobs that are there."""
+        """Delete blobs. Keys without a blob are ignored."""
         ...
 
     def sign(self, method: Literal["GET", "HEAD"], key: str, expires_s: float) -> str:
-        """A URL at which whoever has it can fetch the blob for so long. Raises StoreRefused where there are none."""
+        """Return a URL that gives access to a blob for expires_s seconds.
+
+        Raises:
+            UnusableStore: The store cannot sign URLs.
+        """
         ...
 
     def check(self) -> None:
-        """Raises if the store cannot be written to and read from."""
+        """Check that the store can be written to and read from."""
         ...
 
 
 class ObjectStore:
-    """A store on obstore. Writes appear whole or not at all, and the first writer of a key wins."""
+    """A blob store on obstore. Writes are atomic, and the first writer of a key wins.
 
-    def __init__(self, url: str, patience_s: float = 60.0) -> None:
-        """url: file:///path for a directory, or any URL that obstore takes, such as s3://bucket/prefix.
+    Args:
+        url: file:///path for a directory, or any URL that obstore supports, such as s3://bucket/prefix.
+        retry_timeout_s: How long a request is retried while a bucket does not respond.
 
-        patience_s: for how long a request is tried again while a bucket does not answer. Raises StoreRefused.
-        """
+    Raises:
+        UnusableStore: The URL is invalid.
+    """
+
+    def __init__(self, url: str, retry_timeout_s: float = 60.0) -> None:
         self._url = url
-        self._patience_s = 0.0
+        self._retry_timeout_s = 0.0
         parsed = urlparse(url)
         try:
             if parsed.scheme == "file":
                 self._store: Any = LocalStore(Path(unquote(parsed.path)), automatic_cleanup=True, mkdir=True)
             else:
-                self._store = _bucket(url, patience_s)
-                self._patience_s = patience_s
+                self._store = _bucket(url, retry_timeout_s)
+                self._retry_timeout_s = retry_timeout_s
         except (BaseError, OSError, ValueError) as error:
             raise UnusableStore(f"IMG2IMG_STORE_URL={url}: {_first_line(error)}") from None
 
     def put(self, key: str, data: bytes) -> bool:
-        give_up_at = time.monotonic() + self._patience_s
+        give_up_at = time.monotonic() + self._retry_timeout_s
         attributes = _PNG if key.endswith(".png") and not isinstance(self._store, LocalStore) else None
         while True:
             try:
                 obstore.put(self._store, key, data, mode="create", use_multipart=False, attributes=attributes)
             except AlreadyExistsError:
                 return False
-            except GenericError:  # obstore does not send it twice after a timeout; to create the same twice is safe
+            except GenericError:
+                # obstore does not retry after a timeout, because that could write twice. Creating twice is safe.
                 if time.monotonic() > give_up_at:
                     raise
-                time.sleep(AGAIN_S)
+                time.sleep(RETRY_DELAY_S)
             else:
                 return True
 
@@ -91,7 +101,8 @@ class ObjectStore:
             return None
 
     def delete(self, *keys: str) -> None:
-        if isinstance(self._store, S3Store):  # in one request
+        # Only S3 deletes several keys in one request.
+        if isinstance(self._store, S3Store):
             obstore.delete(self._store, list(keys))
             return
         for key in keys:
@@ -100,7 +111,7 @@ class ObjectStore:
 
     def sign(self, method: Literal["GET", "HEAD"], key: str, expires_s: float) -> str:
         if not isinstance(self._store, S3Store | GCSStore | AzureStore):
-            raise UnusableStore(f"{self._url} cannot, only a bucket can, such as s3://bucket/prefix")
+            raise UnusableStore(f"{self._url} cannot sign URLs; a bucket can, such as s3://bucket/prefix")
         return obstore.sign(self._store, method, key, timedelta(seconds=expires_s))
 
     def check(self) -> None:
@@ -108,36 +119,38 @@ class ObjectStore:
         obstore.get(self._store, "check").bytes()
 
     def check_first_writer_wins(self) -> None:
-        """Refuses a store that lets a second writer overwrite what the first one wrote. Raises StoreRefused.
+        """Check that a second writer cannot overwrite a blob. Some S3 servers ignore `If-None-Match`.
 
-        There are S3 servers that do not know `If-None-Match` and ignore it. One that does not answer now may do later:
-        then this raises GenericError.
+        Raises:
+            UnusableStore: The store lets a second writer overwrite a blob, or refuses requests.
+            GenericError: The store does not respond; it may do so later.
         """
         key = f"checks/{uuid4().hex}"
         try:
-            wrote = [self.put(key, data) for data in (b"first", b"second")]
+            written = [self.put(key, data) for data in (b"first", b"second")]
             self.delete(key)
         except GenericError:
             raise
         except (BaseError, OSError) as error:
             raise UnusableStore(f"the store {self._url} cannot be used: {_first_line(error)}") from None
-        if wrote != [True, False]:
+        if written != [True, False]:
             raise UnusableStore(
-                f"the store {self._url} ignores `If-None-Match: *`: a late worker could overwrite a finished picture. "
+                f"the store {self._url} ignores `If-None-Match: *`: a late worker could overwrite a finished image. "
                 "Use a store with conditional writes"
             )
 
 
-def _bucket(url: str, patience_s: float) -> Any:
-    """Reads credentials, region and endpoint from the environment: AWS_ACCESS_KEY_ID and so on."""
+def _bucket(url: str, retry_timeout_s: float) -> Any:
+    """Open a bucket. obstore reads credentials, region and endpoint from AWS_ACCESS_KEY_ID and so on."""
     client: Mapping[str, Any] = {
-        "allow_http": True,  # where the endpoint is set to one
+        # For endpoints in a private network.
+        "allow_http": True,
         "connect_timeout": timedelta(seconds=CONNECT_S),
         "timeout": timedelta(seconds=REQUEST_S),
     }
     retry: Mapping[str, Any] = {
         "max_retries": 100,
-        "retry_timeout": timedelta(seconds=patience_s),
+        "retry_timeout": timedelta(seconds=retry_timeout_s),
         "backoff": {
             "init_backoff": timedelta(seconds=0.1),
             "max_backoff": timedelta(seconds=2),
@@ -149,26 +162,3 @@ def _bucket(url: str, patience_s: float) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0]
-
-
-class MemoryStore:
-    """The in-memory twin of ObjectStore."""
-
-    def __init__(self) -> None:
-        self._blobs: dict[str, bytes] = {}
-
-    def put(self, key: str, data: bytes) -> bool:
-        return self._blobs.setdefault(key, data) is data
-
-    def get(self, key: str) -> bytes | None:
-        return self._blobs.get(key)
-
-    def delete(self, *keys: str) -> None:
-        for key in keys:
-            self._blobs.pop(key, None)
-
-    def sign(self, method: Literal["GET", "HEAD"], key: str, expires_s: float) -> str:
-        raise UnusableStore(f"memory has no URL to {method} {key} at, even for {expires_s:g} s")
-
-    def check(self) -> None:
-        return None

@@ -1,4 +1,4 @@
-"""The settings that both sides share. Read once, at each side's composition root."""
+"""Settings that the API server, the workers and the webhook dispatcher share. Each process reads them once."""
 
 import tomllib
 from pathlib import Path
@@ -10,11 +10,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from img2img.telemetry.logging import LogFormat
 
-SECRETS = Path("/run/secrets")  # where Docker and Kubernetes put them: a file named img2img_redis_url, and so on
+# Docker and Kubernetes mount secrets here, as files named img2img_redis_url and so on.
+SECRETS = Path("/run/secrets")
 
 
 class SharedSettings(BaseSettings):
-    """`IMG2IMG_*` from the environment, then from `.env`, then from files of secrets."""
+    """Settings from `IMG2IMG_*` variables of the environment, then from `.env`, then from secret files."""
 
     model_config = SettingsConfigDict(
         env_prefix="IMG2IMG_",
@@ -24,28 +25,31 @@ class SharedSettings(BaseSettings):
         frozen=True,
     )
 
-    data_dir: Annotated[Path, Field(description="Files of the private Redis and of the local store.")] = Path("data")
+    data_dir: Annotated[
+        Path, Field(description="Folder for the files of the embedded Redis and of the local blob store.")
+    ] = Path("data")
     model: Annotated[
-        str, Field(description="Model to serve and the default of requests: `demo`, a diffusers folder or a hub id.")
+        str, Field(description="Model to serve and default model of requests: `demo`, a diffusers folder or a hub id.")
     ] = "demo"
     models_file: Annotated[
         Path | None,
-        Field(description="A models.toml whose models are served; the default of requests is then the first in it."),
+        Field(description="A models.toml file with the models to serve. Its first model is the default of requests."),
     ] = None
     redis_url: Annotated[
-        str | None, Field(description="Redis of the queue; unset: the private one that `img2img serve` starts.")
+        str | None,
+        Field(description="Redis server of the queue. Default: the embedded one that `img2img serve` starts."),
     ] = None
     store_url: Annotated[
-        str | None, Field(description="Where pictures are kept, e.g. s3://bucket/prefix; unset: the data directory.")
+        str | None, Field(description="Blob store for images, such as s3://bucket/prefix. Default: the data directory.")
     ] = None
 
-    log_format: Annotated[LogFormat, Field(description="Lines for people, or a JSON object a line.")] = "text"
-    metrics_host: Annotated[str, Field(description="Address on which metrics have a port of their own.")] = "127.0.0.1"
+    log_format: Annotated[LogFormat, Field(description="Text, or one JSON object per line.")] = "text"
+    metrics_host: Annotated[str, Field(description="Address of the metrics ports.")] = "127.0.0.1"
 
     @model_validator(mode="before")
     @classmethod
-    def _first_of_the_file(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Where a model file is given and no model, requests get the first of the file."""
+    def _default_model_from_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Make the first model of the model file the default, unless `model` is set."""
         file = values.get("models_file")
         if not file or values.get("model"):
             return values
@@ -59,21 +63,21 @@ class SharedSettings(BaseSettings):
 
     @property
     def resolved_redis_url(self) -> str:
-        """The Redis to connect to: as configured, else the private server's unix socket in the data directory."""
+        """URL of the configured Redis server, or of the embedded one's unix socket."""
         return self.redis_url or f"unix://{embedded_redis_socket(self.data_dir)}"
 
     @property
     def resolved_store_url(self) -> str:
-        """The object store to use: as configured, else a folder in the data directory."""
+        """URL of the configured blob store, or of a folder in the data directory."""
         return self.store_url or (self.data_dir.resolve() / "store").as_uri()
 
 
 def embedded_redis_socket(data_dir: Path) -> Path:
-    """Unix socket of the redis-server that `img2img serve` starts."""
+    """Return the unix socket of the embedded Redis server, which `img2img serve` starts."""
     return data_dir.resolve() / "redis.sock"
 
 
 def without_password(url: str) -> str:
-    """A Redis URL as it may be shown."""
+    """Return a URL with its password replaced by asterisks."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl() if parts.password else url

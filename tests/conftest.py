@@ -79,7 +79,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
 def http(service_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     """A client of the service, with the models announced and the queue empty."""
     monkeypatch.setattr(
-        "img2img.app.progress.eta.FRESH_S", 0
+        "img2img.app.progress.eta.THROUGHPUT_TTL_S", 0
     )  # what one test's workers say is nothing to the next test
     redis.flushall()
     ModelRegistry(redis).register("test-worker", [CARD, DDIM_ONLY], ttl_s=60)

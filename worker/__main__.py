@@ -6,6 +6,8 @@ import sys
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
+from hashlib import sha256
+from typing import Any
 
 import torch
 from obstore.exceptions import BaseError as StoreError
@@ -14,9 +16,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
-from img2img.domain.spec import JobSpec, Resize, Task
-from img2img.redis.migrations import NewerLayout, settle_layout
-from img2img.redis.model_registry import ModelRegistry
+from img2img.domain.conditioning import InpaintRegion
+from img2img.domain.model_card import ModelCard
+from img2img.domain.parameters import Task
+from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -42,7 +45,7 @@ def main() -> int:
     configure_malloc()
     try:
         settings = WorkerSettings()
-        logs.configure("worker", level=settings.log_level, form=settings.log_format)
+        logs.configure("worker", level=settings.log_level, log_format=settings.log_format)
         traces = Tracer.from_environment("worker")
         try:
             run(settings, traces)
@@ -80,7 +83,6 @@ def run(settings: WorkerSettings, traces: Tracer) -> None:
     thread = threading.Thread(target=run_engine, args=(engine, device, entries, ready), name="engine", daemon=True)
     thread.start()
     runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
-    _settle_layout(redis, runner)
     telemetry = JobMetrics(traces)
     telemetry.registry.register(EngineCollector(engine, device, gpu_memory))
     try:
@@ -104,17 +106,10 @@ def run(settings: WorkerSettings, traces: Tracer) -> None:
     thread.join()
 
 
-def _settle_layout(redis: Redis, runner: JobRunner) -> None:
-    try:
-        settle_layout(redis, {*ModelRegistry(redis).known(), *(card.name for card in runner.cards)})
-    except NewerLayout as error:
-        raise StartupError(str(error)) from None
-
-
 def open_store(url: str) -> ObjectStore:
     """The store, in which the first writer wins. One that does not answer now may later. Raises StartupError."""
     try:
-        ObjectStore(url, patience_s=1).check_first_writer_wins()
+        ObjectStore(url, retry_timeout_s=1).check_first_writer_wins()
     except UnusableStore as error:
         raise StartupError(str(error)) from None
     except StoreError as error:
@@ -141,29 +136,33 @@ def run_engine(engine: Engine, device: str, entries: Iterable[ModelConfig], read
 
 @torch.inference_mode()
 def warm_up(model: Model) -> None:
-    """One picture of one step: a worker that says it is ready has allocated, compiled and chosen its kernels."""
-    card = model.card
-    size, task = card.native_size, card.tasks[0]
-    spec = JobSpec(
-        task=task,
-        model=card.name,
-        image="0" * 64,
-        prompt="",
-        negative_prompt="",
-        strength=1,
-        guidance_scale=2 if card.guidance else 1,
-        image_guidance_scale=1.5 if task is Task.EDIT and card.image_guidance else None,
-        num_inference_steps=1,
-        scheduler=card.default_scheduler,
-        seed=0,
-        num_images=1,
-        width=size,
-        height=size,
-        resize=Resize.CROP,
-    )
-    picture, mask = torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size)
-    work = make_task_function(model, spec, Inputs(picture, mask), 0)
+    """Make one image with one step, so that memory is allocated and kernels are chosen before the first job."""
+    size = model.card.native_size
+    inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
+    work = make_task_function(model, _warm_up_spec(model.card), inputs, 0)
     work(EngineTask(work, lambda _ticket: None))
+
+
+def _warm_up_spec(card: ModelCard) -> JobSpec:
+    size = card.native_size
+    generation: dict[str, Any] = {
+        "model": card.name,
+        "image": sha256(b"").hexdigest(),
+        "width": size,
+        "height": size,
+        "guidance_scale": 2 if card.guidance else 1,
+        "num_inference_steps": 1,
+        "scheduler": card.default_scheduler,
+        "seed": 0,
+    }
+    match card.tasks[0]:
+        case Task.EDIT:
+            scale = 1.5 if card.image_guidance else None
+            return EditSpec(instruction="", image_guidance_scale=scale, **generation)
+        case Task.INPAINT:
+            region = InpaintRegion(canvas=(size, size), box=(0, 0, size, size))
+            return InpaintSpec(prompt="", strength=1, region=region, **generation)
+    return Img2ImgSpec(prompt="", strength=1, **generation)
 
 
 def _complain(line: str, code: int) -> int:

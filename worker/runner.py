@@ -107,7 +107,7 @@ class RunningJob:
         parameters = self.spec.without_inputs().model_dump(
             mode="json", exclude={"seed", "num_images", "resize"}, exclude_none=True, exclude_defaults=True
         )
-        return {**parameters, "seed": self.spec.seed + index}
+        return {"task": self.spec.task, **parameters, "seed": self.spec.image_seed(index)}
 
 
 class JobRunner:

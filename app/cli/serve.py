@@ -97,7 +97,7 @@ def api(
         check_port(settings.host, settings.port)
         check_keys(settings)
         check_store(settings)
-        logs.configure("api", level=settings.log_level, form=settings.log_format)
+        logs.configure("api", level=settings.log_level, log_format=settings.log_format)
         uvicorn.run(
             create_app(settings),
             host=settings.host,

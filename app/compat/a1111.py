@@ -11,20 +11,18 @@ from typing import Any
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from redis import Redis
-from rq.utils import as_text
 
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.model_card import model_name
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import StrengthSpec
 from img2img.errors import Gone, NotFound, ParameterError
+from img2img.redis.decode import decode
+from img2img.redis.keys import A1111_JOBS
 
 from ..dependencies import PreviewsDep, SettingsDep
 from .a1111_request import NAMES, SAMPLERS, WebUIRequest, to_request
 from .blocking_jobs import BlockingJobs, BlockingJobsDep
 
-# Sorted set: ids of the jobs that an owner made here and that have not ended, by creation. `progress` and `interrupt`
-# read it.
-AT_WORK = "i2i:sdapi:{owner}"
 FORGOTTEN_S = 24 * 3600  # ids that a front end left behind when it died go after this
 
 router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
@@ -39,7 +37,7 @@ async def img2img(asked: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
     try:
         record = await jobs.end(record.id)
     finally:
-        await run_sync(jobs.redis.zrem, AT_WORK.format(owner=record.owner), record.id)
+        await run_sync(jobs.redis.zrem, A1111_JOBS.format(owner=record.owner), record.id)
     interrupted = record.status is JobStatus.CANCELLED
     pictures = [] if interrupted or not asked.send_images else await run_sync(jobs.pngs, record)
     hidden = set() if asked.include_init_images else {"init_images", "mask"}
@@ -51,7 +49,7 @@ async def img2img(asked: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
 
 
 def _note(redis: Redis, record: JobRecord) -> None:
-    key = AT_WORK.format(owner=record.owner)
+    key = A1111_JOBS.format(owner=record.owner)
     with redis.pipeline() as pipe:
         pipe.zremrangebyscore(key, "-inf", record.created_at - FORGOTTEN_S)
         pipe.zadd(key, {record.id: record.created_at})
@@ -61,6 +59,7 @@ def _note(redis: Redis, record: JobRecord) -> None:
 
 def _info(record: JobRecord) -> dict[str, Any]:
     spec = record.spec
+    assert isinstance(spec, StrengthSpec)
     seeds = [spec.seed + index for index in range(spec.num_images)]
     width, height = spec.result_size
     return {
@@ -85,7 +84,7 @@ def _info(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def _infotext(spec: JobSpec, seed: int) -> str:
+def _infotext(spec: StrengthSpec, seed: int) -> str:
     negative = f"\nNegative prompt: {spec.negative_prompt}" if spec.negative_prompt else ""
     width, height = spec.result_size
     sampler = NAMES.get(spec.scheduler, spec.scheduler)
@@ -129,9 +128,9 @@ def interrupt(jobs: BlockingJobsDep) -> dict[str, Any]:
 def _at_work(jobs: BlockingJobs) -> list[JobRecord]:
     """The caller's jobs made here that have not ended, oldest first. An admin, too, gets its own jobs only."""
     found = []
-    for job_id in jobs.redis.zrange(AT_WORK.format(owner=jobs.admission.caller.owner), 0, -1):
+    for job_id in jobs.redis.zrange(A1111_JOBS.format(owner=jobs.admission.caller.owner), 0, -1):
         with suppress(NotFound, Gone):
-            found.append(jobs.queue.job_store.find(str(as_text(job_id))))  # type: ignore[arg-type]
+            found.append(jobs.queue.job_store.find(decode(job_id)))
     return [record for record in found if not record.status.is_terminal]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from img2img.domain.spec import MAX_IMAGES, MAX_SEED, Resize, Scheduler
+from img2img.domain.parameters import MAX_IMAGES, MAX_SEED, Resize, Scheduler
 from img2img.errors import ParameterError
 
 from ..imaging.sandbox_pool import SandboxedImage

@@ -13,7 +13,7 @@ from img2img.domain.spec import result_key
 from img2img.errors import Gone
 
 from ..dependencies import DecodersDep, JobChangesDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
-from ..progress.event_stream import wait_for_end
+from ..progress.long_poll import wait_for_end
 from ..routes.img2img import plan, terms_of
 from ..schemas.requests import Img2ImgRequest
 from ..submission.submit import JobSubmitterDep

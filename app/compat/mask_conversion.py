@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageChops, ImageFilter
 
-from img2img.domain.spec import Resize
+from img2img.domain.parameters import Resize
 from img2img.errors import ParameterError
 
 from ..imaging.decode import encode_png, fit

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from img2img.domain.job import JobRecord
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import MAX_IMAGES, Task
+from img2img.domain.parameters import MAX_IMAGES, Task
 from img2img.errors import Img2ImgError, ParameterError
 from img2img.redis.previews import Preview
 
@@ -35,8 +35,9 @@ from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import SandboxedImage
 from ..progress.image_formats import convert_image
 from ..routes.body_parser import json_text
+from ..schemas.problems import FieldProblem
 from ..schemas.requests import ALPHA, Img2ImgRequest
-from ..schemas.responses import FieldProblem, ImageFormat
+from ..schemas.responses import ImageFormat
 from ..submission.spec_builder import error_field
 from .blocking_jobs import LOOK_S, BlockingJobs, BlockingJobsDep
 from .validation import validated
@@ -83,7 +84,7 @@ class OpenAIRoute(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as error:
-                first = FieldProblem.of(error.errors()[0])
+                first = FieldProblem.from_pydantic(error.errors()[0])
                 return _refusal(422, f"{first.field}: {first.message}", first.field, ParameterError.code)
             except Img2ImgError as error:
                 field = getattr(error, "field", None)

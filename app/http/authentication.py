@@ -1,4 +1,4 @@
-"""Who may enter: decided by the API key, before the body is read."""
+"""Authentication by API key, before the request body is read."""
 
 import logging
 import re
@@ -17,24 +17,30 @@ from img2img.domain.api_key import Scope as KeyScope
 from img2img.errors import Img2ImgError, Unavailable
 from img2img.redis.api_keys import ApiKeys
 
-from ..telemetry.metrics import PATH as METRICS
+from ..telemetry.metrics import PATH as METRICS_PATH
 from .errors import InsufficientScope, InvalidApiKey, MissingApiKey
 from .problem_details import problem_response
 
-# Open to all: whether the service is up, and what it can do, which is no secret.
+# Paths without authentication: health, and the documentation.
 PUBLIC_PATHS = re.compile(r"/(healthz|readyz|openapi\.json|redoc|docs(/.*)?|static-offline-docs/.*)")
 
-KNOWN_S = 2.0  # a key that was looked up is known for this long: so late may a revocation act
-KNOWN = 1000  # keys, at most
+# A key is looked up again after this time, which delays a revocation by as much.
+CACHE_TTL_S = 2.0
+CACHE_SIZE = 1000
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who makes a request."""
+    """The client that makes a request.
 
-    owner: str  # of the jobs that it makes, as in Terms: the id of its key; "" where keys are off
+    Attributes:
+        owner: Owner of the jobs that it submits: the id of its API key, "" if keys are not required.
+        visible_owner: Owner of the jobs that it may see; None: those of all owners.
+    """
+
+    owner: str
     visible_owner: str | None
 
 
@@ -42,51 +48,60 @@ ANONYMOUS = Caller("", None)
 
 
 def caller_for_key(key: ApiKey) -> Caller:
-    """Whom a key stands for."""
+    """Return the caller that an API key identifies. A key with the scope `admin` sees all jobs."""
     return Caller(key.id, None if KeyScope.ADMIN in key.scopes else key.id)
 
 
 def api_key_from_headers(headers: Headers) -> str | None:
-    """The key that a request carries; None where it carries none. As a password too: some clients know no other way."""
-    kind, _, key = headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer":
-        return key.strip()
-    if kind.lower() == "basic":
+    """Return the API key of a request, or None if it has none.
+
+    Accepts a bearer token (RFC 6750), the header `X-API-Key`, and the password of Basic authentication (RFC 7617),
+    which is all that some clients support.
+    """
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if scheme.lower() == "basic":
         with suppress(ValueError):
-            return b64decode(key, validate=True).decode().partition(":")[2]
+            return b64decode(credentials, validate=True).decode().partition(":")[2]
     return headers.get("x-api-key")
 
 
-def _needed(scope: Scope) -> KeyScope:
-    if scope["path"] == METRICS:  # they tell of the jobs of all keys
+def required_scope(scope: Scope) -> KeyScope:
+    """Return the scope that an API key needs for a request."""
+    # Metrics cover the jobs of all keys.
+    if scope["path"] == METRICS_PATH:
         return KeyScope.METRICS
     return KeyScope.READ if scope.get("method") in ("GET", "HEAD") else KeyScope.SUBMIT
 
 
 class AuthenticationMiddleware:
-    """Lets in whoever has a key that may do this. What only looks needs the scope `read`, all else `submit`.
-    Metrics have a scope of their own."""
+    """Rejects requests without a valid API key for their scope, and stores the caller in `request.state.caller`.
+
+    Args:
+        required: Whether requests need an API key. If not, every caller is anonymous and sees all jobs.
+    """
 
     def __init__(self, app: ASGIApp, required: bool) -> None:
         self._app = app
         self._required = required
-        self._known: TTLCache[str, ApiKey] = TTLCache(KNOWN, KNOWN_S)
+        self._cache: TTLCache[str, ApiKey] = TTLCache(CACHE_SIZE, CACHE_TTL_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         try:
-            caller = await self._let_in(scope)
-        except Img2ImgError as refusal:
-            await problem_response(refusal)(scope, receive, send)
+            caller = await self._authenticate(scope)
+        except Img2ImgError as error:
+            await problem_response(error)(scope, receive, send)
             return
         if caller is not None:
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 
-    async def _let_in(self, scope: Scope) -> Caller | None:
-        """Who it is; None at what is open to all. Raises NoKey, ScopeMissing or Unavailable."""
+    async def _authenticate(self, scope: Scope) -> Caller | None:
+        """Return the caller; None for a public path. Raises MissingApiKey, InsufficientScope or Unavailable."""
         if not self._required:
             return ANONYMOUS
         if PUBLIC_PATHS.fullmatch(scope["path"]):
@@ -94,19 +109,19 @@ class AuthenticationMiddleware:
         secret = api_key_from_headers(Headers(scope=scope))
         if secret is None:
             raise MissingApiKey
-        key = self._known.get(secret) or await self._look_up(scope["app"].state.services.api_keys, secret)
-        needed = _needed(scope)
+        key = self._cache.get(secret) or await self._find(scope["app"].state.services.api_keys, secret)
+        needed = required_scope(scope)
         if not key.allows(needed):
             raise InsufficientScope(needed)
         return caller_for_key(key)
 
-    async def _look_up(self, keys: ApiKeys, secret: str) -> ApiKey:
+    async def _find(self, keys: ApiKeys, secret: str) -> ApiKey:
         try:
             key = await run_sync(keys.find, secret)
         except (RedisError, OSError) as error:
-            log.error("Redis failed: %r", error)
-            raise Unavailable("API keys cannot be looked up just now; try again in a moment.") from None
+            log.error("API keys could not be looked up: %r", error)
+            raise Unavailable("API keys cannot be checked at the moment; try again in a few seconds.") from None
         if key is None:
             raise InvalidApiKey
-        self._known[secret] = key
+        self._cache[secret] = key
         return key

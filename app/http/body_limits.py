@@ -1,4 +1,8 @@
-"""How much clients may send, and how long they may take: decided before and while the body is read."""
+"""Limits on request bodies: their size, and the time that they take to arrive.
+
+uvicorn has neither limit. The timeout is a defence against slow clients that hold connections open ("Slowloris",
+R-U-Dead-Yet). `FastAPI(max_body_size=)` is not used, because it rejects a declared Content-Length with text/plain.
+"""
 
 import asyncio
 import time
@@ -9,12 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import PayloadTooLarge, RequestTimeout
 from .problem_details import problem_response
 
-IDLE_S = 15.0  # between two pieces of a body
-LINGER_S = 2.0  # who is refused while it still sends may do so for this long
+# Longest pause between two parts of a body.
+IDLE_TIMEOUT_S = 15.0
+# A client that is rejected while it is still sending may go on for this long.
+LINGER_S = 2.0
 
 
 class BodySizeLimitMiddleware:
-    """Refuses a body that says it is too large at once, and one that turns out to be while it streams."""
+    """Rejects a body that is too large: at once by its Content-Length, else when the limit is passed."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
@@ -24,7 +30,7 @@ class BodySizeLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        too_large = PayloadTooLarge(f"A request body may have {self._max_body_bytes:,} bytes, and this one has more.")
+        too_large = PayloadTooLarge(f"The request body is larger than {self._max_body_bytes:,} bytes.")
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
             await problem_response(too_large)(scope, receive, send)
@@ -43,10 +49,10 @@ class BodySizeLimitMiddleware:
 
 
 class BodyTimeoutMiddleware:
-    """Bounds how long a body may take, and ends the connection of whoever is answered before its body has come.
+    """Limits the time for a request body, and closes the connection if the response precedes the end of the body.
 
-    Such a connection is not closed at once: what the client sends meanwhile would reset it, and the answer could be
-    lost on its way. What comes is thrown away for a moment.
+    The connection is not closed at once, but lingers while the rest of the body is discarded: closing a socket with
+    unread data resets the connection, and the client might never see the response (RFC 9112, section 9.6).
     """
 
     def __init__(self, app: ASGIApp, timeout_s: float) -> None:
@@ -57,44 +63,46 @@ class BodyTimeoutMiddleware:
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
-        body = _TimedBody(receive, send, self._timeout_s)
-        await self._app(scope, body.receive, body.send)
+        exchange = _TimedExchange(receive, send, self._timeout_s)
+        await self._app(scope, exchange.receive, exchange.send)
 
 
-class _TimedBody:
-    """One request with a body, and its answer."""
+class _TimedExchange:
+    """A request with a body, and its response."""
 
     def __init__(self, receive: Receive, send: Send, timeout_s: float) -> None:
         self._receive = receive
         self._send = send
         self._timeout_s = timeout_s
-        self._give_up_at = time.monotonic() + timeout_s
-        self._has_come = False
-        self._answered = False
+        self._deadline = time.monotonic() + timeout_s
+        self._body_complete = False
+        self._response_started = False
 
     async def receive(self) -> Message:
-        """Raises TooSlow."""
-        if self._has_come:
-            return await self._receive()  # waits until the client goes
+        """Return the next ASGI message of the request. Raises RequestTimeout."""
+        if self._body_complete:
+            # Waits until the client disconnects.
+            return await self._receive()
         try:
-            async with asyncio.timeout(min(IDLE_S, self._give_up_at - time.monotonic())):
-                return await self._next()
+            async with asyncio.timeout(min(IDLE_TIMEOUT_S, self._deadline - time.monotonic())):
+                return await self._receive_part()
         except TimeoutError:
-            if self._answered:  # nobody could be told
+            if self._response_started:
+                # An error response can no longer be sent.
                 return {"type": "http.disconnect"}
-            message = (
-                f"The request body did not arrive in time: in {self._timeout_s:g} s, without a pause of {IDLE_S:g} s."
-            )
-            raise RequestTimeout(message) from None
+            raise RequestTimeout(
+                f"The request body did not arrive within {self._timeout_s:g} s, or paused for {IDLE_TIMEOUT_S:g} s."
+            ) from None
 
-    async def _next(self) -> Message:
+    async def _receive_part(self) -> Message:
         message = await self._receive()
-        self._has_come = not message.get("more_body", False)
+        self._body_complete = not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        self._answered = True
-        if self._has_come:
+        """Send an ASGI message of the response."""
+        self._response_started = True
+        if self._body_complete:
             await self._send(message)
         elif message["type"] == "http.response.start":
             MutableHeaders(scope=message)["Connection"] = "close"
@@ -102,15 +110,16 @@ class _TimedBody:
         elif message.get("more_body", False):
             await self._send(message)
         else:
-            await self._send({**message, "more_body": True})  # all of the answer, but for its end
-            await self._linger()
+            # Send the last part, but keep the response open, and with it the connection.
+            await self._send({**message, "more_body": True})
+            await self._discard_rest()
             await self._send({"type": "http.response.body"})
 
-    async def _linger(self) -> None:
+    async def _discard_rest(self) -> None:
         try:
             async with asyncio.timeout(LINGER_S):
-                while not self._has_come:
-                    await self._next()
+                while not self._body_complete:
+                    await self._receive_part()
         except TimeoutError:
             return
 

@@ -1,13 +1,21 @@
-"""Which web pages may use the service from a browser: none, unless the settings name their origins."""
+"""Cross-origin requests (CORS): off, unless the settings name allowed origins."""
 
 from collections.abc import Sequence
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-METHODS = ("GET", "HEAD", "POST", "DELETE")
-SENT = ("Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer")
-SHOWN = (
+ALLOWED_METHODS = ("GET", "HEAD", "POST", "DELETE")
+ALLOWED_HEADERS = (
+    "Authorization",
+    "X-API-Key",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+)
+EXPOSED_HEADERS = (
     "ETag",
     "Idempotency-Replayed",
     "Location",
@@ -20,13 +28,13 @@ SHOWN = (
 
 
 def install_cors(app: FastAPI, origins: Sequence[str]) -> None:
-    """Answers browsers. No cookies are used, and none are allowed: a page needs a key of its own."""
+    """Allow pages of these origins to use the service. Cookies are not allowed: a page needs an API key."""
     if origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=METHODS,
-            allow_headers=SENT,
-            expose_headers=SHOWN,
+            allow_methods=ALLOWED_METHODS,
+            allow_headers=ALLOWED_HEADERS,
+            expose_headers=EXPOSED_HEADERS,
             max_age=3600,
         )

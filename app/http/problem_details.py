@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP: every refusal is an `application/problem+json` document (RFC 9457)."""
+"""Maps errors to HTTP responses: `application/problem+json` documents (RFC 9457)."""
 
 import logging
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from starlette.routing import Match
 from img2img.errors import Gone, Img2ImgError, NotFound, ParameterError, RequestError, TooManyRequests, Unavailable
 from img2img.telemetry.logging import job_extra
 
-from ..schemas.responses import FieldProblem, Problem, truncate
+from ..schemas.problems import FieldProblem, Problem, truncate
 from .errors import (
     ImageError,
     InsufficientScope,
@@ -50,18 +50,19 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 5
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-MAX_ERRORS = 20  # in one answer
+# Most fields that one response lists.
+MAX_ERRORS = 20
 
 log = logging.getLogger(__name__)
 
 
 def status_of(error: Img2ImgError) -> HTTPStatus:
-    """The HTTP status of an error."""
+    """Return the HTTP status of an error, by its nearest base class in `STATUS`."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer that says this error."""
+    """Return the problem+json response for `error`."""
     status = status_of(error)
     extra: dict[str, Any] = dict(error.details)
     detail = error.message
@@ -74,7 +75,7 @@ def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = No
 
 
 def _headers(error: Img2ImgError) -> dict[str, str]:
-    """What the answer says to the client's machinery."""
+    """Return `Retry-After` (RFC 9110), rate limit and `WWW-Authenticate` (RFC 6750) headers for `error`."""
     match error:
         case Unavailable():
             return {"Retry-After": str(RETRY_AFTER_S)}
@@ -97,57 +98,61 @@ def _problem(status: int, code: str, detail: str, headers: Mapping[str, str] | N
     return Response(body, status_code=status, headers=headers, media_type=PROBLEM_JSON)
 
 
-async def _on_refusal(_request: Request, error: Exception) -> Response:
+async def _handle_img2img_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Img2ImgError)
     return problem_response(error)
 
 
-async def _on_invalid(_request: Request, error: Exception) -> Response:
+async def _handle_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = [FieldProblem.of(e) for e in error.errors()[:MAX_ERRORS]]
+    problems = [FieldProblem.from_pydantic(e) for e in error.errors()[:MAX_ERRORS]]
     detail = "; ".join(f"{p.field}: {p.message}" for p in problems)
     return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, ParameterError.code, detail, errors=problems)
 
 
-async def _on_http(request: Request, error: Exception) -> Response:
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).name.lower()
     headers = error.headers
+    if error.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        return Response(status_code=error.status_code, headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers = {"Allow": ", ".join(_methods_at(request))}  # Starlette names those of the path's first route only
+        # Starlette lists only the methods of the first route with this path.
+        headers = {"Allow": ", ".join(_allowed_methods(request))}
     return _problem(error.status_code, code, error.detail, headers)
 
 
-def _methods_at(request: Request) -> list[str]:
-    def taken(method: str) -> bool:
+def _allowed_methods(request: Request) -> list[str]:
+    def is_allowed(method: str) -> bool:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
-    return [method for method in METHODS if taken(method)]
+    return [method for method in METHODS if is_allowed(method)]
 
 
-async def _on_outage(request: Request, error: Exception) -> Response:
+async def _handle_outage(request: Request, error: Exception) -> Response:
     job_id = request.path_params.get("job_id")
-    log.error("Redis or the store failed: %r", error, extra=job_extra(job_id) if job_id else None)
-    part = "queue" if isinstance(error, RedisError) else "picture store"
-    return problem_response(Unavailable(f"The {part} does not answer; try again in a moment."))
+    log.error("Redis or the blob store failed: %r", error, extra=job_extra(job_id) if job_id else None)
+    part = "queue" if isinstance(error, RedisError) else "image store"
+    return problem_response(Unavailable(f"The {part} is not available; try again in a few seconds."))
 
 
-async def _on_disconnect(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody is there to read it
+async def _handle_disconnect(_request: Request, _error: Exception) -> Response:
+    # The client has gone, so this is only for the access log.
+    return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
-async def _on_bug(_request: Request, _error: Exception) -> Response:
-    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side.")
+async def _handle_unexpected_error(_request: Request, _error: Exception) -> Response:
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "The server encountered an unexpected error.")
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Makes the application answer errors by the table."""
-    app.add_exception_handler(Img2ImgError, _on_refusal)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(RedisError, _on_outage)
-    app.add_exception_handler(StoreError, _on_outage)
-    app.add_exception_handler(OSError, _on_outage)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(Exception, _on_bug)
+    """Register the handlers that turn exceptions into responses."""
+    app.add_exception_handler(Img2ImgError, _handle_img2img_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(RedisError, _handle_outage)
+    app.add_exception_handler(StoreError, _handle_outage)
+    app.add_exception_handler(OSError, _handle_outage)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
+    app.add_exception_handler(Exception, _handle_unexpected_error)

@@ -1,6 +1,6 @@
-"""How much work a key may have made in a time: megapixel-steps, counted by the `limits` library in Redis.
+"""Rate limit per API key, in megapixel-steps, counted in Redis by the `limits` library.
 
-A sliding window of two counters: what came in this window, and a share of what came in the one before.
+Sliding window with two counters: the usage in the current window, plus a share of the usage in the previous one.
 """
 
 import math
@@ -10,67 +10,73 @@ from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from redis import Redis
 
+from img2img.redis.keys import RATE_LIMITS
+
 from .errors import JobTooExpensive, RateLimited
 
-UNITS = 1000  # of a megapixel-step: the counters are whole numbers
-PREFIX = "i2i:rate"
+# Counters are integers, so they count thousandths of a megapixel-step.
+UNITS = 1000
 
 
 class RateLimiter:
-    """The rate of every key. None is without a limit."""
+    """Limits the work that each owner may submit.
+
+    Args:
+        rate: Megapixel-steps and a period, such as `2000/minute`; None: no limit.
+    """
 
     def __init__(self, rate: str | None, redis: Redis) -> None:
-        """rate: megapixel-steps and a time, such as `2000/minute`."""
-        self._item = limits.parse(rate) if rate else None
-        if self._item:
-            self._item.amount *= UNITS
-        self._storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix=PREFIX)
+        self._limit = limits.parse(rate) if rate else None
+        if self._limit:
+            self._limit.amount *= UNITS
+        self._storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix=RATE_LIMITS)
         self._windows = SlidingWindowCounterRateLimiter(self._storage)
 
     def spend(self, owner: str, cost: float) -> dict[str, str]:
-        """Counts a job of this cost. Returns the headers that say what is left. Raises JobTooExpensive or RateLimited.
+        """Count a job of this cost, also if it is not queued after all, and return the rate limit headers.
 
-        It is spent even if the job cannot be queued after that. Where keys are off, all clients are one owner.
+        Without API keys, all clients are one owner.
+
+        Raises:
+            JobTooExpensive: The job costs more than the limit for a whole period.
+            RateLimited: The owner has reached the limit.
         """
-        if self._item is None:
+        if self._limit is None:
             return {}
         units = math.ceil(cost * UNITS)
-        if units > self._item.amount:
-            message = f"The job costs {cost:g} megapixel-steps, and you may have {self._said()}: ask for smaller or "
-            raise JobTooExpensive(message + "fewer images, fewer steps or less strength.")
-        if self._windows.hit(self._item, owner, cost=units):
-            return self._headers(owner)
-        message = f"The job costs {cost:g} megapixel-steps, and you may have {self._said()}."
-        raise RateLimited(message, self._wait_s(owner, units), self._headers(owner))
+        allowed = f"{self._limit.amount // UNITS} in {self._limit.get_expiry()} s"
+        message = f"The job costs {cost:g} megapixel-steps, and the rate limit is {allowed}"
+        if units > self._limit.amount:
+            raise JobTooExpensive(f"{message}: request smaller or fewer images, fewer steps or a lower strength.")
+        if self._windows.hit(self._limit, owner, cost=units):
+            return self._headers(self._limit, owner)
+        retry_after_s = self._retry_after_s(self._limit, owner, units)
+        raise RateLimited(f"{message}; try again later.", retry_after_s, self._headers(self._limit, owner))
 
-    def _said(self) -> str:
-        assert self._item is not None
-        return f"{self._item.amount // UNITS} in {self._item.get_expiry()} s"
-
-    def _headers(self, owner: str) -> dict[str, str]:
-        """As in the draft of the IETF, draft-ietf-httpapi-ratelimit-headers."""
-        assert self._item is not None
-        left = self._windows.get_window_stats(self._item, owner).remaining // UNITS
-        policy = f'"cost";q={self._item.amount // UNITS};w={self._item.get_expiry()}'
+    def _headers(self, limit: limits.RateLimitItem, owner: str) -> dict[str, str]:
+        """Return headers as specified by draft-ietf-httpapi-ratelimit-headers."""
+        left = self._windows.get_window_stats(limit, owner).remaining // UNITS
+        policy = f'"cost";q={limit.amount // UNITS};w={limit.get_expiry()}'
         return {"RateLimit-Policy": policy, "RateLimit": f'"cost";r={left}'}
 
-    def _wait_s(self, owner: str, units: int) -> int:
-        assert self._item is not None
-        window_s = self._item.get_expiry()
-        window = self._storage.get_sliding_window(self._item.key_for(owner), window_s)
-        return wait_s(*window, window_s=window_s, room=self._item.amount - units)
+    def _retry_after_s(self, limit: limits.RateLimitItem, owner: str, units: int) -> int:
+        window_s = limit.get_expiry()
+        window = self._storage.get_sliding_window(limit.key_for(owner), window_s)
+        return wait_s(*window, window_s=window_s, target=limit.amount - units)
 
 
 def wait_s(
-    previous: int, previous_left_s: float, current: int, current_left_s: float, *, window_s: float, room: int
+    previous: int, previous_left_s: float, current: int, current_left_s: float, *, window_s: float, target: int
 ) -> int:
-    """Whole seconds until what is counted has sunk to `room`, if nothing comes meanwhile.
+    """Return whole seconds until the usage has fallen to `target`, if nothing is added.
 
-    previous, current: what was counted in two windows of window_s. What the previous one counts for sinks evenly to 0
-    in previous_left_s; then the current one becomes the previous one, when current_left_s has sunk to window_s.
+    Args:
+        previous: Usage in the previous window. Its share falls linearly to 0 in `previous_left_s`.
+        current: Usage in the current window, which becomes the previous one when `current_left_s` is `window_s`.
+        window_s: Length of a window.
     """
-    if current <= room:
-        seconds = previous_left_s - (room - current) * window_s / previous if previous else 0.0
+    if current <= target:
+        seconds = previous_left_s - (target - current) * window_s / previous if previous else 0.0
     else:
-        seconds = max(0.0, current_left_s - window_s) + window_s - room * window_s / current
+        seconds = max(0.0, current_left_s - window_s) + window_s - target * window_s / current
     return max(1, math.ceil(seconds))

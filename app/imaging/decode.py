@@ -10,7 +10,7 @@ from io import BytesIO
 
 from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
-from img2img.domain.spec import Resize
+from img2img.domain.parameters import Resize
 
 from ..http.errors import ImageError, UnsupportedMedia
 

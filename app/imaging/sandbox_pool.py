@@ -14,7 +14,7 @@ from typing import Any
 from anyio import CapacityLimiter
 from PIL import Image
 
-from img2img.domain.spec import Resize
+from img2img.domain.parameters import Resize
 from img2img.errors import Unavailable
 
 from ..http.errors import ImageError, UnsupportedMedia

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageCms, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from img2img.domain.spec import Resize
+from img2img.domain.parameters import Resize
 
 from ..http.errors import ImageError, UnsupportedMedia
 from .decode import EncodedImage

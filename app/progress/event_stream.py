@@ -1,142 +1,146 @@
-"""A job as it goes on: waiting for its end, and telling its story as Server-Sent Events."""
+"""Yields the events of a job from its current state to its end, for a Server-Sent Events response."""
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import NamedTuple
 
 from anyio.to_thread import run_sync
-from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.errors import Gone, NotFound
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.notifications import JobChangeListener
-from img2img.redis.previews import WATCH_S, Preview, Previews
+from img2img.redis.previews import REQUEST_TTL_S, Preview, Previews
 
-from ..schemas.responses import GoneEvent, Job, PreviewEvent, ProgressEvent, QueuedEvent
+from ..schemas.events import GoneEvent, JobStreamEvent, PreviewEvent, ProgressEvent, QueuedEvent
+from ..schemas.responses import Job
 from .eta import EtaEstimator
+from .long_poll import OUTAGE_S, REREAD_S, wait_for_event
 
-REREAD_S = 15.0  # a record is read again after this even if nothing was heard of it
-KEEPALIVE_S = 15.0  # a stream is never silent for longer
-OUTAGE_S = 0.5  # between two tries to read while Redis is away
-QUEUE_LOOK_S = 0.5  # how often at most a place in the queue is looked up; far back less often, for it matters less
-MINOR_S, MINOR = 5.0, 0.2  # a change of an ETA by less, in seconds or as a part of it, is no news
-
-RETRY = b"retry: 2000\n\n"  # how long a browser waits before it connects again, in ms
-KEEPALIVE = b": still here\n\n"
+# Shortest time between two reads of a queue position. A position far back is read less often: it matters less.
+QUEUE_POLL_S = 0.5
+# A smaller change of an ETA is not sent: in seconds, and as a fraction of the ETA.
+MIN_ETA_CHANGE_S, MIN_ETA_CHANGE = 5.0, 0.2
 
 
-async def wait_for_end(job_id: str, wait_s: float, queue: JobQueue, feed: JobChangeListener) -> JobRecord:
-    """The job when it has ended, or as it is after wait_s seconds. Raises NotFound, Gone or RedisError."""
-    give_up_at = time.monotonic() + wait_s
-    with feed.subscribe(job_id) as changed:
-        record = await run_sync(queue.job_store.find, job_id)
-        while not record.status.is_terminal and (left_s := give_up_at - time.monotonic()) > 0:
-            await _until(changed, min(left_s, REREAD_S))
-            changed.clear()
-            try:
-                record = await run_sync(queue.job_store.find, job_id)
-            except RedisError:
-                if time.monotonic() >= give_up_at:
-                    raise
-                await asyncio.sleep(OUTAGE_S)
-        return record
+class StreamEvent(NamedTuple):
+    """An event of a job's stream.
+
+    Attributes:
+        name: `event` on the wire.
+        data: Payload.
+        revision: Revision of the job, which is the event's `id`; None for previews and `gone`.
+    """
+
+    name: str
+    data: JobStreamEvent
+    revision: int | None = None
 
 
 async def stream_job_events(
     job_id: str,
-    seen: int,
+    last_seen_revision: int,
     queue: JobQueue,
-    feed: JobChangeListener,
-    forecaster: EtaEstimator,
+    job_changes: JobChangeListener,
+    eta: EtaEstimator,
     previews: Previews | None = None,
-) -> AsyncIterator[bytes]:
-    """The events of a job until its end. seen: the revision that the client knows; what it missed since is told by the
-    job's present state, which comes first. previews: where to ask for previews; None: the client wants none."""
-    yield RETRY
-    told: BaseModel | None = None
-    shown: Preview | None = None
-    wish_at = 0.0 if previews else math.inf  # when previews are to be asked for again
-    spoke_at = time.monotonic()
-    with feed.subscribe(job_id) as changed:
+) -> AsyncIterator[StreamEvent]:
+    """Yield the events of a job until it ends or is deleted.
+
+    Args:
+        last_seen_revision: Skip states up to this revision; the first event is the current state. -1: skip none.
+        previews: Source of previews; None if the client did not ask for them.
+    """
+    latest: JobStreamEvent | None = None
+    preview_reader = _PreviewReader(job_id, previews) if previews else None
+    with job_changes.subscribe(job_id) as changed:
         while True:
             changed.clear()
-            departures = feed.dequeue_count
-            event: BaseModel | None = None
+            dequeue_count = job_changes.dequeue_count
             try:
                 record = await run_sync(queue.job_store.find, job_id)
-                event = await run_sync(_event, record, forecaster)
-                if previews and time.monotonic() >= wish_at:
-                    await run_sync(previews.request, job_id)
-                    wish_at = time.monotonic() + WATCH_S / 2
+                state = await run_sync(_state_event, record, eta)
             except (NotFound, Gone) as error:
-                yield _frame("gone", GoneEvent(id=job_id, code=error.code, message=error.message))
+                yield StreamEvent("gone", GoneEvent(id=job_id, code=error.code, message=error.message))
                 return
             except RedisError:
                 await asyncio.sleep(OUTAGE_S)
-            if event is not None and _is_news(event, told):
-                told = event
-                if record.revision > seen or record.status is JobStatus.QUEUED:
-                    yield _frame(_NAMES.get(record.status, record.status.value), event, record.revision)
-                    spoke_at = time.monotonic()
-                if record.status.is_terminal:
-                    return
-            if previews and isinstance(event, ProgressEvent):
-                with suppress(RedisError):
-                    preview = await run_sync(previews.latest, job_id)
-                    if preview and preview != shown:
-                        shown = preview
-                        yield _frame("preview", PreviewEvent.of(job_id, preview))
-                        spoke_at = time.monotonic()
-            position = event.queue_position if isinstance(event, QueuedEvent) else None
-            await _until_worth_a_look(changed, feed, departures, position, min(spoke_at + KEEPALIVE_S, wish_at))
-            if time.monotonic() >= spoke_at + KEEPALIVE_S:
-                yield KEEPALIVE
-                spoke_at = time.monotonic()
+                await wait_for_event(changed, REREAD_S)
+                continue
+            if _is_worth_sending(state, latest):
+                latest = state
+                if record.revision > last_seen_revision or record.status is JobStatus.QUEUED:
+                    yield StreamEvent(_state_name(record.status), state, record.revision)
+            if record.status.is_terminal:
+                return
+            if preview_reader and (preview := await preview_reader.read(record.status)):
+                yield StreamEvent("preview", PreviewEvent.from_preview(job_id, preview))
+            position = state.queue_position if isinstance(state, QueuedEvent) else None
+            timeout_s = min(REREAD_S, preview_reader.renew_in_s) if preview_reader else REREAD_S
+            await _wait_for_change(changed, job_changes, dequeue_count, position, timeout_s)
 
 
-_NAMES = {JobStatus.RUNNING: "progress"}
+def _state_name(status: JobStatus) -> str:
+    return "progress" if status is JobStatus.RUNNING else status.value
 
 
-def _event(record: JobRecord, forecaster: EtaEstimator) -> BaseModel:
-    """What there is to say of a job. On a thread: a place in the queue is asked of Redis."""
+def _state_event(record: JobRecord, eta: EtaEstimator) -> QueuedEvent | ProgressEvent | Job:
+    """Return the event for the current state of a job. Blocks: queue positions are read from Redis."""
     if record.status is JobStatus.QUEUED:
-        [forecast] = forecaster.of([record])
-        position, eta_s = (forecast.queue_position, forecast.eta_s) if forecast else (0, None)  # None: just taken
-        return QueuedEvent(id=record.id, queue_position=position, eta_s=eta_s)
+        [estimate] = eta.estimate([record])
+        return QueuedEvent.from_record(record, estimate)
     if record.status is JobStatus.RUNNING:
-        return ProgressEvent.of(record)
-    return Job.of(record)
+        return ProgressEvent.from_record(record)
+    return Job.from_record(record)
 
 
-def _is_news(event: BaseModel, told: BaseModel | None) -> bool:
-    """Whether a client should hear of it; one that knows the ETA counts the seconds itself."""
-    if isinstance(event, QueuedEvent) and isinstance(told, QueuedEvent) and event.eta_s and told.eta_s:
-        surprise_s = abs(event.eta_s - told.eta_s)
-        return event.queue_position != told.queue_position or surprise_s > max(MINOR_S, MINOR * told.eta_s)
-    return event != told
+def _is_worth_sending(event: JobStreamEvent, latest: JobStreamEvent | None) -> bool:
+    """Whether `event` differs enough from the latest one; a client counts down the seconds of an ETA by itself."""
+    if isinstance(event, QueuedEvent) and isinstance(latest, QueuedEvent) and event.eta_s and latest.eta_s:
+        change_s = abs(event.eta_s - latest.eta_s)
+        has_moved = event.queue_position != latest.queue_position
+        return has_moved or change_s > max(MIN_ETA_CHANGE_S, MIN_ETA_CHANGE * latest.eta_s)
+    return event != latest
 
 
-async def _until_worth_a_look(
-    changed: asyncio.Event, feed: JobChangeListener, departures: int, position: int | None, until: float
+async def _wait_for_change(
+    changed: asyncio.Event, job_changes: JobChangeListener, dequeue_count: int, position: int | None, timeout_s: float
 ) -> None:
-    """Until the job has changed, its place in the queue may have, or `until`."""
-    look_s = QUEUE_LOOK_S * (1 + position / 10) if position else REREAD_S
-    while (left_s := until - time.monotonic()) > 0:
-        if await _until(changed, min(left_s, look_s)) or (position and feed.dequeue_count != departures):
+    """Wait until the job has changed, its queue position may have changed, or the timeout is over."""
+    deadline = time.monotonic() + timeout_s
+    poll_s = QUEUE_POLL_S * (1 + position / 10) if position else timeout_s
+    while (left_s := deadline - time.monotonic()) > 0:
+        if await wait_for_event(changed, min(left_s, poll_s)):
+            return
+        if position and job_changes.dequeue_count != dequeue_count:
             return
 
 
-async def _until(changed: asyncio.Event, timeout_s: float) -> bool:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await changed.wait()
-    return changed.is_set()
+class _PreviewReader:
+    """Reads the previews of one job, which workers make only while a client keeps requesting them."""
 
+    def __init__(self, job_id: str, previews: Previews) -> None:
+        self._job_id = job_id
+        self._previews = previews
+        self._latest: Preview | None = None
+        self._renew_at = 0.0
 
-def _frame(name: str, data: BaseModel, revision: int | None = None) -> bytes:
-    ident = f"id: {revision}\n" if revision is not None else ""
-    return f"event: {name}\n{ident}data: {data.model_dump_json()}\n\n".encode()
+    @property
+    def renew_in_s(self) -> float:
+        return self._renew_at - time.monotonic()
+
+    async def read(self, status: JobStatus) -> Preview | None:
+        """Renew the request for previews if it is due, and return a preview that was not returned before, if any."""
+        with suppress(RedisError):
+            if self.renew_in_s <= 0:
+                # Set first, so that a request that fails is not repeated at once.
+                self._renew_at = time.monotonic() + REQUEST_TTL_S / 2
+                await run_sync(self._previews.request, self._job_id)
+            preview = await run_sync(self._previews.latest, self._job_id) if status is JobStatus.RUNNING else None
+            if preview and preview != self._latest:
+                self._latest = preview
+                return preview
+        return None

@@ -12,12 +12,13 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from img2img.domain.parameters import MAX_TEXT
 from img2img.errors import ParameterError, RequestError
 
 from ..dependencies import SettingsDep
 from ..http.errors import UnsupportedMedia
 from ..schemas.image_references import parse_reference
-from ..schemas.requests import MAX_TEXT, ControlMapRequest, ImageRequest, Img2ImgRequest
+from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
 from ..settings import ApiSettings
 
 MAX_PARTS = 64  # the request has about 25 fields; some room, so that a stranger is named rather than counted

@@ -10,14 +10,14 @@ from hashlib import sha256
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
-from img2img.domain.conditioning import Control, ControlType
+from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobOptions
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.spec import ControlMapSpec
 from img2img.errors import ParameterError
 
 from ..dependencies import EtaDep
 from ..imaging.decode import encode_png
-from ..openapi import document as openapi
+from ..openapi import operations as openapi
 from ..schemas.requests import ControlMapRequest
 from ..schemas.responses import Job
 from ..submission.defaults import resolve_size
@@ -38,7 +38,7 @@ async def submit_control_map(
     request: ControlMapRequestDep,
     response: Response,
     admission: JobSubmitterDep,
-    forecaster: EtaDep,
+    eta: EtaDep,
 ) -> Job:
     """Queues a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
     keep_s, owner = admission.settings.result_ttl, admission.caller.owner
@@ -47,7 +47,7 @@ async def submit_control_map(
     admitted = await admission.admit(partial(plan, request, admission), terms)
     response.headers.update(admitted.headers)
     response.headers["Location"] = f"/jobs/{admitted.record.id}"
-    return Job.of(admitted.record, *await run_sync(forecaster.of, [admitted.record]))
+    return Job.from_record(admitted.record, *await run_sync(eta.estimate, [admitted.record]))
 
 
 def plan(request: ControlMapRequest, admission: JobSubmitter) -> Plan:
@@ -61,21 +61,7 @@ def plan(request: ControlMapRequest, admission: JobSubmitter) -> Plan:
     width, height = resolve_size(request.width, request.height, picture.size, card)
     blob = encode_png(picture.fit(width, height, request.resize))
     digest = sha256(blob).hexdigest()
-    spec = JobSpec(
-        task=Task.CONTROL_MAP,
-        model=card.name,
-        image=digest,
-        prompt="",
-        negative_prompt="",
-        strength=0,
-        guidance_scale=1,
-        num_inference_steps=1,
-        scheduler=card.default_scheduler,
-        seed=0,
-        num_images=1,
-        width=width,
-        height=height,
-        resize=request.resize,
-        controls=(Control(type=request.type, image=None, preprocess=True),),
+    spec = ControlMapSpec(
+        model=card.name, image=digest, type=request.type, width=width, height=height, resize=request.resize
     )
     return spec, {digest: blob}

@@ -1,55 +1,69 @@
-"""Following a job without polling: one long answer, or a stream of events."""
+"""The events of a job, as a stream."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Path, Query, Response
-from starlette.responses import StreamingResponse
+from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from ..dependencies import EtaDep, JobChangesDep, PreviewsDep, QueueDep
-from ..openapi import document as openapi
-from ..progress.event_stream import stream_job_events
+from ..openapi import operations as openapi
+from ..progress import event_stream
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+# Time after which a browser reconnects.
+RETRY_MS = 2000
 
 JobId = Annotated[str, Path(description="The `id` of the job.")]
 LastEventId = Annotated[
     int | None,
-    Header(alias="Last-Event-ID", ge=0, description="The last `id` that the client got. Browsers send it."),
+    Header(alias="Last-Event-ID", ge=0, description="`id` of the last event received. Browsers send it on reconnect."),
 ]
+PreviewQuery = Annotated[bool, Query(description="Also send previews of the image.")]
 
 
-PreviewQuery = Annotated[bool, Query(description="Also show small pictures of the image as it forms.")]
+async def _last_seen_revision(
+    job_id: JobId, queue: QueueDep, response: Response, last_event_id: LastEventId = None
+) -> int:
+    """Return the revision to resume from, before the response starts. Raises NotFound, Gone or HTTPException.
+
+    Status 204 makes a browser stop reconnecting.
+    """
+    record = await run_sync(queue.job_store.find, job_id)
+    last_seen = -1 if last_event_id is None else last_event_id
+    if record.status.is_terminal and record.revision <= last_seen:
+        raise HTTPException(204)
+    # In addition to the `no-cache` of FastAPI: the events are private to the caller.
+    response.headers["Cache-Control"] = "no-store"
+    return last_seen
 
 
 @router.get(
     "/{job_id}/events",
     operation_id="stream_job_events",
-    response_class=Response,
+    response_class=EventSourceResponse,
     responses=openapi.EVENTS | openapi.problems(404, 410, 422, 503),
 )
-async def get_job_events(
+async def stream_job_events(
     job_id: JobId,
+    last_seen_revision: Annotated[int, Depends(_last_seen_revision)],
     queue: QueueDep,
-    feed: JobChangesDep,
-    forecaster: EtaDep,
+    job_changes: JobChangesDep,
+    eta: EtaDep,
     previews: PreviewsDep,
-    last_event_id: LastEventId = None,
     preview: PreviewQuery = False,
-) -> Response:
-    """The job as Server-Sent Events, from what it is now to its end.
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream the job as Server-Sent Events, from its current state to its end.
 
-    `queued` comes again when the place in the queue changes, or the ETA does a lot; `progress` at denoising steps. Then
-    comes one of `succeeded`, `failed` and `cancelled` with the whole job, and the stream ends. An event tells the job
-    as it is, so a client that was away gets what it missed in the first one. With `preview=true` there are also
-    `preview` events: a small picture of the image as it forms.
+    `queued` is repeated when the queue position changes, or the ETA changes substantially; `progress` follows
+    denoising steps. The last event is `succeeded`, `failed` or `cancelled` with the whole job, or `gone` if the job was
+    deleted. Every event carries the current state, so a client that reconnects has missed nothing after the first
+    event. With `preview=true` there are also `preview` events: small previews of the image.
     """
-    record = await run_sync(queue.job_store.find, job_id)
-    seen = -1 if last_event_id is None else last_event_id
-    if record.status.is_terminal and record.revision <= seen:
-        return Response(status_code=204)  # tells a browser not to connect again
-    return StreamingResponse(
-        stream_job_events(job_id, seen, queue, feed, forecaster, previews if preview else None),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},  # nginx would hold events back
-    )
+    yield ServerSentEvent(retry=RETRY_MS)
+    wanted = previews if preview else None
+    async for event in event_stream.stream_job_events(job_id, last_seen_revision, queue, job_changes, eta, wanted):
+        event_id = None if event.revision is None else str(event.revision)
+        yield ServerSentEvent(event=event.name, data=event.data, id=event_id)

@@ -12,7 +12,7 @@ from img2img.redis.job_queue import JobQueue
 from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
 from ..http.authentication import Caller
 from ..imaging.sandbox_pool import DecoderPool
-from ..openapi import document as openapi
+from ..openapi import operations as openapi
 from ..schemas.requests import ImageRequest
 from ..schemas.responses import UploadedImage
 from ..settings import ApiSettings

@@ -11,7 +11,7 @@ from img2img.errors import ParameterError
 from img2img.redis.idempotency import IdempotencyKey
 
 from ..dependencies import EtaDep
-from ..openapi import document as openapi
+from ..openapi import operations as openapi
 from ..progress.eta import EtaEstimator
 from ..schemas.requests import Img2ImgRequest
 from ..schemas.responses import DryRunResult, Job
@@ -39,13 +39,13 @@ IdempotencyKeyHeader = Annotated[
     status_code=202,
     operation_id="submit_img2img",
     openapi_extra={"requestBody": openapi.SUBMIT_BODY},
-    responses=openapi.SUBMITTED | openapi.WOULD_BE_SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 429, 503),
+    responses=openapi.SUBMITTED | openapi.DRY_RUN | openapi.problems(400, 410, 413, 415, 422, 429, 503),
 )
 async def submit_img2img(
     request: RequestDep,
     response: Response,
     admission: JobSubmitterDep,
-    forecaster: EtaDep,
+    eta: EtaDep,
     dry_run: DryRunQuery = False,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Job | DryRunResult:
@@ -54,7 +54,7 @@ async def submit_img2img(
     if dry_run:
         spec, _ = await admission.plan(partial(plan, request, admission))
         response.status_code = 200
-        forecast = await run_sync(forecaster.of_next, spec, terms)
+        forecast = await run_sync(eta.estimate_next, spec, terms)
         return DryRunResult(
             request=spec,
             priority=terms.priority,
@@ -65,21 +65,21 @@ async def submit_img2img(
     once = await run_sync(_once, request, idempotency_key, terms.owner) if idempotency_key else None
     made_before = await run_sync(admission.queue.find_by_idempotency_key, once) if once else None
     if made_before:
-        return await run_sync(_accepted, response, made_before, False, forecaster)
+        return await run_sync(_accepted, response, made_before, False, eta)
     admitted = await admission.admit(partial(plan, request, admission), terms, once)
     response.headers.update(admitted.headers)
-    return await run_sync(_accepted, response, admitted.record, admitted.new, forecaster)
+    return await run_sync(_accepted, response, admitted.record, admitted.new, eta)
 
 
 def _once(request: Img2ImgRequest, key: str, owner: str) -> IdempotencyKey:
     return IdempotencyKey(key, request.fingerprint(), owner)
 
 
-def _accepted(response: Response, record: JobRecord, new: bool, forecaster: EtaEstimator) -> Job:
+def _accepted(response: Response, record: JobRecord, new: bool, eta: EtaEstimator) -> Job:
     response.headers["Location"] = f"/jobs/{record.id}"
     if not new:
         response.headers["Idempotency-Replayed"] = "true"
-    return Job.of(record, *forecaster.of([record]))
+    return Job.from_record(record, *eta.estimate([record]))
 
 
 def plan(request: Img2ImgRequest, admission: JobSubmitter) -> Plan:

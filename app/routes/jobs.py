@@ -12,8 +12,8 @@ from img2img.errors import Deleted, Expired
 from img2img.redis.job_store import Cursor
 
 from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep
-from ..openapi import document as openapi
-from ..progress.event_stream import wait_for_end
+from ..openapi import operations as openapi
+from ..progress.long_poll import wait_for_end
 from ..schemas.responses import Job, JobList
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -36,7 +36,7 @@ Limit = Annotated[int, Query(ge=1, le=100, description="Jobs of one page.")]
 @router.get("", operation_id="list_jobs", responses=openapi.problems(422, 503))
 def list_jobs(
     queue: QueueDep,
-    forecaster: EtaDep,
+    eta: EtaDep,
     status: StatusFilter = None,
     cursor: CursorQuery = None,
     limit: Limit = 20,
@@ -44,7 +44,7 @@ def list_jobs(
     """The jobs, newest first. A page may be shorter than asked for, where jobs went meanwhile."""
     records, last = queue.job_store.page(status, _place(cursor), limit)
     next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
-    jobs = [Job.of(*pair) for pair in zip(records, forecaster.of(records), strict=True)]
+    jobs = [Job.from_record(*pair) for pair in zip(records, eta.estimate(records), strict=True)]
     return JobList(jobs=jobs, next_cursor=next_cursor)
 
 
@@ -60,7 +60,7 @@ async def get_job(
     job_id: JobId,
     queue: QueueDep,
     feed: JobChangesDep,
-    forecaster: EtaDep,
+    eta: EtaDep,
     response: Response,
     wait: Wait = None,
     prefer: Prefer = None,
@@ -70,7 +70,7 @@ async def get_job(
     if preferred is not None:
         response.headers["Preference-Applied"] = f"wait={preferred}"
     record = await wait_for_end(job_id, wait or preferred or 0, queue, feed)
-    return Job.of(record, *await run_sync(forecaster.of, [record]))
+    return Job.from_record(record, *await run_sync(eta.estimate, [record]))
 
 
 def _preferred_wait(prefer: str | None) -> int | None:
@@ -84,7 +84,7 @@ def cancel_job(job_id: JobId, queue: QueueDep) -> Job:
     """Cancels a job that has not ended; one that has stays as it is."""
     queue.job_store.find(job_id)
     queue.cancel(job_id)
-    return Job.of(queue.job_store.find(job_id))
+    return Job.from_record(queue.job_store.find(job_id))
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=openapi.problems(404, 503))

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from img2img.domain.model_card import model_name
 
 from ..dependencies import ModelsDep, QueueDep, SettingsDep
-from ..openapi import document as openapi
+from ..openapi import operations as openapi
 from ..schemas.responses import ModelList, ServedModel
 
 router = APIRouter(tags=["models"])

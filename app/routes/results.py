@@ -11,7 +11,7 @@ from img2img.errors import Gone, NotFound
 
 from ..dependencies import DecodersDep, QueueDep, SettingsDep, StoreDep
 from ..http.errors import NotReady
-from ..openapi import document as openapi
+from ..openapi import operations as openapi
 from ..progress.image_formats import convert_image, etag_suffix
 from ..schemas.responses import ImageFormat
 

@@ -1,4 +1,4 @@
-"""What clients send: a picture and what to make of it."""
+"""Request bodies: Pydantic models of `POST /img2img`, `POST /control-maps` and `POST /images`."""
 
 import base64
 import binascii
@@ -13,28 +13,37 @@ from pydantic_core import from_json
 from img2img.domain.conditioning import (
     MAX_CONTROLS,
     MAX_IMAGE_PROMPTS,
-    MAX_LORAS,
     ControlType,
     ControlWeight,
-    Lora,
     Padding,
 )
 from img2img.domain.job import Priority
-from img2img.domain.spec import MAX_IMAGES, MAX_SEED, MAX_STEPS, Resize, Scheduler
+from img2img.domain.parameters import (
+    ALL_TASKS,
+    MAX_SEED,
+    MAX_STEPS,
+    GenerationParameters,
+    Requires,
+    Resize,
+    Scheduler,
+    Task,
+    Text,
+)
 from img2img.domain.webhook import Webhook
 
 from .image_references import ImageReference, parse_reference
 
-MAX_TEXT = 10_000  # characters
 MAX_DEADLINE_S = 7 * 24 * 3600
+# The mask that stands for the transparency of the image itself.
+ALPHA = "alpha"
 
 
 def parse_image(value: object) -> bytes:
-    """A picture: bytes from a form, base64 or a data: URI from JSON."""
+    """Return the bytes of an image: as they are from a form, from base64 or a data: URI in JSON."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise ValueError("Input should be a picture in base64 or as a data: URI")
+        raise ValueError("Input should be an image in base64 or as a data: URI")
     if value[:5].lower() == "data:":
         header, _, value = value.partition(",")
         if not header.lower().endswith(";base64"):
@@ -48,12 +57,12 @@ def parse_image(value: object) -> bytes:
 ImageBytes = Annotated[
     bytes,
     PlainValidator(parse_image),
-    WithJsonSchema({"type": "string", "description": "The picture (PNG, JPEG or WebP) as base64 or a data: URI."}),
+    WithJsonSchema({"type": "string", "description": "The image (PNG, JPEG or WebP) as base64 or a data: URI."}),
 ]
 
 
 def parse_image_or_reference(value: object) -> bytes | ImageReference:
-    """The picture of a request, or what it is called here."""
+    """Return the bytes of an image, or a reference to a stored one."""
     reference = parse_reference(value) if isinstance(value, str) else None
     return reference or parse_image(value)
 
@@ -64,28 +73,27 @@ ImageOrReference = Annotated[
     WithJsonSchema(
         {
             "type": "string",
-            "description": "The picture (PNG, JPEG or WebP) as base64 or a data: URI; or the sha256 of one that was "
-            "sent before; or the path of a result, `/jobs/{id}/images/0`.",
+            "description": "An image (PNG, JPEG or WebP) as base64 or a data: URI; or the `sha256` of an image sent to "
+            "`POST /images`; or the path of a result, `/jobs/{id}/images/0`.",
         }
     ),
 ]
-ALPHA = "alpha"  # the mask that the picture's own transparency is
 
 
 def parse_mask(value: object) -> bytes | ImageReference | Literal["alpha"]:
-    """The mask of a request, or what it is called here."""
+    """Return the bytes of a mask, a reference to a stored one, or `alpha`."""
     return "alpha" if value == ALPHA else parse_image_or_reference(value)
 
 
 MaskOrReference = Annotated[
     bytes | ImageReference | Literal["alpha"],
     PlainValidator(parse_mask),
-    WithJsonSchema({"type": "string", "description": "As for `image`, or `alpha`."}),
+    WithJsonSchema({"type": "string", "description": "An image in one of the forms of `image`, or `alpha`."}),
 ]
 
 
 def webhook_fields(value: object) -> object:
-    """The object that a webhook is, where it came as text: as JSON in a form, or as a URL alone."""
+    """Return the fields of a webhook that was sent as text: a JSON object, as forms send it, or a URL."""
     if not isinstance(value, str):
         return value
     if not value.lstrip().startswith("{"):
@@ -97,7 +105,7 @@ def webhook_fields(value: object) -> object:
 
 
 def check_upscale_factor(value: int) -> int:
-    """How many times larger a result is. Not a Literal: that takes no text, which is what a form has."""
+    """Raise ValueError unless the factor is 2 or 4. A Literal would not accept the text that a form sends."""
     if value not in (2, 4):
         raise ValueError("Input should be 2 or 4")
     return value
@@ -106,18 +114,26 @@ def check_upscale_factor(value: int) -> int:
 UpscaleFactor = Annotated[
     int, AfterValidator(check_upscale_factor), WithJsonSchema({"type": "integer", "enum": [2, 4]})
 ]
-Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, Field(max_length=200)]
-
-
-class _Part(BaseModel):
-    """A nested part of a request. Strict: JSON has types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+Width = Annotated[
+    int | None,
+    Field(ge=1, description="Width of the result. Default: derived from `height`, or the nearest bucket of the model."),
+]
+Height = Annotated[
+    int | None,
+    Field(ge=1, description="Height of the result. Default: derived from `width`, or the nearest bucket of the model."),
+]
+ModelName = Annotated[Name | None, Field(description="One of `GET /models`. Default: the service's default model.")]
+Deadline = Annotated[
+    float | None,
+    Field(
+        ge=1, le=MAX_DEADLINE_S, description="Seconds from now after which the job is cancelled if it has not ended."
+    ),
+]
 
 
 class ControlRequest(ControlWeight):
-    """A ControlNet and the map that it follows."""
+    """A control map that a ControlNet follows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -125,155 +141,183 @@ class ControlRequest(ControlWeight):
     image: Annotated[
         ImageOrReference | None,
         Field(
-            description="Absent: the request's `image`. It is brought to the size of the result; with `outpaint`, one "
-            "of the size of `image` lies where that lies."
+            description="Default: the request's `image`. The image is resized to the size of the result. With "
+            "`outpaint`, an image of the size of `image` gets the same margins."
         ),
     ] = None
     preprocess: Annotated[
-        bool, Field(description="Make the map from the picture; false: the picture is the map already.")
+        bool, Field(description="Make the control map from the image. If false, the image is the control map.")
     ] = True
 
 
-class ImagePromptRequest(_Part):
-    """A picture that says what to show, as a prompt does (IP-Adapter)."""
-
-    image: ImageOrReference
-    scale: Annotated[float, Field(ge=0, le=2, description="How strongly it counts.")] = 0.6
-
-
-class Img2ImgRequest(BaseModel):
-    """A picture and what to make of it."""
+class ImagePromptRequest(BaseModel):
+    """An image whose content the result should take up (IP-Adapter)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # Fields that a form sends as JSON text. Their pictures can come as file parts, named like `controls.0.image`.
-    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras"})
-    FILES: ClassVar[re.Pattern[str]] = re.compile(r"image|mask|(?:controls|image_prompts)\.[0-9]\.image")
+    image: ImageOrReference
+    scale: Annotated[float, Field(ge=0, le=2, description="How strongly the result follows the image.")] = 0.6
+
+
+class ImageAndPrompt(BaseModel):
+    """The first fields of a request. In a base class, so that they come first in the OpenAPI document."""
 
     image: Annotated[
         ImageOrReference | None,
-        Field(description="The picture to start from. Only `controls` with pictures of their own can do without."),
+        Field(description="Input image. Required unless every control has an image."),
     ] = None
-    prompt: Annotated[Text, Field(description="What to show; may be empty.", examples=["a watercolor painting"])] = ""
-    negative_prompt: Annotated[Text, Field(description="What not to show.")] = ""
-    prompt_weighting: Annotated[
-        bool,
-        Field(
-            description="Read `(text:1.3)` in both prompts as that text with that weight; 1 is the usual. Not nested."
-        ),
-    ] = False
+    prompt: Annotated[
+        Text,
+        Field(description="What the result should show; may be empty.", examples=["a watercolor painting"]),
+        Requires(tasks=ALL_TASKS - {Task.EDIT}),
+    ] = ""
+
+
+class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
+    """An image and the parameters of its transformation."""
+
+    # Fields that a form sends as JSON text. Their images can be sent as files, named like `controls.0.image`.
+    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras"})
+    FILES: ClassVar[re.Pattern[str]] = re.compile(r"image|mask|(?:controls|image_prompts)\.[0-9]\.image")
+
     strength: Annotated[
         float | None,
         Field(
             ge=0,
             le=1,
-            description="0 keeps the picture as it is, 1 starts from (almost) pure noise. "
-            "Absent: 0.8; where something is painted anew (`mask`, `outpaint`, no `image`), 1; with `upscale`, 0.3, "
-            "and not taken where one of the model's `upscalers` does it.",
+            description="How much of the image is replaced: 0 returns the image, 1 starts from (almost) pure noise. "
+            "Default: 0.8; with `mask` or `outpaint` 1; with `upscale` 0.3. Refused if one of the model's `upscalers` "
+            "makes the result.",
         ),
-    ] = None
-    denoising_start: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            lt=1,
-            description="In the place of `strength`, for SDXL and its refiner: the picture counts as denoised up to "
-            "this share of the schedule, no noise is added, and only the rest is run.",
+        Requires(
+            tasks=ALL_TASKS - {Task.EDIT},
+            not_by_upscaler="it starts from pure noise, and the image guides every step",
         ),
     ] = None
     guidance_scale: Annotated[
         float | None,
         Field(
-            ge=1, description="How strongly to follow the prompt; 1 is off and halves the work. Absent: the model's."
+            ge=1,
+            description="How strongly the result follows the prompt. 1 turns guidance off and halves the work. "
+            "Default: the model's.",
         ),
+        Requires(capability="guidance", lacking="works without guidance only: input should be 1 or absent", neutral=1),
     ] = None
     num_inference_steps: Annotated[
         int | None,
         Field(
             ge=1,
             le=MAX_STEPS,
-            description="Steps of the whole schedule; strength times as many are run. Absent: the model's.",
+            description="Steps of the whole schedule; about `strength` times as many are run. Default: the model's.",
         ),
     ] = None
-    scheduler: Annotated[Scheduler | None, Field(description="The sampler; absent: the model's default.")] = None
+    scheduler: Annotated[Scheduler | None, Field(description="The sampler. Default: the model's.")] = None
     seed: Annotated[
-        int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i; absent: drawn, and reported.")
+        int | None,
+        Field(ge=0, le=MAX_SEED, description="Image i uses seed + i. Default: random, and reported in the job."),
     ] = None
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
-    width: Annotated[
-        int | None, Field(ge=1, description="Absent: follows from the height, or the model's size nearest in shape.")
-    ] = None
-    height: Annotated[
-        int | None, Field(ge=1, description="Absent: follows from the width, or the model's size nearest in shape.")
-    ] = None
+    width: Annotated[Width, Requires(tasks=ALL_TASKS - {Task.UPSCALE})] = None
+    height: Annotated[Height, Requires(tasks=ALL_TASKS - {Task.UPSCALE})] = None
     resize: Annotated[
-        Resize, Field(description="How the picture is brought to that size: `pad` keeps all of it, with black bars.")
+        Resize,
+        Field(
+            description="How images are brought to the size of the result: `crop` cuts, `pad` adds black bars, "
+            "`stretch` changes the aspect ratio."
+        ),
+        Requires(tasks=ALL_TASKS - {Task.UPSCALE}),
     ] = Resize.CROP
     mask: Annotated[
         MaskOrReference | None,
         Field(
-            description="What to paint anew: a picture of the same size, white there and black elsewhere; or `alpha`: "
-            "where `image` is transparent. All else stays bit for bit, and the result has the size of `image`; `width` "
-            "and `height` are then the size at which the model works."
+            description="Inpainting mask of the same size as `image`: white pixels are regenerated, black pixels are "
+            "returned unchanged. `alpha` uses the transparency of `image`. The result has the size of `image`; "
+            "`width` and `height` set the size at which the model works."
         ),
+        Requires(tasks=frozenset({Task.INPAINT})),
     ] = None
     mask_blur: Annotated[
-        int | None, Field(ge=0, le=256, description="Pixels over which new fades into old, inside the mask. Absent: 4.")
+        int | None,
+        Field(
+            ge=0,
+            le=256,
+            description="Pixels over which the new content fades into the old, inside the mask. Default: 4.",
+        ),
+        Requires(tasks=frozenset({Task.INPAINT})),
     ] = None
     mask_padding: Annotated[
         int | None,
         Field(
             ge=0,
             le=4096,
-            description="Let the model see only what is painted anew and so many pixels around, at its full size, so "
-            "that small things get all its detail. Absent: it sees the whole picture.",
+            description="Crops the model's view to the regenerated area plus this many pixels on each side, so that "
+            "small areas are generated at the model's full resolution. Default: the model sees the whole image.",
         ),
+        Requires(tasks=frozenset({Task.INPAINT})),
     ] = None
     outpaint: Annotated[
-        Padding | None, Field(description="Pixels to add on each side, painted to fit. The picture stays bit for bit.")
+        Padding | None,
+        Field(description="Pixels to add on each side (outpainting). The pixels of `image` are returned unchanged."),
+        Requires(tasks=frozenset({Task.INPAINT}), neutral=Padding()),
     ] = None
     controls: Annotated[
         tuple[ControlRequest, ...],
-        Field(max_length=MAX_CONTROLS, description="Maps that the result follows: edges, depth, segments, ..."),
+        Field(
+            max_length=MAX_CONTROLS,
+            description="Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet).",
+        ),
+        Requires(tasks=frozenset({Task.IMG2IMG, Task.INPAINT, Task.CONTROL})),
     ] = ()
     image_prompts: Annotated[
         tuple[ImagePromptRequest, ...],
-        Field(max_length=MAX_IMAGE_PROMPTS, description="Pictures whose content or style to take up."),
+        Field(
+            max_length=MAX_IMAGE_PROMPTS,
+            description="Images whose content or style the result should take up (IP-Adapter).",
+        ),
+        Requires(
+            capability="image_prompts",
+            lacking="has no IP-Adapter; leave them out",
+            tasks_of_model="adapter_tasks",
+            not_by_upscaler="it has no IP-Adapter",
+        ),
     ] = ()
     instruction: Annotated[
         Text | None,
-        Field(min_length=1, description="What to change, as one would say it to a person.", examples=["make it night"]),
+        Field(
+            min_length=1,
+            description="Edit instruction: what to change in `image`, for models with the task `edit`.",
+            examples=["make it night"],
+        ),
     ] = None
     image_guidance_scale: Annotated[
-        float | None, Field(ge=1, description="How much of the picture an `instruction` keeps. Absent: 1.5.")
+        float | None,
+        Field(ge=1, description="How closely the result of an `instruction` follows `image`. Default: 1.5."),
+        Requires(
+            tasks=frozenset({Task.EDIT}),
+            capability="image_guidance",
+            lacking="takes no guidance by the image; leave it out",
+            guidance=True,
+        ),
     ] = None
     upscale: Annotated[
         UpscaleFactor | None,
         Field(
-            description="How many times wider and higher the result is, one of the model's `upscales`. The picture may "
-            "have any size."
+            description="How many times wider and higher the result is than `image`: one of the model's `upscales`. "
+            "The image may have any size."
         ),
     ] = None
-    loras: Annotated[
-        tuple[Lora, ...],
-        Field(max_length=MAX_LORAS, description="Of the `loras` of the model's entry in `GET /models`."),
-    ] = ()
-    model: Annotated[Name | None, Field(description="One of `GET /models`; absent: the service's default.")] = None
-    deadline_s: Annotated[
-        float | None,
-        Field(ge=1, le=MAX_DEADLINE_S, description="Seconds from now; a job that has not ended by then is cancelled."),
-    ] = None
+    model: ModelName = None
+    deadline_s: Deadline = None
     priority: Annotated[
-        Priority, Field(description="Which jobs go first; within one priority, clients take turns.")
+        Priority, Field(description="Order in the queue. Jobs of one priority are taken round-robin across API keys.")
     ] = Priority.NORMAL
     webhook: Annotated[
         Webhook | None,
         BeforeValidator(webhook_fields, json_schema_input_type=Webhook | str | None),
-        Field(description="Where to tell how the job ended, and which ends; a URL alone is told all of them."),
+        Field(description="URL that is called when the job ends, and the events to send; all events if only a URL."),
     ] = None
 
     def fingerprint(self) -> str:
-        """Equal for equal requests, however they are written and whatever the defaults of later versions add."""
+        """Return a hash that is equal for equal requests, also if a later version adds fields with defaults."""
         fields = self.model_dump(exclude_defaults=True)
         return sha256(json.dumps(fields, sort_keys=True, default=_digest).encode()).hexdigest()
 
@@ -283,7 +327,7 @@ def _digest(value: object) -> str:
 
 
 class ControlMapRequest(BaseModel):
-    """A picture, and the control map to make of it."""
+    """An image and the type of the control map to make of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -292,18 +336,15 @@ class ControlMapRequest(BaseModel):
 
     image: ImageOrReference
     type: Annotated[ControlType, Field(description="One of the `preprocessors` of the model's entry in `GET /models`.")]
-    width: Annotated[int | None, Field(ge=1, description="As of `POST /img2img`.")] = None
-    height: Annotated[int | None, Field(ge=1, description="As of `POST /img2img`.")] = None
-    resize: Annotated[Resize, Field(description="How the picture is brought to that size.")] = Resize.CROP
-    model: Annotated[Name | None, Field(description="One of `GET /models`; absent: the service's default.")] = None
-    deadline_s: Annotated[
-        float | None,
-        Field(ge=1, le=MAX_DEADLINE_S, description="Seconds from now; a job that has not ended by then is cancelled."),
-    ] = None
+    width: Width = None
+    height: Height = None
+    resize: Annotated[Resize, Field(description="How the image is brought to that size.")] = Resize.CROP
+    model: ModelName = None
+    deadline_s: Deadline = None
 
 
 class ImageRequest(BaseModel):
-    """A picture to keep."""
+    """An image to store."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

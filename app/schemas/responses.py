@@ -1,11 +1,9 @@
-"""What clients see: the job, its events, the models, the problem."""
+"""Response bodies: jobs, models, uploaded images and health."""
 
-import reprlib
-from base64 import b64encode
-from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, Field
 
@@ -13,121 +11,158 @@ from img2img.domain.job import ImageInfo, JobFailure, JobRecord, JobStatus, Prio
 from img2img.domain.model_card import ModelCard
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Delivery, DeliveryStatus, Event
-from img2img.redis.previews import Preview
 
-from ..progress.eta import QueueEstimate
+EXAMPLE_JOB_ID = "3f0c9a52d7e84b6ea1c5f2b8d9036e71"
+EXAMPLE_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+JobId = Annotated[str, Field(examples=[EXAMPLE_JOB_ID])]
+Moment = Annotated[datetime, Field(examples=["2026-01-31T12:00:00Z"])]
+ResolvedSpec = Annotated[
+    JobSpec,
+    Field(description="The parameters, with every default resolved. Input images are given by their SHA-256."),
+]
+EtaS = Annotated[
+    float | None,
+    Field(
+        description="Estimated seconds until the job ends, from the work ahead of it and the throughput of the "
+        "workers; null if the throughput is not known yet.",
+        examples=[14.5],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class QueueEstimate:
+    """Position of a queued job, and seconds until it ends (None: no live worker has reported its throughput)."""
+
+    queue_position: int
+    eta_s: float | None
 
 
 class UploadedImage(BaseModel):
-    """A picture that jobs can refer to."""
+    """An uploaded image that jobs can refer to."""
 
-    sha256: Annotated[str, Field(description="Of the bytes as they were sent; an `image` of `POST /img2img`.")]
-    width: Annotated[int, Field(description="Of the upright picture.")]
-    height: int
+    sha256: Annotated[
+        str,
+        Field(description="SHA-256 of the uploaded bytes; an `image` of `POST /img2img`.", examples=[EXAMPLE_SHA256]),
+    ]
+    width: Annotated[int, Field(description="Width after applying the EXIF orientation.", examples=[1600])]
+    height: Annotated[int, Field(examples=[1200])]
 
 
 class ImageFormat(StrEnum):
-    """How a result is delivered."""
+    """File format of a downloaded image."""
 
     PNG = "png"
     WEBP = "webp"
     JPEG = "jpeg"
 
 
-EtaS = Annotated[
-    float | None,
-    Field(description="Seconds until it is done, by the work ahead and the workers' pace; null where that is unknown."),
-]
-
-
 class JobImage(ImageInfo):
-    """One result picture."""
+    """A result image."""
 
-    url: str
+    url: Annotated[str, Field(examples=[f"/jobs/{EXAMPLE_JOB_ID}/images/0"])]
 
 
 class JobProgress(BaseModel):
     """Denoising steps, summed over the job's images."""
 
-    step: int
-    steps: Annotated[int, Field(description="Steps that are really run; 0 at strength 0.")]
-    fraction: Annotated[float, Field(ge=0, le=1)]
+    step: Annotated[int, Field(examples=[12])]
+    steps: Annotated[int, Field(description="Steps to run in total; 0 at strength 0.", examples=[24])]
+    fraction: Annotated[float, Field(ge=0, le=1, examples=[0.5])]
+
+    @classmethod
+    def from_record(cls, record: JobRecord) -> Self:
+        if record.status is JobStatus.SUCCEEDED:
+            fraction = 1.0
+        else:
+            fraction = min(record.step / record.steps, 1.0) if record.steps else 0.0
+        return cls(step=record.step, steps=record.steps, fraction=round(fraction, 4))
 
 
 class WebhookDelivery(BaseModel):
-    """How the delivery of a webhook stands."""
+    """Delivery status of a webhook."""
 
-    status: Annotated[DeliveryStatus, Field(description="`failed`: it is not tried again.")]
+    status: Annotated[DeliveryStatus, Field(description="`failed`: there are no more attempts.")]
     attempts: int
-    last_attempt_at: datetime | None
-    next_attempt_at: Annotated[datetime | None, Field(description="Known once an attempt has failed.")]
-    last_status: Annotated[int | None, Field(description="What the receiver answered last.")]
-    last_error: Annotated[str | None, Field(description="Why the last attempt was none that counts.")]
+    last_attempt_at: Moment | None
+    next_attempt_at: Annotated[Moment | None, Field(description="Set after a failed attempt.")]
+    last_status: Annotated[int | None, Field(description="HTTP status of the receiver's last response.")]
+    last_error: Annotated[str | None, Field(description="Why the last attempt failed.")]
 
     @classmethod
-    def of(cls, delivery: Delivery) -> Self:
+    def from_delivery(cls, delivery: Delivery) -> Self:
         moments = ("last_attempt_at", "next_attempt_at")
         return cls(
             **delivery.model_dump(exclude=set(moments)),
-            **{name: _moment_or_none(getattr(delivery, name)) for name in moments},
+            **{name: _datetime_or_none(getattr(delivery, name)) for name in moments},
         )
 
 
 class JobWebhook(BaseModel):
-    """Where the end of a job is told, and how that stands."""
+    """The webhook of a job and its delivery status."""
 
     url: str
     events: list[Event]
-    delivery: Annotated[WebhookDelivery | None, Field(description="Null as long as there is nothing to tell.")]
+    delivery: Annotated[WebhookDelivery | None, Field(description="Null until there is an event to deliver.")]
 
     @classmethod
-    def of(cls, record: JobRecord) -> Self | None:
+    def from_record(cls, record: JobRecord) -> Self | None:
         if record.webhook is None:
             return None
-        delivery = WebhookDelivery.of(record.delivery) if record.delivery else None
+        delivery = WebhookDelivery.from_delivery(record.delivery) if record.delivery else None
         return cls(url=str(record.webhook.url), events=record.webhook.events, delivery=delivery)
 
 
 class Job(BaseModel):
-    """A job as clients see it."""
+    """A job."""
 
-    id: str
+    id: JobId
     status: JobStatus
     priority: Priority
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    deadline_at: Annotated[datetime | None, Field(description="When it is cancelled if it has not ended.")]
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+    deadline_at: Annotated[Moment | None, Field(description="When the job is cancelled unless it has ended.")]
     expires_at: Annotated[
-        datetime | None, Field(description="When the job and its pictures are deleted; known once it has ended.")
+        Moment | None, Field(description="When the job and its images are deleted; null until it has ended.")
     ]
     queue_position: Annotated[
         int | None,
-        Field(description="Jobs ahead of it, those of other clients' turns included; null once it has left the queue."),
+        Field(
+            description="Jobs ahead of it, including those of other clients whose turn comes first; null once it has "
+            "left the queue.",
+        ),
     ]
     eta_s: EtaS
     progress: JobProgress
-    request: Annotated[JobSpec, Field(description="Every parameter as resolved; the pictures as their sha256.")]
+    request: ResolvedSpec
     images: list[JobImage]
     error: JobFailure | None
-    timings: Annotated[dict[str, float], Field(description="Seconds: `queued`, `run`, then the stages of the run.")]
-    worker: str | None
+    timings: Annotated[
+        dict[str, float],
+        Field(
+            description="Seconds: `queued`, `run`, then the stages of the run.", examples=[{"queued": 2.0, "run": 3.0}]
+        ),
+    ]
+    worker: Annotated[str | None, Field(examples=["gpu-1-4711-5be0"])]
     webhook: JobWebhook | None = None
 
     @classmethod
-    def of(cls, record: JobRecord, forecast: QueueEstimate | None = None) -> Self:
+    def from_record(cls, record: JobRecord, estimate: QueueEstimate | None = None) -> Self:
+        """Build the response from a job record; `estimate` is for queued jobs."""
         return cls(
             id=record.id,
             status=record.status,
             priority=record.priority,
-            queue_position=forecast.queue_position if forecast else None,
-            eta_s=forecast.eta_s if forecast else None,
-            created_at=_moment(record.created_at),
-            started_at=_moment_or_none(record.started_at),
-            finished_at=_moment_or_none(record.finished_at),
-            deadline_at=_moment_or_none(record.deadline_at),
-            expires_at=_moment_or_none(record.expires_at),
-            progress=_progress(record),
+            queue_position=estimate.queue_position if estimate else None,
+            eta_s=estimate.eta_s if estimate else None,
+            created_at=_datetime(record.created_at),
+            started_at=_datetime_or_none(record.started_at),
+            finished_at=_datetime_or_none(record.finished_at),
+            deadline_at=_datetime_or_none(record.deadline_at),
+            expires_at=_datetime_or_none(record.expires_at),
+            progress=JobProgress.from_record(record),
             request=record.spec,
             images=[
                 JobImage(url=f"/jobs/{record.id}/images/{image.index}", **image.model_dump()) for image in record.images
@@ -135,24 +170,16 @@ class Job(BaseModel):
             error=record.error,
             timings=_timings(record),
             worker=record.worker,
-            webhook=JobWebhook.of(record),
+            webhook=JobWebhook.from_record(record),
         )
 
 
-def _moment(seconds: float) -> datetime:
+def _datetime(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _moment_or_none(seconds: float | None) -> datetime | None:
-    return _moment(seconds) if seconds else None
-
-
-def _progress(record: JobRecord) -> JobProgress:
-    if record.status is JobStatus.SUCCEEDED:
-        fraction = 1.0
-    else:
-        fraction = min(record.step / record.steps, 1.0) if record.steps else 0.0
-    return JobProgress(step=record.step, steps=record.steps, fraction=round(fraction, 4))
+def _datetime_or_none(seconds: float | None) -> datetime | None:
+    return _datetime(seconds) if seconds else None
 
 
 def _timings(record: JobRecord) -> dict[str, float]:
@@ -165,86 +192,31 @@ def _timings(record: JobRecord) -> dict[str, float]:
     return {stage: round(max(seconds, 0.0), 6) for stage, seconds in timings.items()} | record.timings
 
 
-class QueuedEvent(BaseModel):
-    """The job waits. Sent first, and again whenever its place has changed."""
-
-    id: str
-    status: Literal[JobStatus.QUEUED] = JobStatus.QUEUED
-    queue_position: Annotated[int, Field(description="Jobs ahead of it in the queue of its model.")]
-    eta_s: EtaS
-
-
-class ProgressEvent(BaseModel):
-    """The job runs."""
-
-    id: str
-    status: Literal[JobStatus.RUNNING] = JobStatus.RUNNING
-    progress: JobProgress
-
-    @classmethod
-    def of(cls, record: JobRecord) -> Self:
-        return cls(id=record.id, progress=_progress(record))
-
-
-class PreviewEvent(BaseModel):
-    """The picture as it forms. Comes only where it was asked for, and while the worker has time for it."""
-
-    id: str
-    step: Annotated[int, Field(description="Denoising steps that were done by then.")]
-    image: Annotated[str, Field(description="A small JPEG, as a data: URI.")]
-
-    @classmethod
-    def of(cls, job_id: str, preview: Preview) -> Self:
-        return cls(id=job_id, step=preview.step, image=f"data:image/jpeg;base64,{b64encode(preview.jpeg).decode()}")
-
-
-class GoneEvent(BaseModel):
-    """The job was deleted while it was followed."""
-
-    id: str
-    code: str
-    message: str
-
-
-class JobEvent(BaseModel):
-    """What a webhook gets: how a job ended. The same at every attempt."""
-
-    type: Event
-    timestamp: Annotated[datetime, Field(description="When the job ended.")]
-    data: Annotated[
-        Job,
-        Field(description="The job, as `GET /jobs/{id}` shows it, but null for the sha256 of every picture sent."),
-    ]
-
-    @classmethod
-    def of(cls, record: JobRecord) -> Self:
-        job = Job.of(record.model_copy(update={"spec": record.spec.without_inputs()}))
-        return cls.model_validate({"type": f"job.{record.status}", "timestamp": record.finished_at, "data": job})
-
-
 class JobList(BaseModel):
     """One page of jobs, newest first."""
 
     jobs: list[Job]
-    next_cursor: Annotated[str | None, Field(description="`cursor` of the next page; null on the last.")]
+    next_cursor: Annotated[str | None, Field(description="`cursor` of the next page; null on the last page.")]
 
 
 class DryRunResult(BaseModel):
-    """What a submit would have made."""
+    """The job that a submit would create."""
 
-    request: Annotated[JobSpec, Field(description="Every parameter as it would be resolved.")]
+    request: ResolvedSpec
     priority: Priority
-    cost: Annotated[float, Field(description="Work in megapixel-steps; with guidance a step counts twice.")]
-    queue_position: Annotated[int, Field(description="Jobs that would be ahead of it.")]
+    cost: Annotated[
+        float, Field(description="Work in megapixel-steps; a step with guidance counts twice.", examples=[13.1])
+    ]
+    queue_position: Annotated[int, Field(description="Jobs that would be ahead of it.", examples=[2])]
     eta_s: EtaS
 
 
 class ServedModel(ModelCard):
-    """A model that live workers serve."""
+    """A model that at least one live worker serves."""
 
-    workers: list[str]
-    queued: Annotated[int, Field(description="Jobs that wait for it.")]
-    default: Annotated[bool, Field(description="Taken where a request names no model.")]
+    workers: Annotated[list[str], Field(examples=[["gpu-1-4711-5be0"]])]
+    queued: Annotated[int, Field(description="Jobs waiting for this model.", examples=[2])]
+    default: Annotated[bool, Field(description="Whether it is used by requests that name no model.")]
 
 
 class ModelList(BaseModel):
@@ -254,20 +226,20 @@ class ModelList(BaseModel):
 
 
 class Liveness(BaseModel):
-    """The process answers."""
+    """The API server process responds."""
 
     status: str = "alive"
 
 
 class DependencyStatus(BaseModel):
-    """Whether one thing that the service needs is there."""
+    """Whether a dependency of the service is available."""
 
     ok: bool
-    detail: str
+    detail: Annotated[str, Field(examples=["responds"])]
 
 
 class Readiness(BaseModel):
-    """Whether a job submitted now would be worked on."""
+    """Whether a job submitted now would be run."""
 
     ready: bool
     redis: DependencyStatus
@@ -280,42 +252,3 @@ class Readiness(BaseModel):
             "dispatcher, jobs still run and their webhooks stay pending, so this does not affect `ready`."
         ),
     ] = None
-
-
-class FieldProblem(BaseModel):
-    """One field that was refused: what it takes and what it got."""
-
-    field: str
-    message: str
-    got: str | None = None
-
-    @classmethod
-    def of(cls, error: Mapping[str, Any]) -> Self:
-        """From an entry of a pydantic error list."""
-        place = error["loc"][:1] in (("body",), ("path",), ("query",), ("header",))
-        loc = error["loc"][1:] if place else error["loc"]
-        field = ".".join(map(str, loc))[:80] or "body"
-        if error["type"] == "missing":
-            return cls(field=field, message="Field required")
-        return cls(field=field, message=error["msg"].removeprefix("Value error, "), got=truncate(error["input"]))
-
-
-class Problem(BaseModel):
-    """What went wrong (RFC 9457). `code` is stable; `detail` is for people."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    code: str
-    errors: Annotated[list[FieldProblem] | None, Field(description="The fields that were refused.")] = None
-    job_status: Annotated[JobStatus | None, Field(description="The job's status, where it is the reason.")] = None
-    error: Annotated[JobFailure | None, Field(description="Why the job failed.")] = None
-
-
-def truncate(value: object) -> str | None:
-    """A value for an error message: short whatever it is, and always text that JSON can carry."""
-    if value is None:
-        return None
-    text = value[:80] + "…" * (len(value) > 80) if isinstance(value, str) else reprlib.repr(value)
-    return text.encode("utf-8", "replace").decode()

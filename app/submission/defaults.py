@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 
 from img2img.domain.model_card import ModelCard, nearest_bucket
-from img2img.domain.spec import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, Scheduler
+from img2img.domain.parameters import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, Scheduler
 from img2img.errors import ParameterError, Unavailable
 
 from ..schemas.requests import Img2ImgRequest

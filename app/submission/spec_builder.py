@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Any
 
 from PIL import Image
 
-from img2img.domain.conditioning import Control, ImagePrompt, InpaintRegion, Padding
+from img2img.domain.conditioning import Control, ControlWeight, ImagePrompt, InpaintRegion, Padding
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import JobSpec, Resize, Task
+from img2img.domain.parameters import GenerationParameters, Resize, Task
+from img2img.domain.spec import ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
 from img2img.errors import ParameterError
 
@@ -20,10 +22,12 @@ from ..schemas.image_references import ImageReference
 from ..schemas.requests import ALPHA, Img2ImgRequest
 from .defaults import resolve_scheduler, resolve_seed, resolve_size, resolve_steps
 from .geometry import Box, padded, strips, union, working_size
-from .task_selection import card_for, check_model, choose_task
+from .task_selection import check_model, check_resolved, choose_task
 
-STRENGTHS = {Task.IMG2IMG: 0.8, Task.INPAINT: 1.0, Task.CONTROL: 1.0, Task.EDIT: 1.0, Task.UPSCALE: 0.3}
-IMAGE_GUIDANCE_SCALE = 1.5
+DEFAULT_STRENGTH = 0.8
+DEFAULT_INPAINT_STRENGTH = 1.0
+DEFAULT_UPSCALE_STRENGTH = 0.3
+DEFAULT_IMAGE_GUIDANCE_SCALE = 1.5
 MASK_BLUR = 4
 TILE_OVERLAP = 8  # tiles overlap by at least an eighth of their side
 MAX_PROMPT_SIDE = 1024  # of an image prompt; its encoder sees a few hundred pixels
@@ -42,109 +46,82 @@ def error_field(name: str) -> Iterator[None]:
 
 
 @dataclass
-class _Layout:
-    """The job's picture, and where the model works on it."""
-
-    blob: str | None
-    width: int
-    height: int
-    control_size: tuple[int, int]  # what a control's own picture is brought to
-    repaint: InpaintRegion | None = None
-    tiling: Tiling | None = None
-    is_tiled: bool = False  # in more than one tile
-
-
-@dataclass
 class SpecBuilder:
-    """Makes a spec of one request, and collects the blobs that it names."""
+    """Builds the spec of one request and collects the blobs that it refers to."""
 
     request: Img2ImgRequest
     card: ModelCard
     open: Open
     max_pixels: int
-    blobs: dict[str, bytes] = field(default_factory=dict)  # PNG by sha256
+    # PNGs by their sha256.
+    blobs: dict[str, bytes] = field(default_factory=dict)
 
     def plan(self) -> JobSpec:
-        """The spec. Raises ParameterError, PictureError or UnsupportedMedia."""
-        request = self.request
-        task = choose_task(request)
-        check_model(request, task, self.card)
-        card = card_for(request, self.card)
-        seed = resolve_seed(request.seed, request.num_images)
-        layout = self._layout(task)
-        scheduler = resolve_scheduler(request, card, is_tiled=layout.is_tiled)
-        guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
-        for name in ("negative_prompt", "image_guidance_scale"):
-            if guidance_scale == 1 and (given := getattr(request, name)):
-                message = "Without guidance it does nothing: leave it out, or give a `guidance_scale` above 1"
-                raise ParameterError(name, message, got=given)
-        by_picture = task is Task.EDIT and card.image_guidance
-        return JobSpec(
-            task=task,
-            model=card.name,
-            image=layout.blob,
-            prompt=request.instruction or request.prompt,
-            negative_prompt=request.negative_prompt,
-            prompt_weighting=request.prompt_weighting,
-            strength=self._strength(task),
-            denoising_start=request.denoising_start,
-            guidance_scale=guidance_scale,
-            guidance_rows=card.guidance_rows,
-            image_guidance_scale=(request.image_guidance_scale or IMAGE_GUIDANCE_SCALE) if by_picture else None,
-            num_inference_steps=resolve_steps(request.num_inference_steps, scheduler, card),
-            scheduler=scheduler,
-            seed=seed,
-            num_images=request.num_images,
-            width=layout.width,
-            height=layout.height,
-            resize=request.resize,
-            repaint=layout.repaint,
-            upscale=request.upscale,
-            tiling=layout.tiling,
-            controls=self._controls(layout),
-            image_prompts=self._image_prompts(),
-            loras=request.loras,
+        """Return the spec. Raises ParameterError, ImageError or UnsupportedMedia."""
+        task = choose_task(self.request)
+        check_model(self.request, task, self.card)
+        match task:
+            case Task.CONTROL:
+                return self._control()
+            case Task.INPAINT:
+                return self._inpaint()
+            case Task.EDIT:
+                return self._edit()
+            case Task.UPSCALE:
+                return self._upscale()
+        return self._img2img()
+
+    def _img2img(self) -> Img2ImgSpec:
+        image, width, height = self._fitted_image()
+        return Img2ImgSpec(
+            image=image,
+            **self._strength(DEFAULT_STRENGTH),
+            **self._controls((width, height)),
+            **self._generation(width, height, self.card),
         )
 
-    def _strength(self, task: Task) -> float:
-        if self.request.strength is not None:
-            return self.request.strength
-        if self.request.denoising_start is not None:
-            return 1.0  # it does not count
-        return 1.0 if self.card.upscaler(self.request.upscale) else STRENGTHS[task]
-
-    def _layout(self, task: Task) -> _Layout:
+    def _control(self) -> ControlSpec:
         request = self.request
-        if task is Task.CONTROL:
-            first = self._open("controls.0.image", request.controls[0].image)
-            width, height = resolve_size(request.width, request.height, first.size, self.card)
-            return _Layout(None, width, height, (width, height))
-        upload = self._open("image", request.image)
-        if task is Task.INPAINT:
-            return self._inpaint(upload)
-        if task is Task.UPSCALE:
-            return self._upscale(upload)
-        width, height = resolve_size(request.width, request.height, upload.size, self.card)
-        return _Layout(self._keep(upload.fit(width, height, request.resize)), width, height, (width, height))
+        first = self._open("controls.0.image", request.controls[0].image)
+        width, height = resolve_size(request.width, request.height, first.size, self.card)
+        return ControlSpec(
+            prompt=request.prompt, **self._controls((width, height)), **self._generation(width, height, self.card)
+        )
 
-    def _upscale(self, upload: SandboxedImage) -> _Layout:
+    def _edit(self) -> EditSpec:
+        image, width, height = self._fitted_image()
+        guidance = self.request.image_guidance_scale or DEFAULT_IMAGE_GUIDANCE_SCALE
+        return EditSpec(
+            image=image,
+            instruction=self.request.instruction,
+            image_guidance_scale=guidance if self.card.image_guidance else None,
+            resize=self.request.resize,
+            **self._generation(width, height, self.card),
+        )
+
+    def _upscale(self) -> UpscaleSpec:
+        upload = self._open("image", self.request.image)
         (width, height), times = upload.size, self.request.upscale or 1
         if width * height * times**2 > self.max_pixels:
-            message = (
-                f"The result would have {width * times} x {height * times} pixels; at most {self.max_pixels:,} are made"
-            )
-            raise ParameterError("upscale", message, got=times)
+            raise ParameterError("upscale", self._too_large(width * times, height * times), got=times)
         upscaler = self.card.upscaler(times)
         side, multiple = (upscaler or self.card).native_size, (upscaler or self.card).size_multiple
         overlap = min(multiple * -(-side // TILE_OVERLAP // multiple), side - multiple)
         work = upscaler.work if upscaler else 1.0
         tiling = Tiling(upscaler=upscaler is not None, side=side, overlap=overlap, multiple=multiple, work=work)
         is_tiled = len(tiling.grid((width * times, height * times))) > 1
-        return _Layout(self._keep(upload.rgb()), width, height, (width, height), tiling=tiling, is_tiled=is_tiled)
+        # An upscaler model starts from pure noise.
+        return UpscaleSpec(
+            image=self._keep(upload.rgb()),
+            upscale=times,
+            tiling=tiling,
+            **self._strength(1.0 if upscaler else DEFAULT_UPSCALE_STRENGTH),
+            **self._generation(width, height, self.card.for_upscale(times), is_tiled=is_tiled),
+        )
 
-    def _inpaint(self, upload: SandboxedImage) -> _Layout:
-        request, size = self.request, upload.size
-        margins = request.outpaint or Padding()
+    def _inpaint(self) -> InpaintSpec:
+        request, upload = self.request, self._open("image", self.request.image)
+        margins, size = request.outpaint or Padding(), upload.size
         canvas = (size[0] + margins.left + margins.right, size[1] + margins.top + margins.bottom)
         if canvas[0] * canvas[1] > self.max_pixels:
             raise ParameterError("outpaint", self._too_large(*canvas))
@@ -154,14 +131,51 @@ class SpecBuilder:
         if request.width is not None or request.height is not None:
             shape = (box[2] - box[0], box[3] - box[1])
             width, height = resolve_size(request.width, request.height, shape, self.card)
-        repaint = InpaintRegion(
+        region = InpaintRegion(
             mask=self._keep(mask) if mask else None,
             blur=MASK_BLUR if request.mask_blur is None else request.mask_blur,
             margins=margins,
             canvas=canvas,
             box=box,
         )
-        return _Layout(self._keep(upload.rgb()), width, height, canvas, repaint)
+        return InpaintSpec(
+            image=self._keep(upload.rgb()),
+            region=region,
+            **self._strength(DEFAULT_INPAINT_STRENGTH),
+            **self._controls(canvas, image_size=size),
+            **self._generation(width, height, self.card),
+        )
+
+    def _generation(self, width: int, height: int, card: ModelCard, *, is_tiled: bool = False) -> dict[str, Any]:
+        """Return the fields that all generating tasks share."""
+        request = self.request
+        scheduler = resolve_scheduler(request, card, is_tiled=is_tiled)
+        guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
+        check_resolved(request, card, guidance_scale, scheduler)
+        return {
+            **{name: getattr(request, name) for name in GenerationParameters.model_fields},
+            "model": card.name,
+            "width": width,
+            "height": height,
+            "guidance_scale": guidance_scale,
+            "guidance_rows": card.guidance_rows,
+            "num_inference_steps": resolve_steps(request.num_inference_steps, scheduler, card),
+            "scheduler": scheduler,
+            "seed": resolve_seed(request.seed, request.num_images),
+            "image_prompts": self._image_prompts(),
+        }
+
+    def _strength(self, default: float) -> dict[str, Any]:
+        request = self.request
+        # With `denoising_start` the strength has no effect.
+        resolved = 1.0 if request.denoising_start is not None else default
+        return {"prompt": request.prompt, "strength": resolved if request.strength is None else request.strength}
+
+    def _fitted_image(self) -> tuple[str, int, int]:
+        """Return the image brought to the size of the result, and that size."""
+        request, upload = self.request, self._open("image", self.request.image)
+        width, height = resolve_size(request.width, request.height, upload.size, self.card)
+        return self._keep(upload.fit(width, height, request.resize)), width, height
 
     def _too_large(self, width: int, height: int) -> str:
         return f"The result would have {width} x {height} pixels; at most {self.max_pixels:,} are made"
@@ -195,21 +209,26 @@ class SpecBuilder:
             boxes.append((left + margins.left, top + margins.top, right + margins.left, bottom + margins.top))
         return padded(union(boxes), padding, canvas, self.card)
 
-    def _controls(self, layout: _Layout) -> tuple[Control, ...]:
+    def _controls(self, size: tuple[int, int], image_size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Return the controls and how their images are resized.
+
+        Args:
+            size: Size of the result, to which the images of controls are brought.
+            image_size: Size of the inpainted image; a control image of this size gets the same margins.
+        """
         controls = []
         for index, control in enumerate(self.request.controls):
             blob = None
             if control.image is not None:
                 name = f"controls.{index}.image"
                 upload = self._open(name, control.image)
-                size = layout.control_size
-                if layout.repaint and upload.size == layout.repaint.picture_size:
-                    size = upload.size  # it lies where the picture lies, and the worker gives it margins, too
                 with error_field(name):
-                    blob = self._keep(upload.fit(*size, self.request.resize))
-            steering = control.model_dump(include={"scale", "start", "end"})
-            controls.append(Control(type=control.type, image=blob, preprocess=control.preprocess, **steering))
-        return tuple(controls)
+                    blob = self._keep(
+                        upload.fit(*(size if upload.size != image_size else upload.size), self.request.resize)
+                    )
+            weight = control.model_dump(include=set(ControlWeight.model_fields))
+            controls.append(Control(type=control.type, image=blob, preprocess=control.preprocess, **weight))
+        return {"controls": tuple(controls), "resize": self.request.resize}
 
     def _image_prompts(self) -> tuple[ImagePrompt, ...]:
         prompts = []

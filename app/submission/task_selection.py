@@ -1,63 +1,54 @@
-"""Which task a request asks for, and whether the model at hand can do it. What cannot be honoured is refused."""
+"""Selection of a request's task, and the checks that its fields go with the task, the model and the scheduler."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import Task
+from img2img.domain.parameters import PipelineParameter, Requires, Scheduler, Task, requirements
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
 
-# What a task does with the fields beside the usual: all that it cannot honour. A field counts as given if it differs
-# from its default.
-_REFUSED: dict[Task, frozenset[str]] = {
-    Task.IMG2IMG: frozenset({"mask_blur", "mask_padding", "image_guidance_scale"}),
-    Task.INPAINT: frozenset({"image_guidance_scale", "denoising_start"}),
-    Task.CONTROL: frozenset({"mask_blur", "mask_padding", "image_guidance_scale", "denoising_start"}),
-    Task.EDIT: frozenset(
-        {"prompt", "strength", "mask", "mask_blur", "mask_padding", "outpaint", "controls", "denoising_start"}
-    ),
-    Task.UPSCALE: frozenset(
-        {"width", "height", "resize", "mask", "mask_blur", "mask_padding", "outpaint", "controls"}
-        | {"image_guidance_scale", "denoising_start"}
-    ),
-}
-_BECAUSE: dict[Task, str] = {
-    Task.IMG2IMG: "it belongs to `mask`, `outpaint` or `instruction`, and none of them is given",
-    Task.INPAINT: "it belongs to `instruction`, not to `mask` or `outpaint`",
-    Task.CONTROL: "it cannot be combined with a request without `image`",
-    Task.EDIT: "it cannot be combined with `instruction`",
-    Task.UPSCALE: "it cannot be combined with `upscale`",
-}
-_NEEDS: dict[Task, tuple[str, str]] = {
+REQUIREMENTS = requirements(Img2ImgRequest)
+# The field to name if a model does not have the task, and the task in words.
+NAMES: dict[Task, tuple[str, str]] = {
     Task.IMG2IMG: ("image", "image-to-image"),
     Task.INPAINT: ("mask", "inpainting and outpainting"),
-    Task.CONTROL: ("image", "making a picture from controls alone"),
+    Task.CONTROL: ("image", "generation from controls alone"),
     Task.EDIT: ("instruction", "editing by instruction"),
     Task.UPSCALE: ("upscale", "upscaling"),
+}
+# The fields by which a request selects the task.
+SELECTED_BY: dict[Task, str] = {
+    Task.INPAINT: "`mask` or `outpaint`",
+    Task.CONTROL: "a request without `image`",
+    Task.EDIT: "`instruction`",
+    Task.UPSCALE: "`upscale`",
 }
 
 
 def choose_task(request: Img2ImgRequest) -> Task:
-    """The task that the request asks for. Raises ParameterError where its fields do not go together."""
-    given = {name for name in type(request).model_fields if _is_given(request, name)}
+    """Return the task that the request selects. Raises ParameterError if its fields do not go together."""
+    given = dict(_given(request))
     if "instruction" in given and "upscale" in given:
         raise ParameterError("upscale", "It cannot be combined with `instruction`; upscale the result in a second job")
     task = _task_of(given)
     if task is not Task.CONTROL and request.image is None:
         raise ParameterError("image", "Field required")
-    refused = sorted(given & _REFUSED[task])
-    if refused == ["denoising_start"]:
-        raise ParameterError("denoising_start", "It goes with plain image-to-image only; leave it out")
-    if refused:
-        raise ParameterError(refused[0], f"Input should be absent: {_BECAUSE[task]}")
-    if "denoising_start" in given and not given.isdisjoint({"strength", "controls"}):
-        other = "strength" if "strength" in given else "controls"
-        raise ParameterError("denoising_start", f"It cannot be combined with `{other}`; leave one of the two out")
+    for name in given:
+        _check_task(name, REQUIREMENTS[name], task, given)
     if task is Task.CONTROL and request.strength not in (None, 1):
         raise ParameterError("strength", "Without `image` there is nothing to keep: input should be 1 or absent")
     return task
+
+
+def _given(request: Img2ImgRequest) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of the fields that differ from their default or neutral value."""
+    for name, field in type(request).model_fields.items():
+        value = getattr(request, name)
+        if value not in (field.default, None, REQUIREMENTS[name].neutral):
+            yield name, value
 
 
 def _task_of(given: Collection[str]) -> Task:
@@ -70,73 +61,65 @@ def _task_of(given: Collection[str]) -> Task:
     return Task.IMG2IMG if "image" in given or "controls" not in given else Task.CONTROL
 
 
-def _is_given(request: Img2ImgRequest, name: str) -> bool:
-    value = getattr(request, name)
-    if name == "outpaint" and value is not None:
-        return bool(value.any)
-    return bool(value != type(request).model_fields[name].default)
-
-
-def card_for(request: Img2ImgRequest, card: ModelCard) -> ModelCard:
-    """The card, or where an upscaler will do the work, the card with what holds for that."""
-    upscaler = card.upscaler(request.upscale)
-    if upscaler is None:
-        return card
-    defaults = upscaler.model_dump(exclude={"times", "native_size", "size_multiple", "work"})
-    return card.model_copy(update={**defaults, "negative_prompt": True, "guidance": True, "guidance_rows": 2})
+def _check_task(name: str, requires: Requires, task: Task, given: Collection[str]) -> None:
+    if task not in requires.tasks:
+        if task is Task.IMG2IMG:
+            wanted = " or ".join(SELECTED_BY[other] for other in Task if other in requires.tasks)
+            raise ParameterError(name, f"Input should be absent: it belongs to {wanted}, which is not given")
+        raise ParameterError(name, f"Input should be absent: it cannot be combined with {SELECTED_BY[task]}")
+    other = next((other for other in requires.excludes if other in given), None)
+    if other:
+        raise ParameterError(name, f"It cannot be combined with `{other}`; leave one of the two out")
 
 
 def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
-    """Raises ParameterError for the first thing that the model cannot do, saying what it can."""
+    """Raise ParameterError for the first field that the model does not support, with the supported values."""
     if task not in card.tasks:
-        field, what = _NEEDS[task]
-        can = ", ".join(_NEEDS[known][1] for known in card.tasks)
-        raise ParameterError(field, f"The model {card.name} has nothing for {what}; it can do: {can}")
+        field, name = NAMES[task]
+        raise ParameterError(field, f"The model {card.name} does not support {name}; it supports: {_names(card.tasks)}")
     if request.upscale and request.upscale not in card.upscales:
-        can = ", ".join(map(str, card.upscales))
-        raise ParameterError("upscale", f"With the model {card.name}, input should be one of: {can}")
-    if card.upscaler(request.upscale):
-        _check_upscaler(request)
+        supported = ", ".join(map(str, card.upscales))
+        raise ParameterError("upscale", f"With the model {card.name}, input should be one of: {supported}")
+    for name, value in _given(request):
+        _check_capability(name, value, request, task, card)
     _check_controls(request, card)
-    if request.image_prompts and not card.image_prompts:
-        raise ParameterError("image_prompts", f"The model {card.name} has no IP-Adapter; leave them out")
-    if task not in card.adapter_tasks and (request.image_prompts or (request.loras and card.loras)):
-        can = ", ".join(_NEEDS[known][1] for known in card.adapter_tasks)
-        field = "image_prompts" if request.image_prompts else "loras"
-        message = f"With the model {card.name} they go with {can}, and not with {_NEEDS[task][1]}; leave them out"
-        raise ParameterError(field, message)
-    for index, lora in enumerate(request.loras):
-        if lora.name not in card.loras:
-            raise ParameterError(f"loras.{index}.name", _choices(card, "LoRA", card.loras), got=lora.name)
-        if lora.name in [before.name for before in request.loras[:index]]:
-            raise ParameterError(f"loras.{index}.name", "This LoRA is named twice", got=lora.name)
-    if request.denoising_start is not None and not card.denoising_start:
-        message = (
-            f"The model {card.name} has no `denoising_start`, which is for SDXL and its refiner; give a `strength`"
-        )
-        raise ParameterError("denoising_start", message, got=request.denoising_start)
-    if request.negative_prompt and not card.negative_prompt:
-        raise ParameterError("negative_prompt", f"The model {card.name} takes no negative prompt; leave it out")
-    if request.prompt_weighting and not card.prompt_weighting:
-        raise ParameterError("prompt_weighting", f"The model {card.name} knows no weights in prompts; leave it out")
-    if request.guidance_scale not in (None, 1) and not card.guidance:
-        message = f"The model {card.name} was made to run without guidance: input should be 1 or absent"
-        raise ParameterError("guidance_scale", message, got=request.guidance_scale)
-    if request.image_guidance_scale is not None and not card.image_guidance:
-        message = f"The model {card.name} takes no guidance by the picture; leave it out"
-        raise ParameterError("image_guidance_scale", message, got=request.image_guidance_scale)
+    _check_loras(request, card)
 
 
-def _check_upscaler(request: Img2ImgRequest) -> None:
-    why = {
-        "strength": "it begins with pure noise, and the picture steers every step",
-        "image_prompts": "it has no IP-Adapter",
-        "loras": "LoRAs are for the model's own denoiser",
-    }
-    for name, reason in why.items():
-        if _is_given(request, name):
-            message = f"A super-resolution model enlarges {request.upscale} times here: {reason}; leave it out"
-            raise ParameterError(name, message)
+def _check_capability(name: str, value: Any, request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
+    requires = REQUIREMENTS[name]
+    if requires.not_by_upscaler and card.upscaler(request.upscale):
+        reason = requires.not_by_upscaler
+        message = f"A super-resolution model enlarges {request.upscale} times here: {reason}; leave it out"
+        raise ParameterError(name, message)
+    if requires.capability and not getattr(card, requires.capability):
+        raise ParameterError(name, f"The model {card.name} {requires.lacking}", got=value)
+    if isinstance(requires, PipelineParameter):
+        tasks = card.tasks_with(name, controls=bool(request.controls), upscale=request.upscale)
+    elif requires.tasks_of_model:
+        tasks = getattr(card, requires.tasks_of_model)
+    else:
+        return
+    if not tasks:
+        raise ParameterError(name, f"The model {card.name} {requires.lacking}", got=value)
+    if task not in tasks:
+        controls = " and `controls`" if request.controls else ""
+        message = f"With the model {card.name}{controls} it goes with {_names(tasks)}, and not with {NAMES[task][1]}"
+        raise ParameterError(name, f"{message}; leave it out")
+
+
+def check_resolved(request: Img2ImgRequest, card: ModelCard, guidance_scale: float, scheduler: Scheduler) -> None:
+    """Raise ParameterError for a field that has no effect with the resolved guidance or scheduler."""
+    for name, value in _given(request):
+        requires = REQUIREMENTS[name]
+        if requires.guidance and guidance_scale == 1:
+            message = "Without guidance it has no effect: leave it out, or give a `guidance_scale` above 1"
+            raise ParameterError(name, message, got=value)
+        if isinstance(requires, PipelineParameter) and requires.by_scheduler:
+            schedulers = card.scheduler_parameters.get(name, ())
+            if scheduler not in schedulers:
+                message = f"With the scheduler {scheduler} it has no effect: leave it out, or give one of: "
+                raise ParameterError(name, message + ", ".join(schedulers), got=value)
 
 
 def _check_controls(request: Img2ImgRequest, card: ModelCard) -> None:
@@ -150,7 +133,19 @@ def _check_controls(request: Img2ImgRequest, card: ModelCard) -> None:
             raise ParameterError(f"controls.{index}.image", "Field required where the request has no `image`")
 
 
-def _choices(card: ModelCard, what: str, names: Collection[str]) -> str:
+def _check_loras(request: Img2ImgRequest, card: ModelCard) -> None:
+    for index, lora in enumerate(request.loras):
+        if lora.name not in card.loras:
+            raise ParameterError(f"loras.{index}.name", _choices(card, "LoRA", card.loras), got=lora.name)
+        if lora.name in [before.name for before in request.loras[:index]]:
+            raise ParameterError(f"loras.{index}.name", "This LoRA is named twice", got=lora.name)
+
+
+def _choices(card: ModelCard, kind: str, names: Collection[str]) -> str:
     if not names:
-        return f"The model {card.name} has no {what}; leave it out"
+        return f"The model {card.name} has no {kind}; leave it out"
     return f"With the model {card.name}, input should be one of: {', '.join(names)}"
+
+
+def _names(tasks: Collection[Task]) -> str:
+    return ", ".join(NAMES[task][1] for task in tasks)

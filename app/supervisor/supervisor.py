@@ -142,7 +142,7 @@ def check_keys(settings: ApiSettings) -> None:
 def check_store(settings: ApiSettings) -> None:
     """Refuses a store that cannot do what it is to do. One that does not answer now may later. Raises ServeError."""
     try:
-        store = ObjectStore(settings.resolved_store_url, patience_s=1)
+        store = ObjectStore(settings.resolved_store_url, retry_timeout_s=1)
         if settings.result_redirect:
             _check_signing(store)
         store.check_first_writer_wins()

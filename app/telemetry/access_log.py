@@ -1,5 +1,6 @@
-"""Looks at every request from outside: counts it, times it, and writes its line. Never its raw path, query or headers:
-they hold ids without bound, and whatever clients put there.
+"""Access log and request metrics.
+
+Neither contains raw paths, queries or headers: they hold ids without bound, and data of clients.
 """
 
 import logging
@@ -12,13 +13,14 @@ from img2img.telemetry.logging import job_extra
 from .metrics import HttpMetrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-NO_ROUTE = "none"  # refused before, or there is none
+# Label of requests that were rejected before routing, or match no route.
+NO_ROUTE = "none"
 
 log = logging.getLogger(__name__)
 
 
 class AccessLogMiddleware:
-    """The outermost middleware."""
+    """Counts, times and logs every request. The outermost middleware."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
@@ -29,27 +31,28 @@ class AccessLogMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status, answered_s = 500, None
+        status, headers_s = 500, None
 
-        async def noting_send(message: Message) -> None:
-            nonlocal status, answered_s
+        async def observed_send(message: Message) -> None:
+            nonlocal status, headers_s
             if message["type"] == "http.response.start":
-                status, answered_s = message["status"], time.perf_counter() - started
+                status, headers_s = message["status"], time.perf_counter() - started
             await send(message)
 
         self._metrics.in_progress.inc()
         try:
-            await self._app(scope, receive, noting_send)
+            await self._app(scope, receive, observed_send)
         finally:
             self._metrics.in_progress.dec()
-            seconds = time.perf_counter() - started
-            self._note(scope, status, seconds if answered_s is None else answered_s, seconds)
+            total_s = time.perf_counter() - started
+            self._record(scope, status, total_s if headers_s is None else headers_s, total_s)
 
-    def _note(self, scope: Scope, status: int, answered_s: float, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, headers_s: float, total_s: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else "other"
         route = getattr(scope.get("route"), "path", NO_ROUTE)
         self._metrics.requests.labels(method, route, str(status)).inc()
-        self._metrics.seconds.labels(method, route).observe(answered_s)
+        self._metrics.seconds.labels(method, route).observe(headers_s)
         job_id = scope.get("path_params", {}).get("job_id", "")
-        extra = job_extra(job_id) if len(job_id) == 32 and job_id.isalnum() else {}  # others are no ids of ours
-        log.info("%s %s %d in %.3f s", method, route, status, seconds, extra=extra)
+        # Other text is not one of our ids, and would be client data in the log.
+        is_job_id = len(job_id) == 32 and job_id.isalnum()
+        log.info("%s %s %d in %.3f s", method, route, status, total_s, extra=job_extra(job_id) if is_job_id else {})

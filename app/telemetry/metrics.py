@@ -1,4 +1,4 @@
-"""/metrics: what this process counts, and what Redis knows of the queue."""
+"""Prometheus metrics of the API server, at `/metrics`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,41 +9,39 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from prometheus_client.exposition import choose_encoder, start_http_server
 
 PATH = "/metrics"
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class HttpMetrics:
-    """What is counted of requests. A registry of its own: several applications may live in one process."""
+    """Metrics of requests, in a separate registry: several applications may run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        Gauge("img2img_build_info", "1, with the version.", ["version"], registry=self.registry).labels(
+        Gauge("img2img_build_info", "Always 1; the version is a label.", ["version"], registry=self.registry).labels(
             version("img2img-server")
         ).set(1)
         self.requests = Counter(
             "img2img_http_requests",
-            "Requests, by the template of their route; `none` where they came to no route.",
+            "Requests by route template; route `none`: rejected before routing, or no such route.",
             ["method", "route", "status"],
             registry=self.registry,
         )
         self.seconds = Histogram(
             "img2img_http_request_duration_seconds",
-            "From a request's head to the head of its answer; long polling is what it is.",
+            "Time from request headers received to response headers sent. Includes the wait of long polls.",
             ["method", "route"],
-            buckets=SECONDS,
+            buckets=BUCKETS_S,
             registry=self.registry,
         )
         self.in_progress = Gauge(
-            "img2img_http_requests_in_progress",
-            "Requests that are being answered, streams too.",
-            registry=self.registry,
+            "img2img_http_requests_in_progress", "Open requests, including streams.", registry=self.registry
         )
 
     @contextmanager
     def served(self, host: str, port: int | None) -> Iterator[None]:
-        """Answers on a port of its own; None: on none. Raises OSError."""
+        """Serve the metrics on a separate port while the context lasts; None: on no port. Raises OSError."""
         if port is None:
             yield
             return
@@ -55,10 +53,10 @@ class HttpMetrics:
 
 
 def install_metrics(app: FastAPI, metrics: HttpMetrics) -> None:
-    """Adds the route, which the door guards: it is for those who run the service, and no part of the HTTP contract."""
+    """Add the route `/metrics`. It needs a key with the scope `metrics` and is not part of the OpenAPI document."""
 
-    def answer(request: Request) -> Response:
-        encode, kind = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics.registry), headers={"Content-Type": kind})
+    def get_metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics.registry), headers={"Content-Type": content_type})
 
-    app.add_api_route(PATH, answer, methods=["GET"], include_in_schema=False)
+    app.add_api_route(PATH, get_metrics, methods=["GET"], include_in_schema=False)

@@ -1,6 +1,6 @@
-"""The queue as Prometheus sees it, read from Redis when it asks.
+"""Prometheus metrics of the queue, read from Redis at each scrape.
 
-Every front end says the same of it: take `max` over them, not `sum`.
+They are identical on every API server: aggregate with `max`, not `sum`.
 """
 
 import time
@@ -10,16 +10,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis import Redis
 from redis.exceptions import RedisError
-from rq.utils import as_text
 
 from img2img.domain.job import JobStatus
-from img2img.redis.job_queue import JobQueue, rq_queue
-from img2img.redis.job_store import OUTBOX, RECORD
-from img2img.redis.model_registry import CARDS, ModelRegistry
+from img2img.redis.decode import decode
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.keys import JOB, OUTBOX
+from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.rq_adapter import rq_queue
 
 
 class QueueCollector(Collector):
-    """Metrics of one Redis, in a few round trips, whatever the length of the queue."""
+    """Collects the metrics of one Redis in a few round trips, independent of the length of the queue."""
 
     def __init__(self, redis: Redis, queue: JobQueue, models: ModelRegistry) -> None:
         self._redis = redis
@@ -27,21 +28,22 @@ class QueueCollector(Collector):
         self._models = models
 
     def describe(self) -> Iterable[Metric]:
-        return []  # said by `collect`, and not asked for when this is registered: Redis may be away then
+        # Without this, registering the collector would call `collect`, while Redis may be unavailable.
+        return []
 
     def collect(self) -> Iterator[Metric]:
         try:
-            found = list(self._found())
+            metrics = list(self._from_redis())
         except (RedisError, OSError):
-            found = []
-        yield GaugeMetricFamily("img2img_redis_up", "Whether Redis answers.", value=float(bool(found)))
-        yield from found
+            metrics = []
+        yield GaugeMetricFamily("img2img_redis_up", "1 if Redis responds, else 0.", value=float(bool(metrics)))
+        yield from metrics
 
-    def _found(self) -> Iterator[Metric]:
-        models = sorted(str(as_text(name)) for name in self._redis.hkeys(CARDS))
-        yield from self._waiting(models)
-        yield self._oldest(models)
-        running = GaugeMetricFamily("img2img_jobs_running", "Jobs that workers have in hand.", labels=["model"])
+    def _from_redis(self) -> Iterator[Metric]:
+        models = self._models.known_names()
+        yield from self._backlog(models)
+        yield self._oldest_age(models)
+        running = GaugeMetricFamily("img2img_jobs_running", "Jobs in flight.", labels=["model"])
         workers = GaugeMetricFamily("img2img_workers", "Live workers.", labels=["model"])
         live = self._models.live()
         for model in models:
@@ -49,17 +51,19 @@ class QueueCollector(Collector):
             workers.add_metric([model], len(live.get(model, ())))
         yield running
         yield workers
-        yield self._ended(models)
+        yield self._ended_jobs(models)
         yield GaugeMetricFamily(
             "img2img_webhooks_pending",
-            "Ends of jobs that webhooks have still to tell.",
+            "Webhook events not yet delivered.",
             value=self._redis.zcard(OUTBOX),
         )
 
-    def _waiting(self, models: list[str]) -> Iterator[Metric]:
-        jobs = GaugeMetricFamily("img2img_queue_jobs", "Jobs that wait.", labels=["model", "priority"])
+    def _backlog(self, models: list[str]) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("img2img_queue_jobs", "Queued jobs.", labels=["model", "priority"])
         work = GaugeMetricFamily(
-            "img2img_queue_megapixel_steps", "Work that waits, in megapixel-steps.", labels=["model", "priority"]
+            "img2img_queue_megapixel_steps",
+            "Work of queued jobs, in megapixel-steps.",
+            labels=["model", "priority"],
         )
         for (model, priority), (count, cost) in self._queue.job_store.fair_queue.backlog(models).items():
             jobs.add_metric([model, priority], count)
@@ -67,19 +71,19 @@ class QueueCollector(Collector):
         yield jobs
         yield work
 
-    def _oldest(self, models: list[str]) -> Metric:
+    def _oldest_age(self, models: list[str]) -> Metric:
         oldest = GaugeMetricFamily(
-            "img2img_queue_oldest_seconds", "How long the first job of RQ's list has been there.", labels=["model"]
+            "img2img_queue_oldest_seconds", "Age of the first job in the RQ list.", labels=["model"]
         )
         for model in models:
             first = self._redis.lindex(rq_queue(model, self._redis).key, 0)
-            created_at = self._redis.hget(RECORD.format(id=as_text(first)), "created_at") if first else None
+            created_at = self._redis.hget(JOB.format(id=decode(first)), "created_at") if first else None
             oldest.add_metric([model], max(0.0, time.time() - float(created_at)) if created_at else 0.0)
         return oldest
 
-    def _ended(self, models: list[str]) -> Metric:
-        ended = CounterMetricFamily("img2img_jobs_ended", "Jobs by their end state.", labels=["model", "status"])
-        counts = self._queue.job_store.ended()
+    def _ended_jobs(self, models: list[str]) -> Metric:
+        ended = CounterMetricFamily("img2img_jobs_ended", "Ended jobs by final status.", labels=["model", "status"])
+        counts = self._queue.job_store.ended_counts()
         for model in sorted({*models, *(model for model, _ in counts)}):
             for status in JobStatus:
                 if status.is_terminal:

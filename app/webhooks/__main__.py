@@ -28,7 +28,7 @@ def main() -> int:
         return _complain(complaint(error))
     if not settings.webhook_secrets:
         return _complain("set IMG2IMG_WEBHOOK_SECRET, which signs webhooks, to the same value as for the API")
-    logs.configure("webhooks", level=settings.log_level, form=settings.log_format)
+    logs.configure("webhooks", level=settings.log_level, log_format=settings.log_format)
     try:
         traces = Tracer.from_environment("webhooks")
     except TracingError as error:

@@ -16,7 +16,7 @@ from img2img.redis.webhook_outbox import ClaimedDelivery, WebhookOutbox
 from img2img.telemetry.logging import job_context
 from img2img.telemetry.tracing import Tracer
 
-from ..schemas.responses import JobEvent
+from ..schemas.events import JobEvent
 from .http_sender import DeliveryResponse, HttpSender
 from .retry_policy import retry_delay_s
 from .signing import WebhookSigner
@@ -80,7 +80,7 @@ class WebhookDispatcher:
             self._outbox.heartbeat()
             self._attend_at = time.monotonic() + ATTEND_S
         in_hand = {host: count for host, count in self._in_hand.items() if count}
-        return self._outbox.claim(limit=room, lease_s=self._lease_s, in_hand=in_hand, host_limit=PER_HOST)
+        return self._outbox.claim(limit=room, lease_s=self._lease_s, in_flight=in_hand, host_limit=PER_HOST)
 
     async def _deliver(self, claimed: ClaimedDelivery) -> None:
         with job_context(claimed.record.id, claimed.record.traceparent):
@@ -100,7 +100,7 @@ class WebhookDispatcher:
     async def _attempt(self, claimed: ClaimedDelivery) -> DeliveryResponse:
         webhook = claimed.record.webhook
         assert webhook is not None
-        body = JobEvent.of(claimed.record).model_dump_json()
+        body = JobEvent.from_record(claimed.record).model_dump_json()
         signed = self._signers.headers(claimed.record.id, body, time.time())
         headers = {"content-type": "application/json", "user-agent": USER_AGENT, **signed}
         return await self._poster.post(str(webhook.url), headers, body.encode())

@@ -1,4 +1,4 @@
-"""What an API key may do. A room of its own: the command line says the names before it needs Redis."""
+"""API keys and their scopes. Separate from the key store, so that the command line can list scopes without Redis."""
 
 from enum import StrEnum
 
@@ -6,16 +6,28 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """A set of permitted requests."""
 
-    READ = "read"  # look at its own jobs and pictures, and at the models
-    SUBMIT = "submit"  # make, cancel and delete its own jobs, send pictures
-    METRICS = "metrics"  # read /metrics, and nothing else
-    ADMIN = "admin"  # all of it, and on the jobs of all keys
+    # Read one's own jobs and images, and the models.
+    READ = "read"
+    # Submit, cancel and delete one's own jobs; upload images.
+    SUBMIT = "submit"
+    # Read /metrics, and nothing else.
+    METRICS = "metrics"
+    # Everything, also for the jobs of other keys.
+    ADMIN = "admin"
 
 
 class ApiKey(BaseModel):
-    """What is known of a key."""
+    """The stored data of an API key, which do not include the key.
+
+    Attributes:
+        id: Public id: the first digits of `sha256`.
+        name: Name for people.
+        sha256: Digest of the key, in hexadecimal digits.
+        scopes: The permitted requests.
+        created_at: Seconds since the epoch.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,7 +35,7 @@ class ApiKey(BaseModel):
     name: str
     sha256: str
     scopes: frozenset[Scope]
-    created_at: float  # seconds since the epoch
+    created_at: float
 
     def allows(self, scope: Scope) -> bool:
         return bool(self.scopes & {scope, Scope.ADMIN})

@@ -1,7 +1,4 @@
-"""What a job can carry beside its picture and its prompt: masks, controls, image prompts, LoRAs. Blobs by hash.
-
-A room of its own because both a request and a model card speak of these, and neither needs the job.
-"""
+"""Conditioning of a job besides its image and prompt: masks, controls, image prompts, LoRAs. Images are blob hashes."""
 
 from enum import StrEnum
 from typing import Annotated, Self
@@ -13,11 +10,11 @@ LoraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 MAX_CONTROLS = 4
 MAX_IMAGE_PROMPTS = 4
 MAX_LORAS = 8
-MAX_PADDING = 4096  # pixels that outpainting adds to one side
+MAX_PADDING = 4096  # pixels per side
 
 
 class ControlType(StrEnum):
-    """What a control map shows. A model has a ControlNet for each type that it can follow."""
+    """The kind of a control map. A model has a ControlNet for each type that it can follow."""
 
     CANNY = "canny"
     DEPTH = "depth"
@@ -34,11 +31,11 @@ class _Frozen(BaseModel):
 
 
 class ControlWeight(_Frozen):
-    """How hard, and over which part of the denoising, a ControlNet steers."""
+    """How strongly, and over which part of the denoising, a ControlNet guides."""
 
-    scale: Annotated[float, Field(ge=0, le=2, description="How strongly to follow the map.")] = 1.0
-    start: Annotated[float, Field(ge=0, le=1, description="Share of the steps after which it begins.")] = 0.0
-    end: Annotated[float, Field(ge=0, le=1, description="Share of the steps after which it ends.")] = 1.0
+    scale: Annotated[float, Field(ge=0, le=2, description="How strongly the result follows the control map.")] = 1.0
+    start: Annotated[float, Field(ge=0, le=1, description="Share of the steps after which the control begins.")] = 0.0
+    end: Annotated[float, Field(ge=0, le=1, description="Share of the steps after which the control ends.")] = 1.0
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -48,23 +45,26 @@ class ControlWeight(_Frozen):
 
 
 class Control(ControlWeight):
-    """A map that a ControlNet follows."""
+    """A control map for a ControlNet."""
 
     type: ControlType
-    # A blob of width x height pixels; of the inpaint task, of the size of its picture or its canvas. None: the picture.
+    # A blob of width x height pixels; of an inpainting job, of the size of its image or its canvas. None: the job's
+    # image.
     image: Sha256 | None
-    preprocess: bool  # whether the map is still to be made from that blob
+    # Whether the control map is made from that image; else it is the map.
+    preprocess: bool
 
 
 class ImagePrompt(_Frozen):
-    """A picture that conditions by cross-attention (IP-Adapter)."""
+    """An image that conditions by cross-attention (IP-Adapter)."""
 
-    image: Sha256 | None  # None: left out, by JobSpec.without_inputs
+    # None: see `BaseSpec.without_inputs`.
+    image: Sha256 | None
     scale: Annotated[float, Field(ge=0, le=2)]
 
 
 class Lora(_Frozen):
-    """Low-rank weights that the model file names, and how strongly they count."""
+    """A LoRA of the model, and how strongly it is applied."""
 
     name: LoraName
     scale: Annotated[float, Field(ge=-2, le=2)] = 1.0
@@ -84,16 +84,20 @@ class Padding(_Frozen):
 
 
 class InpaintRegion(_Frozen):
-    """What of a picture is painted anew. All else comes out bit for bit as it went in."""
+    """The part of an image that is regenerated. All other pixels are returned unchanged."""
 
-    mask: Sha256 | None  # blob: a greyscale PNG of the picture's size, white where it is painted; None: margins only
-    blur: Annotated[int, Field(ge=0)]  # pixels over which the new fades into the old, within the mask
-    margins: Padding
-    canvas: tuple[int, int]  # width and height of the picture with its margins
-    box: tuple[int, int, int, int]  # left, top, right, bottom on the canvas: what the model sees, at its own size
+    # Blob: a greyscale PNG of the image's size, white where the image is regenerated. None: the margins only.
+    mask: Sha256 | None = None
+    # Pixels over which the new content fades into the old, within the mask.
+    blur: Annotated[int, Field(ge=0)] = 0
+    margins: Padding = Padding()
+    # Width and height of the image with its margins.
+    canvas: tuple[int, int]
+    # Left, top, right and bottom on the canvas of the part that the model sees.
+    box: tuple[int, int, int, int]
 
     @property
-    def picture_size(self) -> tuple[int, int]:
-        """Width and height of the picture without its margins."""
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the image without its margins."""
         margins = self.margins
         return self.canvas[0] - margins.left - margins.right, self.canvas[1] - margins.top - margins.bottom

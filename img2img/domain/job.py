@@ -1,4 +1,4 @@
-"""A job's states, the table of legal moves, and the record that clients and workers read."""
+"""Jobs: their states and transitions, options and records."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,8 +21,8 @@ class JobStatus(StrEnum):
         return not TRANSITIONS[self]
 
 
-# Every legal move. `running -> queued` is a worker handing a job back, or a sweeper taking it from a dead one; another
-# worker can start it only then, so one at a time runs it.
+# All legal transitions. A running job becomes queued again when its worker or, if that died, the reaper requeues it.
+# Only a queued job can be started, so at most one worker runs it.
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED}),
     JobStatus.RUNNING: frozenset({JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
@@ -33,30 +33,40 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 
 
 class Priority(StrEnum):
-    """Which jobs go first. Lowest first here."""
+    """The priority of a job in its queue. Lowest first."""
 
     LOW = "low"
     NORMAL = "normal"
     HIGH = "high"
 
 
-RESULT_TTL_S = 24 * 3600.0  # unless the front end is told otherwise
+# Default of the API server's setting.
+RESULT_TTL_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What holds for a job beside what it is to make: equal specs on other terms give the same pictures."""
+    """Options of a job that do not affect its images.
 
-    result_ttl_s: float = RESULT_TTL_S  # how long the job is kept after its end
-    deadline_s: float | None = None  # from now; cancelled if it has not ended by then
-    owner: str = ""  # id of the API key that sent it; "" where keys are off
+    Attributes:
+        result_ttl_s: How long the job is kept after its end.
+        deadline_s: The job is cancelled if it has not ended after this time.
+        owner: Id of the API key that submitted the job; empty without authentication.
+        priority: Priority in the queue.
+        webhook: Where to send the event of the job's end.
+        traceparent: Trace of the request, in the format of W3C Trace Context.
+    """
+
+    result_ttl_s: float = RESULT_TTL_S
+    deadline_s: float | None = None
+    owner: str = ""
     priority: Priority = Priority.NORMAL
-    webhook: Webhook | None = None  # where its end is told
-    traceparent: str | None = None  # of the trace in which it was submitted, as W3C Trace Context writes it
+    webhook: Webhook | None = None
+    traceparent: str | None = None
 
 
 class ImageInfo(BaseModel):
-    """One result picture, as stored."""
+    """One result image, as stored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,7 +88,23 @@ class JobFailure(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """Everything known of a job. Times are seconds since the epoch, durations seconds."""
+    """The state of a job. Times are seconds since the epoch, durations seconds.
+
+    Attributes:
+        owner: Id of the API key that submitted the job; empty without authentication.
+        execution: Id of the RQ execution that may finish the job: the latest one that started it.
+        worker: Name of the worker of that execution.
+        attempts: How many executions have started the job.
+        step: Denoising steps done, summed over the images.
+        steps: Denoising steps in all.
+        timings: Seconds by stage of the execution.
+        revision: Number of changes of the record.
+        result_ttl_s: How long the job is kept after its end.
+        expires_at: When it is deleted; set at its end.
+        deadline_at: When it is cancelled if it has not ended.
+        traceparent: Trace of the request that submitted the job.
+        delivery: State of the webhook's delivery, once the job has ended. Its changes do not count as revisions.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -90,7 +116,7 @@ class JobRecord(BaseModel):
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
-    execution: str | None = None  # who may finish this job: the RQ execution id of the latest claim
+    execution: str | None = None
     worker: str | None = None
     attempts: int = 0
     step: int = 0
@@ -98,10 +124,10 @@ class JobRecord(BaseModel):
     images: tuple[ImageInfo, ...] = ()
     error: JobFailure | None = None
     timings: dict[str, float] = {}
-    revision: int = 1  # grows with every change
-    result_ttl_s: float = RESULT_TTL_S  # how long the job is kept after its end
-    expires_at: float | None = None  # set at its end
-    deadline_at: float | None = None  # cancelled if it has not ended by then
-    webhook: Webhook | None = None  # where its end is told
-    traceparent: str | None = None  # of the trace in which it was submitted
-    delivery: Delivery | None = None  # how that stands, once there is something to tell; no change of the job itself
+    revision: int = 1
+    result_ttl_s: float = RESULT_TTL_S
+    expires_at: float | None = None
+    deadline_at: float | None = None
+    webhook: Webhook | None = None
+    traceparent: str | None = None
+    delivery: Delivery | None = None

@@ -1,38 +1,43 @@
-"""Model cards: what a worker announces that it serves, and what requests are resolved against."""
+"""Model cards: the capabilities and defaults of the models that workers announce."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.conditioning import ControlType, LoraName
-from img2img.domain.spec import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
 
 
 @dataclass(frozen=True)
 class WorkerThroughput:
-    """What a worker says of its work, in units of JobSpec.cost."""
+    """Throughput and backlog of a worker, in units of a job's cost."""
 
-    per_second: float | None  # recently; None as long as it does not know
-    left: float  # of the jobs that it has taken
+    # None until the worker has measured it.
+    per_second: float | None
+    # Remaining cost of the jobs that it has taken.
+    left: float
 
 
 class UpscalerCard(BaseModel):
-    """A super-resolution model, which does one factor of the upscale task. Sizes in pixels of the result."""
+    """A super-resolution model for one upscale factor. Sizes are pixels of the result."""
 
     model_config = ConfigDict(frozen=True)
 
-    times: int  # wider and higher
-    native_size: int  # of a tile
+    times: Annotated[int, Field(description="How many times wider and higher the result is.")]
+    native_size: Annotated[int, Field(description="Side of a tile.")]
     size_multiple: int
     schedulers: tuple[Scheduler, ...]
     default_scheduler: Scheduler
     default_steps: int
     default_guidance_scale: float
-    work: float = 1.0  # of a pixel, beside one of image-to-image
+    parameters: Annotated[
+        tuple[str, ...], Field(description="Optional parameters that its pipeline takes, such as `clip_skip`.")
+    ] = ()
+    work: Annotated[float, Field(description="Cost of a pixel, relative to image-to-image by the same model.")] = 1.0
 
 
 class ModelCard(BaseModel):
@@ -48,51 +53,82 @@ class ModelCard(BaseModel):
     max_size: Annotated[int, Field(description="Largest width and height.")]
     sizes: Annotated[
         tuple[tuple[int, int], ...],
-        Field(description="Width and height of the buckets that pictures go to where a request gives no size."),
+        Field(description="Buckets: width and height of results if a request gives no size."),
     ]
     schedulers: tuple[Scheduler, ...]
     default_scheduler: Scheduler
     default_steps: int = 30
     default_guidance_scale: float = 7.5
     tasks: Annotated[
-        tuple[Task, ...], Field(description="What it can do; the fields of a request choose among them.")
+        tuple[Task, ...], Field(description="What it can do. The fields of a request select one of the tasks.")
     ] = (Task.IMG2IMG,)
     controls: Annotated[
         tuple[ControlType, ...], Field(description="Types of `controls` that it has a ControlNet for.")
     ] = ()
     preprocessors: Annotated[
-        tuple[ControlType, ...], Field(description="Types of control maps that it can make from a picture.")
+        tuple[ControlType, ...], Field(description="Types of control maps that it can make from an image.")
     ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
     loras: Annotated[tuple[LoraName, ...], Field(description="Names that `loras` can give.")] = ()
     adapter_tasks: Annotated[
         tuple[Task, ...], Field(description="The tasks that `image_prompts` and `loras` go with.")
     ] = tuple(Task)
-    upscales: Annotated[tuple[int, ...], Field(description="What `upscale` can be.")] = ()
+    upscales: Annotated[tuple[int, ...], Field(description="Supported values of `upscale`.")] = ()
     upscalers: Annotated[
-        tuple[UpscalerCard, ...], Field(description="Those of them that are not done by image-to-image in tiles.")
+        tuple[UpscalerCard, ...],
+        Field(description="Super-resolution models. Other factors are made by image-to-image in tiles."),
     ] = ()
     negative_prompt: Annotated[bool, Field(description="Whether it takes a `negative_prompt`.")] = True
-    guidance: Annotated[bool, Field(description="Whether a `guidance_scale` above 1 can be asked for.")] = True
+    guidance: Annotated[bool, Field(description="Whether it takes a `guidance_scale` above 1.")] = True
     guidance_rows: Annotated[
-        int, Field(description="Rows of a pass with guidance; 1: it is an input of the model, and costs nothing.")
+        int, Field(description="Rows of a pass with guidance. 1: guidance is an input of the model and costs nothing.")
     ] = 2
-    denoising_start: Annotated[bool, Field(description="Whether `denoising_start` can be asked for.")] = False
-    prompt_weighting: Annotated[bool, Field(description="Whether `(text:1.3)` in prompts can be asked for.")] = False
+    prompt_weighting: Annotated[bool, Field(description="Whether it takes `prompt_weighting`.")] = False
     image_guidance: Annotated[bool, Field(description="Whether an edit takes an `image_guidance_scale`.")] = True
+    parameters: Annotated[
+        dict[str, tuple[Task, ...]],
+        Field(description="Optional parameters that not every pipeline takes, with the tasks whose pipelines do."),
+    ] = {}
+    control_parameters: Annotated[
+        dict[str, tuple[Task, ...]], Field(description="The same for requests with `controls`.")
+    ] = {}
+    scheduler_parameters: Annotated[
+        dict[str, tuple[Scheduler, ...]],
+        Field(description="Optional parameters that only some schedulers use, with these schedulers."),
+    ] = {}
     dtype: Annotated[str, Field(description="Number format in which it computes.")] = "float32"
-    revision: Annotated[str | None, Field(description="Of its weights on the hub, where one was chosen.")] = None
+    revision: Annotated[str | None, Field(description="Revision of its weights on the hub, if one was chosen.")] = None
 
     def upscaler(self, times: int | None) -> UpscalerCard | None:
-        """What does this factor of the upscale task; None: image-to-image in tiles."""
+        """Return the super-resolution model for this factor; None if image-to-image in tiles makes it."""
         return next((upscaler for upscaler in self.upscalers if upscaler.times == times), None)
+
+    def for_upscale(self, times: int) -> Self:
+        """Return the card with the defaults of the super-resolution model for this factor, if there is one."""
+        upscaler = self.upscaler(times)
+        if upscaler is None:
+            return self
+        defaults = upscaler.model_dump(exclude={"times", "native_size", "size_multiple", "parameters", "work"})
+        return self.model_copy(update={**defaults, "negative_prompt": True, "guidance": True, "guidance_rows": 2})
+
+    def tasks_with(self, parameter: str, *, controls: bool, upscale: int | None) -> tuple[Task, ...]:
+        """Return the tasks that take an optional parameter of the pipelines.
+
+        Args:
+            controls: Whether the request has controls.
+            upscale: The upscale factor of the request.
+        """
+        upscaler = self.upscaler(upscale)
+        if upscaler:
+            return (Task.UPSCALE,) if parameter in upscaler.parameters else ()
+        return (self.control_parameters if controls else self.parameters).get(parameter, ())
 
 
 ASPECT_RATIOS = (1 / 1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3, 9 / 16)
 
 
 def size_buckets(native_size: int, multiple: int) -> tuple[tuple[int, int], ...]:
-    """(width, height) per common aspect ratio: about native_size**2 pixels, on a grid of a sixteenth of that side."""
+    """Return (width, height) per common aspect ratio: about native_size**2 pixels, in steps of a 16th of that side."""
     step = multiple * max(1, round(native_size / 16 / multiple))
     buckets = []
     for ratio in ASPECT_RATIOS:
@@ -104,10 +140,10 @@ def size_buckets(native_size: int, multiple: int) -> tuple[tuple[int, int], ...]
 
 
 def nearest_bucket(sizes: Iterable[tuple[int, int]], width: int, height: int) -> tuple[int, int]:
-    """The bucket whose aspect ratio is nearest to the picture's, by the logarithm of the ratio."""
+    """Return the bucket with the aspect ratio nearest to width / height, by the logarithm of the ratio."""
     return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * height / width)))
 
 
 def model_name(source: str) -> str:
-    """The name that clients use for a model: a hub id as it is, a folder by its last part."""
+    """Return the name of a model for clients: a hub id unchanged, the last part of a folder."""
     return Path(source).name if source.startswith((".", "/", "~")) else source

@@ -1,126 +1,51 @@
-"""JobSpec: what a job is asked to do, with every default resolved. Blobs by key, never pixels."""
+"""JobSpec: the resolved parameters of a job, one class per task. Images are referred to by the sha256 of a blob."""
 
 import math
 import re
-from enum import StrEnum
-from typing import Annotated, Self
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from typing_extensions import TypeAliasType
 
-from img2img.domain.conditioning import Control, ImagePrompt, InpaintRegion, Lora, Sha256
+from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Sha256
+from img2img.domain.parameters import (
+    FLOW_SCHEDULERS,
+    MAX_IMAGES,
+    MAX_SEED,
+    MAX_STEPS,
+    GenerationParameters,
+    Resize,
+    Scheduler,
+    Task,
+)
 from img2img.domain.tiling import Grid, Tiling
 
-
-class Task(StrEnum):
-    """How the picture conditions the result. Chosen by what a request carries."""
-
-    IMG2IMG = "img2img"  # noise up to `strength`, then denoising; with or without controls
-    INPAINT = "inpaint"  # the same within a mask or on new margins; the rest of the picture stays
-    CONTROL = "control"  # from pure noise, shaped by controls alone
-    EDIT = "edit"  # by an instruction; the picture's latents are channels of the denoiser
-    UPSCALE = "upscale"  # more pixels
-    CONTROL_MAP = "control_map"  # what the one control would be given as its map, as a picture
+Strength = Annotated[float, Field(ge=0, le=1)]
 
 
-class Scheduler(StrEnum):
-    """The samplers that a request may name."""
-
-    DDIM = "ddim"
-    DDPM = "ddpm"
-    PNDM = "pndm"
-    LMS = "lms"
-    EULER = "euler"
-    EULER_A = "euler_a"
-    HEUN = "heun"
-    DPMPP_2M = "dpmpp_2m"
-    DPMPP_2M_KARRAS = "dpmpp_2m_karras"
-    DPMPP_2M_SDE = "dpmpp_2m_sde"
-    UNIPC = "unipc"
-    DEIS = "deis"
-    LCM = "lcm"
-    TCD = "tcd"
-    FLOW_EULER = "flow_euler"
-    FLOW_EULER_BETA = "flow_euler_beta"
-    FLOW_HEUN = "flow_heun"
-
-
-# A model was trained for diffusion or for flow matching, and can be sampled by schedulers of its own kind only.
-FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
-DIFFUSION_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler not in FLOW_SCHEDULERS)
-
-MAX_STEPS = 150
-# Distilled samplers walk a schedule that was fixed at training time; they cannot take more steps than it has.
-MAX_STEPS_OF: dict[Scheduler, int] = {Scheduler.LCM: 50, Scheduler.TCD: 50}
-
-MAX_SEED = 2**63 - 1
-MAX_IMAGES = 8
-
-
-# These draw new noise at every step, each tile of a picture its own.
-NOISY_SCHEDULERS = (Scheduler.DDPM, Scheduler.EULER_A, Scheduler.DPMPP_2M_SDE, Scheduler.LCM, Scheduler.TCD)
-
-
-class Resize(StrEnum):
-    """How a picture is brought to the size of the result."""
-
-    CROP = "crop"
-    PAD = "pad"
-    STRETCH = "stretch"
-
-
-class JobSpec(BaseModel):
-    """One image-to-image job. Frozen: the same spec gives the same pictures."""
+class BaseSpec(BaseModel):
+    """What all jobs have in common. Frozen: the same spec gives the same images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: Task = Task.IMG2IMG
+    task: Task
     model: str
-    # Input blob: an upright RGB PNG, of width x height pixels unless the task is inpaint. None for the control task.
-    image: Sha256 | None
-    prompt: str  # of the edit task: the instruction
-    negative_prompt: str
-    prompt_weighting: bool = False  # whether `(text:1.3)` in the prompts is a weight
-    strength: Annotated[float, Field(ge=0, le=1)]
-    # Instead of a strength: share of the schedule that counts as done. No noise is added.
-    denoising_start: Annotated[float | None, Field(ge=0, lt=1)] = None
-    guidance_scale: Annotated[float, Field(ge=1)]
-    guidance_rows: Annotated[int, Field(ge=1, le=2)] = 2  # of a pass with guidance; 1 where it is an input of the model
-    image_guidance_scale: Annotated[float | None, Field(ge=1)] = None  # of the edit task
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    scheduler: Scheduler
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]  # image i uses seed + i
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)]
-    width: Annotated[int, Field(gt=0)]  # at which the model works; of the upscale task: the input picture's
+    # Size in pixels at which the model works.
+    width: Annotated[int, Field(gt=0)]
     height: Annotated[int, Field(gt=0)]
-    resize: Resize
-    repaint: InpaintRegion | None = None  # of the inpaint task
-    upscale: Annotated[int | None, Field(ge=2, le=4)] = None  # of the upscale task: how many times the width and height
-    tiling: Tiling | None = None  # of the upscale task
-    controls: tuple[Control, ...] = ()
-    image_prompts: tuple[ImagePrompt, ...] = ()
-    loras: tuple[Lora, ...] = ()
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
 
     @property
+    @abstractmethod
     def steps_run(self) -> int:
-        """Denoising steps that each image, or each tile of it, really runs: 0 at strength 0, else at least 1."""
-        if self.strength == 0 or self.task is Task.CONTROL_MAP:
-            return 0
-        steps = self.num_inference_steps
-        if self.denoising_start is not None:  # by the timesteps of the model's own schedule, which may be one off
-            return max(1, min(math.ceil(steps * (1 - self.denoising_start)), steps))
-        if self.scheduler in FLOW_SCHEDULERS:  # the pipelines of such models round up, and those of the others down
-            return max(1, steps - int(max(steps - min(steps * self.strength, steps), 0)))
-        return max(1, min(int(steps * self.strength), steps))
-
-    @property
-    def grid(self) -> Grid | None:
-        """The tiles that an image is made in; None where it is made as a whole."""
-        return self.tiling.grid(self.result_size) if self.tiling else None
+        """Denoising steps that are run for each image, or for each tile of it."""
 
     @property
     def passes(self) -> int:
-        """How often the job goes through the model: once per image, or per tile of it."""
-        return self.num_images * (len(self.grid) if self.grid else 1)
+        """How often the job goes through the model: once per image, or once per tile of each image."""
+        return self.num_images
 
     @property
     def total_steps(self) -> int:
@@ -129,56 +54,265 @@ class JobSpec(BaseModel):
 
     @property
     def cost(self) -> float:
-        """Work of the whole job, in megapixel-steps: a row is an image or tile, or two with guidance (three where
-        the picture guides as well, one where guidance is an input of the model); encode and decode count as one more
-        step, a control as a third of the denoiser. A tile of an upscaler counts by the latents that it has."""
-        guided_rows = 3 if self.image_guidance_scale else self.guidance_rows
-        rows = self.passes * (guided_rows if self.guidance_scale > 1 else 1)
-        width, height = self.grid.tile if self.grid else (self.width, self.height)
-        work = self.tiling.work if self.tiling else 1.0
-        return width * height * work * (self.steps_run + 1) * rows * (1 + len(self.controls) / 3) / 1e6
+        """Work of the whole job in megapixel-steps.
+
+        A row is an image or a tile. Encoding and decoding together count as one step, a control as a third of the
+        denoiser.
+        """
+        steps = self.steps_run + 1
+        return self._pixels * steps * self.passes * self._rows * (1 + len(self.control_maps) / 3) / 1e6
+
+    @property
+    def _pixels(self) -> float:
+        """Pixels of one row, weighted by the work that a pixel takes."""
+        return self.width * self.height
+
+    @property
+    def _rows(self) -> int:
+        """Rows of the denoiser's batch for one image or tile."""
+        return 1
 
     @property
     def result_size(self) -> tuple[int, int]:
-        """Width and height of the pictures that it makes."""
-        if self.repaint is not None:
-            return self.repaint.canvas
-        times = self.upscale or 1
-        return self.width * times, self.height * times
+        """Width and height of the resulting images."""
+        return self.width, self.height
+
+    @property
+    def control_maps(self) -> tuple[Control, ...]:
+        """The control maps that are loaded or made for the job."""
+        return ()
 
     @property
     def inputs(self) -> tuple[Sha256, ...]:
-        """The blobs that it needs, each once."""
-        pictures = [self.image, self.repaint.mask if self.repaint else None]
-        pictures += [control.image for control in self.controls]
-        pictures += [prompt.image for prompt in self.image_prompts]
-        return tuple(dict.fromkeys(picture for picture in pictures if picture))
+        """The input blobs, each once."""
+        return tuple(dict.fromkeys(image for image in self._images() if image))
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield from (control.image for control in self.control_maps)
 
     def without_inputs(self) -> Self:
-        """The same parameters without the hashes of the blobs, for what leaves the service."""
-        nothing = {"image": None}
-        return self.model_copy(
-            update={
-                "image": None,
-                "repaint": self.repaint and self.repaint.model_copy(update={"mask": None}),
-                "controls": tuple(control.model_copy(update=nothing) for control in self.controls),
-                "image_prompts": tuple(prompt.model_copy(update=nothing) for prompt in self.image_prompts),
-            }
-        )
+        """Return the spec without the hashes of its blobs, for data that leaves the service."""
+        return _without_hashes(self)
+
+    def image_seed(self, _index: int, /) -> int:
+        """Return the seed of a result image; 0 for a job without randomness."""
+        return 0
+
+
+class GenerationSpec(GenerationParameters, BaseSpec):
+    """A job that runs a denoiser."""
+
+    guidance_scale: Annotated[float, Field(ge=1)]
+    # Rows of a pass with guidance; 1 where guidance is an input of the denoiser.
+    guidance_rows: Annotated[int, Field(ge=1, le=2)] = 2
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    scheduler: Scheduler
+    # Image i uses seed + i.
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    image_prompts: tuple[ImagePrompt, ...] = ()
+
+    @property
+    def steps_run(self) -> int:
+        return self.num_inference_steps
+
+    @property
+    def _rows(self) -> int:
+        return self.guidance_rows if self.guidance_scale > 1 else 1
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield from super()._images()
+        yield from (prompt.image for prompt in self.image_prompts)
+
+    def image_seed(self, index: int, /) -> int:
+        return self.seed + index
+
+
+class StrengthSpec(GenerationSpec):
+    """A job that adds noise to an image up to a strength and denoises it."""
+
+    # Blob: an upright RGB PNG, of width x height pixels unless the class says otherwise. None: see `without_inputs`.
+    image: Sha256 | None
+    prompt: str
+    strength: Strength
+
+    @property
+    def steps_run(self) -> int:
+        """0 at strength 0, else at least 1."""
+        if self.strength == 0:
+            return 0
+        steps = self.num_inference_steps
+        # The pipelines of flow models round the number of steps up, the others round it down.
+        if self.scheduler in FLOW_SCHEDULERS:
+            return max(1, steps - int(max(steps - min(steps * self.strength, steps), 0)))
+        return max(1, min(int(steps * self.strength), steps))
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield self.image
+        yield from super()._images()
+
+
+class ControlledSpec(GenerationSpec):
+    """A job that ControlNets can guide."""
+
+    # How images are brought to the size of the result.
+    resize: Resize = Resize.CROP
+    controls: tuple[Control, ...] = ()
+
+    @property
+    def control_maps(self) -> tuple[Control, ...]:
+        return self.controls
+
+
+class Img2ImgSpec(StrengthSpec, ControlledSpec):
+    """Image-to-image, with or without controls."""
+
+    task: Literal[Task.IMG2IMG] = Task.IMG2IMG
+
+    @property
+    def steps_run(self) -> int:
+        if self.denoising_start is None:
+            return super().steps_run
+        # Pipelines count by the timesteps of the model's own schedule, which may differ by one.
+        steps = self.num_inference_steps
+        return max(1, min(math.ceil(steps * (1 - self.denoising_start)), steps))
+
+
+class InpaintSpec(StrengthSpec, ControlledSpec):
+    """Inpainting and outpainting. The image has the size of the region's canvas without its margins."""
+
+    task: Literal[Task.INPAINT] = Task.INPAINT
+    region: InpaintRegion
+
+    @property
+    def result_size(self) -> tuple[int, int]:
+        return self.region.canvas
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield self.image
+        yield self.region.mask
+        yield from super()._images()
+
+
+class ControlSpec(ControlledSpec):
+    """Generation from pure noise, guided by controls alone."""
+
+    task: Literal[Task.CONTROL] = Task.CONTROL
+    prompt: str
+    controls: Annotated[tuple[Control, ...], Field(min_length=1)]
+
+
+class EditSpec(GenerationSpec):
+    """Editing by instruction."""
+
+    task: Literal[Task.EDIT] = Task.EDIT
+    image: Sha256 | None
+    instruction: str
+    # None where the model takes no guidance by the image.
+    image_guidance_scale: Annotated[float | None, Field(ge=1)] = None
+    resize: Resize = Resize.CROP
+
+    @property
+    def prompt(self) -> str:
+        """The text for the text encoder."""
+        return self.instruction
+
+    @property
+    def _rows(self) -> int:
+        return 3 if self.image_guidance_scale and self.guidance_scale > 1 else super()._rows
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield self.image
+        yield from super()._images()
+
+
+class UpscaleSpec(StrengthSpec):
+    """Upscaling in tiles. `width` and `height` are those of the image."""
+
+    task: Literal[Task.UPSCALE] = Task.UPSCALE
+    # How many times wider and higher the result is.
+    upscale: Annotated[int, Field(ge=2, le=4)]
+    tiling: Tiling
+
+    @property
+    def grid(self) -> Grid:
+        """The tiles of the result."""
+        return self.tiling.grid(self.result_size)
+
+    @property
+    def passes(self) -> int:
+        return self.num_images * len(self.grid)
+
+    @property
+    def _pixels(self) -> float:
+        width, height = self.grid.tile
+        return width * height * self.tiling.work
+
+    @property
+    def result_size(self) -> tuple[int, int]:
+        return self.width * self.upscale, self.height * self.upscale
+
+
+class ControlMapSpec(BaseSpec):
+    """A control map of an image, without generation."""
+
+    task: Literal[Task.CONTROL_MAP] = Task.CONTROL_MAP
+    image: Sha256 | None
+    type: ControlType
+    resize: Resize = Resize.CROP
+
+    @property
+    def steps_run(self) -> int:
+        return 0
+
+    @property
+    def control_maps(self) -> tuple[Control, ...]:
+        return (Control(type=self.type, image=None, preprocess=True),)
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield self.image
+
+
+# The specs of jobs that run a denoiser.
+DenoisingSpec = Img2ImgSpec | InpaintSpec | ControlSpec | EditSpec | UpscaleSpec
+JobSpec = TypeAliasType("JobSpec", Annotated[DenoisingSpec | ControlMapSpec, Field(discriminator="task")])
+_JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
+
+
+def parse_spec(text: str | bytes) -> JobSpec:
+    """Return the spec that the JSON text holds. Raises ValueError if it holds none."""
+    return _JOB_SPEC.validate_json(text)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _without_hashes(model: Model) -> Model:
+    """Return a copy of the model in which `image` and `mask` are None, at every level."""
+    return model.model_copy(
+        update={name: _without_hash(name, getattr(model, name)) for name in type(model).model_fields}
+    )
+
+
+def _without_hash(name: str, value: Any) -> Any:
+    if name in ("image", "mask"):
+        return None
+    if isinstance(value, tuple):
+        return tuple(_without_hash("", item) for item in value)
+    return _without_hashes(value) if isinstance(value, BaseModel) else value
 
 
 def input_key(sha256: str) -> str:
-    """Store key of a job's input: a picture that a client sent, as the model sees it."""
+    """Return the key of a job's input blob: an image as the model sees it."""
     return f"inputs/{sha256}.png"
 
 
 def upload_key(sha256: str) -> str:
-    """Store key of a picture as a client sent it, before it is known what for."""
+    """Return the key of an image as the client sent it, before a job uses it."""
     return f"uploads/{sha256}"
 
 
 def without_input_keys(text: str) -> str:
-    """The text, with the hash left out of every store key of an input in it."""
+    """Return the text without the hashes in the keys of input blobs."""
     return _INPUT_KEY.sub(r"\1/...", text)
 
 
@@ -186,10 +320,10 @@ _INPUT_KEY = re.compile(r"\b(inputs|uploads)/[0-9a-f]{64}")
 
 
 def result_key(job_id: str, index: int) -> str:
-    """Store key of a job's result; the first writer wins."""
+    """Return the key of a job's result image; the first writer wins."""
     return f"results/{job_id}/{index}.png"
 
 
 def result_keys(job_id: str) -> list[str]:
-    """Store keys of all results that a job can have."""
+    """Return the keys of all results that a job can have."""
     return [result_key(job_id, index) for index in range(MAX_IMAGES)]

@@ -1,18 +1,26 @@
-"""How a picture is cut into tiles that a model can make: the front end counts them, the worker makes them."""
+"""Division of an image into overlapping tiles. The API server counts them, the worker makes them."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom
+# Left, top, right, bottom.
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where tiles of one size lie on a canvas, in pixels. They cover all of it."""
+    """Positions of tiles of one size that cover a canvas, in pixels.
 
-    canvas: tuple[int, int]  # width and height: the picture's, and what is added on the right and below
+    Attributes:
+        canvas: Width and height: those of the image, extended to the right and below.
+        tile: Width and height of each tile.
+        lefts: Left edges of the columns.
+        tops: Top edges of the rows.
+    """
+
+    canvas: tuple[int, int]
     tile: tuple[int, int]
     lefts: tuple[int, ...]
     tops: tuple[int, ...]
@@ -28,25 +36,33 @@ class Grid:
 
 
 class Tiling(BaseModel):
-    """How the upscale task makes a result: in overlapping tiles. In pixels of the result."""
+    """Parameters of the tiles of the upscale task, in pixels of the result.
+
+    Attributes:
+        upscaler: A super-resolution model makes the tiles; otherwise image-to-image does, from the enlarged image.
+        side: Side of a tile, unless the result is smaller.
+        overlap: Overlap of neighbouring tiles, at least. Less than `side`, and a multiple of `multiple`.
+        multiple: Sides and positions of tiles are multiples of this.
+        work: Cost of a pixel, relative to image-to-image by the same model.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    upscaler: bool  # a super-resolution model makes the tiles; else image-to-image does, from the enlarged picture
-    side: Annotated[int, Field(gt=0)]  # of a tile, unless the result is smaller
-    overlap: Annotated[int, Field(ge=0)]  # of two neighbours, at least; less than the side, and a multiple of:
-    multiple: Annotated[int, Field(gt=0)]  # sides and places of tiles are multiples of this
-    work: Annotated[float, Field(gt=0)] = 1.0  # of a pixel, beside one of image-to-image by the same model
+    upscaler: bool
+    side: Annotated[int, Field(gt=0)]
+    overlap: Annotated[int, Field(ge=0)]
+    multiple: Annotated[int, Field(gt=0)]
+    work: Annotated[float, Field(gt=0)] = 1.0
 
     def grid(self, size: tuple[int, int]) -> Grid:
-        """The tiles of a result of width x height."""
+        """Return the tiles of a result of width x height."""
         (across, width, lefts), (down, height, tops) = map(self._along, size)
         return Grid((across, down), (width, height), lefts, tops)
 
     def _along(self, length: int) -> tuple[int, int, tuple[int, ...]]:
-        """Along one side of the result: the canvas, a tile, and where the tiles begin, evenly spread.
+        """Return the sides of the canvas and of a tile, and the evenly spread positions of the tiles.
 
-        No tile is smaller than half its usual side: models make little of less.
+        No tile is smaller than half its usual side, because models make poor images of smaller ones.
         """
         canvas = self._rounded_up(max(length, self.side // 2))
         side = min(self._rounded_up(self.side), canvas)

@@ -1,4 +1,4 @@
-"""A job's webhook: where its end is told, which ends are, and how the telling went."""
+"""Webhooks: where the event of a job's end is sent, and the state of its delivery."""
 
 from enum import StrEnum
 from typing import Annotated, Literal, get_args
@@ -9,34 +9,40 @@ Event = Literal["job.succeeded", "job.failed", "job.cancelled"]
 EVENTS: tuple[Event, ...] = get_args(Event)
 
 
-def _plain(url: HttpUrl) -> HttpUrl:
+def _without_credentials(url: HttpUrl) -> HttpUrl:
     if url.username is not None or url.password is not None:
-        raise ValueError("URL should have no user name or password: the signature says who sends")
+        raise ValueError("URL should have no user name or password: requests are authenticated by their signature")
     if url.fragment is not None:
         raise ValueError("URL should have no fragment: it would not be sent")
     return url
 
 
 class Webhook(BaseModel):
-    """Where to tell how a job ended."""
+    """URL that receives an event when the job ends."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: Annotated[HttpUrl, AfterValidator(_plain), Field(description="Gets a signed POST. https only, as a rule.")]
+    url: Annotated[
+        HttpUrl,
+        AfterValidator(_without_credentials),
+        Field(
+            description="URL that receives a signed POST request. Must be https, unless private addresses are allowed."
+        ),
+    ]
     events: Annotated[
         list[Event],
-        Field(min_length=1, description="The ends that are told."),
+        Field(min_length=1, description="Events to send."),
         AfterValidator(lambda events: [event for event in EVENTS if event in events]),
     ] = list(EVENTS)
 
     @property
     def host(self) -> str:
-        """The host as it stands in the URL, in lower case and punycode; an IPv6 address in brackets."""
+        """The host of the URL, in lower case and punycode; an IPv6 address in brackets."""
         return self.url.host or ""
 
     @property
     def statuses(self) -> list[str]:
-        """The job states that are told."""
+        """The job statuses that cause an event."""
         return [event.removeprefix("job.") for event in self.events]
 
 
@@ -47,7 +53,12 @@ class DeliveryStatus(StrEnum):
 
 
 class Delivery(BaseModel):
-    """How the delivery of a job's event stands. Times are seconds since the epoch."""
+    """State of the delivery of a job's event. Times are seconds since the epoch.
+
+    Attributes:
+        last_status: HTTP status of the last response, if there was one.
+        last_error: Why the last attempt failed.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,5 +66,5 @@ class Delivery(BaseModel):
     attempts: int = 0
     last_attempt_at: float | None = None
     next_attempt_at: float | None = None
-    last_status: int | None = None  # of the last answer, if there was one
+    last_status: int | None = None
     last_error: str | None = None

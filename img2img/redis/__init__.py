@@ -1,1 +1,1 @@
-"""Everything that knows a Redis key: the job store, the queue, registries and the webhook outbox."""
+"""Everything that uses Redis: job records, the queue, registries and the webhook outbox."""

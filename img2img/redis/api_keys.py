@@ -1,4 +1,4 @@
-"""API keys: random secrets of which Redis knows only the SHA-256. A key is shown once, when it is made."""
+"""API keys. Redis has only the SHA-256 of a key; the key itself is shown once, when it is created."""
 
 import re
 import secrets
@@ -9,61 +9,63 @@ from hmac import compare_digest
 
 from pydantic import ValidationError
 from redis import Redis
-from rq.utils import as_text
 
 from img2img.domain.api_key import ApiKey, Scope
+from img2img.redis.decode import decode
+from img2img.redis.keys import API_KEYS
 
-KEYS = "i2i:keys"  # hash: id of a key -> ApiKey as JSON
-
-PREFIX = "i2i_"  # so that a key that lies in the wrong place is known for what it is
+# Makes a leaked key recognisable, for people and secret scanners.
+PREFIX = "i2i_"
 SECRET_BYTES = 32
 KEY = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
-ID_LENGTH = 16  # hex digits of the SHA-256 that name a key: 64 bits of 256 tell nothing of the key
+# Hex digits of the SHA-256 that identify a key. 64 bits of 256 are of no use for finding the key.
+ID_LENGTH = 16
 
 
 class ApiKeys:
-    """The keys of one Redis."""
+    """The API keys of the service."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     def create(self, name: str, scopes: Iterable[Scope]) -> tuple[str, ApiKey]:
-        """Makes a key: the secret, which is kept nowhere, and what is known of it."""
+        """Create a key. Returns the secret, which is not stored, and the stored data."""
         while True:
             secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
             digest = _digest(secret)
             key = ApiKey(
                 id=digest[:ID_LENGTH], name=name, sha256=digest, scopes=frozenset(scopes), created_at=time.time()
             )
-            if self._redis.hsetnx(KEYS, key.id, key.model_dump_json()):
+            if self._redis.hsetnx(API_KEYS, key.id, key.model_dump_json()):
                 return secret, key
 
     def find(self, secret: str) -> ApiKey | None:
-        """What is known of the key with this secret; None where there is none, or no longer."""
+        """Return the key with this secret, or None if it is unknown or revoked."""
         if not KEY.fullmatch(secret):
             return None
         digest = _digest(secret)
-        kept = self._redis.hget(KEYS, digest[:ID_LENGTH])
-        if kept is None:
+        stored = self._redis.hget(API_KEYS, digest[:ID_LENGTH])
+        if stored is None:
             return None
         try:
-            key = ApiKey.model_validate_json(kept)
-        except ValidationError:  # another version wrote it, with a scope that is unknown here
+            key = ApiKey.model_validate_json(stored)
+        except ValidationError:
+            # Another version has written it, with a scope that is unknown here.
             return None
         return key if compare_digest(key.sha256, digest) else None
 
     def all(self) -> list[ApiKey]:
-        """All keys, oldest first."""
-        kept = self._redis.hvals(KEYS)
-        return sorted((ApiKey.model_validate_json(as_text(key)) for key in kept), key=lambda key: key.created_at)
+        """Return all keys, oldest first."""
+        stored = map(decode, self._redis.hvals(API_KEYS))
+        return sorted(map(ApiKey.model_validate_json, stored), key=lambda key: key.created_at)
 
     def any(self) -> bool:
-        """Whether there is a key."""
-        return bool(self._redis.hlen(KEYS))
+        """Return whether there is any key."""
+        return bool(self._redis.hlen(API_KEYS))
 
     def revoke(self, key_id: str) -> bool:
-        """Forgets a key; of its jobs, admins see what is left. False where there is no such key."""
-        return bool(self._redis.hdel(KEYS, key_id))
+        """Delete a key. Its jobs remain, visible to admins. Returns False if there is no such key."""
+        return bool(self._redis.hdel(API_KEYS, key_id))
 
 
 def _digest(secret: str) -> str:

@@ -1,117 +1,93 @@
-"""The line of waiting jobs of each model: whose turn it is, who stands where, and how much work is ahead.
+"""The order of the waiting jobs of each model, and the position of a job in it.
 
-The order, of one model:
-1. Jobs that a worker had and lost come first again.
-2. Then by priority. So that low ones wait longer but not for ever, seven jobs in a row of one priority let one from
-   below it pass: of eight jobs one is not high, and of eight that are not high one is low. Where nothing lower waited
-   before, those that wait when the first one comes are not counted, so that it overtakes none of them. It is a share
-   and not an age: a thousand low jobs that have waited long would all at once stand before every normal one.
-3. Within a priority, owners take turns: they stand in a ring, and whose job was taken goes to the end of it.
-4. One owner's jobs, first in, first out.
+1. Jobs that a worker had started and lost come first.
+2. Then by priority. After seven jobs in a row of one priority, one job of a lower priority is taken if one waits. So
+   one job of eight is not of high priority, and of eight of those one is of low priority. The count starts when the
+   first lower job arrives, so that it overtakes none of the jobs that already wait. Shares prevent starvation better
+   than an age limit, which would let a thousand old low jobs overtake every normal one at the same time.
+3. Within a priority, owners take turns.
+4. Jobs of one owner are taken first in, first out.
 
-RQ's list holds the same jobs, in the order in which they came, and is what RQ's own tools see. The transactions that
-queue, claim, cancel and put back jobs keep the two in step.
+RQ's list holds the same jobs by arrival, for RQ's own tools. The scripts that submit, claim, cancel and requeue a job
+change both in one step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from redis import Redis
-from redis.client import Pipeline
 from rq import Queue
-from rq.utils import as_text
 
 from img2img.domain.job import JobRecord, Priority
-from img2img.redis.fair_queue_scripts import ADOPT, CLAIM, JOIN, LEVELS, REJOIN, STAND
+from img2img.redis import keys, scripts
+from img2img.redis.decode import decode
 
-LINE = "i2i:line"  # + :{model} + what `line_scripts` says
+# As in lua/fair_queue.lua.
+LEVELS = ("returned", *reversed(Priority))
+STREAK_LIMIT = 7
 
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """Where a job stands in its line, if nothing comes or goes."""
+    """Number of jobs ahead of a waiting job and their cost, if no job is added or cancelled."""
 
-    position: int  # jobs ahead
+    position: int
     cost_ahead: float
 
 
 class FairQueue:
-    """The lines of one Redis. record_key: what the key of a job's record begins with."""
+    """The waiting jobs of all models."""
 
-    def __init__(self, redis: Redis, record_key: str) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._record_key = record_key
-        self._join = redis.register_script(JOIN)
-        self._rejoin = redis.register_script(REJOIN)
-        self._adopt = redis.register_script(ADOPT)
-        self._claim = redis.register_script(CLAIM)
-        self._stand = redis.register_script(STAND)
-
-    def enqueue(self, pipe: Pipeline, record: JobRecord) -> None:
-        """Puts a new job where it belongs, in the transaction that queues it."""
-        args: list[str | float] = [record.id, record.priority, record.owner, record.spec.cost]
-        self._join(keys=[_key(record.spec.model)], args=args, client=pipe)
-
-    def requeue(self, pipe: Pipeline, record: JobRecord) -> None:
-        """Puts a job before all others, in the transaction that queues it again; one that has ended stays away."""
-        self._rejoin(keys=[_key(record.spec.model), self._record_key + record.id], args=[record.id], client=pipe)
-
-    def adopt(self, record: JobRecord, queue: Queue) -> bool:
-        """Puts a job that waits in RQ's list, and stands in no line, behind those of its kind. False if it does not."""
-        keys = [_key(record.spec.model), self._record_key + record.id, queue.key]
-        return bool(self._adopt(keys=keys, args=[record.id, record.spec.cost]))
+        self._claim = scripts.register(redis, "claim_job")
+        self._positions = scripts.register(redis, "queue_positions")
 
     def claim(self, model: str, queue: Queue) -> bytes | None:
-        """Moves the job whose turn it is to the queue's intermediate list, in one step. Its id, or None if none waits.
+        """Move the next job of a model to the intermediate list of its RQ queue.
 
-        RQ's list is searched for the job from its nearer end: O(1) for the oldest and the youngest, O(n) between.
+        Returns:
+            The id of the job, or None if no job is waiting. Removing the job from RQ's list takes O(1) for the oldest
+            and the youngest job, O(n) for jobs between them.
         """
-        keys = [queue.key, queue.intermediate_queue_key, _key(model)]
-        job_id: bytes | None = self._claim(keys=keys, args=[self._record_key])
+        job_id: bytes | None = self._claim(keys=[queue.key, queue.intermediate_queue_key], args=[model])
         return job_id
 
     def positions(self, records: Sequence[JobRecord]) -> list[QueuePosition | None]:
-        """Where waiting jobs stand, in one round trip; None for one that does not wait.
+        """Return the positions of waiting jobs, None for a job that is not waiting.
 
-        The position is exact with up to 16 other owners before and 16 behind the job's own in the ring. Those beyond
-        are taken to be like these, so that it takes O(log n) of 32 owners at most.
-        The cost is exact as long as nobody cancels and whole priorities are ahead. Of a part of a priority, or of what
-        an owner has left after cancelling, the cost is its even share.
+        The position is exact and takes O(k log n) for k owners with waiting jobs. The cost is exact while no waiting
+        job is cancelled and only whole priorities are ahead; a part of a priority, or of an owner's jobs after
+        some of them were cancelled, counts with its even share.
         """
         if not records:
             return []
-        with self._redis.pipeline(transaction=False) as pipe:
-            for record in records:
-                args: list[str | float] = [record.id, record.priority, record.owner, record.spec.cost]
-                self._stand(keys=[_key(record.spec.model)], args=args, client=pipe)
-            return [_parse(answer) for answer in pipe.execute()]
-
-    def backlog(self, models: Sequence[str]) -> dict[tuple[str, str], tuple[int, float]]:
-        """Jobs that wait and what they cost, by model and priority; or `returned`, of those that a worker lost."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for model in models:
-                fields = [f"{name} {what}" for name in LEVELS for what in ("jobs", "cost")]
-                pipe.hmget(f"{_key(model)}:sums", fields)
-            rows = pipe.execute()
-        return {
-            (model, name): (int(jobs or 0), max(0.0, float(cost or 0)))
-            for model, row in zip(models, rows, strict=True)
-            for name, jobs, cost in zip(LEVELS, row[::2], row[1::2], strict=True)
-        }
+        jobs = [(r.spec.model, r.id, r.priority, r.owner, r.spec.cost) for r in records]
+        return list(map(_parse, self._positions(args=[arg for job in jobs for arg in job])))
 
     def next_position(self, model: str, owner: str = "", priority: Priority = Priority.NORMAL) -> QueuePosition:
-        """Where a job would stand that came now."""
-        standing = _parse(self._stand(keys=[_key(model)], args=["", priority, owner, 0]))
-        assert standing is not None
-        return standing
+        """Return the position that a job would have if it were queued now."""
+        [reply] = self._positions(args=[model, "", priority, owner, 0])
+        position = _parse(reply)
+        assert position is not None
+        return position
+
+    def backlog(self, models: Sequence[str]) -> dict[tuple[str, str], tuple[int, float]]:
+        """Return the number and the cost of the waiting jobs by model and level: a priority, or `returned`."""
+        fields = [f"{level} {total}" for level in LEVELS for total in ("jobs", "cost")]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for model in models:
+                pipe.hmget(keys.FAIR_QUEUE_TOTALS.format(model=model), fields)
+            rows = pipe.execute()
+        return {
+            (model, level): (int(jobs or 0), max(0.0, float(cost or 0)))
+            for model, row in zip(models, rows, strict=True)
+            for level, jobs, cost in zip(LEVELS, row[::2], row[1::2], strict=True)
+        }
 
 
-def _key(model: str) -> str:
-    return f"{LINE}:{model}"
-
-
-def _parse(answer: Sequence[bytes | int] | None) -> QueuePosition | None:
-    if answer is None:
+def _parse(reply: Sequence[bytes | int] | None) -> QueuePosition | None:
+    if reply is None:
         return None
-    position, cost = answer
-    return QueuePosition(int(position), float(as_text(cost)))  # type: ignore[arg-type]
+    count, cost = reply
+    return QueuePosition(int(count), float(decode(cost)))

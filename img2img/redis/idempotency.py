@@ -1,39 +1,43 @@
-"""Safe retries: a client that sends the same key and request again gets the job that it made the first time."""
+"""Idempotency keys: a client that repeats a request with the same key gets the job of the first one."""
 
 from dataclasses import dataclass
 from hashlib import sha256
 
-from redis.client import Pipeline
-from redis.typing import ResponseT
-from rq.utils import as_text
-
 from img2img.errors import IdempotencyKeyReused
+from img2img.redis.decode import decode
+from img2img.redis.keys import IDEMPOTENT_REQUEST
 
-KEPT = "i2i:once:{digest}"  # string with a time to live: fingerprint of the request and id of its job
 KEPT_S = 24 * 3600
 
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """A client's idempotency key, the fingerprint of the request that it came with, and whose it is."""
+    """A client's idempotency key.
+
+    Attributes:
+        key: The key as the client sent it.
+        fingerprint: Digest of the request that came with it.
+        owner: Id of the API key, as in `JobOptions`: two owners may choose the same key.
+    """
 
     key: str
     fingerprint: str
-    owner: str = ""  # as in Terms: two owners may choose the same key
+    owner: str = ""
 
     @property
     def redis_key(self) -> str:
-        return KEPT.format(digest=sha256(f"{self.owner} {self.key}".encode()).hexdigest())
+        return IDEMPOTENT_REQUEST.format(digest=sha256(f"{self.owner} {self.key}".encode()).hexdigest())
 
-    def keep(self, pipe: Pipeline, job_id: str) -> None:
-        """Writes down which job the request made, in the transaction that makes it."""
-        pipe.set(self.redis_key, f"{self.fingerprint} {job_id}", ex=KEPT_S)
+    def job_id(self, stored: object) -> str:
+        """Return the id of the job that was submitted with this key.
 
-    def job_id(self, kept: ResponseT) -> str | None:
-        """The job that the key stands for, by what Redis has under `redis_key`. Raises KeyReused."""
-        if kept is None:
-            return None
-        fingerprint, _, job_id = str(as_text(kept)).partition(" ")  # type: ignore[arg-type]
+        Args:
+            stored: The value at `redis_key`.
+
+        Raises:
+            IdempotencyKeyReused: The key came with another request before.
+        """
+        fingerprint, _, job_id = decode(stored).partition(" ")
         if fingerprint != self.fingerprint:
             raise IdempotencyKeyReused(
                 "Idempotency-Key", "It came with another request before; a new request needs a new key"

@@ -1,139 +1,161 @@
-"""The queue as the front end uses it: RQ, JSON only, one queue per model. The job in RQ is an id and nothing else."""
+"""The queue of jobs: one RQ queue per model, whose entries are job ids. Everything else is in the job record."""
 
+import json
 import time
-from contextlib import suppress
 from copy import copy
 from functools import cache
 from typing import Self
 from uuid import uuid4
 
 from redis import Redis
-from redis.client import Pipeline
-from redis.exceptions import WatchError
-from rq import Queue
-from rq.command import send_command
-from rq.job import Job
-from rq.serializers import JSONSerializer
 
 from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
-from img2img.domain.spec import JobSpec
-from img2img.errors import Deleted
-from img2img.redis.idempotency import IdempotencyKey
+from img2img.domain.spec import JobSpec, input_key
+from img2img.errors import Deleted, QueueFull
+from img2img.redis import job_record, scripts
+from img2img.redis.decode import decode
+from img2img.redis.idempotency import KEPT_S, IdempotencyKey
 from img2img.redis.input_images import InputImageRefs
-from img2img.redis.job_store import LATE_S, JobStore, job_index
-from img2img.redis.queue_limits import QueueLimiter, QueueLimits
+from img2img.redis.job_store import JobStore, job_index
+from img2img.redis.queue_limits import QueueLimits
+from img2img.redis.rq_adapter import rq_job_fields, rq_job_key, rq_queue, send_stop_command
 
-QUEUE = "img2img-{model}"
 MAX_ATTEMPTS = 3
-# RQ wants the name of a function. No process of this project imports or calls a name that it finds in Redis.
-FUNCTION = "img2img.job"
+
+# A worker may store an image of a job that is being deleted. Such images are looked for again after this time.
+LATE_IMAGES_S = 300
 
 WORKER_LOST = JobFailure(
-    code="worker_lost", message=f"the worker that ran this job was lost {MAX_ATTEMPTS} times; it is not tried again"
+    code="worker_lost", message=f"the workers that ran this job were lost {MAX_ATTEMPTS} times; it is not retried"
 )
-
-
-TOO_LATE = JobFailure(code="deadline_exceeded", message="the job was not done by its deadline")
-
-
-class InertJob(Job):
-    """An RQ job that never calls a function, callback or webhook named in Redis, whoever wrote it there."""
-
-    func_name = property(lambda _self: FUNCTION)
-    success_callback = property(lambda _self: None)
-    failure_callback = property(lambda _self: None)
-    stopped_callback = property(lambda _self: None)
-
-    def send_webhooks(self, *_args: object, **_kwargs: object) -> None:
-        return
-
-
-def rq_queue(model: str, redis: Redis) -> Queue:
-    """The RQ queue of the jobs for one model."""
-    return Queue(QUEUE.format(model=model), connection=redis, serializer=JSONSerializer, job_class=InertJob)
+DEADLINE_EXCEEDED = JobFailure(code="deadline_exceeded", message="the job was not done by its deadline")
 
 
 class JobQueue:
-    """Submits, looks up and cancels jobs."""
+    """Submits, claims, requeues, cancels and deletes jobs."""
 
-    def __init__(self, redis: Redis, caps: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
+    def __init__(self, redis: Redis, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
         self._redis = redis
-        self._room = QueueLimiter(redis, caps)
+        self._limits = limits
         self.job_store = JobStore(redis)
         self.input_images = InputImageRefs(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
+        self._submit_script = scripts.register(redis, "submit_job")
+        self._requeue_script = scripts.register(redis, "requeue_job")
 
     def visible_to(self, owner: str | None) -> Self:
-        """The same queue, whose `records` and `inputs` show only what is this owner's; None sees all."""
-        seen = copy(self)
-        seen.job_store = self.job_store.visible_to(owner)
-        seen.input_images = self.input_images.visible_to(owner)
-        return seen
+        """Return a queue with only the jobs and input images of this owner; None means those of all owners."""
+        restricted = copy(self)
+        restricted.job_store = self.job_store.visible_to(owner)
+        restricted.input_images = self.input_images.visible_to(owner)
+        return restricted
 
-    def find_by_idempotency_key(self, once: IdempotencyKey) -> JobRecord | None:
-        """The job that this request made when it came before. Raises KeyReused, Expired or Deleted."""
-        job_id = once.job_id(self._redis.get(once.redis_key))
-        return self.job_store.find(job_id) if job_id else None
+    def check_limits(self, owner: str) -> None:
+        """Check that a job could be queued now, before its request is processed. `submit` checks again.
 
-    def submit(self, spec: JobSpec, terms: JobOptions = JobOptions()) -> JobRecord:  # noqa: B008  # frozen
-        """Queues a job: record and queue entry in one transaction, so that there is never one without the other.
-
-        Raises QueueFull or TooManyQueued.
+        Raises:
+            QueueFull: As many jobs are waiting as may.
+            TooManyQueued: As many jobs of this owner are waiting as may.
         """
-        record = _new_record(spec, terms)
-        self._take_place(record.id, record.owner)
-        with self._redis.pipeline() as pipe:
-            self._add(record, pipe)
-            pipe.execute()
+        if self._limits == QueueLimits():
+            return
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(job_index(owner, JobStatus.QUEUED))
+            pipe.zcard(job_index(None, JobStatus.QUEUED))
+            queued_of_owner, queued = pipe.execute()
+        if self._limits.max_queued_per_owner is not None and queued_of_owner >= self._limits.max_queued_per_owner:
+            raise self._limits.owner_error()
+        if self._limits.max_queued is not None and queued >= self._limits.max_queued:
+            raise QueueFull
+
+    def find_by_idempotency_key(self, key: IdempotencyKey) -> JobRecord | None:
+        """Return the job that the same request has submitted before, if any.
+
+        Raises:
+            IdempotencyKeyReused: Another request came with this key.
+            NotFound, Expired, Deleted: The job is gone.
+        """
+        stored = self._redis.get(key.redis_key)
+        return None if stored is None else self.job_store.find(key.job_id(stored))
+
+    def submit(self, spec: JobSpec, options: JobOptions = JobOptions()) -> JobRecord:  # noqa: B008  # frozen
+        """Queue a job.
+
+        Raises:
+            QueueFull: As many jobs are waiting as may.
+            TooManyQueued: As many jobs of this owner are waiting as may.
+        """
+        record = _new_record(spec, options)
+        self._submit(record, None)
         return record
 
     def submit_idempotent(
         self,
-        once: IdempotencyKey,
+        key: IdempotencyKey,
         spec: JobSpec,
-        terms: JobOptions = JobOptions(),  # noqa: B008  # frozen
+        options: JobOptions = JobOptions(),  # noqa: B008  # frozen
     ) -> tuple[JobRecord, bool]:
-        """Queues a job unless its request has made one. Of requests that come at the same time, one does.
+        """Queue a job, unless the same request has done so before or is doing so at the same time.
 
-        Returns the job and whether it is new. Raises KeyReused, Expired, Deleted, QueueFull or TooManyQueued.
+        Returns:
+            The job, and whether it is new.
+
+        Raises:
+            IdempotencyKeyReused: Another request came with this key.
+            NotFound, Expired, Deleted: The job of the earlier request is gone.
+            QueueFull, TooManyQueued: As for `submit`.
         """
-        record = _new_record(spec, terms)
-        while True:
-            with self._redis.pipeline() as pipe:
-                pipe.watch(once.redis_key)  # type: ignore[no-untyped-call]  # another request with it fails `execute`
-                job_id = once.job_id(pipe.get(once.redis_key))
-                if job_id:
-                    self._room.leave(self._redis, record.id, record.owner)
-                    return self.job_store.find(job_id), False
-                self._take_place(record.id, record.owner)
-                self._add(record, pipe)
-                once.keep(pipe, record.id)
-                with suppress(WatchError):
-                    pipe.execute()
-                    return record, True
+        record = _new_record(spec, options)
+        earlier_id = self._submit(record, key)
+        return (record, True) if earlier_id is None else (self.job_store.find(earlier_id), False)
 
-    def _add(self, record: JobRecord, pipe: Pipeline) -> None:
-        self._enqueue(record.id, record.spec.model, pipe)  # RQ opens the transaction itself: its commands come first
-        self.job_store.add(pipe, record)
-        self._room.leave(pipe, record.id, record.owner)
+    def _submit(self, record: JobRecord, key: IdempotencyKey | None) -> str | None:
+        """Queue a new job in one step. Returns the id of the job that has used the idempotency key before, if any."""
+        queue = self._queue(record.spec.model)
+        fields = [item for field in job_record.to_fields(record).items() for item in field]
+        job = {
+            "id": record.id,
+            "model": record.spec.model,
+            "owner": record.owner,
+            "priority": record.priority,
+            "cost": record.spec.cost,
+            "created_at": record.created_at,
+            "deadline_at": record.deadline_at,
+            "inputs": [input_key(sha256) for sha256 in record.spec.inputs],
+            "max_queued": self._limits.max_queued,
+            "max_queued_per_owner": self._limits.max_queued_per_owner,
+        }
+        if key is not None:
+            job |= {"idempotency_key": key.redis_key, "fingerprint": key.fingerprint, "idempotency_ttl_s": KEPT_S}
+        # Lua decodes null as a value that counts as true.
+        known = {name: value for name, value in job.items() if value is not None}
+        reply = decode(
+            self._submit_script(
+                keys=[rq_job_key(record.id), queue.key, queue.redis_queues_keys],
+                args=[json.dumps(known), len(fields), *fields, *rq_job_fields(queue, record.id)],
+            )
+        )
+        if reply == "owner_limit":
+            raise self._limits.owner_error()
+        if reply == "limit":
+            raise QueueFull
+        return key.job_id(reply[1:]) if key is not None and reply.startswith("=") else None
 
-    def check_limits(self, owner: str) -> None:
-        """Refuses a job that could not be queued now, before it costs anything. Raises QueueFull or TooManyQueued."""
-        self._take_place("", owner)
-
-    def _take_place(self, job_id: str, owner: str) -> None:
-        queued, of_owner = job_index(None, JobStatus.QUEUED), job_index(owner, JobStatus.QUEUED)
-        self._room.take(job_id, owner, queued, of_owner)
+    def claim(self, model: str) -> bytes | None:
+        """Move the next job of a model to the intermediate list of its RQ queue. Returns its id, or None."""
+        return self.job_store.fair_queue.claim(model, self._queue(model))
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
-        """Puts a job that nobody runs any more before all others of its model; fails it if it has been tried too often.
+        """Queue a job that no worker runs any more before all others of its model; fail it after MAX_ATTEMPTS.
 
-        execution: the claim that was lost; a job that is in other hands by now is left there. Doing it twice, or half
-        and then again, is the same as doing it once.
+        A second call has no effect, also after a first one that was interrupted.
+
+        Args:
+            execution: The execution that lost the job; a job that another execution owns is left alone.
         """
         record = self.job_store.get(job_id)
         if record is None or record.status.is_terminal:
-            self._redis.delete(Job.key_for(job_id))
+            self._redis.delete(rq_job_key(job_id))
             return
         if record.status is JobStatus.RUNNING:
             owner = record.execution or ""
@@ -141,92 +163,59 @@ class JobQueue:
                 return
             if record.attempts >= MAX_ATTEMPTS:
                 self.job_store.fail(job_id, WORKER_LOST, execution=owner)
-                self._redis.delete(Job.key_for(job_id))
+                self._redis.delete(rq_job_key(job_id))
                 return
             if not self.job_store.release(job_id, execution=owner):
                 return
         queue = self._queue(record.spec.model)
-        with self._redis.pipeline() as pipe:
-            pipe.multi()
-            pipe.lrem(queue.intermediate_queue_key, 0, job_id)
-            pipe.lrem(queue.key, 0, job_id)
-            pipe.delete(Job.key_for(job_id))
-            self._enqueue(job_id, record.spec.model, pipe, at_front=True)
-            self.job_store.fair_queue.requeue(pipe, record)
-            pipe.execute()
-
-    def _enqueue(self, job_id: str, model: str, pipe: Pipeline, *, at_front: bool = False) -> None:
-        self._queue(model).enqueue(
-            FUNCTION,
-            job_id=job_id,
-            description="img2img",
-            job_timeout=-1,
-            result_ttl=60,
-            failure_ttl=24 * 3600,
-            at_front=at_front,
-            pipeline=pipe,
+        self._requeue_script(
+            keys=[rq_job_key(job_id), queue.key, queue.redis_queues_keys, queue.intermediate_queue_key],
+            args=[job_id, *rq_job_fields(queue, job_id)],
         )
 
-    def adopt(self, model: str) -> int:
-        """Puts into line what waits in RQ's list alone, as jobs of an older version do. Returns how many there were."""
-        queue = self._queue(model)
-        adopted = 0
-        for job_id in queue.get_job_ids():
-            with suppress(ValueError, KeyError):  # a record that cannot be read: the worker that claims it says so
-                record = self.job_store.get(job_id)
-                adopted += record is not None and self.job_store.fair_queue.adopt(record, queue)
-        return adopted
+    def cancel(self, job_id: str, reason: JobFailure | None = None) -> JobRecord | None:
+        """Cancel a job unless it has ended. Returns its record, or None if there is none.
 
-    def claim(self, model: str) -> bytes | None:
-        """Takes the job whose turn it is from its queue to RQ's intermediate list, as LMOVE would the first. Its id, or
-        None where no job waits for this model."""
-        return self.job_store.fair_queue.claim(model, self._queue(model))
-
-    def cancel(self, job_id: str, why: JobFailure | None = None) -> JobRecord | None:
-        """Cancels a job that has not ended; one that has is left as it is. Returns the record, None if there is none.
-        Whose it is, the caller has found out.
-
-        The record says `cancelled` at once. A queued job leaves its queue; a running one is dropped by its worker at
-        the next denoising step, told by RQ's command channel or, if that message is lost, by its next note of progress.
+        The record is `cancelled` at once. A queued job leaves its queue. The worker of a running job drops it at the
+        next denoising step, when it gets RQ's stop command or, if that is lost, with its next report of progress.
         """
-        cancelled = self.job_store.cancel(job_id, why=why)
+        cancelled = self.job_store.cancel(job_id, reason=reason)
         record = self.job_store.get(job_id)
         if record is None or not cancelled:
             return record
         if self._queue(record.spec.model).remove(job_id):
-            self._redis.delete(Job.key_for(job_id))
+            self._redis.delete(rq_job_key(job_id))
         elif record.execution is not None and record.worker is not None:
-            # RQ's own helper asks RQ's record of the execution for the worker, and after an outage that can be a torso.
-            send_command(self._redis, record.worker, "stop-execution", job_id=job_id, execution_id=record.execution)
+            send_stop_command(self._redis, record.worker, job_id, record.execution)
         return record
 
     def cancel_overdue(self) -> None:
-        """Cancels the jobs whose deadline has passed."""
+        """Cancel the jobs that have missed their deadline."""
         for job_id in self.job_store.overdue_ids():
-            self.cancel(job_id, TOO_LATE)
+            self.cancel(job_id, DEADLINE_EXCEEDED)
 
     def delete(self, job_id: str) -> None:
-        """Cancels the job if it has not ended, and forgets it; its pictures are the caller's to delete."""
+        """Cancel a job if it has not ended, and delete its record. The caller deletes its images."""
         self.cancel(job_id)
-        self.job_store.forget(job_id, Deleted, again_at=time.time() + LATE_S)
+        self.job_store.forget(job_id, Deleted, again_at=time.time() + LATE_IMAGES_S)
 
     def depth(self, model: str) -> int:
-        """Jobs waiting for this model."""
+        """Return the number of jobs that wait for a model."""
         return int(self._queue(model).count)
 
 
-def _new_record(spec: JobSpec, terms: JobOptions) -> JobRecord:
+def _new_record(spec: JobSpec, options: JobOptions) -> JobRecord:
     created_at = time.time()
     return JobRecord(
         id=uuid4().hex,
         status=JobStatus.QUEUED,
         spec=spec,
-        owner=terms.owner,
-        priority=terms.priority,
+        owner=options.owner,
+        priority=options.priority,
         created_at=created_at,
         steps=spec.total_steps,
-        result_ttl_s=terms.result_ttl_s,
-        deadline_at=created_at + terms.deadline_s if terms.deadline_s is not None else None,
-        webhook=terms.webhook,
-        traceparent=terms.traceparent,
+        result_ttl_s=options.result_ttl_s,
+        deadline_at=created_at + options.deadline_s if options.deadline_s is not None else None,
+        webhook=options.webhook,
+        traceparent=options.traceparent,
     )

@@ -1,68 +1,73 @@
-"""The models that workers announce, in Redis."""
+"""The models that workers serve."""
 
 from collections.abc import Iterable
 
 from redis import Redis
-from rq.utils import as_text
 
 from img2img.domain.model_card import ModelCard, WorkerThroughput
-
-CARDS = "i2i:models"  # hash: model name -> card of whoever announced it last; outlives its workers
-LIVE = "i2i:workers:{worker}"  # string with a time to live: the names that this worker serves, newline-separated
-PACE = "i2i:pace:{worker}"  # string with a time to live: work per second, and work in hand
-WORKERS = "i2i:workers"  # set of worker names that have announced themselves
+from img2img.redis import keys
+from img2img.redis.decode import decode
 
 
 class ModelRegistry:
-    """Which models are known, and which are served by a live worker."""
+    """The known models, the live workers that serve them, and the throughput of these workers."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     def register(self, worker: str, cards: Iterable[ModelCard], ttl_s: int) -> None:
-        """Says that `worker` serves these models for the next ttl_s seconds. Call it again before they are over."""
+        """Register a worker and its models for ttl_s seconds. Repeat this before they are over."""
         cards = list(cards)
         with self._redis.pipeline() as pipe:
-            pipe.hset(CARDS, mapping={card.name: card.model_dump_json() for card in cards})
-            pipe.set(LIVE.format(worker=worker), "\n".join(card.name for card in cards), ex=ttl_s)
-            pipe.sadd(WORKERS, worker)
+            pipe.hset(keys.MODEL_CARDS, mapping={card.name: card.model_dump_json() for card in cards})
+            pipe.set(keys.WORKER_MODELS.format(worker=worker), "\n".join(card.name for card in cards), ex=ttl_s)
+            pipe.sadd(keys.WORKERS, worker)
             pipe.execute()
 
-    def report_throughput(self, worker: str, pace: WorkerThroughput, ttl_s: int) -> None:
-        """Says how fast `worker` works and how much it has in hand."""
-        self._redis.set(PACE.format(worker=worker), f"{pace.per_second or ''} {pace.left}", ex=ttl_s)
+    def report_throughput(self, worker: str, throughput: WorkerThroughput, ttl_s: int) -> None:
+        """Report the speed of a worker and the work that it has in flight."""
+        key = keys.WORKER_THROUGHPUT.format(worker=worker)
+        self._redis.set(key, f"{throughput.per_second or ''} {throughput.left}", ex=ttl_s)
 
     def throughputs(self, workers: Iterable[str]) -> list[WorkerThroughput]:
-        """What those of the workers say who have said something lately."""
-        said = self._redis.mget([PACE.format(worker=worker) for worker in workers])
-        pairs = [str(as_text(text)).split(" ") for text in said if text is not None]
+        """Return the throughputs that these workers have reported, where one is known."""
+        reports = self._redis.mget([keys.WORKER_THROUGHPUT.format(worker=worker) for worker in workers])
+        pairs = [decode(report).split(" ") for report in reports if report is not None]
         return [WorkerThroughput(float(per_second) if per_second else None, float(left)) for per_second, left in pairs]
 
     def unregister(self, worker: str) -> None:
-        """Says that `worker` has gone."""
+        """Remove a worker that stops."""
         with self._redis.pipeline() as pipe:
-            pipe.delete(LIVE.format(worker=worker), PACE.format(worker=worker))
-            pipe.srem(WORKERS, worker)
+            pipe.delete(keys.WORKER_MODELS.format(worker=worker), keys.WORKER_THROUGHPUT.format(worker=worker))
+            pipe.srem(keys.WORKERS, worker)
             pipe.execute()
 
     def known(self) -> dict[str, ModelCard]:
-        """Every model that was ever announced, by name: a job for it can wait for its worker to come back."""
-        cards = self._redis.hgetall(CARDS)
-        return {as_text(name): ModelCard.model_validate_json(card) for name, card in cards.items()}
+        """Return the cards of all models that were ever registered, by name.
+
+        Jobs for a model without live workers wait until one starts.
+        """
+        cards = self._redis.hgetall(keys.MODEL_CARDS)
+        return {decode(name): ModelCard.model_validate_json(card) for name, card in cards.items()}
+
+    def known_names(self) -> list[str]:
+        """Return the names of all models that were ever registered."""
+        return sorted(map(decode, self._redis.hkeys(keys.MODEL_CARDS)))
 
     def live(self) -> dict[str, list[str]]:
-        """Model names that live workers serve, each with its workers' names. Forgets workers that fell silent."""
-        workers = sorted(as_text(name) for name in self._redis.smembers(WORKERS))
+        """Return the models that live workers serve, each with the names of its workers."""
+        workers = sorted(map(decode, self._redis.smembers(keys.WORKERS)))
         if not workers:
             return {}
         served: dict[str, list[str]] = {}
-        silent = []
-        for worker, names in zip(workers, self._redis.mget([LIVE.format(worker=w) for w in workers]), strict=True):
+        expired = []
+        models = self._redis.mget([keys.WORKER_MODELS.format(worker=worker) for worker in workers])
+        for worker, names in zip(workers, models, strict=True):
             if names is None:
-                silent.append(worker)
+                expired.append(worker)
                 continue
-            for name in as_text(names).split("\n"):
+            for name in decode(names).split("\n"):
                 served.setdefault(name, []).append(worker)
-        if silent:
-            self._redis.srem(WORKERS, *silent)
+        if expired:
+            self._redis.srem(keys.WORKERS, *expired)
         return served

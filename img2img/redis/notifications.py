@@ -1,4 +1,4 @@
-"""Who waits for a change of a job is told of it here: one subscription to Redis for all clients of this process."""
+"""Notifications of job changes: one Redis subscription for all clients of an API server process."""
 
 import asyncio
 import logging
@@ -9,43 +9,49 @@ from contextlib import contextmanager
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from img2img.redis.job_store import CHANGES
+from img2img.domain.job import JobStatus
+from img2img.redis.keys import JOB_CHANGES
 
 log = logging.getLogger(__name__)
 
-PING_S = 10  # a subscription that has been silent for this long is asked whether it is still there
+# A connection that has been silent for this long is pinged.
+PING_S = 10
 RECONNECT_S = 0.3
 
 
 class JobChangeListener:
-    """Wakes those who watch a job. A wake-up says that it may have changed; they read the record themselves."""
+    """Sets an event when a job may have changed. Subscribers then read the record themselves.
+
+    Attributes:
+        dequeue_count: How often any job has left a queue, or was put back into one.
+    """
 
     def __init__(self, redis_url: str) -> None:
         self._redis_url = redis_url
-        self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self.dequeue_count = 0  # how often a job has left a queue, or come back to one
+        self._subscribers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.dequeue_count = 0
 
     @contextmanager
     def subscribe(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the job may have changed. Read the record after this, not before."""
+        """Yield an event that is set when the job may have changed. Read the record after subscribing, not before."""
         changed = asyncio.Event()
-        self._watchers[job_id].add(changed)
+        self._subscribers[job_id].add(changed)
         try:
             yield changed
         finally:
-            self._watchers[job_id].discard(changed)
-            if not self._watchers[job_id]:
-                del self._watchers[job_id]
+            self._subscribers[job_id].discard(changed)
+            if not self._subscribers[job_id]:
+                del self._subscribers[job_id]
 
     async def run(self) -> None:
-        """Listens until it is cancelled. After an outage everyone is woken: what changed meanwhile was not heard."""
+        """Listen until cancelled. After an outage all events are set, because changes may have been missed."""
         while True:
             try:
                 await self._listen()
             except (RedisError, OSError) as error:
-                log.info("the feed waits for Redis: %s", error)
+                log.info("job notifications wait for Redis: %s", error)
             except Exception:
-                log.exception("feed")
+                log.exception("job notifications failed")
             await asyncio.sleep(RECONNECT_S)
 
     async def _listen(self) -> None:
@@ -53,10 +59,10 @@ class JobChangeListener:
             Redis.from_url(self._redis_url, socket_connect_timeout=1, health_check_interval=PING_S) as redis,
             redis.pubsub(ignore_subscribe_messages=True) as subscription,
         ):
-            await subscription.subscribe(CHANGES)
+            await subscription.subscribe(JOB_CHANGES)
             self.dequeue_count += 1
-            for job_id in list(self._watchers):
-                self._wake(job_id)
+            for job_id in list(self._subscribers):
+                self._notify(job_id)
             while True:
                 message = await subscription.get_message(timeout=PING_S)
                 if message is not None:
@@ -64,10 +70,10 @@ class JobChangeListener:
 
     def _on_change(self, change: str) -> None:
         job_id, _, status = change.partition(" ")
-        if status and status != "queued":
+        if status and status != JobStatus.QUEUED:
             self.dequeue_count += 1
-        self._wake(job_id)
+        self._notify(job_id)
 
-    def _wake(self, job_id: str) -> None:
-        for changed in self._watchers.get(job_id, ()):
+    def _notify(self, job_id: str) -> None:
+        for changed in self._subscribers.get(job_id, ()):
             changed.set()

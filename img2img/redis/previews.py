@@ -1,54 +1,52 @@
-"""Small pictures of a job as it forms: made only while somebody watches, kept for seconds."""
+"""Previews of running jobs: small JPEGs that a worker makes only while a client wants them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from redis import Redis
 
-from img2img.redis.job_store import CHANGES
+from img2img.redis import keys
 
-WATCHED = "i2i:watched:{id}"  # string with a time to live: somebody wants previews of this job
-PREVIEW = "i2i:preview:{id}"  # hash with a time to live: `step` and `jpeg` of the latest
-
-WATCH_S = 10  # a wish for previews holds for so long; say it again before it is over
-KEPT_S = 30
+# A request for previews ends after this time; repeat it before.
+REQUEST_TTL_S = 10
+PREVIEW_TTL_S = 30
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a job looked like after a denoising step."""
+    """The image of a job after a denoising step."""
 
     step: int
     jpeg: bytes
 
 
 class Previews:
-    """The previews of one Redis."""
+    """Requests for previews and the latest preview of each job."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     def request(self, job_id: str) -> None:
-        """Says that somebody wants previews of this job for the next WATCH_S seconds."""
-        self._redis.set(WATCHED.format(id=job_id), 1, ex=WATCH_S)
+        """Request previews of a job for the next REQUEST_TTL_S seconds."""
+        self._redis.set(keys.PREVIEW_REQUEST.format(id=job_id), 1, ex=REQUEST_TTL_S)
 
     def requested(self, job_ids: Sequence[str]) -> list[str]:
-        """Those of the jobs that somebody watches."""
+        """Return those of the jobs for which a client wants previews."""
         if not job_ids:
             return []
-        flags = self._redis.mget([WATCHED.format(id=job_id) for job_id in job_ids])
+        flags = self._redis.mget([keys.PREVIEW_REQUEST.format(id=job_id) for job_id in job_ids])
         return [job_id for job_id, flag in zip(job_ids, flags, strict=True) if flag]
 
     def publish(self, job_id: str, preview: Preview) -> None:
-        """Shows a preview to all who watch the job."""
-        key = PREVIEW.format(id=job_id)
+        """Store a preview and notify the clients that follow the job."""
+        key = keys.PREVIEW.format(id=job_id)
         with self._redis.pipeline() as pipe:
             pipe.hset(key, mapping={"step": preview.step, "jpeg": preview.jpeg})
-            pipe.expire(key, KEPT_S)
-            pipe.publish(CHANGES, job_id)
+            pipe.expire(key, PREVIEW_TTL_S)
+            pipe.publish(keys.JOB_CHANGES, job_id)
             pipe.execute()
 
     def latest(self, job_id: str) -> Preview | None:
-        """The latest preview, None where there is none (yet)."""
-        step, jpeg = self._redis.hmget(PREVIEW.format(id=job_id), ["step", "jpeg"])
+        """Return the latest preview, or None if there is none."""
+        step, jpeg = self._redis.hmget(keys.PREVIEW.format(id=job_id), ["step", "jpeg"])
         return Preview(int(step), jpeg) if step and isinstance(jpeg, bytes) else None

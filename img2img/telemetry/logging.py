@@ -1,9 +1,9 @@
-"""The logs of every process: a line for each record, as text or JSON, with the id of the job that it concerns.
+"""Logging of all processes: one line per record, as text or JSON, with the id of the job that it concerns.
 
-What clients sent does not come into them: no prompts, no keys. Exceptions of libraries quote what they were given
-(pydantic whole documents, pipelines a prompt), so of an exception the logs hold where it was raised and its type; its
-words only where they are of machinery. Our own messages name ids, states, numbers and codes. The hash of an input is
-left out of store keys, which the store's errors name.
+Logs contain no input of clients: no prompts, no keys. Exceptions of libraries quote their arguments (pydantic whole
+documents, pipelines a prompt), so of an exception only its type and traceback are logged; its message only if the type
+is about infrastructure. Our own messages name ids, statuses, numbers and codes. The hashes of input images are removed
+from blob keys, which errors of the blob store contain.
 """
 
 import logging
@@ -27,36 +27,44 @@ LogFormat = Literal["text", "json"]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 OWN_LOGGERS = ("img2img",)
-INFRASTRUCTURE_ERRORS = (OSError, RedisError, StoreError, MemoryError)  # their words are of hosts, files and numbers
-# What ends a line somewhere, or steers a terminal: written as an escape, so that nobody can forge a line.
+# Messages of these errors name only hosts, files and numbers.
+INFRASTRUCTURE_ERRORS = (OSError, RedisError, StoreError, MemoryError)
+# Characters that end a line or control a terminal. They are escaped, because they would allow to forge a line.
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
 
-_about: ContextVar[dict[str, str] | None] = ContextVar("about", default=None)
+_context: ContextVar[dict[str, str] | None] = ContextVar("context", default=None)
 
 
 @contextmanager
 def job_context(job_id: str, traceparent: str | None = None) -> Iterator[None]:
-    """Lines written in here, whoever writes them, name this job; and its trace, where it has one."""
-    token = _about.set(job_extra(job_id) | ({"trace_id": traceparent.split("-")[1]} if traceparent else {}))
+    """Add the job's id, and its trace id if it has one, to all log records within this context."""
+    token = _context.set(job_extra(job_id) | ({"trace_id": traceparent.split("-")[1]} if traceparent else {}))
     try:
         yield
     finally:
-        _about.reset(token)
+        _context.reset(token)
 
 
 def job_extra(job_id: str) -> dict[str, str]:
-    """`extra` of one line about a job."""
+    """Return the `extra` of a log record about a job."""
     return {"job_id": job_id}
 
 
-def configure(side: str, *, level: str, form: LogFormat) -> None:
-    """Writes the logs of this process to stderr. side: api, worker or webhooks. level: ours; libraries have to warn.
+def configure(service: str, *, level: str, log_format: LogFormat) -> None:
+    """Write the logs of this process to stderr.
 
-    Raises ValueError for an unknown level.
+    Args:
+        service: Name of the process: api, worker or webhooks.
+        level: Lowest level of our own loggers. Libraries log warnings and errors only.
+        log_format: Text or JSON.
+
+    Raises:
+        ValueError: The level is unknown.
     """
-    logging.root.handlers[:] = [make_handler(side, form)]
+    logging.root.handlers[:] = [make_handler(service, log_format)]
     logging.root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping().get(level, logging.WARNING)))
-    logging.getLogger("rq.worker").setLevel(logging.root.level)  # RQ sets it to INFO: a line a job beside ours
+    # RQ sets its logger to INFO, which would repeat our own messages about each job.
+    logging.getLogger("rq.worker").setLevel(logging.root.level)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(level)
     logging.captureWarnings(True)
@@ -64,23 +72,23 @@ def configure(side: str, *, level: str, form: LogFormat) -> None:
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
-def make_handler(side: str, form: LogFormat, stream: TextIO | None = None) -> logging.Handler:
-    """What writes the lines; by default to stderr."""
+def make_handler(service: str, log_format: LogFormat, stream: TextIO | None = None) -> logging.Handler:
+    """Return a handler that writes to a stream, by default to stderr."""
     handler = logging.StreamHandler(stream)
-    handler.addFilter(_stamp)
-    handler.setFormatter(_Json(side) if form == "json" else _Text())
+    handler.addFilter(_add_context)
+    handler.setFormatter(_JsonFormatter(service) if log_format == "json" else _TextFormatter())
     return handler
 
 
-def _stamp(record: logging.LogRecord) -> bool:
-    for name, value in (_traced() | (_about.get() or {})).items():
+def _add_context(record: logging.LogRecord) -> bool:
+    for name, value in (_current_trace() | (_context.get() or {})).items():
         if not hasattr(record, name):
             setattr(record, name, value)
     return True
 
 
-def _traced() -> dict[str, str]:
-    """The trace at hand, where OpenTelemetry is loaded."""
+def _current_trace() -> dict[str, str]:
+    """Return the id of the current trace, if OpenTelemetry is loaded."""
     trace = sys.modules.get("opentelemetry.trace")
     context = trace.get_current_span().get_span_context() if trace else None
     return {"trace_id": f"{context.trace_id:032x}"} if context and context.is_valid else {}
@@ -93,31 +101,32 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, where:
 
 
 def _frames(error: BaseException) -> Iterator[str]:
-    """The traceback, oldest cause first, with types for words."""
+    """Yield the lines of the traceback, oldest cause first, without messages that may quote input."""
     earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if earlier is not None:
         yield from _frames(earlier)
         yield "then:"
     yield from "".join(traceback.format_tb(error.__traceback__)).rstrip("\n").split("\n")
-    words = f": {error}".translate(CONTROL) if isinstance(error, INFRASTRUCTURE_ERRORS) else ""
-    yield f"{type(error).__module__}.{type(error).__qualname__}{words}"
-    for one in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
-        yield from _frames(one)
+    message = f": {error}".translate(CONTROL) if isinstance(error, INFRASTRUCTURE_ERRORS) else ""
+    yield f"{type(error).__module__}.{type(error).__qualname__}{message}"
+    for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        yield from _frames(inner)
 
 
 def _format_exception(info: ExcInfo) -> str:
     return "\n".join(_frames(info[1])) if info[1] is not None else ""
 
 
-class _Json(JsonFormatter):
-    """One JSON object a line, ASCII only."""
+class _JsonFormatter(JsonFormatter):
+    """One JSON object per line, ASCII only."""
 
-    def __init__(self, side: str) -> None:
+    def __init__(self, service: str) -> None:
         super().__init__(
             ["levelname", "name", "message"],
             rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
-            static_fields={"service": side},
-            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # the message again, from uvicorn
+            static_fields={"service": service},
+            # uvicorn's second copy of the message.
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],
             timestamp="time",
         )
 
@@ -128,8 +137,8 @@ class _Json(JsonFormatter):
         return _format_exception(info)
 
 
-class _Text(logging.Formatter):
-    """A line for people: time, level, logger, the job, the message."""
+class _TextFormatter(logging.Formatter):
+    """Time, level, logger, job and message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -138,9 +147,9 @@ class _Text(logging.Formatter):
         return without_input_keys(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        given: dict[str, Any] = vars(record)
-        message = f"job {given['job_id']}: {record.message}" if "job_id" in given else record.message
-        return self._style._fmt % {**given, "message": message.translate(CONTROL)}
+        attributes: dict[str, Any] = vars(record)
+        message = f"job {attributes['job_id']}: {record.message}" if "job_id" in attributes else record.message
+        return self._style._fmt % {**attributes, "message": message.translate(CONTROL)}
 
     def formatException(self, info: ExcInfo) -> str:  # noqa: N802
         return _format_exception(info)

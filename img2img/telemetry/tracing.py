@@ -1,13 +1,13 @@
-"""Traces by OpenTelemetry, one for each job from its submit to its picture, whichever processes work on it.
+"""OpenTelemetry traces, one per job, across all processes that work on it.
 
-An extra, `img2img-server[otel]`, which is on where OTEL_EXPORTER_OTLP_ENDPOINT names a collector; otherwise
-neither its tracer nor its exporter is imported. A job carries its trace in its record, as a W3C traceparent.
+Needs the extra `img2img-server[otel]`, and is enabled by OTEL_EXPORTER_OTLP_ENDPOINT; otherwise OpenTelemetry is not
+imported. The job record stores the trace of its request, as a W3C traceparent.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
-FLUSH_MS = 3000  # how long the end of a process waits for a collector
+# How long a process that ends waits for the collector.
+FLUSH_MS = 3000
 
 Value = str | int | float | bool
 
 
 class TracingError(ValueError):
-    """Why the environment asks for traces that cannot be made."""
+    """The environment enables traces that this installation cannot send."""
 
 
 @dataclass(frozen=True)
 class SpanData:
-    """A part of a job's time, in seconds since the epoch."""
+    """A finished span. Times are seconds since the epoch."""
 
     name: str
     started_at: float
@@ -39,15 +40,22 @@ class SpanData:
 
 
 class Tracer:
-    """What one process says of jobs. Without a provider: nothing, at no cost."""
+    """Creates the spans of one process. Does nothing without a provider."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
         self.provider = provider
         self._tracer = provider.get_tracer("img2img", version("img2img-server")) if provider else None
 
     @classmethod
-    def from_environment(cls, side: str) -> Tracer:
-        """As OTEL_* says. side: api, worker or webhooks. Raises CannotTrace."""
+    def from_environment(cls, service: str) -> Tracer:
+        """Return a tracer that is configured by the OTEL_* variables.
+
+        Args:
+            service: Name of the process: api, worker or webhooks.
+
+        Raises:
+            TracingError: The protocol is not supported, or OpenTelemetry is not installed.
+        """
         environ = os.environ
         if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or not any(map(environ.get, ENDPOINTS)):
             return cls()
@@ -61,7 +69,7 @@ class Tracer:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError:
             raise TracingError(f"{ENDPOINTS[0]} is set, and traces need: pip install 'img2img-server[otel]'") from None
-        name = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": f"img2img-{side}"}
+        name = {} if environ.get("OTEL_SERVICE_NAME") else {"service.name": f"img2img-{service}"}
         resource = Resource.create({**name, "service.version": version("img2img-server")})
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -69,17 +77,23 @@ class Tracer:
 
     @contextmanager
     def span(self, name: str, traceparent: str | None = None) -> Iterator[None]:
-        """A span around what is done in here, of the trace at hand or of the one that a job carries."""
+        """Run the context in a span.
+
+        Args:
+            name: Name of the span.
+            traceparent: Trace of a job; by default the current trace.
+        """
         if self._tracer is None:
             yield
             return
+        # Exceptions are not recorded, because they may quote a prompt.
         with self._tracer.start_as_current_span(
             name, _context(traceparent), record_exception=False, set_status_on_exception=False
-        ):  # an exception may quote a prompt
+        ):
             yield
 
     def traceparent(self) -> str | None:
-        """Where the trace at hand stands, for a job to carry."""
+        """Return the current span as a W3C traceparent, or None without traces."""
         if self._tracer is None:
             return None
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -88,38 +102,46 @@ class Tracer:
         TraceContextTextMapPropagator().inject(carrier)
         return carrier.get("traceparent")
 
-    def add(
+    def record(
         self,
-        whole: SpanData,
+        span: SpanData,
         traceparent: str | None,
         attributes: Mapping[str, Value],
-        parts: Iterator[SpanData] | tuple[SpanData, ...] = (),
+        children: Iterable[SpanData] = (),
         error: str | None = None,
     ) -> None:
-        """A span of what is over, with its parts. error: the code of what went wrong."""
+        """Record a finished span.
+
+        Args:
+            span: The span.
+            traceparent: Trace of the job; by default the current trace.
+            attributes: Attributes of the span.
+            children: Parts of the span.
+            error: Error code, if the operation failed.
+        """
         if self._tracer is None:
             return
         from opentelemetry.trace import StatusCode, set_span_in_context
 
-        span = self._tracer.start_span(
-            whole.name, _context(traceparent), attributes=attributes, start_time=_ns(whole.started_at)
+        parent = self._tracer.start_span(
+            span.name, _context(traceparent), attributes=attributes, start_time=_ns(span.started_at)
         )
-        for part in parts:
-            inner = self._tracer.start_span(part.name, set_span_in_context(span), start_time=_ns(part.started_at))
-            inner.end(_ns(part.ended_at))
+        for child in children:
+            inner = self._tracer.start_span(child.name, set_span_in_context(parent), start_time=_ns(child.started_at))
+            inner.end(_ns(child.ended_at))
         if error is not None:
-            span.set_status(StatusCode.ERROR, error)
-        span.end(_ns(whole.ended_at))
+            parent.set_status(StatusCode.ERROR, error)
+        parent.end(_ns(span.ended_at))
 
     def close(self) -> None:
-        """Sends what has not been sent."""
+        """Send the remaining spans."""
         if self.provider is not None:
             self.provider.force_flush(FLUSH_MS)
             self.provider.shutdown()
 
 
 def _context(traceparent: str | None) -> Context | None:
-    """Of a job's trace; None, which is the trace at hand, where it carries none."""
+    """Return the context of a job's trace, or None for the current one."""
     if traceparent is None:
         return None
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator

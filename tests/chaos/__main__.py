@@ -23,7 +23,8 @@ from tempfile import TemporaryDirectory
 from redis import Redis
 from redis.exceptions import RedisError
 
-from img2img.redis.job_store import OUTBOX, JobStore
+from img2img.redis.job_store import JobStore
+from img2img.redis.keys import OUTBOX
 from tests.chaos import verdict
 from tests.chaos.faults import Storm, make_storm, small_disk
 from tests.chaos.ledger import Ledger

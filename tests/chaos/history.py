@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from img2img.domain.job import TRANSITIONS, JobStatus
-from img2img.redis.job_store import RECORD
+from img2img.redis.keys import JOB
 
-PREFIX = RECORD.format(id="").encode()
+PREFIX = JOB.format(id="").encode()
 
 
 class Rewritten(Exception):

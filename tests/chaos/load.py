@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from img2img.domain.spec import DIFFUSION_SCHEDULERS
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS
 from tests.chaos.ledger import TERMINAL, Acknowledged, Ledger
 from tests.chaos.workers import POISON
 from tests.support.images import encoded, gradient

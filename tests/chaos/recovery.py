@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from redis import Redis
 from redis.exceptions import RedisError
 
-from img2img.redis.job_store import LISTED_AS, RECORD
+from img2img.redis.keys import JOB, JOBS_BY_STATUS
 from tests.chaos.plant import Process
 
 LIMIT_S = 40.0  # lease and sweep, with the default lease of 20 s
@@ -56,10 +56,10 @@ class RecoveryWatch:
         """Notes what a worker, which is dead or stopped by now, has in its hands."""
         since = time.monotonic()
         try:
-            ids = [job_id.decode() for job_id in self._redis.zrange(LISTED_AS.format(status="running"), 0, -1)]
+            ids = [job_id.decode() for job_id in self._redis.zrange(JOBS_BY_STATUS.format(status="running"), 0, -1)]
             with self._redis.pipeline(transaction=False) as pipe:
                 for job_id in ids:
-                    pipe.hmget(RECORD.format(id=job_id), "worker", "execution")
+                    pipe.hmget(JOB.format(id=job_id), "worker", "execution")
                 held = pipe.execute()
         except RedisError:
             log.info("%s: Redis is away; its jobs are not timed", worker.name)
@@ -87,7 +87,7 @@ class RecoveryWatch:
             try:
                 with self._redis.pipeline(transaction=False) as pipe:
                     for lost in waiting:
-                        pipe.hmget(RECORD.format(id=lost.job_id), "status", "execution")
+                        pipe.hmget(JOB.format(id=lost.job_id), "status", "execution")
                     states = pipe.execute()
             except RedisError:
                 continue

@@ -15,7 +15,8 @@ from standardwebhooks import Webhook
 
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.redis.job_queue import MAX_ATTEMPTS
-from img2img.redis.job_store import ALL_JOBS, JobStore
+from img2img.redis.job_store import JobStore
+from img2img.redis.keys import JOBS
 from tests.chaos import history
 from tests.chaos.ledger import TERMINAL, Acknowledged, Ledger
 from tests.chaos.plant import SECRET
@@ -52,7 +53,7 @@ def check_jobs(ledger: Ledger, url: str, keys: Sequence[str], redis: Redis) -> F
             pictures += _check_pictures(job, view, http, headers, ledger)
             _check_promises(job, view, record, ledger)
         _check_owners(ledger, http, keys)
-    known = {job_id.decode() for job_id in redis.zrange(ALL_JOBS, 0, -1)}
+    known = {job_id.decode() for job_id in redis.zrange(JOBS, 0, -1)}
     for job_id in known - ledger.jobs.keys():
         ledger.breach(f"job {job_id}: made, but acknowledged to nobody")
     figures: Figures = {"jobs acknowledged": len(ledger.jobs)}

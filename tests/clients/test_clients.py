@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.test_readme import blocks
+from tests.support.pages import blocks
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -119,7 +119,7 @@ def test_each_worker_takes_a_gpu_that_no_other_has(start_worker: Callable[..., "
     assert {process.stdout.readline().split()[0] for process in (first, second)} == {"0", "1"}
     third = start_worker(ONE_GPU_EACH="true")
     assert third.wait(60) == 2
-    assert "each of the 2 GPUs has a worker already" in third.stderr.read()
+    assert "all 2 GPUs are used by other workers" in third.stderr.read()
     second.kill()
     second.wait()
     assert start_worker(ONE_GPU_EACH="true").stdout.readline().split()[0] in "01"

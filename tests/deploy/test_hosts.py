@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from redis import Redis
-from rq.utils import as_text
 
 from img2img.domain.job import JobRecord, JobStatus
+from img2img.redis.decode import decode
 from img2img.redis.job_queue import JobQueue
-from img2img.redis.job_store import CHANGES
+from img2img.redis.keys import JOB_CHANGES
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.hosts import Site, needs_hosts
 from tests.support.images import encoded, gradient
@@ -67,7 +67,7 @@ def test_a_worker_cut_off_for_longer_than_its_lease_costs_no_job_and_publishes_n
         wait_for(lambda: len(ModelRegistry(redis).live().get(MODEL, [])) == 2, timeout_s=120)
         wait_for(lambda: _is_ready(http), timeout_s=60)
         changes = redis.pubsub(ignore_subscribe_messages=True)
-        changes.subscribe(CHANGES)
+        changes.subscribe(JOB_CHANGES)
         ids = [submit(seed) for seed in range(6)]
         wait_for(lambda: min(sum(r.step > 0 for r in records(of(host, ids))) for host in workers) >= 2, timeout_s=120)
 
@@ -115,7 +115,7 @@ def _told_ends(changes: Any) -> Counter[str]:
         if message is None:
             silent += 1
             continue
-        job_id, _, status = str(as_text(message["data"])).partition(" ")
+        job_id, _, status = decode(message["data"]).partition(" ")
         if status and JobStatus(status).is_terminal:
             told[job_id] += 1
     return told

@@ -1,10 +1,12 @@
 """The users that compose's Redis has: each process can do all of its work as its own user, and nothing else."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,9 +21,9 @@ from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.spec import result_key
-from img2img.redis.api_keys import KEYS, ApiKeys
-from img2img.redis.input_images import INPUTS
-from img2img.redis.job_store import EXPIRING
+from img2img.redis import keys
+from img2img.redis.api_keys import ApiKeys
+from img2img.redis.keys import API_KEYS, EXPIRING_JOBS, INPUT_IMAGES
 from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import embedded_redis_socket
 from tests.support.images import encoded, gradient
@@ -30,6 +32,8 @@ from tests.support.servers import http_server
 from tests.support.webhook_receivers import receiving
 
 RULES = Path(__file__).parents[2] / "docker" / "redis"
+# Users of Redis and the processes of the key table that log in as them.
+USERS = {"api": None, "worker": keys.WORKER, "webhooks": keys.WEBHOOKS}
 ROOT = "user root on nopass ~* &* +@all\n"  # of the test: it looks at what was denied
 
 
@@ -161,9 +165,9 @@ def test_a_job_goes_through_all_processes_and_none_is_denied_what_it_needs(guard
         assert ObjectStore(settings.resolved_store_url).get(result_key(job_id, 0)) is None
         wait_for(lambda: not guarded.root.zcard("rq:wip:img2img-tiny"))  # also what was cancelled
         wait_for(lambda: (guarded.folder / "live").stat().st_mtime > since)
-        guarded.root.zadd(EXPIRING, {long: 1})
-        guarded.root.zadd(INPUTS, dict.fromkeys(guarded.root.zrange(INPUTS, 0, -1), 1))
-        wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not guarded.root.zcard(INPUTS))
+        guarded.root.zadd(EXPIRING_JOBS, {long: 1})
+        guarded.root.zadd(INPUT_IMAGES, dict.fromkeys(guarded.root.zrange(INPUT_IMAGES, 0, -1), 1))
+        wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not guarded.root.zcard(INPUT_IMAGES))
     guarded.assert_none_was_denied_what_it_needs()
 
 
@@ -184,8 +188,8 @@ NOBODYS: dict[str, Forbidden] = {
     "speaks on other channels": lambda redis: redis.publish("other", "x"),
 }
 NOT_A_WORKERS: dict[str, Forbidden] = {
-    "reads API keys": lambda redis: redis.hgetall(KEYS),
-    "makes an API key": lambda redis: redis.hset(KEYS, "id", "{}"),
+    "reads API keys": lambda redis: redis.hgetall(API_KEYS),
+    "makes an API key": lambda redis: redis.hset(API_KEYS, "id", "{}"),
     "resets a rate": lambda redis: redis.delete("i2i:rate:x"),
 }
 FORBIDDEN_TO_WEBHOOKS: dict[str, Forbidden] = {
@@ -244,6 +248,20 @@ def test_redis_finds_all_that_it_had_when_it_starts_again(guarded: Guarded) -> N
         pipe.execute()
     guarded.restart()
     assert guarded.root.mget("i2i:first", "i2i:second") == [b"1", b"2"]
+
+
+def key_patterns(user: str) -> list[str]:
+    [rules] = [line for line in (RULES / "users.acl").read_text().splitlines() if line.startswith(f"user {user} ")]
+    return [rule[1:] for rule in rules.split() if rule.startswith("~")]
+
+
+@pytest.mark.parametrize("name", [name for name, key in vars(keys).items() if isinstance(key, keys.Key)])
+def test_users_have_the_keys_that_the_key_table_lists_for_them(name: str) -> None:
+    key = getattr(keys, name)
+    example = re.sub(r"\{\w+\}", "x", key)
+    users = {user for user in USERS if any(fnmatchcase(example, pattern) for pattern in key_patterns(user))}
+    expected = {"api", *(user for user, process in USERS.items() if process in key.processes)}
+    assert users == ({"api"} if key.type == "channel" else expected)
 
 
 def test_setting_up_again_keeps_the_passwords(guarded: Guarded) -> None:

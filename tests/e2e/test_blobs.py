@@ -14,11 +14,12 @@ from botocore.credentials import Credentials
 from obstore.exceptions import GenericError
 
 from img2img.app.supervisor.supervisor import free_port
-from img2img.blobs import BlobStore, MemoryStore, ObjectStore, UnusableStore
+from img2img.blobs import BlobStore, ObjectStore, UnusableStore
 from img2img.worker.__main__ import open_store
 from img2img.worker.errors import StartupError
 from tests.support.buckets import KEY_ID, SECRET, Bucket, bucket_at, s3_server
 from tests.support.cli_command import img2img, one_line
+from tests.support.memory_store import MemoryStore
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
 
 
 def in_bucket(bucket: Bucket, prefix: str) -> ObjectStore:
-    return ObjectStore(f"{bucket.url}/{prefix}", patience_s=10)
+    return ObjectStore(f"{bucket.url}/{prefix}", retry_timeout_s=10)
 
 
 def test_the_first_writer_wins(store: BlobStore) -> None:
@@ -119,7 +120,7 @@ def test_a_write_whose_answer_was_lost_has_happened_once() -> None:
 def test_a_bucket_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bucket_at(f"http://127.0.0.1:{free_port()}").environment.items():
         monkeypatch.setenv(name, value)
-    store = ObjectStore("s3://pictures", patience_s=0.5)
+    store = ObjectStore("s3://pictures", retry_timeout_s=0.5)
     started = time.monotonic()
     for ask in (lambda: store.put("a", b""), lambda: store.get("a"), store.check, store.check_first_writer_wins):
         with pytest.raises(GenericError):

@@ -1,4 +1,4 @@
-"""The `img2img` command, as processes. The worker is the echo of `stand_ins`; all else is real."""
+"""The `img2img` command, as processes. The worker is the echo worker of `stand_ins`."""
 
 import re
 import signal
@@ -24,14 +24,14 @@ from tests.support.webhook_receivers import receiving, verified
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Where the user stands: a picture, and nothing else."""
+    """A working directory with one image."""
     with TemporaryDirectory(prefix="i2i-") as name:
         gradient(160, 120).save(Path(name) / "in.png")
         yield Path(name)
 
 
 def command_line(process: psutil.Process) -> str:
-    """Empty for a process that has ended meanwhile."""
+    """Return the command line, empty for a process that has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
@@ -39,7 +39,7 @@ def command_line(process: psutil.Process) -> str:
 
 
 def child_named(serve: psutil.Process, name: str) -> psutil.Process:
-    """The child with this in its command line, once it has one."""
+    """Return the child with this in its command line, once there is one."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         found = [process for process in serve.children() if name in command_line(process)]
@@ -51,7 +51,7 @@ def child_named(serve: psutil.Process, name: str) -> psutil.Process:
 
 @contextmanager
 def serving(folder: Path, *arguments: object, **settings: str) -> Iterator[tuple[psutil.Popen, str]]:
-    """`img2img serve`, ready: its process and its URL."""
+    """Run `img2img serve`; yield its process and its URL when it is ready."""
     command = [*COMMAND, "serve", "--port", str(free_port()), *map(str, arguments)]
     serve = psutil.Popen(
         command, cwd=folder, env=environment(**settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -67,7 +67,7 @@ def serving(folder: Path, *arguments: object, **settings: str) -> Iterator[tuple
 
 
 def assert_stops(serve: psutil.Popen, by: signal.Signals) -> None:
-    """Everything ends, in order, and that is a success."""
+    """Assert that all processes end and that the exit code is 0."""
     children = serve.children(recursive=True)
     assert len(serve.children()) == 4  # Redis, webhook dispatcher, worker, API server
     assert len(children) > 4  # and the API's decoders
@@ -93,7 +93,7 @@ def test_serve_submit_stop_and_serve_again(folder: Path) -> None:
         assert_stops(serve, signal.SIGTERM)
 
 
-def test_submit_passes_every_field_on(folder: Path) -> None:
+def test_submit_sends_every_field(folder: Path) -> None:
     options = (
         "--negative-prompt blurry --strength 0.5 --guidance-scale 2 --steps 10 --scheduler euler --seed 3 "
         "--num-images 2 --width 64 --height 72 --resize pad --model tiny"
@@ -105,7 +105,7 @@ def test_submit_passes_every_field_on(folder: Path) -> None:
     assert (folder / "elsewhere" / "store").is_dir()
 
 
-def test_a_dead_process_is_started_again(folder: Path) -> None:
+def test_serve_restarts_a_dead_process(folder: Path) -> None:
     with serving(folder) as (serve, url):
         for name in ("redis-server", "-m img2img.worker", "-m img2img.app.cli", "-m img2img.app.webhooks"):
             child = child_named(serve, name)
@@ -120,24 +120,24 @@ def test_a_dead_process_is_started_again(folder: Path) -> None:
         assert result.returncode == 0, result.stderr
 
 
-def test_serve_delivers_webhooks_with_a_secret_of_its_own(folder: Path) -> None:
-    picture = (folder / "in.png").read_bytes()
+def test_serve_signs_webhooks_with_a_generated_secret(folder: Path) -> None:
+    image = (folder / "in.png").read_bytes()
     with receiving() as receiver, serving(folder, IMG2IMG_WEBHOOK_ALLOW_PRIVATE="true") as (serve, url):
-        job = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": receiver.url}).json()
+        job = httpx.post(f"{url}/img2img", files={"image": image}, data={"webhook": receiver.url}).json()
         [received] = receiver.wait(1)
         assert_stops(serve, signal.SIGTERM)
     event = verified(received, (folder / "data" / "webhook-secret").read_text().strip())
     assert (event["type"], event["data"]["id"]) == ("job.succeeded", job["id"])
 
 
-def test_a_killed_serve_leaves_nothing_behind(folder: Path) -> None:
+def test_killed_serve_leaves_no_process(folder: Path) -> None:
     with serving(folder) as (serve, _):
         children = serve.children(recursive=True)
         serve.kill()
         assert ended(children)
 
 
-def test_a_second_interrupt_waits_for_nothing(folder: Path) -> None:
+def test_second_interrupt_stops_serve_at_once(folder: Path) -> None:
     with serving(folder, "--model", "stubborn") as (serve, _):
         children = serve.children()
         serve.send_signal(signal.SIGINT)
@@ -149,21 +149,21 @@ def test_a_second_interrupt_waits_for_nothing(folder: Path) -> None:
         assert ended(children)
 
 
-def test_a_taken_port(folder: Path) -> None:
+def test_port_in_use(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert one_line(img2img(folder, "serve", "--port", port)).endswith(f"port {port}: Address already in use")
         assert one_line(img2img(folder, "api", IMG2IMG_PORT=str(port))).endswith("Address already in use")
 
 
-def test_a_second_serve_on_the_same_data(folder: Path) -> None:
+def test_second_serve_on_the_same_data_directory(folder: Path) -> None:
     with serving(folder):
-        said = one_line(img2img(folder, "serve", "--port", free_port()))
-    assert said == "img2img: another `img2img serve` runs on the data directory data"
+        message = one_line(img2img(folder, "serve", "--port", free_port()))
+    assert message == "img2img: another `img2img serve` runs on the data directory data"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--data-dir in.png", "img2img: the data directory in.png cannot be written: "),
         ("--data-dir /proc/data", "img2img: the data directory /proc/data cannot be written: "),
@@ -173,16 +173,16 @@ def test_a_second_serve_on_the_same_data(folder: Path) -> None:
         ("--host no.such.host.invalid", "img2img: cannot listen on no.such.host.invalid port "),
     ],
 )
-def test_serve_says_why_it_cannot(folder: Path, options: str, said: str) -> None:
-    assert one_line(img2img(folder, "serve", "--port", free_port(), *options.split())).startswith(said)
+def test_serve_reports_why_it_cannot_start(folder: Path, options: str, message: str) -> None:
+    assert one_line(img2img(folder, "serve", "--port", free_port(), *options.split())).startswith(message)
 
 
-def test_a_worker_alone_says_why_it_cannot(folder: Path) -> None:
+def test_worker_reports_why_it_cannot_start(folder: Path) -> None:
     result = img2img(folder, "worker", "--model", "missing")
     assert one_line(result, code=2) == "img2img worker: there is no model `missing`"
 
 
-def test_options_environment_and_dotenv_say_the_same(folder: Path) -> None:
+def test_options_environment_and_dotenv_are_validated_alike(folder: Path) -> None:
     refused = "img2img: IMG2IMG_PORT: Input should be less than or equal to 65535, got "
     assert one_line(img2img(folder, "api", "--port", 65536)) == f"{refused}65536"
     assert one_line(img2img(folder, "api", IMG2IMG_PORT="65537")) == f"{refused}'65537'"
@@ -191,14 +191,14 @@ def test_options_environment_and_dotenv_say_the_same(folder: Path) -> None:
     assert one_line(img2img(folder, "api", "--port", 65539, IMG2IMG_PORT="1")) == f"{refused}65539"
 
 
-def test_submit_says_why_it_cannot(folder: Path) -> None:
+def test_submit_reports_errors(folder: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     assert one_line(img2img(folder, "submit", "in.png", "--url", nowhere), code=3).startswith(
         f"img2img: {nowhere} cannot be reached"
     )
     with serving(folder) as (_, url):
-        said = one_line(img2img(folder, "submit", "in.png", "--strength", 2, "--url", url))
-    assert said == "img2img: strength: Input should be less than or equal to 1 (got 2.0)"
+        message = one_line(img2img(folder, "submit", "in.png", "--strength", 2, "--url", url))
+    assert message == "img2img: strength: Input should be less than or equal to 1 (got 2.0)"
 
 
 def test_demo(folder: Path) -> None:
@@ -219,5 +219,5 @@ def test_without_any_redis_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("img2img.app.supervisor.supervisor.find_spec", lambda _name: None)
-    with pytest.raises(ServeError, match=r"img2img\[worker\]"):
+    with pytest.raises(ServeError, match=r"img2img-server\[worker\]"):
         check_torch()

@@ -1,4 +1,4 @@
-"""The commands that use a service, as processes against the real front end."""
+"""Commands that use a service, as processes against the API server."""
 
 import json
 import shutil
@@ -25,10 +25,10 @@ SIZE = ("--width", 64, "--height", 64)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the user stands: three pictures, two of one name."""
-    for place, name in enumerate(("a.png", "b.png", "more/a.png")):
+    """A working directory with three images, two of them with the same name."""
+    for index, name in enumerate(("a.png", "b.png", "more/a.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(encoded(gradient(80, 60 + place)))
+        (tmp_path / name).write_bytes(encoded(gradient(80, 60 + index)))
     return tmp_path
 
 
@@ -38,7 +38,7 @@ def url(http: httpx.Client) -> str:
 
 
 @pytest.mark.usefixtures("worked")
-def test_many_pictures_by_names_and_patterns(folder: Path, url: str) -> None:
+def test_submit_takes_names_and_patterns(folder: Path, url: str) -> None:
     done = img2img(folder, "submit", "*.png", "more/a.png", "--output-dir", "out", *SIZE, "--url", url)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.split()) == ["out/a-2.png", "out/a.png", "out/b.png"]
@@ -50,16 +50,16 @@ def test_many_pictures_by_names_and_patterns(folder: Path, url: str) -> None:
 
 
 @pytest.mark.usefixtures("worked")
-def test_what_is_replaced_is_said(folder: Path, url: str) -> None:
+def test_submit_reports_overwritten_files(folder: Path, url: str) -> None:
     (folder / "out.png").write_bytes(b"old")
     done = img2img(folder, "submit", "a.png", *SIZE, "--url", url)
-    assert (done.stdout, done.stderr) == ("out.png\n", "img2img: out.png is replaced\n")
+    assert (done.stdout, done.stderr) == ("out.png\n", "img2img: overwriting out.png\n")
     done = img2img(folder, "submit", "a.png", "-o", "{stem}-{seed}.png", "--seed", 7, "--num-images", 2, "--url", url)
     assert (done.stdout, done.stderr) == ("a-7.png\na-8.png\n", "")
 
 
 @pytest.mark.usefixtures("worked")
-def test_json_is_all_that_stdout_has(folder: Path, url: str) -> None:
+def test_json_option_prints_only_json(folder: Path, url: str) -> None:
     shutil.copy(folder / "a.png", folder / "c.png")
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     done = img2img(folder, "submit", "a.png", "b.png", "--json", *SIZE, "--url", url)
@@ -73,7 +73,7 @@ def test_json_is_all_that_stdout_has(folder: Path, url: str) -> None:
     assert (would_be["input"], would_be["request"]["width"]) == ("a.png", 64)
 
 
-def test_a_picture_from_stdin_and_one_by_reference(
+def test_submit_takes_stdin_and_references(
     folder: Path, url: str, queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client
 ) -> None:
     picture = (folder / "a.png").read_bytes()
@@ -87,7 +87,7 @@ def test_a_picture_from_stdin_and_one_by_reference(
     assert one_line(img2img(folder, "submit", "-", "-", "--url", url), code=2)
 
 
-def test_sending_again_with_a_key_is_safe(folder: Path, url: str) -> None:
+def test_idempotency_key_of_several_images(folder: Path, url: str) -> None:
     options = ("--no-wait", "--idempotency-key", "order-17", "--url", url)
     once = img2img(folder, "submit", "a.png", "b.png", *options).stdout.split()
     again = img2img(folder, "submit", "b.png", "a.png", *options).stdout.split()
@@ -95,7 +95,9 @@ def test_sending_again_with_a_key_is_safe(folder: Path, url: str) -> None:
     assert again == once[::-1]
 
 
-def test_the_life_of_a_job(folder: Path, url: str, http: httpx.Client, finish: Callable[[str], bytes]) -> None:
+def test_commands_for_the_life_of_a_job(
+    folder: Path, url: str, http: httpx.Client, finish: Callable[[str], bytes]
+) -> None:
     settings = {"IMG2IMG_URL": url}
     done, stopped = img2img(folder, "submit", "?.png", "--no-wait", *SIZE, **settings).stdout.split()
     assert img2img(folder, "cancel", stopped, **settings).stdout == f"{stopped} cancelled\n"
@@ -125,30 +127,30 @@ def test_models(folder: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("nothing.png", "there is no file nothing.png"),
         ("no/*.png", "there is no file no/*.png"),
         (
             "a.png b.png -o one.png",
-            "one --output for many pictures: take --output-dir, or a pattern with {stem} or {id}",
+            "one --output for several images: use --output-dir, or a pattern with {stem} or {id}",
         ),
         ("a.png -o {name}.png", "--output may contain {stem}, {index}, {seed}, {id}"),
         ("a.png -o x.png --output-dir y", "--output and --output-dir exclude each other; a pattern may name a folder"),
-        ("a.png --url ftp://x", "the URL of a service starts with http:// or https://, and this one is 'ftp://x'"),
+        ("a.png --url ftp://x", "--url must start with http:// or https://, got 'ftp://x'"),
     ],
 )
-def test_wrong_usage(folder: Path, options: str, said: str) -> None:
-    assert one_line(img2img(folder, "submit", *options.split()), code=2) == f"img2img: {said}"
+def test_wrong_usage(folder: Path, options: str, message: str) -> None:
+    assert one_line(img2img(folder, "submit", *options.split()), code=2) == f"img2img: {message}"
 
 
-def test_a_value_of_the_wrong_type_is_wrong_usage(folder: Path) -> None:
+def test_value_of_the_wrong_type_is_wrong_usage(folder: Path) -> None:
     done = img2img(folder, "submit", "a.png", "--strength", "much")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Invalid value for '--strength'" in done.stderr
 
 
-def test_nobody_there(folder: Path) -> None:
+def test_service_unreachable(folder: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     for command in (["submit", "a.png"], ["jobs"], ["result", "0" * 32]):
         result = img2img(folder, *command, "--url", url)
@@ -157,17 +159,17 @@ def test_nobody_there(folder: Path) -> None:
         assert result.stderr.splitlines()[-1].startswith(f"img2img: {url} cannot be reached: ")
 
 
-def test_several_fields_that_are_refused_have_a_line_each(folder: Path, url: str) -> None:
+def test_each_rejected_field_has_a_line(folder: Path, url: str) -> None:
     done = img2img(folder, "submit", "a.png", "--strength", 2, "--steps", 0, "--url", url)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
-        "img2img: 2 fields were refused",
+        "img2img: 2 fields were rejected",
         "  strength: Input should be less than or equal to 1 (got 2.0)",
         "  num_inference_steps: Input should be greater than or equal to 1 (got 0)",
     ]
 
 
-def test_an_interrupt_says_what_goes_on(folder: Path, url: str, queue: JobQueue) -> None:
+def test_interrupt_prints_the_jobs_that_go_on(folder: Path, url: str, queue: JobQueue) -> None:
     submit = psutil.Popen(
         [*COMMAND, "submit", "a.png", "b.png", "--url", url],
         cwd=folder,
@@ -177,7 +179,8 @@ def test_an_interrupt_says_what_goes_on(folder: Path, url: str, queue: JobQueue)
         text=True,
     )
     give_up_at = time.monotonic() + 60
-    while submit.num_threads() == 1:  # the jobs have been sent when threads follow them
+    # Threads follow the jobs once they are submitted.
+    while submit.num_threads() == 1:
         assert time.monotonic() < give_up_at
         time.sleep(0.05)
     jobs = queue.job_store.active_ids()

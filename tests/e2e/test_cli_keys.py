@@ -1,4 +1,4 @@
-"""`img2img keys`, and what `serve` and `api` do where others can come, as processes."""
+"""`img2img keys`, and `serve` and `api` on addresses that need keys, as processes."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ NONE_YET = "on 0.0.0.0 requests need an API key, and there is none yet: make one
 
 
 def create(folder: Path, *options: str) -> str:
-    """Makes a key. Nothing but the key goes to standard output."""
+    """Create a key, the only output on stdout."""
     made = img2img(folder, "keys", "create", "--name", "Ada", *options)
     assert made.returncode == 0, made.stderr
     assert KEY.fullmatch(made.stdout.strip())
@@ -37,17 +37,17 @@ def listed(folder: Path) -> list[str]:
 
 @contextmanager
 def api(folder: Path, *options: str) -> Iterator[httpx.Client]:
-    """`img2img api` where others can come, with all that it logs in the file `said`."""
+    """Run `img2img api` on all addresses, with its log in the file `log`."""
     port = free_port()
     command = [*COMMAND, "api", *EVERYWHERE, "--port", str(port), *options]
-    with (folder / "said").open("w") as said:
+    with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment(IMG2IMG_LOG_LEVEL="debug"), stdout=said, stderr=said
+            command, cwd=folder, env=environment(IMG2IMG_LOG_LEVEL="debug"), stdout=log, stderr=log
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            while not answers(client):
-                assert process.poll() is None, (folder / "said").read_text()
+            while not is_live(client):
+                assert process.poll() is None, (folder / "log").read_text()
                 time.sleep(0.1)
             yield client
     finally:
@@ -55,14 +55,14 @@ def api(folder: Path, *options: str) -> Iterator[httpx.Client]:
         process.wait()
 
 
-def answers(client: httpx.Client) -> bool:
+def is_live(client: httpx.Client) -> bool:
     try:
         return client.get("/healthz").status_code == 200
     except httpx.TransportError:
         return False
 
 
-def test_keys_are_made_listed_and_revoked_while_nothing_runs(folder: Path) -> None:
+def test_keys_without_a_running_service(folder: Path) -> None:
     first, second = create(folder), create(folder, "--scope", "read")
     assert first != second
     [one, other] = listed(folder)
@@ -72,12 +72,13 @@ def test_keys_are_made_listed_and_revoked_while_nothing_runs(folder: Path) -> No
     assert listed(folder) == [other]
     assert one_line(img2img(folder, "keys", "revoke", one[:16])) == f"img2img: there is no key {one[:16]}"
     kept = b"".join(path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file())
-    assert b"read" in kept  # Redis has written it down
+    # Redis has written the keys to disk, without the secrets.
+    assert b"read" in kept
     assert first.encode() not in kept
     assert second.encode() not in kept
 
 
-def test_serve_where_others_can_come(folder: Path) -> None:
+def test_serve_on_all_addresses(folder: Path) -> None:
     assert NONE_YET in one_line(img2img(folder, "serve", *EVERYWHERE, "--port", free_port()))
     key = create(folder)
     with serving(folder, *EVERYWHERE) as (_, url):
@@ -89,9 +90,10 @@ def test_serve_where_others_can_come(folder: Path) -> None:
         assert len(listed(folder)) == 2
 
 
-def test_api_where_others_can_come(folder: Path) -> None:
+def test_api_on_all_addresses(folder: Path) -> None:
     create(folder)
-    with serving(folder):  # its Redis
+    # For its Redis.
+    with serving(folder):
         keys = [line[:16] for line in listed(folder)]
         for key in keys:
             img2img(folder, "keys", "revoke", key)
@@ -106,13 +108,13 @@ def test_api_where_others_can_come(folder: Path) -> None:
             assert client.get("/jobs").status_code == 401
             assert client.get("/jobs", headers={"X-API-Key": key}).status_code == 200
             assert client.get("/jobs/x", headers={"Authorization": f"Bearer {key}"}).status_code == 404
-    said = (folder / "said").read_text()
-    assert "GET /jobs/{job_id}" in said  # paths as the routes have them, not as clients write them
-    assert not KEY.search(said)
+    log = (folder / "log").read_text()
+    assert "GET /jobs/{job_id}" in log
+    assert not KEY.search(log)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"IMG2IMG_KEYS": "required", "IMG2IMG_INSECURE": "true"}, "IMG2IMG_INSECURE: "),
         ({"IMG2IMG_RATE_LIMIT": "much"}, "IMG2IMG_RATE_LIMIT: "),
@@ -120,14 +122,14 @@ def test_api_where_others_can_come(folder: Path) -> None:
         ({"IMG2IMG_CORS_ORIGINS": "studio.example"}, "IMG2IMG_CORS_ORIGINS: "),
     ],
 )
-def test_settings_that_cannot_be(folder: Path, settings: dict[str, str], said: str) -> None:
-    assert one_line(img2img(folder, "api", **settings)).startswith(f"img2img: {said}")
+def test_invalid_settings(folder: Path, settings: dict[str, str], message: str) -> None:
+    assert one_line(img2img(folder, "api", **settings)).startswith(f"img2img: {message}")
 
 
-def test_keys_say_why_they_cannot(folder: Path) -> None:
+def test_keys_report_errors(folder: Path) -> None:
     nowhere = one_line(img2img(folder, "keys", "list", "--redis-url", "redis://:secret@127.0.0.1:1/0"))
     assert nowhere.startswith("img2img: 127.0.0.1:1/0: ")
     assert "secret" not in nowhere
     unknown = img2img(folder, "keys", "create", "--name", "x", "--scope", "all")
     assert (unknown.returncode, unknown.stdout) == (2, "")
-    assert "submit" in unknown.stderr  # it says what there is
+    assert "submit" in unknown.stderr

@@ -1,4 +1,4 @@
-"""The client against a service that misbehaves: streams that break off, refusals that say when to come again."""
+"""Both clients against a scripted service: broken streams, errors, retries."""
 
 import json
 import threading
@@ -7,18 +7,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from img2img.client import Client, RequestRefused, ServiceUnreachable
+from img2img import Client
+from img2img.client import (
+    ApiError,
+    InvalidRequest,
+    JobGone,
+    JobNotFound,
+    ServiceUnavailable,
+    ServiceUnreachable,
+    TooManyRequests,
+    WaitTimeout,
+)
+from tests.support.blocking_client import BlockingAsyncClient
 
 Answer = tuple[int, dict[str, str], bytes]
 
 
-class Scripted(ThreadingHTTPServer):
-    """Answers with what it was given, in that order, and remembers what it was asked."""
+class ScriptedServer(ThreadingHTTPServer):
+    """Sends the given responses in order, and keeps the requests."""
 
     def __init__(self, answers: list[Answer]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers = answers
-        self.asked: list[tuple[str, dict[str, str], bytes]] = []
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
     @property
     def url(self) -> str:
@@ -26,11 +37,11 @@ class Scripted(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Scripted
+    server: ScriptedServer
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.server.asked.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+        self.server.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
         status, headers, answer = self.server.answers.pop(0)
         self.send_response(status)
         for name, value in headers.items():
@@ -41,16 +52,22 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
+
+
+@pytest.fixture(params=[Client, BlockingAsyncClient], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> type[Client]:
+    """The class of each client."""
+    return request.param
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scripted]]:
-    monkeypatch.setattr("img2img.client.RECONNECT_S", (0.01, 0.01))
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ScriptedServer]]:
+    monkeypatch.setattr("img2img.client.events.RECONNECT_S", (0.01, 0.01))
     servers = []
 
-    def start(*answers: Answer) -> Scripted:
-        server = Scripted(list(answers))
+    def start(*answers: Answer) -> ScriptedServer:
+        server = ScriptedServer(list(answers))
         threading.Thread(target=server.serve_forever).start()
         servers.append(server)
         return server
@@ -71,50 +88,139 @@ def problem(status: int, **headers: str) -> Answer:
 
 
 QUEUED = 'retry: 2000\n\nevent: queued\nid: 1\ndata: {"id":"a","status":"queued"}\n\n: still here\n\n'
-DONE = 'event: preview\ndata: {}\n\nevent: succeeded\nid: 9\ndata: {"id":"a",\ndata: "status":"succeeded"}\n\n'
+DONE = (
+    'event: preview\ndata: {"id":"a","step":1,"image":"data:,eA=="}\n\n'
+    'event: succeeded\nid: 9\ndata: {"id":"a",\ndata: "status":"succeeded"}\n\n'
+)
 
 
-def test_a_stream_that_breaks_off_is_taken_up_again(scripted: Callable[..., Scripted]) -> None:
+def job(status: str = "queued") -> Answer:
+    return 200, {"content-type": "application/json"}, json.dumps({"id": "a", "status": status}).encode()
+
+
+Scripted = Callable[..., ScriptedServer]
+
+
+def test_stream_events_reconnects_with_the_last_event_id(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted(stream(QUEUED + "event: progress\nda"), problem(503), stream(DONE))
-    with Client(server.url) as client:
-        events = list(client.follow("a"))
-    assert [name for name, _ in events] == ["queued", "preview", "succeeded"]
-    assert events[-1][1] == {"id": "a", "status": "succeeded"}
-    assert [headers.get("last-event-id") for _, headers, _ in server.asked] == [None, "1", "1"]
+    with connect(server.url) as client:
+        events = list(client.stream_events("a"))
+    assert [type(event).__name__ for event in events] == ["QueuedEvent", "PreviewEvent", "Job"]
+    assert events[-1].model_dump(exclude_unset=True) == {"id": "a", "status": "succeeded"}
+    assert [headers.get("last-event-id") for _, headers, _ in server.requests] == [None, "1", "1"]
 
 
-def test_a_stream_that_never_gets_on_is_given_up(scripted: Callable[..., Scripted]) -> None:
+def test_stream_events_gives_up_after_the_last_reconnect(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted(*[stream("")] * 3)
-    with Client(server.url) as client, pytest.raises(ServiceUnreachable, match="ended the events of job a too early"):
-        list(client.follow("a"))
+    with connect(server.url) as client, pytest.raises(ServiceUnreachable, match="ended the events of job a too early"):
+        list(client.stream_events("a"))
+
+
+def test_stream_events_raises_the_error_of_the_service(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted(problem(404))
-    with Client(server.url) as client, pytest.raises(RequestRefused, match="Not now"):
-        list(client.follow("a"))
+    with connect(server.url) as client, pytest.raises(JobNotFound, match="Not now"):
+        list(client.stream_events("a"))
     server = scripted(stream('event: gone\ndata: {"id":"a","code":"deleted","message":"It was deleted."}\n\n'))
-    with Client(server.url) as client, pytest.raises(RequestRefused, match="It was deleted"):
-        list(client.follow("a"))
+    with connect(server.url) as client, pytest.raises(JobGone, match="It was deleted") as raised:
+        list(client.stream_events("a"))
+    assert raised.value.code == "deleted"
 
 
-def test_a_submit_comes_again_when_it_is_told_to(scripted: Callable[..., Scripted]) -> None:
-    server = scripted(problem(429, **{"retry-after": "0"}), (202, {}, b'{"id":"a"}'))
-    with Client(server.url, api_key="secret") as client:
-        assert client.submit({"image": b"pixels", "tiled": True, "prompt": "x"}) == {"id": "a"}
-    first, second = server.asked
+@pytest.mark.parametrize("status", [429, 503])
+def test_submit_retries_after_the_time_that_the_service_names(
+    scripted: Scripted, connect: type[Client], status: int
+) -> None:
+    server = scripted(problem(status, **{"retry-after": "0"}), job())
+    with connect(server.url, api_key="secret") as client:
+        submitted = client.submit(image=b"pixels", tiled=True, prompt="x")  # type: ignore[call-arg]
+    assert submitted.model_dump(exclude_unset=True) == {"id": "a", "status": "queued"}
+    first, second = server.requests
     assert second[1]["authorization"] == "Bearer secret"
     assert second[1]["content-type"].startswith("multipart/form-data")
+    assert second[1]["idempotency-key"] == first[1]["idempotency-key"]
     assert b"pixels" in first[2]
     assert b'name="tiled"\r\n\r\ntrue\r\n' in second[2]
-    server = scripted(problem(429, **{"retry-after": "86400"}), problem(429))
-    with Client(server.url) as client:
-        for _ in range(2):
-            with pytest.raises(RequestRefused, match="Not now"):
-                client.submit({})
 
 
-def test_structure_is_sent_as_json(scripted: Callable[..., Scripted]) -> None:
-    server = scripted((202, {}, b'{"id":"a"}'))
-    with Client(server.url) as client:
-        client.submit({"image": b"pixels", "controls": [{"kind": "canny"}]}, idempotency_key="k")
-    _, headers, body = server.asked[0]
+def test_submit_raises_if_the_service_stays_busy(scripted: Scripted, connect: type[Client]) -> None:
+    server = scripted(problem(429, **{"retry-after": "86400"}), problem(429), problem(503))
+    with connect(server.url) as client:
+        for error in (TooManyRequests, TooManyRequests, ServiceUnavailable):
+            with pytest.raises(error, match="Not now"):
+                client.submit()
+
+
+def test_submit_sends_structure_as_json(scripted: Scripted, connect: type[Client]) -> None:
+    server = scripted(job())
+    with connect(server.url) as client:
+        client.submit(image=b"pixels", controls=[{"type": "canny", "image": b"edges"}], idempotency_key="k")
+    _, headers, body = server.requests[0]
     assert headers["idempotency-key"] == "k"
-    assert json.loads(body) == {"image": "cGl4ZWxz", "controls": [{"kind": "canny"}]}
+    assert json.loads(body) == {"image": "cGl4ZWxz", "controls": [{"type": "canny", "image": "ZWRnZXM="}]}
+
+
+def test_each_task_sends_its_fields(scripted: Scripted, connect: type[Client]) -> None:
+    server = scripted(*[job()] * 5)
+    with connect(server.url) as client:
+        client.inpaint(b"pixels", "alpha", prompt="a tree")
+        client.outpaint(b"pixels", left=64, bottom=8)
+        client.edit(b"pixels", "make it night", seed=1)
+        client.upscale(b"pixels", 4)
+        client.control_map(b"pixels", "canny", width=64)
+    inpaint, outpaint, edit, upscale, control_map = server.requests
+    assert [path for path, _, _ in server.requests] == ["/img2img"] * 4 + ["/control-maps"]
+    assert b'name="mask"\r\n\r\nalpha\r\n' in inpaint[2]
+    assert json.loads(outpaint[2])["outpaint"] == {"left": 64, "top": 0, "right": 0, "bottom": 8}
+    assert b'name="instruction"\r\n\r\nmake it night\r\n' in edit[2]
+    assert b'name="upscale"\r\n\r\n4\r\n' in upscale[2]
+    assert b'name="type"\r\n\r\ncanny\r\n' in control_map[2]
+
+
+def test_errors_carry_status_code_and_fields(scripted: Scripted, connect: type[Client]) -> None:
+    errors = [{"field": "seed", "message": "Too low", "got": "-1"}, {"field": "mask", "message": "Too small"}]
+    document = {"status": 422, "detail": "x", "code": "invalid_parameter", "errors": errors}
+    answer = 422, {"content-type": "application/problem+json"}, json.dumps(document).encode()
+    server = scripted(answer, (500, {}, b"oops"))
+    with connect(server.url) as client:
+        with pytest.raises(InvalidRequest) as raised:
+            client.submit()
+        assert str(raised.value) == "2 fields were rejected\n  seed: Too low (got -1)\n  mask: Too small"
+        assert (raised.value.status, raised.value.code) == (422, "invalid_parameter")
+        assert [error.field for error in raised.value.errors] == ["seed", "mask"]
+        with pytest.raises(ApiError, match="responded with status 500"):
+            client.get_job("a")
+
+
+def test_wait_survives_an_outage(scripted: Scripted, connect: type[Client]) -> None:
+    server = scripted(job("running"), problem(503), job("succeeded"))
+    with connect(server.url) as client:
+        assert client.wait("a").has_ended
+    assert [path for path, _, _ in server.requests] == ["/jobs/a?wait=30.0"] * 3
+
+
+def test_wait_ends_at_its_timeout(scripted: Scripted, connect: type[Client]) -> None:
+    server = scripted(job("running"))
+    with connect(server.url) as client, pytest.raises(WaitTimeout, match="job a is running after 0 s"):
+        client.wait("a", timeout_s=0)
+
+
+def test_list_jobs_follows_the_cursor_to_the_limit(scripted: Scripted, connect: type[Client]) -> None:
+    def page(cursor: str | None, *ids: str) -> Answer:
+        document = {"jobs": [{"id": one, "status": "queued"} for one in ids], "next_cursor": cursor}
+        return 200, {}, json.dumps(document).encode()
+
+    server = scripted(page("c", "a", "b"), page("d", "c", "d"), page("e", "f"), page(None, "g"))
+    with connect(server.url) as client:
+        assert [one.id for one in client.list_jobs(status="queued", limit=3)] == ["a", "b", "c"]
+        assert [one.id for one in client.list_jobs()] == ["f", "g"]
+    assert [path for path, _, _ in server.requests] == [
+        "/jobs?status=queued&limit=3",
+        "/jobs?status=queued&cursor=c&limit=1",
+        "/jobs?limit=100",
+        "/jobs?cursor=e&limit=100",
+    ]
+
+
+def test_an_unreachable_service(connect: type[Client]) -> None:
+    with connect("http://127.0.0.1:1") as client, pytest.raises(ServiceUnreachable, match="cannot be reached"):
+        client.list_models()

@@ -1,8 +1,7 @@
-"""The README's commands and Python blocks, run as they stand against a live service."""
+"""The commands and code blocks of README and docs, run unchanged against a live service."""
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,40 +15,46 @@ from PIL import Image
 
 from img2img.app.supervisor.supervisor import free_port
 from img2img.app.webhooks.signing import WebhookSigner
+from tests.support.pages import blocks
 from tests.support.processes import wait_for
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PNG = b"\x89PNG"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def commands(start: str) -> list[str]:
+    """Return the blocks of a single shell command that begin with `start`."""
+    return [block for block in blocks("bash") if block.startswith(f"{start} ") and block.count("\n") == 1]
 
 
-def commands(program: str) -> list[str]:
-    return [block for block in blocks("bash") if block.startswith(f"{program} ") and block.count("\n") == 1]
-
-
-def here(code: str, client: httpx.Client) -> str:
+def for_service(code: str, client: httpx.Client) -> str:
+    """Return the code with the URL of the service under test."""
     assert "http://127.0.0.1:8000" in code
     return code.replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"))
 
 
-def test_the_curl_command_queues_a_job(client: httpx.Client) -> None:
+def test_curl_command_queues_a_job(client: httpx.Client) -> None:
     (command,) = commands("curl")
-    answer = subprocess.run(["bash", "-c", here(command, client)], cwd=ROOT, capture_output=True, check=True)
-    assert json.loads(answer.stdout)["status"] == "queued"
+    done = subprocess.run(["bash", "-c", for_service(command, client)], cwd=ROOT, capture_output=True, check=True)
+    assert json.loads(done.stdout)["status"] == "queued"
+
+
+def test_curl_script_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
+    (script,) = [block for block in blocks("bash") if block.startswith("job=$(curl")]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    subprocess.run(["bash", "-euc", for_service(script, client)], cwd=tmp_path, check=True, timeout=120)
+    assert (tmp_path / "painting.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.parametrize("code", [block for block in blocks("python") if "http://127.0.0.1:8000" in block])
-def test_every_python_block_writes_a_picture(client: httpx.Client, tmp_path: Path, code: str) -> None:
+def test_python_block_writes_an_image(client: httpx.Client, tmp_path: Path, code: str) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    subprocess.run([sys.executable, "-c", here(code, client)], cwd=tmp_path, check=True, timeout=120)
-    assert (tmp_path / "sketch.png").read_bytes().startswith(b"\x89PNG")
+    subprocess.run([sys.executable, "-c", for_service(code, client)], cwd=tmp_path, check=True, timeout=120)
+    assert (tmp_path / "sketch.png").read_bytes().startswith(PNG)
 
 
-def test_the_receiver_of_webhooks_takes_what_is_signed_and_nothing_else() -> None:
+def test_webhook_receiver_accepts_signed_events_only() -> None:
     (code,) = [block for block in blocks("python") if "standardwebhooks" in block]
     secret, port = f"whsec_{b64encode(b'x' * 32).decode()}", free_port()
     receiver = subprocess.Popen(
@@ -63,13 +68,15 @@ def test_the_receiver_of_webhooks_takes_what_is_signed_and_nothing_else() -> Non
         body = '{"type": "job.succeeded", "data": {"id": "3f0c"}}'
         headers = WebhookSigner((secret,)).headers("3f0c", body, time.time())
 
-        def post(**more: str) -> int:
+        def post(**extra_headers: str) -> int:
             assert receiver.poll() is None
             try:
-                answer = httpx.post(f"http://127.0.0.1:{port}/", content=body, headers=headers | more, trust_env=False)
+                response = httpx.post(
+                    f"http://127.0.0.1:{port}/", content=body, headers=headers | extra_headers, trust_env=False
+                )
             except httpx.ConnectError:
                 return 0
-            return answer.status_code
+            return response.status_code
 
         assert wait_for(post, 60) == 204
         assert receiver.stdout is not None
@@ -81,31 +88,20 @@ def test_the_receiver_of_webhooks_takes_what_is_signed_and_nothing_else() -> Non
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="the TypeScript block needs Node")
-def test_the_typescript_block_writes_a_picture(client: httpx.Client, tmp_path: Path) -> None:
-    """It is JavaScript as well; `make test-clients` has the compiler look at it."""
+def test_typescript_block_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
+    """Run the block as JavaScript; `make test-clients` compiles it as TypeScript."""
     (code,) = blocks("typescript")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "block.mjs").write_text(here(code, client))
+    (tmp_path / "block.mjs").write_text(for_service(code, client))
     subprocess.run(["node", "block.mjs"], cwd=tmp_path, check=True, timeout=120)
-    assert (tmp_path / "sketch.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "sketch.png").read_bytes().startswith(PNG)
 
 
-def test_the_command_saves_pictures(client: httpx.Client, tmp_path: Path) -> None:
-    (command,) = commands("img2img")
+def test_submit_command_saves_images(client: httpx.Client, tmp_path: Path) -> None:
+    (command,) = [block for block in commands("img2img submit") if "photos/" in block]
     (tmp_path / "photos").mkdir()
     for name in "ab":
         Image.open(ROOT / "examples" / "input.png").save(tmp_path / "photos" / f"{name}.jpg")
     environment = os.environ | {"IMG2IMG_URL": str(client.base_url), "PATH": f"{BIN}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=True, timeout=120)
     assert sorted(path.name for path in (tmp_path / "paintings").iterdir()) == ["a.png", "b.png"]
-
-
-def test_every_make_target_that_the_readme_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)) <= targets
-
-
-def test_every_file_that_the_readme_names_exists() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`((?:app|worker)/[a-z_/]+(?:\.py)?)`", README)
-    missing = [link for link in links if not (ROOT / link).exists()]
-    assert not missing

@@ -15,8 +15,7 @@ from redis import Redis
 from img2img.blobs import ObjectStore
 from img2img.client import Client
 from img2img.domain.spec import input_key, result_key
-from img2img.redis.input_images import INPUTS
-from img2img.redis.job_store import EXPIRING
+from img2img.redis.keys import EXPIRING_JOBS, INPUT_IMAGES
 from img2img.settings import embedded_redis_socket
 from tests.support.buckets import Bucket, s3_server
 from tests.support.images import encoded, gradient
@@ -104,7 +103,7 @@ def test_what_has_expired_leaves_the_bucket(client: httpx.Client, folder: Path, 
     assert store.get(result)
     assert store.get(picture)
     with Redis.from_url(f"unix://{embedded_redis_socket(folder)}") as redis:
-        redis.zadd(EXPIRING, {job["id"]: time.time()})
-        redis.zadd(INPUTS, {picture: time.time()})
+        redis.zadd(EXPIRING_JOBS, {job["id"]: time.time()})
+        redis.zadd(INPUT_IMAGES, {picture: time.time()})
     wait_for(lambda: store.get(result) is None and store.get(picture) is None, timeout_s=60)
     assert client.get(f"/jobs/{job['id']}").status_code == 410

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from img2img.domain.spec import DIFFUSION_SCHEDULERS, Scheduler
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
 from tests.support.engines import one_thread as one_thread
 from tests.support.serving import serving
 

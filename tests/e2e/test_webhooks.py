@@ -21,8 +21,8 @@ from img2img.domain.job import JobFailure, JobOptions, JobRecord
 from img2img.domain.webhook import DeliveryStatus, Webhook
 from img2img.errors import Expired
 from img2img.redis.job_queue import JobQueue
-from img2img.redis.job_store import OUTBOX
-from img2img.redis.webhook_outbox import ATTENDED, ATTENDED_S, STALE_S, WebhookOutbox
+from img2img.redis.keys import OUTBOX, WEBHOOK_HEARTBEAT
+from img2img.redis.webhook_outbox import HEARTBEAT_TTL_S, STALE_S, WebhookOutbox
 from tests.support.problems import assert_problem
 from tests.support.processes import wait_for
 from tests.support.servers import http_server
@@ -228,8 +228,8 @@ def test_readiness_reports_a_missing_dispatcher(
     assert alone.json()["webhooks"] == {"ok": False, "detail": "no dispatcher running; 1 webhook pending"}
     with running_dispatcher(signing):
         wait_for(lambda: api.get("/readyz").json()["webhooks"]["ok"])
-    assert 0 < redis.ttl(ATTENDED) <= ATTENDED_S
-    redis.expire(ATTENDED, 0)
+    assert 0 < redis.ttl(WEBHOOK_HEARTBEAT) <= HEARTBEAT_TTL_S
+    redis.expire(WEBHOOK_HEARTBEAT, 0)
     assert not api.get("/readyz").json()["webhooks"]["ok"]
     assert http.get("/readyz").json()["webhooks"] is None, "a service without webhook secrets needs no dispatcher"
 
@@ -289,7 +289,7 @@ def test_who_has_lost_the_job_writes_no_event(queue: JobQueue, redis: Redis) -> 
     assert not redis.keys(f"{OUTBOX}*")
     assert queue.job_store.fail(record.id, JobFailure(code="x", message="x"), execution="second")
     assert not queue.job_store.cancel(record.id)
-    [claimed], more = WebhookOutbox(redis).claim(limit=9, lease_s=60, in_hand={}, host_limit=9)
+    [claimed], more = WebhookOutbox(redis).claim(limit=9, lease_s=60, in_flight={}, host_limit=9)
     assert (claimed.record.status, claimed.attempt, more) == ("failed", 1, False)
 
 
@@ -297,10 +297,10 @@ def test_claim_is_exclusive_until_its_lease_ends(queue: JobQueue, redis: Redis) 
     redis.flushall()
     outbox = WebhookOutbox(redis)
     record = ended(queue, "https://example.com/")
-    [first], _ = outbox.claim(limit=9, lease_s=0.2, in_hand={}, host_limit=9)
-    assert outbox.claim(limit=9, lease_s=0.2, in_hand={}, host_limit=9) == ([], False)
+    [first], _ = outbox.claim(limit=9, lease_s=0.2, in_flight={}, host_limit=9)
+    assert outbox.claim(limit=9, lease_s=0.2, in_flight={}, host_limit=9) == ([], False)
     time.sleep(0.3)
-    [second], _ = outbox.claim(limit=9, lease_s=60, in_hand={}, host_limit=9)
+    [second], _ = outbox.claim(limit=9, lease_s=60, in_flight={}, host_limit=9)
     assert (first.attempt, second.attempt) == (1, 2)
     done = queue.job_store.find(record.id).delivery
     assert done is not None
@@ -316,13 +316,12 @@ def test_a_crowd_for_a_busy_host_does_not_hide_the_others(
 ) -> None:
     redis.flushall()
     outbox = WebhookOutbox(redis)
-    monkeypatch.setattr("img2img.redis.webhook_outbox.SCAN", 10)
-    monkeypatch.setattr("img2img.redis.webhook_outbox.KEPT_BY_HOST", 3)
+    monkeypatch.setattr("img2img.redis.webhook_outbox.PAGE_SIZE", 10)
     crowd = {ended(queue, "https://busy.example/").id for _ in range(25)}
     other = ended(queue, "https://other.example/").id
 
     def claim(busy: int) -> list[str]:
-        claimed, left = outbox.claim(limit=5, lease_s=60, in_hand={"busy.example": busy}, host_limit=2)
+        claimed, left = outbox.claim(limit=5, lease_s=60, in_flight={"busy.example": busy}, host_limit=2)
         assert left
         return [one.record.id for one in claimed]
 
@@ -342,7 +341,7 @@ def test_outbox_drops_events_after_a_week_without_a_dispatcher(queue: JobQueue, 
     assert not redis.keys(f"{OUTBOX}*")
     dropped = queue.job_store.find(record.id).delivery
     assert dropped is not None
-    assert (dropped.status, dropped.last_error) == (DeliveryStatus.FAILED, "no courier came for it")
+    assert (dropped.status, dropped.last_error) == (DeliveryStatus.FAILED, "no webhook dispatcher was running")
 
 
 def test_a_service_without_secret_takes_no_webhook(http: httpx.Client, picture: bytes) -> None:

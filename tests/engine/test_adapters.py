@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Lora, Padding
-from img2img.domain.spec import JobSpec, Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.spec import JobSpec
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
@@ -77,9 +78,9 @@ class Served:
             "controls": tuple(to_tensor(self.map) for _ in spec.controls),
             "image_prompts": tuple(self.prompts[prompt.image] for prompt in spec.image_prompts),
         }
-        if spec.repaint is None:
+        if spec.task is not Task.INPAINT:
             return Inputs(to_tensor(self.image), **others)
-        canvas = InpaintCanvas(self.image, self.mask, spec.repaint)
+        canvas = InpaintCanvas(self.image, self.mask, spec.region)
         view, mask = canvas.view((spec.width, spec.height))
         return Inputs(to_tensor(view), to_tensor(mask), canvas, **others)
 
@@ -144,7 +145,7 @@ def within(a: np.ndarray, b: np.ndarray) -> bool:
 FIRST, SECOND = PROMPT_IMAGES
 INPAINT = {
     "task": Task.INPAINT,
-    "repaint": InpaintRegion(mask="9" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
+    "region": InpaintRegion(mask="9" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
 }
 JOBS = [
     job(),

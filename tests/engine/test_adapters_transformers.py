@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Lora
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Lora, Padding
-from img2img.domain.spec import JobSpec, Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.spec import JobSpec
 from img2img.domain.tiling import Tiling
 from img2img.worker.engine.engine import Engine
 from img2img.worker.pipelines.loading.model_config import ModelConfig
@@ -29,7 +30,7 @@ BOTH = (*CANNY, Control(type="lineart", image=MAP, preprocess=False, scale=0.5, 
 X4 = Tiling(upscaler=True, side=64, overlap=16, multiple=16)
 
 
-def repaint(**changes: Any) -> InpaintRegion:
+def region(**changes: Any) -> InpaintRegion:
     whole = {"mask": MASK, "blur": 2, "margins": Padding(), "canvas": (SIDE, SIDE), "box": (0, 0, SIDE, SIDE)}
     return InpaintRegion(**{**whole, **changes})
 
@@ -46,18 +47,18 @@ def job(task: Task = Task.IMG2IMG, **changes: Any) -> JobSpec:
     return make_spec(**{**defaults, **changes})
 
 
-OUTPAINT = repaint(mask=None, margins=Padding(left=16), canvas=(SIDE + 16, SIDE), box=(0, 0, SIDE + 16, SIDE))
+OUTPAINT = region(mask=None, margins=Padding(left=16), canvas=(SIDE + 16, SIDE), box=(0, 0, SIDE + 16, SIDE))
 JOBS = {
     "variation": job(),
     "another, with no guidance": job(seed=8, strength=0.4, guidance_scale=1.0, scheduler=Scheduler.DPMPP_2M),
-    "inpainting": job(Task.INPAINT, strength=1.0, repaint=repaint()),
-    "outpainting": job(Task.INPAINT, strength=1.0, repaint=OUTPAINT),
+    "inpainting": job(Task.INPAINT, strength=1.0, region=region()),
+    "outpainting": job(Task.INPAINT, strength=1.0, region=OUTPAINT),
     "structure": job(controls=CANNY),
     "from controls alone": job(Task.CONTROL, image=None, strength=1.0, controls=CANNY, seed=9),
-    "several controls and a mask": job(Task.INPAINT, repaint=repaint(), controls=BOTH),
+    "several controls and a mask": job(Task.INPAINT, region=region(), controls=BOTH),
     "LoRA": job(loras=INK),
     "the same LoRA": job(loras=INK, seed=11, prompt="a blue tree"),
-    "LoRA, mask and control": job(Task.INPAINT, repaint=repaint(), loras=INK, controls=CANNY),
+    "LoRA, mask and control": job(Task.INPAINT, region=region(), loras=INK, controls=CANNY),
     "image prompt": job(image_prompts=(ImagePrompt(image=IMAGE_PROMPT, scale=0.6),)),
     "edit": job(Task.EDIT, strength=1.0, image_guidance_scale=1.5),
     "upscaler": job(
@@ -148,10 +149,10 @@ def test_jobs_of_all_tasks_give_the_same_pixels_alone_and_batched(model: Model, 
 
 
 def test_tasks_with_the_same_denoiser_share_every_call(model: Model, blobs: dict[str, bytes]) -> None:
-    plain = [JOBS["variation"], job(Task.INPAINT, repaint=repaint()), job(seed=5, scheduler=Scheduler.EULER)]
+    plain = [JOBS["variation"], job(Task.INPAINT, region=region()), job(seed=5, scheduler=Scheduler.EULER)]
     calls, _ = run_jobs(model, blobs, *plain)
     assert calls["denoise"] == plain[0].steps_run
-    controlled = [JOBS["structure"], job(Task.INPAINT, repaint=repaint(), controls=CANNY)]
+    controlled = [JOBS["structure"], job(Task.INPAINT, region=region(), controls=CANNY)]
     calls, _ = run_jobs(model, blobs, *controlled)
     assert calls["denoise"] == controlled[0].steps_run
     calls, _ = run_jobs(model, blobs, JOBS["LoRA"], JOBS["the same LoRA"])

@@ -15,8 +15,9 @@ from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPi
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
 
-from img2img.domain.conditioning import Control, ControlType
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.conditioning import ControlType
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.conditioning.ade20k import PALETTE
@@ -56,8 +57,7 @@ def random_image(seed: int = 0) -> Image.Image:
 
 
 def job(kind: ControlType) -> JobSpec:
-    control = Control(type=kind, image=None, preprocess=True)
-    return make_spec(task=Task.CONTROL_MAP, width=SIDE, height=SIDE, strength=0.0, controls=(control,))
+    return make_spec(task=Task.CONTROL_MAP, width=SIDE, height=SIDE, type=kind)
 
 
 def map_job(model: Model, kind: ControlType, image: Image.Image) -> tuple[JobSpec, Inputs]:

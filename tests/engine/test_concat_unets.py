@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import InpaintRegion, Padding
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec
 from img2img.worker.__main__ import warm_up
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.task import EngineTask
@@ -96,8 +97,8 @@ def edit(**changes: object) -> JobSpec:
 
 def inpaint(**changes: object) -> JobSpec:
     box = (0, 0, SIDE, SIDE)
-    repaint = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=box)
-    return edit(**{"task": Task.INPAINT, "image_guidance_scale": None, "repaint": repaint, **changes})
+    region = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=box)
+    return edit(**{"task": Task.INPAINT, "image_guidance_scale": None, "region": region, **changes})
 
 
 def test_concat_unets_give_stock_pixels_alone_and_batched(served: Served) -> None:

@@ -10,7 +10,8 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
@@ -96,9 +97,9 @@ class Served:
         maps = tuple(to_tensor(self.maps[control.type]) for control in spec.controls)
         if spec.task is Task.CONTROL:
             return Inputs(controls=maps)
-        if spec.repaint is None:
+        if spec.task is not Task.INPAINT:
             return Inputs(to_tensor(self.image), controls=maps)
-        canvas = InpaintCanvas(self.image, self.mask, spec.repaint)
+        canvas = InpaintCanvas(self.image, self.mask, spec.region)
         view, mask = canvas.view((spec.width, spec.height))
         return Inputs(to_tensor(view), to_tensor(mask), canvas, maps)
 
@@ -115,7 +116,7 @@ def control(kind: ControlType = CANNY, **changes: object) -> Control:
     return Control(type=kind, image="2" * 64, preprocess=False, **changes)  # type: ignore[arg-type]
 
 
-REPAINT = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE))
+REGION = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE))
 
 
 def job(task: Task = Task.IMG2IMG, *controls: Control, **changes: object) -> JobSpec:
@@ -126,7 +127,7 @@ def job(task: Task = Task.IMG2IMG, *controls: Control, **changes: object) -> Job
         "num_inference_steps": 6,
         "width": SIDE,
         "height": SIDE,
-        "repaint": REPAINT if task is Task.INPAINT else None,
+        "region": REGION if task is Task.INPAINT else None,
         "controls": controls,
     }
     return make_spec(**{**defaults, **changes})

@@ -11,7 +11,8 @@ from PIL import Image
 
 from img2img.app.imaging.decode import encode_png
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec
 from img2img.errors import JobError
 from img2img.worker.images.control_maps import PREPROCESSORS
 from img2img.worker.images.inputs import load_inputs, to_tensor
@@ -138,7 +139,7 @@ def test_inpaint_crops_control_maps_like_the_image(
 ) -> None:
     """The image is padded on the left and cropped at the lower right; all maps must be aligned with it."""
     image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (100, 100, 3), np.uint8))
-    repaint = InpaintRegion(mask=None, blur=0, margins=Padding(left=60), canvas=(160, 100), box=(20, 36, 84, 100))
+    region = InpaintRegion(mask=None, blur=0, margins=Padding(left=60), canvas=(160, 100), box=(20, 36, 84, 100))
     control_map = Image.new("RGB", (160, 100))
     # The lower right quarter of the box.
     control_map.paste("white", (52, 68, 84, 100))
@@ -146,7 +147,7 @@ def test_inpaint_crops_control_maps_like_the_image(
         64,
         task=Task.INPAINT,
         image=store(image),
-        repaint=repaint,
+        region=region,
         controls=(
             control(type="tile"),
             control(store(image), type="tile"),
@@ -167,8 +168,8 @@ def test_control_image_of_wrong_size_fails_the_job(
     blobs: dict[str, bytes], store: Callable[[Image.Image], str]
 ) -> None:
     image, other = store(square("red", "blue")), store(Image.new("RGB", (30, 20)))
-    repaint = InpaintRegion(mask=None, blur=0, margins=Padding(left=64), canvas=(192, 128), box=(0, 0, 128, 128))
-    for changes in ({}, {"task": Task.INPAINT, "repaint": repaint}):
+    region = InpaintRegion(mask=None, blur=0, margins=Padding(left=64), canvas=(192, 128), box=(0, 0, 128, 128))
+    for changes in ({}, {"task": Task.INPAINT, "region": region}):
         with pytest.raises(JobError, match="is 30x20, not "):
             load_inputs(square_spec(SIDE, image=image, controls=(control(other),), **changes), blobs)
 

@@ -17,7 +17,8 @@ from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from img2img.domain.conditioning import InpaintRegion, Padding
-from img2img.domain.spec import JobSpec, Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
@@ -248,7 +249,7 @@ class Served:
 
 
 FLOW = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
-REPAINT = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(WIDTH, HEIGHT), box=(0, 0, WIDTH, HEIGHT))
+REGION = InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(WIDTH, HEIGHT), box=(0, 0, WIDTH, HEIGHT))
 
 
 def job(**changes: Any) -> JobSpec:
@@ -259,7 +260,7 @@ def job(**changes: Any) -> JobSpec:
         "scheduler": Scheduler.FLOW_EULER,
         "width": WIDTH,
         "height": HEIGHT,
-        "repaint": REPAINT if changes.get("task") is Task.INPAINT else None,
+        "region": REGION if changes.get("task") is Task.INPAINT else None,
     }
     return make_spec(**{**defaults, **changes})
 
@@ -310,7 +311,7 @@ def test_denoising_start_gives_stock_pixels(tmp_path: Path, make: Callable[[Path
 
     case = Case(make, {Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline}, arguments, Scheduler.EULER)
     served = Served(case, tmp_path)
-    assert served.model.card.denoising_start
+    assert served.model.card.parameters["denoising_start"] == (Task.IMG2IMG,)
     common = {"strength": 1.0, "scheduler": Scheduler.EULER}
     late = job(denoising_start=0.8, num_inference_steps=15, guidance_scale=5.0, **common)
     early = job(denoising_start=0.5, num_inference_steps=4, **{**common, "scheduler": Scheduler.DDIM})

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import InpaintRegion, Padding
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.loading.model_config import config_for
@@ -50,8 +51,7 @@ class Served:
         return np.asarray(image)
 
     def inputs(self, spec: JobSpec) -> Inputs:
-        assert spec.repaint is not None
-        canvas = InpaintCanvas(self.image, self.mask, spec.repaint)
+        canvas = InpaintCanvas(self.image, self.mask, spec.region)
         view, mask = canvas.view((spec.width, spec.height))
         return Inputs(to_tensor(view), to_tensor(mask), canvas)
 
@@ -67,7 +67,7 @@ def job(**changes: object) -> JobSpec:
         "num_inference_steps": 8,
         "width": SIDE,
         "height": SIDE,
-        "repaint": InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
+        "region": InpaintRegion(mask="1" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
     }
     return make_spec(**{**defaults, **changes})
 
@@ -75,8 +75,10 @@ def job(**changes: object) -> JobSpec:
 def test_inpaint_gives_stock_pixels_alone_and_batched(served: Served) -> None:
     specs = [job(strength=strength, guidance_scale=cfg) for strength in (0.3, 0.7, 1.0) for cfg in (1.0, 5.0)]
     # A job of another task in the same batches.
-    specs += [job(task=Task.IMG2IMG, repaint=None, strength=0.6, seed=9)]
-    together = run_together(served.model, [(s, served.inputs(s) if s.repaint else served.inputs(job())) for s in specs])
+    specs += [job(task=Task.IMG2IMG, region=None, strength=0.6, seed=9)]
+    together = run_together(
+        served.model, [(s, served.inputs(s) if s.task is Task.INPAINT else served.inputs(job())) for s in specs]
+    )
     for spec, result in zip(specs[:-1], together, strict=False):
         [alone] = run_together(served.model, [(spec, served.inputs(spec))])
         reference = served.reference(spec)
@@ -86,7 +88,7 @@ def test_inpaint_gives_stock_pixels_alone_and_batched(served: Served) -> None:
 
 def test_inpaint_keeps_pixels_outside_the_mask(served: Served) -> None:
     for blur in (0, 6):
-        spec = job(repaint=job().repaint.model_copy(update={"blur": blur}))  # type: ignore[union-attr]
+        spec = job(region=job().region.model_copy(update={"blur": blur}))
         inputs = served.inputs(spec)
         [result] = run_together(served.model, [(spec, inputs)])
         assert inputs.canvas is not None

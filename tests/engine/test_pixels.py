@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from img2img.domain.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
+from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.task import EngineTask

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec
 from img2img.domain.tiling import Tiling
 from img2img.worker.images.tiled_image import TiledImage
 from tests.support.specs import make_spec
@@ -52,9 +53,9 @@ def test_grid_covers_the_result_with_overlapping_tiles(
 
 
 def test_grid_of_small_image_has_one_tile() -> None:
-    assert job(32, 32).grid.boxes == [(0, 0, 64, 64)]  # type: ignore[union-attr]
-    assert job(20, 32).grid.boxes == [(0, 0, 40, 64)]  # type: ignore[union-attr]
-    assert job(3, 5).grid.boxes == [(0, 0, 32, 32)]  # type: ignore[union-attr]
+    assert job(32, 32).grid.boxes == [(0, 0, 64, 64)]
+    assert job(20, 32).grid.boxes == [(0, 0, 40, 64)]
+    assert job(3, 5).grid.boxes == [(0, 0, 32, 32)]
 
 
 def test_cost_and_steps_include_every_tile() -> None:

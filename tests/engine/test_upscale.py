@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Sha256
-from img2img.domain.spec import JobSpec, Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.spec import JobSpec
 from img2img.domain.tiling import Tiling
 from img2img.errors import Cancelled
 from img2img.worker.engine.engine import Engine

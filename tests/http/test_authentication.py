@@ -11,12 +11,13 @@ import pytest
 from redis import Redis
 
 import img2img.redis.api_keys
-from img2img.app.http.authentication import KNOWN_S, PUBLIC_PATHS
+from img2img.app.http.authentication import CACHE_TTL_S, PUBLIC_PATHS
 from img2img.app.main import create_app
 from img2img.app.settings import ApiSettings, is_loopback
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.api_key import ApiKey, Scope
-from img2img.redis.api_keys import KEYS, ApiKeys
+from img2img.redis.api_keys import ApiKeys
+from img2img.redis.keys import API_KEYS
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.authenticated import authenticated_server, client_with, connected, routes, until_closed
 from tests.support.model_cards import CARD
@@ -133,7 +134,7 @@ def test_a_revoked_key_is_out_within_seconds(url: str, keys: ApiKeys) -> None:
         assert client.get("/jobs").status_code == 200
         [key] = keys.all()
         keys.revoke(key.id)
-        deadline = time.monotonic() + KNOWN_S + 10
+        deadline = time.monotonic() + CACHE_TTL_S + 10
         while client.get("/jobs").status_code == 200:
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -199,7 +200,7 @@ def test_no_key_is_ever_logged(url: str, keys: ApiKeys, caplog: pytest.LogCaptur
 def test_redis_knows_only_hashes(redis: Redis, keys: ApiKeys) -> None:
     secret, key = keys.create("Ada", [Scope.READ])
     assert len(secret) == len("i2i_") + 43
-    assert secret.encode() not in b"".join(redis.hvals(KEYS) + redis.hkeys(KEYS))
+    assert secret.encode() not in b"".join(redis.hvals(API_KEYS) + redis.hkeys(API_KEYS))
     assert keys.find(secret) == key
     assert keys.all() == [key]
     assert keys.create("Ada", [Scope.READ])[0] != secret
@@ -220,7 +221,7 @@ def test_hashes_are_compared_whole_and_in_constant_time(
     assert keys.find(secret) == key
     assert compared == [(key.sha256, key.sha256)]
     similar = ApiKey(**{**key.model_dump(), "sha256": key.sha256[:-1] + ("0" if key.sha256[-1] != "0" else "1")})
-    redis.hset(KEYS, key.id, similar.model_dump_json())
+    redis.hset(API_KEYS, key.id, similar.model_dump_json())
     assert keys.find(secret) is None
     assert len(compared) == 2
 

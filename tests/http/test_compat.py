@@ -10,7 +10,8 @@ import pytest
 from redis import Redis
 
 from img2img.blobs import ObjectStore
-from img2img.domain.spec import Task, input_key
+from img2img.domain.parameters import Task
+from img2img.domain.spec import input_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
@@ -76,7 +77,7 @@ def test_a_form_sends_them_as_json_with_pictures_as_files(post: Any, http: httpx
         ({"image_prompts": [{"image": "PICTURE"}], "model": "demo"}, "image_prompts", "demo has no IP-Adapter"),
         ({"image_prompts": [{"image": "PICTURE"}] * 5}, "image_prompts", "at most 4 items"),
         ({"image_prompts": [{"image": "PICTURE", "scale": -1}]}, "image_prompts.0.scale", "greater than or equal to 0"),
-        ({"loras": INK, "upscale": 2}, "loras", "go with image-to-image, inpainting and outpainting, and not with"),
+        ({"loras": INK, "upscale": 2}, "loras", "goes with image-to-image, inpainting and outpainting, and not with"),
         ({"image_prompts": [{"image": "PICTURE"}], "upscale": 2}, "image_prompts", "and not with upscaling"),
     ],
 )

@@ -12,7 +12,8 @@ from redis import Redis
 
 from img2img.blobs import ObjectStore
 from img2img.domain.conditioning import ControlType
-from img2img.domain.spec import JobSpec, Task, input_key
+from img2img.domain.parameters import Task
+from img2img.domain.spec import JobSpec, input_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.model_cards import CARD
@@ -92,7 +93,8 @@ def test_without_an_image_the_first_control_gives_the_shape(
     planned: Callable[..., JobSpec], size_of: Callable[[str | None], tuple[int, int]]
 ) -> None:
     spec = planned(prompt="a house", controls=[{"type": "canny", "image": picture(300, 200)}])
-    assert (spec.task, spec.image, spec.strength) == (Task.CONTROL, None, 1.0)
+    assert (spec.task, spec.inputs) == (Task.CONTROL, (spec.controls[0].image,))
+    assert spec.steps_run == spec.num_inference_steps
     assert spec.width > spec.height
     assert size_of(spec.controls[0].image) == (spec.width, spec.height)
 
@@ -108,9 +110,8 @@ def test_where_something_is_painted_anew_maps_lie_on_the_canvas_of_the_result(
             {"type": "canny", "image": picture(160, 120, "blue")},  # lies where the picture lies
         ],
     )
-    assert spec.repaint is not None
-    assert spec.repaint.canvas == (200, 150)
-    assert spec.repaint.picture_size == (160, 120)
+    assert spec.region.canvas == (200, 150)
+    assert spec.region.image_size == (160, 120)
     assert [size_of(control.image) for control in spec.controls] == [(200, 150), (160, 120)]
 
 
@@ -146,7 +147,7 @@ def test_a_control_map_is_a_job_of_the_size_that_an_img2img_would_have(
 ) -> None:
     spec = planned("/control-maps", image=picture(300, 200), type="scribble")
     assert (spec.task, spec.steps_run, spec.num_images) == (Task.CONTROL_MAP, 0, 1)
-    assert [(c.type, c.image, c.preprocess) for c in spec.controls] == [("scribble", None, True)]
+    assert [(c.type, c.image, c.preprocess) for c in spec.control_maps] == [("scribble", None, True)]
     as_img2img = planned(image=picture(300, 200))
     assert (spec.width, spec.height, spec.image) == (as_img2img.width, as_img2img.height, as_img2img.image)
     assert size_of(spec.image) == (spec.width, spec.height)

@@ -1,4 +1,4 @@
-"""Following a job over real HTTP: long polls and Server-Sent Events, also over a restart of Redis."""
+"""Long polls and Server-Sent Events over real HTTP, also across a restart of Redis."""
 
 import asyncio
 import json
@@ -18,12 +18,14 @@ from redis import Redis
 
 from img2img.app.main import connect_redis
 from img2img.app.progress.eta import EtaEstimator
-from img2img.app.progress.event_stream import KEEPALIVE, OUTAGE_S, RETRY, stream_job_events
+from img2img.app.progress.event_stream import StreamEvent, stream_job_events
+from img2img.app.progress.long_poll import OUTAGE_S
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.job import JobFailure
 from img2img.redis.job_queue import JobQueue
-from img2img.redis.job_store import CHANGES, Progress
+from img2img.redis.job_store import Progress
+from img2img.redis.keys import JOB_CHANGES
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
 from tests.support.model_cards import CARD
@@ -44,11 +46,12 @@ class Event:
 
 
 class Stream:
-    """A client of an event stream, which reads as the specification of Server-Sent Events says."""
+    """A client of an event stream, which parses it as the specification of Server-Sent Events says."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
         self.comments = 0
+        self.retry_ms: int | None = None
         self._lines = response.iter_lines()
 
     def __iter__(self) -> Iterator[Event]:
@@ -59,8 +62,11 @@ class Stream:
             elif line:
                 name, _, value = line.partition(": ")
                 fields[name] = value
-            elif "data" in fields:
-                yield Event(fields["event"], fields.get("id"), json.loads(fields["data"]))
+            else:
+                if "retry" in fields:
+                    self.retry_ms = int(fields["retry"])
+                if "data" in fields:
+                    yield Event(fields["event"], fields.get("id"), json.loads(fields["data"]))
                 fields = {}
 
     def next(self) -> Event:
@@ -73,12 +79,14 @@ def following(http: httpx.Client, job_id: str, last_event_id: str | None = None)
     with http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        assert response.headers["cache-control"] == "no-cache, no-store"
         yield Stream(response)
 
 
 @pytest.fixture
 def later(http: httpx.Client, queue: JobQueue) -> Iterator[Later]:
-    """Does something after a while, and is done with it before the test is over."""
+    """Run functions after a delay; joins their timers before the test ends."""
     timers = []
 
     def start(do: Callable[[], Any], delay_s: float = 0.2) -> None:
@@ -90,12 +98,15 @@ def later(http: httpx.Client, queue: JobQueue) -> Iterator[Later]:
         timer.join()
 
 
-def test_a_job_tells_its_story(http: httpx.Client, submit: Submit, queue: JobQueue, finish: Finish) -> None:
+def test_stream_reports_every_state_of_a_job(
+    http: httpx.Client, submit: Submit, queue: JobQueue, finish: Finish
+) -> None:
     first, job_id = submit().json()["id"], submit(strength=0.5, num_inference_steps=20).json()["id"]
     with following(http, job_id) as stream:
         assert stream.next() == Event(
             "queued", "1", {"id": job_id, "status": "queued", "queue_position": 1, "eta_s": None}
         )
+        assert stream.retry_ms == 2000
         finish(first)
         assert stream.next().data["queue_position"] == 0
         queue.job_store.start(job_id, execution="e", worker="w")
@@ -107,7 +118,7 @@ def test_a_job_tells_its_story(http: httpx.Client, submit: Submit, queue: JobQue
         }
         queue.job_store.record_progress([Progress(job_id, "e", 5, 10)])
         assert stream.next().data["progress"]["fraction"] == 0.5
-        queue.job_store.record_progress([Progress(job_id, "e", 5, 10)])  # nothing new
+        queue.job_store.record_progress([Progress(job_id, "e", 5, 10)])  # unchanged
         queue.requeue(job_id)
         assert stream.next().name == "queued"
         finish(job_id)
@@ -117,7 +128,7 @@ def test_a_job_tells_its_story(http: httpx.Client, submit: Submit, queue: JobQue
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
-def test_the_other_ends(http: httpx.Client, submit: Submit, queue: JobQueue, end: str) -> None:
+def test_stream_ends_with_failed_or_cancelled(http: httpx.Client, submit: Submit, queue: JobQueue, end: str) -> None:
     job_id = submit().json()["id"]
     with following(http, job_id) as stream:
         stream.next()
@@ -129,7 +140,7 @@ def test_the_other_ends(http: httpx.Client, submit: Submit, queue: JobQueue, end
     assert (last.name, last.data["status"]) == (end, end)
 
 
-def test_a_job_that_is_deleted_while_it_is_followed(http: httpx.Client, submit: Submit) -> None:
+def test_stream_ends_when_the_job_is_deleted(http: httpx.Client, submit: Submit) -> None:
     job_id = submit().json()["id"]
     with following(http, job_id) as stream:
         stream.next()
@@ -139,9 +150,7 @@ def test_a_job_that_is_deleted_while_it_is_followed(http: httpx.Client, submit: 
     assert last.name == "cancelled" or last.data["code"] == "deleted"
 
 
-def test_a_client_that_was_away_gets_what_it_missed(
-    http: httpx.Client, submit: Submit, queue: JobQueue, later: Later
-) -> None:
+def test_stream_resumes_from_last_event_id(http: httpx.Client, submit: Submit, queue: JobQueue, later: Later) -> None:
     job_id = submit().json()["id"]
     queue.job_store.start(job_id, execution="e", worker="w")
     with following(http, job_id) as stream:
@@ -152,17 +161,17 @@ def test_a_client_that_was_away_gets_what_it_missed(
     assert (missed.name, missed.data["progress"]["step"]) == ("progress", 3)
     later(lambda: queue.job_store.cancel(job_id))
     with following(http, job_id, missed.id) as stream:
-        [last] = stream  # and not again what it knows
+        [last] = stream  # the last event is not repeated
     assert last.name == "cancelled"
     with following(http, job_id, missed.id) as stream:
         assert list(stream) == [last]
     assert http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": str(last.id)}).status_code == 204
 
 
-def test_a_silent_stream_is_kept_alive(
+def test_stream_sends_keep_alive_comments(
     http: httpx.Client, submit: Submit, later: Later, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("img2img.app.progress.event_stream.KEEPALIVE_S", 0.1)
+    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.1)
     job_id = submit().json()["id"]
     later(lambda: http.post(f"/jobs/{job_id}/cancel"), 0.5)
     with following(http, job_id) as stream:
@@ -170,7 +179,7 @@ def test_a_silent_stream_is_kept_alive(
     assert stream.comments >= 3
 
 
-def test_what_cannot_be_followed(http: httpx.Client, submit: Submit) -> None:
+def test_stream_rejects_unknown_job_and_invalid_last_event_id(http: httpx.Client, submit: Submit) -> None:
     assert_problem(http.get("/jobs/nope/events"), 404, "not_found")
     job_id = submit().json()["id"]
     response = http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "x"})
@@ -181,7 +190,7 @@ def test_what_cannot_be_followed(http: httpx.Client, submit: Submit) -> None:
     ("query", "prefer", "applied"),
     [("?wait=20", {}, None), ("", {"Prefer": "wait=20"}, "wait=20"), ("", {"Prefer": "a, Wait=900;b"}, "wait=60")],
 )
-def test_a_long_poll_answers_when_the_job_ends(
+def test_long_poll_returns_when_the_job_ends(
     http: httpx.Client,
     submit: Submit,
     queue: JobQueue,
@@ -193,41 +202,41 @@ def test_a_long_poll_answers_when_the_job_ends(
     job_id = submit().json()["id"]
     later(lambda: queue.job_store.start(job_id, execution="e", worker="w"), 0.1)
     later(lambda: queue.job_store.cancel(job_id), 0.3)
-    asked_at = time.monotonic()
+    started_at = time.monotonic()
     response = http.get(f"/jobs/{job_id}{query}", headers=prefer)
-    assert 0.2 < time.monotonic() - asked_at < 3
+    assert 0.2 < time.monotonic() - started_at < 3
     assert response.json()["status"] == "cancelled"
     assert response.headers.get("preference-applied") == applied
 
 
-def test_a_long_poll_answers_when_its_time_is_over(http: httpx.Client, submit: Submit) -> None:
+def test_long_poll_returns_after_its_timeout(http: httpx.Client, submit: Submit) -> None:
     job_id = submit().json()["id"]
-    asked_at = time.monotonic()
+    started_at = time.monotonic()
     assert http.get(f"/jobs/{job_id}?wait=0.3").json()["status"] == "queued"
-    assert 0.3 <= time.monotonic() - asked_at < 2
+    assert 0.3 <= time.monotonic() - started_at < 2
 
 
 @pytest.mark.parametrize("wait", ["-1", "61", "soon"])
-def test_waits_that_cannot_be(http: httpx.Client, submit: Submit, wait: str) -> None:
+def test_long_poll_rejects_invalid_wait(http: httpx.Client, submit: Submit, wait: str) -> None:
     [error] = assert_problem(http.get("/jobs/x", params={"wait": wait}), 422, "invalid_parameter")["errors"]
     assert error["field"] == "wait"
 
 
-def test_many_who_wait_cost_redis_nothing(
+def test_many_long_polls_share_one_subscription(
     http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis, service_url: str
 ) -> None:
-    """Fifty long polls of a queued job for a second: hardly more commands than their first and last look."""
+    """Fifty long polls of a queued job cost hardly more commands than their first and last reads."""
     job_id = submit().json()["id"]
-    assert [name for name, count in redis.pubsub_numsub(CHANGES) if count == 1], "one subscription for all"
+    assert [name for name, count in redis.pubsub_numsub(JOB_CHANGES) if count == 1], "one subscription for all"
     with ThreadPoolExecutor(50) as pool, httpx.Client(base_url=service_url, timeout=10) as many:
         before = redis.info("commandstats")["cmdstat_hgetall"]["calls"]
-        answers = list(pool.map(lambda _: many.get(f"/jobs/{job_id}?wait=1.5").status_code, range(50)))
+        statuses = list(pool.map(lambda _: many.get(f"/jobs/{job_id}?wait=1.5").status_code, range(50)))
         after = redis.info("commandstats")["cmdstat_hgetall"]["calls"]
-    assert answers == [200] * 50
+    assert statuses == [200] * 50
     assert after - before <= 4 * 50
 
 
-def test_followers_survive_a_restart_of_redis(picture: bytes) -> None:
+def test_long_poll_and_stream_survive_a_restart_of_redis(picture: bytes) -> None:
     with TemporaryDirectory(prefix="i2i-") as name:
         folder = Path(name)
         settings = ApiSettings(_env_file=None, data_dir=folder, model="demo", redis_url=None, port=free_port())
@@ -251,8 +260,8 @@ def _events(http: httpx.Client, job_id: str) -> list[Event]:
         return list(stream)
 
 
-def test_a_stream_waits_where_redis_is_away_at_its_first_look() -> None:
-    """The route has found the job, and Redis goes before the stream has looked at it once."""
+def test_stream_waits_if_redis_is_down_at_its_first_read() -> None:
+    """The route has found the job, and Redis goes down before the stream reads it."""
     with TemporaryDirectory(prefix="i2i-") as name:
         folder = Path(name)
         settings = ApiSettings(_env_file=None, data_dir=folder, model="demo")
@@ -261,7 +270,7 @@ def test_a_stream_waits_where_redis_is_away_at_its_first_look() -> None:
         with redis_server(folder):
             job_id = queue.submit(make_spec(model="demo")).id
 
-        async def first_event() -> bytes:
+        async def first_event() -> StreamEvent:
             stream = stream_job_events(
                 job_id,
                 -1,
@@ -269,15 +278,12 @@ def test_a_stream_waits_where_redis_is_away_at_its_first_look() -> None:
                 JobChangeListener(settings.resolved_redis_url),
                 EtaEstimator(queue.job_store.fair_queue, models),
             )
-            assert await anext(stream) == RETRY
             waiting = asyncio.ensure_future(anext(stream))
             await asyncio.sleep(3 * OUTAGE_S)
             assert not waiting.done()
             with redis_server(folder):
-                while (event := await asyncio.wait_for(waiting, 30)) == KEEPALIVE:
-                    waiting = asyncio.ensure_future(anext(stream))
-                return event
+                return await asyncio.wait_for(waiting, 30)
 
         event = asyncio.run(first_event())
-    assert event.startswith(b"event: queued\n")
-    assert job_id.encode() in event
+    assert event.name == "queued"
+    assert event.data.id == job_id

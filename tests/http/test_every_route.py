@@ -21,7 +21,7 @@ from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
-from img2img.domain.spec import Task
+from img2img.domain.parameters import Task
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -189,7 +189,7 @@ class Scene:
         self._waiting = threading.Thread(target=self._make_by_web_ui, daemon=True)
         self._waiting.start()
         queue = JobQueue(redis)
-        while not redis.keys("i2i:sdapi*"):
+        while not redis.keys("i2i:a1111*"):
             time.sleep(0.02)
         [running] = queue.job_store.active_ids()
         queue.job_store.start(running, execution="e", worker="w")

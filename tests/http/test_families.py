@@ -6,6 +6,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from img2img.domain.parameters import Task
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.model_cards import CARD, PLAIN
 from tests.support.problems import assert_problem
@@ -24,10 +25,14 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
     [
         ({"negative_prompt": "blurry"}, "negative_prompt", "takes no negative prompt"),
         ({"guidance_scale": 5}, "guidance_scale", "should be 1 or absent"),
-        ({"prompt_weighting": True}, "prompt_weighting", "knows no weights"),
+        ({"prompt_weighting": True}, "prompt_weighting", "does not support weights"),
         ({"denoising_start": 0.8}, "denoising_start", "for SDXL and its refiner"),
         ({"denoising_start": 0.8, "strength": 0.5}, "denoising_start", "cannot be combined with `strength`"),
-        ({"denoising_start": 0.8, "outpaint": '{"left": 8}'}, "denoising_start", "plain image-to-image only"),
+        (
+            {"denoising_start": 0.8, "outpaint": '{"left": 8}'},
+            "denoising_start",
+            "cannot be combined with `mask` or `outpaint`",
+        ),
         ({"scheduler": "ddim"}, "scheduler", "flow_euler, flow_euler_beta, flow_heun"),
         ({"instruction": "make it night", "image_guidance_scale": 2}, "image_guidance_scale", "leave it out"),
     ],
@@ -47,7 +52,7 @@ def test_what_is_left_out_is_resolved_to_what_the_family_has(send: Callable[...,
 
 
 def test_denoising_start_takes_the_place_of_strength(http: httpx.Client, redis: Redis, picture: bytes) -> None:
-    xl = CARD.model_copy(update={"name": "xl", "denoising_start": True, "guidance_rows": 1})
+    xl = CARD.model_copy(update={"name": "xl", "parameters": {"denoising_start": (Task.IMG2IMG,)}, "guidance_rows": 1})
     ModelRegistry(redis).register("test-worker", [xl], ttl_s=60)
     data = {"model": "xl", "denoising_start": 0.8, "num_inference_steps": 20}
     answer = http.post("/img2img?dry_run=true", files={"image": picture}, data=data)

@@ -60,7 +60,7 @@ def test_another_request_with_the_same_key_is_refused(post: Post, queue: JobQueu
 
 def test_a_key_is_kept_for_a_day(post: Post, redis: Redis) -> None:
     post()
-    [key] = redis.keys("i2i:once:*")
+    [key] = redis.keys("i2i:idempotency:*")
     assert KEPT_S - 10 < redis.ttl(key) <= KEPT_S == 24 * 3600
 
 
@@ -72,7 +72,7 @@ def test_a_request_whose_job_was_deleted_makes_no_other(http: httpx.Client, post
 def test_a_refused_request_and_a_dry_run_keep_no_key(post: Post, redis: Redis) -> None:
     assert_problem(post(width=100), 422, "invalid_parameter")
     assert post(path="/img2img?dry_run=true").status_code == 200
-    assert not redis.keys("i2i:once:*")
+    assert not redis.keys("i2i:idempotency:*")
     assert post().status_code == 202
 
 

@@ -13,7 +13,7 @@ from redis import Redis
 
 from img2img.blobs import ObjectStore
 from img2img.domain.spec import upload_key
-from img2img.redis.input_images import INPUTS
+from img2img.redis.keys import INPUT_IMAGES
 from img2img.worker.queue.retention import Retention
 from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
@@ -97,11 +97,11 @@ def test_a_picture_is_kept_while_it_is_used(
 ) -> None:
     digest = http.post("/images", files={"image": picture}).json()["sha256"]
     key, retention = upload_key(digest), Retention(redis, store)
-    redis.zadd(INPUTS, {key: 1})
+    redis.zadd(INPUT_IMAGES, {key: 1})
     refer(http, digest)
     retention.sweep()
     assert store.get(key) == picture
-    redis.zadd(INPUTS, {key: 1})
+    redis.zadd(INPUT_IMAGES, {key: 1})
     retention.sweep()
     assert store.get(key) is None
     assert [answer.status_code for answer in refer(http, digest)] == [422, 422]
@@ -114,7 +114,7 @@ def test_a_picture_is_kept_while_it_is_used(
 def test_pictures_that_are_not_kept(http: httpx.Client, image: bytes, status: int, redis: Redis) -> None:
     [error] = assert_problem(http.post("/images", files={"image": image}), status)["errors"]
     assert error["field"] == "image"
-    assert not redis.exists(INPUTS)
+    assert not redis.exists(INPUT_IMAGES)
 
 
 def test_bodies_of_pictures_are_checked(http: httpx.Client) -> None:

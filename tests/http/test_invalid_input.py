@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from img2img.app.settings import ApiSettings
-from img2img.domain.spec import Task
+from img2img.domain.parameters import Task
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
 from tests.support.invalid_images import BROKEN, OTHER_FILES

@@ -16,9 +16,8 @@ from img2img.blobs import ObjectStore
 from img2img.domain.job import JobOptions
 from img2img.domain.spec import input_key, result_key
 from img2img.errors import Unavailable
-from img2img.redis.input_images import BEING_DELETED, INPUT_USES, INPUTS
-from img2img.redis.job_queue import JobQueue
-from img2img.redis.job_store import GONE, LATE_S
+from img2img.redis.job_queue import LATE_IMAGES_S, JobQueue
+from img2img.redis.keys import GONE_JOB, INPUT_IMAGE_DELETION, INPUT_IMAGE_USES, INPUT_IMAGES
 from img2img.worker.queue.retention import Retention
 from tests.support.problems import assert_problem
 
@@ -114,7 +113,7 @@ def test_a_deleted_job_is_gone_with_its_pictures(
     assert_problem(http.post(f"/jobs/{job_id}/cancel"), 410, "deleted")
     assert pages(http) == pages(http, status="succeeded") == [[]]
     assert store.get(result_key(job_id, 0)) is store.get(result_key(job_id, 1)) is None
-    redis.delete(GONE.format(id=job_id))  # some time later
+    redis.delete(GONE_JOB.format(id=job_id))  # some time later
     assert_problem(http.delete(f"/jobs/{job_id}"), 404, "not_found")
 
 
@@ -128,7 +127,7 @@ def test_deleting_a_running_job_takes_it_from_its_worker(
     assert not queue.job_store.succeed(job_id, execution="e", images=[], timings={}, steps=1)
     assert queue.job_store.active_ids() == []
     retention.sweep()
-    assert redis.zscore("i2i:expiring", job_id) == pytest.approx(time.time() + LATE_S, abs=5)
+    assert redis.zscore("i2i:expiring", job_id) == pytest.approx(time.time() + LATE_IMAGES_S, abs=5)
     redis.zadd("i2i:expiring", {job_id: 1})
     retention.sweep()
     assert store.get(result_key(job_id, 0)) is None
@@ -171,16 +170,16 @@ def test_an_input_picture_is_kept_while_a_job_needs_it(
     sha256 = first["request"]["image"]
 
     def sweep_in_two_days() -> bool:
-        redis.zadd(INPUTS, {input_key(sha256): 1}, xx=True)
+        redis.zadd(INPUT_IMAGES, {input_key(sha256): 1}, xx=True)
         retention.sweep()
         return store.get(input_key(sha256)) is not None
 
-    assert redis.hgetall(INPUT_USES) == {input_key(sha256).encode(): b"2"}
+    assert redis.hgetall(INPUT_IMAGE_USES) == {input_key(sha256).encode(): b"2"}
     assert sweep_in_two_days()
     http.post(f"/jobs/{first['id']}/cancel")
     assert sweep_in_two_days()
     finish(second["id"])
-    assert not redis.exists(INPUT_USES)
+    assert not redis.exists(INPUT_IMAGE_USES)
     retention.sweep()
     assert store.get(input_key(sha256)), "not yet"
     assert not sweep_in_two_days()
@@ -196,7 +195,7 @@ def test_a_picture_that_is_just_being_deleted_is_stored_anew(queue: JobQueue, re
     queue.input_images.confirm_deleted(key)
     queue.input_images.retain(key, 60, "ada")
     assert queue.input_images.claim_unused() == []
-    assert not redis.exists(BEING_DELETED.format(key=key))
+    assert not redis.exists(INPUT_IMAGE_DELETION.format(key=key))
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -14,8 +14,8 @@ from img2img.domain.api_key import Scope
 from img2img.domain.job import JobOptions
 from img2img.domain.spec import input_key, upload_key
 from img2img.redis.api_keys import ApiKeys
-from img2img.redis.input_images import INPUTS
 from img2img.redis.job_queue import JobQueue
+from img2img.redis.keys import INPUT_IMAGES
 from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.retention import Retention
 from tests.support.authenticated import authenticated_server, client_with, routes
@@ -223,7 +223,7 @@ def test_who_sent_a_picture_is_forgotten_with_it(
     clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
 ) -> None:
     kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
-    redis.zadd(INPUTS, {upload_key(kept): 1})
+    redis.zadd(INPUT_IMAGES, {upload_key(kept): 1})
     Retention(redis, store).sweep()
     assert not redis.keys("i2i:inputs*")
     assert clients.bob.post("/images", files={"image": picture}).json()["sha256"] == kept
@@ -235,8 +235,8 @@ def test_the_input_of_a_job_can_be_used_while_the_job_waits(
     clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
 ) -> None:
     used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
-    redis.zadd(INPUTS, {input_key(used): 1})
+    redis.zadd(INPUT_IMAGES, {input_key(used): 1})
     Retention(redis, store).sweep()  # takes it off the list, and leaves the picture to the job
-    assert not redis.exists(INPUTS)
+    assert not redis.exists(INPUT_IMAGES)
     assert not refers(clients.bob, used)
     assert refers(clients.ada, used)

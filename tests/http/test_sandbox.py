@@ -19,7 +19,7 @@ from img2img.app.imaging import sandbox_pool as pool
 from img2img.app.imaging.sandbox_limits import SandboxLimits
 from img2img.app.imaging.sandbox_pool import DecoderPool
 from img2img.app.imaging.sandbox_protocol import receive, send
-from img2img.domain.spec import Resize
+from img2img.domain.parameters import Resize
 from img2img.errors import Unavailable
 from tests.support.images import encoded, gradient
 

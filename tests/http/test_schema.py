@@ -1,4 +1,4 @@
-"""The OpenAPI document: complete, and true of what the service does."""
+"""The OpenAPI document: it is complete, and the service behaves as documented."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from schemathesis import Case
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from img2img.app.cli.openapi import FILE
-from img2img.app.cli.openapi import document as document_now
+from img2img.app.cli.openapi import document as current_document
 from img2img.app.main import create_app
 from img2img.app.settings import ApiSettings
 
@@ -43,16 +43,16 @@ def document(service_url: str) -> dict[str, Any]:
     return httpx.get(f"{service_url}/openapi.json", timeout=60).json()  # type: ignore[no-any-return]
 
 
-def test_operations_have_short_names(document: dict[str, Any]) -> None:
-    named = {
+def test_operation_ids(document: dict[str, Any]) -> None:
+    operations = {
         operation["operationId"]: (method, path)
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert named == OPERATIONS
+    assert operations == OPERATIONS
 
 
-def test_a_submit_takes_a_form_or_json(document: dict[str, Any]) -> None:
+def test_submit_accepts_a_form_or_json(document: dict[str, Any]) -> None:
     content = document["paths"]["/img2img"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "application/json"}
     form, body = (document["components"]["schemas"][name] for name in ("Img2ImgForm", "Img2ImgRequest"))
@@ -64,7 +64,7 @@ def test_a_submit_takes_a_form_or_json(document: dict[str, Any]) -> None:
     assert all("description" in field for field in body["properties"].values())
 
 
-def test_every_refusal_is_a_problem(document: dict[str, Any]) -> None:
+def test_every_error_is_a_problem_document(document: dict[str, Any]) -> None:
     for path, methods in document["paths"].items():
         for operation in methods.values():
             for status, response in operation["responses"].items():
@@ -73,8 +73,8 @@ def test_every_refusal_is_a_problem(document: dict[str, Any]) -> None:
                     assert schema == {"$ref": "#/components/schemas/Problem"}, (path, status)
 
 
-def answers(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Operation, media type and its description, of every response with a body."""
+def responses(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield operation and status, media type and its description, for every response with a body."""
     for methods in document["paths"].values():
         for operation in methods.values():
             for status, response in operation["responses"].items():
@@ -86,41 +86,85 @@ def answers(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
                     yield f"{operation['operationId']} {status}", media_type, content
 
 
-def test_every_answer_has_a_schema_and_an_example_that_it_allows(document: dict[str, Any]) -> None:
-    for answer, media_type, content in answers(document):
-        assert content["schema"], answer
-        assert content["example"], answer
+def example_of(schema: dict[str, Any], document: dict[str, Any]) -> Any:
+    """Return the example that documentation tools show for a schema: from examples of its fields, else by type."""
+    if "examples" in schema:
+        return schema["examples"][0]
+    for keyword in ("const", "default"):
+        if keyword in schema:
+            return schema[keyword]
+    if "$ref" in schema:
+        return example_of(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    options = schema.get("anyOf", schema.get("oneOf"))
+    if options:
+        return None if {"type": "null"} in options else example_of(options[0], document)
+    if "enum" in schema:
+        return schema["enum"][0]
+    match schema.get("type"):
+        case "object":
+            return {name: example_of(field, document) for name, field in schema.get("properties", {}).items()}
+        case "array":
+            return [example_of(item, document) for item in schema.get("prefixItems") or [schema["items"]]]
+        case "integer" | "number":
+            return schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+        case kind:
+            return {"string": "string", "boolean": True}[kind]
+
+
+def test_every_response_has_a_schema_and_a_valid_example(document: dict[str, Any]) -> None:
+    for response, media_type, content in responses(document):
+        assert content["schema"], response
+        example = content["example"] if "example" in content else example_of(content["schema"], document)
+        assert example, response
+        assert "example" in content or media_type == "application/json", response
         if media_type.endswith("json"):
             schema = content["schema"] | {"components": document["components"]}
-            jsonschema_rs.validator_for(schema).validate(content["example"])
+            jsonschema_rs.validator_for(schema).validate(example)
 
 
-def test_the_examples_of_refusals_are_what_is_said(document: dict[str, Any], http: httpx.Client) -> None:
+def test_problem_example_equals_a_real_response(document: dict[str, Any], http: httpx.Client) -> None:
     not_found = document["paths"]["/jobs/{job_id}"]["get"]["responses"]["404"]["content"]["application/problem+json"]
-    said = {"detail": "There is no job 00000000000000000000000000000000."}
-    assert http.get(f"/jobs/{'0' * 32}").json() == not_found["example"] | said
+    detail = {"detail": "There is no job 00000000000000000000000000000000."}
+    assert http.get(f"/jobs/{'0' * 32}").json() == not_found["example"] | detail
 
 
-def test_the_committed_document_is_this_one() -> None:
+def test_committed_document_is_up_to_date() -> None:
     """`make openapi` writes it."""
-    assert (Path(__file__).parents[2] / FILE).read_text("utf-8") == document_now()
+    assert (Path(__file__).parents[2] / FILE).read_text("utf-8") == current_document()
 
 
-def test_the_data_of_events_is_documented(document: dict[str, Any]) -> None:
-    assert {"QueuedEvent", "ProgressEvent", "GoneEvent", "Job"} <= document["components"]["schemas"].keys()
-    answers = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]
-    assert list(answers["200"]["content"]) == ["text/event-stream"]
+def test_stream_events_are_documented_by_name(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert {"QueuedEvent", "ProgressEvent", "PreviewEvent", "GoneEvent", "Job"} <= schemas.keys()
+    content = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
+    assert list(content) == ["text/event-stream"]
+    item = content["text/event-stream"]["itemSchema"]
+    assert item["discriminator"]["propertyName"] == "event"
+    mapping = item["discriminator"]["mapping"]
+    assert {ref["$ref"] for ref in item["oneOf"]} == set(mapping.values())
+    data = {}
+    for event, ref in mapping.items():
+        message = schemas[ref.rpartition("/")[2]]
+        assert event in message["properties"]["event"]["enum"]
+        data[event] = message["properties"]["data"]["contentSchema"]["$ref"].rpartition("/")[2]
+    ended = dict.fromkeys(("succeeded", "failed", "cancelled"), "Job")
+    assert data == ended | {
+        "queued": "QueuedEvent",
+        "progress": "ProgressEvent",
+        "preview": "PreviewEvent",
+        "gone": "GoneEvent",
+    }
 
 
-def test_the_event_of_a_webhook_is_documented(document: dict[str, Any]) -> None:
-    told = document["webhooks"]["job.ended"]["post"]
-    assert told["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/JobEvent"}
-    assert list(told["responses"]) == ["204"]
-    named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
-    assert named <= document["components"]["schemas"].keys()
+def test_webhook_is_documented(document: dict[str, Any]) -> None:
+    webhook = document["webhooks"]["job.ended"]["post"]
+    assert webhook["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/JobEvent"}
+    assert list(webhook["responses"]) == ["204"]
+    referenced = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert referenced <= document["components"]["schemas"].keys()
 
 
-def test_the_document_needs_no_running_service() -> None:
+def test_document_needs_no_running_service() -> None:
     app: FastAPI = create_app(ApiSettings(_env_file=None))
     assert set(app.openapi()["paths"]) == {path for _, path in OPERATIONS.values()}
 
@@ -130,11 +174,11 @@ api = schemathesis.openapi.from_dict(create_app(ApiSettings(_env_file=None)).ope
 
 @api.parametrize()
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_the_service_does_what_it_says(case: Case, http: httpx.Client, picture: bytes) -> None:
-    """Requests made up from the document, good and bad: never a 500, never a status or a body that it does not name."""
+def test_service_conforms_to_the_document(case: Case, http: httpx.Client, picture: bytes) -> None:
+    """Valid and invalid requests generated from the document: no 500, and only documented statuses and bodies."""
     if isinstance(case.body, dict) and isinstance(case.body.get("image"), str):
         case.body["image"] = base64.b64encode(picture).decode()
     elif isinstance(case.body, dict) and isinstance(case.body.get("image"), bytes):
         case.body["image"] = picture
-    # Whether a model or a size is taken depends on the workers, which a document cannot say.
+    # Which models and sizes are accepted depends on the workers, which the document cannot describe.
     case.call_and_validate(base_url=str(http.base_url), excluded_checks=[positive_data_acceptance])

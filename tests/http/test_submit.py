@@ -11,7 +11,8 @@ from PIL import Image
 from redis import Redis
 
 from img2img.blobs import ObjectStore
-from img2img.domain.spec import MAX_SEED, Scheduler, input_key
+from img2img.domain.parameters import MAX_SEED, Scheduler
+from img2img.domain.spec import input_key
 from img2img.redis.job_queue import JobQueue
 from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
@@ -34,10 +35,6 @@ DEFAULTS = {
     "width": 144,
     "height": 112,
     "resize": "crop",
-    "image_guidance_scale": None,
-    "repaint": None,
-    "upscale": None,
-    "tiling": None,
     "controls": [],
     "image_prompts": [],
     "loras": [],

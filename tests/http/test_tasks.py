@@ -14,7 +14,8 @@ from redis import Redis
 
 from img2img.blobs import ObjectStore
 from img2img.domain.conditioning import ControlType
-from img2img.domain.spec import Task, input_key
+from img2img.domain.parameters import Task
+from img2img.domain.spec import input_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
@@ -86,28 +87,28 @@ def blob(store: ObjectStore) -> Callable[[str], Image.Image]:
         ({"image": IMAGE, "mask": MASK}, "inpaint", 1.0),
         ({"image": IMAGE, "outpaint": {"left": 8}}, "inpaint", 1.0),
         ({"image": IMAGE, "outpaint": {}}, "img2img", 0.8),
-        ({"controls": [{"type": "canny", "image": IMAGE}]}, "control", 1.0),
-        ({"image": IMAGE, "instruction": "make it night"}, "edit", 1.0),
+        ({"controls": [{"type": "canny", "image": IMAGE}]}, "control", None),
+        ({"image": IMAGE, "instruction": "make it night"}, "edit", None),
         ({"image": IMAGE, "upscale": 2}, "upscale", 0.3),
     ],
 )
 def test_the_task_follows_from_the_request(post: Post, fields: dict[str, Any], task: str, strength: float) -> None:
     spec = spec_of(post(**fields))
-    assert (spec["task"], spec["strength"]) == (task, strength)
+    assert (spec["task"], spec.get("strength")) == (task, strength)
 
 
 def test_a_mask_keeps_the_picture_as_it_came(post: Post, blob: Callable[[str], Image.Image]) -> None:
     spec = spec_of(post(image=IMAGE, mask=MASK, strength=0.5, mask_blur=0))
-    assert spec["repaint"]["canvas"] == [WIDTH, HEIGHT]
-    assert spec["repaint"]["box"] == [0, 0, WIDTH, HEIGHT]
+    assert spec["region"]["canvas"] == [WIDTH, HEIGHT]
+    assert spec["region"]["box"] == [0, 0, WIDTH, HEIGHT]
     assert (np.asarray(blob(spec["image"])) == np.asarray(gradient(WIDTH, HEIGHT).convert("RGB"))).all()
-    assert blob(spec["repaint"]["mask"]).getbbox() == (40, 40, 60, 56)
+    assert blob(spec["region"]["mask"]).getbbox() == (40, 40, 60, 56)
     assert spec["width"] % 8 == spec["height"] % 8 == 0
 
 
 def test_padding_lets_the_model_see_the_mask_and_a_little_more(post: Post) -> None:
     spec = spec_of(post(image=IMAGE, mask=MASK, mask_padding=10))
-    left, top, right, bottom = spec["repaint"]["box"]
+    left, top, right, bottom = spec["region"]["box"]
     assert left <= 30
     assert top <= 30
     assert right >= 70
@@ -119,18 +120,18 @@ def test_a_transparent_picture_is_its_own_mask(post: Post, blob: Callable[[str],
     picture = gradient(WIDTH, HEIGHT).convert("RGBA")
     picture.paste((0, 0, 0, 0), (10, 10, 50, 30))
     spec = spec_of(post(image=b64(encoded(picture)), mask="alpha"))
-    assert blob(spec["repaint"]["mask"]).getbbox() == (10, 10, 50, 30)
+    assert blob(spec["region"]["mask"]).getbbox() == (10, 10, 50, 30)
 
 
 def test_outpainting_makes_the_canvas_wider(post: Post) -> None:
     response = post(image=IMAGE, outpaint={"left": 24, "bottom": 8})
-    assert spec_of(response)["repaint"]["canvas"] == [WIDTH + 24, HEIGHT + 8]
-    assert spec_of(response)["repaint"]["mask"] is None
+    assert spec_of(response)["region"]["canvas"] == [WIDTH + 24, HEIGHT + 8]
+    assert spec_of(response)["region"]["mask"] is None
 
 
 def test_size_is_that_at_which_the_model_works(post: Post) -> None:
     spec = spec_of(post(image=IMAGE, mask=MASK, width=128, height=96))
-    assert (spec["width"], spec["height"], spec["repaint"]["canvas"]) == (128, 96, [WIDTH, HEIGHT])
+    assert (spec["width"], spec["height"], spec["region"]["canvas"]) == (128, 96, [WIDTH, HEIGHT])
 
 
 def test_forms_send_structure_as_json_and_pictures_as_files(http: httpx.Client, post: Post, picture: bytes) -> None:
@@ -175,7 +176,7 @@ def test_every_blob_of_a_job_is_kept_as_long_as_it_waits(post: Post, redis: Redi
 
 def test_references_work_for_every_picture(http: httpx.Client, post: Post) -> None:
     kept = http.post("/images", json={"image": MASK}).json()["sha256"]
-    assert spec_of(post(image=IMAGE, mask=kept))["repaint"]["mask"]
+    assert spec_of(post(image=IMAGE, mask=kept))["region"]["mask"]
     assert_refused(post(image=IMAGE, mask="0" * 64), "mask", "No picture with this sha256")
 
 
@@ -212,8 +213,8 @@ def assert_refused(response: httpx.Response, field: str, message: str) -> None:
         ({"image": IMAGE, "loras": [{"name": "tin"}]}, "loras.0.name", "one of: ink, gold"),
         ({"image": IMAGE, "loras": [{"name": "ink"}, {"name": "ink"}]}, "loras.1.name", "named twice"),
         ({"image": IMAGE, "loras": [{"name": "../ink"}]}, "loras.0.name", "match pattern"),
-        ({"model": "demo", "image": IMAGE, "mask": MASK}, "mask", "nothing for inpainting"),
-        ({"model": "demo", "image": IMAGE, "instruction": "x"}, "instruction", "it can do: image-to-image"),
+        ({"model": "demo", "image": IMAGE, "mask": MASK}, "mask", "does not support inpainting"),
+        ({"model": "demo", "image": IMAGE, "instruction": "x"}, "instruction", "it supports: image-to-image"),
         ({"model": "demo", "image": IMAGE, "image_prompts": [{"image": IMAGE}]}, "image_prompts", "no IP-Adapter"),
         ({"model": "demo", "image": IMAGE, "loras": [{"name": "ink"}]}, "loras.0.name", "has no LoRA"),
         ({"model": "distilled", "image": IMAGE, "negative_prompt": "x"}, "negative_prompt", "no negative prompt"),

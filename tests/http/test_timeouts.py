@@ -61,7 +61,7 @@ def test_a_body_that_trickles(url: str, redis: Redis, size: str, piece: bytes) -
 
 
 def test_a_body_that_stops(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("img2img.app.http.body_limits.IDLE_S", 0.3)
+    monkeypatch.setattr("img2img.app.http.body_limits.IDLE_TIMEOUT_S", 0.3)
     with connected(url) as connection:
         connection.sendall(f"{SUBMIT}Content-Length: 1000\r\n\r\n".encode() + b'{"image":')
         answer = until_closed(connection)

@@ -13,7 +13,7 @@ from PIL import Image
 from redis import Redis
 
 from img2img.domain.model_card import UpscalerCard
-from img2img.domain.spec import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
@@ -107,22 +107,22 @@ def test_an_upscale_job_counts_the_steps_of_all_its_tiles(submit: Submit) -> Non
 
 def test_an_edit(resolve: Callable[..., dict[str, Any]]) -> None:
     request = resolve(model="editor", instruction="make it night", negative_prompt="fog")["request"]
-    assert (request["task"], request["prompt"], request["image_guidance_scale"]) == ("edit", "make it night", 1.5)
-    assert request["strength"] == 1
+    assert (request["task"], request["instruction"], request["image_guidance_scale"]) == ("edit", "make it night", 1.5)
+    assert "strength" not in request
 
 
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
-        ({"upscale": 2}, "upscale", "has nothing for upscaling; it can do: image-to-image"),
+        ({"upscale": 2}, "upscale", "does not support upscaling; it supports: image-to-image"),
         ({"upscale": 3, "model": "enlarger"}, "upscale", "2 or 4"),
         ({"upscale": 2, "model": "enlarger", "width": 128}, "width", "cannot be combined with `upscale`"),
-        ({"upscale": 4, "model": "enlarger", "strength": 0.3}, "strength", "begins with pure noise"),
+        ({"upscale": 4, "model": "enlarger", "strength": 0.3}, "strength", "starts from pure noise"),
         ({"upscale": 4, "model": "enlarger", "scheduler": "ddim"}, "scheduler", "one of: euler"),
         ({"upscale": 4, "model": "enlarger", "loras": '[{"name": "ink"}]'}, "loras", "the model's own denoiser"),
         ({"upscale": 2, "model": "enlarger", "instruction": "x"}, "upscale", "upscale the result in a second job"),
-        ({"instruction": "make it night"}, "instruction", "nothing for editing by instruction"),
-        ({"model": "editor"}, "image", "nothing for image-to-image; it can do: editing by instruction"),
+        ({"instruction": "make it night"}, "instruction", "does not support editing by instruction"),
+        ({"model": "editor"}, "image", "does not support image-to-image; it supports: editing by instruction"),
         ({"model": "editor", "instruction": "x", "strength": 0.5}, "strength", "cannot be combined"),
         ({"model": "editor", "instruction": "x", "prompt": "y"}, "prompt", "cannot be combined"),
         ({"model": "editor", "instruction": ""}, "instruction", "at least 1 character"),
@@ -130,7 +130,7 @@ def test_an_edit(resolve: Callable[..., dict[str, Any]]) -> None:
         (
             {"model": "editor", "instruction": "x", "image_guidance_scale": 2, "guidance_scale": 1},
             "image_guidance_scale",
-            "Without guidance it does nothing",
+            "Without guidance it has no effect",
         ),
     ],
 )

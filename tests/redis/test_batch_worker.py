@@ -11,13 +11,13 @@ import pytest
 from rq.command import PUBSUB_CHANNEL_TEMPLATE, parse_payload
 from rq.job import Job
 
-from img2img.blobs import MemoryStore
 from img2img.domain.job import JobStatus
 from img2img.domain.spec import JobSpec, input_key, result_key
 from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.worker.queue.batch_worker import BatchWorker
 from img2img.worker.queue.execution import JobExecution
+from tests.support.memory_store import MemoryStore
 from tests.support.processes import MODEL, Service, wait_for
 
 PNG = b"a picture"

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from img2img.domain.job import JobOptions, JobRecord, JobStatus, Priority
-from img2img.redis.fair_queue import LINE, QueuePosition
-from img2img.redis.fair_queue_scripts import IN_A_ROW, LOOKED_AT
-from img2img.redis.job_store import RECORD
-from img2img.redis.migrations import LAYOUT, VERSION, NewerLayout, settle_layout
+from img2img.redis.fair_queue import STREAK_LIMIT, QueuePosition
+from img2img.redis.keys import FAIR_QUEUE_OWNERS
 from tests.support.processes import MODEL, Service
 from tests.support.specs import make_spec
 
@@ -63,7 +61,7 @@ def assert_positions_come_true(front_end: Service) -> None:
     order = claimed(front_end, len(waiting))
     assert [told[job_id].position for job_id in order] == list(range(len(order)))
     assert front_end.jobs.claim(MODEL) is None
-    assert not front_end.redis.keys(f"{LINE}:*"), "an empty line leaves nothing behind"
+    assert not front_end.redis.keys(FAIR_QUEUE_OWNERS.pattern), "an empty line leaves nothing behind"
 
 
 def test_one_owners_jobs_go_first_in_first_out(front_end: Service, submit: Submit) -> None:
@@ -127,12 +125,12 @@ def test_no_priority_starves(front_end: Service, submit: Submit) -> None:
     """Under a load of high jobs that never ends, normal ones get one turn in eight, and low ones an eighth of those."""
     low, normal = submit(3, priority=LOW), submit(20)
     turns = []
-    for _ in range((IN_A_ROW + 1) ** 2 * 2):
+    for _ in range((STREAK_LIMIT + 1) ** 2 * 2):
         submit(2, priority=HIGH)
         turns += claimed(front_end, 1)
     passed = [job_id for job_id in turns if job_id in normal + low]
     assert passed == [*normal[:7], low[0], *normal[7:14], low[1]]
-    assert [turns.index(job_id) for job_id in passed] == list(range(IN_A_ROW, len(turns), IN_A_ROW + 1))
+    assert [turns.index(job_id) for job_id in passed] == list(range(STREAK_LIMIT, len(turns), STREAK_LIMIT + 1))
     assert_positions_come_true(front_end)
 
 
@@ -142,7 +140,7 @@ def test_a_low_job_does_not_overtake_those_that_waited_when_it_came(front_end: S
     [normal] = submit()
     later = submit(9, priority=HIGH)
     low = submit(2, priority=LOW)
-    assert [place(front_end, job_id) for job_id in (normal, *low)] == [20 + IN_A_ROW, 30, 31]
+    assert [place(front_end, job_id) for job_id in (normal, *low)] == [20 + STREAK_LIMIT, 30, 31]
     assert claimed(front_end, 29) == [*high, *later[:7], normal, later[7]]
     assert_positions_come_true(front_end)
 
@@ -171,13 +169,15 @@ def test_a_job_that_was_put_back_can_be_cancelled(front_end: Service, submit: Su
     assert_positions_come_true(front_end)
 
 
-def test_a_job_that_ended_while_it_was_put_back_does_not_stand_in_line(front_end: Service, submit: Submit) -> None:
+def test_a_job_that_ended_while_it_was_put_back_does_not_stand_in_line(
+    front_end: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [job_id], [behind] = submit(), submit()
     record = front_end.record(job_id)
     front_end.jobs.cancel(job_id)
-    with front_end.redis.pipeline() as pipe:
-        front_end.job_store.fair_queue.requeue(pipe, record)
-        pipe.execute()
+    monkeypatch.setattr(front_end.jobs.job_store, "get", lambda job_id: record)
+    front_end.jobs.requeue(job_id)
+    monkeypatch.undo()
     assert standing(front_end, behind) == QueuePosition(0, 0)
 
 
@@ -238,7 +238,7 @@ def test_the_work_ahead_is_the_sum_of_whose_turns_come_before(front_end: Service
 
 
 def test_more_owners_than_are_looked_at_are_taken_to_be_like_those(front_end: Service, submit: Submit) -> None:
-    owners = [f"owner-{i}" for i in range(3 * LOOKED_AT)]
+    owners = [f"owner-{i}" for i in range(48)]
     ids = [submit(3, owner) for owner in owners]
     for turn, jobs in enumerate(ids):
         for place, job_id in enumerate(jobs):
@@ -246,31 +246,6 @@ def test_more_owners_than_are_looked_at_are_taken_to_be_like_those(front_end: Se
             assert standing(front_end, job_id) == QueuePosition(expected, pytest.approx(expected * make_spec().cost))
     assert front_end.job_store.fair_queue.next_position(MODEL, owners[5]).position == len(owners) * 3
     assert front_end.job_store.fair_queue.next_position(MODEL, "new").position == len(owners)
-
-
-def test_jobs_that_an_older_version_queued_come_into_line(front_end: Service, submit: Submit) -> None:
-    old = submit(3, "a") + submit(2, "b", HIGH)
-    front_end.redis.delete(*front_end.redis.keys(f"{LINE}:*"))  # as they stand where there was no such line yet
-    for job_id in old[:3]:
-        front_end.redis.hdel(RECORD.format(id=job_id), "priority", "owner", "cost")
-    front_end.redis.zadd(f"{LINE}:{MODEL}", {old[0]: 0})
-    new = submit(1, "c")
-    claimed(front_end, 1)  # taken by the list, for it stands in no line
-    assert standing(front_end, old[1]) is None
-    settle_layout(front_end.redis, [MODEL, "other"])
-    assert standing(front_end, new[0]) == QueuePosition(2, pytest.approx(2 * make_spec().cost))
-    settle_layout(front_end.redis, [MODEL])
-    front_end.redis.delete(LAYOUT)
-    settle_layout(front_end.redis, [MODEL])  # again, as by a second worker at the same time
-    assert front_end.queue.count == 5
-    assert_positions_come_true(front_end)
-
-
-def test_a_worker_does_not_touch_what_a_newer_version_wrote(front_end: Service) -> None:
-    front_end.redis.set(LAYOUT, VERSION + 1)
-    with pytest.raises(NewerLayout, match=f"layout {VERSION + 1}, and this version reads {VERSION}"):
-        settle_layout(front_end.redis, [MODEL])
-    assert front_end.redis.get(LAYOUT) == str(VERSION + 1).encode()
 
 
 class LineMachine(RuleBasedStateMachine):
@@ -323,7 +298,7 @@ class LineMachine(RuleBasedStateMachine):
         if self.returned:
             return self.returned.popleft()
         open_rings = [priority for priority, ring in self.rings.items() if ring]
-        chosen = next((p for p in open_rings if self.taken[p] < IN_A_ROW), open_rings[-1])
+        chosen = next((p for p in open_rings if self.taken[p] < STREAK_LIMIT), open_rings[-1])
         owner, jobs = next(iter(self.rings[chosen].items()))
         del self.rings[chosen][owner]
         job = jobs.popleft()

@@ -9,8 +9,9 @@ from redis import Redis
 from img2img.app.progress.eta import EtaEstimator, QueueEstimate
 from img2img.domain.job import JobOptions, Priority
 from img2img.domain.model_card import WorkerThroughput
-from img2img.redis.fair_queue import LINE, QueuePosition
+from img2img.redis.fair_queue import QueuePosition
 from img2img.redis.job_queue import JobQueue
+from img2img.redis.keys import FAIR_QUEUE_OWNERS
 from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.throughput import ThroughputMeter
 from tests.support.model_cards import CARD
@@ -37,7 +38,7 @@ def test_positions_are_those_of_the_queue(http: httpx.Client, submit: Submit, qu
     assert submit(model="ddim-only").json()["queue_position"] == 0, "each model has a queue of its own"
     for job_id in ids:
         queue.cancel(job_id)
-    assert not redis.keys(f"{LINE}:demo*"), "an empty line leaves nothing behind"
+    assert not redis.keys(FAIR_QUEUE_OWNERS.format(model="demo", level="*")), "an empty line leaves nothing behind"
 
 
 def test_the_work_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueue, submit: Submit) -> None:

@@ -54,10 +54,10 @@ def test_after_the_wait_there_is_room(empty: Redis) -> None:
 @given(
     previous=st.integers(0, 1000),
     current=st.integers(0, 1000),
-    room=st.integers(0, 1000),
+    target=st.integers(0, 1000),
     gone_s=st.floats(0, 60, allow_nan=False),
 )
-def test_the_wait_is_as_long_as_it_must_be(previous: int, current: int, room: int, gone_s: float) -> None:
+def test_the_wait_is_as_long_as_it_must_be(previous: int, current: int, target: int, gone_s: float) -> None:
     """Against the windows as they slide: gone_s of the current one of 60 s have gone."""
     window_s = 60.0
     left_s = window_s - gone_s if previous else 0.0
@@ -67,7 +67,7 @@ def test_the_wait_is_as_long_as_it_must_be(previous: int, current: int, room: in
             return current + (previous * max(0.0, left_s - at) / window_s)
         return current * max(0.0, 1 - (at - (window_s - gone_s)) / window_s)
 
-    waited = wait_s(previous, left_s, current, 2 * window_s - gone_s, window_s=window_s, room=room)
-    assert counted(waited) <= room + 1e-6
+    waited = wait_s(previous, left_s, current, 2 * window_s - gone_s, window_s=window_s, target=target)
+    assert counted(waited) <= target + 1e-6
     if waited > 1:
-        assert counted(math.floor(waited - 1.001)) > room - 1e-6
+        assert counted(math.floor(waited - 1.001)) > target - 1e-6

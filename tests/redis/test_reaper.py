@@ -9,9 +9,10 @@ from rq.job import Job
 from rq.worker import BaseWorker
 
 from img2img.domain.job import JobFailure, JobStatus
-from img2img.redis.job_queue import MAX_ATTEMPTS, InertJob
-from img2img.redis.job_store import RECORD
-from img2img.worker.queue.reaper import LOCK, Reaper
+from img2img.redis.job_queue import MAX_ATTEMPTS
+from img2img.redis.keys import JOB, REAPER_LOCK
+from img2img.redis.rq_adapter import InertJob
+from img2img.worker.queue.reaper import Reaper
 from tests.support.processes import MODEL, Service
 
 LEASE_S = 0.2  # of the sweepers here; RQ's clock has whole seconds, so leases are given and ended by hand
@@ -188,11 +189,11 @@ def test_a_record_that_cannot_be_read_fails_alone(front_end: Service) -> None:
     worker = DiesWhileClaiming(front_end)
     worker.run(unreadable)
     worker.run(other)
-    front_end.redis.hset(RECORD.format(id=unreadable), "spec", '{"from": "the future"}')
+    front_end.redis.hset(JOB.format(id=unreadable), "spec", '{"from": "the future"}')
     end_leases(front_end)
     Reaper(front_end.redis, lease_s=LEASE_S).sweep(["tiny"])
     assert_waiting(front_end, other)
-    assert front_end.redis.hget(RECORD.format(id=unreadable), "status") == b"failed"
+    assert front_end.redis.hget(JOB.format(id=unreadable), "status") == b"failed"
     assert front_end.job_store.active_ids() == [other]
 
 
@@ -200,7 +201,7 @@ def test_one_sweeper_works_at_a_time(front_end: Service) -> None:
     job_id = front_end.submit()
     DiesWhileClaiming(front_end).run(job_id)
     end_leases(front_end)
-    with front_end.redis.lock(LOCK, timeout=10):
+    with front_end.redis.lock(REAPER_LOCK, timeout=10):
         Reaper(front_end.redis, lease_s=LEASE_S).sweep(["tiny"])
         assert front_end.queue.get_job_ids() == []
     Reaper(front_end.redis, lease_s=LEASE_S).sweep(["tiny"])

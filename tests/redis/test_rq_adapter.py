@@ -1,5 +1,8 @@
-"""What BatchWorker, Sweeper and JobQueue use of RQ, internals included. An upgrade of RQ that changes it fails here,
-and the reader then goes through worker/rq_worker.py, worker/sweeper.py and app/contract/queue.py."""
+"""The parts of RQ that this project uses, internals included.
+
+When an upgrade of RQ breaks one of these tests, check img2img/redis/rq_adapter.py, the scripts in img2img/redis/lua and
+worker/queue against the new version.
+"""
 
 import inspect
 from typing import Any
@@ -14,7 +17,7 @@ from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.worker import BaseWorker
 
-from img2img.redis.job_queue import FUNCTION, InertJob
+from img2img.redis.rq_adapter import FAILURE_TTL_S, FUNCTION, NO_TIMEOUT, RESULT_TTL_S, InertJob, rq_job_key
 from tests.support.processes import Service
 
 SIGNATURES: list[tuple[Any, str]] = [
@@ -38,7 +41,7 @@ SIGNATURES: list[tuple[Any, str]] = [
     (StartedJobRegistry.get_job_and_execution_ids, "self, start=0, end=-1, desc=False, cleanup=True"),
     (IntermediateQueue.get_job_ids, "self"),
     (IntermediateQueue.remove, "self, job_id"),
-    (Queue.enqueue, "self, f, *args, **kwargs"),
+    (Job.to_dict, "self, include_meta=True, include_result=True"),
     (Queue.remove, "self, job_or_id, pipeline=None"),
     (Queue.get_job_ids, "self, offset=0, length=-1"),
     (Job.fetch, "id, connection=None, serializer=None"),
@@ -49,39 +52,39 @@ SIGNATURES: list[tuple[Any, str]] = [
 ]
 
 
-def test_rq_is_the_version_that_was_read() -> None:
+def test_rq_has_the_expected_version() -> None:
     assert rq.__version__ == "3.0.0"
 
 
 @pytest.mark.parametrize(("function", "expected"), [pytest.param(*row, id=row[0].__qualname__) for row in SIGNATURES])
-def test_the_signature_is_the_one_that_is_called(function: Any, expected: str) -> None:
+def test_rq_signature_is_unchanged(function: Any, expected: str) -> None:
     signature = inspect.signature(function)
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
     found = str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
     assert found == f"({expected})"
 
 
-def test_the_intermediate_list_hangs_on_the_queue(front_end: Service) -> None:
+def test_intermediate_list_belongs_to_queue(front_end: Service) -> None:
     assert isinstance(Queue.intermediate_queue_key, property)
     assert front_end.queue.intermediate_queue_key == f"{front_end.queue.key}:intermediate"
     assert front_end.queue.intermediate_queue.key == front_end.queue.intermediate_queue_key
 
 
-class LeasesForTenSeconds(BaseWorker):
+class TenSecondLeaseWorker(BaseWorker):
     job_class = InertJob
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return 10
 
 
-def test_a_claim_leaves_the_traces_that_the_sweeper_looks_for(front_end: Service) -> None:
+def test_claim_leaves_traces_for_the_reaper(front_end: Service) -> None:
     queue, connection = front_end.queue, front_end.redis
     job_id = front_end.submit()
     assert queue.get_job_ids() == [job_id]
     connection.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")
     assert queue.intermediate_queue.get_job_ids() == [job_id]
 
-    worker = LeasesForTenSeconds([queue], connection=connection, serializer=queue.serializer)
+    worker = TenSecondLeaseWorker([queue], connection=connection, serializer=queue.serializer)
     job = InertJob.fetch(job_id, connection=connection, serializer=queue.serializer)
     execution = worker.prepare_execution(job)
     registry = queue.started_job_registry
@@ -104,9 +107,9 @@ def test_a_claim_leaves_the_traces_that_the_sweeper_looks_for(front_end: Service
     assert registry.get_job_and_execution_ids(cleanup=False) == []
 
 
-def test_a_heartbeat_renews_a_lease_and_does_not_bring_back_a_lost_one(front_end: Service) -> None:
+def test_heartbeat_renews_a_lease_but_does_not_restore_a_lost_one(front_end: Service) -> None:
     queue, connection = front_end.queue, front_end.redis
-    worker = LeasesForTenSeconds([queue], connection=connection, serializer=queue.serializer)
+    worker = TenSecondLeaseWorker([queue], connection=connection, serializer=queue.serializer)
     worker.register_birth()
     job = InertJob.fetch(front_end.submit(), connection=connection, serializer=queue.serializer)
     execution = worker.prepare_execution(job)
@@ -119,7 +122,7 @@ def test_a_heartbeat_renews_a_lease_and_does_not_bring_back_a_lost_one(front_end
     assert connection.zscore(registry, execution.composite_key) is None
 
 
-def test_an_inert_job_names_no_function_callback_or_webhook_of_redis(front_end: Service) -> None:
+def test_inert_job_ignores_function_callbacks_and_webhooks_stored_in_redis(front_end: Service) -> None:
     job_id = front_end.submit()
     names = ("success_callback_name", "failure_callback_name", "stopped_callback_name")
     front_end.redis.hset(Job.key_for(job_id), mapping=dict.fromkeys(names, "os.system") | {"data": b"\x80\x04."})
@@ -127,3 +130,26 @@ def test_an_inert_job_names_no_function_callback_or_webhook_of_redis(front_end: 
     assert job.func_name == FUNCTION
     assert (job.success_callback, job.failure_callback, job.stopped_callback) == (None, None, None)
     assert issubclass(front_end.queue.job_class, InertJob)
+
+
+def test_submit_writes_what_rq_enqueue_writes(front_end: Service) -> None:
+    queue, connection = front_end.queue, front_end.redis
+    job_id = front_end.submit()
+    written, listed = connection.hgetall(rq_job_key(job_id)), connection.lrange(queue.key, 0, -1)
+    queues = connection.smembers(queue.redis_queues_keys)
+    connection.delete(rq_job_key(job_id), queue.key, queue.redis_queues_keys)
+    queue.enqueue(
+        FUNCTION,
+        job_id=job_id,
+        description="img2img",
+        job_timeout=NO_TIMEOUT,
+        result_ttl=RESULT_TTL_S,
+        failure_ttl=FAILURE_TTL_S,
+    )
+    expected = connection.hgetall(rq_job_key(job_id))
+    for time_field in (b"created_at", b"enqueued_at"):
+        assert len(written.pop(time_field)) == len(expected.pop(time_field))
+    assert written == expected
+    assert listed == connection.lrange(queue.key, 0, -1)
+    assert queues == connection.smembers(queue.redis_queues_keys)
+    assert connection.ttl(rq_job_key(job_id)) == -1

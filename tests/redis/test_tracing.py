@@ -18,7 +18,7 @@ def test_without_a_collector_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert traces.provider is None
     with traces.span("any", f"00-{TRACE}-b7ad6b7169203331-01"):
         assert traces.traceparent() is None
-    traces.add(SpanData("run", 1.0, 2.0), None, {})
+    traces.record(SpanData("run", 1.0, 2.0), None, {})
     traces.close()
 
 
@@ -44,7 +44,7 @@ def test_spans_come_to_the_collector_with_their_trace_and_times(monkeypatch: pyt
         monkeypatch.setenv(ENDPOINT, collector.url)
         traces = Tracer.from_environment("worker")
         carried = f"00-{TRACE}-b7ad6b7169203331-01"
-        traces.add(
+        traces.record(
             SpanData("run", 10.0, 12.5), carried, {"img2img.end": "failed"}, (SpanData("encode", 11.0, 11.5),), "oops"
         )
         with traces.span("submit", carried):

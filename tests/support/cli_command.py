@@ -15,7 +15,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def img2img(folder: Path, *arguments: object, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end."""
+    """Run the command to its end."""
     command = [*COMMAND, *map(str, arguments)]
     done = subprocess.run(
         command, cwd=folder, env=environment(**settings), input=stdin, capture_output=True, timeout=120, check=False
@@ -24,7 +24,7 @@ def img2img(folder: Path, *arguments: object, stdin: bytes = b"", **settings: st
 
 
 def one_line(result: "subprocess.CompletedProcess[str]", code: int = 1) -> str:
-    """What a command that failed said: one line, and no traceback."""
+    """Return the line on stderr of a command that failed without a traceback."""
     assert result.returncode == code, result.stderr
     assert result.stdout == ""
     lines = result.stderr.strip().split("\n")

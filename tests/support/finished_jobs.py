@@ -23,7 +23,7 @@ def succeed(job_id: str, queue: JobQueue, store: ObjectStore) -> bytes:
         images.append(
             ImageInfo(
                 index=index,
-                seed=spec.seed + index,
+                seed=spec.image_seed(index),
                 width=spec.width,
                 height=spec.height,
                 sha256=sha256(png).hexdigest(),

@@ -1,7 +1,7 @@
 """Model cards of workers that do not exist."""
 
 from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.spec import FLOW_SCHEDULERS, Scheduler, Task
+from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler, Task
 
 CARD = ModelCard(
     name="demo",

@@ -2,23 +2,37 @@
 
 from typing import Any
 
-from img2img.domain.spec import JobSpec
+from pydantic import TypeAdapter
+
+from img2img.domain.parameters import Task
+from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
+
+CLASSES = {
+    Task.IMG2IMG: Img2ImgSpec,
+    Task.INPAINT: InpaintSpec,
+    Task.CONTROL: ControlSpec,
+    Task.EDIT: EditSpec,
+    Task.UPSCALE: UpscaleSpec,
+    Task.CONTROL_MAP: ControlMapSpec,
+}
+DEFAULTS = {
+    "model": "tiny",
+    "image": "0" * 64,
+    "prompt": "a red house",
+    "strength": 1.0,
+    "guidance_scale": 5.0,
+    "num_inference_steps": 10,
+    "scheduler": "ddim",
+    "seed": 3,
+    "width": 32,
+    "height": 32,
+}
+SPEC = TypeAdapter(JobSpec)
 
 
-def make_spec(**changes: Any) -> JobSpec:
-    parameters = {
-        "model": "tiny",
-        "image": "0" * 64,
-        "prompt": "a red house",
-        "negative_prompt": "",
-        "strength": 1.0,
-        "guidance_scale": 5.0,
-        "num_inference_steps": 10,
-        "scheduler": "ddim",
-        "seed": 3,
-        "num_images": 1,
-        "width": 32,
-        "height": 32,
-        "resize": "crop",
-    }
-    return JobSpec.model_validate(parameters | changes)
+def make_spec(task: Task = Task.IMG2IMG, **changes: Any) -> JobSpec:
+    """Return a spec of the task. Fields that the task does not have are left out, so that a test can vary the task."""
+    fields = {**DEFAULTS, **changes}
+    fields.setdefault("instruction", fields["prompt"])
+    fields = {name: value for name, value in fields.items() if name in CLASSES[task].model_fields}
+    return SPEC.validate_python({**fields, "task": task})

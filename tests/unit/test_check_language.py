@@ -1,14 +1,11 @@
 """scripts/check_language.py on small trees of files."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.check_language import CEILINGS, GROUPS, collections, rate
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "check_language.py"
+from scripts.check_language import CEILINGS, GROUPS, collections, main, rate
 
 MODULE = '''"""Return the job.
 
@@ -47,8 +44,23 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *options, root], capture_output=True, text=True)
+class Run:
+    """Runs the script in this process with command line options."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *options: object) -> tuple[int, str]:
+        """Return the exit code and the output."""
+        self._monkeypatch.setattr(sys, "argv", ["check_language.py", *map(str, options)])
+        code = main()
+        return code, self._capsys.readouterr().out
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(monkeypatch, capsys)
 
 
 def matches(root: Path, collection: str, group: str) -> list[tuple[int, str]]:
@@ -72,22 +84,22 @@ def test_rate_is_per_thousand_words(tmp_path: Path) -> None:
     assert rate(collections(tmp_path)["docs"], "clauses") == 2
 
 
-def test_prints_failing_lines_and_exits_with_1(root: Path) -> None:
-    result = run(root)
-    assert result.returncode == 1
-    assert "code picture: " in result.stdout
-    assert "  app/module.py:5: picture\n" in result.stdout
-    assert "  docs/tasks/page.md:10: lies at\n" in result.stdout
+def test_prints_failing_lines_and_exits_with_1(root: Path, run: Run) -> None:
+    code, output = run(root)
+    assert code == 1
+    assert "code picture: " in output
+    assert "  app/module.py:5: picture\n" in output
+    assert "  docs/tasks/page.md:10: lies at\n" in output
 
 
-def test_prints_no_lines_of_groups_that_pass(tmp_path: Path) -> None:
+def test_prints_no_lines_of_groups_that_pass(tmp_path: Path, run: Run) -> None:
     (tmp_path / "README.md").write_text("word " * 1999 + "what")
-    result = run(tmp_path)
-    assert result.returncode == 0
-    assert "README.md" not in result.stdout
-    verbose = run(tmp_path, "--verbose")
-    assert verbose.returncode == 0
-    assert "  README.md:1: what\n" in verbose.stdout
+    code, output = run(tmp_path)
+    assert code == 0
+    assert "README.md" not in output
+    code, output = run("--verbose", tmp_path)
+    assert code == 0
+    assert "  README.md:1: what\n" in output
 
 
 def test_every_group_has_a_ceiling() -> None:

@@ -1,4 +1,4 @@
-"""Options of the command are made from the model of a request, whatever fields it has."""
+"""Options of a command are generated from the fields of a request model."""
 
 import base64
 import json
@@ -29,10 +29,10 @@ class Control(BaseModel):
 
 
 class Request(BaseModel):
-    """Fields of every kind that a request can have."""
+    """A field of every kind."""
 
     image: ImageOrReference
-    mask: Annotated[ImageOrReference | None, Field(description="White is repainted.")] = None
+    mask: Annotated[ImageOrReference | None, Field(description="White is regenerated.")] = None
     controls: Annotated[list[Control], Field(description="Up to [three] of them.")] = []
     kind: Kind | None = None
     priority: Literal["low", "high"] = "low"
@@ -43,23 +43,23 @@ class Request(BaseModel):
 
 
 app = typer.Typer()
-heard: dict[str, Any] = {}
+received: dict[str, Any] = {}
 
 
 @app.command()
 @with_model_options(Request, but=frozenset({"image"}))
 def command(name: str, **fields: Any) -> None:
-    heard.clear()
-    heard.update(option_values(Request, fields))
+    received.clear()
+    received.update(option_values(Request, fields))
 
 
 def run(*arguments: str) -> dict[str, Any]:
     result = CliRunner().invoke(app, ["x", *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return heard
+    return received
 
 
-def test_what_is_not_given_is_not_sent() -> None:
+def test_options_that_are_not_given_are_not_sent() -> None:
     assert run() == {}
 
 
@@ -69,7 +69,7 @@ def test_plain_values_keep_their_types() -> None:
     assert run(*options.split()) == sent
 
 
-def test_a_picture_is_a_file_or_a_reference(tmp_path: Path) -> None:
+def test_an_image_is_a_file_or_a_reference(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"pixels")
     assert run("--mask", str(tmp_path / "mask.png")) == {"mask": b"pixels"}
     assert run("--mask", "0" * 64) == {"mask": "0" * 64}
@@ -77,13 +77,16 @@ def test_a_picture_is_a_file_or_a_reference(tmp_path: Path) -> None:
         run("--mask", "nothing.png")
 
 
-def test_structure_is_json_with_pictures_from_files(tmp_path: Path) -> None:
+def test_structure_is_json_with_images_from_files(tmp_path: Path) -> None:
     (tmp_path / "pose.png").write_bytes(b"pixels")
     controls = [{"image": f"@{tmp_path}/pose.png", "kind": "canny", "weight": 0.5}]
-    sent = {"controls": [{**controls[0], "image": base64.b64encode(b"pixels").decode()}]}
+    sent = {"controls": [{**controls[0], "image": b"pixels"}]}
     assert run("--controls", json.dumps(controls)) == sent
     (tmp_path / "controls.json").write_text(json.dumps(controls))
     assert run("--controls", f"@{tmp_path}/controls.json") == sent
+    in_base64 = [{"image": base64.b64encode(b"pixels").decode(), "kind": "canny"}]
+    sent_in_base64 = {"controls": [{"image": "data:;base64,cGl4ZWxz", "kind": "canny"}]}
+    assert run("--controls", json.dumps(in_base64)) == sent_in_base64
     assert run("--webhook", '{"url": "@not-a-file"}') == {"webhook": {"url": "@not-a-file"}}
     assert run("--webhook", "https://example.com") == {"webhook": "https://example.com"}
     with pytest.raises(WrongUsage, match="--controls takes JSON or @file"):
@@ -92,7 +95,7 @@ def test_structure_is_json_with_pictures_from_files(tmp_path: Path) -> None:
 
 def test_help_is_the_description_of_the_field() -> None:
     text = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
-    assert "White is repainted. A file, or a reference" in text
+    assert "White is regenerated. A file, or a reference" in text
     assert "Up to [three] of them. JSON, or @file" in text
     assert "<canny|depth>" in text
     assert "<low|high>" in text

@@ -14,7 +14,7 @@ from img2img.app.http.errors import ImageError, UnsupportedMedia
 from img2img.app.imaging.decode import encode_png, fit
 from img2img.app.imaging.sandbox_limits import SandboxLimits
 from img2img.app.imaging.sandbox_pool import DecoderPool
-from img2img.domain.spec import Resize
+from img2img.domain.parameters import Resize
 from tests.support.images import encoded, gradient
 from tests.support.invalid_images import BROKEN, MAX_PIXELS, OTHER_FILES, SIZE, chunk
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from img2img.app.submission.defaults import nearest_side, resolve_model, resolve_seed, resolve_size
 from img2img.domain.model_card import nearest_bucket
-from img2img.domain.spec import MAX_SEED
+from img2img.domain.parameters import MAX_SEED
 from img2img.errors import ParameterError, Unavailable
 from tests.support.model_cards import CARD, DDIM_ONLY
 

@@ -8,7 +8,7 @@ from PIL import Image
 from img2img.app.submission.geometry import padded, strips, union, working_size
 from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.spec import Scheduler
+from img2img.domain.parameters import Scheduler
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 
 CARD = ModelCard(
@@ -62,7 +62,7 @@ def test_margins_are_boxes_and_have_a_union() -> None:
     assert union(strips(Padding(left=10, bottom=5), (110, 50))) == (0, 0, 110, 50)
 
 
-def repaint(margins: Padding, canvas: tuple[int, int], *, blur: int, masked: bool) -> InpaintRegion:
+def region(margins: Padding, canvas: tuple[int, int], *, blur: int, masked: bool) -> InpaintRegion:
     return InpaintRegion(
         mask="0" * 64 if masked else None, blur=blur, margins=margins, canvas=canvas, box=(0, 0, *canvas)
     )
@@ -79,7 +79,7 @@ def test_what_is_not_painted_stays_bit_for_bit(margins: Padding, blur: int, seed
     mask = (rng.random((24, 30)) < 0.4).astype(np.uint8) * rng.integers(1, 256, (24, 30), np.uint8)
     size = 30 + margins.left + margins.right, 24 + margins.top + margins.bottom
     canvas = InpaintCanvas(
-        Image.fromarray(picture), Image.fromarray(mask), repaint(margins, size, blur=blur, masked=True)
+        Image.fromarray(picture), Image.fromarray(mask), region(margins, size, blur=blur, masked=True)
     )
     seen, painted = canvas.view((32, 32))
     assert seen.size == painted.size == (32, 32)
@@ -92,7 +92,7 @@ def test_what_is_not_painted_stays_bit_for_bit(margins: Padding, blur: int, seed
 
 def test_without_a_mask_only_the_margins_are_painted_and_the_seam_fades() -> None:
     picture = np.full((40, 40, 3), 200, np.uint8)
-    canvas = InpaintCanvas(Image.fromarray(picture), None, repaint(Padding(right=40), (80, 40), blur=16, masked=False))
+    canvas = InpaintCanvas(Image.fromarray(picture), None, region(Padding(right=40), (80, 40), blur=16, masked=False))
     whole = canvas.paste(np.zeros((40, 80, 3), np.uint8))
     assert (whole[:, :40] == 200).all()
     assert whole[20, 41, 0] > 150

@@ -109,7 +109,7 @@ def test_a_process_logs_what_nobody_catches_and_libraries_have_to_warn() -> None
     program = (
         "import logging, threading; from img2img.telemetry import logging as logs\n"
         "from tests.unit.test_logging import quote_a_prompt\n"
-        "logs.configure('worker', level='DEBUG', form='json')\n"
+        "logs.configure('worker', level='DEBUG', log_format='json')\n"
         "import rq.worker; logging.getLogger('rq.worker').info('done')\n"
         "logging.getLogger('httpcore').info('url'); logging.getLogger('img2img.worker.x').debug('ours')\n"
         "thread = threading.Thread(target=quote_a_prompt); thread.start(); thread.join()\n"

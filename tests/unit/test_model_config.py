@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from img2img.domain.spec import Scheduler
+from img2img.domain.parameters import Scheduler
 from img2img.settings import SharedSettings
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.loading.model_config import (

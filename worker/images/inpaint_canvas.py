@@ -14,13 +14,13 @@ BINARY = 128  # a mask pixel from here on is painted; below, it only fades
 class InpaintCanvas:
     """The picture with its margins, and the mask of what is painted on it."""
 
-    def __init__(self, picture: Image.Image, mask: Image.Image | None, repaint: InpaintRegion) -> None:
+    def __init__(self, picture: Image.Image, mask: Image.Image | None, region: InpaintRegion) -> None:
         """picture: RGB; mask: greyscale of its size, white where it is painted, or None: on the margins only."""
-        self._repaint = repaint
-        self._picture = _with_margins(picture, repaint)
-        self.mask = Image.new("L", repaint.canvas, 255)
+        self._region = region
+        self._picture = _with_margins(picture, region)
+        self.mask = Image.new("L", region.canvas, 255)
         inner = mask or Image.new("L", picture.size)
-        self.mask.paste(inner, (repaint.margins.left, repaint.margins.top))
+        self.mask.paste(inner, (region.margins.left, region.margins.top))
 
     def view(self, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
         """What the model sees, at (width, height): the picture, and the mask in pure black and white."""
@@ -28,26 +28,26 @@ class InpaintCanvas:
 
     def cut(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
         """The box of a picture of the canvas' size, at (width, height)."""
-        return picture.resize(size, Image.Resampling.LANCZOS, box=self._repaint.box)
+        return picture.resize(size, Image.Resampling.LANCZOS, box=self._region.box)
 
     def cut_along(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
         """The same of another picture: of the canvas' size, or of that of the picture on it, and then extended alike.
 
         Raises JobError for one of any other size.
         """
-        if picture.size == self._repaint.picture_size:
-            picture = _with_margins(picture, self._repaint)
-        if picture.size != self._repaint.canvas:
-            wanted = "{}x{}".format(*self._repaint.canvas)
+        if picture.size == self._region.image_size:
+            picture = _with_margins(picture, self._region)
+        if picture.size != self._region.canvas:
+            wanted = "{}x{}".format(*self._region.canvas)
             raise JobError(f"a control's picture is {picture.width}x{picture.height}, not {wanted}")
         return self.cut(picture, size)
 
     def paste(self, result: Pixels) -> Pixels:
         """The whole picture with the result in its place. Where the mask is black, every pixel is as it was."""
-        left, top, right, bottom = box = self._repaint.box
+        left, top, right, bottom = box = self._region.box
         painted = Image.fromarray(result).resize((right - left, bottom - top), Image.Resampling.LANCZOS)
         whole = self._picture.copy()
-        whole.paste(painted, (left, top), _faded(self.mask, self._repaint.blur).crop(box))
+        whole.paste(painted, (left, top), _faded(self.mask, self._region.blur).crop(box))
         return np.asarray(whole)
 
 
@@ -60,9 +60,9 @@ def _faded(mask: Image.Image, blur: int) -> Image.Image:
     return ImageChops.darker(soft, mask)
 
 
-def _with_margins(picture: Image.Image, repaint: InpaintRegion) -> Image.Image:
+def _with_margins(picture: Image.Image, region: InpaintRegion) -> Image.Image:
     """Margins filled with what is mirrored at the edge: nearer to what will be there than black or a flat colour."""
-    margins = repaint.margins
+    margins = region.margins
     if not margins.any:
         return picture
     pixels = np.asarray(picture)

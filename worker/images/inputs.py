@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import ControlMapSpec, ControlSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.errors import InvalidPixels, JobError
 
 from .control_maps import PREPROCESSORS
@@ -46,26 +46,29 @@ class Prepares(Protocol):
 def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlType, Prepares] = {}) -> Inputs:
     """Decodes the blobs of a job, by sha256. Raises JobError where one does not fit the spec."""
     size = (spec.width, spec.height)
-    prompts = tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in spec.image_prompts if prompt.image)
-    picture = decode_png(pngs[spec.image]) if spec.image else None
+    digest = None if isinstance(spec, ControlSpec) else spec.image
+    picture = decode_png(pngs[digest]) if digest else None
     mask = canvas = None
-    if picture is not None and spec.repaint is not None:
-        masked = decode_png(pngs[spec.repaint.mask]).convert("L") if spec.repaint.mask else None
-        canvas = InpaintCanvas(picture, masked, spec.repaint)
+    if isinstance(spec, InpaintSpec):
+        assert picture is not None
+        masked = decode_png(pngs[spec.region.mask]).convert("L") if spec.region.mask else None
+        canvas = InpaintCanvas(picture, masked, spec.region)
         picture, mask = canvas.view(size)
     elif picture is not None:
-        _check_size("the input picture", picture, size)
-        if spec.tiling:
-            return Inputs(enlarged=TiledImage(picture, spec))
+        _check_size("the input image", picture, size)
+    if isinstance(spec, UpscaleSpec):
+        assert picture is not None
+        return Inputs(enlarged=TiledImage(picture, spec))
     controls = [
-        _control(control, _shown(control, pngs, picture, canvas, size), annotators) for control in spec.controls
+        _control(control, _shown(control, pngs, picture, canvas, size), annotators) for control in spec.control_maps
     ]
+    prompts = [] if isinstance(spec, ControlMapSpec) else spec.image_prompts
     return Inputs(
         to_tensor(picture) if picture is not None else None,
         to_tensor(mask) if mask is not None else None,
         canvas,
         tuple(controls),
-        image_prompts=prompts,
+        image_prompts=tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in prompts if prompt.image),
     )
 
 

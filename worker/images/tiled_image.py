@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import UpscaleSpec
 
 from .png import Pixels
 
@@ -16,14 +16,12 @@ Weights = npt.NDArray[np.float32]
 class TiledImage:
     """The tiles of one picture, by number: row by row."""
 
-    def __init__(self, picture: Image.Image, spec: JobSpec) -> None:
-        """picture: RGB, of the size that the spec says; the spec is one of the upscale task."""
-        assert spec.tiling is not None
-        assert spec.grid is not None
-        assert spec.upscale is not None
+    def __init__(self, picture: Image.Image, spec: UpscaleSpec) -> None:
+        """picture: RGB, of the spec's size."""
         self.grid = spec.grid
         self._size = spec.result_size
-        self._scale = spec.upscale if spec.tiling.upscaler else 1  # an upscaler enlarges; image-to-image does not
+        # An upscaler model enlarges the tiles itself; image-to-image gets an enlarged image.
+        self._scale = spec.upscale if spec.tiling.upscaler else 1
         if not spec.tiling.upscaler:
             picture = picture.resize(self._size, Image.Resampling.LANCZOS)
         width, height = self.grid.canvas

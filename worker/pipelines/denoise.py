@@ -1,13 +1,22 @@
 """Engine tasks for job specs: the stock pipeline of the task and its arguments, for one result image each."""
 
-import inspect
 from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
-from img2img.domain.spec import FLOW_SCHEDULERS, JobSpec, Task
+from img2img.domain.parameters import FLOW_SCHEDULERS, Task
+from img2img.domain.spec import (
+    ControlMapSpec,
+    ControlSpec,
+    DenoisingSpec,
+    EditSpec,
+    InpaintSpec,
+    JobSpec,
+    StrengthSpec,
+    UpscaleSpec,
+)
 
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
@@ -15,25 +24,26 @@ from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
+from .parameters import call_parameters, optional_arguments
 
 
 def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> TaskFunction:
-    """The work of one result picture. It returns (1, 3, height, width) in [0, 1]."""
-    if spec.task is Task.CONTROL_MAP:
+    """Return the function that computes one result image: a (1, 3, height, width) tensor in [0, 1]."""
+    if isinstance(spec, ControlMapSpec):
         return lambda _ticket: control_maps(model, spec, inputs)[0]
-    if spec.strength == 0 and inputs.picture is not None:
-        picture = inputs.picture
-        return lambda _ticket: encode_decode(model, picture)
+    if spec.steps_run == 0:
+        return lambda _ticket: encode_decode(model, inputs.picture)
     seen = model.adapters.image_prompt_kwargs(spec, inputs)
-    return lambda ticket: denoise(model, spec, inputs, index, ticket, seen)
+    return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, seen)
 
 
-def encode_decode(model: Model, picture: torch.Tensor) -> torch.Tensor:
-    """The picture through the autoencoder and back: what strength 0 means. No noise, no denoiser.
+def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
+    """Return an image, (1, 3, height, width) in [0, 1], after encoding and decoding it: the result at strength 0.
 
-    Latents stay as they are: whatever a pipeline shifts and scales them by, it takes back before it decodes.
+    The shift and scale that pipelines apply to latents are left out: they undo them before decoding.
     """
-    pixels = (2 * picture - 1).to(model.device, model.dtype)
+    assert image is not None
+    pixels = (2 * image - 1).to(model.device, model.dtype)
     if model.is_video_vae:
         pixels = pixels.unsqueeze(2)  # one frame
     encoded = model.vae.encode(pixels)
@@ -44,20 +54,26 @@ def encode_decode(model: Model, picture: torch.Tensor) -> torch.Tensor:
 
 
 def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tensor]:
-    """The maps of the job's controls, (1, 3, height, width) in [0, 1]: those that need a model are made now."""
+    """Return the job's control maps, (1, 3, height, width) in [0, 1]; runs the annotators that are models."""
     return [
         model.annotators[control.type].make_map(loaded, (spec.width, spec.height))
         if control.preprocess and control.type in model.annotators
         else loaded
-        for control, loaded in zip(spec.controls, inputs.controls, strict=True)
+        for control, loaded in zip(spec.control_maps, inputs.controls, strict=True)
     ]
 
 
 def denoise(
-    model: Model, spec: JobSpec, inputs: Inputs, index: int, ticket: EngineTask, seen: Mapping[str, Any]
+    model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int, ticket: EngineTask, seen: Mapping[str, Any]
 ) -> torch.Tensor:
-    """The stock pipeline of the task, with a scheduler and a CPU generator of this picture's own."""
-    pipeline = model.pipeline(spec.task, spec.scheduler, [control.type for control in spec.controls])
+    """Run the stock pipeline of the task with its own scheduler and a CPU generator of this seed.
+
+    Args:
+        seen: Arguments for the image prompts.
+    """
+    # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
+    task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
+    pipeline = model.pipeline(task, spec.scheduler, [control.type for control in spec.control_maps])
     model.adapters.activate(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
 
@@ -69,14 +85,15 @@ def denoise(
 
     if inputs.noise is not None:
         _start_from(inputs.noise, pipeline)
-    takes = inspect.signature(pipeline.__call__).parameters
+    takes = call_parameters(pipeline)
     modern = "callback_on_step_end" in takes
     images: torch.Tensor = pipeline(
         num_inference_steps=spec.num_inference_steps,
-        generator=torch.Generator("cpu").manual_seed(spec.seed + index),
+        generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
         **({"callback_on_step_end": note_step} if modern else {"callback": step_callback(spec, ticket)}),
         **_arguments(model, pipeline, spec, inputs, takes),
+        **optional_arguments(spec, takes),
         **seen,
     ).images
     # A schedule with `denoising_start` can have one step less.
@@ -85,38 +102,42 @@ def denoise(
 
 
 def _arguments(
-    model: Model, pipeline: DiffusionPipeline, spec: JobSpec, inputs: Inputs, takes: Container[str]
+    model: Model, pipeline: DiffusionPipeline, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]
 ) -> dict[str, Any]:
     arguments = model.family.adapt(spec, {**_text(spec), **_conditions(model, spec, inputs, takes)})
     return embed_prompts(pipeline, spec, arguments) if model.family.clip_prompts else arguments
 
 
-def _text(spec: JobSpec) -> dict[str, Any]:
+def _text(spec: DenoisingSpec) -> dict[str, Any]:
     return {
         "prompt": spec.prompt,
-        "negative_prompt": spec.negative_prompt or None,  # None is what leaving it out means to a pipeline
+        # None means no negative prompt to a pipeline.
+        "negative_prompt": spec.negative_prompt or None,
         "guidance_scale": spec.guidance_scale,
     }
 
 
-def _conditions(model: Model, spec: JobSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
-    """The arguments by which the pipelines of the tasks differ. takes: what the pipeline at hand can be given."""
-    if spec.task is Task.EDIT:
-        size = {"width": spec.width, "height": spec.height} if "width" in takes else {}
-        return {"image": inputs.picture, "image_guidance_scale": spec.image_guidance_scale, **size}
+def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
+    """Return the arguments by which the pipelines of the tasks differ.
+
+    Args:
+        takes: Names of the pipeline's parameters.
+    """
+    size = {"width": spec.width, "height": spec.height}
+    if isinstance(spec, EditSpec):
+        guidance = {"image_guidance_scale": spec.image_guidance_scale}
+        return {"image": inputs.picture, **guidance, **(size if "width" in takes else {})}
     conditions: dict[str, Any] = {}
-    if spec.task is not Task.CONTROL:
+    if not isinstance(spec, ControlSpec):
         conditions |= {"image": inputs.picture, "strength": _strength_that_steps(spec)}
-    if spec.denoising_start is not None:
-        conditions |= {"denoising_start": spec.denoising_start}
-    if spec.task is Task.INPAINT:
+    if isinstance(spec, InpaintSpec):
         conditions |= {"mask_image": inputs.mask}
-    if spec.task in (Task.INPAINT, Task.CONTROL):
-        conditions |= {"width": spec.width, "height": spec.height}
-    if spec.controls:
+    if isinstance(spec, InpaintSpec | ControlSpec):
+        conditions |= size
+    if spec.control_maps:
         maps = control_maps(model, spec, inputs)
-        scales = [control.scale for control in spec.controls]
-        spans = [(control.start, control.end) for control in spec.controls]
+        scales = [control.scale for control in spec.control_maps]
+        spans = [(control.start, control.end) for control in spec.control_maps]
         conditions |= control_arguments(spec.task, maps, scales, spans)
     return conditions
 
@@ -133,10 +154,12 @@ def _start_from(noise: torch.Tensor, pipeline: DiffusionPipeline) -> None:
     pipeline.scheduler.add_noise = add_given_noise
 
 
-def _strength_that_steps(spec: JobSpec) -> float:
-    """The strength, raised where `int(steps * strength)` is 0: pipelines fail on that, and we promise one step."""
+def _strength_that_steps(spec: StrengthSpec) -> float:
+    """Return the strength, raised where it gives no step: pipelines fail then, and a job promises at least one."""
     if spec.scheduler in FLOW_SCHEDULERS:
-        return max(spec.strength, 1e-6)  # such pipelines round up, unless it vanishes beside 1
+        # The pipelines of flow models round up, unless the strength is lost to rounding.
+        return max(spec.strength, 1e-6)
     if int(spec.num_inference_steps * spec.strength) >= 1:
         return spec.strength
-    return min(1.0, 1.5 / spec.num_inference_steps)  # in the middle of the values that give one step
+    # The middle of the values that give one step.
+    return min(1.0, 1.5 / spec.num_inference_steps)

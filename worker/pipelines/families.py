@@ -8,7 +8,8 @@ import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
-from img2img.domain.spec import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, JobSpec, Scheduler, Task
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, Scheduler, Task
+from img2img.domain.spec import DenoisingSpec
 
 from . import pipeline_arguments
 from .gates import Forward, gate_list_inputs, gate_rows
@@ -55,8 +56,6 @@ class Family:
     has_guidance: Callable[[DiffusionPipeline], bool] = lambda _pipeline: True
     # Rows of a denoiser call with guidance; 1 if the guidance scale is an input of the denoiser.
     guidance_rows: int = 2
-    # Whether the image-to-image pipeline takes `denoising_start`.
-    denoising_start: bool = False
     # Whether the VAE is a video VAE: its tensors are (batch, channels, frames, height, width).
     video_vae: bool = False
     # Denoiser arguments without a batch dimension, such as position ids.
@@ -66,7 +65,7 @@ class Family:
     # Extra components to pass to `from_pretrained`: (source, revision) -> components by name.
     load_components: Callable[[str, str | None], Mapping[str, Any]] = lambda _source, _revision: {}
     # Converts the arguments of a Stable Diffusion pipeline to those of this family.
-    adapt: Callable[[JobSpec, Arguments], Arguments] = lambda _spec, arguments: arguments
+    adapt: Callable[[DenoisingSpec, Arguments], Arguments] = lambda _spec, arguments: arguments
 
     def gate_denoiser(self, forward: Forward) -> Forward:
         """Return the gated forward of a denoiser of this family."""
@@ -166,7 +165,6 @@ FAMILIES = (
             Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline,
             Task.INPAINT: diffusers.StableDiffusionXLInpaintPipeline,
         },
-        denoising_start=True,
         **_SDXL,
     ),
     Family(

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.spec import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
 
 from ..errors import StartupError
 from ..images.control_maps import PREPROCESSORS
@@ -26,6 +26,7 @@ from .image_processors import check_processors
 from .loading.components import build_pipeline
 from .loading.model_config import ModelConfig, is_path
 from .loading.weights import first_line
+from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .schedulers import make_scheduler, name_of
 
@@ -71,7 +72,7 @@ class Model:
         self.annotators = load_annotators(config, pipeline.device)
         card = _base_card(config, family, pipeline).model_copy(
             update=_component_fields(
-                tuple(self._pipelines), pipeline, self.upscalers, self._controlnets.types, tuple(self.annotators)
+                self._pipelines, pipeline, self.upscalers, self._controlnets, tuple(self.annotators)
             )
         )
         self.card = self.adapters.add_to_card(card, self._pipelines)
@@ -161,7 +162,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         negative_prompt=family.negative_prompt and guidance,
         guidance=guidance,
         guidance_rows=family.guidance_rows,
-        denoising_start=family.denoising_start,
+        scheduler_parameters=scheduler_parameters(family.schedulers),
         prompt_weighting=family.clip_prompts,
         image_guidance=family.image_guidance,
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
@@ -170,23 +171,27 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
 
 
 def _component_fields(
-    tasks: tuple[Task, ...],
+    pipelines: Mapping[Task, DiffusionPipeline],
     pipeline: DiffusionPipeline,
     upscalers: Mapping[int, Upscaler],
-    controls: tuple[ControlType, ...],
+    controlnets: ControlNets,
     annotators: tuple[ControlType, ...],
 ) -> dict[str, object]:
     """Return the fields of the card that depend on the components of a model."""
-    tiled = TILED_UPSCALES if Task.IMG2IMG in tasks and "unet" in pipeline.components else ()
+    tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()
     upscales = sorted({*upscalers, *tiled})
-    more = [task for task, supported in ((Task.CONTROL, controls), (Task.UPSCALE, upscales)) if supported]
+    more = [task for task, supported in ((Task.CONTROL, controlnets.types), (Task.UPSCALE, upscales)) if supported]
+    # Tiles are upscaled by the image-to-image pipeline.
+    tiles = {Task.UPSCALE: pipelines[Task.IMG2IMG]} if tiled else {}
     return {
-        "tasks": (*tasks, *more),
-        "controls": controls,
+        "tasks": (*pipelines, *more),
+        "controls": controlnets.types,
         # Preprocessors without a model work with every model.
         "preprocessors": (*PREPROCESSORS, *annotators),
         "upscales": tuple(upscales),
         "upscalers": tuple(upscaler.card for upscaler in upscalers.values()),
+        "parameters": supported_parameters({**pipelines, **tiles}),
+        "control_parameters": supported_parameters(controlnets.pipelines),
     }
 
 

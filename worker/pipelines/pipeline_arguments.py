@@ -6,34 +6,35 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import DenoisingSpec
 
 Arguments = dict[str, Any]
 
 
-def add_size(spec: JobSpec, arguments: Arguments) -> Arguments:
+def add_size(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """Add the output size, which Stable Diffusion pipelines derive from the image."""
     return {**arguments, "width": spec.width, "height": spec.height}
 
 
-def flux(spec: JobSpec, arguments: Arguments) -> Arguments:
+def flux(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """FLUX.1: explicit size, no negative prompt."""
     return add_size(spec, _without(arguments, "negative_prompt"))
 
 
-def flux_kontext(spec: JobSpec, arguments: Arguments) -> Arguments:
+def flux_kontext(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """FLUX.1 Kontext: like FLUX.1, with the pipeline's own resizing turned off."""
     # The image is resized already, by default to one of the sizes that the pipeline would choose.
     given = _without_img2img(arguments) if spec.task is Task.EDIT else arguments
     return {**flux(spec, given), "max_area": spec.width * spec.height, "_auto_resize": False}
 
 
-def flux2(spec: JobSpec, arguments: Arguments) -> Arguments:
+def flux2(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """FLUX.2: like FLUX.1, with a list of PIL images as context."""
     return {**flux(spec, _without_img2img(arguments)), "image": [_to_pil(arguments["image"])]}
 
 
-def qwen(spec: JobSpec, arguments: Arguments) -> Arguments:
+def qwen(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """Qwen-Image: explicit size, and classifier-free guidance as `true_cfg_scale`."""
     given = _without(arguments, "guidance_scale", "negative_prompt")
     # The pipeline guides only if it gets a negative prompt; a blank one guides as well.
@@ -41,12 +42,12 @@ def qwen(spec: JobSpec, arguments: Arguments) -> Arguments:
     return add_size(spec, given | (guided if spec.guidance_scale > 1 else {}))
 
 
-def qwen_edit(spec: JobSpec, arguments: Arguments) -> Arguments:
+def qwen_edit(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """Qwen-Image-Edit: like Qwen-Image, with a PIL image."""
     return {**qwen(spec, _without_img2img(arguments)), "image": _to_pil(arguments["image"])}
 
 
-def z_image(spec: JobSpec, arguments: Arguments) -> Arguments:
+def z_image(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """Z-Image: explicit size, and a guidance scale that is 0 without guidance."""
     # The scale counts from the prediction with the prompt, so 0 means no guidance, as 1 does elsewhere.
     scale = spec.guidance_scale if spec.guidance_scale > 1 else 0.0

@@ -5,7 +5,7 @@ from typing import Any
 import diffusers
 from diffusers import SchedulerMixin
 
-from img2img.domain.spec import FLOW_SCHEDULERS, Scheduler
+from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler
 
 # Settings on top of the config of the model's scheduler (betas, prediction type, timestep spacing). Settings that the
 # scheduler of a model may have and that would change another scheduler are reset here.
@@ -42,17 +42,23 @@ _TABLE: dict[Scheduler, tuple[str, dict[str, Any]]] = {
 _DISTINCTIVE = ("use_karras_sigmas", "use_beta_sigmas", "algorithm_type")
 
 
+def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
+    """Return the diffusers class of a scheduler."""
+    scheduler: type[SchedulerMixin] = getattr(diffusers, _TABLE[name][0])
+    return scheduler
+
+
 def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
     """Create a scheduler.
 
     Args:
         base: scheduler of the model, whose config is the base of the new one.
     """
-    class_name, settings = _TABLE[name]
+    _, settings = _TABLE[name]
     if name not in FLOW_SCHEDULERS:
         # The class default clips samples to [-1, 1]. That is for models of pixels; latents exceed that range.
         settings = {"clip_sample": base.config.get("clip_sample", False), **settings}
-    scheduler: SchedulerMixin = getattr(diffusers, class_name).from_config(base.config, **settings)
+    scheduler: SchedulerMixin = scheduler_class(name).from_config(base.config, **settings)
     return scheduler
 
 

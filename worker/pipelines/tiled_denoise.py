@@ -5,13 +5,13 @@ from functools import partial
 
 import torch
 
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.spec import JobSpec, UpscaleSpec
 
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs, to_pixels, to_tensor
 from ..images.png import Pixels
 from ..images.tiled_image import TiledImage
-from .denoise import make_task_function
+from .denoise import denoise, encode_decode, make_task_function
 from .model import Model
 
 # (inputs of a tile, seed, engine task) -> image of the tile.
@@ -19,15 +19,15 @@ MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]
 
 
 def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> list[TaskFunction]:
-    """The work of one result picture: a piece per tile that returns its Pixels; or one, as `make_work` says."""
+    """Return the functions that compute one result image: one per tile that returns `Pixels`, or a single one."""
     if inputs.enlarged is None:
         return [make_task_function(model, spec, inputs, index)]
-    assert spec.upscale is not None
-    upscaler = model.upscalers[spec.upscale] if spec.tiling and spec.tiling.upscaler else None
+    assert isinstance(spec, UpscaleSpec)
+    upscaler = model.upscalers[spec.upscale] if spec.tiling.upscaler else None
     make = partial(upscaler.upscale, spec) if upscaler else partial(_img2img, model, spec)
     scale = upscaler.latent_scale if upscaler else model.latent_scale
     channels = (upscaler or model).vae.config.latent_channels
-    seeds, noise = _drawn(inputs.enlarged, spec.seed + index, channels, scale)
+    seeds, noise = _drawn(inputs.enlarged, spec.image_seed(index), channels, scale)
     return [partial(_tile, inputs.enlarged, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
 
 
@@ -38,13 +38,10 @@ def _tile(
     return to_pixels(make(Inputs(to_tensor(enlarged.tile(number)), noise=noise), seed, ticket))
 
 
-def _img2img(model: Model, spec: JobSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
-    assert inputs.picture is not None
-    height, width = inputs.picture.shape[2:]
-    whole = {"task": Task.IMG2IMG, "upscale": None, "tiling": None}
-    tile = spec.model_copy(update={**whole, "seed": seed, "width": width, "height": height})
-    image: torch.Tensor = make_task_function(model, tile, inputs, 0)(ticket)
-    return image
+def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
+    if spec.steps_run == 0:
+        return encode_decode(model, inputs.picture)
+    return denoise(model, spec, inputs, seed, ticket, {})
 
 
 def _drawn(

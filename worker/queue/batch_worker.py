@@ -31,9 +31,10 @@ from img2img.blobs import BlobStore
 from img2img.domain.job import ImageInfo, JobFailure, JobStatus
 from img2img.domain.model_card import WorkerThroughput
 from img2img.errors import Cancelled, JobError
-from img2img.redis.job_queue import InertJob, JobQueue, rq_queue
+from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import Progress
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.rq_adapter import InertJob, rq_queue
 from img2img.telemetry.logging import job_context, job_extra
 
 from ..errors import WorkerDied

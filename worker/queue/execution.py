@@ -144,7 +144,7 @@ class JobExecution:
         spec = self.record.spec
         return ImageInfo(
             index=index,
-            seed=spec.seed + index,
+            seed=spec.image_seed(index),
             width=spec.result_size[0],
             height=spec.result_size[1],
             sha256=hashlib.sha256(png).hexdigest(),

@@ -12,11 +12,12 @@ from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from rq.utils import as_text
 from rq.worker import BaseWorker
 
 from img2img.domain.job import JobRecord, JobStatus
-from img2img.redis.job_queue import MAX_ATTEMPTS, InertJob, JobQueue, rq_queue
+from img2img.redis.decode import decode
+from img2img.redis.job_queue import MAX_ATTEMPTS, JobQueue
+from img2img.redis.rq_adapter import InertJob, rq_queue
 
 from .execution import JobExecution
 from .reaper import UNREADABLE
@@ -72,7 +73,7 @@ class JobFetcher:
                 continue
             source = self._queues[model]
             try:
-                self._take(str(as_text(moved)), source)
+                self._take(decode(moved), source)
             except RedisError:
                 raise
             except Exception:

@@ -86,7 +86,7 @@ class JobMetrics:
             waited_s = max(0.0, record.started_at - record.created_at)
             self._waits.labels(record.spec.model, record.priority).observe(waited_s)
             wait = SpanData("wait", record.created_at, record.created_at + waited_s)
-            self._traces.add(wait, record.traceparent, {"img2img.job_id": record.id})
+            self._traces.record(wait, record.traceparent, {"img2img.job_id": record.id})
 
     def note_steps(self, claim: JobExecution) -> None:
         """Counts the steps done since this was last called. Safe from any thread."""
@@ -130,4 +130,4 @@ class JobMetrics:
             "img2img.end": end,
         }
         run = SpanData("run", record.started_at or epoch + claim.load_started, time.time())
-        self._traces.add(run, record.traceparent, attributes, parts, "failed" if end == JobStatus.FAILED else None)
+        self._traces.record(run, record.traceparent, attributes, parts, "failed" if end == JobStatus.FAILED else None)

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterable
 from redis import Redis
 from redis.exceptions import LockError, RedisError
 from rq import Queue
-from rq.utils import as_text, current_timestamp
+from rq.utils import current_timestamp
 
 from img2img.domain.job import JobFailure, JobStatus
-from img2img.redis.job_queue import JobQueue, rq_queue
+from img2img.redis.decode import decode
+from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import job_index
+from img2img.redis.keys import REAPER_LOCK
+from img2img.redis.rq_adapter import rq_queue
 from img2img.telemetry.logging import job_extra
 
 log = logging.getLogger(__name__)
 
-LOCK = "i2i:sweeper"
 LOCK_S = 10  # a sweep takes milliseconds; if its owner is killed, another may sweep after this
 AUDIT_LIMIT = 10_000  # jobs that have not ended and are looked at one by one; of more, first their numbers
 
@@ -35,7 +37,7 @@ class Reaper:
         """on_lost: called for each job whose lease ran out."""
         self._redis = redis
         self._jobs = JobQueue(redis)
-        self._lock = redis.lock(LOCK, timeout=LOCK_S, blocking=False)
+        self._lock = redis.lock(REAPER_LOCK, timeout=LOCK_S, blocking=False)
         self._stuck_s = lease_s / 2  # how long a job may be between the queue and a lease
         self._orphan_s = lease_s * 3  # how long a job may be in no list at all
         self._stuck_since: dict[str, float] = {}
@@ -66,7 +68,7 @@ class Reaper:
         """Jobs whose worker fell silent and let their lease run out."""
         registry = queue.started_job_registry
         for entry in self._redis.zrangebyscore(registry.key, 0, current_timestamp()):
-            lease = str(as_text(entry))  # type: ignore[arg-type]
+            lease = decode(entry)
             job_id, _, execution = lease.rpartition(":")
             log.warning("its worker fell silent", extra=job_extra(job_id))
             self._on_lost()

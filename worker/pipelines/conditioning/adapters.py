@@ -6,7 +6,8 @@ from typing import Any
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import JobSpec, Task
+from img2img.domain.parameters import Task
+from img2img.domain.spec import DenoisingSpec
 
 from ...engine.gate import Gate
 from ...images.inputs import Inputs
@@ -85,7 +86,7 @@ class Adapters:
             }
         )
 
-    def activate(self, pipeline: DiffusionPipeline, spec: JobSpec) -> None:
+    def activate(self, pipeline: DiffusionPipeline, spec: DenoisingSpec) -> None:
         """Give the pipeline object of one job the modules with the adapters that its spec names."""
         loras = self._lora_scales(spec)
         for name, module in self._lora_modules.items():
@@ -97,11 +98,11 @@ class Adapters:
             module = self._ip_adapter_unets[len(image_scales) - 1]
             pipeline.unet = module.with_adapters(ActiveAdapters(module.select(loras), image_scales))
 
-    def _lora_scales(self, spec: JobSpec) -> LoraScales:
+    def _lora_scales(self, spec: DenoisingSpec) -> LoraScales:
         """Return (PEFT name, scale) pairs, without those of scale 0."""
         return tuple(sorted((self._peft_names[lora.name], lora.scale) for lora in spec.loras if lora.scale))
 
-    def image_prompt_kwargs(self, spec: JobSpec, inputs: Inputs) -> Mapping[str, Any]:
+    def image_prompt_kwargs(self, spec: DenoisingSpec, inputs: Inputs) -> Mapping[str, Any]:
         """Return the pipeline arguments for the image prompts of a job.
 
         Takes milliseconds per image, so do not call it on the engine's thread.

@@ -2,7 +2,7 @@
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from img2img.domain.spec import Task
+from img2img.domain.parameters import Task
 
 from ...errors import StartupError
 from ..families import Family

@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel, DiffusionPipeline, MultiControlNetModel
 
 from img2img.domain.conditioning import ControlType
-from img2img.domain.spec import Task
+from img2img.domain.parameters import Task
 
 from ...engine.gate import Gate
 from ...errors import StartupError
@@ -41,12 +41,12 @@ class ControlNets:
             if source not in loaded:
                 loaded[source] = _load(config, control_type, source, base)
         self._nets = {control_type: loaded[source] for control_type, source in config.controlnets.items()}
-        self._templates: dict[Task, DiffusionPipeline] = {}
+        self.pipelines: dict[Task, DiffusionPipeline] = {}
         for net in loaded.values():
             net.forward = PerRequestScale(Gate("control", net.forward))
         if self._nets:
             first = next(iter(self._nets.values()))
-            self._templates = {
+            self.pipelines = {
                 task: build_pipeline(kind, base, controlnet=first) for task, kind in family.controlnet_pipelines.items()
             }
 
@@ -56,7 +56,7 @@ class ControlNets:
 
     def pipeline(self, task: Task, types: Sequence[ControlType]) -> DiffusionPipeline:
         """Return a pipeline object for one job with controls of these types, in this order."""
-        pipeline = copy.copy(self._templates[task])
+        pipeline = copy.copy(self.pipelines[task])
         nets = [self._nets[control_type] for control_type in types]
         pipeline.controlnet = nets[0] if len(nets) == 1 else MultiControlNetModel(nets)
         return pipeline

@@ -11,7 +11,7 @@ import torch
 from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType
 from diffusers import DiffusionPipeline
 
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import DenoisingSpec
 
 _WEIGHTED = re.compile(r"\(([^()]+):([0-9]+(?:\.[0-9]+)?)\)")
 
@@ -29,7 +29,7 @@ def parse_weights(text: str) -> Fragments:
     return [(piece, weight) for piece, weight in fragments if piece.strip()] or [("", 1.0)]
 
 
-def embed_prompts(pipeline: DiffusionPipeline, spec: JobSpec, arguments: dict[str, Any]) -> dict[str, Any]:
+def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: dict[str, Any]) -> dict[str, Any]:
     """Replace the prompts in the arguments of a pipeline by embeddings, if they are long or weighted."""
     prompts = [spec.prompt, spec.negative_prompt]
     encoders = _encoders(pipeline)

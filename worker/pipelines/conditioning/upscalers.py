@@ -10,7 +10,8 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, StableDiffusionUpscalePipeline
 
 from img2img.domain.model_card import UpscalerCard
-from img2img.domain.spec import DIFFUSION_SCHEDULERS, JobSpec, Scheduler
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler, Task
+from img2img.domain.spec import DenoisingSpec, UpscaleSpec
 
 from ...engine.task import EngineTask
 from ...errors import StartupError
@@ -18,6 +19,7 @@ from ...images.inputs import Inputs
 from ..families import Family
 from ..loading.components import build_pipeline, is_pipeline, load_low_res_scheduler, load_pipeline, load_unet
 from ..loading.model_config import ComponentSource, ModelConfig, UpscalerSource
+from ..parameters import call_parameters, optional_arguments, supported_parameters
 from ..schedulers import make_scheduler, name_of
 
 FACTORS = {"StableDiffusionUpscalePipeline": 4, "StableDiffusionLatentUpscalePipeline": 2}
@@ -102,11 +104,12 @@ class Upscaler:
             default_scheduler=(name_of(pipeline.scheduler) or Scheduler.DDIM) if factor == 4 else Scheduler.EULER,
             default_steps=source.steps or (30 if factor == 4 else 20),
             default_guidance_scale=source.guidance_scale or (9.0 if factor == 4 else 1.0),
+            parameters=tuple(supported_parameters({Task.UPSCALE: pipeline})),
             # Relative to the model, per pixel of the result: the cost of a denoiser depends on latents.
             work=(base.vae_scale_factor / self.latent_scale) ** 2,
         )
 
-    def upscale(self, spec: JobSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
+    def upscale(self, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
         """Run the stock pipeline on one tile, with a new scheduler and a CPU generator for `seed`.
 
         Returns:
@@ -125,6 +128,7 @@ class Upscaler:
             latents=None if noise is None else noise.to(pipeline.unet.dtype),
             output_type="pt",
             callback=step_callback(spec, ticket),
+            **optional_arguments(spec, call_parameters(pipeline)),
         ).images
         return image
 
@@ -136,7 +140,7 @@ class Upscaler:
         return make_scheduler(name, base)
 
 
-def step_callback(spec: JobSpec, ticket: EngineTask) -> Callable[[int, Any, Any], None]:
+def step_callback(spec: DenoisingSpec, ticket: EngineTask) -> Callable[[int, Any, Any], None]:
     """Return a `callback` for pipelines without `callback_on_step_end` that counts the steps of a job."""
 
     def count(i: int, _timestep: Any, _latents: Any) -> None:

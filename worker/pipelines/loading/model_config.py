@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from img2img.domain.conditioning import ControlType, LoraName
 from img2img.domain.model_card import model_name
-from img2img.domain.spec import Scheduler
+from img2img.domain.parameters import Scheduler
 
 from ...errors import StartupError
 

@@ -14,7 +14,8 @@ from redis import Redis
 from img2img.blobs import ObjectStore
 from img2img.domain.job import ImageInfo
 from img2img.domain.model_card import ModelCard, model_name, size_buckets
-from img2img.domain.spec import Scheduler, input_key, result_key
+from img2img.domain.parameters import Scheduler
+from img2img.domain.spec import input_key, result_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import SharedSettings
@@ -35,7 +36,7 @@ def echo(job_id: str, queue: JobQueue, store: ObjectStore) -> None:
         images.append(
             ImageInfo(
                 index=index,
-                seed=record.spec.seed + index,
+                seed=record.spec.image_seed(index),
                 width=record.spec.result_size[0],
                 height=record.spec.result_size[1],
                 sha256=sha256(picture).hexdigest(),

@@ -1,0 +1,186 @@
+"""Request bodies and responses of operations, as FastAPI cannot derive them from the routes.
+
+Bodies come in two media types, and responses have headers, links, images, event streams and problem documents.
+"""
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from img2img.errors import Img2ImgError, ParameterError
+
+from ..http.errors import InsufficientScope
+from ..http.problem_details import PROBLEM_JSON, STATUS, problem_response
+from ..schemas.events import GoneEvent, PreviewEvent, ProgressEvent, QueuedEvent
+from ..schemas.responses import EXAMPLE_JOB_ID, ImageFormat, Job
+
+Responses = dict[int | str, dict[str, Any]]
+
+JOB_OPERATIONS = ("get_job", "stream_job_events", "cancel_job", "delete_job", "get_result")
+# Names of the events of a job's stream, by the model of their data.
+STREAM_EVENTS = {
+    QueuedEvent: ("queued",),
+    ProgressEvent: ("progress",),
+    PreviewEvent: ("preview",),
+    Job: ("succeeded", "failed", "cancelled"),
+    GoneEvent: ("gone",),
+}
+
+
+def ref(schema: str) -> dict[str, str]:
+    """Return a reference to a schema of the document's components."""
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def request_body(name: str) -> dict[str, Any]:
+    """Return a body that comes as JSON (schema `{name}Request`) or as a form (schema `{name}Form`).
+
+    JSON comes first: generators that support one media type take the first, and some cannot express the nested fields
+    and fractions of a form.
+    """
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": ref(f"{name}Request")},
+            "multipart/form-data": {"schema": ref(f"{name}Form")},
+        },
+    }
+
+
+def problems(*statuses: int) -> Responses:
+    """Return the error responses of an operation, each with an example."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {PROBLEM_JSON: {"schema": ref("Problem"), "example": _problem_example(status)}},
+        }
+        for status in statuses
+    }
+
+
+def _problem_example(status: int) -> Any:
+    errors: dict[int, Img2ImgError] = {
+        HTTPStatus.FORBIDDEN: InsufficientScope("submit"),
+        HTTPStatus.UNPROCESSABLE_ENTITY: ParameterError("strength", "Input should be less than or equal to 1", got="2"),
+    }
+    error = errors.get(status) or next(kind for kind, of in STATUS.items() if of == status)()
+    return json.loads(bytes(problem_response(error).body))
+
+
+def message_name(model: type) -> str:
+    """Return the name of the schema of a server-sent event that carries `model`."""
+    return f"{model.__name__}Message"
+
+
+def message_schemas() -> dict[str, Any]:
+    """Return the schemas of the events of a job's stream, as fields of the Server-Sent Events format."""
+    return {
+        message_name(model): {
+            "title": message_name(model),
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"type": "string", "enum": list(names)},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": ref(model.__name__),
+                },
+                "id": {"type": "string", "description": "Revision of the job, for `Last-Event-ID`."},
+            },
+        }
+        for model, names in STREAM_EVENTS.items()
+    }
+
+
+SUBMIT_BODY = request_body("Img2Img")
+CONTROL_MAP_BODY = request_body("ControlMap")
+IMAGE_BODY = request_body("Image")
+
+SUBMITTED: Responses = {
+    202: {
+        "description": "The job was queued.",
+        "headers": {
+            "Location": {"description": "URL of the job.", "schema": {"type": "string"}},
+            "Idempotency-Replayed": {
+                "description": "`true` if an earlier request with the same idempotency key created the job.",
+                "schema": {"type": "string", "enum": ["true"]},
+            },
+        },
+        "links": {
+            name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in JOB_OPERATIONS
+        },
+    }
+}
+# Some generators take the lowest success status for the only one, so its schema covers every body of a submit.
+SUBMITTED_OR_DRY_RUN = {
+    "title": "Submitted",
+    "description": "The job; with `dry_run`, the job that would be created.",
+    "oneOf": [ref("DryRunResult"), ref("Job")],
+}
+DRY_RUN: Responses = {
+    200: {
+        "description": "With `dry_run`: the job that would be created.",
+        "content": {"application/json": {"schema": ref("Submitted")}},
+    }
+}
+JOB: Responses = {
+    200: {
+        "description": "The job.",
+        "headers": {
+            "Preference-Applied": {
+                "description": "The wait that was granted, for a request with `Prefer: wait`.",
+                "schema": {"type": "string", "pattern": "^wait=[0-9]+$"},
+            }
+        },
+    }
+}
+EVENTS: Responses = {
+    200: {
+        "description": "Events whose `data` is a QueuedEvent, ProgressEvent, PreviewEvent, Job or GoneEvent as JSON.",
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "itemSchema": {
+                    "oneOf": [ref(message_name(model)) for model in STREAM_EVENTS],
+                    "discriminator": {
+                        "propertyName": "event",
+                        "mapping": {
+                            name: ref(message_name(model))["$ref"]
+                            for model, names in STREAM_EVENTS.items()
+                            for name in names
+                        },
+                    },
+                },
+                "example": (
+                    f'event: queued\nid: 1\ndata: {{"id":"{EXAMPLE_JOB_ID}","status":"queued",'
+                    '"queue_position":2,"eta_s":14.5}\n\n'
+                    f'event: progress\nid: 5\ndata: {{"id":"{EXAMPLE_JOB_ID}","status":"running",'
+                    '"progress":{"step":6,"steps":24,"fraction":0.25}}\n\n'
+                    f'event: succeeded\nid: 24\ndata: {{"id":"{EXAMPLE_JOB_ID}","status":"succeeded",...}}\n\n'
+                ),
+            }
+        },
+    },
+    204: {"description": "The job has ended and the client has received its last event."},
+}
+RESULT_IMAGE: Responses = {
+    200: {
+        "description": "The image.",
+        "headers": {
+            "ETag": {"description": "For a PNG its SHA-256, in double quotes.", "schema": {"type": "string"}},
+        },
+        "content": {
+            f"image/{image_format}": {
+                "schema": {"type": "string", "format": "binary"},
+                "example": f"(bytes of a {image_format.upper()} file)",
+            }
+            for image_format in ImageFormat
+        },
+    },
+    304: {"description": "The client already has this image."},
+    307: {
+        "description": "If the service redirects downloads: the PNG is at a signed URL of the store, for one minute.",
+        "headers": {"Location": {"description": "The signed URL.", "schema": {"type": "string", "format": "uri"}}},
+    },
+}

@@ -1,0 +1,42 @@
+"""Waits for the end of a job."""
+
+import asyncio
+import time
+from contextlib import suppress
+
+from anyio.to_thread import run_sync
+from redis.exceptions import RedisError
+
+from img2img.domain.job import JobRecord
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.notifications import JobChangeListener
+
+# A record is read again after this time even if no change was announced.
+REREAD_S = 15.0
+# Pause before reading again while Redis is unavailable.
+OUTAGE_S = 0.5
+
+
+async def wait_for_end(job_id: str, wait_s: float, queue: JobQueue, job_changes: JobChangeListener) -> JobRecord:
+    """Return the job when it has ended, or in its state after `wait_s` seconds. Raises NotFound, Gone or RedisError."""
+    deadline = time.monotonic() + wait_s
+    with job_changes.subscribe(job_id) as changed:
+        record = await run_sync(queue.job_store.find, job_id)
+        while not record.status.is_terminal and (left_s := deadline - time.monotonic()) > 0:
+            await wait_for_event(changed, min(left_s, REREAD_S))
+            changed.clear()
+            try:
+                record = await run_sync(queue.job_store.find, job_id)
+            except RedisError:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(OUTAGE_S)
+        return record
+
+
+async def wait_for_event(event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until `event` is set; return False if it is not set within `timeout_s`."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    return event.is_set()

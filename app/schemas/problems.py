@@ -1,0 +1,51 @@
+"""Error responses: problem documents (RFC 9457) with the fields that were rejected."""
+
+import reprlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Field
+
+from img2img.domain.job import JobFailure, JobStatus
+
+# Parts of a request, the first element of `loc` in pydantic's errors.
+REQUEST_PARTS = frozenset({"body", "path", "query", "header"})
+MAX_SHOWN = 80
+
+
+class FieldProblem(BaseModel):
+    """A field that was rejected, why, and the value that was received."""
+
+    field: Annotated[str, Field(description="Path of the field, e.g. `controls.0.weight`.", examples=["strength"])]
+    message: Annotated[str, Field(examples=["Input should be less than or equal to 1"])]
+    got: Annotated[str | None, Field(description="The value received, shortened.", examples=["2"])] = None
+
+    @classmethod
+    def from_pydantic(cls, error: Mapping[str, Any]) -> Self:
+        """Convert an entry of a pydantic error list."""
+        location = error["loc"][1:] if error["loc"] and error["loc"][0] in REQUEST_PARTS else error["loc"]
+        field = ".".join(map(str, location))[:MAX_SHOWN] or "body"
+        if error["type"] == "missing":
+            return cls(field=field, message="Field required")
+        return cls(field=field, message=error["msg"].removeprefix("Value error, "), got=truncate(error["input"]))
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457). Branch on `code`, which is stable; `detail` is for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: Annotated[list[FieldProblem] | None, Field(description="The fields that were rejected.")] = None
+    job_status: Annotated[JobStatus | None, Field(description="Status of the job, if it caused the error.")] = None
+    error: Annotated[JobFailure | None, Field(description="Why the job failed.")] = None
+
+
+def truncate(value: object) -> str | None:
+    """Return `value` as short text that can be encoded as JSON, for an error message."""
+    if value is None:
+        return None
+    text = value[:MAX_SHOWN] + "…" * (len(value) > MAX_SHOWN) if isinstance(value, str) else reprlib.repr(value)
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,167 @@
+"""Generation parameters: their enums and limits, and the fields that requests and job specs share."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from img2img.domain.conditioning import MAX_LORAS, Lora
+
+
+class Task(StrEnum):
+    """The kind of a job. The fields of a request decide it."""
+
+    # Adds noise up to `strength`, then denoises; with or without controls.
+    IMG2IMG = "img2img"
+    # Regenerates the masked part of the image, or new margins.
+    INPAINT = "inpaint"
+    # Starts from pure noise, guided by controls alone.
+    CONTROL = "control"
+    # Follows an instruction; the latents of the image are extra channels or tokens of the denoiser.
+    EDIT = "edit"
+    # Enlarges the image.
+    UPSCALE = "upscale"
+    # Returns the map that a ControlNet gets for the image.
+    CONTROL_MAP = "control_map"
+
+
+class Scheduler(StrEnum):
+    """The samplers that a request may name."""
+
+    DDIM = "ddim"
+    DDPM = "ddpm"
+    PNDM = "pndm"
+    LMS = "lms"
+    EULER = "euler"
+    EULER_A = "euler_a"
+    HEUN = "heun"
+    DPMPP_2M = "dpmpp_2m"
+    DPMPP_2M_KARRAS = "dpmpp_2m_karras"
+    DPMPP_2M_SDE = "dpmpp_2m_sde"
+    UNIPC = "unipc"
+    DEIS = "deis"
+    LCM = "lcm"
+    TCD = "tcd"
+    FLOW_EULER = "flow_euler"
+    FLOW_EULER_BETA = "flow_euler_beta"
+    FLOW_HEUN = "flow_heun"
+
+
+# A model is trained for diffusion or for flow matching and works only with schedulers of the same kind.
+FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
+DIFFUSION_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler not in FLOW_SCHEDULERS)
+# Schedulers that draw new noise at every step. Tiles of one image would each draw different noise.
+NOISY_SCHEDULERS = (Scheduler.DDPM, Scheduler.EULER_A, Scheduler.DPMPP_2M_SDE, Scheduler.LCM, Scheduler.TCD)
+
+MAX_STEPS = 150
+# Distilled samplers use a schedule that is fixed at training time and cannot take more steps than it has.
+MAX_STEPS_OF: dict[Scheduler, int] = {Scheduler.LCM: 50, Scheduler.TCD: 50}
+
+MAX_SEED = 2**63 - 1
+MAX_IMAGES = 8
+MAX_TEXT = 10_000  # characters
+
+Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
+
+
+class Resize(StrEnum):
+    """How an image is brought to the size of the result."""
+
+    CROP = "crop"
+    PAD = "pad"
+    STRETCH = "stretch"
+
+
+ALL_TASKS = frozenset(Task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requires:
+    """Requirements of a request field, declared in its metadata. They hold if the field is given.
+
+    Attributes:
+        tasks: Tasks that take the field.
+        excludes: Fields that it cannot be combined with.
+        capability: Attribute of the model card that must be true.
+        lacking: Completes "The model NAME ..." in the message if the capability is missing.
+        tasks_of_model: Attribute of the model card that lists the tasks with which the model takes the field.
+        guidance: Whether the field has no effect without guidance.
+        not_by_upscaler: Reason why super-resolution models do not take the field.
+        neutral: Value that counts as not given, besides the default.
+    """
+
+    tasks: frozenset[Task] = ALL_TASKS
+    excludes: tuple[str, ...] = ()
+    capability: str = ""
+    lacking: str = ""
+    tasks_of_model: str = ""
+    guidance: bool = False
+    not_by_upscaler: str = ""
+    neutral: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineParameter(Requires):
+    """Marks a parameter that is passed by name to the `__call__` of pipelines whose signature has it.
+
+    The model card lists the tasks whose pipelines do.
+
+    Attributes:
+        by_scheduler: Whether the pipelines pass it on to the scheduler's `step`, which must have it, too.
+        lacking: Completes "The model NAME ..." in the message if no pipeline of the model has it.
+    """
+
+    by_scheduler: bool = False
+
+
+def requirements(model: type[BaseModel]) -> dict[str, Requires]:
+    """Return the requirements of the model's fields by name."""
+    return {
+        name: next((item for item in field.metadata if isinstance(item, Requires)), Requires())
+        for name, field in model.model_fields.items()
+    }
+
+
+class GenerationParameters(BaseModel):
+    """The parameters that a job takes from its request unchanged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    negative_prompt: Annotated[
+        Text,
+        Field(description="What the result should not show."),
+        Requires(capability="negative_prompt", lacking="takes no negative prompt; leave it out", guidance=True),
+    ] = ""
+    prompt_weighting: Annotated[
+        bool,
+        Field(
+            description="Read `(text:1.3)` in both prompts as that text with that weight. The default weight is 1; "
+            "weights cannot be nested."
+        ),
+        Requires(capability="prompt_weighting", lacking="does not support weights in prompts; leave it out"),
+    ] = False
+    denoising_start: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="Replaces `strength` for SDXL and its refiner: the image counts as denoised up to this share "
+            "of the schedule. No noise is added, and only the rest of the steps is run.",
+        ),
+        PipelineParameter(
+            tasks=frozenset({Task.IMG2IMG}),
+            excludes=("strength", "controls"),
+            lacking="does not support `denoising_start`, which is for SDXL and its refiner; give a `strength`",
+        ),
+    ] = None
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
+    loras: Annotated[
+        tuple[Lora, ...],
+        Field(max_length=MAX_LORAS, description="LoRAs to apply, from `loras` of the model's entry in `GET /models`."),
+        Requires(
+            lacking="has no LoRA; leave them out",
+            tasks_of_model="adapter_tasks",
+            not_by_upscaler="LoRAs are for the model's own denoiser",
+        ),
+    ] = ()

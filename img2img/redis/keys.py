@@ -1,0 +1,91 @@
+"""All Redis keys and channels of the service. No other module spells a key name.
+
+RQ's own keys begin with `rq:` and are named by RQ, which knows the queue of a model as `RQ_QUEUE`.
+`docker/redis/users.acl` grants each process the keys that this table lists for it, and no others.
+"""
+
+import re
+from typing import Literal, Self
+
+Type = Literal["string", "hash", "list", "set", "sorted set", "channel"]
+Process = Literal["worker", "webhooks"]
+
+PREFIX = "i2i:"
+WORKER: Process = "worker"
+WEBHOOKS: Process = "webhooks"
+
+
+class Key(str):
+    """A key, or with fields in braces a template of keys: fill it in by `format`.
+
+    Attributes:
+        type: Redis type of the value.
+        content: Description of the value.
+        processes: Processes that use the key beside the API server, which uses all of them.
+    """
+
+    type: Type
+    content: str
+    processes: tuple[Process, ...]
+
+    def __new__(cls, name: str, type: Type, content: str, *processes: Process) -> Self:
+        key = super().__new__(cls, PREFIX + name)
+        key.type, key.content, key.processes = type, content, processes
+        return key
+
+    @property
+    def pattern(self) -> str:
+        """The glob pattern of the keys that the template describes."""
+        return re.sub(r"\{\w+\}", "*", self)
+
+
+# Jobs
+JOB = Key("job:{id}", "hash", "job record, field by field", WORKER, WEBHOOKS)
+JOBS = Key("jobs", "sorted set", "ids of all jobs by creation time", WORKER)
+JOBS_BY_STATUS = Key("jobs:{status}", "sorted set", "ids of the jobs with this status by creation time", WORKER)
+JOBS_OF_OWNER = Key("jobs:of:{owner}", "sorted set", "ids of the jobs of one API key by creation time", WORKER)
+JOBS_OF_OWNER_BY_STATUS = Key("jobs:of:{owner}:{status}", "sorted set", "the same, with this status", WORKER)
+ENDED_JOBS = Key("jobs:ended", "hash", "number of jobs that ever ended, by `{status} {model}`", WORKER)
+EXPIRING_JOBS = Key("expiring", "sorted set", "ids of ended jobs by the time at which they are deleted", WORKER)
+DEADLINES = Key("deadlines", "sorted set", "ids of unfinished jobs with a deadline, by deadline", WORKER)
+GONE_JOB = Key("gone:{id}", "string", "`{reason} {owner}` of a deleted or expired job; expires", WORKER)
+JOB_CHANGES = Key("changes", "channel", "`{id} {status}` or `{id}` of every job that has changed", WORKER)
+IDEMPOTENT_REQUEST = Key("idempotency:{digest}", "string", "`{fingerprint} {job id}` of a request; expires")
+A1111_JOBS = Key("a1111:{owner}", "sorted set", "ids of an owner's unfinished jobs of the A1111 API, by creation time")
+
+# Order of waiting jobs
+FAIR_QUEUE_OWNERS = Key("queue:{model}:{level}", "sorted set", "owners with waiting jobs, by turn", WORKER)
+FAIR_QUEUE_JOBS = Key("queue:{model}:{level}:{owner}", "sorted set", "an owner's jobs by cumulative cost", WORKER)
+FAIR_QUEUE_TOTALS = Key("queue:{model}:totals", "hash", "numbers and costs of waiting jobs", WORKER)
+
+# Input images
+INPUT_IMAGES = Key("inputs", "sorted set", "blob keys of input images by the time until which they are kept", WORKER)
+INPUT_IMAGE_USES = Key("inputs:uses", "hash", "blob key -> number of unfinished jobs that need it", WORKER)
+INPUT_IMAGE_OWNERS = Key("inputs:of:{key}", "sorted set", "owners who sent the image, by time of sending", WORKER)
+INPUT_IMAGE_DELETION = Key("inputs:deleted:{key}", "string", "set while the blob is being deleted; expires", WORKER)
+
+# Previews
+PREVIEW_REQUEST = Key("preview-requests:{id}", "string", "set while a client wants previews of a job; expires", WORKER)
+PREVIEW = Key("preview:{id}", "hash", "`step` and `jpeg` of the latest preview; expires", WORKER)
+
+# Workers
+MODEL_CARDS = Key("models", "hash", "model name -> card; kept when its workers stop", WORKER)
+WORKERS = Key("workers", "set", "names of registered workers", WORKER)
+WORKER_MODELS = Key(
+    "workers:{worker}", "string", "names of the models that a worker serves, one a line; expires", WORKER
+)
+WORKER_THROUGHPUT = Key("throughput:{worker}", "string", "`{work per second} {work in flight}`; expires", WORKER)
+REAPER_LOCK = Key("reaper", "string", "lock of the worker that looks for abandoned jobs; expires", WORKER)
+
+# Webhooks
+OUTBOX = Key(
+    "outbox", "sorted set", "ids of jobs with a pending webhook, by time of the next attempt", WORKER, WEBHOOKS
+)
+OUTBOX_EVENT = Key("outbox:{id}", "hash", "the job record at its end, `claim` and `tries`", WORKER, WEBHOOKS)
+WEBHOOK_HEARTBEAT = Key("webhooks", "string", "set while a webhook dispatcher is running; expires", WEBHOOKS)
+
+# API keys and limits
+API_KEYS = Key("keys", "hash", "id of an API key -> its name, scopes and SHA-256, as JSON")
+RATE_LIMITS = Key("rate", "string", "prefix of the keys of the `limits` library")
+
+RQ_QUEUE = "img2img-{model}"

@@ -1,0 +1,35 @@
+-- Queues a new job, unless its idempotency key is in use or a limit is reached.
+-- KEYS: RQ's job hash, RQ's list of waiting jobs, RQ's set of queues.
+-- ARGV: the job as JSON; the number of arguments of its record; field, value, ... of the record; then of RQ's job hash.
+-- Returns 'created', 'owner_limit', 'limit', or '=' and the value of the idempotency key.
+-- include: fair_queue
+-- include: job_indices
+
+local job, record_size = cjson.decode(ARGV[1]), tonumber(ARGV[2])
+
+local function is_full(limit, owner)
+  local indices = indices_by_status('queued', owner)
+  return limit and redis.call('ZCARD', indices[#indices]) >= limit
+end
+
+if job.idempotency_key then
+  local earlier = redis.call('GET', job.idempotency_key)
+  if earlier then return '=' .. earlier end
+end
+if is_full(job.max_queued_per_owner, job.owner) then return 'owner_limit' end
+if is_full(job.max_queued, '') then return 'limit' end
+
+redis.call('HSET', key(keys.JOB, {id = job.id}), unpack(ARGV, 3, 2 + record_size))
+for _, index in ipairs(indices_of_all(job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
+for _, index in ipairs(indices_by_status('queued', job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
+if job.deadline_at then redis.call('ZADD', keys.DEADLINES, job.deadline_at, job.id) end
+for _, input in ipairs(job.inputs) do redis.call('HINCRBY', keys.INPUT_IMAGE_USES, input, 1) end
+if job.idempotency_key then
+  redis.call('SET', job.idempotency_key, job.fingerprint .. ' ' .. job.id, 'EX', job.idempotency_ttl_s)
+end
+
+enqueue(job.model, job.id, job.priority, job.owner, job.cost)
+redis.call('HSET', KEYS[1], unpack(ARGV, 3 + record_size))
+if redis.call('RPUSH', KEYS[2], job.id) == 1 then redis.call('SADD', KEYS[3], KEYS[2]) end
+redis.call('PUBLISH', keys.JOB_CHANGES, job.id .. ' queued')
+return 'created'

@@ -1,0 +1,61 @@
+-- Moves a job to another status, if its present status allows that and `execution` still owns it.
+-- ARGV: id, new status, statuses it may come from (separated by commas), owning execution or '', time of the end or '',
+--   '1' to count an attempt, then field, value, ... to set.
+-- Returns 'ok', or the reason against it: 'missing', 'lost' or the present status.
+-- include: fair_queue
+-- include: job_indices
+
+local id, to, sources, execution, ended_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local record = key(keys.JOB, {id = id})
+local from, owning_execution, owner, created_at = unpack(
+  redis.call('HMGET', record, 'status', 'execution', 'owner', 'created_at'))
+local model, priority, cost = unpack(redis.call('HMGET', record, 'model', 'priority', 'cost'))
+owner, model = owner or '', model or ''
+
+local function contains(list, item)
+  return string.find(',' .. list .. ',', ',' .. item .. ',', 1, true)
+end
+
+local function release_input_images(kept_until)
+  for input in string.gmatch(redis.call('HGET', record, 'inputs') or '', '%S+') do
+    if redis.call('HINCRBY', keys.INPUT_IMAGE_USES, input, -1) <= 0 then
+      redis.call('HDEL', keys.INPUT_IMAGE_USES, input)
+    end
+    redis.call('ZADD', keys.INPUT_IMAGES, 'GT', kept_until, input)
+  end
+end
+
+-- The event is a copy of the record, because the record may expire before it is delivered.
+local function queue_webhook()
+  local statuses = redis.call('HGET', record, 'webhook_on')
+  if not statuses or not contains(statuses, to) then return end
+  redis.call('COPY', record, key(keys.OUTBOX_EVENT, {id = id}))
+  redis.call('ZADD', keys.OUTBOX, ended_at, id)
+  redis.call('HSET', record, 'delivery', '{"status":"pending","attempts":0}')
+end
+
+local function finish()
+  local kept_until = string.format('%.6f', tonumber(ended_at) + (redis.call('HGET', record, 'result_ttl_s') or 0))
+  redis.call('HSET', record, 'expires_at', kept_until)
+  redis.call('ZADD', keys.EXPIRING_JOBS, kept_until, id)
+  redis.call('ZREM', keys.DEADLINES, id)
+  redis.call('HINCRBY', keys.ENDED_JOBS, to .. ' ' .. model, 1)
+  release_input_images(kept_until)
+  queue_webhook()
+end
+
+if not from then return 'missing' end
+if not contains(sources, from) then return from end
+if execution ~= '' and owning_execution ~= execution then return 'lost' end
+
+redis.call('HSET', record, 'status', to, unpack(ARGV, 7))
+redis.call('HINCRBY', record, 'revision', 1)
+if ARGV[6] == '1' then redis.call('HINCRBY', record, 'attempts', 1) end
+for _, index in ipairs(indices_by_status(from, owner)) do redis.call('ZREM', index, id) end
+-- A record that cannot be read still ends, so its fields may be missing.
+for _, index in ipairs(indices_by_status(to, owner)) do redis.call('ZADD', index, created_at or 0, id) end
+-- A job that is released joins the fair queue again when RQ's list has it.
+if from == 'queued' then remove(model, id, priority or '', owner, tonumber(cost) or 0) end
+if ended_at ~= '' then finish() end
+redis.call('PUBLISH', keys.JOB_CHANGES, id .. ' ' .. to)
+return 'ok'

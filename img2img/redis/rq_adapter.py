@@ -1,0 +1,70 @@
+"""The one module through which shared code and the API server use RQ.
+
+RQ transports job ids, leases and commands. It never runs a function: the job itself is our own record.
+"""
+
+from redis import Redis
+from rq import Queue
+from rq.command import send_command
+from rq.job import Job
+from rq.job import JobStatus as RQJobStatus
+from rq.serializers import JSONSerializer
+from rq.utils import now
+
+from img2img.redis.keys import RQ_QUEUE
+
+# RQ requires the name of a function. No process of this project imports or calls a name that it reads from Redis.
+FUNCTION = "img2img.job"
+RESULT_TTL_S = 60
+FAILURE_TTL_S = 24 * 3600
+NO_TIMEOUT = -1
+
+
+class InertJob(Job):
+    """An RQ job that never calls a function, callback or webhook whose name is stored in Redis."""
+
+    func_name = property(lambda _self: FUNCTION)
+    success_callback = property(lambda _self: None)
+    failure_callback = property(lambda _self: None)
+    stopped_callback = property(lambda _self: None)
+
+    def send_webhooks(self, *_args: object, **_kwargs: object) -> None:
+        return
+
+
+def rq_queue(model: str, redis: Redis) -> Queue:
+    """Return the RQ queue of the jobs for one model."""
+    return Queue(RQ_QUEUE.format(model=model), connection=redis, serializer=JSONSerializer, job_class=InertJob)
+
+
+def rq_job_key(job_id: str) -> str:
+    """Return the key of RQ's job hash."""
+    return Job.key_for(job_id)
+
+
+def rq_job_fields(queue: Queue, job_id: str) -> list[str | bytes | float]:
+    """Return field, value, ... of RQ's job hash, as `Queue.enqueue` writes it.
+
+    Our scripts write the hash and push the id themselves, in the same step as everything else about the job. RQ's own
+    `enqueue` needs five commands, and could not be undone if a limit forbids the job.
+    """
+    job = queue.create_job(
+        FUNCTION,
+        job_id=job_id,
+        description="img2img",
+        timeout=NO_TIMEOUT,
+        result_ttl=RESULT_TTL_S,
+        failure_ttl=FAILURE_TTL_S,
+        status=RQJobStatus.QUEUED,
+    )
+    job.origin = queue.name
+    job.enqueued_at = now()
+    return [item for field in job.to_dict().items() for item in field]
+
+
+def send_stop_command(redis: Redis, worker: str, job_id: str, execution_id: str) -> None:
+    """Ask a worker to stop an execution of a job.
+
+    RQ's own helper finds the worker through RQ's record of the execution, which may be incomplete after an outage.
+    """
+    send_command(redis, worker, "stop-execution", job_id=job_id, execution_id=execution_id)

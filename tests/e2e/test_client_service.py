@@ -1,0 +1,107 @@
+"""Both clients against the API server, whose jobs a thread ends."""
+
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from img2img import Client
+from img2img.client import Job, JobFailed, JobGone, QueuedEvent, ResultNotReady
+from img2img.domain.job import JobStatus
+from tests.support.blocking_client import BlockingAsyncClient
+from tests.support.images import encoded, gradient
+
+SIZE = {"width": 64, "height": 64}
+
+
+@pytest.fixture(params=[Client, BlockingAsyncClient], ids=["sync", "async"])
+def api(request: pytest.FixtureRequest, http: httpx.Client) -> Iterator[Client]:
+    """Each client, connected to the API server."""
+    with request.param(str(http.base_url)) as client:
+        yield client
+
+
+@pytest.fixture
+def png() -> bytes:
+    return encoded(gradient(80, 60))
+
+
+@pytest.mark.usefixtures("worked")
+def test_generate_returns_the_images(api: Client, png: bytes) -> None:
+    images = api.generate(image=png, prompt="a house", num_images=2, **SIZE)
+    assert [Image.open(BytesIO(image)).size for image in images] == [(64, 64)] * 2
+
+
+@pytest.mark.usefixtures("worked")
+def test_a_job_from_submit_to_delete(api: Client, png: bytes) -> None:
+    job = api.submit(image=png, prompt="a house", strength=0.5, seed=3, **SIZE)
+    assert (job.status, job.request["seed"], job.priority) == (JobStatus.QUEUED, 3, "normal")
+    *events, last = api.stream_events(job, preview=True)
+    assert isinstance(last, Job)
+    assert all(event.id == job.id for event in events)
+    job = api.wait(job).raise_for_status()
+    assert job == last
+    assert job.progress.fraction == 1
+    assert job.timings["denoise"] == 0.25
+    [image] = job.images
+    assert sha256(api.download(image)).hexdigest() == image.sha256
+    assert api.download(job) == api.download(job.id, 0) == api.download_images(job.id)[0]
+    assert Image.open(BytesIO(api.download(job, format="webp", quality=50))).format == "WEBP"
+    assert [one.id for one in api.list_jobs(status="succeeded", limit=5)] == [job.id]
+    api.delete(job)
+    with pytest.raises(JobGone) as raised:
+        api.get_job(job)
+    assert (raised.value.status, raised.value.code) == (410, "deleted")
+
+
+def test_a_job_that_is_cancelled(api: Client, png: bytes) -> None:
+    job = api.submit(image=png)
+    with pytest.raises(ResultNotReady):
+        api.download_images(job)
+    events = api.stream_events(job)
+    assert isinstance(next(events), QueuedEvent)
+    cancelled = api.cancel(job)
+    assert list(events) == [cancelled]
+    assert cancelled.has_ended
+    with pytest.raises(JobFailed, match="the job was cancelled") as raised:
+        cancelled.raise_for_status()
+    assert (raised.value.job_id, raised.value.code) == (job.id, "cancelled")
+    with pytest.raises(JobGone):
+        api.download_images(job)
+
+
+def test_images_in_every_form(
+    api: Client, png: bytes, tmp_path: Path, finish: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.png").write_bytes(png)
+    monkeypatch.chdir(tmp_path)
+    uploaded = api.upload_image(png)
+    assert (uploaded.sha256, uploaded.width, uploaded.height) == (sha256(png).hexdigest(), 80, 60)
+    with (tmp_path / "in.png").open("rb") as file:
+        images = [png, "in.png", tmp_path / "in.png", file, Image.open(BytesIO(png)), uploaded, uploaded.sha256]
+        inputs = {api.dry_run(image=image).request["image"] for image in images}
+    assert len(inputs) == 1
+    first = api.submit(image=png)
+    finish(first.id)
+    [image] = api.get_job(first).images
+    assert api.dry_run(image=image, seed=1) == api.dry_run(image=image.url, seed=1)
+    with pytest.raises(FileNotFoundError):
+        api.submit(image="none.png")
+    with pytest.raises(TypeError, match="an image is bytes"):
+        api.submit(image=3)  # type: ignore[typeddict-item]
+
+
+def test_the_same_idempotency_key_returns_the_same_job(api: Client, png: bytes) -> None:
+    ids = {api.submit(image=png, idempotency_key=key).id for key in ("a", "a", "b")}
+    assert len(ids) == 2
+
+
+def test_list_models(api: Client) -> None:
+    models = {model.name: model for model in api.list_models()}
+    assert models["demo"].default
+    assert models["ddim-only"].schedulers == ("ddim",)
+    assert models["demo"].workers == ("test-worker",)

@@ -1,0 +1,28 @@
+"""A blob store in memory."""
+
+from typing import Literal
+
+from img2img.blobs import UnusableStore
+
+
+class MemoryStore:
+    """A `BlobStore` for tests of code that only needs its semantics."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, bytes] = {}
+
+    def put(self, key: str, data: bytes) -> bool:
+        return self._blobs.setdefault(key, data) is data
+
+    def get(self, key: str) -> bytes | None:
+        return self._blobs.get(key)
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            self._blobs.pop(key, None)
+
+    def sign(self, method: Literal["GET", "HEAD"], key: str, expires_s: float) -> str:
+        raise UnusableStore(f"a memory store signs no URLs: {method} {key} for {expires_s:g} s")
+
+    def check(self) -> None:
+        return None

@@ -1,0 +1,152 @@
+"""README and docs: links, files, targets and settings exist, and tables agree with the code."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from img2img import errors
+from img2img.app.cli import app as command_line
+from img2img.app.schemas.requests import ControlRequest, Img2ImgRequest
+from img2img.domain.api_key import Scope
+from img2img.domain.job import TRANSITIONS
+from img2img.domain.spec import Scheduler, Task
+from img2img.redis.job_queue import TOO_LATE, WORKER_LOST
+from img2img.worker.pipelines.loading.model_config import ModelConfig
+from tests.support.pages import PAGES, ROOT, blocks, names, page, page_id, table, without_code
+
+# Codes of errors that no class of img2img.errors and app/http/errors.py has: job failures, and HTTP errors by status.
+OTHER_CODES = {"internal_error", "method_not_allowed", "storage_unavailable", "unreadable"}
+# No client sees them: a cancelled job has no error, and the others are base classes.
+UNUSED_CODES = {"cancelled", "error", "too_many_requests"}
+
+pages = pytest.mark.parametrize("path", PAGES, ids=page_id)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of the headings of a page, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(path: Path) -> list[str]:
+    targets = re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text("utf-8")))
+    return [target for target in targets if not target.startswith(("http://", "https://", "mailto:"))]
+
+
+@pages
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    broken = []
+    for link in links(path):
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+            broken.append(link)
+    assert broken == []
+
+
+@pages
+def test_named_files_exist(path: Path) -> None:
+    folders = "app|worker|img2img|tests|scripts|docker|docs|demo_model|benchmarks|requirements|examples"
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", path.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pages
+def test_make_targets_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", page("Makefile"), re.MULTILINE))
+    named = re.findall(r"(?:^ *|`)make ([a-z-]+)", path.read_text("utf-8"), re.MULTILINE)
+    assert set(named) <= targets
+
+
+@pages
+def test_settings_exist(path: Path) -> None:
+    known = {*re.findall(r"IMG2IMG_\w+", page(".env.example")), "IMG2IMG_URL"}
+    assert set(re.findall(r"IMG2IMG_\w+", path.read_text("utf-8"))) <= known
+
+
+@pages
+def test_lines_are_at_most_200_characters_except_in_tables(path: Path) -> None:
+    lines = path.read_text("utf-8").splitlines()
+    assert [line for line in lines if len(line) > 200 and not line.startswith("|")] == []
+
+
+def test_readme_is_short() -> None:
+    assert len(page("README.md").splitlines()) <= 200
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    listed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+    listed |= {(ROOT / "docs" / "adr" / link).resolve() for link in links(ROOT / "docs" / "adr" / "README.md")}
+    assert {path for path in PAGES if path.is_relative_to(ROOT / "docs") and path != index} <= listed
+
+
+def test_data_blocks_can_be_parsed() -> None:
+    assert [json.loads(block) for block in blocks("json")]
+    assert [tomllib.loads(block) for block in blocks("toml")]
+
+
+def test_request_fields_are_documented() -> None:
+    rows = table(page("docs/api.md"), "## Request fields")
+    assert sorted(name for row in rows for name in names(row[0])) == sorted(Img2ImgRequest.model_fields)
+
+
+def test_schedulers_are_documented() -> None:
+    [row] = [row for row in table(page("docs/api.md"), "## Request fields") if names(row[0]) == ["scheduler"]]
+    assert names(row[1]) == [scheduler.value for scheduler in Scheduler]
+
+
+def test_control_fields_are_documented() -> None:
+    rows = table(page("docs/tasks.md"), "| field of a control")
+    assert sorted(name for row in rows for name in names(row[0])) == sorted(ControlRequest.model_fields)
+
+
+def test_tasks_are_documented() -> None:
+    rows = table(page("docs/tasks.md"), "# Tasks")
+    assert [names(row[0])[0] for row in rows] == [task.value for task in Task]
+
+
+def test_endpoints_are_documented() -> None:
+    document: dict[str, Any] = json.loads(page("openapi.json"))
+    operations = {f"{method.upper()} {path}" for path, item in document["paths"].items() for method in item}
+    rows = table(page("docs/api.md"), "## Endpoints")
+    text = " ".join(name for row in rows for cell in row for name in names(cell))
+    text = text.replace("{id}", "{job_id}")
+    assert {operation for operation in operations if operation not in text} == set()
+
+
+def test_error_codes_are_documented() -> None:
+    known = {kind.code for kind in all_errors(errors.Img2ImgError)} | {TOO_LATE.code, WORKER_LOST.code} | OTHER_CODES
+    rows = table(page("docs/api.md"), "| code | status") + table(page("docs/api.md"), "| code | meaning")
+    assert {names(row[0])[0] for row in rows} == known - UNUSED_CODES
+
+
+def all_errors(kind: type[errors.Img2ImgError]) -> set[type[errors.Img2ImgError]]:
+    return {kind}.union(*(all_errors(one) for one in kind.__subclasses__()))
+
+
+def test_scopes_are_documented() -> None:
+    rows = table(page("docs/authentication.md"), "## Scopes")
+    assert [names(row[0])[0] for row in rows] == [scope.value for scope in Scope]
+
+
+def test_keys_of_the_model_file_are_documented() -> None:
+    rows = table(page("docs/models.md"), "## Keys of a model")
+    assert sorted(name for row in rows for name in names(row[0])) == sorted({*ModelConfig.model_fields} - {"name"})
+
+
+def test_commands_are_documented() -> None:
+    commands = {command.callback.__name__ for command in command_line.registered_commands if command.callback}
+    rows = table(page("docs/cli.md"), "# Command line")
+    documented = {name.removeprefix("img2img ").split()[0] for row in rows for name in names(row[0])}
+    assert commands | {"keys"} <= documented
+
+
+def test_job_states_are_those_of_the_code() -> None:
+    diagram = page("docs/architecture.md").partition("## Job states")[2].partition("## ")[0]
+    arrows = set(re.findall(r"^ *(\w+) --> (\w+)", diagram, re.MULTILINE))
+    assert arrows == {(before.value, after.value) for before, afters in TRANSITIONS.items() for after in afters}
