@@ -25,7 +25,7 @@ import httpx
 from PIL import Image
 from redis import Redis
 
-from benchmarks.front_end import CARD
+from benchmarks.api_server import CARD
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.conditioning import ControlType
@@ -79,7 +79,7 @@ def trace_request() -> tuple[Trace, list[str]]:
                 _env_file=None, data_dir=Path(folder), redis_url=redis_url, model=CARD.name, port=free_port()
             )
             with Redis.from_url(redis_url) as redis, http_server(settings) as url:
-                ModelRegistry(redis).announce("worker", [CARD_WITH_CONTROL], ttl_s=600)
+                ModelRegistry(redis).register("worker", [CARD_WITH_CONTROL], ttl_s=600)
                 _submit(url, 0)
                 commands = _Commands(redis_url)
                 redis.echo(BEGIN)

@@ -33,8 +33,8 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
         return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
         return lambda _ticket: encode_decode(model, inputs.picture)
-    seen = model.adapters.image_prompt_kwargs(spec, inputs)
-    return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, seen)
+    image_prompts = model.adapters.image_prompt_kwargs(spec, inputs)
+    return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, image_prompts)
 
 
 def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
@@ -64,12 +64,12 @@ def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tens
 
 
 def denoise(
-    model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int, ticket: EngineTask, seen: Mapping[str, Any]
+    model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int, ticket: EngineTask, image_prompts: Mapping[str, Any]
 ) -> torch.Tensor:
-    """Run the stock pipeline of the task with its own scheduler and a CPU generator of this seed.
+    """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`.
 
     Args:
-        seen: Arguments for the image prompts.
+        image_prompts: Pipeline arguments for the image prompts.
     """
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
@@ -77,7 +77,7 @@ def denoise(
     model.adapters.activate(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
 
-    def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         ticket.latents = kwargs.get("latents")
         # A second-order scheduler calls back twice per step.
         ticket.step = min(-(-(i + 1) // order), spec.steps_run)
@@ -86,15 +86,16 @@ def denoise(
     if inputs.noise is not None:
         _start_from(inputs.noise, pipeline)
     takes = call_parameters(pipeline)
-    modern = "callback_on_step_end" in takes
+    # Older pipelines take `callback`.
+    has_step_end = "callback_on_step_end" in takes
     images: torch.Tensor = pipeline(
         num_inference_steps=spec.num_inference_steps,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
-        **({"callback_on_step_end": note_step} if modern else {"callback": step_callback(spec, ticket)}),
+        **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, ticket)}),
         **_arguments(model, pipeline, spec, inputs, takes),
         **optional_arguments(spec, takes),
-        **seen,
+        **image_prompts,
     ).images
     # A schedule with `denoising_start` can have one step less.
     ticket.step = spec.steps_run

@@ -27,7 +27,7 @@ def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int)
     make = partial(upscaler.upscale, spec) if upscaler else partial(_img2img, model, spec)
     scale = upscaler.latent_scale if upscaler else model.latent_scale
     channels = (upscaler or model).vae.config.latent_channels
-    seeds, noise = _drawn(inputs.enlarged, spec.image_seed(index), channels, scale)
+    seeds, noise = _seeds_and_noise(inputs.enlarged, spec.image_seed(index), channels, scale)
     return [partial(_tile, inputs.enlarged, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
 
 
@@ -44,7 +44,7 @@ def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket:
     return denoise(model, spec, inputs, seed, ticket, {})
 
 
-def _drawn(
+def _seeds_and_noise(
     enlarged: TiledImage, seed: int, channels: int, scale: int
 ) -> tuple[list[int], list[torch.Tensor] | list[None]]:
     """Return a seed and the initial noise for each tile; a single tile uses `seed` and samples its noise itself.
