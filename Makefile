@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
+.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi client docs dist benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,7 +15,7 @@ demo: $(VENV)/serve ## send examples/input.png through the whole service and wri
 serve: $(VENV)/serve ## run the whole service at http://127.0.0.1:8000 until Ctrl-C
 	$(BIN)/img2img serve
 
-test: lint types fences unit ## lint, types, import fences and all tests
+test: lint types fences unit ## check lint, types and import fences, and run all tests
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -33,13 +33,13 @@ unit: $(VENV)/dev
 test-unit: $(VENV)/dev ## the fast tests: no Redis, no torch, no processes
 	$(BIN)/python -m pytest tests/unit
 
-test-clients: $(VENV)/dev .clients/ready ## let clients that four generators make use the service (needs Java 11 and Node 20.19)
+test-clients: $(VENV)/dev .clients/ready ## test clients generated from openapi.json by four generators (needs Java 11 and Node 20.19)
 	$(BIN)/python -m pytest tests/clients
 
-test-compose: $(VENV)/dev ## build the images, run the service in containers, kill some (needs Docker and compose; minutes)
+test-compose: $(VENV)/dev ## build the images, run the service in containers and kill some (needs Docker and compose; minutes)
 	TEST_COMPOSE=1 $(BIN)/python -m pytest tests/deploy/compose
 
-test-hosts: $(VENV)/dev ## run the service on several hosts, which are network namespaces, and cut one off (needs root and iproute2)
+test-hosts: $(VENV)/dev ## run the service on several network namespaces and disconnect one (needs root and iproute2)
 	TEST_HOSTS=1 $(BIN)/python -m pytest tests/deploy/test_hosts.py
 
 .clients/ready: $(wildcard tests/clients/requirements.txt tests/clients/package*.json)
@@ -49,21 +49,24 @@ test-hosts: $(VENV)/dev ## run the service on several hosts, which are network n
 	if command -v npm >/dev/null; then cd .clients && npm ci --silent; fi
 	@touch $@
 
-fuzz: $(VENV)/dev ## send 10,000 inputs of a fuzzer to the upload path (minutes); FUZZ_SEED=n sends others
+fuzz: $(VENV)/dev ## send 10,000 fuzzed inputs to the API server (minutes); FUZZ_SEED=n selects others
 	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest -s tests/http/test_fuzz.py
 
-chaos: $(VENV)/dev ## a thousand jobs while everything is killed, paused and cut off (minutes; the full disk needs root)
+chaos: $(VENV)/dev ## run a thousand jobs while processes are killed, paused and disconnected (minutes; the full disk needs root)
 	$(BIN)/python -m tests.chaos
 
-soak: $(VENV)/dev ## half an hour of load at 80 % of capacity: memory, threads and connections must stay flat
+soak: $(VENV)/dev ## run at 80 % of capacity for half an hour: memory, threads and connections must stay flat
 	$(BIN)/python -m benchmarks.soak
 
-format: $(VENV)/dev ## put the code into the form that lint wants
+format: $(VENV)/dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-openapi: $(VENV)/dev ## write openapi.json, which a test compares with what the service says
+openapi: $(VENV)/dev ## write openapi.json from the API server
 	$(BIN)/python -m img2img.app.cli.openapi
+
+client: $(VENV)/dev ## write the generated files of img2img/client
+	$(BIN)/python scripts/generate_client.py
 
 lock: .locks/ready ## write requirements/: the versions of constraints.txt with the hashes of their files (asks PyPI)
 	for extra in api worker dev; do \
@@ -71,7 +74,7 @@ lock: .locks/ready ## write requirements/: the versions of constraints.txt with 
 	    --generate-hashes --no-annotate --custom-compile-command "make lock" --quiet --output-file requirements/$$extra.txt; \
 	done
 
-audit: .locks/ready ## look up known weaknesses of everything in requirements/ (asks PyPI)
+audit: .locks/ready ## look up known vulnerabilities of the packages in requirements/ (asks PyPI)
 	.locks/bin/pip-audit --requirement requirements/dev.txt --require-hashes --disable-pip --strict --progress-spinner off
 
 .locks/ready: Makefile
@@ -79,32 +82,40 @@ audit: .locks/ready ## look up known weaknesses of everything in requirements/ (
 	.locks/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
 	@touch $@
 
+docs: $(VENV)/dev ## check the links and the language of the documentation
+	$(BIN)/python -m pytest tests/unit/test_docs.py
+	$(BIN)/python scripts/check_language.py
+
+dist: $(VENV)/dev ## build the wheel and the source distribution into dist/
+	rm -rf build dist
+	$(BIN)/python -c "from setuptools import build_meta as backend; backend.build_sdist('dist'); backend.build_wheel('dist')"
+
 benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machine (minutes)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.eta
 
-benchmark-queue: $(VENV)/dev ## measure what jobs cost Redis, up to 1,000,000 of them queued (minutes, 4 GB of memory)
+benchmark-queue: $(VENV)/dev ## measure the cost of jobs in Redis, up to 1,000,000 queued ones (minutes, 4 GB of memory)
 	$(BIN)/python -m benchmarks.queue_memory
 	$(BIN)/python -m benchmarks.control_plane
 
-model: $(VENV)/dev ## train the demo model and its companions from nothing (hours on two cores, minutes on a GPU; resumes)
+model: $(VENV)/dev ## train the demo model and its companions from scratch (hours on two cores, minutes on a GPU; resumes)
 	$(BIN)/python -m img2img.demo_model.train
 	$(BIN)/python -m img2img.demo_model.companions.train
 
 gallery: $(VENV)/dev ## generate the images of the README's tasks again, with the whole service
 	$(BIN)/python -m img2img.demo_model.gallery
 
-clean: ## remove the virtual environment and what the demo left behind
+clean: ## remove the virtual environments and the output of the demo
 	rm -rf $(VENV) .clients .locks demo-output.png
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/serve: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/serve: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	$(PIP) '.[serve]'
 	@touch $@
 
-$(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/dev: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	$(PIP) '.[dev]'
 	@touch $@ $(VENV)/serve

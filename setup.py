@@ -6,12 +6,12 @@ Everything else about the build is in pyproject.toml.
 
 from setuptools import find_packages, setup
 
-SIDES = ("app", "worker", "demo_model")
+FOLDERS = ("app", "worker", "demo_model")
 
 setup(
-    package_dir={f"img2img.{side}": side for side in SIDES},
+    package_dir={f"img2img.{folder}": folder for folder in FOLDERS},
     packages=[
         *find_packages(include=["img2img", "img2img.*"]),
-        *(f"img2img.{name}" for side in SIDES for name in find_packages(include=[side, f"{side}.*"])),
+        *(f"img2img.{name}" for folder in FOLDERS for name in find_packages(include=[folder, f"{folder}.*"])),
     ],
 )

@@ -1,4 +1,4 @@
-"""Settings of the HTTP side. Read once, in the command line; a bad value refuses to start."""
+"""Settings of the API server and the webhook dispatcher. Read once at startup; an invalid value stops the start."""
 
 import base64
 import binascii
@@ -10,26 +10,27 @@ from typing import Annotated, Literal
 
 import limits
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 from img2img.domain.job import RESULT_TTL_S
 from img2img.settings import SharedSettings
 
 ORIGIN = re.compile(r"https?://[^/\s,]+")
-SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 
-def seconds(value: object) -> object:
-    """`24h` as seconds; what has no unit as it is."""
-    if isinstance(value, str) and value[-1:] in SECONDS_OF:
+def parse_duration(value: object) -> object:
+    """Return a duration such as `24h` in seconds, and any other value unchanged."""
+    if isinstance(value, str) and value[-1:] in SECONDS_PER_UNIT:
         try:
-            return float(value[:-1]) * SECONDS_OF[value[-1]]
+            return float(value[:-1]) * SECONDS_PER_UNIT[value[-1]]
         except ValueError:
             return value
     return value
 
 
-def rate(text: str | None) -> str | None:
-    """Refuses what is no rate."""
+def check_rate(text: str | None) -> str | None:
+    """Return `text` if it is a rate. Raises ValueError."""
     if text:
         try:
             limits.parse(text)
@@ -38,8 +39,8 @@ def rate(text: str | None) -> str | None:
     return text
 
 
-def origins(text: str) -> str:
-    """Refuses what a browser would never send as its origin."""
+def check_origins(text: str) -> str:
+    """Return `text` if it lists origins as browsers send them, or `*`. Raises ValueError."""
     for origin in text.split(",") if text else ():
         if origin.strip() != "*" and not ORIGIN.fullmatch(origin.strip()):
             raise ValueError("Input should be origins such as https://studio.example, with commas between, or *")
@@ -49,8 +50,8 @@ def origins(text: str) -> str:
 SECRET_PREFIX = "whsec_"  # noqa: S105
 
 
-def _secrets(text: str) -> str:
-    """Checks the form that Standard Webhooks asks for. The message never says what it got."""
+def check_secrets(text: str) -> str:
+    """Return `text` if it lists secrets as Standard Webhooks defines them. Raises ValueError, without the secret."""
     for secret in text.split():
         try:
             size = len(base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True))
@@ -62,66 +63,72 @@ def _secrets(text: str) -> str:
 
 
 def webhook_secret_file(data_dir: Path) -> Path:
-    """Where `img2img serve` keeps the secret that it draws where none is set."""
+    """Return the path of the secret that `img2img serve` generates if none is configured."""
     return data_dir / "webhook-secret"
 
 
-def complaint(error: ValidationError) -> str:
-    """What is wrong with the settings, in one line that gives no secret away."""
-    return "; ".join(
-        f"IMG2IMG_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}"
-        + ("" if "webhook_secret" in e["loc"] else f", got {e['input']!r}")
-        if e["loc"]
-        else e["msg"].removeprefix("Value error, ")  # of several settings together
-        for e in error.errors()
-    )
+def describe_errors(error: ValidationError) -> str:
+    """Return what is wrong with the settings, in one line that contains no secret."""
+    return "; ".join(map(_describe_error, error.errors()))
+
+
+def _describe_error(error: ErrorDetails) -> str:
+    # An error without a location concerns several settings.
+    if not error["loc"]:
+        return error["msg"].removeprefix("Value error, ")
+    name = f"IMG2IMG_{'_'.join(map(str, error['loc'])).upper()}"
+    got = "" if "webhook_secret" in error["loc"] else f", got {error['input']!r}"
+    return f"{name}: {error['msg']}{got}"
 
 
 class ApiSettings(SharedSettings):
-    """`IMG2IMG_*` for the front end."""
+    """Settings `IMG2IMG_*` of the API server and the webhook dispatcher."""
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
     published_host: Annotated[
         str | None,
-        Field(description="Where clients reach the service, if that is not `host`: a container's port is published."),
+        Field(description="Host that clients connect to, if not `host`: e.g. for a published container port."),
     ] = None
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],
         BeforeValidator(lambda level: str(level).upper()),
-        Field(description="`info` also logs every request."),
+        Field(description="Minimum level of log messages; `info` logs every request."),
     ] = "WARNING"
     api_metrics_port: Annotated[
-        int | None, Field(ge=1, le=65535, description="A port with /metrics alone, which asks for no key; unset: none.")
+        int | None, Field(ge=1, le=65535, description="Port for /metrics only, without API key; unset: none.")
     ] = None
-    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body.")] = 32 * 1024 * 1024
-    max_pixels: Annotated[int, Field(ge=1, description="Largest picture; decoding can take 25 bytes a pixel.")] = (
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body in bytes.")] = 32 * 1024 * 1024
+    max_pixels: Annotated[int, Field(ge=1, description="Largest image in pixels; up to 25 bytes of memory each.")] = (
         50_000_000
     )
     result_ttl: Annotated[
         float,
-        BeforeValidator(seconds),
-        Field(gt=0, description="How long a job and its pictures are kept after its end: 24h, 30m, 7d or seconds."),
+        BeforeValidator(parse_duration),
+        Field(gt=0, description="How long a job and its images are kept after it ends: 24h, 30m, 7d or seconds."),
     ] = RESULT_TTL_S
-    result_redirect: Annotated[
-        bool, Field(description="Answer for a PNG with a redirect to where the bucket serves it, by a signed URL.")
-    ] = False
+    result_redirect: Annotated[bool, Field(description="Redirect downloads of PNGs to a signed URL of the bucket.")] = (
+        False
+    )
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
     webhook_secret: Annotated[
         str,
-        AfterValidator(_secrets),
-        Field(repr=False, description="Signs webhooks: whsec_ and base64. Several, with spaces between, all sign."),
+        AfterValidator(check_secrets),
+        Field(
+            repr=False,
+            description="Secrets that sign webhooks (whsec_ and base64), separated by spaces.",
+        ),
     ] = ""
     webhook_allow_private: Annotated[
-        bool, Field(description="Webhooks may also lead to private addresses, and by plain http.")
+        bool, Field(description="Allow webhooks to private addresses and over plain http.")
     ] = False
     webhook_timeout_s: Annotated[
-        float, Field(gt=0, le=60, description="Seconds that an attempt to deliver a webhook may take.")
+        float, Field(gt=0, le=60, description="Timeout in seconds of an attempt to deliver a webhook.")
     ] = 15.0
 
     @property
     def webhook_secrets(self) -> tuple[str, ...]:
-        """What signs webhooks: as configured, else what `img2img serve` has drawn; none where neither is there."""
+        """The configured secrets, else the one that `img2img serve` has generated, else none."""
         if self.webhook_secret:
             return tuple(self.webhook_secret.split())
         try:
@@ -131,34 +138,34 @@ class ApiSettings(SharedSettings):
 
     keys: Annotated[
         Literal["auto", "required"],
-        Field(description="Whether requests need an API key; auto: unless only this machine can reach the service."),
+        Field(description="Whether requests need an API key; `auto`: unless the service listens on loopback only."),
     ] = "auto"
-    insecure: Annotated[bool, Field(description="Let everyone in who can reach the service, without a key.")] = False
+    insecure: Annotated[bool, Field(description="Accept requests without an API key from any client.")] = False
     rate_limit: Annotated[
         str | None,
-        AfterValidator(rate),
-        Field(description="Megapixel-steps that a key may have made, e.g. 2000/minute; unset: any."),
+        AfterValidator(check_rate),
+        Field(description="Megapixel-steps that an API key may submit in a period, e.g. 2000/minute; unset: no limit."),
     ] = None
-    max_queued_per_key: Annotated[int | None, Field(ge=1, description="Jobs of a key that may wait; unset: any.")] = (
+    max_queued_per_key: Annotated[int | None, Field(ge=1, description="Queued jobs per API key; unset: no limit.")] = (
         None
     )
-    max_queued: Annotated[int | None, Field(ge=1, description="Jobs that may wait in all; unset: any.")] = None
+    max_queued: Annotated[int | None, Field(ge=1, description="Queued jobs in total; unset: no limit.")] = None
     cors_origins: Annotated[
         str,
-        AfterValidator(origins),
-        Field(description="Origins whose pages browsers let use the service, with commas between; * is any."),
+        AfterValidator(check_origins),
+        Field(description="Origins of web pages that may use the service (CORS), separated by commas; * allows all."),
     ] = ""
     body_timeout: Annotated[
         float,
-        BeforeValidator(seconds),
-        Field(gt=0, description="How long a request body may take to arrive, e.g. 2m."),
+        BeforeValidator(parse_duration),
+        Field(gt=0, description="Time for a request body to arrive, e.g. 2m."),
     ] = 120.0
 
     @field_validator("insecure")
     @classmethod
-    def _know_whom_to_let_in(cls, insecure: bool, info: ValidationInfo) -> bool:
+    def _check_insecure(cls, insecure: bool, info: ValidationInfo) -> bool:
         if insecure and info.data.get("keys") == "required":
-            raise ValueError("IMG2IMG_KEYS=required says the contrary")
+            raise ValueError("it contradicts IMG2IMG_KEYS=required; unset one of them")
         return insecure
 
     @property
@@ -168,23 +175,23 @@ class ApiSettings(SharedSettings):
 
     @property
     def allowed_origins(self) -> list[str]:
-        """What `cors_origins` names, one by one."""
+        """The origins in `cors_origins`."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def local_url(self) -> str:
-        """Where this machine reaches the service."""
+        """URL of the service on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def as_environment(self) -> dict[str, str]:
-        """The environment in which a child process reads these same settings."""
+        """Return an environment from which a child process reads these settings."""
         given = self.model_dump(exclude_unset=True, exclude_none=True)
         return {**os.environ, **{f"IMG2IMG_{name.upper()}": str(value) for name, value in given.items()}}
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what listens on this host is reached from this machine only. A name that may mean anything is not."""
+    """Whether `host` is a loopback address, or `localhost`. Other names may resolve to any address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -24,9 +24,9 @@ from benchmarks.queue_memory import Filler
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
 from img2img.domain.spec import JobSpec, input_key
-from img2img.errors import JobError
 from img2img.redis.job_queue import JobQueue
 from img2img.settings import embedded_redis_socket
+from img2img.worker.engine.timeline import Timeline
 from img2img.worker.queue.batch_worker import BatchWorker
 from tests.support.memory_store import MemoryStore
 
@@ -38,17 +38,18 @@ class FinishedJob:
 
     def __init__(self, indices: Sequence[int]) -> None:
         self.indices = indices
-        self.step = self.left = 0
-        self.error: JobError | None = None
+        self.steps_done = self.remaining = 0
+
+    def start(self, on_done: Callable[[], None]) -> None:
+        on_done()
 
     def stop(self) -> None:
         return
 
-    def seconds(self) -> dict[str, float]:
-        return {"denoise": 0.0}
-
-    def spans(self) -> dict[str, tuple[float, float]]:
-        return {"denoise": (0.0, 0.0)}
+    def timeline(self) -> Timeline:
+        timeline = Timeline()
+        timeline.add("denoise", 0.0, 0.0)
+        return timeline
 
     def render(self) -> list[Any]:
         return [SimpleNamespace(index=index, png=PNG) for index in self.indices]
@@ -60,10 +61,7 @@ class NoOpRunner:
     slots = 16
     cards = (CARD,)
 
-    def start(
-        self, _spec: JobSpec, _pngs: Mapping[str, bytes], indices: Sequence[int], on_done: Callable[[], None]
-    ) -> FinishedJob:
-        on_done()
+    def prepare(self, _spec: JobSpec, _pngs: Mapping[str, bytes], indices: Sequence[int]) -> FinishedJob:
         return FinishedJob(indices)
 
 

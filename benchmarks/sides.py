@@ -62,15 +62,15 @@ def in_engine(model: Model, slots: int, jobs: Sequence[Job]) -> list[bytes]:
     engine = Engine(slots=slots)
     runner = JobRunner(engine, {model.card.name: model})
     ended: SimpleQueue[int] = SimpleQueue()
-    running = [
-        runner.start(job.spec, {job.spec.inputs[0]: job.png}, [0], partial(ended.put, i)) for i, job in enumerate(jobs)
-    ]
+    renderings = [runner.prepare(job.spec, {job.spec.inputs[0]: job.png}, [0]) for job in jobs]
+    for i, rendering in enumerate(renderings):
+        rendering.start(partial(ended.put, i))
     pngs: dict[int, bytes] = {}
 
     def finish() -> None:
         for _ in jobs:
             i = ended.get()
-            pngs[i] = running[i].render()[0].png
+            pngs[i] = renderings[i].render()[0].png
 
     finisher = threading.Thread(target=finish, name="finish")
     finisher.start()

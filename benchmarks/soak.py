@@ -32,14 +32,14 @@ from img2img.app.schemas.responses import Job as JobView
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import Supervisor, free_port, running
 from img2img.domain.model_card import ModelCard
-from img2img.worker.runtime.allocator import TRIM_S
+from img2img.worker.runtime.allocator import TRIM_INTERVAL_S
 
 TICK_S = 0.05
 SAMPLE_S = 2.0
 # Share of the time in which caches fill and allocators settle.
 WARM_UP = 0.25
 # Seconds without load, in which a worker returns memory to the operating system.
-REST_S = TRIM_S + 10
+REST_S = TRIM_INTERVAL_S + 10
 # More growth of memory at rest is a leak; less can be caches that were not filled.
 MAX_GROWTH_MB = 32.0
 # Names of processes by a word of their command.

@@ -7,8 +7,7 @@ RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --require-hashes --req
     && /opt/img2img/bin/pip check
 
 FROM dependencies AS code
-COPY pyproject.toml README.md LICENSE ./
-COPY setup.py ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY img2img img2img
 COPY app app
 RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .

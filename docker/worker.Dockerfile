@@ -13,8 +13,7 @@ RUN awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-.*|cuda-.*)==/} keep' requirem
     && /opt/img2img/bin/pip check
 
 FROM dependencies AS code
-COPY pyproject.toml README.md LICENSE ./
-COPY setup.py ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY img2img img2img
 COPY worker worker
 COPY demo_model demo_model

@@ -21,7 +21,7 @@ from img2img.redis.model_registry import ModelRegistry
 from tests.support.finished_jobs import succeed
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD, DDIM_ONLY
-from tests.support.processes import front_end, service, tiny_model  # noqa: F401  # fixtures
+from tests.support.processes import idle_service, service, tiny_model  # noqa: F401  # fixtures
 from tests.support.servers import http_server, redis_server
 from tests.support.serving import serving
 

@@ -1,4 +1,4 @@
-"""`python -m worker`: settings, models, engine, RQ worker; put together here and nowhere else."""
+"""Composition root of the worker: settings, models, engine and RQ worker. Run as `python -m img2img.worker`."""
 
 import logging
 import os
@@ -41,106 +41,139 @@ from .settings import WorkerSettings
 
 
 def main() -> int:
-    """Exit code 0 after a drain, 1 when the process must be replaced or Redis is away, 2 when it cannot start."""
+    """Run a worker and return the exit code of the process.
+
+    0: stopped by a signal. 1: the process has to be replaced, or Redis is unreachable. 2: it cannot start.
+    """
     configure_malloc()
     try:
         settings = WorkerSettings()
         logs.configure("worker", level=settings.log_level, log_format=settings.log_format)
-        traces = Tracer.from_environment("worker")
+        tracer = Tracer.from_environment("worker")
         try:
-            run(settings, traces)
+            run(settings, tracer)
         finally:
-            traces.close()
+            tracer.close()
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
-            return _complain(first["msg"].removeprefix("Value error, "), 2)
-        return _complain(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", 2)
+            return _fail(first["msg"].removeprefix("Value error, "), 2)
+        return _fail(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", 2)
     except (StartupError, TracingError) as error:
-        return _complain(str(error), 2)
+        return _fail(str(error), 2)
     except WorkerDied as error:
-        return _complain(str(error), 1)
+        return _fail(str(error), 1)
     except RedisError as error:
-        return _complain(f"Redis: {error}", 1)
+        return _fail(f"Redis: {error}", 1)
     return 0
 
 
-def run(settings: WorkerSettings, traces: Tracer) -> None:
-    place = without_password(settings.resolved_redis_url)
-    try:
-        redis = Redis.from_url(settings.resolved_redis_url)
-    except ValueError as error:
-        raise StartupError(f"no Redis at {place}: {error}") from error
-    try:
-        redis.ping()
-    except RedisError as error:  # it may be back soon: whoever replaces this process tries again
-        raise WorkerDied(f"no Redis at {place}: {error}") from error
+def run(settings: WorkerSettings, tracer: Tracer) -> None:
+    """Load the models and run jobs until a signal.
+
+    Raises:
+        StartupError: a setting, a model or the blob store cannot be used.
+        WorkerDied: Redis is unreachable at the start, or the worker has to end.
+    """
+    redis = connect(settings.resolved_redis_url)
     store = open_store(settings.resolved_store_url)
-    entries = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
-    engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
-    ready: Future[list[Model]] = Future()
+    configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    thread = threading.Thread(target=run_engine, args=(engine, device, entries, ready), name="engine", daemon=True)
-    thread.start()
-    runner = JobRunner(engine, {model.card.name: model for model in ready.result()})
-    telemetry = JobMetrics(traces)
-    telemetry.registry.register(EngineCollector(engine, device, gpu_memory))
+    engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
+    loaded: Future[list[Model]] = Future()
+    engine_thread = threading.Thread(
+        target=run_engine, args=(engine, device, configs, loaded), name="engine", daemon=True
+    )
+    engine_thread.start()
+    runner = JobRunner(engine, {model.card.name: model for model in loaded.result()})
+    metrics = JobMetrics(tracer)
+    metrics.registry.register(EngineCollector(engine, device, gpu_memory))
     try:
-        telemetry.serve(settings.metrics_host, settings.metrics_port)
+        metrics.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:
-        raise StartupError(f"no metrics at {settings.metrics_host} port {settings.metrics_port}: {error}") from error
+        where = f"{settings.metrics_host} port {settings.metrics_port}"
+        raise StartupError(f"cannot serve metrics at {where}: {error}") from error
     freeze_gc()
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
     watchdog = Watchdog(engine, stall_s=settings.stall_s)
 
     def check_engine() -> None:
-        if not thread.is_alive():
-            raise WorkerDied("the engine has died")
-        watchdog.look()
+        if not engine_thread.is_alive():
+            raise WorkerDied("the engine thread has died")
+        watchdog.check()
 
-    worker = BatchWorker(
-        redis, store, runner, lease_s=settings.lease_s, telemetry=telemetry, live_file=settings.live_file
+    BatchWorker(redis, store, runner, lease_s=settings.lease_s, metrics=metrics, live_file=settings.live_file).serve(
+        check_engine
     )
-    worker.serve(check_engine)
     engine.shut_down()
-    thread.join()
+    engine_thread.join()
+
+
+def connect(url: str) -> Redis:
+    """Return a client of the Redis at `url`.
+
+    Raises:
+        StartupError: the URL is invalid.
+        WorkerDied: Redis does not respond. It may be back when the supervisor restarts this process.
+    """
+    safe_url = without_password(url)
+    try:
+        redis = Redis.from_url(url)
+    except ValueError as error:
+        raise StartupError(f"cannot connect to Redis at {safe_url}: {error}") from error
+    try:
+        redis.ping()
+    except RedisError as error:
+        raise WorkerDied(f"cannot connect to Redis at {safe_url}: {error}") from error
+    return redis
 
 
 def open_store(url: str) -> ObjectStore:
-    """The store, in which the first writer wins. One that does not answer now may later. Raises StartupError."""
+    """Return the blob store at `url`. A store that does not respond now may do so later.
+
+    Raises:
+        StartupError: the store does not support conditional writes, by which the first writer of a blob wins.
+    """
     try:
         ObjectStore(url, retry_timeout_s=1).check_first_writer_wins()
     except UnusableStore as error:
         raise StartupError(str(error)) from None
     except StoreError as error:
-        logging.getLogger(__name__).warning("the store %s does not answer: %s", url, str(error).split("\n", 1)[0])
+        logging.getLogger(__name__).warning("the blob store %s does not respond: %s", url, str(error).split("\n", 1)[0])
     return ObjectStore(url)
 
 
-def run_engine(engine: Engine, device: str, entries: Iterable[ModelConfig], ready: Future[list[Model]]) -> None:
-    """Loads the models, warms them up, and runs the engine: all on one thread, so that only it has OpenMP threads.
+def run_engine(engine: Engine, device: str, configs: Iterable[ModelConfig], loaded: Future[list[Model]]) -> None:
+    """Load the models, warm them up, and run the engine.
 
-    With more of them than cores, GNU OpenMP lets them sleep after each of the thousand parallel loops of a UNet pass.
+    Everything happens on one thread, because each thread that calls torch has its own OpenMP threads. If there are more
+    of them than cores, GNU OpenMP suspends them after each of the thousand parallel loops of a UNet pass.
+
+    Args:
+        engine: the engine to run.
+        device: where the models are loaded.
+        configs: the models to load.
+        loaded: gets the models, or the error of loading them.
     """
     try:
-        models = [load_model(entry, device=device) for entry in entries]
+        models = [load_model(config, device=device) for config in configs]
         for model in models:
             model.fit_preview()
             warm_up(model)
     except Exception as error:
-        ready.set_exception(error)
+        loaded.set_exception(error)
         return
-    ready.set_result(models)
+    loaded.set_result(models)
     engine.run()
 
 
 @torch.inference_mode()
 def warm_up(model: Model) -> None:
-    """Make one image with one step, so that memory is allocated and kernels are chosen before the first job."""
+    """Render one image with one step, so that memory is allocated and kernels are chosen before the first job."""
     size = model.card.native_size
     inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
-    work = make_task_function(model, _warm_up_spec(model.card), inputs, 0)
-    work(EngineTask(work, lambda _ticket: None))
+    function = make_task_function(model, _warm_up_spec(model.card), inputs, 0)
+    function(EngineTask(function, lambda _task: None))
 
 
 def _warm_up_spec(card: ModelCard) -> JobSpec:
@@ -165,8 +198,8 @@ def _warm_up_spec(card: ModelCard) -> JobSpec:
     return Img2ImgSpec(prompt="", strength=1, **generation)
 
 
-def _complain(line: str, code: int) -> int:
-    print(f"img2img worker: {line}", file=sys.stderr)  # noqa: T201
+def _fail(message: str, code: int) -> int:
+    print(f"img2img worker: {message}", file=sys.stderr)  # noqa: T201
     return code
 
 
@@ -174,4 +207,5 @@ if __name__ == "__main__":
     exit_code = main()
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(exit_code)  # not sys.exit: it aborts the process if the engine is in the middle of a forward pass
+    # `sys.exit` would abort the process if the engine is in a forward pass.
+    os._exit(exit_code)

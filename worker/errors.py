@@ -1,13 +1,13 @@
-"""Errors of the worker process itself."""
+"""Errors of the worker process."""
 
 
 class StartupError(Exception):
-    """The worker cannot start. The message is one line for the person who started it."""
+    """The worker cannot start. The message is one line for the operator."""
 
 
 class DeviceLost(Exception):
-    """The device answers no more: what was on it is lost, and this process can do no more work."""
+    """The device failed. The results on it are lost, and this process has to be replaced."""
 
 
 class WorkerDied(BaseException):
-    """The worker must end now; its jobs go back to their queue. Not an Exception: a signal handler raises it."""
+    """The worker has to end now, and its jobs are requeued. Not an Exception, because a signal handler raises it."""

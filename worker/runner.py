@@ -1,5 +1,6 @@
-"""Jobs on the engine: a spec and PNGs in, PNGs out. Between the queue, which knows no tensors, and the engine, which
-knows no jobs.
+"""Renders jobs on the engine: a JobSpec and its input PNGs in, result PNGs out.
+
+Connects the queue, which knows no tensors, to the engine, which knows no jobs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,96 +23,108 @@ from .pipelines.tiled_denoise import make_task_functions
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """One finished picture."""
+class RenderedImage:
+    """One result image."""
 
     index: int
     png: bytes
 
 
-class RunningJob:
-    """A job's pictures in the engine."""
+class Rendering:
+    """The rendering of a job's images: one engine task per image, or per tile of an image.
 
-    def __init__(
-        self, model: Model, spec: JobSpec, inputs: Inputs, indices: Sequence[int], on_done: Callable[[], None]
-    ) -> None:
-        self.spec = spec
-        self._model = model
-        self._inputs = inputs
-        self._passes = spec.passes // spec.num_images  # tickets of each picture
+    Args:
+        engine: runs the tasks.
+        model: the job's model.
+        spec: the job.
+        inputs: the decoded inputs of the job.
+        indices: indices of the images to render.
+    """
+
+    def __init__(self, engine: Engine, model: Model, spec: JobSpec, inputs: Inputs, indices: Sequence[int]) -> None:
         self.indices = indices
-        self.tickets: list[EngineTask] = []  # picture by picture
-        self.left = len(indices) * self._passes  # tickets that have not ended
-        self._on_done = on_done
+        self._engine = engine
+        self._model = model
+        self._spec = spec
+        self._inputs = inputs
+        self._tasks_per_image = spec.passes // spec.num_images
+        functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
+        self.tasks = [EngineTask(function, self._task_done) for function in functions]  # image by image
+        self.remaining = len(self.tasks)  # tasks that have not ended
 
-    @property
-    def step(self) -> int:
-        """Denoising steps done, over all pictures; those that an earlier run had finished count as done."""
-        before = (self.spec.num_images - len(self.indices)) * self._passes * self.spec.steps_run
-        return before + sum(ticket.step for ticket in self.tickets)
+    def start(self, on_done: Callable[[], None]) -> None:
+        """Submit the tasks. `on_done` is called on the engine's thread when all of them have ended."""
+        self._on_done = on_done
+        self._engine.submit(self.tasks)
 
     def stop(self) -> None:
-        """Frees this job's rows at the engine's next tick."""
-        for ticket in self.tickets:
-            ticket.stop()
+        """Request the end of all tasks at the engine's next iteration. Safe from any thread, also before `start`."""
+        for task in self.tasks:
+            task.stop()
 
-    def ticket_done(self, ticket: EngineTask) -> None:
-        """On the engine's thread, for each picture or tile. One that fails takes the others with it."""
-        self.left -= 1
-        if ticket.error is not None:
+    def _task_done(self, task: EngineTask) -> None:
+        """Count a task that has ended. An error stops the other tasks of the job. Called on the engine's thread."""
+        self.remaining -= 1
+        if task.error is not None:
             self.stop()
-        if self.left == 0:
+        if self.remaining == 0:
             on_done = self._on_done
-            del self._on_done  # which knows this job: see `Ticket.end`
+            # The callback refers to this rendering: see `EngineTask.end`.
+            del self._on_done
             on_done()
 
+    @property
+    def steps_done(self) -> int:
+        """Denoising steps done, summed over all tasks."""
+        return sum(task.step for task in self.tasks)
+
+    def timeline(self) -> Timeline:
+        """Return the time by stage, merged over all tasks."""
+        timeline = Timeline()
+        timeline.merge(task.timeline for task in self.tasks)
+        return timeline
+
     def preview(self) -> bytes | None:
-        """A small JPEG of the first unfinished picture as it forms; None where there is nothing to show."""
-        latents = next((t.latents for t in self.tickets if t.latents is not None and t.result is None), None)
-        if latents is None or self._model.preview is None or latents.dim() != 4 or self._inputs.enlarged:
+        """Return a small JPEG of the first unfinished image, or None if there is no preview."""
+        latents = next((t.latents for t in self.tasks if t.latents is not None and t.result is None), None)
+        if latents is None or self._model.preview is None or latents.dim() != 4 or self._inputs.tiled_image:
             return None
         return self._model.preview.jpeg(latents)
 
-    def seconds(self) -> dict[str, float]:
-        """Wall-clock by stage, of the picture that spent the most in it."""
-        return self._timeline().seconds()
+    def render(self) -> list[RenderedImage]:
+        """Return the finished images. Call it once all tasks have ended.
 
-    def spans(self) -> dict[str, tuple[float, float]]:
-        """By stage, when its first picture came into it and when its last was through, by perf_counter."""
-        return {name: (stage.start, stage.end) for name, stage in self._timeline().stages.items()}
-
-    def _timeline(self) -> Timeline:
-        timeline = Timeline()
-        timeline.merge(ticket.timeline for ticket in self.tickets)
-        return timeline
-
-    def render(self) -> list[Rendered]:
-        """The finished pictures as PNG. Raises JobError if the job did not produce them, or DeviceLost."""
-        errors = [ticket.error for ticket in self.tickets if ticket.error is not None]
+        Raises:
+            JobError: the job failed or was stopped.
+            DeviceLost: the device failed while the results were copied from it.
+        """
+        errors = [task.error for task in self.tasks if task.error is not None]
         if errors:
-            raise _explain(next((error for error in errors if not isinstance(error, TaskStopped)), errors[0]))
-        with _telling_device_lost():
+            raise _to_job_error(next((error for error in errors if not isinstance(error, TaskStopped)), errors[0]))
+        with _raising_device_lost():
             return [
-                Rendered(index, encode_png(self._finished(place), self._metadata(index)))
-                for place, index in enumerate(self.indices)
+                RenderedImage(index, encode_png(self._pixels(i), self._metadata(index)))
+                for i, index in enumerate(self.indices)
             ]
 
-    def _finished(self, place: int) -> Pixels:
-        results = [ticket.result for ticket in self.tickets[place * self._passes : (place + 1) * self._passes]]
-        if self._inputs.enlarged:
-            return self._inputs.enlarged.joined(results)
+    def _pixels(self, i: int) -> Pixels:
+        """Return the pixels of the i-th rendered image."""
+        count = self._tasks_per_image
+        results = [task.result for task in self.tasks[i * count : (i + 1) * count]]
+        if self._inputs.tiled_image:
+            return self._inputs.tiled_image.merge(results)
         pixels = to_pixels(results[0])
         return self._inputs.canvas.paste(pixels) if self._inputs.canvas else pixels
 
     def _metadata(self, index: int) -> dict[str, object]:
-        parameters = self.spec.without_inputs().model_dump(
+        parameters = self._spec.without_inputs().model_dump(
             mode="json", exclude={"seed", "num_images", "resize"}, exclude_none=True, exclude_defaults=True
         )
-        return {"task": self.spec.task, **parameters, "seed": self.spec.image_seed(index)}
+        return {"task": self._spec.task, **parameters, "seed": self._spec.image_seed(index)}
 
 
 class JobRunner:
-    """Starts jobs on an engine that a thread of its own runs."""
+    """Prepares jobs for an engine that runs on another thread."""
 
     def __init__(self, engine: Engine, models: Mapping[str, Model]) -> None:
         self._engine = engine
@@ -125,26 +138,26 @@ class JobRunner:
     def cards(self) -> list[ModelCard]:
         return [model.card for model in self._models.values()]
 
-    def start(
-        self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], on_done: Callable[[], None]
-    ) -> RunningJob:
-        """Hands the pictures `indices` of a job to the engine.
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int]) -> Rendering:
+        """Decode the inputs of a job and return a rendering that is ready to start.
 
-        pngs: its input blobs, by sha256. on_done: called on the engine's thread when all have ended.
-        Raises JobError or DeviceLost.
+        Args:
+            spec: the job.
+            pngs: its input images, by sha256.
+            indices: indices of the images to render.
+
+        Raises:
+            JobError: an input does not fit the job.
+            DeviceLost: the device failed.
         """
         model = self._models[spec.model]
-        with _telling_device_lost():
+        with _raising_device_lost():
             inputs = load_inputs(spec, pngs, model.annotators)
-        job = RunningJob(model, spec, inputs, indices, on_done)
-        works = [work for index in indices for work in make_task_functions(model, spec, inputs, index)]
-        job.tickets = [EngineTask(work, job.ticket_done) for work in works]
-        self._engine.submit(job.tickets)
-        return job
+        return Rendering(self._engine, model, spec, inputs, indices)
 
 
 @contextmanager
-def _telling_device_lost() -> Iterator[None]:
+def _raising_device_lost() -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -153,13 +166,13 @@ def _telling_device_lost() -> Iterator[None]:
         raise
 
 
-def _explain(error: BaseException) -> JobError:
+def _to_job_error(error: BaseException) -> JobError:
     if isinstance(error, JobError):
         return error
     if isinstance(error, TaskStopped):
         return Cancelled()
     if is_out_of_memory(error):
-        return JobError("the picture does not fit into the worker's memory; ask for a smaller one")
-    explained = JobError(f"the pipeline failed: {type(error).__name__}: {error}")
-    explained.__cause__ = error
-    return explained
+        return JobError("the image does not fit into the worker's memory; request a smaller one")
+    job_error = JobError(f"the pipeline failed: {type(error).__name__}: {error}")
+    job_error.__cause__ = error
+    return job_error

@@ -1,4 +1,4 @@
-"""What a worker can be told, by `IMG2IMG_*` variables. Read once, in `__main__`."""
+"""Settings of the worker, read from `IMG2IMG_*` variables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,25 +9,28 @@ from img2img.settings import SharedSettings
 
 
 class WorkerSettings(SharedSettings):
-    slots: Annotated[int, Field(ge=1, le=256, description="Pictures in flight at once.")] = 16
+    slots: Annotated[int, Field(ge=1, le=256, description="Images or tiles in flight at once.")] = 16
     max_rows: Annotated[
-        int, Field(ge=2, le=1024, description="Rows of one forward pass; a picture with guidance is two.")
+        int, Field(ge=2, le=1024, description="Maximum rows of one forward pass. An image with guidance uses two rows.")
     ] = 64
-    device: Annotated[str, Field(description="`cpu`, `cuda`, `cuda:1`, ...; auto: cuda where there is one.")] = "auto"
-    revision: Annotated[str | None, Field(description="Revision of a model from the hub.")] = None
+    device: Annotated[str, Field(description="`cpu`, `cuda`, `cuda:1`, ..., or `auto`: `cuda` if available.")] = "auto"
+    revision: Annotated[str | None, Field(description="Revision of a model from the Hugging Face Hub.")] = None
     serve: Annotated[
-        str | None, Field(description="Names of the models to serve, comma separated; unset: all of the model file.")
+        str | None,
+        Field(description="Comma-separated models to serve. Unset: all models in the model file."),
     ] = None
     lease_s: Annotated[
-        int, Field(ge=2, le=3600, description="Seconds that a worker may be silent before its jobs go to another one.")
+        int,
+        Field(ge=2, le=3600, description="Seconds without a heartbeat before the jobs of a worker are requeued."),
     ] = 20
     metrics_port: Annotated[
-        int | None, Field(ge=1, le=65535, description="Port for Prometheus to ask this worker; unset: none.")
+        int | None, Field(ge=1, le=65535, description="Port of the Prometheus metrics. Unset: metrics are not served.")
     ] = None
     stall_s: Annotated[
-        float, Field(gt=0, description="Seconds that a step may take before the worker ends, to be replaced.")
+        float,
+        Field(gt=0, description="Seconds that a forward pass may take before the worker exits."),
     ] = 900.0
     live_file: Annotated[
-        Path | None, Field(description="A file that is touched as long as the worker lives, for health checks.")
+        Path | None, Field(description="File that is touched at each heartbeat, for health checks.")
     ] = None
     log_level: Annotated[str, StringConstraints(to_upper=True)] = "INFO"

@@ -1,4 +1,4 @@
-"""The `img2img` command. Commands import what they need when they run, so that `--help` is fast."""
+"""The `img2img` command. Commands import their dependencies when they run, so that `--help` is fast."""
 
 import typer
 

@@ -53,7 +53,7 @@ def server_errors(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "img2img":
             raise
-        fail(f"this command needs more than the client: pip install 'img2img-server[{extra}]' ({error})")
+        fail(f"the server is not installed ({error}): pip install 'img2img-server[{extra}]'")
 
 
 @contextmanager
@@ -62,12 +62,12 @@ def _settings_errors() -> Iterator[None]:
 
     from img2img.telemetry.tracing import TracingError
 
-    from ..settings import complaint
+    from ..settings import describe_errors
     from ..supervisor.supervisor import ServeError
 
     try:
         yield
     except ValidationError as error:
-        fail(complaint(error))
+        fail(describe_errors(error))
     except (ServeError, TracingError) as error:
         fail(str(error))

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from importlib.util import find_spec
 from io import BytesIO
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -21,7 +20,7 @@ STREAMS = 16
 IDLE_S = 0.2
 # The most pixels of a preview: two to a character cell.
 PREVIEW_SIZE = (64, 64)
-# The most jobs with a row of their own.
+# The most jobs that have a row each.
 ROWS = 12
 
 # A job's id, and its event or the error that ended its stream.
@@ -68,8 +67,10 @@ def _read(client: Client, waiting: "SimpleQueue[str]", updates: "SimpleQueue[Upd
 
 def check_previews() -> None:
     """Raise `WrongUsage` if the packages that draw previews are not installed."""
-    if not find_spec("rich_pixels"):
-        raise WrongUsage("--watch needs more packages: pip install 'img2img-server[watch]'")
+    try:
+        import rich_pixels  # noqa: F401
+    except ModuleNotFoundError:
+        raise WrongUsage("--watch needs more packages: pip install 'img2img-server[watch]'") from None
 
 
 class ProgressDisplay:

@@ -120,7 +120,7 @@ def worker(
     redis_url: RedisUrl = None,
 ) -> None:
     """Run only a worker: take jobs from Redis and run them on this machine's GPU or CPU."""
-    with server_errors("worker"):
+    with server_errors("api,worker"):
         from ..supervisor.supervisor import PYTHON, check_torch
 
         settings = settings_of(

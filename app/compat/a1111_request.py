@@ -66,6 +66,8 @@ class WebUIRequest(BaseModel):
     inpainting_mask_invert: Literal[0, 1] = 0
     include_init_images: bool = False
     send_images: bool = True
+    # 0 and 1 are the defaults of the web UI's samplers.
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
     override_settings: dict[Literal["sd_model_checkpoint"], str] = {}
     # What cannot be asked for here. The values are those that ask for nothing.
     image_cfg_scale: float | None = None  # of instruction models, which have an endpoint of their own
@@ -77,7 +79,6 @@ class WebUIRequest(BaseModel):
     initial_noise_multiplier: Literal[1] | None = None
     restore_faces: OFF = None
     tiling: OFF = None
-    eta: Literal[0, 1] | None = None
     s_churn: Literal[0] | None = None
     s_tmax: Literal[0] | None = None
     s_tmin: Literal[0] | None = None
@@ -116,6 +117,8 @@ def to_request(asked: WebUIRequest, open_picture: Callable[[bytes], SandboxedIma
         "resize": RESIZES[asked.resize_mode],
         "model": asked.override_settings.get("sd_model_checkpoint"),
     }
+    if asked.eta and (asked.eta < 1 or fields["scheduler"] is Scheduler.DDIM):
+        fields["eta"] = asked.eta
     if asked.mask is not None:
         mask = _picture("mask", asked.mask)
         image, painted = convert_mask(

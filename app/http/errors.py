@@ -19,7 +19,7 @@ from img2img.errors import Img2ImgError, RequestError, TooManyRequests
 
 
 class UnsupportedMedia(RequestError):
-    """The image is not a PNG, JPEG or WebP file."""
+    """Only PNG, JPEG and WebP images are supported."""
 
     code = "unsupported_media_type"
     field = "image"

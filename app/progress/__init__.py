@@ -1,1 +1,1 @@
-"""Following a job: event streams, long polling, ETAs, deadlines and result formats."""
+"""Progress of a job: event streams, long polling, ETAs, deadlines and result formats."""

@@ -1,4 +1,4 @@
-"""Cancels jobs at their deadline, whether or not a worker is there to do it."""
+"""Cancels jobs at their deadline, also if no worker is running."""
 
 import asyncio
 import logging
@@ -10,16 +10,17 @@ from img2img.redis.job_queue import JobQueue
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.5  # how late a deadline may be kept
+# A deadline may be exceeded by this much.
+POLL_S = 0.5
 
 
 async def cancel_overdue_jobs(queue: JobQueue) -> None:
-    """Runs until it is cancelled."""
+    """Cancel jobs whose deadline has passed, until this task is cancelled."""
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_S)
         try:
             await run_sync(queue.cancel_overdue)
         except RedisError as error:
-            log.info("deadlines wait for Redis: %s", error)
+            log.info("Redis is unavailable, retrying to cancel overdue jobs: %s", error)
         except Exception:
-            log.exception("deadlines")
+            log.exception("cancelling overdue jobs failed")

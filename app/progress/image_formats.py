@@ -1,4 +1,4 @@
-"""A result as a client wants it: the PNG as it is, or converted on the way out."""
+"""Converts a result to the format that a client requests."""
 
 from io import BytesIO
 
@@ -12,16 +12,19 @@ DEFAULT_QUALITY = 90
 
 
 def etag_suffix(image_format: ImageFormat, quality: int | None) -> str:
-    """What tells this representation from others in an ETag; empty for the PNG. Raises ParameterError."""
+    """Return the suffix that distinguishes this representation's ETag from the PNG's, which has none.
+
+    Raises ParameterError for a PNG with a quality.
+    """
     if image_format is ImageFormat.PNG:
         if quality is not None:
-            raise ParameterError("quality", "A PNG loses nothing; quality is of webp and jpeg", got=quality)
+            raise ParameterError("quality", "PNG is lossless; use quality with format=webp or format=jpeg", got=quality)
         return ""
     return f"-{image_format}-{quality or DEFAULT_QUALITY}"
 
 
 def convert_image(png: bytes, image_format: ImageFormat, quality: int | None) -> bytes:
-    """The picture in that format. A job's parameters stand in the PNG only."""
+    """Return the image in another format. Only the PNG contains the parameters of the job."""
     if image_format is ImageFormat.PNG:
         return png
     buffer = BytesIO()

@@ -4,19 +4,19 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from ..dependencies import EtaDep, JobChangesDep, PreviewsDep, QueueDep
 from ..openapi import operations as openapi
 from ..progress import event_stream
+from .parameters import JobId
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 # Time after which a browser reconnects.
 RETRY_MS = 2000
 
-JobId = Annotated[str, Path(description="The `id` of the job.")]
 LastEventId = Annotated[
     int | None,
     Header(alias="Last-Event-ID", ge=0, description="`id` of the last event received. Browsers send it on reconnect."),

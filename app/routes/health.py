@@ -1,4 +1,4 @@
-"""Is the process alive, and could it do work?"""
+"""Health checks: liveness and readiness."""
 
 from fastapi import APIRouter, Response
 from obstore.exceptions import BaseError as StoreError
@@ -15,47 +15,46 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", operation_id="get_health")
-async def healthz() -> Liveness:
-    """The process is alive."""
+async def get_health() -> Liveness:
+    """Check that the API server process responds."""
     return Liveness()
 
 
 @router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness, "description": "Not ready."}})
-def readyz(response: Response, settings: SettingsDep, redis: RedisDep, models: ModelsDep, store: StoreDep) -> Readiness:
-    """Ready when Redis, the store and at least one worker are there."""
-    answers, workers = _redis_and_workers(models)
-    stored = _store(store)
-    ready = answers.ok and stored.ok and workers.ok
+def get_readiness(
+    response: Response, settings: SettingsDep, redis: RedisDep, models: ModelsDep, store: StoreDep
+) -> Readiness:
+    """Check that Redis, the store and at least one worker are available."""
+    redis_status, worker_status = _check_redis_and_workers(models)
+    store_status = _check_store(store)
+    ready = redis_status.ok and store_status.ok and worker_status.ok
     response.status_code = 200 if ready else 503
-    webhooks = _webhooks(WebhookOutbox(redis)) if settings.webhook_secrets else None
-    return Readiness(ready=ready, redis=answers, store=stored, workers=workers, webhooks=webhooks)
+    webhooks = _check_webhooks(WebhookOutbox(redis)) if settings.webhook_secrets else None
+    return Readiness(ready=ready, redis=redis_status, store=store_status, workers=worker_status, webhooks=webhooks)
 
 
-def _redis_and_workers(models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
+def _check_redis_and_workers(models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
     try:
         live = models.live()
     except RedisError as error:
-        return DependencyStatus(ok=False, detail=type(error).__name__), DependencyStatus(
-            ok=False, detail="unknown without Redis"
-        )
+        unknown = DependencyStatus(ok=False, detail="unknown without Redis")
+        return DependencyStatus(ok=False, detail=type(error).__name__), unknown
     names = {worker for workers in live.values() for worker in workers}
-    return DependencyStatus(ok=True, detail="answers"), DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
+    return DependencyStatus(ok=True, detail="responds"), DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
 
 
-def _webhooks(outbox: WebhookOutbox) -> DependencyStatus:
+def _check_webhooks(outbox: WebhookOutbox) -> DependencyStatus:
     try:
-        attended, waiting = outbox.has_dispatcher(), outbox.pending_count()
+        is_running, pending = outbox.has_dispatcher(), outbox.pending_count()
     except RedisError:
         return DependencyStatus(ok=False, detail="unknown without Redis")
-    plural = "" if waiting == 1 else "s"
-    return DependencyStatus(
-        ok=attended, detail=f"{'a' if attended else 'no'} dispatcher running; {waiting} webhook{plural} pending"
-    )
+    dispatcher = "dispatcher running" if is_running else "no dispatcher running"
+    return DependencyStatus(ok=is_running, detail=f"{dispatcher}; {pending} webhook{'s' * (pending != 1)} pending")
 
 
-def _store(store: BlobStore) -> DependencyStatus:
+def _check_store(store: BlobStore) -> DependencyStatus:
     try:
         store.check()
     except (StoreError, OSError) as error:
         return DependencyStatus(ok=False, detail=type(error).__name__)
-    return DependencyStatus(ok=True, detail="answers")
+    return DependencyStatus(ok=True, detail="responds")

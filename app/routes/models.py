@@ -1,4 +1,4 @@
-"""What the service can make."""
+"""The models that the service offers."""
 
 from fastapi import APIRouter
 
@@ -13,7 +13,7 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models", operation_id="list_models", responses=openapi.problems(503))
 def list_models(models: ModelsDep, queue: QueueDep, settings: SettingsDep) -> ModelList:
-    """The models that live workers serve, and what each can do."""
+    """List the models that live workers serve, and the capabilities of each."""
     cards = models.known()
     default = model_name(settings.model)
     return ModelList(

@@ -1,4 +1,4 @@
-"""A job's pictures: as they are stored, or converted on the way out."""
+"""Images of a job: stored PNGs, or conversions to another format."""
 
 from typing import Annotated, Literal
 
@@ -14,20 +14,21 @@ from ..http.errors import NotReady
 from ..openapi import operations as openapi
 from ..progress.image_formats import convert_image, etag_suffix
 from ..schemas.responses import ImageFormat
+from .parameters import JobId
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 
-SIGNED_S = 60.0  # how long a signed URL leads to the picture; whoever has it needs no key
+# Lifetime of a signed URL, which gives access to the image without an API key.
+SIGNED_URL_S = 60.0
 
-JobId = Annotated[str, Path(description="The `id` of the job.")]
-Index = Annotated[int, Path(ge=0, description="Which image, from 0.")]
-Format = Annotated[ImageFormat, Query(alias="format", description="Converts the PNG on the way out.")]
-Quality = Annotated[int | None, Query(ge=1, le=100, description="Of webp and jpeg; 90 where it is not given.")]
+Index = Annotated[int, Path(ge=0, description="Index of the image, from 0.")]
+Format = Annotated[ImageFormat, Query(alias="format", description="Format to convert the PNG to.")]
+Quality = Annotated[int | None, Query(ge=1, le=100, description="Quality of webp and jpeg; 90 by default.")]
 IfNoneMatch = Annotated[str | None, Header(description="ETags that the client already has.")]
 
 
-class Delivery:
-    """How a client wants its picture."""
+class ImageResponder:
+    """Responds with an image of a job in the format that the request asks for."""
 
     def __init__(
         self,
@@ -49,32 +50,33 @@ class Delivery:
         self._quality = quality
         self._if_none_match = if_none_match
 
-    async def of(self, job_id: str, index: int) -> Response:
-        """The answer with one image of a job."""
-        variant = etag_suffix(self._format, self._quality)
+    async def respond(self, job_id: str, index: int) -> Response:
+        """Return the image, a redirect to it, or 304. Raises NotFound, NotReady, Gone or ParameterError."""
+        suffix = etag_suffix(self._format, self._quality)
         record = await run_sync(self._queue.job_store.find, job_id)
-        tag = f"{_finished(record, index).sha256}{variant}"
+        etag = f"{_result_image(record, index).sha256}{suffix}"
         headers = {
-            "ETag": f'"{tag}"',
+            "ETag": f'"{etag}"',
             "Cache-Control": "private, max-age=31536000, immutable",
             "X-Content-Type-Options": "nosniff",
         }
-        if self._if_none_match and _matches(self._if_none_match, tag):
+        if self._if_none_match and _matches(self._if_none_match, etag):
             return Response(status_code=304, headers=headers)
-        if self._redirect and not variant:
-            url = await run_sync(self._store.sign, self._method, result_key(record.id, index), SIGNED_S)
+        key = result_key(record.id, index)
+        if self._redirect and not suffix:
+            url = await run_sync(self._store.sign, self._method, key, SIGNED_URL_S)
             return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
-        picture = await run_sync(self._store.get, result_key(record.id, index))
-        if picture is None:
-            raise Gone("The picture is no longer stored.", job_status=record.status)
-        if variant:
-            picture = await run_sync(
-                convert_image, picture, self._format, self._quality, limiter=self._decoders.limiter
-            )
-        return Response(picture, media_type=f"image/{self._format}", headers=headers)
+        image = await run_sync(self._store.get, key)
+        if image is None:
+            raise Gone("The image is no longer stored.", job_status=record.status)
+        if suffix:
+            # Limited like decoding: a conversion needs as much memory.
+            limiter = self._decoders.limiter
+            image = await run_sync(convert_image, image, self._format, self._quality, limiter=limiter)
+        return Response(image, media_type=f"image/{self._format}", headers=headers)
 
 
-DeliveryDep = Annotated[Delivery, Depends()]
+ImageResponderDep = Annotated[ImageResponder, Depends()]
 
 
 @router.head("/images/{index}", include_in_schema=False)
@@ -84,9 +86,9 @@ DeliveryDep = Annotated[Delivery, Depends()]
     response_class=Response,
     responses=openapi.RESULT_IMAGE | openapi.problems(404, 409, 410, 422, 503),
 )
-async def get_image(job_id: JobId, index: Index, delivery: DeliveryDep) -> Response:
-    """One result. It never changes; the ETag of the PNG is its sha256."""
-    return await delivery.of(job_id, index)
+async def get_image(job_id: JobId, index: Index, responder: ImageResponderDep) -> Response:
+    """Download an image of the job. It never changes; the ETag of the PNG is its SHA-256."""
+    return await responder.respond(job_id, index)
 
 
 @router.head("/result", include_in_schema=False)
@@ -96,21 +98,22 @@ async def get_image(job_id: JobId, index: Index, delivery: DeliveryDep) -> Respo
     response_class=Response,
     responses=openapi.RESULT_IMAGE | openapi.problems(404, 409, 410, 422, 503),
 )
-async def get_result(job_id: JobId, delivery: DeliveryDep) -> Response:
-    """The first image of the job."""
-    return await delivery.of(job_id, 0)
+async def get_result(job_id: JobId, responder: ImageResponderDep) -> Response:
+    """Download the first image of the job."""
+    return await responder.respond(job_id, 0)
 
 
-def _finished(record: JobRecord, index: int) -> ImageInfo:
+def _result_image(record: JobRecord, index: int) -> ImageInfo:
     if index >= record.spec.num_images:
-        raise NotFound(f"This job makes {record.spec.num_images} image(s), counted from 0.")
+        raise NotFound(f"The job has {record.spec.num_images} image(s), numbered from 0.")
     if not record.status.is_terminal:
-        raise NotReady(f"The job is {record.status}; ask again later.", job_status=record.status)
+        raise NotReady(f"The job is {record.status}; try again when it has ended.", job_status=record.status)
     if record.status is not JobStatus.SUCCEEDED:
         raise Gone(f"The job {record.status} without a result.", job_status=record.status, error=record.error)
     return record.images[index]
 
 
-def _matches(if_none_match: str, ours: str) -> bool:
+def _matches(if_none_match: str, etag: str) -> bool:
+    """Compare weakly, as RFC 9110 specifies for If-None-Match."""
     tags = (tag.strip().removeprefix("W/").strip('"') for tag in if_none_match.split(","))
-    return any(tag in (ours, "*") for tag in tags)
+    return any(tag in (etag, "*") for tag in tags)

@@ -1,1 +1,1 @@
-"""Delivers webhooks: a dispatcher process that sends signed HTTP requests from the outbox."""
+"""Delivers webhooks: a process that sends signed HTTP requests for the events in the outbox."""

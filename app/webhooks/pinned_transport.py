@@ -1,4 +1,8 @@
-"""Connections to checked addresses: a name is resolved once, every answer looked at, and one of them dialled."""
+"""Connects to checked addresses only.
+
+A host name is resolved once, all of its addresses are checked, and the connection is made to one of them. A second
+lookup could return another address (DNS rebinding).
+"""
 
 import asyncio
 import socket
@@ -12,9 +16,10 @@ from .ssrf_guard import is_public
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
-MAX_DIALLED = 4  # addresses of one name that are tried
+# Addresses of one host that are tried.
+MAX_CONNECT_ATTEMPTS = 4
 
-# Lookups cannot be broken off, so those of slow name servers get many threads to be slow on.
+# A lookup cannot be cancelled, so slow name servers need many threads.
 _lookups = ThreadPoolExecutor(64, thread_name_prefix="lookup")
 
 
@@ -23,14 +28,14 @@ class NonPublicAddress(httpcore.ConnectError):
 
 
 async def system_resolver(host: str, port: int) -> list[str]:
-    """The addresses of a host, as this machine resolves names. Raises OSError."""
+    """Return the addresses of a host from the resolver of the operating system. Raises OSError."""
     loop = asyncio.get_running_loop()
     found = await loop.run_in_executor(_lookups, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class PinnedTransport(httpcore.AsyncNetworkBackend):
-    """Dials addresses, never names. TLS above it still verifies the name that stands in the URL."""
+    """Network backend that connects to checked addresses. TLS still verifies the host name of the URL."""
 
     def __init__(
         self,
@@ -51,12 +56,12 @@ class PinnedTransport(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Raises NotPublic if any address of the host is not public, OSError or httpcore's errors otherwise."""
+        """Connect to a host. Raises NonPublicAddress if one of its addresses is private, OSError or httpcore errors."""
         addresses = await self._resolver(host, port)
         if not self._allow_private and not all(is_public(ip_address(address)) for address in addresses):
             raise NonPublicAddress
         failure: Exception = OSError("the host has no address")
-        for address in addresses[:MAX_DIALLED]:
+        for address in addresses[:MAX_CONNECT_ATTEMPTS]:
             try:
                 return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:

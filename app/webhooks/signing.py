@@ -1,4 +1,4 @@
-"""Signatures by Standard Webhooks: one for each secret, so that a receiver may know the old one or the new."""
+"""Signs webhooks as specified by Standard Webhooks (https://www.standardwebhooks.com)."""
 
 import os
 import secrets
@@ -12,27 +12,28 @@ from ..settings import webhook_secret_file
 
 
 class WebhookSigner:
-    """Signs with every secret."""
+    """Signs with every secret, so that secrets can be rotated: a receiver accepts any one signature."""
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
         self._signers = [Signer(secret) for secret in secrets]
 
     def headers(self, message_id: str, body: str, sent_at: float) -> dict[str, str]:
-        """The three headers that let a receiver verify a message. sent_at: seconds since the epoch."""
-        moment = datetime.fromtimestamp(int(sent_at), UTC)
+        """Return the headers by which a receiver verifies a message. `sent_at` is in seconds since the epoch."""
+        timestamp = datetime.fromtimestamp(int(sent_at), UTC)
         return {
             "webhook-id": message_id,
             "webhook-timestamp": str(int(sent_at)),
-            "webhook-signature": " ".join(signer.sign(message_id, moment, body) for signer in self._signers),
+            "webhook-signature": " ".join(signer.sign(message_id, timestamp, body) for signer in self._signers),
         }
 
 
 def ensure_secret(data_dir: Path) -> None:
-    """Draws the secret of a service that was given none, and keeps it in the data directory, unless there is one."""
+    """Generate the secret of a service without a configured one, unless the data directory already contains it."""
     path = webhook_secret_file(data_dir)
     if path.exists():
         return
     new = path.with_suffix(".new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # noqa: PTH123  # needs the mode
+    # Path.open cannot set the mode.
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # noqa: PTH123
         file.write(f"whsec_{b64encode(secrets.token_bytes(32)).decode()}\n")
     new.rename(path)

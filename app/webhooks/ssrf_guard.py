@@ -1,27 +1,38 @@
-"""Which addresses a webhook may lead to: those of the public internet, and nothing that only looks like one."""
+"""Decides which addresses webhooks may be sent to: public ones, as a guard against server-side request forgery.
+
+`ipaddress.is_global` follows the IANA special-purpose address registries (RFC 6890) as of the Python release. The
+networks below are special, but global in some releases.
+"""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from img2img.domain.webhook import Webhook
 from img2img.errors import ParameterError
 
-# `is_global` follows the registry of the day when Python was released, and takes these for public, or has.
 NOT_PUBLIC_V4 = (
-    ip_network("192.0.0.0/24"),  # protocol assignments; metadata of a cloud at 192.0.0.192
-    ip_network("192.88.99.0/24"),  # once relays of 6to4
-    ip_network("168.63.129.16/32"),  # metadata of a cloud
+    # IETF protocol assignments (RFC 6890); 192.0.0.192 is a cloud's metadata service.
+    ip_network("192.0.0.0/24"),
+    # 6to4 relay anycast, deprecated (RFC 7526).
+    ip_network("192.88.99.0/24"),
+    # Metadata service of a cloud.
+    ip_network("168.63.129.16/32"),
 )
-PUBLIC_V6 = ip_network("2000::/3")  # all that has ever been given out; mapped, site-local and the rest lie outside
+# All unicast addresses assigned so far (RFC 4291). Excludes mapped and site-local addresses.
+PUBLIC_V6 = ip_network("2000::/3")
 NOT_PUBLIC_V6 = (
-    ip_network("2001::/23"),  # Teredo, which carries an IPv4 address, and other protocols
-    ip_network("2002::/16"),  # 6to4, which carries one, too
-    ip_network("3fff::/20"),  # for documentation
+    # IETF protocol assignments (RFC 2928), including Teredo, which embeds an IPv4 address.
+    ip_network("2001::/23"),
+    # 6to4 (RFC 3056), which embeds an IPv4 address.
+    ip_network("2002::/16"),
+    # Documentation (RFC 9637).
+    ip_network("3fff::/20"),
 )
-NAT64 = ip_network("64:ff9b::/96")  # carries an IPv4 address: how a network without IPv4 reaches all of it
+# NAT64 (RFC 6052) embeds an IPv4 address: an IPv6-only network reaches IPv4 hosts by it.
+NAT64 = ip_network("64:ff9b::/96")
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether it is a unicast address of the public internet."""
+    """Whether `address` is a unicast address of the public internet."""
     if address in NAT64:
         return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
     if not address.is_global or address.is_multicast:
@@ -32,13 +43,16 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def check_webhook(webhook: Webhook, *, allow_private: bool) -> None:
-    """Refuses what can be seen to lead nowhere without asking DNS. Raises ParameterError."""
+    """Reject URLs that are invalid without a DNS lookup. Raises ParameterError.
+
+    Host names are checked when a webhook is sent, by `PinnedTransport`.
+    """
     if allow_private:
         return
     if webhook.url.scheme != "https":
         raise ParameterError("webhook.url", "URL should begin with https://", got=str(webhook.url))
     if not _may_be_public(webhook.host):
-        raise ParameterError("webhook.url", "URL should lead to a public address", got=str(webhook.url))
+        raise ParameterError("webhook.url", "URL should have a public host", got=str(webhook.url))
 
 
 def _may_be_public(host: str) -> bool:

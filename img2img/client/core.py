@@ -17,7 +17,7 @@ import httpx
 from .errors import ServiceUnavailable, ServiceUnreachable, TooManyRequests, WaitTimeout, error_of
 from .events import Reconnects
 from .images import ImageInput, load_image
-from .models import DryRun, Job, JobImage, JobPage, Model, ModelPage, UploadedImage
+from .models import DryRun, Job, JobImage, JobPage, Model, ModelPage, UploadedImage, parse_response
 
 LOCAL_URL = "http://127.0.0.1:8000"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -82,24 +82,24 @@ class Operations:
         """Create a job. An idempotency key makes it safe to repeat the request after a 503."""
         headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
         response = yield from self._until_taken(Call("POST", "/img2img", {"headers": headers, **_body(fields)}))
-        return Job.model_validate_json(response.content)
+        return parse_response(Job, response.content)
 
     def dry_run(self, fields: Mapping[str, Any]) -> Flow[DryRun]:
         response = yield from self._call("POST", "/img2img", params={"dry_run": "true"}, **_body(fields))
-        return DryRun.model_validate_json(response.content)
+        return parse_response(DryRun, response.content)
 
     def control_map(self, image: ImageInput, kind: str, fields: Mapping[str, Any]) -> Flow[Job]:
         body = _body({"image": image, "type": kind, **fields})
         response = yield from self._until_taken(Call("POST", "/control-maps", body))
-        return Job.model_validate_json(response.content)
+        return parse_response(Job, response.content)
 
     def upload_image(self, image: ImageInput) -> Flow[UploadedImage]:
         response = yield from self._until_taken(Call("POST", "/images", _body({"image": image})))
-        return UploadedImage.model_validate_json(response.content)
+        return parse_response(UploadedImage, response.content)
 
     def get_job(self, job: Job | str) -> Flow[Job]:
         response = yield from self._call("GET", f"/jobs/{job_id_of(job)}")
-        return Job.model_validate_json(response.content)
+        return parse_response(Job, response.content)
 
     def wait(self, job: Job | str, timeout_s: float | None) -> Flow[Job]:
         """Poll until the job has ended; outages of the service are waited out as for event streams."""
@@ -113,7 +113,7 @@ class Operations:
                 yield Pause(reconnects.pause_after(error))
                 continue
             reconnects.reset()
-            current = Job.model_validate_json(response.content)
+            current = parse_response(Job, response.content)
             if current.has_ended:
                 return current
             if time.monotonic() >= give_up_at:
@@ -121,14 +121,14 @@ class Operations:
 
     def cancel(self, job: Job | str) -> Flow[Job]:
         response = yield from self._call("POST", f"/jobs/{job_id_of(job)}/cancel")
-        return Job.model_validate_json(response.content)
+        return parse_response(Job, response.content)
 
     def delete(self, job: Job | str) -> Flow[None]:
         yield from self._call("DELETE", f"/jobs/{job_id_of(job)}")
 
     def list_models(self) -> Flow[list[Model]]:
         response = yield from self._call("GET", "/models")
-        return list(ModelPage.model_validate_json(response.content).models)
+        return list(parse_response(ModelPage, response.content).models)
 
     def download(
         self, image: Job | JobImage | str, index: int = 0, format: str | None = None, quality: int | None = None
@@ -144,7 +144,7 @@ class Operations:
         if isinstance(job, str) or not job.has_ended:
             job = yield from self.get_job(job)
         if not job.images:
-            # Raises the error that says why: the job has not ended, or ended without a result.
+            # Raises the error for a job that has not ended, or ended without a result.
             yield from self.download(job)
         images = []
         for image in job.images:
@@ -158,7 +158,7 @@ class Operations:
 
     def list_page(self, pages: "JobPages") -> Flow[tuple[Job, ...]]:
         response = yield from self._call("GET", "/jobs", params=pages.params)
-        return pages.add(JobPage.model_validate_json(response.content))
+        return pages.add(parse_response(JobPage, response.content))
 
     def _call(self, method: str, url: str, **options: Any) -> Generator[Step, Answer, httpx.Response]:
         answer = yield Call(method, url, options)
@@ -170,7 +170,7 @@ class Operations:
         return answer
 
     def _until_taken(self, call: Call) -> Generator[Step, Answer, httpx.Response]:
-        """Send the call; repeat it while the service is busy and says when to try again."""
+        """Send the call; repeat it while the service is busy and its response has a `Retry-After`."""
         give_up_at = time.monotonic() + BUSY_S
         while True:
             try:

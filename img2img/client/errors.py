@@ -2,6 +2,7 @@
 
 ClientError
 ├── ServiceUnreachable      no connection, or it broke
+├── InvalidResponse         the response cannot be parsed
 ├── WaitTimeout             the job did not end in time
 ├── JobFailed               the job failed or was cancelled
 └── ApiError                the service responded with an error
@@ -30,6 +31,10 @@ class ClientError(Exception):
 
 class ServiceUnreachable(ClientError):
     """The service cannot be reached, or the connection broke."""
+
+
+class InvalidResponse(ClientError):
+    """The response cannot be parsed, for example because a proxy responded instead of the service."""
 
 
 class WaitTimeout(ClientError, TimeoutError):
@@ -158,4 +163,4 @@ def _message(problem: Json) -> str:
     errors = [str(error) for error in field_errors(problem)]
     if len(errors) > 1:
         return "\n  ".join([f"{len(errors)} fields were rejected", *errors])
-    return "".join(errors) or str(problem["detail"])
+    return "".join(errors) or str(problem.get("detail") or problem)

@@ -6,7 +6,7 @@ import httpx
 from httpx_sse import ServerSentEvent
 
 from .errors import ApiError, ClientError, JobGone, ServiceUnreachable, error_of
-from .models import Job, PreviewEvent, ProgressEvent, QueuedEvent
+from .models import Job, PreviewEvent, ProgressEvent, QueuedEvent, parse_response
 
 # Pauses before reconnecting, in seconds. After the last one the stream is given up.
 RECONNECT_S: tuple[float, ...] = (0.5, 1, 2, 4, 8)
@@ -78,7 +78,7 @@ class EventStream:
             problem = sse.json()
             raise JobGone(problem["message"], problem={"detail": problem["message"], "code": problem["code"]})
         model = EVENTS.get(sse.event)
-        event = model.model_validate_json(sse.data) if model else None
+        event = parse_response(model, sse.data) if model else None
         self.ended = isinstance(event, Job)
         return event
 

@@ -33,33 +33,33 @@ Scheduler = Literal[
 
 
 class ControlFields(TypedDict, total=False):
-    """A ControlNet and the map that it follows."""
+    """A control map that a ControlNet follows."""
 
     scale: float
-    """How strongly to follow the map."""
+    """How strongly the result follows the control map."""
     start: float
-    """Share of the steps after which it begins."""
+    """Share of the steps after which the control begins."""
     end: float
-    """Share of the steps after which it ends."""
+    """Share of the steps after which the control ends."""
     type: Required[ControlType]
     """One of the `controls` of the model's entry in `GET /models`."""
     image: ImageInput
-    """Absent: the request's `image`. It is brought to the size of the result; with `outpaint`, one of the size of
-    `image` lies where that lies."""
+    """Default: the request's `image`. The image is resized to the size of the result. With `outpaint`, an image of the
+    size of `image` gets the same margins."""
     preprocess: bool
-    """Make the map from the picture; false: the picture is the map already."""
+    """Make the control map from the image. If false, the image is the control map."""
 
 
 class ImagePromptFields(TypedDict, total=False):
-    """A picture that says what to show, as a prompt does (IP-Adapter)."""
+    """An image whose content the result should take up (IP-Adapter)."""
 
     image: Required[ImageInput]
     scale: float
-    """How strongly it counts."""
+    """How strongly the result follows the image."""
 
 
 class LoraFields(TypedDict, total=False):
-    """Low-rank weights that the model file names, and how strongly they count."""
+    """A LoRA of the model, and how strongly it is applied."""
 
     name: Required[str]
     scale: float
@@ -75,91 +75,99 @@ class PaddingFields(TypedDict, total=False):
 
 
 class WebhookFields(TypedDict, total=False):
-    """Where to tell how a job ended."""
+    """URL that receives an event when the job ends."""
 
     url: Required[str]
-    """Gets a signed POST. https only, as a rule."""
+    """URL that receives a signed POST request. Must be https, unless private addresses are allowed."""
     events: Sequence[Literal["job.succeeded", "job.failed", "job.cancelled"]]
-    """The ends that are told."""
+    """Events to send."""
 
 
 class SubmitFields(TypedDict, total=False):
     """Fields of `POST /img2img`."""
 
     image: ImageInput
-    """The picture to start from. Only `controls` with pictures of their own can do without."""
+    """Input image. Required unless every control has an image."""
     prompt: str
-    """What to show; may be empty."""
+    """What the result should show; may be empty."""
     negative_prompt: str
-    """What not to show."""
+    """What the result should not show."""
     prompt_weighting: bool
-    """Read `(text:1.3)` in both prompts as that text with that weight; 1 is the usual. Not nested."""
-    strength: float
-    """0 keeps the picture as it is, 1 starts from (almost) pure noise. Absent: 0.8; where something is painted anew
-    (`mask`, `outpaint`, no `image`), 1; with `upscale`, 0.3, and not taken where one of the model's `upscalers` does
-    it."""
+    """Read `(text:1.3)` in both prompts as that text with that weight. The default weight is 1; weights cannot be
+    nested."""
     denoising_start: float
-    """In the place of `strength`, for SDXL and its refiner: the picture counts as denoised up to this share of the
-    schedule, no noise is added, and only the rest is run."""
-    guidance_scale: float
-    """How strongly to follow the prompt; 1 is off and halves the work. Absent: the model's."""
-    num_inference_steps: int
-    """Steps of the whole schedule; strength times as many are run. Absent: the model's."""
-    scheduler: Scheduler
-    """The sampler; absent: the model's default."""
-    seed: int
-    """Image i uses seed + i; absent: drawn, and reported."""
+    """Replaces `strength` for SDXL and its refiner: the image counts as denoised up to this share of the schedule. No
+    noise is added, and only the rest of the steps is run."""
+    eta: float
+    """Noise that the scheduler adds at each step: 0 is deterministic DDIM, 1 is like DDPM. For the schedulers in
+    `scheduler_parameters` of the model's entry in `GET /models`."""
+    guidance_rescale: float
+    """Rescales the guided prediction to reduce overexposure: 0 is off, 0.7 is usual (https://arxiv.org/abs/2305.08891,
+    section 3.4). For models with `guidance_rescale` in `parameters`."""
     num_images: int
     """How many variants to make."""
-    width: int
-    """Absent: follows from the height, or the model's size nearest in shape."""
-    height: int
-    """Absent: follows from the width, or the model's size nearest in shape."""
-    resize: Resize
-    """How the picture is brought to that size: `pad` keeps all of it, with black bars."""
-    mask: ImageInput
-    """What to paint anew: a picture of the same size, white there and black elsewhere; or `alpha`: where `image` is
-    transparent. All else stays bit for bit, and the result has the size of `image`; `width` and `height` are then the
-    size at which the model works."""
-    mask_blur: int
-    """Pixels over which new fades into old, inside the mask. Absent: 4."""
-    mask_padding: int
-    """Let the model see only what is painted anew and so many pixels around, at its full size, so that small things get
-    all its detail. Absent: it sees the whole picture."""
-    outpaint: PaddingFields
-    """Pixels to add on each side, painted to fit. The picture stays bit for bit."""
-    controls: Sequence[ControlFields]
-    """Maps that the result follows: edges, depth, segments, ..."""
-    image_prompts: Sequence[ImagePromptFields]
-    """Pictures whose content or style to take up."""
-    instruction: str
-    """What to change, as one would say it to a person."""
-    image_guidance_scale: float
-    """How much of the picture an `instruction` keeps. Absent: 1.5."""
-    upscale: Literal[2, 4]
-    """How many times wider and higher the result is, one of the model's `upscales`. The picture may have any size."""
     loras: Sequence[LoraFields]
-    """Of the `loras` of the model's entry in `GET /models`."""
+    """LoRAs to apply, from `loras` of the model's entry in `GET /models`."""
+    strength: float
+    """How much of the image is replaced: 0 returns the image, 1 starts from (almost) pure noise. Default: 0.8; with
+    `mask` or `outpaint` 1; with `upscale` 0.3. Refused if one of the model's `upscalers` makes the result."""
+    guidance_scale: float
+    """How strongly the result follows the prompt. 1 turns guidance off and halves the work. Default: the model's."""
+    num_inference_steps: int
+    """Steps of the whole schedule; about `strength` times as many are run. Default: the model's."""
+    scheduler: Scheduler
+    """The sampler. Default: the model's."""
+    seed: int
+    """Image i uses seed + i. Default: random, and reported in the job."""
+    width: int
+    """Width of the result. Default: derived from `height`, or the nearest bucket of the model."""
+    height: int
+    """Height of the result. Default: derived from `width`, or the nearest bucket of the model."""
+    resize: Resize
+    """How images are brought to the size of the result: `crop` cuts, `pad` adds black bars, `stretch` changes the
+    aspect ratio."""
+    mask: ImageInput
+    """Inpainting mask of the same size as `image`: white pixels are regenerated, black pixels are returned unchanged.
+    `alpha` uses the transparency of `image`. The result has the size of `image`; `width` and `height` set the size at
+    which the model works."""
+    mask_blur: int
+    """Pixels over which the new content fades into the old, inside the mask. Default: 4."""
+    mask_padding: int
+    """Crops the model's view to the regenerated area plus this many pixels on each side, so that small areas are
+    generated at the model's full resolution. Default: the model sees the whole image."""
+    outpaint: PaddingFields
+    """Pixels to add on each side (outpainting). The pixels of `image` are returned unchanged."""
+    controls: Sequence[ControlFields]
+    """Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet)."""
+    image_prompts: Sequence[ImagePromptFields]
+    """Images whose content or style the result should take up (IP-Adapter)."""
+    instruction: str
+    """Edit instruction: what to change in `image`, for models with the task `edit`."""
+    image_guidance_scale: float
+    """How closely the result of an `instruction` follows `image`. Default: 1.5."""
+    upscale: Literal[2, 4]
+    """How many times wider and higher the result is than `image`: one of the model's `upscales`. The image may have any
+    size."""
     model: str
-    """One of `GET /models`; absent: the service's default."""
+    """One of `GET /models`. Default: the service's default model."""
     deadline_s: float
-    """Seconds from now; a job that has not ended by then is cancelled."""
+    """Seconds from now after which the job is cancelled if it has not ended."""
     priority: Priority
-    """Which jobs go first; within one priority, clients take turns."""
+    """Order in the queue. Jobs of one priority are taken round-robin across API keys."""
     webhook: WebhookFields | str
-    """Where to tell how the job ended, and which ends; a URL alone is told all of them."""
+    """URL that is called when the job ends, and the events to send; all events if only a URL."""
 
 
 class ControlMapFields(TypedDict, total=False):
     """Fields of `POST /control-maps`."""
 
     width: int
-    """As of `POST /img2img`."""
+    """Width of the result. Default: derived from `height`, or the nearest bucket of the model."""
     height: int
-    """As of `POST /img2img`."""
+    """Height of the result. Default: derived from `width`, or the nearest bucket of the model."""
     resize: Resize
-    """How the picture is brought to that size."""
+    """How the image is brought to that size."""
     model: str
-    """One of `GET /models`; absent: the service's default."""
+    """One of `GET /models`. Default: the service's default model."""
     deadline_s: float
-    """Seconds from now; a job that has not ended by then is cancelled."""
+    """Seconds from now after which the job is cancelled if it has not ended."""

@@ -2,13 +2,15 @@
 
 from base64 import b64decode
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from img2img.domain.job import JobStatus
 
-from .errors import JobFailed
+from .errors import InvalidResponse, JobFailed
+
+AnyResponse = TypeVar("AnyResponse", bound=BaseModel)
 
 
 class _Response(BaseModel):
@@ -159,3 +161,15 @@ class PreviewEvent(_Response):
     def jpeg(self) -> bytes:
         """The preview as a JPEG."""
         return b64decode(self.image.partition(",")[2])
+
+
+def parse_response(model: type[AnyResponse], content: bytes | str) -> AnyResponse:
+    """Return the response that `content` holds as JSON.
+
+    Raises:
+        InvalidResponse: It does not, for example because a proxy responded instead of the service.
+    """
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise InvalidResponse(f"the response is no {model.__name__}: {error.errors()[0]['msg']}") from error

@@ -108,7 +108,7 @@ class Client:
         return self._run(self._operations.upload_image(image))
 
     def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Job:
-        """Return the job after its end, in whatever state that is; see `Job.raise_for_status`.
+        """Return the job after its end: succeeded, failed or cancelled. See `Job.raise_for_status`.
 
         Raises:
             WaitTimeout: The job did not end within `timeout_s`.

@@ -155,6 +155,29 @@ class GenerationParameters(BaseModel):
             lacking="does not support `denoising_start`, which is for SDXL and its refiner; give a `strength`",
         ),
     ] = None
+    eta: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Noise that the scheduler adds at each step: 0 is deterministic DDIM, 1 is like DDPM. For the "
+            "schedulers in `scheduler_parameters` of the model's entry in `GET /models`.",
+        ),
+        # Not for upscaling: overlapping tiles would get different noise.
+        PipelineParameter(
+            tasks=ALL_TASKS - {Task.UPSCALE}, by_scheduler=True, lacking="does not support `eta`; leave it out"
+        ),
+    ] = 0.0
+    guidance_rescale: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Rescales the guided prediction to reduce overexposure: 0 is off, 0.7 is usual "
+            "(https://arxiv.org/abs/2305.08891, section 3.4). For models with `guidance_rescale` in `parameters`.",
+        ),
+        PipelineParameter(guidance=True, lacking="does not support `guidance_rescale`; leave it out"),
+    ] = 0.0
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
     loras: Annotated[
         tuple[Lora, ...],

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from redis import Redis
-from rq import Queue
 
 from img2img.domain.job import JobRecord, Priority
 from img2img.redis import keys, scripts
@@ -43,14 +42,19 @@ class FairQueue:
         self._claim = scripts.register(redis, "claim_job")
         self._positions = scripts.register(redis, "queue_positions")
 
-    def claim(self, model: str, queue: Queue) -> bytes | None:
-        """Move the next job of a model to the intermediate list of its RQ queue.
+    def claim(self, model: str, waiting: str, intermediate: str) -> bytes | None:
+        """Move the next job of a model from RQ's list of waiting jobs to RQ's intermediate list.
+
+        Args:
+            model: Name of the model.
+            waiting: Key of the list of waiting jobs.
+            intermediate: Key of the intermediate list.
 
         Returns:
             The id of the job, or None if no job is waiting. Removing the job from RQ's list takes O(1) for the oldest
             and the youngest job, O(n) for jobs between them.
         """
-        job_id: bytes | None = self._claim(keys=[queue.key, queue.intermediate_queue_key], args=[model])
+        job_id: bytes | None = self._claim(keys=[waiting, intermediate], args=[model])
         return job_id
 
     def positions(self, records: Sequence[JobRecord]) -> list[QueuePosition | None]:

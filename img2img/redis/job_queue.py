@@ -143,7 +143,8 @@ class JobQueue:
 
     def claim(self, model: str) -> bytes | None:
         """Move the next job of a model to the intermediate list of its RQ queue. Returns its id, or None."""
-        return self.job_store.fair_queue.claim(model, self._queue(model))
+        queue = self._queue(model)
+        return self.job_store.fair_queue.claim(model, queue.key, queue.intermediate_queue_key)
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
         """Queue a job that no worker runs any more before all others of its model; fail it after MAX_ATTEMPTS.

@@ -1,1 +1,1 @@
-"""A seeded storm of jobs and faults over real processes, and what must hold after it: `python -m tests.chaos`."""
+"""Chaos test: jobs and faults over real processes, drawn from a seed, and the guarantees that must hold afterwards."""

@@ -1,9 +1,9 @@
-"""Chaos: mixed jobs over real processes, which are killed, paused, cut off and robbed of their disk meanwhile.
+"""Chaos test: mixed jobs over real processes that are killed, paused, disconnected from Redis and out of disk space.
 
     python -m tests.chaos
 
-Every acknowledged id is written down. Then the faults stop, and it is checked that nothing was lost, done twice or
-shown differently to two clients. Prints a table; exits with 1 if anything was breached.
+Every acknowledged job is recorded. After the last fault it is checked that no job was lost, published twice or reported
+differently to two clients. Prints a table. The exit code is 1 if a guarantee was violated.
 """
 
 import argparse
@@ -23,29 +23,30 @@ from tempfile import TemporaryDirectory
 from redis import Redis
 from redis.exceptions import RedisError
 
+from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.redis.job_store import JobStore
 from img2img.redis.keys import OUTBOX
-from tests.chaos import verdict
-from tests.chaos.faults import Storm, make_storm, small_disk
-from tests.chaos.ledger import Ledger
-from tests.chaos.load import Load, make_orders
-from tests.chaos.plant import Plant
-from tests.chaos.recovery import RecoveryWatch
+from tests.chaos import checks
+from tests.chaos.deployment import Deployment
+from tests.chaos.faults import FaultInjector, make_faults, small_disk
+from tests.chaos.load import LoadGenerator, plan_jobs
+from tests.chaos.observations import Observations
+from tests.chaos.recovery import RecoveryMonitor
 from tests.support.processes import MODEL, make_tiny_model
 from tests.support.webhook_receivers import receiving
 
-STILL_S = 180.0  # after the last fault something must end at least this often, until all have ended
+MAX_STALL_S = 180.0  # after the last fault, time without any progress before the wait is given up
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is done, and by which seed."""
+    """Amounts and seed of a run."""
 
     jobs: int = 1000
     kills: int = 62
-    others: int = 24  # pauses, misbehaving proxies, a full disk
+    others: int = 24  # pauses, network faults, a full disk
     poisons: int = 3
     workers: int = 3
     lease_s: int = 20
@@ -58,94 +59,104 @@ def main() -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Plan, name))
     parser.add_argument("--logs", type=Path, help="keep the logs of all processes in this folder")
     options = vars(parser.parse_args())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind by `kill` either
+    # Stop all processes also when this one is terminated.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logs = options.pop("logs")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     plan = Plan(**options)
-    figures, breaches = run(plan, logs)
+    figures, violations = run(plan, logs)
     print(table(plan, figures))
-    for breach in breaches[:50]:
-        print(f"BREACH: {breach}")
-    print(f"{len(breaches)} breaches" if breaches else "no breach")
-    return 1 if breaches else 0
+    for violation in violations[:50]:
+        print(f"VIOLATION: {violation}")
+    print(f"{len(violations)} violations" if violations else "no violations")
+    return 1 if violations else 0
 
 
-def run(plan: Plan, logs: Path | None = None) -> tuple[verdict.Figures, Sequence[str]]:
-    """The whole of it. Returns what was counted, and what should not have been."""
+def run(plan: Plan, logs: Path | None = None) -> tuple[checks.Figures, Sequence[str]]:
+    """Do a run, and return its figures and the violations."""
     started_at = time.monotonic()
-    ledger = Ledger()
+    observations = Observations()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="i2i-")))
         data = folder / "data"
         data.mkdir()
         has_disk = stack.enter_context(small_disk(data))
         if not has_disk and plan.others:
-            log.warning("SKIPPED: the full disk, for only root may mount the small file system that it needs")
+            log.warning("SKIPPED: the full disk; it needs a small file system, which only root can mount")
         receiver = stack.enter_context(receiving())
         model = folder / MODEL
         make_tiny_model(model)
         if logs:
             logs.mkdir(parents=True, exist_ok=True)
-        plant = Plant(logs or folder, data, model, receiver.url, lease_s=plan.lease_s, workers=plan.workers)
-        stack.callback(plant.stop)
-        plant.start()
-        recovery = RecoveryWatch(plant.redis, plant.can_sweep)
+        deployment = Deployment(logs or folder, data, model, receiver.url, lease_s=plan.lease_s, workers=plan.workers)
+        stack.callback(deployment.stop)
+        deployment.start()
+        recovery = RecoveryMonitor(deployment.redis, deployment.can_recover)
         stack.callback(recovery.stop)
         recovery.start()
-        faults = make_storm(plan.kills, plan.others, plan.lease_s, plan.seed, disk=has_disk)
-        storm = Storm(plant, recovery, faults, plan.seed)
-        orders = make_orders(plan.jobs, plan.poisons, receiver.url, plan.seed)
-        load = Load(orders, plant.urls, plant.keys, ledger, lambda: storm.progress)
+        faults = make_faults(plan.kills, plan.others, plan.lease_s, plan.seed, disk=has_disk)
+        injector = FaultInjector(deployment, recovery, faults, plan.seed)
+        jobs = plan_jobs(plan.jobs, plan.poisons, receiver.url, plan.seed)
+        load = LoadGenerator(jobs, deployment.urls, deployment.keys, observations, lambda: injector.progress)
         stack.callback(load.stop)
-        log.info("%d jobs and %d faults", len(orders), len(faults))
+        log.info("%d jobs and %d faults", len(jobs), len(faults))
         load.start()
-        storm.run()
-        quiet_at = time.monotonic()
-        log.info("the storm is over: %d jobs acknowledged", len(ledger.jobs))
-        wait_for_quiet(plant.redis, load)
+        injector.run()
+        faults_over_at = time.monotonic()
+        log.info("all faults are over: %d jobs acknowledged", len(observations.jobs))
+        wait_for_ends(deployment.redis, load)
         load.stop()
-        quiet_s = time.monotonic() - quiet_at
-        time.sleep(1)  # a late worker that would end a job once more has its chance
+        wait_s = time.monotonic() - faults_over_at
+        # A late worker could still end a job a second time.
+        time.sleep(1)
 
-        figures = verdict.check_jobs(ledger, plant.urls[0], plant.keys, plant.redis)
-        figures |= verdict.check_webhooks(ledger, list(receiver.got))
-        figures |= verdict.check_recovery(ledger, recovery)
-        for process in plant.processes:
-            process.held.acquire()
+        figures = checks.check_jobs(observations, deployment.urls[0], deployment.keys, deployment.redis)
+        figures |= checks.check_webhooks(observations, list(receiver.got))
+        figures |= checks.check_recovery(observations, recovery)
+        for process in deployment.processes:
+            process.faulted.acquire()
             process.kill()
-        figures |= verdict.check_history(ledger, data)
-        done = Counter(map(str, storm.done))
-        kills = sum(count for fault, count in done.items() if fault.startswith("kill"))
-        poisoned = sum(job.poison for job in ledger.jobs.values()) * 3
-        figures |= {"kills -9": f"{kills}, and {poisoned} by poison"}
-        figures |= {f"fault: {fault}": count for fault, count in sorted(done.items())}
-        figures |= {
-            f"died of poison, or found no Redis: {p.name}": p.own_deaths for p in plant.processes if p.own_deaths
-        }
-        figures |= dict(sorted(ledger.counts.items()))
-        figures["from the last fault to quiet"] = f"{quiet_s:.1f} s"
-        figures["in all"] = f"{time.monotonic() - started_at:.0f} s"
-        return figures, ledger.breaches
+        figures |= checks.check_states(observations, data)
+        figures |= count_faults(injector, deployment, observations)
+        figures |= dict(sorted(observations.counts.items()))
+        figures["from the last fault to the last end"] = f"{wait_s:.1f} s"
+        figures["total"] = f"{time.monotonic() - started_at:.0f} s"
+        return figures, observations.violations
 
 
-def wait_for_quiet(redis: Redis, load: Load) -> None:
-    """Until every order is served, every job has ended and every end is told; or nothing has come nearer to that for
-    STILL_S: what then still runs, the verdict finds."""
-    left, give_up_at = -1, time.monotonic() + STILL_S
-    while left:
+def count_faults(injector: FaultInjector, deployment: Deployment, observations: Observations) -> checks.Figures:
+    """Return the numbers of faults by kind, and of exits without a fault."""
+    done = Counter(map(str, injector.done))
+    kills = sum(count for fault, count in done.items() if fault.startswith("kill"))
+    poisoned = sum(job.is_poison for job in observations.jobs.values()) * MAX_ATTEMPTS
+    exits = {p.name: p.unexpected_exits for p in deployment.processes if p.unexpected_exits}
+    return {
+        "kills -9": f"{kills}, and {poisoned} by jobs that kill their worker",
+        **{f"fault: {fault}": count for fault, count in sorted(done.items())},
+        **{f"unexpected exits: {name}": count for name, count in exits.items()},
+    }
+
+
+def wait_for_ends(redis: Redis, load: LoadGenerator) -> None:
+    """Wait until every client is done, every job has ended and every webhook is delivered.
+
+    Returns without an error if there is no progress for MAX_STALL_S: the checks find the jobs that still run.
+    """
+    remaining, give_up_at = -1, time.monotonic() + MAX_STALL_S
+    while remaining:
         try:
-            now_left = load.left + len(JobStore(redis).active_ids()) + redis.zcard(OUTBOX)
+            now_remaining = load.unfinished + len(JobStore(redis).active_ids()) + redis.zcard(OUTBOX)
         except RedisError:
-            now_left = left
-        if now_left != left:
-            left, give_up_at = now_left, time.monotonic() + STILL_S
+            now_remaining = remaining
+        if now_remaining != remaining:
+            remaining, give_up_at = now_remaining, time.monotonic() + MAX_STALL_S
         if time.monotonic() > give_up_at:
             return
         time.sleep(0.2)
 
 
-def table(plan: Plan, figures: verdict.Figures) -> str:
+def table(plan: Plan, figures: checks.Figures) -> str:
     rows = [f"| {name} | {value} |" for name, value in figures.items()]
     machine = (
         f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), load {os.getloadavg()[0]:.1f} at the end"

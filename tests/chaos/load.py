@@ -1,4 +1,4 @@
-"""The clients of a chaos run: mixed jobs, sent until they are acknowledged, then waited for, cancelled or left."""
+"""Clients of a chaos run: they submit mixed jobs until these are acknowledged, then wait, follow or cancel."""
 
 import json
 import random
@@ -12,41 +12,41 @@ from typing import Any
 import httpx
 
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS
-from tests.chaos.ledger import TERMINAL, Acknowledged, Ledger
+from tests.chaos.observations import TERMINAL, AcknowledgedJob, Observations
 from tests.chaos.workers import POISON
 from tests.support.images import encoded, gradient
 
 SIDE = 32  # pixels; a step takes milliseconds
-STEPS = (2, 120)  # few and many alike: workers are to have jobs in hand when they are killed
-SENDERS, WAITERS = 8, 16  # threads that send, and that stay with jobs which are waited for
+STEPS = (2, 120)  # fewest and most; workers should have jobs in flight when they are killed
+SENDERS, FOLLOWERS = 8, 16  # threads that submit jobs, and that wait for jobs
 TIMEOUT_S = 8.0
 RETRY_S = 0.3
 PRIORITIES = ("low", "normal", "normal", "high")
-BEHAVIOURS = {"leave": 63, "wait": 8, "follow": 4, "cancel": 15, "deadline": 10}
+BEHAVIOURS = {"ignore": 63, "wait": 8, "follow": 4, "cancel": 15, "deadline": 10}
 
 
 @dataclass(frozen=True)
-class Order:
-    """A job that is to be sent, and what its client does then."""
+class PlannedJob:
+    """A job to submit, and the behaviour of its client afterwards."""
 
-    key: str  # of idempotency: a submit whose answer is lost is sent again
-    due: float  # the share of the storm that is over then
+    idempotency_key: str  # a submission whose response is lost is sent again
+    due: float  # share of the faults after which it is submitted
     owner: int
     behaviour: str
     fields: dict[str, str]
-    picture: bytes
+    image: bytes
 
     @property
-    def poison(self) -> bool:
+    def is_poison(self) -> bool:
         return self.fields["prompt"] == POISON
 
 
-def make_orders(count: int, poisons: int, webhook: str, seed: int) -> list[Order]:
-    """Jobs of all kinds, spread evenly over the storm."""
+def plan_jobs(count: int, poisons: int, webhook: str, seed: int) -> list[PlannedJob]:
+    """Return jobs of all kinds, spread evenly over the faults."""
     choose = random.Random(f"load {seed}")
-    pictures = [encoded(gradient(SIDE, SIDE, blue=blue)) for blue in range(0, 250, 25)]
+    images = [encoded(gradient(SIDE, SIDE, blue=blue)) for blue in range(0, 250, 25)]
     poisonous = set(choose.sample(range(count // 10, count), poisons))
-    orders = []
+    jobs = []
     for i in range(count):
         [behaviour] = choose.choices(list(BEHAVIOURS), list(BEHAVIOURS.values()))
         fields = {
@@ -62,53 +62,60 @@ def make_orders(count: int, poisons: int, webhook: str, seed: int) -> list[Order
             "priority": choose.choice(PRIORITIES),
         }
         if i in poisonous:
-            fields["prompt"], behaviour = POISON, "leave"
+            fields["prompt"], behaviour = POISON, "ignore"
         if behaviour == "deadline":
             fields["deadline_s"] = f"{choose.uniform(1, 10):.1f}"
         if behaviour == "cancel":
             fields["num_inference_steps"] = str(STEPS[1])
         if choose.random() < 0.25:
             fields["webhook"] = json.dumps({"url": webhook})
-        orders.append(Order(f"{seed}-{i}", i / count, choose.randrange(3), behaviour, fields, choose.choice(pictures)))
-    return orders
+        jobs.append(PlannedJob(f"{seed}-{i}", i / count, choose.randrange(3), behaviour, fields, choose.choice(images)))
+    return jobs
 
 
-class Load:
-    """Sends orders when they are due, from several threads."""
+class LoadGenerator:
+    """Submits jobs when they are due, from several threads.
+
+    Args:
+        jobs: the jobs to submit.
+        urls: the API servers.
+        keys: API keys, by owner.
+        observations: gets the jobs and their states.
+        progress: returns the share of the faults that have been injected.
+    """
 
     def __init__(
         self,
-        orders: Sequence[Order],
+        jobs: Sequence[PlannedJob],
         urls: Sequence[str],
         keys: Sequence[str],
-        ledger: Ledger,
+        observations: Observations,
         progress: Callable[[], float],
     ) -> None:
-        """progress: which share of the storm is over."""
-        self._urls, self._keys, self._ledger, self._progress = urls, keys, ledger, progress
-        self._due: SimpleQueue[Order] = SimpleQueue()
-        for order in orders:
-            self._due.put(order)
-        self._sent: SimpleQueue[tuple[Order, Acknowledged] | None] = SimpleQueue()
+        self._urls, self._keys, self._observations, self._progress = urls, keys, observations, progress
+        self._due: SimpleQueue[PlannedJob] = SimpleQueue()
+        for job in jobs:
+            self._due.put(job)
+        self._sent: SimpleQueue[tuple[PlannedJob, AcknowledgedJob] | None] = SimpleQueue()
         self._senders = [threading.Thread(target=self._run, args=(self._send, i)) for i in range(SENDERS)]
-        self._waiters = [threading.Thread(target=self._run, args=(self._stay, i)) for i in range(-WAITERS, 0)]
-        self._threads = [*self._senders, *self._waiters]
-        self._unserved = len(orders)
+        self._followers = [threading.Thread(target=self._run, args=(self._follow, i)) for i in range(-FOLLOWERS, 0)]
+        self._threads = [*self._senders, *self._followers]
+        self._unfinished = len(jobs)
         self._lock = threading.Lock()
-        self._give_up = threading.Event()
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
     @property
-    def left(self) -> int:
-        """Orders that are not served to the end: not acknowledged, or with a client that still wants something."""
-        return self._unserved
+    def unfinished(self) -> int:
+        """Number of jobs that are not acknowledged yet, or whose client is not done."""
+        return self._unfinished
 
     def stop(self) -> None:
-        self._give_up.set()
-        for _ in self._waiters:
+        self._stopped.set()
+        for _ in self._followers:
             self._sent.put(None)
         for thread in self._threads:
             if thread.ident:
@@ -116,126 +123,131 @@ class Load:
 
     def _run(self, do: Callable[["_Client"], bool], number: int) -> None:
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as http:
-            client = _Client(http, self._urls, self._keys, self._ledger, random.Random(f"client {number}"))
+            client = _Client(http, self._urls, self._keys, self._observations, random.Random(f"client {number}"))
             more = True
-            while more and not self._give_up.is_set():
+            while more and not self._stopped.is_set():
                 try:
                     more = do(client)
                 except Exception as error:
-                    self._ledger.breach(f"client: {type(error).__name__}: {error}")
+                    self._observations.add_violation(f"client: {type(error).__name__}: {error}")
 
     def _send(self, client: "_Client") -> bool:
-        """Sends the next order until it is acknowledged. False when there are no more."""
+        """Submit the next job until it is acknowledged. Return False if there are no more."""
         try:
-            order = self._due.get_nowait()
+            planned = self._due.get_nowait()
         except Empty:
             return False
-        while self._progress() < order.due and not self._give_up.is_set():
+        while self._progress() < planned.due and not self._stopped.is_set():
             time.sleep(0.1)
-        while (view := client.submit(order)) is None:
-            if self._give_up.is_set():
-                self._ledger.breach(f"order {order.key} was never acknowledged")
+        while (view := client.submit(planned)) is None:
+            if self._stopped.is_set():
+                self._observations.add_violation(f"the job with key {planned.idempotency_key} was never acknowledged")
                 return False
             time.sleep(RETRY_S)
-        job = Acknowledged(view["id"], order.owner, "webhook" in order.fields, order.poison)
-        self._ledger.acknowledge(job)
-        self._ledger.see(view)
-        if order.behaviour in ("wait", "follow", "cancel"):
-            self._sent.put((order, job))
+        job = AcknowledgedJob(view["id"], planned.owner, "webhook" in planned.fields, planned.is_poison)
+        self._observations.acknowledge(job)
+        self._observations.observe(view)
+        if planned.behaviour in ("wait", "follow", "cancel"):
+            self._sent.put((planned, job))
         else:
-            self._serve_one()
+            self._finish_one()
         return True
 
-    def _serve_one(self) -> None:
+    def _finish_one(self) -> None:
         with self._lock:
-            self._unserved -= 1
+            self._unfinished -= 1
 
-    def _stay(self, client: "_Client") -> bool:
-        """Does with a job what its client wants, until the client is content. False when there are no more."""
+    def _follow(self, client: "_Client") -> bool:
+        """Act on a job as its client behaves, until that succeeds. Return False if there are no more."""
         sent = self._sent.get()
         if sent is None:
             return False
-        order, job = sent
-        if order.behaviour == "cancel":
-            self._give_up.wait(client.choose.uniform(0, 2))
-        act = {"cancel": client.cancel, "follow": client.follow, "wait": client.wait}[order.behaviour]
-        while not self._give_up.is_set() and not act(job):
+        planned, job = sent
+        if planned.behaviour == "cancel":
+            self._stopped.wait(client.choose.uniform(0, 2))
+        act = {"cancel": client.cancel, "follow": client.follow, "wait": client.wait}[planned.behaviour]
+        while not self._stopped.is_set() and not act(job):
             time.sleep(RETRY_S)
-        self._serve_one()
+        self._finish_one()
         return True
 
 
 class _Client:
-    """One client: any front end will do, and what is not answered is asked again."""
+    """A client that chooses any API server for each request."""
 
     def __init__(
-        self, http: httpx.Client, urls: Sequence[str], keys: Sequence[str], ledger: Ledger, choose: random.Random
+        self,
+        http: httpx.Client,
+        urls: Sequence[str],
+        keys: Sequence[str],
+        observations: Observations,
+        choose: random.Random,
     ) -> None:
-        self._http, self._urls, self._keys, self._ledger = http, urls, keys, ledger
+        self._http, self._urls, self._keys, self._observations = http, urls, keys, observations
         self.choose = choose
 
     def _key(self, owner: int) -> dict[str, str]:
         return {"X-API-Key": self._keys[owner]}
 
-    def submit(self, order: Order) -> dict[str, Any] | None:
-        """The job; None if it was not acknowledged."""
-        return self._ask(
+    def submit(self, planned: PlannedJob) -> dict[str, Any] | None:
+        """Return the job, or None if it was not acknowledged."""
+        return self._request(
             202,
             "POST",
             "/img2img",
-            files={"image": order.picture},
-            data=order.fields,
-            headers=self._key(order.owner) | {"Idempotency-Key": order.key},
+            files={"image": planned.image},
+            data=planned.fields,
+            headers=self._key(planned.owner) | {"Idempotency-Key": planned.idempotency_key},
         )
 
-    def wait(self, job: Acknowledged) -> bool:
-        """Long polls. Returns whether it has ended."""
-        view = self._ask(200, "GET", f"/jobs/{job.id}?wait=5", headers=self._key(job.owner))
+    def wait(self, job: AcknowledgedJob) -> bool:
+        """Long-poll once. Return whether the job has ended."""
+        view = self._request(200, "GET", f"/jobs/{job.id}?wait=5", headers=self._key(job.owner))
         if view:
-            self._ledger.see(view)
+            self._observations.observe(view)
         return view is not None and view["status"] in TERMINAL
 
-    def cancel(self, job: Acknowledged) -> bool:
-        view = self._ask(200, "POST", f"/jobs/{job.id}/cancel", headers=self._key(job.owner))
+    def cancel(self, job: AcknowledgedJob) -> bool:
+        view = self._request(200, "POST", f"/jobs/{job.id}/cancel", headers=self._key(job.owner))
         if view:
-            self._ledger.see(view)
-            job.cancelled = view["status"] == "cancelled"
+            self._observations.observe(view)
+            job.is_cancelled = view["status"] == "cancelled"
         return view is not None
 
-    def follow(self, job: Acknowledged) -> bool:
-        """Server-Sent Events. Returns whether the end was told."""
-        url, told = self.choose.choice(self._urls), False
+    def follow(self, job: AcknowledgedJob) -> bool:
+        """Read Server-Sent Events. Return whether the end of the job was reported."""
+        url, has_ended = self.choose.choice(self._urls), False
         try:
             with self._http.stream(
                 "GET", f"{url}/jobs/{job.id}/events", headers=self._key(job.owner), timeout=20
-            ) as answer:
-                self._count(answer, 200)
+            ) as response:
+                self._count(response, 200)
                 name = ""
-                for line in answer.iter_lines() if answer.status_code == 200 else ():
+                for line in response.iter_lines() if response.status_code == 200 else ():
                     field, _, value = line.partition(": ")
                     if field == "event":
                         name = value
                     elif field == "data" and name in TERMINAL:
-                        self._ledger.see(json.loads(value))
-                        told = True
+                        self._observations.observe(json.loads(value))
+                        has_ended = True
         except httpx.TransportError as error:
-            self._ledger.count(f"no answer: {type(error).__name__}")
-        return told
+            self._observations.count(f"no response: {type(error).__name__}")
+        return has_ended
 
-    def _ask(self, expected: int, method: str, path: str, **request: Any) -> dict[str, Any] | None:
+    def _request(self, expected: int, method: str, path: str, **kwargs: Any) -> dict[str, Any] | None:
         try:
-            answer = self._http.request(method, self.choose.choice(self._urls) + path, **request)
+            response = self._http.request(method, self.choose.choice(self._urls) + path, **kwargs)
         except httpx.TransportError as error:
-            self._ledger.count(f"no answer: {type(error).__name__}")
+            self._observations.count(f"no response: {type(error).__name__}")
             return None
-        self._count(answer, expected)
-        if answer.status_code != expected:
+        self._count(response, expected)
+        if response.status_code != expected:
             return None
-        view: dict[str, Any] = answer.json()
+        view: dict[str, Any] = response.json()
         return view
 
-    def _count(self, answer: httpx.Response, expected: int) -> None:
-        self._ledger.count(f"answer {answer.status_code}")
-        if answer.status_code not in (expected, 503):
-            said = answer.read().decode()
-            self._ledger.breach(f"an answer of {answer.status_code} where {expected} or 503 belongs: {said[:300]}")
+    def _count(self, response: httpx.Response, expected: int) -> None:
+        self._observations.count(f"HTTP {response.status_code}")
+        if response.status_code not in (expected, 503):
+            body = response.read().decode()
+            self._observations.add_violation(f"HTTP {response.status_code} instead of {expected} or 503: {body[:300]}")

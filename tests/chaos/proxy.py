@@ -1,4 +1,4 @@
-"""TCP proxies in front of Redis that misbehave when they are told to, one for each process that is to be cut off."""
+"""TCP proxies between processes and Redis that inject network faults. Each process has one."""
 
 import asyncio
 import threading
@@ -6,26 +6,26 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
-PIECE = 65536
-LATE_S = 0.3  # by which a slow proxy holds back every piece
+CHUNK_BYTES = 65536
+DELAY_S = 0.3  # of each chunk in a slow proxy
 
 
-class Misbehaviour(StrEnum):
+class ProxyFault(StrEnum):
     NONE = "none"
     CUT = "cut"  # connections are closed and refused
-    HANG = "hang"  # nothing passes; what was sent meanwhile arrives when it ends, when nobody expects it any more
-    SLOW = "slow"  # every piece comes late
-    LOSE_ANSWERS = "lose answers"  # commands reach Redis, and the connection closes in the place of the answer
+    HANG = "hang"  # nothing passes; data sent in that time arrives late
+    SLOW = "slow"  # each chunk is delayed
+    LOSE_REPLIES = "lose replies"  # commands reach Redis, but the connection closes instead of the reply
 
 
 class FaultProxy:
-    """One port of loopback that leads to a unix socket."""
+    """Forwards a loopback port to a unix socket."""
 
     def __init__(self, upstream: Path) -> None:
         self._upstream = upstream
-        self._misbehaviour = Misbehaviour.NONE
-        self._behaves = asyncio.Event()
-        self._behaves.set()
+        self._fault = ProxyFault.NONE
+        self._passes = asyncio.Event()
+        self._passes.set()
         self._open: set[asyncio.StreamWriter] = set()
         self.port = 0
 
@@ -33,33 +33,34 @@ class FaultProxy:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
 
-    def misbehave(self, how: Misbehaviour) -> None:
-        """From now on. On the proxy's loop."""
-        self._misbehaviour = how
-        if how is Misbehaviour.HANG:
-            self._behaves.clear()
+    def inject(self, fault: ProxyFault) -> None:
+        """Replace the present fault. Called on the event loop of the proxy."""
+        self._fault = fault
+        if fault is ProxyFault.HANG:
+            self._passes.clear()
         else:
-            self._behaves.set()
-        if how is Misbehaviour.CUT:
+            self._passes.set()
+        if fault is ProxyFault.CUT:
             for writer in list(self._open):
                 writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._behaves.wait()
-        if self._misbehaviour is Misbehaviour.CUT:
+        await self._passes.wait()
+        if self._fault is ProxyFault.CUT:
             writer.transport.abort()
             return
         try:
             from_redis, to_redis = await asyncio.open_unix_connection(str(self._upstream))
-        except OSError:  # Redis is dead
+        except OSError:
+            # Redis does not run.
             writer.transport.abort()
             return
         both = {writer, to_redis}
         self._open |= both
         try:
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, to_redis, answers=False))
-                pumps.create_task(self._pump(from_redis, writer, answers=True))
+                pumps.create_task(self._pump(reader, to_redis, is_reply=False))
+                pumps.create_task(self._pump(from_redis, writer, is_reply=True))
         except* OSError:
             pass
         finally:
@@ -67,21 +68,21 @@ class FaultProxy:
             for end in both:
                 end.transport.abort()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool) -> None:
-        """Passes on until one end closes, which it tells by an OSError: then the other direction is over as well."""
-        while piece := await source.read(PIECE):
-            await self._behaves.wait()
-            if self._misbehaviour is Misbehaviour.SLOW:
-                await asyncio.sleep(LATE_S)
-            if answers and self._misbehaviour is Misbehaviour.LOSE_ANSWERS:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, is_reply: bool) -> None:
+        """Forward data until one end closes. The error then ends the other direction too."""
+        while chunk := await source.read(CHUNK_BYTES):
+            await self._passes.wait()
+            if self._fault is ProxyFault.SLOW:
+                await asyncio.sleep(DELAY_S)
+            if is_reply and self._fault is ProxyFault.LOSE_REPLIES:
                 break
-            sink.write(piece)
+            sink.write(chunk)
             await sink.drain()
         raise ConnectionResetError
 
 
 class Proxies:
-    """Proxies by name, on an event loop in a thread of their own."""
+    """Proxies by the name of their process, on an event loop in a thread."""
 
     def __init__(self, upstream: Path) -> None:
         self._upstream = upstream
@@ -91,14 +92,14 @@ class Proxies:
         self._proxies: dict[str, FaultProxy] = {}
 
     def url(self, name: str) -> str:
-        """The URL of Redis for the process of this name."""
+        """Return the URL of Redis for the process of this name."""
         if name not in self._proxies:
             proxy = self._proxies[name] = FaultProxy(self._upstream)
             asyncio.run_coroutine_threadsafe(proxy.start(), self._loop).result(10)
         return f"redis://127.0.0.1:{self._proxies[name].port}/0"
 
-    def misbehave(self, name: str, how: Misbehaviour) -> None:
-        self._loop.call_soon_threadsafe(self._proxies[name].misbehave, how)
+    def inject(self, name: str, fault: ProxyFault) -> None:
+        self._loop.call_soon_threadsafe(self._proxies[name].inject, fault)
 
     def close(self) -> None:
         with suppress(RuntimeError):

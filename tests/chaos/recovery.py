@@ -1,4 +1,4 @@
-"""How long the jobs of a worker that fell silent stay with it."""
+"""Measures the time until the jobs of lost workers are recovered."""
 
 import logging
 import threading
@@ -10,67 +10,71 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.redis.keys import JOB, JOBS_BY_STATUS
-from tests.chaos.plant import Process
+from tests.chaos.deployment import Process
 
-LIMIT_S = 40.0  # lease and sweep, with the default lease of 20 s
+MAX_RECOVERY_S = 40.0  # a lease and one round of a reaper, with the default lease of 20 s
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Lost:
-    """A job that a worker had when it fell silent. Times on the monotonic clock."""
+class LostJob:
+    """A job that was running on a worker when the worker was lost. Times are of the monotonic clock."""
 
     job_id: str
     execution: bytes
     worker: str
     since: float
-    found_at: float | None = None
+    recovered_at: float | None = None
 
     @property
-    def took_s(self) -> float | None:
-        return None if self.found_at is None else self.found_at - self.since
+    def recovery_s(self) -> float | None:
+        return None if self.recovered_at is None else self.recovered_at - self.since
 
 
-class RecoveryWatch:
-    """Looks after lost jobs until they have ended or are in other hands."""
+class RecoveryMonitor:
+    """Watches lost jobs until they have ended or are requeued.
 
-    def __init__(self, redis: Redis, can_sweep: Callable[[], bool]) -> None:
-        """can_sweep: whether there is a worker now that could find jobs."""
+    Args:
+        redis: a client without a proxy.
+        can_recover: returns whether there is a worker now that could recover jobs.
+    """
+
+    def __init__(self, redis: Redis, can_recover: Callable[[], bool]) -> None:
         self._redis = redis
-        self._can_sweep = can_sweep
-        self.lost: list[Lost] = []
-        self.outages: list[tuple[float, float]] = []  # when nobody could have found a job
-        self._over = threading.Event()
+        self._can_recover = can_recover
+        self.lost: list[LostJob] = []
+        self.outages: list[tuple[float, float]] = []  # times in which no worker could have recovered a job
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="recovery", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def fell_silent(self, worker: Process) -> None:
-        """Notes what a worker, which is dead or stopped by now, has in its hands."""
+    def worker_lost(self, worker: Process) -> None:
+        """Note the jobs of a worker that has been killed or paused."""
         since = time.monotonic()
         try:
             ids = [job_id.decode() for job_id in self._redis.zrange(JOBS_BY_STATUS.format(status="running"), 0, -1)]
             with self._redis.pipeline(transaction=False) as pipe:
                 for job_id in ids:
                     pipe.hmget(JOB.format(id=job_id), "worker", "execution")
-                held = pipe.execute()
+                owners = pipe.execute()
         except RedisError:
-            log.info("%s: Redis is away; its jobs are not timed", worker.name)
+            log.info("%s: Redis is unreachable; the recovery of its jobs is not measured", worker.name)
             return
-        for job_id, (owner, execution) in zip(ids, held, strict=True):
+        for job_id, (owner, execution) in zip(ids, owners, strict=True):
             if owner and f"-{worker.pid}-" in owner.decode() and execution:
-                self.lost.append(Lost(job_id, execution, worker.name, since))
+                self.lost.append(LostJob(job_id, execution, worker.name, since))
 
-    def net_s(self, lost: Lost) -> float:
-        """How long it was looked for: without the time in which nobody could."""
-        counted, end = lost.since, time.monotonic() if lost.found_at is None else lost.found_at
+    def net_s(self, lost: LostJob) -> float:
+        """Return the time until recovery, without the outages."""
+        counted, end = lost.since, time.monotonic() if lost.recovered_at is None else lost.recovered_at
         net_s = end - counted
         for out, back in sorted(self.outages):
             net_s -= max(0.0, min(back, end) - max(out, counted))
@@ -78,12 +82,12 @@ class RecoveryWatch:
         return net_s
 
     def _watch(self) -> None:
-        seen = time.monotonic()
-        while not self._over.wait(0.2):
-            before, seen = seen, time.monotonic()
-            if not self._can_sweep():
+        checked_at = time.monotonic()
+        while not self._stopped.wait(0.2):
+            before, checked_at = checked_at, time.monotonic()
+            if not self._can_recover():
                 self.outages.append((before, time.monotonic()))
-            waiting = [lost for lost in list(self.lost) if lost.found_at is None]
+            waiting = [lost for lost in list(self.lost) if lost.recovered_at is None]
             try:
                 with self._redis.pipeline(transaction=False) as pipe:
                     for lost in waiting:
@@ -93,4 +97,4 @@ class RecoveryWatch:
                 continue
             for lost, (status, execution) in zip(waiting, states, strict=True):
                 if status != b"running" or execution != lost.execution:
-                    lost.found_at = time.monotonic()
+                    lost.recovered_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""The worker of the chaos run: the real one, which dies of one prompt."""
+"""The worker of a chaos run: the real one, which kills itself for one prompt."""
 
 import os
 import signal
@@ -10,15 +10,16 @@ POISON = "kills its worker"
 
 
 def run(environment: dict[str, str], log: str) -> None:
-    """A worker that a job with this prompt takes down with it, as a fault in a kernel or a driver would."""
-    import img2img.worker.__main__  # here: who starts workers needs no torch
+    """Run a worker that a job with the prompt POISON kills, as a fault in a kernel or a driver would."""
+    # Imported here because the process that starts workers does not need torch.
+    import img2img.worker.__main__
     from img2img.app.supervisor.process import _die_with_parent
 
     class KilledByPoison(img2img.worker.__main__.JobRunner):
-        def start(self, spec: Any, *arguments: Any) -> Any:
+        def prepare(self, spec: Any, *arguments: Any) -> Any:
             if spec.prompt == POISON:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().start(spec, *arguments)
+            return super().prepare(spec, *arguments)
 
     _die_with_parent()
     img2img.worker.__main__.JobRunner = KilledByPoison  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Sends a picture and saves the result, by a client from openapi-generator. Arguments: URL, picture, output."""
+"""Submit an image and save the result, with a client of openapi-generator. Arguments: URL, input, output."""
 
 import sys
 from base64 import b64encode
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from img2img_client import ApiClient, Configuration, Img2ImgRequest, JobsApi, JobStatus
 
-url, picture, output = sys.argv[1:]
+url, path, output = sys.argv[1:]
 with ApiClient(Configuration(host=url)) as client:
     jobs = JobsApi(client)
-    image = b64encode(Path(picture).read_bytes()).decode()
+    image = b64encode(Path(path).read_bytes()).decode()
     job = jobs.submit_img2img(Img2ImgRequest(image=image, prompt="a pencil sketch", strength=0.6))
     while job.status in (JobStatus.QUEUED, JobStatus.RUNNING):
         job = jobs.get_job(job.id, wait=30)

@@ -1,6 +1,6 @@
-"""Clients that generators make from openapi.json, unmodified: each sends a picture, follows the job and saves the PNG.
+"""Clients generated from openapi.json, unmodified: each submits an image, waits for the job and saves the PNG.
 
-`make test-clients` gets the generators; without them these tests are skipped.
+`make test-clients` installs the generators; without them these tests are skipped.
 """
 
 import os
@@ -25,7 +25,7 @@ GENERATOR = (BIN / "openapi-generator-cli", "generate", "--input-spec", DOCUMENT
 
 pytestmark = [
     pytest.mark.clients,
-    pytest.mark.skipif(not BIN.exists(), reason="no client generators: `make test-clients` gets them"),
+    pytest.mark.skipif(not BIN.exists(), reason="no client generators: `make test-clients` installs them"),
     pytest.mark.usefixtures("worked"),
 ]
 needs_java = pytest.mark.skipif(not shutil.which("java"), reason="openapi-generator needs Java 11 or newer")
@@ -35,7 +35,7 @@ needs_node = pytest.mark.skipif(
 
 
 def run(*command: object, folder: Path, **variables: str) -> str:
-    """Runs the command to its success, and returns what it said."""
+    """Run the command, assert that it succeeds, and return its output."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=folder,
@@ -49,8 +49,8 @@ def run(*command: object, folder: Path, **variables: str) -> str:
     return done.stdout
 
 
-def works(command: Sequence[object], folder: Path, http: httpx.Client, **variables: str) -> None:
-    """The script, which uses a generated client, saves the picture that its job has made."""
+def assert_works(command: Sequence[object], folder: Path, http: httpx.Client, **variables: str) -> None:
+    """Assert that a script with a generated client saves the image of its job."""
     output = folder / "result.png"
     job_id = run(*command, http.base_url, ROOT / "examples" / "input.png", output, folder=folder, **variables).strip()
     job = http.get(f"/jobs/{job_id}").raise_for_status().json()
@@ -59,13 +59,13 @@ def works(command: Sequence[object], folder: Path, http: httpx.Client, **variabl
     assert sha256(output.read_bytes()).hexdigest() == job["images"][0]["sha256"]
 
 
-def works_in_typescript(script: str, folder: Path, http: httpx.Client) -> None:
-    """The same, once the compiler is content with the client and the script, and with what the README shows."""
+def assert_works_in_typescript(script: str, folder: Path, http: httpx.Client) -> None:
+    """Compile the client, the script and the TypeScript block of the documents, and run the script."""
     shutil.copy(HERE / script, folder)
-    [shown] = blocks("typescript")
-    (folder / "readme.ts").write_text(shown)
+    [documented] = blocks("typescript")
+    (folder / "documented.ts").write_text(documented)
     run(NODE_BIN / "tsc", folder=folder)
-    works(["node", folder / "js" / Path(script).with_suffix(".js")], folder, http)
+    assert_works(["node", folder / "js" / Path(script).with_suffix(".js")], folder, http)
 
 
 @pytest.fixture
@@ -81,24 +81,24 @@ def test_openapi_python_client(tmp_path: Path, http: httpx.Client) -> None:
     config = HERE / "openapi-python-client.yaml"
     options = ("--meta", "none", "--output-path", "img2img_client", "--config", config, "--fail-on-warning")
     run(BIN / "openapi-python-client", "generate", "--path", DOCUMENT, *options, folder=tmp_path)
-    works([BIN / "python", HERE / "openapi_python_client.py"], tmp_path, http, PYTHONPATH=str(tmp_path))
+    assert_works([BIN / "python", HERE / "openapi_python_client.py"], tmp_path, http, PYTHONPATH=str(tmp_path))
 
 
 @needs_java
 def test_openapi_generator_python(tmp_path: Path, http: httpx.Client) -> None:
     options = ("--generator-name", "python", "--additional-properties", "packageName=img2img_client")
     run(*GENERATOR, *options, "--output", ".", folder=tmp_path)
-    works([BIN / "python", HERE / "openapi_generator.py"], tmp_path, http, PYTHONPATH=str(tmp_path))
+    assert_works([BIN / "python", HERE / "openapi_generator.py"], tmp_path, http, PYTHONPATH=str(tmp_path))
 
 
 @needs_java
 @needs_node
 def test_openapi_generator_typescript_fetch(project: Path, http: httpx.Client) -> None:
     options = ("--generator-name", "typescript-fetch", "--additional-properties", "importFileExtension=.js")
-    # It leaves out a model that it then imports, and trips over `webhooks` unless it is told what to make.
+    # Without these it omits a model that it imports, and fails on `webhooks`.
     options += ("--global-property", "apis,models,supportingFiles,skipFormModel=false")
     run(*GENERATOR, *options, "--output", "img2img-client", folder=project)
-    works_in_typescript("openapi_generator.ts", project, http)
+    assert_works_in_typescript("openapi_generator.ts", project, http)
 
 
 @needs_node
@@ -106,11 +106,11 @@ def test_hey_api(project: Path, http: httpx.Client) -> None:
     shutil.copy(DOCUMENT, project)
     shutil.copy(HERE / "openapi-ts.config.mjs", project)
     run(NODE_BIN / "openapi-ts", "--file", "openapi-ts.config.mjs", "--no-log-file", folder=project)
-    works_in_typescript("hey_api.ts", project, http)
+    assert_works_in_typescript("hey_api.ts", project, http)
 
 
 @needs_node
 def test_openai_for_javascript(tmp_path: Path, http: httpx.Client) -> None:
     shutil.copy(HERE / "openai.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(TOOLS / "node_modules")
-    works(["node", tmp_path / "openai.mjs"], tmp_path, http)
+    assert_works(["node", tmp_path / "openai.mjs"], tmp_path, http)

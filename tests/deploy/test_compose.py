@@ -1,4 +1,4 @@
-"""What the compose files and .env.example say about settings, against the settings that there are. Needs no engine."""
+"""Settings in the compose files and in .env.example, compared with the settings classes. Needs no Docker."""
 
 import os
 import re
@@ -16,7 +16,8 @@ from img2img.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
-CLIENT = {"IMG2IMG_API_KEY"}  # for `img2img submit`, which has no settings
+# Of the command line, which has no settings class.
+CLIENT = {"IMG2IMG_API_KEY"}
 PREFIX = "IMG2IMG_"
 
 
@@ -36,36 +37,38 @@ def environment(service: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_setting_in_a_compose_file_is_one(file: str) -> None:
+def test_compose_files_have_known_settings(file: str) -> None:
     services = compose(file)["services"]
     for name, service in services.items():
         assert environment(service) <= (WORKER if name == "worker" else API), name
     assert set(re.findall(PREFIX + r"\w+", (ROOT / file).read_text())) <= API | WORKER
 
 
-def test_every_setting_can_be_made_by_compose() -> None:
-    """What a process has a setting for, its container takes over from .env; folders and ports inside are its own."""
+def test_compose_passes_every_setting() -> None:
+    """Containers take every setting from .env, except for folders and ports inside the container."""
     services = compose()["services"]
     inside = {"IMG2IMG_DATA_DIR", "IMG2IMG_LIVE_FILE"}
     assert environment(services["worker"]) >= WORKER - inside
-    of_serve = {"IMG2IMG_SLOTS"}  # of the worker that `img2img serve` starts
+    # Of the worker that `img2img serve` starts.
+    of_serve = {"IMG2IMG_SLOTS"}
     assert environment(services["api"]) >= API - inside - of_serve
 
 
-def test_every_setting_stands_in_the_example() -> None:
-    said = set(re.findall(rf"^#? ?({PREFIX}\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    of_containers = {"IMG2IMG_PUBLISHED_HOST"}  # compose knows it
-    assert said == (API | WORKER | CLIENT) - of_containers
+def test_env_example_has_every_setting() -> None:
+    listed = set(re.findall(rf"^#? ?({PREFIX}\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    # Set by compose.
+    of_containers = {"IMG2IMG_PUBLISHED_HOST"}
+    assert listed == (API | WORKER | CLIENT) - of_containers
 
 
-def test_every_variable_of_compose_stands_in_the_example() -> None:
-    wanted = {found for file in FILES for found in re.findall(r"\$\{(\w+)", (ROOT / file).read_text())}
+def test_env_example_has_every_variable_of_compose() -> None:
+    used = {found for file in FILES for found in re.findall(r"\$\{(\w+)", (ROOT / file).read_text())}
     of_builds = {"VERSION", "REVISION"}
-    said = set(re.findall(r"^#? ?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert wanted - of_builds <= said
+    listed = set(re.findall(r"^#? ?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert used - of_builds <= listed
 
 
-def test_every_container_is_held_short() -> None:
+def test_containers_have_limits_and_no_privileges() -> None:
     services = compose()["services"]
     for name, service in services.items():
         assert service["read_only"], name
@@ -79,7 +82,7 @@ def test_every_container_is_held_short() -> None:
     assert compose()["networks"]["queue"]["internal"]
 
 
-def test_images_say_the_version_of_the_package() -> None:
+def test_images_have_the_version_of_the_package() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"${{VERSION:-{version}}}" in (ROOT / FILES[0]).read_text()
     for dockerfile in (ROOT / "docker").glob("*.Dockerfile"):
@@ -88,13 +91,13 @@ def test_images_say_the_version_of_the_package() -> None:
 
 @pytest.fixture
 def start_worker(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Runs the script that starts a worker, with two GPUs that it is told of and a `python` that says how it came."""
+    """Run the script that starts a worker, with two fake GPUs and a `python` that prints its environment."""
     commands = {
         "nvidia-smi": "printf 'GPU 0: one\\nGPU 1: two\\n'",
         "python": 'echo "${CUDA_VISIBLE_DEVICES:-none} ${HF_HUB_OFFLINE:-online}"; exec sleep 60',
     }
-    for name, does in commands.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+    for name, script in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     started = []
 
@@ -114,7 +117,7 @@ def start_worker(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str
         process.communicate()
 
 
-def test_each_worker_takes_a_gpu_that_no_other_has(start_worker: Callable[..., "subprocess.Popen[str]"]) -> None:
+def test_each_worker_takes_a_free_gpu(start_worker: Callable[..., "subprocess.Popen[str]"]) -> None:
     first, second = start_worker(ONE_GPU_EACH="true"), start_worker(ONE_GPU_EACH="true")
     assert {process.stdout.readline().split()[0] for process in (first, second)} == {"0", "1"}
     third = start_worker(ONE_GPU_EACH="true")
@@ -126,16 +129,16 @@ def test_each_worker_takes_a_gpu_that_no_other_has(start_worker: Callable[..., "
     assert start_worker().stdout.readline().split()[0] == "none"
 
 
-def test_models_that_were_loaded_once_are_loaded_offline(
+def test_models_in_the_cache_are_loaded_offline(
     start_worker: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
-    def how(**settings: str) -> str:
+    def mode(**settings: str) -> str:
         return start_worker(**settings).stdout.readline().split()[1]
 
     file = tmp_path / "models.toml"
     file.write_text("[models.a]")
     one = {"IMG2IMG_MODEL": "org/one", "IMG2IMG_MODELS_FILE": str(file)}
-    assert how(**one) == "online"
+    assert mode(**one) == "online"
     mark = subprocess.run(
         [ROOT / "docker" / "worker" / "loaded-mark"],
         env=one | {"HF_HOME": str(tmp_path)},
@@ -143,8 +146,8 @@ def test_models_that_were_loaded_once_are_loaded_offline(
         text=True,
     )
     Path(mark.stdout.strip()).touch()
-    assert how(**one) == "1"
-    assert how(**one, HF_HUB_OFFLINE="0") == "0"
-    assert how(**one | {"IMG2IMG_MODEL": "org/two"}) == "online"
+    assert mode(**one) == "1"
+    assert mode(**one, HF_HUB_OFFLINE="0") == "0"
+    assert mode(**one | {"IMG2IMG_MODEL": "org/two"}) == "online"
     file.write_text("[models.b]")
-    assert how(**one) == "online"
+    assert mode(**one) == "online"

@@ -1,4 +1,4 @@
-"""The locks in requirements/ are what `make lock` would make of pyproject.toml and constraints.txt."""
+"""The locks in requirements/ match pyproject.toml and constraints.txt, so that `make lock` would not change them."""
 
 import re
 import tomllib
@@ -13,33 +13,33 @@ PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
 
 
 def pins(file: str) -> dict[str, str]:
-    """Versions by the names of what a file pins."""
+    """Return the pinned versions of a file by distribution."""
     return {canonicalize_name(name): version for name, version in PINNED.findall((ROOT / file).read_text())}
 
 
-def asked_for(extra: str) -> list[Requirement]:
-    """What an extra needs directly, with the extras that it names."""
+def requirements_of(extra: str) -> list[Requirement]:
+    """Return the direct requirements of an extra, including those of the extras that it names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = [*map(Requirement, project["dependencies"])]
     for requirement in map(Requirement, project["optional-dependencies"][extra]):
-        if requirement.name == "img2img":
-            found += [one for name in requirement.extras for one in asked_for(name)]
+        if requirement.name == "img2img-server":
+            found += [one for name in requirement.extras for one in requirements_of(name)]
         else:
             found.append(requirement)
     return found
 
 
 @pytest.mark.parametrize("extra", ["api", "worker", "dev"])
-def test_a_lock_holds_what_its_extra_needs_in_the_versions_that_are_tested(extra: str) -> None:
-    locked, tested = pins(f"requirements/{extra}.txt"), pins("constraints.txt")
-    for requirement in asked_for(extra):
+def test_lock_has_the_requirements_of_its_extra_as_constrained(extra: str) -> None:
+    locked, constrained = pins(f"requirements/{extra}.txt"), pins("constraints.txt")
+    for requirement in requirements_of(extra):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
-    both = locked.keys() & tested.keys()
-    assert {name: locked[name] for name in both} == {name: tested[name] for name in both}
+    both = locked.keys() & constrained.keys()
+    assert {name: locked[name] for name in both} == {name: constrained[name] for name in both}
 
 
 @pytest.mark.parametrize("extra", ["api", "worker", "dev"])
-def test_everything_in_a_lock_has_hashes(extra: str) -> None:
+def test_lock_has_hashes(extra: str) -> None:
     text = (ROOT / f"requirements/{extra}.txt").read_text()
     requirements = text.replace("\\\n", "").splitlines()
     listed = [line for line in requirements if line and not line.startswith("#")]
@@ -47,5 +47,5 @@ def test_everything_in_a_lock_has_hashes(extra: str) -> None:
     assert all("--hash=sha256:" in line for line in listed)
 
 
-def test_the_development_lock_holds_all_that_is_tested() -> None:
+def test_development_lock_has_all_constraints() -> None:
     assert pins("constraints.txt").keys() <= pins("requirements/dev.txt").keys()

@@ -1,4 +1,4 @@
-"""The users that compose's Redis has: each process can do all of its work as its own user, and nothing else."""
+"""Permissions of the Redis users of the Compose deployment: each process can do its work, and nothing else."""
 
 import os
 import re
@@ -37,8 +37,8 @@ USERS = {"api": None, "worker": keys.WORKER, "webhooks": keys.WEBHOOKS}
 ROOT = "user root on nopass ~* &* +@all\n"  # of the test: it looks at what was denied
 
 
-class Guarded:
-    """A Redis with the users of compose, by the script that compose runs."""
+class RestrictedRedis:
+    """A Redis server with the users that the Compose deployment sets up."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,12 +64,12 @@ class Guarded:
         self.start()
 
     def url(self, user: str) -> str:
-        """What a process connects to; the socket stands for the host of compose's network."""
+        """Return the URL of a user, with the socket in place of the host."""
         url = (self._secrets / user / "img2img_redis_url").read_text()
         return url.replace("redis://", "unix://").replace("redis:6379/0", str(embedded_redis_socket(self.folder)))
 
-    def assert_none_was_denied_what_it_needs(self) -> None:
-        """RQ asks which Redis this is and does well without an answer; CLIENT is all of one piece before Redis 7."""
+    def assert_no_required_command_was_denied(self) -> None:
+        """RQ works without INFO, and Redis 6 cannot permit a part of CLIENT."""
         assert {entry["object"] for entry in self.root.acl_log()} <= {"info", "client"}
 
     def stop(self) -> None:
@@ -79,30 +79,30 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[Guarded]:
-    with TemporaryDirectory(prefix="i2i-") as folder:  # short: a unix socket lies in it
-        guarded = Guarded(Path(folder))
+def restricted() -> Iterator[RestrictedRedis]:
+    with TemporaryDirectory(prefix="i2i-") as folder:  # short, for the path of the unix socket
+        restricted = RestrictedRedis(Path(folder))
         try:
-            yield guarded
+            yield restricted
         finally:
-            guarded.stop()
+            restricted.stop()
 
 
 @contextmanager
-def processes(guarded: Guarded, model: Path, settings: ApiSettings) -> Iterator[None]:
+def processes(restricted: RestrictedRedis, model: Path, settings: ApiSettings) -> Iterator[None]:
     """A worker and a webhook dispatcher, each as its own user."""
-    shared = {"IMG2IMG_DATA_DIR": str(guarded.folder), "IMG2IMG_MODEL": str(model)}
-    log = guarded.folder / "img2img.worker.log"
+    shared = {"IMG2IMG_DATA_DIR": str(restricted.folder), "IMG2IMG_MODEL": str(model)}
+    log = restricted.folder / "img2img.worker.log"
     own = {
-        "IMG2IMG_REDIS_URL": guarded.url("worker"),
+        "IMG2IMG_REDIS_URL": restricted.url("worker"),
         "IMG2IMG_DEVICE": "cpu",
         "IMG2IMG_LEASE_S": "3",
-        "IMG2IMG_LIVE_FILE": str(guarded.folder / "live"),
+        "IMG2IMG_LIVE_FILE": str(restricted.folder / "live"),
     }
     worker = Forked(shared | own, log)
     dispatcher = subprocess.Popen(
         [sys.executable, "-m", "img2img.app.webhooks"],
-        env=settings.as_environment() | {"IMG2IMG_REDIS_URL": guarded.url("webhooks")},
+        env=settings.as_environment() | {"IMG2IMG_REDIS_URL": restricted.url("webhooks")},
     )
     try:
         yield
@@ -116,11 +116,11 @@ def processes(guarded: Guarded, model: Path, settings: ApiSettings) -> Iterator[
         dispatcher.wait()
 
 
-def test_a_job_goes_through_all_processes_and_none_is_denied_what_it_needs(guarded: Guarded, tiny_model: Path) -> None:
+def test_job_completes_with_the_permissions_of_each_process(restricted: RestrictedRedis, tiny_model: Path) -> None:
     settings = ApiSettings(
         _env_file=None,
-        data_dir=guarded.folder,
-        redis_url=guarded.url("api"),
+        data_dir=restricted.folder,
+        redis_url=restricted.url("api"),
         model=MODEL,
         port=free_port(),
         keys="required",
@@ -130,27 +130,27 @@ def test_a_job_goes_through_all_processes_and_none_is_denied_what_it_needs(guard
         webhook_secret="whsec_" + "YWJj" * 8,
         webhook_allow_private=True,
     )
-    secret, _ = ApiKeys(Redis.from_url(guarded.url("api"))).create("test", [Scope.ADMIN])
-    picture = encoded(gradient(32, 32))
-    models = ModelRegistry(guarded.root)
+    secret, _ = ApiKeys(Redis.from_url(restricted.url("api"))).create("test", [Scope.ADMIN])
+    image = encoded(gradient(32, 32))
+    models = ModelRegistry(restricted.root)
     with (
         receiving() as receiver,
         http_server(settings) as url,
-        processes(guarded, tiny_model, settings),
+        processes(restricted, tiny_model, settings),
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {secret}"}, timeout=60) as http,
     ):
 
         def submit(**fields: object) -> str:
-            answer = http.post("/img2img", files={"image": picture}, data={"num_inference_steps": 4} | fields)
+            answer = http.post("/img2img", files={"image": image}, data={"num_inference_steps": 4} | fields)
             assert answer.status_code == 202, answer.text
             return str(answer.json()["id"])
 
         wait_for(lambda: models.live().get(MODEL), 90)
-        since = (guarded.folder / "live").stat().st_mtime
+        since = (restricted.folder / "live").stat().st_mtime
         job_id = submit(webhook=receiver.url, deadline_s=600)
         with http.stream("GET", f"/jobs/{job_id}/events?preview=true") as events:
             for line in events.iter_lines():
-                guarded.assert_none_was_denied_what_it_needs()
+                restricted.assert_no_required_command_was_denied()
                 if line == "event: succeeded":
                     break
             else:
@@ -163,16 +163,16 @@ def test_a_job_goes_through_all_processes_and_none_is_denied_what_it_needs(guard
         assert http.get("/jobs").status_code == 200
         assert http.delete(f"/jobs/{job_id}").status_code == 204
         assert ObjectStore(settings.resolved_store_url).get(result_key(job_id, 0)) is None
-        wait_for(lambda: not guarded.root.zcard("rq:wip:img2img-tiny"))  # also what was cancelled
-        wait_for(lambda: (guarded.folder / "live").stat().st_mtime > since)
-        guarded.root.zadd(EXPIRING_JOBS, {long: 1})
-        guarded.root.zadd(INPUT_IMAGES, dict.fromkeys(guarded.root.zrange(INPUT_IMAGES, 0, -1), 1))
-        wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not guarded.root.zcard(INPUT_IMAGES))
-    guarded.assert_none_was_denied_what_it_needs()
+        wait_for(lambda: not restricted.root.zcard("rq:wip:img2img-tiny"))  # also what was cancelled
+        wait_for(lambda: (restricted.folder / "live").stat().st_mtime > since)
+        restricted.root.zadd(EXPIRING_JOBS, {long: 1})
+        restricted.root.zadd(INPUT_IMAGES, dict.fromkeys(restricted.root.zrange(INPUT_IMAGES, 0, -1), 1))
+        wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not restricted.root.zcard(INPUT_IMAGES))
+    restricted.assert_no_required_command_was_denied()
 
 
 Forbidden = Callable[[Redis], object]
-NOBODYS: dict[str, Forbidden] = {
+DENIED_TO_ALL: dict[str, Forbidden] = {
     "empties": lambda redis: redis.flushall(),
     "lists all keys": lambda redis: redis.keys("*"),
     "reads the configuration": lambda redis: redis.config_get("*"),
@@ -187,7 +187,7 @@ NOBODYS: dict[str, Forbidden] = {
     "does so in a script": lambda redis: redis.eval("return redis.call('SET', 'other', 1)", 0),
     "speaks on other channels": lambda redis: redis.publish("other", "x"),
 }
-NOT_A_WORKERS: dict[str, Forbidden] = {
+DENIED_TO_WORKERS: dict[str, Forbidden] = {
     "reads API keys": lambda redis: redis.hgetall(API_KEYS),
     "makes an API key": lambda redis: redis.hset(API_KEYS, "id", "{}"),
     "resets a rate": lambda redis: redis.delete("i2i:rate:x"),
@@ -198,56 +198,56 @@ FORBIDDEN_TO_WEBHOOKS: dict[str, Forbidden] = {
 }
 
 
-def said(what: Forbidden, redis: Redis) -> str:
-    """The refusal."""
+def denied(command: Forbidden, redis: Redis) -> str:
+    """Return the message of the refused command."""
     with pytest.raises(ResponseError) as refusal:
-        what(redis)
+        command(redis)
     return str(refusal.value).lower()
 
 
-@pytest.mark.parametrize("what", NOBODYS)
+@pytest.mark.parametrize("what", DENIED_TO_ALL)
 @pytest.mark.parametrize("user", ["api", "worker", "webhooks"])
-def test_nobody(guarded: Guarded, user: str, what: str) -> None:
-    with Redis.from_url(guarded.url(user)) as redis:
-        refusal = said(NOBODYS[what], redis)
+def test_dangerous_command_is_denied_to_every_user(restricted: RestrictedRedis, user: str, what: str) -> None:
+    with Redis.from_url(restricted.url(user)) as redis:
+        refusal = denied(DENIED_TO_ALL[what], redis)
     assert "no permission" in refusal or "can't access" in refusal
-    assert not guarded.root.exists("other")
+    assert not restricted.root.exists("other")
 
 
-@pytest.mark.parametrize("what", NOT_A_WORKERS)
+@pytest.mark.parametrize("what", DENIED_TO_WORKERS)
 @pytest.mark.parametrize("user", ["worker", "webhooks"])
-def test_only_the_front_end(guarded: Guarded, user: str, what: str) -> None:
-    with Redis.from_url(guarded.url(user)) as redis:
-        assert "no permission" in said(NOT_A_WORKERS[what], redis)
+def test_only_the_api_server_may(restricted: RestrictedRedis, user: str, what: str) -> None:
+    with Redis.from_url(restricted.url(user)) as redis:
+        assert "no permission" in denied(DENIED_TO_WORKERS[what], redis)
 
 
 @pytest.mark.parametrize("what", FORBIDDEN_TO_WEBHOOKS)
-def test_webhook_dispatcher_is_restricted(guarded: Guarded, what: str) -> None:
-    with Redis.from_url(guarded.url("webhooks")) as redis:
-        assert "no permission" in said(FORBIDDEN_TO_WEBHOOKS[what], redis)
+def test_webhook_dispatcher_is_restricted(restricted: RestrictedRedis, what: str) -> None:
+    with Redis.from_url(restricted.url("webhooks")) as redis:
+        assert "no permission" in denied(FORBIDDEN_TO_WEBHOOKS[what], redis)
 
 
-def test_without_a_password_there_is_only_a_ping(guarded: Guarded) -> None:
-    socket = embedded_redis_socket(guarded.folder)
-    with Redis.from_url(f"unix://{socket}") as nobody, pytest.raises(AuthenticationError):
-        nobody.ping()
+def test_only_ping_needs_no_password(restricted: RestrictedRedis) -> None:
+    socket = embedded_redis_socket(restricted.folder)
+    with Redis.from_url(f"unix://{socket}") as anonymous, pytest.raises(AuthenticationError):
+        anonymous.ping()
     with Redis.from_url(f"unix://api:wrong@{socket}") as wrong, pytest.raises(AuthenticationError):
         wrong.ping()
     with Redis.from_url(f"unix://health:any@{socket}") as health:
         assert health.ping()
-        assert "no permission" in said(lambda redis: redis.get("i2i:jobs"), health)
+        assert "no permission" in denied(lambda redis: redis.get("i2i:jobs"), health)
 
 
-def test_redis_finds_all_that_it_had_when_it_starts_again(guarded: Guarded) -> None:
-    """Redis 7 reads its file as the default user, and leaves out of transactions what that user may not do."""
-    [default] = [rules for rules in guarded.root.acl_list() if rules.startswith("user default ")]
+def test_redis_keeps_transactions_across_a_restart(restricted: RestrictedRedis) -> None:
+    """Redis 7 reads its append-only file as the default user, and skips commands that this user may not run."""
+    [default] = [rules for rules in restricted.root.acl_list() if rules.startswith("user default ")]
     assert {"off", "~*", "+@all"} <= set(default.split())
-    with Redis.from_url(guarded.url("api")) as redis, redis.pipeline(transaction=True) as pipe:
+    with Redis.from_url(restricted.url("api")) as redis, redis.pipeline(transaction=True) as pipe:
         pipe.set("i2i:first", 1)
         pipe.set("i2i:second", 2)
         pipe.execute()
-    guarded.restart()
-    assert guarded.root.mget("i2i:first", "i2i:second") == [b"1", b"2"]
+    restricted.restart()
+    assert restricted.root.mget("i2i:first", "i2i:second") == [b"1", b"2"]
 
 
 def key_patterns(user: str) -> list[str]:
@@ -256,7 +256,7 @@ def key_patterns(user: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name, key in vars(keys).items() if isinstance(key, keys.Key)])
-def test_users_have_the_keys_that_the_key_table_lists_for_them(name: str) -> None:
+def test_user_permissions_match_the_key_table(name: str) -> None:
     key = getattr(keys, name)
     example = re.sub(r"\{\w+\}", "x", key)
     users = {user for user in USERS if any(fnmatchcase(example, pattern) for pattern in key_patterns(user))}
@@ -264,10 +264,10 @@ def test_users_have_the_keys_that_the_key_table_lists_for_them(name: str) -> Non
     assert users == ({"api"} if key.type == "channel" else expected)
 
 
-def test_setting_up_again_keeps_the_passwords(guarded: Guarded) -> None:
-    before = {user: guarded.url(user) for user in ("api", "worker", "webhooks")}
-    subprocess.run([RULES / "setup", guarded.folder / "secrets"], check=True)
-    assert {user: guarded.url(user) for user in before} == before
+def test_setup_keeps_existing_passwords(restricted: RestrictedRedis) -> None:
+    before = {user: restricted.url(user) for user in ("api", "worker", "webhooks")}
+    subprocess.run([RULES / "setup", restricted.folder / "secrets"], check=True)
+    assert {user: restricted.url(user) for user in before} == before
     assert len(set(before.values())) == 3
     for user in before:
-        assert oct((guarded.folder / "secrets" / user / "img2img_redis_url").stat().st_mode)[-3:] == "600"
+        assert oct((restricted.folder / "secrets" / user / "img2img_redis_url").stat().st_mode)[-3:] == "600"

@@ -1,4 +1,4 @@
-"""The same of every store: in memory, in a directory, and in a bucket of a real S3 server."""
+"""Blob stores in memory, in a directory and in a bucket of an S3 server behave the same."""
 
 import threading
 import time
@@ -41,14 +41,14 @@ def in_bucket(bucket: Bucket, prefix: str) -> ObjectStore:
     return ObjectStore(f"{bucket.url}/{prefix}", retry_timeout_s=10)
 
 
-def test_the_first_writer_wins(store: BlobStore) -> None:
+def test_first_writer_wins(store: BlobStore) -> None:
     first, second = b"1" * 3_000_000, b"2"
     assert store.put("results/a/0.png", first)
     assert not store.put("results/a/0.png", second)
     assert store.get("results/a/0.png") == first
 
 
-def test_of_writers_at_the_same_time_one_wins(store: BlobStore) -> None:
+def test_one_of_concurrent_writers_wins(store: BlobStore) -> None:
     wrote: list[bytes] = []
     together = threading.Barrier(6)
 
@@ -66,7 +66,7 @@ def test_of_writers_at_the_same_time_one_wins(store: BlobStore) -> None:
     assert store.get("results/a/0.png") == wrote[0]
 
 
-def test_what_is_deleted_is_gone_and_can_be_written_anew(store: BlobStore) -> None:
+def test_deleted_blob_can_be_written_again(store: BlobStore) -> None:
     store.put("inputs/a.png", b"a")
     store.put("inputs/b.png", b"b")
     store.put("inputs/c.png", b"c")
@@ -78,15 +78,15 @@ def test_what_is_deleted_is_gone_and_can_be_written_anew(store: BlobStore) -> No
     store.check()
 
 
-def test_blobs_lie_under_the_prefix_of_the_url(bucket: Bucket) -> None:
+def test_blobs_are_stored_under_the_prefix_of_the_url(bucket: Bucket) -> None:
     in_bucket(bucket, "here").put("a", b"1")
     assert in_bucket(bucket, "there").get("a") is None
     assert ObjectStore("s3://pictures").get("img2img/here/a") == b"1"
 
 
-def test_a_signed_url_leads_to_a_png_and_is_signed_as_botocore_would(bucket: Bucket) -> None:
+def test_signed_url_serves_a_png_and_has_the_signature_of_botocore(bucket: Bucket) -> None:
     store = in_bucket(bucket, "signed")
-    store.put("results/a/0.png", b"a picture")
+    store.put("results/a/0.png", b"an image")
     for method in ("GET", "HEAD"):
         url = store.sign(method, "results/a/0.png", 60)  # type: ignore[arg-type]
         answer = httpx.request(method, url, trust_env=False)
@@ -99,7 +99,7 @@ def test_a_signed_url_leads_to_a_png_and_is_signed_as_botocore_would(bucket: Buc
 
 
 def botocore_signature(method: str, url: str) -> str:
-    """The server of these tests looks at no signature."""
+    """Return the expected signature; the test server does not check any."""
     unsigned, _, _ = url.partition("&X-Amz-Signature=")
     request = AWSRequest(method, unsigned)
     request.context["timestamp"] = parse_qs(urlsplit(url).query)["X-Amz-Date"][0]
@@ -109,7 +109,7 @@ def botocore_signature(method: str, url: str) -> str:
     return auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request)  # type: ignore[no-any-return]
 
 
-def test_a_write_whose_answer_was_lost_has_happened_once() -> None:
+def test_write_with_lost_response_happens_once() -> None:
     with s3_server("LosesAnswers") as bucket:
         store = in_bucket(bucket, "lost")
         store.put("results/a/0.png", b"first")
@@ -117,7 +117,7 @@ def test_a_write_whose_answer_was_lost_has_happened_once() -> None:
         assert store.get("results/a/0.png") == b"first"
 
 
-def test_a_bucket_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_bucket_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bucket_at(f"http://127.0.0.1:{free_port()}").environment.items():
         monkeypatch.setenv(name, value)
     store = ObjectStore("s3://pictures", retry_timeout_s=0.5)
@@ -130,11 +130,11 @@ def test_a_bucket_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.M
 
 
 def refusal(folder: Path, **settings: str) -> str:
-    """What the API says that does not start."""
+    """Return the error message of an API server that does not start."""
     return one_line(img2img(folder, "api", IMG2IMG_PORT=str(free_port()), **settings))
 
 
-def test_a_url_that_names_no_store(tmp_path: Path) -> None:
+def test_invalid_store_url_is_refused(tmp_path: Path) -> None:
     for url in ("s4://pictures", "s3://", "pictures"):
         with pytest.raises(UnusableStore, match=f"^IMG2IMG_STORE_URL={url}: .+$"):
             ObjectStore(url)
@@ -142,7 +142,7 @@ def test_a_url_that_names_no_store(tmp_path: Path) -> None:
     assert line.startswith("img2img: IMG2IMG_STORE_URL=s4://pictures: ")
 
 
-def test_a_store_that_cannot_keep_the_promise_is_refused_at_the_start(bucket: Bucket, tmp_path: Path) -> None:
+def test_store_without_conditional_writes_is_refused_at_start(bucket: Bucket, tmp_path: Path) -> None:
     with s3_server("ForgetsConditions") as forgetful:
         line = refusal(tmp_path, **forgetful.settings)
         assert "ignores `If-None-Match: *`" in line
@@ -154,7 +154,7 @@ def test_a_store_that_cannot_keep_the_promise_is_refused_at_the_start(bucket: Bu
         ObjectStore("s3://no-such-bucket").check_first_writer_wins()
 
 
-def test_redirects_need_a_store_that_signs(tmp_path: Path) -> None:
+def test_redirects_need_a_store_that_signs_urls(tmp_path: Path) -> None:
     line = refusal(tmp_path, IMG2IMG_RESULT_REDIRECT="true")
     assert "IMG2IMG_RESULT_REDIRECT=true needs a store that signs URLs" in line
     assert "s3://bucket/prefix" in line

@@ -1,4 +1,4 @@
-"""The chaos run in small, and whether it would notice what it looks for."""
+"""A short chaos run, and tests that its checks detect violations."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,11 +9,11 @@ from standardwebhooks import Webhook
 
 from img2img.domain.job import JobStatus
 from tests.chaos.__main__ import Plan, run
-from tests.chaos.history import Rewritten, commands, states, wrong
-from tests.chaos.ledger import Acknowledged, Ledger
-from tests.chaos.plant import SECRET
-from tests.chaos.recovery import Lost, RecoveryWatch
-from tests.chaos.verdict import is_signed
+from tests.chaos.checks import is_signed
+from tests.chaos.deployment import SECRET
+from tests.chaos.observations import AcknowledgedJob, Observations
+from tests.chaos.recovery import LostJob, RecoveryMonitor
+from tests.chaos.state_history import FileRewritten, find_error, read_commands, read_states
 from tests.support.processes import Service
 from tests.support.webhook_receivers import Received
 
@@ -21,68 +21,71 @@ QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = JobStatus
 
 
 @pytest.mark.timeout(600)
-def test_a_small_storm_loses_nothing() -> None:
-    figures, breaches = run(Plan(jobs=24, kills=4, others=2, poisons=1, workers=2, lease_s=4))
-    assert breaches == []
-    assert figures["jobs acknowledged"] == figures["ends in the history of Redis"] == 24
+def test_short_chaos_run_has_no_violations() -> None:
+    figures, violations = run(Plan(jobs=24, kills=4, others=2, poisons=1, workers=2, lease_s=4))
+    assert violations == []
+    assert figures["jobs acknowledged"] == figures["terminal states in the append-only file"] == 24
     assert figures["published twice"] == 0
 
 
-def test_the_history_of_redis_is_every_state_of_every_job(front_end: Service) -> None:
-    cancelled, lost, waiting = (front_end.submit() for _ in range(3))
-    front_end.jobs.cancel(cancelled)
-    front_end.jobs.claim("tiny")
-    front_end.job_store.start(lost, execution="e", worker="w")
-    front_end.jobs.requeue(lost, execution="e")
-    found = states(front_end.folder)
-    assert found == {cancelled: [QUEUED, CANCELLED], lost: [QUEUED, RUNNING, QUEUED], waiting: [QUEUED]}
+def test_read_states_returns_every_state_of_every_job(idle_service: Service) -> None:
+    cancelled, lost, waiting = (idle_service.submit() for _ in range(3))
+    idle_service.jobs.cancel(cancelled)
+    idle_service.jobs.claim("tiny")
+    idle_service.job_store.start(lost, execution="e", worker="w")
+    idle_service.jobs.requeue(lost, execution="e")
+    assert read_states(idle_service.folder) == {
+        cancelled: [QUEUED, CANCELLED],
+        lost: [QUEUED, RUNNING, QUEUED],
+        waiting: [QUEUED],
+    }
 
 
-def test_of_a_file_that_ends_in_half_a_command_the_whole_ones_are_read(tmp_path: Path) -> None:
-    whole = b"*2\r\n$3\r\nDEL\r\n$1\r\na\r\n"
+def test_read_commands_ignores_incomplete_command_at_end(tmp_path: Path) -> None:
+    complete = b"*2\r\n$3\r\nDEL\r\n$1\r\na\r\n"
     file = tmp_path / "appendonly.aof"
-    for half in (b"", b"*2\r\n$3\r\nDEL\r\n$1\r", b"*2\r\n$3\r\nDE", b"*2"):
-        file.write_bytes(whole + half)
-        assert list(commands(file)) == [[b"DEL", b"a"]]
+    for incomplete in (b"", b"*2\r\n$3\r\nDEL\r\n$1\r", b"*2\r\n$3\r\nDE", b"*2"):
+        file.write_bytes(complete + incomplete)
+        assert list(read_commands(file)) == [[b"DEL", b"a"]]
     file.write_bytes(b"REDIS0009...")
-    with pytest.raises(Rewritten):
-        list(commands(file))
+    with pytest.raises(FileRewritten):
+        list(read_commands(file))
 
 
 @pytest.mark.parametrize(
-    ("history", "said"),
+    ("states", "message"),
     [
         ([QUEUED, RUNNING, SUCCEEDED], None),
         ([QUEUED, RUNNING, QUEUED, RUNNING, FAILED], None),
-        ([RUNNING, SUCCEEDED], "did not begin as queued"),
-        ([QUEUED, SUCCEEDED], "an illegal move"),
-        ([QUEUED, RUNNING, SUCCEEDED, SUCCEEDED], "an illegal move"),
-        ([QUEUED, CANCELLED, RUNNING], "an illegal move"),
-        ([QUEUED, RUNNING], "0 ends"),
+        ([RUNNING, SUCCEEDED], "does not begin as queued"),
+        ([QUEUED, SUCCEEDED], "illegal transition"),
+        ([QUEUED, RUNNING, SUCCEEDED, SUCCEEDED], "illegal transition"),
+        ([QUEUED, CANCELLED, RUNNING], "illegal transition"),
+        ([QUEUED, RUNNING], "0 terminal states"),
     ],
 )
-def test_a_history_that_should_not_be_is_found(history: list[JobStatus], said: str | None) -> None:
-    found = wrong(history)
-    assert found is None if said is None else found is not None and found.startswith(said)
+def test_find_error_detects_illegal_states(states: list[JobStatus], message: str | None) -> None:
+    error = find_error(states)
+    assert error is None if message is None else error is not None and error.startswith(message)
 
 
-def test_a_ledger_notices_what_is_told_differently() -> None:
-    ledger = Ledger()
-    ledger.acknowledge(Acknowledged("a", 0, False))
+def test_observations_detect_contradictions() -> None:
+    observations = Observations()
+    observations.acknowledge(AcknowledgedJob("a", 0, False))
     end = {"id": "a", "status": "succeeded", "finished_at": "t", "images": [{"sha256": "1"}], "error": None}
-    ledger.see({"id": "a", "status": "running"})
-    ledger.see(end)
-    ledger.see(dict(end))
-    assert ledger.breaches == []
-    ledger.see({**end, "images": [{"sha256": "2"}]})
-    ledger.see({**end, "status": "cancelled"})
-    ledger.see({"id": "a", "status": "running"})
-    ledger.see({**end, "id": "b"})
-    ledger.acknowledge(Acknowledged("a", 0, False))
-    assert len(ledger.breaches) == 5
+    observations.observe({"id": "a", "status": "running"})
+    observations.observe(end)
+    observations.observe(dict(end))
+    assert observations.violations == []
+    observations.observe({**end, "images": [{"sha256": "2"}]})
+    observations.observe({**end, "status": "cancelled"})
+    observations.observe({"id": "a", "status": "running"})
+    observations.observe({**end, "id": "b"})
+    observations.acknowledge(AcknowledgedJob("a", 0, False))
+    assert len(observations.violations) == 5
 
 
-def test_a_signature_that_is_bad_or_stale_is_found() -> None:
+def test_is_signed_rejects_bad_or_stale_signature() -> None:
     at = 1_700_000_000
     body = b'{"data": {"id": "a"}}'
     signature = Webhook(SECRET).sign("a", datetime.fromtimestamp(at, UTC), body.decode())
@@ -93,8 +96,8 @@ def test_a_signature_that_is_bad_or_stale_is_found() -> None:
     assert not is_signed(Received("/", headers, body, at + 1000))
 
 
-def test_the_time_in_which_nobody_could_look_does_not_count() -> None:
-    watch = RecoveryWatch(Redis(), lambda: True)
-    watch.outages = [(30.0, 50.0), (0.0, 5.0), (3.0, 8.0), (4.0, 6.0)]
-    lost = Lost("a", b"1", "worker-0", since=2.0, found_at=40.0)
-    assert watch.net_s(lost) == pytest.approx(40 - 2 - (8 - 2) - (40 - 30))
+def test_recovery_time_excludes_outages() -> None:
+    monitor = RecoveryMonitor(Redis(), lambda: True)
+    monitor.outages = [(30.0, 50.0), (0.0, 5.0), (3.0, 8.0), (4.0, 6.0)]
+    lost = LostJob("a", b"1", "worker-0", since=2.0, recovered_at=40.0)
+    assert monitor.net_s(lost) == pytest.approx(40 - 2 - (8 - 2) - (40 - 30))

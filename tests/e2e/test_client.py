@@ -11,6 +11,7 @@ from img2img import Client
 from img2img.client import (
     ApiError,
     InvalidRequest,
+    InvalidResponse,
     JobGone,
     JobNotFound,
     ServiceUnavailable,
@@ -219,6 +220,12 @@ def test_list_jobs_follows_the_cursor_to_the_limit(scripted: Scripted, connect: 
         "/jobs?limit=100",
         "/jobs?cursor=e&limit=100",
     ]
+
+
+def test_a_response_that_is_not_of_the_service(scripted: Scripted, connect: type[Client]) -> None:
+    server = scripted((200, {"content-type": "text/html"}, b"<html>"))
+    with connect(server.url) as client, pytest.raises(InvalidResponse, match="the response is no Job: Invalid JSON"):
+        client.get_job("a")
 
 
 def test_an_unreachable_service(connect: type[Client]) -> None:

@@ -216,7 +216,7 @@ def test_the_numbers_are_those_of_the_jobs(observed: Observed) -> None:
     assert value(worker, "img2img_queue_wait_seconds_count", model="tiny", priority="normal") == 3
     assert value(worker, "img2img_job_duration_seconds_count", model="tiny") == 1
     assert value(worker, "img2img_images_total", model="tiny") == 2
-    for stage in ("load", "admit", "encode", "denoise", "decode", "store"):
+    for stage in ("load", "wait", "encode", "denoise", "decode", "save"):
         assert value(worker, "img2img_stage_duration_seconds_count", model="tiny", stage=stage) >= 1, stage
     rows = value(worker, "img2img_engine_rows_total", stage="denoise", kind="useful")
     assert rows == value(worker, "img2img_engine_batch_rows_sum", stage="denoise")
@@ -283,13 +283,13 @@ def test_a_job_is_one_trace_from_submit_to_picture(observed: Observed) -> None:
     job_id = observed.done["id"]
     spans = [span for span in observed.collector.spans if span.trace_id == TRACE]
     (run,) = [span for span in spans if span.attributes.get("img2img.job_id") == job_id and span.name == "run"]
-    (wait,) = [span for span in spans if span.attributes.get("img2img.job_id") == job_id and span.name == "wait"]
+    (wait,) = [span for span in spans if span.attributes.get("img2img.job_id") == job_id and span.name == "queue_wait"]
     submit = next(span for span in spans if span.span_id == run.parent_id)
     assert submit.name == "POST /img2img"
     assert wait.parent_id == submit.span_id
     parts = {span.name: span for span in spans if span.parent_id == run.span_id}
-    assert set(parts) >= {"load", "admit", "encode_prompt", "encode", "denoise", "decode", "store"}
-    order = ("load", "admit", "encode", "denoise", "decode", "store")
+    assert set(parts) >= {"load", "wait", "encode_prompt", "encode", "denoise", "decode", "save"}
+    order = ("load", "wait", "encode", "denoise", "decode", "save")
     assert [name for name, _ in sorted(parts.items(), key=lambda part: part[1].started_ns) if name in order] == list(
         order
     )

@@ -1,4 +1,4 @@
-"""A worker whose engine hangs ends, and its jobs go on in the next one."""
+"""A worker whose engine hangs exits, and its jobs continue in another worker."""
 
 import faulthandler
 import subprocess
@@ -18,13 +18,13 @@ from tests.support.processes import Service, run_worker, wait_for
 
 
 @pytest.fixture(autouse=True)
-def no_timer_left() -> Iterator[None]:
+def cancel_timer() -> Iterator[None]:
     yield
     faulthandler.cancel_dump_traceback_later()
 
 
 def run_worker_that_hangs(environment: dict[str, str], log: str) -> None:
-    """A worker whose denoiser never answers a call with a row beyond timestep 900."""
+    """Run a worker whose denoiser hangs in a call with a row above timestep 900."""
     import torch
 
     import img2img.worker.__main__
@@ -37,12 +37,12 @@ def run_worker_that_hangs(environment: dict[str, str], log: str) -> None:
         gate = model.pipeline(Task.IMG2IMG, Scheduler.DDIM).unet.forward
         denoise = gate.run
 
-        def hangs(sample: torch.Tensor, timestep: torch.Tensor, *more: Any, **named: Any) -> Any:
+        def hang(sample: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if ready.is_set() and (torch.as_tensor(timestep) > 900).any():
                 threading.Event().wait()
-            return denoise(sample, timestep, *more, **named)
+            return denoise(sample, timestep, *args, **kwargs)
 
-        gate.run = hangs
+        gate.run = hang
         return model
 
     ready = threading.Event()
@@ -52,55 +52,59 @@ def run_worker_that_hangs(environment: dict[str, str], log: str) -> None:
     run_worker(environment, log)
 
 
-def test_a_hung_worker_ends_and_its_jobs_go_on_at_once(service: Service) -> None:
+def test_hung_worker_exits_and_its_jobs_are_requeued_at_once(service: Service) -> None:
     hanging = service.start_worker(slots=4, lease_s=60, run=run_worker_that_hangs, IMG2IMG_STALL_S="2")
-    innocent = service.submit(seed=1, strength=0.5, num_inference_steps=150)
-    service.wait_until_running(innocent, hanging)
-    guilty = service.submit(strength=1.0)
+    other = service.submit(seed=1, strength=0.5, num_inference_steps=150)
+    service.wait_until_running(other, hanging)
+    culprit = service.submit(strength=1.0)
     assert hanging.exit_code(60) == 1
-    ended_at = time.monotonic()
-    assert [record.status for record in service.all([guilty, innocent])] == [JobStatus.QUEUED] * 2
-    said = (service.folder / "workers.log").read_text()
-    assert "the engine has made no step for 2 s (IMG2IMG_STALL_S)" in said
-    assert "in hangs" in said, "where it hangs"
+    exited_at = time.monotonic()
+    assert [record.status for record in service.all([culprit, other])] == [JobStatus.QUEUED] * 2
+    log = (service.folder / "workers.log").read_text()
+    assert "the engine has made no progress for 2 s (IMG2IMG_STALL_S)" in log
+    assert "in hang" in log, "the traceback shows the cause"
 
-    heir = service.start_worker(slots=4, lease_s=60)
-    records = service.wait_until_ended([guilty, innocent])
-    assert time.monotonic() - ended_at < 60, "no lease had to run out"
+    successor = service.start_worker(slots=4, lease_s=60)
+    records = service.wait_until_ended([culprit, other])
+    assert time.monotonic() - exited_at < 60, "no lease had to expire"
     service.assert_finished_once(records)
-    assert all(heir.owns(record) for record in records)
+    assert all(successor.owns(record) for record in records)
 
 
-def test_only_a_busy_engine_that_makes_no_step_is_given_up() -> None:
+def test_watchdog_raises_only_for_busy_engine_without_progress() -> None:
     engine = SimpleNamespace(iteration=0, is_busy=True)
     watchdog = Watchdog(engine, stall_s=1.5)
-    for _ in range(40):  # slow steps
+    # Slow iterations.
+    for _ in range(40):
         engine.iteration += 1
-        watchdog.look()
+        watchdog.check()
         time.sleep(0.05)
     engine.is_busy = False
-    for _ in range(40):  # nothing to do
-        watchdog.look()
+    # Idle.
+    for _ in range(40):
+        watchdog.check()
         time.sleep(0.05)
     engine.is_busy = True
-    watchdog.look()
-    time.sleep(3 * CHECK_INTERVAL_S)  # the process was stopped, or waited for Redis
-    watchdog.look()
-    with pytest.raises(WorkerDied, match=r"no step for 1\.5 s"):
-        wait_for(watchdog.look, 10)
+    watchdog.check()
+    # The process was suspended, or waited for Redis.
+    time.sleep(3 * CHECK_INTERVAL_S)
+    watchdog.check()
+    with pytest.raises(WorkerDied, match=r"no progress for 1\.5 s"):
+        wait_for(watchdog.check, 10)
 
 
-HOLDS_THE_LOCK = """
+HOLD_THE_GIL = """
 import ctypes
 from types import SimpleNamespace
 from img2img.worker.runtime.watchdog import Watchdog
 
-Watchdog(SimpleNamespace(iteration=0, is_busy=True), stall_s=900, deaf_s=2).look()
-ctypes.PyDLL(None).sleep(120)  # PyDLL: with the lock of Python held, so that no other thread can do anything
+Watchdog(SimpleNamespace(iteration=0, is_busy=True), stall_s=900, unresponsive_s=2).check()
+# PyDLL calls hold the GIL, so no other thread can run.
+ctypes.PyDLL(None).sleep(120)
 """
 
 
-def test_a_process_in_which_no_python_runs_any_more_ends() -> None:
-    ended = subprocess.run([sys.executable, "-c", HOLDS_THE_LOCK], capture_output=True, text=True, timeout=100)
-    assert ended.returncode == 1
-    assert "Timeout" in ended.stderr
+def test_process_in_which_the_gil_is_held_exits() -> None:
+    process = subprocess.run([sys.executable, "-c", HOLD_THE_GIL], capture_output=True, text=True, timeout=100)
+    assert process.returncode == 1
+    assert "Timeout" in process.stderr

@@ -1,7 +1,6 @@
 """Jobs of every task in one engine: they are batched where possible, and each result equals that of the job alone."""
 
 import io
-import threading
 from collections import Counter
 from typing import Any
 
@@ -16,7 +15,7 @@ from img2img.domain.tiling import Tiling
 from img2img.worker.engine.engine import Engine
 from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
-from img2img.worker.runner import JobRunner, RunningJob
+from img2img.worker.runner import JobRunner, Rendering
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd, tiny_unet, tiny_x4_upscaler
@@ -119,13 +118,15 @@ def run_jobs(model: Model, blobs: dict[str, bytes], *specs: JobSpec) -> tuple[Co
     """Run the jobs in one engine; return the calls by gate and the pixels of the results."""
     engine = Engine(slots=64)
     runner = JobRunner(engine, {"tiny": model})
-    running = [runner.start(spec, blobs, range(1), threading.Event().set) for spec in specs]
+    running = [runner.prepare(spec, blobs, range(1)) for spec in specs]
+    for rendering in running:
+        rendering.start(lambda: None)
     engine.shut_down()
     engine.run()
     return engine.calls_run, [pixels(job) for job in running]
 
 
-def pixels(running: RunningJob) -> np.ndarray:
+def pixels(running: Rendering) -> np.ndarray:
     with Image.open(io.BytesIO(running.render()[0].png)) as image:
         return np.asarray(image).astype(int)
 

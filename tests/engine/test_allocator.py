@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next tensor, and given back where nothing came to use it. What is over is freed."""
+"""Memory of the worker: malloc settings, and no reference cycles in ended jobs."""
 
 import subprocess
 import sys
@@ -12,10 +12,11 @@ from img2img.worker.engine.engine import Engine
 from img2img.worker.pipelines.loading.model_config import config_for
 from img2img.worker.pipelines.model import load_model
 from img2img.worker.queue.batch_worker import BatchWorker
+from img2img.worker.queue.execution import ExecutionState, JobExecution
 from img2img.worker.runner import JobRunner
-from tests.support.processes import MODEL, Service
+from tests.support.processes import MODEL, Service, wait_for
 
-KEEP_SOME_OF_MUCH = """
+FREE_MOST_ALLOCATIONS = """
 import psutil
 from img2img.worker.runtime.allocator import configure_malloc, trim_malloc
 
@@ -32,37 +33,42 @@ print(full - before, freed - before, mb() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
-def test_memory_in_pieces_is_given_back() -> None:
-    said = subprocess.run([sys.executable, "-c", KEEP_SOME_OF_MUCH], capture_output=True, text=True, check=True)
-    full, freed, trimmed = map(float, said.stdout.split())
+def test_trim_returns_scattered_pages() -> None:
+    process = subprocess.run([sys.executable, "-c", FREE_MOST_ALLOCATIONS], capture_output=True, text=True, check=True)
+    full, freed, trimmed = map(float, process.stdout.split())
     assert full > 350
     assert freed > 350
     assert trimmed < 50
 
 
+def wait_until_running(execution: JobExecution) -> None:
+    wait_for(lambda: execution.is_running)
+
+
 @pytest.mark.parametrize("end", [JobStatus.SUCCEEDED, JobStatus.CANCELLED])
-def test_a_job_leaves_nothing_to_the_collector(
-    end: JobStatus, front_end: Service, model_folder: Path, no_collector: None
+def test_ended_job_is_freed_without_garbage_collector(
+    end: JobStatus, idle_service: Service, model_folder: Path, no_collector: None
 ) -> None:
     engine = Engine(slots=2)
     runner = JobRunner(engine, {MODEL: load_model(config_for(str(model_folder)), device="cpu")})
-    worker = BatchWorker(front_end.redis, front_end.store, runner, lease_s=20)
-    job_id = front_end.submit(num_images=2)
-    assert worker._intake.claim_one()
-    [claim] = worker._claims.values()
-    claim.loaded.wait()
-    assert claim.running is not None
-    parts = [claim, claim.running, claim.running._inputs.picture, *claim.running.tickets]
+    worker = BatchWorker(idle_service.redis, idle_service.store, runner, lease_s=20)
+    job_id = idle_service.submit(num_images=2)
+    assert worker._fetcher.fetch_one()
+    [execution] = worker._in_flight.values()
+    wait_until_running(execution)
+    rendering = execution._rendering
+    assert rendering is not None
+    parts = [execution, rendering, rendering._inputs.image, *rendering.tasks]
     if end is JobStatus.CANCELLED:
-        claim.stop()
+        execution.stop()
     engine.shut_down()
     engine.run()
-    assert claim.rendered
-    parts += [ticket.result for ticket in claim.running.tickets if ticket.result is not None]
-    left = [weakref.ref(part) for part in parts]
-    worker._ended.put(None)
-    worker._finish_all()
+    assert execution.state is ExecutionState.RENDERED
+    parts += [task.result for task in rendering.tasks if task.result is not None]
+    refs = [weakref.ref(part) for part in parts]
+    worker._finisher.close()
+    worker._finisher.run()
     worker._loaders.shutdown()
-    assert front_end.record(job_id).status is end
-    del claim, parts
-    assert [part() for part in left if part() is not None] == []
+    assert idle_service.record(job_id).status is end
+    del execution, rendering, parts
+    assert [ref() for ref in refs if ref() is not None] == []

@@ -100,7 +100,7 @@ class Served:
         if spec.task is not Task.INPAINT:
             return Inputs(to_tensor(self.image), controls=maps)
         canvas = InpaintCanvas(self.image, self.mask, spec.region)
-        view, mask = canvas.view((spec.width, spec.height))
+        view, mask = canvas.model_input((spec.width, spec.height))
         return Inputs(to_tensor(view), to_tensor(mask), canvas, maps)
 
     def run(self, *specs: JobSpec) -> list[np.ndarray]:

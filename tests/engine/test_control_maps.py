@@ -130,7 +130,7 @@ def test_control_uses_its_image_or_else_the_image_of_the_job(
 def test_control_task_has_maps_and_no_image(blobs: dict[str, bytes], store: Callable[[Image.Image], str]) -> None:
     spec = square_spec(SIDE, task=Task.CONTROL, image=None, controls=(control(store(square("red", "blue"))),))
     inputs = load_inputs(spec, blobs)
-    assert inputs.picture is None
+    assert inputs.image is None
     assert inputs.controls[0].shape == (1, 3, SIDE, SIDE)
 
 
@@ -156,9 +156,9 @@ def test_inpaint_crops_control_maps_like_the_image(
     )
     inputs = load_inputs(spec, blobs)
     from_job, from_same_image, from_map = inputs.controls
-    assert inputs.picture is not None
-    assert torch.equal(from_job, inputs.picture)
-    assert torch.equal(from_same_image, inputs.picture)
+    assert inputs.image is not None
+    assert torch.equal(from_job, inputs.image)
+    assert torch.equal(from_same_image, inputs.image)
     expected = torch.zeros(1, 3, 64, 64)
     expected[:, :, 32:, 32:] = 1
     assert torch.equal(from_map, expected)
@@ -178,5 +178,5 @@ def test_control_type_without_preprocessor_fails_the_job(
     blobs: dict[str, bytes], store: Callable[[Image.Image], str]
 ) -> None:
     spec = square_spec(SIDE, image=store(square("red", "blue")), controls=(control(type="depth"),))
-    with pytest.raises(JobError, match="no depth maps"):
+    with pytest.raises(JobError, match="cannot make depth maps"):
         load_inputs(spec, blobs)

@@ -18,7 +18,7 @@ from img2img.worker.engine.gate import Gate, TaskGreenlet
 from img2img.worker.errors import DeviceLost
 from img2img.worker.pipelines.loading.model_config import config_for
 from img2img.worker.pipelines.model import Model, load_model
-from img2img.worker.runner import JobRunner, RunningJob
+from img2img.worker.runner import JobRunner, Rendering
 from tests.support.specs import make_spec
 
 SIDE = 32
@@ -110,15 +110,17 @@ def run(model: Model, specs: list[JobSpec]) -> list[np.ndarray | JobError]:
     runner = JobRunner(engine, {spec.model: model for spec in specs})
     png = BytesIO()
     Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(png, "PNG")
-    running = [runner.start(spec, {spec.inputs[0]: png.getvalue()}, [0], lambda: None) for spec in specs]
+    renderings = [runner.prepare(spec, {spec.inputs[0]: png.getvalue()}, [0]) for spec in specs]
+    for rendering in renderings:
+        rendering.start(lambda: None)
     engine.shut_down()
     engine.run()
-    return [_outcome(job) for job in running]
+    return [_outcome(rendering) for rendering in renderings]
 
 
-def _outcome(job: RunningJob) -> np.ndarray | JobError:
+def _outcome(rendering: Rendering) -> np.ndarray | JobError:
     try:
-        [rendered] = job.render()
+        [rendered] = rendering.render()
     except JobError as error:
         return error
     return np.asarray(Image.open(BytesIO(rendered.png))).astype(int)

@@ -103,13 +103,13 @@ def klein_arguments(spec: JobSpec) -> dict[str, Any]:
     return {"guidance_scale": spec.guidance_scale, **sizes(spec)}
 
 
-def qwen_arguments(spec: JobSpec) -> dict[str, Any]:
-    guided = {"true_cfg_scale": spec.guidance_scale, "negative_prompt": spec.negative_prompt or " "}
-    return {"strength": spec.strength, **sizes(spec), **(guided if spec.guidance_scale > 1 else {})}
-
-
 def qwen_edit_arguments(spec: JobSpec) -> dict[str, Any]:
-    return {name: value for name, value in qwen_arguments(spec).items() if name != "strength"}
+    guided = {"true_cfg_scale": spec.guidance_scale, "negative_prompt": spec.negative_prompt or " "}
+    return {**sizes(spec), **(guided if spec.guidance_scale > 1 else {})}
+
+
+def qwen_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {"strength": spec.strength, **qwen_edit_arguments(spec)}
 
 
 def z_image_arguments(spec: JobSpec) -> dict[str, Any]:

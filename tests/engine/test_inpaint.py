@@ -52,7 +52,7 @@ class Served:
 
     def inputs(self, spec: JobSpec) -> Inputs:
         canvas = InpaintCanvas(self.image, self.mask, spec.region)
-        view, mask = canvas.view((spec.width, spec.height))
+        view, mask = canvas.model_input((spec.width, spec.height))
         return Inputs(to_tensor(view), to_tensor(mask), canvas)
 
 

@@ -78,7 +78,7 @@ def test_unchanged_tiles_join_to_the_resized_image(size: tuple[int, int], by_ups
     width, height = tiled.grid.tile
     assert {tile.size for tile in tiles} == {(width // 4, height // 4) if by_upscaler else (width, height)}
     results = [np.asarray(tile.resize((width, height), resampling)) for tile in tiles]
-    whole = tiled.joined(results)
+    whole = tiled.merge(results)
     assert (whole == np.asarray(image.resize((size[0] * 4, size[1] * 4), resampling))).all()
 
 
@@ -87,7 +87,7 @@ def test_different_tiles_are_blended() -> None:
     grid = tiled.grid
     values = np.random.default_rng(1).integers(0, 256, len(grid))
     tiles = [np.full((grid.tile[1], grid.tile[0], 3), value, np.uint8) for value in values]
-    whole = tiled.joined(tiles).astype(int)
+    whole = tiled.merge(tiles).astype(int)
     for axis, starts, side in ((1, grid.lefts, grid.tile[0]), (0, grid.tops, grid.tile[1])):
         narrowest = min(before + side - after for before, after in pairwise(starts))
         steepest = 255 * np.pi / 2 / narrowest

@@ -1,7 +1,6 @@
 """Upscaling: tiles equal those of the stock pipelines, are batched, and join without seams."""
 
 import io
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from img2img.worker.images.inputs import to_tensor
 from img2img.worker.pipelines.denoise import encode_decode
 from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
-from img2img.worker.runner import JobRunner, RunningJob, to_pixels
+from img2img.worker.runner import JobRunner, Rendering, to_pixels
 from tests.engine.test_tiling import job, noise
 from tests.support.models.tiny_models import (
     autoencoder,
@@ -67,17 +66,18 @@ def upscaling(model: Model, times: int) -> Tiling:
     return Tiling(upscaler=True, side=card.native_size, overlap=card.size_multiple, multiple=card.size_multiple)
 
 
-def start_jobs(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Image.Image]]) -> list[RunningJob]:
+def start_jobs(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Image.Image]]) -> list[Rendering]:
     runner = JobRunner(engine, {"tiny": model})
     running = []
     for spec, image in jobs:
         file = io.BytesIO()
         image.save(file, "PNG")
-        running.append(runner.start(spec, {IMAGE: file.getvalue()}, range(spec.num_images), threading.Event().set))
+        running.append(runner.prepare(spec, {IMAGE: file.getvalue()}, range(spec.num_images)))
+        running[-1].start(lambda: None)
     return running
 
 
-def run_jobs(model: Model, *jobs: tuple[JobSpec, Image.Image], slots: int = 32) -> tuple[Engine, list[RunningJob]]:
+def run_jobs(model: Model, *jobs: tuple[JobSpec, Image.Image], slots: int = 32) -> tuple[Engine, list[Rendering]]:
     """Run jobs in one engine; return the engine and the finished jobs."""
     engine = Engine(slots=slots)
     running = start_jobs(engine, model, jobs)
@@ -86,7 +86,7 @@ def run_jobs(model: Model, *jobs: tuple[JobSpec, Image.Image], slots: int = 32) 
     return engine, running
 
 
-def pixels(running: RunningJob, index: int = 0) -> np.ndarray:
+def pixels(running: Rendering, index: int = 0) -> np.ndarray:
     with Image.open(io.BytesIO(running.render()[index].png)) as image:
         return np.asarray(image).astype(int)
 
@@ -117,7 +117,7 @@ def test_upscaler_gives_stock_pixels_for_one_tile(served: Served) -> None:
                 generator=generator(spec.seed),
             ).images[0]
             assert np.abs(pixels(running) - np.asarray(expected)).max() <= 1
-            assert running.step == spec.total_steps == 3
+            assert running.steps_done == spec.total_steps == 3
         _, [alone] = run_jobs(served.model, (specs[0], image))
         assert np.abs(pixels(alone) - pixels(together[0])).max() <= 1
 
@@ -251,7 +251,7 @@ def test_tiles_are_stock_img2img_with_a_crop_of_shared_noise(served: Served) -> 
             guidance_scale=1.0,
             generator=generator(seeds[number]),
         ).images[0]
-        result = running.tickets[4 + number].result
+        result = running.tasks[4 + number].result
         assert np.abs(result.astype(int) - np.asarray(expected)).max() <= 1
     served.img2img.scheduler = diffusers.DDIMScheduler.from_config(served.img2img.scheduler.config)
     _, [sequential] = run_jobs(served.plain, (spec, image), slots=3)
@@ -265,7 +265,7 @@ def test_upscaler_splits_large_images_into_tiles(served: Served) -> None:
         spec = job(*size, times=times, tiling=tiling, strength=1.0, num_inference_steps=2, scheduler=scheduler)
         _, [running] = run_jobs(served.model, (spec, noise(*size)))
         assert pixels(running).shape == (size[1] * times, size[0] * times, 3)
-        assert running.step == spec.total_steps
+        assert running.steps_done == spec.total_steps
         assert spec.passes > 1
 
 
@@ -284,7 +284,7 @@ def test_tiles_join_without_seams(served: Served) -> None:
     grid = spec.grid
     assert grid is not None
     pasted = np.zeros_like(whole)
-    for task, (left, top, right, bottom) in zip(running.tickets, grid.boxes, strict=True):
+    for task, (left, top, right, bottom) in zip(running.tasks, grid.boxes, strict=True):
         pasted[top:bottom, left:right] = task.result[: 120 - top, : 160 - left]
     edges = [left - 1 for left in grid.lefts[1:]] + [left + grid.tile[0] - 1 for left in grid.lefts[:-1]]
 
@@ -302,14 +302,14 @@ def test_stop_frees_all_rows_at_once(served: Served) -> None:
     assert spec.passes > 4 * 4
     with torch.inference_mode():
         [running] = start_jobs(engine, served.plain, [(spec, noise(120, 120))])
-        while running.step < 8:
+        while running.steps_done < 8:
             engine.step()
-        assert 0 < running.step < spec.total_steps
-        assert running.left == spec.passes
+        assert 0 < running.steps_done < spec.total_steps
+        assert running.remaining == spec.passes
         running.stop()
         for _ in range(spec.passes):
             engine.step()
-    assert running.left == 0
+    assert running.remaining == 0
     assert engine.free_slots == engine.slots
     assert engine.calls_run["denoise"] < 8, "waiting tiles must not start"
     with pytest.raises(Cancelled):

@@ -193,7 +193,7 @@ class Scene:
             time.sleep(0.02)
         [running] = queue.job_store.active_ids()
         queue.job_store.start(running, execution="e", worker="w")
-        Previews(redis).show(running, Preview(3, JPEG))
+        Previews(redis).publish(running, Preview(3, JPEG))
         redis.persist(f"i2i:preview:{running}")
         done, waiting = self._job(), self._job()
         self._result = succeed(done, queue, ObjectStore(settings.resolved_store_url))

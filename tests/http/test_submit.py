@@ -27,6 +27,8 @@ DEFAULTS = {
     "prompt_weighting": False,
     "strength": 0.8,
     "denoising_start": None,
+    "eta": 0.0,
+    "guidance_rescale": 0.0,
     "guidance_scale": 7.5,
     "guidance_rows": 2,
     "num_inference_steps": 30,
@@ -211,8 +213,8 @@ def test_json_takes_base64_and_data_uris(submit_json: Submit, picture: bytes, pr
         ("https://example.com/a.png", 422, "base64"),
         (7, 422, "base64"),
         (None, 422, "Field required"),
-        ("", 415, "PNG, JPEG and WebP"),
-        (base64.b64encode(b"<svg/>").decode(), 415, "PNG, JPEG and WebP"),
+        ("", 415, "PNG, JPEG or WebP"),
+        (base64.b64encode(b"<svg/>").decode(), 415, "PNG, JPEG or WebP"),
     ],
 )
 def test_json_pictures_that_are_none(submit_json: Submit, image: Any, status: int, message: str) -> None:

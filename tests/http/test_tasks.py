@@ -205,7 +205,7 @@ def assert_refused(response: httpx.Response, field: str, message: str) -> None:
         ({"image": IMAGE, "mask": b64(mask_with((0, 0, 5, 5), (64, 64)))}, "mask", "should be of one size"),
         ({"image": IMAGE, "mask": b64(encoded(Image.new("L", (WIDTH, HEIGHT))))}, "mask", "black all over"),
         ({"image": IMAGE, "mask": "alpha"}, "mask", "not transparent anywhere"),
-        ({"image": IMAGE, "mask": b64(b"GIF89a")}, "mask", "PNG, JPEG and WebP"),
+        ({"image": IMAGE, "mask": b64(b"GIF89a")}, "mask", "PNG, JPEG or WebP"),
         ({"image": IMAGE, "outpaint": {"left": 4096, "right": 4096, "top": 4096}}, "outpaint", "at most 4,000,000"),
         ({"image": IMAGE, "controls": [{"type": "depth"}]}, "controls.0.type", "one of: canny, pose"),
         ({"image": IMAGE, "controls": [{"type": "pose"}]}, "controls.0.preprocess", "send the map"),

@@ -1,4 +1,4 @@
-"""The order of waiting jobs: who is next, and whether the positions that were told come true."""
+"""The order of waiting jobs, and whether jobs are claimed at the positions that were reported."""
 
 import random
 from collections import deque
@@ -22,234 +22,236 @@ Submit = Callable[..., list[str]]
 
 
 @pytest.fixture
-def submit(front_end: Service) -> Submit:
-    """Queues some jobs of one owner."""
+def submit(idle_service: Service) -> Submit:
+    """Submit some jobs of one owner."""
 
     def queue(count: int = 1, owner: str = "", priority: Priority = NORMAL, **changes: Any) -> list[str]:
         terms = JobOptions(owner=owner, priority=priority)
-        return [front_end.jobs.submit(make_spec(**changes), terms).id for _ in range(count)]
+        return [idle_service.jobs.submit(make_spec(**changes), terms).id for _ in range(count)]
 
     return queue
 
 
-def claimed(front_end: Service, count: int) -> list[str]:
-    """The next jobs, taken from the queue for good."""
+def claimed(idle_service: Service, count: int) -> list[str]:
+    """Claim and start the next jobs."""
     ids = []
     for _ in range(count):
-        moved = front_end.jobs.claim(MODEL)
+        moved = idle_service.jobs.claim(MODEL)
         assert moved is not None
-        front_end.queue.intermediate_queue.remove(moved.decode())
-        front_end.job_store.start(moved.decode(), execution="e", worker="w")
+        idle_service.queue.intermediate_queue.remove(moved.decode())
+        idle_service.job_store.start(moved.decode(), execution="e", worker="w")
         ids.append(moved.decode())
     return ids
 
 
-def standing(front_end: Service, job_id: str) -> QueuePosition | None:
-    [found] = front_end.job_store.fair_queue.positions([front_end.record(job_id)])
+def position_of(idle_service: Service, job_id: str) -> QueuePosition | None:
+    [found] = idle_service.job_store.fair_queue.positions([idle_service.record(job_id)])
     return found
 
 
-def place(front_end: Service, job_id: str) -> int | None:
-    found = standing(front_end, job_id)
+def rank_of(idle_service: Service, job_id: str) -> int | None:
+    found = position_of(idle_service, job_id)
     return found and found.position
 
 
-def assert_positions_come_true(front_end: Service) -> None:
-    """Claims everything that waits: every job at the place, and after as much work, as was told before."""
-    waiting = front_end.queue.get_job_ids()
-    told = dict(zip(waiting, front_end.job_store.fair_queue.positions(front_end.all(waiting)), strict=True))
-    order = claimed(front_end, len(waiting))
-    assert [told[job_id].position for job_id in order] == list(range(len(order)))
-    assert front_end.jobs.claim(MODEL) is None
-    assert not front_end.redis.keys(FAIR_QUEUE_OWNERS.pattern), "an empty line leaves nothing behind"
+def assert_jobs_are_claimed_at_their_positions(idle_service: Service) -> None:
+    """Claim all waiting jobs; each comes at the position that was reported before."""
+    waiting = idle_service.queue.get_job_ids()
+    reported = dict(zip(waiting, idle_service.job_store.fair_queue.positions(idle_service.all(waiting)), strict=True))
+    order = claimed(idle_service, len(waiting))
+    assert [reported[job_id].position for job_id in order] == list(range(len(order)))
+    assert idle_service.jobs.claim(MODEL) is None
+    assert not idle_service.redis.keys(FAIR_QUEUE_OWNERS.pattern), "an empty queue leaves no keys"
 
 
-def test_one_owners_jobs_go_first_in_first_out(front_end: Service, submit: Submit) -> None:
+def test_jobs_of_one_owner_are_first_in_first_out(idle_service: Service, submit: Submit) -> None:
     ids = submit(12)
-    assert claimed(front_end, 12) == ids
+    assert claimed(idle_service, 12) == ids
 
 
-def test_a_thousand_jobs_do_not_hold_up_one(front_end: Service, submit: Submit) -> None:
+def test_backlog_of_one_owner_does_not_delay_another(idle_service: Service, submit: Submit) -> None:
     many = submit(1000, "busy")
     first, *rest = submit(3, "brief")
-    assert standing(front_end, first) == QueuePosition(1, pytest.approx(make_spec().cost))
-    assert place(front_end, many[-1]) == 1002
-    assert claimed(front_end, 6) == [many[0], first, many[1], rest[0], many[2], rest[1]]
+    assert position_of(idle_service, first) == QueuePosition(1, pytest.approx(make_spec().cost))
+    assert rank_of(idle_service, many[-1]) == 1002
+    assert claimed(idle_service, 6) == [many[0], first, many[1], rest[0], many[2], rest[1]]
     late = submit(1, "late")
-    assert place(front_end, late[0]) == 1
-    assert_positions_come_true(front_end)
+    assert rank_of(idle_service, late[0]) == 1
+    assert_jobs_are_claimed_at_their_positions(idle_service)
 
 
-def test_who_sends_one_after_another_takes_turns_as_well(front_end: Service, submit: Submit) -> None:
+def test_owner_with_single_jobs_takes_turns(idle_service: Service, submit: Submit) -> None:
     many = submit(3, "busy")
     for job_id in many:
         [single] = submit(1, "brief")
-        assert claimed(front_end, 2) == [job_id, single]
+        assert claimed(idle_service, 2) == [job_id, single]
 
 
-def test_who_cancels_loses_no_turns(front_end: Service, submit: Submit) -> None:
+def test_cancelling_costs_no_turns(idle_service: Service, submit: Submit) -> None:
     fickle, other = submit(20, "fickle"), submit(20, "other")
     for job_id in fickle[:18]:
-        front_end.jobs.cancel(job_id)
-    assert standing(front_end, fickle[18]) == QueuePosition(0, 0)
-    assert place(front_end, fickle[19]) == 2
-    assert claimed(front_end, 5) == [fickle[18], other[0], fickle[19], other[1], other[2]]
+        idle_service.jobs.cancel(job_id)
+    assert position_of(idle_service, fickle[18]) == QueuePosition(0, 0)
+    assert rank_of(idle_service, fickle[19]) == 2
+    assert claimed(idle_service, 5) == [fickle[18], other[0], fickle[19], other[1], other[2]]
     again = submit(1, "fickle")
-    assert claimed(front_end, 2) == [other[3], *again]
+    assert claimed(idle_service, 2) == [other[3], *again]
 
 
-def test_a_cancel_in_the_middle_moves_up_those_behind(front_end: Service, submit: Submit) -> None:
+def test_cancel_moves_up_later_jobs(idle_service: Service, submit: Submit) -> None:
     mine, others = submit(5, "a"), submit(5, "b")
-    front_end.jobs.cancel(mine[1])
-    assert [place(front_end, job_id) for job_id in mine] == [0, None, 2, 4, 6]
-    assert [place(front_end, job_id) for job_id in others] == [1, 3, 5, 7, 8]
-    assert standing(front_end, others[-1]).cost_ahead == pytest.approx(8 * make_spec().cost)
-    assert_positions_come_true(front_end)
+    idle_service.jobs.cancel(mine[1])
+    assert [rank_of(idle_service, job_id) for job_id in mine] == [0, None, 2, 4, 6]
+    assert [rank_of(idle_service, job_id) for job_id in others] == [1, 3, 5, 7, 8]
+    assert position_of(idle_service, others[-1]).cost_ahead == pytest.approx(8 * make_spec().cost)
+    assert_jobs_are_claimed_at_their_positions(idle_service)
 
 
-def test_high_goes_before_normal_and_normal_before_low(front_end: Service, submit: Submit) -> None:
+def test_higher_priority_goes_first(idle_service: Service, submit: Submit) -> None:
     low, normal, high = submit(2, priority=LOW), submit(2), submit(2, priority=HIGH)
     cost = make_spec().cost
-    assert standing(front_end, low[1]) == QueuePosition(5, pytest.approx(5 * cost))
-    assert standing(front_end, high[1]) == QueuePosition(1, pytest.approx(cost))
-    assert claimed(front_end, 6) == high + normal + low
+    assert position_of(idle_service, low[1]) == QueuePosition(5, pytest.approx(5 * cost))
+    assert position_of(idle_service, high[1]) == QueuePosition(1, pytest.approx(cost))
+    assert claimed(idle_service, 6) == high + normal + low
 
 
-def test_owners_take_turns_within_each_priority(front_end: Service, submit: Submit) -> None:
+def test_owners_take_turns_within_each_priority(idle_service: Service, submit: Submit) -> None:
     normal = submit(3, "a")
     high_a, high_b = submit(2, "a", HIGH), submit(2, "b", HIGH)
-    assert claimed(front_end, 5) == [high_a[0], high_b[0], high_a[1], high_b[1], normal[0]]
+    assert claimed(idle_service, 5) == [high_a[0], high_b[0], high_a[1], high_b[1], normal[0]]
 
 
-def test_no_priority_starves(front_end: Service, submit: Submit) -> None:
-    """Under a load of high jobs that never ends, normal ones get one turn in eight, and low ones an eighth of those."""
+def test_no_priority_starves(idle_service: Service, submit: Submit) -> None:
+    """While high jobs always wait, normal ones get one turn in eight, and low ones an eighth of those."""
     low, normal = submit(3, priority=LOW), submit(20)
     turns = []
     for _ in range((STREAK_LIMIT + 1) ** 2 * 2):
         submit(2, priority=HIGH)
-        turns += claimed(front_end, 1)
+        turns += claimed(idle_service, 1)
     passed = [job_id for job_id in turns if job_id in normal + low]
     assert passed == [*normal[:7], low[0], *normal[7:14], low[1]]
     assert [turns.index(job_id) for job_id in passed] == list(range(STREAK_LIMIT, len(turns), STREAK_LIMIT + 1))
-    assert_positions_come_true(front_end)
+    assert_jobs_are_claimed_at_their_positions(idle_service)
 
 
-def test_a_low_job_does_not_overtake_those_that_waited_when_it_came(front_end: Service, submit: Submit) -> None:
+def test_low_job_does_not_overtake_jobs_that_already_waited(idle_service: Service, submit: Submit) -> None:
     high = submit(20, priority=HIGH)
-    assert front_end.job_store.fair_queue.next_position(MODEL).position == 20
+    assert idle_service.job_store.fair_queue.next_position(MODEL).position == 20
     [normal] = submit()
     later = submit(9, priority=HIGH)
     low = submit(2, priority=LOW)
-    assert [place(front_end, job_id) for job_id in (normal, *low)] == [20 + STREAK_LIMIT, 30, 31]
-    assert claimed(front_end, 29) == [*high, *later[:7], normal, later[7]]
-    assert_positions_come_true(front_end)
+    assert [rank_of(idle_service, job_id) for job_id in (normal, *low)] == [20 + STREAK_LIMIT, 30, 31]
+    assert claimed(idle_service, 29) == [*high, *later[:7], normal, later[7]]
+    assert_jobs_are_claimed_at_their_positions(idle_service)
 
 
-def test_a_job_that_was_put_back_comes_first_again(front_end: Service, submit: Submit) -> None:
+def test_requeued_job_comes_first(idle_service: Service, submit: Submit) -> None:
     [lost, _], _ = submit(2, "a", LOW), submit(3, "b", HIGH)
-    assert lost not in claimed(front_end, 3)
-    assert claimed(front_end, 1) == [lost]
+    assert lost not in claimed(idle_service, 3)
+    assert claimed(idle_service, 1) == [lost]
     ahead = submit(1, "c", HIGH)
-    front_end.jobs.requeue(lost)
-    assert standing(front_end, lost) == QueuePosition(0, 0)
-    assert standing(front_end, ahead[0]) == QueuePosition(1, pytest.approx(make_spec().cost))
-    front_end.jobs.requeue(lost)
-    assert place(front_end, ahead[0]) == 1, "doing it twice is doing it once"
-    assert claimed(front_end, 2) == [lost, *ahead]
-    assert_positions_come_true(front_end)
+    idle_service.jobs.requeue(lost)
+    assert position_of(idle_service, lost) == QueuePosition(0, 0)
+    assert position_of(idle_service, ahead[0]) == QueuePosition(1, pytest.approx(make_spec().cost))
+    idle_service.jobs.requeue(lost)
+    assert rank_of(idle_service, ahead[0]) == 1, "requeue is idempotent"
+    assert claimed(idle_service, 2) == [lost, *ahead]
+    assert_jobs_are_claimed_at_their_positions(idle_service)
 
 
-def test_a_job_that_was_put_back_can_be_cancelled(front_end: Service, submit: Submit) -> None:
+def test_requeued_job_can_be_cancelled(idle_service: Service, submit: Submit) -> None:
     [lost], [behind] = submit(), submit()
-    claimed(front_end, 1)
-    front_end.jobs.requeue(lost)
-    front_end.jobs.cancel(lost)
-    assert standing(front_end, lost) is None
-    assert standing(front_end, behind) == QueuePosition(0, 0)
-    assert_positions_come_true(front_end)
+    claimed(idle_service, 1)
+    idle_service.jobs.requeue(lost)
+    idle_service.jobs.cancel(lost)
+    assert position_of(idle_service, lost) is None
+    assert position_of(idle_service, behind) == QueuePosition(0, 0)
+    assert_jobs_are_claimed_at_their_positions(idle_service)
 
 
-def test_a_job_that_ended_while_it_was_put_back_does_not_stand_in_line(
-    front_end: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
+def test_requeue_ignores_a_job_that_has_ended(
+    idle_service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [job_id], [behind] = submit(), submit()
-    record = front_end.record(job_id)
-    front_end.jobs.cancel(job_id)
-    monkeypatch.setattr(front_end.jobs.job_store, "get", lambda job_id: record)
-    front_end.jobs.requeue(job_id)
+    record = idle_service.record(job_id)
+    idle_service.jobs.cancel(job_id)
+    monkeypatch.setattr(idle_service.jobs.job_store, "get", lambda job_id: record)
+    idle_service.jobs.requeue(job_id)
     monkeypatch.undo()
-    assert standing(front_end, behind) == QueuePosition(0, 0)
+    assert position_of(idle_service, behind) == QueuePosition(0, 0)
 
 
-def test_each_model_has_a_line_of_its_own(front_end: Service, submit: Submit) -> None:
+def test_models_have_separate_queues(idle_service: Service, submit: Submit) -> None:
     submit(3, model="other")
     [job_id] = submit()
-    assert standing(front_end, job_id) == QueuePosition(0, 0)
-    assert claimed(front_end, 1) == [job_id]
-    assert front_end.jobs.claim(MODEL) is None
+    assert position_of(idle_service, job_id) == QueuePosition(0, 0)
+    assert claimed(idle_service, 1) == [job_id]
+    assert idle_service.jobs.claim(MODEL) is None
 
 
-def test_what_rqs_own_tools_do_loses_nothing(front_end: Service, submit: Submit) -> None:
+def test_changes_by_rq_tools_lose_no_job(idle_service: Service, submit: Submit) -> None:
     pushed, emptied, kept = submit(3)
-    claimed(front_end, 1)
-    front_end.queue.push_job_id(pushed)  # not in the line: it was taken once
-    front_end.queue.remove(emptied)  # still in the line
-    order = [front_end.jobs.claim(MODEL) for _ in range(4)]
+    claimed(idle_service, 1)
+    idle_service.queue.push_job_id(pushed)  # not in the fair queue: it was claimed before
+    idle_service.queue.remove(emptied)  # still in the fair queue
+    order = [idle_service.jobs.claim(MODEL) for _ in range(4)]
     assert order == [kept.encode(), pushed.encode(), None, None]
-    assert front_end.queue.count == 0
-    front_end.jobs.requeue(emptied)  # as the sweeper does with one that is in no list
-    assert claimed(front_end, 1) == [emptied]
+    assert idle_service.queue.count == 0
+    idle_service.jobs.requeue(emptied)  # as the reaper does with a job in no list
+    assert claimed(idle_service, 1) == [emptied]
 
 
-def test_a_job_that_is_not_in_the_line_goes_when_it_heads_the_list(front_end: Service, submit: Submit) -> None:
+def test_job_only_in_rqs_list_is_claimed_when_first(idle_service: Service, submit: Submit) -> None:
     ids = submit(2, "a") + submit(1, "b", HIGH)
-    front_end.queue.push_job_id("unknown", at_front=True)
-    order = [front_end.jobs.claim(MODEL) for _ in range(4)]
+    idle_service.queue.push_job_id("unknown", at_front=True)
+    order = [idle_service.jobs.claim(MODEL) for _ in range(4)]
     assert order == [b"unknown", *(job_id.encode() for job_id in (ids[2], *ids[:2]))]
 
 
-def test_many_claim_at_once_and_each_job_goes_to_one(front_end: Service, submit: Submit) -> None:
+def test_concurrent_claims_take_each_job_once(idle_service: Service, submit: Submit) -> None:
     ids = [job_id for owner in "abc" for job_id in submit(40, owner)]
     with ThreadPoolExecutor(8) as pool:
-        moved = list(pool.map(lambda _: front_end.jobs.claim(MODEL), range(len(ids) + 8)))
+        moved = list(pool.map(lambda _: idle_service.jobs.claim(MODEL), range(len(ids) + 8)))
     taken = [job_id.decode() for job_id in moved if job_id]
     assert sorted(taken) == sorted(ids)
-    assert sorted(front_end.queue.intermediate_queue.get_job_ids()) == sorted(ids)
-    assert front_end.queue.count == 0
+    assert sorted(idle_service.queue.intermediate_queue.get_job_ids()) == sorted(ids)
+    assert idle_service.queue.count == 0
 
 
-def test_the_work_ahead_is_the_sum_of_whose_turns_come_before(front_end: Service, submit: Submit) -> None:
+def test_cost_ahead_is_the_sum_of_earlier_jobs(idle_service: Service, submit: Submit) -> None:
     choose = random.Random(3)
     for _ in range(60):
         submit(1, choose.choice("abcde"), choose.choice([LOW, NORMAL]), num_images=choose.randint(1, 8))
-    waiting = front_end.queue.get_job_ids()
-    normal = [record for record in front_end.all(waiting) if record.priority is NORMAL]
-    told = dict(zip([r.id for r in normal], front_end.job_store.fair_queue.positions(normal), strict=True))
+    waiting = idle_service.queue.get_job_ids()
+    normal = [record for record in idle_service.all(waiting) if record.priority is NORMAL]
+    reported = dict(zip([r.id for r in normal], idle_service.job_store.fair_queue.positions(normal), strict=True))
     ahead, below = 0.0, 0
-    for job_id in claimed(front_end, len(waiting)):
-        record = front_end.record(job_id)
+    for job_id in claimed(idle_service, len(waiting)):
+        record = idle_service.record(job_id)
         below += record.priority is LOW
-        if record.priority is NORMAL and not below:  # before the first that was let pass: exact
-            assert told[job_id].cost_ahead == pytest.approx(ahead)
+        if record.priority is NORMAL and not below:  # exact until the first low job passes
+            assert reported[job_id].cost_ahead == pytest.approx(ahead)
         elif record.priority is NORMAL:
-            assert told[job_id].cost_ahead == pytest.approx(ahead, abs=make_spec(num_images=8).cost * below)
+            assert reported[job_id].cost_ahead == pytest.approx(ahead, abs=make_spec(num_images=8).cost * below)
         ahead += record.spec.cost
     assert below
 
 
-def test_more_owners_than_are_looked_at_are_taken_to_be_like_those(front_end: Service, submit: Submit) -> None:
+def test_positions_are_exact_with_many_owners(idle_service: Service, submit: Submit) -> None:
     owners = [f"owner-{i}" for i in range(48)]
     ids = [submit(3, owner) for owner in owners]
     for turn, jobs in enumerate(ids):
-        for place, job_id in enumerate(jobs):
-            expected = place * len(owners) + turn
-            assert standing(front_end, job_id) == QueuePosition(expected, pytest.approx(expected * make_spec().cost))
-    assert front_end.job_store.fair_queue.next_position(MODEL, owners[5]).position == len(owners) * 3
-    assert front_end.job_store.fair_queue.next_position(MODEL, "new").position == len(owners)
+        for rank, job_id in enumerate(jobs):
+            expected = rank * len(owners) + turn
+            assert position_of(idle_service, job_id) == QueuePosition(
+                expected, pytest.approx(expected * make_spec().cost)
+            )
+    assert idle_service.job_store.fair_queue.next_position(MODEL, owners[5]).position == len(owners) * 3
+    assert idle_service.job_store.fair_queue.next_position(MODEL, "new").position == len(owners)
 
 
-class LineMachine(RuleBasedStateMachine):
-    """Any order of calls, against the order in plain Python."""
+class FairQueueMachine(RuleBasedStateMachine):
+    """Any order of calls, compared with a model in Python."""
 
     service: Service
 
@@ -279,14 +281,14 @@ class LineMachine(RuleBasedStateMachine):
                 if priority in below and self.rings[above] and not any(self.rings[p] for p in below):
                     self.taken[above] = -sum(map(len, self.rings[above].values()))
             job = self.jobs.submit(make_spec(num_images=images), JobOptions(owner=owner, priority=priority))
-            assert self.standings([job]) == [expected]
+            assert self.positions([job]) == [expected]
             self.rings[priority].setdefault(owner, deque()).append(job)
 
     @precondition(lambda self: self.waiting())
     @rule(count=st.integers(1, 5))
     def claim(self, count: int) -> None:
         for _ in range(min(count, len(self.waiting()))):
-            expected = self.next_in_line()
+            expected = self.expected_next()
             moved = self.jobs.claim(MODEL)
             assert moved == expected.id.encode()
             assert self.service.queue.intermediate_queue.get_job_ids() == [expected.id]
@@ -294,7 +296,7 @@ class LineMachine(RuleBasedStateMachine):
             self.service.job_store.start(expected.id, execution="e", worker="w")
             self.running.append(expected)
 
-    def next_in_line(self) -> JobRecord:
+    def expected_next(self) -> JobRecord:
         if self.returned:
             return self.returned.popleft()
         open_rings = [priority for priority, ring in self.rings.items() if ring]
@@ -337,20 +339,20 @@ class LineMachine(RuleBasedStateMachine):
         self.jobs.requeue(job.id)
         self.returned.appendleft(job)
 
-    def standings(self, jobs: list[JobRecord]) -> list[int | None]:
+    def positions(self, jobs: list[JobRecord]) -> list[int | None]:
         return [found and found.position for found in self.jobs.job_store.fair_queue.positions(jobs)]
 
     @invariant()
-    def rq_and_the_line_hold_the_same_jobs(self) -> None:
+    def rq_and_the_fair_queue_hold_the_same_jobs(self) -> None:
         waiting = self.waiting()
         assert sorted(self.service.queue.get_job_ids()) == sorted(job.id for job in waiting)
-        assert sorted(self.standings(waiting)) == list(range(len(waiting)))
-        assert self.standings(self.running) == [None] * len(self.running)
+        assert sorted(self.positions(waiting)) == list(range(len(waiting)))
+        assert self.positions(self.running) == [None] * len(self.running)
 
     def teardown(self) -> None:
-        assert_positions_come_true(self.service)
+        assert_jobs_are_claimed_at_their_positions(self.service)
 
 
-def test_the_line_agrees_with_its_order_in_plain_python(front_end: Service) -> None:
-    machine: Any = type("Machine", (LineMachine,), {"service": front_end})
+def test_fair_queue_agrees_with_a_model_in_python(idle_service: Service) -> None:
+    machine: Any = type("Machine", (FairQueueMachine,), {"service": idle_service})
     run_state_machine_as_test(machine, settings=settings(max_examples=15, stateful_step_count=25, deadline=None))

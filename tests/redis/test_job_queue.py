@@ -40,25 +40,25 @@ def all_keys(redis: Redis) -> set[bytes]:
 
 
 @pytest.mark.parametrize("limits", [QueueLimits(), QueueLimits(100, 50)], ids=["unlimited", "limited"])
-def test_submit_sends_one_command(limits: QueueLimits, front_end: Service) -> None:
-    queue = JobQueue(front_end.redis, limits)
+def test_submit_sends_one_command(limits: QueueLimits, idle_service: Service) -> None:
+    queue = JobQueue(idle_service.redis, limits)
     queue.submit(make_spec())
-    with recorded_commands(front_end) as names:
+    with recorded_commands(idle_service) as names:
         queue.submit(make_spec(), JobOptions(owner="ada", deadline_s=60))
     assert names == ["EVALSHA"]
 
 
-def test_submit_idempotent_sends_one_command(front_end: Service) -> None:
-    front_end.jobs.submit(make_spec())
-    with recorded_commands(front_end) as names:
-        front_end.jobs.submit_idempotent(KEY, make_spec())
+def test_submit_idempotent_sends_one_command(idle_service: Service) -> None:
+    idle_service.jobs.submit(make_spec())
+    with recorded_commands(idle_service) as names:
+        idle_service.jobs.submit_idempotent(KEY, make_spec())
     assert names == ["EVALSHA"]
 
 
-def test_retain_sends_one_command_for_several_images(front_end: Service) -> None:
-    images = front_end.jobs.input_images
+def test_retain_sends_one_command_for_several_images(idle_service: Service) -> None:
+    images = idle_service.jobs.input_images
     images.retain("inputs/a.png", 60, "ada")
-    with recorded_commands(front_end) as names:
+    with recorded_commands(idle_service) as names:
         images.retain([input_key(str(i)) for i in range(3)], 60, "ada")
     assert names == ["EVALSHA"]
 
@@ -66,10 +66,12 @@ def test_retain_sends_one_command_for_several_images(front_end: Service) -> None
 @pytest.mark.parametrize(
     ("limits", "error"), [(QueueLimits(1, None), QueueFull), (QueueLimits(None, 1), TooManyQueued)]
 )
-def test_refused_submit_leaves_nothing_behind(limits: QueueLimits, error: type[Exception], front_end: Service) -> None:
-    queue, options = JobQueue(front_end.redis, limits), JobOptions(owner="ada")
+def test_refused_submit_leaves_nothing_behind(
+    limits: QueueLimits, error: type[Exception], idle_service: Service
+) -> None:
+    queue, options = JobQueue(idle_service.redis, limits), JobOptions(owner="ada")
     queue.submit(make_spec(), options)
-    before = all_keys(front_end.redis)
+    before = all_keys(idle_service.redis)
     for submit in (
         lambda: queue.submit(make_spec(), options),
         lambda: queue.submit_idempotent(KEY, make_spec(), options),
@@ -77,35 +79,35 @@ def test_refused_submit_leaves_nothing_behind(limits: QueueLimits, error: type[E
     ):
         with pytest.raises(error):
             submit()
-    assert all_keys(front_end.redis) == before
+    assert all_keys(idle_service.redis) == before
     assert queue.depth(make_spec().model) == 1
 
 
-def test_limit_per_owner_does_not_concern_other_owners(front_end: Service) -> None:
-    queue = JobQueue(front_end.redis, QueueLimits(None, 1))
+def test_limit_per_owner_does_not_concern_other_owners(idle_service: Service) -> None:
+    queue = JobQueue(idle_service.redis, QueueLimits(None, 1))
     queue.submit(make_spec(), JobOptions(owner="ada"))
     queue.check_limits("bob")
     queue.submit(make_spec(), JobOptions(owner="bob"))
 
 
-def test_parallel_submits_with_one_idempotency_key_make_one_job(front_end: Service) -> None:
+def test_parallel_submits_with_one_idempotency_key_make_one_job(idle_service: Service) -> None:
     submit: Callable[[int], tuple[str, bool]] = lambda _: (  # noqa: E731
-        (found := front_end.jobs.submit_idempotent(KEY, make_spec()))[0].id,
+        (found := idle_service.jobs.submit_idempotent(KEY, make_spec()))[0].id,
         found[1],
     )
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(submit, range(16)))
     assert len({job_id for job_id, _ in results}) == 1
     assert sum(is_new for _, is_new in results) == 1
-    found = front_end.jobs.find_by_idempotency_key(KEY)
+    found = idle_service.jobs.find_by_idempotency_key(KEY)
     assert found is not None
     assert found.id == results[0][0]
 
 
-def test_idempotency_key_of_another_request_is_refused(front_end: Service) -> None:
-    front_end.jobs.submit_idempotent(KEY, make_spec())
+def test_idempotency_key_of_another_request_is_refused(idle_service: Service) -> None:
+    idle_service.jobs.submit_idempotent(KEY, make_spec())
     other = IdempotencyKey(KEY.key, fingerprint="other")
     with pytest.raises(IdempotencyKeyReused):
-        front_end.jobs.submit_idempotent(other, make_spec())
-    assert front_end.redis.zcard(keys.JOBS) == 1
-    assert front_end.jobs.submit_idempotent(IdempotencyKey(KEY.key, "other", owner="bob"), make_spec())[1]
+        idle_service.jobs.submit_idempotent(other, make_spec())
+    assert idle_service.redis.zcard(keys.JOBS) == 1
+    assert idle_service.jobs.submit_idempotent(IdempotencyKey(KEY.key, "other", owner="bob"), make_spec())[1]

@@ -1,4 +1,4 @@
-"""Job records over a real Redis: which moves are legal, and who may make them."""
+"""Job records on a real Redis: legal transitions, and the executions that may cause them."""
 
 import threading
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def succeed(records: JobStore, job_id: str, execution: str) -> bool:
     return records.succeed(job_id, execution=execution, images=[IMAGE], timings={"denoise": 1.0}, steps=10)
 
 
-MOVES: dict[JobStatus, Callable[[JobStore, str, str], bool]] = {
+TRANSITION_CALLS: dict[JobStatus, Callable[[JobStore, str, str], bool]] = {
     Q: lambda records, job_id, owner: records.release(job_id, execution=owner),
     R: lambda records, job_id, owner: records.start(job_id, execution="another", worker="w2"),
     S: succeed,
@@ -34,67 +34,65 @@ MOVES: dict[JobStatus, Callable[[JobStore, str, str], bool]] = {
 }
 
 
-def brought_to(status: JobStatus, jobs: JobQueue) -> str:
-    """The id of a job in this state, started by the execution `mine` unless it is queued."""
+def job_with_status(status: JobStatus, jobs: JobQueue) -> str:
+    """Return the id of a job with this status, started by the execution `mine` unless it is queued."""
     job_id = jobs.submit(make_spec()).id
     if status is not Q:
         assert jobs.job_store.start(job_id, execution="mine", worker="w1")
     if status not in (Q, R):
-        assert MOVES[status](jobs.job_store, job_id, "mine")
+        assert TRANSITION_CALLS[status](jobs.job_store, job_id, "mine")
     return job_id
 
 
 @pytest.mark.parametrize("source", JobStatus)
 @pytest.mark.parametrize("target", JobStatus)
-def test_every_move_that_is_not_in_the_table_is_refused(
-    source: JobStatus, target: JobStatus, front_end: Service
-) -> None:
-    job_id = brought_to(source, front_end.jobs)
-    before = front_end.record(job_id)
-    # Only a job that was started has an owner; a queued one is failed by the sweeper, in nobody's name.
-    moved = MOVES[target](front_end.job_store, job_id, "mine" if source is not Q else "")
+def test_transition_not_in_the_table_is_refused(source: JobStatus, target: JobStatus, idle_service: Service) -> None:
+    job_id = job_with_status(source, idle_service.jobs)
+    before = idle_service.record(job_id)
+    # Only a started job has an owning execution; the reaper fails a queued one without.
+    moved = TRANSITION_CALLS[target](idle_service.job_store, job_id, "mine" if source is not Q else "")
     assert moved is (target in TRANSITIONS[source])
-    after = front_end.record(job_id)
+    after = idle_service.record(job_id)
     assert after.status is (target if moved else source)
     if not moved:
         assert after == before
-    assert (job_id in front_end.job_store.active_ids()) is not after.status.is_terminal
+    assert (job_id in idle_service.job_store.active_ids()) is not after.status.is_terminal
 
 
 @pytest.mark.parametrize("target", [Q, S, F])
-def test_an_execution_that_does_not_own_the_job_cannot_move_it(target: JobStatus, front_end: Service) -> None:
-    job_id = brought_to(R, front_end.jobs)
-    before = front_end.record(job_id)
-    assert not MOVES[target](front_end.job_store, job_id, "zombie")
-    assert not front_end.job_store.cancel(job_id, execution="zombie")
-    assert front_end.record(job_id) == before
+def test_execution_that_does_not_own_the_job_cannot_change_it(target: JobStatus, idle_service: Service) -> None:
+    job_id = job_with_status(R, idle_service.jobs)
+    before = idle_service.record(job_id)
+    assert not TRANSITION_CALLS[target](idle_service.job_store, job_id, "zombie")
+    assert not idle_service.job_store.cancel(job_id, execution="zombie")
+    assert idle_service.record(job_id) == before
 
 
 @pytest.mark.parametrize("target", [Q, S, F])
-def test_an_execution_that_handed_its_job_back_cannot_move_it(target: JobStatus, front_end: Service) -> None:
-    job_id = brought_to(R, front_end.jobs)
-    assert front_end.job_store.release(job_id, execution="mine")
-    before = front_end.record(job_id)
+def test_execution_that_released_its_job_cannot_change_it(target: JobStatus, idle_service: Service) -> None:
+    job_id = job_with_status(R, idle_service.jobs)
+    assert idle_service.job_store.release(job_id, execution="mine")
+    before = idle_service.record(job_id)
     assert (before.execution, before.worker, before.started_at) == (None, None, None)
-    assert not MOVES[target](front_end.job_store, job_id, "mine")
-    assert not front_end.job_store.cancel(job_id, execution="mine")
-    assert front_end.record(job_id) == before
+    assert not TRANSITION_CALLS[target](idle_service.job_store, job_id, "mine")
+    assert not idle_service.job_store.cancel(job_id, execution="mine")
+    assert idle_service.record(job_id) == before
 
 
-def test_a_job_that_is_not_there_cannot_be_moved(front_end: Service) -> None:
-    for move in MOVES.values():
-        assert not move(front_end.job_store, "none", "mine")
-    assert front_end.job_store.get("none") is None
-    assert front_end.redis.keys("i2i:job:*") == []
+def test_missing_job_cannot_be_changed(idle_service: Service) -> None:
+    for move in TRANSITION_CALLS.values():
+        assert not move(idle_service.job_store, "none", "mine")
+    assert idle_service.job_store.get("none") is None
+    assert idle_service.redis.keys("i2i:job:*") == []
 
 
-def test_of_many_workers_that_start_a_job_at_once_exactly_one_wins(front_end: Service) -> None:
-    job_id = front_end.submit()
+def test_only_one_of_many_concurrent_starts_succeeds(idle_service: Service) -> None:
+    job_id = idle_service.submit()
     barrier = threading.Barrier(8)
     won: list[str] = []
 
     def start(execution: str) -> None:
-        with Redis.from_url(front_end.url) as redis:
+        with Redis.from_url(idle_service.url) as redis:
             records = JobStore(redis)
             barrier.wait()
             if records.start(job_id, execution=execution, worker=execution):
@@ -105,24 +103,24 @@ def test_of_many_workers_that_start_a_job_at_once_exactly_one_wins(front_end: Se
         thread.start()
     for thread in threads:
         thread.join()
-    record = front_end.record(job_id)
+    record = idle_service.record(job_id)
     assert won == [record.execution]
     assert record.attempts == 1
 
 
-def test_noting_progress_answers_with_the_executions_that_lost_their_job(front_end: Service) -> None:
-    jobs = front_end.jobs
-    owned, cancelled, taken, queued = (brought_to(status, jobs) for status in (R, C, R, Q))
+def test_record_progress_returns_executions_that_lost_their_job(idle_service: Service) -> None:
+    jobs = idle_service.jobs
+    owned, cancelled, taken, queued = (job_with_status(status, jobs) for status in (R, C, R, Q))
     notes = [Progress(job_id, "mine", 3, 10) for job_id in (owned, cancelled, queued, "none")]
     notes.append(Progress(taken, "zombie", 3, 10))
     assert jobs.job_store.record_progress(notes) == notes[1:]
-    assert front_end.record(owned).step == 3
-    assert [front_end.record(job_id).step for job_id in (cancelled, taken, queued)] == [0, 0, 0]
+    assert idle_service.record(owned).step == 3
+    assert [idle_service.record(job_id).step for job_id in (cancelled, taken, queued)] == [0, 0, 0]
     assert jobs.job_store.record_progress([]) == []
 
 
 class RecordMachine(RuleBasedStateMachine):
-    """Any order of calls, by any executions, against a model in plain Python."""
+    """Any order of calls, by any executions, compared with a model in Python."""
 
     service: Service
     jobs = Bundle("jobs")
@@ -150,7 +148,7 @@ class RecordMachine(RuleBasedStateMachine):
     def leave(self, job: str, execution: str, to: JobStatus) -> None:
         status, owner, attempts = self.expected[job]
         legal = status is R and owner == execution
-        assert MOVES[to](self.job_store, job, execution) is legal
+        assert TRANSITION_CALLS[to](self.job_store, job, execution) is legal
         if legal:
             self.expected[job] = (to, None if to is Q else owner, attempts)
 
@@ -172,6 +170,6 @@ class RecordMachine(RuleBasedStateMachine):
         assert open_jobs == set(self.job_store.active_ids()) & set(self.expected)
 
 
-def test_records_agree_with_a_model_whatever_the_order_of_calls(front_end: Service) -> None:
-    machine: Any = type("Machine", (RecordMachine,), {"service": front_end})
+def test_job_store_agrees_with_a_model_in_any_order_of_calls(idle_service: Service) -> None:
+    machine: Any = type("Machine", (RecordMachine,), {"service": idle_service})
     run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=20, deadline=None))

@@ -1,4 +1,4 @@
-"""Where a waiting job stands and when it will be done."""
+"""Queue positions and ETAs of waiting jobs over HTTP."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def positions(http: httpx.Client, ids: list[str]) -> list[int | None]:
     return [http.get(f"/jobs/{job_id}").json()["queue_position"] for job_id in ids]
 
 
-def test_positions_are_those_of_the_queue(http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis) -> None:
+def test_position_matches_the_queue(http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis) -> None:
     answers = [submit(num_images=1 + i % 3).json() for i in range(6)]
     assert [answer["queue_position"] for answer in answers] == list(range(6))
     ids = [answer["id"] for answer in answers]
@@ -33,15 +33,15 @@ def test_positions_are_those_of_the_queue(http: httpx.Client, submit: Submit, qu
     assert positions(http, ids) == [None, 0, None, 1, 2, 3]
     listed = {job["id"]: job["queue_position"] for job in http.get("/jobs").json()["jobs"]}
     assert [listed[job_id] for job_id in ids] == [None, 0, None, 1, 2, 3]
-    queue.requeue(ids[0])  # its worker died: it is the first again
+    queue.requeue(ids[0])  # its worker died, so it is first again
     assert positions(http, ids) == [0, 1, None, 2, 3, 4]
-    assert submit(model="ddim-only").json()["queue_position"] == 0, "each model has a queue of its own"
+    assert submit(model="ddim-only").json()["queue_position"] == 0, "models have separate queues"
     for job_id in ids:
         queue.cancel(job_id)
-    assert not redis.keys(FAIR_QUEUE_OWNERS.format(model="demo", level="*")), "an empty line leaves nothing behind"
+    assert not redis.keys(FAIR_QUEUE_OWNERS.format(model="demo", level="*")), "an empty queue leaves no keys"
 
 
-def test_the_work_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueue, submit: Submit) -> None:
+def test_cost_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueue, submit: Submit) -> None:
     record = queue.job_store.get(submit(num_images=4).json()["id"])
     assert record is not None
     small, large = (record.spec.model_copy(update={"num_images": n}) for n in (1, 8))
@@ -58,12 +58,10 @@ def test_the_work_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueu
     assert specs[0].cost < middle.cost_ahead < sum(spec.cost for spec in specs[:3])
 
 
-def test_an_eta_is_the_work_ahead_by_the_pace_of_the_workers(
-    http: httpx.Client, submit: Submit, redis: Redis, picture: bytes
-) -> None:
+def test_eta_is_cost_ahead_by_throughput(http: httpx.Client, submit: Submit, redis: Redis, picture: bytes) -> None:
     models = ModelRegistry(redis)
     dry = http.post("/img2img?dry_run=true", files={"image": picture}).json()
-    assert (dry["queue_position"], dry["eta_s"]) == (0, None), "nobody has said how fast the workers are"
+    assert (dry["queue_position"], dry["eta_s"]) == (0, None), "no worker has reported its throughput"
     cost = dry["cost"]
     assert submit().json()["eta_s"] is None
     models.register("second", [CARD], ttl_s=60)
@@ -82,7 +80,7 @@ def test_an_eta_is_the_work_ahead_by_the_pace_of_the_workers(
     assert (job["queue_position"], job["eta_s"]) == (None, None)
 
 
-def test_a_job_of_high_priority_overtakes(
+def test_high_priority_job_overtakes(
     http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis, picture: bytes
 ) -> None:
     low, normal, high = [submit(**sent).json() for sent in ({"priority": "low"}, {}, {"priority": "high"})]
@@ -95,13 +93,15 @@ def test_a_job_of_high_priority_overtakes(
     assert order == [high["id"].encode(), normal["id"].encode(), low["id"].encode(), None]
 
 
-def test_there_are_three_priorities(submit: Submit) -> None:
+def test_unknown_priority_is_refused(submit: Submit) -> None:
     [error] = assert_problem(submit(priority="urgent"), 422, "invalid_parameter")["errors"]
     assert (error["field"], error["got"]) == ("priority", "urgent")
     assert "'low', 'normal' or 'high'" in error["message"]
 
 
-def test_a_forecast_knows_whose_turn_it_is(http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis) -> None:
+def test_eta_of_a_new_job_respects_turns_and_priority(
+    http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis
+) -> None:
     record = queue.job_store.get(submit().json()["id"])
     assert record is not None
     ModelRegistry(redis).report_throughput(
@@ -115,30 +115,30 @@ def test_a_forecast_knows_whose_turn_it_is(http: httpx.Client, submit: Submit, q
         assert forecaster.of_next(record.spec, terms) == QueueEstimate(ahead, ahead + 1)
 
 
-def test_a_pace_is_work_by_the_time_in_which_there_was_work() -> None:
+def test_throughput_excludes_idle_time() -> None:
     pace = ThroughputMeter()
     now = 100.0
     for job in "abc":
         for left in (12.0, 8.0, 4.0):
-            pace.note(job, left)
-            pace.tick(now, [job])
+            pace.update(job, left)
+            pace.advance(now, [job])
             now += 2
-        pace.end(job, done=True)
-        pace.tick(now, [])
+        pace.remove(job, is_done=True)
+        pace.advance(now, [])
         now += 3600  # idle
-        pace.tick(now, [])
-    assert pace.left == 0
+        pace.advance(now, [])
+    assert pace.remaining == 0
     assert pace.per_second == pytest.approx(2, rel=0.1)
 
 
-def test_work_that_was_dropped_is_not_work_done() -> None:
+def test_throughput_excludes_dropped_work() -> None:
     pace = ThroughputMeter()
-    pace.note("a", 10)
-    pace.tick(0, ["a"])
-    pace.note("a", 9)
-    pace.tick(1, ["a"])
-    pace.end("a", done=False)
+    pace.update("a", 10)
+    pace.advance(0, ["a"])
+    pace.update("a", 9)
+    pace.advance(1, ["a"])
+    pace.remove("a", is_done=False)
     assert pace.per_second == pytest.approx(1)
-    pace.note("late", 5)  # by the loop, while another thread ended it
-    pace.tick(2, [])
-    assert pace.left == 0
+    pace.update("late", 5)  # by the loop, while another thread ended it
+    pace.advance(2, [])
+    assert pace.remaining == 0

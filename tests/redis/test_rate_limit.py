@@ -1,4 +1,4 @@
-"""The rate of a key, on a real redis-server."""
+"""Rate limits of API keys, on a real Redis server."""
 
 import math
 import time
@@ -18,7 +18,7 @@ def empty(redis: Redis) -> Redis:
     return redis
 
 
-def test_what_is_spent_is_counted_by_owner(empty: Redis) -> None:
+def test_spend_counts_by_owner(empty: Redis) -> None:
     rate = RateLimiter("100/hour", empty)
     assert rate.spend("ada", 59.5) == {"RateLimit-Policy": '"cost";q=100;w=3600', "RateLimit": '"cost";r=40'}
     assert rate.spend("ada", 40)["RateLimit"] == '"cost";r=0'
@@ -30,18 +30,18 @@ def test_what_is_spent_is_counted_by_owner(empty: Redis) -> None:
     assert rate.spend("bob", 100)
 
 
-def test_more_than_a_key_may_ever_have(empty: Redis) -> None:
+def test_job_above_the_whole_limit_is_too_expensive(empty: Redis) -> None:
     with pytest.raises(JobTooExpensive, match=r"fewer steps"):
         RateLimiter("100/hour", empty).spend("ada", 100.001)
     assert empty.keys("i2i:rate*") == []
 
 
-def test_without_a_limit_nothing_is_counted(empty: Redis) -> None:
+def test_spend_without_limit_counts_nothing(empty: Redis) -> None:
     assert RateLimiter(None, empty).spend("ada", 1e9) == {}
     assert empty.keys("*") == []
 
 
-def test_after_the_wait_there_is_room(empty: Redis) -> None:
+def test_retry_after_is_long_enough(empty: Redis) -> None:
     rate = RateLimiter("10 per 2 seconds", empty)
     rate.spend("ada", 10)
     with pytest.raises(RateLimited) as refused:
@@ -57,8 +57,8 @@ def test_after_the_wait_there_is_room(empty: Redis) -> None:
     target=st.integers(0, 1000),
     gone_s=st.floats(0, 60, allow_nan=False),
 )
-def test_the_wait_is_as_long_as_it_must_be(previous: int, current: int, target: int, gone_s: float) -> None:
-    """Against the windows as they slide: gone_s of the current one of 60 s have gone."""
+def test_wait_s_is_minimal(previous: int, current: int, target: int, gone_s: float) -> None:
+    """Compare with the sliding windows, gone_s seconds after the start of the current one of 60 s."""
     window_s = 60.0
     left_s = window_s - gone_s if previous else 0.0
 

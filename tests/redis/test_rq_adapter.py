@@ -64,10 +64,10 @@ def test_rq_signature_is_unchanged(function: Any, expected: str) -> None:
     assert found == f"({expected})"
 
 
-def test_intermediate_list_belongs_to_queue(front_end: Service) -> None:
+def test_intermediate_list_belongs_to_queue(idle_service: Service) -> None:
     assert isinstance(Queue.intermediate_queue_key, property)
-    assert front_end.queue.intermediate_queue_key == f"{front_end.queue.key}:intermediate"
-    assert front_end.queue.intermediate_queue.key == front_end.queue.intermediate_queue_key
+    assert idle_service.queue.intermediate_queue_key == f"{idle_service.queue.key}:intermediate"
+    assert idle_service.queue.intermediate_queue.key == idle_service.queue.intermediate_queue_key
 
 
 class TenSecondLeaseWorker(BaseWorker):
@@ -77,9 +77,9 @@ class TenSecondLeaseWorker(BaseWorker):
         return 10
 
 
-def test_claim_leaves_traces_for_the_reaper(front_end: Service) -> None:
-    queue, connection = front_end.queue, front_end.redis
-    job_id = front_end.submit()
+def test_claim_leaves_traces_for_the_reaper(idle_service: Service) -> None:
+    queue, connection = idle_service.queue, idle_service.redis
+    job_id = idle_service.submit()
     assert queue.get_job_ids() == [job_id]
     connection.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")
     assert queue.intermediate_queue.get_job_ids() == [job_id]
@@ -107,11 +107,11 @@ def test_claim_leaves_traces_for_the_reaper(front_end: Service) -> None:
     assert registry.get_job_and_execution_ids(cleanup=False) == []
 
 
-def test_heartbeat_renews_a_lease_but_does_not_restore_a_lost_one(front_end: Service) -> None:
-    queue, connection = front_end.queue, front_end.redis
+def test_heartbeat_renews_a_lease_but_does_not_restore_a_lost_one(idle_service: Service) -> None:
+    queue, connection = idle_service.queue, idle_service.redis
     worker = TenSecondLeaseWorker([queue], connection=connection, serializer=queue.serializer)
     worker.register_birth()
-    job = InertJob.fetch(front_end.submit(), connection=connection, serializer=queue.serializer)
+    job = InertJob.fetch(idle_service.submit(), connection=connection, serializer=queue.serializer)
     execution = worker.prepare_execution(job)
     registry = queue.started_job_registry.key
     connection.zadd(registry, {execution.composite_key: 1})
@@ -122,19 +122,19 @@ def test_heartbeat_renews_a_lease_but_does_not_restore_a_lost_one(front_end: Ser
     assert connection.zscore(registry, execution.composite_key) is None
 
 
-def test_inert_job_ignores_function_callbacks_and_webhooks_stored_in_redis(front_end: Service) -> None:
-    job_id = front_end.submit()
+def test_inert_job_ignores_function_callbacks_and_webhooks_stored_in_redis(idle_service: Service) -> None:
+    job_id = idle_service.submit()
     names = ("success_callback_name", "failure_callback_name", "stopped_callback_name")
-    front_end.redis.hset(Job.key_for(job_id), mapping=dict.fromkeys(names, "os.system") | {"data": b"\x80\x04."})
-    job = InertJob.fetch(job_id, connection=front_end.redis, serializer=front_end.queue.serializer)
+    idle_service.redis.hset(Job.key_for(job_id), mapping=dict.fromkeys(names, "os.system") | {"data": b"\x80\x04."})
+    job = InertJob.fetch(job_id, connection=idle_service.redis, serializer=idle_service.queue.serializer)
     assert job.func_name == FUNCTION
     assert (job.success_callback, job.failure_callback, job.stopped_callback) == (None, None, None)
-    assert issubclass(front_end.queue.job_class, InertJob)
+    assert issubclass(idle_service.queue.job_class, InertJob)
 
 
-def test_submit_writes_what_rq_enqueue_writes(front_end: Service) -> None:
-    queue, connection = front_end.queue, front_end.redis
-    job_id = front_end.submit()
+def test_submit_writes_what_rq_enqueue_writes(idle_service: Service) -> None:
+    queue, connection = idle_service.queue, idle_service.redis
+    job_id = idle_service.submit()
     written, listed = connection.hgetall(rq_job_key(job_id)), connection.lrange(queue.key, 0, -1)
     queues = connection.smembers(queue.redis_queues_keys)
     connection.delete(rq_job_key(job_id), queue.key, queue.redis_queues_keys)

@@ -1,4 +1,4 @@
-"""When traces are on, and what stands in the way."""
+"""Configuration of OpenTelemetry traces."""
 
 import sys
 
@@ -12,7 +12,7 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-def test_without_a_collector_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracer_without_collector_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENDPOINT, raising=False)
     traces = Tracer.from_environment("worker")
     assert traces.provider is None
@@ -22,13 +22,13 @@ def test_without_a_collector_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -
     traces.close()
 
 
-def test_the_sdk_can_be_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracer_respects_otel_sdk_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert Tracer.from_environment("worker").provider is None
 
 
-def test_what_cannot_be_honoured_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracer_refuses_unsupported_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(TracingError, match="http/protobuf, not grpc"):
@@ -39,7 +39,7 @@ def test_what_cannot_be_honoured_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         Tracer.from_environment("worker")
 
 
-def test_spans_come_to_the_collector_with_their_trace_and_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_keep_their_trace_and_times(monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as collector:
         monkeypatch.setenv(ENDPOINT, collector.url)
         traces = Tracer.from_environment("worker")
@@ -58,7 +58,7 @@ def test_spans_come_to_the_collector_with_their_trace_and_times(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "expected"),
     [
         ("redis://worker:s3cret@redis:6379/0", "redis://***@redis:6379/0"),
         ("redis://:s3cret@redis", "redis://***@redis"),
@@ -66,5 +66,5 @@ def test_spans_come_to_the_collector_with_their_trace_and_times(monkeypatch: pyt
         ("unix:///tmp/redis.sock", "unix:///tmp/redis.sock"),
     ],
 )
-def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert without_password(url) == shown
+def test_without_password_hides_the_password(url: str, expected: str) -> None:
+    assert without_password(url) == expected

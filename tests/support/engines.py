@@ -24,6 +24,12 @@ def run_together(model: Model, jobs: Sequence[tuple[JobSpec, Inputs]], slots: in
 
 def run_on(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Inputs]]) -> list[np.ndarray]:
     """The same on a new engine that the caller can look into afterwards."""
+    return [to_pixels(result) for result in run_tasks(model, jobs, engine)]
+
+
+def run_tasks(model: Model, jobs: Sequence[tuple[JobSpec, Inputs]], engine: Engine | None = None) -> list[torch.Tensor]:
+    """The results before they are rounded: (1, 3, height, width) in [0, 1]."""
+    engine = engine or Engine(slots=16)
     tickets = [EngineTask(make_task_function(model, spec, inputs, 0), lambda _t: None) for spec, inputs in jobs]
     engine.submit(tickets)
     engine.shut_down()
@@ -33,7 +39,7 @@ def run_on(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Inputs]])
     for ticket in tickets:
         if ticket.error is not None:
             raise ticket.error
-    return [to_pixels(ticket.result) for ticket in tickets]
+    return [ticket.result for ticket in tickets]
 
 
 @pytest.fixture(scope="module", autouse=True)

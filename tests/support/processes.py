@@ -263,7 +263,7 @@ def service(tiny_model: Path, request: pytest.FixtureRequest) -> Iterator[Servic
 
 
 @pytest.fixture
-def front_end() -> Iterator[Service]:
+def idle_service() -> Iterator[Service]:
     """A service for tests that start no worker."""
     with TemporaryDirectory(prefix="i2i-") as folder:
         service = Service(Path(folder), Path(folder) / "none")

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from img2img import client
-from img2img.app.schemas import responses
+from img2img.app.schemas import events, responses
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "img2img" / "client"
@@ -37,9 +37,9 @@ def test_generated_files_are_up_to_date(generate_client: ModuleType) -> None:
         (client.JobProgress, responses.JobProgress),
         (client.DryRun, responses.DryRunResult),
         (client.UploadedImage, responses.UploadedImage),
-        (client.QueuedEvent, responses.QueuedEvent),
-        (client.ProgressEvent, responses.ProgressEvent),
-        (client.PreviewEvent, responses.PreviewEvent),
+        (client.QueuedEvent, events.QueuedEvent),
+        (client.ProgressEvent, events.ProgressEvent),
+        (client.PreviewEvent, events.PreviewEvent),
     ],
 )
 def test_responses_have_the_fields_that_the_service_sends(ours: type[BaseModel], theirs: type[BaseModel]) -> None:

@@ -48,7 +48,7 @@ def test_the_three_formats_are_taken(kind: str) -> None:
 
 @pytest.mark.parametrize("name", OTHER_FILES)
 def test_other_files_are_unsupported(name: str) -> None:
-    with pytest.raises(UnsupportedMedia, match="PNG, JPEG and WebP"):
+    with pytest.raises(UnsupportedMedia, match="PNG, JPEG or WebP"):
         DECODERS.open(OTHER_FILES[name]())
 
 

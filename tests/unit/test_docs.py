@@ -12,9 +12,9 @@ from img2img import errors
 from img2img.app.cli import app as command_line
 from img2img.app.schemas.requests import ControlRequest, Img2ImgRequest
 from img2img.domain.api_key import Scope
-from img2img.domain.job import TRANSITIONS
+from img2img.domain.job import TRANSITIONS, JobFailure
 from img2img.domain.spec import Scheduler, Task
-from img2img.redis.job_queue import TOO_LATE, WORKER_LOST
+from img2img.redis import job_queue
 from img2img.worker.pipelines.loading.model_config import ModelConfig
 from tests.support.pages import PAGES, ROOT, blocks, names, page, page_id, table, without_code
 
@@ -120,7 +120,8 @@ def test_endpoints_are_documented() -> None:
 
 
 def test_error_codes_are_documented() -> None:
-    known = {kind.code for kind in all_errors(errors.Img2ImgError)} | {TOO_LATE.code, WORKER_LOST.code} | OTHER_CODES
+    failures = {value.code for value in vars(job_queue).values() if isinstance(value, JobFailure)}
+    known = {kind.code for kind in all_errors(errors.Img2ImgError)} | failures | OTHER_CODES
     rows = table(page("docs/api.md"), "| code | status") + table(page("docs/api.md"), "| code | meaning")
     assert {names(row[0])[0] for row in rows} == known - UNUSED_CODES
 

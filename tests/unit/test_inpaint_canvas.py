@@ -81,7 +81,7 @@ def test_what_is_not_painted_stays_bit_for_bit(margins: Padding, blur: int, seed
     canvas = InpaintCanvas(
         Image.fromarray(picture), Image.fromarray(mask), region(margins, size, blur=blur, masked=True)
     )
-    seen, painted = canvas.view((32, 32))
+    seen, painted = canvas.model_input((32, 32))
     assert seen.size == painted.size == (32, 32)
     assert set(np.unique(np.asarray(painted))) <= {0, 255}
     whole = canvas.paste(rng.integers(0, 256, (32, 32, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""The lines that processes write, and what does not come into them."""
+"""Format of log lines, and the input that they must not contain."""
 
 import io
 import json
@@ -24,11 +24,11 @@ class Spec(BaseModel):
 
 
 def quote_a_prompt() -> None:
-    said = "a marked prompt"
+    output = "a marked prompt"
     try:
-        Spec.model_validate({"prompt": said})
+        Spec.model_validate({"prompt": output})
     except ValueError as error:
-        raise ExceptionGroup(said, [RuntimeError(said)]) from error
+        raise ExceptionGroup(output, [RuntimeError(output)]) from error
 
 
 @pytest.fixture(params=["text", "json"])
@@ -37,8 +37,8 @@ def form(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def said(form: str) -> Iterator[Callable[[], str]]:
-    """What the two loggers have written."""
+def output(form: str) -> Iterator[Callable[[], str]]:
+    """Return a function that returns the output of both loggers."""
     stream = io.StringIO()
     handler = make_handler("worker", form, stream)  # type: ignore[arg-type]
     for log in (LOG, LIBRARY):
@@ -50,52 +50,52 @@ def said(form: str) -> Iterator[Callable[[], str]]:
         log.setLevel(logging.NOTSET)
 
 
-def test_a_message_cannot_forge_a_line(form: str, said: Callable[[], str]) -> None:
+def test_message_cannot_forge_a_line(form: str, output: Callable[[], str]) -> None:
     LOG.warning("%s", FORGED, extra=job_extra(FORGED))
-    line, rest = said().split("\n", 1)
+    line, rest = output().split("\n", 1)
     assert line.isprintable()
     assert not rest
     if form == "json":
         assert json.loads(line)["message"] == json.loads(line)["job_id"] == FORGED
 
 
-def test_what_an_exception_quotes_is_not_said(said: Callable[[], str]) -> None:
+def test_exception_messages_that_quote_input_are_left_out(output: Callable[[], str]) -> None:
     try:
         quote_a_prompt()
     except Exception:
         LOG.exception("broken")
-    assert 'said = "a marked prompt"' not in said()
-    assert "marked" not in said()
+    assert 'output = "a marked prompt"' not in output()
+    assert "marked" not in output()
     for kind in ("pydantic_core._pydantic_core.ValidationError", "builtins.ExceptionGroup", "builtins.RuntimeError"):
-        assert kind in said()
-    assert "in quote_a_prompt" in said()
+        assert kind in output()
+    assert "in quote_a_prompt" in output()
 
 
-def test_words_of_machinery_are_said(said: Callable[[], str]) -> None:
+def test_messages_of_infrastructure_errors_are_logged(output: Callable[[], str]) -> None:
     try:
         open("/nowhere/at all")  # noqa: PTH123, SIM115
     except OSError:
         LOG.exception("broken")
-    assert "builtins.FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at all'" in said()
+    assert "builtins.FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at all'" in output()
 
 
-def test_no_line_names_the_hash_of_an_input(said: Callable[[], str]) -> None:
+def test_hashes_of_input_images_are_left_out(output: Callable[[], str]) -> None:
     digest = "0123456789abcdef" * 4
     for key in (input_key(digest), upload_key(digest)):
         try:
             open(f"/nowhere/{key}")  # noqa: PTH123, SIM115
         except OSError as error:
             LOG.exception("broken: %s", error)
-    assert digest not in said()
-    assert said().count("/nowhere/inputs/....png") == said().count("/nowhere/uploads/...'") == 2
+    assert digest not in output()
+    assert output().count("/nowhere/inputs/....png") == output().count("/nowhere/uploads/...'") == 2
 
 
-def test_lines_in_a_jobs_context_name_it(form: str, said: Callable[[], str]) -> None:
+def test_job_context_adds_the_job_id(form: str, output: Callable[[], str]) -> None:
     with job_context("a" * 32, f"00-{TRACE}-b7ad6b7169203331-01"):
         LOG.info("inside")
         LIBRARY.warning("as well")
     LOG.info("outside")
-    lines = said().splitlines()
+    lines = output().splitlines()
     assert len(lines) == 3
     assert ["a" * 32 in line for line in lines] == [True, True, False]
     if form == "json":
@@ -105,7 +105,7 @@ def test_lines_in_a_jobs_context_name_it(form: str, said: Callable[[], str]) -> 
         assert lines[0].endswith(f"INFO img2img.worker.test: job {'a' * 32}: inside")
 
 
-def test_a_process_logs_what_nobody_catches_and_libraries_have_to_warn() -> None:
+def test_uncaught_exceptions_and_only_warnings_of_libraries_are_logged() -> None:
     program = (
         "import logging, threading; from img2img.telemetry import logging as logs\n"
         "from tests.unit.test_logging import quote_a_prompt\n"

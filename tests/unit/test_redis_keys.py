@@ -1,4 +1,4 @@
-"""The table of Redis keys."""
+"""The table of Redis keys, and the modules that may use Redis keys and RQ."""
 
 import re
 from pathlib import Path
@@ -34,3 +34,9 @@ def test_only_the_table_spells_key_names() -> None:
 def test_every_key_is_used() -> None:
     used = "\n".join(path.read_text() for path in sources())
     assert [name for name in TABLE if not re.search(rf"\b{name}\b", used)] == []
+
+
+def test_only_the_adapter_and_the_worker_import_rq() -> None:
+    imports = re.compile(r"^ *(from rq[. ]|import rq\b)", re.MULTILINE)
+    importing = {path.relative_to(ROOT).as_posix() for path in sources() if imports.search(path.read_text())}
+    assert {path for path in importing if not path.startswith("worker/queue/")} == {"img2img/redis/rq_adapter.py"}

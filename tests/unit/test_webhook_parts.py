@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from img2img.app.settings import ApiSettings, complaint
+from img2img.app.settings import ApiSettings, describe_errors
 from img2img.app.webhooks.dispatcher import delivery_after_attempt
 from img2img.app.webhooks.http_sender import DeliveryResponse
 from img2img.app.webhooks.retry_policy import MAX_ATTEMPTS, parse_retry_after, retry_delay_s
@@ -147,15 +147,15 @@ def test_how_a_delivery_stands_after_an_attempt() -> None:
     delivered = delivery_after_attempt(3, DeliveryResponse(204), 100.0, 0.5)
     assert (delivered.status, delivered.attempts, delivered.next_attempt_at) == (DeliveryStatus.DELIVERED, 3, None)
     for answer in (
-        DeliveryResponse(302, "answered 302"),
-        DeliveryResponse(500, "answered 500"),
-        DeliveryResponse(error="no answer within 15 s"),
+        DeliveryResponse(302, "status 302"),
+        DeliveryResponse(500, "status 500"),
+        DeliveryResponse(error="no response within 15 s"),
     ):
         pending = delivery_after_attempt(1, answer, 100.0, 0.5)
         assert (pending.status, pending.next_attempt_at) == (DeliveryStatus.PENDING, 105.0)
         assert (pending.last_status, pending.last_error) == (answer.status, answer.error)
         assert delivery_after_attempt(MAX_ATTEMPTS, answer, 100.0, 0.5).status is DeliveryStatus.FAILED
-    gone = delivery_after_attempt(1, DeliveryResponse(410, "answered 410"), 100.0, 0.5)
+    gone = delivery_after_attempt(1, DeliveryResponse(410, "status 410"), 100.0, 0.5)
     assert (gone.status, gone.next_attempt_at) == (DeliveryStatus.FAILED, None)
 
 
@@ -196,7 +196,7 @@ def test_serve_draws_a_secret_once_for_its_owner_alone(tmp_path: Path) -> None:
 def test_a_bad_secret_is_refused_and_not_shown(secret: str) -> None:
     with pytest.raises(ValidationError) as refused:
         ApiSettings(_env_file=None, webhook_secret=secret)
-    said = complaint(refused.value)
+    said = describe_errors(refused.value)
     assert said.startswith("IMG2IMG_WEBHOOK_SECRET: ")
     assert not any(part in said for part in secret.split() if part != "whsec_")
     assert "got" not in said

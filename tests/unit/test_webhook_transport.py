@@ -89,7 +89,7 @@ def test_the_second_address_is_dialled_where_the_first_is_dead() -> None:
 
 def test_a_redirect_is_not_followed() -> None:
     with receiving() as elsewhere, receiving((302, {"Location": elsewhere.url})) as receiver:
-        assert post(receiver.url, PinnedTransport(allow_private=True)) == DeliveryResponse(302, "answered 302")
+        assert post(receiver.url, PinnedTransport(allow_private=True)) == DeliveryResponse(302, "status 302")
         assert len(receiver.got) == 1
         assert not elsewhere.got
 
@@ -104,13 +104,13 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
 
 def test_retry_after_is_heard() -> None:
     with receiving((503, {"Retry-After": "120"})) as receiver:
-        assert post(receiver.url, PinnedTransport(allow_private=True)) == DeliveryResponse(503, "answered 503", 120)
+        assert post(receiver.url, PinnedTransport(allow_private=True)) == DeliveryResponse(503, "status 503", 120)
 
 
 def test_a_receiver_that_does_not_answer_costs_its_time_and_no_more() -> None:
     with receiving(held=True) as receiver:
         answer = post(receiver.url, PinnedTransport(allow_private=True), timeout_s=0.5)
-        assert answer == DeliveryResponse(error="no answer within 0.5 s")
+        assert answer == DeliveryResponse(error="no response within 0.5 s")
 
 
 def test_a_host_without_address_and_a_port_without_listener() -> None:

@@ -1,8 +1,7 @@
-"""A job's blobs as the tensors and pictures that its pipeline takes.
+"""Decodes the input images of a job into the tensors and images that its pipeline takes.
 
-Pixels are handled in NumPy and Pillow, as diffusers does itself: a torch operation of this size would start OpenMP
-threads for the thread that calls it, and with more of those than cores the engine's own go to sleep between any two
-operations.
+Pixels are processed in NumPy and Pillow, as in diffusers. A torch operation of this size would start OpenMP threads for
+its thread, and with more of them than cores the engine's threads are suspended between operations.
 """
 
 from collections.abc import Mapping
@@ -25,46 +24,58 @@ from .tiled_image import TiledImage
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one job works on. Tensors are float32 in [0, 1], of the size at which the model works."""
+    """The decoded inputs of one job. Tensors are float32 in [0, 1], in the size at which the model works."""
 
-    picture: torch.Tensor | None = None  # (1, 3, height, width); None for the control task
-    mask: torch.Tensor | None = None  # (1, 1, height, width): 1 where it is painted anew
-    canvas: InpaintCanvas | None = None  # where the result of an inpaint goes
-    # By control, (1, 3, height, width): its map; where a model is to make that, what this model takes of the picture.
+    image: torch.Tensor | None = None  # (1, 3, height, width); None for the control and upscale tasks
+    mask: torch.Tensor | None = None  # (1, 1, height, width): 1 where the image is regenerated
+    canvas: InpaintCanvas | None = None  # of an inpaint job: composites the result into the image
+    # By control, (1, 3, height, width): its map, or the input of the model that makes the map.
     controls: tuple[torch.Tensor, ...] = ()
-    enlarged: TiledImage | None = None  # of an upscale, in place of the picture
-    noise: torch.Tensor | None = None  # (1, channels, height, width) of latents: in place of what the seed would draw
+    tiled_image: TiledImage | None = None  # of an upscale job: replaces `image`
+    noise: torch.Tensor | None = None  # (1, channels, height, width) of latents: replaces the noise from the seed
     image_prompts: tuple[Image.Image, ...] = ()  # RGB, of any size
 
 
-class Prepares(Protocol):
-    """Makes control maps by a model, and so not here."""
+class ImagePreprocessor(Protocol):
+    """Prepares an image for a model that makes control maps."""
 
-    def prepare(self, picture: Image.Image) -> torch.Tensor: ...
+    def prepare(self, image: Image.Image) -> torch.Tensor: ...
 
 
-def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlType, Prepares] = {}) -> Inputs:
-    """Decodes the blobs of a job, by sha256. Raises JobError where one does not fit the spec."""
+def load_inputs(
+    spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlType, ImagePreprocessor] = {}
+) -> Inputs:
+    """Decode the inputs of a job.
+
+    Args:
+        spec: the job.
+        pngs: its input images, by sha256.
+        annotators: models that make control maps, by type.
+
+    Raises:
+        JobError: an image does not fit the job.
+    """
     size = (spec.width, spec.height)
     digest = None if isinstance(spec, ControlSpec) else spec.image
-    picture = decode_png(pngs[digest]) if digest else None
+    image = decode_png(pngs[digest]) if digest else None
     mask = canvas = None
     if isinstance(spec, InpaintSpec):
-        assert picture is not None
-        masked = decode_png(pngs[spec.region.mask]).convert("L") if spec.region.mask else None
-        canvas = InpaintCanvas(picture, masked, spec.region)
-        picture, mask = canvas.view(size)
-    elif picture is not None:
-        _check_size("the input image", picture, size)
+        assert image is not None
+        canvas_mask = decode_png(pngs[spec.region.mask]).convert("L") if spec.region.mask else None
+        canvas = InpaintCanvas(image, canvas_mask, spec.region)
+        image, mask = canvas.model_input(size)
+    elif image is not None:
+        _check_size("the input image", image, size)
     if isinstance(spec, UpscaleSpec):
-        assert picture is not None
-        return Inputs(enlarged=TiledImage(picture, spec))
+        assert image is not None
+        return Inputs(tiled_image=TiledImage(image, spec))
     controls = [
-        _control(control, _shown(control, pngs, picture, canvas, size), annotators) for control in spec.control_maps
+        _preprocess(control, _control_image(control, pngs, image, canvas, size), annotators)
+        for control in spec.control_maps
     ]
     prompts = [] if isinstance(spec, ControlMapSpec) else spec.image_prompts
     return Inputs(
-        to_tensor(picture) if picture is not None else None,
+        to_tensor(image) if image is not None else None,
         to_tensor(mask) if mask is not None else None,
         canvas,
         tuple(controls),
@@ -72,49 +83,55 @@ def load_inputs(spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[Co
     )
 
 
-def _shown(
+def _control_image(
     control: Control,
     pngs: Mapping[str, bytes],
-    picture: Image.Image | None,
+    image: Image.Image | None,
     canvas: InpaintCanvas | None,
     size: tuple[int, int],
 ) -> Image.Image:
-    """What a control is given, at the size at which the model works: a picture of its own, or the job's."""
+    """Return the image of a control in the size at which the model works: its own, or the image of the job."""
     if control.image is None:
-        if picture is None:
-            raise JobError(f"the {control.type} control has no picture")
-        return picture.convert("RGB")
+        if image is None:
+            raise JobError(f"the {control.type} control has no image")
+        return image.convert("RGB")
     own = decode_png(pngs[control.image]).convert("RGB")
     if canvas is not None:
-        return canvas.cut_along(own, size)
-    _check_size(f"the picture of the {control.type} control", own, size)
+        return canvas.crop_control(own, size)
+    _check_size(f"the image of the {control.type} control", own, size)
     return own
 
 
-def _control(control: Control, shown: Image.Image, annotators: Mapping[ControlType, Prepares]) -> torch.Tensor:
+def _preprocess(
+    control: Control, image: Image.Image, annotators: Mapping[ControlType, ImagePreprocessor]
+) -> torch.Tensor:
     if not control.preprocess:
-        return to_tensor(shown)
+        return to_tensor(image)
     if control.type in PREPROCESSORS:
-        return to_tensor(PREPROCESSORS[control.type](shown))
+        return to_tensor(PREPROCESSORS[control.type](image))
     if control.type not in annotators:
-        raise JobError(f"no {control.type} maps can be made here; send the map, with `preprocess: false`")
-    return annotators[control.type].prepare(shown)
+        raise JobError(f"this model cannot make {control.type} maps; send the map with `preprocess: false`")
+    return annotators[control.type].prepare(image)
 
 
-def _check_size(name: str, picture: Image.Image, size: tuple[int, int]) -> None:
-    if picture.size != size:
-        raise JobError(f"{name} is {picture.width}x{picture.height}, not {size[0]}x{size[1]}")
+def _check_size(name: str, image: Image.Image, size: tuple[int, int]) -> None:
+    if image.size != size:
+        raise JobError(f"{name} is {image.width}x{image.height}, not {size[0]}x{size[1]}")
 
 
-def to_tensor(picture: Image.Image) -> torch.Tensor:
-    """(1, channels, height, width), float32 in [0, 1]."""
-    pixels = np.asarray(picture, dtype=np.float32) / 255
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Convert an image to a tensor of shape (1, channels, height, width), float32 in [0, 1]."""
+    pixels = np.asarray(image, dtype=np.float32) / 255
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(channels_first[None]))
 
 
 def to_pixels(image: torch.Tensor) -> Pixels:
-    """(1, 3, height, width) in [0, 1] to (height, width, 3) bytes, rounded as diffusers' image processor rounds."""
+    """Convert a tensor of shape (1, 3, height, width) in [0, 1] to bytes, rounded like diffusers' image processor.
+
+    Raises:
+        InvalidPixels: a value is not finite.
+    """
     pixels = image[0].float().cpu().numpy()
     if not np.isfinite(pixels).all():
         raise InvalidPixels

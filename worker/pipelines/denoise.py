@@ -32,7 +32,7 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
     if isinstance(spec, ControlMapSpec):
         return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
-        return lambda _ticket: encode_decode(model, inputs.picture)
+        return lambda _ticket: encode_decode(model, inputs.image)
     image_prompts = model.adapters.image_prompt_kwargs(spec, inputs)
     return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, image_prompts)
 
@@ -127,10 +127,10 @@ def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Contai
     size = {"width": spec.width, "height": spec.height}
     if isinstance(spec, EditSpec):
         guidance = {"image_guidance_scale": spec.image_guidance_scale}
-        return {"image": inputs.picture, **guidance, **(size if "width" in takes else {})}
+        return {"image": inputs.image, **guidance, **(size if "width" in takes else {})}
     conditions: dict[str, Any] = {}
     if not isinstance(spec, ControlSpec):
-        conditions |= {"image": inputs.picture, "strength": _strength_that_steps(spec)}
+        conditions |= {"image": inputs.image, "strength": _strength_that_steps(spec)}
     if isinstance(spec, InpaintSpec):
         conditions |= {"mask_image": inputs.mask}
     if isinstance(spec, InpaintSpec | ControlSpec):

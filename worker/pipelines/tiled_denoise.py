@@ -20,15 +20,16 @@ MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]
 
 def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> list[TaskFunction]:
     """Return the functions that compute one result image: one per tile that returns `Pixels`, or a single one."""
-    if inputs.enlarged is None:
+    tiled = inputs.tiled_image
+    if tiled is None:
         return [make_task_function(model, spec, inputs, index)]
     assert isinstance(spec, UpscaleSpec)
     upscaler = model.upscalers[spec.upscale] if spec.tiling.upscaler else None
     make = partial(upscaler.upscale, spec) if upscaler else partial(_img2img, model, spec)
     scale = upscaler.latent_scale if upscaler else model.latent_scale
     channels = (upscaler or model).vae.config.latent_channels
-    seeds, noise = _seeds_and_noise(inputs.enlarged, spec.image_seed(index), channels, scale)
-    return [partial(_tile, inputs.enlarged, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
+    seeds, noise = _seeds_and_noise(tiled, spec.image_seed(index), channels, scale)
+    return [partial(_tile, tiled, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
 
 
 def _tile(
@@ -40,7 +41,7 @@ def _tile(
 
 def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
     if spec.steps_run == 0:
-        return encode_decode(model, inputs.picture)
+        return encode_decode(model, inputs.image)
     return denoise(model, spec, inputs, seed, ticket, {})
 
 

@@ -1,4 +1,4 @@
-"""A job in a worker's hands: its input fetched, its pictures rendered and stored. Knows the store; not Redis."""
+"""One execution of a job in a worker: load the inputs, render on the engine, store the images. Does not use Redis."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from rq import Queue
@@ -21,124 +21,237 @@ from img2img.errors import JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.telemetry.logging import job_context
 
+from ..engine.timeline import Timeline
 from ..errors import DeviceLost
 
 if TYPE_CHECKING:
-    from ..runner import JobRunner, Rendered, RunningJob
+    from ..runner import JobRunner, RenderedImage, Rendering
 
 log = logging.getLogger(__name__)
 
 
+class ExecutionState(Enum):
+    LOADING = "loading"  # the inputs are fetched and decoded
+    RUNNING = "running"  # the engine renders
+    RENDERED = "rendered"  # out of the engine: rendered, failed or stopped
+    PUBLISHED = "published"  # the images are in the blob store
+    ENDED = "ended"  # the outcome is in the job record and in RQ, or the lease is left to expire
+
+
+TRANSITIONS: Mapping[ExecutionState, frozenset[ExecutionState]] = {
+    # Straight to RENDERED: loading failed, or an earlier execution has stored all images.
+    ExecutionState.LOADING: frozenset({ExecutionState.RUNNING, ExecutionState.RENDERED}),
+    ExecutionState.RUNNING: frozenset({ExecutionState.RENDERED}),
+    # Straight to ENDED: there are no images to store.
+    ExecutionState.RENDERED: frozenset({ExecutionState.PUBLISHED, ExecutionState.ENDED}),
+    ExecutionState.PUBLISHED: frozenset({ExecutionState.ENDED}),
+    ExecutionState.ENDED: frozenset(),
+}
+
+
+class IllegalTransition(Exception):
+    """A change of state that TRANSITIONS does not allow. A programming error."""
+
+
 class StorageUnavailable(JobError):
-    """The pictures could not be stored."""
+    """The images could not be stored."""
 
     code = "storage_unavailable"
 
 
-@dataclass(eq=False)
 class JobExecution:
-    """One execution of one job, from the queue to its pictures."""
+    """One execution of one job, as a state machine.
 
-    job: Job
-    queue: Queue
-    execution: Execution
-    record: JobRecord
-    on_rendered: Callable[[JobExecution], None]  # called once, from any thread, when there is nothing more to wait for
-    running: RunningJob | None = None
-    stopping: bool = False
-    rendered: bool = False  # out of the engine
-    error: JobError | DeviceLost | None = None  # why it never came into the engine
-    loaded_s: float = 0.0
-    load_started: float = 0.0  # by perf_counter
-    saved: tuple[float, float] | None = None  # from the engine to the store, by perf_counter
-    left_as: JobRecord | None = None  # the record when this claim was over
-    rendered_at: float | None = None  # seconds since the epoch
-    pictures: list[Rendered] | None = None  # what the engine made, once it is rendered
-    kept: dict[int, bytes] = field(default_factory=dict)  # pictures that an earlier run of this job had stored
-    loaded: threading.Event = field(default_factory=threading.Event)  # the fields above are set, as far as they will be
+    `load` is called on a loader thread, `publish` and `end` on the finisher's thread, and `stop` on any. The engine's
+    thread reports the end of the rendering. One lock guards the state and the fields that these threads share.
+
+    Args:
+        job: the job in RQ.
+        queue: the RQ queue from which it was fetched.
+        rq_execution: RQ's execution, which is this worker's lease on the job.
+        record: the job record at the start of this execution.
+        on_rendered: called once, on any thread, when the state becomes RENDERED.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        queue: Queue,
+        rq_execution: Execution,
+        record: JobRecord,
+        on_rendered: Callable[[JobExecution], None],
+    ) -> None:
+        self.job = job
+        self.queue = queue
+        self.rq_execution = rq_execution
+        self.record = record
+        self.timeline = Timeline()
+        self.rendered_at: float | None = None  # seconds since the epoch
+        self.final_record: JobRecord | None = None  # the job record after this execution
+        self._on_rendered = on_rendered
+        self._lock = threading.Lock()
+        self._state = ExecutionState.LOADING
+        self._stopping = False
+        self._rendering: Rendering | None = None
+        self._error: JobError | DeviceLost | None = None  # why loading failed
+        self._stored: dict[int, bytes] = {}  # images that an earlier execution stored, by index
+        self._images: list[RenderedImage] | None = None
+
+    @property
+    def id(self) -> str:
+        return str(self.rq_execution.id)
+
+    @property
+    def job_id(self) -> str:
+        return self.record.id
 
     @property
     def is_last_attempt(self) -> bool:
         return self.record.attempts >= MAX_ATTEMPTS
 
     @property
-    def left(self) -> int:
-        """Pictures, or tiles of them, that the engine has still to make."""
-        return self.running.left if self.running is not None else self.record.spec.passes
+    def state(self) -> ExecutionState:
+        return self._state
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping
+
+    @property
+    def is_running(self) -> bool:
+        return self._state is ExecutionState.RUNNING
+
+    @property
+    def occupies_slots(self) -> bool:
+        """Whether the execution is in the engine or on its way there."""
+        return self._state in (ExecutionState.LOADING, ExecutionState.RUNNING)
+
+    @property
+    def remaining(self) -> int:
+        """Images or tiles that the engine still has to render."""
+        with self._lock:
+            if not self.occupies_slots:
+                return 0
+            return self._rendering.remaining if self._rendering is not None else self.record.spec.passes
+
+    @property
+    def steps_done(self) -> int:
+        """Denoising steps that this execution has done."""
+        with self._lock:
+            return self._rendering.steps_done if self._rendering is not None else 0
+
+    @property
+    def step(self) -> int:
+        """Denoising steps of the job that are done, including those of images that an earlier execution stored."""
+        spec = self.record.spec
+        return len(self._stored) * spec.total_steps // spec.num_images + self.steps_done
+
+    def preview(self) -> bytes | None:
+        """Return a small JPEG of the first unfinished image, or None if there is no preview."""
+        return self._rendering.preview() if self._rendering is not None else None
 
     def load(self, store: BlobStore, runner: JobRunner) -> None:
-        with job_context(self.record.id, self.record.traceparent):
-            self._load(store, runner)
+        """Fetch and decode the inputs, and start the rendering."""
+        with job_context(self.job_id, self.record.traceparent):
+            started = time.perf_counter()
+            try:
+                rendering = self._prepare(store, runner)
+                self.timeline.add("load", started, time.perf_counter())
+                if rendering is not None:
+                    self._start(rendering)
+                    return
+            except (JobError, DeviceLost) as error:
+                log.exception("the job could not be started")
+                self._error = error
+            except Exception as error:
+                log.exception("the job could not be started")
+                self._error = JobError(f"the job could not be started: {without_input_keys(str(error))}")
+            self._leave_engine()
 
-    def _load(self, store: BlobStore, runner: JobRunner) -> None:
-        """Fetches and decodes the input, and hands the job to the engine.
-
-        The engine may be through with it before `running` is set here; whoever ends the claim waits for `loaded`.
-        """
+    def _prepare(self, store: BlobStore, runner: JobRunner) -> Rendering | None:
+        """Return the rendering of the images that no earlier execution has stored, or None if there are none."""
         spec = self.record.spec
-        self.load_started = started = time.perf_counter()
-        try:
-            if self.record.attempts > 1:
-                found = {i: store.get(result_key(self.record.id, i)) for i in range(spec.num_images)}
-                self.kept = {i: png for i, png in found.items() if png is not None}
-            missing = [i for i in range(spec.num_images) if i not in self.kept]
-            if missing:
-                blobs = {sha256: store.get(input_key(sha256)) for sha256 in spec.inputs}
-                pngs = {sha256: png for sha256, png in blobs.items() if png is not None}
-                if len(pngs) < len(blobs):
-                    raise JobError("an input picture is no longer in the store")
-                self.loaded_s = time.perf_counter() - started
-                self.running = runner.start(spec, pngs, missing, self._leave_engine)
-                if self.stopping:
-                    self.stop()
-                return
-        except Exception as error:
-            log.exception("could not be started")
-            if isinstance(error, JobError | DeviceLost):
-                self.error = error
-            else:
-                self.error = JobError(f"could not be started: {without_input_keys(str(error))}")
-        finally:
-            self.loaded.set()
-        self._leave_engine()
+        if self.record.attempts > 1:
+            found = {i: store.get(result_key(self.job_id, i)) for i in range(spec.num_images)}
+            self._stored = {i: png for i, png in found.items() if png is not None}
+        missing = [i for i in range(spec.num_images) if i not in self._stored]
+        if not missing:
+            return None
+        blobs = {sha256: store.get(input_key(sha256)) for sha256 in spec.inputs}
+        pngs = {sha256: png for sha256, png in blobs.items() if png is not None}
+        if len(pngs) < len(blobs):
+            raise JobError("an input image is no longer in the blob store")
+        return runner.prepare(spec, pngs, missing)
+
+    def _start(self, rendering: Rendering) -> None:
+        with self._lock:
+            self._transition(ExecutionState.RUNNING)
+            self._rendering = rendering
+            is_stopping = self._stopping
+        # The state is RUNNING before the engine gets the tasks, because it may be done with them at once.
+        if is_stopping:
+            rendering.stop()
+        rendering.start(self._leave_engine)
 
     def _leave_engine(self) -> None:
-        self.rendered = True
-        self.rendered_at = time.time()
-        self.on_rendered(self)
+        with self._lock:
+            if self._rendering is not None:
+                self.timeline.merge([self._rendering.timeline()])
+            self.rendered_at = time.time()
+            self._transition(ExecutionState.RENDERED)
+        self._on_rendered(self)
 
     def stop(self) -> None:
-        """Frees the job's rows at the engine's next tick."""
-        self.stopping = True
-        if self.running is not None:
-            self.running.stop()
+        """Free the job's rows at the engine's next iteration. Valid in every state."""
+        with self._lock:
+            self._stopping = True
+            rendering = self._rendering
+        if rendering is not None:
+            rendering.stop()
 
     def publish(self, store: BlobStore) -> list[ImageInfo]:
-        """Stores the pictures, the first writer of each winning; doing it again goes on where it failed.
+        """Store the images and return their descriptions.
 
-        Raises JobError if there are none, StoreAway if the store does not take them, or DeviceLost.
+        The first writer of an image wins. After StorageUnavailable the call can be repeated.
+
+        Raises:
+            JobError: the job failed or was stopped.
+            StorageUnavailable: the blob store does not accept the images.
+            DeviceLost: the device failed.
         """
-        if self.error is not None:
-            raise self.error
-        if self.pictures is None:
-            self.pictures = self._render()
-        pngs = dict(self.kept)
+        if self._error is not None:
+            raise self._error
+        if self._images is None:
+            self._images = self._render()
+        pngs = dict(self._stored)
         try:
-            for rendered in self.pictures:
-                key = result_key(self.record.id, rendered.index)
-                first = store.put(key, rendered.png)
-                pngs[rendered.index] = rendered.png if first else store.get(key) or rendered.png
+            for image in self._images:
+                key = result_key(self.job_id, image.index)
+                is_first = store.put(key, image.png)
+                pngs[image.index] = image.png if is_first else store.get(key) or image.png
         except Exception as error:
-            raise StorageUnavailable(f"the pictures could not be stored: {error}") from error
+            raise StorageUnavailable(f"the images could not be stored: {error}") from error
+        with self._lock:
+            self._transition(ExecutionState.PUBLISHED)
         return [self._describe(index, png) for index, png in sorted(pngs.items())]
 
-    def _render(self) -> list[Rendered]:
+    def end(self) -> None:
+        """Mark the execution as over."""
+        with self._lock:
+            self._transition(ExecutionState.ENDED)
+
+    def _transition(self, to: ExecutionState) -> None:
+        if to not in TRANSITIONS[self._state]:
+            raise IllegalTransition(f"{self._state.value} -> {to.value}")
+        self._state = to
+
+    def _render(self) -> list[RenderedImage]:
         try:
-            return self.running.render() if self.running is not None else []
+            return self._rendering.render() if self._rendering is not None else []
         except (JobError, DeviceLost):
             raise
         except Exception as error:
-            raise JobError(f"the pictures could not be rendered: {error}") from error
+            raise JobError(f"the images could not be rendered: {error}") from error
 
     def _describe(self, index: int, png: bytes) -> ImageInfo:
         spec = self.record.spec
@@ -150,13 +263,3 @@ class JobExecution:
             sha256=hashlib.sha256(png).hexdigest(),
             bytes=len(png),
         )
-
-    def seconds(self) -> dict[str, float]:
-        """Wall-clock by stage."""
-        stages = self.running.seconds() if self.running is not None else {}
-        return {"load": self.loaded_s, **stages}
-
-    def spans(self) -> dict[str, tuple[float, float]]:
-        """The same as beginnings and ends, by perf_counter."""
-        stages = self.running.spans() if self.running is not None else {}
-        return {"load": (self.load_started, self.load_started + self.loaded_s), **stages}

@@ -1,25 +1,24 @@
-"""How a worker comes to its jobs: one at a time, as long as there is room, its models in turn. Knows RQ and records."""
+"""Fetches jobs for a worker, one at a time while the engine has free slots, from its models in rotation."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 from rq import Queue
 from rq.exceptions import NoSuchJobError
-from rq.executions import Execution
-from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 
-from img2img.domain.job import JobRecord, JobStatus
+from img2img.domain.job import JobStatus
 from img2img.redis.decode import decode
 from img2img.redis.job_queue import MAX_ATTEMPTS, JobQueue
 from img2img.redis.rq_adapter import InertJob, rq_queue
 
 from .execution import JobExecution
+from .leases import discard_job
 from .reaper import UNREADABLE
 
 if TYPE_CHECKING:
@@ -29,91 +28,99 @@ log = logging.getLogger(__name__)
 
 
 class JobFetcher:
-    """The claims of a worker, and what brings in new ones."""
+    """Turns queued jobs into executions of this worker.
+
+    Args:
+        worker: the RQ worker that gets the leases.
+        jobs: the job queue.
+        runner: the models to fetch jobs for, and the number of slots.
+        in_flight: the worker's executions by id; new ones are added.
+        load: called with each new execution once it is in `in_flight`.
+        on_rendered: passed to each execution.
+    """
 
     def __init__(
         self,
         worker: BaseWorker,
         jobs: JobQueue,
         runner: JobRunner,
+        in_flight: MutableMapping[str, JobExecution],
         *,
         load: Callable[[JobExecution], object],
         on_rendered: Callable[[JobExecution], None],
     ) -> None:
-        """load: called with each new claim, once it is in `claims`. on_rendered: what the claim calls."""
         self._worker = worker
         self._redis = worker.connection
         self._jobs = jobs
-        self._records = jobs.job_store
-        self._runner = runner
+        self._job_store = jobs.job_store
+        self._slots = runner.slots
+        self._in_flight = in_flight
         self._load = load
         self._on_rendered = on_rendered
         self._queues = {card.name: rq_queue(card.name, self._redis) for card in runner.cards}
-        self._turns = list(self._queues)  # model names, the one whose turn it is first
-        self._emptying = False  # a job that is to run alone is next
-        self.claims: dict[str, JobExecution] = {}  # by execution id
+        self._rotation = list(self._queues)  # model names, the next one first
+        self._draining_for_exclusive = False  # whether the next job has to run alone
 
     @property
-    def room(self) -> int:
-        """Pictures and tiles that may still come in. None beside a job on its last attempt: its worker was lost each
-        time before, so it may be what kills workers, and then it fails alone. None either while as many jobs as there
-        are slots wait to be stored: the store is slower than the engine, and pictures would fill the memory."""
-        claims = list(self.claims.values())
-        if claims and (self._emptying or any(claim.is_last_attempt for claim in claims)):
+    def free_slots(self) -> int:
+        """Images or tiles that can be fetched now."""
+        executions = list(self._in_flight.values())
+        # A job on its last attempt runs alone. Its worker was lost in each attempt before, so it may be the job that
+        # crashes workers, and no other job should be lost with it again.
+        if executions and (self._draining_for_exclusive or any(e.is_last_attempt for e in executions)):
             return 0
-        if sum(claim.rendered for claim in claims) >= self._runner.slots:
+        # A blob store slower than the engine would fill the memory with rendered images.
+        if sum(not e.occupies_slots for e in executions) >= self._slots:
             return 0
-        return self._runner.slots - sum(claim.left for claim in claims if not claim.rendered)
+        return self._slots - sum(e.remaining for e in executions)
 
-    def claim_one(self) -> bool:
-        """Takes one job, of the first model in turn that has any. A job is always in some list of RQ."""
-        for model in list(self._turns):
+    def fetch_one(self) -> bool:
+        """Fetch one job, of the first model in rotation that has any. Return whether a queue had one.
+
+        The job is in one of RQ's lists at any time.
+        """
+        for model in list(self._rotation):
             moved = self._jobs.claim(model)
             if moved is None:
                 continue
-            source = self._queues[model]
+            queue = self._queues[model]
             try:
-                self._take(decode(moved), source)
+                self._start(decode(moved), queue)
             except RedisError:
                 raise
             except Exception:
-                log.exception("%r in %s cannot be read; dropped", moved, source.name)
-                self._redis.lrem(source.intermediate_queue_key, 1, moved)  # type: ignore[arg-type]
-                self._records.fail(str(moved, errors="replace"), UNREADABLE)
-            if not self._emptying:  # else it is this model's turn again, when there is room for the job alone
-                self._turns.remove(model)
-                self._turns.append(model)
+                log.exception("cannot read job %r in %s; the job fails", moved, queue.name)
+                self._redis.lrem(queue.intermediate_queue_key, 1, moved)  # type: ignore[arg-type]
+                self._job_store.fail(str(moved, errors="replace"), UNREADABLE)
+            # A model whose job has to run alone stays first, until the worker is empty.
+            if not self._draining_for_exclusive:
+                self._rotation.remove(model)
+                self._rotation.append(model)
             return True
         return False
 
-    def _take(self, job_id: str, source: Queue) -> None:
-        self._emptying = False
+    def _start(self, job_id: str, queue: Queue) -> None:
+        self._draining_for_exclusive = False
         try:
             job = InertJob.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
-        except NoSuchJobError:  # cancelled while it was queued
-            source.intermediate_queue.remove(job_id)
+        except NoSuchJobError:
+            # Cancelled while it was queued.
+            queue.intermediate_queue.remove(job_id)
             return
-        waiting = self._records.get(job_id)
-        self._emptying = waiting is not None and waiting.attempts == MAX_ATTEMPTS - 1 and bool(self.claims)
-        if self._emptying:
+        queued = self._job_store.get(job_id)
+        is_last_attempt = queued is not None and queued.attempts == MAX_ATTEMPTS - 1
+        self._draining_for_exclusive = is_last_attempt and bool(self._in_flight)
+        if self._draining_for_exclusive:
             self._jobs.requeue(job_id)
             return
-        execution = self._worker.prepare_execution(job)
-        self._records.start(job_id, execution=execution.id, worker=self._worker.name)
-        record = self._records.get(job_id)  # not what `start` answered: its answer may have been to a second try
-        if record is None or record.status is not JobStatus.RUNNING or record.execution != execution.id:
-            self.drop(job, source, execution, record)
+        rq_execution = self._worker.prepare_execution(job)
+        self._job_store.start(job_id, execution=rq_execution.id, worker=self._worker.name)
+        # Read the record instead of trusting the reply of `start`: after a lost connection the command is sent again.
+        record = self._job_store.get(job_id)
+        if record is None or record.status is not JobStatus.RUNNING or record.execution != rq_execution.id:
+            discard_job(self._worker, job, queue, rq_execution, record)
             return
         self._worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
-        claim = JobExecution(job, source, execution, record, self._on_rendered)
-        self.claims[execution.id] = claim
-        self._load(claim)
-
-    def drop(self, job: Job, source: Queue, execution: Execution, record: JobRecord | None) -> None:
-        """A job that is no longer to be run: ended meanwhile, or in another worker's hands."""
-        with self._redis.pipeline() as pipe:
-            self._worker.cleanup_execution(job, pipeline=pipe, execution=execution)
-            pipe.lrem(source.intermediate_queue_key, 1, job.id)
-            if record is None or record.status.is_terminal:
-                pipe.delete(job.key)
-            pipe.execute()
+        execution = JobExecution(job, queue, rq_execution, record, self._on_rendered)
+        self._in_flight[execution.id] = execution
+        self._load(execution)

@@ -1,8 +1,8 @@
-"""Finds jobs that a dead worker left behind and puts them back. Every worker runs one; a lock lets one at a time work.
+"""Requeues the jobs of dead workers. Every worker has a reaper; a lock lets one of them work at a time.
 
-A claimed job leaves traces in this order: the intermediate list, a lease in RQ's registry, the record. Wherever its
-worker died, one of the three sweeps below finds it. RQ's own sweeps are not used: they go by the job, not by the claim
-whose lease ran out, and would take a job away from the worker that has it now.
+Fetching a job leaves traces in this order: RQ's intermediate list, a lease in RQ's registry, the job record. Wherever a
+worker dies, one of the three searches below finds its job. RQ's own maintenance is not used: it goes by the job and not
+by the lease that has expired, and would take a job away from the worker that runs it now.
 """
 
 import logging
@@ -24,82 +24,87 @@ from img2img.telemetry.logging import job_extra
 
 log = logging.getLogger(__name__)
 
-LOCK_S = 10  # a sweep takes milliseconds; if its owner is killed, another may sweep after this
-AUDIT_LIMIT = 10_000  # jobs that have not ended and are looked at one by one; of more, first their numbers
+LOCK_S = 10  # a round takes milliseconds; after this time the lock of a killed worker is free again
+MAX_AUDITED_JOBS = 10_000  # with more unfinished jobs, the audit compares counts before it looks at single jobs
 
 UNREADABLE = JobFailure(code="unreadable", message="the job's record cannot be read by this version of the worker")
 
 
 class Reaper:
-    """Sweeps the queues of all known models."""
+    """Finds lost jobs in the queues of all known models.
+
+    Args:
+        redis: client of the Redis with the queues.
+        lease_s: seconds without a heartbeat after which a worker counts as dead.
+        on_lost: called for each job whose lease has expired.
+    """
 
     def __init__(self, redis: Redis, *, lease_s: float, on_lost: Callable[[], object] = lambda: None) -> None:
-        """on_lost: called for each job whose lease ran out."""
         self._redis = redis
         self._jobs = JobQueue(redis)
         self._lock = redis.lock(REAPER_LOCK, timeout=LOCK_S, blocking=False)
-        self._stuck_s = lease_s / 2  # how long a job may be between the queue and a lease
-        self._orphan_s = lease_s * 3  # how long a job may be in no list at all
+        self._max_stuck_s = lease_s / 2  # time that a job may be between its queue and a lease
+        self._max_orphaned_s = lease_s * 3  # time that a job may be in no list
         self._stuck_since: dict[str, float] = {}
-        self._orphan_since: dict[str, float] = {}
-        self._last_audit = 0.0
+        self._orphaned_since: dict[str, float] = {}
+        self._audited_at = 0.0
         self._on_lost = on_lost
 
-    def sweep(self, models: Iterable[str]) -> None:
-        """One round, if no other worker is at it."""
+    def reap(self, models: Iterable[str]) -> None:
+        """Requeue the lost jobs of these models, unless another worker is doing it. Raises RedisError."""
         queues = [rq_queue(model, self._redis) for model in models]
         if not self._lock.acquire():
             return
         try:
             for queue in queues:
-                self._sweep_expired(queue)
-            self._sweep_stuck(queues)
-            self._forget_ended(queues)
-            if time.monotonic() - self._last_audit > self._orphan_s / 2:
-                self._audit(queues)
-                self._last_audit = time.monotonic()
+                self._requeue_expired(queue)
+            self._requeue_stuck(queues)
+            self._delete_expired_results(queues)
+            if time.monotonic() - self._audited_at > self._max_orphaned_s / 2:
+                self._requeue_orphaned(queues)
+                self._audited_at = time.monotonic()
         finally:
             try:
                 self._lock.release()
             except LockError:
-                log.warning("a sweep took longer than its lock")
+                log.warning("the search for lost jobs took longer than its lock (%d s)", LOCK_S)
 
-    def _sweep_expired(self, queue: Queue) -> None:
-        """Jobs whose worker fell silent and let their lease run out."""
+    def _requeue_expired(self, queue: Queue) -> None:
+        """Requeue jobs whose lease has expired, because their worker sends no heartbeats."""
         registry = queue.started_job_registry
         for entry in self._redis.zrangebyscore(registry.key, 0, current_timestamp()):
             lease = decode(entry)
             job_id, _, execution = lease.rpartition(":")
-            log.warning("its worker fell silent", extra=job_extra(job_id))
+            log.warning("the lease has expired; requeueing the job", extra=job_extra(job_id))
             self._on_lost()
             self._requeue(job_id, execution)
             self._redis.zrem(registry.key, lease)
 
-    def _sweep_stuck(self, queues: Iterable[Queue]) -> None:
-        """Jobs that were taken from a queue, and whose worker died before it held a lease on them."""
+    def _requeue_stuck(self, queues: Iterable[Queue]) -> None:
+        """Requeue jobs that were taken from a queue by a worker that died before it had a lease."""
         seen: dict[str, float] = {}
         for queue in queues:
             leased = {job_id for job_id, _ in queue.started_job_registry.get_job_and_execution_ids(cleanup=False)}
             for job_id in set(queue.intermediate_queue.get_job_ids()) - leased:
                 seen[job_id] = self._stuck_since.get(job_id, time.monotonic())
-                if time.monotonic() - seen[job_id] < self._stuck_s:
+                if time.monotonic() - seen[job_id] < self._max_stuck_s:
                     continue
-                log.warning("stuck on its way to a worker", extra=job_extra(job_id))
+                log.warning("no worker has got a lease; requeueing the job", extra=job_extra(job_id))
                 self._requeue(job_id)
                 queue.intermediate_queue.remove(job_id)
         self._stuck_since = seen
 
-    def _forget_ended(self, queues: Iterable[Queue]) -> None:
-        """What RQ has noted of ended jobs and keeps no more. Its own workers see to that; nobody else does."""
+    def _delete_expired_results(self, queues: Iterable[Queue]) -> None:
+        """Delete expired entries of RQ's registries of ended jobs, as RQ's own workers would."""
         for queue in queues:
             for registry in (queue.finished_job_registry, queue.failed_job_registry):
                 self._redis.zremrangebyscore(registry.key, 0, current_timestamp())
 
-    def _audit(self, queues: Iterable[Queue]) -> None:
-        """Records of jobs that have not ended and that no list of RQ knows, seen so twice."""
+    def _requeue_orphaned(self, queues: Iterable[Queue]) -> None:
+        """Requeue jobs that have not ended and that have been in none of RQ's lists for some time."""
         queues = list(queues)
-        if self._many_and_all_listed(queues):
-            self._orphan_since = {}
+        if self._are_too_many_but_all_listed(queues):
+            self._orphaned_since = {}
             return
         listed: set[str] = set()
         for queue in queues:
@@ -107,16 +112,17 @@ class Reaper:
             listed.update(job for job, _ in queue.started_job_registry.get_job_and_execution_ids(cleanup=False))
         seen: dict[str, float] = {}
         for job_id in set(self._jobs.job_store.active_ids()) - listed:
-            seen[job_id] = self._orphan_since.get(job_id, time.monotonic())
-            if time.monotonic() - seen[job_id] < self._orphan_s:
+            seen[job_id] = self._orphaned_since.get(job_id, time.monotonic())
+            if time.monotonic() - seen[job_id] < self._max_orphaned_s:
                 continue
-            log.error("in no queue", extra=job_extra(job_id))
+            log.error("the job is in no queue; requeueing it", extra=job_extra(job_id))
             self._requeue(job_id)
-        self._orphan_since = seen
+        self._orphaned_since = seen
 
-    def _many_and_all_listed(self, queues: Iterable[Queue]) -> bool:
-        """Whether so many jobs wait that looking at each would take seconds, and the lists have as many entries."""
-        with self._redis.pipeline() as pipe:  # one transaction: no job is counted on neither side
+    def _are_too_many_but_all_listed(self, queues: Iterable[Queue]) -> bool:
+        """Return whether looking at each job would take seconds, but the counts show that all are listed."""
+        # One transaction, so that a job that moves between lists is counted.
+        with self._redis.pipeline() as pipe:
             for status in (JobStatus.QUEUED, JobStatus.RUNNING):
                 pipe.zcard(job_index(None, status))
             for queue in queues:
@@ -124,14 +130,14 @@ class Reaper:
                 pipe.llen(queue.intermediate_queue_key)
                 pipe.zcard(queue.started_job_registry.key)
             queued, running, *listed = pipe.execute()
-        return bool(AUDIT_LIMIT < queued + running <= sum(listed))
+        return bool(MAX_AUDITED_JOBS < queued + running <= sum(listed))
 
     def _requeue(self, job_id: str, execution: str | None = None) -> None:
-        """Puts one job back. One that cannot be read fails alone, and does not keep the others from being found."""
+        """Requeue one job. A job that cannot be read fails, so that it does not block the others."""
         try:
             self._jobs.requeue(job_id, execution=execution)
         except RedisError:
             raise
         except Exception:
-            log.exception("could not be put back", extra=job_extra(job_id))
+            log.exception("the job cannot be requeued; it fails", extra=job_extra(job_id))
             self._jobs.job_store.fail(job_id, UNREADABLE)

@@ -1,8 +1,10 @@
-"""Deletes what nobody will ask for any more: jobs that have expired with their pictures, and unused input pictures."""
+"""Deletes expired jobs with their images, and input images that no job needs any more."""
 
 import logging
+import threading
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from img2img.blobs import BlobStore
 from img2img.domain.spec import result_keys
@@ -12,17 +14,32 @@ from img2img.redis.webhook_outbox import WebhookOutbox
 
 log = logging.getLogger(__name__)
 
+INTERVAL_S = 2.0
+
 
 class Retention:
-    """The end of everything that is kept for a time. Two at once do no harm."""
+    """Enforces the deadlines and the retention times of jobs. Several workers can do it at the same time."""
 
     def __init__(self, redis: Redis, store: BlobStore) -> None:
         self._jobs = JobQueue(redis)
         self._outbox = WebhookOutbox(redis)
         self._store = store
 
+    def run(self, closed: threading.Event) -> None:
+        """Clean up at intervals until `closed` is set."""
+        while not closed.wait(INTERVAL_S):
+            try:
+                self.sweep()
+            except RedisError as error:
+                log.warning("Redis: %s", error)
+            except Exception:
+                log.exception("expired jobs could not be deleted; it is tried again")
+
     def sweep(self) -> None:
-        """One round: deadlines, events, jobs, inputs. Blobs go before what names them, so that none is left unnamed."""
+        """Cancel overdue jobs, and delete stale events, expired jobs and unused inputs.
+
+        Blobs are deleted before the records that name them, so that no blob is left without a record.
+        """
         self._jobs.cancel_overdue()
         self._outbox.drop_stale()
         expired = self._jobs.job_store.expired_ids()

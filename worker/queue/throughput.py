@@ -1,55 +1,63 @@
-"""How fast this worker works, in units of JobSpec.cost per second, and how much it still has in hand."""
+"""Measures a worker's throughput, in units of `JobSpec.cost` per second."""
 
 import math
 import threading
 from collections.abc import Collection
 
-MEMORY_S = 60.0  # seconds of work that the average looks back, about
+TIME_CONSTANT_S = 60.0  # of the exponentially weighted average
+MIN_BUSY_S = 0.5  # less busy time than this gives no estimate
 
 
 class ThroughputMeter:
-    """An average over the time in which there was work: an idle hour changes nothing."""
+    """A moving average over the time in which there was work: idle time does not change it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._left: dict[str, float] = {}  # by execution
+        self._remaining: dict[str, float] = {}  # by execution id
         self._done = 0.0
         self._busy_s = 0.0
-        self._looked_at: float | None = None
+        self._advanced_at: float | None = None
 
-    def note(self, execution: str, left: float) -> None:
-        """So much of a job is left to do."""
+    def update(self, execution: str, remaining: float) -> None:
+        """Set the remaining work of an execution."""
         with self._lock:
-            self._done += max(0.0, self._left.get(execution, left) - left)
-            self._left[execution] = left
+            self._done += max(0.0, self._remaining.get(execution, remaining) - remaining)
+            self._remaining[execution] = remaining
 
-    def end(self, execution: str, *, done: bool) -> None:
-        """A job has ended. done: what was left of it was work done, not work dropped."""
-        with self._lock:
-            left = self._left.pop(execution, 0.0)
-            self._done += left if done else 0.0
+    def remove(self, execution: str, *, is_done: bool) -> None:
+        """Remove an execution that has ended.
 
-    def tick(self, now: float, executions: Collection[str]) -> None:
-        """Counts the time since the last tick, if there was work in it, and forgets a little of what was long ago.
-
-        executions: those in hand. One that ended while it was noted is dropped here.
+        Args:
+            execution: its id.
+            is_done: whether its remaining work has been done rather than dropped.
         """
         with self._lock:
-            self._left = {key: left for key, left in self._left.items() if key in executions}
-            passed_s = now - self._looked_at if self._looked_at is not None else 0.0
-            self._looked_at = now if self._left else None
-            kept = math.exp(-passed_s / MEMORY_S)
-            self._done *= kept
-            self._busy_s = (self._busy_s + passed_s) * kept
+            remaining = self._remaining.pop(execution, 0.0)
+            self._done += remaining if is_done else 0.0
+
+    def advance(self, now: float, in_flight: Collection[str]) -> None:
+        """Add the time since the last call, if there was work in it, and let older measurements decay.
+
+        Args:
+            now: the time, by a monotonic clock.
+            in_flight: ids of all executions. An execution can end while it is updated; it is removed here.
+        """
+        with self._lock:
+            self._remaining = {key: value for key, value in self._remaining.items() if key in in_flight}
+            elapsed_s = now - self._advanced_at if self._advanced_at is not None else 0.0
+            self._advanced_at = now if self._remaining else None
+            decay = math.exp(-elapsed_s / TIME_CONSTANT_S)
+            self._done *= decay
+            self._busy_s = (self._busy_s + elapsed_s) * decay
 
     @property
-    def left(self) -> float:
-        """Work in hand."""
+    def remaining(self) -> float:
+        """Remaining work of all executions in flight."""
         with self._lock:
-            return sum(self._left.values())
+            return sum(self._remaining.values())
 
     @property
     def per_second(self) -> float | None:
-        """Work done per second; None as long as too little was seen."""
+        """Work done per second, or None before there is enough to measure."""
         with self._lock:
-            return self._done / self._busy_s if self._busy_s > 0.5 and self._done else None
+            return self._done / self._busy_s if self._busy_s > MIN_BUSY_S and self._done else None

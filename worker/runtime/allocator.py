@@ -1,4 +1,4 @@
-"""How the process keeps its memory."""
+"""Settings of malloc and of the garbage collector, and readings of GPU memory."""
 
 import ctypes
 import gc
@@ -7,54 +7,58 @@ from collections.abc import Mapping
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
-TRIM_S = 60.0  # between two
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+TRIM_INTERVAL_S = 60.0
 
 
 def configure_malloc() -> None:
-    """Makes glibc give the memory of a freed tensor to the next one, instead of to the kernel and back.
+    """Let glibc keep freed memory for later tensors instead of returning it to the kernel.
 
-    By default every tensor above 32 MB is a mapping of its own, whose pages the kernel hands out and clears anew each
-    time: on two CPU cores that was a sixth of a UNet pass of 24 rows and two fifths of a VAE decode of 16 pictures.
-    Call it before threads start: it also makes them share one arena, as those of threads cannot hold more than 64 MB.
-    What is freed in pieces that no later tensor fits into would add up for days: see `trim_for_ever`.
+    By default each tensor above 32 MB is a separate mapping, and the kernel clears its pages each time. On two CPU
+    cores that took a sixth of the time of a UNet pass of 24 rows and two fifths of a VAE decode of 16 images. Memory
+    that no later tensor fits into is returned by `run_malloc_trim`.
+
+    Call it before threads start: it also lets them share one arena, because the arenas of threads are limited to 64 MB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # not glibc
+    if mallopt is None:
+        # Not glibc.
         return
     for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
         mallopt(parameter, value)
 
 
 def freeze_gc() -> None:
-    """Keeps Python's garbage collector from looking at what lives now: call it once models are loaded.
+    """Exclude all present objects from garbage collection. Call it once the models are loaded.
 
-    They and their libraries are half a million objects. To look at all of them stops every thread for a quarter of
-    a second, and so the collector waits until a quarter as many have come, which may be thousands of jobs.
+    The models and their libraries are half a million objects. A full collection of them stops all threads for a quarter
+    of a second. Python therefore delays it until there are a quarter as many new objects, perhaps thousands of jobs.
     """
     gc.collect()
     gc.freeze()
 
 
 def trim_malloc() -> None:
-    """Collects garbage, such as what errors hold by their frames, and gives the kernel all pages that hold nothing,
-    wherever they lie. For 400 MB of them that takes about 15 ms."""
+    """Collect garbage and return all unused pages to the kernel. Takes about 15 ms for 400 MB."""
     gc.collect()
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:  # glibc
+    # Only glibc has it.
+    if malloc_trim is not None:
         malloc_trim(0)
 
 
 def run_malloc_trim() -> None:
-    """For a thread of its own."""
+    """Trim at intervals, forever. Runs on a daemon thread."""
     while True:
-        time.sleep(TRIM_S)
+        time.sleep(TRIM_INTERVAL_S)
         trim_malloc()
 
 
 def gpu_memory(device: str) -> Mapping[str, int]:
-    """Bytes of a CUDA device: of tensors, of what torch keeps, the most of tensors so far, free, in all. Empty where
-    the device is none, or not in use yet."""
+    """Return the memory of a CUDA device in bytes, by kind. Empty if the device is not CUDA or not in use yet.
+
+    Kinds are `allocated` (tensors), `reserved` (by torch), `peak` (most allocated so far), `free` and `total`.
+    """
     if not device.startswith("cuda") or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {}
     free, total = torch.cuda.mem_get_info(device)

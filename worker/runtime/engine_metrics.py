@@ -1,4 +1,4 @@
-"""The engine and its device as Prometheus sees them, read when it asks: the engine itself knows nothing of it."""
+"""Prometheus metrics of the engine and its device, read at each scrape."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,11 +8,17 @@ from prometheus_client.registry import Collector
 
 from ..engine.engine import Engine
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class EngineCollector(Collector):
-    """Metrics of one engine. memory: bytes of its GPU by kind, none where there is no GPU."""
+    """Metrics of one engine.
+
+    Args:
+        engine: the engine.
+        device: its device.
+        memory: returns the memory of the device in bytes, by kind. Empty for a device without metrics.
+    """
 
     def __init__(self, engine: Engine, device: str, memory: Callable[[str], Mapping[str, int]]) -> None:
         self._engine = engine
@@ -21,10 +27,9 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         slots = self._engine.slots
-        yield GaugeMetricFamily("img2img_engine_slots", "Pictures and tiles that can be in flight.", value=slots)
-        yield GaugeMetricFamily(
-            "img2img_engine_slots_busy", "Those in flight.", value=min(slots, slots - self._engine.free_slots)
-        )
+        busy = min(slots, slots - self._engine.free_slots)
+        yield GaugeMetricFamily("img2img_engine_slots", "Images or tiles that can be in flight.", value=slots)
+        yield GaugeMetricFamily("img2img_engine_slots_busy", "Images or tiles in flight.", value=busy)
         yield from self._rows()
         memory = GaugeMetricFamily("img2img_gpu_memory_bytes", "Memory of the GPU.", labels=["device", "kind"])
         for kind, size in self._memory(self._device).items():
@@ -34,18 +39,21 @@ class EngineCollector(Collector):
     def _rows(self) -> Iterator[Metric]:
         rows = CounterMetricFamily(
             "img2img_engine_rows",
-            "Rows of forward passes: useful, or padded to fill a batch.",
+            "Rows of forward passes, useful or padded. This engine runs batches without padding.",
             labels=["stage", "kind"],
         )
-        batches = HistogramMetricFamily("img2img_engine_batch_rows", "Useful rows of a forward pass.", labels=["stage"])
+        batches = HistogramMetricFamily("img2img_engine_batch_rows", "Rows of a forward pass.", labels=["stage"])
         calls: defaultdict[str, dict[int, int]] = defaultdict(dict)
-        for (stage, size), count in dict(self._engine.batches_run).items():  # a copy: the engine goes on
+        # Iterate over a copy: the engine keeps counting on its own thread.
+        for (stage, size), count in dict(self._engine.batches_run).items():
             calls[stage][size] = count
         for stage, by_size in sorted(calls.items()):
             useful = sum(size * count for size, count in by_size.items())
             rows.add_metric([stage, "useful"], useful)
             rows.add_metric([stage, "padded"], 0)
-            limits = [(str(float(limit)), sum(n for size, n in by_size.items() if size <= limit)) for limit in ROWS]
-            batches.add_metric([stage], [*limits, ("+Inf", sum(by_size.values()))], sum_value=useful)
+            counts = [
+                (str(float(limit)), sum(n for size, n in by_size.items() if size <= limit)) for limit in ROW_BUCKETS
+            ]
+            batches.add_metric([stage], [*counts, ("+Inf", sum(by_size.values()))], sum_value=useful)
         yield rows
         yield batches

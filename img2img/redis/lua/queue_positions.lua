@@ -20,21 +20,35 @@ local function read_totals()
   return totals
 end
 
+-- The totals of owners on the level: the score of the next job, and the cost of the waiting jobs.
+local function read_owner_totals(owners)
+  local totals, key_of_totals = {}, totals_key(model)
+  -- Lua limits the number of arguments of a call.
+  for from = 1, #owners, 1000 do
+    local fields = {}
+    for i = from, math.min(from + 999, #owners) do
+      fields[#fields + 1], fields[#fields + 2] = level .. ' end ' .. owners[i], level .. ' cost ' .. owners[i]
+    end
+    local values = redis.call('HMGET', key_of_totals, unpack(fields))
+    for i = 1, #fields / 2 do
+      totals[owners[from + i - 1]] = {next_score = values[2 * i - 1] or 0, cost = tonumber(values[2 * i] or 0)}
+    end
+  end
+  return totals
+end
+
 -- Returns the number and the cost of an owner's first `count` jobs. Scores still include the cost of jobs that were
--- cancelled while they waited. The sums do not, so the difference is spread evenly over the owner's jobs.
+-- cancelled while they waited. The totals do not, so the difference is spread evenly over the owner's jobs.
 -- own_cost: cost of the job of which the position is asked, if it is the owner's; it is known exactly.
-local function first_jobs(other, count, own_cost)
+local function first_jobs(totals, other, count, own_cost)
   if count <= 0 then return 0, 0 end
   local jobs = jobs_key(model, level, other)
-  local waiting = redis.call('ZCARD', jobs)
-  local after, total = unpack(
-    redis.call('HMGET', totals_key(model), level .. ' end ' .. other, level .. ' cost ' .. other))
-  if count >= waiting then return waiting, tonumber(total or 0) end
+  local after = redis.call('ZRANGE', jobs, count, count, 'WITHSCORES')[2]
+  if not after then return redis.call('ZCARD', jobs), totals.cost end
   local first = redis.call('ZRANGE', jobs, 0, 0, 'WITHSCORES')[2]
-  local next = redis.call('ZRANGE', jobs, count, count, 'WITHSCORES')[2]
-  local scored = (after or 0) - first - own_cost
-  local share = scored > 0 and ((total or 0) - own_cost) / scored or 1
-  return count, (next - first) * math.min(share, 1)
+  local scored = totals.next_score - first - own_cost
+  local share = scored > 0 and (totals.cost - own_cost) / scored or 1
+  return count, (after - first) * math.min(share, 1)
 end
 
 -- Jobs of the own level: owners take turns, so those with an earlier turn have one more job ahead.
@@ -43,15 +57,14 @@ local function jobs_of_level()
   local rank
   if id == '' then rank, cost = redis.call('ZCARD', jobs), 0 else rank = redis.call('ZRANK', jobs, id) end
   if not rank then return nil end
-  local count, work = first_jobs(owner, rank, cost)
+  local owners = redis.call('ZRANGE', owners_key(model, level), 0, -1)
+  local totals = read_owner_totals(owners)
+  local count, work = 0, 0
   local rounds = rank + 1
-  for _, other in ipairs(redis.call('ZRANGE', owners_key(model, level), 0, -1)) do
-    if other == owner then
-      rounds = rank
-    else
-      local other_count, other_work = first_jobs(other, rounds, 0)
-      count, work = count + other_count, work + other_work
-    end
+  for _, other in ipairs(owners) do
+    if other == owner then rounds = rank end
+    local jobs_ahead, work_ahead = first_jobs(totals[other], other, rounds, other == owner and cost or 0)
+    count, work = count + jobs_ahead, work + work_ahead
   end
   return count, work
 end

@@ -121,7 +121,7 @@ class Upscaler:
         image: torch.Tensor = pipeline(
             prompt=spec.prompt,
             negative_prompt=spec.negative_prompt or None,
-            image=inputs.picture,
+            image=inputs.image,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(seed),

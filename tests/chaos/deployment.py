@@ -27,10 +27,10 @@ from tests.support.processes import MODEL, Forked, wait_for
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 WEBHOOK_TIMEOUT_S = 3
-MIN_LIFE_S = 1.0  # a process that dies sooner than this is not started again at once
+MIN_LIFETIME_S = 1.0  # a process that has died sooner is not restarted before
 
 
-class Running(Protocol):
+class ProcessHandle(Protocol):
     pid: int
 
     def poll(self) -> int | None: ...
@@ -40,54 +40,64 @@ class Running(Protocol):
 
 @dataclass
 class Process:
-    """A place in the plant: what runs there is started again whenever it has died, as a supervisor would."""
+    """A process that is restarted whenever it has died, as a supervisor would do."""
 
     name: str
     kind: str
-    start: Callable[[], Running]
-    running: Running = field(init=False)
+    start: Callable[[], ProcessHandle]
+    handle: ProcessHandle = field(init=False)
     started_at: float = 0.0
-    own_deaths: int = 0  # of which nobody here was the cause
-    shy_until: float = 0.0  # a worker that missed beats lets others come back before it takes their jobs
-    held: threading.Lock = field(default_factory=threading.Lock)  # while a fault is done to it
+    unexpected_exits: int = 0  # exits that no fault has caused
+    # Until then a worker that has missed heartbeats does not requeue the jobs of other workers.
+    no_recovery_until: float = 0.0
+    # Held while a fault is injected.
+    faulted: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self) -> None:
-        self.running, self.started_at = self.start(), time.monotonic()
+        self.handle, self.started_at = self.start(), time.monotonic()
 
     @property
     def pid(self) -> int:
-        return self.running.pid
+        return self.handle.pid
 
     def send(self, signum: signal.Signals) -> None:
         os.kill(self.pid, signum)
 
     def kill(self) -> None:
-        """kill -9 of the process alone: what it has started must see to itself."""
-        if self.running.poll() is None:
+        """Kill the process with SIGKILL, but not its children."""
+        if self.handle.poll() is None:
             self.send(signal.SIGKILL)
-        self.running.wait()
+        self.handle.wait()
 
-    def tend(self) -> None:
-        """Starts it again if it died of something else than a fault."""
-        if not self.held.acquire(blocking=False):
+    def restart_if_dead(self) -> None:
+        """Restart the process if it has died, unless a fault is being injected."""
+        if not self.faulted.acquire(blocking=False):
             return
         try:
-            if self.running.poll() is not None and time.monotonic() - self.started_at > MIN_LIFE_S:
-                self.own_deaths += 1
+            if self.handle.poll() is not None and time.monotonic() - self.started_at > MIN_LIFETIME_S:
+                self.unexpected_exits += 1
                 self.begin()
         finally:
-            self.held.release()
+            self.faulted.release()
 
 
-class Plant:
-    """All processes, and how to reach them."""
+class Deployment:
+    """All processes of a run.
+
+    Args:
+        folder: for logs.
+        data: for Redis and the blob store, on the small disk if there is one.
+        model: folder of the model.
+        receiver: URL of the webhook receiver.
+        lease_s: lease of the workers.
+        workers: number of workers.
+    """
 
     def __init__(self, folder: Path, data: Path, model: Path, receiver: str, *, lease_s: int, workers: int) -> None:
-        """folder: for logs. data: of Redis and the store, on the small disk if there is one."""
         self.folder, self.data, self.lease_s = folder, data, lease_s
         self.socket = embedded_redis_socket(data)
         self.proxies = Proxies(self.socket)
-        self.redis = Redis.from_url(f"unix://{self.socket}", socket_timeout=2)  # ours, which no proxy disturbs
+        self.redis = Redis.from_url(f"unix://{self.socket}", socket_timeout=2)  # without a proxy
         self._settings = {
             "IMG2IMG_DATA_DIR": str(data),
             "IMG2IMG_MODEL": str(model),
@@ -108,69 +118,69 @@ class Plant:
         self.dispatchers = [self._process("webhooks", i, self._start_python, "img2img.app.webhooks") for i in range(2)]
         self.apis = [self._process("api", i, self._start_python, "img2img.app.cli", "api") for i in range(2)]
         self.keys: list[str] = []
-        self._over = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._stopped = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
 
     @property
     def processes(self) -> list[Process]:
         return [self.redis_server, *self.dispatchers, *self.workers, *self.apis]
 
     def start(self) -> None:
-        """Everything, until jobs could be submitted and each worker is live."""
+        """Start all processes, and wait until each worker is live."""
         self.redis_server.begin()
         wait_for(lambda: is_redis_ready(f"unix://{self.socket}"))
         self.keys = [ApiKeys(self.redis).create(f"owner {i}", [Scope.READ, Scope.SUBMIT])[0] for i in range(3)]
         for process in self.processes[1:]:
             process.begin()
         wait_for(lambda: len(ModelRegistry(self.redis).live().get(MODEL, [])) == len(self.workers), 180)
-        self._keeper.start()
+        self._supervisor.start()
 
     def is_live(self, worker: Process) -> bool:
-        """Whether it has said that it is ready."""
+        """Return whether the worker has registered its model."""
         try:
             names = ModelRegistry(self.redis).live().get(MODEL, [])
         except RedisError:
             return False
         return any(f"-{worker.pid}-" in name for name in names)
 
-    def can_sweep(self) -> bool:
-        """Whether there is a worker that could find lost jobs now."""
+    def can_recover(self) -> bool:
+        """Return whether there is a worker that could recover lost jobs now."""
         now = time.monotonic()
-        fit = [worker for worker in self.workers if now >= worker.shy_until and not worker.held.locked()]
-        return any(map(self.is_live, fit))
+        able = [worker for worker in self.workers if now >= worker.no_recovery_until and not worker.faulted.locked()]
+        return any(map(self.is_live, able))
 
     def stop(self) -> None:
-        self._over.set()
-        if self._keeper.is_alive():
-            self._keeper.join()
+        self._stopped.set()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
         for process in reversed(self.processes):
-            if hasattr(process, "running"):
+            if hasattr(process, "handle"):
                 process.kill()
         self.redis.close()
         self.proxies.close()
 
-    def _keep(self) -> None:
-        while not self._over.wait(0.1):
+    def _supervise(self) -> None:
+        while not self._stopped.wait(0.1):
             for process in self.processes:
-                process.tend()
+                process.restart_if_dead()
 
-    def _process(self, kind: str, place: int, start: Callable[..., Running], *command: str) -> Process:
-        name = f"{kind}-{place}"
+    def _process(self, kind: str, index: int, start: Callable[..., ProcessHandle], *command: str) -> Process:
+        name = f"{kind}-{index}"
         environment = {**self._settings, "IMG2IMG_REDIS_URL": self.proxies.url(name)}
         if kind == "api":
-            environment["IMG2IMG_PORT"] = str(self.ports[place])
+            environment["IMG2IMG_PORT"] = str(self.ports[index])
         return Process(name, kind, partial(start, name, environment, *command))
 
-    def _start_redis(self) -> Running:
+    def _start_redis(self) -> ProcessHandle:
         with (self.folder / "redis.log").open("ab") as log:
             return subprocess.Popen(redis_command(self.data), stdout=log, stderr=log, preexec_fn=_die_with_parent)
 
-    def _start_worker(self, name: str, environment: dict[str, str]) -> Running:
+    def _start_worker(self, name: str, environment: dict[str, str]) -> ProcessHandle:
         return Forked(environment, self.folder / f"{name}.log", run_worker)
 
-    def _start_python(self, name: str, environment: dict[str, str], *command: str) -> Running:
-        own = {key: value for key, value in os.environ.items() if not key.startswith("IMG2IMG_")}
+    def _start_python(self, name: str, environment: dict[str, str], *command: str) -> ProcessHandle:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("IMG2IMG_")}
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [*PYTHON, *command], env=own | environment, stdout=log, stderr=log, preexec_fn=_die_with_parent
+                [*PYTHON, *command], env=inherited | environment, stdout=log, stderr=log, preexec_fn=_die_with_parent
             )

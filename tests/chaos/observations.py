@@ -1,0 +1,62 @@
+"""Everything that the clients of a chaos run observe: acknowledged jobs and the states in which they see them."""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+
+@dataclass
+class AcknowledgedJob:
+    """A job that was accepted with 202."""
+
+    id: str
+    owner: int
+    has_webhook: bool
+    is_poison: bool = False
+    is_cancelled: bool = False  # whether a cancel request was answered with a cancelled job
+    end: dict[str, Any] | None = None  # the first terminal state that a client has seen
+
+
+@dataclass
+class Observations:
+    """Acknowledged jobs, violations of guarantees, and counts. Safe from any thread."""
+
+    jobs: dict[str, AcknowledgedJob] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def acknowledge(self, job: AcknowledgedJob) -> None:
+        with self._lock:
+            if job.id in self.jobs:
+                self.violations.append(f"job {job.id}: the id of two submissions")
+            self.jobs[job.id] = job
+
+    def count(self, name: str) -> None:
+        with self._lock:
+            self.counts[name] += 1
+
+    def add_violation(self, message: str) -> None:
+        with self._lock:
+            self.violations.append(message)
+
+    def observe(self, view: dict[str, Any]) -> None:
+        """Compare a response or event with earlier ones: after its end a job must never change."""
+        if view["status"] not in TERMINAL:
+            with self._lock:
+                known = self.jobs.get(view["id"])
+                if known and known.end is not None:
+                    self.violations.append(f"job {view['id']}: was {known.end['status']}, and is now {view['status']}")
+            return
+        end = {name: view[name] for name in ("status", "finished_at", "images", "error")}
+        with self._lock:
+            job = self.jobs.get(view["id"])
+            if job is None:
+                self.violations.append(f"job {view['id']}: exists, but was never acknowledged")
+            elif job.end is None:
+                job.end = end
+            elif job.end != end:
+                self.violations.append(f"job {view['id']}: ended as {job.end}, and later as {end}")

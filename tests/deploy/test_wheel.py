@@ -1,0 +1,205 @@
+"""The distribution as users install it: the files of the wheel, the light base install, other projects beside it."""
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import Image
+
+from tests.support.cli_command import STAND_INS
+
+ROOT = Path(__file__).parents[2]
+DISTRIBUTION = "img2img-server"
+SOURCES = ("app", "worker", "demo_model", "img2img", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+# In a directory that Python searches first: hides all packages that a base install does not have.
+HIDE = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+BUILD = "import setuptools.build_meta as backend; backend.build_{kind}({target!r})"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, so that the build leaves nothing in the clone and takes nothing from earlier builds."""
+    copy = tmp_path_factory.mktemp("source")
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *SOURCES],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, tracked.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).symlink_to(ROOT / name)
+    return copy
+
+
+def build(kind: str, source: Path, target: Path) -> Path:
+    """Run the build backend as pip does, without a network."""
+    code = BUILD.format(kind=kind, target=str(target))
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=source, capture_output=True, check=True)
+    [file] = target.iterdir()
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build("wheel", source, tmp_path_factory.mktemp("wheel")))
+
+
+@pytest.fixture(scope="module")
+def site(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site-packages folder with the wheel."""
+    folder = tmp_path_factory.mktemp("site")
+    wheel.extractall(folder)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Another project, whose packages have the names of our folders."""
+    for name in ("app", "worker", "demo_model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('the wrong package')")
+    return tmp_path
+
+
+def base_distributions(names: list[Requirement]) -> set[str]:
+    """Return the distributions that these need, with all that those need."""
+    found: set[str] = set()
+    while names:
+        requirement = names.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        names += map(Requirement, requires(name) or ())
+    return found
+
+
+def run(project: Path, *command: str, path: tuple[Path, ...]) -> "subprocess.CompletedProcess[str]":
+    own = {name: value for name, value in os.environ.items() if not name.startswith("IMG2IMG_")}
+    environment = own | {"PYTHONPATH": os.pathsep.join(map(str, path)), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def base_only(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the module search path that hides what `pip install img2img-server` does not bring."""
+    [metadata] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    lines = re.findall(r"^Requires-Dist: (.*)$", wheel.read(metadata).decode(), re.MULTILINE)
+    base = base_distributions([Requirement(line) for line in lines if "extra ==" not in line])
+    hidden = {
+        package
+        for package, names in packages_distributions().items()
+        if package != "img2img" and not base & {canonicalize_name(name) for name in names}
+    }
+    assert {"torch", "redis", "fastapi", "pydantic_settings", "PIL"} <= hidden
+    folder = tmp_path_factory.mktemp("hide")
+    (folder / "sitecustomize.py").write_text(HIDE.format(hidden=hidden))
+    return folder
+
+
+def test_wheel_holds_one_package(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    assert {name.partition("/")[0] for name in names} == {
+        "img2img",
+        f"{DISTRIBUTION.replace('-', '_')}-0.1.0.dist-info",
+    }
+    # A file and a folder of one name would hide each other.
+    modules = {name.removesuffix(".py").removesuffix("/__init__") for name in names if name.endswith(".py")}
+    assert len(modules) == len([name for name in names if name.endswith(".py")])
+
+
+def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile, source: Path) -> None:
+    packaged = set(wheel.namelist())
+    for folder in ("app", "worker", "demo_model", "img2img"):
+        prefix = "" if folder == "img2img" else "img2img/"
+        for path in (source / folder).rglob("*"):
+            data = (
+                path.suffix in (".py", ".lua", ".typed", ".toml", ".safetensors", ".json") or path.name == "example.png"
+            )
+            if path.is_file() and data:
+                assert f"{prefix}{path.relative_to(source)}" in packaged
+
+
+def test_wheel_of_the_source_distribution_is_the_same(wheel: zipfile.ZipFile, source: Path, tmp_path: Path) -> None:
+    sdist, unpacked = tmp_path / "sdist", tmp_path / "unpacked"
+    sdist.mkdir()
+    (tmp_path / "wheel").mkdir()
+    with tarfile.open(build("sdist", source, sdist)) as archive:
+        archive.extractall(unpacked, filter="data")
+    [folder] = unpacked.iterdir()
+    again = zipfile.ZipFile(build("wheel", folder, tmp_path / "wheel"))
+    assert sorted(again.namelist()) == sorted(wheel.namelist())
+
+
+def test_base_install_has_the_client_and_its_command(site: Path, base_only: Path, project: Path) -> None:
+    path = (base_only, site)
+    shown = run(project, "-m", "img2img.app.cli", "--help", path=path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "submit" in shown.stdout
+    code = "import img2img, sys; from img2img import Client, AsyncClient; print(img2img.__version__, img2img.__file__)"
+    imported = run(project, "-c", code, path=path)
+    assert imported.stdout.split() == ["0.1.0", str(site / "img2img" / "__init__.py")], imported.stderr
+    unreachable = run(
+        project, "-m", "img2img.app.cli", "submit", "app/__init__.py", "--url", "http://[::1]:1", path=path
+    )
+    assert unreachable.returncode == 3, unreachable.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("serve", "serve"),
+        ("demo", "serve"),
+        ("api", "api"),
+        ("webhooks", "api"),
+        ("keys list", "api"),
+        ("worker", "api,worker"),
+    ],
+)
+def test_commands_of_the_server_name_their_extra(
+    site: Path, base_only: Path, project: Path, command: str, extra: str
+) -> None:
+    result = run(project, "-m", "img2img.app.cli", *command.split(), path=(base_only, site))
+    assert (result.returncode, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("img2img: the server is not installed (No module named ")
+    assert line.endswith(f"): pip install '{DISTRIBUTION}[{extra}]'")
+
+
+def test_watch_names_its_extra(site: Path, base_only: Path, project: Path) -> None:
+    result = run(project, "-m", "img2img.app.cli", "submit", "x.png", "--watch", path=(base_only, site))
+    assert result.returncode == 2
+    assert result.stderr == f"img2img: --watch needs more packages: pip install '{DISTRIBUTION}[watch]'\n"
+
+
+def test_demo_runs_outside_a_clone(site: Path, project: Path) -> None:
+    result = run(project, "-m", "img2img.app.cli", "demo", path=(STAND_INS, site))
+    assert result.returncode == 0, result.stderr
+    assert Image.open(project / "demo-output.png").format == "PNG"
+
+
+def test_packaged_example_is_the_one_of_the_documents() -> None:
+    packaged = ROOT / "demo_model" / "example.png"
+    assert packaged.read_bytes() == (ROOT / "examples" / "input.png").read_bytes()

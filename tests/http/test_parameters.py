@@ -1,0 +1,64 @@
+"""Optional parameters over HTTP: what reaches the job, and what is refused with a remedy."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+from redis import Redis
+
+from img2img.domain.conditioning import ControlType
+from img2img.domain.parameters import Scheduler, Task
+from img2img.redis.model_registry import ModelRegistry
+from tests.support.model_cards import CARD
+from tests.support.problems import assert_problem
+
+ABLE = CARD.model_copy(
+    update={
+        "name": "able",
+        "tasks": (Task.IMG2IMG, Task.INPAINT, Task.UPSCALE),
+        "upscales": (2,),
+        "controls": (ControlType.CANNY,),
+        "preprocessors": (ControlType.CANNY,),
+        "parameters": {"eta": (Task.IMG2IMG,), "guidance_rescale": (Task.IMG2IMG, Task.INPAINT)},
+        "control_parameters": {"eta": (Task.INPAINT,)},
+        "scheduler_parameters": {"eta": (Scheduler.DDIM, Scheduler.TCD)},
+    }
+)
+CONTROLS = '[{"type": "canny"}]'
+OUTPAINT = '{"left": 8}'
+
+
+@pytest.fixture
+def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., httpx.Response]:
+    ModelRegistry(redis).register("test-worker", [CARD, ABLE], ttl_s=60)
+    return lambda **fields: submit(**{"model": "able", **fields})
+
+
+@pytest.mark.parametrize(("name", "value"), [("eta", 0.5), ("guidance_rescale", 0.7)])
+def test_parameters_reach_the_job(send: Callable[..., httpx.Response], name: str, value: float) -> None:
+    response = send(**{name: value})
+    assert response.status_code == 202, response.text
+    assert response.json()["request"][name] == value
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({"eta": 0.5, "model": "demo"}, "eta", "The model demo does not support `eta`; leave it out"),
+        ({"eta": 0.5, "scheduler": "euler"}, "eta", "has no effect: leave it out, or give one of: ddim, tcd"),
+        ({"eta": 0.5, "upscale": 2}, "eta", "cannot be combined with `upscale`"),
+        ({"eta": 0.5, "outpaint": OUTPAINT}, "eta", "it goes with image-to-image, and not with inpainting"),
+        ({"eta": 0.5, "controls": CONTROLS}, "eta", "and `controls` it goes with inpainting and outpainting"),
+        ({"guidance_rescale": 0.5, "model": "demo"}, "guidance_rescale", "does not support `guidance_rescale`"),
+        ({"guidance_rescale": 0.5, "guidance_scale": 1}, "guidance_rescale", "Without guidance it has no effect"),
+        ({"guidance_rescale": 0.5, "controls": CONTROLS}, "guidance_rescale", "does not support `guidance_rescale`"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale", "less than or equal to 1"),
+        ({"eta": 1.5}, "eta", "less than or equal to 1"),
+    ],
+)
+def test_parameters_without_effect_are_refused(
+    send: Callable[..., httpx.Response], fields: dict[str, object], field: str, message: str
+) -> None:
+    [error] = assert_problem(send(**fields), 422, "invalid_parameter")["errors"]
+    assert error["field"] == field
+    assert message in error["message"]

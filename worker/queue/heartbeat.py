@@ -1,0 +1,87 @@
+"""Heartbeat of a worker: renews leases, registers its models, and requeues jobs of dead workers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from redis.exceptions import RedisError
+from rq.worker import BaseWorker
+
+from img2img.domain.model_card import ModelCard
+from img2img.redis.model_registry import ModelRegistry
+
+from .execution import JobExecution
+from .reaper import Reaper
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Keeps a worker's registration and leases alive.
+
+    Args:
+        worker: the RQ worker.
+        registry: where the worker registers its models.
+        reaper: requeues the jobs of dead workers.
+        cards: the models that the worker serves.
+        in_flight: the worker's executions by id.
+        lease_s: seconds without a heartbeat after which a job goes to another worker.
+        live_file: a file that is touched at each heartbeat, for health checks.
+    """
+
+    def __init__(
+        self,
+        worker: BaseWorker,
+        registry: ModelRegistry,
+        reaper: Reaper,
+        cards: Sequence[ModelCard],
+        in_flight: Mapping[str, JobExecution],
+        *,
+        lease_s: int,
+        live_file: Path | None,
+    ) -> None:
+        self._worker = worker
+        self._registry = registry
+        self._reaper = reaper
+        self._cards = cards
+        self._in_flight = in_flight
+        self._lease_s = lease_s
+        self._live_file = live_file
+
+    def register(self) -> None:
+        """Announce the models of this worker for the time of a lease."""
+        self._registry.register(self._worker.name, self._cards, self._lease_s)
+        if self._live_file:
+            self._live_file.touch()
+
+    def run(self, closed: threading.Event) -> None:
+        """Renew the leases four times per lease, until `closed` is set."""
+        last_beat = time.monotonic()
+        reap_after = 0.0
+        while not closed.wait(self._lease_s / 4):
+            try:
+                self._worker.heartbeat()
+                for execution in list(self._in_flight.values()):
+                    self._worker.maintain_heartbeats(execution.job, execution.rq_execution)
+                self.register()
+                previous_beat, last_beat = last_beat, time.monotonic()
+                # After an outage of Redis, or a pause of this process, other workers may be late as well: give them
+                # the time of a lease before their jobs are requeued.
+                if last_beat - previous_beat > self._lease_s / 2:
+                    reap_after = last_beat + self._lease_s
+                if last_beat >= reap_after:
+                    self._reaper.reap(self._registry.known())
+            except RedisError as error:
+                log.warning("Redis: %s", error)
+            except Exception:
+                log.exception("the heartbeat failed; it is repeated")
+
+    def unregister(self) -> None:
+        """Remove the live file and the registration. Raises RedisError."""
+        if self._live_file:
+            self._live_file.unlink(missing_ok=True)
+        self._registry.unregister(self._worker.name)
