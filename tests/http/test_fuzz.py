@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.front_end import front_end
+from benchmarks.api_server import run_api_server
 from tests.support.fuzzing import Fuzzer
 from tests.support.images import encoded, gradient
 
@@ -30,7 +30,7 @@ ANSWERS = {200, 201, 202, 400, 415, 422}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with front_end() as service:
+    with run_api_server() as service:
         yield service.url
 
 
