@@ -35,7 +35,7 @@ from .image_references import ImageReference, parse_reference
 
 MAX_DEADLINE_S = 7 * 24 * 3600
 # The mask that stands for the transparency of the image itself.
-ALPHA = "alpha"
+ALPHA: Literal["alpha"] = "alpha"
 
 
 def parse_image(value: object) -> bytes:
@@ -316,10 +316,23 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         Field(description="URL that is called when the job ends, and the events to send; all events if only a URL."),
     ] = None
 
+    def images(self) -> dict[str, bytes | ImageReference]:
+        """Return the images of the request by field, such as `controls.0.image`."""
+        images: dict[str, bytes | ImageReference | None] = {"image": self.image}
+        if not isinstance(self.mask, str):
+            images["mask"] = self.mask
+        images |= {f"controls.{index}.image": control.image for index, control in enumerate(self.controls)}
+        images |= {f"image_prompts.{index}.image": prompt.image for index, prompt in enumerate(self.image_prompts)}
+        return {name: image for name, image in images.items() if image is not None}
+
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal requests, also if a later version adds fields with defaults."""
-        fields = self.model_dump(exclude_defaults=True)
-        return sha256(json.dumps(fields, sort_keys=True, default=_digest).encode()).hexdigest()
+        return _fingerprint(self)
+
+
+def _fingerprint(request: BaseModel) -> str:
+    fields = request.model_dump(exclude_defaults=True)
+    return sha256(json.dumps(fields, sort_keys=True, default=_digest).encode()).hexdigest()
 
 
 def _digest(value: object) -> str:
@@ -341,6 +354,14 @@ class ControlMapRequest(BaseModel):
     resize: Annotated[Resize, Field(description="How the image is brought to that size.")] = Resize.CROP
     model: ModelName = None
     deadline_s: Deadline = None
+
+    def images(self) -> dict[str, bytes | ImageReference]:
+        """Return the images of the request by field."""
+        return {"image": self.image}
+
+    def fingerprint(self) -> str:
+        """Return a hash that is equal for equal requests."""
+        return _fingerprint(self)
 
 
 class ImageRequest(BaseModel):

@@ -276,7 +276,7 @@ def test_attempts_succeed_for_the_owner(scene: Scene) -> None:
     for attempt in edits(scene.ids):  # would wait for the end of the job
         if {"controls", "image_prompts"} & set(attempt["data"]):
             error = scene.bob.post("/v1/images/edits", **attempt).text
-            assert "There is no job" in error or "No picture with this sha256" in error
+            assert "There is no job" in error or "No image of yours with this sha256" in error
     progress = scene.ada.get("/sdapi/v1/progress").json()
     assert progress["state"]["job"] == scene.ids.running
     assert progress["current_image"] == b64encode(JPEG).decode()
