@@ -34,9 +34,8 @@ from ..http.problem_details import status_of
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import DecoderPool
 from ..progress.image_formats import convert_image
-from ..schemas.forms import parse_json_field
 from ..schemas.problems import FieldProblem
-from ..schemas.requests import ALPHA, Img2ImgRequest
+from ..schemas.requests import ALPHA, Img2ImgRequest, parse_json_field
 from ..schemas.responses import ImageFormat
 from ..submission.spec_builder import error_field
 from .blocking_jobs import DISCONNECT_POLL_S, BlockingJobs, BlockingJobsDep

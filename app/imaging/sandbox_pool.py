@@ -51,7 +51,7 @@ class Decoder:
 
     def __init__(self, limits: SandboxLimits) -> None:
         """Start the process without waiting until it is ready. Raises Unavailable."""
-        self._limits = limits
+        self._timeout_s, self._cpu_s = limits.wall_s, limits.cpu_s
         numbers = (limits.max_pixels, limits.max_bytes, limits.memory_bytes, limits.cpu_s)
         try:
             self._process = subprocess.Popen(  # noqa: S603
@@ -77,7 +77,9 @@ class Decoder:
     @property
     def has_grown(self) -> bool:
         """Whether the process keeps too much memory."""
-        return memory_of(self.pid, resident=True) > (self._initial_memory or 0) + MAX_GROWTH
+        if self._initial_memory is None:
+            return False
+        return memory_of(self.pid, resident=True) > self._initial_memory + MAX_GROWTH
 
     def request(self, header: Header, body: bytes, max_reply: int) -> tuple[Header, bytes]:
         """Send a request and return the reply.
@@ -87,7 +89,7 @@ class Decoder:
         """
         if self._initial_memory is None:
             self._wait_until_ready()
-        started_at, timeout_s = time.monotonic(), self._limits.wall_s
+        started_at, timeout_s = time.monotonic(), self._timeout_s
         try:
             return self._exchange(header, body, max_reply, timeout_s)
         except ValueError as error:
@@ -99,11 +101,13 @@ class Decoder:
         if time.monotonic() - started_at >= timeout_s:
             raise ImageError(f"Decoding the image takes more than {timeout_s:g} s.")
         if code == -signal.SIGXCPU:
-            raise ImageError(f"Decoding the image takes more than {self._limits.cpu_s} s of processor time.")
+            raise ImageError(f"Decoding the image takes more than {self._cpu_s} s of processor time.")
         raise DecoderDied(f"exit code {code}", is_external=code in EXTERNAL_SIGNALS)
 
     def forget(self) -> None:
         """Have the process drop its image. It sends no reply."""
+        if self._initial_memory is None:
+            return
         assert self._process.stdin
         # If it has died, the next request finds out.
         with suppress(OSError, ValueError):
@@ -190,7 +194,12 @@ class DecoderPool:
         return Decoder(self.limits)
 
     def release(self, decoder: Decoder) -> None:
-        """Return a decoder to the pool."""
+        """Return a decoder to the pool, or a new one in its place if it has grown."""
+        decoder.forget()
+        if decoder.has_grown:
+            log.warning("an image decoder is replaced: it has grown")
+            decoder.kill()
+            decoder = Decoder(self.limits)
         with self._lock:
             if not self._closed:
                 self._idle.append(decoder)
@@ -211,14 +220,15 @@ class SandboxedImage:
         self._data = data
         self._pool = pool
         self._decoder: Decoder | None = None
-        self._size = (0, 0)
+        # Width and height of the upright image.
+        self.size = (0, 0)
 
     def open(self) -> None:
         """Send the image to a decoder. Raises UnsupportedMedia, ImageError or Unavailable."""
         reply, _ = self._request(OPEN)
         match reply.get("size"):
             case [int(width), int(height)] if width > 0 < height and width * height <= self._pool.limits.max_pixels:
-                self._size = width, height
+                self.size = width, height
             case _:
                 raise _invalid_reply()
 
@@ -227,16 +237,7 @@ class SandboxedImage:
         decoder, self._decoder = self._decoder, None
         if decoder is None:
             return
-        decoder.forget()
-        if decoder.has_grown:
-            self._pool.replace(decoder, "it has grown")
-        else:
-            self._pool.release(decoder)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the upright image."""
-        return self._size
+        self._pool.release(decoder)
 
     def check(self) -> None:
         """Decode the image without using the result. Raises ImageError."""

@@ -16,9 +16,8 @@ from img2img.errors import ParameterError, RequestError
 
 from ..dependencies import SettingsDep
 from ..http.errors import UnsupportedMedia
-from ..schemas.forms import parse_json_field
 from ..schemas.image_references import parse_reference
-from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
+from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest, parse_json_field
 from ..settings import ApiSettings
 
 MAX_PARTS = 64  # the request has about 25 fields; some room, so that a stranger is named rather than counted

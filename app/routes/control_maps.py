@@ -21,6 +21,6 @@ router = APIRouter(tags=["jobs"])
     openapi_extra={"requestBody": openapi.CONTROL_MAP_BODY},
     responses=openapi.SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 429, 503),
 )
-async def submit_control_map(request: ControlMapRequestDep, response: Response, submitter: JobSubmitterDep) -> Job:
+async def submit_control_map(submitter: JobSubmitterDep, request: ControlMapRequestDep, response: Response) -> Job:
     """Queues a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
     return await submitter.respond(await submitter.submit(request), response)

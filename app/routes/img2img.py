@@ -33,9 +33,9 @@ IdempotencyKeyHeader = Annotated[
     responses=openapi.SUBMITTED | openapi.DRY_RUN | openapi.problems(400, 410, 413, 415, 422, 429, 503),
 )
 async def submit_img2img(
+    submitter: JobSubmitterDep,
     request: RequestDep,
     response: Response,
-    submitter: JobSubmitterDep,
     dry_run: DryRunQuery = False,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Job | DryRunResult:

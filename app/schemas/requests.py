@@ -5,7 +5,7 @@ import binascii
 import json
 import re
 from hashlib import sha256
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
@@ -30,9 +30,12 @@ from img2img.domain.parameters import (
     Text,
 )
 from img2img.domain.webhook import Webhook
+from img2img.errors import ParameterError
 
 from .image_references import ImageReference, parse_reference
 
+# Values in one structured field of a form. More would cost time and memory to parse.
+MAX_FORM_VALUES = 200
 MAX_DEADLINE_S = 7 * 24 * 3600
 # The mask that stands for the transparency of the image itself.
 ALPHA: Literal["alpha"] = "alpha"
@@ -90,6 +93,16 @@ MaskOrReference = Annotated[
     PlainValidator(parse_mask),
     WithJsonSchema({"type": "string", "description": "An image in one of the forms of `image`, or `alpha`."}),
 ]
+
+
+def parse_json_field(name: str, text: str | bytes) -> Any:
+    """Return the value of a field that a form sends as JSON text. Raises ParameterError."""
+    if text.count("[") + text.count("{") + text.count(",") > MAX_FORM_VALUES:  # type: ignore[arg-type]
+        raise ParameterError(name, "Input has more values than any request")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ParameterError(name, f"In a form, this field is JSON text: {error}", got=text) from None
 
 
 def webhook_fields(value: object) -> object:
@@ -316,15 +329,6 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         Field(description="URL that is called when the job ends, and the events to send; all events if only a URL."),
     ] = None
 
-    def images(self) -> dict[str, bytes | ImageReference]:
-        """Return the images of the request by field, such as `controls.0.image`."""
-        images: dict[str, bytes | ImageReference | None] = {"image": self.image}
-        if not isinstance(self.mask, str):
-            images["mask"] = self.mask
-        images |= {f"controls.{index}.image": control.image for index, control in enumerate(self.controls)}
-        images |= {f"image_prompts.{index}.image": prompt.image for index, prompt in enumerate(self.image_prompts)}
-        return {name: image for name, image in images.items() if image is not None}
-
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal requests, also if a later version adds fields with defaults."""
         return _fingerprint(self)
@@ -354,10 +358,6 @@ class ControlMapRequest(BaseModel):
     resize: Annotated[Resize, Field(description="How the image is brought to that size.")] = Resize.CROP
     model: ModelName = None
     deadline_s: Deadline = None
-
-    def images(self) -> dict[str, bytes | ImageReference]:
-        """Return the images of the request by field."""
-        return {"image": self.image}
 
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal requests."""

@@ -1,6 +1,6 @@
 """Builds the job spec of a request: resolves defaults, decodes the images and encodes them as the worker reads them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -8,16 +8,19 @@ from typing import Any
 
 from PIL import Image
 
+from img2img.blobs import BlobStore
 from img2img.domain.conditioning import Control, ControlType, ControlWeight, ImagePrompt, InpaintRegion, Padding
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import GenerationParameters, Resize, Task
 from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
 from img2img.errors import ParameterError
+from img2img.redis.job_queue import JobQueue
 
 from ..http.errors import ImageError, UnsupportedMedia
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import DecoderPool, SandboxedImage
+from ..schemas.image_references import ImageReference, fetch_reference
 from ..schemas.requests import ALPHA, ControlMapRequest, Img2ImgRequest
 from .defaults import resolve_scheduler, resolve_seed, resolve_size, resolve_steps
 from .geometry import Box, expand_box, margin_boxes, union, working_size
@@ -30,6 +33,8 @@ DEFAULT_INPAINT_STRENGTH = 1.0
 DEFAULT_UPSCALE_STRENGTH = 0.3
 DEFAULT_IMAGE_GUIDANCE_SCALE = 1.5
 DEFAULT_MASK_BLUR = 4
+EMPTY_ALPHA = "`image` is not transparent anywhere; send a mask"
+EMPTY_MASK = "The mask is black all over; white pixels are regenerated"
 # Tiles overlap by at least this part of their side.
 TILE_OVERLAP = 8
 # Pixels along a side of an image prompt. Its encoder sees a few hundred pixels.
@@ -50,17 +55,23 @@ def error_field(name: str) -> Iterator[None]:
 class ImageReader:
     """Opens the images of a request, one at a time, and collects the blobs of its job."""
 
-    # The encoded images by field, such as `controls.0.image`.
-    images: Mapping[str, bytes]
     decoders: DecoderPool
+    store: BlobStore
+    # Returns the queue with the jobs and input images that the caller can refer to.
+    visible_queue: Callable[[], JobQueue]
+    # Seconds for which a referenced image is kept.
+    keep_s: float
     # PNGs by their sha256.
     blobs: dict[str, bytes] = field(default_factory=dict)
 
     @contextmanager
-    def open(self, name: str) -> Iterator[SandboxedImage]:
-        """Open the image of a field in a decoder. Image errors name the field."""
-        with error_field(name), self.decoders.open(self.images[name]) as image:
-            yield image
+    def open(self, name: str, image: bytes | ImageReference | None) -> Iterator[SandboxedImage]:
+        """Open an image or the image that a reference names. Image errors name the field."""
+        if isinstance(image, ImageReference):
+            image = fetch_reference(name, image, self.visible_queue(), self.store, self.keep_s)
+        assert image is not None
+        with error_field(name), self.decoders.open(image) as opened:
+            yield opened
 
     def add_blob(self, image: Image.Image) -> str:
         """Encode an image for the worker and return its sha256."""
@@ -99,7 +110,7 @@ class SpecBuilder:
 
     def _control(self) -> ControlSpec:
         request = self.request
-        with self.reader.open("controls.0.image") as first:
+        with self.reader.open("controls.0.image", request.controls[0].image) as first:
             size = resolve_size(request.width, request.height, first.size, self.card)
             fitted = first.fit(*size, request.resize)
         controls = self._controls(size, first=fitted)
@@ -119,9 +130,10 @@ class SpecBuilder:
 
     def _upscale(self) -> UpscaleSpec:
         factor = self.request.upscale or 1
-        with self.reader.open("image") as image:
+        with self.reader.open("image", self.request.image) as image:
             result_size = (image.size[0] * factor, image.size[1] * factor)
-            self._check_pixels("upscale", result_size)
+            if result_size[0] * result_size[1] > self.max_pixels:
+                raise ParameterError("upscale", self._too_large(result_size), got=factor)
             size, pixels = image.size, image.rgb()
         upscaler = self.card.upscaler(factor)
         side, multiple = (upscaler or self.card).native_size, (upscaler or self.card).size_multiple
@@ -141,19 +153,22 @@ class SpecBuilder:
     def _inpaint(self) -> InpaintSpec:
         request, margins = self.request, self.request.outpaint or Padding()
         mask = None
-        with self.reader.open("image") as image:
+        with self.reader.open("image", request.image) as image:
             size = image.size
             canvas = (size[0] + margins.left + margins.right, size[1] + margins.top + margins.bottom)
-            self._check_pixels("outpaint", canvas)
+            if canvas[0] * canvas[1] > self.max_pixels:
+                raise ParameterError("outpaint", self._too_large(canvas))
             if request.mask == ALPHA:
                 mask = image.transparency()
             pixels = image.rgb()
-        if "mask" in self.reader.images:
-            mask = self._read_mask(size)
+        if request.mask is not None and request.mask != ALPHA:
+            with self.reader.open("mask", request.mask) as opened:
+                if opened.size != size:
+                    message = "The mask has {} x {} pixels and the image {} x {}: they should be of one size"
+                    raise ParameterError("mask", message.format(*opened.size, *size))
+                mask = opened.luminance()
         if mask is not None and not any(mask.histogram()[128:]):
-            is_alpha = request.mask == ALPHA
-            empty = "`image` is not transparent anywhere; send a mask" if is_alpha else "The mask is black all over"
-            raise ParameterError("mask", empty if is_alpha else f"{empty}; white pixels are regenerated")
+            raise ParameterError("mask", EMPTY_ALPHA if request.mask == ALPHA else EMPTY_MASK)
         box = self._box(mask, margins, canvas)
         model_size = working_size(box, self.card)
         if request.width is not None or request.height is not None:
@@ -170,17 +185,8 @@ class SpecBuilder:
         generation = self._generation(model_size, self.card)
         return InpaintSpec(image=image_digest, region=region, **strength, **controls, **generation)
 
-    def _check_pixels(self, name: str, size: Size) -> None:
-        if size[0] * size[1] > self.max_pixels:
-            message = f"The result would have {size[0]} x {size[1]} pixels; at most {self.max_pixels:,} are made"
-            raise ParameterError(name, message)
-
-    def _read_mask(self, image_size: Size) -> Image.Image:
-        with self.reader.open("mask") as mask:
-            if mask.size != image_size:
-                message = "The mask has {} x {} pixels and the image {} x {}: they should be of one size"
-                raise ParameterError("mask", message.format(*mask.size, *image_size))
-            return mask.luminance()
+    def _too_large(self, size: Size) -> str:
+        return f"The result would have {size[0]} x {size[1]} pixels; at most {self.max_pixels:,} are made"
 
     def _box(self, mask: Image.Image | None, margins: Padding, canvas: Size) -> Box:
         """Return the part of the canvas that the model sees."""
@@ -197,20 +203,24 @@ class SpecBuilder:
     def _generation(self, size: Size, card: ModelCard, *, is_tiled: bool = False) -> dict[str, Any]:
         """Return the fields that all generating tasks share."""
         request = self.request
+        parameters = {name: getattr(request, name) for name in GenerationParameters.model_fields}
+        image_prompts = self._image_prompts()
         scheduler = resolve_scheduler(request, card, is_tiled=is_tiled)
         guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
+        steps = resolve_steps(request.num_inference_steps, scheduler, card)
+        seed = resolve_seed(request.seed, request.num_images)
         check_resolved(request, card, guidance_scale, scheduler)
         return {
-            **{name: getattr(request, name) for name in GenerationParameters.model_fields},
+            **parameters,
             "model": card.name,
             "width": size[0],
             "height": size[1],
             "guidance_scale": guidance_scale,
             "guidance_rows": card.guidance_rows,
-            "num_inference_steps": resolve_steps(request.num_inference_steps, scheduler, card),
+            "num_inference_steps": steps,
             "scheduler": scheduler,
-            "seed": resolve_seed(request.seed, request.num_images),
-            "image_prompts": self._image_prompts(),
+            "seed": seed,
+            "image_prompts": image_prompts,
         }
 
     def _strength(self, default: float) -> dict[str, Any]:
@@ -233,7 +243,7 @@ class SpecBuilder:
         for index, control in enumerate(self.request.controls):
             fitted = first if index == 0 else None
             if control.image is not None and fitted is None:
-                with self.reader.open(f"controls.{index}.image") as image:
+                with self.reader.open(f"controls.{index}.image", control.image) as image:
                     fitted = image.fit(*(image.size if image.size == image_size else size), resize)
             blob = self.reader.add_blob(fitted) if fitted is not None else None
             weight = control.model_dump(include=set(ControlWeight.model_fields))
@@ -243,7 +253,7 @@ class SpecBuilder:
     def _image_prompts(self) -> tuple[ImagePrompt, ...]:
         prompts = []
         for index, prompt in enumerate(self.request.image_prompts):
-            with self.reader.open(f"image_prompts.{index}.image") as image:
+            with self.reader.open(f"image_prompts.{index}.image", prompt.image) as image:
                 scale = min(1.0, MAX_PROMPT_SIDE / max(image.size))
                 width, height = (max(1, round(side * scale)) for side in image.size)
                 fitted = image.fit(width, height, Resize.STRETCH)
@@ -269,7 +279,7 @@ def build_control_map_spec(request: ControlMapRequest, card: ModelCard, reader: 
 
 def _fit_image(request: Img2ImgRequest | ControlMapRequest, card: ModelCard, reader: ImageReader) -> tuple[str, Size]:
     """Bring the image to the size of the result. Returns its sha256 and that size."""
-    with reader.open("image") as image:
+    with reader.open("image", request.image) as image:
         size = resolve_size(request.width, request.height, image.size, card)
         fitted = image.fit(*size, request.resize)
     return reader.add_blob(fitted), size

@@ -11,22 +11,13 @@ from fastapi import Depends, Response
 from img2img.domain.job import JobOptions, JobRecord
 from img2img.domain.model_card import ModelCard, model_name
 from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.webhook import Webhook
 from img2img.errors import ParameterError
 from img2img.redis.idempotency import IdempotencyKey
+from img2img.redis.job_queue import JobQueue
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import (
-    CallerDep,
-    DecodersDep,
-    EtaDep,
-    ModelsDep,
-    QueueDep,
-    RateLimiterDep,
-    SettingsDep,
-    StoreDep,
-    TracerDep,
-)
-from ..schemas.image_references import fetch_reference
+from ..dependencies import CallerDep, ServicesDep
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..schemas.responses import DryRunResult, Job
 from ..webhooks.ssrf_guard import check_webhook
@@ -53,15 +44,8 @@ class SubmittedJob:
 class JobSubmitter:
     """Submits requests of one caller. All routes that create jobs use it."""
 
-    settings: SettingsDep
+    services: ServicesDep
     caller: CallerDep
-    queue: QueueDep
-    rate_limiter: RateLimiterDep
-    store: StoreDep
-    models: ModelsDep
-    decoders: DecodersDep
-    eta: EtaDep
-    tracer: TracerDep
 
     async def submit(self, request: Request, idempotency_key: str | None = None) -> SubmittedJob:
         """Queue a job.
@@ -76,18 +60,18 @@ class JobSubmitter:
         if idempotency_key:
             fingerprint = await run_sync(request.fingerprint)
             key = IdempotencyKey(idempotency_key, fingerprint, options.owner)
-            earlier = await run_sync(self.queue.find_by_idempotency_key, key)
+            earlier = await run_sync(self._visible_queue().find_by_idempotency_key, key)
             if earlier:
                 return SubmittedJob(earlier, is_new=False, headers={})
-        await run_sync(self.queue.check_limits, options.owner)
-        spec, blobs = await run_sync(self._build_spec, request, limiter=self.decoders.limiter)
+        await run_sync(self.services.queue.check_limits, options.owner)
+        spec, blobs = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
         return await run_sync(self._enqueue, spec, blobs, options, key)
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises what `submit` raises, except for limits."""
-        spec, _ = await run_sync(self._build_spec, request, limiter=self.decoders.limiter)
+        spec, _ = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
         options = self._options(request)
-        estimate = await run_sync(self.eta.estimate_next, spec, options)
+        estimate = await run_sync(self.services.eta.estimate_next, spec, options)
         return DryRunResult(
             request=spec,
             priority=options.priority,
@@ -102,18 +86,22 @@ class JobSubmitter:
         response.headers["Location"] = f"/jobs/{submitted.record.id}"
         if not submitted.is_new:
             response.headers["Idempotency-Replayed"] = "true"
-        return Job.from_record(submitted.record, *await run_sync(self.eta.estimate, [submitted.record]))
+        return Job.from_record(submitted.record, *await run_sync(self.services.eta.estimate, [submitted.record]))
 
     def model_card(self, model: str | None) -> ModelCard:
         """Return the card of the named model, or of the default model. Raises ParameterError or Unavailable."""
-        return resolve_model(model, model_name(self.settings.model), self.models.known())
+        return resolve_model(model, model_name(self.services.settings.model), self.services.models)
+
+    def _visible_queue(self) -> JobQueue:
+        """Return the queue, limited to the jobs and input images that the caller may see."""
+        return self.services.queue.visible_to(self.caller.visible_owner)
 
     def _options(self, request: Request) -> JobOptions:
         options = JobOptions(
-            result_ttl_s=self.settings.result_ttl,
+            result_ttl_s=self.services.settings.result_ttl,
             deadline_s=request.deadline_s,
             owner=self.caller.owner,
-            traceparent=self.tracer.traceparent(),
+            traceparent=self.services.tracer.traceparent(),
         )
         if isinstance(request, ControlMapRequest):
             return options
@@ -121,45 +109,35 @@ class JobSubmitter:
 
     def _build_spec(self, request: Request) -> tuple[JobSpec, Mapping[str, bytes]]:
         """Return the spec of the request, and the blobs that it refers to by their sha256."""
+        services = self.services
         card = self.model_card(request.model)
+        reader = ImageReader(services.decoders, services.store, self._visible_queue, services.settings.result_ttl)
         if isinstance(request, ControlMapRequest):
-            reader = self._reader(request)
             return build_control_map_spec(request, card, reader), reader.blobs
-        self._check_webhook(request)
+        if request.webhook is not None:
+            self._check_webhook(request.webhook)
         task = choose_task(request)
         check_model(request, task, card)
-        reader = self._reader(request)
-        return SpecBuilder(request, card, reader, self.settings.max_pixels).build(task), reader.blobs
+        return SpecBuilder(request, card, reader, services.settings.max_pixels).build(task), reader.blobs
 
-    def _check_webhook(self, request: Img2ImgRequest) -> None:
-        if request.webhook is None:
-            return
-        if not self.settings.webhook_secrets:
+    def _check_webhook(self, webhook: Webhook) -> None:
+        settings = self.services.settings
+        if not settings.webhook_secrets:
             message = "This service sends no webhooks: its operator has to set IMG2IMG_WEBHOOK_SECRET"
             raise ParameterError("webhook", message)
-        check_webhook(request.webhook, allow_private=self.settings.webhook_allow_private)
-
-    def _reader(self, request: Request) -> ImageReader:
-        """Return a reader of the request's images, with references replaced by the images."""
-        keep_s = self.settings.result_ttl
-        images = {
-            name: image if isinstance(image, bytes) else fetch_reference(name, image, self.queue, self.store, keep_s)
-            for name, image in request.images().items()
-        }
-        return ImageReader(images, self.decoders)
+        check_webhook(webhook, allow_private=settings.webhook_allow_private)
 
     def _enqueue(
         self, spec: JobSpec, blobs: Mapping[str, bytes], options: JobOptions, key: IdempotencyKey | None
     ) -> SubmittedJob:
         """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
-        headers = self.rate_limiter.spend(options.owner, spec.cost)
-        self.queue.input_images.retain(map(input_key, blobs), options.result_ttl_s, options.owner)
-        for digest, png in blobs.items():
-            self.store.put(input_key(digest), png)
-        if key is None:
-            record, is_new = self.queue.submit(spec, options), True
-        else:
-            record, is_new = self.queue.submit_idempotent(key, spec, options)
+        queue, store = self.services.queue, self.services.store
+        keys = {digest: input_key(digest) for digest in spec.inputs}
+        headers = self.services.rate_limiter.spend(options.owner, spec.cost)
+        queue.input_images.retain(keys.values(), options.result_ttl_s, options.owner)
+        for digest, blob_key in keys.items():
+            store.put(blob_key, blobs[digest])
+        record, is_new = queue.submit_idempotent(key, spec, options) if key else (queue.submit(spec, options), True)
         if is_new:
             message = "queued: %s of %s, priority %s"
             log.info(message, spec.task, spec.model, record.priority, extra=job_extra(record.id))
