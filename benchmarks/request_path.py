@@ -26,7 +26,7 @@ import httpx
 from PIL import Image
 from redis import Redis
 
-from benchmarks.front_end import CARD
+from benchmarks.api_server import CARD
 from img2img.app import main as main_module
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port

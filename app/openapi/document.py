@@ -53,6 +53,7 @@ def _build(app: FastAPI, keys_required: bool) -> dict[str, Any]:
     schemas |= {_form_name(request): _form_schema(request, schemas[request.__name__]) for request in REQUESTS}
     _add_security(document, keys_required)
     _remove_null(document)
+    _rename_item_schemas(document)
     accepted = document["paths"]["/img2img"]["post"]["responses"]["202"]
     accepted["content"]["application/json"]["schema"] = ref("Job")
     return document
@@ -66,6 +67,19 @@ def _remove_default_validation_errors(document: dict[str, Any]) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _rename_item_schemas(document: dict[str, Any]) -> None:
+    """Rename `itemSchema` of event streams to an extension.
+
+    It is part of OpenAPI 3.2, and validators of 3.1 such as openapi-generator reject the document with it.
+    """
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for response in operation["responses"].values():
+                for content in response.get("content", {}).values():
+                    if "itemSchema" in content:
+                        content["x-item-schema"] = content.pop("itemSchema")
 
 
 def _model_schemas() -> dict[str, Any]:

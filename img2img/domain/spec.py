@@ -130,7 +130,7 @@ class GenerationSpec(GenerationParameters, BaseSpec):
 class StrengthSpec(GenerationSpec):
     """A job that adds noise to an image up to a strength and denoises it."""
 
-    # Blob: an upright RGB PNG, of width x height pixels unless the class defines it otherwise. None: see `without_inputs`.
+    # Blob: an upright RGB PNG, of width x height pixels in most classes. None: see `without_inputs`.
     image: Sha256 | None
     prompt: str
     strength: Strength

@@ -138,7 +138,7 @@ def test_stream_events_are_documented_by_name(document: dict[str, Any]) -> None:
     assert {"QueuedEvent", "ProgressEvent", "PreviewEvent", "GoneEvent", "Job"} <= schemas.keys()
     content = document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
     assert list(content) == ["text/event-stream"]
-    item = content["text/event-stream"]["itemSchema"]
+    item = content["text/event-stream"]["x-item-schema"]
     assert item["discriminator"]["propertyName"] == "event"
     mapping = item["discriminator"]["mapping"]
     assert {ref["$ref"] for ref in item["oneOf"]} == set(mapping.values())

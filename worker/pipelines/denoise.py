@@ -1,4 +1,4 @@
-"""Engine task of one image: runs the stock pipeline of the job's task with the arguments of its spec."""
+"""Engine tasks for job specs: the stock pipeline of the task and its arguments, for one result image each."""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -30,11 +30,11 @@ from .parameters import call_parameters, optional_arguments
 def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> TaskFunction:
     """Return the function that computes one result image: a (1, 3, height, width) tensor in [0, 1]."""
     if isinstance(spec, ControlMapSpec):
-        return lambda _engine_task: control_maps(model, spec, inputs)[0]
+        return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
-        return lambda _engine_task: encode_decode(model, inputs.image)
-    prompt_kwargs = model.adapters.image_prompt_kwargs(spec, inputs)
-    return lambda engine_task: denoise(model, spec, inputs, spec.image_seed(index), engine_task, prompt_kwargs)
+        return lambda _ticket: encode_decode(model, inputs.image)
+    image_prompts = model.adapters.image_prompt_kwargs(spec, inputs)
+    return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, image_prompts)
 
 
 def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
@@ -64,17 +64,12 @@ def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tens
 
 
 def denoise(
-    model: Model,
-    spec: DenoisingSpec,
-    inputs: Inputs,
-    seed: int,
-    engine_task: EngineTask,
-    image_prompt_kwargs: Mapping[str, Any],
+    model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int, ticket: EngineTask, image_prompts: Mapping[str, Any]
 ) -> torch.Tensor:
-    """Run the stock pipeline of the task with its own scheduler and a CPU generator of this seed.
+    """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`.
 
     Args:
-        image_prompt_kwargs: Arguments for the image prompts.
+        image_prompts: Pipeline arguments for the image prompts.
     """
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
@@ -82,27 +77,28 @@ def denoise(
     model.adapters.activate(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
 
-    def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        engine_task.latents = kwargs.get("latents")
+    def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        ticket.latents = kwargs.get("latents")
         # A second-order scheduler calls back twice per step.
-        engine_task.step = min(-(-(i + 1) // order), spec.steps_run)
+        ticket.step = min(-(-(i + 1) // order), spec.steps_run)
         return {}
 
     if inputs.noise is not None:
         _start_from(inputs.noise, pipeline)
     takes = call_parameters(pipeline)
-    modern = "callback_on_step_end" in takes
+    # Older pipelines take `callback`.
+    has_step_end = "callback_on_step_end" in takes
     images: torch.Tensor = pipeline(
         num_inference_steps=spec.num_inference_steps,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
-        **({"callback_on_step_end": note_step} if modern else {"callback": step_callback(spec, engine_task)}),
+        **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, ticket)}),
         **_arguments(model, pipeline, spec, inputs, takes),
         **optional_arguments(spec, takes),
-        **image_prompt_kwargs,
+        **image_prompts,
     ).images
-    # A schedule that starts midway may have one step less.
-    engine_task.step = spec.steps_run
+    # A schedule with `denoising_start` can have one step less.
+    ticket.step = spec.steps_run
     return images
 
 
@@ -148,15 +144,15 @@ def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Contai
 
 
 def _start_from(noise: torch.Tensor, pipeline: DiffusionPipeline) -> None:
-    """Replace the initial noise that the pipeline draws. Its scheduler belongs to this image alone."""
+    """Make the scheduler of a job's pipeline object add `noise` instead of the noise that the pipeline samples."""
     add_noise = pipeline.scheduler.add_noise
 
-    def add_this(latents: torch.Tensor, drawn: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        assert drawn.shape == noise.shape
-        noised: torch.Tensor = add_noise(latents, noise.to(drawn), timesteps)
+    def add_given_noise(latents: torch.Tensor, sampled: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        assert sampled.shape == noise.shape
+        noised: torch.Tensor = add_noise(latents, noise.to(sampled), timesteps)
         return noised
 
-    pipeline.scheduler.add_noise = add_this
+    pipeline.scheduler.add_noise = add_given_noise
 
 
 def _strength_that_steps(spec: StrengthSpec) -> float:

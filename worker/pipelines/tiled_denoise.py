@@ -1,4 +1,4 @@
-"""Engine tasks for one result image: a single one, or one per tile of an upscaled image."""
+"""Engine tasks for result images: one per image, or one per tile of an upscaled image."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from ..images.tiled_image import TiledImage
 from .denoise import denoise, encode_decode, make_task_function
 from .model import Model
 
-# Computes a tile: (inputs, seed, task) -> (1, 3, height, width) in [0, 1].
+# (inputs of a tile, seed, engine task) -> image of the tile.
 MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]
 
 
@@ -28,32 +28,36 @@ def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int)
     make = partial(upscaler.upscale, spec) if upscaler else partial(_img2img, model, spec)
     scale = upscaler.latent_scale if upscaler else model.latent_scale
     channels = (upscaler or model).vae.config.latent_channels
-    seeds, noise = _draw_noise(tiled, spec.image_seed(index), channels, scale)
+    seeds, noise = _seeds_and_noise(tiled, spec.image_seed(index), channels, scale)
     return [partial(_tile, tiled, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
 
 
 def _tile(
-    tiled: TiledImage, number: int, make: MakeTile, seed: int, noise: torch.Tensor | None, task: EngineTask
+    enlarged: TiledImage, number: int, make: MakeTile, seed: int, noise: torch.Tensor | None, ticket: EngineTask
 ) -> Pixels:
-    """Return a tile as bytes: a result may have a hundred tiles, which are kept until the last one is done."""
-    return to_pixels(make(Inputs(to_tensor(tiled.tile(number)), noise=noise), seed, task))
+    """Compute one tile. Returns bytes instead of floats, because a result can have hundreds of tiles in memory."""
+    return to_pixels(make(Inputs(to_tensor(enlarged.tile(number)), noise=noise), seed, ticket))
 
 
-def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, task: EngineTask) -> torch.Tensor:
+def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
     if spec.steps_run == 0:
         return encode_decode(model, inputs.image)
-    return denoise(model, spec, inputs, seed, task, {})
+    return denoise(model, spec, inputs, seed, ticket, {})
 
 
-def _draw_noise(
-    tiled: TiledImage, seed: int, channels: int, scale: int
+def _seeds_and_noise(
+    enlarged: TiledImage, seed: int, channels: int, scale: int
 ) -> tuple[list[int], list[torch.Tensor] | list[None]]:
-    """Return a seed and the initial noise of each tile. A single tile has the image's seed and draws its noise itself.
+    """Return a seed and the initial noise for each tile; a single tile uses `seed` and samples its noise itself.
 
-    The noise is drawn for the whole canvas: tiles have equal noise where they overlap, and so similar details.
-    Different details would be blurred where tiles are blended.
+    Noise is sampled for the whole canvas, so tiles share it where they overlap and generate similar details there.
+    Different details would be blurred by blending.
+
+    Args:
+        channels: latent channels.
+        scale: pixels along a side of a latent.
     """
-    grid = tiled.grid
+    grid = enlarged.grid
     if len(grid) == 1:
         return [seed], [None]
     generator = torch.Generator("cpu").manual_seed(seed)
