@@ -23,7 +23,8 @@ from benchmarks.api_server import CARD
 from benchmarks.queue_memory import Filler
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
-from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.blob_keys import input_key
+from img2img.domain.spec import JobSpec
 from img2img.redis.job_queue import JobQueue
 from img2img.settings import embedded_redis_socket
 from img2img.worker.engine.timeline import Timeline

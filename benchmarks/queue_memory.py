@@ -24,8 +24,9 @@ from redis import Redis
 from benchmarks.api_server import SPEC
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
+from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobOptions, Priority
-from img2img.domain.spec import Img2ImgSpec, input_key
+from img2img.domain.spec import Img2ImgSpec
 from img2img.redis import scripts
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import JOBS

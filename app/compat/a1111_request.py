@@ -12,7 +12,8 @@ from img2img.domain.parameters import MAX_CLIP_SKIP, MAX_IMAGES, MAX_SEED, Resiz
 from img2img.errors import ParameterError
 
 from ..imaging.sandbox_pool import DecoderPool
-from ..schemas.requests import Img2ImgRequest, parse_image
+from ..schemas.request_fields import parse_image
+from ..schemas.requests import Img2ImgRequest
 from .mask_conversion import convert_mask
 from .validation import validated
 

@@ -7,8 +7,8 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
+from img2img.domain.blob_keys import result_key
 from img2img.domain.job import JobRecord, JobStatus
-from img2img.domain.spec import result_key
 from img2img.errors import Gone
 
 from ..dependencies import DecodersDep, JobChangesDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep

@@ -35,7 +35,8 @@ from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import DecoderPool
 from ..progress.image_formats import convert_image
 from ..schemas.problems import FieldProblem
-from ..schemas.requests import ALPHA, Img2ImgRequest, parse_json_field
+from ..schemas.request_fields import ALPHA, parse_json_field
+from ..schemas.requests import Img2ImgRequest
 from ..schemas.responses import ImageFormat
 from ..submission.spec_builder import error_field
 from .blocking_jobs import DISCONNECT_POLL_S, BlockingJobs, BlockingJobsDep

@@ -17,7 +17,8 @@ from img2img.errors import ParameterError, RequestError
 from ..dependencies import SettingsDep
 from ..http.errors import UnsupportedMedia
 from ..schemas.image_references import parse_reference
-from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest, parse_json_field
+from ..schemas.request_fields import parse_json_field
+from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
 from ..settings import ApiSettings
 
 # More than a request has fields, so that unknown fields are reported by name.

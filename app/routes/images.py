@@ -5,7 +5,7 @@ from hashlib import sha256
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
-from img2img.domain.spec import upload_key
+from img2img.domain.blob_keys import upload_key
 
 from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
 from ..imaging.sandbox_pool import DecoderPool

@@ -6,8 +6,8 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 
+from img2img.domain.blob_keys import result_keys
 from img2img.domain.job import JobStatus
-from img2img.domain.spec import result_keys
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_store import Cursor
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
+from img2img.domain.blob_keys import result_key
 from img2img.domain.job import ImageInfo, JobRecord, JobStatus
-from img2img.domain.spec import result_key
 from img2img.errors import Gone, NotFound
 
 from ..dependencies import DecodersDep, QueueDep, SettingsDep, StoreDep

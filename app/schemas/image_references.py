@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from img2img.domain.blob_keys import input_key, result_key, upload_key
 from img2img.domain.job import JobStatus
-from img2img.domain.spec import input_key, result_key, upload_key
 from img2img.errors import Gone, NotFound, ParameterError
 
 # The command line parses references without importing the Redis client.

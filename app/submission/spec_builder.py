@@ -21,7 +21,8 @@ from ..http.errors import ImageError, UnsupportedMedia
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import DecoderPool, SandboxedImage
 from ..schemas.image_references import ImageReference, fetch_reference
-from ..schemas.requests import ALPHA, ControlMapRequest, Img2ImgRequest
+from ..schemas.request_fields import ALPHA
+from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from .defaults import resolve_scheduler, resolve_seed, resolve_size, resolve_steps
 from .geometry import Box, expand_box, margin_boxes, union, working_size
 from .task_selection import check_resolved

@@ -8,9 +8,10 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import Depends, Response
 
+from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobOptions, JobRecord
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Webhook
 from img2img.errors import ParameterError
 from img2img.redis.idempotency import IdempotencyKey
@@ -132,8 +133,9 @@ class JobSubmitter:
     ) -> SubmittedJob:
         """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
         queue, store = self.services.queue, self.services.store
-        keys = dict(zip(spec.inputs, map(input_key, spec.inputs), strict=True))
-        headers = self.services.rate_limiter.spend(options.owner, spec.cost)
+        digests, cost = spec.inputs, spec.cost
+        keys = dict(zip(digests, map(input_key, digests), strict=True))
+        headers = self.services.rate_limiter.spend(options.owner, cost)
         queue.input_images.retain(keys.values(), options.result_ttl_s, options.owner)
         for digest, blob_key in keys.items():
             store.put(blob_key, blobs[digest])

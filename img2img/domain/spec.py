@@ -1,7 +1,6 @@
 """JobSpec: the resolved parameters of a job, one class per task. Images are referred to by the sha256 of a blob."""
 
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -299,31 +298,3 @@ def _without_hash(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_without_hash("", item) for item in value)
     return _without_hashes(value) if isinstance(value, BaseModel) else value
-
-
-def input_key(sha256: str) -> str:
-    """Return the key of a job's input blob: an image as the model sees it."""
-    return f"inputs/{sha256}.png"
-
-
-def upload_key(sha256: str) -> str:
-    """Return the key of an image as the client sent it, before a job uses it."""
-    return f"uploads/{sha256}"
-
-
-def without_input_keys(text: str) -> str:
-    """Return the text without the hashes in the keys of input blobs."""
-    return _INPUT_KEY.sub(r"\1/...", text)
-
-
-_INPUT_KEY = re.compile(r"\b(inputs|uploads)/[0-9a-f]{64}")
-
-
-def result_key(job_id: str, index: int) -> str:
-    """Return the key of a job's result image; the first writer wins."""
-    return f"results/{job_id}/{index}.png"
-
-
-def result_keys(job_id: str) -> list[str]:
-    """Return the keys of all results that a job can have."""
-    return [result_key(job_id, index) for index in range(MAX_IMAGES)]

@@ -10,8 +10,9 @@ from uuid import uuid4
 
 from redis import Redis
 
+from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
-from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.spec import JobSpec
 from img2img.errors import Deleted, QueueFull
 from img2img.redis import job_record, scripts
 from img2img.redis.decode import decode

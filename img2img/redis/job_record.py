@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobRecord
-from img2img.domain.spec import input_key, parse_spec
+from img2img.domain.spec import parse_spec
 from img2img.redis.decode import decode
 
 # The type of a field of a Redis hash.

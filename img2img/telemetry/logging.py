@@ -21,7 +21,7 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 from redis.exceptions import RedisError
 
-from img2img.domain.spec import without_input_keys
+from img2img.domain.blob_keys import without_input_keys
 
 LogFormat = Literal["text", "json"]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]

@@ -20,7 +20,7 @@ from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
-from img2img.domain.spec import result_key
+from img2img.domain.blob_keys import result_key
 from img2img.redis import keys
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.keys import API_KEYS, EXPIRING_JOBS, INPUT_IMAGES

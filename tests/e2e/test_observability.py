@@ -23,8 +23,8 @@ from redis import Redis
 from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
+from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobStatus
-from img2img.domain.spec import input_key
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from tests.support.images import encoded, gradient

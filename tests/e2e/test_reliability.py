@@ -13,9 +13,9 @@ from rq import Callback
 from rq.job import Job
 from rq.serializers import JSONSerializer, PickleSerializer
 
+from img2img.domain.blob_keys import result_key
 from img2img.domain.job import JobStatus
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
-from img2img.domain.spec import result_key
 from tests.support.processes import Service, wait_for
 
 LONG = 150  # steps

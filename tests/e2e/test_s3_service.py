@@ -14,7 +14,7 @@ from redis import Redis
 
 from img2img.blobs import ObjectStore
 from img2img.client import Client
-from img2img.domain.spec import input_key, result_key
+from img2img.domain.blob_keys import input_key, result_key
 from img2img.redis.keys import EXPIRING_JOBS, INPUT_IMAGES
 from img2img.settings import embedded_redis_socket
 from tests.support.buckets import Bucket, s3_server

@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 
 from img2img.blobs import ObjectStore
+from img2img.domain.blob_keys import input_key
 from img2img.domain.parameters import Task
-from img2img.domain.spec import input_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient

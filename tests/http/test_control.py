@@ -11,9 +11,10 @@ from PIL import Image
 from redis import Redis
 
 from img2img.blobs import ObjectStore
+from img2img.domain.blob_keys import input_key
 from img2img.domain.conditioning import ControlType
 from img2img.domain.parameters import Task
-from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.spec import JobSpec
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.model_cards import CARD

@@ -12,7 +12,7 @@ from PIL import Image
 from redis import Redis
 
 from img2img.blobs import ObjectStore
-from img2img.domain.spec import upload_key
+from img2img.domain.blob_keys import upload_key
 from img2img.redis.keys import INPUT_IMAGES
 from img2img.worker.queue.retention import Retention
 from tests.support.images import encoded, gradient

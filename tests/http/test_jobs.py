@@ -11,8 +11,8 @@ import pytest
 from redis import Redis
 
 from img2img.blobs import ObjectStore
+from img2img.domain.blob_keys import result_key
 from img2img.domain.job import JobFailure
-from img2img.domain.spec import result_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import Progress
 from img2img.redis.model_registry import ModelRegistry

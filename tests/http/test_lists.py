@@ -13,8 +13,8 @@ from redis import Redis
 
 from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
+from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobOptions
-from img2img.domain.spec import input_key, result_key
 from img2img.errors import Unavailable
 from img2img.redis.job_queue import LATE_IMAGES_S, JobQueue
 from img2img.redis.keys import GONE_JOB, INPUT_IMAGE_DELETION, INPUT_IMAGE_USES, INPUT_IMAGES

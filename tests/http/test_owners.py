@@ -11,8 +11,8 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
+from img2img.domain.blob_keys import input_key, upload_key
 from img2img.domain.job import JobOptions
-from img2img.domain.spec import input_key, upload_key
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import INPUT_IMAGES

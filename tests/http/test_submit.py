@@ -11,8 +11,8 @@ from PIL import Image
 from redis import Redis
 
 from img2img.blobs import ObjectStore
+from img2img.domain.blob_keys import input_key
 from img2img.domain.parameters import MAX_SEED, Scheduler
-from img2img.domain.spec import input_key
 from img2img.redis.job_queue import JobQueue
 from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem

@@ -11,8 +11,9 @@ import pytest
 from rq.command import PUBSUB_CHANNEL_TEMPLATE, parse_payload
 from rq.job import Job
 
+from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobStatus
-from img2img.domain.spec import JobSpec, input_key, result_key
+from img2img.domain.spec import JobSpec
 from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.worker.engine.timeline import Timeline

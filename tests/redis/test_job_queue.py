@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 from redis import Redis
 
+from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobOptions
-from img2img.domain.spec import input_key
 from img2img.errors import IdempotencyKeyReused, QueueFull, TooManyQueued
 from img2img.redis import keys
 from img2img.redis.idempotency import IdempotencyKey

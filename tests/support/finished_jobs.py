@@ -4,8 +4,8 @@ from hashlib import sha256
 from uuid import uuid4
 
 from img2img.blobs import ObjectStore
+from img2img.domain.blob_keys import result_key
 from img2img.domain.job import ImageInfo
-from img2img.domain.spec import result_key
 from img2img.redis.job_queue import JobQueue
 from tests.support.images import encoded, gradient
 

@@ -20,8 +20,8 @@ from redis import Redis
 
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.blobs import ObjectStore
+from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobRecord, JobStatus
-from img2img.domain.spec import input_key, result_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.rq_adapter import rq_queue

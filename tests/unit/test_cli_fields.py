@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from img2img.app.cli import submit
 from img2img.app.cli.errors import WrongUsage
 from img2img.app.cli.fields import option_values, with_model_options
-from img2img.app.schemas.requests import ImageOrReference, Img2ImgRequest
+from img2img.app.schemas.request_fields import ImageOrReference
+from img2img.app.schemas.requests import Img2ImgRequest
 
 
 class Kind(StrEnum):

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobRecord, JobStatus
-from img2img.domain.spec import input_key, result_key
 from img2img.errors import Cancelled, JobError
 from img2img.worker.engine.timeline import Timeline
 from img2img.worker.errors import DeviceLost

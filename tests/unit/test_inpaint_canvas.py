@@ -33,7 +33,7 @@ def boxes_on_canvases(draw: st.DrawFn) -> tuple[tuple[int, int, int, int], tuple
 
 
 @given(boxes_on_canvases(), st.integers(0, 500))
-def test_a_expand_box_box_holds_the_box_and_lies_on_the_canvas(
+def test_expand_box_holds_the_box_and_stays_on_the_canvas(
     placed: tuple[tuple[int, int, int, int], tuple[int, int]], padding: int
 ) -> None:
     box, canvas = placed

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from pydantic import BaseModel
 
-from img2img.domain.spec import input_key, upload_key
+from img2img.domain.blob_keys import input_key, upload_key
 from img2img.telemetry.logging import job_context, job_extra, make_handler
 
 FORGED = "no\n2026-01-01 ERROR root: job 1: forged\r\x1b[31m\u2028\x85"

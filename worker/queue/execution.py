@@ -15,8 +15,8 @@ from rq.executions import Execution
 from rq.job import Job
 
 from img2img.blobs import BlobStore
+from img2img.domain.blob_keys import input_key, result_key, without_input_keys
 from img2img.domain.job import ImageInfo, JobRecord
-from img2img.domain.spec import input_key, result_key, without_input_keys
 from img2img.errors import JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.telemetry.logging import job_context

@@ -7,7 +7,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import BlobStore
-from img2img.domain.spec import result_keys
+from img2img.domain.blob_keys import result_keys
 from img2img.errors import Expired
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.webhook_outbox import WebhookOutbox

@@ -12,10 +12,10 @@ from uuid import uuid4
 from redis import Redis
 
 from img2img.blobs import ObjectStore
+from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import ImageInfo
 from img2img.domain.model_card import ModelCard, model_name, size_buckets
 from img2img.domain.parameters import Scheduler
-from img2img.domain.spec import input_key, result_key
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import SharedSettings

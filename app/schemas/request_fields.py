@@ -1,0 +1,106 @@
+"""Types of request fields: images, masks, webhooks and fields that forms send as JSON text."""
+
+import base64
+import binascii
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, PlainValidator, WithJsonSchema
+from pydantic_core import from_json
+
+from img2img.errors import ParameterError
+
+from .image_references import ImageReference, parse_reference
+
+# Value of `mask`: the transparency of the image is the mask.
+ALPHA: Literal["alpha"] = "alpha"
+# Values in one structured field of a form. More would cost time and memory to parse.
+MAX_FORM_VALUES = 200
+
+
+def parse_image(value: object) -> bytes:
+    """Return the bytes of an image: as they are from a form, from base64 or a data: URI in JSON."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("Input should be an image in base64 or as a data: URI")
+    if value[:5].lower() == "data:":
+        header, _, value = value.partition(",")
+        if not header.lower().endswith(";base64"):
+            raise ValueError("A data: URI should have the form data:image/png;base64,...")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"Input should be valid base64: {error}") from None
+
+
+ImageBytes = Annotated[
+    bytes,
+    PlainValidator(parse_image),
+    WithJsonSchema({"type": "string", "description": "The image (PNG, JPEG or WebP) as base64 or a data: URI."}),
+]
+
+
+def parse_image_or_reference(value: object) -> bytes | ImageReference:
+    """Return the bytes of an image, or a reference to a stored one."""
+    reference = parse_reference(value) if isinstance(value, str) else None
+    return reference or parse_image(value)
+
+
+ImageOrReference = Annotated[
+    bytes | ImageReference,
+    PlainValidator(parse_image_or_reference),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "An image (PNG, JPEG or WebP) as base64 or a data: URI; or the `sha256` of an image sent to "
+            "`POST /images`; or the path of a result, `/jobs/{id}/images/0`.",
+        }
+    ),
+]
+
+
+def parse_mask(value: object) -> bytes | ImageReference | Literal["alpha"]:
+    """Return the bytes of a mask, a reference to a stored one, or `alpha`."""
+    return "alpha" if value == ALPHA else parse_image_or_reference(value)
+
+
+MaskOrReference = Annotated[
+    bytes | ImageReference | Literal["alpha"],
+    PlainValidator(parse_mask),
+    WithJsonSchema({"type": "string", "description": "An image in one of the forms of `image`, or `alpha`."}),
+]
+
+
+def parse_json_field(name: str, text: str | bytes) -> Any:
+    """Return the value of a field that a form sends as JSON text. Raises ParameterError."""
+    if text.count("[") + text.count("{") + text.count(",") > MAX_FORM_VALUES:  # type: ignore[arg-type]
+        raise ParameterError(name, "Input has more values than any request")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ParameterError(name, f"In a form, this field is JSON text: {error}", got=text) from None
+
+
+def webhook_fields(value: object) -> object:
+    """Return the fields of a webhook that was sent as text: a JSON object, as forms send it, or a URL."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("{"):
+        return {"url": value}
+    try:
+        return from_json(value)
+    except ValueError as error:
+        raise ValueError(f"Input should be a URL or a JSON object: {error}") from None
+
+
+def check_upscale_factor(value: int) -> int:
+    """Raise ValueError unless the factor is 2 or 4. A Literal would not accept the text that a form sends."""
+    if value not in (2, 4):
+        raise ValueError("Input should be 2 or 4")
+    return value
+
+
+UpscaleFactor = Annotated[
+    int, AfterValidator(check_upscale_factor), WithJsonSchema({"type": "integer", "enum": [2, 4]})
+]

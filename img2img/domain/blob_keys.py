@@ -1,0 +1,33 @@
+"""Keys of images in the blob store."""
+
+import re
+
+from img2img.domain.parameters import MAX_IMAGES
+
+
+def input_key(sha256: str) -> str:
+    """Return the key of a job's input blob: an image as the model sees it."""
+    return f"inputs/{sha256}.png"
+
+
+def upload_key(sha256: str) -> str:
+    """Return the key of an image as the client sent it, before a job uses it."""
+    return f"uploads/{sha256}"
+
+
+def without_input_keys(text: str) -> str:
+    """Return the text without the hashes in the keys of input blobs."""
+    return _INPUT_KEY.sub(r"\1/...", text)
+
+
+_INPUT_KEY = re.compile(r"\b(inputs|uploads)/[0-9a-f]{64}")
+
+
+def result_key(job_id: str, index: int) -> str:
+    """Return the key of a job's result image; the first writer wins."""
+    return f"results/{job_id}/{index}.png"
+
+
+def result_keys(job_id: str) -> list[str]:
+    """Return the keys of all results that a job can have."""
+    return [result_key(job_id, index) for index in range(MAX_IMAGES)]
