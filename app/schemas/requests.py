@@ -318,7 +318,8 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
 
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal requests, also if a later version adds fields with defaults."""
-        fields = self.model_dump(exclude_defaults=True)
+        # Images are validated by functions, so pydantic cannot check their types when it serializes them.
+        fields = self.model_dump(exclude_defaults=True, warnings=False)
         return sha256(json.dumps(fields, sort_keys=True, default=_digest).encode()).hexdigest()
 
 
