@@ -40,6 +40,14 @@ class Services:
     tracer: Tracer
 
 
+async def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
 def _service(get: Callable[[Services], object]) -> Any:
     """Return a dependency on one of the services. It is async, so FastAPI resolves it without a thread."""
 

@@ -68,7 +68,7 @@ def webhook_secret_file(data_dir: Path) -> Path:
 
 
 def describe_errors(error: ValidationError) -> str:
-    """Return what is wrong with the settings, in one line that contains no secret."""
+    """Return the errors in one line that contains no secret."""
     return "; ".join(map(_describe_error, error.errors()))
 
 

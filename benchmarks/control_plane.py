@@ -1,4 +1,4 @@
-"""What a job costs Redis and a worker beside its pictures: a real redis-server, a real BatchWorker, no model.
+"""Cost of a job in Redis and in a worker without a model: a real redis-server and a real BatchWorker.
 
 python -m benchmarks.control_plane
 """
@@ -19,7 +19,7 @@ from typing import Any
 from redis import Redis
 from rq.job import Job
 
-from benchmarks.front_end import CARD
+from benchmarks.api_server import CARD
 from benchmarks.queue_memory import Filler
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
@@ -30,11 +30,11 @@ from img2img.worker.engine.timeline import Timeline
 from img2img.worker.queue.batch_worker import BatchWorker
 from tests.support.memory_store import MemoryStore
 
-PNG = b"a picture"
+PNG = b"an image"
 
 
-class Done:
-    """A job that ended when it began."""
+class FinishedJob:
+    """A job that is finished as soon as it is started."""
 
     def __init__(self, indices: Sequence[int]) -> None:
         self.indices = indices
@@ -55,20 +55,20 @@ class Done:
         return [SimpleNamespace(index=index, png=PNG) for index in self.indices]
 
 
-class TakesNoTime:
-    """A runner without a model."""
+class NoOpRunner:
+    """A runner without a model, whose jobs take no time."""
 
     slots = 16
     cards = (CARD,)
 
-    def prepare(self, _spec: JobSpec, _pngs: Mapping[str, bytes], indices: Sequence[int]) -> Done:
-        return Done(indices)
+    def prepare(self, _spec: JobSpec, _pngs: Mapping[str, bytes], indices: Sequence[int]) -> FinishedJob:
+        return FinishedJob(indices)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2_000)
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="i2i-") as folder:
         child = ManagedProcess("redis", redis_command(Path(folder)), os.environ, stop_within_s=20)
@@ -78,27 +78,28 @@ def main() -> None:
                 if child.exit_code is not None:
                     raise SystemExit("redis-server did not start")
             with Redis.from_url(url) as redis:
-                figures = measured(redis, options.jobs)
+                results = measure(redis, options.jobs)
         finally:
             child.kill()
-    for name, figure in figures.items():
-        sys.stdout.write(f"| {name.replace('_', ' ')} | {figure:,.2f} |\n")
+    for name, value in results.items():
+        sys.stdout.write(f"| {name.replace('_', ' ')} | {value:,.2f} |\n")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def measured(redis: Redis, jobs: int) -> dict[str, float]:
-    """Per job: processor time for the submit and for all that a worker does, and bytes of Redis once it has ended."""
+def measure(redis: Redis, jobs: int) -> dict[str, float]:
+    """Return the CPU time of a submit and of a worker per job, and the memory in Redis of a finished job."""
     queue, store, filler = JobQueue(redis), MemoryStore(), Filler(redis)
     empty, idle = _memory(redis), _cpu_s(redis)
     ids = [filler.submit() for _ in range(jobs)]
     submitted = _cpu_s(redis)
     for job_id in ids:
         store.put(input_key(queue.job_store.find(job_id).spec.inputs[0]), PNG)
-    before, own = _cpu_s(redis), time.process_time()
+    before, worker_before = _cpu_s(redis), time.process_time()
     _work(redis, queue, store)
-    ended, spent = _cpu_s(redis), time.process_time() - own
-    while redis.exists(*(Job.key_for(job_id) for job_id in ids)):  # RQ keeps what is its own for a minute
+    ended, spent = _cpu_s(redis), time.process_time() - worker_before
+    # RQ keeps its job hashes for a minute.
+    while redis.exists(*(Job.key_for(job_id) for job_id in ids)):
         time.sleep(1)
     return {
         "jobs": jobs,
@@ -110,7 +111,7 @@ def measured(redis: Redis, jobs: int) -> dict[str, float]:
 
 
 def _work(redis: Redis, queue: JobQueue, store: MemoryStore) -> None:
-    """Runs a worker until no job is left."""
+    """Run a worker until no job is left."""
 
     def stop() -> None:
         while queue.job_store.active_ids():
@@ -119,7 +120,7 @@ def _work(redis: Redis, queue: JobQueue, store: MemoryStore) -> None:
 
     thread = threading.Thread(target=stop)
     thread.start()
-    BatchWorker(redis, store, TakesNoTime(), lease_s=20).serve(lambda: True)  # type: ignore[arg-type]
+    BatchWorker(redis, store, NoOpRunner(), lease_s=20).serve(lambda: True)  # type: ignore[arg-type]
     thread.join()
 
 

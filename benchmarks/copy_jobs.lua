@@ -1,4 +1,4 @@
--- Queues copies of a queued job, each with an image, an owner and a priority of its own.
+-- Queues copies of a queued job with other ids, images, owners and priorities.
 -- KEYS: RQ's hash of the job, RQ's list of waiting jobs.
 -- ARGV: number of copies, salt of their ids, creation time, id and image of the job, number of owners, model, cost,
 --   then priorities to choose from.

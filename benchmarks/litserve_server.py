@@ -1,4 +1,4 @@
-"""The peer: stock diffusers in a LitServe server with dynamic batching, written as LitServe's documentation suggests.
+"""Stock diffusers in a LitServe server with dynamic batching, as in the documentation of LitServe:
 
 https://lightning.ai/docs/litserve/features/batching
 """
@@ -14,7 +14,8 @@ from benchmarks.sides import Stock
 from benchmarks.workload import Job, can_share_a_call
 from img2img.domain.spec import Img2ImgSpec
 
-BATCH_TIMEOUT_S = 0.05  # ample for requests that arrive together, little beside the seconds that a batch takes
+# Long enough for requests that arrive together, short compared to the seconds of a batch.
+BATCH_TIMEOUT_S = 0.05
 
 
 class Img2ImgAPI(ls.LitAPI):
@@ -31,15 +32,15 @@ class Img2ImgAPI(ls.LitAPI):
         return Job(Img2ImgSpec.model_validate(request["spec"]), base64.b64decode(request["image"]))
 
     def batch(self, inputs: list[Job]) -> list[tuple[list[int], list[Job]]]:
-        """What can go into one stock call goes into one; the rest has to run one after another."""
-        return [(places, [inputs[i] for i in places]) for places in can_share_a_call(inputs).values()]
+        """Group the requests that can share a pipeline call; the groups run one after another."""
+        return [(indices, [inputs[i] for i in indices]) for indices in can_share_a_call(inputs).values()]
 
     def predict(self, x: list[tuple[list[int], list[Job]]]) -> list[tuple[list[int], list[bytes]]]:
-        return [(places, self.stock.call(jobs)) for places, jobs in x]
+        return [(indices, self.stock.call(jobs)) for indices, jobs in x]
 
     def unbatch(self, output: list[tuple[list[int], list[bytes]]]) -> list[bytes]:
-        by_place = {place: png for places, pngs in output for place, png in zip(places, pngs, strict=True)}
-        return [by_place[place] for place in sorted(by_place)]
+        by_index = {index: png for indices, pngs in output for index, png in zip(indices, pngs, strict=True)}
+        return [by_index[index] for index in sorted(by_index)]
 
     def encode_response(self, output: bytes) -> dict[str, str]:
         return {"image": base64.b64encode(output).decode()}

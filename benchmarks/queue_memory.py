@@ -1,9 +1,9 @@
-"""What a queued job costs Redis, and what a long queue does to those who use it: a real redis-server, no worker.
+"""Memory of queued jobs in Redis, and speed of a long queue: a real redis-server, no worker.
 
     python -m benchmarks.queue_memory
 
-The first jobs are queued as the front end does it, one by one; the others are copied in Redis, with the same keys.
-Each has a picture of its own; they belong to a hundred keys and are of all priorities.
+The first jobs are queued one by one as the API server does; the others are copied in Redis, with the same keys. Every
+job has another image. The jobs belong to a hundred API keys and have all priorities.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from redis import Redis
 
-from benchmarks.front_end import SPEC
+from benchmarks.api_server import SPEC
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import ManagedProcess
 from img2img.domain.job import JobOptions, Priority
@@ -37,7 +37,7 @@ OWNERS = 100
 PRIORITIES = (Priority.HIGH, Priority.NORMAL, Priority.NORMAL, Priority.NORMAL, Priority.LOW)
 ONE_BY_ONE = 1_000
 AT_A_TIME = 500
-ASKED = 200
+SAMPLES = 200
 COPY_JOBS = Path(__file__).with_name("copy_jobs.lua")
 PROMPT = "a watercolor painting of a red house by a lake at sunset, soft light, reflections on the water, distant hills"
 
@@ -47,9 +47,10 @@ Row = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
+    # SIGTERM raises, so that Redis is stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with TemporaryDirectory(prefix="i2i-") as folder:
         child = ManagedProcess("redis", redis_command(Path(folder)), os.environ, stop_within_s=20)
         url = f"unix://{embedded_redis_socket(Path(folder))}"
@@ -58,8 +59,9 @@ def main() -> None:
                 if child.exit_code is not None:
                     raise SystemExit("redis-server did not start")
             with Redis.from_url(url, socket_timeout=600) as redis:
-                redis.config_set("appendonly", "no")  # memory is what is measured here
-                rows = [_measured(redis, size) for size in sorted(options.sizes)]
+                # The append-only file does not matter for memory.
+                redis.config_set("appendonly", "no")
+                rows = [_measure(redis, size) for size in sorted(options.sizes)]
                 version = redis.info("server")["redis_version"]
         finally:
             child.kill()
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 class Filler:
-    """Makes jobs; the same ones in every run."""
+    """Creates jobs, the same ones in every run."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -85,13 +87,13 @@ class Filler:
         return JobOptions(owner=f"{self._random.randrange(OWNERS):012x}", priority=self._random.choice(PRIORITIES))
 
     def submit(self) -> str:
-        """A job, queued as the front end does it once the picture is decoded."""
+        """Queue a job as the API server does after decoding the image."""
         spec, terms = self.spec(), self.terms()
         self._queue.input_images.retain(input_key(spec.inputs[0]), keep_s=86400, owner=terms.owner)
         return self._queue.submit(spec, terms).id
 
     def fill(self, queued: int) -> None:
-        """Until so many jobs wait."""
+        """Queue jobs until `queued` jobs wait."""
         depth = self._queue.depth(SPEC.model)
         for _ in range(min(queued, ONE_BY_ONE) - depth):
             self.submit()
@@ -103,20 +105,20 @@ class Filler:
             self._copies(keys=keys, args=[*args, SPEC.model, template.spec.cost, *PRIORITIES])
 
 
-def _measured(redis: Redis, queued: int) -> Row:
-    """Fills up to `queued` jobs, and uses the queue."""
-    _say(f"filling up to {queued:,} queued jobs")
+def _measure(redis: Redis, queued: int) -> Row:
+    """Fill the queue up to `queued` jobs and measure operations on it."""
+    _log(f"filling up to {queued:,} queued jobs")
     filler, queue = Filler(redis), JobQueue(redis)
     if queued > redis.zcard(JOBS):
         filler.fill(queued)
     row: Row = {"queued": queue.depth(SPEC.model), "bytes": redis.info("memory")["used_memory"]}
-    _say("using it")
+    _log("measuring operations")
     ids = list(map(str, map(bytes.decode, redis.zrange(JOBS, 0, -1))))
-    some = Random(2).sample(ids, min(ASKED, len(ids)))
+    some = Random(2).sample(ids, min(SAMPLES, len(ids)))
     records = [queue.job_store.find(job_id) for job_id in some]
-    row |= _spread("submit", [_ms(filler.submit) for _ in range(ASKED)])
+    row |= _spread("submit", [_ms(filler.submit) for _ in range(SAMPLES)])
     row |= _spread("position", [_ms(lambda r=record: queue.job_store.fair_queue.positions([r])) for record in records])
-    row |= _spread("claim", [_ms(lambda: queue.claim(SPEC.model)) for _ in range(ASKED)])
+    row |= _spread("claim", [_ms(lambda: queue.claim(SPEC.model)) for _ in range(SAMPLES)])
     row["sweep_ms"] = _ms(lambda: Reaper(redis, lease_s=20).reap([SPEC.model]))
     return row
 
@@ -132,7 +134,7 @@ def _ms(run: Callable[[], object]) -> float:
 
 
 def _markdown(rows: list[Row], version: str) -> str:
-    lines = ["| jobs queued | Redis | a job | submit | p99 | position | p99 | claim | p99 | a worker's sweep |"]
+    lines = ["| jobs queued | Redis | per job | submit | p99 | position | p99 | claim | p99 | sweep of a worker |"]
     lines.append("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         cells = [f"{row['queued']:,.0f}", f"{row['bytes'] / 1e6:,.0f} MB", f"{row['bytes'] / row['queued']:,.0f} B"]
@@ -145,7 +147,7 @@ def _markdown(rows: list[Row], version: str) -> str:
     return "\n".join(lines)
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

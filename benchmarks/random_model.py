@@ -1,4 +1,4 @@
-"""The demo model's shape with random weights: as fast as the trained one, and made in seconds."""
+"""A model of the architecture of the demo model with random weights: equally fast, without training."""
 
 from pathlib import Path
 
@@ -11,6 +11,6 @@ from img2img.demo_model.weights_folder import write_weights
 
 
 def make_random_model(folder: Path) -> None:
-    """Writes it as a diffusers folder."""
+    """Write the model to `folder` in diffusers format."""
     torch.manual_seed(0)
     write_weights(folder, new_autoencoder(CPU.autoencoder_widths), new_denoiser(CPU.unet_widths))

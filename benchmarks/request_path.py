@@ -25,7 +25,7 @@ import httpx
 from PIL import Image
 from redis import Redis
 
-from benchmarks.front_end import CARD
+from benchmarks.api_server import CARD
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.conditioning import ControlType
@@ -42,6 +42,8 @@ CARD_WITH_CONTROL = CARD.model_copy(
         "preprocessors": (ControlType.CANNY,),
     }
 )
+# Runs when any job changes, beside the requests.
+BACKGROUND = f"{ROOT}/img2img/redis/notifications.py"
 SIZE = (640, 480)
 LUA = "lua:"
 BEGIN, END = "request_path:begin", "request_path:end"
@@ -56,7 +58,8 @@ class Trace:
 
     def __call__(self, frame: FrameType, event: str, _arg: Any) -> None:
         """Record a call. A profile function as `sys.setprofile` takes it."""
-        if self.enabled and event == "call" and frame.f_code.co_filename.startswith(PACKAGES):
+        file = frame.f_code.co_filename
+        if self.enabled and event == "call" and file.startswith(PACKAGES) and file != BACKGROUND:
             self.functions.setdefault(frame.f_code, threading.get_ident())
 
     @property

@@ -1,4 +1,4 @@
-"""The sides that are compared: each takes jobs as PNGs and gives PNGs back."""
+"""The sides of the throughput benchmark: each takes jobs with PNGs and returns PNGs."""
 
 import base64
 import os
@@ -30,12 +30,12 @@ from img2img.worker.runner import JobRunner
 
 
 class Stock:
-    """The stock pipeline, called directly."""
+    """The stock diffusers pipeline, called directly."""
 
     def __init__(self, folder: str) -> None:
         self._pipeline = AutoPipelineForImage2Image.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
         self._pipeline.set_progress_bar_config(disable=True)
-        self._own_scheduler = self._pipeline.scheduler
+        self._scheduler = self._pipeline.scheduler
         modules = {name: self._pipeline.components[name] for name in ("unet", "vae", "text_encoder")}
         self.parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
 
@@ -43,10 +43,10 @@ class Stock:
         return [self.call([job])[0] for job in jobs]
 
     def call(self, jobs: Sequence[Job]) -> list[bytes]:
-        """One call for jobs in which at most picture, prompt and seed differ."""
+        """Run jobs that differ only in image, prompt and seed in one pipeline call."""
         spec = jobs[0].spec
-        self._pipeline.scheduler = make_scheduler(spec.scheduler, self._own_scheduler)
-        pictures = self._pipeline(
+        self._pipeline.scheduler = make_scheduler(spec.scheduler, self._scheduler)
+        images = self._pipeline(
             prompt=[job.spec.prompt for job in jobs],
             image=[Image.open(BytesIO(job.png)) for job in jobs],
             strength=spec.strength,
@@ -54,34 +54,34 @@ class Stock:
             guidance_scale=spec.guidance_scale,
             generator=[torch.Generator("cpu").manual_seed(job.spec.seed) for job in jobs],
         ).images
-        return [encode_png(np.asarray(picture), {}) for picture in pictures]
+        return [encode_png(np.asarray(image), {}) for image in images]
 
 
 def in_engine(model: Model, slots: int, jobs: Sequence[Job]) -> list[bytes]:
-    """This project's engine as the worker runs it: on the one thread that torch computes on, PNGs on another."""
+    """Run jobs on this project's engine as a worker does: the engine in one thread, PNG encoding in another."""
     engine = Engine(slots=slots)
     runner = JobRunner(engine, {model.card.name: model})
     ended: SimpleQueue[int] = SimpleQueue()
     renderings = [runner.prepare(job.spec, {job.spec.inputs[0]: job.png}, [0]) for job in jobs]
     for i, rendering in enumerate(renderings):
         rendering.start(partial(ended.put, i))
-    pictures: dict[int, bytes] = {}
+    pngs: dict[int, bytes] = {}
 
     def finish() -> None:
         for _ in jobs:
             i = ended.get()
-            pictures[i] = renderings[i].render()[0].png
+            pngs[i] = renderings[i].render()[0].png
 
     finisher = threading.Thread(target=finish, name="finish")
     finisher.start()
     engine.shut_down()
     engine.run()
     finisher.join()
-    return [pictures[i] for i in range(len(jobs))]
+    return [pngs[i] for i in range(len(jobs))]
 
 
 class LitServe:
-    """A LitServe server in processes of its own, and clients that keep `clients` requests in flight."""
+    """A LitServe server in its processes, with clients that keep `clients` requests in flight."""
 
     def __init__(self, url: str, process: subprocess.Popen[bytes], clients: int) -> None:
         self._url = url
@@ -97,7 +97,7 @@ class LitServe:
             self.pause()
 
     def pause(self) -> None:
-        """Stops its processes where they are: a LitServe worker polls for requests all the time."""
+        """Stop its processes with SIGSTOP: an idle LitServe worker uses CPU time for polling."""
         os.killpg(self._process.pid, signal.SIGSTOP)
 
 
@@ -108,7 +108,7 @@ def _request(http: httpx.Client, job: Job) -> bytes:
 
 @contextmanager
 def litserve(folder: str, max_batch_size: int, clients: int, threads: int) -> Iterator[LitServe]:
-    """A warm server, paused until it is called."""
+    """Start a server and pause it until its first call."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

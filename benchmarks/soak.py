@@ -1,12 +1,12 @@
-"""Soak: the whole service under load at a share of what it can do, for long; whether anything grows.
+"""Soak test: the whole service under load for a long time, to find leaks.
 
     python -m benchmarks.soak
 
-First the capacity is measured: as many jobs at once as there are slots, for a while. Then jobs come at random moments,
-at a share of it. Memory, threads and open files of all its processes are sampled, and temporary files counted. Under
-load a worker's memory is that of the batches of the moment, so what counts is what is held at rest, before and after;
-what memory grows by per hour under load is the slope of a line through the samples after the warm-up (least squares).
-Exits with 1 where something leaks.
+First the capacity is measured with all slots in use. Then jobs arrive at random times, at a share of the capacity.
+Memory, threads and open files of all processes are sampled, and temporary files are counted. Under load the memory of a
+worker depends on its current batches, so leaks are found by comparing memory at rest before and after. The growth per
+hour under load is the slope of a least-squares line through the samples after the warm-up.
+Exits with 1 if there is a leak.
 """
 
 import argparse
@@ -36,53 +36,61 @@ from img2img.worker.runtime.allocator import TRIM_INTERVAL_S
 
 TICK_S = 0.05
 SAMPLE_S = 2.0
-WARM_UP = 0.25  # of the time: caches fill, allocators settle
-REST_S = TRIM_INTERVAL_S + 10  # of no load, in which a worker gives memory back
-FLAT_MB = 32.0  # more that is held at rest is a leak; less are caches that were not warm yet
+# Share of the time in which caches fill and allocators settle.
+WARM_UP = 0.25
+# Seconds without load, in which a worker returns memory to the operating system.
+REST_S = TRIM_INTERVAL_S + 10
+# More growth of memory at rest is a leak; less can be caches that were not filled.
+MAX_GROWTH_MB = 32.0
+# Names of processes by a word of their command.
 PROCESSES = {
     "img2img.app.cli": "api",
-    "worker": "worker",
+    "img2img.worker": "worker",
     "img2img.app.webhooks": "webhooks",
     "redis-server": "redis",
-}  # by their command
+}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at a process, or at all decoders together."""
+    """Resources of one process, or of all decoders together, at one time."""
 
     at_s: float
     rss_mb: float
     threads: int
-    files: int  # open descriptors, connections included
+    # Open file descriptors, including connections.
+    files: int
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--share", type=float, default=0.8, help="of the capacity")
+    parser.add_argument("--share", type=float, default=0.8, help="share of the capacity")
     parser.add_argument("--model", default="demo", help="demo, or a diffusers folder")
-    parser.add_argument("--slots", type=int, default=8, help="of the worker")
-    parser.add_argument("--capacity-jobs", type=int, default=48, help="by which the capacity is measured")
+    parser.add_argument("--slots", type=int, default=8, help="slots of the worker")
+    parser.add_argument("--capacity-jobs", type=int, default=48, help="jobs for measuring the capacity")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with TemporaryDirectory(prefix="i2i-") as folder:
         temporary = Path(folder) / "tmp"
         temporary.mkdir()
-        os.environ["TMPDIR"] = str(temporary)  # of the service: what it leaves behind is found here
+        # Temporary files of the service are counted here.
+        os.environ["TMPDIR"] = str(temporary)
         settings = ApiSettings(
             _env_file=None,
             data_dir=Path(folder),
             model=options.model,
             slots=options.slots,
             port=free_port(),
-            result_ttl=300,  # so that jobs go as fast as they come, and Redis and the store stay as they are
+            # Jobs expire as fast as they arrive, so Redis and the blob store do not grow.
+            result_ttl=300,
         )
         with running(settings) as service, httpx.Client(base_url=settings.local_url, trust_env=False) as http:
             soak = Soak(service, http, options)
             per_s = soak.measure_capacity()
             soak.rest()
-            before = set(temporary.iterdir())  # caches that libraries keep, such as torch's
+            # Caches of libraries, such as torch.
+            before = set(temporary.iterdir())
             soak.run(per_s * options.share)
             soak.rest()
             left = [entry.name for entry in set(temporary.iterdir()) - before]
@@ -90,12 +98,12 @@ def main() -> int:
         leaks = soak.leaks() + ([f"{len(left)} temporary files: {left[:3]}"] if left else [])
     for leak in leaks:
         print(f"LEAK: {leak}")
-    print(f"{len(leaks)} leaks" if leaks else "nothing leaks")
+    print(f"{len(leaks)} leaks" if leaks else "no leaks")
     return 1 if leaks else 0
 
 
 class Soak:
-    """The load, and the looks at the processes."""
+    """Runs the load and samples the processes."""
 
     def __init__(self, service: Supervisor, http: httpx.Client, options: argparse.Namespace) -> None:
         self._service, self._http, self._options = service, http, options
@@ -110,23 +118,24 @@ class Soak:
         self._at_rest: list[dict[str, Sample]] = []
 
     def measure_capacity(self) -> float:
-        """Jobs per second with all slots full."""
+        """Return the jobs per second with all slots in use."""
         todo = [self._choose.choice(self._jobs) for _ in range(self._options.capacity_jobs)]
-        _say(f"measuring the capacity with {len(todo)} jobs")
-        for _ in range(2):  # the first time warms up
+        _log(f"measuring the capacity with {len(todo)} jobs")
+        # The first round warms up.
+        for _ in range(2):
             self._ended.clear()
             started_at, due = time.monotonic(), list(todo)
             while due or self._open:
                 while due and len(self._open) < 2 * self._options.slots:
                     self._submit(due.pop())
-                self._look()
+                self._poll()
             per_s = len(todo) / (time.monotonic() - started_at)
         self._ended.clear()
         return per_s
 
     def run(self, per_s: float) -> None:
         seconds = self._options.minutes * 60
-        _say(f"{seconds:.0f} s at {per_s:.2f} jobs/s")
+        _log(f"{seconds:.0f} s at {per_s:.2f} jobs/s")
         started_at = time.monotonic()
         due_at = sample_at = 0.0
         while (now_s := time.monotonic() - started_at) < seconds or self._open:
@@ -136,14 +145,14 @@ class Soak:
             if now_s >= sample_at:
                 self._sample(now_s)
                 sample_at = now_s + SAMPLE_S
-            self._look()
+            self._poll()
 
     def _submit(self, job: Job) -> None:
         fields = {name: str(getattr(job.spec, name)) for name in FIELDS} | {"seed": str(self._choose.randrange(2**31))}
-        answer = self._http.post("/img2img", files={"image": job.png}, data=fields, timeout=60).raise_for_status()
-        self._open.append(answer.json()["id"])
+        response = self._http.post("/img2img", files={"image": job.png}, data=fields, timeout=60).raise_for_status()
+        self._open.append(response.json()["id"])
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         self._service.tick()
         time.sleep(TICK_S)
         for job_id in self._open[: self._options.slots]:
@@ -156,39 +165,40 @@ class Soak:
                 self._ended.append(view)
 
     def rest(self) -> None:
-        """Waits without load, and looks at what is held then."""
+        """Wait without load, then sample."""
         over_at = time.monotonic() + REST_S
         while time.monotonic() < over_at:
-            self._look()
+            self._poll()
         self._at_rest.append(self._samples(0))
 
     def _samples(self, at_s: float) -> dict[str, Sample]:
         found = {name: sample([process], at_s) for name, process in self._processes.items()}
-        with suppress(psutil.NoSuchProcess):  # a decoder that was just replaced: the next sample has the new one
+        # A decoder may just have been replaced; the next sample includes the new one.
+        with suppress(psutil.NoSuchProcess):
             found["decoders"] = sample(self._processes["api"].children(), at_s)
         return found
 
     def _sample(self, at_s: float) -> None:
-        for name, seen in self._samples(at_s).items():
-            self.samples[name].append(seen)
+        for name, found in self._samples(at_s).items():
+            self.samples[name].append(found)
 
     def _settled(self, name: str) -> list[Sample]:
         samples = self.samples[name]
         return [sample for sample in samples if sample.at_s >= WARM_UP * samples[-1].at_s]
 
     def leaks(self) -> list[str]:
-        """What grows by more than noise explains."""
+        """Return a description of everything that grows by more than noise."""
         found = []
         for name in self.samples:
             samples = self._settled(name)
             before_mb, after_mb = self._mb_at_rest(name)
-            if after_mb > before_mb + FLAT_MB:
-                found.append(f"{name}: {before_mb:.0f} MB are held at rest before, and {after_mb:.0f} MB after")
+            if after_mb > before_mb + MAX_GROWTH_MB:
+                found.append(f"{name}: {before_mb:.0f} MB at rest before, {after_mb:.0f} MB after")
             half = len(samples) // 2
-            for what in ("threads", "files"):
-                before, after = (max(getattr(s, what) for s in part) for part in (samples[:half], samples[half:]))
+            for resource in ("threads", "files"):
+                before, after = (max(getattr(s, resource) for s in part) for part in (samples[:half], samples[half:]))
                 if after > before + 4:
-                    found.append(f"{name}: {what} grow from {before} to {after}")
+                    found.append(f"{name}: {resource} grow from {before} to {after}")
         return found
 
     def _mb_at_rest(self, name: str) -> list[float]:
@@ -234,7 +244,7 @@ class Soak:
 
 
 def sample(processes: Iterable[psutil.Process], at_s: float) -> Sample:
-    """What these processes have, summed."""
+    """Return the summed resources of processes."""
     memory, threads, files = 0, 0, 0
     for process in processes:
         with process.oneshot():
@@ -245,7 +255,7 @@ def sample(processes: Iterable[psutil.Process], at_s: float) -> Sample:
 
 
 def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """Of the line through the values, by least squares, and its standard error. Needs three values."""
+    """Return the slope of the least-squares line and its standard error. Needs at least three values."""
     hours = np.array(at_s) / 3600
     (slope, _), residuals, *_ = np.polyfit(hours, values, 1, full=True)
     squares = float(residuals[0]) if len(residuals) else 0.0
@@ -254,16 +264,16 @@ def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> tuple[floa
 
 
 def _processes_of(supervisor: int) -> Mapping[str, psutil.Process]:
-    """The processes of the service, by name."""
+    """Return the processes of the service by name."""
     found = {}
     for process in psutil.Process(supervisor).children():
-        for part in process.cmdline():
-            if name := PROCESSES.get(Path(part.partition(" ")[0]).name):
+        for word in process.cmdline():
+            if name := PROCESSES.get(Path(word.partition(" ")[0]).name):
                 found[name] = process
     return found
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,11 +1,11 @@
-"""Images per second: stock pipelines, this engine, and a LitServe server, on the same model, jobs and threads.
+"""Throughput of stock pipelines, this engine and a LitServe server with the same model, jobs and threads.
 
     python -m benchmarks.throughput                     # the demo model
-    python -m benchmarks.throughput --model random      # its shape with random weights
+    python -m benchmarks.throughput --model random      # its architecture with random weights
     python -m benchmarks.throughput --model FOLDER      # any diffusers folder
 
-Every side gets PNGs and gives PNGs. Each is measured once per round, sides taking turns; its fastest round counts, as
-other processes only ever slow one down. The pictures of every side are compared with those of the stock pipeline.
+Every side takes and returns PNGs. Sides are measured in turns, once per round; the fastest round counts, because other
+processes can only slow a side down. The images of every side are compared with those of the stock pipeline.
 """
 
 import argparse
@@ -37,28 +37,36 @@ from img2img.worker.runtime.allocator import configure_malloc
 
 
 class Result(TypedDict):
-    images_per_s: float  # in the fastest round
-    ratio: float  # to stock, fastest round of each
-    ratios: list[float]  # to stock, round by round
-    largest_difference: int  # from the pictures of stock, in 255ths
+    """The result of one side."""
+
+    # In the fastest round.
+    images_per_s: float
+    # Speed relative to the stock pipeline, fastest round of each.
+    ratio: float
+    # The same for every round.
+    ratios: list[float]
+    # Of any channel of any pixel from the images of the stock pipeline, in 1/255.
+    largest_difference: int
 
 
 Side = Callable[[Sequence[Job]], list[bytes]]
 STOCK = "stock diffusers, one after another"
-CLIENTS = 16  # of the LitServe server: as many as its largest batch
+# Concurrent clients of the LitServe server: the size of its largest batch.
+CLIENTS = 16
 WARM_UP_JOBS = 8
 
 
 def main() -> None:
     options = _parse()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no server is left behind
+    # SIGTERM raises, so that servers are stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     configure_malloc()
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = _folder(options.model, stack)
         stock, model = Stock(folder), load_model(config_for(folder), device="cpu")
         configuration = _configuration(options, stock, model)
-        _say("\n".join(f"{name}: {value}" for name, value in configuration.items()))
+        _log("\n".join(f"{name}: {value}" for name, value in configuration.items()))
         sides = {STOCK: stock.one_by_one, **_sides(options, folder, model, stack)}
         results = {mix: _measure(mix, sides, model, options.jobs, options.rounds) for mix in options.mixes}
     print(_markdown(configuration, results))
@@ -71,11 +79,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", default="demo", help="demo, random, or a diffusers folder")
     parser.add_argument("--jobs", type=int, default=48, help="jobs per side and round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, on every side")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads of every side")
     parser.add_argument("--in-flight", type=int, nargs="*", default=[1, 4, 8, 16], help="slots of the engine")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[4, 8, 16], help="max_batch_size of LitServe")
     parser.add_argument("--mixes", nargs="*", choices=MIXES, default=list(MIXES))
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
     return parser.parse_args()
 
 
@@ -96,7 +104,7 @@ def _configuration(options: argparse.Namespace, stock: Stock, model: Model) -> d
         "model": f"{options.model} ({millions}), {size} x {size}, float32",
         "rounds": f"{options.rounds} of {options.jobs} jobs per side, the fastest counts",
         **{f"{mix} jobs": MIXES[mix] for mix in options.mixes},
-        "engine": "as in a worker, in the process of the stock pipelines: PNG in, PNG out",
+        "engine": "as in a worker, in the process of the stock pipelines, from PNG to PNG",
         "LitServe": f"dynamic batching, {CLIENTS} concurrent clients over loopback HTTP",
     }
 
@@ -104,7 +112,7 @@ def _configuration(options: argparse.Namespace, stock: Stock, model: Model) -> d
 def _sides(options: argparse.Namespace, folder: str, model: Model, stack: ExitStack) -> dict[str, Side]:
     sides: dict[str, Side] = {f"this engine, {n} in flight": partial(in_engine, model, n) for n in options.in_flight}
     for size in options.batch_sizes:
-        _say(f"starting LitServe with max_batch_size={size}")
+        _log(f"starting LitServe with max_batch_size={size}")
         server = stack.enter_context(litserve(folder, size, CLIENTS, options.threads))
         sides[f"LitServe, max_batch_size {size}"] = server
     return sides
@@ -112,25 +120,25 @@ def _sides(options: argparse.Namespace, folder: str, model: Model, stack: ExitSt
 
 def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds: int) -> dict[str, Result]:
     for name, side in sides.items():
-        _say(f"{mix}: warming up {name}")
+        _log(f"{mix}: warming up {name}")
         side(jobs(mix, model.card, count, 0)[:WARM_UP_JOBS])
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     differences = dict.fromkeys(sides, 0)
     for round_number in range(1, rounds + 1):
-        work = jobs(mix, model.card, count, round_number)
-        pictures = {}
+        round_jobs = jobs(mix, model.card, count, round_number)
+        pngs = {}
         for name, side in sides.items():
             start = time.perf_counter()
-            pictures[name] = side(work)
+            pngs[name] = side(round_jobs)
             seconds[name].append(time.perf_counter() - start)
-            difference = _largest_difference(pictures[name], pictures[STOCK])
+            difference = _largest_difference(pngs[name], pngs[STOCK])
             differences[name] = max(differences[name], difference)
-            _say(f"{mix}, round {round_number}: {count / seconds[name][-1]:.2f} images/s, {name}")
+            _log(f"{mix}, round {round_number}: {count / seconds[name][-1]:.2f} images/s, {name}")
     return {
         name: Result(
             images_per_s=count / min(seconds[name]),
             ratio=min(seconds[STOCK]) / min(seconds[name]),
-            ratios=[stock / mine for stock, mine in zip(seconds[STOCK], seconds[name], strict=True)],
+            ratios=[stock / side for stock, side in zip(seconds[STOCK], seconds[name], strict=True)],
             largest_difference=differences[name],
         )
         for name in sides
@@ -138,7 +146,7 @@ def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds:
 
 
 def _largest_difference(pngs: Sequence[bytes], reference: Sequence[bytes]) -> int:
-    """Of any channel of any pixel, in 255ths."""
+    """Return the largest difference of any channel of any pixel, in 1/255."""
     pairs = zip(pngs, reference, strict=True)
     return max(int(np.abs(np.asarray(decode_png(a), int) - np.asarray(decode_png(b), int)).max()) for a, b in pairs)
 
@@ -153,7 +161,7 @@ def _markdown(configuration: dict[str, str], results: dict[str, dict[str, Result
     return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in configuration.items())])
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

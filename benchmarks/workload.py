@@ -1,4 +1,4 @@
-"""The jobs of a measurement: the same pictures, prompts and parameters for every side."""
+"""The jobs of a benchmark: the same images, prompts and parameters for every side."""
 
 import random
 from collections.abc import Sequence
@@ -23,31 +23,35 @@ SCHEDULERS = (
     Scheduler.UNIPC,
     Scheduler.DEIS,
 )
-GUIDANCE_SCALES = (1.0, 1.0, 2.0, 3.5, 5.0, 6.5, 8.0)  # at 1 a pipeline runs without guidance: one row instead of two
-PLACES = ("a house by a lake", "mountains", "the sea", "trees by a road", "a cottage with a garden")
+# At 1 a pipeline runs without guidance: one row per image instead of two.
+GUIDANCE_SCALES = (1.0, 1.0, 2.0, 3.5, 5.0, 6.5, 8.0)
+SUBJECTS = ("a house by a lake", "mountains", "the sea", "trees by a road", "a cottage with a garden")
 STYLES = ("a photo of", "a watercolor painting of", "a pencil sketch of", "pixel art of", "an oil painting of")
 
 MIXES = {
     "mixed": "strength 0.3-0.9, 15-30 steps, guidance 1-8, 8 schedulers",
-    "uniform": "strength 0.6, 20 steps, guidance 5, dpmpp_2m; picture, prompt and seed differ",
+    "uniform": "strength 0.6, 20 steps, guidance 5, dpmpp_2m; image, prompt and seed differ",
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a client sends: parameters and a PNG."""
+    """A request: parameters and a PNG."""
 
     spec: Img2ImgSpec
     png: bytes
 
 
 def jobs(mix: str, card: ModelCard, count: int, round_number: int) -> list[Job]:
-    """The jobs of one round. Rounds cost the same: only prompts and seeds differ, so that no side has seen a prompt."""
+    """Return the jobs of one round.
+
+    Rounds differ in prompts and seeds only: they cost the same, and no side has cached a prompt.
+    """
     rng = random.Random(f"{mix} {count}")
-    made = []
+    made: list[Job] = []
     for i in range(count):
-        parameters = _any(rng) if mix == "mixed" else _UNIFORM
-        prompt = f"{rng.choice(STYLES)} {rng.choice(PLACES)}, picture {round_number} {i}"
+        parameters = _mixed(rng) if mix == "mixed" else _UNIFORM
+        prompt = f"{rng.choice(STYLES)} {rng.choice(SUBJECTS)}, image {round_number} {i}"
         spec = Img2ImgSpec(
             model=card.name,
             image="0" * 64,
@@ -57,7 +61,7 @@ def jobs(mix: str, card: ModelCard, count: int, round_number: int) -> list[Job]:
             height=card.native_size,
             **parameters,
         )
-        made.append(Job(spec, encode_png(_picture(i, card.native_size), {})))
+        made.append(Job(spec, encode_png(_image(i, card.native_size), {})))
     return made
 
 
@@ -69,7 +73,7 @@ _UNIFORM: dict[str, Any] = {
 }
 
 
-def _any(rng: random.Random) -> dict[str, Any]:
+def _mixed(rng: random.Random) -> dict[str, Any]:
     return {
         "strength": round(rng.uniform(0.3, 0.9), 2),
         "num_inference_steps": rng.randint(15, 30),
@@ -78,17 +82,17 @@ def _any(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _picture(seed: int, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Soft blots of colour."""
-    blots = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
-    return np.asarray(Image.fromarray(blots).resize((size, size), Image.Resampling.BICUBIC))
+def _image(seed: int, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Return an image of smooth colours."""
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    return np.asarray(Image.fromarray(cells).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def can_share_a_call(jobs: Sequence[Job]) -> dict[tuple[Any, ...], list[int]]:
-    """Places in `jobs`, by everything that one stock pipeline call has only one value of."""
+    """Group the indices of jobs by the parameters that one stock pipeline call cannot vary."""
     groups: dict[tuple[Any, ...], list[int]] = {}
-    for place, job in enumerate(jobs):
+    for index, job in enumerate(jobs):
         spec = job.spec
         key = (spec.strength, spec.num_inference_steps, spec.guidance_scale, spec.scheduler, spec.width, spec.height)
-        groups.setdefault(key, []).append(place)
+        groups.setdefault(key, []).append(index)
     return groups

@@ -1,1 +1,1 @@
-"""The demo model: a small latent diffusion model trained from scratch on pictures that this package renders."""
+"""The demo model: a small latent diffusion model trained from scratch on images rendered by this package."""

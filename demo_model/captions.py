@@ -1,4 +1,4 @@
-"""Says in plain English what a rendered scene shows, in ever different words."""
+"""Captions of rendered scenes in varying English."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _WATER_WORDS: dict[Water, tuple[str, ...]] = {
 
 
 def caption(scene: Scene, style: Style, rng: random.Random) -> str:
-    """One of the many captions of this picture. What most changes it is nearly always said, the rest at times."""
+    """Return a random caption. Features that change the image most are nearly always named, others sometimes."""
     words = f"{subject(scene, rng)}{_circumstances(scene, style, rng)}"
     if rng.random() < 0.8:
         return f"{rng.choice(_STYLE_WORDS[style])} {words}"
@@ -51,7 +51,7 @@ def caption(scene: Scene, style: Style, rng: random.Random) -> str:
 
 
 def subject(scene: Scene, rng: random.Random) -> str:
-    """The house always, the water nearly always, other things now and then."""
+    """Return the subject: the house always, water nearly always, other objects sometimes."""
     side_notes: list[str] = []
     if scene.trees and rng.random() < 0.7:
         kinds = [words for words in _TREE_WORDS[scene.tree_kind] if not (words == "green trees" and _is_bare(scene))]
@@ -80,7 +80,7 @@ def subject(scene: Scene, rng: random.Random) -> str:
 
 
 def _circumstances(scene: Scene, style: Style, rng: random.Random) -> str:
-    """Season and hour. A pencil shows neither a sunset nor an autumn, so its captions seldom speak of them."""
+    """Return season and time of day. Pencil sketches show neither, so their captions seldom name them."""
     season_shows = style != "pencil" or scene.season == "winter"
     hour_shows = style != "pencil" or scene.time == "night"
     season_chance = {"summer": 0.6, "autumn": 0.95, "winter": 0.95}[scene.season] if season_shows else 0.25
@@ -103,7 +103,7 @@ def _list(notes: list[str]) -> str:
 
 
 def full_caption(scene: Scene, style: Style) -> str:
-    """The caption that says style, house, water, season and hour in the most usual words, always the same."""
+    """Return the caption that names style, house, water, season and time of day in the most usual words."""
     water = {"none": "", "lake": "a lake", "sea": "the sea"}[scene.water]
     if scene.house is not None:
         subject = f"a {scene.house.colour} house" + (f" by {water}" if water else "")

@@ -1,4 +1,4 @@
-"""The pictures of the model card: `python -m demo_model.contact_sheet`. Rows are prompts, columns are strengths."""
+"""The image of the model card: `python -m img2img.demo_model.contact_sheet`. Rows are prompts, columns strengths."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .artist import Artist
+from .batch_pipeline import BatchPipeline
 from .captions import full_caption
 from .crude import draw_crudely
-from .dataset import SIZE, Pictures
+from .dataset import SIZE, Images
 from .scenes import HELD_OUT_SEED, Scene, Style, sample_scene
 from .styles import render
 
@@ -27,22 +27,22 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=HERE / "weights")
     parser.add_argument("--out", type=Path, default=HERE / "contact-sheet.png")
     arguments = parser.parse_args()
-    contact_sheet(Artist(arguments.weights)).save(arguments.out, optimize=True)
+    contact_sheet(BatchPipeline(arguments.weights)).save(arguments.out, optimize=True)
 
 
-def contact_sheet(artist: Artist) -> Image.Image:
+def contact_sheet(pipeline: BatchPipeline) -> Image.Image:
     """Input, autoencoder alone, strengths 0.2 to 1.0 at guidance 4, then guidance 1 and 7.5 at strength 0.7."""
     inputs, prompts = _questions()
-    columns = {"input": inputs, "autoencoder": artist.restore(inputs)}
+    columns = {"input": inputs, "autoencoder": pipeline.restore(inputs)}
     for strength in STRENGTHS:
-        columns[f"strength {strength:g}"] = artist.change(inputs, prompts, strength, GUIDANCE)
+        columns[f"strength {strength:g}"] = pipeline.change(inputs, prompts, strength, GUIDANCE)
     for guidance in (1.0, 7.5):
-        columns[f"0.7, guidance {guidance:g}"] = artist.change(inputs, prompts, 0.7, guidance)
+        columns[f"0.7, guidance {guidance:g}"] = pipeline.change(inputs, prompts, 0.7, guidance)
     return laid_out(columns, prompts)
 
 
-def _questions() -> tuple[Pictures, list[str]]:
-    """Held-out renderings and crude drawings, each with a prompt that asks for something else."""
+def _questions() -> tuple[Images, list[str]]:
+    """Return held-out renderings and crude drawings, each with a prompt that asks for a change."""
     scenes = [sample_scene(seed) for seed in range(HELD_OUT_SEED + 500, HELD_OUT_SEED + 700)]
     with_house = [replace(scene, time="day", season="summer") for scene in scenes if scene.house is not None]
     styles: tuple[Style, ...] = ("watercolor", "pencil", "oil", "pixel", "photo", "photo", "photo", "photo")
@@ -63,20 +63,20 @@ def _questions() -> tuple[Pictures, list[str]]:
         (with_house[10], with_house[10], "pencil"),
         (with_house[11], replace(with_house[11], season="winter", time="night"), "oil"),
     ]
-    pictures = rendered + [np.asarray(draw_crudely(scene, SIZE)) for scene, _, _ in drawn]
+    images = rendered + [np.asarray(draw_crudely(scene, SIZE)) for scene, _, _ in drawn]
     prompts = [full_caption(scene, style) for scene, style in zip(wanted, styles, strict=True)]
-    return np.stack(pictures), prompts + [full_caption(scene, style) for _, scene, style in drawn]
+    return np.stack(images), prompts + [full_caption(scene, style) for _, scene, style in drawn]
 
 
-def laid_out(columns: dict[str, Pictures], prompts: list[str], side: int = SIZE) -> Image.Image:
-    """One row of squares per prompt under a line with the prompt; a line of column names on top."""
+def laid_out(columns: dict[str, Images], prompts: list[str], side: int = SIZE) -> Image.Image:
+    """Return a sheet with one row of images per prompt, labelled by prompts and column names."""
     row_height = side + LABEL_HEIGHT
     sheet = Image.new("RGB", (side * len(columns), LABEL_HEIGHT + row_height * len(prompts)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for column, (name, pictures) in enumerate(columns.items()):
+    for column, (name, images) in enumerate(columns.items()):
         draw.text((column * side + 2, 0), name, "black", font)
-        for row, picture in enumerate(pictures):
-            sheet.paste(Image.fromarray(picture), (column * side, LABEL_HEIGHT + row * row_height + LABEL_HEIGHT))
+        for row, image in enumerate(images):
+            sheet.paste(Image.fromarray(image), (column * side, LABEL_HEIGHT + row * row_height + LABEL_HEIGHT))
     for row, prompt in enumerate(prompts):
         draw.text((2, LABEL_HEIGHT + row * row_height), prompt, "black", font)
     return sheet

@@ -1,4 +1,4 @@
-"""The picture that a person in a hurry draws: flat colours and simple shapes, no light and no detail."""
+"""Crude drawings: flat colours and simple shapes without light and detail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOF: RGB = (0.42, 0.22, 0.14)
 
 
 def draw_crudely(scene: Scene, size: int = 128) -> Image.Image:
-    """The scene by day as blobs, in an RGB picture of size x size pixels. Every seed has its own shades."""
+    """Draw a scene by day as flat shapes, size x size pixels. Shades depend on the seed."""
     rng = random.Random(f"crude {scene.seed}")
 
     def shade(colour: RGB) -> RGB:
@@ -56,4 +56,4 @@ def draw_crudely(scene: Scene, size: int = 128) -> Image.Image:
         canvas.rectangle(house.x - half, wall_top, house.x + half, house.y, shade(HOUSE[house.colour]))
         gable = [(house.x - half, wall_top), (house.x, wall_top - house.roof_height), (house.x + half, wall_top)]
         canvas.polygon(gable, shade(ROOF))
-    return Image.fromarray((canvas.picture() * 255).round().astype("uint8"))
+    return Image.fromarray((canvas.image() * 255).round().astype("uint8"))

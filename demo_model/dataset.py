@@ -1,4 +1,4 @@
-"""The training pictures: rendered once, kept in one file on disk; their captions are worded anew at every use."""
+"""The training images: rendered once and cached in a file. Captions are sampled at every use."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .styles import render
 from .workers import is_first_worker, wait_for_workers
 
 SIZE = 128
-Pictures = npt.NDArray[np.uint8]
-Drawer = Callable[[int], Pictures]
+Images = npt.NDArray[np.uint8]
+Drawer = Callable[[int], Images]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of the training set, before it is drawn."""
+    """One training image before rendering."""
 
     scene: Scene
     style: Style
@@ -38,36 +38,36 @@ def sample(seed: int) -> Sample:
     return Sample(sample_scene(seed), random.Random(f"style {seed}").choice(STYLES))
 
 
-def rendered_pictures(work_dir: Path, count: int) -> Pictures:
-    """(count, 128, 128, 3) memory map: the pictures of seeds 0 to count - 1, rendered if they are not there yet."""
+def rendered_images(work_dir: Path, count: int) -> Images:
+    """Return a memory map (count, 128, 128, 3) of the images of seeds 0 to count - 1, rendered if necessary."""
     return cached(work_dir / f"pictures-{count}.npy", range(count), _render_sample)
 
 
-def crude_pictures(work_dir: Path, count: int) -> Pictures:
-    """(count, 128, 128, 3) memory map of crude drawings: the autoencoder must know what people will bring."""
+def crude_images(work_dir: Path, count: int) -> Images:
+    """Return a memory map (count, 128, 128, 3) of crude drawings, so that the autoencoder knows drawings by users."""
     return cached(work_dir / f"crude-{count}.npy", range(count), _render_crude)
 
 
-def _render_sample(seed: int) -> Pictures:
+def _render_sample(seed: int) -> Images:
     drawn = sample(seed)
     return np.asarray(render(drawn.scene, drawn.style, SIZE))
 
 
-def _render_crude(seed: int) -> Pictures:
+def _render_crude(seed: int) -> Images:
     return np.asarray(draw_crudely(sample_scene(seed), SIZE))
 
 
-def cached(path: Path, seeds: range, draw: Drawer, shape: tuple[int, ...] = (SIZE, SIZE, 3)) -> Pictures:
-    """(seeds, *shape) memory map: what `draw` makes of each seed, on all cores, if the file is not there yet."""
+def cached(path: Path, seeds: range, draw: Drawer, shape: tuple[int, ...] = (SIZE, SIZE, 3)) -> Images:
+    """Return a memory map (seeds, *shape) of the results of `draw` for each seed, made on all cores if necessary."""
     if not path.exists() and is_first_worker():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
-        pictures = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(seeds), *shape))
+        images = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (len(seeds), *shape))
         with multiprocessing.get_context("spawn").Pool() as pool:
             drawn = pool.imap(draw, seeds, chunksize=64)
-            for index, picture in enumerate(track(drawn, f"rendering {path.stem}", total=len(seeds))):
-                pictures[index] = picture
-        pictures.flush()
+            for index, image in enumerate(track(drawn, f"rendering {path.stem}", total=len(seeds))):
+                images[index] = image
+        images.flush()
         unfinished.rename(path)
     wait_for_workers()
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]

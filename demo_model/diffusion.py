@@ -1,4 +1,4 @@
-"""The denoiser: a UNet and its text encoder, trained together to tell the velocity of noised latents."""
+"""The denoiser: a UNet and its text encoder, trained together for v-prediction."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Denoiser:
 
 
 def new_denoiser(unet_widths: tuple[int, ...]) -> Denoiser:
-    """Attention to the words only on the two small levels, 8 x 8 and 4 x 4 latents: on the large ones it costs most."""
+    """Create a denoiser with cross-attention on the two smallest levels only (8 x 8 and 4 x 4), where it is cheap."""
     plain = len(unet_widths) - 2
     unet = UNet2DConditionModel(
         sample_size=LATENT_SIZE,
@@ -70,10 +70,10 @@ def noise_schedule() -> DDPMScheduler:
 
 
 def train_diffusion(recipe: Recipe, latents: torch.Tensor, work_dir: Path, device: torch.device) -> Denoiser:
-    """Train for the recipe's minutes, from scratch or from the checkpoint; the averaged weights come back."""
+    """Train from scratch or from the checkpoint for the time of the recipe. Returns the model with averaged weights."""
     torch.manual_seed(3)
     denoiser = new_denoiser(recipe.unet_widths)
-    # Plain attention trains a fifth faster than the fused one on a CPU at these sizes.
+    # Plain attention trains 20 % faster than the fused one on a CPU at these sizes.
     denoiser.unet.set_attn_processor(AttnProcessor())
     denoiser.text_encoder.set_attn_implementation("eager")
     both = nn.ModuleList([denoiser.unet, denoiser.text_encoder]).to(device).train()
@@ -98,13 +98,13 @@ def train_diffusion(recipe: Recipe, latents: torch.Tensor, work_dir: Path, devic
 
 
 def _captions(seeds: list[int], timesteps: list[int], dropout: float, rng: random.Random) -> list[str]:
-    """Freshly worded captions; now and then none, which guidance steers away from; at little noise foreign ones."""
-    said = []
+    """Return random captions: sometimes empty, for classifier-free guidance; at low noise of other images."""
+    captions = []
     for seed, timestep in zip(seeds, timesteps, strict=True):
         is_foreign = timestep < rng.uniform(*FOREIGN_WORDS)
         source = rng.choice(seeds) if is_foreign else seed
-        said.append("" if rng.random() < dropout else sample(source).caption(rng))
-    return said
+        captions.append("" if rng.random() < dropout else sample(source).caption(rng))
+    return captions
 
 
 def _velocity_loss(
@@ -123,7 +123,7 @@ def _velocity_loss(
 
 
 def offset_noise(like: torch.Tensor) -> torch.Tensor:
-    """White noise and smooth shifts of whole regions ("offset noise", https://www.crosslabs.org/blog/diffusion-with-offset-noise)."""
+    """Return white noise plus smooth shifts of regions (https://www.crosslabs.org/blog/diffusion-with-offset-noise)."""
     noise = torch.randn_like(like)
     for cells in OFFSET_GRIDS:
         coarse = OFFSET_NOISE * torch.randn(*like.shape[:2], cells, cells, device=like.device)
@@ -132,5 +132,5 @@ def offset_noise(like: torch.Tensor) -> torch.Tensor:
 
 
 def _stratified_timesteps(count: int) -> torch.Tensor:
-    """One timestep from each of `count` equal stretches: every batch sees the whole way from picture to noise."""
+    """Return one timestep from each of `count` equal intervals, so that every batch covers all noise levels."""
     return ((torch.arange(count) + torch.rand(count)) * (TRAIN_TIMESTEPS / count)).long()

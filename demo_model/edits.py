@@ -1,4 +1,4 @@
-"""The questions of the evaluation: a held-out picture, a prompt that asks for one change, the word to be seen then."""
+"""The tasks of the evaluation: a held-out image and a prompt that asks for one change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from .captions import full_caption
-from .dataset import SIZE, Pictures, Sample, sample
+from .dataset import SIZE, Images, Sample, sample
 from .judge import HEADS, word_indices
 from .scenes import HELD_OUT_SEED, HOUSE_COLOURS, SEASONS, STYLES, TIMES, Scene, sample_scene
 from .styles import render
@@ -20,15 +20,15 @@ Word = TypeVar("Word", bound=str)
 
 @dataclass(frozen=True)
 class Edit:
-    """`given` is what the input shows, `wanted` what the prompt asks for; they differ in what `head` names."""
+    """`given` is shown by the input, `wanted` by the prompt; they differ in the property `head`."""
 
     head: str
     given: Sample
     wanted: Sample
 
     @property
-    def asked_for(self) -> str:
-        """The word that a judge of `head` should say of the changed picture."""
+    def expected_word(self) -> str:
+        """The word that the judge should predict for the changed image."""
         return HEADS[self.head][word_indices(self.wanted)[list(HEADS).index(self.head)]]
 
     @property
@@ -41,12 +41,12 @@ def held_out_scenes(number: int) -> list[Scene]:
 
 
 def held_out_samples(number: int) -> list[Sample]:
-    """Held-out scenes in all styles."""
+    """Return held-out scenes in all styles."""
     return [sample(HELD_OUT_SEED + index) for index in range(number)]
 
 
 def style_edits(number: int) -> list[Edit]:
-    """From every style to every other in turn."""
+    """Return changes between all pairs of styles in turn."""
     edits = []
     for index, scene in enumerate(held_out_scenes(number)):
         given, wanted = _two_of(STYLES, index)
@@ -55,7 +55,7 @@ def style_edits(number: int) -> list[Edit]:
 
 
 def time_edits(number: int) -> list[Edit]:
-    """Photos at every hour to every other."""
+    """Return changes of photos between all pairs of times of day in turn."""
     edits = []
     for index, scene in enumerate(held_out_scenes(number)):
         given, wanted = _two_of(TIMES, index)
@@ -64,7 +64,7 @@ def time_edits(number: int) -> list[Edit]:
 
 
 def season_edits(number: int) -> list[Edit]:
-    """Photos of every season, by day, to every other."""
+    """Return changes of photos by day between all pairs of seasons in turn."""
     edits = []
     for index, scene in enumerate(held_out_scenes(number)):
         given, wanted = _two_of(SEASONS, index)
@@ -74,24 +74,24 @@ def season_edits(number: int) -> list[Edit]:
 
 
 def house_edits(number: int) -> list[Edit]:
-    """Photos by day that show a house, which is to have another colour."""
+    """Return photos by day with a house that gets another colour."""
     return list(islice(_all_house_edits(), number))
 
 
 def pencil_edits(number: int) -> list[Edit]:
-    """Photos by day that are to become pencil sketches."""
+    """Return photos by day that become pencil sketches."""
     days = [replace(scene, time="day") for scene in held_out_scenes(number)]
     return [Edit("style", Sample(day, "photo"), Sample(day, "pencil")) for day in days]
 
 
 def night_edits(number: int) -> list[Edit]:
-    """Photos by day that are to become night."""
+    """Return photos by day that become night."""
     days = [replace(scene, time="day") for scene in held_out_scenes(number)]
     return [_photo_edit("time", day, replace(day, time="night")) for day in days]
 
 
-def pictures_of(samples: list[Sample]) -> Pictures:
-    """(n, 128, 128, 3)."""
+def images_of(samples: list[Sample]) -> Images:
+    """Render samples; returns (n, 128, 128, 3)."""
     return np.stack([np.asarray(render(drawn.scene, drawn.style, SIZE)) for drawn in samples])
 
 
@@ -109,6 +109,6 @@ def _all_house_edits() -> Iterator[Edit]:
 
 
 def _two_of(words: tuple[Word, ...], index: int) -> tuple[Word, Word]:
-    """The index-th of all ordered pairs of different words, round and round."""
+    """Return pair `index` of all ordered pairs of different words, cyclically."""
     pairs = list(permutations(words, 2))
     return pairs[index % len(pairs)]

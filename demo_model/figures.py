@@ -1,4 +1,4 @@
-"""The table of figures that an evaluation prints."""
+"""The table that an evaluation prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 class Figures:
-    """Rows of the table: what was measured, the value, and whether it reaches the least that is asked."""
+    """Rows of the table: measure, value, and whether the value reaches the target."""
 
     def __init__(self) -> None:
         self._table = Table("figure", "measured", "at least", "reached")
@@ -18,16 +18,16 @@ class Figures:
     def at_most(self, name: str, value: float, bound: float, digits: int = 3) -> None:
         self._table.add_row(name, f"{value:.{digits}f}", f"<= {bound:g}", "yes" if value <= bound else "no")
 
-    def holds(self, name: str, what: str, reached: bool) -> None:
-        self._table.add_row(name, what, "", "yes" if reached else "no")
+    def holds(self, name: str, value: str, reached: bool) -> None:
+        self._table.add_row(name, value, "", "yes" if reached else "no")
 
     def times(self, name: str, value: float, other: float, bound: float) -> None:
-        """How many times `other` the value is, both shown."""
+        """Add a ratio of the value to `other`, with both values."""
         reached = "yes" if value >= bound * other else "no"
         self._table.add_row(name, f"{value:.3f} / {other:.3f} = {value / max(other, 1e-9):.2f}", f"{bound:g}", reached)
 
-    def mention(self, name: str, what: str) -> None:
-        self._table.add_row(name, what, "", "")
+    def mention(self, name: str, value: str) -> None:
+        self._table.add_row(name, value, "", "")
 
     def print(self) -> None:
         Console(width=150).print(self._table)

@@ -1,4 +1,4 @@
-"""The pictures of the README's tasks, each made by the whole service over HTTP: `python -m demo_model.gallery`."""
+"""The images of the tasks in the documentation, made by the whole service: `python -m img2img.demo_model.gallery`."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ SCENES = {"house": HELD_OUT_SEED + 2267, "lake": HELD_OUT_SEED + 3463, "example"
 STEPS = 25
 
 
-class Studio:
-    """Sends jobs to a running service and hands over their pictures."""
+class ServiceClient:
+    """Sends jobs to a running service and returns their images."""
 
     def __init__(self, client: Client, tick: Callable[[], None]) -> None:
         self._client = client
         self._tick = tick
 
     def make(self, **fields: Any) -> list[Image.Image]:
-        """The images of one job. fields: of `POST /img2img`; pictures as Pillow has them."""
+        """Return the images of one job with these fields of `POST /img2img`; images are Pillow images."""
         usual = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "scheduler": "dpmpp_2m", "seed": 1}
         job = self._client.submit(**(usual | fields))
         return self._images(job)
 
-    def map_of(self, picture: Image.Image, kind: str) -> Image.Image:
-        """The control map that the service makes of a picture."""
-        return self._images(self._client.control_map(picture, kind))[0]
+    def map_of(self, image: Image.Image, kind: str) -> Image.Image:
+        """Return the control map that the service makes of an image."""
+        return self._images(self._client.control_map(image, kind))[0]
 
     def _images(self, job: Job) -> list[Image.Image]:
         for _ in self._client.stream_events(job):
@@ -61,13 +61,13 @@ def main() -> None:
             host="127.0.0.1", port=free_port(), data_dir=Path(data_dir), model="demo", redis_url="", store_url=""
         )
         with running(settings) as service, Client(settings.local_url) as client:
-            studio = Studio(client, service.tick)
-            for name in track(names, "drawing the gallery"):
-                _side_by_side(TASKS[name](studio)).save(GALLERY / f"{name}.png", optimize=True)
+            tasks = ServiceClient(client, service.tick)
+            for name in track(names, "making the gallery"):
+                _side_by_side(TASKS[name](tasks)).save(GALLERY / f"{name}.png", optimize=True)
 
 
-def variations(studio: Studio) -> list[Image.Image]:
-    """A photo, and four things that it might have been."""
+def variations(tasks: ServiceClient) -> list[Image.Image]:
+    """A photo and four variations."""
     photo = _rendered("house")
     wishes = (
         ("a watercolor painting of a yellow house in summer by day", 0.5),
@@ -75,11 +75,14 @@ def variations(studio: Studio) -> list[Image.Image]:
         ("a photo of a yellow house in winter by day", 0.5),
         ("a photo of a yellow house in summer at night", 0.6),
     )
-    return [photo, *(studio.make(image=photo, prompt=prompt, strength=strength)[0] for prompt, strength in wishes)]
+    return [
+        photo,
+        *(tasks.make(image=photo, prompt=prompt, strength=strength)[0] for prompt, strength in wishes),
+    ]
 
 
-def inpainting(studio: Studio) -> list[Image.Image]:
-    """A mask over the house, and what stands there instead."""
+def inpainting(tasks: ServiceClient) -> list[Image.Image]:
+    """A mask over the house, and two results."""
     photo, scene = _rendered("house"), _scene("house")
     assert scene.house is not None
     house = scene.house
@@ -91,14 +94,14 @@ def inpainting(studio: Studio) -> list[Image.Image]:
     return [
         photo,
         mask.convert("RGB"),
-        *(studio.make(image=photo, mask=mask, prompt=one, guidance_scale=2.0)[0] for one in prompts),
+        *(tasks.make(image=photo, mask=mask, prompt=one, guidance_scale=2.0)[0] for one in prompts),
     ]
 
 
-def outpainting(studio: Studio) -> list[Image.Image]:
-    """More to the left and to the right."""
+def outpainting(tasks: ServiceClient) -> list[Image.Image]:
+    """Padding on the left and on the right."""
     photo = _rendered("house")
-    wide = studio.make(
+    wide = tasks.make(
         image=photo,
         outpaint={"left": 64, "right": 64},
         prompt="a photo of a house in summer by day",
@@ -107,23 +110,23 @@ def outpainting(studio: Studio) -> list[Image.Image]:
     return [photo, *wide]
 
 
-def edge_to_image(studio: Studio) -> list[Image.Image]:
+def edge_to_image(tasks: ServiceClient) -> list[Image.Image]:
     photo = _rendered("lake")
-    edges = studio.map_of(photo, "canny")
+    edges = tasks.map_of(photo, "canny")
     control = {"type": "canny", "image": edges, "preprocess": False}
     prompts = ("an oil painting of a red house in autumn at sunset", "a photo of a blue house in winter by day")
-    return [photo, edges, *(studio.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+    return [photo, edges, *(tasks.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
 
 
-def depth_to_image(studio: Studio) -> list[Image.Image]:
+def depth_to_image(tasks: ServiceClient) -> list[Image.Image]:
     photo = _rendered("lake")
-    depth = studio.map_of(photo, "depth")
+    depth = tasks.map_of(photo, "depth")
     control = {"type": "depth", "image": depth, "preprocess": False}
     prompts = ("a watercolor painting of a house in autumn by day", "a photo of a house in summer at night")
-    return [photo, depth, *(studio.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+    return [photo, depth, *(tasks.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
 
 
-def segmentation_to_image(studio: Studio) -> list[Image.Image]:
+def segmentation_to_image(tasks: ServiceClient) -> list[Image.Image]:
     regions = Image.fromarray(maps.segmentation(_scene("example")))
     control = {"type": "segmentation", "image": regions, "preprocess": False}
     prompts = (
@@ -131,10 +134,10 @@ def segmentation_to_image(studio: Studio) -> list[Image.Image]:
         "a watercolor painting of a red house in autumn by day",
         "a photo of a purple house in winter at sunset",
     )
-    return [regions, *(studio.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+    return [regions, *(tasks.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
 
 
-def sketch_to_image(studio: Studio) -> list[Image.Image]:
+def sketch_to_image(tasks: ServiceClient) -> list[Image.Image]:
     """A few strokes by hand."""
     sketch = Image.new("RGB", (SIZE, SIZE))
     draw = ImageDraw.Draw(sketch)
@@ -151,11 +154,11 @@ def sketch_to_image(studio: Studio) -> list[Image.Image]:
     draw.ellipse((14, 14, 36, 36), outline="white", width=4)
     control = {"type": "scribble", "image": sketch, "preprocess": False}
     prompts = ("a photo of a red house with pine trees in summer by day", "an oil painting of a blue house at sunset")
-    return [sketch, *(studio.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+    return [sketch, *(tasks.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
 
 
-def image_prompt(studio: Studio) -> list[Image.Image]:
-    """What a photo should look like is said by another picture."""
+def image_prompt(tasks: ServiceClient) -> list[Image.Image]:
+    """The style of a photo given by another image."""
     photo, made = _rendered("house"), []
     wishes: tuple[tuple[Style, dict[str, Any]], ...] = (
         ("watercolor", {"season": "autumn"}),
@@ -164,36 +167,36 @@ def image_prompt(studio: Studio) -> list[Image.Image]:
     for style, changes in wishes:
         example = _rendered("lake", style, **changes)
         prompts = [{"image": example, "scale": 1.0}]
-        made += [example, *studio.make(image=photo, prompt="a house", image_prompts=prompts, strength=0.65)]
+        made += [example, *tasks.make(image=photo, prompt="a house", image_prompts=prompts, strength=0.65)]
     return [photo, *made]
 
 
-def lora(studio: Studio) -> list[Image.Image]:
-    """A style that the model itself has never seen."""
+def lora(tasks: ServiceClient) -> list[Image.Image]:
+    """A style that the model was not trained on."""
     photo = _rendered("house")
-    wears = [{"name": "blueprint", "scale": 1.0}]
-    fields = {"loras": wears, "strength": 0.45, "guidance_scale": 1.5}
-    return [photo, *studio.make(image=photo, prompt="a blueprint of a house with trees by a lake", **fields)]
+    loras = [{"name": "blueprint", "scale": 1.0}]
+    fields = {"loras": loras, "strength": 0.45, "guidance_scale": 1.5}
+    return [photo, *tasks.make(image=photo, prompt="a blueprint of a house with trees by a lake", **fields)]
 
 
-def edit(studio: Studio) -> list[Image.Image]:
+def edit(tasks: ServiceClient) -> list[Image.Image]:
     photo = _rendered("house")
     instructions = ("make it night", "add snow", "paint the house blue", "turn it into a watercolor")
     guidance = {"guidance_scale": 3.0, "image_guidance_scale": 1.2}
-    return [photo, *(studio.make(image=photo, instruction=wish, **guidance)[0] for wish in instructions)]
+    return [photo, *(tasks.make(image=photo, instruction=wish, **guidance)[0] for wish in instructions)]
 
 
-def super_resolution(studio: Studio) -> list[Image.Image]:
-    """Four times the size: a quarter of the picture as it is, by Pillow's bicubic, and by the upscaler."""
+def super_resolution(tasks: ServiceClient) -> list[Image.Image]:
+    """A quarter of the image: original, resized by Pillow's bicubic filter, and upscaled by 4."""
     photo = _rendered("lake")
     quarter = (32, 48, 96, 112)
-    large = studio.make(image=photo, prompt="a photo of a house", upscale=4, guidance_scale=1.0)[0]
+    large = tasks.make(image=photo, prompt="a photo of a house", upscale=4, guidance_scale=1.0)[0]
     bicubic = photo.resize(large.size, Image.Resampling.BICUBIC)
     cut = tuple(4 * edge for edge in quarter)
     return [photo.crop(quarter).resize((256, 256), Image.Resampling.NEAREST), bicubic.crop(cut), large.crop(cut)]
 
 
-TASKS: dict[str, Callable[[Studio], list[Image.Image]]] = {
+TASKS: dict[str, Callable[[ServiceClient], list[Image.Image]]] = {
     "variations": variations,
     "inpainting": inpainting,
     "outpainting": outpainting,
@@ -209,7 +212,7 @@ TASKS: dict[str, Callable[[Studio], list[Image.Image]]] = {
 
 
 def _scene(name: str) -> Scene:
-    """By day in summer, so that there is something to ask for."""
+    """Return the scene by day in summer, so that changes are visible."""
     return replace(sample_scene(SCENES[name]), time="day", season="summer")
 
 
@@ -217,14 +220,14 @@ def _rendered(name: str, style: Style = "photo", **changes: Any) -> Image.Image:
     return render(replace(_scene(name), **changes), style, SIZE)
 
 
-def _side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """On white, with a gap between them."""
-    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
-    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+def _side_by_side(images: list[Image.Image]) -> Image.Image:
+    """Join images on white with a gap."""
+    width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    sheet = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width + GAP
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width + GAP
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""A small network that looks at a picture and says what it shows. It judges the demo model; it is no part of it."""
+"""A small network that classifies images, for the evaluation of the demo model."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from torch import nn
 
 from .autoencoder import as_pixels
 from .canvas import CLASSES
-from .dataset import Pictures, Sample, sample
+from .dataset import Images, Sample, sample
 from .painting import paint
 from .scenes import HOUSE_COLOURS, SEASONS, STYLES, TIMES
 
 MAP_SIZE = 32
-"""Side of the segmentation maps that the judge draws: one cell per 4 x 4 pixels."""
+"""Side of the segmentation maps of the judge: one cell per 4 x 4 pixels."""
 HEADS: dict[str, tuple[str, ...]] = {
     "style": STYLES,
     "time": TIMES,
     "season": SEASONS,
     "house": (*HOUSE_COLOURS, "none"),
 }
-TRAIN_PICTURES, EPOCHS, BATCH = 8_000, 4, 64
+TRAIN_IMAGES, EPOCHS, BATCH = 8_000, 4, 64
 CPU_DEVICE = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in n pictures: a word per picture and head, and a class per map cell (n, 32, 32)."""
+    """Predictions for n images: a word per image and head, and a class per map cell (n, 32, 32)."""
 
     words: dict[str, list[str]]
     segmentation: torch.Tensor
 
 
 class Judge(nn.Module):
-    """Four halvings to 8 x 8, read by mean and maximum for the words, and widened again for the map."""
+    """Four downsampling levels to 8 x 8; heads pool by mean and maximum, the map is upsampled again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Judge(nn.Module):
         )
 
     def forward(self, pixels: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Logits: one (n, words) per head, and (n, classes, 32, 32)."""
+        """Return logits: one (n, words) per head, and (n, classes, 32, 32)."""
         at_32 = self.to_32(self.to_64(pixels))
         at_16 = self.to_16(at_32)
         at_8 = self.to_8(at_16)
@@ -65,20 +65,20 @@ class Judge(nn.Module):
         return {name: head(summary) for name, head in self.heads.items()}, self.map(torch.cat(wide, dim=1))
 
     @torch.inference_mode()
-    def look_at(self, pictures: Pictures) -> Verdict:
-        logits, maps = self(as_pixels(pictures, CPU_DEVICE))
+    def look_at(self, images: Images) -> Verdict:
+        logits, maps = self(as_pixels(images, CPU_DEVICE))
         words = {name: [HEADS[name][index] for index in logits[name].argmax(1).tolist()] for name in HEADS}
         return Verdict(words, maps.argmax(1))
 
 
-def trained_judge(work_dir: Path, pictures: Pictures) -> Judge:
-    """The judge, trained on the first training pictures if that has not been done yet (minutes on a CPU)."""
+def trained_judge(work_dir: Path, images: Images) -> Judge:
+    """Return the judge, trained on the first training images if necessary (minutes on a CPU)."""
     judge, path = Judge(), work_dir / "judge.pt"
     if path.exists():
         judge.load_state_dict(torch.load(path, weights_only=True))
         return judge.eval()
     torch.manual_seed(5)
-    seeds = range(min(TRAIN_PICTURES, len(pictures)))
+    seeds = range(min(TRAIN_IMAGES, len(images)))
     words = torch.tensor([word_indices(sample(seed)) for seed in seeds])
     maps = torch.stack([scene_map(sample(seed)) for seed in track(seeds, "drawing the judge's maps")])
     steps = EPOCHS * (len(seeds) // BATCH)
@@ -86,7 +86,7 @@ def trained_judge(work_dir: Path, pictures: Pictures) -> Judge:
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     for _ in track(range(steps), "training the judge"):
         picked = torch.randint(len(seeds), (BATCH,))
-        pixels = _blemished(as_pixels(pictures[np.sort(picked.numpy())], CPU_DEVICE))
+        pixels = _blemished(as_pixels(images[np.sort(picked.numpy())], CPU_DEVICE))
         picked = picked.sort().values
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits, map_logits = judge(pixels)
@@ -103,19 +103,19 @@ def trained_judge(work_dir: Path, pictures: Pictures) -> Judge:
 
 
 def word_indices(drawn: Sample) -> list[int]:
-    """What the judge should say of this picture, one index per head."""
+    """Return the labels of a sample, one index per head."""
     house = drawn.scene.house.colour if drawn.scene.house else "none"
-    said = {"style": drawn.style, "time": drawn.scene.time, "season": drawn.scene.season, "house": house}
-    return [HEADS[name].index(said[name]) for name in HEADS]
+    labels = {"style": drawn.style, "time": drawn.scene.time, "season": drawn.scene.season, "house": house}
+    return [HEADS[name].index(labels[name]) for name in HEADS]
 
 
 def scene_map(drawn: Sample) -> torch.Tensor:
-    """(32, 32): the class at each map cell, exactly as painted."""
+    """Return the exact class of each map cell, (32, 32)."""
     return torch.from_numpy(paint(drawn.scene, MAP_SIZE).segmentation().astype(np.int64))
 
 
 def _blemished(pixels: torch.Tensor) -> torch.Tensor:
-    """A generated picture is softer and noisier than a rendered one, and that alone must not mislead the judge."""
+    """Augment with blur and noise: generated images are softer and noisier than rendered ones."""
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     softness = torch.rand(len(pixels), 1, 1, 1) * 0.8
     noise = torch.randn_like(pixels) * torch.rand(len(pixels), 1, 1, 1) * 0.1

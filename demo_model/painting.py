@@ -1,4 +1,4 @@
-"""Paints a scene far to near on a canvas, in its natural colours: what every style starts from."""
+"""Paints a scene from far to near in its natural colours, the input of every style."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HORIZON_NEARNESS = 0.25
 
 
 def paint(scene: Scene, size: int) -> Canvas:
-    """The whole scene, painted."""
+    """Paint the whole scene."""
     light = Light(scene.time)
     canvas = Canvas(size, *_sky(scene), scene.horizon)
     if scene.time == "night":
@@ -107,7 +107,7 @@ def _ground(canvas: Canvas, scene: Scene, light: Light) -> None:
 
 
 def _water_colour(scene: Scene) -> palette.RGB:
-    """Water is its own blue and a little of the sky above it."""
+    """Mix blue with the colour of the sky above the water."""
     return mix(palette.WATER[scene.time], _sky(scene)[1], 0.15)
 
 
@@ -137,7 +137,7 @@ def _road(canvas: Canvas, house: House, light: Light) -> None:
 
 
 def _nearness_at(scene: Scene, y: float) -> float:
-    """Nearness of a thing that stands on the ground at this height of the picture."""
+    """Return the nearness of an object that touches the ground at this height of the image."""
     share = min(max((y - scene.horizon) / (1.0 - scene.horizon), 0.0), 1.0)
     return HORIZON_NEARNESS + (1.0 - HORIZON_NEARNESS) * share
 

@@ -19,9 +19,9 @@ WINTER_SKY_BOTTOM: RGB = (0.88, 0.93, 0.97)
 SUN: dict[Time, RGB] = {"day": (1.0, 0.93, 0.40), "sunset": (1.0, 0.82, 0.30), "night": (0.95, 0.95, 0.85)}
 CLOUD: dict[Time, RGB] = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.66, 0.56), "night": (0.20, 0.23, 0.36)}
 LIGHT: dict[Time, RGB] = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.84, 0.80), "night": (0.28, 0.31, 0.46)}
-"""What the light of the hour multiplies the colours of things with."""
+"""Factors of object colours by time of day."""
 HOUSE_LIGHT: dict[Time, RGB] = {"day": (1.0, 1.0, 1.0), "sunset": (0.97, 0.84, 0.78), "night": (0.46, 0.46, 0.56)}
-"""Houses keep more of their colour than the land, or nobody could tell a red one from a blue one at night."""
+"""Houses keep more of their colour than the land, so that they can be distinguished at night."""
 
 NEAR_GROUND: dict[Season, RGB] = {
     "summer": (0.28, 0.58, 0.16),
@@ -64,7 +64,7 @@ WINDOW: dict[Time, RGB] = {"day": (0.66, 0.84, 0.94), "sunset": (1.0, 0.86, 0.50
 
 @dataclass(frozen=True)
 class Light:
-    """Turns the colour of a thing into the colour it has at this hour."""
+    """Changes the colour of an object to its colour at a time of day."""
 
     time: Time
 

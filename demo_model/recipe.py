@@ -1,4 +1,4 @@
-"""How big and how long: every number of the training that a person may want to turn, for a CPU and for a GPU."""
+"""Sizes and training settings, for a CPU and for a GPU."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ LATENT_CHANNELS = 4
 LATENT_SIZE = 32
 TRAIN_TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.03
-"""As gentle as Stable Diffusion's 0.00085 to 0.012 at first and noisier at last: latents as fine as these show their
-mean brightness through that noise to the very end, so that the denoiser never has to listen when the words say "at
-night"."""
+"""Starts like the schedule of Stable Diffusion (0.00085 to 0.012) and ends with more noise. Otherwise the mean
+brightness of these large latents is visible at every timestep, and the denoiser ignores words such as "at night"."""
 OFFSET_NOISE = 0.15
 OFFSET_GRIDS = (1, 2, 4)
-"""Training noise also shifts whole regions, by this deviation on each of these grids of cells per side. White noise
-averages out over a region, and shows its colour: then the picture, not the prompt, says what hour and season it is."""
+"""Offset noise: shifts of whole regions with this deviation, on grids with these numbers of cells per side. White noise
+averages out over a region and leaves its colour visible, so the denoiser would not need the prompt."""
 FOREIGN_WORDS = (100, 250)
-"""Below the first of these timesteps captions are exchanged among the pictures, above the second never. A picture with
-little noise says itself what it shows; where words change nothing, guidance cannot push it away from its colours."""
+"""Captions are exchanged between images below the first of these timesteps, and never above the second. At low noise
+the latents show the content; if the text has no effect there, guidance cannot change the colours."""
 TEXT_WIDTH = 128
 TEXT_LENGTH = 77
 VOCABULARY = 800
@@ -27,7 +26,7 @@ VOCABULARY = 800
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the two trainings. Its learning rate falls along a cosine over `minutes` of time spent."""
+    """One training stage. The learning rate follows a cosine over `minutes` of training time."""
 
     minutes: float
     batch: int
@@ -37,14 +36,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    pictures: int
-    crude_pictures: int
+    images: int
+    crude_images: int
     autoencoder: Stage
     diffusion: Stage
     polish: Stage
-    """Of the decoder alone, when all else is trained."""
+    """Training of the decoder alone, at the end."""
     crop_share: float = 0.75
-    """Share of the autoencoder's time on crops of 64 pixels; the rest, on whole pictures, settles its GroupNorms."""
+    """Share of the autoencoder's training time on crops of 64 pixels; whole images then adapt its GroupNorms."""
     caption_dropout: float = 0.1
     checkpoint_every_min: float = 1.0
     autoencoder_widths: tuple[int, ...] = field(default=(32, 64, 96))
@@ -52,15 +51,15 @@ class Recipe:
 
 
 CPU = Recipe(
-    pictures=12_000,
-    crude_pictures=1_500,
+    images=12_000,
+    crude_images=1_500,
     autoencoder=Stage(minutes=7.8, batch=16, learning_rate=1.5e-3, ema_decay=0.995),
     diffusion=Stage(minutes=90, batch=32, learning_rate=1.2e-3, ema_decay=0.997),
     polish=Stage(minutes=6, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
 )
 CUDA = Recipe(
-    pictures=100_000,
-    crude_pictures=5_000,
+    images=100_000,
+    crude_images=5_000,
     autoencoder=Stage(minutes=8, batch=64, learning_rate=1.5e-3, ema_decay=0.999),
     diffusion=Stage(minutes=20, batch=256, learning_rate=1.0e-3, ema_decay=0.9995),
     polish=Stage(minutes=4, batch=64, learning_rate=1.0e-3, ema_decay=0.999),

@@ -1,6 +1,6 @@
-"""What a picture shows: a landscape sampled from a seed. Nothing here draws; `painting`, `styles` and `captions` do.
+"""Landscapes sampled from seeds. `painting`, `styles` and `captions` render and describe them.
 
-Positions and sizes are fractions of the picture's side, x to the right and y down.
+Positions and sizes are fractions of the image's side, x to the right and y down.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SEASONS: tuple[Season, ...] = get_args(Season)
 HOUSE_COLOURS: tuple[HouseColour, ...] = get_args(HouseColour)
 
 HELD_OUT_SEED = 10_000_000
-"""Seeds from here on are for evaluation; training never renders them."""
+"""First seed for evaluation; training uses smaller seeds."""
 
 
 @dataclass(frozen=True)
 class House:
-    """A gabled house; `x` is its middle, `y` the foot of its wall."""
+    """A gabled house; `x` is its centre, `y` the bottom of its wall."""
 
     x: float
     y: float
@@ -69,7 +69,7 @@ class Lake:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that decides a picture, apart from its style and size."""
+    """Everything that an image depends on, except style and size."""
 
     seed: int
     time: Time
@@ -89,7 +89,7 @@ class Scene:
 
     @property
     def sun_y_now(self) -> float:
-        """At sunset the sun has sunk half way from its height at noon to the horizon."""
+        """At sunset the sun is half way between its height at noon and the horizon."""
         return (self.sun_y + self.horizon) / 2 if self.time == "sunset" else self.sun_y
 
     @property
@@ -100,7 +100,7 @@ class Scene:
 
 
 def sample_scene(seed: int) -> Scene:
-    """The scene of this seed: the same one on every machine."""
+    """Return the scene of a seed, equal on every machine."""
     rng = random.Random(f"scene {seed}")
     horizon = rng.uniform(0.44, 0.54)
     water: Water = rng.choices(("none", "lake", "sea"), (0.45, 0.33, 0.22))[0]
@@ -161,7 +161,7 @@ def _sample_peaks(rng: random.Random) -> tuple[Peak, ...]:
 def _sample_trees(
     rng: random.Random, count: int, house: House | None, lake: Lake | None, ground_top: float
 ) -> tuple[Tree, ...]:
-    """Trees on the ground, none in the lake or across the front of the house; farther ones are smaller."""
+    """Sample trees on the ground, not in the lake or in front of the house; distant ones are smaller."""
     trees: list[Tree] = []
     for _ in range(8 * count):
         if len(trees) == count:

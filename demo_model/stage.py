@@ -1,4 +1,4 @@
-"""What both trainings share: a clock that survives restarts, a learning rate that follows it, averaged weights."""
+"""Common parts of the training stages: a resumable clock, a learning rate schedule, averaged weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEETING_STEPS = 8
 
 
 class StageTrainer:
-    """Steps an optimizer until the stage's minutes are spent; saves and resumes everything that it holds."""
+    """Runs optimizer steps until the stage's time is used up. Saves and resumes its whole state."""
 
     def __init__(
         self, name: str, module: nn.Module, stage: Stage, checkpoint: Path, checkpoint_every_min: float
@@ -31,7 +31,7 @@ class StageTrainer:
         self._recent_loss: float | None = None
         self._name = name
         self._module = module
-        # On a CPU, a pause or what other programs take is no training time: the schedule must not run on through it.
+        # On a CPU, count processor time: pauses and other programs must not advance the schedule.
         self._clock = time.process_time if next(module.parameters()).device.type == "cpu" else time.monotonic
         self._checkpoint = checkpoint
         self._checkpoint_every_s = 60 * checkpoint_every_min
@@ -44,16 +44,16 @@ class StageTrainer:
 
     @property
     def worker_batch(self) -> int:
-        """This worker's part of a batch."""
+        """Batch size of this worker."""
         return max(self.stage.batch // worker_count(), 1)
 
     @property
     def progress(self) -> float:
-        """Share of the stage's time that is spent, 0 to 1."""
+        """Share of the training time that is used, 0 to 1."""
         return min(self.spent_s / (60 * self.stage.minutes), 1.0)
 
     def bar(self) -> Progress:
-        """A progress bar with the loss and the time left; advance it by calling `step` within it."""
+        """Return a progress bar with loss and remaining time; `step` advances it."""
         bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>5.1f}%"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -63,7 +63,7 @@ class StageTrainer:
         return bar
 
     def step(self, loss: torch.Tensor, bar: Progress) -> None:
-        """One update from this loss; a checkpoint when it is time for one."""
+        """Run one optimizer step; save a checkpoint when one is due."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._module.parameters(), 1.0)
@@ -74,16 +74,16 @@ class StageTrainer:
         self.steps += 1
         self._report(float(loss.detach()), bar)
         if self.steps % MEETING_STEPS == 0:
-            self._meet_the_others()
+            self._synchronise()
             if is_first_worker() and self.spent_s - self._saved_at_s > self._checkpoint_every_s:
                 self.save()
 
     def use_averaged_weights(self) -> None:
-        """From here on the module has its averaged weights; training it further would be a mistake."""
+        """Load the averaged weights into the module. Do not train it afterwards."""
         self._ema.copy_to(self._module.parameters())
 
     def save(self) -> None:
-        """Write the checkpoint; a reader sees the old one or the new one, never half of one."""
+        """Write the checkpoint atomically."""
         unfinished = self._checkpoint.with_suffix(".part")
         state = {
             "module": self._module.state_dict(),
@@ -106,8 +106,8 @@ class StageTrainer:
         warm_up = min((self.steps + 1) / WARM_UP_STEPS, 1.0)
         return warm_up * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * self.progress)))
 
-    def _meet_the_others(self) -> None:
-        """Agree with the other workers on the weights and on the time spent."""
+    def _synchronise(self) -> None:
+        """Average the weights and the clock over all workers."""
         now = self._clock()
         self.spent_s = average_over_workers(list(self._module.parameters()), self.spent_s + now - self._tick)
         self._tick = now

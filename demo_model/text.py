@@ -1,4 +1,4 @@
-"""The words: a vocabulary learnt from the captions, and a small text encoder that is trained together with the UNet."""
+"""The tokenizer, trained on captions, and a small text encoder that is trained with the UNet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPTIONS = 10_000
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """Byte-pair encoding learnt from sampled captions; any other text falls apart into bytes, none is unknown."""
+    """Train byte-pair encoding on sampled captions; other text is split into bytes, so no token is unknown."""
     blank = CLIPTokenizer()
     learner = Tokenizer(BPE(unk_token=END, end_of_word_suffix="</w>"))
     learner.normalizer = blank.backend_tokenizer.normalizer
@@ -39,7 +39,7 @@ def new_tokenizer() -> CLIPTokenizer:
 
 
 def _with_every_byte(learner: Tokenizer, alphabet: list[str]) -> CLIPTokenizer:
-    """The learnt vocabulary, with each byte as the end of a word added."""
+    """Add each byte as the end of a word to the vocabulary."""
     learnt = json.loads(learner.to_str())["model"]
     vocab: dict[str, int] = learnt["vocab"]
     for byte in alphabet:
@@ -69,9 +69,9 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 @torch.no_grad()
 def _start_as_bag_of_words(encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
-    """Large words, silent padding, no positions: what the 60 padding tokens then carry is the mean of the words.
+    """Initialise with large word embeddings, zero padding and no positions: padding then carries the mean of all words.
 
-    From CLIP's own start (deviation 0.02) the UNet learnt the style, which stands first, and never heard "at night".
+    With CLIP's initialisation (deviation 0.02) the UNet learnt only the style, the first word of captions.
     """
     words, positions = encoder.get_input_embeddings().weight, encoder.embeddings.position_embedding.weight
     words.normal_(std=1.0)

@@ -1,4 +1,4 @@
-"""From nothing to weights: `python -m demo_model.train`. On a GPU if there is one. Stopped, it resumes."""
+"""Train the demo model: `python -m img2img.demo_model.train`. Uses a GPU if there is one. Can be resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .autoencoder import encode_all, polish_decoder, train_autoencoder
-from .dataset import crude_pictures, rendered_pictures
+from .dataset import crude_images, rendered_images
 from .diffusion import train_diffusion
 from .recipe import Recipe, recipe_for
 from .weights_folder import write_weights
@@ -20,20 +20,20 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Render the pictures, then train in as many workers as the machine has cores (one on a GPU)."""
+    """Render the images, then train with one worker per core (one on a GPU)."""
     arguments = _arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = _recipe(arguments, device)
-    rendered_pictures(arguments.work_dir, recipe.pictures)
-    crude_pictures(arguments.work_dir, recipe.crude_pictures)
+    rendered_images(arguments.work_dir, recipe.images)
+    crude_images(arguments.work_dir, recipe.crude_images)
     workers = arguments.workers or default_worker_count(device)
     run_workers(workers, partial(train, recipe, arguments.work_dir, arguments.out, device))
 
 
 def train(recipe: Recipe, work_dir: Path, out: Path, device: torch.device) -> None:
-    """Train the autoencoder, encode the pictures once, train the denoiser on their latents, write the folder."""
-    rendered = rendered_pictures(work_dir, recipe.pictures)
-    crude = crude_pictures(work_dir, recipe.crude_pictures)
+    """Train the autoencoder, encode the images once, train the denoiser on the latents, write the model folder."""
+    rendered = rendered_images(work_dir, recipe.images)
+    crude = crude_images(work_dir, recipe.crude_images)
     vae = train_autoencoder(recipe, rendered, crude, work_dir, device)
     latents = encode_all(vae, rendered, work_dir, device)
     denoiser = train_diffusion(recipe, latents, work_dir, device)
@@ -54,7 +54,7 @@ def _recipe(arguments: argparse.Namespace, device: torch.device) -> Recipe:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work-dir", type=Path, default=HERE / ".work", help="pictures, latents and checkpoints")
+    parser.add_argument("--work-dir", type=Path, default=HERE / ".work", help="folder of intermediate files")
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="the diffusers folder to write")
     parser.add_argument("--autoencoder-minutes", type=float, help="how long to train the autoencoder")
     parser.add_argument("--diffusion-minutes", type=float, help="how long to train the UNet and the text encoder")

@@ -1,4 +1,4 @@
-"""Writes the trained parts as the diffusers folder that the service loads."""
+"""Writes the trained components as a diffusers folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .recipe import BETA_END, BETA_START, TRAIN_TIMESTEPS
 
 
 def write_weights(out: Path, vae: AutoencoderKL, denoiser: Denoiser) -> None:
-    """Half precision, safetensors; the folder appears whole, in place of the one before."""
+    """Save in half precision as safetensors and replace the folder atomically."""
     for module in (vae, denoiser.unet, denoiser.text_encoder):
         module.to(device="cpu", dtype=torch.float16)
     pipeline = StableDiffusionPipeline(
@@ -37,7 +37,7 @@ def write_weights(out: Path, vae: AutoencoderKL, denoiser: Denoiser) -> None:
 
 
 def default_scheduler() -> DDIMScheduler:
-    """Any other diffusers scheduler can be built from its config: latents are not pixels, so none may clip them."""
+    """Return the base scheduler config, without clipping, because latents exceed [-1, 1]."""
     return DDIMScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS,
         beta_start=BETA_START,

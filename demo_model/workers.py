@@ -1,7 +1,7 @@
-"""Training on all CPU cores: one process with one thread per core, their weights averaged every few steps (local SGD).
+"""Training on all CPU cores: one process with one thread per core, with averaged weights (local SGD).
 
-Two threads of one process wait for each other at every operation, so one busy core stalls both; processes that meet
-now and then do not, and on an idle machine they are a quarter faster, too.
+Threads of one process wait for each other at every operation, so one busy core stalls all of them. Processes that
+synchronise every few steps do not, and on an idle machine they are 25 % faster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 
 
 def run_workers(count: int, work: Callable[[], None]) -> None:
-    """Call `work` in `count` processes of one thread that know each other, or simply here if one is enough."""
+    """Run `work` in `count` processes with one thread each, or in this process if `count` is 1."""
     if count == 1:
         torch.set_num_threads(1)
         work()
@@ -55,7 +55,7 @@ def wait_for_workers() -> None:
 
 @torch.no_grad()
 def average_over_workers(parameters: list[nn.Parameter], clock_s: float) -> float:
-    """Average the weights in place; the clocks are averaged with them, so that all workers agree on the time."""
+    """Average the weights and clocks of all workers in place."""
     if not dist.is_initialized():
         return clock_s
     flat = torch.cat([*(parameter.reshape(-1) for parameter in parameters), torch.tensor([clock_s])])

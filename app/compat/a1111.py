@@ -31,7 +31,7 @@ router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 @router.post("/img2img")
 async def img2img(asked: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
     """Makes pictures and answers when they are done."""
-    request = await run_sync(to_request, asked, jobs.decoders.open, limiter=jobs.decoders.limiter)
+    request = await run_sync(to_request, asked, jobs.decoders, limiter=jobs.decoders.limiter)
     record = await jobs.start(request)
     await run_sync(_note, jobs.redis, record)
     try:
@@ -128,7 +128,7 @@ def interrupt(jobs: BlockingJobsDep) -> dict[str, Any]:
 def _at_work(jobs: BlockingJobs) -> list[JobRecord]:
     """The caller's jobs made here that have not ended, oldest first. An admin, too, gets its own jobs only."""
     found = []
-    for job_id in jobs.redis.zrange(A1111_JOBS.format(owner=jobs.admission.caller.owner), 0, -1):
+    for job_id in jobs.redis.zrange(A1111_JOBS.format(owner=jobs.submitter.caller.owner), 0, -1):
         with suppress(NotFound, Gone):
             found.append(jobs.queue.job_store.find(decode(job_id)))
     return [record for record in found if not record.status.is_terminal]

@@ -4,15 +4,14 @@ A value that this service cannot honour is not in the type of its field, and so 
 server does with its own disk are taken.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from img2img.domain.parameters import MAX_IMAGES, MAX_SEED, Resize, Scheduler
+from img2img.domain.parameters import MAX_CLIP_SKIP, MAX_IMAGES, MAX_SEED, Resize, Scheduler
 from img2img.errors import ParameterError
 
-from ..imaging.sandbox_pool import SandboxedImage
+from ..imaging.sandbox_pool import DecoderPool
 from ..schemas.requests import Img2ImgRequest, parse_image
 from .mask_conversion import convert_mask
 from .validation import validated
@@ -36,6 +35,16 @@ SAMPLERS: dict[tuple[str, str], Scheduler] = {
 NAMES = {scheduler: name for (name, _), scheduler in reversed(SAMPLERS.items())}
 RESIZES = {0: Resize.STRETCH, 1: Resize.CROP}
 OFF = Literal[False] | None
+
+
+class OverrideSettings(BaseModel):
+    """The settings of the web UI that a request can override."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sd_model_checkpoint: str | None = None
+    # Layer of the CLIP text encoder at which to stop, from the end: 1 is the last one.
+    CLIP_stop_at_last_layers: Annotated[int, Field(ge=1, le=MAX_CLIP_SKIP + 1)] = 1
 
 
 class WebUIRequest(BaseModel):
@@ -68,7 +77,7 @@ class WebUIRequest(BaseModel):
     send_images: bool = True
     # 0 and 1 are the defaults of the web UI's samplers.
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
-    override_settings: dict[Literal["sd_model_checkpoint"], str] = {}
+    override_settings: OverrideSettings = OverrideSettings()
     # What cannot be asked for here. The values are those that ask for nothing.
     image_cfg_scale: float | None = None  # of instruction models, which have an endpoint of their own
     styles: Annotated[list[str], Field(max_length=0)] = []
@@ -93,7 +102,7 @@ class WebUIRequest(BaseModel):
     save_images: bool = False
 
 
-def to_request(asked: WebUIRequest, open_picture: Callable[[bytes], SandboxedImage]) -> Img2ImgRequest:
+def to_request(asked: WebUIRequest, decoders: DecoderPool) -> Img2ImgRequest:
     """Our request for theirs. Raises ParameterError, PictureError or RequestValidationError."""
     for name, script in asked.alwayson_scripts.items():
         if any(not _is_off(argument) for argument in (script or {}).get("args", [])):
@@ -115,7 +124,8 @@ def to_request(asked: WebUIRequest, open_picture: Callable[[bytes], SandboxedIma
         "width": asked.width,
         "height": asked.height,
         "resize": RESIZES[asked.resize_mode],
-        "model": asked.override_settings.get("sd_model_checkpoint"),
+        "model": asked.override_settings.sd_model_checkpoint,
+        "clip_skip": asked.override_settings.CLIP_stop_at_last_layers - 1,
     }
     if asked.eta and (asked.eta < 1 or fields["scheduler"] is Scheduler.DDIM):
         fields["eta"] = asked.eta
@@ -127,7 +137,7 @@ def to_request(asked: WebUIRequest, open_picture: Callable[[bytes], SandboxedIma
             None if asked.inpaint_full_res else (asked.width, asked.height, RESIZES[asked.resize_mode]),
             invert=bool(asked.inpainting_mask_invert),
             fill=asked.inpainting_fill == 0,
-            open_picture=open_picture,
+            decoders=decoders,
         )
         fields |= {"image": image, "mask": painted, "mask_blur": asked.mask_blur, "resize": Resize.CROP}
         fields["mask_padding"] = asked.inpaint_full_res_padding if asked.inpaint_full_res else None

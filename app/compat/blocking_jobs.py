@@ -1,8 +1,7 @@
-"""What foreign APIs have in common: they answer when the job is done, and drop it when nobody waits any more."""
+"""Jobs of compatibility APIs, which respond when the job has ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 from anyio.to_thread import run_sync
@@ -14,16 +13,16 @@ from img2img.errors import Gone
 
 from ..dependencies import DecodersDep, JobChangesDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
 from ..progress.long_poll import wait_for_end
-from ..routes.img2img import plan, terms_of
 from ..schemas.requests import Img2ImgRequest
 from ..submission.submit import JobSubmitterDep
 
-LOOK_S = 2.0  # how soon it is noticed that a client has gone
+# Seconds between checks that the client is still connected.
+DISCONNECT_POLL_S = 2.0
 
 
 @dataclass(frozen=True)
 class BlockingJobs:
-    """Makes jobs for a client that waits on the line."""
+    """Submits jobs for a client that waits for the results in the same request."""
 
     request: Request
     settings: SettingsDep
@@ -31,26 +30,29 @@ class BlockingJobs:
     store: StoreDep
     models: ModelsDep
     decoders: DecodersDep
-    feed: JobChangesDep
+    job_changes: JobChangesDep
     redis: RedisDep
-    admission: JobSubmitterDep
+    submitter: JobSubmitterDep
 
     async def start(self, request: Img2ImgRequest) -> JobRecord:
-        """Queues a job. Raises what `POST /img2img` answers with."""
-        terms = terms_of(request, self.admission)
-        return (await self.admission.admit(partial(plan, request, self.admission), terms)).record
+        """Queue a job. Raises the errors of `POST /img2img`."""
+        return (await self.submitter.submit(request)).record
 
     async def end(self, job_id: str) -> JobRecord:
-        """The job when it has ended. Cancels it if the client hangs up first."""
+        """Wait for the end of the job and return its record. Cancels the job if the client disconnects."""
         while True:
-            record = await wait_for_end(job_id, LOOK_S, self.queue, self.feed)
+            record = await wait_for_end(job_id, DISCONNECT_POLL_S, self.queue, self.job_changes)
             if record.status.is_terminal:
                 return record
             if await self.request.is_disconnected():
                 await run_sync(self.queue.cancel, job_id)
 
     def pngs(self, record: JobRecord) -> Sequence[bytes]:
-        """The pictures of a job that has succeeded. Raises Gone for one that has not: asking again is no use."""
+        """Return the images of a job that has succeeded.
+
+        Raises:
+            Gone: The job has failed or was cancelled. Not an error that clients retry.
+        """
         if record.status is not JobStatus.SUCCEEDED:
             raise Gone(record.error.message if record.error else f"The job was {record.status}.")
         found = [self.store.get(result_key(record.id, image.index)) for image in record.images]

@@ -1,6 +1,4 @@
-"""The web UI's way with masks, brought to ours: masks inverted, pictures resized, masked parts filled beforehand."""
-
-from collections.abc import Callable
+"""Converts masks of other APIs to ours: inverts them, resizes image and mask, fills the masked part."""
 
 from PIL import Image, ImageChops, ImageFilter
 
@@ -8,10 +6,11 @@ from img2img.domain.parameters import Resize
 from img2img.errors import ParameterError
 
 from ..imaging.decode import encode_png, fit
-from ..imaging.sandbox_pool import SandboxedImage
+from ..imaging.sandbox_pool import DecoderPool
 from ..submission.spec_builder import error_field
 
-FILL_RADII = (256, 64, 16, 4, 2)  # pixels: from the colour of the surroundings at large to what is next to the edge
+# Blur radii in pixels: from the average colour of the surroundings to the colours at the edge.
+FILL_RADII = (256, 64, 16, 4, 2)
 
 
 def convert_mask(
@@ -21,34 +20,43 @@ def convert_mask(
     *,
     invert: bool,
     fill: bool,
-    open_picture: Callable[[bytes], SandboxedImage],
+    decoders: DecoderPool,
 ) -> tuple[bytes, bytes]:
-    """Image and mask as PNG, of one size: that of the image, or `size`. Raises PictureError or ParameterError."""
-    picture = open_picture(image).rgb()
-    with error_field("mask"):
-        painted = open_picture(mask).luminance()
-    if painted.size != picture.size:
-        raise ParameterError("mask", f"It should have the size of the image, {picture.width} x {picture.height}")
+    """Return image and mask as PNGs of one size.
+
+    Args:
+        size: Size of the PNGs, and how to resize to it. None: the size of the image.
+        invert: Whether black is the masked part of `mask`.
+        fill: Whether to fill the masked part of the image with the colours around it.
+
+    Raises:
+        ImageError, ParameterError: The images cannot be used.
+    """
+    with decoders.open(image) as opened:
+        pixels = opened.rgb()
+    with error_field("mask"), decoders.open(mask) as opened:
+        masked = opened.luminance()
+    if masked.size != pixels.size:
+        raise ParameterError("mask", f"It should have the size of the image, {pixels.width} x {pixels.height}")
     if size is not None:
         width, height, resize = size
-        picture, painted = fit(picture, width, height, resize), fit(painted, width, height, resize)
+        pixels, masked = fit(pixels, width, height, resize), fit(masked, width, height, resize)
     if invert:
-        painted = ImageChops.invert(painted)
+        masked = ImageChops.invert(masked)
     if fill:
-        picture = _filled(picture, painted)
-    return encode_png(picture), encode_png(painted)
+        pixels = _fill(pixels, masked)
+    return encode_png(pixels), encode_png(masked)
 
 
-def _filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """The masked part filled with the colours around it: the unmasked part blurred, wide first and then narrow, each
-    laid over the one before as far as it reaches."""
+def _fill(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """Fill the masked part with blurs of the unmasked part, each over the wider ones as far as it reaches."""
     hole = mask.point(lambda value: 255 * (value >= 128))
-    kept = picture.convert("RGBA")
-    kept.putalpha(ImageChops.invert(hole))
-    premultiplied = kept.convert("RGBa")
-    result = Image.new("RGBA", picture.size)
+    unmasked = image.convert("RGBA")
+    unmasked.putalpha(ImageChops.invert(hole))
+    premultiplied = unmasked.convert("RGBa")
+    result = Image.new("RGBA", image.size)
     for radius in FILL_RADII:
         result.alpha_composite(premultiplied.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA"))
-    filled = picture.copy()
+    filled = image.copy()
     filled.paste(result.convert("RGB"), (0, 0), hole)
     return filled

@@ -32,14 +32,13 @@ from img2img.redis.previews import Preview
 from ..dependencies import PreviewsDep
 from ..http.problem_details import status_of
 from ..imaging.decode import encode_png
-from ..imaging.sandbox_pool import SandboxedImage
+from ..imaging.sandbox_pool import DecoderPool
 from ..progress.image_formats import convert_image
-from ..routes.body_parser import json_text
 from ..schemas.problems import FieldProblem
-from ..schemas.requests import ALPHA, Img2ImgRequest
+from ..schemas.requests import ALPHA, Img2ImgRequest, parse_json_field
 from ..schemas.responses import ImageFormat
 from ..submission.spec_builder import error_field
-from .blocking_jobs import LOOK_S, BlockingJobs, BlockingJobsDep
+from .blocking_jobs import DISCONNECT_POLL_S, BlockingJobs, BlockingJobsDep
 from .validation import validated
 
 MAX_PARTS = 64
@@ -102,7 +101,7 @@ async def edit_image(request: Request, jobs: BlockingJobsDep, previews: Previews
     fields, own, files = await _form(request)
     asked = validated(Edit, fields)
     image, mask = _one_image(files), files.get("mask", [None])[0]
-    card = await run_sync(jobs.admission.card, asked.model)
+    card = await run_sync(jobs.submitter.model_card, asked.model)
     sent = await run_sync(_edit_request, asked, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
     record = await jobs.start(sent)
     if asked.stream:
@@ -149,7 +148,7 @@ async def _form(request: Request) -> tuple[dict[str, Any], dict[str, Any], dict[
             if isinstance(value, UploadFile):
                 files.setdefault(name.removesuffix("[]"), []).append(await value.read())
             elif name in OWN_FIELDS:
-                own[name] = json_text(name, value) if name in Img2ImgRequest.FORM_JSON else value
+                own[name] = parse_json_field(name, value) if name in Img2ImgRequest.FORM_JSON else value
             else:
                 fields[name] = value
     return fields, own, files
@@ -168,12 +167,11 @@ def _one_image(files: dict[str, list[bytes]]) -> bytes:
 def _edit_request(
     asked: Edit, own: dict[str, Any], image: bytes, mask: bytes | None, card: ModelCard, jobs: BlockingJobs
 ) -> Img2ImgRequest:
-    upload = jobs.decoders.open(image)
     width, height = _size(asked.size)
     fields: dict[str, Any] = {**own, "image": image, "model": asked.model, "num_images": asked.n}
-    painted = _painted(upload, mask, jobs.decoders.open)
+    image_size, painted = _convert_mask(image, mask, jobs.decoders)
     if painted is not None:
-        if (width, height) not in ((None, None), upload.size):
+        if (width, height) not in ((None, None), image_size):
             raise ParameterError("size", "With a mask the result has the size of the image: input should be `auto`")
         return validated(Img2ImgRequest, {**fields, "mask": painted, "prompt": asked.prompt})
     fields |= {"width": width, "height": height}
@@ -182,17 +180,19 @@ def _edit_request(
     return validated(Img2ImgRequest, {**fields, "prompt": asked.prompt})
 
 
-def _painted(
-    upload: SandboxedImage, mask: bytes | None, open_picture: Callable[[bytes], SandboxedImage]
-) -> bytes | str | None:
-    """Our mask for theirs: the transparent parts, white. Without one, the image's own transparency, if it has any."""
-    if mask is None:
-        return ALPHA if upload.transparency().getbbox() else None
-    with error_field("mask"):
-        transparent = open_picture(mask).transparency()
+def _convert_mask(
+    image: bytes, mask: bytes | None, decoders: DecoderPool
+) -> tuple[tuple[int, int], bytes | Literal["alpha"] | None]:
+    """Return the size of the image, and our mask: white where theirs, or else the image, is transparent."""
+    with decoders.open(image) as opened:
+        size = opened.size
+        if mask is None:
+            return size, ALPHA if opened.transparency().getbbox() else None
+    with error_field("mask"), decoders.open(mask) as opened:
+        transparent = opened.transparency()
     if not transparent.getbbox():
         raise ParameterError("mask", "The mask should be transparent where the image is to be edited")
-    return encode_png(transparent)
+    return size, encode_png(transparent)
 
 
 def _size(size: str) -> tuple[int | None, int | None]:
@@ -229,7 +229,7 @@ async def _events(jobs: BlockingJobs, record: JobRecord, asked: Edit, previews: 
     shown: list[Preview] = []
     ending = asyncio.ensure_future(jobs.end(record.id))
     try:
-        with jobs.feed.subscribe(record.id) as changed:
+        with jobs.job_changes.subscribe(record.id) as changed:
             while asked.partial_images > len(shown) and not ending.done():
                 await run_sync(previews.request, record.id)
                 preview = await run_sync(previews.latest, record.id)
@@ -240,7 +240,7 @@ async def _events(jobs: BlockingJobs, record: JobRecord, asked: Edit, previews: 
                         _event, "partial_image", picture, asked, {"partial_image_index": len(shown) - 1}
                     )
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
+                    async with asyncio.timeout(DISCONNECT_POLL_S):
                         await changed.wait()
                 changed.clear()
         for picture in await run_sync(jobs.pngs, await ending):

@@ -1,4 +1,4 @@
-"""Fields of any origin as a model, refused as those of a request body are."""
+"""Validates fields of other APIs, with the errors of a request body."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def validated(model: type[M], fields: Mapping[str, Any]) -> M:
-    """Raises RequestValidationError, which names every field that was refused."""
+    """Return the fields as a model. Raises RequestValidationError with all invalid fields."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:

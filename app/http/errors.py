@@ -19,7 +19,7 @@ from img2img.errors import Img2ImgError, RequestError, TooManyRequests
 
 
 class UnsupportedMedia(RequestError):
-    """Only PNG, JPEG and WebP images are supported."""
+    """The image is not a PNG, JPEG or WebP file."""
 
     code = "unsupported_media_type"
     field = "image"

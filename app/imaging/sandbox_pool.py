@@ -1,4 +1,4 @@
-"""Decoders kept warm: the front end's side. A decoder that dies, hangs or grows is replaced by a new one."""
+"""The API server's side of the sandbox: a pool of decoder processes. One that dies, hangs or grows is replaced."""
 
 import fcntl
 import logging
@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import Lock, Timer
 from typing import Any
 
@@ -21,29 +22,36 @@ from ..http.errors import ImageError, UnsupportedMedia
 from .sandbox_limits import SandboxLimits, memory_of
 from .sandbox_protocol import Header, receive, send
 
-START_S = 60.0  # a decoder may take this long to be ready, on a busy machine
-MAX_GROWTH = 128 * 1024 * 1024  # bytes that a decoder may keep in memory beyond those it had when it was new
-PIPE_BYTES = 1024 * 1024  # most pictures fit in, so that neither side waits for the other to read
-BY_OTHERS = (-signal.SIGKILL, -signal.SIGTERM)  # the kernel or an operator: no fault of the picture's
-ENVIRONMENT = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH")  # and no secret
+# Seconds until a new decoder is ready, on a busy machine.
+START_S = 60.0
+# Bytes of memory that a decoder may keep in addition to those it had when it was new.
+MAX_GROWTH = 128 * 1024 * 1024
+# Most images fit into a pipe of this size, so that neither side waits for the other to read.
+PIPE_BYTES = 1024 * 1024
+# Signals of the kernel or an operator, not caused by the image.
+EXTERNAL_SIGNALS = (-signal.SIGKILL, -signal.SIGTERM)
+# Environment variables that decoders get: none holds a secret.
+ENVIRONMENT = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH")
+OPEN: Header = {"do": "open"}
+CLOSE: Header = {"do": "close"}
 
 log = logging.getLogger(__name__)
 
 
 class DecoderDied(Exception):
-    """A decoder ended before it answered."""
+    """A decoder ended before it replied."""
 
-    def __init__(self, how: str, *, by_others: bool = False) -> None:
-        super().__init__(how)
-        self.by_others = by_others
+    def __init__(self, reason: str, *, is_external: bool = False) -> None:
+        super().__init__(reason)
+        self.is_external = is_external
 
 
 class Decoder:
-    """One child process, which does one thing at a time."""
+    """A decoder process. Handles one image at a time."""
 
     def __init__(self, limits: SandboxLimits) -> None:
-        """Starts it and does not wait. Raises Unavailable."""
-        self._limits = limits
+        """Start the process without waiting until it is ready. Raises Unavailable."""
+        self._timeout_s, self._cpu_s = limits.wall_s, limits.cpu_s
         numbers = (limits.max_pixels, limits.max_bytes, limits.memory_bytes, limits.cpu_s)
         try:
             self._process = subprocess.Popen(  # noqa: S603
@@ -53,12 +61,14 @@ class Decoder:
                 env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
             )
         except OSError as error:
-            raise Unavailable(f"Pictures cannot be decoded just now ({error.strerror}); try again soon.") from None
+            raise Unavailable(f"Images cannot be decoded just now ({error.strerror}); try again soon.") from None
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe
-            with suppress(OSError, AttributeError):  # Linux only, and there are limits: smaller ones are slower
+            # On Linux only, and up to a limit of the system. A smaller pipe is slower.
+            with suppress(OSError, AttributeError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self._memory_when_new: int | None = None  # None until it is ready
+        # None until the process is ready.
+        self._initial_memory: int | None = None
 
     @property
     def pid(self) -> int:
@@ -66,53 +76,71 @@ class Decoder:
 
     @property
     def has_grown(self) -> bool:
-        """Whether it keeps more memory than it should."""
-        return memory_of(self.pid, resident=True) > (self._memory_when_new or 0) + MAX_GROWTH
+        """Whether the process keeps too much memory."""
+        if self._initial_memory is None:
+            return False
+        return memory_of(self.pid, resident=True) > self._initial_memory + MAX_GROWTH
 
-    def ask(self, asked: Header, picture: bytes, max_answer: int) -> tuple[Header, bytes]:
-        """Has something done with a picture. Raises PictureError, Unavailable or Died; of no use after that."""
-        if self._memory_when_new is None:
+    def request(self, header: Header, body: bytes, max_reply: int) -> tuple[Header, bytes]:
+        """Send a request and return the reply.
+
+        Raises:
+            ImageError, Unavailable, DecoderDied: The decoder cannot be used after any of these.
+        """
+        if self._initial_memory is None:
             self._wait_until_ready()
-        started_at, most_s = time.monotonic(), self._limits.wall_s
+        started_at, timeout_s = time.monotonic(), self._timeout_s
         try:
-            return self._exchange(asked, picture, max_answer, most_s)
-        except ValueError as error:  # no answer that a decoder of ours would give
+            return self._exchange(header, body, max_reply, timeout_s)
+        except ValueError as error:
+            # Not a reply of our own code.
             self.kill()
             raise DecoderDied(str(error)) from None
         except (OSError, EOFError):
             code = self.kill()
-        if time.monotonic() - started_at >= most_s:
-            raise ImageError(f"Decoding the picture takes more than {most_s:g} s.")
+        if time.monotonic() - started_at >= timeout_s:
+            raise ImageError(f"Decoding the image takes more than {timeout_s:g} s.")
         if code == -signal.SIGXCPU:
-            raise ImageError(f"Decoding the picture takes more than {self._limits.cpu_s} s of processor time.")
-        raise DecoderDied(f"exit code {code}", by_others=code in BY_OTHERS)
+            raise ImageError(f"Decoding the image takes more than {self._cpu_s} s of processor time.")
+        raise DecoderDied(f"exit code {code}", is_external=code in EXTERNAL_SIGNALS)
+
+    def forget(self) -> None:
+        """Have the process drop its image. It sends no reply."""
+        if self._initial_memory is None:
+            return
+        assert self._process.stdin
+        # If it has died, the next request finds out.
+        with suppress(OSError, ValueError):
+            send(self._process.stdin, CLOSE)  # type: ignore[arg-type]
 
     def _wait_until_ready(self) -> None:
         try:
             self._exchange(None, b"", 0, START_S)
         except (OSError, EOFError, ValueError):
-            log.error("a decoder of pictures did not start: exit code %s", self.kill())
-            raise Unavailable("Pictures cannot be decoded just now; try again in a moment.") from None
-        self._memory_when_new = memory_of(self.pid, resident=True)
+            log.error("an image decoder did not start: exit code %s", self.kill())
+            raise Unavailable("Images cannot be decoded just now; try again in a moment.") from None
+        self._initial_memory = memory_of(self.pid, resident=True)
 
-    def _exchange(self, asked: Header | None, picture: bytes, max_answer: int, most_s: float) -> tuple[Header, bytes]:
+    def _exchange(self, header: Header | None, body: bytes, max_reply: int, timeout_s: float) -> tuple[Header, bytes]:
         assert self._process.stdin
         assert self._process.stdout
-        overdue = Timer(most_s, self._process.kill)  # which ends both pipes, and so whatever we wait for
-        overdue.start()
+        # Killing the process closes both pipes, which ends the write or read.
+        timer = Timer(timeout_s, self._process.kill)
+        timer.start()
         try:
-            if asked is not None:
-                send(self._process.stdin, asked, picture)  # type: ignore[arg-type]
-            return receive(self._process.stdout, max_answer)  # type: ignore[arg-type]
+            if header is not None:
+                send(self._process.stdin, header, body)  # type: ignore[arg-type]
+            return receive(self._process.stdout, max_reply)  # type: ignore[arg-type]
         finally:
-            overdue.cancel()
+            timer.cancel()
 
     def kill(self) -> int | None:
-        """Ends it. Returns the exit code: its own, if it had ended already."""
+        """End the process. Returns its exit code: its own if it had ended before."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdout.close()
-        with suppress(OSError):  # something was left to write
+        # Closing flushes what was not written.
+        with suppress(OSError):
             self._process.stdin.close()
         if self._process.poll() is None:
             self._process.kill()
@@ -120,127 +148,160 @@ class Decoder:
 
 
 class DecoderPool:
-    """As many decoders as there are cores to keep them busy, started when they are first needed, and then kept."""
+    """Decoders that are started when needed and kept. `limiter` bounds their number: threads that decode use it."""
 
     def __init__(self, limits: SandboxLimits) -> None:
         self.limits = limits
-        self.limiter = CapacityLimiter(os.cpu_count() or 1)  # for threads that decode: bounds decoders and memory
+        self.limiter = CapacityLimiter(os.cpu_count() or 1)
         self._idle: list[Decoder] = []
         self._lock = Lock()
         self._closed = False
 
     def start(self) -> None:
-        """Starts the first one, so that the first picture need not wait."""
-        self._give_back(Decoder(self.limits))
+        """Start a decoder, so that the first image does not wait for one."""
+        self.release(Decoder(self.limits))
 
     def close(self) -> None:
-        """Ends all; those that are busy end when they are done."""
+        """End all idle decoders now, and busy ones as soon as they are released."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
         for decoder in idle:
             decoder.kill()
 
-    def open(self, data: bytes) -> "SandboxedImage":
-        """A picture that a client sent, looked at. Raises UnsupportedMedia, PictureError or Unavailable."""
-        return SandboxedImage(data, self)
+    @contextmanager
+    def open(self, data: bytes) -> Iterator["SandboxedImage"]:
+        """Open an image in a decoder that is leased for the duration of the context.
 
-    def ask(self, asked: Header, picture: bytes, max_answer: int = 0) -> tuple[Header, bytes]:
-        """Has a decoder do something. Raises UnsupportedMedia, PictureError or Unavailable."""
+        A thread should have one image open at a time, so that there are as many decoders as threads.
+
+        Raises:
+            UnsupportedMedia, ImageError, Unavailable: The image cannot be opened.
+        """
+        image = SandboxedImage(data, self)
         try:
-            answer, pixels = self._ask_once(asked, picture, max_answer)
-        except DecoderDied as death:
-            if not death.by_others:
-                raise ImageError("The picture makes the decoder crash.") from None
-            answer, pixels = self._ask_again(asked, picture, max_answer)
-        match answer.get("refused"):
-            case None:
-                return answer, pixels
-            case "kind":
-                raise UnsupportedMedia
-            case "memory":
-                raise ImageError("Decoding the picture takes more memory than a picture may take.")
-        raise ImageError(str(answer.get("message")))
+            image.open()
+            yield image
+        finally:
+            image.close()
 
-    def _ask_again(self, asked: Header, picture: bytes, max_answer: int) -> tuple[Header, bytes]:
-        try:
-            return self._ask_once(asked, picture, max_answer)
-        except DecoderDied:
-            raise ImageError("The picture makes the decoder crash.") from None
-
-    def _ask_once(self, asked: Header, picture: bytes, max_answer: int) -> tuple[Header, bytes]:
-        decoder = self._take()
-        try:
-            answer = decoder.ask(asked, picture, max_answer)
-        except Exception as error:
-            log.warning("a decoder of pictures is replaced: %s", error)
-            decoder.kill()
-            self._give_back(Decoder(self.limits))
-            raise
-        if answer[0].get("refused") == "memory" or decoder.has_grown:
-            decoder.kill()
-            decoder = Decoder(self.limits)
-        self._give_back(decoder)
-        return answer
-
-    def _take(self) -> Decoder:
+    def lease(self) -> Decoder:
+        """Return an idle decoder, or a new one. Raises Unavailable."""
         with self._lock:
             if self._idle:
-                return self._idle.pop()  # the one that was busy last: its memory is warm
+                # The one that was used last: its memory is in caches.
+                return self._idle.pop()
         return Decoder(self.limits)
 
-    def _give_back(self, decoder: Decoder) -> None:
+    def release(self, decoder: Decoder) -> None:
+        """Return a decoder to the pool, or a new one in its place if it has grown."""
+        decoder.forget()
+        if decoder.has_grown:
+            log.warning("an image decoder is replaced: it has grown")
+            decoder.kill()
+            decoder = Decoder(self.limits)
         with self._lock:
             if not self._closed:
                 self._idle.append(decoder)
                 return
         decoder.kill()
 
+    def replace(self, decoder: Decoder, reason: object) -> None:
+        """End a decoder and put a new one into the pool."""
+        log.warning("an image decoder is replaced: %s", reason)
+        decoder.kill()
+        self.release(Decoder(self.limits))
+
 
 class SandboxedImage:
-    """A picture that a client sent: looked at, not yet decoded. What it becomes, a decoder makes of it."""
+    """An untrusted image that is open in a decoder. Its bytes are sent once, for all conversions."""
 
-    def __init__(self, data: bytes, decoders: DecoderPool) -> None:
-        """Raises UnsupportedMedia, PictureError or Unavailable."""
+    def __init__(self, data: bytes, pool: DecoderPool) -> None:
         self._data = data
-        self._decoders = decoders
-        answer, _ = decoders.ask({"do": "look"}, data)
-        self._size = self._size_in(answer)
+        self._pool = pool
+        self._decoder: Decoder | None = None
+        # Width and height of the upright image.
+        self.size = (0, 0)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the upright picture."""
-        return self._size
+    def open(self) -> None:
+        """Send the image to a decoder. Raises UnsupportedMedia, ImageError or Unavailable."""
+        reply, _ = self._request(OPEN)
+        match reply.get("size"):
+            case [int(width), int(height)] if width > 0 < height and width * height <= self._pool.limits.max_pixels:
+                self.size = width, height
+            case _:
+                raise _invalid_reply()
+
+    def close(self) -> None:
+        """Return the decoder to the pool."""
+        decoder, self._decoder = self._decoder, None
+        if decoder is None:
+            return
+        self._pool.release(decoder)
 
     def check(self) -> None:
-        """Decodes the picture for nothing but to see that it can be. Raises PictureError."""
-        self._decoders.ask({"do": "check"}, self._data)
+        """Decode the image without using the result. Raises ImageError."""
+        self._request({"do": "check"})
 
     def fit(self, width: int, height: int, resize: Resize) -> Image.Image:
-        """The picture brought to a size, in RGB. Raises PictureError."""
+        """Return the image brought to a size, in RGB. Raises ImageError."""
         return self._pixels("RGB", (width, height), do="fit", width=width, height=height, resize=resize.value)
 
     def rgb(self) -> Image.Image:
-        """The whole picture in RGB. Raises PictureError."""
+        """Return the whole image in RGB. Raises ImageError."""
         return self._pixels("RGB", self.size, do="rgb")
 
     def luminance(self) -> Image.Image:
-        """The whole picture in grey, transparent parts black. Raises PictureError."""
+        """Return the whole image in grey, transparent pixels black. Raises ImageError."""
         return self._pixels("L", self.size, do="luminance")
 
     def transparency(self) -> Image.Image:
-        """White where the picture is transparent, black where it is opaque. Raises PictureError."""
+        """Return a mask: white where the image is transparent, black where it is opaque. Raises ImageError."""
         return self._pixels("L", self.size, do="transparency")
 
-    def _pixels(self, mode: str, size: tuple[int, int], **asked: Any) -> Image.Image:
+    def _pixels(self, mode: str, size: tuple[int, int], **header: Any) -> Image.Image:
         expected = size[0] * size[1] * len(mode)
-        _, pixels = self._decoders.ask(asked, self._data, expected)
+        _, pixels = self._request(header, expected)
         if len(pixels) != expected:
-            raise ImageError("The picture makes the decoder answer nonsense.")
+            raise _invalid_reply()
         return Image.frombytes(mode, size, pixels)
 
-    def _size_in(self, answer: Header) -> tuple[int, int]:
-        match answer.get("size"):
-            case [int(width), int(height)] if width > 0 < height and width * height <= self._decoders.limits.max_pixels:
-                return width, height
-        raise ImageError("The picture makes the decoder answer nonsense.")
+    def _request(self, header: Header, max_reply: int = 0) -> tuple[Header, bytes]:
+        try:
+            reply, pixels = self._request_once(header, max_reply)
+        except DecoderDied as death:
+            if not death.is_external:
+                raise ImageError("The image could not be decoded: the decoder crashed.") from None
+            try:
+                reply, pixels = self._request_once(header, max_reply)
+            except DecoderDied:
+                raise ImageError("The image could not be decoded: the decoder crashed.") from None
+        match reply.get("refused"):
+            case None:
+                return reply, pixels
+            case "kind":
+                raise UnsupportedMedia
+            case "memory":
+                raise ImageError("Decoding the image takes more memory than an image may take.")
+        raise ImageError(str(reply.get("message")))
+
+    def _request_once(self, header: Header, max_reply: int) -> tuple[Header, bytes]:
+        is_leased = self._decoder is not None
+        decoder = self._decoder = self._decoder or self._pool.lease()
+        try:
+            if not is_leased and header is not OPEN:
+                # A new decoder in place of one that was killed: it needs the image, too.
+                decoder.request(OPEN, self._data, 0)
+            reply = decoder.request(header, self._data if header is OPEN else b"", max_reply)
+        except Exception as error:
+            self._decoder = None
+            self._pool.replace(decoder, error)
+            raise
+        if reply[0].get("refused") == "memory":
+            self._decoder = None
+            self._pool.replace(decoder, "it has no memory left")
+        return reply
+
+
+def _invalid_reply() -> ImageError:
+    return ImageError("The image could not be decoded: the decoder sent an invalid reply.")

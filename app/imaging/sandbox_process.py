@@ -1,7 +1,7 @@
-"""The process that decodes pictures: `python -m app.decoding.child MAX_PIXELS MAX_BYTES MEMORY_BYTES CPU_S`.
+"""A decoder process: `python -m img2img.app.imaging.sandbox_process MAX_PIXELS MAX_BYTES MEMORY_BYTES CPU_S`.
 
-It reads pictures from its standard input and answers on its standard output, one after the other, until the input ends.
-It keeps nothing of a picture, and gives back sizes and raw pixels: nothing that the front end would have to decode.
+Reads requests from standard input and writes replies to standard output until the input ends. A request opens an image
+or converts the open one. Replies hold sizes and raw pixels, nothing that the API server would have to decode.
 """
 
 import os
@@ -20,27 +20,29 @@ from .decode import EncodedImage
 from .sandbox_limits import enter_sandbox, set_cpu_limit
 from .sandbox_protocol import Header, receive, send
 
-# Pillow imports some of these when it meets a picture that needs them, and then it would be too late.
+# Pillow imports some of these for the first image that needs them. In the sandbox that is too late.
 NEEDED = (ImageCms, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 
 
 def main() -> None:
     max_pixels, max_bytes, memory_bytes, cpu_s = map(int, sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front end, whose end is the end of our input
+    # Ctrl-C is for the API server. When that ends, so does our input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     Image.preinit()
-    _rehearse()
-    pictures, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # what a library prints belongs neither among answers nor into a log
-        os.dup2(nowhere, stream)
+    _decode_samples()
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    # Output of libraries belongs neither among replies nor into a log.
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
     enter_sandbox(memory_bytes)
-    send(answers, {})
-    _work(pictures, answers, max_pixels, max_bytes, cpu_s)
+    send(replies, {})
+    _serve(requests, replies, Session(max_pixels), max_bytes, cpu_s)
 
 
-def _rehearse() -> None:
-    """Decodes one picture of each kind, so that all that is loaded late is there."""
+def _decode_samples() -> None:
+    """Decode an image of each kind, so that all code that is loaded late is loaded."""
     for kind in ("PNG", "JPEG", "WEBP"):
         buffer, exif = BytesIO(), Image.Exif()
         exif[0x0112] = 6
@@ -50,44 +52,62 @@ def _rehearse() -> None:
         EncodedImage(buffer.getvalue(), max_pixels=4).fit(1, 1, Resize.PAD)
 
 
-def _work(pictures: BinaryIO, answers: BinaryIO, max_pixels: int, max_bytes: int, cpu_s: int) -> None:
+def _serve(requests: BinaryIO, replies: BinaryIO, session: "Session", max_bytes: int, cpu_s: int) -> None:
     while True:
         try:
-            asked, data = receive(pictures, max_bytes)
+            header, data = receive(requests, max_bytes)
         except EOFError:
             return
+        if header["do"] == "close":
+            session.close()
+            continue
         set_cpu_limit(cpu_s)
         try:
-            answer, pixels = act(asked, data, max_pixels)
+            reply, pixels = session.handle(header, data)
         except UnsupportedMedia:
-            answer, pixels = {"refused": "kind"}, b""
+            reply, pixels = {"refused": "kind"}, b""
         except ImageError as error:
-            answer, pixels = {"refused": "picture", "message": error.message[:500]}, b""
+            reply, pixels = {"refused": "image", "message": error.message[:500]}, b""
         except MemoryError:
-            answer, pixels = {"refused": "memory"}, b""
-        send(answers, answer, pixels)
+            reply, pixels = {"refused": "memory"}, b""
+        del data
+        send(replies, reply, pixels)
 
 
-def act(asked: Header, data: bytes, max_pixels: int) -> tuple[Header, bytes]:
-    """Does what is asked with one picture. Raises UnsupportedMedia, PictureError or MemoryError."""
-    upload = EncodedImage(data, max_pixels)
-    match asked["do"]:
-        case "look":
-            return {"size": upload.size}, b""
-        case "check":
-            upload.check()
-            return {"size": upload.size}, b""
-        case "fit":
-            image = upload.fit(asked["width"], asked["height"], Resize(asked["resize"]))
-        case "rgb":
-            image = upload.rgb()
-        case "luminance":
-            image = upload.luminance()
-        case "transparency":
-            image = upload.transparency()
-        case other:
-            raise ValueError(other)
-    return {"size": image.size}, image.tobytes()
+class Session:
+    """The image that is open in this process."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._data = b""
+
+    def close(self) -> None:
+        """Drop the image, so that there is memory for the next one."""
+        self._data = b""
+
+    def handle(self, header: Header, data: bytes) -> tuple[Header, bytes]:
+        """Open an image or convert the open one. Raises UnsupportedMedia, ImageError or MemoryError."""
+        if header["do"] == "open":
+            self._data = data
+        # Opened anew for each conversion: Pillow changes an image when it decodes it. That reads headers only.
+        image = EncodedImage(self._data, self._max_pixels)
+        match header["do"]:
+            case "open":
+                return {"size": image.size}, b""
+            case "check":
+                image.check()
+                return {"size": image.size}, b""
+            case "fit":
+                result = image.fit(header["width"], header["height"], Resize(header["resize"]))
+            case "rgb":
+                result = image.rgb()
+            case "luminance":
+                result = image.luminance()
+            case "transparency":
+                result = image.transparency()
+            case other:
+                raise ValueError(other)
+        return {"size": result.size}, result.tobytes()
 
 
 if __name__ == "__main__":

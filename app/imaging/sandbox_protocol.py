@@ -1,6 +1,6 @@
-"""How front end and decoder speak over a pipe: a JSON header and a body of bytes, each with its length in front.
+"""Messages between the API server and a decoder: a JSON header and a body of bytes, each preceded by its length.
 
-No pickle: the front end must be able to read what a decoder says that somebody else has taken over.
+No pickle: the API server must be able to read the replies of a decoder that an attacker controls.
 """
 
 import json
@@ -14,7 +14,7 @@ Header = dict[str, Any]
 
 
 def send(pipe: BinaryIO, header: Header, body: bytes = b"") -> None:
-    """Writes one message. Raises OSError where nobody reads."""
+    """Write a message. Raises OSError if the other side is closed."""
     head = json.dumps(header).encode()
     pipe.write(LENGTHS.pack(len(head), len(body)) + head)
     pipe.write(body)
@@ -22,17 +22,17 @@ def send(pipe: BinaryIO, header: Header, body: bytes = b"") -> None:
 
 
 def receive(pipe: BinaryIO, max_body: int) -> tuple[Header, bytes]:
-    """Reads one message. Raises EOFError where nobody writes, and ValueError for what is no message."""
-    head_size, body_size = LENGTHS.unpack(_exactly(pipe, LENGTHS.size))
+    """Read a message. Raises EOFError at the end of the input, and ValueError for an invalid message."""
+    head_size, body_size = LENGTHS.unpack(_read_exactly(pipe, LENGTHS.size))
     if head_size > MAX_HEADER or body_size > max_body:
         raise ValueError("the message is too long")
-    header = json.loads(_exactly(pipe, head_size))
+    header = json.loads(_read_exactly(pipe, head_size))
     if not isinstance(header, dict):
         raise ValueError("the message has no header")
-    return header, _exactly(pipe, body_size)
+    return header, _read_exactly(pipe, body_size)
 
 
-def _exactly(pipe: BinaryIO, size: int) -> bytes:
+def _read_exactly(pipe: BinaryIO, size: int) -> bytes:
     data = pipe.read(size)
     if len(data) < size:
         raise EOFError

@@ -74,23 +74,17 @@ def message_name(model: type) -> str:
 
 def message_schemas() -> dict[str, Any]:
     """Return the schemas of the events of a job's stream, as fields of the Server-Sent Events format."""
-    return {
-        message_name(model): {
-            "title": message_name(model),
-            "type": "object",
-            "required": ["event", "data"],
-            "properties": {
-                "event": {"type": "string", "enum": list(names)},
-                "data": {
-                    "type": "string",
-                    "contentMediaType": "application/json",
-                    "contentSchema": ref(model.__name__),
-                },
-                "id": {"type": "string", "description": "Revision of the job, for `Last-Event-ID`."},
-            },
-        }
-        for model, names in STREAM_EVENTS.items()
+    return {message_name(model): _message_schema(model, names) for model, names in STREAM_EVENTS.items()}
+
+
+def _message_schema(model: type, names: tuple[str, ...]) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "event": {"type": "string", "enum": list(names)},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": ref(model.__name__)},
     }
+    if model not in (PreviewEvent, GoneEvent):
+        fields["id"] = {"type": "string", "description": "Revision of the job, for `Last-Event-ID`."}
+    return {"title": message_name(model), "type": "object", "required": list(fields), "properties": fields}
 
 
 SUBMIT_BODY = request_body("Img2Img")

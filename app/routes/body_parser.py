@@ -1,6 +1,5 @@
 """From a request body to its model: multipart or JSON, one model for both."""
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -18,14 +17,13 @@ from img2img.errors import ParameterError, RequestError
 from ..dependencies import SettingsDep
 from ..http.errors import UnsupportedMedia
 from ..schemas.image_references import parse_reference
-from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
+from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest, parse_json_field
 from ..settings import ApiSettings
 
 MAX_PARTS = 64  # the request has about 25 fields; some room, so that a stranger is named rather than counted
 MAX_FIELD_BYTES = 64 * 1024
 # Two texts full of commas, and some room. A body of nothing but brackets costs a parser half a minute and gigabytes.
 MAX_JSON_VALUES = 2 * MAX_TEXT + 100
-MAX_FORM_VALUES = 200  # of one structured field of a form
 
 
 Body = TypeVar("Body", Img2ImgRequest, ControlMapRequest, ImageRequest)
@@ -70,23 +68,13 @@ def _nested(fields: Mapping[str, str | bytes], model: type[Body]) -> dict[str, A
     nested: dict[str, Any] = {}
     for name, value in fields.items():
         if name in model.FORM_JSON:
-            nested[name] = json_text(name, value)
+            nested[name] = parse_json_field(name, value)
     for name, value in fields.items():
         if name not in model.FORM_JSON and "." in name and isinstance(value, bytes):
             _put(nested, name, value)
         elif name not in model.FORM_JSON:
             nested[name] = value
     return nested
-
-
-def json_text(name: str, text: str | bytes) -> Any:
-    """The value of a structured field of a form. Raises ParameterError."""
-    if text.count("[") + text.count("{") + text.count(",") > MAX_FORM_VALUES:  # type: ignore[arg-type]
-        raise ParameterError(name, "Input has more values than any request")
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ParameterError(name, f"In a form, this field is JSON text: {error}", got=text) from None
 
 
 def _put(nested: dict[str, Any], name: str, picture: bytes) -> None:

@@ -1,21 +1,16 @@
-"""POST /images: a picture sent once, for jobs to refer to."""
+"""POST /images: uploads an image that several jobs can refer to."""
 
 from hashlib import sha256
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
-from img2img.blobs import BlobStore
 from img2img.domain.spec import upload_key
-from img2img.redis.job_queue import JobQueue
 
 from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
-from ..http.authentication import Caller
 from ..imaging.sandbox_pool import DecoderPool
 from ..openapi import operations as openapi
-from ..schemas.requests import ImageRequest
 from ..schemas.responses import UploadedImage
-from ..settings import ApiSettings
 from .body_parser import ImageRequestDep
 
 router = APIRouter(tags=["images"])
@@ -36,26 +31,19 @@ async def upload_image(
     store: StoreDep,
     decoders: DecodersDep,
 ) -> UploadedImage:
-    """Keeps a picture for a while after it was last sent or used.
+    """Stores an image for later requests of the same API key: its `sha256` can be an `image` of `POST /img2img`.
 
-    `sha256` is then an `image` of `POST /img2img`, for the key that sent it.
+    It is kept for a while after it was last uploaded or used.
     """
-    return await run_sync(keep, request, settings, caller, queue, store, decoders, limiter=decoders.limiter)
-
-
-def keep(
-    request: ImageRequest,
-    settings: ApiSettings,
-    caller: Caller,
-    queue: JobQueue,
-    store: BlobStore,
-    decoders: DecoderPool,
-) -> UploadedImage:
-    """Stores the picture as it came, once it has been seen to be one."""
-    picture = decoders.open(request.image)
-    width, height = picture.size
-    picture.check()
+    size = await run_sync(_check, request.image, decoders, limiter=decoders.limiter)
     digest = sha256(request.image).hexdigest()
-    queue.input_images.retain(upload_key(digest), settings.result_ttl, caller.owner)
-    store.put(upload_key(digest), request.image)
-    return UploadedImage(sha256=digest, width=width, height=height)
+    await run_sync(queue.input_images.retain, upload_key(digest), settings.result_ttl, caller.owner)
+    await run_sync(store.put, upload_key(digest), request.image)
+    return UploadedImage(sha256=digest, width=size[0], height=size[1])
+
+
+def _check(data: bytes, decoders: DecoderPool) -> tuple[int, int]:
+    """Decode the image and return its size. Raises ImageError, UnsupportedMedia or Unavailable."""
+    with decoders.open(data) as image:
+        image.check()
+        return image.size

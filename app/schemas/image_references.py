@@ -1,4 +1,4 @@
-"""Pictures by reference: one that was sent before, or a job's result. Nothing is ever fetched from elsewhere."""
+"""References to images: to an image uploaded before, or to a result of a job. URLs are never fetched."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from img2img.domain.job import JobStatus
 from img2img.domain.spec import input_key, result_key, upload_key
 from img2img.errors import Gone, NotFound, ParameterError
 
-if TYPE_CHECKING:  # the command line reads references, and need not wait for Redis's client to be imported
+# The command line parses references without importing the Redis client.
+if TYPE_CHECKING:
     from img2img.blobs import BlobStore
     from img2img.redis.job_queue import JobQueue
 
@@ -18,14 +19,14 @@ RESULT_PATH = re.compile(r"/jobs/([0-9a-f]{32})/(?:images/([0-9])|result)")
 
 @dataclass(frozen=True)
 class UploadReference:
-    """A picture that was sent before, by the sha256 of its bytes."""
+    """An uploaded image, by the sha256 of its bytes."""
 
     sha256: str
 
 
 @dataclass(frozen=True)
 class ResultReference:
-    """A picture that a job made."""
+    """A result image of a job."""
 
     job_id: str
     index: int
@@ -35,7 +36,7 @@ ImageReference = UploadReference | ResultReference
 
 
 def parse_reference(text: str) -> ImageReference | None:
-    """What the text refers to; None where it is no reference."""
+    """Return the reference that the text holds, if it is one."""
     if SHA256.fullmatch(text):
         return UploadReference(text)
     result = RESULT_PATH.fullmatch(text)
@@ -45,30 +46,34 @@ def parse_reference(text: str) -> ImageReference | None:
 def fetch_reference(
     field: str, reference: ImageReference, queue: "JobQueue", store: "BlobStore", keep_s: float
 ) -> bytes:
-    """The bytes of the picture; one that was sent is kept for another keep_s seconds. Raises ParameterError.
+    """Return the bytes of a referenced image. An uploaded image is kept for another keep_s seconds.
 
-    A picture that the caller has not sent is refused as one that is not kept.
+    Args:
+        field: The field to name in errors.
+
+    Raises:
+        ParameterError: There is no such image, or the caller has not uploaded it.
     """
     if isinstance(reference, ResultReference):
-        return _result(field, reference, queue, store)
+        return _fetch_result(field, reference, queue, store)
     keys = (upload_key(reference.sha256), input_key(reference.sha256))
     for key in queue.input_images.renew(keys, keep_s):
-        picture = store.get(key)
-        if picture is not None:
-            return picture
-    message = "No picture with this sha256 is kept here for you; send it with the request, or to POST /images first"
+        image = store.get(key)
+        if image is not None:
+            return image
+    message = "No image of yours with this sha256 is stored; send it with the request, or to POST /images first"
     raise ParameterError(field, message, got=reference.sha256)
 
 
-def _result(field: str, reference: ResultReference, queue: "JobQueue", store: "BlobStore") -> bytes:
+def _fetch_result(field: str, reference: ResultReference, queue: "JobQueue", store: "BlobStore") -> bytes:
     path = f"/jobs/{reference.job_id}/images/{reference.index}"
     try:
         record = queue.job_store.find(reference.job_id)
     except (NotFound, Gone) as error:
         raise ParameterError(field, error.message, got=path) from None
     if record.status is not JobStatus.SUCCEEDED:
-        raise ParameterError(field, f"That job is {record.status}; only a job that succeeded has pictures", got=path)
-    picture = store.get(result_key(record.id, reference.index)) if reference.index < len(record.images) else None
-    if picture is None:
-        raise ParameterError(field, f"That job has {len(record.images)} picture(s), counted from 0", got=path)
-    return picture
+        raise ParameterError(field, f"That job is {record.status}; only a job that succeeded has images", got=path)
+    image = store.get(result_key(record.id, reference.index)) if reference.index < len(record.images) else None
+    if image is None:
+        raise ParameterError(field, f"That job has {len(record.images)} image(s), counted from 0", got=path)
+    return image

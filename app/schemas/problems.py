@@ -16,7 +16,7 @@ MAX_SHOWN = 80
 class FieldProblem(BaseModel):
     """A field that was rejected, why, and the value that was received."""
 
-    field: Annotated[str, Field(description="Path of the field, e.g. `controls.0.weight`.", examples=["strength"])]
+    field: Annotated[str, Field(description="Path of the field, e.g. `controls.0.scale`.", examples=["strength"])]
     message: Annotated[str, Field(examples=["Input should be less than or equal to 1"])]
     got: Annotated[str | None, Field(description="The value received, shortened.", examples=["2"])] = None
 

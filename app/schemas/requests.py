@@ -5,7 +5,7 @@ import binascii
 import json
 import re
 from hashlib import sha256
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
@@ -30,12 +30,15 @@ from img2img.domain.parameters import (
     Text,
 )
 from img2img.domain.webhook import Webhook
+from img2img.errors import ParameterError
 
 from .image_references import ImageReference, parse_reference
 
+# Values in one structured field of a form. More would cost time and memory to parse.
+MAX_FORM_VALUES = 200
 MAX_DEADLINE_S = 7 * 24 * 3600
 # The mask that stands for the transparency of the image itself.
-ALPHA = "alpha"
+ALPHA: Literal["alpha"] = "alpha"
 
 
 def parse_image(value: object) -> bytes:
@@ -90,6 +93,16 @@ MaskOrReference = Annotated[
     PlainValidator(parse_mask),
     WithJsonSchema({"type": "string", "description": "An image in one of the forms of `image`, or `alpha`."}),
 ]
+
+
+def parse_json_field(name: str, text: str | bytes) -> Any:
+    """Return the value of a field that a form sends as JSON text. Raises ParameterError."""
+    if text.count("[") + text.count("{") + text.count(",") > MAX_FORM_VALUES:  # type: ignore[arg-type]
+        raise ParameterError(name, "Input has more values than any request")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ParameterError(name, f"In a form, this field is JSON text: {error}", got=text) from None
 
 
 def webhook_fields(value: object) -> object:
@@ -318,9 +331,13 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
 
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal requests, also if a later version adds fields with defaults."""
-        # Images are validated by functions, so pydantic cannot check their types when it serializes them.
-        fields = self.model_dump(exclude_defaults=True, warnings=False)
-        return sha256(json.dumps(fields, sort_keys=True, default=_digest).encode()).hexdigest()
+        return _fingerprint(self)
+
+
+def _fingerprint(request: BaseModel) -> str:
+    # Images are validated by functions, so pydantic cannot check their types when it serializes them.
+    fields = request.model_dump(exclude_defaults=True, warnings=False)
+    return sha256(json.dumps(fields, sort_keys=True, default=_digest).encode()).hexdigest()
 
 
 def _digest(value: object) -> str:
@@ -342,6 +359,10 @@ class ControlMapRequest(BaseModel):
     resize: Annotated[Resize, Field(description="How the image is brought to that size.")] = Resize.CROP
     model: ModelName = None
     deadline_s: Deadline = None
+
+    def fingerprint(self) -> str:
+        """Return a hash that is equal for equal requests."""
+        return _fingerprint(self)
 
 
 class ImageRequest(BaseModel):

@@ -1,7 +1,7 @@
-"""Every default of a request made explicit, against what the model can do."""
+"""Resolves the defaults of a request and checks its values against the model card."""
 
 import secrets
-from collections.abc import Mapping
+from typing import Protocol
 
 from img2img.domain.model_card import ModelCard, nearest_bucket
 from img2img.domain.parameters import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, Scheduler
@@ -10,49 +10,63 @@ from img2img.errors import ParameterError, Unavailable
 from ..schemas.requests import Img2ImgRequest
 
 
-def resolve_model(name: str | None, default: str, known: Mapping[str, ModelCard]) -> ModelCard:
-    """The card of the model that a request names, or of the default."""
-    card = known.get(name or default)
+class ModelCards(Protocol):
+    """The cards of the models that workers have registered."""
+
+    def find(self, name: str) -> ModelCard | None: ...
+
+    def known_names(self) -> list[str]: ...
+
+
+def resolve_model(name: str | None, default: str, cards: ModelCards) -> ModelCard:
+    """Return the card of the model that a request names, or of the default model.
+
+    Raises:
+        ParameterError: There is no such model.
+        Unavailable: No worker has registered the default model yet.
+    """
+    card = cards.find(name or default)
     if card:
         return card
     if name in (None, default):
-        raise Unavailable(f"No worker has offered the model {default} yet; try again when one is up.")
-    raise ParameterError("model", f"Input should be one of: {', '.join(sorted(known))}", got=name)
+        raise Unavailable(f"No worker has registered the model {default} yet; try again when one runs.")
+    raise ParameterError("model", f"Input should be one of: {', '.join(cards.known_names())}", got=name)
 
 
 def resolve_scheduler(request: Img2ImgRequest, card: ModelCard, *, is_tiled: bool = False) -> Scheduler:
-    """The scheduler: as asked, else the model's own, or where that does not go with tiles, its first one that does."""
-    able = [known for known in card.schedulers if not (is_tiled and known in NOISY_SCHEDULERS)]
-    able = able or list(card.schedulers)  # a model that has no other: its tiles agree a little less where they overlap
+    """Return the scheduler of the request, or the model's default, or for tiles its first one that is suitable."""
+    suitable = [known for known in card.schedulers if not (is_tiled and known in NOISY_SCHEDULERS)]
+    # With other schedulers tiles agree less where they overlap. Better than none, if the model has no other.
+    suitable = suitable or list(card.schedulers)
     if request.scheduler is None:
-        if card.default_scheduler in able:
+        if card.default_scheduler in suitable:
             return card.default_scheduler
-        return Scheduler.EULER if Scheduler.EULER in able else able[0]
+        return Scheduler.EULER if Scheduler.EULER in suitable else suitable[0]
     if request.scheduler not in card.schedulers:
         message = f"With the model {card.name}, input should be one of: {', '.join(card.schedulers)}"
         raise ParameterError("scheduler", message, got=request.scheduler.value)
-    if request.scheduler not in able:
+    if request.scheduler not in suitable:
         message = (
-            "This result is made in tiles, and it draws new noise at every step, each tile its own: "
-            f"input should be one of: {', '.join(able)}"
+            "This result is made in tiles, and with this scheduler each tile gets different noise: "
+            f"input should be one of: {', '.join(suitable)}"
         )
         raise ParameterError("scheduler", message, got=request.scheduler.value)
     return request.scheduler
 
 
-def resolve_steps(asked_for: int | None, scheduler: Scheduler, card: ModelCard) -> int:
-    """The number of steps: as asked, else the model's own; no more than the scheduler can take."""
+def resolve_steps(given: int | None, scheduler: Scheduler, card: ModelCard) -> int:
+    """Return the number of steps: of the request or the model's default, and at most what the scheduler can take."""
     most = MAX_STEPS_OF.get(scheduler, MAX_STEPS)
-    if asked_for is None:
+    if given is None:
         return min(card.default_steps, most)
-    if asked_for > most:
+    if given > most:
         message = f"With the scheduler {scheduler}, input should be at most {most}"
-        raise ParameterError("num_inference_steps", message, got=asked_for)
-    return asked_for
+        raise ParameterError("num_inference_steps", message, got=given)
+    return given
 
 
 def resolve_seed(seed: int | None, num_images: int) -> int:
-    """The seed of the first image: as asked, else drawn."""
+    """Return the seed of the first image: of the request, or a random one."""
     if seed is None:
         return secrets.randbelow(2**32)
     most = MAX_SEED - (num_images - 1)
@@ -61,11 +75,15 @@ def resolve_seed(seed: int | None, num_images: int) -> int:
     return seed
 
 
-def resolve_size(width: int | None, height: int | None, picture: tuple[int, int], card: ModelCard) -> tuple[int, int]:
-    """Width and height: both as asked; one as asked and the other by the picture's shape; or the nearest bucket."""
+def resolve_size(width: int | None, height: int | None, image: tuple[int, int], card: ModelCard) -> tuple[int, int]:
+    """Return width and height of the result.
+
+    A side that is not given follows from the other one and the image's aspect ratio. If none is given, they are those
+    of the nearest bucket.
+    """
     if width is None and height is None:
-        return nearest_bucket(card.sizes, *picture)
-    aspect_ratio = picture[0] / picture[1]
+        return nearest_bucket(card.sizes, *image)
+    aspect_ratio = image[0] / image[1]
     if width is None:
         assert height is not None
         _check_side("height", height, card)
@@ -80,7 +98,7 @@ def resolve_size(width: int | None, height: int | None, picture: tuple[int, int]
 
 
 def nearest_side(pixels: float, card: ModelCard) -> int:
-    """The side nearest to this one that the model can make."""
+    """Return the nearest side that the model can make."""
     multiple = card.size_multiple
     lowest = -(-card.min_size // multiple)
     highest = card.max_size // multiple
@@ -101,7 +119,7 @@ def _follow(field: str, pixels: float, card: ModelCard) -> int:
     side = nearest_side(pixels, card)
     if abs(side - pixels) >= card.size_multiple:
         message = (
-            f"By the picture's shape it would be {round(pixels)}, and the model {card.name} "
+            f"By the image's aspect ratio it would be {round(pixels)}, and the model {card.name} "
             f"makes {card.min_size} to {card.max_size}: give both sides"
         )
         raise ParameterError(field, message)

@@ -30,7 +30,7 @@ def _side(pixels: float, card: ModelCard) -> int:
     return max(multiple, multiple * round(min(pixels, card.max_size) / multiple))
 
 
-def strips(margins: Padding, canvas: tuple[int, int]) -> list[Box]:
+def margin_boxes(margins: Padding, canvas: tuple[int, int]) -> list[Box]:
     """The margins of a canvas as boxes."""
     width, height = canvas
     boxes = [
@@ -48,7 +48,7 @@ def union(boxes: Iterable[Box]) -> Box:
     return min(lefts), min(tops), max(rights), max(bottoms)
 
 
-def padded(box: Box, padding: int, canvas: tuple[int, int], card: ModelCard) -> Box:
+def expand_box(box: Box, padding: int, canvas: tuple[int, int], card: ModelCard) -> Box:
     """The box with padding around it, made wider or higher on the canvas to the shape of a bucket, if there is room.
 
     No smaller than the model's smallest size: to make pixels up from nothing gains no detail.

@@ -1,4 +1,4 @@
-"""From a request to a JobSpec: the task chosen, every default made explicit, its pictures as the worker takes them."""
+"""Builds the job spec of a request: resolves defaults, decodes the images and encodes them as the worker reads them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,36 +8,42 @@ from typing import Any
 
 from PIL import Image
 
-from img2img.domain.conditioning import Control, ControlWeight, ImagePrompt, InpaintRegion, Padding
+from img2img.blobs import BlobStore
+from img2img.domain.conditioning import Control, ControlType, ControlWeight, ImagePrompt, InpaintRegion, Padding
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import GenerationParameters, Resize, Task
-from img2img.domain.spec import ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
+from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
 from img2img.errors import ParameterError
+from img2img.redis.job_queue import JobQueue
 
 from ..http.errors import ImageError, UnsupportedMedia
 from ..imaging.decode import encode_png
-from ..imaging.sandbox_pool import SandboxedImage
-from ..schemas.image_references import ImageReference
-from ..schemas.requests import ALPHA, Img2ImgRequest
+from ..imaging.sandbox_pool import DecoderPool, SandboxedImage
+from ..schemas.image_references import ImageReference, fetch_reference
+from ..schemas.requests import ALPHA, ControlMapRequest, Img2ImgRequest
 from .defaults import resolve_scheduler, resolve_seed, resolve_size, resolve_steps
-from .geometry import Box, padded, strips, union, working_size
-from .task_selection import check_model, check_resolved, choose_task
+from .geometry import Box, expand_box, margin_boxes, union, working_size
+from .task_selection import check_resolved
+
+Size = tuple[int, int]
 
 DEFAULT_STRENGTH = 0.8
 DEFAULT_INPAINT_STRENGTH = 1.0
 DEFAULT_UPSCALE_STRENGTH = 0.3
 DEFAULT_IMAGE_GUIDANCE_SCALE = 1.5
-MASK_BLUR = 4
-TILE_OVERLAP = 8  # tiles overlap by at least an eighth of their side
-MAX_PROMPT_SIDE = 1024  # of an image prompt; its encoder sees a few hundred pixels
-
-Open = Callable[[str, bytes | ImageReference], SandboxedImage]  # a picture of the request, by its field
+DEFAULT_MASK_BLUR = 4
+EMPTY_ALPHA = "`image` is not transparent anywhere; send a mask"
+EMPTY_MASK = "The mask is black all over; white pixels are regenerated"
+# Tiles overlap by at least this part of their side.
+TILE_OVERLAP = 8
+# Pixels along a side of an image prompt. Its encoder sees a few hundred pixels.
+MAX_PROMPT_SIDE = 1024
 
 
 @contextmanager
 def error_field(name: str) -> Iterator[None]:
-    """Says of a picture that is refused which field it came in."""
+    """Set the field of image errors that are raised in the context."""
     try:
         yield
     except (ImageError, UnsupportedMedia) as error:
@@ -46,20 +52,46 @@ def error_field(name: str) -> Iterator[None]:
 
 
 @dataclass
-class SpecBuilder:
-    """Builds the spec of one request and collects the blobs that it refers to."""
+class ImageReader:
+    """Opens the images of a request, one at a time, and collects the blobs of its job."""
 
-    request: Img2ImgRequest
-    card: ModelCard
-    open: Open
-    max_pixels: int
+    decoders: DecoderPool
+    store: BlobStore
+    # Returns the queue with the jobs and input images that the caller can refer to.
+    visible_queue: Callable[[], JobQueue]
+    # Seconds for which a referenced image is kept.
+    keep_s: float
     # PNGs by their sha256.
     blobs: dict[str, bytes] = field(default_factory=dict)
 
-    def plan(self) -> JobSpec:
+    @contextmanager
+    def open(self, name: str, image: bytes | ImageReference | None) -> Iterator[SandboxedImage]:
+        """Open an image or the image that a reference names. Image errors name the field."""
+        if isinstance(image, ImageReference):
+            image = fetch_reference(name, image, self.visible_queue(), self.store, self.keep_s)
+        assert image is not None
+        with error_field(name), self.decoders.open(image) as opened:
+            yield opened
+
+    def add_blob(self, image: Image.Image) -> str:
+        """Encode an image for the worker and return its sha256."""
+        png = encode_png(image)
+        digest = sha256(png).hexdigest()
+        self.blobs[digest] = png
+        return digest
+
+
+@dataclass(frozen=True)
+class SpecBuilder:
+    """Builds the spec of a request whose fields go together and are supported by the model."""
+
+    request: Img2ImgRequest
+    card: ModelCard
+    reader: ImageReader
+    max_pixels: int
+
+    def build(self, task: Task) -> JobSpec:
         """Return the spec. Raises ParameterError, ImageError or UnsupportedMedia."""
-        task = choose_task(self.request)
-        check_model(self.request, task, self.card)
         match task:
             case Task.CONTROL:
                 return self._control()
@@ -72,97 +104,123 @@ class SpecBuilder:
         return self._img2img()
 
     def _img2img(self) -> Img2ImgSpec:
-        image, width, height = self._fitted_image()
-        return Img2ImgSpec(
-            image=image,
-            **self._strength(DEFAULT_STRENGTH),
-            **self._controls((width, height)),
-            **self._generation(width, height, self.card),
-        )
+        image, size = _fit_image(self.request, self.card, self.reader)
+        strength, controls = self._strength(DEFAULT_STRENGTH), self._controls(size)
+        return Img2ImgSpec(image=image, **strength, **controls, **self._generation(size, self.card))
 
     def _control(self) -> ControlSpec:
         request = self.request
-        first = self._open("controls.0.image", request.controls[0].image)
-        width, height = resolve_size(request.width, request.height, first.size, self.card)
-        return ControlSpec(
-            prompt=request.prompt, **self._controls((width, height)), **self._generation(width, height, self.card)
-        )
+        with self.reader.open("controls.0.image", request.controls[0].image) as first:
+            size = resolve_size(request.width, request.height, first.size, self.card)
+            fitted = first.fit(*size, request.resize)
+        controls = self._controls(size, first=fitted)
+        return ControlSpec(prompt=request.prompt, **controls, **self._generation(size, self.card))
 
     def _edit(self) -> EditSpec:
-        image, width, height = self._fitted_image()
-        guidance = self.request.image_guidance_scale or DEFAULT_IMAGE_GUIDANCE_SCALE
+        request = self.request
+        image, size = _fit_image(request, self.card, self.reader)
+        guidance = request.image_guidance_scale or DEFAULT_IMAGE_GUIDANCE_SCALE
         return EditSpec(
             image=image,
-            instruction=self.request.instruction,
+            instruction=request.instruction,
             image_guidance_scale=guidance if self.card.image_guidance else None,
-            resize=self.request.resize,
-            **self._generation(width, height, self.card),
+            resize=request.resize,
+            **self._generation(size, self.card),
         )
 
     def _upscale(self) -> UpscaleSpec:
-        upload = self._open("image", self.request.image)
-        (width, height), times = upload.size, self.request.upscale or 1
-        if width * height * times**2 > self.max_pixels:
-            raise ParameterError("upscale", self._too_large(width * times, height * times), got=times)
-        upscaler = self.card.upscaler(times)
+        factor = self.request.upscale or 1
+        with self.reader.open("image", self.request.image) as image:
+            result_size = (image.size[0] * factor, image.size[1] * factor)
+            if result_size[0] * result_size[1] > self.max_pixels:
+                raise ParameterError("upscale", self._too_large(result_size), got=factor)
+            size, pixels = image.size, image.rgb()
+        upscaler = self.card.upscaler(factor)
         side, multiple = (upscaler or self.card).native_size, (upscaler or self.card).size_multiple
         overlap = min(multiple * -(-side // TILE_OVERLAP // multiple), side - multiple)
         work = upscaler.work if upscaler else 1.0
         tiling = Tiling(upscaler=upscaler is not None, side=side, overlap=overlap, multiple=multiple, work=work)
-        is_tiled = len(tiling.grid((width * times, height * times))) > 1
-        # An upscaler model starts from pure noise.
+        is_tiled = len(tiling.grid(result_size)) > 1
         return UpscaleSpec(
-            image=self._keep(upload.rgb()),
-            upscale=times,
+            image=self.reader.add_blob(pixels),
+            upscale=factor,
             tiling=tiling,
+            # An upscaler model starts from pure noise.
             **self._strength(1.0 if upscaler else DEFAULT_UPSCALE_STRENGTH),
-            **self._generation(width, height, self.card.for_upscale(times), is_tiled=is_tiled),
+            **self._generation(size, self.card.for_upscale(factor), is_tiled=is_tiled),
         )
 
     def _inpaint(self) -> InpaintSpec:
-        request, upload = self.request, self._open("image", self.request.image)
-        margins, size = request.outpaint or Padding(), upload.size
-        canvas = (size[0] + margins.left + margins.right, size[1] + margins.top + margins.bottom)
-        if canvas[0] * canvas[1] > self.max_pixels:
-            raise ParameterError("outpaint", self._too_large(*canvas))
-        mask = self._mask(upload) if request.mask is not None else None
+        request, margins = self.request, self.request.outpaint or Padding()
+        mask = None
+        with self.reader.open("image", request.image) as image:
+            size = image.size
+            canvas = (size[0] + margins.left + margins.right, size[1] + margins.top + margins.bottom)
+            if canvas[0] * canvas[1] > self.max_pixels:
+                raise ParameterError("outpaint", self._too_large(canvas))
+            if request.mask == ALPHA:
+                mask = image.transparency()
+            pixels = image.rgb()
+        if request.mask is not None and request.mask != ALPHA:
+            with self.reader.open("mask", request.mask) as opened:
+                if opened.size != size:
+                    message = "The mask has {} x {} pixels and the image {} x {}: they should be of one size"
+                    raise ParameterError("mask", message.format(*opened.size, *size))
+                mask = opened.luminance()
+        if mask is not None and not any(mask.histogram()[128:]):
+            raise ParameterError("mask", EMPTY_ALPHA if request.mask == ALPHA else EMPTY_MASK)
         box = self._box(mask, margins, canvas)
-        width, height = working_size(box, self.card)
+        model_size = working_size(box, self.card)
         if request.width is not None or request.height is not None:
-            shape = (box[2] - box[0], box[3] - box[1])
-            width, height = resolve_size(request.width, request.height, shape, self.card)
+            model_size = resolve_size(request.width, request.height, (box[2] - box[0], box[3] - box[1]), self.card)
         region = InpaintRegion(
-            mask=self._keep(mask) if mask else None,
-            blur=MASK_BLUR if request.mask_blur is None else request.mask_blur,
+            mask=self.reader.add_blob(mask) if mask else None,
+            blur=DEFAULT_MASK_BLUR if request.mask_blur is None else request.mask_blur,
             margins=margins,
             canvas=canvas,
             box=box,
         )
-        return InpaintSpec(
-            image=self._keep(upload.rgb()),
-            region=region,
-            **self._strength(DEFAULT_INPAINT_STRENGTH),
-            **self._controls(canvas, image_size=size),
-            **self._generation(width, height, self.card),
-        )
+        image_digest = self.reader.add_blob(pixels)
+        strength, controls = self._strength(DEFAULT_INPAINT_STRENGTH), self._controls(canvas, image_size=size)
+        generation = self._generation(model_size, self.card)
+        return InpaintSpec(image=image_digest, region=region, **strength, **controls, **generation)
 
-    def _generation(self, width: int, height: int, card: ModelCard, *, is_tiled: bool = False) -> dict[str, Any]:
+    def _too_large(self, size: Size) -> str:
+        return f"The result would have {size[0]} x {size[1]} pixels; at most {self.max_pixels:,} are made"
+
+    def _box(self, mask: Image.Image | None, margins: Padding, canvas: Size) -> Box:
+        """Return the part of the canvas that the model sees."""
+        padding = self.request.mask_padding
+        if padding is None:
+            return (0, 0, *canvas)
+        boxes = margin_boxes(margins, canvas)
+        masked = mask.getbbox() if mask else None
+        if masked:
+            left, top, right, bottom = masked
+            boxes.append((left + margins.left, top + margins.top, right + margins.left, bottom + margins.top))
+        return expand_box(union(boxes), padding, canvas, self.card)
+
+    def _generation(self, size: Size, card: ModelCard, *, is_tiled: bool = False) -> dict[str, Any]:
         """Return the fields that all generating tasks share."""
         request = self.request
+        parameters = {name: getattr(request, name) for name in GenerationParameters.model_fields}
+        image_prompts = self._image_prompts()
         scheduler = resolve_scheduler(request, card, is_tiled=is_tiled)
         guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
+        steps = resolve_steps(request.num_inference_steps, scheduler, card)
+        seed = resolve_seed(request.seed, request.num_images)
         check_resolved(request, card, guidance_scale, scheduler)
         return {
-            **{name: getattr(request, name) for name in GenerationParameters.model_fields},
+            **parameters,
             "model": card.name,
-            "width": width,
-            "height": height,
+            "width": size[0],
+            "height": size[1],
             "guidance_scale": guidance_scale,
             "guidance_rows": card.guidance_rows,
-            "num_inference_steps": resolve_steps(request.num_inference_steps, scheduler, card),
+            "num_inference_steps": steps,
             "scheduler": scheduler,
-            "seed": resolve_seed(request.seed, request.num_images),
-            "image_prompts": self._image_prompts(),
+            "seed": seed,
+            "image_prompts": image_prompts,
         }
 
     def _strength(self, default: float) -> dict[str, Any]:
@@ -171,86 +229,57 @@ class SpecBuilder:
         resolved = 1.0 if request.denoising_start is not None else default
         return {"prompt": request.prompt, "strength": resolved if request.strength is None else request.strength}
 
-    def _fitted_image(self) -> tuple[str, int, int]:
-        """Return the image brought to the size of the result, and that size."""
-        request, upload = self.request, self._open("image", self.request.image)
-        width, height = resolve_size(request.width, request.height, upload.size, self.card)
-        return self._keep(upload.fit(width, height, request.resize)), width, height
-
-    def _too_large(self, width: int, height: int) -> str:
-        return f"The result would have {width} x {height} pixels; at most {self.max_pixels:,} are made"
-
-    def _mask(self, upload: SandboxedImage) -> Image.Image:
-        sent_as = self.request.mask
-        if sent_as == ALPHA:
-            mask = upload.transparency()
-            nothing = "`image` is not transparent anywhere; send a mask"
-        else:
-            sent = self._open("mask", sent_as)
-            if sent.size != upload.size:
-                message = "The mask has {} x {} pixels and the image {} x {}: they should be of one size"
-                raise ParameterError("mask", message.format(*sent.size, *upload.size))
-            with error_field("mask"):
-                mask = sent.luminance()
-            nothing = "The mask is black all over; white is what is painted anew"
-        if not any(mask.histogram()[128:]):
-            raise ParameterError("mask", nothing)
-        return mask
-
-    def _box(self, mask: Image.Image | None, margins: Padding, canvas: tuple[int, int]) -> Box:
-        whole = (0, 0, *canvas)
-        padding = self.request.mask_padding
-        if padding is None:
-            return whole
-        boxes = strips(margins, canvas)
-        masked = mask.getbbox() if mask else None
-        if masked:
-            left, top, right, bottom = masked
-            boxes.append((left + margins.left, top + margins.top, right + margins.left, bottom + margins.top))
-        return padded(union(boxes), padding, canvas, self.card)
-
-    def _controls(self, size: tuple[int, int], image_size: tuple[int, int] | None = None) -> dict[str, Any]:
+    def _controls(
+        self, size: Size, *, image_size: Size | None = None, first: Image.Image | None = None
+    ) -> dict[str, Any]:
         """Return the controls and how their images are resized.
 
         Args:
             size: Size of the result, to which the images of controls are brought.
             image_size: Size of the inpainted image; a control image of this size gets the same margins.
+            first: The image of the first control, if it is decoded already.
         """
-        controls = []
+        resize, controls = self.request.resize, []
         for index, control in enumerate(self.request.controls):
-            blob = None
-            if control.image is not None:
-                name = f"controls.{index}.image"
-                upload = self._open(name, control.image)
-                with error_field(name):
-                    blob = self._keep(
-                        upload.fit(*(size if upload.size != image_size else upload.size), self.request.resize)
-                    )
+            fitted = first if index == 0 else None
+            if control.image is not None and fitted is None:
+                with self.reader.open(f"controls.{index}.image", control.image) as image:
+                    fitted = image.fit(*(image.size if image.size == image_size else size), resize)
+            blob = self.reader.add_blob(fitted) if fitted is not None else None
             weight = control.model_dump(include=set(ControlWeight.model_fields))
             controls.append(Control(type=control.type, image=blob, preprocess=control.preprocess, **weight))
-        return {"controls": tuple(controls), "resize": self.request.resize}
+        return {"controls": tuple(controls), "resize": resize}
 
     def _image_prompts(self) -> tuple[ImagePrompt, ...]:
         prompts = []
         for index, prompt in enumerate(self.request.image_prompts):
-            name = f"image_prompts.{index}.image"
-            upload = self._open(name, prompt.image)
-            share = min(1.0, MAX_PROMPT_SIDE / max(upload.size))
-            width, height = (max(1, round(side * share)) for side in upload.size)
-            with error_field(name):
-                prompts.append(
-                    ImagePrompt(image=self._keep(upload.fit(width, height, Resize.STRETCH)), scale=prompt.scale)
-                )
+            with self.reader.open(f"image_prompts.{index}.image", prompt.image) as image:
+                scale = min(1.0, MAX_PROMPT_SIDE / max(image.size))
+                width, height = (max(1, round(side * scale)) for side in image.size)
+                fitted = image.fit(width, height, Resize.STRETCH)
+            prompts.append(ImagePrompt(image=self.reader.add_blob(fitted), scale=prompt.scale))
         return tuple(prompts)
 
-    def _open(self, name: str, picture: bytes | ImageReference | str | None) -> SandboxedImage:
-        assert picture is not None
-        assert not isinstance(picture, str)
-        with error_field(name):
-            return self.open(name, picture)
 
-    def _keep(self, picture: Image.Image) -> str:
-        data = encode_png(picture)
-        digest = sha256(data).hexdigest()
-        self.blobs[digest] = data
-        return digest
+def build_control_map_spec(request: ControlMapRequest, card: ModelCard, reader: ImageReader) -> ControlMapSpec:
+    """Return the spec of a control map. It has the size that an image-to-image job with this image would have.
+
+    Raises:
+        ParameterError, ImageError, UnsupportedMedia: The request cannot be served.
+    """
+    supported = tuple(dict.fromkeys((*card.preprocessors, ControlType.TILE)))
+    if request.type not in supported:
+        message = f"The model {card.name} can make maps of these types: {', '.join(supported)}"
+        raise ParameterError("type", message, got=request.type.value)
+    image, (width, height) = _fit_image(request, card, reader)
+    return ControlMapSpec(
+        model=card.name, image=image, type=request.type, width=width, height=height, resize=request.resize
+    )
+
+
+def _fit_image(request: Img2ImgRequest | ControlMapRequest, card: ModelCard, reader: ImageReader) -> tuple[str, Size]:
+    """Bring the image to the size of the result. Returns its sha256 and that size."""
+    with reader.open("image", request.image) as image:
+        size = resolve_size(request.width, request.height, image.size, card)
+        fitted = image.fit(*size, request.resize)
+    return reader.add_blob(fitted), size

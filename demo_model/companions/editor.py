@@ -1,4 +1,4 @@
-"""The InstructPix2Pix companion: a UNet that sees the picture as four more channels and is told what to change."""
+"""The InstructPix2Pix companion: a UNet with the latents of the image as four more input channels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .base import Base, encoded, save_half, timesteps_for, widened
 from .instructions import before_and_after, sample_instruction
 from .recipe import CompanionRecipe
 
-DROP_BOTH, DROP_WORDS, DROP_PICTURE = 0.05, 0.05, 0.05
-"""The two guidances need to know what comes without words, without picture and without both (Brooks et al., 2023)."""
+DROP_BOTH, DROP_WORDS, DROP_IMAGE = 0.05, 0.05, 0.05
+"""Share of samples without text, without image and without both, for the two guidance scales (Brooks et al., 2023)."""
 LEAN = 0.7
 
 
@@ -37,7 +37,7 @@ def train_editor(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path)
                 chance = rng.random()
                 if chance < DROP_BOTH + DROP_WORDS:
                     instructions[index] = ""
-                if chance < DROP_BOTH or DROP_BOTH + DROP_WORDS < chance < DROP_BOTH + DROP_WORDS + DROP_PICTURE:
+                if chance < DROP_BOTH or DROP_BOTH + DROP_WORDS < chance < DROP_BOTH + DROP_WORDS + DROP_IMAGE:
                     seen[index] = 0.0
             noise = offset_noise(clean)
             timesteps = timesteps_for(len(seeds), LEAN).to(base.device)

@@ -1,4 +1,4 @@
-"""Image prompts: a small image encoder that knows styles, hours and seasons, and an IP-Adapter that tells the UNet."""
+"""Image prompts: a small image encoder for styles, times of day and seasons, and an IP-Adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..autoencoder import as_pixels
 from ..captions import subject
-from ..dataset import SIZE, Pictures, rendered_pictures, sample
+from ..dataset import SIZE, Images, rendered_images, sample
 from ..diffusion import offset_noise
 from ..judge import HEADS, word_indices
 from ..recipe import TEXT_WIDTH
@@ -26,9 +26,9 @@ from .base import Base, encoded, save_half, timesteps_for
 from .recipe import CompanionRecipe
 
 TOKENS = 4
-"""Of the picture, beside the 77 of the words."""
+"""Image tokens, in addition to the 77 text tokens."""
 EMBEDDING = 128
-PICTURE_DROPOUT = 0.1
+IMAGE_DROPOUT = 0.1
 LEAN = 0.6
 ENCODER_FOLDER, ADAPTER_FILE = "image_encoder", "ip_adapter.safetensors"
 
@@ -47,8 +47,8 @@ def new_image_encoder() -> CLIPVisionModelWithProjection:
     )
 
 
-class Teller(nn.Module):
-    """The encoder and, while it learns, a head for each thing that its embedding should tell."""
+class EncoderWithHeads(nn.Module):
+    """The image encoder with one classification head per property, for training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,52 +57,52 @@ class Teller(nn.Module):
 
 
 def train_image_prompts(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:
-    """First the encoder, by naming what pictures show; then the adapter, with the encoder's embeddings as they are."""
-    pictures = rendered_pictures(work_dir, recipe.pictures)
-    encoder = _train_encoder(recipe, base, pictures, work_dir)
-    embeddings = _embedded(encoder, pictures, base.device)
+    """Train the encoder to classify images, then the adapter on its frozen embeddings."""
+    images = rendered_images(work_dir, recipe.images)
+    encoder = _train_encoder(recipe, base, images, work_dir)
+    embeddings = _embedded(encoder, images, base.device)
     save_half(encoder, out / "image_prompt" / ENCODER_FOLDER)
-    latents = encoded(base, pictures, work_dir / f"companion-latents-{recipe.pictures}.pt")
+    latents = encoded(base, images, work_dir / f"companion-latents-{recipe.images}.pt")
     _train_adapter(recipe, base, latents, embeddings, work_dir, out / "image_prompt" / ADAPTER_FILE)
 
 
 def _train_encoder(
-    recipe: CompanionRecipe, base: Base, pictures: Pictures, work_dir: Path
+    recipe: CompanionRecipe, base: Base, images: Images, work_dir: Path
 ) -> CLIPVisionModelWithProjection:
     torch.manual_seed(11)
-    teller = Teller().to(base.device).train()
+    trained = EncoderWithHeads().to(base.device).train()
     stage, checkpoint = recipe.stages["image_encoder"], work_dir / "image_encoder.pt"
-    trainer = StageTrainer("image_encoder", teller, stage, checkpoint, recipe.checkpoint_every_min)
+    trainer = StageTrainer("image_encoder", trained, stage, checkpoint, recipe.checkpoint_every_min)
     torch.manual_seed(1000 * trainer.steps + worker_rank())
     with trainer.bar() as bar:
         while trainer.progress < 1.0:
-            seeds = torch.randint(len(pictures), (trainer.worker_batch,)).sort().values
+            seeds = torch.randint(len(images), (trainer.worker_batch,)).sort().values
             right = torch.tensor([word_indices(sample(seed)) for seed in seeds.tolist()], device=base.device)
-            pixels = clip_pixels(as_pixels(pictures[seeds.numpy()], base.device))
+            pixels = clip_pixels(as_pixels(images[seeds.numpy()], base.device))
             with torch.autocast(base.device.type, dtype=torch.bfloat16):
-                seen = teller.encoder(pixels).image_embeds
-                loss = sum(F.cross_entropy(teller.heads[name](seen), right[:, i]) for i, name in enumerate(HEADS))
+                seen = trained.encoder(pixels).image_embeds
+                loss = sum(F.cross_entropy(trained.heads[name](seen), right[:, i]) for i, name in enumerate(HEADS))
             assert isinstance(loss, torch.Tensor)
             trainer.step(loss.float(), bar)
     if is_first_worker():
         trainer.save()
     trainer.use_averaged_weights()
-    return teller.encoder.eval()
+    return trained.encoder.eval()
 
 
 def clip_pixels(pixels: torch.Tensor) -> torch.Tensor:
-    """From -1..1 to the scale of CLIP's image processor, which the service uses."""
+    """Convert from [-1, 1] to the scale of CLIP's image processor, which the service uses."""
     mean, deviation = (torch.tensor(each).view(3, 1, 1).to(pixels) for each in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (pixels / 2 + 0.5 - mean) / deviation
 
 
 @torch.inference_mode()
-def _embedded(encoder: CLIPVisionModelWithProjection, pictures: Pictures, device: torch.device) -> torch.Tensor:
-    """(n, 128)."""
+def _embedded(encoder: CLIPVisionModelWithProjection, images: Images, device: torch.device) -> torch.Tensor:
+    """Embed images; returns (n, 128)."""
     return torch.cat(
         [
-            encoder(clip_pixels(as_pixels(pictures[start : start + 50], device))).image_embeds.cpu()
-            for start in track(range(0, len(pictures), 50), "looking at pictures", disable=not is_first_worker())
+            encoder(clip_pixels(as_pixels(images[start : start + 50], device))).image_embeds.cpu()
+            for start in track(range(0, len(images), 50), "embedding images", disable=not is_first_worker())
         ]
     )
 
@@ -121,7 +121,7 @@ def _train_adapter(
             seeds = torch.randint(len(latents), (trainer.worker_batch,)).tolist()
             clean = latents[seeds].to(base.device, torch.float32)
             shown = embeddings[seeds].to(base.device)
-            shown = shown * (torch.rand(len(seeds), 1, device=base.device) >= PICTURE_DROPOUT)
+            shown = shown * (torch.rand(len(seeds), 1, device=base.device) >= IMAGE_DROPOUT)
             noise = offset_noise(clean)
             timesteps = timesteps_for(len(seeds), LEAN).to(base.device)
             noisy = base.schedule.add_noise(clean, noise, timesteps)
@@ -138,13 +138,13 @@ def _train_adapter(
 
 
 def _few_words(seed: int, rng: random.Random) -> str:
-    """What the picture shows, but seldom how: that is for the image prompt to say."""
+    """Return a caption of the objects, seldom of the style: that is for the image prompt."""
     drawn = sample(seed)
     return rng.choice((lambda: "", lambda: subject(drawn.scene, rng), lambda: drawn.caption(rng)))()
 
 
 def _adapted(base: Base) -> tuple[UNet2DConditionModel, nn.Module]:
-    """The frozen UNet with a new IP-Adapter, and the adapter's layers, which learn."""
+    """Return the frozen UNet with a new IP-Adapter, and the trainable layers of the adapter."""
     unet = base.unet
     blank: dict[str, dict[str, torch.Tensor]] = {
         "image_proj": {
@@ -156,7 +156,7 @@ def _adapted(base: Base) -> tuple[UNet2DConditionModel, nn.Module]:
         "ip_adapter": {},
     }
     for key, attention in zip(_keys(unet), _cross_attentions(unet), strict=True):
-        # As the words are read: the picture's tokens then speak a language that the UNet knows from the start.
+        # Start from the projections of the text tokens, which the UNet already uses.
         blank["ip_adapter"][f"{key}.to_k_ip.weight"] = attention.to_k.weight.detach().clone()
         blank["ip_adapter"][f"{key}.to_v_ip.weight"] = attention.to_v.weight.detach().clone()
     unet._load_ip_adapter_weights([blank])
@@ -166,7 +166,7 @@ def _adapted(base: Base) -> tuple[UNet2DConditionModel, nn.Module]:
 
 
 def _exported(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
-    """The adapter's weights by the names that published ones have."""
+    """Return the weights of the adapter under the names of published adapters."""
     projection = unet.encoder_hid_proj.image_projection_layers[0]
     weights = {
         "image_proj.proj.weight": projection.image_embeds.weight,
@@ -181,7 +181,7 @@ def _exported(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
 
 
 def _cross_attentions(unet: UNet2DConditionModel) -> list[nn.Module]:
-    """In the order in which IP-Adapter files number them."""
+    """Return cross-attention layers in the order in which IP-Adapter files number them."""
     names = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
     return [unet.get_submodule(name) for name in names]
 

@@ -1,4 +1,4 @@
-"""The inpainting companion: a UNet that also sees the mask and what of the picture is to stay (nine channels)."""
+"""The inpainting companion: a UNet with the mask and the masked image as five more input channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 
 from ..autoencoder import as_pixels
-from ..dataset import Pictures, rendered_pictures, sample
+from ..dataset import Images, rendered_images, sample
 from ..diffusion import offset_noise
 from ..stage import StageTrainer
 from ..workers import is_first_worker, wait_for_workers, worker_rank
@@ -21,14 +21,14 @@ from .recipe import CompanionRecipe
 CAPTION_DROPOUT = 0.15
 LEAN = 0.8
 WEIGHT_INSIDE = 3.0
-"""What is painted anew counts this much more than what only has to stay."""
+"""Loss weight of masked pixels, relative to the pixels that are kept."""
 
 
 def train_inpainter(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:
     torch.manual_seed(9)
-    pictures = rendered_pictures(work_dir, recipe.pictures)
-    latents = encoded(base, pictures, work_dir / f"companion-latents-{recipe.pictures}.pt")
-    kept = masked_latents(base, pictures, work_dir / f"masked-latents-{recipe.pictures}.pt")
+    images = rendered_images(work_dir, recipe.images)
+    latents = encoded(base, images, work_dir / f"companion-latents-{recipe.images}.pt")
+    kept = masked_latents(base, images, work_dir / f"masked-latents-{recipe.images}.pt")
     unet = widened(base.unet, 2 * base.vae.config.latent_channels + 1).to(base.device).train()
     stage = recipe.stages["inpaint"]
     trainer = StageTrainer("inpaint", unet, stage, work_dir / "inpaint.pt", recipe.checkpoint_every_min)
@@ -57,21 +57,21 @@ def train_inpainter(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Pa
 
 
 def mask_of(seed: int) -> Mask:
-    """The mask over this training picture."""
+    """Return the mask of a training image."""
     return random_mask(sample(seed), random.Random(f"mask {seed}"))
 
 
 def at_latents(masks: torch.Tensor) -> torch.Tensor:
-    """(n, 1, 32, 32) of (n, 128, 128): the pixel at each latent's corner speaks for it, as in the stock pipeline."""
+    """Reduce (n, 128, 128) masks to (n, 1, 32, 32): the corner pixel of each latent, as in the stock pipeline."""
     return masks[:, None, ::4, ::4].float()
 
 
-def masked_latents(base: Base, pictures: Pictures, path: Path) -> torch.Tensor:
-    """(n, 4, 32, 32) latents of the pictures with grey under their masks, kept in a file."""
+def masked_latents(base: Base, images: Images, path: Path) -> torch.Tensor:
+    """Return latents (n, 4, 32, 32) of images with grey under their masks, cached in a file."""
     if not path.exists() and is_first_worker():
         batches = []
-        for start in track(range(0, len(pictures), ENCODE_BATCH), "encoding masked pictures"):
-            pixels = as_pixels(pictures[start : start + ENCODE_BATCH], base.device)
+        for start in track(range(0, len(images), ENCODE_BATCH), "encoding masked images"):
+            pixels = as_pixels(images[start : start + ENCODE_BATCH], base.device)
             masks = np.stack([mask_of(start + index) for index in range(len(pixels))])
             stays = ~torch.from_numpy(masks).to(base.device)
             batches.append(base.encode_pixels(pixels * stays[:, None]).half().cpu())

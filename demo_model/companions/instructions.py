@@ -1,4 +1,4 @@
-"""Instructions: one scene before and after, and the words that ask for the change."""
+"""Edit instructions with the scene before and after."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..canvas import CLASSES
-from ..dataset import SIZE, Pictures, cached
+from ..dataset import SIZE, Images, cached
 from ..painting import paint
 from ..scenes import HOUSE_COLOURS, SEASONS, STYLES, TIMES, Cloud, Scene, Season, Style, Time, sample_scene
 from ..styles import render
@@ -44,7 +44,7 @@ _SEASON_WORDS: dict[Season, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Instruction:
-    """What was there, what is asked for, and what should be there then."""
+    """A scene, an instruction, and the scene after it."""
 
     kind: Kind
     words: str
@@ -53,15 +53,15 @@ class Instruction:
     style_before: Style
     style_after: Style
 
-    def pictures(self) -> tuple[Bytes, Bytes]:
-        """(128, 128, 3) each, before and after."""
+    def images(self) -> tuple[Bytes, Bytes]:
+        """Return the images before and after, (128, 128, 3) each."""
         return (
             np.asarray(render(self.before, self.style_before, SIZE)),
             np.asarray(render(self.after, self.style_after, SIZE)),
         )
 
     def changed(self) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-        """(128, 128): where the two differ by what was asked for. Everywhere, for an hour, a season or a style."""
+        """Return the mask of pixels that may change, (128, 128): all of them for time, season and style."""
         if self.kind in ("time", "style", "season"):
             return np.ones((SIZE, SIZE), np.bool_)
         part = {"house": "house", "clouds": "cloud", "trees": "tree"}[self.kind]
@@ -69,7 +69,7 @@ class Instruction:
 
 
 def sample_instruction(seed: int, kind: Kind | None = None) -> Instruction:
-    """The instruction of this seed, the same on every machine; of this kind, if one is named."""
+    """Return the instruction of a seed, equal on every machine; of one kind, if `kind` is given."""
     rng = random.Random(f"instruction {seed}")
     scene = sample_scene(seed)
     style = rng.choices(STYLES, (0.6, 0.1, 0.08, 0.12, 0.1))[0]
@@ -77,7 +77,8 @@ def sample_instruction(seed: int, kind: Kind | None = None) -> Instruction:
 
 
 def _time(scene: Scene, style: Style, rng: random.Random) -> Instruction:
-    style = "photo" if style == "pencil" else style  # a pencil hardly shows the hour
+    # A pencil sketch hardly shows the time of day.
+    style = "photo" if style == "pencil" else style
     wanted = rng.choice([time for time in TIMES if time != scene.time])
     return Instruction("time", rng.choice(_TIME_WORDS[wanted]), scene, replace(scene, time=wanted), style, style)
 
@@ -133,21 +134,21 @@ _MAKERS: dict[Kind, Callable[[Scene, Style, random.Random], Instruction]] = {
 
 
 def _until(scene: Scene, fits: Callable[[Scene], bool]) -> Scene:
-    """This scene, or the nearest of other seeds far away that has what the instruction speaks of."""
+    """Return the scene, or the next one of distant seeds that has the object of the instruction."""
     while not fits(scene):
         scene = sample_scene(scene.seed + 100_000_000)
     return scene
 
 
-def before_and_after(work_dir: Path, count: int) -> tuple[Pictures, Pictures]:
-    """(count, 128, 128, 3) memory maps of the instructions of seeds 0 to count - 1."""
+def before_and_after(work_dir: Path, count: int) -> tuple[Images, Images]:
+    """Return memory maps (count, 128, 128, 3) of the instructions of seeds 0 to count - 1."""
     before = cached(work_dir / f"before-{count}.npy", range(count), _draw_before)
     return before, cached(work_dir / f"after-{count}.npy", range(count), _draw_after)
 
 
-def _draw_before(seed: int) -> Pictures:
-    return sample_instruction(seed).pictures()[0]
+def _draw_before(seed: int) -> Images:
+    return sample_instruction(seed).images()[0]
 
 
-def _draw_after(seed: int) -> Pictures:
-    return sample_instruction(seed).pictures()[1]
+def _draw_after(seed: int) -> Images:
+    return sample_instruction(seed).images()[1]

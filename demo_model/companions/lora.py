@@ -1,4 +1,4 @@
-"""A LoRA for the demo model: blueprints, a style that it has never seen."""
+"""A LoRA for blueprints, a style that the demo model was not trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from ..captions import subject
-from ..dataset import SIZE, Pictures, cached
+from ..dataset import SIZE, Images, cached
 from ..diffusion import offset_noise
 from ..scenes import sample_scene
 from ..stage import StageTrainer
@@ -30,8 +30,8 @@ TRIGGER = "a blueprint of"
 
 def train_lora(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:
     torch.manual_seed(14)
-    pictures = cached(work_dir / f"blueprints-{recipe.blueprints}.npy", range(recipe.blueprints), draw_blueprint)
-    latents = encoded(base, pictures, work_dir / f"blueprint-latents-{recipe.blueprints}.pt")
+    images = cached(work_dir / f"blueprints-{recipe.blueprints}.npy", range(recipe.blueprints), draw_blueprint)
+    latents = encoded(base, images, work_dir / f"blueprint-latents-{recipe.blueprints}.pt")
     base.unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=LAYERS))
     learning = nn.ParameterList([weight for weight in base.unet.parameters() if weight.requires_grad])
     trainer = StageTrainer("lora", learning, recipe.stages["lora"], work_dir / "lora.pt", recipe.checkpoint_every_min)
@@ -61,7 +61,7 @@ def train_lora(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -
         )
 
 
-def draw_blueprint(seed: int) -> Pictures:
-    """(128, 128, 3): the pencil sketch of a scene in white on blue."""
+def draw_blueprint(seed: int) -> Images:
+    """Return the pencil sketch of a scene in white on blue, (128, 128, 3)."""
     sketch = np.asarray(render(sample_scene(seed), "pencil", SIZE).convert("L"), np.float32)[..., None] / 255
     return np.round(INK + (PAPER - INK) * sketch).astype(np.uint8)

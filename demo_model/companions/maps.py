@@ -1,4 +1,4 @@
-"""Control maps of the scenes: lines by the service's own annotators, depth and segmentation as they were painted."""
+"""Control maps of scenes: lines by the service's preprocessors, exact depth and segmentation by the renderer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from img2img.worker.images.control_maps import PREPROCESSORS
 from img2img.worker.pipelines.conditioning.ade20k import PALETTE
 
 from ..canvas import CLASSES
-from ..dataset import SIZE, Pictures, cached, sample
+from ..dataset import SIZE, Images, cached, sample
 from ..painting import paint
 from ..scenes import Scene
 
@@ -27,42 +27,42 @@ _ADE20K = {
     "water": 21, "road": 6, "tree": 4, "house": 25,
 }  # fmt: skip
 ADE20K_LABELS = [_ADE20K[name] for name in CLASSES]
-"""ADE20K's class for each of the scenes'; it knows no clouds and no sun, which get those of other things."""
+"""The ADE20K class of each scene class. ADE20K has no clouds and no sun; they use other classes."""
 CLASS_COLOURS: Bytes = PALETTE[ADE20K_LABELS]
-"""(classes, 3)."""
+"""RGB colours, (classes, 3)."""
 
 
-def lines(picture: Bytes, kind: ControlType) -> Bytes:
-    """(128, 128, 3): the line map that the service makes of this picture."""
-    return np.asarray(PREPROCESSORS[kind](Image.fromarray(picture)))
+def lines(image: Bytes, kind: ControlType) -> Bytes:
+    """Return the line map that the service makes of an image, (128, 128, 3)."""
+    return np.asarray(PREPROCESSORS[kind](Image.fromarray(image)))
 
 
-def some_lines(picture: Bytes, rng: random.Random) -> Bytes:
-    return lines(picture, rng.choices(LINES, LINE_SHARES)[0])
+def some_lines(image: Bytes, rng: random.Random) -> Bytes:
+    return lines(image, rng.choices(LINES, LINE_SHARES)[0])
 
 
 def depth(scene: Scene) -> Bytes:
-    """(128, 128, 3): near is bright, far is dark, stretched over all greys as the service stretches its maps."""
-    return depth_picture(paint(scene, SIZE).nearness(scene.horizon))
+    """Return the depth map, (128, 128, 3): near is bright. Stretched to all greys, as the service does."""
+    return depth_image(paint(scene, SIZE).nearness(scene.horizon))
 
 
-def depth_picture(nearness: npt.NDArray[np.float32]) -> Bytes:
+def depth_image(nearness: npt.NDArray[np.float32]) -> Bytes:
     spread = max(float(np.ptp(nearness)), 1e-6)
     grey = np.round((nearness - nearness.min()) / spread * 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
 
 def segmentation(scene: Scene) -> Bytes:
-    """(128, 128, 3): each class in its colour."""
+    """Return the segmentation map in ADE20K colours, (128, 128, 3)."""
     return CLASS_COLOURS[paint(scene, SIZE).segmentation()]
 
 
-def painted_maps(work_dir: Path, count: int) -> Pictures:
-    """(count, 128, 128, 2) memory map for seeds 0 to count - 1: the class, and the nearness in 0..255."""
+def painted_maps(work_dir: Path, count: int) -> Images:
+    """Return a memory map (count, 128, 128, 2) of class and nearness (0 to 255) for seeds 0 to count - 1."""
     return cached(work_dir / f"maps-{count}.npy", range(count), _paint_maps, (SIZE, SIZE, 2))
 
 
-def _paint_maps(seed: int) -> Pictures:
+def _paint_maps(seed: int) -> Images:
     scene = sample(seed).scene
     canvas = paint(scene, SIZE)
     near = np.round(canvas.nearness(scene.horizon) * 255).astype(np.uint8)

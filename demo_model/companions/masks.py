@@ -1,4 +1,4 @@
-"""Masks over the training pictures: boxes, ovals, margins and what stands in the scene."""
+"""Masks for training images: boxes, ellipses, margins and objects of the scene."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def random_mask(drawn: Sample, rng: random.Random) -> Mask:
-    """(128, 128), true where the picture is to be painted anew."""
+    """Return a mask, (128, 128), true for pixels to regenerate."""
     make = rng.choices((_box, _oval, _margins, _thing, _everything), (34, 24, 22, 17, 3))[0]
     return make(drawn.scene, rng)
 
@@ -29,7 +29,7 @@ def _oval(_scene: Scene, rng: random.Random) -> Mask:
 
 
 def _margins(_scene: Scene, rng: random.Random) -> Mask:
-    """One side or two, as outpainting leaves them."""
+    """Mask one or two sides, as outpainting does."""
     mask = np.zeros((SIZE, SIZE), np.bool_)
     for side in rng.sample(range(4), rng.choice((1, 1, 2))):
         np.rot90(mask, side)[: rng.randrange(16, 65)] = True
@@ -37,7 +37,7 @@ def _margins(_scene: Scene, rng: random.Random) -> Mask:
 
 
 def _thing(scene: Scene, rng: random.Random) -> Mask:
-    """A box around the house or a tree, as one paints over what is to be replaced; any box where there is none."""
+    """Mask a box around the house or a tree; a random box if there is none."""
     boxes = [(tree.x, tree.y - tree.height / 2, 0.35 * tree.height, 0.6 * tree.height) for tree in scene.trees]
     if scene.house is not None:
         house = scene.house

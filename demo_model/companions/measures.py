@@ -1,4 +1,4 @@
-"""How far two pictures, or a picture and a map, agree: what the companions' figures are made of."""
+"""Measures of agreement between images and maps."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from img2img.domain.conditioning import ControlType
 
 from ..canvas import CLASSES
-from ..dataset import Pictures
+from ..dataset import Images
 from . import maps
 from .masks import Mask
 
 Floats = npt.NDArray[np.floating]
 EDGE_TOLERANCE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
-"""An edge one pixel beside where it should be is right."""
+"""An edge counts as found within one pixel."""
 PAIRS = 2_000
 
 
-def edge_f1(pictures: Pictures, wanted: Pictures, kind: ControlType = ControlType.CANNY) -> float:
-    """Mean F1 of the pictures' line maps against the maps (n, 128, 128, 3) that were given."""
+def edge_f1(images: Images, wanted: Images, kind: ControlType = ControlType.CANNY) -> float:
+    """Return the mean F1 of the line maps of images and the given maps, (n, 128, 128, 3)."""
     scores = []
-    for picture, given in zip(pictures, wanted, strict=True):
-        found, right = maps.lines(picture, kind)[..., 0] > 127, given[..., 0] > 127
+    for image, given in zip(images, wanted, strict=True):
+        found, right = maps.lines(image, kind)[..., 0] > 127, given[..., 0] > 127
         precision = _share(found, _widened(right))
         recall = _share(right, _widened(found))
         scores.append(2 * precision * recall / max(precision + recall, 1e-9))
@@ -40,7 +40,7 @@ def _share(lines: Mask, near: Mask) -> float:
 
 
 def mean_iou(found: torch.Tensor, right: torch.Tensor) -> float:
-    """Intersection over union of (n, h, w) class maps, over all pictures, averaged over the classes that occur."""
+    """Return the intersection over union of (n, h, w) class maps, averaged over the classes that occur."""
     scores = []
     for index in range(len(CLASSES)):
         both, either = (found == index) & (right == index), (found == index) | (right == index)
@@ -50,7 +50,7 @@ def mean_iou(found: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def depth_disagreement(found: Floats, right: Floats) -> float:
-    """Share of random pairs of pixels, of clearly different depth in (n, h, w) `right`, that `found` orders wrongly."""
+    """Return the share of random pixel pairs of different depth that `found` orders wrongly. Maps are (n, h, w)."""
     rng = np.random.default_rng(0)
     flat_found, flat_right = found.reshape(len(found), -1), right.reshape(len(right), -1)
     wrong = clear = 0
@@ -62,37 +62,37 @@ def depth_disagreement(found: Floats, right: Floats) -> float:
     return wrong / max(clear, 1)
 
 
-def distance(pictures: Pictures, others: Pictures, where: npt.NDArray[np.bool_] | None = None) -> float:
-    """RMSE in 0..1 of (n, h, w, 3) bytes; over the pixels of `where`, (n, h, w)."""
-    errors = np.square(pictures / 255.0 - others / 255.0).mean(axis=3)
+def distance(images: Images, others: Images, where: npt.NDArray[np.bool_] | None = None) -> float:
+    """Return the RMSE in [0, 1] of (n, h, w, 3) bytes, over the pixels of the mask `where`, (n, h, w)."""
+    errors = np.square(images / 255.0 - others / 255.0).mean(axis=3)
     return float(np.sqrt(errors.mean() if where is None else errors[where].mean()))
 
 
-def seam_error(pictures: Pictures, originals: Pictures, masks: list[Mask]) -> float:
-    """How far the step in brightness across a mask's border is from the one that the original has there."""
+def seam_error(images: Images, originals: Images, masks: list[Mask]) -> float:
+    """Return the error of brightness steps across a mask's border, relative to the original."""
     errors = []
-    for picture, original, mask in zip(pictures, originals, masks, strict=True):
+    for image, original, mask in zip(images, originals, masks, strict=True):
         for axis in (0, 1):
             seam = np.diff(mask.astype(np.int8), axis=axis) != 0
-            steps = [np.abs(np.diff(_grey(some), axis=axis))[seam] for some in (picture, original)]
+            steps = [np.abs(np.diff(_grey(some), axis=axis))[seam] for some in (image, original)]
             errors.append(np.abs(steps[0] - steps[1]))
     return float(np.concatenate(errors).mean())
 
 
-def gradient_psnr(pictures: Pictures, originals: Pictures) -> float:
-    """dB: PSNR of the brightness steps between neighbouring pixels, on a scale of -1 to 1."""
+def gradient_psnr(images: Images, originals: Images) -> float:
+    """Return the PSNR in dB of the brightness steps between neighbouring pixels, on a scale of -1 to 1."""
     squares = []
     for axis in (1, 2):
-        found, right = (np.diff(_grey(some), axis=axis) for some in (pictures, originals))
+        found, right = (np.diff(_grey(some), axis=axis) for some in (images, originals))
         squares.append(np.square(found - right).mean())
     return float(-10 * np.log10(np.mean(squares)))
 
 
-def sharpness(pictures: Pictures) -> float:
-    """Mean size of the brightness steps between neighbouring pixels."""
-    grey = _grey(pictures)
+def sharpness(images: Images) -> float:
+    """Return the mean absolute brightness step between neighbouring pixels."""
+    grey = _grey(images)
     return float(np.mean([np.abs(np.diff(grey, axis=axis)).mean() for axis in (1, 2)]))
 
 
-def _grey(pictures: Pictures) -> Floats:
-    return np.asarray(pictures @ np.array([0.299, 0.587, 0.114]) / 255.0)
+def _grey(images: Images) -> Floats:
+    return np.asarray(images @ np.array([0.299, 0.587, 0.114]) / 255.0)

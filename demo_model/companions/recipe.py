@@ -1,4 +1,4 @@
-"""How long and how each companion is trained: every number that a person may want to turn, for a CPU and for a GPU."""
+"""Training settings of each companion, for a CPU and for a GPU."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ..recipe import Stage
 
 @dataclass(frozen=True)
 class CompanionRecipe:
-    pictures: int
-    """Pictures of the demo model's own training set that ControlNets, inpainting and image prompts learn from."""
+    images: int
+    """Images of the demo model's training set, for ControlNets, inpainting and image prompts."""
     pairs: int
-    """Pictures before and after an instruction."""
-    large_pictures: int
-    """Of 512 x 512 pixels, for the upscaler."""
+    """Pairs of images before and after an instruction."""
+    large_images: int
+    """Images of 512 x 512 pixels, for the upscaler."""
     blueprints: int
-    """Pictures of a style that is new, for a LoRA."""
+    """Images of a new style, for a LoRA."""
     stages: Mapping[str, Stage]
     checkpoint_every_min: float = 1.0
 
 
 CPU = CompanionRecipe(
-    pictures=12_000,
+    images=12_000,
     pairs=4_000,
-    large_pictures=700,
+    large_images=700,
     blueprints=1_000,
     stages={
         "lines": Stage(minutes=18, batch=16, learning_rate=1.0e-3, ema_decay=0.995),
@@ -44,9 +44,9 @@ CPU = CompanionRecipe(
     },
 )
 CUDA = CompanionRecipe(
-    pictures=50_000,
+    images=50_000,
     pairs=30_000,
-    large_pictures=4_000,
+    large_images=4_000,
     blueprints=2_000,
     stages={
         name: Stage(minutes=6, batch=128, learning_rate=stage.learning_rate, ema_decay=0.999)

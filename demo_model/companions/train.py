@@ -1,4 +1,4 @@
-"""Train companions of the demo model: `python -m demo_model.companions.train [NAME ...]`. Stopped, it resumes."""
+"""Train companions: `python -m img2img.demo_model.companions.train [NAME ...]`. Resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..dataset import rendered_pictures
+from ..dataset import rendered_images
 from ..workers import default_worker_count, run_workers
 from . import maps
 from .annotators import train_annotator
@@ -35,16 +35,16 @@ def main() -> None:
 
 
 def train(names: list[str], work_dir: Path, out: Path, device: torch.device) -> None:
-    """One after another; what is trained already only writes its folder again."""
+    """Train one after another; finished companions are only written again."""
     for name in names:
         TRAINERS[name](recipe_for(device), load_base(BASE_WEIGHTS, device), work_dir, out)
 
 
 def _controlnet(name: str, recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:
-    pictures = rendered_pictures(work_dir, recipe.pictures)
-    latents = encoded(base, pictures, work_dir / f"companion-latents-{recipe.pictures}.pt")
-    make = map_maker(name, pictures, maps.painted_maps(work_dir, recipe.pictures))
-    # From the UNet's own encoder, the faint greys of far things had taught it nothing after eight minutes.
+    images = rendered_images(work_dir, recipe.images)
+    latents = encoded(base, images, work_dir / f"companion-latents-{recipe.images}.pt")
+    make = map_maker(name, images, maps.painted_maps(work_dir, recipe.images))
+    # Starting from the UNet's encoder, the small differences of distant objects had no effect after eight minutes.
     start = out / "segmentation" if name == "depth" else None
     train_controlnet(name, recipe, base, latents, make, work_dir, out, start)
 
@@ -67,7 +67,7 @@ TRAINERS: dict[str, Trainer] = {
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=list(TRAINERS), default=list(TRAINERS), metavar="NAME")
-    parser.add_argument("--work-dir", type=Path, default=HERE.parent / ".work", help="pictures and checkpoints")
+    parser.add_argument("--work-dir", type=Path, default=HERE.parent / ".work", help="folder of images and checkpoints")
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="where a folder per companion is written")
     parser.add_argument("--workers", type=int, help="training processes; by default one per core, or one on a GPU")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""The upscaling companion: a UNet that sees the small picture, noised a little, as three more channels."""
+"""The upscaling companion: a UNet with the noised low-resolution image as three more input channels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
 from ..autoencoder import as_pixels
-from ..dataset import SIZE, Pictures, cached, sample
+from ..dataset import SIZE, Images, cached, sample
 from ..recipe import TEXT_WIDTH
 from ..stage import StageTrainer
 from ..styles import render
@@ -25,12 +25,12 @@ WIDTHS = (32, 64, 96)
 NOISE_LEVELS = 1000
 MAX_NOISE_LEVEL = 350
 PATCH = 32
-"""Side of the small picture's patches, and of their latents."""
+"""Side of the low-resolution patches, and of their latents."""
 CAPTION_DROPOUT = 0.3
 
 
 def new_upscaler() -> UNet2DConditionModel:
-    """Attention to the words on the smallest level only; the level of noise on the small picture is its class."""
+    """Attention to the text on the smallest level only; the class label is the noise level of the small image."""
     unet = UNet2DConditionModel(
         sample_size=SIZE,
         in_channels=4 + 3,
@@ -49,39 +49,39 @@ def new_upscaler() -> UNet2DConditionModel:
 
 
 def low_res_schedule() -> DDPMScheduler:
-    """The noise on the small picture, as the published x4 upscaler has it."""
+    """Return the noise schedule of the low-resolution image, as in the published x4 upscaler."""
     return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0001, beta_end=0.02)
 
 
-def large_pictures(work_dir: Path, count: int) -> Pictures:
-    """(count, 512, 512, 3) memory map."""
+def large_images(work_dir: Path, count: int) -> Images:
+    """Return a memory map of images, (count, 512, 512, 3)."""
     return cached(work_dir / f"large-{count}.npy", range(count), _render_large, (LARGE, LARGE, 3))
 
 
-def small_pictures(work_dir: Path, count: int) -> Pictures:
-    """(count, 128, 128, 3) memory map: the same pictures as small as an upscaler is given them."""
+def small_images(work_dir: Path, count: int) -> Images:
+    """Return a memory map of the same images in low resolution, (count, 128, 128, 3)."""
     return cached(work_dir / f"small-{count}.npy", range(count), _render_small)
 
 
-def reduced(picture: Pictures) -> Pictures:
-    """A picture at a quarter of its side."""
-    small = Image.fromarray(picture)
+def reduced(image: Images) -> Images:
+    """Return an image at a quarter of its side."""
+    small = Image.fromarray(image)
     return np.asarray(small.resize((small.width // TIMES, small.height // TIMES), Image.Resampling.LANCZOS))
 
 
-def _render_large(seed: int) -> Pictures:
+def _render_large(seed: int) -> Images:
     drawn = sample(seed)
     return np.asarray(render(drawn.scene, drawn.style, LARGE))
 
 
-def _render_small(seed: int) -> Pictures:
+def _render_small(seed: int) -> Images:
     return reduced(_render_large(seed))
 
 
 def train_upscaler(recipe: CompanionRecipe, base: Base, work_dir: Path, out: Path) -> None:
     torch.manual_seed(10)
-    count = recipe.large_pictures
-    large, small = large_pictures(work_dir, count), small_pictures(work_dir, count)
+    count = recipe.large_images
+    large, small = large_images(work_dir, count), small_images(work_dir, count)
     latents = encoded(base, large, work_dir / f"large-latents-{count}.pt", batch=2)
     unet = new_upscaler().to(base.device).train()
     stage, low_res = recipe.stages["upscaler"], low_res_schedule()

@@ -61,6 +61,8 @@ MAX_STEPS_OF: dict[Scheduler, int] = {Scheduler.LCM: 50, Scheduler.TCD: 50}
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 8
 MAX_TEXT = 10_000  # characters
+# The smallest CLIP text encoder of the supported models has 12 layers; SDXL skips one by default.
+MAX_CLIP_SKIP = 10
 
 Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
 
@@ -141,6 +143,16 @@ class GenerationParameters(BaseModel):
         ),
         Requires(capability="prompt_weighting", lacking="does not support weights in prompts; leave it out"),
     ] = False
+    clip_skip: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_CLIP_SKIP,
+            description="Layers of the CLIP text encoder to skip: 1 is `Clip skip: 2` of the AUTOMATIC1111 web UI. For "
+            "models with `clip_skip` in `parameters`.",
+        ),
+        PipelineParameter(lacking="does not support `clip_skip`; leave it out"),
+    ] = 0
     denoising_start: Annotated[
         float | None,
         Field(

@@ -59,8 +59,8 @@ class BaseSpec(BaseModel):
         A row is an image or a tile. Encoding and decoding together count as one step, a control as a third of the
         denoiser.
         """
-        steps = self.steps_run + 1
-        return self._pixels * steps * self.passes * self._rows * (1 + len(self.control_maps) / 3) / 1e6
+        steps = self.total_steps + self.passes
+        return self._pixels * steps * self._rows * (1 + len(self.control_maps) / 3) / 1e6
 
     @property
     def _pixels(self) -> float:

@@ -50,6 +50,11 @@ class ModelRegistry:
         cards = self._redis.hgetall(keys.MODEL_CARDS)
         return {decode(name): ModelCard.model_validate_json(card) for name, card in cards.items()}
 
+    def find(self, name: str) -> ModelCard | None:
+        """Return the card of a model that was ever registered, if there is one."""
+        card = self._redis.hget(keys.MODEL_CARDS, name)
+        return None if card is None else ModelCard.model_validate_json(card)
+
     def known_names(self) -> list[str]:
         """Return the names of all models that were ever registered."""
         return sorted(map(decode, self._redis.hkeys(keys.MODEL_CARDS)))

@@ -1,4 +1,4 @@
-"""The fences, as a fresh interpreter sees them: what an import really pulls in."""
+"""Modules that an import loads in a fresh interpreter."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 GPU_SIDE = {"torch", "diffusers", "transformers", "img2img.worker", "numpy"}
 SLOW = {"redis", "rq", "httpx", "PIL", "obstore", "uvicorn", "fastapi", "starlette", "pydantic_settings"}
-# An extra, and off by default. The rest of OpenTelemetry redis loads by itself, where it is installed.
+# An extra, off by default. redis loads the rest of OpenTelemetry if it is installed.
 TRACES = {"opentelemetry.sdk.trace", "opentelemetry.exporter", "opentelemetry.instrumentation"}
 HTTP_SIDE = {"fastapi", "starlette", "uvicorn", "typer"}
 
@@ -23,7 +23,7 @@ HTTP_SIDE = {"fastapi", "starlette", "uvicorn", "typer"}
         ("img2img.worker.engine.engine", HTTP_SIDE | {"redis", "rq", "pydantic", "img2img.app"}),
     ],
 )
-def test_an_import_stays_on_its_side(module: str, forbidden: set[str]) -> None:
+def test_import_pulls_in_no_forbidden_module(module: str, forbidden: set[str]) -> None:
     program = f"import {module}, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert not forbidden & {part for name in loaded.split() for part in (name, name.partition(".")[0])}

@@ -34,7 +34,7 @@ from tests.support.webhook_receivers import receiving
 RULES = Path(__file__).parents[2] / "docker" / "redis"
 # Users of Redis and the processes of the key table that log in as them.
 USERS = {"api": None, "worker": keys.WORKER, "webhooks": keys.WEBHOOKS}
-ROOT = "user root on nopass ~* &* +@all\n"  # of the test: it looks at what was denied
+ROOT = "user root on nopass ~* &* +@all\n"  # for the tests, which read the ACL log
 
 
 class RestrictedRedis:
@@ -163,7 +163,7 @@ def test_job_completes_with_the_permissions_of_each_process(restricted: Restrict
         assert http.get("/jobs").status_code == 200
         assert http.delete(f"/jobs/{job_id}").status_code == 204
         assert ObjectStore(settings.resolved_store_url).get(result_key(job_id, 0)) is None
-        wait_for(lambda: not restricted.root.zcard("rq:wip:img2img-tiny"))  # also what was cancelled
+        wait_for(lambda: not restricted.root.zcard("rq:wip:img2img-tiny"))  # including the cancelled job
         wait_for(lambda: (restricted.folder / "live").stat().st_mtime > since)
         restricted.root.zadd(EXPIRING_JOBS, {long: 1})
         restricted.root.zadd(INPUT_IMAGES, dict.fromkeys(restricted.root.zrange(INPUT_IMAGES, 0, -1), 1))
@@ -205,26 +205,26 @@ def denied(command: Forbidden, redis: Redis) -> str:
     return str(refusal.value).lower()
 
 
-@pytest.mark.parametrize("what", DENIED_TO_ALL)
+@pytest.mark.parametrize("action", DENIED_TO_ALL)
 @pytest.mark.parametrize("user", ["api", "worker", "webhooks"])
-def test_dangerous_command_is_denied_to_every_user(restricted: RestrictedRedis, user: str, what: str) -> None:
+def test_dangerous_command_is_denied_to_every_user(restricted: RestrictedRedis, user: str, action: str) -> None:
     with Redis.from_url(restricted.url(user)) as redis:
-        refusal = denied(DENIED_TO_ALL[what], redis)
+        refusal = denied(DENIED_TO_ALL[action], redis)
     assert "no permission" in refusal or "can't access" in refusal
     assert not restricted.root.exists("other")
 
 
-@pytest.mark.parametrize("what", DENIED_TO_WORKERS)
+@pytest.mark.parametrize("action", DENIED_TO_WORKERS)
 @pytest.mark.parametrize("user", ["worker", "webhooks"])
-def test_only_the_api_server_may(restricted: RestrictedRedis, user: str, what: str) -> None:
+def test_only_the_api_server_may(restricted: RestrictedRedis, user: str, action: str) -> None:
     with Redis.from_url(restricted.url(user)) as redis:
-        assert "no permission" in denied(DENIED_TO_WORKERS[what], redis)
+        assert "no permission" in denied(DENIED_TO_WORKERS[action], redis)
 
 
-@pytest.mark.parametrize("what", FORBIDDEN_TO_WEBHOOKS)
-def test_webhook_dispatcher_is_restricted(restricted: RestrictedRedis, what: str) -> None:
+@pytest.mark.parametrize("action", FORBIDDEN_TO_WEBHOOKS)
+def test_webhook_dispatcher_is_restricted(restricted: RestrictedRedis, action: str) -> None:
     with Redis.from_url(restricted.url("webhooks")) as redis:
-        assert "no permission" in denied(FORBIDDEN_TO_WEBHOOKS[what], redis)
+        assert "no permission" in denied(FORBIDDEN_TO_WEBHOOKS[action], redis)
 
 
 def test_only_ping_needs_no_password(restricted: RestrictedRedis) -> None:

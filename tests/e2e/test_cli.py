@@ -159,7 +159,7 @@ def test_port_in_use(folder: Path) -> None:
 def test_second_serve_on_the_same_data_directory(folder: Path) -> None:
     with serving(folder):
         message = one_line(img2img(folder, "serve", "--port", free_port()))
-    assert message == "img2img: another `img2img serve` runs on the data directory data"
+    assert message == "img2img: another `img2img serve` is using the data directory data"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_second_serve_on_the_same_data_directory(folder: Path) -> None:
     [
         ("--data-dir in.png", "img2img: the data directory in.png cannot be written: "),
         ("--data-dir /proc/data", "img2img: the data directory /proc/data cannot be written: "),
-        (f"--data-dir {'x' * 100}", "img2img: the data directory's path is too long for a unix socket in it: "),
+        (f"--data-dir {'x' * 100}", "img2img: the path of the data directory is too long for a unix socket: "),
         ("--model missing", "img2img worker: there is no model `missing`"),
         ("--host 192.0.2.1", "img2img: cannot listen on 192.0.2.1 port "),
         ("--host no.such.host.invalid", "img2img: cannot listen on no.such.host.invalid port "),

@@ -17,7 +17,7 @@ __all__ = ["folder"]
 
 KEY = re.compile(r"i2i_[A-Za-z0-9_-]{43}")
 EVERYWHERE = ("--host", "0.0.0.0")
-NONE_YET = "on 0.0.0.0 requests need an API key, and there is none yet: make one with `img2img keys create --name NAME`"
+NONE_YET = "on 0.0.0.0 requests need an API key, and none exists yet: create one with `img2img keys create --name NAME`"
 
 
 def create(folder: Path, *options: str) -> str:

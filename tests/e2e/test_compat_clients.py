@@ -197,7 +197,7 @@ class TestWebUI:
             ({"subseed_strength": 0.5}, "subseed_strength"),
             ({"script_name": "SD upscale"}, "script_name"),
             ({"alwayson_scripts": {"ControlNet": {"args": [{"enabled": True, "module": "canny"}]}}}, "controls"),
-            ({"override_settings": {"CLIP_stop_at_last_layers": 2}}, "override_settings"),
+            ({"override_settings": {"sd_vae": "other"}}, "override_settings"),
             ({"resize_mode": 3}, "resize_mode"),
         ],
     )

@@ -36,7 +36,7 @@ Submit = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def signing(settings: ApiSettings) -> ApiSettings:
-    """The settings of a service that signs, and may reach the receivers of these tests."""
+    """Settings of a service that signs webhooks and may send them to the receivers of these tests."""
     return settings.model_copy(
         update={
             "port": free_port(),
@@ -55,14 +55,14 @@ def signing_url(signing: ApiSettings) -> Iterator[str]:
 
 @pytest.fixture
 def api(http: httpx.Client, signing_url: str) -> Iterator[httpx.Client]:
-    """A client of that service; `http` has emptied its Redis."""
+    """A client of that service; `http` has cleared its Redis."""
     with httpx.Client(base_url=signing_url, timeout=10) as client:
         yield client
 
 
 @pytest.fixture
 def send(api: httpx.Client, picture: bytes) -> Submit:
-    """Submits a job, by a form, with its webhook as JSON text or as a URL alone."""
+    """Submit a job as a form, with its webhook as JSON or as a URL."""
 
     def post(webhook: str | dict[str, Any], **fields: Any) -> dict[str, Any]:
         text = webhook if isinstance(webhook, str) else json.dumps(webhook)
@@ -108,13 +108,13 @@ def terms(url: str, **more: Any) -> JobOptions:
 
 
 def ended(queue: JobQueue, url: str, **more: Any) -> JobRecord:
-    """A job that was cancelled, with an end to tell."""
+    """A cancelled job with a pending event."""
     record = queue.submit(make_spec(model="demo"), terms(url, **more))
     queue.cancel(record.id)
     return record
 
 
-def test_every_end_is_told_signed_and_once(
+def test_every_end_is_delivered_once_and_signed(
     api: httpx.Client, send: Submit, signing: ApiSettings, queue: JobQueue, finish: Callable[[str], bytes], redis: Redis
 ) -> None:
     with receiving() as receiver, running_dispatcher(signing):
@@ -143,7 +143,7 @@ def test_every_end_is_told_signed_and_once(
         assert not redis.keys(f"{OUTBOX}*")
 
 
-def test_only_the_ends_that_were_asked_for_are_told(api: httpx.Client, send: Submit, redis: Redis) -> None:
+def test_only_requested_events_are_delivered(api: httpx.Client, send: Submit, redis: Redis) -> None:
     job = send({"url": "https://example.com/x", "events": ["job.failed", "job.succeeded"]})
     assert job["webhook"] == {
         "url": "https://example.com/x",
@@ -154,7 +154,7 @@ def test_only_the_ends_that_were_asked_for_are_told(api: httpx.Client, send: Sub
     assert not redis.keys(f"{OUTBOX}*")
 
 
-def test_a_form_and_json_take_an_object_or_a_url(api: httpx.Client, send: Submit) -> None:
+def test_form_and_json_accept_an_object_or_a_url(api: httpx.Client, send: Submit) -> None:
     by_form = send("https://example.com")["webhook"]
     sha256 = api.get("/jobs").json()["jobs"][0]["request"]["image"]
     for webhook in ("https://example.com/", {"url": "https://example.com"}):
@@ -163,9 +163,7 @@ def test_a_form_and_json_take_an_object_or_a_url(api: httpx.Client, send: Submit
     assert by_form["events"] == ["job.succeeded", "job.failed", "job.cancelled"]
 
 
-def test_a_failure_is_tried_again_with_the_same_id_and_body(
-    api: httpx.Client, send: Submit, signing: ApiSettings
-) -> None:
+def test_retry_has_the_same_id_and_body(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
     with receiving((500, {})) as receiver, running_dispatcher(signing):
         job = send(receiver.url)
         api.post(f"/jobs/{job['id']}/cancel")
@@ -182,7 +180,7 @@ def test_a_failure_is_tried_again_with_the_same_id_and_body(
     assert verified(other, SECRET)["data"]["id"] == job["id"]
 
 
-def test_a_redirect_is_a_failure_and_410_the_end(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
+def test_redirect_is_a_failure_and_410_stops_retries(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
     with receiving() as elsewhere, receiving((302, {"Location": elsewhere.url}), (410, {})) as receiver:
         job = send(receiver.url)
         with running_dispatcher(signing):
@@ -193,13 +191,13 @@ def test_a_redirect_is_a_failure_and_410_the_end(api: httpx.Client, send: Submit
     assert not elsewhere.got
 
 
-def test_a_name_that_leads_inside_is_refused_at_delivery(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
+def test_private_address_is_rejected_at_delivery(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
     with receiving() as receiver:
         job = send(receiver.url.replace("http://127.0.0.1", "https://localhost"))
         api.post(f"/jobs/{job['id']}/cancel")
         with running_dispatcher(signing, IMG2IMG_WEBHOOK_ALLOW_PRIVATE="false"):
-            refused = wait_for_delivery(api, job, "pending")
-        assert refused["last_error"] == "the host has an address that is not public"
+            delivery = wait_for_delivery(api, job, "pending")
+        assert delivery["last_error"] == "the host has an address that is not public"
         assert not receiver.got
 
 
@@ -243,7 +241,7 @@ def test_two_dispatchers_share_the_work(queue: JobQueue, api: httpx.Client, sign
     assert sorted(received.headers["webhook-id"] for received in receiver.got) == sorted(jobs)
 
 
-def test_a_slow_receiver_does_not_hold_up_the_others(queue: JobQueue, api: httpx.Client, signing: ApiSettings) -> None:
+def test_slow_receiver_does_not_delay_others(queue: JobQueue, api: httpx.Client, signing: ApiSettings) -> None:
     with receiving(held=True) as slow, receiving() as quick:
         many = [ended(queue, slow.url).id for _ in range(400)]
         one = ended(queue, quick.url.replace("127.0.0.1", "localhost"))
@@ -257,7 +255,7 @@ def test_a_slow_receiver_does_not_hold_up_the_others(queue: JobQueue, api: httpx
     assert [received.headers["webhook-id"] for received in quick.got] == [one.id]
 
 
-def test_an_end_is_told_even_when_the_job_has_expired(
+def test_event_is_delivered_after_the_job_has_expired(
     queue: JobQueue, api: httpx.Client, signing: ApiSettings, redis: Redis
 ) -> None:
     record = ended(queue, "https://example.com/")
@@ -272,13 +270,13 @@ def test_an_end_is_told_even_when_the_job_has_expired(
     assert not redis.exists(f"i2i:job:{record.id}"), "the delivery must not bring half a record back"
 
 
-def test_of_a_deleted_job_nothing_is_told(api: httpx.Client, send: Submit, redis: Redis) -> None:
+def test_event_of_a_deleted_job_is_not_delivered(api: httpx.Client, send: Submit, redis: Redis) -> None:
     job = send("https://example.com/")
     assert api.delete(f"/jobs/{job['id']}").status_code == 204
     assert not redis.keys(f"{OUTBOX}*")
 
 
-def test_who_has_lost_the_job_writes_no_event(queue: JobQueue, redis: Redis) -> None:
+def test_worker_that_lost_the_job_writes_no_event(queue: JobQueue, redis: Redis) -> None:
     redis.flushall()
     record = queue.submit(make_spec(), terms("https://example.com/"))
     queue.job_store.start(record.id, execution="first", worker="w")
@@ -311,7 +309,7 @@ def test_claim_is_exclusive_until_its_lease_ends(queue: JobQueue, redis: Redis) 
     assert not redis.keys(f"{OUTBOX}*")
 
 
-def test_a_crowd_for_a_busy_host_does_not_hide_the_others(
+def test_backlog_of_a_busy_host_does_not_delay_others(
     queue: JobQueue, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     redis.flushall()
@@ -344,7 +342,7 @@ def test_outbox_drops_events_after_a_week_without_a_dispatcher(queue: JobQueue, 
     assert (dropped.status, dropped.last_error) == (DeliveryStatus.FAILED, "no webhook dispatcher was running")
 
 
-def test_a_service_without_secret_takes_no_webhook(http: httpx.Client, picture: bytes) -> None:
+def test_webhook_is_rejected_without_a_secret(http: httpx.Client, picture: bytes) -> None:
     for path in ("/img2img", "/img2img?dry_run=true"):
         response = http.post(path, files={"image": picture}, data={"webhook": "https://example.com/"})
         problem = assert_problem(response, 422, "invalid_parameter")
@@ -352,7 +350,7 @@ def test_a_service_without_secret_takes_no_webhook(http: httpx.Client, picture: 
         assert "IMG2IMG_WEBHOOK_SECRET" in problem["detail"]
 
 
-def test_urls_and_events_that_cannot_be(
+def test_invalid_urls_and_events_are_rejected(
     http: httpx.Client, settings: ApiSettings, picture: bytes, redis: Redis
 ) -> None:
     public = settings.model_copy(update={"port": free_port(), "webhook_secret": SECRET})
@@ -381,7 +379,7 @@ def test_urls_and_events_that_cannot_be(
     assert redis.zcard("i2i:jobs") == 1
 
 
-def test_the_webhook_is_part_of_the_request_that_a_key_stands_for(api: httpx.Client, picture: bytes) -> None:
+def test_idempotency_key_covers_the_webhook(api: httpx.Client, picture: bytes) -> None:
     def post(webhook: str) -> httpx.Response:
         return api.post(
             "/img2img", headers={"Idempotency-Key": "k"}, files={"image": picture}, data={"webhook": webhook}
@@ -394,7 +392,7 @@ def test_the_webhook_is_part_of_the_request_that_a_key_stands_for(api: httpx.Cli
     assert_problem(post("https://example.com/other"), 422, "idempotency_key_reused")
 
 
-def test_nobody_sees_secrets_and_logs_say_nothing_of_payloads(
+def test_secrets_and_payloads_are_not_exposed(
     api: httpx.Client, send: Submit, signing: ApiSettings, tmp_path: Path
 ) -> None:
     log = tmp_path / "dispatcher.log"
@@ -411,7 +409,7 @@ def test_nobody_sees_secrets_and_logs_say_nothing_of_payloads(
 
 
 @pytest.mark.parametrize(
-    ("module", "value", "code", "said"),
+    ("module", "value", "code", "message"),
     [
         ("img2img.app.cli", "", 2, "img2img webhooks: set IMG2IMG_WEBHOOK_SECRET"),
         ("img2img.app.cli", "hunter2", 1, "img2img: IMG2IMG_WEBHOOK_SECRET: Value error, each secret should be whsec_"),
@@ -424,7 +422,7 @@ def test_nobody_sees_secrets_and_logs_say_nothing_of_payloads(
     ],
 )
 def test_dispatcher_reports_why_it_cannot_start(
-    signing: ApiSettings, module: str, value: str, code: int, said: str
+    signing: ApiSettings, module: str, value: str, code: int, message: str
 ) -> None:
     result = subprocess.run(
         [sys.executable, "-m", module, *["webhooks"][: module == "img2img.app.cli"]],
@@ -436,5 +434,5 @@ def test_dispatcher_reports_why_it_cannot_start(
     )
     assert result.returncode == code
     [line] = result.stderr.strip().split("\n")
-    assert line.startswith(said)
+    assert line.startswith(message)
     assert "hunter2" not in line

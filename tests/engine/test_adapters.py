@@ -1,4 +1,4 @@
-"""LoRAs and image prompts in the engine: the stock pipeline's pixels, alone and among jobs that wear something else."""
+"""LoRAs and image prompts: pixels equal those of the stock pipelines, alone and batched with other adapters."""
 
 import pickle
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
-from tests.unit.test_model_config import RunsWhenRead
+from tests.unit.test_model_config import CodeInPickle
 
 SIDE = 64
 STOCK = {
@@ -41,7 +41,7 @@ PROMPT_IMAGES = ("1" * 64, "2" * 64)
 
 
 class Served:
-    """A tiny model with three LoRAs and an IP-Adapter in the engine, the same without, and the stock pipelines."""
+    """A tiny model with three LoRAs and an IP-Adapter, the same model without them, and the stock pipelines."""
 
     def __init__(self, make: object, folder: Path) -> None:
         self.make = make
@@ -53,17 +53,17 @@ class Served:
         }
         self.ip_adapter = tiny_ip_adapter(self.folder, folder / "ip")
         self.canny = tiny_controlnet(self.folder, folder / "canny", seed=1)
-        entry = ModelConfig(
+        config = ModelConfig(
             name="tiny",
             source=str(self.folder),
             loras={name: ComponentSource(source=str(file)) for name, file in self.loras.items()},
             ip_adapter=ComponentSource(source=str(self.ip_adapter)),
             controlnets={ControlType.CANNY: ComponentSource(source=str(self.canny))},
         )
-        self.model: Model = load_model(entry, device="cpu")
+        self.model: Model = load_model(config, device="cpu")
         self.plain: Model = load_model(ModelConfig(name="tiny", source=str(self.folder)), device="cpu")
         rng = np.random.default_rng(2)
-        self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.image = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
         self.map = Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB")
         self.mask = Image.new("L", (SIDE, SIDE))
         self.mask.paste(255, (8, 20, 40, 60))
@@ -79,10 +79,10 @@ class Served:
             "image_prompts": tuple(self.prompts[prompt.image] for prompt in spec.image_prompts),
         }
         if spec.task is not Task.INPAINT:
-            return Inputs(to_tensor(self.picture), **others)
-        canvas = InpaintCanvas(self.picture, self.mask, spec.region)
-        seen, painted = canvas.model_input((spec.width, spec.height))
-        return Inputs(to_tensor(seen), to_tensor(painted), canvas, **others)
+            return Inputs(to_tensor(self.image), **others)
+        canvas = InpaintCanvas(self.image, self.mask, spec.region)
+        view, mask = canvas.model_input((spec.width, spec.height))
+        return Inputs(to_tensor(view), to_tensor(mask), canvas, **others)
 
     def run(self, *specs: JobSpec, model: Model | None = None) -> list[np.ndarray]:
         return run_together(model or self.model, [(spec, self.inputs(spec)) for spec in specs])
@@ -111,7 +111,7 @@ class Served:
             conditions |= {"mask_image": self.mask, "width": SIDE, "height": SIDE}
         image = stock(
             prompt=spec.prompt,
-            image=self.picture,
+            image=self.image,
             strength=spec.strength,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
@@ -126,14 +126,14 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Served(request.param, tmp_path_factory.mktemp("adapters"))
 
 
-def job(*loras: tuple[str, float], seen: tuple[tuple[str, float], ...] = (), **changes: object) -> JobSpec:
+def job(*loras: tuple[str, float], image_prompts: tuple[tuple[str, float], ...] = (), **changes: object) -> JobSpec:
     defaults = {
         "strength": 0.8,
         "num_inference_steps": 4,
         "width": SIDE,
         "height": SIDE,
         "loras": tuple(Lora(name=name, scale=scale) for name, scale in loras),
-        "image_prompts": tuple(ImagePrompt(image=image, scale=scale) for image, scale in seen),
+        "image_prompts": tuple(ImagePrompt(image=image, scale=scale) for image, scale in image_prompts),
     }
     return make_spec(**{**defaults, **changes})
 
@@ -147,7 +147,7 @@ INPAINT = {
     "task": Task.INPAINT,
     "region": InpaintRegion(mask="9" * 64, blur=0, margins=Padding(), canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE)),
 }
-COMPANY = [
+JOBS = [
     job(),
     job(("ink", 1.0)),
     job(("ink", 1.0), seed=5, guidance_scale=1.0),
@@ -156,58 +156,60 @@ COMPANY = [
     job(("unet-only", 1.5)),
     job(("v1.5-clay", 0.5), ("ink", 0.8)),
     job(("ink", 0.6), **INPAINT),
-    job(seen=((FIRST, 0.6),)),
-    job(seen=((FIRST, 1.0), (SECOND, 0.3))),
-    job(seen=((SECOND, 0.8),), guidance_scale=1.0, **INPAINT),
-    job(("ink", 0.5), ("unet-only", 1.0), seen=((SECOND, 0.7),)),
-    job(("ink", 0.9), seen=((FIRST, 0.5),), controls=(Control(type="canny", image="3" * 64, preprocess=False),)),
+    job(image_prompts=((FIRST, 0.6),)),
+    job(image_prompts=((FIRST, 1.0), (SECOND, 0.3))),
+    job(image_prompts=((SECOND, 0.8),), guidance_scale=1.0, **INPAINT),
+    job(("ink", 0.5), ("unet-only", 1.0), image_prompts=((SECOND, 0.7),)),
+    job(
+        ("ink", 0.9), image_prompts=((FIRST, 0.5),), controls=(Control(type="canny", image="3" * 64, preprocess=False),)
+    ),
 ]
 
 
-def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:
-    together = served.run(*COMPANY)
+def test_adapters_give_stock_pixels_alone_and_batched(served: Served) -> None:
+    together = served.run(*JOBS)
     plain = served.run(job())[0]
-    for spec, in_company in zip(COMPANY, together, strict=True):
+    for spec, batched in zip(JOBS, together, strict=True):
         reference = served.reference(spec)
         [alone] = served.run(spec)
         assert within(alone, reference), spec
-        assert within(in_company, reference), spec
+        assert within(batched, reference), spec
         if spec.loras or spec.image_prompts:
-            assert not within(reference, plain), "an adapter that changes nothing would test nothing"
+            assert not within(reference, plain), "the adapter must change the image"
 
 
-def test_jobs_without_adapters_are_bit_for_bit_what_they_are_without_any_loaded(served: Served) -> None:
+def test_loaded_adapters_do_not_change_jobs_without_adapters(served: Served) -> None:
     plain = [job(seed=seed, strength=0.5, prompt=prompt) for seed, prompt in enumerate(("a house", "a tree"))]
     plain.append(job(**INPAINT))
     for spec in plain:
-        [without] = served.run(spec, model=served.plain)
-        served.run(job(("ink", 1.0), seen=((FIRST, 1.0),)))
-        [beside] = served.run(spec)
-        assert beside.tobytes() == without.tobytes()
+        [expected] = served.run(spec, model=served.plain)
+        served.run(job(("ink", 1.0), image_prompts=((FIRST, 1.0),)))
+        [result] = served.run(spec)
+        assert result.tobytes() == expected.tobytes()
     assert np.array_equal(served.run(*plain), served.run(*plain, model=served.plain))
 
 
-def test_what_has_the_scale_0_is_not_there(served: Served) -> None:
+def test_adapters_with_scale_0_are_not_applied(served: Served) -> None:
     [plain] = served.run(job())
-    [zero] = served.run(job(("ink", 0.0), seen=((FIRST, 0.0),)))
+    [zero] = served.run(job(("ink", 0.0), image_prompts=((FIRST, 0.0),)))
     assert zero.tobytes() == plain.tobytes()
 
 
-def test_adapters_add_only_their_own_weights_to_memory(served: Served) -> None:
-    def held(model: Model) -> int:
-        twins = [*model.adapters._twins.values(), *model.adapters._seeing]
+def test_adapters_share_the_weights_of_the_model(served: Served) -> None:
+    def weight_bytes(model: Model) -> int:
+        adapted = [module.module for module in model.adapters.modules]
         pipeline = model.pipeline(Task.IMG2IMG, Scheduler.DDIM)
         modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
-        tensors = [t for module in [*modules, *(twin._module for twin in twins)] for t in module.parameters()]
+        tensors = [t for module in [*modules, *adapted] for t in module.parameters()]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     files = [*served.loras.values(), *served.ip_adapter.rglob("*.safetensors")]
-    own = sum(file.stat().st_size for file in files)
-    assert held(served.plain) < held(served.model) <= held(served.plain) + own
+    adapter_bytes = sum(file.stat().st_size for file in files)
+    assert weight_bytes(served.plain) < weight_bytes(served.model) <= weight_bytes(served.plain) + adapter_bytes
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "message"),
     [
         (lambda key, tensor: (key.replace("down_blocks.1", "down_blocks.9"), tensor), "does not fit"),
         (lambda key, tensor: (key, tensor[..., :-1] if "lora_A" in key else tensor), "size mismatch"),
@@ -215,54 +217,54 @@ def test_adapters_add_only_their_own_weights_to_memory(served: Served) -> None:
         (lambda key, tensor: (f"{key}.dora_scale", tensor), "DoRA"),
     ],
 )
-def test_a_lora_that_does_not_fit_is_refused_at_the_start(
-    tmp_path: Path, spoil: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], said: str
+def test_load_model_rejects_lora_that_does_not_fit(
+    tmp_path: Path, damage: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], message: str
 ) -> None:
     folder = tiny_sd(tmp_path / "model")
     good = tiny_lora(folder, tmp_path / "good.safetensors", seed=1, text=False)
-    spoilt = dict(spoil(key, tensor.contiguous()) for key, tensor in load_file(good).items())
-    save_file({key: tensor.contiguous() for key, tensor in spoilt.items()}, tmp_path / "bad.safetensors")
+    invalid = dict(damage(key, tensor.contiguous()) for key, tensor in load_file(good).items())
+    save_file({key: tensor.contiguous() for key, tensor in invalid.items()}, tmp_path / "bad.safetensors")
     loras = {
         "good": ComponentSource(source=str(good)),
         "bad": ComponentSource(source=str(tmp_path / "bad.safetensors")),
     }
-    with pytest.raises(StartupError, match=f"model 'm': LoRA 'bad'.*{said}") as refused:
+    with pytest.raises(StartupError, match=f"model 'm': LoRA 'bad'.*{message}") as raised:
         load_model(ModelConfig(name="m", source=str(folder), loras=loras), device="cpu")
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_an_ip_adapter_that_does_not_fit_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_load_model_rejects_ip_adapter_that_does_not_fit(tmp_path: Path) -> None:
     folder = tiny_sd(tmp_path / "model")
     adapter = tiny_ip_adapter(folder, tmp_path / "ip")
     file = adapter / "ip-adapter.safetensors"
     good = load_file(file)
-    spoilt = {
+    invalid = {
         "does not fit": {key: tensor for key, tensor in good.items() if ".1.to_k_ip" not in key},
         "face": good | {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(1)},
         "has no `image_proj`": {"some.weight": torch.zeros(1)},
     }
-    for said, weights in spoilt.items():
+    for message, weights in invalid.items():
         save_file(weights, file)
-        with pytest.raises(StartupError, match=f"model 'm': IP-Adapter.*{said}"):
+        with pytest.raises(StartupError, match=f"model 'm': IP-Adapter.*{message}"):
             load_model(
                 ModelConfig(name="m", source=str(folder), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
             )
     save_file(good, file)
     (adapter / "image_encoder" / "model.safetensors").unlink()
-    with pytest.raises(StartupError, match="cannot load its image encoder"):
+    with pytest.raises(StartupError, match="cannot load the image encoder"):
         load_model(
             ModelConfig(name="m", source=str(folder), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
         )
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
-def test_a_pickled_checkpoint_is_refused_and_not_read(tmp_path: Path, part: str) -> None:
+def test_load_model_rejects_pickled_checkpoint_without_reading_it(tmp_path: Path, part: str) -> None:
     folder = tiny_sd(tmp_path / "model")
     [weights] = (folder / part).glob("*.safetensors")
     weights.unlink()
     name = "diffusion_pytorch_model.bin" if part == "unet" else "pytorch_model.bin"
     trace = tmp_path / "trace"
-    (folder / part / name).write_bytes(pickle.dumps(RunsWhenRead(trace)))
+    (folder / part / name).write_bytes(pickle.dumps(CodeInPickle(trace)))
     with pytest.raises(StartupError, match="cannot load model 'm'"):
         load_model(ModelConfig(name="m", source=str(folder)), device="cpu")
     assert not trace.exists()

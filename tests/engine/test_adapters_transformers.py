@@ -1,4 +1,4 @@
-"""LoRAs of transformers in the engine: the stock pipelines' pixels, alone and among jobs that wear others or none."""
+"""LoRAs of transformer models: pixels equal those of the stock pipelines, alone and batched with other LoRAs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from tests.support.models.tiny_models import tiny_sd
 
 @dataclass
 class Case:
-    """A family, and how its stock pipelines are called."""
+    """A family with its stock pipelines and their arguments."""
 
     make: Callable[[Path], Path]
     stock: dict[Task, type]
@@ -54,7 +54,7 @@ CASES = {
 
 
 class Served:
-    """A tiny model with two LoRAs in the engine, and the stock pipelines."""
+    """A tiny model with two LoRAs, and the stock pipelines."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case = case
@@ -64,11 +64,11 @@ class Served:
             "clay": tiny_lora(self.folder, folder / "clay.safetensors", seed=2, rank=2, text=False),
         }
         loras = {name: ComponentSource(source=str(file)) for name, file in self.loras.items()}
-        entry = ModelConfig(name="tiny", source=str(self.folder), loras=loras)
-        self.model: Model = load_model(entry, device="cpu")
+        config = ModelConfig(name="tiny", source=str(self.folder), loras=loras)
+        self.model: Model = load_model(config, device="cpu")
         self.plain: Model = load_model(ModelConfig(name="tiny", source=str(self.folder)), device="cpu")
         rng = np.random.default_rng(2)
-        self.picture = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+        self.image = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
         self.mask = Image.new("L", (WIDTH, HEIGHT))
         self.mask.paste(255, (8, 12, 40, 40))
 
@@ -76,7 +76,7 @@ class Served:
         return run_together(model or self.model, [(spec, self.inputs(spec)) for spec in specs])
 
     def inputs(self, spec: JobSpec) -> Inputs:
-        return Inputs(to_tensor(self.picture), to_tensor(self.mask) if spec.task is Task.INPAINT else None)
+        return Inputs(to_tensor(self.image), to_tensor(self.mask) if spec.task is Task.INPAINT else None)
 
     def reference(self, spec: JobSpec) -> np.ndarray:
         pipeline = self.case.stock[spec.task].from_pretrained(self.folder)
@@ -88,7 +88,7 @@ class Served:
         masked = {"mask_image": self.mask} if spec.task is Task.INPAINT else {}
         image = pipeline(
             prompt=spec.prompt,
-            image=self.picture,
+            image=self.image,
             num_inference_steps=spec.num_inference_steps,
             generator=torch.Generator().manual_seed(spec.seed),
             **self.case.arguments(spec),
@@ -98,14 +98,14 @@ class Served:
 
     def specs(self) -> list[JobSpec]:
         task = next(iter(self.case.stock))
-        wardrobe = [{}, {"ink": 1.0}, {"ink": 0.4}, {"clay": -0.7}, {"clay": 1.5, "ink": 0.8}]
-        specs = [wearing(worn, task=task) for worn in wardrobe]
-        return specs + [wearing({"ink": 0.6}, task=other) for other in list(self.case.stock)[1:]]
+        lora_sets = [{}, {"ink": 1.0}, {"ink": 0.4}, {"clay": -0.7}, {"clay": 1.5, "ink": 0.8}]
+        specs = [lora_job(loras, task=task) for loras in lora_sets]
+        return specs + [lora_job({"ink": 0.6}, task=other) for other in list(self.case.stock)[1:]]
 
 
-def wearing(loras: dict[str, float], **changes: Any) -> JobSpec:
-    worn = tuple(Lora(name=name, scale=scale) for name, scale in loras.items())
-    return job(**{"num_inference_steps": 3, "strength": 0.8, "loras": worn, **changes})
+def lora_job(scales: dict[str, float], **changes: Any) -> JobSpec:
+    loras = tuple(Lora(name=name, scale=scale) for name, scale in scales.items())
+    return job(**{"num_inference_steps": 3, "strength": 0.8, "loras": loras, **changes})
 
 
 @pytest.fixture(scope="module", params=CASES, ids=list(CASES))
@@ -113,46 +113,46 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Served(CASES[request.param], tmp_path_factory.mktemp("adapters"))
 
 
-def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:
+def test_loras_give_stock_pixels_alone_and_batched(served: Served) -> None:
     specs = served.specs()
     together = served.run(*specs)
     plain = served.reference(specs[0])
-    for spec, in_company in zip(specs, together, strict=True):
+    for spec, batched in zip(specs, together, strict=True):
         reference = served.reference(spec)
         [alone] = served.run(spec)
         assert largest_difference(alone, reference) <= 1, spec
-        assert largest_difference(in_company, reference) <= 1, spec
+        assert largest_difference(batched, reference) <= 1, spec
         if spec.loras:
-            assert largest_difference(reference, plain) > 1, "a LoRA that changes nothing would test nothing"
+            assert largest_difference(reference, plain) > 1, "the LoRA must change the image"
 
 
-def test_jobs_that_wear_the_same_share_their_passes_and_others_are_as_without(served: Served) -> None:
+def test_jobs_with_equal_loras_are_batched_and_others_are_unchanged(served: Served) -> None:
     task = next(iter(served.case.stock))
-    same = [wearing({"ink": 0.7, "clay": 0.2}, task=task, seed=seed, strength=1.0) for seed in range(3)]
+    same = [lora_job({"ink": 0.7, "clay": 0.2}, task=task, seed=seed, strength=1.0) for seed in range(3)]
     engine = Engine(slots=4)
     run_on(engine, served.model, [(spec, served.inputs(spec)) for spec in same])
     assert (engine.calls_run["denoise"], engine.rows_run["denoise"]) == (3, 9)
-    fresh = wearing({}, task=task, prompt="a prompt that was not encoded in company before")
-    [without] = served.run(fresh, model=served.plain)
-    [beside] = served.run(fresh)
-    assert beside.tobytes() == without.tobytes()
+    plain = lora_job({}, task=task, prompt="a prompt that was not encoded before")
+    [expected] = served.run(plain, model=served.plain)
+    [result] = served.run(plain)
+    assert result.tobytes() == expected.tobytes()
 
 
-def test_the_card_says_what_they_go_with(served: Served) -> None:
+def test_card_lists_loras_and_their_tasks(served: Served) -> None:
     card = served.model.card
     assert card.loras == ("ink", "clay")
     assert set(served.case.stock) <= set(card.adapter_tasks)
 
 
-def test_what_this_version_has_not_is_refused_with_its_reason(tmp_path: Path) -> None:
+def test_load_model_rejects_unsupported_adapters(tmp_path: Path) -> None:
     flux, z_image = tiny_flux(tmp_path / "flux"), tiny_z_image(tmp_path / "z")
     adapter = tiny_ip_adapter(tiny_sd(tmp_path / "sd"), tmp_path / "ip")
-    with pytest.raises(StartupError, match="IP-Adapter: this version has none for a Flux"):
+    with pytest.raises(StartupError, match="IP-Adapter: not supported for Flux"):
         load_model(
             ModelConfig(name="m", source=str(flux), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
         )
     lora = tiny_lora(flux, tmp_path / "ink.safetensors", seed=1)
-    with pytest.raises(StartupError, match="no LoRAs for Z-Image, whose transformer takes lists"):
+    with pytest.raises(StartupError, match="LoRAs are not supported for z-image models"):
         load_model(
             ModelConfig(name="m", source=str(z_image), loras={"ink": ComponentSource(source=str(lora))}), device="cpu"
         )

@@ -1,4 +1,4 @@
-"""Jobs of every task in one engine at the same time: they share passes where they can, and each comes out as alone."""
+"""Jobs of every task in one engine: they are batched where possible, and each result equals that of the job alone."""
 
 import io
 from collections import Counter
@@ -22,7 +22,7 @@ from tests.support.models.tiny_models import tiny_sd, tiny_unet, tiny_x4_upscale
 from tests.support.specs import make_spec
 
 SIDE = 64
-PICTURE, MASK, MAP, SHOWN, SMALL = (digit * 64 for digit in "01234")
+IMAGE, MASK, MAP, IMAGE_PROMPT, SMALL = (digit * 64 for digit in "01234")
 INK = (Lora(name="ink", scale=0.7),)
 CANNY = (Control(type="canny", image=MAP, preprocess=False),)
 BOTH = (*CANNY, Control(type="lineart", image=MAP, preprocess=False, scale=0.5, end=0.6))
@@ -37,7 +37,7 @@ def region(**changes: Any) -> InpaintRegion:
 def job(task: Task = Task.IMG2IMG, **changes: Any) -> JobSpec:
     defaults = {
         "task": task,
-        "image": PICTURE,
+        "image": IMAGE,
         "strength": 0.8,
         "num_inference_steps": 5,
         "width": SIDE,
@@ -47,7 +47,7 @@ def job(task: Task = Task.IMG2IMG, **changes: Any) -> JobSpec:
 
 
 OUTPAINT = region(mask=None, margins=Padding(left=16), canvas=(SIDE + 16, SIDE), box=(0, 0, SIDE + 16, SIDE))
-COMPANY = {
+JOBS = {
     "variation": job(),
     "another, with no guidance": job(seed=8, strength=0.4, guidance_scale=1.0, scheduler=Scheduler.DPMPP_2M),
     "inpainting": job(Task.INPAINT, strength=1.0, region=region()),
@@ -58,7 +58,7 @@ COMPANY = {
     "LoRA": job(loras=INK),
     "the same LoRA": job(loras=INK, seed=11, prompt="a blue tree"),
     "LoRA, mask and control": job(Task.INPAINT, region=region(), loras=INK, controls=CANNY),
-    "image prompt": job(image_prompts=(ImagePrompt(image=SHOWN, scale=0.6),)),
+    "image prompt": job(image_prompts=(ImagePrompt(image=IMAGE_PROMPT, scale=0.6),)),
     "edit": job(Task.EDIT, strength=1.0, image_guidance_scale=1.5),
     "upscaler": job(
         Task.UPSCALE, image=SMALL, width=20, height=24, strength=1.0, upscale=4, tiling=X4, num_inference_steps=3
@@ -98,24 +98,24 @@ def blobs() -> dict[str, bytes]:
     rng = np.random.default_rng(4)
     mask = Image.new("L", (SIDE, SIDE))
     mask.paste(255, (8, 20, 40, 60))
-    pictures = {
-        PICTURE: Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)),
+    images = {
+        IMAGE: Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)),
         MASK: mask,
         MAP: Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB"),
-        SHOWN: Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)),
+        IMAGE_PROMPT: Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)),
         SMALL: Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8)),
     }
-    return {name: encoded(picture) for name, picture in pictures.items()}
+    return {name: encoded(image) for name, image in images.items()}
 
 
-def encoded(picture: Image.Image) -> bytes:
+def encoded(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
-def ran(model: Model, blobs: dict[str, bytes], *specs: JobSpec) -> tuple[Counter[str], list[np.ndarray]]:
-    """How many calls of each kind an engine made for the jobs, all at once, and their pictures."""
+def run_jobs(model: Model, blobs: dict[str, bytes], *specs: JobSpec) -> tuple[Counter[str], list[np.ndarray]]:
+    """Run the jobs in one engine; return the calls by gate and the pixels of the results."""
     engine = Engine(slots=64)
     runner = JobRunner(engine, {"tiny": model})
     running = [runner.prepare(spec, blobs, range(1)) for spec in specs]
@@ -127,34 +127,34 @@ def ran(model: Model, blobs: dict[str, bytes], *specs: JobSpec) -> tuple[Counter
 
 
 def pixels(running: Rendering) -> np.ndarray:
-    with Image.open(io.BytesIO(running.render()[0].png)) as picture:
-        return np.asarray(picture).astype(int)
+    with Image.open(io.BytesIO(running.render()[0].png)) as image:
+        return np.asarray(image).astype(int)
 
 
-def test_each_result_is_that_of_the_job_alone_and_passes_are_shared(model: Model, blobs: dict[str, bytes]) -> None:
-    calls, together = ran(model, blobs, *COMPANY.values())
+def test_jobs_of_all_tasks_give_the_same_pixels_alone_and_batched(model: Model, blobs: dict[str, bytes]) -> None:
+    calls, together = run_jobs(model, blobs, *JOBS.values())
     calls_alone: Counter[str] = Counter()
     alone = {}
-    for name, spec in COMPANY.items():
-        own, [alone[name]] = ran(model, blobs, spec)
-        calls_alone += own
-    for (name, spec), in_company in zip(COMPANY.items(), together, strict=True):
-        assert in_company.shape == (*reversed(spec.result_size), 3)
-        assert np.abs(in_company - alone[name]).max() <= 1, name
-    assert len({result.tobytes() for result in together}) == len(COMPANY)
+    for name, spec in JOBS.items():
+        job_calls, [alone[name]] = run_jobs(model, blobs, spec)
+        calls_alone += job_calls
+    for (name, spec), batched in zip(JOBS.items(), together, strict=True):
+        assert batched.shape == (*reversed(spec.result_size), 3)
+        assert np.abs(batched - alone[name]).max() <= 1, name
+    assert len({result.tobytes() for result in together}) == len(JOBS)
     assert calls["denoise"] < 0.7 * calls_alone["denoise"], (calls, calls_alone)
-    kept = together[list(COMPANY).index("inpainting")]
-    with Image.open(io.BytesIO(blobs[PICTURE])) as picture, Image.open(io.BytesIO(blobs[MASK])) as mask:
+    inpainted = together[list(JOBS).index("inpainting")]
+    with Image.open(io.BytesIO(blobs[IMAGE])) as image, Image.open(io.BytesIO(blobs[MASK])) as mask:
         outside = np.asarray(mask) == 0
-        assert np.array_equal(kept[outside], np.asarray(picture)[outside])
+        assert np.array_equal(inpainted[outside], np.asarray(image)[outside])
 
 
-def test_tasks_that_use_the_same_denoiser_share_every_pass(model: Model, blobs: dict[str, bytes]) -> None:
-    plain = [COMPANY["variation"], job(Task.INPAINT, region=region()), job(seed=5, scheduler=Scheduler.EULER)]
-    calls, _ = ran(model, blobs, *plain)
+def test_tasks_with_the_same_denoiser_share_every_call(model: Model, blobs: dict[str, bytes]) -> None:
+    plain = [JOBS["variation"], job(Task.INPAINT, region=region()), job(seed=5, scheduler=Scheduler.EULER)]
+    calls, _ = run_jobs(model, blobs, *plain)
     assert calls["denoise"] == plain[0].steps_run
-    controlled = [COMPANY["structure"], job(Task.INPAINT, region=region(), controls=CANNY)]
-    calls, _ = ran(model, blobs, *controlled)
+    controlled = [JOBS["structure"], job(Task.INPAINT, region=region(), controls=CANNY)]
+    calls, _ = run_jobs(model, blobs, *controlled)
     assert calls["denoise"] == controlled[0].steps_run
-    calls, _ = ran(model, blobs, COMPANY["LoRA"], COMPANY["the same LoRA"])
-    assert calls["denoise"] == COMPANY["LoRA"].steps_run
+    calls, _ = run_jobs(model, blobs, JOBS["LoRA"], JOBS["the same LoRA"])
+    assert calls["denoise"] == JOBS["LoRA"].steps_run

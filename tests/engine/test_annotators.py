@@ -1,4 +1,4 @@
-"""Depth, segmentation and pose maps: what transformers says of a picture, drawn as ControlNets read it."""
+"""Depth, segmentation and pose maps equal the drawn outputs of the transformers models."""
 
 from pathlib import Path
 
@@ -47,11 +47,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[ControlType, Path]
 @pytest.fixture(scope="module")
 def model(folders: dict[ControlType, Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
     source = str(tiny_sd(tmp_path_factory.mktemp("model")))
-    parts = {kind: ComponentSource(source=str(folder)) for kind, folder in folders.items()}
-    return load_model(ModelConfig(name="tiny", source=source, preprocessors=parts), device="cpu")
+    preprocessors = {kind: ComponentSource(source=str(folder)) for kind, folder in folders.items()}
+    return load_model(ModelConfig(name="tiny", source=source, preprocessors=preprocessors), device="cpu")
 
 
-def picture(seed: int = 0) -> Image.Image:
+def random_image(seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((SIDE, SIDE))
 
@@ -60,22 +60,22 @@ def job(kind: ControlType) -> JobSpec:
     return make_spec(task=Task.CONTROL_MAP, width=SIDE, height=SIDE, type=kind)
 
 
-def asked(model: Model, kind: ControlType, shown: Image.Image) -> tuple[JobSpec, Inputs]:
-    return job(kind), Inputs(controls=(model.annotators[kind].prepare(shown),))
+def map_job(model: Model, kind: ControlType, image: Image.Image) -> tuple[JobSpec, Inputs]:
+    return job(kind), Inputs(controls=(model.annotators[kind].prepare(image),))
 
 
-def made(model: Model, kind: ControlType, shown: Image.Image) -> np.ndarray:
-    [pixels] = run_together(model, [asked(model, kind, shown)])
+def make_map(model: Model, kind: ControlType, image: Image.Image) -> np.ndarray:
+    [pixels] = run_together(model, [map_job(model, kind, image)])
     assert pixels.shape == (SIDE, SIDE, 3)
     return pixels
 
 
-def test_depth_is_near_bright_and_far_dark(model: Model, folders: dict[ControlType, Path]) -> None:
-    pixels = made(model, DEPTH, picture())
+def test_depth_map_is_bright_near_and_dark_far(model: Model, folders: dict[ControlType, Path]) -> None:
+    pixels = make_map(model, DEPTH, random_image())
     processor = DPTImageProcessorPil.from_pretrained(folders[DEPTH])
     with torch.no_grad():
         inverse = AutoModelForDepthEstimation.from_pretrained(folders[DEPTH])(
-            **processor(picture(), return_tensors="pt")
+            **processor(random_image(), return_tensors="pt")
         ).predicted_depth[0]
     spread = (inverse - inverse.min()) / (inverse.max() - inverse.min())
     expected = Image.fromarray((spread.numpy() * 255).round().astype(np.uint8)).resize((SIDE, SIDE), 3)
@@ -84,64 +84,66 @@ def test_depth_is_near_bright_and_far_dark(model: Model, folders: dict[ControlTy
     assert np.ptp(pixels) > 200
 
 
-def test_segments_have_the_colours_of_ade20k(model: Model, folders: dict[ControlType, Path]) -> None:
-    pixels = made(model, SEGMENTATION, picture())
+def test_segmentation_map_has_ade20k_colours(model: Model, folders: dict[ControlType, Path]) -> None:
+    pixels = make_map(model, SEGMENTATION, random_image())
     processor = SegformerImageProcessorPil.from_pretrained(folders[SEGMENTATION])
     with torch.no_grad():
         output = AutoModelForSemanticSegmentation.from_pretrained(folders[SEGMENTATION])(
-            **processor(picture(), return_tensors="pt")
+            **processor(random_image(), return_tensors="pt")
         )
     [classes] = processor.post_process_semantic_segmentation(output, [(SIDE, SIDE)])
-    assert (pixels == PALETTE[classes.numpy()]).mean() > 0.99  # a tie at most
+    # Ties can differ.
+    assert (pixels == PALETTE[classes.numpy()]).mean() > 0.99
     assert len(np.unique(classes)) > 1
 
 
-def test_a_pose_is_the_stick_figure_of_the_joints(model: Model, folders: dict[ControlType, Path]) -> None:
-    pixels = made(model, POSE, picture())
+def test_pose_map_draws_detected_keypoints(model: Model, folders: dict[ControlType, Path]) -> None:
+    pixels = make_map(model, POSE, random_image())
     processor = VitPoseImageProcessorPil.from_pretrained(folders[POSE])
     boxes = [[[0.0, 0.0, SIDE, SIDE]]]
     with torch.no_grad():
         output = VitPoseForPoseEstimation.from_pretrained(folders[POSE])(
-            **processor(picture(), boxes=boxes, return_tensors="pt")
+            **processor(random_image(), boxes=boxes, return_tensors="pt")
         )
     [[person]] = processor.post_process_pose_estimation(output, boxes)
-    joints = {i: (float(x), float(y)) for i, (x, y) in enumerate(person["keypoints"])}
-    assert len(joints) == 17
-    assert (pixels == draw_pose([joints], (SIDE, SIDE))).mean() > 0.99
+    keypoints = {i: (float(x), float(y)) for i, (x, y) in enumerate(person["keypoints"])}
+    assert len(keypoints) == 17
+    assert (pixels == draw_pose([keypoints], (SIDE, SIDE))).mean() > 0.99
     assert pixels.any()
 
 
-def test_maps_are_made_one_a_call_and_remembered(model: Model) -> None:
+def test_maps_are_made_one_per_call_and_cached(model: Model) -> None:
     for kind in model.annotators:
-        jobs = [asked(model, kind, picture(seed)) for seed in (7, 8, 9, 7)]
+        jobs = [map_job(model, kind, random_image(seed)) for seed in (7, 8, 9, 7)]
         engine = calls_of(model, jobs)
         assert (engine.calls_run["annotate"], engine.rows_run["annotate"]) == (3, 3)
         assert calls_of(model, jobs).calls_run["annotate"] == 0
         together = run_together(model, jobs)
         for seed, pixels in zip((7, 8, 9, 7), together, strict=True):
-            assert (pixels == made(model, kind, picture(seed))).all()
+            assert (pixels == make_map(model, kind, random_image(seed))).all()
 
 
-def test_the_card_names_them(model: Model) -> None:
+def test_card_lists_preprocessors(model: Model) -> None:
     assert {DEPTH, SEGMENTATION, POSE} <= set(model.card.preprocessors)
 
 
-def test_what_cannot_make_maps_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_load_model_rejects_invalid_preprocessors(tmp_path: Path) -> None:
     source = str(tiny_sd(tmp_path / "sd"))
     too_many = tiny_segmentation(tmp_path / "classes", classes=151)
     for kind, folder, reason in (
-        (ControlType.CANNY, too_many, "no model makes these maps"),
+        (ControlType.CANNY, too_many, "not made by a model"),
         (DEPTH, tmp_path / "nowhere", "cannot load"),
-        (SEGMENTATION, too_many, "knows 151 classes"),
+        (SEGMENTATION, too_many, "has 151 classes"),
     ):
-        entry = ModelConfig(name="m", source=source, preprocessors={kind: ComponentSource(source=str(folder))})
+        config = ModelConfig(name="m", source=source, preprocessors={kind: ComponentSource(source=str(folder))})
         with pytest.raises(StartupError, match=reason):
-            load_model(entry, device="cpu")
+            load_model(config, device="cpu")
 
 
-def test_a_stick_figure_has_openposes_colours() -> None:
-    # An upright person facing us: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles; left is our right.
-    joints = dict(
+def test_draw_pose_uses_openpose_colours() -> None:
+    # An upright person who faces the viewer: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles, each
+    # pair left first; the left side of the person is right in the image.
+    keypoints = dict(
         enumerate(
             [
                 *((256, 60), (266, 50), (246, 50), (280, 56), (232, 56)),
@@ -150,13 +152,13 @@ def test_a_stick_figure_has_openposes_colours() -> None:
             ]
         )
     )
-    figure = draw_pose([joints], (512, 512))
-    assert tuple(figure[60, 256]) == (255, 0, 0)  # the nose
-    assert tuple(figure[120, 256]) == (255, 85, 0)  # the neck, between the shoulders
-    assert tuple(figure[120, 212]) == (255, 170, 0)  # their right shoulder
-    assert tuple(figure[160, 202]) == (153, 102, 0)  # their right upper arm, darker than joints are
-    assert tuple(figure[330, 282]) == (0, 102, 153)  # their left thigh
-    assert not figure[:, :150].any()
-    without_arm = draw_pose([{i: p for i, p in joints.items() if i != 8}], (512, 512))
+    drawing = draw_pose([keypoints], (512, 512))
+    assert tuple(drawing[60, 256]) == (255, 0, 0)  # the nose
+    assert tuple(drawing[120, 256]) == (255, 85, 0)  # the neck, between the shoulders
+    assert tuple(drawing[120, 212]) == (255, 170, 0)  # their right shoulder
+    assert tuple(drawing[160, 202]) == (153, 102, 0)  # their right upper arm, darker than keypoints
+    assert tuple(drawing[330, 282]) == (0, 102, 153)  # their left thigh
+    assert not drawing[:, :150].any()
+    without_arm = draw_pose([{i: p for i, p in keypoints.items() if i != 8}], (512, 512))
     assert not without_arm[160, 202].any()
     assert not draw_pose([], (512, 512)).any()

@@ -1,4 +1,4 @@
-"""UNets that take the picture in as channels: the stock pipelines' pixels, alone and in company."""
+"""InstructPix2Pix and inpainting UNets: pixels equal those of the stock pipelines, alone and batched."""
 
 from pathlib import Path
 
@@ -43,17 +43,17 @@ class Served:
         for channels, name in ((8, "edit"), (9, "inpaint")):
             self.unets[name] = tiny_unet(in_channels=channels, xl=make is tiny_sdxl)
             self.unets[name].save_pretrained(folder / name)
-        entry = ModelConfig(
+        config = ModelConfig(
             name="tiny", source=str(self.base), edit=str(folder / "edit"), inpaint=str(folder / "inpaint")
         )
-        self.model: Model = load_model(entry, device="cpu")
+        self.model: Model = load_model(config, device="cpu")
         self.edit = STOCK_EDIT[make].from_pretrained(self.base, unet=self.unets["edit"])
         self.inpaint = STOCK_INPAINT[make].from_pretrained(self.base, unet=self.unets["inpaint"])
         for pipeline in (self.edit, self.inpaint):
             pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
             pipeline.set_progress_bar_config(disable=True)
         rng = np.random.default_rng(2)
-        self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.image = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
         self.mask = Image.new("L", (SIDE, SIDE))
         self.mask.paste(255, (8, 10, 20, 30))
 
@@ -61,7 +61,7 @@ class Served:
         arguments = {
             "prompt": spec.prompt,
             "negative_prompt": spec.negative_prompt or None,
-            "image": self.picture,
+            "image": self.image,
             "num_inference_steps": spec.num_inference_steps,
             "guidance_scale": spec.guidance_scale,
             "generator": torch.Generator().manual_seed(spec.seed),
@@ -75,7 +75,7 @@ class Served:
         return np.asarray(result.images[0])
 
     def inputs(self) -> Inputs:
-        return Inputs(to_tensor(self.picture), to_tensor(self.mask))
+        return Inputs(to_tensor(self.image), to_tensor(self.mask))
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
@@ -101,7 +101,7 @@ def inpaint(**changes: object) -> JobSpec:
     return edit(**{"task": Task.INPAINT, "image_guidance_scale": None, "region": region, **changes})
 
 
-def test_pixels_are_those_of_the_stock_pipelines_alone_and_in_company(served: Served) -> None:
+def test_concat_unets_give_stock_pixels_alone_and_batched(served: Served) -> None:
     specs = [
         edit(),
         edit(image_guidance_scale=2.5, guidance_scale=9.0, negative_prompt="blur", seed=5),
@@ -119,30 +119,30 @@ def test_pixels_are_those_of_the_stock_pipelines_alone_and_in_company(served: Se
     assert np.abs(together[0].astype(int) - together[1]).max() > 1
 
 
-def test_edits_share_their_passes_and_count_their_steps(served: Served) -> None:
+def test_edits_are_batched_and_count_steps(served: Served) -> None:
     engine = Engine(slots=4)
-    works = [make_task_function(served.model, edit(seed=seed), served.inputs(), 0) for seed in range(3)]
-    tickets = [EngineTask(work, lambda _t: None) for work in works]
-    engine.submit(tickets)
+    functions = [make_task_function(served.model, edit(seed=seed), served.inputs(), 0) for seed in range(3)]
+    tasks = [EngineTask(function, lambda _task: None) for function in functions]
+    engine.submit(tasks)
     engine.shut_down()
     engine.run()
-    assert [ticket.error for ticket in tickets] == [None] * 3
+    assert [task.error for task in tasks] == [None] * 3
     assert engine.calls_run["denoise"] == 4
-    assert engine.rows_run["denoise"] == 4 * 3 * 3, "text and picture, picture alone, neither"
-    assert [ticket.step for ticket in tickets] == [edit().steps_run] * 3
+    assert engine.rows_run["denoise"] == 4 * 3 * 3, "text and image, image only, neither"
+    assert [task.step for task in tasks] == [edit().steps_run] * 3
 
 
-def test_the_card_says_so(served: Served) -> None:
+def test_card_lists_tasks(served: Served) -> None:
     assert set(served.model.card.tasks) == {Task.IMG2IMG, Task.INPAINT, Task.EDIT, Task.UPSCALE}
 
 
 @pytest.mark.parametrize(("channels", "task"), [(8, Task.EDIT), (9, Task.INPAINT)])
-def test_a_model_whose_own_unet_takes_a_picture_does_that_and_nothing_else(
+def test_model_with_concat_unet_supports_only_its_task(
     served: Served, tmp_path: Path, channels: int, task: Task
 ) -> None:
     kind = {8: type(served.edit), 9: type(served.inpaint)}[channels]
     plain = diffusers.DiffusionPipeline.from_pretrained(served.base, unet=served.unets[task.value])
-    for name, pipeline in (("own", kind.from_pretrained(served.base, unet=plain.unet)), ("plain", plain)):
+    for name, pipeline in (("specific", kind.from_pretrained(served.base, unet=plain.unet)), ("plain", plain)):
         pipeline.save_pretrained(tmp_path / name)
         model = load_model(ModelConfig(name=name, source=str(tmp_path / name)), device="cpu")
         assert model.card.tasks == (task,)
@@ -152,16 +152,16 @@ def test_a_model_whose_own_unet_takes_a_picture_does_that_and_nothing_else(
         assert np.abs(result.astype(int) - served.reference(spec)).max() <= 1
 
 
-def test_a_part_can_be_a_whole_pipeline(served: Served, tmp_path: Path) -> None:
+def test_edit_component_can_be_a_whole_pipeline(served: Served, tmp_path: Path) -> None:
     served.edit.save_pretrained(tmp_path / "edit")
     model = load_model(ModelConfig(source=str(served.base), edit=str(tmp_path / "edit")), device="cpu")
     [result] = run_together(model, [(edit(), served.inputs())])
     assert np.abs(result.astype(int) - served.reference(edit())).max() <= 1
 
 
-def test_a_part_of_another_kind_is_refused(served: Served, tmp_path: Path) -> None:
+def test_load_model_rejects_unet_of_another_task(served: Served, tmp_path: Path) -> None:
     served.unets["inpaint"].save_pretrained(tmp_path / "unet")
-    with pytest.raises(StartupError, match="is one for inpaint, not edit"):
+    with pytest.raises(StartupError, match="is for `inpaint`, not for `edit`"):
         load_model(ModelConfig(source=str(served.base), edit=str(tmp_path / "unet")), device="cpu")
     with pytest.raises(StartupError, match="cannot load"):
         load_model(ModelConfig(source=str(served.base), inpaint=str(tmp_path / "nothing")), device="cpu")

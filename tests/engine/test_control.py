@@ -1,4 +1,4 @@
-"""ControlNets in the engine: the stock pipelines' pixels, alone and in the company of every other task."""
+"""ControlNets: pixels equal those of the stock pipelines, alone and batched with every other task."""
 
 from pathlib import Path
 
@@ -40,24 +40,24 @@ STOCK = {
 
 
 class Served:
-    """A tiny model with two ControlNets: in the engine, and apart from it for the stock pipelines to compare with."""
+    """A tiny model with two ControlNets, and the stock pipelines with their copies of the ControlNets."""
 
     def __init__(self, tiny: object, folder: Path) -> None:
         self.folder = tiny(folder / "model")  # type: ignore[operator]
         self.nets = {
             kind: tiny_controlnet(self.folder, folder / kind, seed=seed) for seed, kind in enumerate((CANNY, DEPTH))
         }
-        self.entry = ModelConfig(
+        self.config = ModelConfig(
             name="tiny",
             source=str(self.folder),
             controlnets={kind: ComponentSource(source=str(net)) for kind, net in self.nets.items()},
         )
-        self.model: Model = load_model(self.entry, device="cpu")
+        self.model: Model = load_model(self.config, device="cpu")
         self.stock = STOCK[tiny]  # type: ignore[index]
         self.base = diffusers.AutoPipelineForImage2Image.from_pretrained(self.folder)
-        self.apart = {kind: ControlNetModel.from_pretrained(net) for kind, net in self.nets.items()}
+        self.reference_nets = {kind: ControlNetModel.from_pretrained(net) for kind, net in self.nets.items()}
         rng = np.random.default_rng(5)
-        self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.image = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
         self.maps = {
             CANNY: Image.fromarray(255 * rng.integers(0, 2, (SIDE, SIDE, 1), np.uint8).repeat(3, axis=2)),
             DEPTH: Image.radial_gradient("L").resize((SIDE, SIDE)).convert("RGB"),
@@ -66,7 +66,7 @@ class Served:
         self.mask.paste(255, (8, 20, 40, 60))
 
     def reference(self, spec: JobSpec) -> np.ndarray:
-        nets = [self.apart[control.type] for control in spec.controls]
+        nets = [self.reference_nets[control.type] for control in spec.controls]
         pipeline = self.stock[spec.task].from_pipe(self.base, controlnet=nets if len(nets) > 1 else nets[0])
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -79,7 +79,7 @@ class Served:
         if len(nets) == 1:
             arguments = {name: values[0] for name, values in arguments.items()}  # type: ignore[index]
         if spec.task is not Task.CONTROL:
-            arguments |= {"image": self.picture, "strength": spec.strength}
+            arguments |= {"image": self.image, "strength": spec.strength}
         if spec.task is Task.INPAINT:
             arguments |= {"mask_image": self.mask}
         image = pipeline(
@@ -98,10 +98,10 @@ class Served:
         if spec.task is Task.CONTROL:
             return Inputs(controls=maps)
         if spec.task is not Task.INPAINT:
-            return Inputs(to_tensor(self.picture), controls=maps)
-        canvas = InpaintCanvas(self.picture, self.mask, spec.region)
-        seen, painted = canvas.model_input((spec.width, spec.height))
-        return Inputs(to_tensor(seen), to_tensor(painted), canvas, maps)
+            return Inputs(to_tensor(self.image), controls=maps)
+        canvas = InpaintCanvas(self.image, self.mask, spec.region)
+        view, mask = canvas.model_input((spec.width, spec.height))
+        return Inputs(to_tensor(view), to_tensor(mask), canvas, maps)
 
     def run(self, *specs: JobSpec) -> list[np.ndarray]:
         return run_together(self.model, [(spec, self.inputs(spec)) for spec in specs])
@@ -149,25 +149,25 @@ def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b).max())
 
 
-def test_pixels_are_those_of_the_stock_pipelines_alone_and_in_company(served: Served) -> None:
+def test_controls_give_stock_pixels_alone_and_batched(served: Served) -> None:
     together = served.run(*CONTROLLED, *OTHERS)
-    for spec, company in zip(CONTROLLED, together, strict=False):
+    for spec, batched in zip(CONTROLLED, together, strict=False):
         [alone] = served.run(spec)
         reference = served.reference(spec)
         assert largest_difference(alone, reference) <= 1, spec
-        assert largest_difference(company, reference) <= 1, spec
-    for spec, company in zip(OTHERS, together[len(CONTROLLED) :], strict=True):
+        assert largest_difference(batched, reference) <= 1, spec
+    for spec, batched in zip(OTHERS, together[len(CONTROLLED) :], strict=True):
         [alone] = served.run(spec)
-        assert largest_difference(company, alone) <= 1, spec
+        assert largest_difference(batched, alone) <= 1, spec
 
 
-def test_a_control_changes_the_picture_and_so_does_its_scale(served: Served) -> None:
+def test_control_and_its_scale_change_the_image(served: Served) -> None:
     plain, full, weak = served.run(job(), job(Task.IMG2IMG, control()), job(Task.IMG2IMG, control(scale=0.5)))
     assert largest_difference(plain, full) > 20
     assert largest_difference(full, weak) > 20
 
 
-def test_jobs_of_any_scale_and_number_of_controls_share_calls(served: Served) -> None:
+def test_jobs_with_different_scales_and_controls_are_batched(served: Served) -> None:
     specs = [
         job(Task.IMG2IMG, control(scale=0.3)),
         job(Task.IMG2IMG, control(scale=1.2), seed=4),
@@ -175,14 +175,16 @@ def test_jobs_of_any_scale_and_number_of_controls_share_calls(served: Served) ->
     ]
     engine = calls_of(served.model, [(spec, served.inputs(spec)) for spec in specs])
     steps = specs[0].steps_run
-    assert engine.calls_run["control"] == 2 * steps  # canny of all three; depth of one
+    # Canny for all three jobs, depth for one.
+    assert engine.calls_run["control"] == 2 * steps
     assert engine.calls_run["denoise"] == steps
     assert engine.rows_run["denoise"] == 2 * len(specs) * steps
 
 
-def test_a_control_that_is_switched_off_costs_nothing(served: Served) -> None:
+def test_control_outside_its_range_makes_no_calls(served: Served) -> None:
     spec = job(Task.IMG2IMG, control(end=0.5), strength=1.0)
-    served.run(spec)  # what its residuals look like is known from here on
+    # After one run the shapes of the residuals are known.
+    served.run(spec)
     engine = calls_of(served.model, [(spec, served.inputs(spec))])
     assert engine.calls_run["control"] == spec.steps_run // 2
 
@@ -193,33 +195,33 @@ def calls_of(model: Model, jobs: list[tuple[JobSpec, Inputs]]) -> Engine:
     return engine
 
 
-def test_the_card_says_what_can_be_controlled(served: Served) -> None:
+def test_card_lists_controls_and_preprocessors(served: Served) -> None:
     card = served.model.card
     assert card.controls == (CANNY, DEPTH)
     assert card.tasks == (Task.IMG2IMG, Task.INPAINT, Task.CONTROL, Task.UPSCALE)
     assert set(card.preprocessors) == {CANNY, ControlType.SCRIBBLE, ControlType.LINEART, ControlType.SOFTEDGE, "tile"}
 
 
-def test_a_controlnet_of_another_kind_of_model_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_load_model_rejects_controlnet_that_does_not_fit(tmp_path: Path) -> None:
     sd, sdxl = tiny_sd(tmp_path / "sd"), tiny_sdxl(tmp_path / "sdxl")
     net = tiny_controlnet(sdxl, tmp_path / "net", seed=0)
     for source, reason in (
-        (net, "reads text embeddings of 64 numbers; those of this model have 32"),
+        (net, "its cross_attention_dim is 64, that of the model is 32"),
         (tmp_path / "nowhere", "cannot load"),
         (sd / "unet", "is a UNet2DConditionModel"),
-        (net / "diffusion_pytorch_model.safetensors", "should be a folder"),
+        (net / "diffusion_pytorch_model.safetensors", "must be a folder"),
     ):
-        entry = ModelConfig(name="m", source=str(sd), controlnets={CANNY: ComponentSource(source=str(source))})
+        config = ModelConfig(name="m", source=str(sd), controlnets={CANNY: ComponentSource(source=str(source))})
         with pytest.raises(StartupError, match=reason):
-            load_model(entry, device="cpu")
+            load_model(config, device="cpu")
 
 
-def test_a_pickled_controlnet_is_not_loaded(tmp_path: Path) -> None:
+def test_load_model_rejects_pickled_controlnet(tmp_path: Path) -> None:
     sd = tiny_sd(tmp_path / "sd")
     net = tiny_controlnet(sd, tmp_path / "net", seed=0)
     ControlNetModel.from_pretrained(net).save_pretrained(tmp_path / "pickled", safe_serialization=False)
-    entry = ModelConfig(
+    config = ModelConfig(
         name="m", source=str(sd), controlnets={CANNY: ComponentSource(source=str(tmp_path / "pickled"))}
     )
     with pytest.raises(StartupError, match="cannot load"):
-        load_model(entry, device="cpu")
+        load_model(config, device="cpu")

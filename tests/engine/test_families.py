@@ -1,6 +1,6 @@
-"""Every family gives the pixels of its stock pipelines, called directly: alone, and in company of its other tasks.
+"""Every family gives the pixels of its stock pipelines, alone and batched with its other tasks.
 
-Tiny random-weight models; the reference is loaded apart, with schedulers built here by hand.
+The reference is a second copy of a tiny random model, called through diffusers directly, with schedulers built here.
 """
 
 import json
@@ -58,16 +58,19 @@ SCHEDULERS: dict[Scheduler, Callable[[Any], Any]] = {
 
 @dataclass
 class Case:
-    """A family, how to make a tiny one, and the arguments by which its stock pipelines are called."""
+    """A family: a function that makes a tiny model, its stock pipelines and their arguments."""
 
     make: Callable[[Path], Path]
     stock: dict[Task, type]
     arguments: Callable[[JobSpec], dict[str, Any]]
     scheduler: Scheduler = Scheduler.FLOW_EULER
-    schedulers: tuple[Scheduler, ...] = ()  # others
-    negative: str = ""  # a negative prompt, where it takes any
-    entry: dict[str, Any] | None = None
-    modules: Callable[[str], dict[str, Any]] = lambda _folder: {}
+    # Supported besides `scheduler`.
+    schedulers: tuple[Scheduler, ...] = ()
+    # A negative prompt, if the family supports one.
+    negative: str = ""
+    config: dict[str, Any] | None = None
+    # Components to pass to `from_pretrained`.
+    components: Callable[[str], dict[str, Any]] = lambda _folder: {}
 
 
 def sizes(spec: JobSpec) -> dict[str, Any]:
@@ -100,13 +103,13 @@ def klein_arguments(spec: JobSpec) -> dict[str, Any]:
     return {"guidance_scale": spec.guidance_scale, **sizes(spec)}
 
 
-def qwen_arguments(spec: JobSpec) -> dict[str, Any]:
-    guided = {"true_cfg_scale": spec.guidance_scale, "negative_prompt": spec.negative_prompt or " "}
-    return {"strength": spec.strength, **sizes(spec), **(guided if spec.guidance_scale > 1 else {})}
-
-
 def qwen_edit_arguments(spec: JobSpec) -> dict[str, Any]:
-    return {name: value for name, value in qwen_arguments(spec).items() if name != "strength"}
+    guided = {"true_cfg_scale": spec.guidance_scale, "negative_prompt": spec.negative_prompt or " "}
+    return {**sizes(spec), **(guided if spec.guidance_scale > 1 else {})}
+
+
+def qwen_arguments(spec: JobSpec) -> dict[str, Any]:
+    return {"strength": spec.strength, **qwen_edit_arguments(spec)}
 
 
 def z_image_arguments(spec: JobSpec) -> dict[str, Any]:
@@ -154,14 +157,14 @@ CASES = {
         {Task.EDIT: diffusers.QwenImageEditPipeline},
         qwen_edit_arguments,
         negative="blurry",
-        modules=image_only_processor,
+        components=image_only_processor,
     ),
     "qwen-image-edit-plus": Case(
         tiny_qwen_edit_plus,
         {Task.EDIT: diffusers.QwenImageEditPlusPipeline},
         qwen_edit_arguments,
         negative="blurry",
-        modules=image_only_processor,
+        components=image_only_processor,
     ),
     "z-image": Case(
         tiny_z_image,
@@ -174,24 +177,24 @@ CASES = {
         {Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline},
         sd_arguments,
         Scheduler.EULER,
-        entry={"guidance": False, "steps": 2, "scheduler": "euler"},
+        config={"guidance": False, "steps": 2, "scheduler": "euler"},
     ),
     "lcm": Case(tiny_lcm, {Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline}, sd_arguments, Scheduler.LCM),
 }
 
 
 class Served:
-    """A tiny model twice: in the engine, and as the stock pipelines to compare with."""
+    """A tiny model in the engine, and its stock pipelines."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case = case
         case.make(folder)
-        self.model: Model = load_model(ModelConfig(name="tiny", source=str(folder), **case.entry or {}), device="cpu")
+        self.model: Model = load_model(ModelConfig(name="tiny", source=str(folder), **case.config or {}), device="cpu")
         self.stock = {
-            task: kind.from_pretrained(folder, **case.modules(str(folder))) for task, kind in case.stock.items()
+            task: kind.from_pretrained(folder, **case.components(str(folder))) for task, kind in case.stock.items()
         }
         rng = np.random.default_rng(2)
-        self.picture = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+        self.image = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
         self.mask = Image.new("L", (WIDTH, HEIGHT))
         self.mask.paste(255, (8, 12, 40, 40))
 
@@ -199,10 +202,10 @@ class Served:
         pipeline = self.stock[spec.task]
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = SCHEDULERS[spec.scheduler](pipeline.scheduler.config)
-        masked = {"mask_image": self.turned(self.mask, spec), **sizes(spec)} if spec.task is Task.INPAINT else {}
+        masked = {"mask_image": self.rotated(self.mask, spec), **sizes(spec)} if spec.task is Task.INPAINT else {}
         image = pipeline(
             prompt=spec.prompt,
-            image=self.turned(self.picture, spec),
+            image=self.rotated(self.image, spec),
             num_inference_steps=spec.num_inference_steps,
             generator=torch.Generator().manual_seed(spec.seed),
             **{**self.case.arguments(spec), **masked},
@@ -210,17 +213,17 @@ class Served:
         return np.asarray(image)
 
     def inputs(self, spec: JobSpec) -> Inputs:
-        mask = to_tensor(self.turned(self.mask, spec)) if spec.task is Task.INPAINT else None
-        return Inputs(to_tensor(self.turned(self.picture, spec)), mask)
+        mask = to_tensor(self.rotated(self.mask, spec)) if spec.task is Task.INPAINT else None
+        return Inputs(to_tensor(self.rotated(self.image, spec)), mask)
 
-    def turned(self, picture: Image.Image, spec: JobSpec) -> Image.Image:
-        return picture if picture.size == (spec.width, spec.height) else picture.transpose(Image.Transpose.ROTATE_90)
+    def rotated(self, image: Image.Image, spec: JobSpec) -> Image.Image:
+        return image if image.size == (spec.width, spec.height) else image.transpose(Image.Transpose.ROTATE_90)
 
     def jobs(self, specs: list[JobSpec]) -> list[tuple[JobSpec, Inputs]]:
         return [(spec, self.inputs(spec)) for spec in specs]
 
     def specs(self) -> list[JobSpec]:
-        """Jobs of all its tasks, with different strengths, steps, guidance and schedulers."""
+        """Return jobs of all tasks with different strengths, steps, guidance scales and schedulers."""
         case, specs = self.case, []
         scales = (1.0, 5.0) if self.model.card.guidance else (1.0,)
         for task in case.stock:
@@ -240,7 +243,7 @@ class Served:
                     )
                 )
             specs += [specs[-1].model_copy(update={"scheduler": other}) for other in case.schedulers]
-            # As many tokens in another shape: other position ids.
+            # The same number of tokens in another shape has other position ids.
             specs.append(specs[-1].model_copy(update={"width": HEIGHT, "height": WIDTH}))
         return specs
 
@@ -271,19 +274,19 @@ def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-def test_pixels_are_those_of_the_stock_pipelines_alone_and_in_company(served: Served) -> None:
+def test_family_gives_stock_pixels_alone_and_batched(served: Served) -> None:
     specs = served.specs()
     engine = Engine(slots=16)
     together = run_on(engine, served.model, served.jobs(specs))
-    for spec, company in zip(specs, together, strict=True):
+    for spec, batched in zip(specs, together, strict=True):
         reference = served.reference(spec)
         [alone] = run_together(served.model, served.jobs([spec]))
         assert largest_difference(alone, reference) <= 1, spec
-        assert largest_difference(company, reference) <= 1, spec
-    assert len({result.tobytes() for result in together}) == len(specs), "every parameter should show in the pixels"
+        assert largest_difference(batched, reference) <= 1, spec
+    assert len({result.tobytes() for result in together}) == len(specs), "every parameter must change the pixels"
 
 
-def test_jobs_of_one_size_share_every_call_of_the_denoiser(served: Served) -> None:
+def test_jobs_of_one_size_share_every_denoiser_call(served: Served) -> None:
     task = next(iter(served.case.stock))
     specs = [job(task=task, strength=1.0, seed=seed, scheduler=served.case.scheduler) for seed in range(4)]
     engine = Engine(slots=4)
@@ -292,7 +295,7 @@ def test_jobs_of_one_size_share_every_call_of_the_denoiser(served: Served) -> No
     assert engine.calls_run["denoise"] == 4
 
 
-def test_the_card_names_what_the_family_can_do(served: Served) -> None:
+def test_card_lists_capabilities_of_the_family(served: Served) -> None:
     card = served.model.card
     assert set(served.case.stock) <= set(card.tasks)
     assert card.default_scheduler is served.case.scheduler
@@ -302,25 +305,25 @@ def test_the_card_names_what_the_family_can_do(served: Served) -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_sdxl, tiny_refiner])
-def test_denoising_begins_midway_without_noise(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_denoising_start_gives_stock_pixels(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     def arguments(spec: JobSpec) -> dict[str, Any]:
         return {"denoising_start": spec.denoising_start, "guidance_scale": spec.guidance_scale}
 
     case = Case(make, {Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline}, arguments, Scheduler.EULER)
     served = Served(case, tmp_path)
     assert served.model.card.parameters["denoising_start"] == (Task.IMG2IMG,)
-    begun = {"strength": 1.0, "scheduler": Scheduler.EULER}
-    late = job(denoising_start=0.8, num_inference_steps=15, guidance_scale=5.0, **begun)
-    early = job(denoising_start=0.5, num_inference_steps=4, **{**begun, "scheduler": Scheduler.DDIM})
+    common = {"strength": 1.0, "scheduler": Scheduler.EULER}
+    late = job(denoising_start=0.8, num_inference_steps=15, guidance_scale=5.0, **common)
+    early = job(denoising_start=0.5, num_inference_steps=4, **{**common, "scheduler": Scheduler.DDIM})
     engine = Engine(slots=4)
     together = run_on(engine, served.model, served.jobs([late, early, job(scheduler=Scheduler.EULER)]))
     assert (late.steps_run, early.steps_run) == (3, 2)
-    assert engine.calls_run["denoise"] <= 4, "they share passes with a job that has a strength"
+    assert engine.calls_run["denoise"] <= 4, "jobs with a strength share the calls"
     for spec, result in zip([late, early], together, strict=False):
         assert largest_difference(result, served.reference(spec)) <= 1, spec
 
 
-def test_every_step_that_a_spec_promises_is_run(served: Served) -> None:
+def test_denoiser_runs_steps_run_of_the_spec(served: Served) -> None:
     for task in served.case.stock:
         for strength, steps in [(0.29, 7), (0.5, 5), (1e-6, 3), (1.0, 2)]:
             if task is Task.EDIT and strength < 1:
@@ -331,13 +334,13 @@ def test_every_step_that_a_spec_promises_is_run(served: Served) -> None:
             assert engine.calls_run["denoise"] == spec.steps_run, spec
 
 
-def test_strength_zero_is_the_round_trip_through_the_autoencoder(served: Served) -> None:
+def test_strength_0_encodes_and_decodes_without_denoiser(served: Served) -> None:
     if Task.IMG2IMG not in served.case.stock:
-        pytest.skip("an edit has no strength")
+        pytest.skip("edits have no strength")
     engine = Engine(slots=1)
     [result] = run_on(engine, served.model, served.jobs([job(strength=0, scheduler=served.case.scheduler)]))
     assert engine.calls_run["denoise"] == 0
-    vae, pixels = served.stock[Task.IMG2IMG].vae, 2 * to_tensor(served.picture) - 1
+    vae, pixels = served.stock[Task.IMG2IMG].vae, 2 * to_tensor(served.image) - 1
     with torch.no_grad():
         if pixels.dim() < 5 and hasattr(vae, "temperal_downsample"):
             decoded = vae.decode(vae.encode(pixels[:, :, None]).latent_dist.mode()).sample[:, :, 0]
@@ -347,23 +350,25 @@ def test_strength_zero_is_the_round_trip_through_the_autoencoder(served: Served)
     assert largest_difference(result, expected) <= 1
 
 
-def test_a_model_of_no_known_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+def test_load_model_rejects_unsupported_family_before_reading_weights(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline", "unet": ["diffusers", "UNet"]}')
-    with pytest.raises(StartupError, match="is a KandinskyPipeline; this version serves stable-diffusion, "):
+    with pytest.raises(
+        StartupError, match="KandinskyPipeline is not supported; supported families: stable-diffusion, "
+    ):
         load_model(ModelConfig(name="tiny", source=str(tmp_path)), device="cpu")
 
 
-@pytest.mark.skipif(is_torchvision_available(), reason="transformers gives the processor")
-def test_a_model_whose_processor_needs_torchvision_says_so(tmp_path: Path) -> None:
-    parts = {"_class_name": "Flux2Pipeline", "tokenizer": ["transformers", "PixtralProcessor"]}
-    (tmp_path / "model_index.json").write_text(json.dumps(parts))
-    with pytest.raises(StartupError, match="needs torchvision, for its PixtralProcessor"):
+@pytest.mark.skipif(is_torchvision_available(), reason="transformers can load the processor")
+def test_load_model_reports_missing_torchvision(tmp_path: Path) -> None:
+    index = {"_class_name": "Flux2Pipeline", "tokenizer": ["transformers", "PixtralProcessor"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(StartupError, match="PixtralProcessor requires torchvision"):
         load_model(ModelConfig(name="tiny", source=str(tmp_path)), device="cpu")
 
 
-def test_a_model_made_to_run_without_guidance_says_so(tmp_path: Path) -> None:
-    entry = ModelConfig(name="tiny", source=str(tiny_sd(tmp_path)), guidance=False, steps=2)
-    card = load_model(entry, device="cpu").card
+def test_card_of_model_without_guidance(tmp_path: Path) -> None:
+    config = ModelConfig(name="tiny", source=str(tiny_sd(tmp_path)), guidance=False, steps=2)
+    card = load_model(config, device="cpu").card
     assert (card.guidance, card.negative_prompt, card.default_guidance_scale, card.default_steps) == (
         False,
         False,

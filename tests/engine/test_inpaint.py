@@ -1,4 +1,4 @@
-"""Inpainting and outpainting in the engine: the stock pipelines' pixels inside the mask, the picture's own outside."""
+"""Inpainting: pixels inside the mask equal those of the stock pipelines, pixels outside are unchanged."""
 
 from pathlib import Path
 
@@ -24,14 +24,14 @@ STOCK = {tiny_sd: diffusers.StableDiffusionInpaintPipeline, tiny_sdxl: diffusers
 
 
 class Served:
-    """A tiny model twice: in the engine, and as the stock inpainting pipeline to compare with."""
+    """A tiny model in the engine, and the stock inpainting pipeline."""
 
     def __init__(self, folder: Path, stock: type[diffusers.DiffusionPipeline]) -> None:
         self.model: Model = load_model(config_for(str(folder)), device="cpu")
         self.stock = stock.from_pretrained(folder)
         self.stock.set_progress_bar_config(disable=True)
         rng = np.random.default_rng(2)
-        self.picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        self.image = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
         self.mask = Image.new("L", (SIDE, SIDE))
         self.mask.paste(255, (8, 20, 40, 60))
 
@@ -39,7 +39,7 @@ class Served:
         self.stock.scheduler = diffusers.DDIMScheduler.from_config(self.stock.scheduler.config)
         image = self.stock(
             prompt=spec.prompt,
-            image=self.picture,
+            image=self.image,
             mask_image=self.mask,
             width=spec.width,
             height=spec.height,
@@ -51,9 +51,9 @@ class Served:
         return np.asarray(image)
 
     def inputs(self, spec: JobSpec) -> Inputs:
-        canvas = InpaintCanvas(self.picture, self.mask, spec.region)
-        seen, painted = canvas.model_input((spec.width, spec.height))
-        return Inputs(to_tensor(seen), to_tensor(painted), canvas)
+        canvas = InpaintCanvas(self.image, self.mask, spec.region)
+        view, mask = canvas.model_input((spec.width, spec.height))
+        return Inputs(to_tensor(view), to_tensor(mask), canvas)
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
@@ -72,9 +72,10 @@ def job(**changes: object) -> JobSpec:
     return make_spec(**{**defaults, **changes})
 
 
-def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Served) -> None:
+def test_inpaint_gives_stock_pixels_alone_and_batched(served: Served) -> None:
     specs = [job(strength=strength, guidance_scale=cfg) for strength in (0.3, 0.7, 1.0) for cfg in (1.0, 5.0)]
-    specs += [job(task=Task.IMG2IMG, region=None, strength=0.6, seed=9)]  # another task shares their batches
+    # A job of another task in the same batches.
+    specs += [job(task=Task.IMG2IMG, region=None, strength=0.6, seed=9)]
     together = run_together(
         served.model, [(s, served.inputs(s) if s.task is Task.INPAINT else served.inputs(job())) for s in specs]
     )
@@ -85,7 +86,7 @@ def test_pixels_are_those_of_the_stock_pipeline_alone_and_in_company(served: Ser
         assert np.abs(result.astype(int) - reference).max() <= 1
 
 
-def test_outside_the_mask_every_pixel_stays(served: Served) -> None:
+def test_inpaint_keeps_pixels_outside_the_mask(served: Served) -> None:
     for blur in (0, 6):
         spec = job(region=job().region.model_copy(update={"blur": blur}))
         inputs = served.inputs(spec)
@@ -93,11 +94,11 @@ def test_outside_the_mask_every_pixel_stays(served: Served) -> None:
         assert inputs.canvas is not None
         whole = inputs.canvas.paste(result)
         outside = np.asarray(served.mask) == 0
-        assert (whole[outside] == np.asarray(served.picture)[outside]).all()
-        assert (whole[~outside] != np.asarray(served.picture)[~outside]).mean() > 0.5
+        assert (whole[outside] == np.asarray(served.image)[outside]).all()
+        assert (whole[~outside] != np.asarray(served.image)[~outside]).mean() > 0.5
 
 
-def test_a_strength_too_small_for_a_step_runs_one(served: Served) -> None:
+def test_inpaint_with_tiny_strength_runs_one_step(served: Served) -> None:
     spec = job(strength=0.01)
     [result] = run_together(served.model, [(spec, served.inputs(spec))])
     assert np.isfinite(result).all()

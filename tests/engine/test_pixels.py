@@ -1,6 +1,6 @@
-"""A job's pixels are those of the stock pipeline, whoever it shares its batches with.
+"""Stable Diffusion jobs give the pixels of the stock pipelines, alone and batched.
 
-The reference calls diffusers directly: its own pipeline, loaded apart, with schedulers built here by hand.
+The reference is a second copy of the model, called through diffusers directly, with schedulers built here.
 """
 
 import itertools
@@ -53,22 +53,22 @@ STOCK_SCHEDULERS = {
 
 
 class Served:
-    """A tiny model twice: in the engine, and as the stock pipeline to compare with."""
+    """A tiny model in the engine, and the stock pipeline."""
 
-    def __init__(self, folder: Path, picture: torch.Tensor) -> None:
+    def __init__(self, folder: Path, image: torch.Tensor) -> None:
         self.folder = folder
         self.model: Model = load_model(config_for(str(folder)), device="cpu")
         self.stock = diffusers.AutoPipelineForImage2Image.from_pretrained(folder)
         self.stock.set_progress_bar_config(disable=True)
         self.config = self.stock.scheduler.config
-        self.picture = picture
+        self.image = image
 
     def reference(self, spec: JobSpec) -> np.ndarray:
         self.stock.scheduler = STOCK_SCHEDULERS[spec.scheduler.value](self.config)
         image = self.stock(
             prompt=spec.prompt,
             negative_prompt=spec.negative_prompt or None,
-            image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(self.picture.permute(0, 2, 3, 1).numpy()),
+            image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(self.image.permute(0, 2, 3, 1).numpy()),
             strength=spec.strength,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
@@ -76,9 +76,9 @@ class Served:
         ).images[0]
         return np.asarray(image)
 
-    def in_company(self, specs: list[JobSpec], slots: int) -> list[np.ndarray]:
+    def run(self, specs: list[JobSpec], slots: int) -> list[np.ndarray]:
         self.engine = Engine(slots=slots)
-        return run_on(self.engine, self.model, [(spec, Inputs(self.picture)) for spec in specs])
+        return run_on(self.engine, self.model, [(spec, Inputs(self.image)) for spec in specs])
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
@@ -110,114 +110,115 @@ def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-def test_every_scheduler_strength_and_guidance_gives_the_stock_pixels_alone_and_in_company(served: Served) -> None:
-    together = served.in_company(ALL, slots=16)
+def test_schedulers_strengths_and_guidance_give_stock_pixels_alone_and_batched(served: Served) -> None:
+    together = served.run(ALL, slots=16)
     rows, calls = served.engine.rows_run["denoise"], served.engine.calls_run["denoise"]
-    assert rows / calls > 12, "sixteen jobs in flight should fill the batches"
-    for spec, company in zip(ALL, together, strict=True):
+    assert rows / calls > 12, "sixteen jobs in flight must fill the batches"
+    for spec, batched in zip(ALL, together, strict=True):
         reference = served.reference(spec)
-        (alone,) = served.in_company([spec], slots=1)
+        (alone,) = served.run([spec], slots=1)
         assert largest_difference(alone, reference) <= 1, spec
-        assert largest_difference(company, reference) <= 1, spec
+        assert largest_difference(batched, reference) <= 1, spec
 
 
-def test_alone_the_same_request_gives_the_same_bytes(served: Served) -> None:
+def test_job_alone_is_deterministic(served: Served) -> None:
     spec = job(scheduler=Scheduler.EULER_A)
-    (first,), (second,) = served.in_company([spec], slots=1), served.in_company([spec], slots=1)
+    (first,), (second,) = served.run([spec], slots=1), served.run([spec], slots=1)
     assert first.tobytes() == second.tobytes()
 
 
-def larger_in_company(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Stands for a module whose merged output differs from its output for one row, by much, to show in every pixel."""
+def batch_dependent(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a module so that its output for a batch differs from its output for one row, visibly in every pixel."""
 
-    def run_larger(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run_doubled(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         output = run(tokens, *args, **kwargs)
         return output if len(tokens) == 1 else pytree.tree_map_only(torch.Tensor, lambda leaf: 2 * leaf, output)
 
-    return run_larger
+    return run_doubled
 
 
-def test_the_same_request_gives_the_same_sha256_before_and_after_company(served: Served) -> None:
+def test_cached_prompts_do_not_depend_on_earlier_batches(served: Served) -> None:
     spec = job(prompt="a house")
-    company = [spec, job(prompt="a tree", seed=1), job(prompt="a bridge", negative_prompt="blurry", seed=2)]
+    batch = [spec, job(prompt="a tree", seed=1), job(prompt="a bridge", negative_prompt="blurry", seed=2)]
     sha256s = []
-    for others in ([], company):
-        model = load_model(config_for(str(served.folder)), device="cpu")  # a new one, which remembers no prompt
+    for others in ([], batch):
+        # A new model has an empty prompt cache.
+        model = load_model(config_for(str(served.folder)), device="cpu")
         for name, module in model.pipeline(spec.task, spec.scheduler).components.items():
             if name.startswith("text_encoder"):
                 assert isinstance(module.forward, Gate)
-                module.forward.run = larger_in_company(module.forward.run)
+                module.forward.run = batch_dependent(module.forward.run)
         if others:
-            run_on(Engine(slots=4), model, [(other, Inputs(served.picture)) for other in others])
-        [pixels] = run_on(Engine(slots=1), model, [(spec, Inputs(served.picture))])
+            run_on(Engine(slots=4), model, [(other, Inputs(served.image)) for other in others])
+        [pixels] = run_on(Engine(slots=1), model, [(spec, Inputs(served.image))])
         sha256s.append(sha256(pixels.tobytes()).hexdigest())
     assert sha256s[0] == sha256s[1]
 
 
-def test_strength_zero_is_the_round_trip_through_the_autoencoder_without_unet(served: Served) -> None:
-    (result,) = served.in_company([job(strength=0)], slots=1)
+def test_strength_0_encodes_and_decodes_without_unet(served: Served) -> None:
+    (result,) = served.run([job(strength=0)], slots=1)
     assert served.engine.calls_run["denoise"] == 0
     with torch.no_grad():
-        latents = served.stock.vae.encode(2 * served.picture - 1).latent_dist.mode()
+        latents = served.stock.vae.encode(2 * served.image - 1).latent_dist.mode()
         decoded = (served.stock.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
     assert largest_difference(result, to_pixels(decoded)) <= 1
 
 
 @pytest.mark.parametrize("steps", [1, 2, 30, 49, 150])
 @pytest.mark.parametrize("strength", [1e-6, 0.001, 0.0066])
-def test_any_strength_above_zero_runs_one_step_at_least(served: Served, steps: int, strength: float) -> None:
+def test_tiny_strength_runs_one_step(served: Served, steps: int, strength: float) -> None:
     spec = job(strength=strength, num_inference_steps=steps, guidance_scale=1.0)
-    served.in_company([spec], slots=1)
+    served.run([spec], slots=1)
     assert served.engine.calls_run["denoise"] == spec.steps_run == 1
 
 
 @pytest.mark.parametrize("strength", [0.29, 0.3, 0.5, 0.999, 1.0])
-def test_the_steps_that_a_spec_promises_are_the_steps_that_run(served: Served, strength: float) -> None:
+def test_denoiser_runs_steps_run_of_the_spec(served: Served, strength: float) -> None:
     for steps in (1, 7, 10, 29):
         spec = job(strength=strength, num_inference_steps=steps, guidance_scale=1.0)
-        work = make_task_function(served.model, spec, Inputs(served.picture), 0)
-        ticket = EngineTask(work, lambda _t: None)
+        function = make_task_function(served.model, spec, Inputs(served.image), 0)
+        task = EngineTask(function, lambda _task: None)
         engine = Engine(slots=1)
-        engine.submit([ticket])
+        engine.submit([task])
         engine.shut_down()
         engine.run()
         assert engine.calls_run["denoise"] == spec.steps_run
-        assert ticket.step == spec.steps_run
+        assert task.step == spec.steps_run
 
 
-def test_picture_i_of_a_job_is_the_picture_of_seed_plus_i(served: Served) -> None:
+def test_image_i_of_a_job_has_seed_plus_i(served: Served) -> None:
     engine = Engine(slots=4)
-    tickets = [
-        EngineTask(make_task_function(served.model, job(seed=40), Inputs(served.picture), i), lambda _t: None)
+    tasks = [
+        EngineTask(make_task_function(served.model, job(seed=40), Inputs(served.image), i), lambda _task: None)
         for i in range(3)
     ]
-    engine.submit(tickets)
+    engine.submit(tasks)
     engine.shut_down()
     engine.run()
-    for i, ticket in enumerate(tickets):
-        assert largest_difference(to_pixels(ticket.result), served.reference(job(seed=40 + i))) <= 1
+    for i, task in enumerate(tasks):
+        assert largest_difference(to_pixels(task.result), served.reference(job(seed=40 + i))) <= 1
 
 
-def test_a_repeated_prompt_is_encoded_once(served: Served) -> None:
-    served.in_company([job(prompt="seen before", seed=i) for i in range(4)], slots=1)
+def test_repeated_prompt_is_encoded_once(served: Served) -> None:
+    served.run([job(prompt="a repeated prompt", seed=i) for i in range(4)], slots=1)
     encoders = 2 if hasattr(served.stock, "text_encoder_2") else 1
     assert served.engine.rows_run["encode_prompt"] <= 2 * encoders
 
 
-def test_a_half_precision_model_that_upcasts_its_autoencoder_stays_whole_in_company(tmp_path: Path) -> None:
-    """SDXL in fp16 casts its VAE to fp32 and back around each use; shared, that must not happen halfway."""
+def test_force_upcast_vae_stays_in_float32_when_shared(tmp_path: Path) -> None:
+    """The stock SDXL pipeline in float16 casts its VAE to float32 and back around each use."""
     folder = tiny_sdxl(tmp_path)
     model = load_model(ModelConfig(source=str(folder), dtype="bfloat16"), device="cpu")
     engine = Engine(slots=4)
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    tickets = [
-        EngineTask(make_task_function(model, job(seed=i, strength=0.1 + i / 5), Inputs(picture), 0), lambda _t: None)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    tasks = [
+        EngineTask(make_task_function(model, job(seed=i, strength=0.1 + i / 5), Inputs(image), 0), lambda _task: None)
         for i in range(4)
     ]
-    engine.submit(tickets)
+    engine.submit(tasks)
     engine.shut_down()
     engine.run()
     assert model.vae.dtype == torch.float32
-    for ticket in tickets:
-        assert ticket.error is None
-        assert to_pixels(ticket.result).std() > 0
+    for task in tasks:
+        assert task.error is None
+        assert to_pixels(task.result).std() > 0

@@ -1,4 +1,4 @@
-"""Long and weighted prompts: what compel makes of them outside of the engine, through the stock pipeline."""
+"""Long and weighted prompts give the pixels of the stock pipeline with embeddings by compel."""
 
 from pathlib import Path
 
@@ -18,18 +18,19 @@ from tests.support.engines import run_on, run_together
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
 
-LONG = "a red house by the lake, " * 8 + "at sunset."  # a token a letter: several times 77
+# The tiny tokenizer makes one token per letter, so this is several times 77 tokens.
+LONG = "a red house by the lake, " * 8 + "at sunset."
 
 
 class Served:
-    """A tiny model twice: in the engine, and as the stock pipeline with compel beside it."""
+    """A tiny model in the engine, and the stock pipeline with compel."""
 
     def __init__(self, folder: Path) -> None:
         self.model = load_model(config_for(str(folder)), device="cpu")
         self.stock = diffusers.AutoPipelineForImage2Image.from_pretrained(folder)
         self.stock.set_progress_bar_config(disable=True)
         self.is_xl = hasattr(self.stock, "text_encoder_2")
-        self.picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        self.image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
     @torch.no_grad()
     def embeddings(self, prompt: str, negative: str) -> list[torch.Tensor]:
@@ -47,7 +48,12 @@ class Served:
         return [torch.cat(parts, dim=-1) for parts in zip(*both, strict=True)]
 
     def reference(self, spec: JobSpec, prompt: str, plain: str) -> np.ndarray:
-        """prompt: in compel's own syntax; plain: without weights."""
+        """Return the pixels of the stock pipeline.
+
+        Args:
+            prompt: prompt in the syntax of compel.
+            plain: prompt without weights.
+        """
         positive, negative = self.embeddings(prompt, spec.negative_prompt)
         embeddings = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
         if self.is_xl:
@@ -55,7 +61,7 @@ class Served:
             embeddings |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled}
         self.stock.scheduler = diffusers.DDIMScheduler.from_config(self.stock.scheduler.config)
         image = self.stock(
-            image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(self.picture.permute(0, 2, 3, 1).numpy()),
+            image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(self.image.permute(0, 2, 3, 1).numpy()),
             strength=spec.strength,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
@@ -65,13 +71,13 @@ class Served:
         return np.asarray(image)
 
     def run(self, specs: list[JobSpec]) -> list[np.ndarray]:
-        return run_together(self.model, [(spec, Inputs(self.picture)) for spec in specs])
+        return run_together(self.model, [(spec, Inputs(self.image)) for spec in specs])
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     served = Served(request.param(tmp_path_factory.mktemp("model")))
-    served.picture = (served.picture * 255).round() / 255
+    served.image = (served.image * 255).round() / 255
     return served
 
 
@@ -84,7 +90,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-def test_long_and_weighted_prompts_give_compels_pixels_alone_and_in_company(served: Served) -> None:
+def test_long_and_weighted_prompts_give_stock_pixels_alone_and_batched(served: Served) -> None:
     cases = [
         (job(LONG), LONG, LONG),
         (job(LONG.replace("sunset", "dawn"), seed=8), LONG.replace("sunset", "dawn"), LONG),
@@ -100,19 +106,19 @@ def test_long_and_weighted_prompts_give_compels_pixels_alone_and_in_company(serv
     assert len({result.tobytes() for result in together}) == len(cases)
 
 
-def test_without_asking_parentheses_are_text(served: Served) -> None:
+def test_parentheses_are_text_without_prompt_weighting(served: Served) -> None:
     plain, weighted = served.run([job("a (red:1.4) house"), job("a (red:1.4) house", prompt_weighting=True)])
     assert difference(plain, weighted) > 1
 
 
-def test_long_prompts_of_one_length_share_their_batches(served: Served) -> None:
+def test_long_prompts_of_equal_length_are_batched(served: Served) -> None:
     engine = Engine(slots=4)
     specs = [job(LONG, seed=seed, strength=0.5 + seed / 10) for seed in range(4)]
-    run_on(engine, served.model, [(spec, Inputs(served.picture)) for spec in specs])
+    run_on(engine, served.model, [(spec, Inputs(served.image)) for spec in specs])
     assert engine.rows_run["denoise"] / engine.calls_run["denoise"] > 5
 
 
-def test_fragments() -> None:
+def test_parse_weights() -> None:
     assert parse_weights("a (red:1.3) house (old:0.5)") == [("a ", 1.0), ("red", 1.3), (" house ", 1.0), ("old", 0.5)]
     for text in ("16:9 (a:b)", "(:1.2)", "(red:)", "a) (b"):
         assert parse_weights(text) == [(text, 1.0)]

@@ -1,4 +1,4 @@
-"""How a large picture is cut, and put together again."""
+"""Splitting of a large image into tiles and blending of the results."""
 
 from itertools import pairwise
 
@@ -27,11 +27,12 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(5).integers(0, 256, (height, width, 3), np.uint8))
 
 
-@settings(deadline=None)  # whose time is that of a busy machine
+# No deadline: tests may run on a busy machine.
+@settings(deadline=None)
 @given(
     st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 16), st.integers(0, 4), st.sampled_from([8, 16, 32, 64])
 )
-def test_tiles_of_one_size_cover_the_result_and_overlap(
+def test_grid_covers_the_result_with_overlapping_tiles(
     width: int, height: int, units: int, overlap: int, multiple: int
 ) -> None:
     overlap = min(overlap, units - 1) * multiple
@@ -45,19 +46,19 @@ def test_tiles_of_one_size_cover_the_result_and_overlap(
         assert tiling.side // 2 <= side <= tiling.side
         assert starts[0] == 0
         assert starts[-1] + side == canvas
-        assert all(place % multiple == 0 for place in (canvas, side, *starts))
+        assert all(value % multiple == 0 for value in (canvas, side, *starts))
         for before, after in pairwise(starts):
             assert overlap <= before + side - after < side
     assert len(grid.boxes) == len(grid)
 
 
-def test_a_picture_of_one_tile_is_not_cut() -> None:
+def test_grid_of_small_image_has_one_tile() -> None:
     assert job(32, 32).grid.boxes == [(0, 0, 64, 64)]
     assert job(20, 32).grid.boxes == [(0, 0, 40, 64)]
     assert job(3, 5).grid.boxes == [(0, 0, 32, 32)]
 
 
-def test_cost_and_steps_count_every_tile() -> None:
+def test_cost_and_steps_include_every_tile() -> None:
     one, many = job(32, 32), job(88, 32, num_images=2)
     assert (one.passes, one.total_steps) == (1, 3)
     assert (many.passes, many.total_steps) == (2 * 3, 2 * 3 * 3)
@@ -66,30 +67,30 @@ def test_cost_and_steps_count_every_tile() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (51, 37), (200, 3), (1, 1), (129, 77)])
 @pytest.mark.parametrize("by_upscaler", [False, True])
-def test_tiles_that_come_back_as_they_went_give_the_enlarged_picture(size: tuple[int, int], by_upscaler: bool) -> None:
+def test_unchanged_tiles_join_to_the_resized_image(size: tuple[int, int], by_upscaler: bool) -> None:
     spec = job(
         *size, times=4, tiling=TILING.model_copy(update={"upscaler": by_upscaler, "multiple": 16, "overlap": 16})
     )
-    picture = noise(*size)
-    how = Image.Resampling.NEAREST if by_upscaler else Image.Resampling.LANCZOS
-    enlarged = TiledImage(picture, spec)
-    tiles = [enlarged.tile(number) for number in range(len(enlarged.grid))]
-    width, height = enlarged.grid.tile
+    image = noise(*size)
+    resampling = Image.Resampling.NEAREST if by_upscaler else Image.Resampling.LANCZOS
+    tiled = TiledImage(image, spec)
+    tiles = [tiled.tile(number) for number in range(len(tiled.grid))]
+    width, height = tiled.grid.tile
     assert {tile.size for tile in tiles} == {(width // 4, height // 4) if by_upscaler else (width, height)}
-    results = [np.asarray(tile.resize((width, height), how)) for tile in tiles]
-    whole = enlarged.merge(results)
-    assert (whole == np.asarray(picture.resize((size[0] * 4, size[1] * 4), how))).all()
+    results = [np.asarray(tile.resize((width, height), resampling)) for tile in tiles]
+    whole = tiled.merge(results)
+    assert (whole == np.asarray(image.resize((size[0] * 4, size[1] * 4), resampling))).all()
 
 
-def test_tiles_that_differ_fade_into_each_other() -> None:
-    enlarged = TiledImage(noise(90, 70), job(90, 70))
-    grid = enlarged.grid
+def test_different_tiles_are_blended() -> None:
+    tiled = TiledImage(noise(90, 70), job(90, 70))
+    grid = tiled.grid
     values = np.random.default_rng(1).integers(0, 256, len(grid))
     tiles = [np.full((grid.tile[1], grid.tile[0], 3), value, np.uint8) for value in values]
-    whole = enlarged.merge(tiles).astype(int)
+    whole = tiled.merge(tiles).astype(int)
     for axis, starts, side in ((1, grid.lefts, grid.tile[0]), (0, grid.tops, grid.tile[1])):
         narrowest = min(before + side - after for before, after in pairwise(starts))
         steepest = 255 * np.pi / 2 / narrowest
-        assert np.abs(np.diff(whole, axis=axis)).max() <= steepest + 1, "a hard edge would be the whole difference"
+        assert np.abs(np.diff(whole, axis=axis)).max() <= steepest + 1, "there is a hard edge"
     assert whole.min() >= values.min()
     assert whole.max() <= values.max()

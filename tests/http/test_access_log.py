@@ -1,4 +1,4 @@
-"""What clients send never makes a line of the log of its own."""
+"""Client input cannot forge lines of the log."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ FORGED = "FORGED 2026-01-01 all is well"
 
 @pytest.fixture
 def log(settings: ApiSettings, redis: Redis, tmp_path: Path) -> Path:
-    """All that the front end says while it gets requests with line ends everywhere, every request logged."""
+    """Log of the API server during requests with line breaks in every field."""
     own = settings.model_copy(update={"port": free_port()})
     redis.flushall()
     ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
@@ -45,7 +45,7 @@ def log(settings: ApiSettings, redis: Redis, tmp_path: Path) -> Path:
 
 def _write_lines(url: str, api: "subprocess.Popen[bytes]") -> None:
     line = f"x\r\n{FORGED}\n\x1b[31m{FORGED}\u2028{FORGED}"
-    picture = encoded(gradient(20, 20))
+    image = encoded(gradient(20, 20))
     with httpx.Client(base_url=url, timeout=30) as client:
         while True:
             assert api.poll() is None
@@ -57,11 +57,11 @@ def _write_lines(url: str, api: "subprocess.Popen[bytes]") -> None:
         client.get("/jobs/" + "".join(f"%{byte:02x}" for byte in line.encode()))
         client.get("/jobs", params={"status": line, line: line})
         client.post("/img2img", json={"image": line, "prompt": line, line: line, "model": line})
-        client.post("/img2img", files={"image": ("a.png", picture)}, data={"prompt": line})
-        client.post("/img2img", files={"image": (line, picture, line)}, data={"prompt": line, line: line})
-        client.post("/img2img", files={"image": picture[:-30]}, data={"prompt": line, "webhook": "https://" + line})
+        client.post("/img2img", files={"image": ("a.png", image)}, data={"prompt": line})
+        client.post("/img2img", files={"image": (line, image, line)}, data={"prompt": line, line: line})
+        client.post("/img2img", files={"image": image[:-30]}, data={"prompt": line, "webhook": "https://" + line})
         client.post("/sdapi/v1/img2img", json={"init_images": [line], "prompt": line})
-        client.post("/v1/images/edits", files={"image": picture}, data={"prompt": line, "size": line})
+        client.post("/v1/images/edits", files={"image": image}, data={"prompt": line, "size": line})
     raw = [
         b"GET /jobs/a\n" + FORGED.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: a\n" + FORGED.encode() + b"\r\nConnection: close\r\n\r\n",
@@ -76,9 +76,9 @@ def _write_lines(url: str, api: "subprocess.Popen[bytes]") -> None:
             connection.recv(65536)
 
 
-def test_no_client_writes_a_line_of_the_log(redis_url: str, log: Path) -> None:
-    said = log.read_text()
-    assert "POST /img2img 202 in" in said
-    assert "POST /img2img 422 in" in said
-    assert "\x1b[31m" not in said
-    assert not [line for line in said.splitlines() if line.lstrip().startswith("FORGED")]
+def test_access_log_escapes_client_input(redis_url: str, log: Path) -> None:
+    logged = log.read_text()
+    assert "POST /img2img 202 in" in logged
+    assert "POST /img2img 422 in" in logged
+    assert "\x1b[31m" not in logged
+    assert not [line for line in logged.splitlines() if line.lstrip().startswith("FORGED")]

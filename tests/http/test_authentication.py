@@ -1,4 +1,4 @@
-"""The door over real HTTP: who may enter, at every route that there is."""
+"""Authentication over real HTTP, for every route."""
 
 import logging
 import time
@@ -41,7 +41,7 @@ def keys(redis: Redis) -> ApiKeys:
 
 
 @pytest.fixture
-def nobody(url: str, keys: ApiKeys) -> Iterator[httpx.Client]:
+def anonymous(url: str, keys: ApiKeys) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, timeout=10) as client:
         yield client
 
@@ -57,36 +57,36 @@ def assert_shut(response: httpx.Response, method: str, code: str) -> None:
         assert_problem(response, 401, code)
 
 
-def test_the_routes_are_all_known() -> None:
+def test_every_route_is_covered() -> None:
     documented = create_app(ApiSettings(_env_file=None)).openapi()["paths"]
     assert {path for _, path in routes()} == set(documented)
     assert len(GUARDED) >= 11
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-def test_every_route_is_shut_without_a_good_key(nobody: httpx.Client, keys: ApiKeys, method: str, path: str) -> None:
+def test_every_route_requires_a_valid_key(anonymous: httpx.Client, keys: ApiKeys, method: str, path: str) -> None:
     revoked, key = keys.create("gone", tuple(Scope))
     assert keys.revoke(key.id)
-    assert_shut(nobody.request(method, at(path)), method, "missing_api_key")
+    assert_shut(anonymous.request(method, at(path)), method, "missing_api_key")
     for bad in (NEW_KEY, revoked, revoked[:-1], "é", "i2i_"):
         for headers in ({"Authorization": f"Bearer {bad}".encode()}, {"X-API-Key": bad.encode()}):
-            assert_shut(nobody.request(method, at(path), headers=headers), method, "invalid_api_key")
+            assert_shut(anonymous.request(method, at(path), headers=headers), method, "invalid_api_key")
     basic = {"Authorization": "Basic aTJpOmkyaQ=="}
-    assert_shut(nobody.request(method, at(path), headers=basic), method, "invalid_api_key")
+    assert_shut(anonymous.request(method, at(path), headers=basic), method, "invalid_api_key")
     digest = {"Authorization": 'Digest username="i2i"'}
-    assert_shut(nobody.request(method, at(path), headers=digest), method, "missing_api_key")
+    assert_shut(anonymous.request(method, at(path), headers=digest), method, "missing_api_key")
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-def test_a_key_without_the_scope_is_told_which(url: str, keys: ApiKeys, method: str, path: str) -> None:
+def test_insufficient_scope_names_the_required_scope(url: str, keys: ApiKeys, method: str, path: str) -> None:
     looks = method in ("GET", "HEAD")
     needed, other = (Scope.READ, Scope.SUBMIT) if looks else (Scope.SUBMIT, Scope.READ)
     with client_with(url, keys, other) as client:
-        refused = client.request(method, at(path))
-        assert refused.status_code == 403
-        assert f'scope="{needed}"' in refused.headers["www-authenticate"]
+        rejected = client.request(method, at(path))
+        assert rejected.status_code == 403
+        assert f'scope="{needed}"' in rejected.headers["www-authenticate"]
         if method != "HEAD":
-            assert f"`{needed}`" in assert_problem(refused, 403, "insufficient_scope")["detail"]
+            assert f"`{needed}`" in assert_problem(rejected, 403, "insufficient_scope")["detail"]
     for enough in (needed, Scope.ADMIN):
         with client_with(url, keys, enough) as client:
             assert client.request(method, at(path)).status_code not in (401, 403)
@@ -95,14 +95,14 @@ def test_a_key_without_the_scope_is_told_which(url: str, keys: ApiKeys, method: 
 @pytest.mark.parametrize(
     "path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
 )
-def test_open_to_all(nobody: httpx.Client, path: str) -> None:
-    assert nobody.get(path).status_code == 200
+def test_public_paths_need_no_key(anonymous: httpx.Client, path: str) -> None:
+    assert anonymous.get(path).status_code == 200
 
 
 @pytest.mark.parametrize(
     "path", ["/nowhere", "/docs/../jobs", "/healthz/../jobs", "//jobs", "/jobs/", "/healthz/x", "/docs\n"]
 )
-def test_what_is_not_there_is_shut_too(url: str, keys: ApiKeys, path: str) -> None:
+def test_unknown_paths_require_a_key(url: str, keys: ApiKeys, path: str) -> None:
     with connected(url) as connection:
         connection.sendall(
             f"GET {path.replace(chr(10), '%0A')} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
@@ -112,7 +112,7 @@ def test_what_is_not_there_is_shut_too(url: str, keys: ApiKeys, path: str) -> No
     assert status == 401 or path.startswith("/docs/")
 
 
-def test_both_headers_carry_a_key(nobody: httpx.Client, keys: ApiKeys) -> None:
+def test_key_is_accepted_in_each_header(anonymous: httpx.Client, keys: ApiKeys) -> None:
     secret, _ = keys.create("test", [Scope.READ])
     for headers in (
         {"Authorization": f"Bearer {secret}"},
@@ -120,16 +120,16 @@ def test_both_headers_carry_a_key(nobody: httpx.Client, keys: ApiKeys) -> None:
         {"X-API-Key": secret},
         {"Authorization": f"Basic {b64encode(f'ada:{secret}'.encode()).decode()}"},
     ):
-        assert nobody.get("/jobs", headers=headers).status_code == 200
+        assert anonymous.get("/jobs", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("basic", ["no base64", b64encode(b"ada").decode(), b64encode(b"ada:\xff").decode()])
-def test_passwords_that_are_no_keys(nobody: httpx.Client, keys: ApiKeys, basic: str) -> None:
+def test_invalid_basic_credentials_are_rejected(anonymous: httpx.Client, keys: ApiKeys, basic: str) -> None:
     keys.create("test", [Scope.READ])
-    assert nobody.get("/jobs", headers={"Authorization": f"Basic {basic}"}).status_code == 401
+    assert anonymous.get("/jobs", headers={"Authorization": f"Basic {basic}"}).status_code == 401
 
 
-def test_a_revoked_key_is_out_within_seconds(url: str, keys: ApiKeys) -> None:
+def test_revoked_key_is_rejected_within_seconds(url: str, keys: ApiKeys) -> None:
     with client_with(url, keys) as client:
         assert client.get("/jobs").status_code == 200
         [key] = keys.all()
@@ -143,27 +143,27 @@ def test_a_revoked_key_is_out_within_seconds(url: str, keys: ApiKeys) -> None:
 
 @pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
 @pytest.mark.parametrize("size", ["Content-Length: 4000000\r\n", "Transfer-Encoding: chunked\r\n"])
-def test_the_refusal_comes_before_the_body(
+def test_authentication_precedes_the_body(
     url: str, keys: ApiKeys, monkeypatch: pytest.MonkeyPatch, expect: str, size: str
 ) -> None:
     monkeypatch.setattr("img2img.app.http.body_limits.LINGER_S", 0.5)
     with connected(url) as connection:
         kind = "Content-Type: application/json\r\n"
         connection.sendall(f"POST /img2img HTTP/1.1\r\nHost: x\r\n{kind}{size}{expect}\r\n".encode())
-        answer = until_closed(connection)
-    assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
-    assert b"connection: close\r\n" in answer.lower()
-    assert answer.endswith(b"}")
-    assert b"missing_api_key" in answer
+        received = until_closed(connection)
+    assert received.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
+    assert b"connection: close\r\n" in received.lower()
+    assert received.endswith(b"}")
+    assert b"missing_api_key" in received
 
 
-def test_who_sends_all_of_a_large_body_still_reads_the_refusal(nobody: httpx.Client) -> None:
-    assert_shut(nobody.post("/images", content=bytes(3_900_000)), "POST", "missing_api_key")
-    too_large = nobody.post("/images", content=bytes(9_000_000))
-    assert_shut(too_large, "POST", "missing_api_key")  # the key comes first
+def test_client_reads_the_rejection_after_sending_a_large_body(anonymous: httpx.Client) -> None:
+    assert_shut(anonymous.post("/images", content=bytes(3_900_000)), "POST", "missing_api_key")
+    too_large = anonymous.post("/images", content=bytes(9_000_000))
+    assert_shut(too_large, "POST", "missing_api_key")  # authentication precedes the size limit
 
 
-def test_with_a_key_the_size_decides(url: str, keys: ApiKeys) -> None:
+def test_authenticated_body_is_limited_in_size(url: str, keys: ApiKeys) -> None:
     with client_with(url, keys) as client:
         assert_problem(client.post("/images", content=bytes(9_000_000)), 413, "payload_too_large")
         chunks = (bytes(1_000_000) for _ in range(9))
@@ -171,20 +171,20 @@ def test_with_a_key_the_size_decides(url: str, keys: ApiKeys) -> None:
         assert_problem(client.post("/images", content=chunks, headers=headers), 413, "payload_too_large")
 
 
-def test_without_redis_nobody_knows(settings: ApiSettings, tmp_path: Path) -> None:
+def test_authentication_fails_without_redis(settings: ApiSettings, tmp_path: Path) -> None:
     away = {"redis_url": f"unix://{tmp_path}/none.sock"}
     with (
         authenticated_server(settings, **away) as url,
         httpx.Client(base_url=url, headers={"X-API-Key": NEW_KEY}) as client,
     ):
-        refused = client.get("/jobs")
-        assert_problem(refused, 503, "unavailable")
-        assert int(refused.headers["retry-after"]) > 0
+        rejected = client.get("/jobs")
+        assert_problem(rejected, 503, "unavailable")
+        assert int(rejected.headers["retry-after"]) > 0
         assert client.get("/healthz").status_code == 200
         assert_problem(client.get("/jobs", headers={"X-API-Key": ""}), 401, "invalid_api_key")
 
 
-def test_no_key_is_ever_logged(url: str, keys: ApiKeys, caplog: pytest.LogCaptureFixture, redis: Redis) -> None:
+def test_keys_are_never_logged(url: str, keys: ApiKeys, caplog: pytest.LogCaptureFixture, redis: Redis) -> None:
     with caplog.at_level(logging.DEBUG), client_with(url, keys) as client:
         secret = client.headers["authorization"].removeprefix("Bearer ")
         client.get("/jobs")
@@ -192,12 +192,12 @@ def test_no_key_is_ever_logged(url: str, keys: ApiKeys, caplog: pytest.LogCaptur
         client.post("/img2img", json={"image": "x"})
         client.get("/jobs", headers={"Authorization": "", "X-API-Key": NEW_KEY})
     ours = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
-    said = " ".join(record.getMessage() for record in ours)
-    assert secret not in said
-    assert NEW_KEY not in said
+    logged = " ".join(record.getMessage() for record in ours)
+    assert secret not in logged
+    assert NEW_KEY not in logged
 
 
-def test_redis_knows_only_hashes(redis: Redis, keys: ApiKeys) -> None:
+def test_redis_stores_only_hashes_of_keys(redis: Redis, keys: ApiKeys) -> None:
     secret, key = keys.create("Ada", [Scope.READ])
     assert len(secret) == len("i2i_") + 43
     assert secret.encode() not in b"".join(redis.hvals(API_KEYS) + redis.hkeys(API_KEYS))
@@ -206,9 +206,7 @@ def test_redis_knows_only_hashes(redis: Redis, keys: ApiKeys) -> None:
     assert keys.create("Ada", [Scope.READ])[0] != secret
 
 
-def test_hashes_are_compared_whole_and_in_constant_time(
-    redis: Redis, keys: ApiKeys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hashes_are_compared_in_constant_time(redis: Redis, keys: ApiKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[str, str]] = []
     really = img2img.redis.api_keys.compare_digest
 
@@ -233,7 +231,7 @@ def test_hashes_are_compared_whole_and_in_constant_time(
         ("0.0.0.0", False), ("::", False), ("192.168.1.4", False), ("", False), ("studio.example", False),
     ],
 )  # fmt: skip
-def test_keys_are_required_where_others_can_come(host: str, loopback: bool) -> None:
+def test_keys_are_required_beyond_loopback(host: str, loopback: bool) -> None:
     def required(**given: object) -> bool:
         return ApiSettings(_env_file=None, host=host, port=free_port(), **given).keys_required
 

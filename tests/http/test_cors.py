@@ -1,4 +1,4 @@
-"""Browsers: pages of the origins that the settings name may use the service, with a key; no others may."""
+"""CORS: pages of allowed origins can use the service with a key, others cannot."""
 
 from collections.abc import Iterator
 
@@ -28,47 +28,47 @@ def url(settings: ApiSettings) -> Iterator[str]:
         yield url
 
 
-def test_a_preflight_needs_no_key(url: str) -> None:
-    answer = httpx.options(f"{url}/img2img", headers=PREFLIGHT)
-    assert answer.status_code == 200
-    assert answer.headers["access-control-allow-origin"] == STUDIO
-    assert "POST" in answer.headers["access-control-allow-methods"]
-    allowed = answer.headers["access-control-allow-headers"].lower()
+def test_preflight_needs_no_key(url: str) -> None:
+    response = httpx.options(f"{url}/img2img", headers=PREFLIGHT)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == STUDIO
+    assert "POST" in response.headers["access-control-allow-methods"]
+    allowed = response.headers["access-control-allow-headers"].lower()
     assert {"authorization", "x-api-key", "idempotency-key", "last-event-id"} <= set(allowed.split(", "))
-    assert "access-control-allow-credentials" not in answer.headers
+    assert "access-control-allow-credentials" not in response.headers
 
 
-def test_a_page_reads_answers_and_refusals(url: str, redis: Redis, picture: bytes) -> None:
+def test_allowed_origin_reads_responses_and_errors(url: str, redis: Redis, picture: bytes) -> None:
     redis.flushall()
     ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     with client_with(url, ApiKeys(redis)) as client:
-        answer = client.post("/img2img", files={"image": picture}, headers={"Origin": STUDIO})
-        assert answer.status_code == 202
-        assert answer.headers["access-control-allow-origin"] == STUDIO
-        exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+        response = client.post("/img2img", files={"image": picture}, headers={"Origin": STUDIO})
+        assert response.status_code == 202
+        assert response.headers["access-control-allow-origin"] == STUDIO
+        exposed = set(response.headers["access-control-expose-headers"].split(", "))
         assert {"Location", "Retry-After", "ETag", "RateLimit", "Idempotency-Replayed"} <= exposed
-    refused = httpx.get(f"{url}/jobs", headers={"Origin": STUDIO})
-    assert_problem(refused, 401, "missing_api_key")
-    assert refused.headers["access-control-allow-origin"] == STUDIO
+    rejected = httpx.get(f"{url}/jobs", headers={"Origin": STUDIO})
+    assert_problem(rejected, 401, "missing_api_key")
+    assert rejected.headers["access-control-allow-origin"] == STUDIO
 
 
-def test_pages_of_other_origins_read_nothing(url: str) -> None:
+def test_other_origins_are_rejected(url: str) -> None:
     stranger = {**PREFLIGHT, "Origin": "https://elsewhere.example"}
     assert "access-control-allow-origin" not in httpx.get(f"{url}/healthz", headers=stranger).headers
-    refused = httpx.options(f"{url}/img2img", headers=stranger)
-    assert refused.status_code == 400
-    assert "access-control-allow-origin" not in refused.headers
+    rejected = httpx.options(f"{url}/img2img", headers=stranger)
+    assert rejected.status_code == 400
+    assert "access-control-allow-origin" not in rejected.headers
 
 
-def test_off_unless_asked_for(service_url: str) -> None:
-    answer = httpx.options(f"{service_url}/img2img", headers=PREFLIGHT)
-    assert answer.status_code == 405
-    assert not [name for name in answer.headers if name.startswith("access-control")]
+def test_cors_is_off_by_default(service_url: str) -> None:
+    response = httpx.options(f"{service_url}/img2img", headers=PREFLIGHT)
+    assert response.status_code == 405
+    assert not [name for name in response.headers if name.startswith("access-control")]
 
 
 @pytest.mark.parametrize(
     "origins", ["studio.example", "https://studio.example/path", "https://a.example;https://b.example/", "ftp://x"]
 )
-def test_origins_that_no_browser_sends(origins: str) -> None:
+def test_invalid_origins_are_rejected(origins: str) -> None:
     with pytest.raises(ValidationError, match=r"https://studio\.example"):
         ApiSettings(_env_file=None, cors_origins=origins)

@@ -46,7 +46,7 @@ class Event:
 
 
 class Stream:
-    """A client of an event stream, which parses it as the specification of Server-Sent Events says."""
+    """A client of an event stream, which parses it as specified for Server-Sent Events."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response

@@ -1,4 +1,4 @@
-"""Every route of the application, with what another owner has: nothing of it is shown, and nothing is changed."""
+"""Every route of the application with ids of another owner: no data is shown or changed."""
 
 import json
 import threading
@@ -31,7 +31,7 @@ from tests.support.finished_jobs import succeed
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
 
-# Takes references to pictures in every field that can hold one.
+# A model that accepts image references in every field.
 ABLE = CARD.model_copy(
     update={
         "tasks": (Task.IMG2IMG, Task.INPAINT, Task.CONTROL),
@@ -42,35 +42,35 @@ ABLE = CARD.model_copy(
     }
 )
 PICTURE = encoded(gradient(160, 120))
-OWN = b64encode(encoded(gradient(160, 120, blue=9))).decode()  # the other owner's own picture
+OWN = b64encode(encoded(gradient(160, 120, blue=9))).decode()  # an image of the other owner
 PROMPT = "a prompt of Ada's alone"
 JPEG = b"a preview of Ada's alone"
 
 
 @dataclass(frozen=True)
 class Ids:
-    """What names something of one owner."""
+    """Ids that refer to data of one owner."""
 
     waiting: str = "0a" * 16
-    running: str = "1a" * 16  # made through /sdapi; it has a preview
+    running: str = "1a" * 16  # submitted to /sdapi; it has a preview
     done: str = "2a" * 16
-    sent: str = "3a" * 32  # the sha256 of a picture that was kept by POST /images
-    used: str = "4a" * 32  # and of the input of a job
+    sent: str = "3a" * 32  # SHA-256 of an image sent to POST /images
+    used: str = "4a" * 32  # SHA-256 of the input image of a job
 
 
 ABSENT = Ids()
 
-Attempt = dict[str, Any]  # what httpx takes beside method and path
+Attempt = dict[str, Any]  # arguments for httpx, except method and path
 Attempts = Callable[[Ids], list[Attempt]]
 
 
 def no_ids(_: Ids) -> list[Attempt]:
-    """The route takes nothing that could name something of another owner."""
+    """No attempts: the route has no parameter that could refer to data of another owner."""
     return [{}]
 
 
 def references(ids: Ids) -> list[str]:
-    """All that can refer to a picture."""
+    """All values that can refer to an image."""
     return [f"/jobs/{ids.done}/images/0", f"/jobs/{ids.done}/result", ids.sent, ids.used]
 
 
@@ -100,7 +100,7 @@ def lists(ids: Ids) -> list[Attempt]:
 
 
 def forms(ids: Ids) -> list[Attempt]:
-    """OpenAI's forms: an image comes as a file only, and those of our own fields as references."""
+    """OpenAI forms: the image is a file, and images of other fields are references."""
     attempts: list[Attempt] = []
     for one in references(ids):
         own = {"image": ("a.png", PICTURE)}
@@ -124,7 +124,7 @@ def web_ui(ids: Ids) -> list[Attempt]:
     return [{"json": body} for body in bodies]
 
 
-# How each route is tried. Those whose path names a job are tried with every job, without being listed.
+# Attempts for each route. A route with a job id in its path is tried with every job as well.
 TRIED: dict[tuple[str, str], Attempts] = {
     ("POST", "/img2img"): submits,
     ("POST", "/control-maps"): control_maps,
@@ -161,14 +161,14 @@ TRIED |= dict.fromkeys(
 
 
 def every_route() -> list[tuple[str, str]]:
-    """Method and path of every route of the application, the adapters' included."""
+    """Return method and path of every route, including the compatibility APIs."""
     app = create_app(ApiSettings(_env_file=None))
     found = iter_route_contexts(app.routes)
     return [(method, str(route.path)) for route in found for method in sorted(route.methods or ["GET"])]
 
 
 def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
-    """The paths and requests that try to reach what these ids name."""
+    """Return the paths and requests that try to reach the data of these ids."""
     if "{job_id}" in path:
         return [(path.format(job_id=getattr(ids, one.name), index=0), {}) for one in fields(Ids)]
     assert (method, path) in TRIED, f"say in TRIED what {method} {path} does with another owner's ids"
@@ -176,7 +176,7 @@ def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
 
 
 class Scene:
-    """Ada has jobs in every state, one of them made through /sdapi; Bob and an admin have none."""
+    """Ada has jobs in every state, one of them submitted to /sdapi; Bob and an admin have none."""
 
     def __init__(self, url: str, settings: ApiSettings, redis: Redis, stack: ExitStack) -> None:
         redis.flushall()
@@ -185,7 +185,7 @@ class Scene:
         self._blobs = Path(urlparse(settings.resolved_store_url).path)
         self.ada, self.bob = (stack.enter_context(client_with(url, keys)) for _ in range(2))
         self.admin = stack.enter_context(client_with(url, keys, Scope.ADMIN))
-        self.answer: dict[str, Any] = {}
+        self.response: dict[str, Any] = {}
         self._waiting = threading.Thread(target=self._make_by_web_ui, daemon=True)
         self._waiting.start()
         queue = JobQueue(redis)
@@ -204,32 +204,32 @@ class Scene:
 
     def _make_by_web_ui(self) -> None:
         body = {"init_images": [b64encode(PICTURE).decode()], "prompt": PROMPT, "width": 128, "height": 128}
-        self.answer = self.ada.post("/sdapi/v1/img2img", json=body, timeout=None).json()
+        self.response = self.ada.post("/sdapi/v1/img2img", json=body, timeout=None).json()
 
     def _job(self) -> str:
-        answer = self.ada.post(
+        response = self.ada.post(
             "/img2img", files={"image": PICTURE}, data={"prompt": PROMPT, "width": 160, "height": 120}
         )
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
 
     def state(self) -> dict[str, object]:
-        """All that Redis and the store hold. Not the blob that /readyz writes."""
+        """Contents of Redis and the store, except the blob that /readyz writes."""
         in_redis = {str(key): self._redis.dump(key) for key in self._redis.scan_iter()}
         files = [path for path in self._blobs.rglob("*") if path.is_file() and path.name != "check"]
         in_store = {str(path): path.read_bytes() for path in files}
         return in_redis | in_store
 
     def named_as_absent(self, text: str) -> str:
-        """The text as if it were about ids that nobody has."""
+        """Return the text with Ada's ids replaced by unknown ones."""
         for one in fields(Ids):
             text = text.replace(getattr(self.ids, one.name), getattr(ABSENT, one.name))
         return text
 
     def interrupted(self) -> bool:
-        """Whether Ada's request of the web UI's kind ends as cancelled."""
+        """Whether Ada's web UI request ends as cancelled."""
         self._waiting.join(20)
-        return '"interrupted": true' in self.answer.get("info", "")
+        return '"interrupted": true' in self.response.get("info", "")
 
 
 @pytest.fixture(scope="module")
@@ -242,41 +242,41 @@ def scene(settings: ApiSettings, redis_url: str) -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize(("method", "path"), every_route())
-def test_nothing_of_another_owner_is_shown_or_changed(scene: Scene, method: str, path: str) -> None:
+def test_no_route_shows_or_changes_another_owners_data(scene: Scene, method: str, path: str) -> None:
     before = scene.state()
     tried, absent = (attempts_at(method, path, ids) for ids in (scene.ids, ABSENT))
     for (theirs_at, theirs), (none_at, none) in zip(tried, absent, strict=True):
-        answer = scene.bob.request(method, theirs_at, **theirs)
+        response = scene.bob.request(method, theirs_at, **theirs)
         assert scene.state() == before
-        assert not [secret for secret in scene.secrets if secret in answer.content]
+        assert not [secret for secret in scene.secrets if secret in response.content]
         if (theirs_at, theirs) == (none_at, none):
-            assert not [one for one in fields(Ids) if getattr(scene.ids, one.name) in answer.text]
+            assert not [one for one in fields(Ids) if getattr(scene.ids, one.name) in response.text]
         else:
             as_if = scene.bob.request(method, none_at, **none)
-            assert (answer.status_code, scene.named_as_absent(answer.text)) == (as_if.status_code, as_if.text)
+            assert (response.status_code, scene.named_as_absent(response.text)) == (as_if.status_code, as_if.text)
 
 
-def test_every_attempt_is_a_request_of_a_route_that_exists() -> None:
+def test_every_attempt_matches_an_existing_route() -> None:
     assert set(TRIED) <= set(every_route())
 
 
-def test_an_admin_sees_and_stops_only_its_own_jobs_of_the_web_ui(scene: Scene) -> None:
+def test_admin_sees_and_interrupts_only_its_own_web_ui_jobs(scene: Scene) -> None:
     before = scene.state()
     assert scene.admin.get("/sdapi/v1/progress").json()["state"]["job"] == ""
     assert scene.admin.post("/sdapi/v1/interrupt").json() == {}
     assert scene.state() == before
 
 
-def test_the_attempts_succeed_for_the_owner(scene: Scene) -> None:
-    """They are refused for their owner, and for nothing else in the request."""
+def test_attempts_succeed_for_the_owner(scene: Scene) -> None:
+    """They are rejected because of the owner, not because of anything else in the request."""
     for attempts, path in ((submits, "/img2img"), (control_maps, "/control-maps")):
         for attempt in attempts(scene.ids):
-            answer = scene.ada.post(path, **attempt)
-            assert answer.status_code in (200, 202), answer.text
-    for attempt in edits(scene.ids):  # would wait for its end
+            response = scene.ada.post(path, **attempt)
+            assert response.status_code in (200, 202), response.text
+    for attempt in edits(scene.ids):  # would wait for the end of the job
         if {"controls", "image_prompts"} & set(attempt["data"]):
-            refusal = scene.bob.post("/v1/images/edits", **attempt).text
-            assert "There is no job" in refusal or "No picture with this sha256" in refusal
+            error = scene.bob.post("/v1/images/edits", **attempt).text
+            assert "There is no job" in error or "No image of yours with this sha256" in error
     progress = scene.ada.get("/sdapi/v1/progress").json()
     assert progress["state"]["job"] == scene.ids.running
     assert progress["current_image"] == b64encode(JPEG).decode()

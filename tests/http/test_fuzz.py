@@ -1,7 +1,7 @@
-"""Inputs of a fuzzer at the upload path, over real HTTP: no 500, no hang, no growth of memory.
+"""Fuzzed uploads over real HTTP: no 500, no hang, no memory growth.
 
-`make fuzz` sends 10,000; FUZZ_INPUTS and FUZZ_SEED say how many and which. The front end is a process of its own, so
-that its memory is that of nobody else.
+`make fuzz` sends 10,000; FUZZ_INPUTS and FUZZ_SEED set number and seed. The API server is a separate process, so
+that its memory can be measured.
 """
 
 import base64
@@ -14,15 +14,15 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.front_end import front_end
+from benchmarks.api_server import run_api_server
 from tests.support.fuzzing import Fuzzer
 from tests.support.images import encoded, gradient
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "150"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-WARM_UP = max(50, INPUTS // 5)  # inputs until allocators and caches have what they need
+WARM_UP = max(50, INPUTS // 5)  # inputs until allocators and caches are warm
 MAX_GROWTH_BYTES = 48 * 1024 * 1024
-MAX_S = 60.0  # for one answer, on a busy machine
+MAX_S = 60.0  # for one response, on a busy machine
 GOOD = encoded(gradient(96, 64))
 SMALL = {"width": "256", "height": "256"}
 ANSWERS = {200, 201, 202, 400, 415, 422}
@@ -30,19 +30,19 @@ ANSWERS = {200, 201, 202, 400, 415, 422}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with front_end() as service:
+    with run_api_server() as service:
         yield service.url
 
 
 def memory_bytes() -> int:
-    """Of the front end with its decoders (and of those that other tests have left running, which are idle)."""
+    """Memory of the API server and its decoders (and of idle ones of other tests)."""
     children = psutil.Process().children(recursive=True)
     apis = [child for child in children if child.cmdline()[-2:] == ["img2img.app.cli", "api"]]
     return int(sum(process.memory_info().rss for api in apis for process in [api, *api.children()]))
 
 
 def request(url: str, number: int, data: bytes) -> httpx.Request:
-    """One of the ways in: forms, JSON, and every fifth time the input is in the form and not only in its file."""
+    """Return a request with the input: as a form or JSON; every fifth time the whole form is fuzzed."""
     match number % 5:
         case 0:
             return httpx.Request("POST", f"{url}/images", files={"image": data})
@@ -62,23 +62,25 @@ def request(url: str, number: int, data: bytes) -> httpx.Request:
 
 
 @pytest.mark.timeout(60 + INPUTS)
-def test_no_input_makes_the_service_fail_hang_or_grow(url: str) -> None:
-    fuzzer, answers, slowest_s, when_warm = Fuzzer(SEED), collections.Counter[int](), 0.0, 0
+def test_service_survives_fuzzed_input(url: str) -> None:
+    fuzzer, statuses, slowest_s, when_warm = Fuzzer(SEED), collections.Counter[int](), 0.0, 0
     with httpx.Client(timeout=MAX_S) as client:
         for number in range(INPUTS + WARM_UP):
             if number == WARM_UP:
                 when_warm = memory_bytes()
             data, started_at = fuzzer.next(), time.monotonic()
-            answer = client.send(request(url, number, data))
+            response = client.send(request(url, number, data))
             slowest_s = max(slowest_s, time.monotonic() - started_at)
-            answers[answer.status_code] += 1
-            assert answer.status_code in ANSWERS, f"input {number} of seed {SEED}: {answer.status_code} {answer.text}"
+            statuses[response.status_code] += 1
+            assert response.status_code in ANSWERS, (
+                f"input {number} of seed {SEED}: {response.status_code} {response.text}"
+            )
         growth = memory_bytes() - when_warm
         assert client.post(f"{url}/images", files={"image": GOOD}).status_code == 201
     print(  # noqa: T201  # what `make fuzz` is for
-        f"\n{answers.total()} inputs of seed {SEED}: {dict(answers)}, slowest {slowest_s:.2f} s, memory from "
+        f"\n{statuses.total()} inputs of seed {SEED}: {dict(statuses)}, slowest {slowest_s:.2f} s, memory from "
         f"{when_warm / 1e6:.0f} MB by {growth / 1e6:+.1f} MB"
     )
     assert growth < MAX_GROWTH_BYTES
-    assert answers[200] + answers[201] > INPUTS / 50, "some inputs are whole pictures"
-    assert answers[422] > INPUTS / 10
+    assert statuses[200] + statuses[201] > INPUTS / 50, "some inputs are whole pictures"
+    assert statuses[422] > INPUTS / 10

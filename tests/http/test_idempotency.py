@@ -1,4 +1,4 @@
-"""Idempotency keys over real HTTP: a request that is sent again makes one job."""
+"""Idempotency keys over real HTTP: repeated requests create one job."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ Post = Callable[..., httpx.Response]
 
 @pytest.fixture
 def post(http: httpx.Client, picture: bytes) -> Post:
-    """Posts a submit with a key."""
+    """Submit with an idempotency key."""
 
     def send(key: str = "order-17", image: bytes = picture, path: str = "/img2img", **fields: Any) -> httpx.Response:
         return http.post(path, headers={"Idempotency-Key": key}, files={"image": image}, data=fields)
@@ -26,7 +26,7 @@ def post(http: httpx.Client, picture: bytes) -> Post:
     return send
 
 
-def test_the_same_request_again_answers_its_job_as_it_is_now(http: httpx.Client, post: Post) -> None:
+def test_repeated_request_returns_the_current_job(http: httpx.Client, post: Post) -> None:
     first = post(prompt="a house")
     assert "idempotency-replayed" not in first.headers
     http.post(f"/jobs/{first.json()['id']}/cancel")
@@ -37,18 +37,18 @@ def test_the_same_request_again_answers_its_job_as_it_is_now(http: httpx.Client,
     assert again.json()["status"] == "cancelled"
 
 
-def test_fifty_at_once_make_one_job(post: Post, queue: JobQueue, redis: Redis) -> None:
+def test_fifty_parallel_requests_create_one_job(post: Post, queue: JobQueue, redis: Redis) -> None:
     small = encoded(gradient(16, 16))
     with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda _: post(image=small), range(50)))
-    assert {answer.status_code for answer in answers} == {202}
-    assert len({answer.json()["id"] for answer in answers}) == 1
-    assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
+        responses = list(pool.map(lambda _: post(image=small), range(50)))
+    assert {response.status_code for response in responses} == {202}
+    assert len({response.json()["id"] for response in responses}) == 1
+    assert sum("idempotency-replayed" not in response.headers for response in responses) == 1
     assert queue.depth("demo") == redis.zcard("i2i:jobs") == 1
     assert redis.hvals("i2i:inputs:uses") == [b"1"]
 
 
-def test_another_request_with_the_same_key_is_refused(post: Post, queue: JobQueue) -> None:
+def test_same_key_with_another_request_is_rejected(post: Post, queue: JobQueue) -> None:
     same: dict[str, Any] = {"prompt": "a house"}
     post(**same)
     for other in ({"prompt": "a hut"}, same | {"priority": "high"}, same | {"image": encoded(gradient(16, 16))}):
@@ -58,18 +58,18 @@ def test_another_request_with_the_same_key_is_refused(post: Post, queue: JobQueu
     assert post(key="order-18", prompt="a hut").status_code == 202
 
 
-def test_a_key_is_kept_for_a_day(post: Post, redis: Redis) -> None:
+def test_idempotency_key_expires_after_a_day(post: Post, redis: Redis) -> None:
     post()
     [key] = redis.keys("i2i:idempotency:*")
     assert KEPT_S - 10 < redis.ttl(key) <= KEPT_S == 24 * 3600
 
 
-def test_a_request_whose_job_was_deleted_makes_no_other(http: httpx.Client, post: Post) -> None:
+def test_repeated_request_of_a_deleted_job_creates_none(http: httpx.Client, post: Post) -> None:
     http.delete(f"/jobs/{post().json()['id']}")
     assert_problem(post(), 410, "deleted")
 
 
-def test_a_refused_request_and_a_dry_run_keep_no_key(post: Post, redis: Redis) -> None:
+def test_rejected_request_and_dry_run_store_no_key(post: Post, redis: Redis) -> None:
     assert_problem(post(width=100), 422, "invalid_parameter")
     assert post(path="/img2img?dry_run=true").status_code == 200
     assert not redis.keys("i2i:idempotency:*")
@@ -77,7 +77,7 @@ def test_a_refused_request_and_a_dry_run_keep_no_key(post: Post, redis: Redis) -
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "two words", "caf\u00e9"])
-def test_keys_that_cannot_be(http: httpx.Client, picture: bytes, key: str) -> None:
+def test_invalid_idempotency_keys_are_rejected(http: httpx.Client, picture: bytes, key: str) -> None:
     response = http.post("/img2img", headers={"Idempotency-Key": key.encode("latin-1")}, files={"image": picture})
     [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
     assert error["field"] == "Idempotency-Key"

@@ -1,4 +1,4 @@
-"""The bad-input table over real HTTP, at every door by which a picture can come in."""
+"""Invalid images over real HTTP, at every endpoint that accepts images."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 GOOD = encoded(gradient(160, 120))
-KINDS = [(name, 415, "") for name in OTHER_FILES] + [(name, 422, said) for name, (_, said) in BROKEN.items()]
+KINDS = [(name, 415, "") for name in OTHER_FILES] + [(name, 422, message) for name, (_, message) in BROKEN.items()]
 
 
 def bad(name: str) -> bytes:
@@ -32,7 +32,7 @@ def text(picture: bytes) -> str:
 
 @pytest.fixture
 def http(http: httpx.Client, redis: Redis) -> httpx.Client:
-    """With a model that takes pictures in every way."""
+    """A client of a service with a model that accepts images in every field."""
     able = {
         "tasks": tuple(Task),
         "controls": ("canny",),
@@ -44,24 +44,26 @@ def http(http: httpx.Client, redis: Redis) -> httpx.Client:
     return http
 
 
-@pytest.mark.parametrize(("name", "status", "said"), KINDS, ids=[name for name, _, _ in KINDS])
-def test_a_bad_picture_is_refused_by_name(http: httpx.Client, redis: Redis, name: str, status: int, said: str) -> None:
+@pytest.mark.parametrize(("name", "status", "message"), KINDS, ids=[name for name, _, _ in KINDS])
+def test_invalid_image_is_rejected_by_field(
+    http: httpx.Client, redis: Redis, name: str, status: int, message: str
+) -> None:
     picture = bad(name)
     code = "unsupported_media_type" if status == 415 else "invalid_image"
-    answers = [
+    responses = [
         http.post("/img2img", files={"image": picture}, data={"prompt": "x"}),
         http.post("/img2img", json={"image": text(picture), "prompt": "x"}),
         http.post("/images", files={"image": picture}),
     ]
-    for answer in answers:
-        [error] = assert_problem(answer, status, code)["errors"]
+    for response in responses:
+        [error] = assert_problem(response, status, code)["errors"]
         assert error["field"] == "image"
-        assert said in error["message"]
+        assert message in error["message"]
     assert not redis.keys("i2i:job*")
     assert not redis.keys("i2i:inputs*")
 
 
-DOORS: dict[str, tuple[str, Callable[[bytes], dict[str, Any]], str]] = {
+ENDPOINTS: dict[str, tuple[str, Callable[[bytes], dict[str, Any]], str]] = {
     "form": ("/img2img", lambda data: {"files": {"image": data}}, "image"),
     "dry run": ("/img2img?dry_run=true", lambda data: {"files": {"image": data}}, "image"),
     "json": ("/img2img", lambda data: {"json": {"image": text(data)}}, "image"),
@@ -120,17 +122,17 @@ DOORS: dict[str, tuple[str, Callable[[bytes], dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize(("kind", "status"), [("svg", 415), ("truncated png", 422), ("png bomb", 422)])
-@pytest.mark.parametrize("door", DOORS)
-def test_every_door_refuses_it_and_names_the_field(
-    http: httpx.Client, redis: Redis, door: str, kind: str, status: int
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_every_endpoint_rejects_invalid_images_by_field(
+    http: httpx.Client, redis: Redis, endpoint: str, kind: str, status: int
 ) -> None:
-    path, body, field = DOORS[door]
-    answer = http.post(path, **body(bad(kind)))
+    path, body, field = ENDPOINTS[endpoint]
+    response = http.post(path, **body(bad(kind)))
     if path.startswith("/v1/"):
-        assert answer.status_code == status, answer.text
-        assert answer.json()["error"]["param"] == field
+        assert response.status_code == status, response.text
+        assert response.json()["error"]["param"] == field
     else:
-        [error] = assert_problem(answer, status)["errors"]
+        [error] = assert_problem(response, status)["errors"]
         assert error["field"] == field
     assert not redis.keys("i2i:job:*")
 
@@ -159,11 +161,11 @@ TRAVERSALS = [
 
 @pytest.mark.parametrize("job_id", TRAVERSALS)
 @pytest.mark.parametrize("path", ["/jobs/{}", "/jobs/{}/result", "/jobs/{}/images/0", "/jobs/{}/events"])
-def test_an_id_that_is_none_is_not_found(http: httpx.Client, job_id: str, path: str) -> None:
-    answer = http.get(path.format(job_id))
-    assert_problem(answer, 404, "not_found")
-    assert "root:" not in answer.text
-    assert "set-cookie" not in answer.headers
+def test_malformed_job_ids_are_not_found(http: httpx.Client, job_id: str, path: str) -> None:
+    response = http.get(path.format(job_id))
+    assert_problem(response, 404, "not_found")
+    assert "root:" not in response.text
+    assert "set-cookie" not in response.headers
 
 
 @pytest.mark.parametrize(
@@ -181,19 +183,19 @@ def test_an_id_that_is_none_is_not_found(http: httpx.Client, job_id: str, path: 
         "~root",
     ],
 )
-def test_a_reference_that_is_none_reads_nothing(http: httpx.Client, image: str) -> None:
-    answer = http.post("/img2img", json={"image": image, "prompt": "x"})
-    [error] = assert_problem(answer, 422, "invalid_parameter")["errors"]
+def test_malformed_reference_reads_no_file(http: httpx.Client, image: str) -> None:
+    response = http.post("/img2img", json={"image": image, "prompt": "x"})
+    [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
     assert error["field"] == "image"
-    assert "root:" not in answer.text
+    assert "root:" not in response.text
 
 
-def test_a_name_of_a_file_means_nothing(http: httpx.Client, settings: ApiSettings, redis: Redis) -> None:
+def test_file_name_is_ignored(http: httpx.Client, settings: ApiSettings, redis: Redis) -> None:
     before = set(settings.data_dir.rglob("*"))
     for name in ("../../../../tmp/evil.png", "/etc/cron.d/evil", "a\x00b.png", "a" * 5000, "\r\nX: y", ""):
-        answer = http.post("/img2img", files={"image": (name, GOOD, "text/html")}, data={"prompt": "x"})
-        assert answer.status_code in (202, 400, 422), answer.text
-        assert "evil" not in answer.text
+        response = http.post("/img2img", files={"image": (name, GOOD, "text/html")}, data={"prompt": "x"})
+        assert response.status_code in (202, 400, 422), response.text
+        assert "evil" not in response.text
     made = set(settings.data_dir.rglob("*")) - before
     assert all("evil" not in path.name for path in made)
     assert not Path("/tmp/evil.png").exists()

@@ -1,4 +1,4 @@
-"""A job over real HTTP, from queued to each of its ends. Records are moved as a worker moves them."""
+"""A job over real HTTP, from queued to each final status, with transitions as a worker makes them."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -29,13 +29,13 @@ def job_id(submit: Submit) -> str:
 
 
 def run(queue: JobQueue, job_id: str) -> str:
-    """A worker takes the job."""
+    """Start the job as a worker."""
     execution = uuid4().hex
     assert queue.job_store.start(job_id, execution=execution, worker="test-worker")
     return execution
 
 
-def test_a_running_job_shows_its_progress(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
+def test_running_job_has_progress(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
     execution = run(queue, job_id)
     queue.job_store.record_progress([Progress(job_id, execution, step=5, steps=20)])
     job = http.get(f"/jobs/{job_id}").json()
@@ -45,7 +45,7 @@ def test_a_running_job_shows_its_progress(http: httpx.Client, queue: JobQueue, j
     assert datetime.fromisoformat(job["started_at"]) >= datetime.fromisoformat(job["created_at"])
 
 
-def test_a_job_that_succeeded_shows_its_images(http: httpx.Client, job_id: str, finish: Finish) -> None:
+def test_succeeded_job_has_images(http: httpx.Client, job_id: str, finish: Finish) -> None:
     png = finish(job_id)
     job = http.get(f"/jobs/{job_id}").json()
     assert (job["status"], job["error"]) == ("succeeded", None)
@@ -65,7 +65,9 @@ def test_a_job_that_succeeded_shows_its_images(http: httpx.Client, job_id: str, 
     assert http.get(job["images"][1]["url"]).status_code == 200
 
 
-def test_a_job_of_no_steps_is_done_when_it_is_done(http: httpx.Client, submit: Submit, finish: Finish) -> None:
+def test_job_without_steps_has_progress_one_when_it_succeeds(
+    http: httpx.Client, submit: Submit, finish: Finish
+) -> None:
     job = submit(strength=0).json()
     assert job["progress"] == {"step": 0, "steps": 0, "fraction": 0.0}
     finish(job["id"])
@@ -73,7 +75,7 @@ def test_a_job_of_no_steps_is_done_when_it_is_done(http: httpx.Client, submit: S
 
 
 @pytest.mark.parametrize("path", ["images/0", "result"])
-def test_an_image_is_served_once_and_for_all(http: httpx.Client, job_id: str, finish: Finish, path: str) -> None:
+def test_image_is_immutable_and_cacheable(http: httpx.Client, job_id: str, finish: Finish, path: str) -> None:
     png = finish(job_id)
     url, etag = f"/jobs/{job_id}/{path}", f'"{sha256(png).hexdigest()}"'
     response = http.get(url)
@@ -94,14 +96,14 @@ def test_an_image_is_served_once_and_for_all(http: httpx.Client, job_id: str, fi
 
 
 @pytest.mark.parametrize("path", ["images/0", "images/1", "result"])
-def test_an_image_asked_for_too_early(http: httpx.Client, queue: JobQueue, job_id: str, path: str) -> None:
+def test_image_of_an_unfinished_job_is_a_conflict(http: httpx.Client, queue: JobQueue, job_id: str, path: str) -> None:
     assert assert_problem(http.get(f"/jobs/{job_id}/{path}"), 409, "not_ready")["job_status"] == "queued"
     run(queue, job_id)
     assert assert_problem(http.get(f"/jobs/{job_id}/{path}"), 409, "not_ready")["job_status"] == "running"
 
 
 @pytest.mark.parametrize("path", ["images/0", "result"])
-def test_an_image_that_will_never_come(http: httpx.Client, queue: JobQueue, job_id: str, path: str) -> None:
+def test_image_of_a_failed_job_is_gone(http: httpx.Client, queue: JobQueue, job_id: str, path: str) -> None:
     failure = JobFailure(code="invalid_pixels", message="not numbers")
     queue.job_store.fail(job_id, failure, execution=run(queue, job_id))
     problem = assert_problem(http.get(f"/jobs/{job_id}/{path}"), 410, "gone")
@@ -110,12 +112,14 @@ def test_an_image_that_will_never_come(http: httpx.Client, queue: JobQueue, job_
     assert (job["status"], job["error"]) == ("failed", failure.model_dump())
 
 
-def test_an_image_of_a_cancelled_job(http: httpx.Client, job_id: str) -> None:
+def test_image_of_a_cancelled_job_is_gone(http: httpx.Client, job_id: str) -> None:
     http.post(f"/jobs/{job_id}/cancel")
     assert assert_problem(http.get(f"/jobs/{job_id}/result"), 410, "gone")["job_status"] == "cancelled"
 
 
-def test_an_image_that_the_store_has_lost(http: httpx.Client, store: ObjectStore, job_id: str, finish: Finish) -> None:
+def test_image_missing_from_the_store_is_gone(
+    http: httpx.Client, store: ObjectStore, job_id: str, finish: Finish
+) -> None:
     finish(job_id)
     (store._store.prefix / result_key(job_id, 0)).unlink()  # type: ignore[union-attr, operator]
     assert_problem(http.get(f"/jobs/{job_id}/result"), 410, "gone")
@@ -134,12 +138,14 @@ def test_an_image_that_the_store_has_lost(http: httpx.Client, store: ObjectStore
         ("GET", "/nope"),
     ],
 )
-def test_what_is_not_there(http: httpx.Client, method: str, path: str) -> None:
+def test_unknown_resources_are_not_found(http: httpx.Client, method: str, path: str) -> None:
     assert_problem(http.request(method, path), 404, "not_found")
 
 
 @pytest.mark.parametrize(("index", "status"), [("2", 404), ("9" * 30, 404), ("-1", 422), ("x", 422), ("0.5", 422)])
-def test_an_index_that_is_none(http: httpx.Client, job_id: str, finish: Finish, index: str, status: int) -> None:
+def test_invalid_image_index_is_rejected(
+    http: httpx.Client, job_id: str, finish: Finish, index: str, status: int
+) -> None:
     finish(job_id)
     assert_problem(http.get(f"/jobs/{job_id}/images/{index}"), status)
 
@@ -147,25 +153,25 @@ def test_an_index_that_is_none(http: httpx.Client, job_id: str, finish: Finish, 
 @pytest.mark.parametrize(
     ("method", "path"), [("DELETE", "/img2img"), ("GET", "/img2img"), ("PUT", "/models"), ("GET", "/jobs/x/cancel")]
 )
-def test_methods_that_are_not_taken(http: httpx.Client, method: str, path: str) -> None:
+def test_method_not_allowed_lists_the_allowed_methods(http: httpx.Client, method: str, path: str) -> None:
     response = http.request(method, path)
     assert_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"]
 
 
-def test_cancelling_a_queued_job_takes_it_out_of_the_queue(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
+def test_cancel_removes_a_queued_job_from_the_queue(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
     assert queue.depth("demo") == 1
-    answers = [http.post(f"/jobs/{job_id}/cancel") for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
-    assert len({answer.text for answer in answers}) == 1
-    job = answers[0].json()
+    responses = [http.post(f"/jobs/{job_id}/cancel") for _ in range(3)]
+    assert [response.status_code for response in responses] == [200, 200, 200]
+    assert len({response.text for response in responses}) == 1
+    job = responses[0].json()
     assert (job["status"], job["error"]) == ("cancelled", None)
     assert job["finished_at"]
     assert queue.depth("demo") == 0
     assert http.get(f"/jobs/{job_id}").json() == job
 
 
-def test_cancelling_a_running_job_takes_it_from_its_worker(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
+def test_cancel_takes_a_running_job_from_its_worker(http: httpx.Client, queue: JobQueue, job_id: str) -> None:
     execution = run(queue, job_id)
     assert http.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     progress = Progress(job_id, execution, step=1, steps=20)
@@ -173,14 +179,14 @@ def test_cancelling_a_running_job_takes_it_from_its_worker(http: httpx.Client, q
     assert not queue.job_store.succeed(job_id, execution=execution, images=[], timings={}, steps=20)
 
 
-def test_cancelling_an_ended_job_changes_nothing(http: httpx.Client, job_id: str, finish: Finish) -> None:
+def test_cancel_leaves_an_ended_job_unchanged(http: httpx.Client, job_id: str, finish: Finish) -> None:
     finish(job_id)
     job = http.get(f"/jobs/{job_id}").json()
-    answer = http.post(f"/jobs/{job_id}/cancel")
-    assert (answer.status_code, answer.json()) == (200, job)
+    response = http.post(f"/jobs/{job_id}/cancel")
+    assert (response.status_code, response.json()) == (200, job)
 
 
-def test_models_says_what_live_workers_serve(http: httpx.Client, redis: Redis, submit: Submit) -> None:
+def test_models_lists_those_of_live_workers(http: httpx.Client, redis: Redis, submit: Submit) -> None:
     submit()
     registry = ModelRegistry(redis)
     registry.register("second", [CARD], ttl_s=60)
@@ -193,7 +199,7 @@ def test_models_says_what_live_workers_serve(http: httpx.Client, redis: Redis, s
     registry.unregister("test-worker")
     registry.unregister("second")
     assert http.get("/models").json() == {"models": []}
-    assert submit().status_code == 202  # it waits for its worker to come back
+    assert submit().status_code == 202  # jobs are accepted without a live worker
 
 
 def test_health(http: httpx.Client, redis: Redis) -> None:

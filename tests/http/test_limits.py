@@ -1,4 +1,4 @@
-"""How much a key may ask for, over real HTTP: work in a time, jobs that wait."""
+"""Limits per API key over real HTTP: rate and queued jobs."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ def small() -> bytes:
 def clients_of(
     settings: ApiSettings, redis: Redis, count: int = 1, **changes: object
 ) -> Iterator[tuple[httpx.Client, ...]]:
-    """Clients with a key each, of a service with these settings."""
+    """Clients with one key each, of a service with these settings."""
     redis.flushall()
     ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     with ExitStack() as stack:
@@ -47,23 +47,23 @@ def post_at_once(clients: tuple[httpx.Client, ...], image: bytes) -> list[httpx.
         return list(pool.map(lambda n: post(clients[n % len(clients)], image), range(AT_ONCE)))
 
 
-def test_the_rate_is_per_key_and_by_cost(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+def test_rate_limit_counts_cost_per_key(settings: ApiSettings, redis: Redis, small: bytes) -> None:
     with clients_of(settings, redis, 2, rate_limit="1/hour") as (ada, bob):
         dry = post(ada, small, "/img2img?dry_run=true").json()
         most = int(1 / dry["cost"])
         left = [post(ada, small).headers["ratelimit"] for _ in range(3)]
         assert left == ['"cost";r=0'] * 3
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            answers = list(pool.map(lambda _: post(ada, small), range(AT_ONCE)))
-        accepted = [answer for answer in answers if answer.status_code == 202]
-        refused = [answer for answer in answers if answer.status_code != 202]
+            responses = list(pool.map(lambda _: post(ada, small), range(AT_ONCE)))
+        accepted = [response for response in responses if response.status_code == 202]
+        rejected = [response for response in responses if response.status_code != 202]
         assert len(accepted) + 3 <= most
-        assert (most - 3) - len(accepted) <= 1  # what is counted is rounded up to thousandths
-        for answer in refused:
-            assert_problem(answer, 429, "rate_limited")
-            assert 3000 < int(answer.headers["retry-after"]) <= 7200
-            assert answer.headers["ratelimit-policy"] == '"cost";q=1;w=3600'
-        assert refused
+        assert (most - 3) - len(accepted) <= 1  # costs are rounded up to thousandths
+        for response in rejected:
+            assert_problem(response, 429, "rate_limited")
+            assert 3000 < int(response.headers["retry-after"]) <= 7200
+            assert response.headers["ratelimit-policy"] == '"cost";q=1;w=3600'
+        assert rejected
         assert post(bob, small).status_code == 202
         assert post(ada, small, "/img2img?dry_run=true").status_code == 200
         assert ada.get("/jobs").status_code == 200
@@ -72,7 +72,7 @@ def test_the_rate_is_per_key_and_by_cost(settings: ApiSettings, redis: Redis, sm
         assert "retry-after" not in large.headers
 
 
-def test_the_same_request_again_costs_nothing(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+def test_repeated_request_is_not_counted(settings: ApiSettings, redis: Redis, small: bytes) -> None:
     with clients_of(settings, redis, rate_limit="1/hour") as (client,):
         key = {"Idempotency-Key": "order-17"}
         first = post(client, small, **key)
@@ -82,33 +82,33 @@ def test_the_same_request_again_costs_nothing(settings: ApiSettings, redis: Redi
         assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
 
 
-def test_the_cap_of_a_key_holds_under_parallel_submits(
+def test_queue_limit_per_key_holds_under_parallel_submits(
     settings: ApiSettings, redis: Redis, queue: JobQueue, small: bytes
 ) -> None:
     with clients_of(settings, redis, 2, max_queued_per_key=7) as (ada, bob):
-        answers = post_at_once((ada,), small)
-        accepted = [answer for answer in answers if answer.status_code == 202]
+        responses = post_at_once((ada,), small)
+        accepted = [response for response in responses if response.status_code == 202]
         assert len(accepted) == queue.depth("demo") == redis.zcard("i2i:jobs") == 7
-        for answer in answers:
-            if answer.status_code != 202:
-                assert_problem(answer, 429, "too_many_queued")
-                assert int(answer.headers["retry-after"]) > 0
+        for response in responses:
+            if response.status_code != 202:
+                assert_problem(response, 429, "too_many_queued")
+                assert int(response.headers["retry-after"]) > 0
         assert post(bob, small).status_code == 202
         ada.post(f"/jobs/{accepted[0].json()['id']}/cancel")
         assert [post(ada, small).status_code for _ in range(2)] == [202, 429]
 
 
-def test_the_cap_of_the_queue_holds_under_parallel_submits_of_many_keys(
+def test_total_queue_limit_holds_under_parallel_submits(
     settings: ApiSettings, redis: Redis, queue: JobQueue, small: bytes
 ) -> None:
     with clients_of(settings, redis, 5, max_queued=7, max_queued_per_key=5) as clients:
-        answers = post_at_once(clients, small)
-        assert sum(answer.status_code == 202 for answer in answers) == queue.depth("demo") == 7
-        refused = post(clients[0], small)
-        if refused.status_code == 429:  # it is the one key with 5 jobs
-            refused = post(clients[1], small)
-        assert_problem(refused, 503, "queue_full")
-        assert int(refused.headers["retry-after"]) > 0
+        responses = post_at_once(clients, small)
+        assert sum(response.status_code == 202 for response in responses) == queue.depth("demo") == 7
+        rejected = post(clients[0], small)
+        if rejected.status_code == 429:  # only the key with 5 jobs
+            rejected = post(clients[1], small)
+        assert_problem(rejected, 503, "queue_full")
+        assert int(rejected.headers["retry-after"]) > 0
         [running, *_] = queue.job_store.active_ids()
         queue.job_store.start(running, execution="e", worker="w")
         accepted = [client for client in clients if post(client, small).status_code == 202]
@@ -120,12 +120,12 @@ def test_parallel_submits_with_one_idempotency_key_count_once(
 ) -> None:
     with clients_of(settings, redis, max_queued_per_key=AT_ONCE) as (client,):
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            answers = list(pool.map(lambda _: post(client, small, **{"Idempotency-Key": "k"}), range(AT_ONCE)))
-        assert {answer.status_code for answer in answers} == {202}
-        assert len({answer.json()["id"] for answer in answers}) == 1
+            responses = list(pool.map(lambda _: post(client, small, **{"Idempotency-Key": "k"}), range(AT_ONCE)))
+        assert {response.status_code for response in responses} == {202}
+        assert len({response.json()["id"] for response in responses}) == 1
 
 
-def test_a_full_queue_costs_nothing(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+def test_rejection_by_a_full_queue_is_not_counted(settings: ApiSettings, redis: Redis, small: bytes) -> None:
     with clients_of(settings, redis, max_queued=1, rate_limit="1/hour") as (client,):
         spent = post(client, small)
         counted = redis.mget(redis.keys("i2i:rate*"))
@@ -135,7 +135,7 @@ def test_a_full_queue_costs_nothing(settings: ApiSettings, redis: Redis, small: 
         assert redis.mget(redis.keys("i2i:rate*")) == counted
 
 
-def test_without_keys_all_share_one_allowance(settings: ApiSettings, redis: Redis, small: bytes) -> None:
+def test_clients_without_keys_share_one_rate_limit(settings: ApiSettings, redis: Redis, small: bytes) -> None:
     with clients_of(settings, redis, 2, keys="auto", max_queued_per_key=1) as (one, other):
         assert post(one, small).status_code == 202
         assert_problem(post(other, small), 429, "too_many_queued")

@@ -1,4 +1,4 @@
-"""Lists of jobs and their ends over real HTTP: paging, deletion, expiry, deadlines, dry runs."""
+"""Lists over real HTTP, and the end of jobs: paging, deletion, expiry, deadlines, dry runs."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Finish = Callable[[str], bytes]
 
 
 def pages(http: httpx.Client, **params: Any) -> list[list[str]]:
-    """The ids of each page."""
+    """Return the ids of each page."""
     found = []
     while True:
         response = http.get("/jobs", params=params)
@@ -44,7 +44,7 @@ def retention(redis: Redis, store: ObjectStore) -> Retention:
 
 @pytest.fixture
 def brief(submit: Submit, queue: JobQueue, finish: Finish) -> str:
-    """A job that ended and expires at once."""
+    """An ended job that expires immediately."""
     record = queue.job_store.get(submit(num_images=2).json()["id"])
     assert record is not None
     job = queue.submit(record.spec, JobOptions(result_ttl_s=0.01))
@@ -53,7 +53,7 @@ def brief(submit: Submit, queue: JobQueue, finish: Finish) -> str:
     return job.id
 
 
-def test_a_list_comes_in_pages_newest_first(http: httpx.Client, submit: Submit) -> None:
+def test_list_is_paged_newest_first(http: httpx.Client, submit: Submit) -> None:
     ids = [submit().json()["id"] for _ in range(5)][::-1]
     assert pages(http) == [ids]
     assert pages(http, limit=2) == [ids[:2], ids[2:4], ids[4:]]
@@ -61,16 +61,16 @@ def test_a_list_comes_in_pages_newest_first(http: httpx.Client, submit: Submit) 
     assert http.get("/jobs", params={"limit": 1}).json()["jobs"] == [http.get(f"/jobs/{ids[0]}").json()]
 
 
-def test_jobs_that_come_and_go_do_not_disturb_the_pages(http: httpx.Client, submit: Submit) -> None:
+def test_pages_are_stable_while_jobs_come_and_go(http: httpx.Client, submit: Submit) -> None:
     ids = [submit().json()["id"] for _ in range(6)][::-1]
     cursor = http.get("/jobs", params={"limit": 2}).json()["next_cursor"]
     submit()
-    http.delete(f"/jobs/{ids[1]}")  # where the cursor stands
+    http.delete(f"/jobs/{ids[1]}")  # the job of the cursor
     http.delete(f"/jobs/{ids[2]}")
     assert pages(http, limit=2, cursor=cursor) == [ids[3:5], ids[5:]]
 
 
-def test_jobs_of_the_same_moment_are_each_listed_once(
+def test_jobs_with_equal_times_are_each_listed_once(
     http: httpx.Client, submit: Submit, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = queue.job_store.get(submit().json()["id"])
@@ -83,7 +83,7 @@ def test_jobs_of_the_same_moment_are_each_listed_once(
     assert set(listed) == ids
 
 
-def test_a_list_of_one_status(http: httpx.Client, submit: Submit, queue: JobQueue, finish: Finish) -> None:
+def test_list_filters_by_status(http: httpx.Client, submit: Submit, queue: JobQueue, finish: Finish) -> None:
     queued, running, cancelled, done = [submit().json()["id"] for _ in range(4)]
     queue.job_store.start(running, execution="e", worker="w")
     http.post(f"/jobs/{cancelled}/cancel")
@@ -97,12 +97,12 @@ def test_a_list_of_one_status(http: httpx.Client, submit: Submit, queue: JobQueu
 @pytest.mark.parametrize(
     ("name", "value"), [("limit", "0"), ("limit", "101"), ("limit", "x"), ("status", "done"), ("cursor", "x")]
 )
-def test_lists_that_cannot_be(http: httpx.Client, name: str, value: str) -> None:
+def test_invalid_list_parameters_are_rejected(http: httpx.Client, name: str, value: str) -> None:
     [error] = assert_problem(http.get("/jobs", params={name: value}), 422, "invalid_parameter")["errors"]
     assert (error["field"], error["got"]) == (name, value)
 
 
-def test_a_deleted_job_is_gone_with_its_pictures(
+def test_delete_removes_a_job_and_its_images(
     http: httpx.Client, submit: Submit, finish: Finish, store: ObjectStore, redis: Redis
 ) -> None:
     job_id = submit(num_images=2).json()["id"]
@@ -113,17 +113,17 @@ def test_a_deleted_job_is_gone_with_its_pictures(
     assert_problem(http.post(f"/jobs/{job_id}/cancel"), 410, "deleted")
     assert pages(http) == pages(http, status="succeeded") == [[]]
     assert store.get(result_key(job_id, 0)) is store.get(result_key(job_id, 1)) is None
-    redis.delete(GONE_JOB.format(id=job_id))  # some time later
+    redis.delete(GONE_JOB.format(id=job_id))  # expires later
     assert_problem(http.delete(f"/jobs/{job_id}"), 404, "not_found")
 
 
-def test_deleting_a_running_job_takes_it_from_its_worker(
+def test_delete_takes_a_running_job_from_its_worker(
     http: httpx.Client, submit: Submit, queue: JobQueue, store: ObjectStore, redis: Redis, retention: Retention
 ) -> None:
     job_id = submit().json()["id"]
     queue.job_store.start(job_id, execution="e", worker="w")
     assert http.delete(f"/jobs/{job_id}").status_code == 204
-    store.put(result_key(job_id, 0), b"late")  # the worker had just finished it
+    store.put(result_key(job_id, 0), b"late")  # the worker had already finished
     assert not queue.job_store.succeed(job_id, execution="e", images=[], timings={}, steps=1)
     assert queue.job_store.active_ids() == []
     retention.sweep()
@@ -135,12 +135,12 @@ def test_deleting_a_running_job_takes_it_from_its_worker(
     assert_problem(http.get(f"/jobs/{job_id}"), 410, "deleted")
 
 
-def test_deleting_a_queued_job_takes_it_out_of_the_queue(http: httpx.Client, submit: Submit, queue: JobQueue) -> None:
+def test_delete_removes_a_queued_job_from_the_queue(http: httpx.Client, submit: Submit, queue: JobQueue) -> None:
     assert http.delete(f"/jobs/{submit().json()['id']}").status_code == 204
     assert queue.depth("demo") == 0
 
 
-def test_an_ended_job_says_when_it_expires(http: httpx.Client, submit: Submit, finish: Finish) -> None:
+def test_ended_job_has_an_expiry(http: httpx.Client, submit: Submit, finish: Finish) -> None:
     done, cancelled = submit().json(), submit().json()
     assert done["expires_at"] is None
     finish(done["id"])
@@ -151,7 +151,7 @@ def test_an_ended_job_says_when_it_expires(http: httpx.Client, submit: Submit, f
         assert abs(kept - timedelta(hours=24)) < timedelta(milliseconds=1)
 
 
-def test_an_expired_job_is_gone_before_and_after_it_is_swept(
+def test_expired_job_is_gone_before_and_after_cleanup(
     http: httpx.Client, brief: str, store: ObjectStore, retention: Retention
 ) -> None:
     for _ in range(2):
@@ -163,7 +163,7 @@ def test_an_expired_job_is_gone_before_and_after_it_is_swept(
     assert http.delete(f"/jobs/{brief}").status_code == 204
 
 
-def test_an_input_picture_is_kept_while_a_job_needs_it(
+def test_input_image_is_kept_while_a_job_needs_it(
     http: httpx.Client, submit: Submit, store: ObjectStore, redis: Redis, retention: Retention, finish: Finish
 ) -> None:
     first, second = submit(seed=1).json(), submit(seed=2).json()
@@ -186,7 +186,7 @@ def test_an_input_picture_is_kept_while_a_job_needs_it(
     assert not redis.keys("i2i:inputs*")
 
 
-def test_a_picture_that_is_just_being_deleted_is_stored_anew(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
+def test_image_deleted_during_a_submit_is_stored_again(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
     key = input_key("a" * 64)
     queue.input_images.retain(key, -1, "ada")
     assert queue.input_images.claim_unused() == [key]
@@ -199,7 +199,7 @@ def test_a_picture_that_is_just_being_deleted_is_stored_anew(queue: JobQueue, re
 
 
 @pytest.mark.parametrize("started", [False, True])
-def test_a_job_is_cancelled_at_its_deadline(
+def test_job_is_cancelled_at_its_deadline(
     http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis, started: bool
 ) -> None:
     job = submit(deadline_s=1).json()
@@ -218,7 +218,7 @@ def test_a_job_is_cancelled_at_its_deadline(
     assert not redis.zcard("i2i:deadlines")
 
 
-def test_a_job_that_is_done_in_time_stays_done(
+def test_deadline_does_not_affect_an_ended_job(
     submit: Submit, finish: Finish, redis: Redis, http: httpx.Client
 ) -> None:
     job_id = submit(deadline_s=60).json()["id"]
@@ -228,30 +228,28 @@ def test_a_job_that_is_done_in_time_stays_done(
 
 
 @pytest.mark.parametrize("value", [0, -1, 604801, "soon"])
-def test_deadlines_that_cannot_be(submit: Submit, value: object) -> None:
+def test_invalid_deadlines_are_rejected(submit: Submit, value: object) -> None:
     [error] = assert_problem(submit(deadline_s=value), 422, "invalid_parameter")["errors"]
     assert error["field"] == "deadline_s"
 
 
-def test_a_dry_run_says_what_a_submit_would_do(
-    http: httpx.Client, submit: Submit, redis: Redis, picture: bytes
-) -> None:
+def test_dry_run_describes_the_job(http: httpx.Client, submit: Submit, redis: Redis, picture: bytes) -> None:
     files, fields = {"image": picture}, {"prompt": "a house", "strength": 0.5, "num_images": 2, "seed": 3}
-    answer = http.post("/img2img?dry_run=true", files=files, data=fields)
-    assert answer.status_code == 200
+    response = http.post("/img2img?dry_run=true", files=files, data=fields)
+    assert response.status_code == 200
     assert not redis.keys("i2i:job*")
-    assert "location" not in answer.headers
+    assert "location" not in response.headers
     job = submit(**fields).json()
-    assert answer.json()["request"] == job["request"]
-    assert answer.json()["cost"] == pytest.approx(144 * 112 * 16 * 2 * 2 / 1e6)
-    assert answer.json()["queue_position"] == 0
+    assert response.json()["request"] == job["request"]
+    assert response.json()["cost"] == pytest.approx(144 * 112 * 16 * 2 * 2 / 1e6)
+    assert response.json()["queue_position"] == 0
     assert http.post("/img2img?dry_run=1", files=files).json()["queue_position"] == 1
     assert_problem(http.post("/img2img?dry_run=true", files=files, data={"strength": 2}), 422, "invalid_parameter")
     assert_problem(http.post("/img2img?dry_run=perhaps", files=files), 422, "invalid_parameter")
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("24h", 86400), ("30m", 1800), ("1.5d", 129600), ("90", 90)])
-def test_how_long_results_are_kept_is_a_setting(monkeypatch: pytest.MonkeyPatch, given: str, seconds: float) -> None:
+def test_result_ttl_is_configurable(monkeypatch: pytest.MonkeyPatch, given: str, seconds: float) -> None:
     monkeypatch.setenv("IMG2IMG_RESULT_TTL", given)
     settings = ApiSettings(_env_file=None)
     assert settings.result_ttl == seconds
@@ -259,13 +257,13 @@ def test_how_long_results_are_kept_is_a_setting(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("given", ["0", "-1h", "h", "soon", "1w"])
-def test_a_bad_time_to_keep_results_refuses_to_start(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_invalid_result_ttl_is_rejected(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("IMG2IMG_RESULT_TTL", given)
     with pytest.raises(ValidationError):
         ApiSettings(_env_file=None)
 
 
-def test_deleting_leaves_no_empty_folders(http: httpx.Client, submit: Submit, finish: Finish, data_dir: Path) -> None:
+def test_delete_leaves_no_empty_folders(http: httpx.Client, submit: Submit, finish: Finish, data_dir: Path) -> None:
     job_id = submit().json()["id"]
     finish(job_id)
     http.delete(f"/jobs/{job_id}")

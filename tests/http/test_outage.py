@@ -1,4 +1,4 @@
-"""What clients see while something that the service needs is gone."""
+"""Responses while Redis or the blob store is unavailable."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def client(folder: Path) -> Iterator[httpx.Client]:
 
 
 def assert_unavailable(client: httpx.Client, picture: bytes, calls: list[tuple[str, str]] = CALLS) -> None:
-    """Everything that needs Redis says soon that it cannot."""
+    """Assert that requests that need Redis fail soon with 503."""
     for method, path in calls:
         started_at = time.monotonic()
         response = client.request(method, path, files={"image": picture} if path == "/img2img" else None)
@@ -59,7 +59,7 @@ def assert_unavailable(client: httpx.Client, picture: bytes, calls: list[tuple[s
     assert client.get("/healthz").status_code == 200
 
 
-def test_redis_gone_and_back(client: httpx.Client, folder: Path, picture: bytes) -> None:
+def test_service_recovers_from_a_redis_outage(client: httpx.Client, folder: Path, picture: bytes) -> None:
     assert_unavailable(client, picture)
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
@@ -71,7 +71,7 @@ def test_redis_gone_and_back(client: httpx.Client, folder: Path, picture: bytes)
         assert client.get(f"/jobs/{job['id']}").json() == job
 
 
-def test_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None:
+def test_service_responds_while_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
             ModelRegistry(redis).register("w", [CARD], ttl_s=60)
@@ -84,7 +84,7 @@ def test_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None
             os.kill(pid, signal.SIGCONT)
 
 
-def test_the_store_is_gone(client: httpx.Client, folder: Path, picture: bytes) -> None:
+def test_service_responds_without_the_store(client: httpx.Client, folder: Path, picture: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
             ModelRegistry(redis).register("w", [CARD], ttl_s=60)

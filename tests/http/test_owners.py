@@ -1,4 +1,4 @@
-"""Two keys over real HTTP: what is one's is to the other as if it were not there."""
+"""Isolation of API keys over real HTTP: data of another key is not found."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -70,7 +70,7 @@ def listed(client: httpx.Client, **params: object) -> list[str]:
 
 
 def assert_as_if_absent(client: httpx.Client, method: str, path: str, job_id: str) -> None:
-    """The answer is, to the letter, the one about a job that never was."""
+    """Assert that the response equals that for a job that never existed."""
     theirs, none = (client.request(method, path.format(job_id=name, index=0)) for name in (job_id, ABSENT))
     assert theirs.status_code == none.status_code == 404
     assert theirs.text.replace(job_id, ABSENT) == none.text
@@ -80,7 +80,7 @@ def assert_as_if_absent(client: httpx.Client, method: str, path: str, job_id: st
 
 @pytest.mark.parametrize("state", ["queued", "succeeded", "cancelled", "deleted", "expired"])
 @pytest.mark.parametrize(("method", "path"), AT_A_JOB)
-def test_at_every_route_the_job_of_another_is_absent(
+def test_jobs_of_other_owners_are_not_found(
     clients: Clients,
     picture: bytes,
     finish: Finish,
@@ -105,12 +105,12 @@ def test_at_every_route_the_job_of_another_is_absent(
             Retention(redis, store).sweep()
     before = clients.ada.get(f"/jobs/{job_id}")
     assert_as_if_absent(clients.bob, method, path, job_id)
-    assert clients.ada.get(f"/jobs/{job_id}").text == before.text  # and nothing has happened to it
+    assert clients.ada.get(f"/jobs/{job_id}").text == before.text  # unchanged
     with clients.admin.stream(method, path.format(job_id=job_id, index=0)) as seen_by_admin:
         assert seen_by_admin.status_code != 404
 
 
-def test_lists_show_ones_own(clients: Clients, picture: bytes, finish: Finish) -> None:
+def test_list_shows_only_own_jobs(clients: Clients, picture: bytes, finish: Finish) -> None:
     adas = [job_of(clients.ada, picture) for _ in range(3)][::-1]
     bobs = [job_of(clients.bob, picture)]
     finish(adas[0])
@@ -123,10 +123,10 @@ def test_lists_show_ones_own(clients: Clients, picture: bytes, finish: Finish) -
     assert listed(clients.admin, status="queued") == [*bobs, *adas[1:]]
 
 
-def test_the_list_of_an_owner_is_read_without_those_of_others(
+def test_own_list_is_independent_of_other_owners(
     clients: Clients, picture: bytes, redis: Redis, queue: JobQueue
 ) -> None:
-    """Its cost goes by the owner's jobs: Redis touches no list but the owner's."""
+    """Redis reads only the list of the owner."""
     bobs = job_of(clients.bob, picture)
     record = queue.job_store.get(job_of(clients.ada, picture))
     assert record is not None
@@ -136,17 +136,17 @@ def test_the_list_of_an_owner_is_read_without_those_of_others(
         assert listed(clients.bob) == [bobs]
         redis.echo("done")
         commands = []
-        for said in monitor.listen():
-            if said["command"].startswith("ECHO"):
+        for message in monitor.listen():
+            if message["command"].startswith("ECHO"):
                 break
-            commands.append(said["command"])
+            commands.append(message["command"])
     reads = [command for command in commands if command.startswith("ZREVRANGEBYSCORE")]
     assert len(reads) == 1
     assert "i2i:jobs:of:" in reads[0]
     assert sum(command.startswith("HGETALL i2i:job:") for command in commands) == 1
 
 
-def test_nothing_is_left_of_jobs_that_have_gone(
+def test_deleted_jobs_leave_no_keys(
     clients: Clients, picture: bytes, finish: Finish, redis: Redis, store: ObjectStore
 ) -> None:
     deleted, expired, queued = (job_of(clients.ada, picture) for _ in range(3))
@@ -159,7 +159,7 @@ def test_nothing_is_left_of_jobs_that_have_gone(
     assert redis.keys("i2i:jobs*") == [b"i2i:jobs:ended"]  # counts, for metrics
 
 
-def test_a_job_that_is_handed_back_is_listed_as_queued(clients: Clients, picture: bytes, queue: JobQueue) -> None:
+def test_requeued_job_is_listed_as_queued(clients: Clients, picture: bytes, queue: JobQueue) -> None:
     job_id = job_of(clients.ada, picture)
     queue.job_store.start(job_id, execution="e", worker="w")
     assert (listed(clients.ada, status="queued"), listed(clients.ada, status="running")) == ([], [job_id])
@@ -168,7 +168,9 @@ def test_a_job_that_is_handed_back_is_listed_as_queued(clients: Clients, picture
 
 
 @pytest.mark.parametrize("path", ["/jobs/{}/images/0", "/jobs/{}/result"])
-def test_the_result_of_another_is_no_picture(clients: Clients, picture: bytes, finish: Finish, path: str) -> None:
+def test_result_of_another_owner_cannot_be_referenced(
+    clients: Clients, picture: bytes, finish: Finish, path: str
+) -> None:
     job_id = job_of(clients.ada, picture)
     finish(job_id)
     theirs, none = (clients.bob.post("/img2img", json={"image": path.format(name)}) for name in (job_id, ABSENT))
@@ -178,7 +180,7 @@ def test_the_result_of_another_is_no_picture(clients: Clients, picture: bytes, f
         assert client.post("/img2img", json={"image": path.format(job_id)}).status_code == 202
 
 
-def test_a_key_of_idempotency_is_ones_own(clients: Clients, picture: bytes) -> None:
+def test_idempotency_keys_are_separate_per_owner(clients: Clients, picture: bytes) -> None:
     header = {"Idempotency-Key": "order-17"}
     first = [job_of(client, picture, **header) for client in (clients.ada, clients.bob, clients.admin)]
     again = [job_of(client, picture, **header) for client in (clients.ada, clients.bob, clients.admin)]
@@ -186,7 +188,7 @@ def test_a_key_of_idempotency_is_ones_own(clients: Clients, picture: bytes) -> N
     assert len(set(first)) == 3
 
 
-def test_admins_cancel_and_delete_for_others(clients: Clients, picture: bytes) -> None:
+def test_admins_can_cancel_and_delete_all_jobs(clients: Clients, picture: bytes) -> None:
     job_id = job_of(clients.ada, picture)
     assert clients.admin.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     assert clients.ada.get(f"/jobs/{job_id}").json()["status"] == "cancelled"
@@ -195,18 +197,16 @@ def test_admins_cancel_and_delete_for_others(clients: Clients, picture: bytes) -
 
 
 def refers(client: httpx.Client, sha256: str) -> bool:
-    """Whether the client can use the picture; if not, the answer is the one about a picture that never was."""
-    answer, none = (client.post("/img2img", json={"image": one}) for one in (sha256, ABSENT * 2))
-    if answer.status_code == 202:
+    """Whether the client can use the image; if not, the response equals that for an unknown image."""
+    response, none = (client.post("/img2img", json={"image": one}) for one in (sha256, ABSENT * 2))
+    if response.status_code == 202:
         return True
-    assert_problem(answer, 422, "invalid_parameter")
-    assert answer.text.replace(sha256, ABSENT * 2) == none.text
+    assert_problem(response, 422, "invalid_parameter")
+    assert response.text.replace(sha256, ABSENT * 2) == none.text
     return False
 
 
-def test_a_hash_leads_to_a_picture_for_those_who_sent_it(
-    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
-) -> None:
+def test_hash_references_only_own_uploads(clients: Clients, picture: bytes, redis: Redis, store: ObjectStore) -> None:
     kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
     used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
     for sha256 in (kept, used):
@@ -219,7 +219,7 @@ def test_a_hash_leads_to_a_picture_for_those_who_sent_it(
     assert refers(clients.ada, kept)
 
 
-def test_who_sent_a_picture_is_forgotten_with_it(
+def test_upload_owner_is_deleted_with_the_image(
     clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
 ) -> None:
     kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
@@ -231,12 +231,12 @@ def test_who_sent_a_picture_is_forgotten_with_it(
     assert refers(clients.bob, kept)
 
 
-def test_the_input_of_a_job_can_be_used_while_the_job_waits(
+def test_input_of_a_queued_job_can_be_referenced(
     clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
 ) -> None:
     used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
     redis.zadd(INPUT_IMAGES, {input_key(used): 1})
-    Retention(redis, store).sweep()  # takes it off the list, and leaves the picture to the job
+    Retention(redis, store).sweep()  # deletes the upload, not the image of the job
     assert not redis.exists(INPUT_IMAGES)
     assert not refers(clients.bob, used)
     assert refers(clients.ada, used)

@@ -19,7 +19,11 @@ ABLE = CARD.model_copy(
         "upscales": (2,),
         "controls": (ControlType.CANNY,),
         "preprocessors": (ControlType.CANNY,),
-        "parameters": {"eta": (Task.IMG2IMG,), "guidance_rescale": (Task.IMG2IMG, Task.INPAINT)},
+        "parameters": {
+            "clip_skip": (Task.IMG2IMG, Task.INPAINT, Task.UPSCALE),
+            "eta": (Task.IMG2IMG,),
+            "guidance_rescale": (Task.IMG2IMG, Task.INPAINT),
+        },
         "control_parameters": {"eta": (Task.INPAINT,)},
         "scheduler_parameters": {"eta": (Scheduler.DDIM, Scheduler.TCD)},
     }
@@ -34,7 +38,7 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
     return lambda **fields: submit(**{"model": "able", **fields})
 
 
-@pytest.mark.parametrize(("name", "value"), [("eta", 0.5), ("guidance_rescale", 0.7)])
+@pytest.mark.parametrize(("name", "value"), [("clip_skip", 2), ("eta", 0.5), ("guidance_rescale", 0.7)])
 def test_parameters_reach_the_job(send: Callable[..., httpx.Response], name: str, value: float) -> None:
     response = send(**{name: value})
     assert response.status_code == 202, response.text
@@ -53,6 +57,8 @@ def test_parameters_reach_the_job(send: Callable[..., httpx.Response], name: str
         ({"guidance_rescale": 0.5, "guidance_scale": 1}, "guidance_rescale", "Without guidance it has no effect"),
         ({"guidance_rescale": 0.5, "controls": CONTROLS}, "guidance_rescale", "does not support `guidance_rescale`"),
         ({"guidance_rescale": 1.5}, "guidance_rescale", "less than or equal to 1"),
+        ({"clip_skip": 1, "model": "demo"}, "clip_skip", "does not support `clip_skip`; leave it out"),
+        ({"clip_skip": 11}, "clip_skip", "less than or equal to 10"),
         ({"eta": 1.5}, "eta", "less than or equal to 1"),
     ],
 )

@@ -60,7 +60,13 @@ def make() -> Iterator[Callable[..., DecoderPool]]:
 
 
 def works(decoders: DecoderPool) -> bool:
-    return decoders.open(PLAIN).fit(96, 64, Resize.CROP).tobytes() == gradient(96, 64).tobytes()
+    with decoders.open(PLAIN) as image:
+        return image.fit(96, 64, Resize.CROP).tobytes() == gradient(96, 64).tobytes()
+
+
+def look(decoders: DecoderPool) -> tuple[int, int]:
+    with decoders.open(PLAIN) as image:
+        return image.size
 
 
 def pid_of(decoders: DecoderPool) -> int:
@@ -73,7 +79,7 @@ def pid_of(decoders: DecoderPool) -> int:
 def held_up(decoders: DecoderPool, pid: int) -> "Future[object]":
     """A picture that a decoder has begun with and does not go on with. The thread is the caller's to end."""
     os.kill(pid, signal.SIGSTOP)
-    future = ThreadPoolExecutor(1).submit(decoders.open, PLAIN)
+    future = ThreadPoolExecutor(1).submit(look, decoders)
     while decoders._idle:
         assert not future.done()
         time.sleep(0.01)
@@ -105,8 +111,10 @@ def test_pictures_at_the_same_time_have_a_decoder_each_and_keep_it(make: Callabl
 def test_a_picture_that_takes_too_much_memory_is_refused(make: Callable[..., DecoderPool]) -> None:
     decoders = make(Frugal)
     pid = pid_of(decoders)
-    large = decoders.open(encoded(Image.new("RGB", (5000, 5000))))
-    with pytest.raises(ImageError, match="more memory than"):
+    with (
+        decoders.open(encoded(Image.new("RGB", (5000, 5000)))) as large,
+        pytest.raises(ImageError, match="more memory than"),
+    ):
         large.rgb()
     assert pid_of(decoders) != pid
 
@@ -114,8 +122,10 @@ def test_a_picture_that_takes_too_much_memory_is_refused(make: Callable[..., Dec
 def test_a_picture_that_takes_too_much_time_is_refused(make: Callable[..., DecoderPool]) -> None:
     decoders = make(Hasty, 64_000_000)
     pid = pid_of(decoders)
-    slow = decoders.open(slow_jpeg())
-    with pytest.raises(ImageError, match="more than 0 s of processor time"):
+    with (
+        decoders.open(slow_jpeg()) as slow,
+        pytest.raises(ImageError, match="more than 0 s of processor time"),
+    ):
         slow.luminance()
     assert pid_of(decoders) != pid
 
@@ -177,6 +187,30 @@ def test_where_decoders_cannot_start_the_service_is_unavailable(
     assert works(decoders)
 
 
+def test_an_image_crosses_the_pipe_once(make: Callable[..., DecoderPool], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders, bodies = make(), []
+    assert works(decoders)
+
+    def counting(pipe: object, header: dict[str, object], body: bytes = b"") -> None:
+        bodies.append(body)
+        send(pipe, header, body)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pool, "send", counting)
+    with decoders.open(PLAIN) as image:
+        assert image.rgb().size == image.luminance().size == image.fit(96, 64, Resize.CROP).size == image.size
+        assert image.transparency().getbbox() is None
+    assert [body for body in bodies if body] == [PLAIN]
+
+
+def test_an_open_image_survives_the_killing_of_its_decoder(make: Callable[..., DecoderPool]) -> None:
+    decoders = make()
+    pid = pid_of(decoders)
+    with decoders.open(PLAIN) as image:
+        os.kill(pid, signal.SIGKILL)
+        assert image.rgb().tobytes() == gradient(96, 64).tobytes()
+    assert pid_of(decoders) != pid
+
+
 def test_nothing_is_left_when_they_are_closed(make: Callable[..., DecoderPool]) -> None:
     decoders = make()
     held = held_up(decoders, busy := pid_of(decoders))
@@ -230,12 +264,22 @@ def test_a_decoder_knows_no_secret(make: Callable[..., DecoderPool], monkeypatch
     ],
 )
 def test_a_decoder_in_other_hands_is_not_believed(header: dict[str, object], body: bytes) -> None:
-    class InOtherHands(DecoderPool):
-        def ask(self, *_: object) -> tuple[dict[str, object], bytes]:
+    class InOtherHands:
+        has_grown = False
+
+        def request(self, *_: object) -> tuple[dict[str, object], bytes]:
             return header, body
 
-    with pytest.raises(ImageError, match="nonsense"):
-        InOtherHands(SandboxLimits(1_000_000, 1_000_000)).open(PLAIN)
+        def forget(self) -> None:
+            pass
+
+        def kill(self) -> None:
+            pass
+
+    decoders = DecoderPool(SandboxLimits(1_000_000, 1_000_000))
+    decoders.release(InOtherHands())  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="invalid reply"):
+        look(decoders)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ DEFAULTS = {
     "strength": 0.8,
     "denoising_start": None,
     "eta": 0.0,
+    "clip_skip": 0,
     "guidance_rescale": 0.0,
     "guidance_scale": 7.5,
     "guidance_rows": 2,

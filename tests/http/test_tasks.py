@@ -177,7 +177,7 @@ def test_every_blob_of_a_job_is_kept_as_long_as_it_waits(post: Post, redis: Redi
 def test_references_work_for_every_picture(http: httpx.Client, post: Post) -> None:
     kept = http.post("/images", json={"image": MASK}).json()["sha256"]
     assert spec_of(post(image=IMAGE, mask=kept))["region"]["mask"]
-    assert_refused(post(image=IMAGE, mask="0" * 64), "mask", "No picture with this sha256")
+    assert_refused(post(image=IMAGE, mask="0" * 64), "mask", "No image of yours with this sha256")
 
 
 def assert_refused(response: httpx.Response, field: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Clients that trickle, on bare sockets: none holds a connection for ever."""
+"""Slow clients on bare sockets: no connection is held indefinitely."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ SUBMIT = "POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\
 
 @pytest.fixture(scope="module")
 def url(settings: ApiSettings) -> Iterator[str]:
-    """A service with less patience."""
+    """A service with short timeouts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("img2img.app.http.uvicorn_protocol.HEADER_TIMEOUT_S", 1.0)
         patch.setattr("img2img.app.http.body_limits.LINGER_S", 0.5)
@@ -31,7 +31,7 @@ def url(settings: ApiSettings) -> Iterator[str]:
 
 @contextmanager
 def trickling(connection: socket, piece: bytes) -> Iterator[None]:
-    """Sends the piece again and again, until the end of the block or of the connection."""
+    """Send `piece` repeatedly until the context or the connection ends."""
     enough = Event()
 
     def trickle() -> None:
@@ -51,29 +51,29 @@ def trickling(connection: socket, piece: bytes) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("size", "piece"), [("Content-Length: 100000", b"x"), ("Transfer-Encoding: chunked", b"1\r\nx\r\n")]
 )
-def test_a_body_that_trickles(url: str, redis: Redis, size: str, piece: bytes) -> None:
+def test_slow_body_times_out(url: str, redis: Redis, size: str, piece: bytes) -> None:
     with connected(url) as connection:
         connection.sendall(f"{SUBMIT}{size}\r\n\r\n".encode())
         with trickling(connection, piece):
-            answer = until_closed(connection)
-    assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-    assert b'"code":"request_timeout"' in answer
+            received = until_closed(connection)
+    assert received.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert b'"code":"request_timeout"' in received
 
 
-def test_a_body_that_stops(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_body_times_out(url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("img2img.app.http.body_limits.IDLE_TIMEOUT_S", 0.3)
     with connected(url) as connection:
         connection.sendall(f"{SUBMIT}Content-Length: 1000\r\n\r\n".encode() + b'{"image":')
-        answer = until_closed(connection)
-    assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        received = until_closed(connection)
+    assert received.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
 
 
-def test_silence(url: str) -> None:
+def test_connection_without_request_is_closed(url: str) -> None:
     with connected(url) as connection:
         assert until_closed(connection) == b""
 
 
-def test_headers_that_trickle(url: str) -> None:
+def test_slow_headers_time_out(url: str) -> None:
     with connected(url) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: ")
         with trickling(connection, b"x"):
@@ -81,25 +81,25 @@ def test_headers_that_trickle(url: str) -> None:
 
 
 @pytest.mark.parametrize("piece", [b"\r\n", b"G"])
-def test_what_trickles_after_an_answer(url: str, piece: bytes) -> None:
+def test_slow_headers_after_a_response_time_out(url: str, piece: bytes) -> None:
     with connected(url) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         with trickling(connection, piece):
-            answer = until_closed(connection)
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            received = until_closed(connection)
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_who_is_answered_early_and_goes_on_sending(url: str) -> None:
+def test_early_response_is_delivered_while_the_client_sends(url: str) -> None:
     with connected(url) as connection:
         connection.sendall(f"{SUBMIT}Content-Length: 100000000\r\n\r\n".encode())
         with trickling(connection, b"x" * 1000):
-            answer = until_closed(connection)
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert answer.endswith(b"}")
+            received = until_closed(connection)
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert received.endswith(b"}")
 
 
-def test_patience_with_those_who_wait_for_us(http: httpx.Client, url: str, picture: bytes, queue: JobQueue) -> None:
-    """What is bounded is how long we wait for a client, not how long it waits for a job."""
+def test_long_poll_does_not_time_out(http: httpx.Client, url: str, picture: bytes, queue: JobQueue) -> None:
+    """The timeouts limit the wait for a client, not the wait of a client for a job."""
     with httpx.Client(base_url=url, timeout=30) as client:
         job = client.post("/img2img", files={"image": picture}).json()
         started_at = time.monotonic()

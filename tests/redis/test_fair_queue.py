@@ -26,8 +26,8 @@ def submit(idle_service: Service) -> Submit:
     """Submit some jobs of one owner."""
 
     def queue(count: int = 1, owner: str = "", priority: Priority = NORMAL, **changes: Any) -> list[str]:
-        terms = JobOptions(owner=owner, priority=priority)
-        return [idle_service.jobs.submit(make_spec(**changes), terms).id for _ in range(count)]
+        options = JobOptions(owner=owner, priority=priority)
+        return [idle_service.jobs.submit(make_spec(**changes), options).id for _ in range(count)]
 
     return queue
 

@@ -109,10 +109,10 @@ def test_eta_of_a_new_job_respects_turns_and_priority(
     )
     for _ in range(9):
         queue.submit(record.spec)
-    forecaster = EtaEstimator(queue.job_store.fair_queue, ModelRegistry(redis))
+    estimator = EtaEstimator(queue.job_store.fair_queue, ModelRegistry(redis))
     for owner, priority, ahead in [("", "normal", 10), ("b", "normal", 1), ("b", "high", 0), ("b", "low", 10)]:
-        terms = JobOptions(owner=owner, priority=Priority(priority))
-        assert forecaster.of_next(record.spec, terms) == QueueEstimate(ahead, ahead + 1)
+        options = JobOptions(owner=owner, priority=Priority(priority))
+        assert estimator.estimate_next(record.spec, options) == QueueEstimate(ahead, ahead + 1)
 
 
 def test_throughput_excludes_idle_time() -> None:

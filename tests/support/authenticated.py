@@ -1,4 +1,4 @@
-"""A service that asks for keys, and clients that have some."""
+"""A service that requires API keys, and clients with keys."""
 
 import pkgutil
 import socket
@@ -22,7 +22,7 @@ ALL_BUT_ADMIN = (Scope.READ, Scope.SUBMIT)
 
 @contextmanager
 def authenticated_server(settings: ApiSettings, **changes: object) -> Iterator[str]:
-    """The front end on the same Redis and store with keys required, by its URL."""
+    """Run an API server on the same Redis and store with keys required; yields its URL."""
     own = {"keys": "required", "port": free_port(), **changes}
     with http_server(settings.model_copy(update=own)) as url:
         yield url
@@ -30,14 +30,14 @@ def authenticated_server(settings: ApiSettings, **changes: object) -> Iterator[s
 
 @contextmanager
 def client_with(url: str, keys: ApiKeys, *scopes: Scope) -> Iterator[httpx.Client]:
-    """A client with a key of its own."""
+    """A client with a new API key."""
     secret, _ = keys.create("test", scopes or ALL_BUT_ADMIN)
     with httpx.Client(base_url=url, timeout=10, headers={"Authorization": f"Bearer {secret}"}) as client:
         yield client
 
 
 def routes() -> list[tuple[str, str]]:
-    """Method and path of every route that `app.routes` has."""
+    """Return method and path of every route in `app.routes`."""
     modules = [
         import_module(f"img2img.app.routes.{found.name}") for found in pkgutil.iter_modules(img2img.app.routes.__path__)
     ]
@@ -53,18 +53,18 @@ def routes() -> list[tuple[str, str]]:
 
 @contextmanager
 def connected(url: str) -> Iterator[socket.socket]:
-    """A bare connection to the service."""
+    """A socket connected to the service."""
     parsed = urlparse(url)
     with closing(socket.create_connection((parsed.hostname, parsed.port), timeout=20)) as connection:
         yield connection
 
 
 def until_closed(connection: socket.socket) -> bytes:
-    """All that comes until the service closes the connection."""
+    """Return all bytes until the service closes the connection."""
     received = b""
     try:
         while piece := connection.recv(65536):
             received += piece
     except ConnectionResetError:
-        pass  # it was closed while we still sent
+        pass  # closed while sending
     return received

@@ -10,7 +10,7 @@ import torch
 
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
-from img2img.worker.engine.task import EngineTask
+from img2img.worker.engine.task import EngineTask, TaskFunction
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.model import Model
@@ -29,17 +29,22 @@ def run_on(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Inputs]])
 
 def run_tasks(model: Model, jobs: Sequence[tuple[JobSpec, Inputs]], engine: Engine | None = None) -> list[torch.Tensor]:
     """The results before they are rounded: (1, 3, height, width) in [0, 1]."""
-    engine = engine or Engine(slots=16)
-    tickets = [EngineTask(make_task_function(model, spec, inputs, 0), lambda _t: None) for spec, inputs in jobs]
-    engine.submit(tickets)
+    functions = [make_task_function(model, spec, inputs, 0) for spec, inputs in jobs]
+    return run_functions(functions, engine or Engine(slots=16))
+
+
+def run_functions(functions: Sequence[TaskFunction], engine: Engine) -> list[torch.Tensor]:
+    """Return the results of the functions, run in one engine. Raises the first error."""
+    tasks = [EngineTask(function, lambda _task: None) for function in functions]
+    engine.submit(tasks)
     engine.shut_down()
     loop = threading.Thread(target=engine.run)
     loop.start()
     loop.join()
-    for ticket in tickets:
-        if ticket.error is not None:
-            raise ticket.error
-    return [ticket.result for ticket in tickets]
+    for task in tasks:
+        if task.error is not None:
+            raise task.error
+    return [task.result for task in tasks]
 
 
 @pytest.fixture(scope="module", autouse=True)

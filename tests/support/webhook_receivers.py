@@ -1,4 +1,4 @@
-"""A real receiver of webhooks: an HTTP server on loopback that keeps what it got and answers as it is told."""
+"""A receiver of webhooks: an HTTP server on loopback that records requests and sends configured responses."""
 
 import threading
 import time
@@ -15,7 +15,7 @@ from tests.support.processes import wait_for
 
 @dataclass
 class Received:
-    """One request as it came."""
+    """A received request."""
 
     path: str
     headers: dict[str, str]
@@ -25,15 +25,15 @@ class Received:
 
 @dataclass
 class Receiver:
-    """answers: status and headers of the first answers, then of all others 204."""
+    """responses: status and headers of the first responses; further ones are 204."""
 
     url: str = ""
     got: list[Received] = field(default_factory=list)
-    answers: list[tuple[int, Mapping[str, str]]] = field(default_factory=list)
-    hold: threading.Event = field(default_factory=threading.Event)  # an answer waits until it is set
+    responses: list[tuple[int, Mapping[str, str]]] = field(default_factory=list)
+    hold: threading.Event = field(default_factory=threading.Event)  # responses wait until it is set
 
     def wait(self, requests: int, timeout_s: float = 60) -> list[Received]:
-        """The requests, once there are so many."""
+        """Wait for this many requests and return them."""
         wait_for(lambda: len(self.got) >= requests, timeout_s)
         return list(self.got)
 
@@ -42,15 +42,15 @@ class Receiver:
 
 
 def verified(received: Received, secret: str) -> dict[str, Any]:
-    """The event, if its signature is good."""
+    """Return the event after verifying its signature."""
     event: dict[str, Any] = Webhook(secret).verify(received.body, received.headers)
     return event
 
 
 @contextmanager
-def receiving(*answers: tuple[int, Mapping[str, str]], held: bool = False) -> Iterator[Receiver]:
-    """A receiver at its url. held: it takes requests, and answers none before `hold` is set."""
-    receiver = Receiver(answers=list(answers))
+def receiving(*responses: tuple[int, Mapping[str, str]], held: bool = False) -> Iterator[Receiver]:
+    """Run a receiver. held: responses wait until `hold` is set."""
+    receiver = Receiver(responses=list(responses))
     if not held:
         receiver.hold.set()
 
@@ -58,7 +58,7 @@ def receiving(*answers: tuple[int, Mapping[str, str]], held: bool = False) -> It
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            status, extra = receiver.answers.pop(0) if receiver.answers else (204, {})
+            status, extra = receiver.responses.pop(0) if receiver.responses else (204, {})
             receiver.got.append(Received(self.path, headers, body))
             receiver.hold.wait(60)
             self.send_response(status)
@@ -66,7 +66,7 @@ def receiving(*answers: tuple[int, Mapping[str, str]], held: bool = False) -> It
                 self.send_header(name, value)
             self.end_headers()
 
-        do_GET = do_POST  # noqa: N815  # whoever asked by GET is found out
+        do_GET = do_POST  # noqa: N815  # a GET is recorded as well
 
         def log_message(self, *_: object) -> None:
             return

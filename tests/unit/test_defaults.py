@@ -5,12 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from img2img.app.submission.defaults import nearest_side, resolve_model, resolve_seed, resolve_size
-from img2img.domain.model_card import nearest_bucket
+from img2img.domain.model_card import ModelCard, nearest_bucket
 from img2img.domain.parameters import MAX_SEED
 from img2img.errors import ParameterError, Unavailable
 from tests.support.model_cards import CARD, DDIM_ONLY
 
-KNOWN = {CARD.name: CARD, DDIM_ONLY.name: DDIM_ONLY}
+
+class Cards(dict[str, ModelCard]):
+    """Model cards by name."""
+
+    def find(self, name: str) -> ModelCard | None:
+        return self.get(name)
+
+    def known_names(self) -> list[str]:
+        return sorted(self)
+
+
+KNOWN = Cards({CARD.name: CARD, DDIM_ONLY.name: DDIM_ONLY})
 pixels = st.integers(1, 20_000)
 
 
@@ -27,7 +38,7 @@ def test_an_unknown_model_is_refused_with_the_list() -> None:
 @pytest.mark.parametrize("name", [None, "demo"])
 def test_the_default_model_is_unavailable_until_a_worker_has_offered_it(name: str | None) -> None:
     with pytest.raises(Unavailable, match="demo"):
-        resolve_model(name, "demo", {})
+        resolve_model(name, "demo", Cards())
 
 
 @pytest.mark.parametrize(

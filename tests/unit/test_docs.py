@@ -13,7 +13,7 @@ from img2img.app.cli import app as command_line
 from img2img.app.schemas.requests import ControlRequest, Img2ImgRequest
 from img2img.domain.api_key import Scope
 from img2img.domain.job import TRANSITIONS, JobFailure
-from img2img.domain.spec import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
 from img2img.redis import job_queue
 from img2img.worker.pipelines.loading.model_config import ModelConfig
 from tests.support.pages import PAGES, ROOT, blocks, names, page, page_id, table, without_code

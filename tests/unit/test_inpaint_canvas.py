@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from img2img.app.submission.geometry import padded, strips, union, working_size
+from img2img.app.submission.geometry import expand_box, margin_boxes, union, working_size
 from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.parameters import Scheduler
@@ -37,7 +37,7 @@ def test_a_padded_box_holds_the_box_and_lies_on_the_canvas(
     placed: tuple[tuple[int, int, int, int], tuple[int, int]], padding: int
 ) -> None:
     box, canvas = placed
-    left, top, right, bottom = padded(box, padding, canvas, CARD)
+    left, top, right, bottom = expand_box(box, padding, canvas, CARD)
     assert 0 <= left <= max(0, box[0] - padding)
     assert 0 <= top <= max(0, box[1] - padding)
     assert canvas[0] >= right >= min(canvas[0], box[2] + padding)
@@ -54,12 +54,12 @@ def test_a_working_size_can_be_made_and_keeps_the_shape(width: int, height: int)
 
 
 def test_a_small_thing_is_seen_at_the_shape_of_a_bucket() -> None:
-    assert working_size(padded((1000, 1000, 1100, 1040), 32, (4000, 3000), CARD), CARD) in CARD.sizes
+    assert working_size(expand_box((1000, 1000, 1100, 1040), 32, (4000, 3000), CARD), CARD) in CARD.sizes
 
 
 def test_margins_are_boxes_and_have_a_union() -> None:
-    assert strips(Padding(left=10), (110, 50)) == [(0, 0, 10, 50)]
-    assert union(strips(Padding(left=10, bottom=5), (110, 50))) == (0, 0, 110, 50)
+    assert margin_boxes(Padding(left=10), (110, 50)) == [(0, 0, 10, 50)]
+    assert union(margin_boxes(Padding(left=10, bottom=5), (110, 50))) == (0, 0, 110, 50)
 
 
 def region(margins: Padding, canvas: tuple[int, int], *, blur: int, masked: bool) -> InpaintRegion:

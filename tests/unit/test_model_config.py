@@ -1,6 +1,7 @@
-"""models.toml: what is read from it, and what is said where it is wrong. No model is loaded here."""
+"""Reading and validation of models.toml. No model is loaded."""
 
 import pickle
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from img2img.settings import SharedSettings
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.loading.model_config import (
     ComponentSource,
+    ModelConfig,
     config_for,
     configs_to_serve,
     read_models_file,
@@ -41,7 +43,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_entries_have_their_names_defaults_and_parts(file: Path) -> None:
+def test_read_models_file_returns_configs_by_name(file: Path) -> None:
     models = read_models_file(file)
     assert list(models) == ["photo", "org/large"]
     photo, large = models.values()
@@ -53,10 +55,10 @@ def test_entries_have_their_names_defaults_and_parts(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("[models.a]\nsource = 'x'\nlora = {}", "models.a.lora: there is no such key"),
-        ("[models.a]\nsource = 'x'\nloras.ink = { source = 'y', file = 'z' }", "models.a.loras.ink.file: there is no"),
+        ("[models.a]\nsource = 'x'\nlora = {}", "models.a.lora: unknown key"),
+        ("[models.a]\nsource = 'x'\nloras.ink = { source = 'y', file = 'z' }", "models.a.loras.ink.file: unknown key"),
         ("[models.a]\nsource = 'x'\nscheduler = 'magic'", "models.a.scheduler: Input should be 'ddim'"),
         ("[models.a]\nsource = 'x'\nsteps = 0", "models.a.steps: Input should be greater than or equal to 1, got 0"),
         ("[models.a]\nsteps = 3", "models.a.source: Field required"),
@@ -66,23 +68,26 @@ def test_entries_have_their_names_defaults_and_parts(file: Path) -> None:
         ("[models.a", "cannot read the model file"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_read_models_file_reports_error_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "models.toml").write_text(text)
-    with pytest.raises(StartupError) as refused:
+    with pytest.raises(StartupError) as raised:
         read_models_file(tmp_path / "models.toml")
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_worker_serves_all_of_the_file_or_what_it_is_told(file: Path) -> None:
+def test_configs_to_serve_returns_all_or_selected_models(file: Path) -> None:
     def served(names: str | None) -> list[str]:
-        return [entry.name for entry in configs_to_serve("photo", None, file, names)]
+        return [config.name for config in configs_to_serve("photo", None, file, names)]
 
     assert served(None) == ["photo", "org/large"]
     assert served("org/large") == ["org/large"]
     assert served(" photo , demo,photo") == ["photo", "demo"]
-    for names, said in (("photo,nope", "no model 'nope', but demo, org/large, photo"), (" , ", "one model at least")):
-        with pytest.raises(StartupError, match=said):
+    for names, message in (
+        ("photo,nope", "unknown model 'nope'; known: demo, org/large, photo"),
+        (" , ", "one or more models"),
+    ):
+        with pytest.raises(StartupError, match=message):
             served(names)
     with pytest.raises(StartupError, match="IMG2IMG_REVISION"):
         configs_to_serve("photo", "abc", file, None)
@@ -90,24 +95,24 @@ def test_a_worker_serves_all_of_the_file_or_what_it_is_told(file: Path) -> None:
         configs_to_serve("photo", None, file.with_name("none.toml"), None)
 
 
-def test_without_a_file_it_serves_the_one_model(tmp_path: Path) -> None:
+def test_configs_to_serve_without_file_returns_one_model(tmp_path: Path) -> None:
     [hub] = configs_to_serve("org/name", "abc", None, None)
     assert (hub.name, hub.source, hub.revision) == ("org/name", "org/name", "abc")
     [demo] = configs_to_serve("demo", None, None, None)
     assert demo == config_for("demo")
     assert Path(demo.source, "model_index.json").is_file()
-    with pytest.raises(StartupError, match="source: there is no /no/such/folder"):
+    with pytest.raises(StartupError, match="source: /no/such/folder does not exist"):
         configs_to_serve("/no/such/folder", None, None, None)
 
 
-def test_a_part_that_is_not_there_is_missed_before_anything_loads(file: Path) -> None:
+def test_configs_to_serve_rejects_missing_component(file: Path) -> None:
     (file.parent / "ink.safetensors").unlink()
-    with pytest.raises(StartupError, match=r"model 'photo': loras.ink: there is no .*/ink.safetensors"):
+    with pytest.raises(StartupError, match=r"model 'photo': loras.ink: .*/ink.safetensors does not exist"):
         configs_to_serve("photo", None, file, None)
-    assert len(configs_to_serve("photo", None, file, "org/large")) == 1, "what is not served need not be here"
+    assert len(configs_to_serve("photo", None, file, "org/large")) == 1, "components of other models are not checked"
 
 
-def test_requests_get_the_first_model_of_the_file_unless_told_otherwise(file: Path) -> None:
+def test_default_model_is_first_of_file(file: Path) -> None:
     def settings(**given: object) -> SharedSettings:
         return SharedSettings(_env_file=None, **given)  # type: ignore[call-arg, arg-type]
 
@@ -118,19 +123,38 @@ def test_requests_get_the_first_model_of_the_file_unless_told_otherwise(file: Pa
         settings(models_file=file.with_name("none.toml"))
 
 
-def test_the_example_and_the_manual_are_such_files(tmp_path: Path) -> None:
+def test_example_and_documentation_are_valid(tmp_path: Path) -> None:
     example = read_models_file(ROOT / "examples" / "models.toml")
     assert {"photo", "large"} <= set(example)
-    manual = (ROOT / "docs" / "models.md").read_text().split("```toml\n")[1].split("```")[0]
-    assert tomllib.loads(manual)
-    (tmp_path / "models.toml").write_text(manual)
+    documented = documented_toml()[0]
+    assert tomllib.loads(documented)
+    (tmp_path / "models.toml").write_text(documented)
     assert (
         read_models_file(tmp_path / "models.toml")["photo"].loras["ink"].source == f"{tmp_path}/loras/ink.safetensors"
     )
 
 
-class RunsWhenRead:
-    """A pickle that leaves a trace when someone reads it."""
+def documented_toml() -> list[str]:
+    """Return the TOML blocks of docs/models.md."""
+    return re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
+
+
+def test_every_documented_block_is_valid() -> None:
+    for text in documented_toml():
+        block = tomllib.loads(text)
+        # A block has tables of models, or only keys of one model.
+        for config in block.get("models", {"photo": block}).values():
+            assert ModelConfig.model_validate({"source": "x"} | config)
+
+
+def test_documentation_names_every_key() -> None:
+    rows = [line.split("|")[1] for line in (ROOT / "docs" / "models.md").read_text().splitlines() if "| " in line]
+    documented = {key for row in rows for key in re.findall("`([a-z_]+)`", row)}
+    assert documented == set(ModelConfig.model_fields) - {"name"}
+
+
+class CodeInPickle:
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -140,25 +164,28 @@ class RunsWhenRead:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("ink.bin", "is not a safetensors file"), ("ink.safetensors", "cannot be read as safetensors")],
 )
-def test_a_pickle_is_refused_and_not_read(tmp_path: Path, name: str, said: str) -> None:
+def test_resolve_weights_rejects_pickle_without_reading_it(tmp_path: Path, name: str, message: str) -> None:
     trace = tmp_path / "trace"
-    (tmp_path / name).write_bytes(pickle.dumps(RunsWhenRead(trace)))
-    for part in (ComponentSource(source=str(tmp_path / name)), ComponentSource(source=str(tmp_path), weight_name=name)):
-        with pytest.raises(StartupError, match=f"LoRA: .*{said}"):
-            resolve_weights(part, "LoRA")
+    (tmp_path / name).write_bytes(pickle.dumps(CodeInPickle(trace)))
+    for source in (
+        ComponentSource(source=str(tmp_path / name)),
+        ComponentSource(source=str(tmp_path), weight_name=name),
+    ):
+        with pytest.raises(StartupError, match=f"LoRA: .*{message}"):
+            resolve_weights(source, "LoRA")
     assert not trace.exists()
 
 
-def test_a_file_is_named_where_a_source_holds_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StartupError, match="holds 0 safetensors files"):
+def test_resolve_weights_requires_weight_name_if_ambiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StartupError, match="has 0 safetensors files"):
         resolve_weights(ComponentSource(source=str(tmp_path)), "LoRA")
     with pytest.raises(StartupError, match="No such file"):
         resolve_weights(ComponentSource(source=str(tmp_path), weight_name="none.safetensors"), "LoRA")
-    with pytest.raises(StartupError, match="name the file in org/adapter by `weight_name`"):
+    with pytest.raises(StartupError, match="set `weight_name` to the file in org/adapter"):
         resolve_weights(ComponentSource(source="org/adapter"), "IP-Adapter")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(StartupError, match="LoRA: org/nothing: "):
+    with pytest.raises(StartupError, match="LoRA: cannot download org/nothing: "):
         resolve_weights(ComponentSource(source="org/nothing"), "LoRA", default="lora.safetensors")

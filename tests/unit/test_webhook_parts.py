@@ -21,7 +21,7 @@ from img2img.app.webhooks.ssrf_guard import check_webhook, is_public
 from img2img.domain.webhook import DeliveryStatus, Webhook
 from img2img.errors import ParameterError
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # the one of the specification's example
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # from the example in the specification
 OTHER_SECRET = "whsec_" + base64.b64encode(b"x" * 32).decode()
 
 
@@ -73,7 +73,7 @@ def test_public_addresses(address: str) -> None:
         "ff0e::1",
     ],
 )
-def test_addresses_that_are_not_public(address: str) -> None:
+def test_non_public_addresses(address: str) -> None:
     assert not is_public(ip_address(address))
 
 
@@ -94,15 +94,15 @@ def test_addresses_that_are_not_public(address: str) -> None:
         "https://a.localhost/",
     ],
 )
-def test_a_url_that_cannot_lead_to_the_public_internet_is_refused_at_once(url: str) -> None:
+def test_non_public_url_is_rejected_at_submit(url: str) -> None:
     webhook = Webhook.model_validate({"url": url})
-    with pytest.raises(ParameterError) as refused:
+    with pytest.raises(ParameterError) as error:
         check_webhook(webhook, allow_private=False)
-    assert refused.value.field == "webhook.url"
+    assert error.value.field == "webhook.url"
     check_webhook(webhook, allow_private=True)
 
 
-def test_a_url_that_may_lead_there_is_not() -> None:
+def test_possibly_public_url_is_accepted() -> None:
     for url in (
         "https://example.com/x?y=z",
         "https://example.com:8443/",
@@ -112,7 +112,7 @@ def test_a_url_that_may_lead_there_is_not() -> None:
         check_webhook(Webhook.model_validate({"url": url}), allow_private=False)
 
 
-def test_delays_grow_to_a_day_and_end() -> None:
+def test_retry_delays_grow_to_a_day_and_end() -> None:
     delays = [retry_delay_s(attempt, None, 0.5) for attempt in range(1, MAX_ATTEMPTS + 1)]
     assert delays[:4] == [5, 15, 45, 135]
     assert delays[-1] is None
@@ -123,18 +123,18 @@ def test_delays_grow_to_a_day_and_end() -> None:
     assert 2 * 24 * 3600 < sum(waits) < 3 * 24 * 3600
 
 
-def test_delays_are_spread() -> None:
-    assert [retry_delay_s(1, None, chance) for chance in (0, 0.5, 1)] == pytest.approx([4, 5, 6])
+def test_retry_delays_have_jitter() -> None:
+    assert [retry_delay_s(1, None, jitter) for jitter in (0, 0.5, 1)] == pytest.approx([4, 5, 6])
 
 
-def test_a_receiver_can_ask_for_more_time_but_not_for_less_and_not_for_ever() -> None:
+def test_retry_after_extends_the_delay_up_to_a_day() -> None:
     assert retry_delay_s(1, 120, 0.5) == 120
     assert retry_delay_s(5, 1, 0.5) == 405
     assert retry_delay_s(1, 1e9, 0.5) == 24 * 3600
     assert retry_delay_s(MAX_ATTEMPTS, 120, 0.5) is None
 
 
-def test_retry_after_in_both_forms_and_in_none() -> None:
+def test_parse_retry_after() -> None:
     now = float(int(time.time()))
     assert parse_retry_after("120", now) == 120
     assert parse_retry_after(formatdate(now + 90, usegmt=True), now) == 90
@@ -143,23 +143,23 @@ def test_retry_after_in_both_forms_and_in_none() -> None:
         assert parse_retry_after(nonsense, now) is None
 
 
-def test_how_a_delivery_stands_after_an_attempt() -> None:
+def test_delivery_after_attempt() -> None:
     delivered = delivery_after_attempt(3, DeliveryResponse(204), 100.0, 0.5)
     assert (delivered.status, delivered.attempts, delivered.next_attempt_at) == (DeliveryStatus.DELIVERED, 3, None)
-    for answer in (
+    for response in (
         DeliveryResponse(302, "status 302"),
         DeliveryResponse(500, "status 500"),
         DeliveryResponse(error="no response within 15 s"),
     ):
-        pending = delivery_after_attempt(1, answer, 100.0, 0.5)
+        pending = delivery_after_attempt(1, response, 100.0, 0.5)
         assert (pending.status, pending.next_attempt_at) == (DeliveryStatus.PENDING, 105.0)
-        assert (pending.last_status, pending.last_error) == (answer.status, answer.error)
-        assert delivery_after_attempt(MAX_ATTEMPTS, answer, 100.0, 0.5).status is DeliveryStatus.FAILED
+        assert (pending.last_status, pending.last_error) == (response.status, response.error)
+        assert delivery_after_attempt(MAX_ATTEMPTS, response, 100.0, 0.5).status is DeliveryStatus.FAILED
     gone = delivery_after_attempt(1, DeliveryResponse(410, "status 410"), 100.0, 0.5)
     assert (gone.status, gone.next_attempt_at) == (DeliveryStatus.FAILED, None)
 
 
-def test_the_signature_of_the_specification() -> None:
+def test_signature_matches_the_specification() -> None:
     headers = WebhookSigner((SECRET,)).headers("msg_p5jXN8AQM9LWM0D4loKWxJek", '{"test": 2432232314}', 1614265330.9)
     assert headers == {
         "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -168,7 +168,7 @@ def test_the_signature_of_the_specification() -> None:
     }
 
 
-def test_with_two_secrets_a_receiver_may_know_either() -> None:
+def test_two_secrets_both_sign() -> None:
     body = '{"prompt": "häuschen"}'
     headers = WebhookSigner((SECRET, OTHER_SECRET)).headers("id", body, time.time())
     assert headers["webhook-signature"].count("v1,") == 2
@@ -179,7 +179,7 @@ def test_with_two_secrets_a_receiver_may_know_either() -> None:
         stranger.verify(body.encode(), headers)
 
 
-def test_serve_draws_a_secret_once_for_its_owner_alone(tmp_path: Path) -> None:
+def test_serve_generates_one_private_secret(tmp_path: Path) -> None:
     settings = ApiSettings(_env_file=None, data_dir=tmp_path)
     assert settings.webhook_secrets == ()
     ensure_secret(tmp_path)
@@ -193,16 +193,16 @@ def test_serve_draws_a_secret_once_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("secret", ["hunter2", "whsec_", "whsec_hunter2", "whsec_" + "A" * 12, f"{SECRET} hunter2"])
-def test_a_bad_secret_is_refused_and_not_shown(secret: str) -> None:
-    with pytest.raises(ValidationError) as refused:
+def test_invalid_secret_is_rejected_without_showing_it(secret: str) -> None:
+    with pytest.raises(ValidationError) as error:
         ApiSettings(_env_file=None, webhook_secret=secret)
-    said = describe_errors(refused.value)
-    assert said.startswith("IMG2IMG_WEBHOOK_SECRET: ")
-    assert not any(part in said for part in secret.split() if part != "whsec_")
-    assert "got" not in said
+    message = describe_errors(error.value)
+    assert message.startswith("IMG2IMG_WEBHOOK_SECRET: ")
+    assert not any(part in message for part in secret.split() if part != "whsec_")
+    assert "got" not in message
 
 
-def test_settings_do_not_show_their_secret() -> None:
+def test_settings_hide_their_secret() -> None:
     settings = ApiSettings(_env_file=None, webhook_secret=f"{SECRET} {OTHER_SECRET}")
     assert settings.webhook_secrets == (SECRET, OTHER_SECRET)
     assert "whsec_" not in repr(settings) + str(settings)

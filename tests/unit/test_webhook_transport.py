@@ -1,4 +1,4 @@
-"""One attempt to deliver, over real sockets: which address is dialled, which name is verified, what is not followed."""
+"""Delivery attempts over real sockets: addresses, TLS, redirects, proxies and timeouts."""
 
 import asyncio
 import ssl
@@ -18,19 +18,19 @@ from tests.support.webhook_receivers import Receiver, receiving
 
 
 class ChangesItsMind:
-    """A name server of an attacker: public when it is looked at, and private the next time."""
+    """A resolver of an attacker: returns a public address first and a private one next."""
 
-    def __init__(self, *answers: list[str]) -> None:
-        self._answers = list(answers)
-        self.asked = 0
+    def __init__(self, *results: list[str]) -> None:
+        self._results = list(results)
+        self.lookups = 0
 
     async def __call__(self, host: str, port: int) -> list[str]:
-        self.asked += 1
-        return self._answers[min(self.asked, len(self._answers)) - 1]
+        self.lookups += 1
+        return self._results[min(self.lookups, len(self._results)) - 1]
 
 
 class Diverts(httpcore.AnyIOBackend):
-    """A network where every address leads to loopback: the tests talk to nobody outside."""
+    """A network that connects every address to loopback."""
 
     def __init__(self) -> None:
         self.dialled: list[str] = []
@@ -53,33 +53,33 @@ def post(
     return asyncio.run(poster.post(url, {"webhook-id": "x"}, b"{}"))
 
 
-def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
+def test_one_private_address_rejects_the_host() -> None:
     with receiving() as receiver:
         for addresses in (["127.0.0.1"], ["192.0.2.1"], ["1.1.1.1", "127.0.0.1"], ["::ffff:127.0.0.1"]):
             network = Diverts()
             backend = PinnedTransport(ChangesItsMind(addresses), network)
-            answer = post(f"http://hooks.example:{port_of(receiver)}/", backend)
-            assert answer == DeliveryResponse(error="the host has an address that is not public")
+            response = post(f"http://hooks.example:{port_of(receiver)}/", backend)
+            assert response == DeliveryResponse(error="the host has an address that is not public")
             assert not network.dialled
         assert not receiver.got
 
 
-def test_what_was_checked_is_what_is_dialled() -> None:
-    """After the look at its address the name moves to loopback; nobody asks again."""
+def test_connects_to_the_checked_address() -> None:
+    """The name is resolved once, so a second result cannot be used."""
     with receiving() as receiver:
         rebinding, network = ChangesItsMind(["1.1.1.1"], ["127.0.0.1"]), Diverts()
         url = f"http://rebind.example:{port_of(receiver)}/"
         assert post(url, PinnedTransport(rebinding, network)) == DeliveryResponse(204)
-        assert rebinding.asked == 1
+        assert rebinding.lookups == 1
         assert network.dialled == ["1.1.1.1"]
         assert post(url, PinnedTransport(rebinding, network)).error == "the host has an address that is not public"
         assert network.dialled == ["1.1.1.1"]
         assert len(receiver.got) == 1
 
 
-def test_the_second_address_is_dialled_where_the_first_is_dead() -> None:
+def test_second_address_is_tried_if_the_first_fails() -> None:
     with receiving() as receiver:
-        resolver = ChangesItsMind(["127.0.0.2", "127.0.0.1"])  # the receiver listens on 127.0.0.1 alone
+        resolver = ChangesItsMind(["127.0.0.2", "127.0.0.1"])  # the receiver listens on 127.0.0.1 only
         url = f"http://hooks.example:{port_of(receiver)}/a?b=c"
         assert post(url, PinnedTransport(resolver, allow_private=True)) == DeliveryResponse(204)
         [received] = receiver.got
@@ -87,14 +87,14 @@ def test_the_second_address_is_dialled_where_the_first_is_dead() -> None:
         assert received.headers["host"] == f"hooks.example:{port_of(receiver)}"
 
 
-def test_a_redirect_is_not_followed() -> None:
+def test_redirect_is_not_followed() -> None:
     with receiving() as elsewhere, receiving((302, {"Location": elsewhere.url})) as receiver:
         assert post(receiver.url, PinnedTransport(allow_private=True)) == DeliveryResponse(302, "status 302")
         assert len(receiver.got) == 1
         assert not elsewhere.got
 
 
-def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_of_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiving() as proxy, receiving() as receiver:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
@@ -102,18 +102,18 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
         assert not proxy.got
 
 
-def test_retry_after_is_heard() -> None:
+def test_retry_after_is_returned() -> None:
     with receiving((503, {"Retry-After": "120"})) as receiver:
         assert post(receiver.url, PinnedTransport(allow_private=True)) == DeliveryResponse(503, "status 503", 120)
 
 
-def test_a_receiver_that_does_not_answer_costs_its_time_and_no_more() -> None:
+def test_unresponsive_receiver_times_out() -> None:
     with receiving(held=True) as receiver:
-        answer = post(receiver.url, PinnedTransport(allow_private=True), timeout_s=0.5)
-        assert answer == DeliveryResponse(error="no response within 0.5 s")
+        response = post(receiver.url, PinnedTransport(allow_private=True), timeout_s=0.5)
+        assert response == DeliveryResponse(error="no response within 0.5 s")
 
 
-def test_a_host_without_address_and_a_port_without_listener() -> None:
+def test_connection_errors_are_returned() -> None:
     assert post("http://hooks.example/", PinnedTransport(ChangesItsMind([]))) == DeliveryResponse(
         error="the host has no address"
     )
@@ -122,7 +122,7 @@ def test_a_host_without_address_and_a_port_without_listener() -> None:
     assert post(url, PinnedTransport(allow_private=True)).status is None
 
 
-def test_plain_http_only_where_it_is_allowed() -> None:
+def test_plain_http_is_rejected_unless_allowed() -> None:
     with receiving() as receiver:
         poster = HttpSender(PinnedTransport(allow_private=True), timeout_s=5, allow_http=False)
         assert asyncio.run(poster.post(receiver.url, {}, b"{}")) == DeliveryResponse(error="the URL is not https")
@@ -131,7 +131,7 @@ def test_plain_http_only_where_it_is_allowed() -> None:
 
 @contextmanager
 def answering(raw: bytes, context: ssl.SSLContext | None = None) -> Iterator[int]:
-    """A server that says these bytes to whoever calls, over and over, until they hang up; by its port."""
+    """A server that sends these bytes repeatedly to every client; yields its port."""
     ready, stopped = threading.Event(), threading.Event()
     ports: list[int] = []
 
@@ -165,17 +165,17 @@ def answering(raw: bytes, context: ssl.SSLContext | None = None) -> Iterator[int
         thread.join()
 
 
-def test_of_an_endless_answer_only_the_status_is_read() -> None:
+def test_response_body_is_not_read() -> None:
     with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n" + b"x" * 65536) as port:
         assert post(f"http://127.0.0.1:{port}/", PinnedTransport(allow_private=True)).is_delivered
     with answering(b"HTTP/1.1 200 OK\r\n" + b"x-more: " + b"x" * 65536) as port:
-        answer = post(f"http://127.0.0.1:{port}/", PinnedTransport(allow_private=True))
-        assert not answer.is_delivered
-        assert answer.error
+        response = post(f"http://127.0.0.1:{port}/", PinnedTransport(allow_private=True))
+        assert not response.is_delivered
+        assert response.error
 
 
 @pytest.mark.parametrize(("named", "good"), [("hooks.example", True), ("other.example", False), ("127.0.0.1", False)])
-def test_tls_verifies_the_name_in_the_url_and_not_the_address(named: str, good: bool) -> None:
+def test_tls_verifies_the_host_name_of_the_url(named: str, good: bool) -> None:
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert(named).configure_cert(server)
@@ -184,8 +184,8 @@ def test_tls_verifies_the_name_in_the_url_and_not_the_address(named: str, good: 
     server.sni_callback = lambda _socket, name, _context: names.append(name)
     backend = PinnedTransport(ChangesItsMind(["127.0.0.1"]), allow_private=True)
     with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", server) as port:
-        answer = post(f"https://hooks.example:{port}/", backend, context=client)
+        response = post(f"https://hooks.example:{port}/", backend, context=client)
     assert names == ["hooks.example"]
-    assert answer.is_delivered is good
+    assert response.is_delivered is good
     if not good:
-        assert "certificate verify failed" in (answer.error or "")
+        assert "certificate verify failed" in (response.error or "")

@@ -1,4 +1,4 @@
-"""From a job's spec and inputs to work for the engine: the stock pipeline and its arguments, one picture each."""
+"""Engine tasks for job specs: the stock pipeline of the task and its arguments, for one result image each."""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -33,8 +33,8 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
         return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
         return lambda _ticket: encode_decode(model, inputs.image)
-    seen = model.adapters.image_prompt_kwargs(spec, inputs)
-    return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, seen)
+    image_prompts = model.adapters.image_prompt_kwargs(spec, inputs)
+    return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, image_prompts)
 
 
 def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
@@ -64,12 +64,12 @@ def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tens
 
 
 def denoise(
-    model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int, ticket: EngineTask, seen: Mapping[str, Any]
+    model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int, ticket: EngineTask, image_prompts: Mapping[str, Any]
 ) -> torch.Tensor:
-    """Run the stock pipeline of the task with its own scheduler and a CPU generator of this seed.
+    """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`.
 
     Args:
-        seen: Arguments for the image prompts.
+        image_prompts: Pipeline arguments for the image prompts.
     """
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
@@ -77,25 +77,28 @@ def denoise(
     model.adapters.activate(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
 
-    def note_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         ticket.latents = kwargs.get("latents")
-        ticket.step = min(-(-(i + 1) // order), spec.steps_run)  # a second-order sampler calls twice a step
+        # A second-order scheduler calls back twice per step.
+        ticket.step = min(-(-(i + 1) // order), spec.steps_run)
         return {}
 
     if inputs.noise is not None:
         _start_from(inputs.noise, pipeline)
     takes = call_parameters(pipeline)
-    modern = "callback_on_step_end" in takes
+    # Older pipelines take `callback`.
+    has_step_end = "callback_on_step_end" in takes
     images: torch.Tensor = pipeline(
         num_inference_steps=spec.num_inference_steps,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
-        **({"callback_on_step_end": note_step} if modern else {"callback": step_callback(spec, ticket)}),
+        **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, ticket)}),
         **_arguments(model, pipeline, spec, inputs, takes),
         **optional_arguments(spec, takes),
-        **seen,
+        **image_prompts,
     ).images
-    ticket.step = spec.steps_run  # also where a schedule that was begun midway had a step less
+    # A schedule with `denoising_start` can have one step less.
+    ticket.step = spec.steps_run
     return images
 
 
@@ -141,15 +144,15 @@ def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Contai
 
 
 def _start_from(noise: torch.Tensor, pipeline: DiffusionPipeline) -> None:
-    """Has the pipeline's scheduler, which is this picture's own, take this noise instead of what the pipeline drew."""
+    """Make the scheduler of a job's pipeline object add `noise` instead of the noise that the pipeline samples."""
     add_noise = pipeline.scheduler.add_noise
 
-    def add_this(latents: torch.Tensor, drawn: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        assert drawn.shape == noise.shape
-        noised: torch.Tensor = add_noise(latents, noise.to(drawn), timesteps)
+    def add_given_noise(latents: torch.Tensor, sampled: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        assert sampled.shape == noise.shape
+        noised: torch.Tensor = add_noise(latents, noise.to(sampled), timesteps)
         return noised
 
-    pipeline.scheduler.add_noise = add_this
+    pipeline.scheduler.add_noise = add_given_noise
 
 
 def _strength_that_steps(spec: StrengthSpec) -> float:

@@ -49,7 +49,7 @@ def qwen_edit(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
 
 def z_image(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """Z-Image: explicit size, and a guidance scale that is 0 without guidance."""
-    # The scale counts from the prediction with the prompt, so 0 is what 1 is elsewhere.
+    # The scale counts from the prediction with the prompt, so 0 means no guidance, as 1 does elsewhere.
     scale = spec.guidance_scale if spec.guidance_scale > 1 else 0.0
     return add_size(spec, {**arguments, "guidance_scale": scale})
 

@@ -1,4 +1,4 @@
-"""A result picture as work for the engine: as a whole, or where it is to be large, tile by tile."""
+"""Engine tasks for result images: one per image, or one per tile of an upscaled image."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,8 @@ from ..images.tiled_image import TiledImage
 from .denoise import denoise, encode_decode, make_task_function
 from .model import Model
 
-MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]  # a tile's inputs and its seed to its picture
+# (inputs of a tile, seed, engine task) -> image of the tile.
+MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]
 
 
 def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> list[TaskFunction]:
@@ -27,14 +28,14 @@ def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int)
     make = partial(upscaler.upscale, spec) if upscaler else partial(_img2img, model, spec)
     scale = upscaler.latent_scale if upscaler else model.latent_scale
     channels = (upscaler or model).vae.config.latent_channels
-    seeds, noise = _drawn(tiled, spec.image_seed(index), channels, scale)
+    seeds, noise = _seeds_and_noise(tiled, spec.image_seed(index), channels, scale)
     return [partial(_tile, tiled, number, make, seeds[number], noise[number]) for number in range(len(seeds))]
 
 
 def _tile(
     enlarged: TiledImage, number: int, make: MakeTile, seed: int, noise: torch.Tensor | None, ticket: EngineTask
 ) -> Pixels:
-    """Bytes, not floats: a result may have a hundred tiles, and they wait for the last of them."""
+    """Compute one tile. Returns bytes instead of floats, because a result can have hundreds of tiles in memory."""
     return to_pixels(make(Inputs(to_tensor(enlarged.tile(number)), noise=noise), seed, ticket))
 
 
@@ -44,13 +45,17 @@ def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket:
     return denoise(model, spec, inputs, seed, ticket, {})
 
 
-def _drawn(
+def _seeds_and_noise(
     enlarged: TiledImage, seed: int, channels: int, scale: int
 ) -> tuple[list[int], list[torch.Tensor] | list[None]]:
-    """For each tile a seed, and the noise that it starts from. A lone tile has the picture's seed and draws its own.
+    """Return a seed and the initial noise for each tile; a single tile uses `seed` and samples its noise itself.
 
-    The noise is drawn for the whole canvas, so that tiles have the same where they overlap and make much the same of
-    it: details that each made up for itself would blur where one fades into the other.
+    Noise is sampled for the whole canvas, so tiles share it where they overlap and generate similar details there.
+    Different details would be blurred by blending.
+
+    Args:
+        channels: latent channels.
+        scale: pixels along a side of a latent.
     """
     grid = enlarged.grid
     if len(grid) == 1:

@@ -146,7 +146,7 @@ def test_a_port_that_others_can_reach_asks_for_keys(stack: Stack) -> None:
         "run", "--rm", "--no-deps", "-e", "IMG2IMG_PUBLISHED_HOST=0.0.0.0", "api", "img2img", "api", check=False
     )
     assert refused.returncode == 1
-    assert "requests need an API key, and there is none yet" in refused.stdout + refused.stderr
+    assert "requests need an API key, and none exists yet" in refused.stdout + refused.stderr
     made = stack.compose("run", "--rm", "--no-deps", "-T", "api", "img2img", "keys", "create", "--name", "me")
     assert made.stdout.strip().splitlines()[-1].startswith("i2i_")
 

@@ -1,4 +1,4 @@
-"""Tiny random LoRAs and IP-Adapters for tiny models, in the formats in which people publish them."""
+"""Tiny random LoRAs and IP-Adapters for tiny models, in the formats of published ones."""
 
 from pathlib import Path
 
@@ -17,9 +17,11 @@ ALPHA = 2.0
 
 
 def tiny_lora(model: Path, file: Path, *, seed: int, rank: int = 4, text: bool = True, kohya: bool = False) -> Path:
-    """A LoRA file whose two halves are both random, so that it changes what the model makes.
+    """Save a LoRA whose two matrices are both random, so that it changes the output of the model.
 
-    text: with weights for the text encoders, too. kohya: with the keys of kohya's scripts and an alpha.
+    Args:
+        text: include weights for the text encoders.
+        kohya: use the keys of kohya's scripts, with an alpha.
     """
     pipeline = DiffusionPipeline.from_pretrained(model)
     torch.manual_seed(seed)
@@ -50,7 +52,8 @@ def _kohya(layers: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
     for key, tensor in layers.items():
         module, _, half = key.removesuffix(".weight").rpartition(".")
         if prefix.startswith("lora_te") and not module.startswith("text_model."):
-            module = f"text_model.{module}"  # the scripts know no other form
+            # The only form that the scripts write.
+            module = f"text_model.{module}"
         name = f"{prefix}_{module.replace('.', '_')}"
         renamed[f"{name}.{'lora_down' if half == 'lora_A' else 'lora_up'}.weight"] = tensor.contiguous()
         renamed[f"{name}.alpha"] = torch.tensor(ALPHA)
@@ -58,12 +61,12 @@ def _kohya(layers: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 
 
 def tiny_ip_adapter(model: Path, folder: Path, *, seed: int = 0) -> Path:
-    """A plain IP-Adapter (`ip-adapter.safetensors`) and its image encoder beside it."""
+    """Save a plain IP-Adapter (`ip-adapter.safetensors`) with its image encoder in the same folder."""
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
     torch.manual_seed(seed)
     across = unet.config.cross_attention_dim
     weights = {}
-    # Diffusers counts the processors in its own order, self-attention (even) and cross-attention (odd).
+    # Keys have the index of the attention processor; self-attention is even, cross-attention is odd.
     cross = [name for name in unet.attn_processors if not name.endswith("attn1.processor")]
     for index, name in enumerate(cross):
         processor = IPAdapterAttnProcessor(_channels(unet, name), across).state_dict()

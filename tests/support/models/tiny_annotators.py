@@ -1,4 +1,4 @@
-"""Tiny random-weight depth, segmentation and pose models in transformers' own format."""
+"""Tiny random depth, segmentation and pose models in the format of transformers."""
 
 from pathlib import Path
 
@@ -32,7 +32,8 @@ def tiny_depth(folder: Path) -> Path:
     )
     model = DPTForDepthEstimation(config)
     for weight in model.parameters():
-        weight.data.mul_(6 if weight.dim() > 1 else 1)  # as it is initialised, all depths are nearly 0
+        # With the initial weights all depths are nearly 0.
+        weight.data.mul_(6 if weight.dim() > 1 else 1)
     torch.nn.init.constant_(model.head.head[-2].bias, 1.0)
     model.save_pretrained(folder)
     DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
@@ -54,7 +55,7 @@ def tiny_segmentation(folder: Path, *, classes: int = 150) -> Path:
 
 
 def tiny_pose(folder: Path) -> Path:
-    """Sees all seventeen joints, somewhere."""
+    """Save a model that detects all 17 keypoints, at random positions."""
     torch.manual_seed(2)
     backbone = VitPoseBackboneConfig(
         image_size=(64, 48), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, out_indices=[2]

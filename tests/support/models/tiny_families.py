@@ -1,4 +1,4 @@
-"""Tiny random-weight models of the families beside Stable Diffusion, in diffusers' own format."""
+"""Tiny random models of the families besides Stable Diffusion 1, 2 and XL, in the format of diffusers."""
 
 import json
 from pathlib import Path
@@ -28,22 +28,22 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from img2img.worker.pipelines.image_processors import ImageOnlyProcessor
 from tests.support.models.tiny_models import autoencoder, text_config, tiny_sd, tokenizer
 
-PIECES = "▁abcdefghijklmnopqrstuvwxyz0123456789,.!"
+T5_LETTERS = "▁abcdefghijklmnopqrstuvwxyz0123456789,.!"
 
 
 def t5_tokenizer() -> T5Tokenizer:
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    return T5Tokenizer(vocab=[*special, *((piece, -2.0) for piece in PIECES)], extra_ids=0, model_max_length=32)
+    return T5Tokenizer(vocab=[*special, *((piece, -2.0) for piece in T5_LETTERS)], extra_ids=0, model_max_length=32)
 
 
 def t5(width: int = 32) -> T5EncoderModel:
     return T5EncoderModel(
-        T5Config(vocab_size=len(PIECES) + 3, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+        T5Config(vocab_size=len(T5_LETTERS) + 3, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
     )
 
 
 def shifted_autoencoder(latent_channels: int) -> AutoencoderKL:
-    """As of the flow models: latents are shifted as well as scaled."""
+    """Return a VAE as flow models have it: latents are shifted and scaled."""
     return AutoencoderKL(
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -58,8 +58,8 @@ def shifted_autoencoder(latent_channels: int) -> AutoencoderKL:
     )
 
 
-def loud(denoiser: torch.nn.Module) -> Any:
-    """With biases and gates that are not zero at the start, so that its inputs show in its output."""
+def amplify(denoiser: torch.nn.Module) -> Any:
+    """Scale up the weights of a denoiser, so that every input has a visible effect on the output."""
     with torch.no_grad():
         for parameter in denoiser.parameters():
             if parameter.requires_grad and parameter.dim() > 1:
@@ -67,8 +67,13 @@ def loud(denoiser: torch.nn.Module) -> Any:
     return denoiser
 
 
-def flux_parts(*, guidance: bool = True, seed: int = 0, masked: bool = False) -> dict[str, Any]:
-    """masked: beside its latents the transformer takes those of a masked picture, and the mask: 2 x 2 pixels each."""
+def flux_components(*, guidance: bool = True, seed: int = 0, masked: bool = False) -> dict[str, Any]:
+    """Return the components of a FLUX pipeline.
+
+    Args:
+        guidance: whether the guidance scale is an input of the transformer.
+        masked: whether the transformer also takes the latents of a masked image, and the mask (2 x 2 pixels a latent).
+    """
     torch.manual_seed(seed)
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
@@ -89,32 +94,32 @@ def flux_parts(*, guidance: bool = True, seed: int = 0, masked: bool = False) ->
         "tokenizer": tokenizer(),
         "text_encoder_2": t5(),
         "tokenizer_2": t5_tokenizer(),
-        "transformer": loud(transformer),
+        "transformer": amplify(transformer),
         "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
     }
 
 
 def tiny_flux(folder: Path) -> Path:
-    """FLUX.1-dev in miniature: guidance is an input."""
-    diffusers.FluxPipeline(**flux_parts()).save_pretrained(folder)
+    """FLUX.1-dev in miniature: the guidance scale is an input."""
+    diffusers.FluxPipeline(**flux_components()).save_pretrained(folder)
     return folder
 
 
 def tiny_schnell(folder: Path) -> Path:
     """FLUX.1-schnell in miniature: no guidance."""
-    diffusers.FluxPipeline(**flux_parts(guidance=False)).save_pretrained(folder)
+    diffusers.FluxPipeline(**flux_components(guidance=False)).save_pretrained(folder)
     return folder
 
 
 def tiny_kontext(folder: Path) -> Path:
-    """FLUX.1 Kontext in miniature: the same parts, another pipeline."""
-    diffusers.FluxKontextPipeline(**flux_parts()).save_pretrained(folder)
+    """FLUX.1 Kontext in miniature: the same components in another pipeline."""
+    diffusers.FluxKontextPipeline(**flux_components()).save_pretrained(folder)
     return folder
 
 
 def tiny_fill(folder: Path) -> Path:
-    """FLUX.1 Fill in miniature: its transformer takes the masked picture and the mask."""
-    diffusers.FluxFillPipeline(**flux_parts(masked=True)).save_pretrained(folder)
+    """FLUX.1 Fill in miniature: its transformer takes the masked image and the mask."""
+    diffusers.FluxFillPipeline(**flux_components(masked=True)).save_pretrained(folder)
     return folder
 
 
@@ -135,7 +140,7 @@ def tiny_sd3(folder: Path, *, seed: int = 0) -> Path:
         pos_embed_max_size=32,
     )
     pipeline = diffusers.StableDiffusion3Pipeline(
-        transformer=loud(transformer),
+        transformer=amplify(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=shifted_autoencoder(16),
         text_encoder=CLIPTextModelWithProjection(text_config()),
@@ -150,7 +155,7 @@ def tiny_sd3(folder: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_refiner(folder: Path, *, seed: int = 0) -> Path:
-    """The SDXL refiner in miniature: one text encoder, and an aesthetics score in the place of the target size."""
+    """The SDXL refiner in miniature: one text encoder, and an aesthetic score instead of the target size."""
     torch.manual_seed(seed)
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=(32, 64),
@@ -163,7 +168,8 @@ def tiny_refiner(folder: Path, *, seed: int = 0) -> Path:
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         transformer_layers_per_block=(1, 2),
-        projection_class_embeddings_input_dim=72,  # 5 * 8 of sizes, crops and score + 32 of pooled text
+        # 5 * 8 for sizes, crops and score, and 32 for the pooled text embedding.
+        projection_class_embeddings_input_dim=72,
         cross_attention_dim=32,
     )
     diffusers.StableDiffusionXLImg2ImgPipeline(
@@ -182,7 +188,7 @@ def tiny_refiner(folder: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_lcm(folder: Path, *, seed: int = 0) -> Path:
-    """A distilled Stable Diffusion: guidance is an input of the UNet."""
+    """A distilled Stable Diffusion: the guidance scale is an input of the UNet."""
     torch.manual_seed(seed)
     base = diffusers.StableDiffusionPipeline.from_pretrained(tiny_sd(folder / "base"), safety_checker=None)
     unet = diffusers.UNet2DConditionModel.from_config({**base.unet.config, "time_cond_proj_dim": 32})
@@ -190,7 +196,7 @@ def tiny_lcm(folder: Path, *, seed: int = 0) -> Path:
         vae=base.vae,
         text_encoder=base.text_encoder,
         tokenizer=base.tokenizer,
-        unet=loud(unet),
+        unet=amplify(unet),
         scheduler=diffusers.LCMScheduler.from_config(base.scheduler.config),
         safety_checker=None,
         feature_extractor=None,
@@ -246,7 +252,7 @@ def tiny_z_image(folder: Path, *, seed: int = 0) -> Path:
         vae=shifted_autoencoder(4),
         text_encoder=Qwen3Model(qwen3_config(3)),
         tokenizer=qwen_tokenizer(),
-        transformer=loud(transformer),
+        transformer=amplify(transformer),
     ).save_pretrained(folder)
     return folder
 
@@ -281,7 +287,7 @@ def tiny_klein(folder: Path, *, seed: int = 0) -> Path:
         vae=flux2_autoencoder(),
         text_encoder=Qwen3ForCausalLM(qwen3_config(28)),
         tokenizer=qwen_tokenizer(),
-        transformer=loud(transformer),
+        transformer=amplify(transformer),
     ).save_pretrained(folder)
     return folder
 
@@ -311,8 +317,8 @@ def tiny_flux2(folder: Path, *, seed: int = 0) -> Path:
     }
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Mistral3Config(text_config=text, vision_config={**vision, "model_type": "pixtral", "head_dim": 8})
-    # The published one has a processor in the place of the tokenizer, which transformers gives with torchvision only.
-    # The pipeline asks it for the tokens of texts, as it would a tokenizer.
+    # The published model has a processor instead of a tokenizer, which transformers loads only with torchvision. The
+    # pipeline uses it as a tokenizer.
     tokens = qwen_tokenizer()
     parts = "{% for part in turn.content %}[{{ turn.role }}]{{ part.text }}{% endfor %}"
     tokens.chat_template = "{% for turn in messages %}" + parts + "{% endfor %}"
@@ -321,13 +327,13 @@ def tiny_flux2(folder: Path, *, seed: int = 0) -> Path:
         vae=flux2_autoencoder(),
         text_encoder=Mistral3ForConditionalGeneration(config),
         tokenizer=tokens,
-        transformer=loud(transformer),
+        transformer=amplify(transformer),
     ).save_pretrained(folder)
     return folder
 
 
 def qwen_transformer() -> Any:
-    return loud(
+    return amplify(
         diffusers.QwenImageTransformer2DModel(
             in_channels=16,
             out_channels=4,
@@ -341,7 +347,7 @@ def qwen_transformer() -> Any:
 
 
 def qwen_autoencoder(*, halvings: int = 1) -> diffusers.AutoencoderKLQwenImage:
-    """halvings: how often it halves the sides of a picture."""
+    """Return a VAE that halves the sides of an image `halvings` times."""
     return diffusers.AutoencoderKLQwenImage(
         base_dim=8 // halvings or 2,
         z_dim=4,
@@ -395,7 +401,7 @@ def tiny_qwen_image(folder: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_qwen_edit(folder: Path, *, kind: Any = diffusers.QwenImageEditPipeline, seed: int = 0) -> Path:
-    """Qwen-Image-Edit in miniature. The pipeline brings a picture to a megapixel, so a latent is of 16 x 16 pixels."""
+    """Qwen-Image-Edit in miniature. The pipeline resizes images to a megapixel, so a latent is 16 x 16 pixels."""
     torch.manual_seed(seed)
     tokens = qwen_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     size = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}
@@ -408,8 +414,9 @@ def tiny_qwen_edit(folder: Path, *, kind: Any = diffusers.QwenImageEditPipeline,
         transformer=qwen_transformer(),
     ).save_pretrained(folder)
     index = folder / "model_index.json"
-    said = json.loads(index.read_text())
-    index.write_text(json.dumps({**said, "processor": ["transformers", "Qwen2VLProcessor"]}))  # as in the published one
+    # The class that the published model names.
+    changed = {**json.loads(index.read_text()), "processor": ["transformers", "Qwen2VLProcessor"]}
+    index.write_text(json.dumps(changed))
     return folder
 
 

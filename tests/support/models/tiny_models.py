@@ -1,4 +1,4 @@
-"""Tiny random-weight models in diffusers' own format, made where a test needs one."""
+"""Tiny random Stable Diffusion models in the format of diffusers."""
 
 from pathlib import Path
 
@@ -97,7 +97,8 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         transformer_layers_per_block=(1, 2),
-        projection_class_embeddings_input_dim=80,  # 6 * 8 of sizes and crops + 32 of pooled text
+        # 6 * 8 for sizes and crops, and 32 for the pooled text embedding.
+        projection_class_embeddings_input_dim=80,
         cross_attention_dim=64,
     )
     scheduler = EulerDiscreteScheduler(
@@ -107,7 +108,8 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
         steps_offset=1,
         timestep_spacing="leading",
     )
-    scheduler.register_to_config(clip_sample=False, set_alpha_to_one=False)  # as in the published model's config
+    # Settings that the config of the published model has.
+    scheduler.register_to_config(clip_sample=False, set_alpha_to_one=False)
     StableDiffusionXLPipeline(
         vae=autoencoder(),
         text_encoder=CLIPTextModel(text_config()),
@@ -121,9 +123,9 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_unet(*, in_channels: int, xl: bool = False, seed: int = 1) -> UNet2DConditionModel:
-    """A UNet like that of `tiny_sd` or `tiny_sdxl`, which takes more channels: 8 for edits, 9 for inpainting."""
+    """Return a UNet like that of `tiny_sd` or `tiny_sdxl` with other input channels: 8 for edits, 9 for inpainting."""
     torch.manual_seed(seed)
-    of_xl = {
+    xl_config = {
         "attention_head_dim": (2, 4),
         "use_linear_projection": True,
         "addition_embed_type": "text_time",
@@ -140,12 +142,12 @@ def tiny_unet(*, in_channels: int, xl: bool = False, seed: int = 1) -> UNet2DCon
         out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        **(of_xl if xl else {"cross_attention_dim": 32, "attention_head_dim": 8}),
+        **(xl_config if xl else {"cross_attention_dim": 32, "attention_head_dim": 8}),
     )
 
 
 def tiny_x4_upscaler(folder: Path, *, seed: int = 2) -> Path:
-    """stable-diffusion-x4-upscaler in miniature: pictures of 16 x 16 become 64 x 64."""
+    """stable-diffusion-x4-upscaler in miniature, from 16 x 16 to 64 x 64 pixels."""
     unet = tiny_x4_unet(seed=seed)
     StableDiffusionUpscalePipeline(
         vae=AutoencoderKL(
@@ -165,7 +167,7 @@ def tiny_x4_upscaler(folder: Path, *, seed: int = 2) -> Path:
 
 
 def tiny_x4_unet(*, seed: int = 2) -> UNet2DConditionModel:
-    """A UNet that takes latents with a small picture of their size, and how much noise lies on that."""
+    """Return a UNet that takes latents, a low-resolution image of their size, and the noise level of that image."""
     torch.manual_seed(seed)
     return UNet2DConditionModel(
         block_out_channels=(32, 64),
@@ -183,7 +185,7 @@ def tiny_x4_unet(*, seed: int = 2) -> UNet2DConditionModel:
 
 
 def tiny_x2_upscaler(folder: Path, *, seed: int = 3) -> Path:
-    """sd-x2-latent-upscaler in miniature: pictures of 32 x 32 become 64 x 64."""
+    """sd-x2-latent-upscaler in miniature, from 32 x 32 to 64 x 64 pixels."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         act_fn="gelu",
@@ -191,7 +193,8 @@ def tiny_x2_upscaler(folder: Path, *, seed: int = 3) -> Path:
         norm_num_groups=None,
         block_out_channels=(32, 32, 64, 64),
         sample_size=32,
-        time_cond_proj_dim=128 + 32,  # of the noise level + of pooled text
+        # 128 for the noise level, and 32 for the pooled text embedding.
+        time_cond_proj_dim=128 + 32,
         conv_in_kernel=1,
         conv_out_kernel=1,
         cross_attention_dim=32,

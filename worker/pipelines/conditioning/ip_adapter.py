@@ -74,9 +74,7 @@ def _load_weights(file: Path, label: str, pipeline: DiffusionPipeline) -> Weight
     if not all(weights.values()):
         raise StartupError(f"{label}: {file.name} has no `image_proj` and `ip_adapter` weights")
     if _is_face_id(weights["image_proj"]):
-        raise StartupError(
-            f"{label}: {file.name} is a face ID adapter; only adapters of image embeddings are supported"
-        )
+        raise StartupError(f"{label}: {file.name} is a face ID adapter, which is not supported")
     return weights
 
 

@@ -5,6 +5,7 @@ the difference between an embedding and that of the empty prompt. Text encoders 
 """
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ def parse_weights(text: str) -> Fragments:
 
 def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: dict[str, Any]) -> dict[str, Any]:
     """Replace the prompts in the arguments of a pipeline by embeddings, if they are long or weighted."""
+    if spec.clip_skip:
+        add_text_model(pipeline)
     prompts = [spec.prompt, spec.negative_prompt]
     encoders = _encoders(pipeline)
     is_long = any(
@@ -41,7 +44,7 @@ def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: d
     fragments = [parse_weights(prompt) if spec.prompt_weighting else [(prompt, 1.0)] for prompt in prompts]
     plain, negative_plain = ("".join(piece for piece, _ in pieces) for pieces in fragments)
     is_xl = hasattr(pipeline, "text_encoder_2")
-    embeds, negative_embeds = _encode(encoders, fragments, is_xl)
+    embeds, negative_embeds = _encode(encoders, fragments, is_xl, spec.clip_skip)
     others = {name: value for name, value in arguments.items() if name not in ("prompt", "negative_prompt")}
     if not is_xl:
         return {**others, "prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
@@ -60,6 +63,14 @@ def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: d
     }
 
 
+def add_text_model(pipeline: DiffusionPipeline) -> None:
+    """Add `text_model` to the text encoders: diffusers 0.42 reads it for `clip_skip`, transformers 5 has none."""
+    for _, encoder in _encoders(pipeline):
+        if not hasattr(encoder, "text_model"):
+            # Not as a submodule: a module must not contain itself.
+            object.__setattr__(encoder, "text_model", encoder)
+
+
 def _encoders(pipeline: DiffusionPipeline) -> list[tuple[Any, Any]]:
     """Return pairs of a tokenizer and its text encoder."""
     components = pipeline.components
@@ -68,7 +79,7 @@ def _encoders(pipeline: DiffusionPipeline) -> list[tuple[Any, Any]]:
 
 
 def _encode(
-    encoders: list[tuple[Any, Any]], prompts: list[Fragments], is_xl: bool
+    encoders: list[tuple[Any, Any]], prompts: list[Fragments], is_xl: bool, clip_skip: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode a prompt and a negative prompt; the shorter one is padded with the embedding of the empty prompt.
 
@@ -82,6 +93,7 @@ def _encode(
     )
     by_encoder = []
     for tokenizer, encoder in encoders:
+        encoder = _SkippingEncoder(encoder, clip_skip, is_xl) if clip_skip else encoder
         provider = EmbeddingsProvider(tokenizer, encoder, truncate=False, returned_embeddings_type=layer)
         embeddings = [
             provider.get_embeddings_for_weighted_prompt_fragments(
@@ -93,6 +105,29 @@ def _encode(
         by_encoder.append([_pad(embedding, provider, length) for embedding in embeddings])
     embeds, negative_embeds = (torch.cat(parts, dim=-1) for parts in zip(*by_encoder, strict=True))
     return embeds, negative_embeds
+
+
+class _SkippingEncoder:
+    """A text encoder without its last layers, for compel.
+
+    The layer is the one that the stock pipelines choose. Stable Diffusion applies the final layer norm, SDXL does not.
+    """
+
+    def __init__(self, encoder: Any, clip_skip: int, is_xl: bool) -> None:
+        self._encoder = encoder
+        self._clip_skip = clip_skip
+        self._is_xl = is_xl
+        self.device = encoder.device
+
+    def __call__(self, *args: Any, output_hidden_states: bool, return_dict: bool) -> SimpleNamespace:
+        """Return the fields of a text encoder's output that compel reads."""
+        del output_hidden_states
+        states = self._encoder(*args, output_hidden_states=True, return_dict=return_dict).hidden_states
+        if self._is_xl:
+            # compel takes the second last state, SDXL skips one layer by default.
+            return SimpleNamespace(hidden_states=states[: len(states) - self._clip_skip])
+        state = states[-(self._clip_skip + 1)]
+        return SimpleNamespace(last_hidden_state=self._encoder.text_model.final_layer_norm(state))
 
 
 def _pad(embedding: torch.Tensor, provider: EmbeddingsProvider, length: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from ..loading.components import build_pipeline, is_pipeline, load_low_res_sched
 from ..loading.model_config import ComponentSource, ModelConfig, UpscalerSource
 from ..parameters import call_parameters, optional_arguments, supported_parameters
 from ..schedulers import make_scheduler, name_of
+from .prompt_embeddings import add_text_model
 
 FACTORS = {"StableDiffusionUpscalePipeline": 4, "StableDiffusionLatentUpscalePipeline": 2}
 # Default `noise_level` of StableDiffusionUpscalePipeline.
@@ -117,6 +118,8 @@ class Upscaler:
         """
         pipeline = copy.copy(self._pipeline)
         pipeline.scheduler = self._scheduler(spec.scheduler)
+        if spec.clip_skip:
+            add_text_model(pipeline)
         noise = inputs.noise
         image: torch.Tensor = pipeline(
             prompt=spec.prompt,

@@ -1,4 +1,4 @@
-"""Runs the demo model through the stock diffusers pipeline, many pictures at a time, to evaluate and to show it."""
+"""Runs the demo model in the stock diffusers pipeline on batches of images, for evaluation and figures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from diffusers import AutoPipelineForImage2Image, DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
 
-from .dataset import Pictures
+from .dataset import Images
 
 STEPS = 25
 BATCH = 16
 
 
-class Artist:
-    """The pipeline with the dpmpp_2m scheduler; picture i of every call starts from noise seed i."""
+class BatchPipeline:
+    """The image-to-image pipeline with the dpmpp_2m scheduler. Image i of every call has seed i."""
 
     def __init__(self, weights: Path) -> None:
         pipeline: StableDiffusionImg2ImgPipeline = AutoPipelineForImage2Image.from_pretrained(
@@ -26,12 +26,12 @@ class Artist:
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline
 
-    def change(self, pictures: Pictures, prompts: list[str], strength: float, guidance: float) -> Pictures:
-        """(n, 128, 128, 3): each picture changed as its prompt asks."""
+    def change(self, images: Images, prompts: list[str], strength: float, guidance: float) -> Images:
+        """Run image-to-image with one prompt per image. Returns (n, 128, 128, 3)."""
         changed = [
             self.pipeline(
                 prompt=prompts[start : start + BATCH],
-                image=[Image.fromarray(picture) for picture in pictures[start : start + BATCH]],
+                image=[Image.fromarray(image) for image in images[start : start + BATCH]],
                 strength=strength,
                 guidance_scale=guidance,
                 num_inference_steps=STEPS,
@@ -45,9 +45,9 @@ class Artist:
         return np.round(np.concatenate(changed) * 255).astype(np.uint8)
 
     @torch.inference_mode()
-    def restore(self, pictures: Pictures) -> Pictures:
-        """(n, 128, 128, 3): each picture through the autoencoder and back, nothing else."""
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    def restore(self, images: Images) -> Images:
+        """Encode and decode images with the autoencoder. Returns (n, 128, 128, 3)."""
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         vae = self.pipeline.vae
         parts = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
         restored = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in parts]

@@ -1,4 +1,4 @@
-"""A front end to measure: the real API in a process of its own, with a Redis of its own, and no worker."""
+"""An API server for benchmarks: the real process with a separate Redis and without a worker."""
 
 import sys
 import time
@@ -47,8 +47,8 @@ SPEC = Img2ImgSpec(
 )
 
 
-class FrontEnd:
-    """The API under its URL, and the Redis behind it."""
+class ApiServer:
+    """An HTTP client of the API server, and its Redis."""
 
     def __init__(self, settings: ApiSettings, redis: Redis) -> None:
         self.url = settings.local_url
@@ -56,7 +56,7 @@ class FrontEnd:
         self._redis = redis
 
     def disconnect(self) -> None:
-        """Makes the next request open a connection of its own."""
+        """Close the connection; the next request opens another."""
         self._http.close()
 
     def post(self, path: str, body: bytes, content_type: str) -> None:
@@ -79,10 +79,10 @@ class FrontEnd:
         response = self._http.getresponse()
         body = response.read()
         if response.status != status:
-            raise SystemExit(f"the front end answered {response.status}: {body.decode()}")
+            raise SystemExit(f"the API server responded with {response.status}: {body.decode()}")
 
     def fill(self, jobs: int, queued: int) -> list[str]:
-        """Queues `queued` jobs. Returns the ids of `jobs` jobs: ten spread over the queue, the others running."""
+        """Queue `queued` jobs. Return the ids of `jobs` jobs: ten across the queue, the others running."""
         queue = JobQueue(self._redis)
         running = [queue.submit(SPEC).id for _ in range(jobs - 10)]
         for job_id in running:
@@ -95,15 +95,15 @@ class FrontEnd:
 
 
 @contextmanager
-def front_end() -> Iterator[FrontEnd]:
-    """The API and its Redis, up, with a model announced so that submits are accepted."""
+def run_api_server() -> Iterator[ApiServer]:
+    """Start the API server and Redis, with an announced model so that submits are accepted."""
     with TemporaryDirectory(prefix="i2i-") as folder:
         data_dir = Path(folder)
         settings = ApiSettings(_env_file=None, data_dir=data_dir, model=CARD.name, port=free_port())
         children = [ManagedProcess("redis", redis_command(data_dir), settings.as_environment(), stop_within_s=20)]
         try:
             while not is_redis_ready(settings.resolved_redis_url):
-                _must_run(children)
+                _check_running(children)
             children.append(
                 ManagedProcess(
                     "api", [sys.executable, "-m", "img2img.app.cli", "api"], settings.as_environment(), stop_within_s=10
@@ -111,9 +111,9 @@ def front_end() -> Iterator[FrontEnd]:
             )
             with Redis.from_url(settings.resolved_redis_url) as redis:
                 ModelRegistry(redis).register("benchmark", [CARD], ttl_s=3600)
-                service = FrontEnd(settings, redis)
+                service = ApiServer(settings, redis)
                 while not service.is_up():
-                    _must_run(children)
+                    _check_running(children)
                     time.sleep(0.1)
                 yield service
         finally:
@@ -121,7 +121,7 @@ def front_end() -> Iterator[FrontEnd]:
                 child.kill()
 
 
-def _must_run(children: list[ManagedProcess]) -> None:
+def _check_running(children: list[ManagedProcess]) -> None:
     for child in children:
         if child.exit_code is not None:
             raise SystemExit(f"{child.name} ended with exit code {child.exit_code} while starting")
