@@ -1,6 +1,6 @@
 """Limits per API key over real HTTP: rate and queued jobs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
