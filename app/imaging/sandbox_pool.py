@@ -230,6 +230,7 @@ class SandboxedImage:
         self._data = data
         self._pool = pool
         self._decoder: Decoder | None = None
+        self._is_closed = False
         # Width and height of the upright image.
         self.size = (0, 0)
 
@@ -244,10 +245,9 @@ class SandboxedImage:
 
     def close(self) -> None:
         """Return the decoder to the pool."""
-        decoder, self._decoder = self._decoder, None
-        if decoder is None:
-            return
-        self._pool.release(decoder)
+        decoder, self._decoder, self._is_closed = self._decoder, None, True
+        if decoder is not None:
+            self._pool.release(decoder)
 
     def check(self) -> None:
         """Decode the image without using the result. Raises ImageError."""
@@ -296,6 +296,7 @@ class SandboxedImage:
         raise ImageError(str(reply.get("message")))
 
     def _request_once(self, header: Header, max_reply: int) -> tuple[Header, bytes]:
+        assert not self._is_closed, "the decoder is leased within the context only"
         is_leased = self._decoder is not None
         decoder = self._decoder = self._decoder or self._pool.lease()
         try:

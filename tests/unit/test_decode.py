@@ -30,7 +30,8 @@ def _decoders() -> Iterator[None]:
 
 def seen(data: bytes, size: tuple[int, int] = SIZE) -> Image.Image:
     """The picture as the model sees it."""
-    return DECODERS.open(data).fit(*size, Resize.CROP)
+    with DECODERS.open(data) as image:
+        return image.fit(*size, Resize.CROP)
 
 
 def difference(one: Image.Image, other: Image.Image) -> int:
@@ -48,8 +49,8 @@ def test_the_three_formats_are_taken(kind: str) -> None:
 
 @pytest.mark.parametrize("name", OTHER_FILES)
 def test_other_files_are_unsupported(name: str) -> None:
-    with pytest.raises(UnsupportedMedia, match="PNG, JPEG or WebP"):
-        DECODERS.open(OTHER_FILES[name]())
+    with pytest.raises(UnsupportedMedia, match="PNG, JPEG or WebP"), DECODERS.open(OTHER_FILES[name]()):
+        pass
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -86,9 +87,9 @@ def test_pictures_are_turned_upright(kind: str, orientation: int, undo: Image.Tr
     upright = gradient(*SIZE)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = DECODERS.open(encoded(upright.transpose(undo), kind, exif=exif.tobytes(), quality=95))
-    assert picture.size == SIZE
-    assert difference(picture.fit(*SIZE, Resize.CROP), upright) <= 6
+    with DECODERS.open(encoded(upright.transpose(undo), kind, exif=exif.tobytes(), quality=95)) as picture:
+        assert picture.size == SIZE
+        assert difference(picture.fit(*SIZE, Resize.CROP), upright) <= 6
 
 
 def test_a_png_may_say_how_it_lies_behind_its_pixels() -> None:
@@ -96,9 +97,9 @@ def test_a_png_may_say_how_it_lies_behind_its_pixels() -> None:
     exif[0x0112] = 6
     plain = encoded(gradient(*SIZE).transpose(Image.Transpose.ROTATE_90))
     late = plain[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + plain[-12:]
-    picture = DECODERS.open(late)
-    assert picture.size == SIZE
-    assert difference(picture.fit(*SIZE, Resize.CROP), gradient(*SIZE)) == 0
+    with DECODERS.open(late) as picture:
+        assert picture.size == SIZE
+        assert difference(picture.fit(*SIZE, Resize.CROP), gradient(*SIZE)) == 0
 
 
 def test_a_broken_exif_block_is_no_reason_to_refuse() -> None:
