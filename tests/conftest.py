@@ -29,6 +29,18 @@ from tests.support.serving import serving
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let pytest-xdist run the tests of a file in one process, but spread those of the engine, the longest first.
+
+    Files share servers between their tests; tests of the engine share only models, which take a second to make.
+    """
+    for item in items:
+        if "engine" not in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    first = {"test_pixels.py": 0, "test_service.py": 1, "test_reliability.py": 2, "test_chaos.py": 3}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_settings_from_outside() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
