@@ -71,7 +71,7 @@ def test_unknown_references_are_rejected(http: httpx.Client, submit: Submit, don
         (f"/jobs/{'0' * 32}/result", "no job"),
         (f"/jobs/{queued}/images/0", "is queued"),
         (f"/jobs/{deleted}/images/0", "was deleted"),
-        (f"/jobs/{done[0]}/images/1", "has 1 picture"),
+        (f"/jobs/{done[0]}/images/1", "has 1 image"),
     ]:
         for response in refer(http, image):
             [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
