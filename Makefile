@@ -20,6 +20,7 @@ test: lint types fences unit ## check lint, types and import fences, and run all
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_language.py
 
 types: $(VENV)/dev
 	$(BIN)/mypy
@@ -27,8 +28,9 @@ types: $(VENV)/dev
 fences: $(VENV)/dev
 	$(BIN)/lint-imports
 
+# Test files are spread over as many processes as there are cores; each starts its own servers.
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-unit: $(VENV)/dev ## the fast tests: no Redis, no torch, no processes
 	$(BIN)/python -m pytest tests/unit

@@ -32,7 +32,8 @@ class Services:
     redis: Redis
     queue: JobQueue
     api_keys: ApiKeys
-    rate_limiter: RateLimiter
+    # None: no rate limit.
+    rate_limiter: RateLimiter | None
     models: ModelRegistry
     store: BlobStore
     decoders: DecoderPool
@@ -76,7 +77,6 @@ async def _visible_queue(request: Request, caller: CallerDep) -> JobQueue:
 QueueDep = Annotated[JobQueue, Depends(_visible_queue)]
 SettingsDep = Annotated[ApiSettings, _service(lambda services: services.settings)]
 RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
-RateLimiterDep = Annotated[RateLimiter, _service(lambda services: services.rate_limiter)]
 ModelsDep = Annotated[ModelRegistry, _service(lambda services: services.models)]
 StoreDep = Annotated[BlobStore, _service(lambda services: services.store)]
 DecodersDep = Annotated[DecoderPool, _service(lambda services: services.decoders)]

@@ -97,7 +97,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         redis=redis,
         queue=queue,
         api_keys=ApiKeys(redis),
-        rate_limiter=RateLimiter(settings.rate_limit, redis),
+        rate_limiter=RateLimiter(settings.rate_limit, redis) if settings.rate_limit else None,
         models=models,
         store=ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_PATIENCE_S),
         decoders=DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes)),

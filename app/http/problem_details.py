@@ -106,7 +106,10 @@ async def _handle_img2img_error(_request: Request, error: Exception) -> Response
 async def _handle_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = [FieldProblem.from_pydantic(e) for e in error.errors()[:MAX_ERRORS]]
-    detail = "; ".join(f"{p.field}: {p.message}" for p in problems)
+    fields_by_message: dict[str, list[str]] = {}
+    for problem in problems:
+        fields_by_message.setdefault(problem.message, []).append(problem.field)
+    detail = "; ".join(f"{', '.join(fields)}: {message}" for message, fields in fields_by_message.items())
     return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, ParameterError.code, detail, errors=problems)
 
 

@@ -22,13 +22,12 @@ class RateLimiter:
     """Limits the work that each owner may submit.
 
     Args:
-        rate: Megapixel-steps and a period, such as `2000/minute`; None: no limit.
+        rate: Megapixel-steps and a period, such as `2000/minute`.
     """
 
-    def __init__(self, rate: str | None, redis: Redis) -> None:
-        self._limit = limits.parse(rate) if rate else None
-        if self._limit:
-            self._limit.amount *= UNITS
+    def __init__(self, rate: str, redis: Redis) -> None:
+        self._limit = limits.parse(rate)
+        self._limit.amount *= UNITS
         self._storage = RedisStorage("redis://", connection_pool=redis.connection_pool, key_prefix=RATE_LIMITS)
         self._windows = SlidingWindowCounterRateLimiter(self._storage)
 
@@ -41,25 +40,25 @@ class RateLimiter:
             JobTooExpensive: The job costs more than the limit for a whole period.
             RateLimited: The owner has reached the limit.
         """
-        if self._limit is None:
-            return {}
         units = math.ceil(cost * UNITS)
         allowed = f"{self._limit.amount // UNITS} in {self._limit.get_expiry()} s"
         message = f"The job costs {cost:g} megapixel-steps, and the rate limit is {allowed}"
         if units > self._limit.amount:
             raise JobTooExpensive(f"{message}: request smaller or fewer images, fewer steps or a lower strength.")
         if self._windows.hit(self._limit, owner, cost=units):
-            return self._headers(self._limit, owner)
-        retry_after_s = self._retry_after_s(self._limit, owner, units)
-        raise RateLimited(f"{message}; try again later.", retry_after_s, self._headers(self._limit, owner))
+            return self._headers(owner)
+        retry_after_s = self._retry_after_s(owner, units)
+        raise RateLimited(f"{message}; try again later.", retry_after_s, self._headers(owner))
 
-    def _headers(self, limit: limits.RateLimitItem, owner: str) -> dict[str, str]:
+    def _headers(self, owner: str) -> dict[str, str]:
         """Return headers as specified by draft-ietf-httpapi-ratelimit-headers."""
+        limit = self._limit
         left = self._windows.get_window_stats(limit, owner).remaining // UNITS
         policy = f'"cost";q={limit.amount // UNITS};w={limit.get_expiry()}'
         return {"RateLimit-Policy": policy, "RateLimit": f'"cost";r={left}'}
 
-    def _retry_after_s(self, limit: limits.RateLimitItem, owner: str, units: int) -> int:
+    def _retry_after_s(self, owner: str, units: int) -> int:
+        limit = self._limit
         window_s = limit.get_expiry()
         window = self._storage.get_sliding_window(limit.key_for(owner), window_s)
         return wait_s(*window, window_s=window_s, target=limit.amount - units)

@@ -1,10 +1,10 @@
 """Resource limits of decoder processes. A process sets them itself, before it reads the first image."""
 
-import os
 import resource
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 # The measured maximum is 25: a sideways WebP with transparency and a colour profile.
 BYTES_PER_PIXEL = 32
@@ -45,7 +45,7 @@ def enter_sandbox(memory_bytes: int) -> None:
     """
     limits = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NPROC, 0)]
     if sys.platform == "linux":
-        limits.append((resource.RLIMIT_AS, memory_of(os.getpid()) + memory_bytes))
+        limits.append((resource.RLIMIT_AS, _address_space() + memory_bytes))
     for which, most in [*limits, (resource.RLIMIT_NOFILE, 0)]:
         # Some systems do not have all limits.
         with suppress(ValueError, OSError):
@@ -59,11 +59,6 @@ def set_cpu_limit(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + 1 + seconds, hard))
 
 
-def memory_of(pid: int, *, resident: bool = False) -> int:
-    """Return the bytes of address space of a process, or its resident memory; 0 if the system does not report it."""
-    try:
-        # Called for every image: faster than pathlib.
-        with open(f"/proc/{pid}/statm", "rb") as pages:  # noqa: PTH123
-            return int(pages.read().split()[1 if resident else 0]) * resource.getpagesize()
-    except OSError:
-        return 0
+def _address_space() -> int:
+    """Return the bytes of address space of this process."""
+    return int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()

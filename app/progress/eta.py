@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from img2img.domain.job import JobOptions, JobRecord, JobStatus
 from img2img.domain.model_card import WorkerThroughput
 from img2img.domain.spec import JobSpec
-from img2img.redis.fair_queue import FairQueue, QueuePosition
+from img2img.redis.fair_queue import FairQueue
 from img2img.redis.model_registry import ModelRegistry
 
 from ..schemas.responses import QueueEstimate
@@ -21,29 +21,30 @@ class EtaEstimator:
     def __init__(self, fair_queue: FairQueue, models: ModelRegistry) -> None:
         self._fair_queue = fair_queue
         self._models = models
-        self._throughputs: dict[str, list[WorkerThroughput]] = {}
+        self._cached: dict[str, list[WorkerThroughput]] = {}
         self._read_at = -THROUGHPUT_TTL_S
 
     def estimate(self, records: Sequence[JobRecord]) -> list[QueueEstimate | None]:
         """Return an estimate for each queued job, and None for every other job. Raises RedisError."""
         queued = [record for record in records if record.status is JobStatus.QUEUED]
-        estimates = {
-            record.id: self._estimate(position, record.spec)
-            for record, position in zip(queued, self._fair_queue.positions(queued), strict=True)
-            if position is not None
-        }
-        return [estimates.get(record.id) for record in records]
+        job_ids = [record.id for record in records]
+        throughputs = self._throughputs()
+        estimates = {}
+        for record, position in zip(queued, self._fair_queue.positions(queued), strict=True):
+            if position is not None:
+                workers = throughputs.get(record.spec.model, [])
+                estimates[record.id] = QueueEstimate.from_position(position, record.spec.cost, workers)
+        return list(map(estimates.get, job_ids))
 
     def estimate_next(self, spec: JobSpec, options: JobOptions) -> QueueEstimate:
         """Return the estimate for a job that would be submitted now. Raises RedisError."""
-        return self._estimate(self._fair_queue.next_position(spec.model, options.owner, options.priority), spec)
+        position = self._fair_queue.next_position(spec.model, options.owner, options.priority)
+        return QueueEstimate.from_position(position, spec.cost, self._throughputs().get(spec.model, []))
 
-    def _estimate(self, position: QueuePosition, spec: JobSpec) -> QueueEstimate:
+    def _throughputs(self) -> dict[str, list[WorkerThroughput]]:
+        """Return the throughput of each live worker, by model."""
         if time.monotonic() - self._read_at >= THROUGHPUT_TTL_S:
             live = self._models.live()
-            self._throughputs = {model: self._models.throughputs(workers) for model, workers in live.items()}
+            self._cached = {model: self._models.throughputs(workers) for model, workers in live.items()}
             self._read_at = time.monotonic()
-        throughputs = self._throughputs.get(spec.model, [])
-        per_second = sum(throughput.per_second for throughput in throughputs if throughput.per_second)
-        work = position.cost_ahead + sum(throughput.left for throughput in throughputs) + spec.cost
-        return QueueEstimate(position.position, round(work / per_second, 1) if per_second else None)
+        return self._cached

@@ -1,7 +1,6 @@
 """Parses request bodies: multipart or JSON, with one model for both."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
@@ -17,7 +16,7 @@ from img2img.errors import ParameterError, RequestError
 from ..dependencies import SettingsDep
 from ..http.errors import UnsupportedMedia
 from ..schemas.image_references import parse_reference
-from ..schemas.request_fields import parse_json_field
+from ..schemas.request_fields import nest_form_fields
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
 from ..settings import ApiSettings
 
@@ -49,55 +48,24 @@ async def read_image(request: Request, settings: SettingsDep) -> ImageRequest:
 async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> Body:
     """Read and validate a body of either content type."""
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
-    if media_type == b"multipart/form-data":
-        if options.get(b"charset", b"utf-8").lower() != b"utf-8":
-            raise UnsupportedMedia("The charset of a form should be UTF-8.")
-        return _from_form(await _form_fields(request, settings.max_body_bytes, model), model)
-    if media_type == b"application/json":
-        return await run_sync(_from_json, await request.body(), model)
-    raise UnsupportedMedia("The content type should be multipart/form-data or application/json.")
-
-
-def _from_form(fields: Mapping[str, str | bytes], model: type[Body]) -> Body:
     try:
-        return model.model_validate(_nested(fields, model))
+        if media_type == b"multipart/form-data":
+            if options.get(b"charset", b"utf-8").lower() != b"utf-8":
+                raise UnsupportedMedia("The charset of a form should be UTF-8.")
+            fields = await _form_fields(request, settings.max_body_bytes, model)
+            return model.model_validate(nest_form_fields(fields, model.FORM_JSON))
+        if media_type == b"application/json":
+            return await run_sync(_from_json, await request.body(), model)
     except ValidationError as error:
         raise _validation_error(error, model) from None
-
-
-def _nested(fields: Mapping[str, str | bytes], model: type[Body]) -> dict[str, Any]:
-    """Return the fields as in JSON: parses structured fields and inserts files into them."""
-    nested: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name in model.FORM_JSON:
-            nested[name] = parse_json_field(name, value)
-    for name, value in fields.items():
-        if name not in model.FORM_JSON and "." in name and isinstance(value, bytes):
-            _put(nested, name, value)
-        elif name not in model.FORM_JSON:
-            nested[name] = value
-    return nested
-
-
-def _put(nested: dict[str, Any], name: str, image: bytes) -> None:
-    """Insert an image: `controls.0.image` into the first of the controls."""
-    field, index, leaf = name.split(".")
-    parts = nested.get(field)
-    if not isinstance(parts, list) or int(index) >= len(parts) or not isinstance(parts[int(index)], dict):
-        raise ParameterError(name, f"`{field}` has no entry {index}")
-    if leaf in parts[int(index)]:
-        raise ParameterError(name, "Sent twice: as a file and in the entry")
-    parts[int(index)][leaf] = image
+    raise UnsupportedMedia("The content type should be multipart/form-data or application/json.")
 
 
 def _from_json(body: bytes, model: type[Body]) -> Body:
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise RequestError("The JSON body has more values than any request.")
-    try:
-        # Strict, because JSON has types: "30" and true are not numbers.
-        return model.model_validate_json(body, strict=True)
-    except ValidationError as error:
-        raise _validation_error(error, model) from None
+    # Strict, because JSON has types: "30" and true are not numbers.
+    return model.model_validate_json(body, strict=True)
 
 
 def _validation_error(error: ValidationError, model: type[BaseModel]) -> RequestValidationError:

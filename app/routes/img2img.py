@@ -2,8 +2,10 @@
 
 from typing import Annotated
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 
+from ..dependencies import ServicesDep
 from ..openapi import operations as openapi
 from ..schemas.responses import DryRunResult, Job
 from ..submission.submit import JobSubmitterDep
@@ -36,6 +38,7 @@ async def submit_img2img(
     submitter: JobSubmitterDep,
     request: RequestDep,
     response: Response,
+    services: ServicesDep,
     dry_run: DryRunQuery = False,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Job | DryRunResult:
@@ -43,4 +46,6 @@ async def submit_img2img(
     if dry_run:
         response.status_code = 200
         return await submitter.dry_run(request)
-    return await submitter.respond(await submitter.submit(request, idempotency_key), response)
+    submitted = await submitter.submit(request, idempotency_key)
+    response.headers.update(submitted.headers)
+    return Job.from_record(submitted.record, *await run_sync(services.eta.estimate, [submitted.record]))

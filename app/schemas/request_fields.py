@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, PlainValidator, WithJsonSchema
@@ -104,3 +105,32 @@ def check_upscale_factor(value: int) -> int:
 UpscaleFactor = Annotated[
     int, AfterValidator(check_upscale_factor), WithJsonSchema({"type": "integer", "enum": [2, 4]})
 ]
+
+
+def nest_form_fields(fields: Mapping[str, str | bytes], structured: Collection[str]) -> dict[str, Any]:
+    """Return the fields of a form as in JSON: parses structured fields and inserts files into them.
+
+    Raises:
+        ParameterError: A structured field is not JSON, or has no entry for a file.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in structured:
+            nested[name] = parse_json_field(name, value)
+    for name, value in fields.items():
+        if name not in structured and "." in name and isinstance(value, bytes):
+            _insert(nested, name, value)
+        elif name not in structured:
+            nested[name] = value
+    return nested
+
+
+def _insert(nested: dict[str, Any], name: str, image: bytes) -> None:
+    """Insert an image: `controls.0.image` into the first of the controls."""
+    field, index, leaf = name.split(".")
+    parts = nested.get(field)
+    if not isinstance(parts, list) or int(index) >= len(parts) or not isinstance(parts[int(index)], dict):
+        raise ParameterError(name, f"`{field}` has no entry {index}")
+    if leaf in parts[int(index)]:
+        raise ParameterError(name, "Sent twice: as a file and in the entry")
+    parts[int(index)][leaf] = image

@@ -241,7 +241,8 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
 
 
 def _fingerprint(request: BaseModel) -> str:
-    fields = request.model_dump(exclude_defaults=True)
+    # Images are validated by functions, so pydantic cannot check their types when it serializes them.
+    fields = request.model_dump(exclude_defaults=True, warnings=False)
     return sha256(json.dumps(fields, sort_keys=True, default=_digest).encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Response bodies: jobs, models, uploaded images and health."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -8,9 +9,10 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field
 
 from img2img.domain.job import ImageInfo, JobFailure, JobRecord, JobStatus, Priority
-from img2img.domain.model_card import ModelCard
+from img2img.domain.model_card import ModelCard, WorkerThroughput
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Delivery, DeliveryStatus, Event
+from img2img.redis.fair_queue import QueuePosition
 
 EXAMPLE_JOB_ID = "3f0c9a52d7e84b6ea1c5f2b8d9036e71"
 EXAMPLE_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -37,6 +39,15 @@ class QueueEstimate:
 
     queue_position: int
     eta_s: float | None
+
+    @classmethod
+    def from_position(cls, position: QueuePosition, cost: float, workers: Iterable[WorkerThroughput]) -> Self:
+        """Return the estimate for a job of this cost, if these workers serve its model."""
+        per_second, work = 0.0, position.cost_ahead + cost
+        for worker in workers:
+            per_second += worker.per_second or 0.0
+            work += worker.left
+        return cls(position.position, round(work / per_second, 1) if per_second else None)
 
 
 class UploadedImage(BaseModel):

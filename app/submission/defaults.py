@@ -1,37 +1,38 @@
 """Resolves the defaults of a request and checks its values against the model card."""
 
 import secrets
-from typing import Protocol
+from typing import Any
 
 from img2img.domain.model_card import ModelCard
-from img2img.domain.parameters import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, Scheduler
-from img2img.errors import ParameterError, Unavailable
+from img2img.domain.parameters import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, PipelineParameter, Scheduler
+from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
 from .geometry import nearest_bucket
+from .task_selection import REQUIREMENTS, given_fields
 
 
-class ModelCards(Protocol):
-    """The cards of the models that workers have registered."""
+def resolve_generation(request: Img2ImgRequest, card: ModelCard, *, is_tiled: bool = False) -> dict[str, Any]:
+    """Return the fields of a spec that need no image: guidance, steps, scheduler and seed.
 
-    def find(self, name: str) -> ModelCard | None: ...
-
-    def known_names(self) -> list[str]: ...
-
-
-def resolve_model(name: str | None, default: str, cards: ModelCards) -> ModelCard:
-    """Return the card of the model that a request names, or of the default model.
+    Args:
+        is_tiled: Whether the result is made in more than one tile.
 
     Raises:
-        ParameterError: There is no such model.
-        Unavailable: No worker has registered the default model yet.
+        ParameterError: The model or the scheduler does not support a value.
     """
-    card = cards.find(name or default)
-    if card:
-        return card
-    if name in (None, default):
-        raise Unavailable(f"No worker has registered the model {default} yet; try again when one runs.")
-    raise ParameterError("model", f"Input should be one of: {', '.join(cards.known_names())}", got=name)
+    scheduler = resolve_scheduler(request, card, is_tiled=is_tiled)
+    guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
+    steps = resolve_steps(request.num_inference_steps, scheduler, card)
+    seed = resolve_seed(request.seed, request.num_images)
+    check_resolved(request, card, guidance_scale, scheduler)
+    return {
+        "guidance_scale": guidance_scale,
+        "guidance_rows": card.guidance_rows,
+        "num_inference_steps": steps,
+        "scheduler": scheduler,
+        "seed": seed,
+    }
 
 
 def resolve_scheduler(request: Img2ImgRequest, card: ModelCard, *, is_tiled: bool = False) -> Scheduler:
@@ -53,6 +54,20 @@ def resolve_scheduler(request: Img2ImgRequest, card: ModelCard, *, is_tiled: boo
         )
         raise ParameterError("scheduler", message, got=request.scheduler.value)
     return request.scheduler
+
+
+def check_resolved(request: Img2ImgRequest, card: ModelCard, guidance_scale: float, scheduler: Scheduler) -> None:
+    """Raise ParameterError for a field that has no effect with the resolved guidance or scheduler."""
+    for name, value in given_fields(request):
+        requires = REQUIREMENTS[name]
+        if requires.guidance and guidance_scale == 1:
+            message = "Without guidance it has no effect: leave it out, or give a `guidance_scale` above 1"
+            raise ParameterError(name, message, got=value)
+        if isinstance(requires, PipelineParameter) and requires.by_scheduler:
+            schedulers = card.scheduler_parameters.get(name, ())
+            if scheduler not in schedulers:
+                message = f"With the scheduler {scheduler} it has no effect: leave it out, or give one of: "
+                raise ParameterError(name, message + ", ".join(schedulers), got=value)
 
 
 def resolve_steps(given: int | None, scheduler: Scheduler, card: ModelCard) -> int:

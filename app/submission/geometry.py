@@ -55,6 +55,24 @@ def union(boxes: Iterable[Box]) -> Box:
     return min(lefts), min(tops), max(rights), max(bottoms)
 
 
+def visible_box(
+    masked: Box | None, margins: Padding, canvas: tuple[int, int], padding: int | None, card: ModelCard
+) -> Box:
+    """Return the part of the canvas that the model sees.
+
+    Args:
+        masked: Smallest box around the masked pixels of the image, without its margins.
+        padding: Pixels of context around the regenerated pixels; None: the whole canvas.
+    """
+    if padding is None:
+        return (0, 0, *canvas)
+    boxes = margin_boxes(margins, canvas)
+    if masked:
+        left, top, right, bottom = masked
+        boxes.append((left + margins.left, top + margins.top, right + margins.left, bottom + margins.top))
+    return expand_box(union(boxes), padding, canvas, card)
+
+
 def expand_box(box: Box, padding: int, canvas: tuple[int, int], card: ModelCard) -> Box:
     """Return the box with padding, expanded on the canvas to the aspect ratio of a bucket if there is space.
 

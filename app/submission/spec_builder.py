@@ -1,6 +1,6 @@
 """Builds the job spec of a request: resolves defaults, decodes the images and encodes them as the worker reads them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -23,9 +23,8 @@ from ..imaging.sandbox_pool import DecoderPool, SandboxedImage
 from ..schemas.image_references import ImageReference, fetch_reference
 from ..schemas.request_fields import ALPHA
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
-from .defaults import resolve_scheduler, resolve_seed, resolve_size, resolve_steps
-from .geometry import Box, expand_box, margin_boxes, union, working_size
-from .task_selection import check_resolved
+from .defaults import resolve_generation, resolve_size
+from .geometry import visible_box, working_size
 
 Size = tuple[int, int]
 
@@ -90,6 +89,8 @@ class SpecBuilder:
     card: ModelCard
     reader: ImageReader
     max_pixels: int
+    # The fields that need no image, by `resolve_generation`. Upscaling resolves them itself.
+    resolved: Mapping[str, Any]
 
     def build(self, task: Task) -> JobSpec:
         """Return the spec. Raises ParameterError, ImageError or UnsupportedMedia."""
@@ -107,7 +108,7 @@ class SpecBuilder:
     def _img2img(self) -> Img2ImgSpec:
         image, size = _fit_image(self.request, self.card, self.reader)
         strength, controls = self._strength(DEFAULT_STRENGTH), self._controls(size)
-        return Img2ImgSpec(image=image, **strength, **controls, **self._generation(size, self.card))
+        return Img2ImgSpec(image=image, **strength, **controls, **self._generation(size))
 
     def _control(self) -> ControlSpec:
         request = self.request
@@ -115,7 +116,7 @@ class SpecBuilder:
             size = resolve_size(request.width, request.height, first.size, self.card)
             fitted = first.fit(*size, request.resize)
         controls = self._controls(size, first=fitted)
-        return ControlSpec(prompt=request.prompt, **controls, **self._generation(size, self.card))
+        return ControlSpec(prompt=request.prompt, **controls, **self._generation(size))
 
     def _edit(self) -> EditSpec:
         request = self.request
@@ -126,7 +127,7 @@ class SpecBuilder:
             instruction=request.instruction,
             image_guidance_scale=guidance if self.card.image_guidance else None,
             resize=request.resize,
-            **self._generation(size, self.card),
+            **self._generation(size),
         )
 
     def _upscale(self) -> UpscaleSpec:
@@ -170,10 +171,12 @@ class SpecBuilder:
                 mask = opened.luminance()
         if mask is not None and not any(mask.histogram()[128:]):
             raise ParameterError("mask", EMPTY_ALPHA if request.mask == ALPHA else EMPTY_MASK)
-        box = self._box(mask, margins, canvas)
+        box = visible_box(mask.getbbox() if mask else None, margins, canvas, request.mask_padding, self.card)
         model_size = working_size(box, self.card)
         if request.width is not None or request.height is not None:
             model_size = resolve_size(request.width, request.height, (box[2] - box[0], box[3] - box[1]), self.card)
+        strength, controls = self._strength(DEFAULT_INPAINT_STRENGTH), self._controls(canvas, image_size=size)
+        generation = self._generation(model_size)
         region = InpaintRegion(
             mask=self.reader.add_blob(mask) if mask else None,
             blur=DEFAULT_MASK_BLUR if request.mask_blur is None else request.mask_blur,
@@ -182,45 +185,28 @@ class SpecBuilder:
             box=box,
         )
         image_digest = self.reader.add_blob(pixels)
-        strength, controls = self._strength(DEFAULT_INPAINT_STRENGTH), self._controls(canvas, image_size=size)
-        generation = self._generation(model_size, self.card)
         return InpaintSpec(image=image_digest, region=region, **strength, **controls, **generation)
 
     def _too_large(self, size: Size) -> str:
         return f"The result would have {size[0]} x {size[1]} pixels; at most {self.max_pixels:,} are made"
 
-    def _box(self, mask: Image.Image | None, margins: Padding, canvas: Size) -> Box:
-        """Return the part of the canvas that the model sees."""
-        padding = self.request.mask_padding
-        if padding is None:
-            return (0, 0, *canvas)
-        boxes = margin_boxes(margins, canvas)
-        masked = mask.getbbox() if mask else None
-        if masked:
-            left, top, right, bottom = masked
-            boxes.append((left + margins.left, top + margins.top, right + margins.left, bottom + margins.top))
-        return expand_box(union(boxes), padding, canvas, self.card)
+    def _generation(self, size: Size, card: ModelCard | None = None, *, is_tiled: bool = False) -> dict[str, Any]:
+        """Return the fields that all generating tasks share.
 
-    def _generation(self, size: Size, card: ModelCard, *, is_tiled: bool = False) -> dict[str, Any]:
-        """Return the fields that all generating tasks share."""
+        Args:
+            card: The card with the defaults, if they are not those of the model.
+        """
         request = self.request
+        resolved = self.resolved if card is None else resolve_generation(request, card, is_tiled=is_tiled)
         parameters = {name: getattr(request, name) for name in GenerationParameters.model_fields}
+        width, height = size
         image_prompts = self._image_prompts()
-        scheduler = resolve_scheduler(request, card, is_tiled=is_tiled)
-        guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
-        steps = resolve_steps(request.num_inference_steps, scheduler, card)
-        seed = resolve_seed(request.seed, request.num_images)
-        check_resolved(request, card, guidance_scale, scheduler)
         return {
             **parameters,
-            "model": card.name,
-            "width": size[0],
-            "height": size[1],
-            "guidance_scale": guidance_scale,
-            "guidance_rows": card.guidance_rows,
-            "num_inference_steps": steps,
-            "scheduler": scheduler,
-            "seed": seed,
+            **resolved,
+            "model": self.card.name,
+            "width": width,
+            "height": height,
             "image_prompts": image_prompts,
         }
 

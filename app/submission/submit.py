@@ -3,26 +3,27 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from anyio.to_thread import run_sync
-from fastapi import Depends, Response
+from fastapi import Depends
 
 from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobOptions, JobRecord
 from img2img.domain.model_card import ModelCard
+from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Webhook
-from img2img.errors import ParameterError
+from img2img.errors import ParameterError, Unavailable
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import JobQueue
 from img2img.telemetry.logging import job_extra
 
 from ..dependencies import CallerDep, ServicesDep
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
-from ..schemas.responses import DryRunResult, Job
+from ..schemas.responses import DryRunResult
 from ..webhooks.ssrf_guard import check_webhook
-from .defaults import resolve_model
+from .defaults import resolve_generation
 from .spec_builder import ImageReader, SpecBuilder, build_control_map_spec
 from .task_selection import check_model, choose_task
 
@@ -30,14 +31,16 @@ log = logging.getLogger(__name__)
 
 Request = Img2ImgRequest | ControlMapRequest
 
+# Header of a response with the job of an earlier request.
+REPLAYED = {"Idempotency-Replayed": "true"}
+
 
 @dataclass(frozen=True)
 class SubmittedJob:
     """A queued job, or the job of an earlier request with the same idempotency key."""
 
     record: JobRecord
-    is_new: bool
-    # Headers of the rate limit.
+    # Headers of the response.
     headers: Mapping[str, str]
 
 
@@ -63,7 +66,7 @@ class JobSubmitter:
             key = IdempotencyKey(idempotency_key, fingerprint, options.owner)
             earlier = await run_sync(self._visible_queue().find_by_idempotency_key, key)
             if earlier:
-                return SubmittedJob(earlier, is_new=False, headers={})
+                return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
         spec, blobs = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
         return await run_sync(self._enqueue, spec, blobs, options, key)
@@ -80,14 +83,6 @@ class JobSubmitter:
             queue_position=estimate.queue_position,
             eta_s=estimate.eta_s,
         )
-
-    async def respond(self, submitted: SubmittedJob, response: Response) -> Job:
-        """Set the headers of the response to a submission and return its body."""
-        response.headers.update(submitted.headers)
-        response.headers["Location"] = f"/jobs/{submitted.record.id}"
-        if not submitted.is_new:
-            response.headers["Idempotency-Replayed"] = "true"
-        return Job.from_record(submitted.record, *await run_sync(self.services.eta.estimate, [submitted.record]))
 
     def model_card(self, model: str | None) -> ModelCard:
         """Return the card of the named model, or of the default model. Raises ParameterError or Unavailable."""
@@ -119,7 +114,9 @@ class JobSubmitter:
             self._check_webhook(request.webhook)
         task = choose_task(request)
         check_model(request, task, card)
-        return SpecBuilder(request, card, reader, services.settings.max_pixels).build(task), reader.blobs
+        resolved = resolve_generation(request, card) if task is not Task.UPSCALE else {}
+        builder = SpecBuilder(request, card, reader, services.settings.max_pixels, resolved)
+        return builder.build(task), reader.blobs
 
     def _check_webhook(self, webhook: Webhook) -> None:
         settings = self.services.settings
@@ -135,7 +132,8 @@ class JobSubmitter:
         queue, store = self.services.queue, self.services.store
         digests, cost = spec.inputs, spec.cost
         keys = dict(zip(digests, map(input_key, digests), strict=True))
-        headers = self.services.rate_limiter.spend(options.owner, cost)
+        limiter = self.services.rate_limiter
+        headers = limiter.spend(options.owner, cost) if limiter else {}
         queue.input_images.retain(keys.values(), options.result_ttl_s, options.owner)
         for digest, blob_key in keys.items():
             store.put(blob_key, blobs[digest])
@@ -143,7 +141,31 @@ class JobSubmitter:
         if is_new:
             message = "queued: %s of %s, priority %s"
             log.info(message, spec.task, spec.model, record.priority, extra=job_extra(record.id))
-        return SubmittedJob(record, is_new, headers)
+        location = {"Location": f"/jobs/{record.id}"}
+        return SubmittedJob(record, {**headers, **location, **({} if is_new else REPLAYED)})
+
+
+class ModelCards(Protocol):
+    """The cards of the models that workers have registered."""
+
+    def find(self, name: str) -> ModelCard | None: ...
+
+    def known_names(self) -> list[str]: ...
+
+
+def resolve_model(name: str | None, default: str, cards: ModelCards) -> ModelCard:
+    """Return the card of the model that a request names, or of the default model.
+
+    Raises:
+        ParameterError: There is no such model.
+        Unavailable: No worker has registered the default model yet.
+    """
+    card = cards.find(name or default)
+    if card:
+        return card
+    if name in (None, default):
+        raise Unavailable(f"No worker has registered the model {default} yet; try again when one runs.")
+    raise ParameterError("model", f"Input should be one of: {', '.join(cards.known_names())}", got=name)
 
 
 JobSubmitterDep = Annotated[JobSubmitter, Depends(JobSubmitter)]

@@ -1,11 +1,11 @@
-"""Selection of a request's task, and the checks that its fields go with the task, the model and the scheduler."""
+"""Selection of a request's task, and the checks that its fields go with the task and the model."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard
-from img2img.domain.parameters import PipelineParameter, Requires, Scheduler, Task, requirements
+from img2img.domain.parameters import PipelineParameter, Requires, Task, requirements
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
@@ -30,7 +30,7 @@ SELECTED_BY: dict[Task, str] = {
 
 def choose_task(request: Img2ImgRequest) -> Task:
     """Return the task that the request selects. Raises ParameterError if its fields do not go together."""
-    given = dict(_given(request))
+    given = dict(given_fields(request))
     if "instruction" in given and "upscale" in given:
         raise ParameterError("upscale", "It cannot be combined with `instruction`; upscale the result in a second job")
     task = _task_of(given)
@@ -43,7 +43,7 @@ def choose_task(request: Img2ImgRequest) -> Task:
     return task
 
 
-def _given(request: Img2ImgRequest) -> Iterator[tuple[str, Any]]:
+def given_fields(request: Img2ImgRequest) -> Iterator[tuple[str, Any]]:
     """Yield name and value of the fields that differ from their default or neutral value."""
     for name, field in type(request).model_fields.items():
         value = getattr(request, name)
@@ -80,7 +80,7 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     if request.upscale and request.upscale not in card.upscales:
         supported = ", ".join(map(str, card.upscales))
         raise ParameterError("upscale", f"With the model {card.name}, input should be one of: {supported}")
-    for name, value in _given(request):
+    for name, value in given_fields(request):
         _check_capability(name, value, request, task, card)
     _check_controls(request, card)
     _check_loras(request, card)
@@ -106,20 +106,6 @@ def _check_capability(name: str, value: Any, request: Img2ImgRequest, task: Task
         controls = " and `controls`" if request.controls else ""
         message = f"With the model {card.name}{controls} it goes with {_names(tasks)}, and not with {NAMES[task][1]}"
         raise ParameterError(name, f"{message}; leave it out")
-
-
-def check_resolved(request: Img2ImgRequest, card: ModelCard, guidance_scale: float, scheduler: Scheduler) -> None:
-    """Raise ParameterError for a field that has no effect with the resolved guidance or scheduler."""
-    for name, value in _given(request):
-        requires = REQUIREMENTS[name]
-        if requires.guidance and guidance_scale == 1:
-            message = "Without guidance it has no effect: leave it out, or give a `guidance_scale` above 1"
-            raise ParameterError(name, message, got=value)
-        if isinstance(requires, PipelineParameter) and requires.by_scheduler:
-            schedulers = card.scheduler_parameters.get(name, ())
-            if scheduler not in schedulers:
-                message = f"With the scheduler {scheduler} it has no effect: leave it out, or give one of: "
-                raise ParameterError(name, message + ", ".join(schedulers), got=value)
 
 
 def _check_controls(request: Img2ImgRequest, card: ModelCard) -> None:

@@ -89,8 +89,9 @@ class Operations:
         return parse_response(DryRun, response.content)
 
     def control_map(self, image: ImageInput, kind: str, fields: Mapping[str, Any]) -> Flow[Job]:
+        headers = {"Idempotency-Key": uuid4().hex}
         body = _body({"image": image, "type": kind, **fields})
-        response = yield from self._until_taken(Call("POST", "/control-maps", body))
+        response = yield from self._until_taken(Call("POST", "/control-maps", {"headers": headers, **body}))
         return parse_response(Job, response.content)
 
     def upload_image(self, image: ImageInput) -> Flow[UploadedImage]:

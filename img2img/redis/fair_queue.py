@@ -19,7 +19,6 @@ from redis import Redis
 
 from img2img.domain.job import JobRecord, Priority
 from img2img.redis import keys, scripts
-from img2img.redis.decode import decode
 
 # As in lua/fair_queue.lua.
 LEVELS = ("returned", *reversed(Priority))
@@ -94,4 +93,4 @@ def _parse(reply: Sequence[bytes | int] | None) -> QueuePosition | None:
     if reply is None:
         return None
     count, cost = reply
-    return QueuePosition(int(count), float(decode(cost)))
+    return QueuePosition(int(count), float(cost))

@@ -131,17 +131,15 @@ class JobQueue:
         # Lua decodes null as a value that counts as true.
         known = {name: value for name, value in job.items() if value is not None}
         fields = list(chain.from_iterable(job_record.to_fields(record).items()))
-        reply = decode(
-            self._submit_script(
-                keys=[rq_job_key(record.id), queue.key, queue.redis_queues_keys],
-                args=[json.dumps(known), len(fields), *fields, *rq_job_fields(queue, record.id)],
-            )
+        reply: bytes = self._submit_script(
+            keys=[rq_job_key(record.id), queue.key, queue.redis_queues_keys],
+            args=[json.dumps(known), len(fields), *fields, *rq_job_fields(queue, record.id)],
         )
-        if reply == "owner_limit":
+        if reply == b"owner_limit":
             raise self._limits.owner_error()
-        if reply == "limit":
+        if reply == b"limit":
             raise QueueFull
-        return key.job_id(reply[1:]) if key is not None and reply.startswith("=") else None
+        return key.job_id(decode(reply[1:])) if key is not None and reply.startswith(b"=") else None
 
     def claim(self, model: str) -> bytes | None:
         """Move the next job of a model to the intermediate list of its RQ queue. Returns its id, or None."""

@@ -174,6 +174,7 @@ def test_each_task_sends_its_fields(scripted: Scripted, connect: type[Client]) -
     assert json.loads(outpaint[2])["outpaint"] == {"left": 64, "top": 0, "right": 0, "bottom": 8}
     assert b'name="instruction"\r\n\r\nmake it night\r\n' in edit[2]
     assert b'name="upscale"\r\n\r\n4\r\n' in upscale[2]
+    assert all(headers["idempotency-key"] for _, headers, _ in server.requests)
     assert b'name="type"\r\n\r\ncanny\r\n' in control_map[2]
 
 

@@ -74,6 +74,7 @@ def test_a_job_that_is_cancelled(api: Client, png: bytes) -> None:
         api.download_images(job)
 
 
+@pytest.mark.filterwarnings("error:Pydantic serializer warnings")
 def test_images_in_every_form(
     api: Client, png: bytes, tmp_path: Path, finish: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,8 @@ def test_images_in_every_form(
     finish(first.id)
     [image] = api.get_job(first).images
     assert api.dry_run(image=image, seed=1) == api.dry_run(image=image.url, seed=1)
+    keyed = {"idempotency_key": "k", "seed": 1}
+    assert api.submit(image=image, **keyed) == api.submit(image=image.url, **keyed)
     with pytest.raises(FileNotFoundError):
         api.submit(image="none.png")
     with pytest.raises(TypeError, match="an image is bytes"):

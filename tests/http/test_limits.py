@@ -1,6 +1,6 @@
 """Limits per API key over real HTTP: rate and queued jobs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
@@ -139,3 +139,10 @@ def test_clients_without_keys_share_one_rate_limit(settings: ApiSettings, redis:
     with clients_of(settings, redis, 2, keys="auto", max_queued_per_key=1) as (one, other):
         assert post(one, small).status_code == 202
         assert_problem(post(other, small), 429, "too_many_queued")
+
+
+def test_no_rate_limit_counts_nothing(http: httpx.Client, submit: Callable[..., httpx.Response], redis: Redis) -> None:
+    response = submit(prompt="a house", num_inference_steps=150, num_images=8)
+    assert response.status_code == 202
+    assert not {"ratelimit", "ratelimit-policy"} & response.headers.keys()
+    assert redis.keys("i2i:rate*") == []

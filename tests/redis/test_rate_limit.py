@@ -36,11 +36,6 @@ def test_job_above_the_whole_limit_is_too_expensive(empty: Redis) -> None:
     assert empty.keys("i2i:rate*") == []
 
 
-def test_spend_without_limit_counts_nothing(empty: Redis) -> None:
-    assert RateLimiter(None, empty).spend("ada", 1e9) == {}
-    assert empty.keys("*") == []
-
-
 def test_retry_after_is_long_enough(empty: Redis) -> None:
     rate = RateLimiter("10 per 2 seconds", empty)
     rate.spend("ada", 10)

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from img2img.app.submission.defaults import nearest_side, resolve_model, resolve_seed, resolve_size
+from img2img.app.submission.defaults import nearest_side, resolve_seed, resolve_size
 from img2img.app.submission.geometry import nearest_bucket
+from img2img.app.submission.submit import resolve_model
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import MAX_SEED
 from img2img.errors import ParameterError, Unavailable
