@@ -70,10 +70,13 @@ def _from_json(body: bytes, model: type[Body]) -> Body:
 
 def _validation_error(error: ValidationError, model: type[BaseModel]) -> RequestValidationError:
     errors = error.errors(include_url=False, include_context=False)
+    # Listed once, in the first error for an unknown field.
+    known = f"; known are {', '.join(model.model_fields)}"
     for item in errors:
         if item["type"] == "extra_forbidden":
-            known = f"; known are {', '.join(model.model_fields)}" if len(item["loc"]) == 1 else ""
-            item["msg"] = f"Unknown field{known}"
+            is_nested = len(item["loc"]) > 1
+            item["msg"] = f"Unknown field{'' if is_nested else known}"
+            known = known if is_nested else ""
     return RequestValidationError(errors)
 
 

@@ -96,8 +96,8 @@ class SubmitFields(TypedDict, total=False):
     """Read `(text:1.3)` in both prompts as that text with that weight. The default weight is 1; weights cannot be
     nested."""
     clip_skip: int
-    """Layers of the CLIP text encoder to skip: 1 is `Clip skip: 2` of the AUTOMATIC1111 web UI. For models with
-    `clip_skip` in `parameters`."""
+    """Layers of the CLIP text encoder to skip for `prompt`: 1 is `Clip skip: 2` of the AUTOMATIC1111 web UI. For models
+    with `clip_skip` in `parameters`."""
     denoising_start: float
     """Replaces `strength` for SDXL and its refiner: the image counts as denoised up to this share of the schedule. No
     noise is added, and only the rest of the steps is run."""

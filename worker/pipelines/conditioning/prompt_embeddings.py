@@ -93,16 +93,19 @@ def _encode(
     )
     by_encoder = []
     for tokenizer, encoder in encoders:
-        encoder = _SkippingEncoder(encoder, clip_skip, is_xl) if clip_skip else encoder
-        provider = EmbeddingsProvider(tokenizer, encoder, truncate=False, returned_embeddings_type=layer)
+        # The stock pipelines skip no layers for the negative prompt.
+        providers = [
+            EmbeddingsProvider(tokenizer, each, truncate=False, returned_embeddings_type=layer)
+            for each in (_SkippingEncoder(encoder, clip_skip, is_xl) if clip_skip else encoder, encoder)
+        ]
         embeddings = [
             provider.get_embeddings_for_weighted_prompt_fragments(
                 [[piece for piece, _ in fragments]], [[weight for _, weight in fragments]], device=encoder.device
             )
-            for fragments in prompts
+            for provider, fragments in zip(providers, prompts, strict=True)
         ]
         length = max(embedding.shape[1] for embedding in embeddings)
-        by_encoder.append([_pad(embedding, provider, length) for embedding in embeddings])
+        by_encoder.append([_pad(*pair, length) for pair in zip(embeddings, providers, strict=True)])
     embeds, negative_embeds = (torch.cat(parts, dim=-1) for parts in zip(*by_encoder, strict=True))
     return embeds, negative_embeds
 
@@ -117,7 +120,10 @@ class _SkippingEncoder:
         self._encoder = encoder
         self._clip_skip = clip_skip
         self._is_xl = is_xl
-        self.device = encoder.device
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the encoder, such as its device and dtype."""
+        return getattr(self._encoder, name)
 
     def __call__(self, *args: Any, output_hidden_states: bool, return_dict: bool) -> SimpleNamespace:
         """Return the fields of a text encoder's output that compel reads."""
