@@ -98,15 +98,15 @@ def store(settings: ApiSettings) -> ObjectStore:
 
 
 @pytest.fixture
-def picture() -> bytes:
+def image_bytes() -> bytes:
     return encoded(gradient(160, 120))
 
 
 @pytest.fixture
-def submit(http: httpx.Client, picture: bytes) -> Callable[..., httpx.Response]:
+def submit(http: httpx.Client, image_bytes: bytes) -> Callable[..., httpx.Response]:
     """Posts a multipart submit."""
 
-    def post(image: bytes = picture, **fields: Any) -> httpx.Response:
+    def post(image: bytes = image_bytes, **fields: Any) -> httpx.Response:
         return http.post("/img2img", files={"image": ("input", image)}, data=fields)
 
     return post
