@@ -59,7 +59,7 @@ def _parse_cursor(cursor: str | None) -> Cursor | None:
 async def get_job(
     job_id: JobId,
     queue: QueueDep,
-    feed: JobChangesDep,
+    job_changes: JobChangesDep,
     eta: EtaDep,
     response: Response,
     wait: Wait = None,
@@ -69,7 +69,7 @@ async def get_job(
     preferred = _preferred_wait(prefer) if wait is None else None
     if preferred is not None:
         response.headers["Preference-Applied"] = f"wait={preferred}"
-    record = await wait_for_end(job_id, wait or preferred or 0, queue, feed)
+    record = await wait_for_end(job_id, wait or preferred or 0, queue, job_changes)
     return Job.from_record(record, *await run_sync(eta.estimate, [record]))
 
 

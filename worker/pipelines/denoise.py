@@ -34,7 +34,7 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
     if spec.steps_run == 0:
         return lambda _ticket: encode_decode(model, inputs.image)
     image_prompts = model.adapters.image_prompt_kwargs(spec, inputs)
-    return lambda ticket: denoise(model, spec, inputs, spec.image_seed(index), ticket, image_prompts)
+    return lambda engine_task: denoise(model, spec, inputs, spec.image_seed(index), engine_task, image_prompts)
 
 
 def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
@@ -64,7 +64,12 @@ def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tens
 
 
 def denoise(
-    model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int, ticket: EngineTask, image_prompts: Mapping[str, Any]
+    model: Model,
+    spec: DenoisingSpec,
+    inputs: Inputs,
+    seed: int,
+    engine_task: EngineTask,
+    image_prompts: Mapping[str, Any],
 ) -> torch.Tensor:
     """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`.
 
@@ -78,9 +83,9 @@ def denoise(
     order = getattr(pipeline.scheduler, "order", 1)
 
     def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        ticket.latents = kwargs.get("latents")
+        engine_task.latents = kwargs.get("latents")
         # A second-order scheduler calls back twice per step.
-        ticket.step = min(-(-(i + 1) // order), spec.steps_run)
+        engine_task.step = min(-(-(i + 1) // order), spec.steps_run)
         return {}
 
     if inputs.noise is not None:
@@ -92,13 +97,13 @@ def denoise(
         num_inference_steps=spec.num_inference_steps,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
-        **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, ticket)}),
+        **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
         **_arguments(model, pipeline, spec, inputs, takes),
         **optional_arguments(spec, takes),
         **image_prompts,
     ).images
     # A schedule with `denoising_start` can have one step less.
-    ticket.step = spec.steps_run
+    engine_task.step = spec.steps_run
     return images
 
 

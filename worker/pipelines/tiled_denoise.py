@@ -33,16 +33,16 @@ def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int)
 
 
 def _tile(
-    enlarged: TiledImage, number: int, make: MakeTile, seed: int, noise: torch.Tensor | None, ticket: EngineTask
+    enlarged: TiledImage, number: int, make: MakeTile, seed: int, noise: torch.Tensor | None, engine_task: EngineTask
 ) -> Pixels:
     """Compute one tile. Returns bytes instead of floats, because a result can have hundreds of tiles in memory."""
-    return to_pixels(make(Inputs(to_tensor(enlarged.tile(number)), noise=noise), seed, ticket))
+    return to_pixels(make(Inputs(to_tensor(enlarged.tile(number)), noise=noise), seed, engine_task))
 
 
-def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
+def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, engine_task: EngineTask) -> torch.Tensor:
     if spec.steps_run == 0:
         return encode_decode(model, inputs.image)
-    return denoise(model, spec, inputs, seed, ticket, {})
+    return denoise(model, spec, inputs, seed, engine_task, {})
 
 
 def _seeds_and_noise(

@@ -110,7 +110,7 @@ class Upscaler:
             work=(base.vae_scale_factor / self.latent_scale) ** 2,
         )
 
-    def upscale(self, spec: UpscaleSpec, inputs: Inputs, seed: int, ticket: EngineTask) -> torch.Tensor:
+    def upscale(self, spec: UpscaleSpec, inputs: Inputs, seed: int, engine_task: EngineTask) -> torch.Tensor:
         """Run the stock pipeline on one tile, with a new scheduler and a CPU generator for `seed`.
 
         Returns:
@@ -130,7 +130,7 @@ class Upscaler:
             generator=torch.Generator("cpu").manual_seed(seed),
             latents=None if noise is None else noise.to(pipeline.unet.dtype),
             output_type="pt",
-            callback=step_callback(spec, ticket),
+            callback=step_callback(spec, engine_task),
             **optional_arguments(spec, call_parameters(pipeline)),
         ).images
         return image
@@ -143,10 +143,10 @@ class Upscaler:
         return make_scheduler(name, base)
 
 
-def step_callback(spec: DenoisingSpec, ticket: EngineTask) -> Callable[[int, Any, Any], None]:
+def step_callback(spec: DenoisingSpec, engine_task: EngineTask) -> Callable[[int, Any, Any], None]:
     """Return a `callback` for pipelines without `callback_on_step_end` that counts the steps of a job."""
 
     def count(i: int, _timestep: Any, _latents: Any) -> None:
-        ticket.step = min(i + 1, spec.steps_run)
+        engine_task.step = min(i + 1, spec.steps_run)
 
     return count
