@@ -28,9 +28,9 @@ types: $(VENV)/dev
 fences: $(VENV)/dev
 	$(BIN)/lint-imports
 
-# Test files are spread over as many processes as there are cores; each starts its own servers.
+# Tests run in as many processes as there are cores; see tests/conftest.py for the groups that stay together.
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 test-unit: $(VENV)/dev ## the fast tests: no Redis, no torch, no processes
 	$(BIN)/python -m pytest tests/unit

@@ -29,8 +29,20 @@ from tests.support.serving import serving
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let pytest-xdist run the tests of a file in one process, but spread those of the engine, the longest first.
+
+    Files share servers between their tests; tests of the engine share only models, which take a second to make.
+    """
+    for item in items:
+        if "engine" not in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    first = {"test_pixels.py": 0, "test_service.py": 1, "test_reliability.py": 2, "test_chaos.py": 3}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
 @pytest.fixture(scope="session", autouse=True)
-def no_settings_from_outside() -> Iterator[None]:
+def clear_settings_of_the_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("IMG2IMG_"):
@@ -40,7 +52,8 @@ def no_settings_from_outside() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Iterator[Path]:
-    with TemporaryDirectory(prefix="i2i-") as folder:  # short: a unix socket lies in it
+    # A short path, because it contains a unix socket.
+    with TemporaryDirectory(prefix="i2i-") as folder:
         yield Path(folder)
 
 
@@ -77,10 +90,9 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 @pytest.fixture
 def http(service_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    """A client of the service, with the models announced and the queue empty."""
-    monkeypatch.setattr(
-        "img2img.app.progress.eta.THROUGHPUT_TTL_S", 0
-    )  # what one test's workers say is nothing to the next test
+    """A client of the service, with registered models and an empty queue."""
+    # The throughput that the workers of one test report must not affect the next test.
+    monkeypatch.setattr("img2img.app.progress.eta.THROUGHPUT_TTL_S", 0)
     redis.flushall()
     ModelRegistry(redis).register("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
     with httpx.Client(base_url=service_url, timeout=10) as client:
@@ -98,15 +110,15 @@ def store(settings: ApiSettings) -> ObjectStore:
 
 
 @pytest.fixture
-def picture() -> bytes:
+def image_bytes() -> bytes:
     return encoded(gradient(160, 120))
 
 
 @pytest.fixture
-def submit(http: httpx.Client, picture: bytes) -> Callable[..., httpx.Response]:
-    """Posts a multipart submit."""
+def submit(http: httpx.Client, image_bytes: bytes) -> Callable[..., httpx.Response]:
+    """Submit a job as a multipart form."""
 
-    def post(image: bytes = picture, **fields: Any) -> httpx.Response:
+    def post(image: bytes = image_bytes, **fields: Any) -> httpx.Response:
         return http.post("/img2img", files={"image": ("input", image)}, data=fields)
 
     return post
@@ -114,17 +126,17 @@ def submit(http: httpx.Client, picture: bytes) -> Callable[..., httpx.Response]:
 
 @pytest.fixture
 def finish(queue: JobQueue, store: ObjectStore) -> Callable[[str], bytes]:
-    """Ends a job as a worker would, and returns its first PNG."""
+    """Complete a job as a worker does, and return its first PNG."""
     return lambda job_id: succeed(job_id, queue, store)
 
 
 @pytest.fixture
-def worked(queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client) -> Iterator[None]:
-    """A thread ends jobs as a worker would."""
-    over = threading.Event()
+def fake_worker(queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client) -> Iterator[None]:
+    """Run a thread that completes jobs as a worker does."""
+    stopped = threading.Event()
 
     def work() -> None:
-        while not over.wait(0.05):
+        while not stopped.wait(0.05):
             for job_id in queue.job_store.active_ids():
                 record = queue.job_store.get(job_id)
                 if record and record.status is JobStatus.QUEUED:
@@ -133,20 +145,21 @@ def worked(queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client) 
     thread = threading.Thread(target=work)
     thread.start()
     yield
-    over.set()
+    stopped.set()
     thread.join()
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random-weight Stable Diffusion."""
-    from tests.support.models.tiny_models import tiny_sd  # here, so that tests without a model need no torch
+    """The folder of a tiny Stable Diffusion model with random weights."""
+    # Not at the top of the module, so that tests without a model need no torch.
+    from tests.support.models.tiny_models import tiny_sd
 
     return tiny_sd(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def client(model_folder: Path) -> Iterator[httpx.Client]:
-    """A client of the whole service, which runs the tiny model."""
+    """A client of the whole service with the tiny model."""
     with TemporaryDirectory(prefix="i2i-") as folder, serving(Path(folder), model_folder) as client:
         yield client

@@ -26,7 +26,7 @@ GENERATOR = (BIN / "openapi-generator-cli", "generate", "--input-spec", DOCUMENT
 pytestmark = [
     pytest.mark.clients,
     pytest.mark.skipif(not BIN.exists(), reason="no client generators: `make test-clients` installs them"),
-    pytest.mark.usefixtures("worked"),
+    pytest.mark.usefixtures("fake_worker"),
 ]
 needs_java = pytest.mark.skipif(not shutil.which("java"), reason="openapi-generator needs Java 11 or newer")
 needs_node = pytest.mark.skipif(

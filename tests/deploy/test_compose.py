@@ -16,7 +16,7 @@ from img2img.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
-# Of the command line, which has no settings class.
+# The command line has no settings class.
 CLIENT = {"IMG2IMG_API_KEY"}
 PREFIX = "IMG2IMG_"
 
@@ -49,23 +49,23 @@ def test_compose_passes_every_setting() -> None:
     services = compose()["services"]
     inside = {"IMG2IMG_DATA_DIR", "IMG2IMG_LIVE_FILE"}
     assert environment(services["worker"]) >= WORKER - inside
-    # Of the worker that `img2img serve` starts.
-    of_serve = {"IMG2IMG_SLOTS"}
-    assert environment(services["api"]) >= API - inside - of_serve
+    # Only for the worker that `img2img serve` starts.
+    only_serve = {"IMG2IMG_SLOTS"}
+    assert environment(services["api"]) >= API - inside - only_serve
 
 
 def test_env_example_has_every_setting() -> None:
     listed = set(re.findall(rf"^#? ?({PREFIX}\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     # Set by compose.
-    of_containers = {"IMG2IMG_PUBLISHED_HOST"}
-    assert listed == (API | WORKER | CLIENT) - of_containers
+    only_containers = {"IMG2IMG_PUBLISHED_HOST"}
+    assert listed == (API | WORKER | CLIENT) - only_containers
 
 
 def test_env_example_has_every_variable_of_compose() -> None:
     used = {found for file in FILES for found in re.findall(r"\$\{(\w+)", (ROOT / file).read_text())}
-    of_builds = {"VERSION", "REVISION"}
+    only_builds = {"VERSION", "REVISION"}
     listed = set(re.findall(r"^#? ?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert used - of_builds <= listed
+    assert used - only_builds <= listed
 
 
 def test_containers_have_limits_and_no_privileges() -> None:
@@ -103,10 +103,10 @@ def start_worker(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str
 
     def start(**settings: str) -> "subprocess.Popen[str]":
         path = f"{tmp_path}:{ROOT / 'docker' / 'worker'}:{os.environ['PATH']}"
-        own = {"PATH": path, "HF_HOME": str(tmp_path), "GPU_LOCKS": str(tmp_path)}
+        environment = {"PATH": path, "HF_HOME": str(tmp_path), "GPU_LOCKS": str(tmp_path)}
         started.append(
             subprocess.Popen(
-                ["start-worker"], env=own | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                ["start-worker"], env=environment | settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
         return started[-1]
@@ -129,9 +129,7 @@ def test_each_worker_takes_a_free_gpu(start_worker: Callable[..., "subprocess.Po
     assert start_worker().stdout.readline().split()[0] == "none"
 
 
-def test_models_in_the_cache_are_loaded_offline(
-    start_worker: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
-) -> None:
+def test_cached_models_are_loaded_offline(start_worker: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
     def mode(**settings: str) -> str:
         return start_worker(**settings).stdout.readline().split()[1]
 

@@ -1,4 +1,4 @@
-"""Several hosts: what a worker does that is cut off for longer than its lease, and comes back."""
+"""A service on several hosts: a worker is disconnected for longer than its lease, and reconnects."""
 
 import signal
 from collections import Counter
@@ -17,33 +17,36 @@ from img2img.redis.decode import decode
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import JOB_CHANGES
 from img2img.redis.model_registry import ModelRegistry
-from tests.support.hosts import Site, needs_hosts
+from tests.support.hosts import MultiHostService, skip_without_network_namespaces
 from tests.support.images import encoded, gradient
 from tests.support.processes import MODEL, wait_for
 
 LEASE_S = 4
-STEPS = 100  # long enough to be cut off in the middle, wherever the machine
+# Enough steps that a job still runs when its worker is disconnected, on any machine.
+STEPS = 100
 
 
 @pytest.fixture
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    needs_hosts()
+def deployment(request: pytest.FixtureRequest) -> Iterator[MultiHostService]:
+    skip_without_network_namespaces()
     with TemporaryDirectory(prefix="i2i-") as folder:
-        site = Site(Path(folder), request.getfixturevalue("tiny_model"))
+        deployment = MultiHostService(Path(folder), request.getfixturevalue("tiny_model"))
         try:
-            with site.network.on("desk"):
-                site.start()
-                yield site
+            with deployment.network.on("client"):
+                deployment.start()
+                yield deployment
         finally:
-            site.stop()
+            deployment.stop()
             for log in Path(folder).glob("*.log"):
                 request.node.add_report_section("teardown", log.name, log.read_text())
 
 
 @pytest.mark.timeout(900)
-def test_a_worker_cut_off_for_longer_than_its_lease_costs_no_job_and_publishes_nothing_late(site: Site) -> None:
-    workers = {host: site.start_worker(host, slots=3, lease_s=LEASE_S) for host in ("east", "west")}
-    with Redis.from_url(site.redis_url) as redis, httpx.Client(base_url=site.front_url, timeout=60) as http:
+def test_worker_disconnected_past_its_lease_loses_no_job_and_publishes_none_late(
+    deployment: MultiHostService,
+) -> None:
+    workers = {host: deployment.start_worker(host, slots=3, lease_s=LEASE_S) for host in ("east", "west")}
+    with Redis.from_url(deployment.redis_url) as redis, httpx.Client(base_url=deployment.api_url, timeout=60) as http:
         jobs = JobQueue(redis)
 
         def records(ids: list[str]) -> list[JobRecord]:
@@ -57,9 +60,9 @@ def test_a_worker_cut_off_for_longer_than_its_lease_costs_no_job_and_publishes_n
         def submit(seed: int) -> str:
             fields: dict[str, Any] = {"num_inference_steps": STEPS, "strength": 1, "guidance_scale": 1, "seed": seed}
             fields |= {"width": 32, "height": 32}
-            answer = http.post("/img2img", files={"image": encoded(gradient(64, 64))}, data=fields)
-            assert answer.status_code == 202, answer.text
-            return str(answer.json()["id"])
+            response = http.post("/img2img", files={"image": encoded(gradient(64, 64))}, data=fields)
+            assert response.status_code == 202, response.text
+            return str(response.json()["id"])
 
         def result(job_id: str) -> bytes:
             return http.get(f"/jobs/{job_id}/result").raise_for_status().content
@@ -71,32 +74,35 @@ def test_a_worker_cut_off_for_longer_than_its_lease_costs_no_job_and_publishes_n
         ids = [submit(seed) for seed in range(6)]
         wait_for(lambda: min(sum(r.step > 0 for r in records(of(host, ids))) for host in workers) >= 2, timeout_s=120)
 
-        site.network.cut("east")
+        deployment.network.disconnect("east")
         lost = [record for record in records(of("east", ids)) if not record.status.is_terminal]
-        assert lost, "it was cut off in the middle of its jobs"
+        assert lost, "the worker was disconnected while its jobs ran"
         wait_for(lambda: all(record.status.is_terminal for record in records(ids)), timeout_s=300)
         ended = records(ids)
         assert {record.status for record in ended} == {JobStatus.SUCCEEDED}
         for job in records([record.id for record in lost]):
-            assert workers["west"].owns(job), "taken over while the other one could not be reached"
+            assert workers["west"].owns(job), "recovered while the first worker was unreachable"
             assert (job.attempts, job.execution in {record.execution for record in lost}) == (2, False)
-        pictures = [result(job_id) for job_id in ids]
+        images = [result(job_id) for job_id in ids]
 
-        site.network.heal("east")
-        # It comes to know that its jobs are in other hands: each of its late ends is tried, and refused.
-        wait_for(lambda: all(f"{job.id}: given to another worker" in site.log("east").read_text() for job in lost), 120)
+        deployment.network.reconnect("east")
+        # The reconnected worker tries to end each of its jobs, and is refused.
+        wait_for(
+            lambda: all(f"{job.id}: given to another worker" in deployment.log("east").read_text() for job in lost), 120
+        )
         assert records(ids) == ended
-        assert [result(job_id) for job_id in ids] == pictures
-        for record, png in zip(ended, pictures, strict=True):
+        assert [result(job_id) for job_id in ids] == images
+        for record, png in zip(ended, images, strict=True):
             assert sha256(png).hexdigest() == record.images[0].sha256
         assert workers["east"].is_alive
 
         workers["west"].send(signal.SIGTERM)
         assert workers["west"].exit_code() == 0
-        last = submit(seed=99)  # and it works again, alone
+        # The reconnected worker is the only one, and takes new jobs.
+        last = submit(seed=99)
         wait_for(lambda: records([last])[0].status is JobStatus.SUCCEEDED, timeout_s=120)
         assert of("east", [last]) == [last]
-        assert _told_ends(changes) == Counter([*ids, last])
+        assert _published_ends(changes) == Counter([*ids, last])
 
 
 def _is_ready(http: httpx.Client) -> bool:
@@ -106,16 +112,17 @@ def _is_ready(http: httpx.Client) -> bool:
         return False
 
 
-def _told_ends(changes: Any) -> Counter[str]:
-    """How often the end of each job was told."""
-    told: Counter[str] = Counter()
-    silent = 0
-    while silent < 2:  # once it says nothing of the subscription itself
+def _published_ends(changes: Any) -> Counter[str]:
+    """Return how often the end of each job was published."""
+    published: Counter[str] = Counter()
+    timeouts = 0
+    # The first call without a message is for the confirmation of the subscription.
+    while timeouts < 2:
         message = changes.get_message(timeout=1)
         if message is None:
-            silent += 1
+            timeouts += 1
             continue
         job_id, _, status = decode(message["data"]).partition(" ")
         if status and JobStatus(status).is_terminal:
-            told[job_id] += 1
-    return told
+            published[job_id] += 1
+    return published

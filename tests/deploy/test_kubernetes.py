@@ -1,4 +1,4 @@
-"""The Kubernetes manifests, as kustomize builds them: valid by its schemas, and true to each other and to the code."""
+"""The Kubernetes manifests build by kustomize: valid, consistent with each other, and consistent with the code."""
 
 import shutil
 import subprocess
@@ -19,7 +19,8 @@ from img2img.worker.settings import WorkerSettings
 from tests.support.processes import wait_for
 
 MANIFESTS = Path(__file__).parents[2] / "docker" / "kubernetes"
-OLDEST, NEWEST = "1.30", "1.36"  # minor versions of Kubernetes; what is valid in both is in those between
+# Minor versions of Kubernetes. A manifest that is valid in both is valid in those between.
+OLDEST, NEWEST = "1.30", "1.36"
 SECRETS = {
     "REDIS_PASSWORD": "0" * 64,
     "IMG2IMG_WEBHOOK_SECRET": "whsec_" + "A" * 44,
@@ -38,7 +39,7 @@ def kustomize(folder: Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module", params=["demo", "gpu"])
 def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
-    """An overlay with its secrets filled in."""
+    """The manifests of an overlay with test secrets."""
     folder = tmp_path_factory.mktemp("kubernetes") / "all"
     shutil.copytree(MANIFESTS, folder)
     overlay = folder / "overlays" / request.param
@@ -46,9 +47,9 @@ def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     names = [line.split("=")[0] for line in example.splitlines() if "=" in line and not line.startswith("#")]
     assert sorted(names) == sorted(SECRETS)
     (overlay / "secrets.env").write_text("".join(f"{name}={value}\n" for name, value in SECRETS.items()))
-    built = kustomize(overlay)
-    assert built.returncode == 0, built.stderr
-    return list(yaml.safe_load_all(built.stdout))
+    build = kustomize(overlay)
+    assert build.returncode == 0, build.stderr
+    return list(yaml.safe_load_all(build.stdout))
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> dict[str, Manifest]:
@@ -65,7 +66,7 @@ def container(workload: Manifest) -> Manifest:
 
 
 def pods(manifests: list[Manifest], selector: Manifest) -> set[str]:
-    """The workloads whose pods a selector chooses."""
+    """Return the names of the workloads with pods that match a selector."""
     structured = selector.keys() & {"matchLabels", "matchExpressions"}
     wanted = selector.get("matchLabels", {}) if structured else selector
     chosen = set()
@@ -78,31 +79,32 @@ def pods(manifests: list[Manifest], selector: Manifest) -> set[str]:
     return chosen
 
 
-def test_every_manifest_is_valid_by_the_schemas_of_kubernetes(manifests: list[Manifest]) -> None:
+def test_manifests_are_valid(manifests: list[Manifest]) -> None:
     assert {"api", "worker", "webhooks", "redis"} == workloads(manifests).keys()
     for manifest in manifests:
-        if manifest["kind"] == "ScaledObject":  # KEDA's; Kubernetes has no schema for it
+        # A resource of KEDA, for which Kubernetes has no schema.
+        if manifest["kind"] == "ScaledObject":
             continue
         for version in (OLDEST, NEWEST):
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_the_schemas_find_what_is_wrong(manifests: list[Manifest]) -> None:
+def test_validation_detects_an_unknown_field(manifests: list[Manifest]) -> None:
     api = of_kind(manifests, "Deployment")["api"]
-    wrong = api | {"spec": api["spec"] | {"replica": 2}}
+    invalid = api | {"spec": api["spec"] | {"replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, OLDEST, strict=True)
+        kubernetes_validate.validate(invalid, OLDEST, strict=True)
 
 
-def test_without_secrets_nothing_is_built() -> None:
+def test_build_fails_without_secrets() -> None:
     for overlay in (MANIFESTS / "overlays").iterdir():
         if not (overlay / "secrets.env").exists():
-            built = kustomize(overlay)
-            assert built.returncode != 0
-            assert "secrets.env" in built.stderr
+            build = kustomize(overlay)
+            assert build.returncode != 0
+            assert "secrets.env" in build.stderr
 
 
-def test_no_process_runs_as_root_or_writes_where_it_should_not(manifests: list[Manifest]) -> None:
+def test_containers_run_unprivileged_with_a_read_only_root(manifests: list[Manifest]) -> None:
     for workload in workloads(manifests).values():
         pod = workload["spec"]["template"]["spec"]
         assert pod["automountServiceAccountToken"] is False
@@ -117,23 +119,24 @@ def test_no_process_runs_as_root_or_writes_where_it_should_not(manifests: list[M
         assert ":" in container(workload)["image"]
 
 
-def test_what_is_named_is_there(manifests: list[Manifest]) -> None:
+def test_references_are_defined(manifests: list[Manifest]) -> None:
     maps, secrets = of_kind(manifests, "ConfigMap"), of_kind(manifests, "Secret")
     for workload in workloads(manifests).values():
-        own = container(workload)
-        for source in own.get("envFrom", []):
+        spec = container(workload)
+        for source in spec.get("envFrom", []):
             assert source["configMapRef"]["name"] in maps
-        for variable in own.get("env", []):
+        for variable in spec.get("env", []):
             if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
                 known = secrets[reference["name"]]["data"]
                 assert reference["key"] in known or reference.get("optional")
-        order = [variable["name"] for variable in own.get("env", [])]
-        if "IMG2IMG_REDIS_URL" in order:  # Kubernetes puts in what was said before
+        order = [variable["name"] for variable in spec.get("env", [])]
+        # Kubernetes expands only variables that are defined earlier.
+        if "IMG2IMG_REDIS_URL" in order:
             assert order.index("REDIS_PASSWORD") < order.index("IMG2IMG_REDIS_URL")
         volumes = workload["spec"]["template"]["spec"]["volumes"]
         claims = workload["spec"].get("volumeClaimTemplates", [])
         named = {volume["name"] for volume in volumes} | {claim["metadata"]["name"] for claim in claims}
-        assert {mount["name"] for mount in own["volumeMounts"]} <= named
+        assert {mount["name"] for mount in spec["volumeMounts"]} <= named
         assert all(volume["configMap"]["name"] in maps for volume in volumes if "configMap" in volume)
     for name, service in of_kind(manifests, "Service").items():
         [workload] = pods(manifests, service["spec"]["selector"])
@@ -144,7 +147,7 @@ def test_what_is_named_is_there(manifests: list[Manifest]) -> None:
     assert api["replicas"] > budget["spec"]["minAvailable"]
 
 
-def test_redis_starts_with_a_password_and_not_with_the_placeholder(manifests: list[Manifest], tmp_path: Path) -> None:
+def test_redis_refuses_the_placeholder_password(manifests: list[Manifest], tmp_path: Path) -> None:
     redis = container(workloads(manifests)["redis"])
     [config] = [found for name, found in of_kind(manifests, "ConfigMap").items() if name.startswith("redis-")]
     socket, server = tmp_path / "socket", Path(find_redis_server())
@@ -173,24 +176,24 @@ def test_redis_starts_with_a_password_and_not_with_the_placeholder(manifests: li
         process.wait()
 
 
-def test_who_may_talk_to_whom(manifests: list[Manifest]) -> None:
+def test_network_policies_allow_only_required_connections(manifests: list[Manifest]) -> None:
     policies = of_kind(manifests, "NetworkPolicy")
-    everyone = set(workloads(manifests))
-    assert pods(manifests, policies["nothing"]["spec"]["podSelector"]) == everyone
+    all_names = set(workloads(manifests))
+    assert pods(manifests, policies["nothing"]["spec"]["podSelector"]) == all_names
     assert not policies["nothing"]["spec"].keys() & {"ingress", "egress"}
-    for name in everyone:
+    for name in all_names:
         assert pods(manifests, policies[name]["spec"]["podSelector"]) == {name}
-    [into_redis] = policies["redis"]["spec"]["ingress"]
-    assert pods(manifests, into_redis["from"][0]["podSelector"]) == {"api", "worker", "webhooks"}
+    [redis_ingress] = policies["redis"]["spec"]["ingress"]
+    assert pods(manifests, redis_ingress["from"][0]["podSelector"]) == {"api", "worker", "webhooks"}
     for name in ("api", "worker", "webhooks"):
-        to_redis, *_ = policies[name]["spec"]["egress"]
-        assert pods(manifests, to_redis["to"][0]["podSelector"]) == {"redis"}
+        redis_egress, *_ = policies[name]["spec"]["egress"]
+        assert pods(manifests, redis_egress["to"][0]["podSelector"]) == {"redis"}
         ports = {port["name"] for port in container(workloads(manifests)[name]).get("ports", [])}
         for rule in policies[name]["spec"]["ingress"]:
             assert {port["port"] for port in rule["ports"]} <= ports
 
 
-def test_every_setting_is_one(manifests: list[Manifest]) -> None:
+def test_settings_exist(manifests: list[Manifest]) -> None:
     known = ApiSettings.model_fields.keys() | WorkerSettings.model_fields.keys()
     literals = {name for found in of_kind(manifests, "ConfigMap").values() for name in found["data"]}
     names = literals | {one["name"] for each in workloads(manifests).values() for one in container(each).get("env", [])}
@@ -199,7 +202,7 @@ def test_every_setting_is_one(manifests: list[Manifest]) -> None:
             assert name.removeprefix("IMG2IMG_").lower() in known, name
 
 
-def test_a_worker_has_one_gpu_or_none(manifests: list[Manifest]) -> None:
+def test_worker_has_one_gpu_or_none(manifests: list[Manifest]) -> None:
     worker = container(workloads(manifests)["worker"])
     device = next(one["value"] for one in worker["env"] if one["name"] == "IMG2IMG_DEVICE")
     assert (device, worker["resources"]["limits"].get("nvidia.com/gpu")) in [("cuda", "1"), ("cpu", None)]
@@ -211,11 +214,11 @@ def scaler(manifests: list[Manifest]) -> Manifest:
     if not found:
         assert workloads(manifests)["worker"]["spec"]["replicas"] == 1
         pytest.skip("this overlay has a fixed number of workers")
-    assert "replicas" not in workloads(manifests)["worker"]["spec"], "two would say how many"
+    assert "replicas" not in workloads(manifests)["worker"]["spec"], "the scaler sets the number of workers"
     return found["worker"]
 
 
-def test_workers_are_scaled_by_metrics_that_the_service_has(scaler: Manifest, http: httpx.Client) -> None:
+def test_scaler_uses_metrics_of_the_service(scaler: Manifest, http: httpx.Client) -> None:
     assert scaler["spec"]["scaleTargetRef"] == {"name": "worker"}
     [trigger] = scaler["spec"]["triggers"]
     if not find_spec("img2img.app.telemetry"):

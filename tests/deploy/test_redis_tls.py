@@ -1,4 +1,4 @@
-"""Redis by TLS, by URL alone: `rediss://`, with the certificate checked."""
+"""Connections to Redis over TLS, configured by a `rediss://` URL, verify the certificate."""
 
 import socket
 import ssl
@@ -25,7 +25,7 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 @pytest.fixture
 def port(settings: ApiSettings, tmp_path: Path) -> Iterator[int]:
-    """The tests' redis-server behind TLS, as a proxy or a Redis that speaks it gives it."""
+    """The port of a TLS proxy of the redis-server of the tests."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -58,17 +58,17 @@ def port(settings: ApiSettings, tmp_path: Path) -> Iterator[int]:
     thread.join()
 
 
-def test_a_url_is_all_that_tls_needs(redis_url: str, port: int, tmp_path: Path) -> None:
+def test_url_configures_tls(redis_url: str, port: int, tmp_path: Path) -> None:
     with connect_redis(f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path}/ca.pem") as redis:
         assert redis.ping()
 
 
-def test_a_certificate_of_nobody_known_is_refused(redis_url: str, port: int) -> None:
+def test_certificate_of_an_unknown_authority_is_refused(redis_url: str, port: int) -> None:
     with connect_redis(f"rediss://localhost:{port}/0") as redis, pytest.raises(NoConnection, match="certificate"):
         redis.ping()
 
 
-def test_a_certificate_of_another_host_is_refused(redis_url: str, port: int, tmp_path: Path) -> None:
+def test_certificate_of_another_host_is_refused(redis_url: str, port: int, tmp_path: Path) -> None:
     with (
         connect_redis(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path}/ca.pem") as redis,
         pytest.raises(NoConnection, match=r"certificate|mismatch"),

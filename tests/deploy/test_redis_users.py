@@ -34,7 +34,8 @@ from tests.support.webhook_receivers import receiving
 RULES = Path(__file__).parents[2] / "docker" / "redis"
 # Users of Redis and the processes of the key table that log in as them.
 USERS = {"api": None, "worker": keys.WORKER, "webhooks": keys.WEBHOOKS}
-ROOT = "user root on nopass ~* &* +@all\n"  # for the tests, which read the ACL log
+# For the tests, which read the ACL log.
+ROOT = "user root on nopass ~* &* +@all\n"
 
 
 class RestrictedRedis:
@@ -80,7 +81,8 @@ class RestrictedRedis:
 
 @pytest.fixture(scope="module")
 def restricted() -> Iterator[RestrictedRedis]:
-    with TemporaryDirectory(prefix="i2i-") as folder:  # short, for the path of the unix socket
+    # A short path, because it contains a unix socket.
+    with TemporaryDirectory(prefix="i2i-") as folder:
         restricted = RestrictedRedis(Path(folder))
         try:
             yield restricted
@@ -90,16 +92,16 @@ def restricted() -> Iterator[RestrictedRedis]:
 
 @contextmanager
 def processes(restricted: RestrictedRedis, model: Path, settings: ApiSettings) -> Iterator[None]:
-    """A worker and a webhook dispatcher, each as its own user."""
+    """Run a worker and a webhook dispatcher, each with its Redis user."""
     shared = {"IMG2IMG_DATA_DIR": str(restricted.folder), "IMG2IMG_MODEL": str(model)}
     log = restricted.folder / "img2img.worker.log"
-    own = {
+    worker_settings = {
         "IMG2IMG_REDIS_URL": restricted.url("worker"),
         "IMG2IMG_DEVICE": "cpu",
         "IMG2IMG_LEASE_S": "3",
         "IMG2IMG_LIVE_FILE": str(restricted.folder / "live"),
     }
-    worker = Forked(shared | own, log)
+    worker = Forked(shared | worker_settings, log)
     dispatcher = subprocess.Popen(
         [sys.executable, "-m", "img2img.app.webhooks"],
         env=settings.as_environment() | {"IMG2IMG_REDIS_URL": restricted.url("webhooks")},
@@ -141,12 +143,12 @@ def test_job_completes_with_the_permissions_of_each_process(restricted: Restrict
     ):
 
         def submit(**fields: object) -> str:
-            answer = http.post("/img2img", files={"image": image}, data={"num_inference_steps": 4} | fields)
-            assert answer.status_code == 202, answer.text
-            return str(answer.json()["id"])
+            response = http.post("/img2img", files={"image": image}, data={"num_inference_steps": 4} | fields)
+            assert response.status_code == 202, response.text
+            return str(response.json()["id"])
 
         wait_for(lambda: models.live().get(MODEL), 90)
-        since = (restricted.folder / "live").stat().st_mtime
+        modified_at = (restricted.folder / "live").stat().st_mtime
         job_id = submit(webhook=receiver.url, deadline_s=600)
         with http.stream("GET", f"/jobs/{job_id}/events?preview=true") as events:
             for line in events.iter_lines():
@@ -163,42 +165,43 @@ def test_job_completes_with_the_permissions_of_each_process(restricted: Restrict
         assert http.get("/jobs").status_code == 200
         assert http.delete(f"/jobs/{job_id}").status_code == 204
         assert ObjectStore(settings.resolved_store_url).get(result_key(job_id, 0)) is None
-        wait_for(lambda: not restricted.root.zcard("rq:wip:img2img-tiny"))  # including the cancelled job
-        wait_for(lambda: (restricted.folder / "live").stat().st_mtime > since)
+        # The worker has also stopped the cancelled job.
+        wait_for(lambda: not restricted.root.zcard("rq:wip:img2img-tiny"))
+        wait_for(lambda: (restricted.folder / "live").stat().st_mtime > modified_at)
         restricted.root.zadd(EXPIRING_JOBS, {long: 1})
         restricted.root.zadd(INPUT_IMAGES, dict.fromkeys(restricted.root.zrange(INPUT_IMAGES, 0, -1), 1))
         wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not restricted.root.zcard(INPUT_IMAGES))
     restricted.assert_no_required_command_was_denied()
 
 
-Forbidden = Callable[[Redis], object]
-DENIED_TO_ALL: dict[str, Forbidden] = {
-    "empties": lambda redis: redis.flushall(),
+Command = Callable[[Redis], object]
+DENIED_TO_ALL: dict[str, Command] = {
+    "flushes all data": lambda redis: redis.flushall(),
     "lists all keys": lambda redis: redis.keys("*"),
     "reads the configuration": lambda redis: redis.config_get("*"),
     "writes the configuration": lambda redis: redis.config_set("dir", "/tmp"),
-    "sees all commands": lambda redis: redis.execute_command("MONITOR"),
-    "makes users": lambda redis: redis.acl_setuser("me", enabled=True, nopass=True),
-    "loads code": lambda redis: redis.execute_command("MODULE", "LOAD", "/tmp/x.so"),
-    "copies itself elsewhere": lambda redis: redis.replicaof("127.0.0.1", 1),
-    "ends Redis": lambda redis: redis.execute_command("SHUTDOWN", "NOSAVE"),
-    "forgets scripts": lambda redis: redis.script_flush(),
+    "monitors commands": lambda redis: redis.execute_command("MONITOR"),
+    "creates users": lambda redis: redis.acl_setuser("me", enabled=True, nopass=True),
+    "loads modules": lambda redis: redis.execute_command("MODULE", "LOAD", "/tmp/x.so"),
+    "becomes a replica": lambda redis: redis.replicaof("127.0.0.1", 1),
+    "shuts Redis down": lambda redis: redis.execute_command("SHUTDOWN", "NOSAVE"),
+    "flushes scripts": lambda redis: redis.script_flush(),
     "writes other keys": lambda redis: redis.set("other", 1),
-    "does so in a script": lambda redis: redis.eval("return redis.call('SET', 'other', 1)", 0),
-    "speaks on other channels": lambda redis: redis.publish("other", "x"),
+    "writes other keys in a script": lambda redis: redis.eval("return redis.call('SET', 'other', 1)", 0),
+    "publishes on other channels": lambda redis: redis.publish("other", "x"),
 }
-DENIED_TO_WORKERS: dict[str, Forbidden] = {
+DENIED_TO_WORKERS: dict[str, Command] = {
     "reads API keys": lambda redis: redis.hgetall(API_KEYS),
-    "makes an API key": lambda redis: redis.hset(API_KEYS, "id", "{}"),
-    "resets a rate": lambda redis: redis.delete("i2i:rate:x"),
+    "creates an API key": lambda redis: redis.hset(API_KEYS, "id", "{}"),
+    "resets a rate limit": lambda redis: redis.delete("i2i:rate:x"),
 }
-FORBIDDEN_TO_WEBHOOKS: dict[str, Forbidden] = {
+DENIED_TO_WEBHOOKS: dict[str, Command] = {
     "queues a job": lambda redis: redis.rpush("rq:queue:img2img-demo", "x"),
-    "announces a model": lambda redis: redis.hset("i2i:models", "x", "{}"),
+    "registers a model": lambda redis: redis.hset("i2i:models", "x", "{}"),
 }
 
 
-def denied(command: Forbidden, redis: Redis) -> str:
+def denied(command: Command, redis: Redis) -> str:
     """Return the message of the refused command."""
     with pytest.raises(ResponseError) as refusal:
         command(redis)
@@ -216,15 +219,17 @@ def test_dangerous_command_is_denied_to_every_user(restricted: RestrictedRedis, 
 
 @pytest.mark.parametrize("action", DENIED_TO_WORKERS)
 @pytest.mark.parametrize("user", ["worker", "webhooks"])
-def test_only_the_api_server_may(restricted: RestrictedRedis, user: str, action: str) -> None:
+def test_command_of_the_api_server_is_denied_to_other_users(
+    restricted: RestrictedRedis, user: str, action: str
+) -> None:
     with Redis.from_url(restricted.url(user)) as redis:
         assert "no permission" in denied(DENIED_TO_WORKERS[action], redis)
 
 
-@pytest.mark.parametrize("action", FORBIDDEN_TO_WEBHOOKS)
-def test_webhook_dispatcher_is_restricted(restricted: RestrictedRedis, action: str) -> None:
+@pytest.mark.parametrize("action", DENIED_TO_WEBHOOKS)
+def test_command_is_denied_to_the_webhook_dispatcher(restricted: RestrictedRedis, action: str) -> None:
     with Redis.from_url(restricted.url("webhooks")) as redis:
-        assert "no permission" in denied(FORBIDDEN_TO_WEBHOOKS[action], redis)
+        assert "no permission" in denied(DENIED_TO_WEBHOOKS[action], redis)
 
 
 def test_only_ping_needs_no_password(restricted: RestrictedRedis) -> None:

@@ -1,4 +1,4 @@
-"""The distribution as users install it: the files of the wheel, the light base install, other projects beside it."""
+"""The installed distribution: the files of the wheel, the base install, and coexistence with other projects."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
-from tests.support.cli_command import STAND_INS
+from tests.support.cli_command import FAKES
 
 ROOT = Path(__file__).parents[2]
 DISTRIBUTION = "img2img-server"
 SOURCES = ("app", "worker", "demo_model", "img2img", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-# In a directory that Python searches first: hides all packages that a base install does not have.
+# A `sitecustomize` module that hides all packages that are not part of the base install.
 HIDE = """
 import sys
 
@@ -35,7 +35,7 @@ BUILD = "import setuptools.build_meta as backend; backend.build_{kind}({target!r
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, so that the build leaves nothing in the clone and takes nothing from earlier builds."""
+    """A copy of the sources: the build writes no files into the clone and uses none of earlier builds."""
     copy = tmp_path_factory.mktemp("source")
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *SOURCES],
@@ -52,7 +52,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(kind: str, source: Path, target: Path) -> Path:
-    """Run the build backend as pip does, without a network."""
+    """Run the build backend as pip does, without network access."""
     code = BUILD.format(kind=kind, target=str(target))
     subprocess.run([sys.executable, "-P", "-c", code], cwd=source, capture_output=True, check=True)
     [file] = target.iterdir()
@@ -74,7 +74,7 @@ def site(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Another project, whose packages have the names of our folders."""
+    """Another project with packages that have the names of the folders of this repository."""
     for name in ("app", "worker", "demo_model"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('the wrong package')")
@@ -82,7 +82,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def base_distributions(names: list[Requirement]) -> set[str]:
-    """Return the distributions that these need, with all that those need."""
+    """Return the distributions that the requirements need, directly and indirectly."""
     found: set[str] = set()
     while names:
         requirement = names.pop()
@@ -95,8 +95,8 @@ def base_distributions(names: list[Requirement]) -> set[str]:
 
 
 def run(project: Path, *command: str, path: tuple[Path, ...]) -> "subprocess.CompletedProcess[str]":
-    own = {name: value for name, value in os.environ.items() if not name.startswith("IMG2IMG_")}
-    environment = own | {"PYTHONPATH": os.pathsep.join(map(str, path)), "COLUMNS": "200"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("IMG2IMG_")}
+    environment = inherited | {"PYTHONPATH": os.pathsep.join(map(str, path)), "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, *command], cwd=project, env=environment, capture_output=True, text=True, check=False
     )
@@ -104,7 +104,7 @@ def run(project: Path, *command: str, path: tuple[Path, ...]) -> "subprocess.Com
 
 @pytest.fixture
 def base_only(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the module search path that hides what `pip install img2img-server` does not bring."""
+    """A folder for PYTHONPATH that hides the packages that `pip install img2img-server` does not install."""
     [metadata] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     lines = re.findall(r"^Requires-Dist: (.*)$", wheel.read(metadata).decode(), re.MULTILINE)
     base = base_distributions([Requirement(line) for line in lines if "extra ==" not in line])
@@ -125,7 +125,7 @@ def test_wheel_holds_one_package(wheel: zipfile.ZipFile) -> None:
         "img2img",
         f"{DISTRIBUTION.replace('-', '_')}-0.1.0.dist-info",
     }
-    # A file and a folder of one name would hide each other.
+    # A module and a package with the same name would hide each other.
     modules = {name.removesuffix(".py").removesuffix("/__init__") for name in names if name.endswith(".py")}
     assert len(modules) == len([name for name in names if name.endswith(".py")])
 
@@ -142,22 +142,24 @@ def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile, source: 
                 assert f"{prefix}{path.relative_to(source)}" in packaged
 
 
-def test_wheel_of_the_source_distribution_is_the_same(wheel: zipfile.ZipFile, source: Path, tmp_path: Path) -> None:
+def test_wheel_built_from_the_source_distribution_has_the_same_files(
+    wheel: zipfile.ZipFile, source: Path, tmp_path: Path
+) -> None:
     sdist, unpacked = tmp_path / "sdist", tmp_path / "unpacked"
     sdist.mkdir()
     (tmp_path / "wheel").mkdir()
     with tarfile.open(build("sdist", source, sdist)) as archive:
         archive.extractall(unpacked, filter="data")
     [folder] = unpacked.iterdir()
-    again = zipfile.ZipFile(build("wheel", folder, tmp_path / "wheel"))
-    assert sorted(again.namelist()) == sorted(wheel.namelist())
+    rebuilt = zipfile.ZipFile(build("wheel", folder, tmp_path / "wheel"))
+    assert sorted(rebuilt.namelist()) == sorted(wheel.namelist())
 
 
-def test_base_install_has_the_client_and_its_command(site: Path, base_only: Path, project: Path) -> None:
+def test_base_install_has_the_client_and_the_command(site: Path, base_only: Path, project: Path) -> None:
     path = (base_only, site)
-    shown = run(project, "-m", "img2img.app.cli", "--help", path=path)
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert "submit" in shown.stdout
+    help_output = run(project, "-m", "img2img.app.cli", "--help", path=path)
+    assert (help_output.returncode, help_output.stderr) == (0, "")
+    assert "submit" in help_output.stdout
     code = "import img2img, sys; from img2img import Client, AsyncClient; print(img2img.__version__, img2img.__file__)"
     imported = run(project, "-c", code, path=path)
     assert imported.stdout.split() == ["0.1.0", str(site / "img2img" / "__init__.py")], imported.stderr
@@ -178,9 +180,7 @@ def test_base_install_has_the_client_and_its_command(site: Path, base_only: Path
         ("worker", "api,worker"),
     ],
 )
-def test_commands_of_the_server_name_their_extra(
-    site: Path, base_only: Path, project: Path, command: str, extra: str
-) -> None:
+def test_server_command_names_its_extra(site: Path, base_only: Path, project: Path, command: str, extra: str) -> None:
     result = run(project, "-m", "img2img.app.cli", *command.split(), path=(base_only, site))
     assert (result.returncode, result.stdout) == (1, "")
     [line] = result.stderr.splitlines()
@@ -188,18 +188,18 @@ def test_commands_of_the_server_name_their_extra(
     assert line.endswith(f"): pip install '{DISTRIBUTION}[{extra}]'")
 
 
-def test_watch_names_its_extra(site: Path, base_only: Path, project: Path) -> None:
+def test_watch_option_names_its_extra(site: Path, base_only: Path, project: Path) -> None:
     result = run(project, "-m", "img2img.app.cli", "submit", "x.png", "--watch", path=(base_only, site))
     assert result.returncode == 2
     assert result.stderr == f"img2img: --watch needs more packages: pip install '{DISTRIBUTION}[watch]'\n"
 
 
 def test_demo_runs_outside_a_clone(site: Path, project: Path) -> None:
-    result = run(project, "-m", "img2img.app.cli", "demo", path=(STAND_INS, site))
+    result = run(project, "-m", "img2img.app.cli", "demo", path=(FAKES, site))
     assert result.returncode == 0, result.stderr
     assert Image.open(project / "demo-output.png").format == "PNG"
 
 
-def test_packaged_example_is_the_one_of_the_documents() -> None:
+def test_packaged_example_is_the_example_of_the_documents() -> None:
     packaged = ROOT / "demo_model" / "example.png"
     assert packaged.read_bytes() == (ROOT / "examples" / "input.png").read_bytes()

@@ -81,7 +81,7 @@ def test_deleted_blob_can_be_written_again(store: BlobStore) -> None:
 def test_blobs_are_stored_under_the_prefix_of_the_url(bucket: Bucket) -> None:
     in_bucket(bucket, "here").put("a", b"1")
     assert in_bucket(bucket, "there").get("a") is None
-    assert ObjectStore("s3://pictures").get("img2img/here/a") == b"1"
+    assert ObjectStore("s3://images").get("img2img/here/a") == b"1"
 
 
 def test_signed_url_serves_a_png_and_has_the_signature_of_botocore(bucket: Bucket) -> None:
@@ -110,7 +110,7 @@ def botocore_signature(method: str, url: str) -> str:
 
 
 def test_write_with_lost_response_happens_once() -> None:
-    with s3_server("LosesAnswers") as bucket:
+    with s3_server("LosesResponses") as bucket:
         store = in_bucket(bucket, "lost")
         store.put("results/a/0.png", b"first")
         assert not store.put("results/a/0.png", b"second")
@@ -120,13 +120,13 @@ def test_write_with_lost_response_happens_once() -> None:
 def test_unresponsive_bucket_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bucket_at(f"http://127.0.0.1:{free_port()}").environment.items():
         monkeypatch.setenv(name, value)
-    store = ObjectStore("s3://pictures", retry_timeout_s=0.5)
+    store = ObjectStore("s3://images", retry_timeout_s=0.5)
     started = time.monotonic()
     for ask in (lambda: store.put("a", b""), lambda: store.get("a"), store.check, store.check_first_writer_wins):
         with pytest.raises(GenericError):
             ask()
     assert time.monotonic() - started < 60
-    open_store("s3://pictures")  # it may answer when the first job comes
+    open_store("s3://images")  # it may answer when the first job comes
 
 
 def refusal(folder: Path, **settings: str) -> str:
@@ -135,15 +135,15 @@ def refusal(folder: Path, **settings: str) -> str:
 
 
 def test_invalid_store_url_is_refused(tmp_path: Path) -> None:
-    for url in ("s4://pictures", "s3://", "pictures"):
+    for url in ("s4://images", "s3://", "images"):
         with pytest.raises(UnusableStore, match=f"^IMG2IMG_STORE_URL={url}: .+$"):
             ObjectStore(url)
-    line = refusal(tmp_path, IMG2IMG_STORE_URL="s4://pictures")
-    assert line.startswith("img2img: IMG2IMG_STORE_URL=s4://pictures: ")
+    line = refusal(tmp_path, IMG2IMG_STORE_URL="s4://images")
+    assert line.startswith("img2img: IMG2IMG_STORE_URL=s4://images: ")
 
 
 def test_store_without_conditional_writes_is_refused_at_start(bucket: Bucket, tmp_path: Path) -> None:
-    with s3_server("ForgetsConditions") as forgetful:
+    with s3_server("IgnoresConditions") as forgetful:
         line = refusal(tmp_path, **forgetful.settings)
         assert "ignores `If-None-Match: *`" in line
         with pytest.raises(StartupError, match="ignores"):

@@ -37,7 +37,7 @@ def url(http: httpx.Client) -> str:
     return str(http.base_url)
 
 
-@pytest.mark.usefixtures("worked")
+@pytest.mark.usefixtures("fake_worker")
 def test_submit_takes_names_and_patterns(folder: Path, url: str) -> None:
     done = img2img(folder, "submit", "*.png", "more/a.png", "--output-dir", "out", *SIZE, "--url", url)
     assert (done.returncode, done.stderr) == (0, "")
@@ -49,7 +49,7 @@ def test_submit_takes_names_and_patterns(folder: Path, url: str) -> None:
     assert all(path.read_bytes() == before for path, before in inputs.items())
 
 
-@pytest.mark.usefixtures("worked")
+@pytest.mark.usefixtures("fake_worker")
 def test_submit_reports_overwritten_files(folder: Path, url: str) -> None:
     (folder / "out.png").write_bytes(b"old")
     done = img2img(folder, "submit", "a.png", *SIZE, "--url", url)
@@ -58,7 +58,7 @@ def test_submit_reports_overwritten_files(folder: Path, url: str) -> None:
     assert (done.stdout, done.stderr) == ("a-7.png\na-8.png\n", "")
 
 
-@pytest.mark.usefixtures("worked")
+@pytest.mark.usefixtures("fake_worker")
 def test_json_option_prints_only_json(folder: Path, url: str) -> None:
     shutil.copy(folder / "a.png", folder / "c.png")
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")

@@ -30,13 +30,13 @@ def png() -> bytes:
     return encoded(gradient(80, 60))
 
 
-@pytest.mark.usefixtures("worked")
+@pytest.mark.usefixtures("fake_worker")
 def test_generate_returns_the_images(api: Client, png: bytes) -> None:
     images = api.generate(image=png, prompt="a house", num_images=2, **SIZE)
     assert [Image.open(BytesIO(image)).size for image in images] == [(64, 64)] * 2
 
 
-@pytest.mark.usefixtures("worked")
+@pytest.mark.usefixtures("fake_worker")
 def test_a_job_from_submit_to_delete(api: Client, png: bytes) -> None:
     job = api.submit(image=png, prompt="a house", strength=0.5, seed=3, **SIZE)
     assert (job.status, job.request["seed"], job.priority) == (JobStatus.QUEUED, 3, "normal")

@@ -70,7 +70,7 @@ def test_a_picture_goes_through_the_bucket_from_submit_to_delete(
     redirect = client.get(result)
     assert (redirect.status_code, redirect.headers["cache-control"], redirect.content) == (307, "no-store", b"")
     url = redirect.headers["location"]
-    assert url.startswith(f"{bucket.endpoint}/pictures/img2img/{result_key(job_id, 0)}?")
+    assert url.startswith(f"{bucket.endpoint}/images/img2img/{result_key(job_id, 0)}?")
     assert "X-Amz-Expires=60&" in url
     png = httpx.get(url, trust_env=False)  # with no key and nothing of the service
     assert png.headers["content-type"] == "image/png"

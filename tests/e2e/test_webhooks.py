@@ -61,12 +61,12 @@ def api(http: httpx.Client, signing_url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def send(api: httpx.Client, picture: bytes) -> Submit:
+def send(api: httpx.Client, image_bytes: bytes) -> Submit:
     """Submit a job as a form, with its webhook as JSON or as a URL."""
 
     def post(webhook: str | dict[str, Any], **fields: Any) -> dict[str, Any]:
         text = webhook if isinstance(webhook, str) else json.dumps(webhook)
-        response = api.post("/img2img", files={"image": picture}, data={"webhook": text, **fields})
+        response = api.post("/img2img", files={"image": image_bytes}, data={"webhook": text, **fields})
         assert response.status_code == 202, response.text
         job: dict[str, Any] = response.json()
         return job
@@ -342,16 +342,16 @@ def test_outbox_drops_events_after_a_week_without_a_dispatcher(queue: JobQueue, 
     assert (dropped.status, dropped.last_error) == (DeliveryStatus.FAILED, "no webhook dispatcher was running")
 
 
-def test_webhook_is_rejected_without_a_secret(http: httpx.Client, picture: bytes) -> None:
+def test_webhook_is_rejected_without_a_secret(http: httpx.Client, image_bytes: bytes) -> None:
     for path in ("/img2img", "/img2img?dry_run=true"):
-        response = http.post(path, files={"image": picture}, data={"webhook": "https://example.com/"})
+        response = http.post(path, files={"image": image_bytes}, data={"webhook": "https://example.com/"})
         problem = assert_problem(response, 422, "invalid_parameter")
         assert problem["errors"][0]["field"] == "webhook"
         assert "IMG2IMG_WEBHOOK_SECRET" in problem["detail"]
 
 
 def test_invalid_urls_and_events_are_rejected(
-    http: httpx.Client, settings: ApiSettings, picture: bytes, redis: Redis
+    http: httpx.Client, settings: ApiSettings, image_bytes: bytes, redis: Redis
 ) -> None:
     public = settings.model_copy(update={"port": free_port(), "webhook_secret": SECRET})
     fields: dict[str | None, str] = {
@@ -372,17 +372,17 @@ def test_invalid_urls_and_events_are_rejected(
     }
     with http_server(public) as url:
         for webhook, field in fields.items():
-            response = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": webhook})
+            response = httpx.post(f"{url}/img2img", files={"image": image_bytes}, data={"webhook": webhook})
             assert assert_problem(response, 422, "invalid_parameter")["errors"][0]["field"] == field, webhook
-        good = httpx.post(f"{url}/img2img", files={"image": picture}, data={"webhook": "https://example.com/"})
+        good = httpx.post(f"{url}/img2img", files={"image": image_bytes}, data={"webhook": "https://example.com/"})
         assert good.status_code == 202
     assert redis.zcard("i2i:jobs") == 1
 
 
-def test_idempotency_key_covers_the_webhook(api: httpx.Client, picture: bytes) -> None:
+def test_idempotency_key_covers_the_webhook(api: httpx.Client, image_bytes: bytes) -> None:
     def post(webhook: str) -> httpx.Response:
         return api.post(
-            "/img2img", headers={"Idempotency-Key": "k"}, files={"image": picture}, data={"webhook": webhook}
+            "/img2img", headers={"Idempotency-Key": "k"}, files={"image": image_bytes}, data={"webhook": webhook}
         )
 
     first = post("https://example.com")

@@ -31,12 +31,12 @@ INK = [{"name": "ink", "scale": 0.8}]
 
 
 @pytest.fixture
-def post(http: httpx.Client, redis: Redis, picture: bytes) -> Callable[..., httpx.Response]:
+def post(http: httpx.Client, redis: Redis, image_bytes: bytes) -> Callable[..., httpx.Response]:
     """Posts a JSON submit for the able model, unless another is named."""
     ModelRegistry(redis).register("able-worker", [ABLE], ttl_s=60)
 
     def send(**fields: Any) -> httpx.Response:
-        return http.post("/img2img", json={"image": base64.b64encode(picture).decode(), "model": "able"} | fields)
+        return http.post("/img2img", json={"image": base64.b64encode(image_bytes).decode(), "model": "able"} | fields)
 
     return send
 
@@ -55,10 +55,10 @@ def test_they_reach_the_job_with_their_pictures_in_the_store(post: Any, queue: J
     assert set(record.spec.inputs) == {record.spec.image, first.image}
 
 
-def test_a_form_sends_them_as_json_with_pictures_as_files(post: Any, http: httpx.Client, picture: bytes) -> None:
+def test_a_form_sends_them_as_json_with_pictures_as_files(post: Any, http: httpx.Client, image_bytes: bytes) -> None:
     answer = http.post(
         "/img2img",
-        files={"image": picture, "image_prompts.0.image": encoded(gradient(64, 64))},
+        files={"image": image_bytes, "image_prompts.0.image": encoded(gradient(64, 64))},
         data={"model": "able", "loras": json.dumps(INK), "image_prompts": json.dumps([{"scale": 0.5}])},
     )
     assert answer.status_code == 202, answer.text

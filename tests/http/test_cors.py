@@ -38,11 +38,11 @@ def test_preflight_needs_no_key(url: str) -> None:
     assert "access-control-allow-credentials" not in response.headers
 
 
-def test_allowed_origin_reads_responses_and_errors(url: str, redis: Redis, picture: bytes) -> None:
+def test_allowed_origin_reads_responses_and_errors(url: str, redis: Redis, image_bytes: bytes) -> None:
     redis.flushall()
     ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
     with client_with(url, ApiKeys(redis)) as client:
-        response = client.post("/img2img", files={"image": picture}, headers={"Origin": STUDIO})
+        response = client.post("/img2img", files={"image": image_bytes}, headers={"Origin": STUDIO})
         assert response.status_code == 202
         assert response.headers["access-control-allow-origin"] == STUDIO
         exposed = set(response.headers["access-control-expose-headers"].split(", "))

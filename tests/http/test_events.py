@@ -236,14 +236,14 @@ def test_many_long_polls_share_one_subscription(
     assert after - before <= 4 * 50
 
 
-def test_long_poll_and_stream_survive_a_restart_of_redis(picture: bytes) -> None:
+def test_long_poll_and_stream_survive_a_restart_of_redis(image_bytes: bytes) -> None:
     with TemporaryDirectory(prefix="i2i-") as name:
         folder = Path(name)
         settings = ApiSettings(_env_file=None, data_dir=folder, model="demo", redis_url=None, port=free_port())
         with http_server(settings) as url, httpx.Client(base_url=url, timeout=20) as http, ThreadPoolExecutor() as pool:
             with redis_server(folder) as redis_url, Redis.from_url(redis_url) as redis:
                 ModelRegistry(redis).register("w", [CARD], ttl_s=60)
-                job_id = http.post("/img2img", files={"image": picture}).json()["id"]
+                job_id = http.post("/img2img", files={"image": image_bytes}).json()["id"]
                 polled = pool.submit(lambda: http.get(f"/jobs/{job_id}?wait=20"))
                 stream = pool.submit(lambda: [event.name for event in _events(http, job_id)])
                 time.sleep(1.1)  # for the append-only file

@@ -51,11 +51,11 @@ def test_what_is_left_out_is_resolved_to_what_the_family_has(send: Callable[...,
     assert request.get("image_guidance_scale") is None
 
 
-def test_denoising_start_takes_the_place_of_strength(http: httpx.Client, redis: Redis, picture: bytes) -> None:
+def test_denoising_start_takes_the_place_of_strength(http: httpx.Client, redis: Redis, image_bytes: bytes) -> None:
     xl = CARD.model_copy(update={"name": "xl", "parameters": {"denoising_start": (Task.IMG2IMG,)}, "guidance_rows": 1})
     ModelRegistry(redis).register("test-worker", [xl], ttl_s=60)
     data = {"model": "xl", "denoising_start": 0.8, "num_inference_steps": 20}
-    answer = http.post("/img2img?dry_run=true", files={"image": picture}, data=data)
+    answer = http.post("/img2img?dry_run=true", files={"image": image_bytes}, data=data)
     assert answer.status_code == 200, answer.text
     plan = answer.json()
     request = plan["request"]

@@ -17,10 +17,12 @@ Post = Callable[..., httpx.Response]
 
 
 @pytest.fixture
-def post(http: httpx.Client, picture: bytes) -> Post:
+def post(http: httpx.Client, image_bytes: bytes) -> Post:
     """Submit with an idempotency key."""
 
-    def send(key: str = "order-17", image: bytes = picture, path: str = "/img2img", **fields: Any) -> httpx.Response:
+    def send(
+        key: str = "order-17", image: bytes = image_bytes, path: str = "/img2img", **fields: Any
+    ) -> httpx.Response:
         return http.post(path, headers={"Idempotency-Key": key}, files={"image": image}, data=fields)
 
     return send
@@ -77,7 +79,7 @@ def test_rejected_request_and_dry_run_store_no_key(post: Post, redis: Redis) -> 
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "two words", "caf\u00e9"])
-def test_invalid_idempotency_keys_are_rejected(http: httpx.Client, picture: bytes, key: str) -> None:
-    response = http.post("/img2img", headers={"Idempotency-Key": key.encode("latin-1")}, files={"image": picture})
+def test_invalid_idempotency_keys_are_rejected(http: httpx.Client, image_bytes: bytes, key: str) -> None:
+    response = http.post("/img2img", headers={"Idempotency-Key": key.encode("latin-1")}, files={"image": image_bytes})
     [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
     assert error["field"] == "Idempotency-Key"

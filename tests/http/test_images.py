@@ -36,11 +36,11 @@ def done(submit: Submit, finish: Finish) -> Done:
     return job_id, finish(job_id)
 
 
-def test_uploaded_image_can_be_referenced(http: httpx.Client, submit: Submit, picture: bytes) -> None:
-    uploaded = http.post("/images", files={"image": picture})
+def test_uploaded_image_can_be_referenced(http: httpx.Client, submit: Submit, image_bytes: bytes) -> None:
+    uploaded = http.post("/images", files={"image": image_bytes})
     assert uploaded.status_code == 201
-    assert uploaded.json() == {"sha256": sha256(picture).hexdigest(), "width": 160, "height": 120}
-    as_json = http.post("/images", json={"image": base64.b64encode(picture).decode()})
+    assert uploaded.json() == {"sha256": sha256(image_bytes).hexdigest(), "width": 160, "height": 120}
+    as_json = http.post("/images", json={"image": base64.b64encode(image_bytes).decode()})
     assert (as_json.status_code, as_json.json()) == (201, uploaded.json())
     sent = submit(seed=1).json()["request"]
     for response in refer(http, uploaded.json()["sha256"], seed=1):
@@ -93,14 +93,14 @@ def test_malformed_references_are_rejected(http: httpx.Client, image: str) -> No
 
 
 def test_uploaded_image_is_kept_while_in_use(
-    http: httpx.Client, picture: bytes, redis: Redis, store: ObjectStore
+    http: httpx.Client, image_bytes: bytes, redis: Redis, store: ObjectStore
 ) -> None:
-    digest = http.post("/images", files={"image": picture}).json()["sha256"]
+    digest = http.post("/images", files={"image": image_bytes}).json()["sha256"]
     key, retention = upload_key(digest), Retention(redis, store)
     redis.zadd(INPUT_IMAGES, {key: 1})
     refer(http, digest)
     retention.sweep()
-    assert store.get(key) == picture
+    assert store.get(key) == image_bytes
     redis.zadd(INPUT_IMAGES, {key: 1})
     retention.sweep()
     assert store.get(key) is None

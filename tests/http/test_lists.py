@@ -233,8 +233,8 @@ def test_invalid_deadlines_are_rejected(submit: Submit, value: object) -> None:
     assert error["field"] == "deadline_s"
 
 
-def test_dry_run_describes_the_job(http: httpx.Client, submit: Submit, redis: Redis, picture: bytes) -> None:
-    files, fields = {"image": picture}, {"prompt": "a house", "strength": 0.5, "num_images": 2, "seed": 3}
+def test_dry_run_describes_the_job(http: httpx.Client, submit: Submit, redis: Redis, image_bytes: bytes) -> None:
+    files, fields = {"image": image_bytes}, {"prompt": "a house", "strength": 0.5, "num_images": 2, "seed": 3}
     response = http.post("/img2img?dry_run=true", files=files, data=fields)
     assert response.status_code == 200
     assert not redis.keys("i2i:job*")

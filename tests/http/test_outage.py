@@ -59,19 +59,19 @@ def assert_unavailable(client: httpx.Client, picture: bytes, calls: list[tuple[s
     assert client.get("/healthz").status_code == 200
 
 
-def test_service_recovers_from_a_redis_outage(client: httpx.Client, folder: Path, picture: bytes) -> None:
-    assert_unavailable(client, picture)
+def test_service_recovers_from_a_redis_outage(client: httpx.Client, folder: Path, image_bytes: bytes) -> None:
+    assert_unavailable(client, image_bytes)
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
             ModelRegistry(redis).register("w", [CARD], ttl_s=60)
-        job = client.post("/img2img", files={"image": picture}).json()
+        job = client.post("/img2img", files={"image": image_bytes}).json()
         assert client.get("/readyz").status_code == 200
-    assert_unavailable(client, picture)
+    assert_unavailable(client, image_bytes)
     with redis_server(folder):
         assert client.get(f"/jobs/{job['id']}").json() == job
 
 
-def test_service_responds_while_redis_hangs(client: httpx.Client, folder: Path, picture: bytes) -> None:
+def test_service_responds_while_redis_hangs(client: httpx.Client, folder: Path, image_bytes: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
             ModelRegistry(redis).register("w", [CARD], ttl_s=60)
@@ -79,17 +79,17 @@ def test_service_responds_while_redis_hangs(client: httpx.Client, folder: Path, 
         assert client.get("/models").status_code == 200
         os.kill(pid, signal.SIGSTOP)
         try:
-            assert_unavailable(client, picture, CALLS[:2])
+            assert_unavailable(client, image_bytes, CALLS[:2])
         finally:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_service_responds_without_the_store(client: httpx.Client, folder: Path, picture: bytes) -> None:
+def test_service_responds_without_the_store(client: httpx.Client, folder: Path, image_bytes: bytes) -> None:
     with redis_server(folder) as url:
         with Redis.from_url(url) as redis:
             ModelRegistry(redis).register("w", [CARD], ttl_s=60)
         shutil.rmtree(folder / "store")
         (folder / "store").write_text("not a folder")
-        assert_problem(client.post("/img2img", files={"image": picture}), 503, "unavailable")
+        assert_problem(client.post("/img2img", files={"image": image_bytes}), 503, "unavailable")
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["redis"]["ok"], ready.json()["store"]["ok"]) == (503, True, False)

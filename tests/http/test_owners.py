@@ -82,7 +82,7 @@ def assert_as_if_absent(client: httpx.Client, method: str, path: str, job_id: st
 @pytest.mark.parametrize(("method", "path"), AT_A_JOB)
 def test_jobs_of_other_owners_are_not_found(
     clients: Clients,
-    picture: bytes,
+    image_bytes: bytes,
     finish: Finish,
     queue: JobQueue,
     redis: Redis,
@@ -91,7 +91,7 @@ def test_jobs_of_other_owners_are_not_found(
     path: str,
     state: str,
 ) -> None:
-    job_id = job_of(clients.ada, picture)
+    job_id = job_of(clients.ada, image_bytes)
     match state:
         case "succeeded":
             finish(job_id)
@@ -110,9 +110,9 @@ def test_jobs_of_other_owners_are_not_found(
         assert seen_by_admin.status_code != 404
 
 
-def test_list_shows_only_own_jobs(clients: Clients, picture: bytes, finish: Finish) -> None:
-    adas = [job_of(clients.ada, picture) for _ in range(3)][::-1]
-    bobs = [job_of(clients.bob, picture)]
+def test_list_shows_only_own_jobs(clients: Clients, image_bytes: bytes, finish: Finish) -> None:
+    adas = [job_of(clients.ada, image_bytes) for _ in range(3)][::-1]
+    bobs = [job_of(clients.bob, image_bytes)]
     finish(adas[0])
     assert listed(clients.ada) == adas
     assert listed(clients.bob) == bobs
@@ -124,11 +124,11 @@ def test_list_shows_only_own_jobs(clients: Clients, picture: bytes, finish: Fini
 
 
 def test_own_list_is_independent_of_other_owners(
-    clients: Clients, picture: bytes, redis: Redis, queue: JobQueue
+    clients: Clients, image_bytes: bytes, redis: Redis, queue: JobQueue
 ) -> None:
     """Redis reads only the list of the owner."""
-    bobs = job_of(clients.bob, picture)
-    record = queue.job_store.get(job_of(clients.ada, picture))
+    bobs = job_of(clients.bob, image_bytes)
+    record = queue.job_store.get(job_of(clients.ada, image_bytes))
     assert record is not None
     for _ in range(50):
         queue.submit(record.spec, JobOptions(owner=record.owner))
@@ -147,9 +147,9 @@ def test_own_list_is_independent_of_other_owners(
 
 
 def test_deleted_jobs_leave_no_keys(
-    clients: Clients, picture: bytes, finish: Finish, redis: Redis, store: ObjectStore
+    clients: Clients, image_bytes: bytes, finish: Finish, redis: Redis, store: ObjectStore
 ) -> None:
-    deleted, expired, queued = (job_of(clients.ada, picture) for _ in range(3))
+    deleted, expired, queued = (job_of(clients.ada, image_bytes) for _ in range(3))
     clients.ada.delete(f"/jobs/{deleted}")
     finish(expired)
     redis.zadd("i2i:expiring", {expired: 1})
@@ -159,8 +159,8 @@ def test_deleted_jobs_leave_no_keys(
     assert redis.keys("i2i:jobs*") == [b"i2i:jobs:ended"]  # counts, for metrics
 
 
-def test_requeued_job_is_listed_as_queued(clients: Clients, picture: bytes, queue: JobQueue) -> None:
-    job_id = job_of(clients.ada, picture)
+def test_requeued_job_is_listed_as_queued(clients: Clients, image_bytes: bytes, queue: JobQueue) -> None:
+    job_id = job_of(clients.ada, image_bytes)
     queue.job_store.start(job_id, execution="e", worker="w")
     assert (listed(clients.ada, status="queued"), listed(clients.ada, status="running")) == ([], [job_id])
     queue.job_store.release(job_id, execution="e")
@@ -169,9 +169,9 @@ def test_requeued_job_is_listed_as_queued(clients: Clients, picture: bytes, queu
 
 @pytest.mark.parametrize("path", ["/jobs/{}/images/0", "/jobs/{}/result"])
 def test_result_of_another_owner_cannot_be_referenced(
-    clients: Clients, picture: bytes, finish: Finish, path: str
+    clients: Clients, image_bytes: bytes, finish: Finish, path: str
 ) -> None:
-    job_id = job_of(clients.ada, picture)
+    job_id = job_of(clients.ada, image_bytes)
     finish(job_id)
     theirs, none = (clients.bob.post("/img2img", json={"image": path.format(name)}) for name in (job_id, ABSENT))
     assert_problem(theirs, 422, "invalid_parameter")
@@ -180,16 +180,16 @@ def test_result_of_another_owner_cannot_be_referenced(
         assert client.post("/img2img", json={"image": path.format(job_id)}).status_code == 202
 
 
-def test_idempotency_keys_are_separate_per_owner(clients: Clients, picture: bytes) -> None:
+def test_idempotency_keys_are_separate_per_owner(clients: Clients, image_bytes: bytes) -> None:
     header = {"Idempotency-Key": "order-17"}
-    first = [job_of(client, picture, **header) for client in (clients.ada, clients.bob, clients.admin)]
-    again = [job_of(client, picture, **header) for client in (clients.ada, clients.bob, clients.admin)]
+    first = [job_of(client, image_bytes, **header) for client in (clients.ada, clients.bob, clients.admin)]
+    again = [job_of(client, image_bytes, **header) for client in (clients.ada, clients.bob, clients.admin)]
     assert first == again
     assert len(set(first)) == 3
 
 
-def test_admins_can_cancel_and_delete_all_jobs(clients: Clients, picture: bytes) -> None:
-    job_id = job_of(clients.ada, picture)
+def test_admins_can_cancel_and_delete_all_jobs(clients: Clients, image_bytes: bytes) -> None:
+    job_id = job_of(clients.ada, image_bytes)
     assert clients.admin.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     assert clients.ada.get(f"/jobs/{job_id}").json()["status"] == "cancelled"
     assert clients.admin.delete(f"/jobs/{job_id}").status_code == 204
@@ -206,35 +206,37 @@ def refers(client: httpx.Client, sha256: str) -> bool:
     return False
 
 
-def test_hash_references_only_own_uploads(clients: Clients, picture: bytes, redis: Redis, store: ObjectStore) -> None:
-    kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
-    used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
+def test_hash_references_only_own_uploads(
+    clients: Clients, image_bytes: bytes, redis: Redis, store: ObjectStore
+) -> None:
+    kept = clients.ada.post("/images", files={"image": image_bytes}).json()["sha256"]
+    used = clients.ada.get(f"/jobs/{job_of(clients.ada, image_bytes)}").json()["request"]["image"]
     for sha256 in (kept, used):
         assert not refers(clients.bob, sha256)
         assert refers(clients.ada, sha256)
         assert refers(clients.admin, sha256)
     assert not refers(clients.bob, kept), "and its use by others changes nothing"
-    assert clients.bob.post("/images", files={"image": picture}).json()["sha256"] == kept
+    assert clients.bob.post("/images", files={"image": image_bytes}).json()["sha256"] == kept
     assert refers(clients.bob, kept)
     assert refers(clients.ada, kept)
 
 
 def test_upload_owner_is_deleted_with_the_image(
-    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
+    clients: Clients, image_bytes: bytes, redis: Redis, store: ObjectStore
 ) -> None:
-    kept = clients.ada.post("/images", files={"image": picture}).json()["sha256"]
+    kept = clients.ada.post("/images", files={"image": image_bytes}).json()["sha256"]
     redis.zadd(INPUT_IMAGES, {upload_key(kept): 1})
     Retention(redis, store).sweep()
     assert not redis.keys("i2i:inputs*")
-    assert clients.bob.post("/images", files={"image": picture}).json()["sha256"] == kept
+    assert clients.bob.post("/images", files={"image": image_bytes}).json()["sha256"] == kept
     assert not refers(clients.ada, kept)
     assert refers(clients.bob, kept)
 
 
 def test_input_of_a_queued_job_can_be_referenced(
-    clients: Clients, picture: bytes, redis: Redis, store: ObjectStore
+    clients: Clients, image_bytes: bytes, redis: Redis, store: ObjectStore
 ) -> None:
-    used = clients.ada.get(f"/jobs/{job_of(clients.ada, picture)}").json()["request"]["image"]
+    used = clients.ada.get(f"/jobs/{job_of(clients.ada, image_bytes)}").json()["request"]["image"]
     redis.zadd(INPUT_IMAGES, {input_key(used): 1})
     Retention(redis, store).sweep()  # deletes the upload, not the image of the job
     assert not redis.exists(INPUT_IMAGES)

@@ -174,11 +174,11 @@ api = schemathesis.openapi.from_dict(create_app(ApiSettings(_env_file=None)).ope
 
 @api.parametrize()
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_service_conforms_to_the_document(case: Case, http: httpx.Client, picture: bytes) -> None:
+def test_service_conforms_to_the_document(case: Case, http: httpx.Client, image_bytes: bytes) -> None:
     """Valid and invalid requests generated from the document: no 500, and only documented statuses and bodies."""
     if isinstance(case.body, dict) and isinstance(case.body.get("image"), str):
-        case.body["image"] = base64.b64encode(picture).decode()
+        case.body["image"] = base64.b64encode(image_bytes).decode()
     elif isinstance(case.body, dict) and isinstance(case.body.get("image"), bytes):
-        case.body["image"] = picture
+        case.body["image"] = image_bytes
     # Which models and sizes are accepted depends on the workers, which the document cannot describe.
     case.call_and_validate(base_url=str(http.base_url), excluded_checks=[positive_data_acceptance])

@@ -103,9 +103,9 @@ def field_ids(value: object) -> str | None:
 
 
 @pytest.fixture
-def submit_json(http: httpx.Client, picture: bytes) -> Submit:
+def submit_json(http: httpx.Client, image_bytes: bytes) -> Submit:
     def post(**fields: Any) -> httpx.Response:
-        body = json.dumps({"image": base64.b64encode(picture).decode(), **fields})
+        body = json.dumps({"image": base64.b64encode(image_bytes).decode(), **fields})
         return http.post("/img2img", content=body, headers={"content-type": "application/json"})
 
     return post
@@ -201,8 +201,8 @@ def test_a_submit_queues_a_job_and_stores_what_the_model_will_see(
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:;BASE64,"])
-def test_json_takes_base64_and_data_uris(submit_json: Submit, picture: bytes, prefix: str) -> None:
-    assert submit_json(image=prefix + base64.b64encode(picture).decode()).status_code == 202
+def test_json_takes_base64_and_data_uris(submit_json: Submit, image_bytes: bytes, prefix: str) -> None:
+    assert submit_json(image=prefix + base64.b64encode(image_bytes).decode()).status_code == 202
 
 
 @pytest.mark.parametrize(
@@ -246,14 +246,14 @@ def test_a_submit_without_a_picture(http: httpx.Client) -> None:
         assert error == {"field": "image", "message": "Field required"}
 
 
-def test_form_fields_come_once_and_in_their_place(http: httpx.Client, picture: bytes) -> None:
-    image = ("image", ("a.png", picture))
+def test_form_fields_come_once_and_in_their_place(http: httpx.Client, image_bytes: bytes) -> None:
+    image = ("image", ("a.png", image_bytes))
     for parts, field, message in [
         ([image, image], "image", "more than once"),
         ([image, ("seed", (None, "1")), ("seed", (None, "2"))], "seed", "more than once"),
         ([("image", (None, "text"))], "image", "as a file"),
         ([image, ("prompt", ("p.txt", b"hello"))], "prompt", "as text"),
-        ([image, ("extra", ("e.png", picture))], "extra", "Unknown field"),
+        ([image, ("extra", ("e.png", image_bytes))], "extra", "Unknown field"),
     ]:
         [error] = assert_problem(http.post("/img2img", files=parts), 422, "invalid_parameter")["errors"]
         assert error["field"] == field

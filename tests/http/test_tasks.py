@@ -134,10 +134,10 @@ def test_size_is_that_at_which_the_model_works(post: Post) -> None:
     assert (spec["width"], spec["height"], spec["region"]["canvas"]) == (128, 96, [WIDTH, HEIGHT])
 
 
-def test_forms_send_structure_as_json_and_pictures_as_files(http: httpx.Client, post: Post, picture: bytes) -> None:
+def test_forms_send_structure_as_json_and_pictures_as_files(http: httpx.Client, post: Post, image_bytes: bytes) -> None:
     edges, style = encoded(gradient(40, 30)), encoded(gradient(30, 40))
     files = {
-        "image": picture,
+        "image": image_bytes,
         "mask": encoded(Image.new("L", (160, 120), 255)),
         "controls.1.image": edges,
         "image_prompts.0.image": style,
@@ -155,7 +155,7 @@ def test_forms_send_structure_as_json_and_pictures_as_files(http: httpx.Client, 
         "model": "able",
         "seed": 1,
         "outpaint": {"top": 8},
-        "image": b64(picture),
+        "image": b64(image_bytes),
         "mask": b64(files["mask"]),
         "controls": [controls[0], controls[1] | {"image": b64(edges)}],
         "image_prompts": [{"scale": 0.4, "image": b64(style)}],
@@ -243,10 +243,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     ],
 )
 def test_forms_that_cannot_be_read(
-    http: httpx.Client, post: Post, picture: bytes, name: str, text: str | None, message: str
+    http: httpx.Client, post: Post, image_bytes: bytes, name: str, text: str | None, message: str
 ) -> None:
-    part = (None, text) if text is not None else ("x.png", picture)
-    response = http.post("/img2img", files=[("image", ("a.png", picture)), (name, part), ("model", (None, "able"))])
+    part = (None, text) if text is not None else ("x.png", image_bytes)
+    response = http.post("/img2img", files=[("image", ("a.png", image_bytes)), (name, part), ("model", (None, "able"))])
     problem = assert_problem(response, 422)
     assert problem["errors"][0]["field"].startswith(name)
     assert message in problem["errors"][0]["message"]

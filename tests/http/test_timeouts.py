@@ -98,10 +98,10 @@ def test_early_response_is_delivered_while_the_client_sends(url: str) -> None:
     assert received.endswith(b"}")
 
 
-def test_long_poll_does_not_time_out(http: httpx.Client, url: str, picture: bytes, queue: JobQueue) -> None:
+def test_long_poll_does_not_time_out(http: httpx.Client, url: str, image_bytes: bytes, queue: JobQueue) -> None:
     """The timeouts limit the wait for a client, not the wait of a client for a job."""
     with httpx.Client(base_url=url, timeout=30) as client:
-        job = client.post("/img2img", files={"image": picture}).json()
+        job = client.post("/img2img", files={"image": image_bytes}).json()
         started_at = time.monotonic()
         assert client.get(f"/jobs/{job['id']}?wait=3").json()["status"] == "queued"
         assert time.monotonic() - started_at >= 3

@@ -51,10 +51,10 @@ def announced(http: httpx.Client, redis: Redis) -> None:
 
 
 @pytest.fixture
-def resolve(http: httpx.Client, picture: bytes) -> Callable[..., dict[str, Any]]:
+def resolve(http: httpx.Client, image_bytes: bytes) -> Callable[..., dict[str, Any]]:
     """What a submit would make."""
 
-    def dry_run(image: bytes = picture, **fields: Any) -> dict[str, Any]:
+    def dry_run(image: bytes = image_bytes, **fields: Any) -> dict[str, Any]:
         answer = http.post("/img2img?dry_run=true", files={"image": image}, data=fields)
         assert answer.status_code == 200, answer.text
         body: dict[str, Any] = answer.json()
@@ -74,7 +74,7 @@ def test_by_image_to_image_in_tiles(resolve: Callable[..., dict[str, Any]]) -> N
 
 
 def test_tiles_take_no_sampler_that_draws_noise_on_its_way(
-    resolve: Callable[..., dict[str, Any]], http: httpx.Client, redis: Redis, picture: bytes
+    resolve: Callable[..., dict[str, Any]], http: httpx.Client, redis: Redis, image_bytes: bytes
 ) -> None:
     ancestral = ENLARGER.model_copy(update={"name": "ancestral", "default_scheduler": Scheduler.EULER_A})
     ModelRegistry(redis).register("enlarging-worker", [ENLARGER, EDITOR, ancestral], ttl_s=60)
@@ -82,7 +82,7 @@ def test_tiles_take_no_sampler_that_draws_noise_on_its_way(
     assert resolve(image=small, model="ancestral", upscale=2)["request"]["scheduler"] == "euler_a", "one tile"
     assert resolve(model="ancestral", upscale=2)["request"]["scheduler"] == "euler"
     data = {"model": "enlarger", "upscale": 2, "scheduler": "euler_a"}
-    [error] = assert_problem(http.post("/img2img", files={"image": picture}, data=data), 422, "invalid_parameter")[
+    [error] = assert_problem(http.post("/img2img", files={"image": image_bytes}, data=data), 422, "invalid_parameter")[
         "errors"
     ]
     assert error["field"] == "scheduler"

@@ -58,9 +58,9 @@ def test_cost_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueue, s
     assert specs[0].cost < middle.cost_ahead < sum(spec.cost for spec in specs[:3])
 
 
-def test_eta_is_cost_ahead_by_throughput(http: httpx.Client, submit: Submit, redis: Redis, picture: bytes) -> None:
+def test_eta_is_cost_ahead_by_throughput(http: httpx.Client, submit: Submit, redis: Redis, image_bytes: bytes) -> None:
     models = ModelRegistry(redis)
-    dry = http.post("/img2img?dry_run=true", files={"image": picture}).json()
+    dry = http.post("/img2img?dry_run=true", files={"image": image_bytes}).json()
     assert (dry["queue_position"], dry["eta_s"]) == (0, None), "no worker has reported its throughput"
     cost = dry["cost"]
     assert submit().json()["eta_s"] is None
@@ -70,9 +70,9 @@ def test_eta_is_cost_ahead_by_throughput(http: httpx.Client, submit: Submit, red
     models.report_throughput("dead", WorkerThroughput(per_second=1e9, left=1e9), ttl_s=60)
     job = submit().json()
     assert (job["queue_position"], job["eta_s"]) == (1, pytest.approx(20, abs=0.1))  # 2 in hand, 1 ahead, itself
-    dry = http.post("/img2img?dry_run=true", files={"image": picture}).json()
+    dry = http.post("/img2img?dry_run=true", files={"image": image_bytes}).json()
     assert (dry["queue_position"], dry["eta_s"]) == (2, pytest.approx(25, abs=0.1))
-    body = {"files": {"image": picture}, "data": {"priority": "high"}}
+    body = {"files": {"image": image_bytes}, "data": {"priority": "high"}}
     dry = http.post("/img2img?dry_run=true", **body).json()
     assert (dry["priority"], dry["queue_position"], dry["eta_s"]) == ("high", 0, pytest.approx(15, abs=0.1))
     http.post(f"/jobs/{job['id']}/cancel")
@@ -81,7 +81,7 @@ def test_eta_is_cost_ahead_by_throughput(http: httpx.Client, submit: Submit, red
 
 
 def test_high_priority_job_overtakes(
-    http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis, picture: bytes
+    http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis, image_bytes: bytes
 ) -> None:
     low, normal, high = [submit(**sent).json() for sent in ({"priority": "low"}, {}, {"priority": "high"})]
     assert [job["priority"] for job in (low, normal, high)] == ["low", "normal", "high"]

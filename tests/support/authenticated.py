@@ -22,9 +22,9 @@ ALL_BUT_ADMIN = (Scope.READ, Scope.SUBMIT)
 
 @contextmanager
 def authenticated_server(settings: ApiSettings, **changes: object) -> Iterator[str]:
-    """Run an API server on the same Redis and store with keys required; yields its URL."""
-    own = {"keys": "required", "port": free_port(), **changes}
-    with http_server(settings.model_copy(update=own)) as url:
+    """Run an API server that requires API keys, on the same Redis and store, and yield its URL."""
+    overrides = {"keys": "required", "port": free_port(), **changes}
+    with http_server(settings.model_copy(update=overrides)) as url:
         yield url
 
 

@@ -9,7 +9,7 @@ from img2img import AsyncClient
 
 
 class BlockingAsyncClient:
-    """Runs each method of an `AsyncClient` to its end on an event loop of this thread."""
+    """Runs each method of an `AsyncClient` to completion on an event loop of this thread."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._runner = asyncio.Runner()

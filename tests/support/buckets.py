@@ -18,20 +18,25 @@ KEY_ID, SECRET = "AKIDEXAMPLE", "not-a-secret"
 
 @dataclass(frozen=True)
 class Bucket:
-    """url: what IMG2IMG_STORE_URL says. environment: what a process needs beside it."""
+    """A bucket of an S3 server.
+
+    Attributes:
+        url: value of IMG2IMG_STORE_URL.
+        environment: the other environment variables that a process needs.
+    """
 
     endpoint: str
-    url: str = "s3://pictures/img2img"
+    url: str = "s3://images/img2img"
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, str]:
-        """All that a process needs."""
+        """All environment variables that a process needs."""
         return {**self.environment, "IMG2IMG_STORE_URL": self.url}
 
 
 def bucket_at(endpoint: str) -> Bucket:
-    """The bucket of a server."""
+    """Return the bucket of a server."""
     environment = {
         "AWS_ACCESS_KEY_ID": KEY_ID,
         "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -42,8 +47,8 @@ def bucket_at(endpoint: str) -> Bucket:
 
 
 @contextmanager
-def s3_server(kind: str = "OneAtATime") -> Iterator[Bucket]:
-    """A server with an empty bucket. While it runs, the AWS_ variables of this process lead there."""
+def s3_server(kind: str = "SerializedRequests") -> Iterator[Bucket]:
+    """Run a server with an empty bucket. While it runs, the AWS_ variables of this process refer to it."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "tests.support.s3_server", "127.0.0.1", str(port), kind]
@@ -59,14 +64,14 @@ def s3_server(kind: str = "OneAtATime") -> Iterator[Bucket]:
 
 
 def make_bucket(endpoint: str, process: "subprocess.Popen[bytes]", timeout_s: float = 60) -> None:
-    """Makes the bucket as soon as the server answers."""
-    give_up_at = time.monotonic() + timeout_s
+    """Create the bucket as soon as the server responds."""
+    deadline = time.monotonic() + timeout_s
     with httpx.Client(trust_env=False) as http:
         while True:
             try:
-                assert http.put(f"{endpoint}/pictures").status_code == 200
+                assert http.put(f"{endpoint}/images").status_code == 200
                 return
             except httpx.TransportError:
                 assert process.poll() is None, "the S3 server did not start"
-                assert time.monotonic() < give_up_at, "the S3 server does not answer"
+                assert time.monotonic() < deadline, "the S3 server does not respond"
                 time.sleep(0.1)

@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 COMMAND = (sys.executable, "-P", "-m", "img2img.app.cli")
-STAND_INS = Path(__file__).parent / "stand_ins"
+FAKES = Path(__file__).parent / "fakes"
 
 
 def environment(**settings: str) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("IMG2IMG_")}
-    return own | {"PYTHONPATH": str(STAND_INS), "COLUMNS": "200"} | settings
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("IMG2IMG_")}
+    return inherited | {"PYTHONPATH": str(FAKES), "COLUMNS": "200"} | settings
 
 
 def img2img(folder: Path, *arguments: object, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run the command until it exits."""
     command = [*COMMAND, *map(str, arguments)]
     done = subprocess.run(
         command, cwd=folder, env=environment(**settings), input=stdin, capture_output=True, timeout=120, check=False

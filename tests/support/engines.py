@@ -1,4 +1,4 @@
-"""Runs jobs on an engine of their own, to its end."""
+"""Run jobs in an engine until it has finished them."""
 
 import gc
 import threading
@@ -18,17 +18,17 @@ from img2img.worker.runner import to_pixels
 
 
 def run_together(model: Model, jobs: Sequence[tuple[JobSpec, Inputs]], slots: int = 16) -> list[np.ndarray]:
-    """The pixels that the model makes of each, all in the engine at the same time. Raises what a job raised."""
+    """Return the pixels of each job, all run in one engine at the same time. Raises the first error of a job."""
     return run_on(Engine(slots=slots), model, jobs)
 
 
 def run_on(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Inputs]]) -> list[np.ndarray]:
-    """The same on a new engine that the caller can look into afterwards."""
+    """Return the pixels of each job, run in a new engine that the caller can inspect afterwards."""
     return [to_pixels(result) for result in run_tasks(model, jobs, engine)]
 
 
 def run_tasks(model: Model, jobs: Sequence[tuple[JobSpec, Inputs]], engine: Engine | None = None) -> list[torch.Tensor]:
-    """The results before they are rounded: (1, 3, height, width) in [0, 1]."""
+    """Return the results before rounding: (1, 3, height, width) in [0, 1]."""
     functions = [make_task_function(model, spec, inputs, 0) for spec, inputs in jobs]
     return run_functions(functions, engine or Engine(slots=16))
 
@@ -49,7 +49,7 @@ def run_functions(functions: Sequence[TaskFunction], engine: Engine) -> list[tor
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """For the module that imports it: models as small as those of the tests are slower with more."""
+    """Run torch on one thread in the importing module: the small models of the tests are slower with more threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -58,7 +58,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """What is freed meanwhile is freed because nobody holds it."""
+    """Turn off the garbage collector, so that memory is freed only when its last reference is dropped."""
     gc.collect()
     gc.disable()
     yield

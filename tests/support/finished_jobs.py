@@ -1,4 +1,4 @@
-"""Ends jobs as a worker would."""
+"""Complete jobs as a worker does."""
 
 from hashlib import sha256
 from uuid import uuid4
@@ -11,7 +11,7 @@ from tests.support.images import encoded, gradient
 
 
 def succeed(job_id: str, queue: JobQueue, store: ObjectStore) -> bytes:
-    """Ends a job as a worker would, and returns its first PNG."""
+    """Complete a job as a worker does, and return its first PNG."""
     record = queue.job_store.get(job_id)
     assert record is not None
     execution = uuid4().hex

@@ -1,4 +1,4 @@
-"""Pictures as a fuzzer makes them: whole ones of every kind, cut, patched, spliced and re-sealed."""
+"""Fuzzed images: valid images of every format, truncated, patched and spliced, with or without valid checksums."""
 
 import random
 import struct
@@ -11,16 +11,17 @@ from tests.support.images import encoded, gradient
 from tests.support.invalid_images import BROKEN, OTHER_FILES, SIZE
 
 MODES = {"PNG": ("RGB", "RGBA", "LA", "L", "1", "P", "I;16"), "JPEG": ("RGB", "L", "CMYK"), "WEBP": ("RGB", "RGBA")}
-TELLING = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-HEAVY = {"text bomb", "long text bomb", "pixel bomb", "png bomb", "one row too many", "webp bomb"}  # slow to make
+BOUNDARY_VALUES = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+# Slow to generate.
+SLOW = {"text bomb", "long text bomb", "pixel bomb", "png bomb", "one row too many", "webp bomb"}
 
 
 def seeds() -> list[bytes]:
-    """Whole pictures with all that pictures carry, and the bad ones that are quick to handle."""
+    """Return valid images with EXIF data and colour profiles, and the invalid images that are quick to generate."""
     exif = Image.Exif()
     exif[0x0112] = 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    found = [make() for name, (make, _) in BROKEN.items() if name not in HEAVY]
+    found = [make() for name, (make, _) in BROKEN.items() if name not in SLOW]
     found += [make() for make in OTHER_FILES.values()]
     for kind, modes in MODES.items():
         for mode in modes:
@@ -33,18 +34,18 @@ def seeds() -> list[bytes]:
 
 
 class Fuzzer:
-    """Makes one input after another; the same ones for the same seed."""
+    """Generates inputs; the same seed gives the same inputs."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._seeds = seeds()
 
     def next(self) -> bytes:
-        """The next input."""
+        """Return the next input."""
         data = bytearray(self._random.choice(self._seeds))
         for _ in range(self._random.choice((0, 1, 1, 2, 4, 8))):
             self._change(data)
-        return _sealed(bytes(data)) if self._random.random() < 0.5 else bytes(data)
+        return _with_valid_checksums(bytes(data)) if self._random.random() < 0.5 else bytes(data)
 
     def _change(self, data: bytearray) -> None:
         at = self._random.randrange(len(data) + 1)
@@ -55,7 +56,7 @@ class Fuzzer:
                 data[at : at + 1] = self._random.randbytes(1)
             case 2:
                 size = self._random.choice(("B", ">H", "<H", ">I", "<I"))
-                value = self._random.choice(TELLING) & ((1 << 8 * struct.calcsize(size)) - 1)
+                value = self._random.choice(BOUNDARY_VALUES) & ((1 << 8 * struct.calcsize(size)) - 1)
                 data[at : at + struct.calcsize(size)] = struct.pack(size, value)
             case 3:
                 del data[at : at + self._random.randrange(64)]
@@ -66,16 +67,16 @@ class Fuzzer:
                 data[at:] = other[self._random.randrange(len(other) + 1) :]
 
 
-def _sealed(data: bytes) -> bytes:
-    """With the checksums of a PNG put right, so that what was changed is looked at."""
+def _with_valid_checksums(data: bytes) -> bytes:
+    """Correct the checksums of a PNG, so that decoders parse the changed chunks."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
-    sealed, at = bytearray(data), 8
-    while at + 12 <= len(sealed):
-        [size] = struct.unpack_from(">I", sealed, at)
+    fixed, at = bytearray(data), 8
+    while at + 12 <= len(fixed):
+        [size] = struct.unpack_from(">I", fixed, at)
         end = at + 12 + size
-        if end > len(sealed):
+        if end > len(fixed):
             break
-        sealed[end - 4 : end] = struct.pack(">I", zlib.crc32(sealed[at + 4 : end - 4]))
+        fixed[end - 4 : end] = struct.pack(">I", zlib.crc32(fixed[at + 4 : end - 4]))
         at = end
-    return bytes(sealed)
+    return bytes(fixed)

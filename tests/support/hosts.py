@@ -1,4 +1,4 @@
-"""Hosts on one machine: network namespaces, each with an address of its own, on one bridge. A cable can be pulled."""
+"""Simulated hosts on one machine: network namespaces on one bridge, which tests can disconnect."""
 
 import ctypes
 import os
@@ -31,14 +31,14 @@ def _ip(*words: str) -> None:
 
 
 def _enter(path: str) -> None:
-    """Puts this thread, and what it starts, into a network namespace."""
+    """Move this thread, and the processes that it starts, into a network namespace."""
     with Path(path).open() as namespace:
         if _libc.setns(namespace.fileno(), CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
 
 
 class Network:
-    """The hosts, and the switch between them. They see each other and nothing else."""
+    """Hosts that are connected by a switch, and to no other network."""
 
     def __init__(self) -> None:
         self._prefix = f"i2i{os.getpid()}-"
@@ -48,23 +48,23 @@ class Network:
         _ip("-n", self._prefix + SWITCH, "link", "set", BRIDGE, "up")
 
     def add(self, host: str) -> str:
-        """A new host, on the switch. Its address."""
-        own, switch = self._prefix + host, self._prefix + SWITCH
-        _ip("netns", "add", own)
+        """Connect a new host to the switch, and return its address."""
+        namespace, switch = self._prefix + host, self._prefix + SWITCH
+        _ip("netns", "add", namespace)
         self._addresses[host] = address = f"10.77.0.{len(self._addresses) + 1}"
-        _ip("link", "add", "eth0", "netns", own, "type", "veth", "peer", "name", host, "netns", switch)
-        _ip("-n", own, "address", "add", f"{address}/24", "dev", "eth0")
+        _ip("link", "add", "eth0", "netns", namespace, "type", "veth", "peer", "name", host, "netns", switch)
+        _ip("-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
-            _ip("-n", own, "link", "set", device, "up")
+            _ip("-n", namespace, "link", "set", device, "up")
         _ip("-n", switch, "link", "set", host, "up")
-        self.heal(host)
+        self.reconnect(host)
         return address
 
-    def cut(self, host: str) -> None:
-        """What this host sends, and what is sent to it, is lost from now on. Nobody is told: its link stays up."""
+    def disconnect(self, host: str) -> None:
+        """Drop all packets from and to the host. Its link stays up, so that no process notices at once."""
         _ip("-n", self._prefix + SWITCH, "link", "set", host, "nomaster")
 
-    def heal(self, host: str) -> None:
+    def reconnect(self, host: str) -> None:
         _ip("-n", self._prefix + SWITCH, "link", "set", host, "master", BRIDGE)
 
     def path(self, host: str) -> str:
@@ -72,14 +72,14 @@ class Network:
 
     @contextmanager
     def on(self, host: str) -> Iterator[None]:
-        """What this thread connects to or starts meanwhile, it does on that host."""
-        before = f"/proc/self/task/{_libc.gettid()}/ns/net"
-        with Path(before).open() as home:
+        """Run the body of the `with` statement on a host: this thread connects and starts processes from there."""
+        current = f"/proc/self/task/{_libc.gettid()}/ns/net"
+        with Path(current).open() as original:
             _enter(self.path(host))
             try:
                 yield
             finally:
-                _libc.setns(home.fileno(), CLONE_NEWNET)
+                _libc.setns(original.fileno(), CLONE_NEWNET)
 
     def close(self) -> None:
         for host in (*self._addresses, SWITCH):
@@ -100,10 +100,11 @@ class ForkedOn(Forked):
         self.pid: int = self._process.pid
 
 
-class Site:
-    """The service on hosts: `data` has Redis and the bucket, `front` the API, and each worker is on its own.
+class MultiHostService:
+    """The service on several hosts.
 
-    The test stands on `desk`, a host of its own.
+    Redis and the bucket run on `data`, the API server on `api`, each worker on a separate host, and the test on
+    `client`.
     """
 
     def __init__(self, folder: Path, model: Path) -> None:
@@ -115,11 +116,11 @@ class Site:
         data = self.network.add("data")
         self.redis_url = f"redis://:{PASSWORD}@{data}:6379/0"
         self.bucket: Bucket = bucket_at(f"http://{data}:9000")
-        self.front_url = f"http://{self.network.add('front')}:8000"
-        self.network.add("desk")
+        self.api_url = f"http://{self.network.add('api')}:8000"
+        self.network.add("client")
 
     def start(self) -> None:
-        """Redis, the bucket and the API. Called on `desk`."""
+        """Start Redis, the bucket and the API server. Must be called on the host `client`."""
         folder = self._folder / "redis"
         folder.mkdir()
         options = (
@@ -129,12 +130,12 @@ class Site:
             self._start([find_redis_server(), *options.split()])
             s3 = self._start([sys.executable, "-m", "tests.support.s3_server", "0.0.0.0", "9000"])
         make_bucket(self.bucket.endpoint, s3)
-        while not self._redis_answers():
+        while not self._is_redis_ready():
             time.sleep(0.1)
-        with self.network.on("front"):
-            self._start([sys.executable, "-m", "img2img.app.cli", "api", "--host", "0.0.0.0", "--insecure"], "front")
+        with self.network.on("api"):
+            self._start([sys.executable, "-m", "img2img.app.cli", "api", "--host", "0.0.0.0", "--insecure"], "api")
 
-    def _redis_answers(self) -> bool:
+    def _is_redis_ready(self) -> bool:
         try:
             with Redis.from_url(self.redis_url) as redis:
                 return bool(redis.ping())
@@ -150,17 +151,17 @@ class Site:
         return process
 
     def _settings(self, host: str) -> dict[str, str]:
-        """What a process on that host is told. Its files are its own."""
+        """Return the environment variables of the processes of a host. Each host has a separate data directory."""
         folder = self._folder / host
         folder.mkdir()
         settings = {"IMG2IMG_REDIS_URL": self.redis_url, "IMG2IMG_DATA_DIR": str(folder), "IMG2IMG_MODEL": "tiny"}
         return {**self.bucket.settings, **settings}
 
     def start_worker(self, host: str, *, slots: int, lease_s: int) -> Worker:
-        """A worker on a new host."""
+        """Start a worker on a new host."""
         self.network.add(host)
-        own = {"IMG2IMG_MODEL": str(self._model), "IMG2IMG_DEVICE": "cpu", "IMG2IMG_SLOTS": str(slots)}
-        settings = self._settings(host) | own | {"IMG2IMG_LEASE_S": str(lease_s)}
+        worker_settings = {"IMG2IMG_MODEL": str(self._model), "IMG2IMG_DEVICE": "cpu", "IMG2IMG_SLOTS": str(slots)}
+        settings = self._settings(host) | worker_settings | {"IMG2IMG_LEASE_S": str(lease_s)}
         worker = Worker(ForkedOn(self.network.path(host), settings, self.log(host)))
         self.workers[host] = worker
         return worker
@@ -177,8 +178,8 @@ class Site:
         self.network.close()
 
 
-def needs_hosts() -> None:
-    """Skips where nobody asked for it, or this machine cannot make network namespaces."""
+def skip_without_network_namespaces() -> None:
+    """Skip the test unless TEST_HOSTS is set and this machine can create network namespaces."""
     if not os.environ.get("TEST_HOSTS"):
         pytest.skip("`make test-hosts` runs this")
     if os.geteuid() != 0:
@@ -186,7 +187,7 @@ def needs_hosts() -> None:
     if not shutil.which("ip"):
         pytest.skip("needs `ip`, of iproute2")
     probe = f"i2i{os.getpid()}-probe"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
+    created = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
     subprocess.run(["ip", "netns", "delete", probe], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip(f"this machine makes no network namespaces: {made.stderr.strip()}")
+    if created.returncode:
+        pytest.skip(f"this machine cannot create network namespaces: {created.stderr.strip()}")

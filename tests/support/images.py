@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def gradient(width: int, height: int, blue: int = 0) -> Image.Image:
-    """Red grows to the right and green downwards."""
+    """Return an image in which red increases to the right and green downwards."""
     red = Image.linear_gradient("L").rotate(90).resize((width, height))
     green = Image.linear_gradient("L").resize((width, height))
     return Image.merge("RGB", (red, green, Image.new("L", (width, height), blue)))

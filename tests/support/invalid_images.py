@@ -1,4 +1,4 @@
-"""Pictures that are none, or broken, or made to do harm: the bad-input table, by name."""
+"""Invalid inputs by name: files of other types, corrupt images, and decompression bombs."""
 
 import struct
 import zlib
@@ -9,16 +9,17 @@ from PIL import Image
 from tests.support.images import encoded, gradient
 
 SIZE = (96, 64)
-MAX_PIXELS = 4_000_000  # of the services in tests
+# The limit of the services in tests.
+MAX_PIXELS = 4_000_000
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """A PNG chunk."""
+    """Return a PNG chunk."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_claiming(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
-    """A PNG whose header promises a size that its few bytes do not hold."""
+    """Return a PNG with a larger size in its header than its few bytes of pixel data contain."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     pixels = zlib.compress(b"\0" * 100)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
@@ -37,13 +38,13 @@ def _bad_crc(kind: bytes) -> bytes:
 
 
 def _bomb(part: bytes) -> bytes:
-    """A PNG with this chunk twice before its pixels."""
+    """Return a PNG with this chunk twice before its pixel data."""
     plain = _plain()
     return plain[:33] + part * 2 + plain[33:]
 
 
 def _scan_bomb() -> bytes:
-    """A progressive JPEG whose last pass over the picture is repeated: every few bytes cost a whole pass."""
+    """Return a progressive JPEG that repeats its last scan: every few bytes cost a pass over the whole image."""
     data = encoded(gradient(*SIZE), "JPEG", progressive=True)
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 100 + data[-2:]
 
@@ -67,7 +68,7 @@ def _animated(kind: str) -> bytes:
 
 
 def _pixel_bomb() -> bytes:
-    """A PNG of a few kilobytes that unpacks to four times the pixels that are taken."""
+    """Return a PNG of a few kilobytes with four times the accepted number of pixels."""
     return encoded(Image.new("L", (4000, 4000)))
 
 
@@ -92,10 +93,10 @@ OTHER_FILES: dict[str, Callable[[], bytes]] = {
     "wav": lambda: b"RIFF\0\0\0\0WAVE",
     "zip": lambda: b"PK\x03\x04",
     "pickle": lambda: b"\x80\x04cos\nsystem\n",
-    "png behind a space": lambda: b" " + _plain(),
+    "png after a space": lambda: b" " + _plain(),
 }
 
-# With a word of what is said.
+# With a part of the error message.
 BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "truncated png": (lambda: _plain()[:-200], "broken"),
     "truncated jpeg": (lambda: _plain("JPEG")[:-200], "broken"),
@@ -105,14 +106,14 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "webp magic only": (lambda: b"RIFF\0\0\0\0WEBP", "broken"),
     "no pixels": (lambda: _plain().replace(b"IDAT", b"IDAX"), "broken"),
     "too few pixels": (lambda: png_claiming(*SIZE), "broken"),
-    "bad crc of the header": (lambda: _bad_crc(b"IHDR"), "broken"),
-    "bad crc of the pixels": (lambda: _bad_crc(b"IDAT"), "a checksum is wrong"),
-    "pixels that do not unpack": (lambda: _plain().replace(b"x\x9c", b"\0\0", 1), "broken"),
-    "webp that says it is larger": (lambda: _webp_claiming(16_383, 16_383), "broken"),
+    "bad header crc": (lambda: _bad_crc(b"IHDR"), "broken"),
+    "bad pixel data crc": (lambda: _bad_crc(b"IDAT"), "a checksum is wrong"),
+    "corrupt pixel data": (lambda: _plain().replace(b"x\x9c", b"\0\0", 1), "broken"),
+    "webp with too large a canvas": (lambda: _webp_claiming(16_383, 16_383), "broken"),
     "no width": (lambda: png_claiming(0, 5), "broken"),
     "0 x 0 png": (lambda: png_claiming(0, 0), "broken"),
     "0 x 0 jpeg": (lambda: _jpeg_claiming(0, 0), "broken"),
-    "a bit depth that is none": (lambda: png_claiming(*SIZE, depth=7), "broken"),
+    "invalid bit depth": (lambda: png_claiming(*SIZE, depth=7), "broken"),
     "png bomb": (lambda: png_claiming(60_000, 60_000), "60000 x 60000"),
     "jpeg bomb": (lambda: _jpeg_claiming(65_500, 65_500), "65500 x 65500"),
     "webp bomb": (lambda: encoded(Image.new("L", (5000, 5000)), "WEBP", lossless=True), "5000 x 5000"),

@@ -6,7 +6,7 @@ from img2img.blobs import UnusableStore
 
 
 class MemoryStore:
-    """A `BlobStore` for tests of code that only needs its semantics."""
+    """A `BlobStore` for tests that need only its semantics."""
 
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
@@ -22,7 +22,7 @@ class MemoryStore:
             self._blobs.pop(key, None)
 
     def sign(self, method: Literal["GET", "HEAD"], key: str, expires_s: float) -> str:
-        raise UnusableStore(f"a memory store signs no URLs: {method} {key} for {expires_s:g} s")
+        raise UnusableStore(f"a memory store cannot sign URLs: {method} {key} for {expires_s:g} s")
 
     def check(self) -> None:
         return None

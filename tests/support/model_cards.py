@@ -14,7 +14,7 @@ CARD = ModelCard(
     schedulers=tuple(Scheduler),
     default_scheduler=Scheduler.DDIM,
 )
-# A flow model without guidance: what it does not have is refused.
+# A flow model without guidance, which refuses the parameters of other models.
 PLAIN = CARD.model_copy(
     update={
         "name": "plain",

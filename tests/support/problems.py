@@ -1,4 +1,4 @@
-"""What every refusal looks like."""
+"""Assertions on error responses."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import httpx
 
 
 def assert_problem(response: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
-    """The response is a problem document with this status and code."""
+    """Assert that the response is a problem document with this status and code, and return the document."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = response.json()

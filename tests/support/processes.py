@@ -1,4 +1,4 @@
-"""Real processes for the reliability tests: a redis-server that can be killed and started again, and workers."""
+"""Real processes for the reliability tests: workers, and a redis-server that can be killed and restarted."""
 
 import multiprocessing
 import os
@@ -29,22 +29,23 @@ from img2img.settings import embedded_redis_socket
 from tests.support.specs import make_spec
 
 MODEL = "tiny"
-SIDE = 16  # pixels; small, so that a step takes milliseconds
+# Pixels. Small, so that a step takes milliseconds.
+SIDE = 16
 T = TypeVar("T")
 
 
-def wait_for(answer: Callable[[], T], timeout_s: float = 30) -> T:
-    """Asks until the answer is true, and returns it."""
-    give_up_at = time.monotonic() + timeout_s
-    while not (found := answer()):
-        assert time.monotonic() < give_up_at, "waited in vain"
+def wait_for(condition: Callable[[], T], timeout_s: float = 30) -> T:
+    """Call `condition` until it returns a true value, and return that value."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"the condition was not met within {timeout_s:g} s"
         time.sleep(0.02)
-    return found
+    return result
 
 
 @cache
 def _forkserver() -> Any:
-    """Starts each worker as a fork of a process that has imported torch and diffusers, which takes many seconds."""
+    """Return a fork server that has imported torch and diffusers, because these imports take many seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.warm_imports"])
     return context
@@ -57,7 +58,7 @@ def _make_tiny_model(folder: str) -> None:
 
 
 def make_tiny_model(folder: Path) -> None:
-    """Writes a tiny model, in a process of its own: this one needs no torch."""
+    """Save a tiny model, in a child process so that this process needs no torch."""
     process = _forkserver().Process(target=_make_tiny_model, args=(str(folder),))
     process.start()
     process.join()
@@ -78,12 +79,16 @@ def run_worker(environment: dict[str, str], log: str) -> None:
 
 
 class Forked:
-    """A fork of the warm process, with the part of Popen's face that Worker needs."""
+    """A fork of the fork server, with the part of the interface of Popen that Worker needs."""
 
     def __init__(
         self, environment: dict[str, str], log: Path, run: Callable[[dict[str, str], str], None] | None = None
     ) -> None:
-        """run: what a worker that misbehaves does instead of `run_worker`; a function of a module."""
+        """Start the process.
+
+        Args:
+            run: replaces `run_worker`, for workers that misbehave. Must be a function of a module.
+        """
         self._process = _forkserver().Process(target=run or run_worker, args=(environment, str(log)))
         self._process.start()
         self.pid: int = self._process.pid
@@ -96,7 +101,7 @@ class Forked:
         return self._process.exitcode
 
 
-def _started_cold(environment: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
+def _start_cold(environment: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "img2img.worker"], env=os.environ | environment, stdout=output, stderr=output
@@ -104,7 +109,7 @@ def _started_cold(environment: dict[str, str], log: Path) -> "subprocess.Popen[b
 
 
 class Worker:
-    """A worker in a process of its own."""
+    """A worker process."""
 
     def __init__(self, process: "Forked | subprocess.Popen[bytes]") -> None:
         self._process = process
@@ -118,7 +123,7 @@ class Worker:
         os.kill(self.pid, signum)
 
     def kill(self) -> None:
-        """kill -9: no handler runs, nothing is said to anyone."""
+        """Kill the worker with SIGKILL, so that it cannot clean up."""
         if self.is_alive:
             self.send(signal.SIGKILL)
         self._process.wait()
@@ -133,7 +138,7 @@ class Worker:
 
 
 class Service:
-    """Redis, a store and as many workers as a test starts; the test itself stands for the front end."""
+    """Redis, a store and the workers that a test starts. The test takes the role of the API server."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder = folder
@@ -175,7 +180,14 @@ class Service:
         run: Callable[[dict[str, str], str], None] | None = None,
         **settings: str,
     ) -> Worker:
-        """wait: until it is live. cold: by `python -m worker` and not as a fork. run: as of Forked."""
+        """Start a worker.
+
+        Args:
+            wait: wait until the worker is live.
+            cold: start `python -m img2img.worker` instead of a fork.
+            run: replaces `run_worker` in a fork, see `Forked`.
+            settings: environment variables.
+        """
         environment = {
             "IMG2IMG_REDIS_URL": self.url,
             "IMG2IMG_DATA_DIR": str(self.folder),
@@ -186,7 +198,7 @@ class Service:
             **settings,
         }
         log = self.folder / "workers.log"
-        worker = Worker(_started_cold(environment, log) if cold else Forked(environment, log, run))
+        worker = Worker(_start_cold(environment, log) if cold else Forked(environment, log, run))
         self.workers.append(worker)
         if wait:
             self.wait_until_live(worker)
@@ -194,7 +206,7 @@ class Service:
 
     def wait_until_live(self, worker: Worker) -> None:
         def is_live() -> bool:
-            assert worker.is_alive, "the worker died at its start"
+            assert worker.is_alive, "the worker exited during startup"
             return any(f"-{worker.pid}-" in name for name in ModelRegistry(self.redis).live().get(MODEL, []))
 
         wait_for(is_live, timeout_s=90)
@@ -215,7 +227,7 @@ class Service:
         return self.record(job_id)
 
     def wait_until_running(self, job_id: str, worker: Worker) -> JobRecord:
-        """Until the worker has done a step of the job."""
+        """Wait until the worker has done a step of the job."""
         wait_for(lambda: worker.owns(self.record(job_id)) and self.record(job_id).step > 0)
         return self.record(job_id)
 
@@ -225,7 +237,7 @@ class Service:
         return self.all(job_ids)
 
     def assert_finished_once(self, records: Iterable[JobRecord]) -> None:
-        """Every job has succeeded, its pictures in the store are those of its record, and no trace of work is left."""
+        """Assert that all jobs have succeeded, their images match their records, and Redis has no open work."""
         for record in records:
             assert record.status is JobStatus.SUCCEEDED, record
             assert [image.index for image in record.images] == list(range(record.spec.num_images))
@@ -236,7 +248,7 @@ class Service:
         wait_for(self.is_idle)
 
     def is_idle(self) -> bool:
-        """No job waits, is being claimed or is leased, and no record is open."""
+        """Return whether no job is queued, claimed or leased, and no record is active."""
         registry = self.queue.started_job_registry.key
         lists = [self.queue.key, self.queue.intermediate_queue_key]
         return not (self.redis.exists(*lists) or self.redis.zcard(registry) or self.jobs.job_store.active_ids())
@@ -251,7 +263,8 @@ def tiny_model() -> Iterator[Path]:
 
 @pytest.fixture
 def service(tiny_model: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
-    with TemporaryDirectory(prefix="i2i-") as folder:  # short: a unix socket lies in it
+    # A short path, because it contains a unix socket.
+    with TemporaryDirectory(prefix="i2i-") as folder:
         service = Service(Path(folder), tiny_model)
         try:
             yield service

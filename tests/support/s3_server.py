@@ -1,6 +1,6 @@
-"""An S3 server in memory (moto), as a process: `python -m tests.s3_server HOST PORT [MISBEHAVIOUR]`.
+"""An S3 server in memory (moto): `python -m tests.support.s3_server HOST PORT [KIND]`.
 
-Of the servers in packages this one honours `If-None-Match: *`; `rclone serve s3` takes the header and overwrites.
+moto honours `If-None-Match: *`; `rclone serve s3` accepts the header and overwrites the object.
 """
 
 import sys
@@ -15,30 +15,34 @@ from werkzeug.serving import run_simple
 Environ = dict[str, Any]
 
 
-class OneAtATime:
-    """moto looks whether a key is there, and then writes it: of two requests at the same time both could write."""
+class SerializedRequests:
+    """Handles one request at a time.
+
+    moto checks for a key before it writes the key, so two concurrent requests could both write.
+    """
 
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))  # a slow sender holds up nobody
+        # Read before the lock is taken, so that a slow sender does not delay other requests.
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = BytesIO(body)
         with self._lock:
             return list(self._moto(environ, start_response))
 
 
-class ForgetsConditions(OneAtATime):
-    """Overwrites, whatever the writer said."""
+class IgnoresConditions(SerializedRequests):
+    """Ignores `If-None-Match` and overwrites."""
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         environ.pop("HTTP_IF_NONE_MATCH", None)
         return super().__call__(environ, start_response)
 
 
-class LosesAnswers(OneAtATime):
-    """Writes each blob, and says the first time that something went wrong."""
+class LosesResponses(SerializedRequests):
+    """Writes each blob, but responds with status 500 to the first write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,8 +59,8 @@ class LosesAnswers(OneAtATime):
         return []
 
 
-KINDS = {kind.__name__: kind for kind in (OneAtATime, ForgetsConditions, LosesAnswers)}
+KINDS = {kind.__name__: kind for kind in (SerializedRequests, IgnoresConditions, LosesResponses)}
 
 if __name__ == "__main__":
     host, port, *kind = sys.argv[1:]
-    run_simple(host, int(port), KINDS[(kind or ["OneAtATime"])[0]](), threaded=True)
+    run_simple(host, int(port), KINDS[(kind or ["SerializedRequests"])[0]](), threaded=True)

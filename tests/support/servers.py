@@ -18,7 +18,7 @@ from img2img.settings import embedded_redis_socket
 
 @contextmanager
 def redis_server(data_dir: Path) -> Iterator[str]:
-    """A redis-server of its own, by its URL."""
+    """Run a redis-server, and yield its URL."""
     process = subprocess.Popen(redis_command(data_dir))
     url = f"unix://{embedded_redis_socket(data_dir)}"
     try:
@@ -32,7 +32,7 @@ def redis_server(data_dir: Path) -> Iterator[str]:
 
 @contextmanager
 def http_server(settings: ApiSettings) -> Iterator[str]:
-    """The front end on a loopback port, by its URL."""
+    """Run the API server on a loopback port, and yield its URL."""
     config = uvicorn.Config(create_app(settings), port=settings.port, http=HeaderTimeoutProtocol, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -1,4 +1,4 @@
-"""`img2img serve` as a process, for tests that need all of it."""
+"""`img2img serve` as a process, for tests of the whole service."""
 
 import os
 import signal
@@ -23,14 +23,17 @@ def serving(
     log: Path | None = None,
     **settings: str,
 ) -> Iterator[httpx.Client]:
-    """`img2img serve`, ready; ended by Ctrl-C, which it must survive with exit code 0.
+    """Run `img2img serve` and yield a client when it is ready. SIGINT stops it, after which its exit code must be 0.
 
-    option: what `model` is: `--model` or `--models-file`. log: where all that its processes say goes.
-    settings: environment variables.
+    Args:
+        option: option of `serve` that takes `model`: `--model` or `--models-file`.
+        log: file for the output of all processes.
+        settings: environment variables.
     """
     port = free_port()
     command = [sys.executable, "-m", "img2img.app.cli", "serve", "--port", str(port), "--data-dir", str(data_dir)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", **settings}  # models this small are slower with more
+    # Models of this size are slower with more threads.
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
     with log.open("ab") if log else nullcontext() as output:
         process = subprocess.Popen(
             [*command, option, str(model), "--slots", "16"],

@@ -1,4 +1,4 @@
-"""Specs with defaults, for tests that care about few parameters."""
+"""Specs with default values for tests."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ SPEC = TypeAdapter(JobSpec)
 
 
 def make_spec(task: Task = Task.IMG2IMG, **changes: Any) -> JobSpec:
-    """Return a spec of the task. Fields that the task does not have are left out, so that a test can vary the task."""
+    """Return a spec of the task. Ignores fields that the task does not have, so that a test can vary the task."""
     fields = {**DEFAULTS, **changes}
     fields.setdefault("instruction", fields["prompt"])
     fields = {name: value for name, value in fields.items() if name in CLASSES[task].model_fields}

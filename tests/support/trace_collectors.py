@@ -1,4 +1,4 @@
-"""A real collector of traces: OTLP over HTTP on loopback, which keeps the spans that it was sent."""
+"""A trace collector: receives OTLP over HTTP on a loopback port and keeps the spans."""
 
 import gzip
 import threading
@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True)
 class Span:
-    """What a test looks at."""
+    """The fields of a received span that tests use."""
 
     name: str
     service: str
@@ -26,22 +26,27 @@ class Span:
 
 @dataclass
 class Collector:
-    """spans: all that came so far. raw: the same as bytes, to search."""
+    """Received spans.
+
+    Attributes:
+        spans: all spans received so far.
+        raw: the bodies of all requests, to search in.
+    """
 
     url: str = ""
     spans: list[Span] = field(default_factory=list)
     raw: bytes = b""
 
-    def take(self, body: bytes) -> None:
+    def add(self, body: bytes) -> None:
         request = ExportTraceServiceRequest()
         request.ParseFromString(body)
         for resource in request.resource_spans:
-            about = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+            attributes = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
             for scope in resource.scope_spans:
                 self.spans += [
                     Span(
                         span.name,
-                        about["service.name"],
+                        attributes["service.name"],
                         span.trace_id.hex(),
                         span.span_id.hex(),
                         span.parent_span_id.hex(),
@@ -56,7 +61,7 @@ class Collector:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector at its url, which is what OTEL_EXPORTER_OTLP_ENDPOINT takes."""
+    """Run a collector. Its `url` is the value for OTEL_EXPORTER_OTLP_ENDPOINT."""
     collector = Collector()
 
     class Handler(BaseHTTPRequestHandler):
@@ -65,7 +70,7 @@ def collecting() -> Iterator[Collector]:
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
             if self.path == "/v1/traces":
-                collector.take(body)
+                collector.add(body)
             self.send_response(200)
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", "0")

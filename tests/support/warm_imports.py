@@ -1,4 +1,4 @@
-"""What a worker imports, for the process that the reliability tests fork workers from. Imports only: no threads."""
+"""Imports of a worker, for the fork server of the reliability tests. Starts no threads."""
 
 import threading
 
@@ -9,4 +9,5 @@ from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 import img2img.worker.__main__  # noqa: F401
 import tests.support.models.tiny_models  # noqa: F401
 
-tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed worker would leave behind
+# The default lock is a system semaphore, which a killed worker would leave behind.
+tqdm.set_lock(threading.RLock())

@@ -25,15 +25,20 @@ class Received:
 
 @dataclass
 class Receiver:
-    """responses: status and headers of the first responses; further ones are 204."""
+    """The URL and the requests of a receiver.
+
+    Attributes:
+        responses: status and headers of the first responses; further responses are 204.
+        hold: responses wait until it is set.
+    """
 
     url: str = ""
     got: list[Received] = field(default_factory=list)
     responses: list[tuple[int, Mapping[str, str]]] = field(default_factory=list)
-    hold: threading.Event = field(default_factory=threading.Event)  # responses wait until it is set
+    hold: threading.Event = field(default_factory=threading.Event)
 
     def wait(self, requests: int, timeout_s: float = 60) -> list[Received]:
-        """Wait for this many requests and return them."""
+        """Wait for this number of requests, and return all requests."""
         wait_for(lambda: len(self.got) >= requests, timeout_s)
         return list(self.got)
 
@@ -49,7 +54,11 @@ def verified(received: Received, secret: str) -> dict[str, Any]:
 
 @contextmanager
 def receiving(*responses: tuple[int, Mapping[str, str]], held: bool = False) -> Iterator[Receiver]:
-    """Run a receiver. held: responses wait until `hold` is set."""
+    """Run a receiver.
+
+    Args:
+        held: responses wait until the test sets `hold`.
+    """
     receiver = Receiver(responses=list(responses))
     if not held:
         receiver.hold.set()
@@ -74,7 +83,8 @@ def receiving(*responses: tuple[int, Mapping[str, str]], held: bool = False) -> 
         def handle(self) -> None:
             try:
                 super().handle()
-            except OSError:  # the dispatcher has been killed or has timed out
+            except OSError:
+                # The dispatcher was killed or has timed out.
                 return
 
     class Server(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""The service in containers, by a real engine and compose, as a project of its own."""
+"""The service in containers, as a separate Compose project."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from img2img.app.supervisor.supervisor import free_port
 from tests.support.processes import wait_for
 
 ROOT = Path(__file__).parents[3]
-SLOW_S = 1800  # a worker imports torch, on a machine that may be busy
+# A worker imports torch, which is slow on a busy machine.
+SLOW_S = 1800
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +26,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def compose_command() -> list[str] | None:
-    """Compose v2 where there is one, else docker-compose; None where nothing can start containers."""
+    """Return the command for Compose v2, or else docker-compose, or None without a container engine."""
     if not shutil.which("docker") or run("docker", "info").returncode:
         return None
     if run("docker", "compose", "version").returncode == 0:
@@ -34,7 +35,7 @@ def compose_command() -> list[str] | None:
 
 
 class Stack:
-    """One project of compose: its own containers, networks, volumes and port."""
+    """A Compose project with separate containers, networks, volumes and port."""
 
     def __init__(self, compose: list[str]) -> None:
         self.name = f"img2img-test-{os.getpid()}"
@@ -49,19 +50,19 @@ class Stack:
         return done
 
     def up(self, workers: int = 1) -> None:
-        """Starts what does not run, and waits until that many workers are live."""
+        """Start the services, and wait until this number of workers is live."""
         self.compose("up", "--detach", "--scale", f"worker={workers}")
         wait_for(lambda: self.live_workers() == workers, SLOW_S)
 
     def live_workers(self) -> int:
-        """As /readyz says; 0 while it does not answer."""
+        """Return the number of live workers in the response of /readyz, or 0 without a response."""
         try:
             return int(self.http.get("/readyz").json()["workers"]["detail"].split()[0])
         except (httpx.TransportError, ValueError):
             return 0
 
     def containers(self, service: str) -> list[dict[str, Any]]:
-        """What the engine says of the containers of a service that run."""
+        """Return the `docker inspect` documents of the running containers of a service."""
         ids = run(
             "docker",
             "ps",
@@ -75,19 +76,19 @@ class Stack:
         return json.loads(run("docker", "inspect", *ids).stdout) if ids else []
 
     def submit(self, **fields: Any) -> str:
-        with (ROOT / "examples" / "input.png").open("rb") as picture:
-            answer = self.http.post("/img2img", files={"image": picture}, data=fields)
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
+        with (ROOT / "examples" / "input.png").open("rb") as file:
+            response = self.http.post("/img2img", files={"image": file}, data=fields)
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
 
     def job(self, job_id: str) -> dict[str, Any]:
-        answer: dict[str, Any] = self.http.get(f"/jobs/{job_id}").json()
-        return answer
+        job: dict[str, Any] = self.http.get(f"/jobs/{job_id}").json()
+        return job
 
-    def wait_until(self, true: Callable[[], Any], timeout_s: float = SLOW_S) -> None:
-        give_up_at = time.monotonic() + timeout_s
-        while not true():
-            assert time.monotonic() < give_up_at, self.compose("logs", "--tail", "50").stdout
+    def wait_until(self, condition: Callable[[], Any], timeout_s: float = SLOW_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, self.compose("logs", "--tail", "50").stdout
             time.sleep(0.5)
 
     def down(self, *options: str) -> None:

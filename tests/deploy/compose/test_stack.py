@@ -1,4 +1,4 @@
-"""`make test-compose`: builds the images and runs the service in containers. Needs an engine, and takes minutes."""
+"""The service in containers, from newly built images (`make test-compose`). Needs a container engine; takes minutes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.deploy.compose.stack import ROOT, SLOW_S, Stack, compose_command, run
 
-# Enough work for a worker to be killed in the middle of it.
+# Enough work that a worker can be killed while it runs.
 LONG = {"prompt": "a watercolor painting of a house", "strength": 1, "num_inference_steps": 60}
 SHORT = {"prompt": "a pencil sketch of a house", "strength": 0.4, "num_inference_steps": 10}
 
@@ -39,27 +39,27 @@ def stack() -> Iterator[Stack]:
 
 
 def result(stack: Stack, job_id: str) -> bytes:
-    """The picture of a job that has succeeded, as its record says it is."""
+    """Return the image of a job after checking that the job has succeeded and the hash matches its record."""
     job = stack.job(job_id)
     assert job["status"] == "succeeded", job
-    answer = stack.http.get(f"/jobs/{job_id}/result")
-    assert answer.status_code == 200
-    assert sha256(answer.content).hexdigest() == job["images"][0]["sha256"]
-    Image.open(BytesIO(answer.content)).load()
-    return answer.content
+    response = stack.http.get(f"/jobs/{job_id}/result")
+    assert response.status_code == 200
+    assert sha256(response.content).hexdigest() == job["images"][0]["sha256"]
+    Image.open(BytesIO(response.content)).load()
+    return response.content
 
 
 def all_ended(stack: Stack, jobs: list[str]) -> bool:
     return all(stack.job(job)["status"] not in ("queued", "running") for job in jobs)
 
 
-def test_a_picture_goes_in_and_one_comes_out(stack: Stack) -> None:
+def test_job_returns_an_image(stack: Stack) -> None:
     job = stack.submit(**SHORT)
     stack.wait_until(lambda: all_ended(stack, [job]))
     assert Image.open(BytesIO(result(stack, job))).size == (128, 128)
 
 
-def test_what_the_readme_says_makes_a_picture(stack: Stack, tmp_path: Path) -> None:
+def test_readme_script_writes_an_image(stack: Stack, tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     [code] = [
         block for block in re.findall(r"^```bash\n(.*?)^```", readme, re.M | re.S) if block.startswith("job=$(curl")
@@ -71,7 +71,7 @@ def test_what_the_readme_says_makes_a_picture(stack: Stack, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("service", ["api", "worker", "webhooks", "redis"])
-def test_a_container_may_do_no_more_than_it_must(stack: Stack, service: str) -> None:
+def test_container_has_no_privileges(stack: Stack, service: str) -> None:
     [container] = stack.containers(service)
     host = container["HostConfig"]
     assert host["ReadonlyRootfs"]
@@ -89,7 +89,7 @@ def test_a_container_may_do_no_more_than_it_must(stack: Stack, service: str) -> 
     assert "Read-only file system" in uid.stderr
 
 
-def test_no_password_stands_in_an_environment(stack: Stack) -> None:
+def test_environments_contain_no_secrets(stack: Stack) -> None:
     for service in ("api", "worker", "webhooks", "redis"):
         for container in stack.containers(service):
             assert not [line for line in container["Config"]["Env"] if "redis://" in line or "whsec_" in line]
@@ -101,7 +101,7 @@ def python(stack: Stack, service: str, code: str) -> str:
     return (done.stdout + done.stderr).strip()
 
 
-def test_the_front_end_has_no_torch_and_both_say_what_they_are(stack: Stack) -> None:
+def test_images_have_labels_and_only_their_packages(stack: Stack) -> None:
     find = "from importlib.util import find_spec; print([name for name in {} if find_spec(name)])"
     assert python(stack, "api", find.format(["torch", "diffusers", "numpy", "worker", "demo_model"])) == "[]"
     assert python(stack, "worker", find.format(["fastapi", "uvicorn", "img2img.app.main"])) == "[]"
@@ -111,91 +111,93 @@ def test_the_front_end_has_no_torch_and_both_say_what_they_are(stack: Stack) -> 
         assert '"org.opencontainers.image.version":"0.1.0"' in labels
 
 
-def test_redis_lets_in_whom_it_knows_and_no_further(stack: Stack) -> None:
-    say = "from redis import Redis; from img2img.worker.settings import WorkerSettings as S; r = Redis.from_url({}); {}"
-    own, nobody = "S().resolved_redis_url", "'redis://redis:6379'"
-    assert "AuthenticationError" in python(stack, "worker", say.format(nobody, "r.ping()"))
-    assert python(stack, "worker", say.format(own, "print(r.ping())")) == "True"
+def test_redis_requires_a_password_and_restricts_commands(stack: Stack) -> None:
+    program = (
+        "from redis import Redis; from img2img.worker.settings import WorkerSettings as S; r = Redis.from_url({}); {}"
+    )
+    worker, anonymous = "S().resolved_redis_url", "'redis://redis:6379'"
+    assert "AuthenticationError" in python(stack, "worker", program.format(anonymous, "r.ping()"))
+    assert python(stack, "worker", program.format(worker, "print(r.ping())")) == "True"
     for forbidden in ("r.hgetall('i2i:keys')", "r.config_get('*')", "r.flushall()", "r.keys('*')"):
-        assert "no permissions" in python(stack, "worker", say.format(own, forbidden)).lower()
+        assert "no permissions" in python(stack, "worker", program.format(worker, forbidden)).lower()
     [redis] = stack.containers("redis")
-    ask = "redis-cli --user health --pass any --no-auth-warning {}"
-    assert run("docker", "exec", redis["Id"], "sh", "-c", ask.format("ping")).stdout.strip() == "PONG"
-    assert "NOPERM" in run("docker", "exec", redis["Id"], "sh", "-c", ask.format("dbsize")).stdout
+    command = "redis-cli --user health --pass any --no-auth-warning {}"
+    assert run("docker", "exec", redis["Id"], "sh", "-c", command.format("ping")).stdout.strip() == "PONG"
+    assert "NOPERM" in run("docker", "exec", redis["Id"], "sh", "-c", command.format("dbsize")).stdout
 
 
-def test_prometheus_sees_api_and_worker(stack: Stack) -> None:
+def test_prometheus_scrapes_api_and_worker(stack: Stack) -> None:
     pulled = stack.compose("--profile", "observability", "up", "--detach", "prometheus", check=False)
     if pulled.returncode and not stack.containers("prometheus"):
         pytest.skip(f"no image of Prometheus: {pulled.stderr.strip()[-200:]}")
-    ask = "import httpx; print(httpx.get('http://prometheus:9090/api/v1/query', params={'query': '%s'}).text)"
+    program = "import httpx; print(httpx.get('http://prometheus:9090/api/v1/query', params={'query': '%s'}).text)"
 
-    def answers(query: str) -> dict[str, str]:
-        """Values by scrape job."""
-        said = python(stack, "api", ask % query)
-        rows = json.loads(said)["data"]["result"] if said.startswith("{") else []
+    def values(query: str) -> dict[str, str]:
+        """Return the values of a query by scrape job."""
+        output = python(stack, "api", program % query)
+        rows = json.loads(output)["data"]["result"] if output.startswith("{") else []
         return {row["metric"]["job"]: row["value"][1] for row in rows}
 
-    stack.wait_until(lambda: answers("up") == {"img2img-api": "1", "img2img-worker": "1"}, 120)
-    stack.wait_until(lambda: "img2img-worker" in answers("img2img_images_total"), 120)
-    assert answers("img2img_redis_up") == {"img2img-api": "1"}
+    stack.wait_until(lambda: values("up") == {"img2img-api": "1", "img2img-worker": "1"}, 120)
+    stack.wait_until(lambda: "img2img-worker" in values("img2img_images_total"), 120)
+    assert values("img2img_redis_up") == {"img2img-api": "1"}
 
 
-def test_a_port_that_others_can_reach_asks_for_keys(stack: Stack) -> None:
+def test_port_on_all_addresses_requires_keys(stack: Stack) -> None:
     refused = stack.compose(
         "run", "--rm", "--no-deps", "-e", "IMG2IMG_PUBLISHED_HOST=0.0.0.0", "api", "img2img", "api", check=False
     )
     assert refused.returncode == 1
     assert "requests need an API key, and none exists yet" in refused.stdout + refused.stderr
-    made = stack.compose("run", "--rm", "--no-deps", "-T", "api", "img2img", "keys", "create", "--name", "me")
-    assert made.stdout.strip().splitlines()[-1].startswith("i2i_")
+    created = stack.compose("run", "--rm", "--no-deps", "-T", "api", "img2img", "keys", "create", "--name", "me")
+    assert created.stdout.strip().splitlines()[-1].startswith("i2i_")
 
 
-def test_a_container_killed_in_the_middle_of_a_batch_loses_nothing(stack: Stack) -> None:
+def test_container_killed_during_a_batch_loses_no_job(stack: Stack) -> None:
     stack.up(workers=2)
     jobs = [stack.submit(**LONG, seed=seed) for seed in range(8)]
 
     def victims() -> list[dict[str, Any]]:
-        """Containers that are in the middle of jobs."""
+        """Return the containers that run one of the jobs."""
         hosts = run_by(stack, jobs)
         return [worker for worker in stack.containers("worker") if worker["Config"]["Hostname"] in hosts]
 
     stack.wait_until(victims)
     victim = victims()[0]
     name = victim["Config"]["Hostname"]
-    hit = [job for job in jobs if name in run_by(stack, [job])]
+    affected = [job for job in jobs if name in run_by(stack, [job])]
     run("docker", "kill", "--signal", "KILL", victim["Id"])
-    hit = [job for job in hit if stack.job(job)["status"] == "running"]
-    assert hit, "all were done before the kill"
+    affected = [job for job in affected if stack.job(job)["status"] == "running"]
+    assert affected, "all jobs had ended before the kill"
     stack.wait_until(lambda: all_ended(stack, jobs))
     assert len({result(stack, job) for job in jobs}) == len(jobs)
-    assert not [job for job in hit if stack.job(job)["worker"].startswith(name)]
+    assert not [job for job in affected if stack.job(job)["worker"].startswith(name)]
     assert len(stack.containers("worker")) == 1
 
 
 def run_by(stack: Stack, jobs: list[str]) -> set[str]:
-    """Hosts of the workers that have done a step of one of the jobs and go on."""
+    """Return the host names of workers that run one of the jobs and have done a step of it."""
     running = [job for job in map(stack.job, jobs) if job["status"] == "running" and job["progress"]["step"] > 0]
     return {job["worker"].split("-")[0] for job in running}
 
 
-def test_down_and_up_again_keeps_jobs_and_results(stack: Stack) -> None:
+def test_down_and_up_keeps_jobs_and_results(stack: Stack) -> None:
     stack.up()
     done = stack.submit(**SHORT)
     stack.wait_until(lambda: all_ended(stack, [done]))
-    before = result(stack, done)
+    original = result(stack, done)
     stack.compose("stop", "worker")
     waiting = [stack.submit(**SHORT, seed=seed) for seed in range(5)]
     stack.down()
     assert not stack.containers("redis")
     stack.up()
-    assert result(stack, done) == before
+    assert result(stack, done) == original
     stack.wait_until(lambda: all_ended(stack, waiting))
     assert len({result(stack, job) for job in waiting}) == len(waiting)
 
 
-def test_a_model_that_was_loaded_once_is_loaded_offline(stack: Stack) -> None:
-    """The demo model comes from no hub; what is seen here is that the worker is told so."""
+def test_worker_loads_a_cached_model_offline(stack: Stack) -> None:
+    """The demo model needs no hub, so the test only checks the environment of the worker."""
     stack.up()
     [worker] = stack.containers("worker")
 

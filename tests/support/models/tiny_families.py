@@ -206,7 +206,11 @@ def tiny_lcm(folder: Path, *, seed: int = 0) -> Path:
 
 
 def qwen_tokenizer(*more: str) -> Qwen2Tokenizer:
-    """more: special tokens beside the usual."""
+    """Return a byte-level tokenizer.
+
+    Args:
+        more: special tokens in addition to those of all models.
+    """
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more]
     symbols = [*special, *sorted(ByteLevel.alphabet())]
     return Qwen2Tokenizer(

@@ -1,4 +1,4 @@
-"""Makes `img2img.worker` mean `echo_worker` in processes whose PYTHONPATH names this folder."""
+"""Replace `img2img.worker` by `echo_worker` in processes with this folder in PYTHONPATH."""
 
 import importlib.abc
 import importlib.machinery

@@ -1,6 +1,6 @@
-"""A worker without a model: announces one, and gives every picture back as it came.
+"""A worker without a model: registers one, and returns every input image unchanged.
 
-It cannot start on the model `missing`, and with the model `stubborn` it does not end when it is asked to.
+With the model `missing` it fails to start, and with the model `stubborn` it ignores SIGTERM.
 """
 
 import signal
@@ -22,25 +22,25 @@ from img2img.settings import SharedSettings
 
 
 def echo(job_id: str, queue: JobQueue, store: ObjectStore) -> None:
-    """Ends a job with its own picture, once per image."""
+    """Complete a job with its input image as every result."""
     execution = uuid4().hex
     if not queue.job_store.start(job_id, execution=execution, worker="echo"):
         return
     record = queue.job_store.get(job_id)
     assert record is not None
-    picture = store.get(input_key(record.spec.inputs[0]))
-    assert picture is not None
+    image_bytes = store.get(input_key(record.spec.inputs[0]))
+    assert image_bytes is not None
     images = []
     for index in range(record.spec.num_images):
-        store.put(result_key(job_id, index), picture)
+        store.put(result_key(job_id, index), image_bytes)
         images.append(
             ImageInfo(
                 index=index,
                 seed=record.spec.image_seed(index),
                 width=record.spec.result_size[0],
                 height=record.spec.result_size[1],
-                sha256=sha256(picture).hexdigest(),
-                bytes=len(picture),
+                sha256=sha256(image_bytes).hexdigest(),
+                bytes=len(image_bytes),
             )
         )
     queue.job_store.succeed(job_id, execution=execution, images=images, timings={}, steps=record.steps)
