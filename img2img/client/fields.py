@@ -96,7 +96,7 @@ class SubmitFields(TypedDict, total=False):
     """Read `(text:1.3)` in both prompts as that text with that weight. The default weight is 1; weights cannot be
     nested."""
     clip_skip: int
-    """Layers of the CLIP text encoder to skip for `prompt`; 1 is `Clip skip: 2` of AUTOMATIC1111's web UI. For models
+    """Layers of the CLIP text encoder to skip for `prompt`: 1 is `Clip skip: 2` of the AUTOMATIC1111 web UI. For models
     with `clip_skip` in `parameters`."""
     denoising_start: float
     """Replaces `strength` for SDXL and its refiner: the image counts as denoised up to this share of the schedule. No

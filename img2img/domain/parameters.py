@@ -148,8 +148,8 @@ class GenerationParameters(BaseModel):
         Field(
             ge=0,
             le=MAX_CLIP_SKIP,
-            description="Layers of the CLIP text encoder to skip for `prompt`; 1 is `Clip skip: 2` of AUTOMATIC1111's "
-            "web UI. For models with `clip_skip` in `parameters`.",
+            description="Layers of the CLIP text encoder to skip for `prompt`: 1 is `Clip skip: 2` of the "
+            "AUTOMATIC1111 web UI. For models with `clip_skip` in `parameters`.",
         ),
         PipelineParameter(lacking="does not support `clip_skip`; leave it out"),
     ] = 0
