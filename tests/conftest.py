@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests. Those of one folder are in its own conftest.py."""
+"""Fixtures shared by all tests. Fixtures of one folder are in the conftest.py of that folder."""
 
 import os
 import signal

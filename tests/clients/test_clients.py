@@ -50,7 +50,7 @@ def run(*command: object, folder: Path, **variables: str) -> str:
 
 
 def assert_works(command: Sequence[object], folder: Path, http: httpx.Client, **variables: str) -> None:
-    """Assert that a script with a generated client saves the image of its job."""
+    """Run a script that uses a client, and assert that it saves the image of its job."""
     output = folder / "result.png"
     job_id = run(*command, http.base_url, ROOT / "examples" / "input.png", output, folder=folder, **variables).strip()
     job = http.get(f"/jobs/{job_id}").raise_for_status().json()
@@ -60,7 +60,7 @@ def assert_works(command: Sequence[object], folder: Path, http: httpx.Client, **
 
 
 def assert_works_in_typescript(script: str, folder: Path, http: httpx.Client) -> None:
-    """Compile the client, the script and the TypeScript block of the documents, and run the script."""
+    """Compile the client, the script and the TypeScript block of the documentation, and run the script."""
     shutil.copy(HERE / script, folder)
     [documented] = blocks("typescript")
     (folder / "documented.ts").write_text(documented)
@@ -70,14 +70,14 @@ def assert_works_in_typescript(script: str, folder: Path, http: httpx.Client) ->
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project in TypeScript."""
+    """A TypeScript project."""
     shutil.copy(HERE / "tsconfig.json", tmp_path)
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "node_modules").symlink_to(TOOLS / "node_modules")
     return tmp_path
 
 
-def test_openapi_python_client(tmp_path: Path, http: httpx.Client) -> None:
+def test_openapi_python_client_saves_the_image(tmp_path: Path, http: httpx.Client) -> None:
     config = HERE / "openapi-python-client.yaml"
     options = ("--meta", "none", "--output-path", "img2img_client", "--config", config, "--fail-on-warning")
     run(BIN / "openapi-python-client", "generate", "--path", DOCUMENT, *options, folder=tmp_path)
@@ -85,7 +85,7 @@ def test_openapi_python_client(tmp_path: Path, http: httpx.Client) -> None:
 
 
 @needs_java
-def test_openapi_generator_python(tmp_path: Path, http: httpx.Client) -> None:
+def test_openapi_generator_python_saves_the_image(tmp_path: Path, http: httpx.Client) -> None:
     options = ("--generator-name", "python", "--additional-properties", "packageName=img2img_client")
     run(*GENERATOR, *options, "--output", ".", folder=tmp_path)
     assert_works([BIN / "python", HERE / "openapi_generator.py"], tmp_path, http, PYTHONPATH=str(tmp_path))
@@ -93,7 +93,7 @@ def test_openapi_generator_python(tmp_path: Path, http: httpx.Client) -> None:
 
 @needs_java
 @needs_node
-def test_openapi_generator_typescript_fetch(project: Path, http: httpx.Client) -> None:
+def test_openapi_generator_typescript_fetch_saves_the_image(project: Path, http: httpx.Client) -> None:
     options = ("--generator-name", "typescript-fetch", "--additional-properties", "importFileExtension=.js")
     # Without these it omits a model that it imports, and fails on `webhooks`.
     options += ("--global-property", "apis,models,supportingFiles,skipFormModel=false")
@@ -102,7 +102,7 @@ def test_openapi_generator_typescript_fetch(project: Path, http: httpx.Client) -
 
 
 @needs_node
-def test_hey_api(project: Path, http: httpx.Client) -> None:
+def test_hey_api_saves_the_image(project: Path, http: httpx.Client) -> None:
     shutil.copy(DOCUMENT, project)
     shutil.copy(HERE / "openapi-ts.config.mjs", project)
     run(NODE_BIN / "openapi-ts", "--file", "openapi-ts.config.mjs", "--no-log-file", folder=project)
@@ -110,7 +110,7 @@ def test_hey_api(project: Path, http: httpx.Client) -> None:
 
 
 @needs_node
-def test_openai_for_javascript(tmp_path: Path, http: httpx.Client) -> None:
+def test_openai_for_javascript_saves_the_image(tmp_path: Path, http: httpx.Client) -> None:
     shutil.copy(HERE / "openai.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(TOOLS / "node_modules")
     assert_works(["node", tmp_path / "openai.mjs"], tmp_path, http)

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests build by kustomize: valid, consistent with each other, and consistent with the code."""
+"""The Kubernetes manifests built by kustomize: valid, consistent with each other, and consistent with the code."""
 
 import shutil
 import subprocess
@@ -147,7 +147,7 @@ def test_references_are_defined(manifests: list[Manifest]) -> None:
     assert api["replicas"] > budget["spec"]["minAvailable"]
 
 
-def test_redis_refuses_the_placeholder_password(manifests: list[Manifest], tmp_path: Path) -> None:
+def test_redis_requires_a_password_and_refuses_the_placeholder(manifests: list[Manifest], tmp_path: Path) -> None:
     redis = container(workloads(manifests)["redis"])
     [config] = [found for name, found in of_kind(manifests, "ConfigMap").items() if name.startswith("redis-")]
     socket, server = tmp_path / "socket", Path(find_redis_server())

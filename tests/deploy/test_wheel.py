@@ -157,9 +157,9 @@ def test_wheel_built_from_the_source_distribution_has_the_same_files(
 
 def test_base_install_has_the_client_and_the_command(site: Path, base_only: Path, project: Path) -> None:
     path = (base_only, site)
-    help_output = run(project, "-m", "img2img.app.cli", "--help", path=path)
-    assert (help_output.returncode, help_output.stderr) == (0, "")
-    assert "submit" in help_output.stdout
+    help_result = run(project, "-m", "img2img.app.cli", "--help", path=path)
+    assert (help_result.returncode, help_result.stderr) == (0, "")
+    assert "submit" in help_result.stdout
     code = "import img2img, sys; from img2img import Client, AsyncClient; print(img2img.__version__, img2img.__file__)"
     imported = run(project, "-c", code, path=path)
     assert imported.stdout.split() == ["0.1.0", str(site / "img2img" / "__init__.py")], imported.stderr

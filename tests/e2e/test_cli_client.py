@@ -1,4 +1,4 @@
-"""Commands that use a service, as processes against the API server."""
+"""Commands of the client, as processes against an API server."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def url(http: httpx.Client) -> str:
 
 
 @pytest.mark.usefixtures("fake_worker")
-def test_submit_takes_names_and_patterns(folder: Path, url: str) -> None:
+def test_submit_accepts_names_and_patterns(folder: Path, url: str) -> None:
     done = img2img(folder, "submit", "*.png", "more/a.png", "--output-dir", "out", *SIZE, "--url", url)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.split()) == ["out/a-2.png", "out/a.png", "out/b.png"]
@@ -69,16 +69,16 @@ def test_json_option_prints_only_json(folder: Path, url: str) -> None:
     assert (refused["input"], refused["problem"]["status"]) == ("b.png", 422)
     assert (job["input"], job["status"], job["files"]) == ("a.png", "succeeded", ["a-out.png"])
     assert sha256((folder / "a-out.png").read_bytes()).hexdigest() == job["images"][0]["sha256"]
-    would_be = json.loads(img2img(folder, "submit", "a.png", "--dry-run", *SIZE, "--url", url).stdout)
-    assert (would_be["input"], would_be["request"]["width"]) == ("a.png", 64)
+    dry_run = json.loads(img2img(folder, "submit", "a.png", "--dry-run", *SIZE, "--url", url).stdout)
+    assert (dry_run["input"], dry_run["request"]["width"]) == ("a.png", 64)
 
 
-def test_submit_takes_stdin_and_references(
+def test_submit_accepts_stdin_and_references(
     folder: Path, url: str, queue: JobQueue, finish: Callable[[str], bytes], http: httpx.Client
 ) -> None:
-    picture = (folder / "a.png").read_bytes()
+    image = (folder / "a.png").read_bytes()
     options = ("--no-wait", "--seed", 1, "--url", url)
-    first = img2img(folder, "submit", "-", *options, stdin=picture).stdout.strip()
+    first = img2img(folder, "submit", "-", *options, stdin=image).stdout.strip()
     finish(first)
     reference = f"/jobs/{first}/images/0"
     second = img2img(folder, "submit", reference, *options, "--prompt", "again").stdout.strip()
@@ -87,15 +87,15 @@ def test_submit_takes_stdin_and_references(
     assert one_line(img2img(folder, "submit", "-", "-", "--url", url), code=2)
 
 
-def test_idempotency_key_of_several_images(folder: Path, url: str) -> None:
+def test_idempotency_key_covers_several_images(folder: Path, url: str) -> None:
     options = ("--no-wait", "--idempotency-key", "order-17", "--url", url)
-    once = img2img(folder, "submit", "a.png", "b.png", *options).stdout.split()
-    again = img2img(folder, "submit", "b.png", "a.png", *options).stdout.split()
-    assert len(set(once)) == 2
-    assert again == once[::-1]
+    first = img2img(folder, "submit", "a.png", "b.png", *options).stdout.split()
+    second = img2img(folder, "submit", "b.png", "a.png", *options).stdout.split()
+    assert len(set(first)) == 2
+    assert second == first[::-1]
 
 
-def test_commands_for_the_life_of_a_job(
+def test_cancel_result_jobs_show_and_delete(
     folder: Path, url: str, http: httpx.Client, finish: Callable[[str], bytes]
 ) -> None:
     settings = {"IMG2IMG_URL": url}
@@ -119,7 +119,7 @@ def test_commands_for_the_life_of_a_job(
     assert http.get(f"/jobs/{done}").status_code == 410
 
 
-def test_models(folder: Path, url: str) -> None:
+def test_models_lists_the_models(folder: Path, url: str) -> None:
     table = img2img(folder, "models", "--url", url).stdout.splitlines()
     assert [line.split()[0] for line in table] == ["model", "ddim-only", "demo"]
     models = img2img(folder, "models", "--json", "--url", url).stdout.splitlines()
@@ -140,17 +140,17 @@ def test_models(folder: Path, url: str) -> None:
         ("a.png --url ftp://x", "--url must start with http:// or https://, got 'ftp://x'"),
     ],
 )
-def test_wrong_usage(folder: Path, options: str, message: str) -> None:
+def test_submit_reports_wrong_usage(folder: Path, options: str, message: str) -> None:
     assert one_line(img2img(folder, "submit", *options.split()), code=2) == f"img2img: {message}"
 
 
-def test_value_of_the_wrong_type_is_wrong_usage(folder: Path) -> None:
+def test_submit_reports_a_value_of_the_wrong_type(folder: Path) -> None:
     done = img2img(folder, "submit", "a.png", "--strength", "much")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Invalid value for '--strength'" in done.stderr
 
 
-def test_service_unreachable(folder: Path) -> None:
+def test_commands_report_an_unreachable_service(folder: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     for command in (["submit", "a.png"], ["jobs"], ["result", "0" * 32]):
         result = img2img(folder, *command, "--url", url)
@@ -159,7 +159,7 @@ def test_service_unreachable(folder: Path) -> None:
         assert result.stderr.splitlines()[-1].startswith(f"img2img: {url} cannot be reached: ")
 
 
-def test_each_rejected_field_has_a_line(folder: Path, url: str) -> None:
+def test_submit_prints_a_line_for_each_rejected_field(folder: Path, url: str) -> None:
     done = img2img(folder, "submit", "a.png", "--strength", 2, "--steps", 0, "--url", url)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
@@ -169,7 +169,7 @@ def test_each_rejected_field_has_a_line(folder: Path, url: str) -> None:
     ]
 
 
-def test_interrupt_prints_the_jobs_that_go_on(folder: Path, url: str, queue: JobQueue) -> None:
+def test_interrupt_prints_the_running_jobs(folder: Path, url: str, queue: JobQueue) -> None:
     submit = psutil.Popen(
         [*COMMAND, "submit", "a.png", "b.png", "--url", url],
         cwd=folder,
@@ -178,10 +178,10 @@ def test_interrupt_prints_the_jobs_that_go_on(folder: Path, url: str, queue: Job
         stderr=subprocess.PIPE,
         text=True,
     )
-    give_up_at = time.monotonic() + 60
-    # Threads follow the jobs once they are submitted.
+    deadline = time.monotonic() + 60
+    # The command starts threads to wait for the jobs after it has submitted them.
     while submit.num_threads() == 1:
-        assert time.monotonic() < give_up_at
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     jobs = queue.job_store.active_ids()
     assert len(jobs) == 2

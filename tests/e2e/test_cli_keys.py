@@ -1,4 +1,4 @@
-"""`img2img keys`, and `serve` and `api` on addresses that need keys, as processes."""
+"""`img2img keys`, and `serve` and `api` on addresses that require keys, as processes."""
 
 import re
 import subprocess
@@ -16,17 +16,17 @@ from tests.e2e.test_cli import COMMAND, environment, folder, img2img, one_line, 
 __all__ = ["folder"]
 
 KEY = re.compile(r"i2i_[A-Za-z0-9_-]{43}")
-EVERYWHERE = ("--host", "0.0.0.0")
-NONE_YET = "on 0.0.0.0 requests need an API key, and none exists yet: create one with `img2img keys create --name NAME`"
+ALL_ADDRESSES = ("--host", "0.0.0.0")
+NO_KEY = "on 0.0.0.0 requests need an API key, and none exists yet: create one with `img2img keys create --name NAME`"
 
 
 def create(folder: Path, *options: str) -> str:
-    """Create a key, the only output on stdout."""
-    made = img2img(folder, "keys", "create", "--name", "Ada", *options)
-    assert made.returncode == 0, made.stderr
-    assert KEY.fullmatch(made.stdout.strip())
-    assert made.stdout.strip() not in made.stderr
-    return made.stdout.strip()
+    """Create a key, which must be the only output on stdout, and return it."""
+    result = img2img(folder, "keys", "create", "--name", "Ada", *options)
+    assert result.returncode == 0, result.stderr
+    assert KEY.fullmatch(result.stdout.strip())
+    assert result.stdout.strip() not in result.stderr
+    return result.stdout.strip()
 
 
 def listed(folder: Path) -> list[str]:
@@ -39,7 +39,7 @@ def listed(folder: Path) -> list[str]:
 def api(folder: Path, *options: str) -> Iterator[httpx.Client]:
     """Run `img2img api` on all addresses, with its log in the file `log`."""
     port = free_port()
-    command = [*COMMAND, "api", *EVERYWHERE, "--port", str(port), *options]
+    command = [*COMMAND, "api", *ALL_ADDRESSES, "--port", str(port), *options]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=environment(IMG2IMG_LOG_LEVEL="debug"), stdout=log, stderr=log
@@ -62,7 +62,7 @@ def is_live(client: httpx.Client) -> bool:
         return False
 
 
-def test_keys_without_a_running_service(folder: Path) -> None:
+def test_keys_are_created_listed_and_revoked_without_a_service(folder: Path) -> None:
     first, second = create(folder), create(folder, "--scope", "read")
     assert first != second
     [one, other] = listed(folder)
@@ -71,17 +71,17 @@ def test_keys_without_a_running_service(folder: Path) -> None:
     assert img2img(folder, "keys", "revoke", one[:16]).returncode == 0
     assert listed(folder) == [other]
     assert one_line(img2img(folder, "keys", "revoke", one[:16])) == f"img2img: there is no key {one[:16]}"
-    kept = b"".join(path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file())
+    stored = b"".join(path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file())
     # Redis has written the keys to disk, without the secrets.
-    assert b"read" in kept
-    assert first.encode() not in kept
-    assert second.encode() not in kept
+    assert b"read" in stored
+    assert first.encode() not in stored
+    assert second.encode() not in stored
 
 
-def test_serve_on_all_addresses(folder: Path) -> None:
-    assert NONE_YET in one_line(img2img(folder, "serve", *EVERYWHERE, "--port", free_port()))
+def test_serve_on_all_addresses_requires_keys(folder: Path) -> None:
+    assert NO_KEY in one_line(img2img(folder, "serve", *ALL_ADDRESSES, "--port", free_port()))
     key = create(folder)
-    with serving(folder, *EVERYWHERE) as (_, url):
+    with serving(folder, *ALL_ADDRESSES) as (_, url):
         assert one_line(img2img(folder, "submit", "in.png", "--url", url)).startswith("img2img: An API key is needed")
         result = img2img(folder, "submit", "in.png", "--url", url, IMG2IMG_API_KEY=key)
         assert (result.returncode, result.stdout) == (0, "out.png\n"), result.stderr
@@ -90,15 +90,15 @@ def test_serve_on_all_addresses(folder: Path) -> None:
         assert len(listed(folder)) == 2
 
 
-def test_api_on_all_addresses(folder: Path) -> None:
+def test_api_on_all_addresses_requires_keys(folder: Path) -> None:
     create(folder)
-    # For its Redis.
+    # `img2img api` uses the Redis of `serve`.
     with serving(folder):
         keys = [line[:16] for line in listed(folder)]
         for key in keys:
             img2img(folder, "keys", "revoke", key)
-        assert NONE_YET in one_line(img2img(folder, "api", *EVERYWHERE, "--port", free_port()))
-        assert NONE_YET.replace("0.0.0.0", "127.0.0.1") in one_line(
+        assert NO_KEY in one_line(img2img(folder, "api", *ALL_ADDRESSES, "--port", free_port()))
+        assert NO_KEY.replace("0.0.0.0", "127.0.0.1") in one_line(
             img2img(folder, "api", "--port", free_port(), IMG2IMG_KEYS="required")
         )
         with api(folder, "--insecure") as client:
@@ -122,14 +122,14 @@ def test_api_on_all_addresses(folder: Path) -> None:
         ({"IMG2IMG_CORS_ORIGINS": "studio.example"}, "IMG2IMG_CORS_ORIGINS: "),
     ],
 )
-def test_invalid_settings(folder: Path, settings: dict[str, str], message: str) -> None:
+def test_invalid_setting_is_reported(folder: Path, settings: dict[str, str], message: str) -> None:
     assert one_line(img2img(folder, "api", **settings)).startswith(f"img2img: {message}")
 
 
 def test_keys_report_errors(folder: Path) -> None:
-    nowhere = one_line(img2img(folder, "keys", "list", "--redis-url", "redis://:secret@127.0.0.1:1/0"))
-    assert nowhere.startswith("img2img: 127.0.0.1:1/0: ")
-    assert "secret" not in nowhere
+    unreachable = one_line(img2img(folder, "keys", "list", "--redis-url", "redis://:secret@127.0.0.1:1/0"))
+    assert unreachable.startswith("img2img: 127.0.0.1:1/0: ")
+    assert "secret" not in unreachable
     unknown = img2img(folder, "keys", "create", "--name", "x", "--scope", "all")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "submit" in unknown.stderr

@@ -21,15 +21,15 @@ from img2img.client import (
 )
 from tests.support.blocking_client import BlockingAsyncClient
 
-Answer = tuple[int, dict[str, str], bytes]
+Response = tuple[int, dict[str, str], bytes]
 
 
 class ScriptedServer(ThreadingHTTPServer):
     """Sends the given responses in order, and keeps the requests."""
 
-    def __init__(self, answers: list[Answer]) -> None:
+    def __init__(self, responses: list[Response]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answers = answers
+        self.responses = responses
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
     @property
@@ -43,12 +43,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-        status, headers, answer = self.server.answers.pop(0)
+        status, headers, content = self.server.responses.pop(0)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer)
+        self.wfile.write(content)
 
     do_POST = do_GET  # noqa: N815
 
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(params=[Client, BlockingAsyncClient], ids=["sync", "async"])
 def connect(request: pytest.FixtureRequest) -> type[Client]:
-    """The class of each client."""
+    """The client class."""
     return request.param
 
 
@@ -67,8 +67,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scripted
     monkeypatch.setattr("img2img.client.events.RECONNECT_S", (0.01, 0.01))
     servers = []
 
-    def start(*answers: Answer) -> ScriptedServer:
-        server = ScriptedServer(list(answers))
+    def start(*responses: Response) -> ScriptedServer:
+        server = ScriptedServer(list(responses))
         threading.Thread(target=server.serve_forever).start()
         servers.append(server)
         return server
@@ -79,11 +79,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scripted
         server.server_close()
 
 
-def stream(text: str) -> Answer:
+def stream(text: str) -> Response:
     return 200, {"content-type": "text/event-stream"}, text.encode()
 
 
-def problem(status: int, **headers: str) -> Answer:
+def problem(status: int, **headers: str) -> Response:
     document = {"type": "about:blank", "title": "x", "status": status, "detail": "Not now.", "code": "x"}
     return status, {"content-type": "application/problem+json", **headers}, json.dumps(document).encode()
 
@@ -95,7 +95,7 @@ DONE = (
 )
 
 
-def job(status: str = "queued") -> Answer:
+def job(status: str = "queued") -> Response:
     return 200, {"content-type": "application/json"}, json.dumps({"id": "a", "status": status}).encode()
 
 
@@ -117,7 +117,7 @@ def test_stream_events_gives_up_after_the_last_reconnect(scripted: Scripted, con
         list(client.stream_events("a"))
 
 
-def test_stream_events_raises_the_error_of_the_service(scripted: Scripted, connect: type[Client]) -> None:
+def test_stream_events_raises_errors_of_the_service(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted(problem(404))
     with connect(server.url) as client, pytest.raises(JobNotFound, match="Not now"):
         list(client.stream_events("a"))
@@ -128,9 +128,7 @@ def test_stream_events_raises_the_error_of_the_service(scripted: Scripted, conne
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_submit_retries_after_the_time_that_the_service_names(
-    scripted: Scripted, connect: type[Client], status: int
-) -> None:
+def test_submit_retries_after_the_time_in_retry_after(scripted: Scripted, connect: type[Client], status: int) -> None:
     server = scripted(problem(status, **{"retry-after": "0"}), job())
     with connect(server.url, api_key="secret") as client:
         submitted = client.submit(image=b"pixels", tiled=True, prompt="x")  # type: ignore[call-arg]
@@ -143,7 +141,7 @@ def test_submit_retries_after_the_time_that_the_service_names(
     assert b'name="tiled"\r\n\r\ntrue\r\n' in second[2]
 
 
-def test_submit_raises_if_the_service_stays_busy(scripted: Scripted, connect: type[Client]) -> None:
+def test_submit_raises_without_successful_retry(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted(problem(429, **{"retry-after": "86400"}), problem(429), problem(503))
     with connect(server.url) as client:
         for error in (TooManyRequests, TooManyRequests, ServiceUnavailable):
@@ -151,7 +149,7 @@ def test_submit_raises_if_the_service_stays_busy(scripted: Scripted, connect: ty
                 client.submit()
 
 
-def test_submit_sends_structure_as_json(scripted: Scripted, connect: type[Client]) -> None:
+def test_submit_sends_structured_fields_as_json(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted(job())
     with connect(server.url) as client:
         client.submit(image=b"pixels", controls=[{"type": "canny", "image": b"edges"}], idempotency_key="k")
@@ -160,7 +158,7 @@ def test_submit_sends_structure_as_json(scripted: Scripted, connect: type[Client
     assert json.loads(body) == {"image": "cGl4ZWxz", "controls": [{"type": "canny", "image": "ZWRnZXM="}]}
 
 
-def test_each_task_sends_its_fields(scripted: Scripted, connect: type[Client]) -> None:
+def test_method_of_each_task_sends_its_fields(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted(*[job()] * 5)
     with connect(server.url) as client:
         client.inpaint(b"pixels", "alpha", prompt="a tree")
@@ -178,11 +176,11 @@ def test_each_task_sends_its_fields(scripted: Scripted, connect: type[Client]) -
     assert b'name="type"\r\n\r\ncanny\r\n' in control_map[2]
 
 
-def test_errors_carry_status_code_and_fields(scripted: Scripted, connect: type[Client]) -> None:
+def test_errors_have_status_code_and_fields(scripted: Scripted, connect: type[Client]) -> None:
     errors = [{"field": "seed", "message": "Too low", "got": "-1"}, {"field": "mask", "message": "Too small"}]
     document = {"status": 422, "detail": "x", "code": "invalid_parameter", "errors": errors}
-    answer = 422, {"content-type": "application/problem+json"}, json.dumps(document).encode()
-    server = scripted(answer, (500, {}, b"oops"))
+    response = 422, {"content-type": "application/problem+json"}, json.dumps(document).encode()
+    server = scripted(response, (500, {}, b"oops"))
     with connect(server.url) as client:
         with pytest.raises(InvalidRequest) as raised:
             client.submit()
@@ -193,21 +191,21 @@ def test_errors_carry_status_code_and_fields(scripted: Scripted, connect: type[C
             client.get_job("a")
 
 
-def test_wait_survives_an_outage(scripted: Scripted, connect: type[Client]) -> None:
+def test_wait_continues_after_an_outage(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted(job("running"), problem(503), job("succeeded"))
     with connect(server.url) as client:
         assert client.wait("a").has_ended
     assert [path for path, _, _ in server.requests] == ["/jobs/a?wait=30.0"] * 3
 
 
-def test_wait_ends_at_its_timeout(scripted: Scripted, connect: type[Client]) -> None:
+def test_wait_raises_after_its_timeout(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted(job("running"))
     with connect(server.url) as client, pytest.raises(WaitTimeout, match="job a is running after 0 s"):
         client.wait("a", timeout_s=0)
 
 
-def test_list_jobs_follows_the_cursor_to_the_limit(scripted: Scripted, connect: type[Client]) -> None:
-    def page(cursor: str | None, *ids: str) -> Answer:
+def test_list_jobs_follows_the_cursor_up_to_the_limit(scripted: Scripted, connect: type[Client]) -> None:
+    def page(cursor: str | None, *ids: str) -> Response:
         document = {"jobs": [{"id": one, "status": "queued"} for one in ids], "next_cursor": cursor}
         return 200, {}, json.dumps(document).encode()
 
@@ -223,12 +221,12 @@ def test_list_jobs_follows_the_cursor_to_the_limit(scripted: Scripted, connect: 
     ]
 
 
-def test_a_response_that_is_not_of_the_service(scripted: Scripted, connect: type[Client]) -> None:
+def test_html_response_raises_invalid_response(scripted: Scripted, connect: type[Client]) -> None:
     server = scripted((200, {"content-type": "text/html"}, b"<html>"))
     with connect(server.url) as client, pytest.raises(InvalidResponse, match="the response is no Job: Invalid JSON"):
         client.get_job("a")
 
 
-def test_an_unreachable_service(connect: type[Client]) -> None:
+def test_unreachable_service_raises_service_unreachable(connect: type[Client]) -> None:
     with connect("http://127.0.0.1:1") as client, pytest.raises(ServiceUnreachable, match="cannot be reached"):
         client.list_models()

@@ -1,4 +1,4 @@
-"""Both clients against the API server, whose jobs a thread ends."""
+"""Both clients against the API server, with a fake worker."""
 
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -37,7 +37,7 @@ def test_generate_returns_the_images(api: Client, png: bytes) -> None:
 
 
 @pytest.mark.usefixtures("fake_worker")
-def test_a_job_from_submit_to_delete(api: Client, png: bytes) -> None:
+def test_job_from_submit_to_delete(api: Client, png: bytes) -> None:
     job = api.submit(image=png, prompt="a house", strength=0.5, seed=3, **SIZE)
     assert (job.status, job.request["seed"], job.priority) == (JobStatus.QUEUED, 3, "normal")
     *events, last = api.stream_events(job, preview=True)
@@ -58,7 +58,7 @@ def test_a_job_from_submit_to_delete(api: Client, png: bytes) -> None:
     assert (raised.value.status, raised.value.code) == (410, "deleted")
 
 
-def test_a_job_that_is_cancelled(api: Client, png: bytes) -> None:
+def test_cancelled_job_raises_job_failed_and_has_no_images(api: Client, png: bytes) -> None:
     job = api.submit(image=png)
     with pytest.raises(ResultNotReady):
         api.download_images(job)
@@ -75,7 +75,7 @@ def test_a_job_that_is_cancelled(api: Client, png: bytes) -> None:
 
 
 @pytest.mark.filterwarnings("error:Pydantic serializer warnings")
-def test_images_in_every_form(
+def test_submit_accepts_images_of_every_type(
     api: Client, png: bytes, tmp_path: Path, finish: Callable[[str], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in.png").write_bytes(png)
@@ -98,12 +98,12 @@ def test_images_in_every_form(
         api.submit(image=3)  # type: ignore[typeddict-item]
 
 
-def test_the_same_idempotency_key_returns_the_same_job(api: Client, png: bytes) -> None:
+def test_repeated_idempotency_key_returns_the_same_job(api: Client, png: bytes) -> None:
     ids = {api.submit(image=png, idempotency_key=key).id for key in ("a", "a", "b")}
     assert len(ids) == 2
 
 
-def test_list_models(api: Client) -> None:
+def test_list_models_returns_the_model_cards(api: Client) -> None:
     models = {model.name: model for model in api.list_models()}
     assert models["demo"].default
     assert models["ddim-only"].schedulers == ("ddim",)

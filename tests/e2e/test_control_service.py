@@ -1,4 +1,4 @@
-"""ControlNets end to end: a model file, a worker process, real HTTP."""
+"""Jobs with ControlNets: a model file, a worker process and an API server."""
 
 import base64
 import json
@@ -25,7 +25,8 @@ from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd
 from tests.support.servers import http_server, redis_server
 
-pytestmark = pytest.mark.timeout(900)  # three processes import torch; a busy machine takes minutes for it
+# Three processes import torch, which takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(900)
 
 SIDE = 64
 
@@ -59,10 +60,10 @@ def client() -> Iterator[httpx.Client]:
             worker.wait()
 
 
-def picture() -> Image.Image:
-    drawn = Image.new("RGB", (SIDE, SIDE), "navy")
-    drawn.paste("yellow", (16, 24, 48, 56))
-    return drawn
+def example_image() -> Image.Image:
+    image = Image.new("RGB", (SIDE, SIDE), "navy")
+    image.paste("yellow", (16, 24, 48, 56))
+    return image
 
 
 def encoded(image: Image.Image) -> str:
@@ -71,8 +72,8 @@ def encoded(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def made(client: httpx.Client, path: str = "/img2img", **fields: Any) -> tuple[dict[str, Any], np.ndarray]:
-    """The job of a request when it has succeeded, and its picture."""
+def run_job(client: httpx.Client, path: str = "/img2img", **fields: Any) -> tuple[dict[str, Any], np.ndarray]:
+    """Submit a job, and return it with the pixels of its result after it has succeeded."""
     common = {} if path == "/control-maps" else {"num_inference_steps": 4, "seed": 1, "prompt": "a house"}
     response = client.post(path, json={"width": SIDE, "height": SIDE, **common, **fields})
     assert response.status_code == 202, response.text
@@ -84,42 +85,44 @@ def made(client: httpx.Client, path: str = "/img2img", **fields: Any) -> tuple[d
     return job, np.asarray(Image.open(BytesIO(png)))
 
 
-def test_a_control_map_is_what_opencv_makes_of_the_picture(client: httpx.Client) -> None:
+def test_control_map_matches_the_preprocessor(client: httpx.Client) -> None:
     for kind in (ControlType.CANNY, ControlType.SOFTEDGE):
-        job, seen = made(client, "/control-maps", image=encoded(picture()), type=kind)
-        assert (seen == np.asarray(PREPROCESSORS[kind](picture()))).all()
+        job, pixels = run_job(client, "/control-maps", image=encoded(example_image()), type=kind)
+        assert (pixels == np.asarray(PREPROCESSORS[kind](example_image()))).all()
         assert job["request"]["task"] == "control_map"
         assert job["progress"]["fraction"] == 1
 
 
-def test_a_job_follows_its_control_and_a_map_sent_or_referred_to_is_the_map_that_is_made(client: httpx.Client) -> None:
-    image = encoded(picture())
-    map_job, _ = made(client, "/control-maps", image=image, type="canny")
+def test_control_map_can_be_computed_uploaded_or_referenced(client: httpx.Client) -> None:
+    image = encoded(example_image())
+    map_job, _ = run_job(client, "/control-maps", image=image, type="canny")
     as_map = {"type": "canny", "preprocess": False}
-    _, plain = made(client, image=image)
-    _, steered = made(client, image=image, controls=[{"type": "canny"}])
-    _, referred = made(client, image=image, controls=[{**as_map, "image": map_job["images"][0]["url"]}])
-    _, sent = made(
-        client, image=image, controls=[{**as_map, "image": encoded(PREPROCESSORS[ControlType.CANNY](picture()))}]
+    _, plain = run_job(client, image=image)
+    _, controlled = run_job(client, image=image, controls=[{"type": "canny"}])
+    _, referenced = run_job(client, image=image, controls=[{**as_map, "image": map_job["images"][0]["url"]}])
+    _, uploaded = run_job(
+        client, image=image, controls=[{**as_map, "image": encoded(PREPROCESSORS[ControlType.CANNY](example_image()))}]
     )
-    assert np.abs(plain.astype(int) - steered).max() > 20
-    assert (referred == steered).all()
-    assert (sent == steered).all()
+    assert np.abs(plain.astype(int) - controlled).max() > 20
+    assert (referenced == controlled).all()
+    assert (uploaded == controlled).all()
 
 
-def test_tasks_with_several_controls_end_well(client: httpx.Client) -> None:
-    two = [
-        {"type": "canny", "image": encoded(picture()), "scale": 0.5},
-        {"type": "scribble", "image": encoded(picture())},
+def test_jobs_with_two_controls_succeed(client: httpx.Client) -> None:
+    controls = [
+        {"type": "canny", "image": encoded(example_image()), "scale": 0.5},
+        {"type": "scribble", "image": encoded(example_image())},
     ]
-    job, _ = made(client, controls=two)
+    job, _ = run_job(client, controls=controls)
     assert (job["request"]["task"], job["request"]["image"]) == ("control", None)
-    job, result = made(client, image=encoded(picture()), outpaint={"right": 32}, controls=two, width=None, height=None)
+    job, result = run_job(
+        client, image=encoded(example_image()), outpaint={"right": 32}, controls=controls, width=None, height=None
+    )
     assert (job["request"]["task"], result.shape) == ("inpaint", (SIDE, SIDE + 32, 3))
-    assert (result[:, :SIDE] == np.asarray(picture())).all()
+    assert (result[:, :SIDE] == np.asarray(example_image())).all()
 
 
-def test_the_model_says_what_it_can_follow(client: httpx.Client) -> None:
+def test_model_card_lists_controls_and_preprocessors(client: httpx.Client) -> None:
     [model] = client.get("/models").json()["models"]
     assert model["controls"] == ["canny", "scribble"]
     assert model["tasks"] == ["img2img", "inpaint", "control", "upscale"]

@@ -1,4 +1,4 @@
-"""The scripts of `examples/`, run against the tiny service."""
+"""The scripts of `examples/`, run against a service with the tiny model."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ PNG = b"\x89PNG"
 
 
 def run(folder: Path, client: httpx.Client, *command: str) -> str:
-    """Run a script to its end and return its output."""
+    """Run a script until it exits, and return its output."""
     environment = os.environ | {"IMG2IMG_URL": str(client.base_url).rstrip("/")}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -29,18 +29,18 @@ def run(folder: Path, client: httpx.Client, *command: str) -> str:
     return done.stdout
 
 
-def test_python_client(client: httpx.Client, tmp_path: Path) -> None:
+def test_python_client_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
     output = run(tmp_path, client, sys.executable, str(EXAMPLES / "python_client.py"))
     assert output.splitlines()[-1] == "result-0.png"
     assert (tmp_path / "result-0.png").read_bytes().startswith(PNG)
 
 
-def test_inpaint(client: httpx.Client, tmp_path: Path) -> None:
+def test_inpaint_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
     assert run(tmp_path, client, sys.executable, str(EXAMPLES / "inpaint.py")) == "inpainted.png\n"
     assert (tmp_path / "inpainted.png").read_bytes().startswith(PNG)
 
 
-def test_batch_folder(client: httpx.Client, tmp_path: Path) -> None:
+def test_batch_folder_writes_all_images(client: httpx.Client, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for name in ("a.png", "b.png"):
         shutil.copy(EXAMPLES / "input.png", tmp_path / "photos" / name)
@@ -50,12 +50,12 @@ def test_batch_folder(client: httpx.Client, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
-def test_curl(client: httpx.Client, tmp_path: Path) -> None:
+def test_curl_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
     assert run(tmp_path, client, str(EXAMPLES / "curl.sh")) == "result.png\n"
     assert (tmp_path / "result.png").read_bytes().startswith(PNG)
 
 
-def test_webhook_receiver_takes_signed_events_only() -> None:
+def test_webhook_receiver_accepts_signed_events_only() -> None:
     secret, port = f"whsec_{b64encode(b'x' * 32).decode()}", free_port()
     receiver = subprocess.Popen(
         [sys.executable, str(EXAMPLES / "webhook_receiver.py"), str(port)],
@@ -68,11 +68,11 @@ def test_webhook_receiver_takes_signed_events_only() -> None:
         body = '{"type": "job.succeeded", "data": {"id": "3f0c"}}'
         headers = WebhookSigner((secret,)).headers("3f0c", body, time.time())
 
-        def post(**more: str) -> int:
+        def post(**extra_headers: str) -> int:
             assert receiver.poll() is None
             try:
                 return httpx.post(
-                    f"http://127.0.0.1:{port}/", content=body, headers=headers | more, trust_env=False
+                    f"http://127.0.0.1:{port}/", content=body, headers=headers | extra_headers, trust_env=False
                 ).status_code
             except httpx.ConnectError:
                 return 0

@@ -1,4 +1,4 @@
-"""`img2img serve` with a model file: a tiny model with a LoRA and an IP-Adapter, from the request to the pixels."""
+"""`img2img serve` with a model file: a tiny model with a LoRA and an IP-Adapter."""
 
 import io
 import json
@@ -54,15 +54,15 @@ def client(files: Path) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(3).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
 
 
-def submit(client: httpx.Client, picture: Image.Image, **fields: Any) -> str:
+def submit(client: httpx.Client, image: Image.Image, **fields: Any) -> str:
     data = {name: json.dumps(value) if isinstance(value, list) else value for name, value in (FIELDS | fields).items()}
-    files = {"image": encoded(picture)}
+    files = {"image": encoded(image)}
     if "image_prompts" in fields:
-        files["image_prompts.0.image"] = encoded(picture)
+        files["image_prompts.0.image"] = encoded(image)
     response = client.post("/img2img", files=files, data=data)
     assert response.status_code == 202, response.text
     return str(response.json()["id"])
@@ -79,37 +79,39 @@ def result(client: httpx.Client, job_id: str) -> tuple[dict[str, Any], np.ndarra
         return job, np.asarray(image)
 
 
-def stock(model: Path, picture: Image.Image, files: Path, *, lora: float = 0, seen: float = 0) -> np.ndarray:
+def stock(
+    model: Path, image: Image.Image, files: Path, *, lora_scale: float = 0, image_prompt_scale: float = 0
+) -> np.ndarray:
     pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     conditions = {}
-    if seen:
+    if image_prompt_scale:
         pipeline.load_ip_adapter(str(files / "ip"), subfolder="", weight_name="ip-adapter.safetensors")
-        pipeline.set_ip_adapter_scale(seen)
-        conditions["ip_adapter_image"] = picture
-    if lora:
+        pipeline.set_ip_adapter_scale(image_prompt_scale)
+        conditions["ip_adapter_image"] = image
+    if lora_scale:
         pipeline.load_lora_weights(files / "ink.safetensors", adapter_name="ink")
-        pipeline.set_adapters(["ink"], [lora])
+        pipeline.set_adapters(["ink"], [lora_scale])
     parameters = {name: value for name, value in FIELDS.items() if name != "seed"}
     generator = torch.Generator().manual_seed(int(FIELDS["seed"]))  # type: ignore[call-overload]
-    return np.asarray(pipeline(image=picture, generator=generator, **parameters, **conditions).images[0])
+    return np.asarray(pipeline(image=image, generator=generator, **parameters, **conditions).images[0])
 
 
-def test_a_job_with_a_lora_and_an_image_prompt_gives_the_stock_pixels_among_others(
-    client: httpx.Client, model_folder: Path, files: Path, picture: Image.Image
+def test_jobs_with_and_without_adapters_match_the_stock_pipeline(
+    client: httpx.Client, model_folder: Path, files: Path, image: Image.Image
 ) -> None:
-    wear = {"loras": [{"name": "ink", "scale": 0.7}], "image_prompts": [{"scale": 0.5}]}
+    adapters = {"loras": [{"name": "ink", "scale": 0.7}], "image_prompts": [{"scale": 0.5}]}
     ids = [
-        submit(client, picture, **wear),
-        submit(client, picture),
-        submit(client, picture, loras=wear["loras"]),
-        submit(client, picture, model="plain", scheduler="euler"),
+        submit(client, image, **adapters),
+        submit(client, image),
+        submit(client, image, loras=adapters["loras"]),
+        submit(client, image, model="plain", scheduler="euler"),
     ]
     expected = [
-        stock(model_folder, picture, files, lora=0.7, seen=0.5),
-        stock(model_folder, picture, files),
-        stock(model_folder, picture, files, lora=0.7),
+        stock(model_folder, image, files, lora_scale=0.7, image_prompt_scale=0.5),
+        stock(model_folder, image, files),
+        stock(model_folder, image, files, lora_scale=0.7),
     ]
     jobs = [result(client, job_id) for job_id in ids]
     for (job, pixels), wanted in zip(jobs, [*expected, expected[1]], strict=True):
@@ -118,13 +120,13 @@ def test_a_job_with_a_lora_and_an_image_prompt_gives_the_stock_pixels_among_othe
     assert np.abs(expected[0].astype(int) - expected[1]).max() > 8
 
 
-def test_models_say_what_the_file_gives_them(client: httpx.Client, picture: Image.Image) -> None:
+def test_models_have_the_settings_of_the_file(client: httpx.Client, image: Image.Image) -> None:
     house, plain = client.get("/models").json()["models"]
     assert (house["name"], house["default"], house["loras"], house["image_prompts"]) == ("house", True, ["ink"], True)
     assert (house["default_steps"], house["default_scheduler"]) == (3, "euler")
     assert house["adapter_tasks"] == ["img2img", "inpaint"]
     assert (plain["name"], plain["default"], plain["loras"], plain["image_prompts"]) == ("plain", False, [], False)
     refused = client.post(
-        "/img2img", files={"image": encoded(picture)}, data={"model": "plain", "loras": '[{"name": "ink"}]'}
+        "/img2img", files={"image": encoded(image)}, data={"model": "plain", "loras": '[{"name": "ink"}]'}
     )
     assert refused.status_code == 422

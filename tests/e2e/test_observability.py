@@ -1,5 +1,7 @@
-"""The whole service as those who run it see it: metrics over HTTP, logs, traces; with keys, a webhook, a failed and a
-cancelled job. One service for all tests here.
+"""Metrics, logs and traces of the whole service.
+
+All tests of this module share one service with API keys that has run a successful job with a webhook, a failed job and
+a cancelled job.
 """
 
 import base64
@@ -40,25 +42,37 @@ FOLDER = Path(__file__).parents[2] / "docker" / "observability"
 DASHBOARD = FOLDER / "grafana" / "dashboards" / "img2img.json"
 RULES = FOLDER / "rules" / "img2img.yml"
 PROMPT, NEGATIVE, TOKEN = "a zebrafinch marked as secret", "no wolpertinger", "hook-token-9481"
-QUIET_WITHOUT = {"img2img_gpu_memory_bytes"}  # a family without samples where there is no GPU
+# Metrics without samples on a machine without a GPU.
+GPU_ONLY = {"img2img_gpu_memory_bytes"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TERMINAL = {"succeeded", "failed", "cancelled"}
-SLOW_S = 120  # a service of four processes on a busy machine
+# The service has four processes, and the machine may be busy.
+SLOW_S = 120
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for all of it
+# The first test includes the time of the fixture.
+pytestmark = pytest.mark.timeout(600)
 
 
 @dataclass
 class Observed:
-    """What the tests look at."""
+    """Outputs of the service.
+
+    Attributes:
+        api_metrics: metrics of the API server in the text format.
+        worker_metrics: metrics of the worker in the text format.
+        ports: metrics ports of the API server and the worker.
+        done: the representation of the successful job.
+        failed: ID of the failed job.
+        cancelled: ID of the cancelled job.
+    """
 
     url: str
     secret: str
     metrics_secret: str
-    api_metrics: str  # as text
+    api_metrics: str
     worker_metrics: str
     ports: tuple[int, int]
-    done: dict[str, Any]  # the view of the job that succeeded
+    done: dict[str, Any]
     failed: str
     cancelled: str
     log: Path
@@ -67,7 +81,7 @@ class Observed:
 
 @pytest.fixture(scope="module")
 def observed(model_folder: Path) -> Iterator[Observed]:
-    """A service that has done a good job, a failed and a cancelled one. It still runs."""
+    """The outputs of a running service after a successful, a failed and a cancelled job."""
     with TemporaryDirectory(prefix="i2i-") as folder, collecting() as collector, receiving() as receiver:
         data_dir, log = Path(folder), Path(folder) / "log"
         with redis_server(data_dir) as redis_url, Redis.from_url(redis_url) as redis:
@@ -89,8 +103,8 @@ def observed(model_folder: Path) -> Iterator[Observed]:
                 client.headers["Authorization"] = f"Bearer {secret}"
                 webhook = json.dumps({"url": f"{receiver.url}?token={TOKEN}"})
                 done = _submit(client, webhook=webhook, num_inference_steps=4, num_images=2, guidance_scale=3)
-                failed = _one_that_fails(redis, ObjectStore((data_dir / "store").as_uri()))
-                cancelled = _one_that_is_cancelled(client)
+                failed = _submit_broken_image(redis, ObjectStore((data_dir / "store").as_uri()))
+                cancelled = _submit_and_cancel(client)
                 client.get("/jobs/%0aforged?prompt=" + PROMPT)
                 client.get("/img2img/../nothing", params={"key": secret})
                 for job_id in (done, cancelled):
@@ -129,15 +143,15 @@ def _submit(client: httpx.Client, **fields: Any) -> str:
     return str(response.json()["id"])
 
 
-def _one_that_fails(redis: Redis, store: ObjectStore) -> str:
-    """A job whose picture is none, put where the front end would never put it."""
+def _submit_broken_image(redis: Redis, store: ObjectStore) -> str:
+    """Submit a job with an invalid input image, which the API server would refuse, and return its ID."""
     broken = PROMPT.encode()
     digest = sha256(broken).hexdigest()
     store.put(input_key(digest), broken)
     return JobQueue(redis).submit(make_spec(model="tiny", image=digest, prompt=PROMPT)).id
 
 
-def _one_that_is_cancelled(client: httpx.Client) -> str:
+def _submit_and_cancel(client: httpx.Client) -> str:
     job_id = _submit(client, num_inference_steps=150, num_images=8, strength=1)
     wait_for(lambda: client.get(f"/jobs/{job_id}").json()["progress"]["step"], SLOW_S)
     assert client.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
@@ -158,7 +172,7 @@ def value(text: str, name: str, **labels: str) -> float:
 
 
 def expressions() -> dict[str, str]:
-    """All PromQL of the dashboard and the rules, by where it stands."""
+    """Return the PromQL expressions of the dashboard and the rules by panel, variable or alert."""
     dashboard = json.loads(DASHBOARD.read_text())
     found = {
         f"{panel['title']} {target['refId']}": target["expr"]
@@ -177,34 +191,35 @@ def metrics_of(expr: str) -> set[str]:
     return set(re.findall(r"\b(?:img2img|process)_\w+", re.sub(r'"[^"]*"', "", expr)))
 
 
-def test_the_dashboard_and_the_rules_ask_for_what_is_exported(observed: Observed) -> None:
+def test_dashboard_and_rules_use_exported_metrics(observed: Observed) -> None:
     exported = samples(observed.api_metrics + observed.worker_metrics)
-    asked = {name for expr in expressions().values() for name in metrics_of(expr)}
-    assert len(asked) > 20
-    assert {name for name in asked if not exported.get(name)} == QUIET_WITHOUT
-    assert set(exported) >= QUIET_WITHOUT
+    used = {name for expr in expressions().values() for name in metrics_of(expr)}
+    assert len(used) > 20
+    assert {name for name in used if not exported.get(name)} == GPU_ONLY
+    assert set(exported) >= GPU_ONLY
 
 
 @pytest.mark.parametrize("where", expressions())
-def test_its_labels_are_exported(observed: Observed, where: str) -> None:
+def test_dashboard_and_rules_use_exported_labels(observed: Observed, where: str) -> None:
     exported = samples(observed.api_metrics + observed.worker_metrics)
     expr = expressions()[where]
-    names = metrics_of(expr) - QUIET_WITHOUT
+    names = metrics_of(expr) - GPU_ONLY
     known = {"job", "instance", "device", "kind"}.union(*(labels for name in names for labels, _ in exported[name]))
     grouped = {label.strip() for labels in re.findall(r"\bby \(([^)]*)\)", expr) for label in labels.split(",")}
     selected = {label for labels in re.findall(r"\{([^}]*)\}", expr) for label in re.findall(r"(\w+)[=!]", labels)}
     assert grouped | selected <= known
 
 
-def test_what_is_exported_is_documented(observed: Observed) -> None:
+def test_exported_metrics_are_documented(observed: Observed) -> None:
     document = (FOLDER.parents[1] / "docs" / "observability.md").read_text()
     exported = samples(observed.api_metrics + observed.worker_metrics)
-    ours = {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in exported if name.startswith("img2img_")}
-    ours -= {name for name in ours if f"{name}_total" in ours}  # the family of a counter
-    assert {name for name in ours if f"`{name}`" not in document} == set()
+    metrics = {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in exported if name.startswith("img2img_")}
+    # The name of the family of a counter has no suffix.
+    metrics -= {name for name in metrics if f"{name}_total" in metrics}
+    assert {name for name in metrics if f"`{name}`" not in document} == set()
 
 
-def test_the_numbers_are_those_of_the_jobs(observed: Observed) -> None:
+def test_metrics_count_the_jobs(observed: Observed) -> None:
     api, worker = observed.api_metrics, observed.worker_metrics
     assert value(api, "img2img_jobs_ended_total", model="tiny", status="succeeded") == 1
     assert value(api, "img2img_jobs_ended_total", model="tiny", status="failed") == 1
@@ -220,7 +235,8 @@ def test_the_numbers_are_those_of_the_jobs(observed: Observed) -> None:
         assert value(worker, "img2img_stage_duration_seconds_count", model="tiny", stage=stage) >= 1, stage
     rows = value(worker, "img2img_engine_rows_total", stage="denoise", kind="useful")
     assert rows == value(worker, "img2img_engine_batch_rows_sum", stage="denoise")
-    assert rows >= 2 * 2 * 3  # two pictures with guidance, three steps
+    # Two images with guidance, three steps.
+    assert rows >= 2 * 2 * 3
     assert value(worker, "img2img_engine_rows_total", kind="padded") == 0
     steps = value(worker, "img2img_denoising_steps_total", model="tiny")
     assert 2 * 3 < steps <= 2 * 3 + 8 * 150
@@ -236,50 +252,52 @@ def test_labels_are_bounded(observed: Observed) -> None:
     assert routes <= {"none", "/img2img", "/jobs/{job_id}", "/jobs/{job_id}/cancel", "/readyz"}
 
 
-def test_metrics_need_a_key_of_their_own_scope(observed: Observed) -> None:
-    with httpx.Client(base_url=observed.url, timeout=10) as nobody:
-        assert_problem(nobody.get("/metrics"), 401, "missing_api_key")
-        assert_problem(nobody.get("/metrics", headers={"X-API-Key": observed.secret}), 403, "insufficient_scope")
-        own = {"X-API-Key": observed.metrics_secret}
-        answer = nobody.get("/metrics", headers=own)
-        assert "img2img_http_requests_total" in samples(answer.text)
-        assert_problem(nobody.get("/jobs", headers=own), 403, "insufficient_scope")
+def test_metrics_require_the_metrics_scope(observed: Observed) -> None:
+    with httpx.Client(base_url=observed.url, timeout=10) as anonymous:
+        assert_problem(anonymous.get("/metrics"), 401, "missing_api_key")
+        assert_problem(anonymous.get("/metrics", headers={"X-API-Key": observed.secret}), 403, "insufficient_scope")
+        headers = {"X-API-Key": observed.metrics_secret}
+        response = anonymous.get("/metrics", headers=headers)
+        assert "img2img_http_requests_total" in samples(response.text)
+        assert_problem(anonymous.get("/jobs", headers=headers), 403, "insufficient_scope")
 
 
-def lines(observed: Observed) -> list[dict[str, Any]]:
-    """The logs. Those of `serve` itself and of Redis are for people."""
+def log_records(observed: Observed) -> list[dict[str, Any]]:
+    """Return the JSON log records. `serve` itself and Redis log plain text."""
     return [json.loads(line) for line in observed.log.read_text().splitlines() if line.startswith("{")]
 
 
-def test_logs_hold_no_prompt_and_no_key(observed: Observed) -> None:
-    said = observed.log.read_text()
-    assert len(lines(observed)) > 10
+def test_logs_contain_no_prompt_and_no_key(observed: Observed) -> None:
+    text = observed.log.read_text()
+    assert len(log_records(observed)) > 10
     for secret in (PROMPT, "zebrafinch", NEGATIVE, "wolpertinger", observed.secret, observed.metrics_secret, TOKEN):
-        assert secret not in said
+        assert secret not in text
         assert secret.encode() not in observed.collector.raw
-    assert base64.b64encode(encoded(gradient(64, 64))).decode()[:64] not in said
+    assert base64.b64encode(encoded(gradient(64, 64))).decode()[:64] not in text
 
 
-def test_every_line_about_a_job_names_it(observed: Observed) -> None:
+def test_log_records_of_a_job_have_its_id(observed: Observed) -> None:
     for job_id in (observed.done["id"], observed.cancelled, observed.failed):
-        about = [line for line in lines(observed) if job_id in json.dumps(line)]
-        assert about
-        assert all(line["job_id"] == job_id for line in about)
-    services = {line["service"] for line in lines(observed) if line.get("job_id") == observed.done["id"]}
+        records = [record for record in log_records(observed) if job_id in json.dumps(record)]
+        assert records
+        assert all(record["job_id"] == job_id for record in records)
+    services = {record["service"] for record in log_records(observed) if record.get("job_id") == observed.done["id"]}
     assert services == {"api", "worker", "webhooks"}
-    (failed,) = [line for line in lines(observed) if line.get("job_id") == observed.failed and "exception" in line]
+    (failed,) = [
+        record for record in log_records(observed) if record.get("job_id") == observed.failed and "exception" in record
+    ]
     assert "UnidentifiedImageError" in failed["exception"]
     assert {"time", "level", "logger", "message", "service"} <= failed.keys()
-    requests = [line for line in lines(observed) if line["logger"] == "img2img.app.telemetry.access_log"]
-    assert {line["service"] for line in lines(observed) if line.get("trace_id") == TRACE} == {
+    requests = [record for record in log_records(observed) if record["logger"] == "img2img.app.telemetry.access_log"]
+    assert {record["service"] for record in log_records(observed) if record.get("trace_id") == TRACE} == {
         "api",
         "worker",
         "webhooks",
     }
-    assert any(line["message"].startswith("POST /img2img 202 in ") for line in requests)
+    assert any(record["message"].startswith("POST /img2img 202 in ") for record in requests)
 
 
-def test_a_job_is_one_trace_from_submit_to_picture(observed: Observed) -> None:
+def test_spans_of_a_job_are_one_trace(observed: Observed) -> None:
     job_id = observed.done["id"]
     spans = [span for span in observed.collector.spans if span.trace_id == TRACE]
     (run,) = [span for span in spans if span.attributes.get("img2img.job_id") == job_id and span.name == "run"]
@@ -299,7 +317,7 @@ def test_a_job_is_one_trace_from_submit_to_picture(observed: Observed) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (Debian: prometheus)")
-def test_promtool_finds_config_rules_and_panels_good(tmp_path: Path) -> None:
+def test_promtool_accepts_config_rules_and_panels(tmp_path: Path) -> None:
     subprocess.run(["promtool", "check", "config", FOLDER / "prometheus.yml"], check=True)
     rules = [{"record": f"panel:{i}", "expr": expr} for i, expr in enumerate(expressions().values())]
     (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
@@ -307,7 +325,7 @@ def test_promtool_finds_config_rules_and_panels_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed (Debian: prometheus)")
-def test_a_real_prometheus_has_an_answer_for_every_panel(observed: Observed, tmp_path: Path) -> None:
+def test_prometheus_has_data_for_every_panel(observed: Observed, tmp_path: Path) -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     config["global"]["scrape_interval"] = "1s"
     config["rule_files"] = [str(RULES)]
@@ -315,27 +333,28 @@ def test_a_real_prometheus_has_an_answer_for_every_panel(observed: Observed, tmp
         del job["dns_sd_configs"]
         job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-    at = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
-    process = subprocess.Popen([*command, f"--web.listen-address={at}", "--log.level=error"])
+    process = subprocess.Popen([*command, f"--web.listen-address={address}", "--log.level=error"])
     try:
-        with httpx.Client(base_url=f"http://{at}", timeout=10) as prometheus:
+        with httpx.Client(base_url=f"http://{address}", timeout=10) as prometheus:
 
-            def ask(expr: str) -> list[Any]:
-                answer = prometheus.get("/api/v1/query", params={"query": expr}).json()
-                assert answer["status"] == "success", answer
-                return list(answer["data"]["result"])
+            def query(expr: str) -> list[Any]:
+                response = prometheus.get("/api/v1/query", params={"query": expr}).json()
+                assert response["status"] == "success", response
+                return list(response["data"]["result"])
 
             def has_scraped() -> bool:
                 try:
-                    return len(ask("count_over_time(up[1m]) >= 3")) == 2 and len(ask("up == 1")) == 2
-                except (httpx.TransportError, ValueError):  # it answers in words as long as it reads its files
+                    return len(query("count_over_time(up[1m]) >= 3")) == 2 and len(query("up == 1")) == 2
+                except (httpx.TransportError, ValueError):
+                    # Prometheus responds with plain text until it has read its files.
                     return False
 
             wait_for(has_scraped, 60)
             alerts = {rule["alert"] for rule in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]}
-            silent = {where for where, expr in expressions().items() if where not in alerts and not ask(expr)}
-            assert silent == {"GPU memory A"}
+            empty = {where for where, expr in expressions().items() if where not in alerts and not query(expr)}
+            assert empty == {"GPU memory A"}
     finally:
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""The commands and code blocks of README and docs, run unchanged against a live service."""
+"""The commands and code blocks of README and docs, run against a live service."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Killed, paused and disconnected processes lose no job and publish none twice. Real workers, a real redis-server."""
+"""Killed, paused and disconnected processes lose no job and publish none twice, with real workers and Redis."""
 
 import json
 import pickle
@@ -18,7 +18,8 @@ from img2img.domain.job import JobStatus
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
 from tests.support.processes import Service, wait_for
 
-LONG = 150  # steps
+# Steps of a long job.
+LONG = 150
 
 
 def test_worker_killed_with_full_batch_loses_no_job(service: Service) -> None:
@@ -33,7 +34,7 @@ def test_worker_killed_with_full_batch_loses_no_job(service: Service) -> None:
     service.wait_until_live(successor)
     wait_for(lambda: sum(victim.owns(record) and record.step > 0 for record in service.all(ids)) >= 5)
     lost = [record for record in service.all(ids) if victim.owns(record) and not record.status.is_terminal]
-    assert len({record.step for record in lost}) > 1, "the batch has jobs at different steps"
+    assert len({record.step for record in lost}) > 1, "the jobs of the batch are at different steps"
     victim.kill()
     killed_at = time.time()
     records = service.wait_until_ended(ids)
@@ -42,8 +43,8 @@ def test_worker_killed_with_full_batch_loses_no_job(service: Service) -> None:
         assert successor.owns(record)
         assert record.attempts == 2
         assert record.started_at is not None
-    taken_over = [r.started_at - killed_at for r in service.all(r.id for r in lost) if r.started_at is not None]
-    assert min(taken_over) < 3 * lease_s
+    delays = [r.started_at - killed_at for r in service.all(r.id for r in lost) if r.started_at is not None]
+    assert min(delays) < 3 * lease_s
 
 
 def test_redis_killed_and_restarted_loses_and_repeats_no_job(
@@ -122,7 +123,7 @@ def test_worker_paused_past_lease_gives_up_job_that_another_worker_runs(service:
     assert service.record(job_id) == record
 
 
-def test_job_that_kills_its_workers_fails_after_three_attempts_alone(service: Service) -> None:
+def test_job_that_kills_its_workers_fails_after_three_attempts(service: Service) -> None:
     others = [service.submit(seed=i, num_inference_steps=LONG) for i in range(3)]
     poison = service.submit(num_inference_steps=LONG, num_images=4)
     for attempt in (1, 2, 3):
@@ -146,23 +147,23 @@ def test_cancelled_job_frees_its_slots_and_stays_cancelled(service: Service) -> 
     worker = service.start_worker(slots=1)
 
     notified = service.submit(num_inference_steps=LONG, num_images=8)
-    queued, behind = service.submit(seed=1), service.submit(seed=2)
+    queued, following = service.submit(seed=1), service.submit(seed=2)
     service.wait_until_running(notified, worker)
     assert service.jobs.cancel(queued).status is JobStatus.CANCELLED
     assert queued not in service.queue.get_job_ids()
     assert not service.redis.exists(Job.key_for(queued))
     cancelled = service.jobs.cancel(notified)
     assert cancelled.status is JobStatus.CANCELLED
-    started = service.wait_until_ended([behind])[0].started_at
+    started = service.wait_until_ended([following])[0].started_at
     assert started - cancelled.finished_at < 2
 
     unnotified = service.submit(seed=3, num_inference_steps=LONG, num_images=8)
-    behind = service.submit(seed=4)
+    following = service.submit(seed=4)
     service.wait_until_running(unnotified, worker)
     # The message to the worker is lost.
     assert service.job_store.cancel(unnotified)
     cancelled = service.record(unnotified)
-    started = service.wait_until_ended([behind])[0].started_at
+    started = service.wait_until_ended([following])[0].started_at
     assert started - cancelled.finished_at < 2
 
     wait_for(service.is_idle)
@@ -172,7 +173,7 @@ def test_cancelled_job_frees_its_slots_and_stays_cancelled(service: Service) -> 
         assert record.images == ()
         assert service.store.get(result_key(job_id, 0)) is None
     assert service.record(queued).attempts == 0
-    assert service.jobs.cancel(behind).status is JobStatus.SUCCEEDED
+    assert service.jobs.cancel(following).status is JobStatus.SUCCEEDED
 
 
 class Touches:
@@ -200,7 +201,7 @@ def test_data_in_redis_cannot_make_worker_run_code(service: Service) -> None:
     service.redis.hset(garbage.key, "timeout", "soon")
     service.redis.rpush(service.queue.key, b"\xff\xfe", "no such job", "../../etc/passwd")
 
-    # Our own jobs with overwritten RQ hashes: one succeeds, one fails.
+    # Jobs of the service with overwritten RQ hashes: one succeeds, one fails.
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     poisoned = [service.submit(), service.submit(image="1" * 64)]

@@ -1,4 +1,4 @@
-"""The service on a bucket: Redis, webhook dispatcher, worker and API server as processes, and an S3 server."""
+"""The whole service with an S3 bucket as its blob store."""
 
 import time
 from collections.abc import Iterator
@@ -47,11 +47,11 @@ def store(bucket: Bucket) -> ObjectStore:
 
 
 def make(client: httpx.Client, seed: int) -> dict[str, str]:
-    """A job that has succeeded."""
-    picture = {"image": encoded(gradient(64, 64))}
-    answer = client.post("/img2img", files=picture, data={"num_inference_steps": "2", "seed": str(seed)})
-    assert answer.status_code == 202, answer.text
-    job = wait_for(lambda: _ended(client, answer.json()["id"]), timeout_s=120)
+    """Run a job, and return it after it has succeeded."""
+    files = {"image": encoded(gradient(64, 64))}
+    response = client.post("/img2img", files=files, data={"num_inference_steps": "2", "seed": str(seed)})
+    assert response.status_code == 202, response.text
+    job = wait_for(lambda: _ended(client, response.json()["id"]), timeout_s=120)
     assert job["status"] == "succeeded", job
     return job
 
@@ -61,7 +61,7 @@ def _ended(client: httpx.Client, job_id: str) -> dict[str, str] | None:
     return job if job["status"] not in ("queued", "running") else None
 
 
-def test_a_picture_goes_through_the_bucket_from_submit_to_delete(
+def test_bucket_stores_a_job_from_submit_to_delete(
     client: httpx.Client, bucket: Bucket, folder: Path, store: ObjectStore
 ) -> None:
     job = make(client, seed=1)
@@ -72,21 +72,23 @@ def test_a_picture_goes_through_the_bucket_from_submit_to_delete(
     url = redirect.headers["location"]
     assert url.startswith(f"{bucket.endpoint}/images/img2img/{result_key(job_id, 0)}?")
     assert "X-Amz-Expires=60&" in url
-    png = httpx.get(url, trust_env=False)  # with no key and nothing of the service
+    # The signed URL needs no credentials.
+    png = httpx.get(url, trust_env=False)
     assert png.headers["content-type"] == "image/png"
     assert sha256(png.content).hexdigest() == digest
     assert store.get(result_key(job_id, 0)) == png.content
     assert not (folder / "store").exists()
 
-    as_head = client.head(result, follow_redirects=True)
-    assert (as_head.status_code, as_head.headers["content-length"]) == (200, str(len(png.content)))
+    head = client.head(result, follow_redirects=True)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(png.content)))
     with Client(str(client.base_url)) as sdk:
         assert sdk.download(job_id) == png.content
     assert client.get(result, headers={"If-None-Match": f'"{digest}"'}).status_code == 304
-    known_there = client.get(result, headers={"If-None-Match": png.headers["etag"]}, follow_redirects=True)
-    assert (known_there.status_code, known_there.content) == (304, b"")
+    unchanged = client.get(result, headers={"If-None-Match": png.headers["etag"]}, follow_redirects=True)
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
 
-    converted = client.get(f"{result}?format=webp")  # by the service itself: the bucket has the PNG only
+    # The API server converts the image, because the bucket has only the PNG.
+    converted = client.get(f"{result}?format=webp")
     assert converted.status_code == 200
     assert Image.open(BytesIO(converted.content)).format == "WEBP"
     assert client.post("/img2img?dry_run=true", json={"image": result}).status_code == 200
@@ -97,13 +99,13 @@ def test_a_picture_goes_through_the_bucket_from_submit_to_delete(
     assert store.get(result_key(job_id, 0)) is None
 
 
-def test_what_has_expired_leaves_the_bucket(client: httpx.Client, folder: Path, store: ObjectStore) -> None:
+def test_expired_blobs_are_deleted_from_the_bucket(client: httpx.Client, folder: Path, store: ObjectStore) -> None:
     job = make(client, seed=2)
-    result, picture = result_key(job["id"], 0), input_key(job["request"]["image"])  # type: ignore[index]
+    result, input_image = result_key(job["id"], 0), input_key(job["request"]["image"])  # type: ignore[index]
     assert store.get(result)
-    assert store.get(picture)
+    assert store.get(input_image)
     with Redis.from_url(f"unix://{embedded_redis_socket(folder)}") as redis:
         redis.zadd(EXPIRING_JOBS, {job["id"]: time.time()})
-        redis.zadd(INPUT_IMAGES, {picture: time.time()})
-    wait_for(lambda: store.get(result) is None and store.get(picture) is None, timeout_s=60)
+        redis.zadd(INPUT_IMAGES, {input_image: time.time()})
+    wait_for(lambda: store.get(result) is None and store.get(input_image) is None, timeout_s=60)
     assert client.get(f"/jobs/{job['id']}").status_code == 410

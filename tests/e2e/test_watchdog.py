@@ -66,7 +66,7 @@ def test_hung_worker_exits_and_its_jobs_are_requeued_at_once(service: Service) -
 
     successor = service.start_worker(slots=4, lease_s=60)
     records = service.wait_until_ended([culprit, other])
-    assert time.monotonic() - exited_at < 60, "no lease had to expire"
+    assert time.monotonic() - exited_at < 60, "the jobs were requeued before their leases expired"
     service.assert_finished_once(records)
     assert all(successor.owns(record) for record in records)
 
@@ -74,13 +74,13 @@ def test_hung_worker_exits_and_its_jobs_are_requeued_at_once(service: Service) -
 def test_watchdog_raises_only_for_busy_engine_without_progress() -> None:
     engine = SimpleNamespace(iteration=0, is_busy=True)
     watchdog = Watchdog(engine, stall_s=1.5)
-    # Slow iterations.
+    # An engine with slow iterations.
     for _ in range(40):
         engine.iteration += 1
         watchdog.check()
         time.sleep(0.05)
     engine.is_busy = False
-    # Idle.
+    # An idle engine.
     for _ in range(40):
         watchdog.check()
         time.sleep(0.05)
@@ -104,7 +104,7 @@ ctypes.PyDLL(None).sleep(120)
 """
 
 
-def test_process_in_which_the_gil_is_held_exits() -> None:
+def test_process_with_held_gil_exits() -> None:
     process = subprocess.run([sys.executable, "-c", HOLD_THE_GIL], capture_output=True, text=True, timeout=100)
     assert process.returncode == 1
     assert "Timeout" in process.stderr

@@ -55,7 +55,7 @@ def signing_url(signing: ApiSettings) -> Iterator[str]:
 
 @pytest.fixture
 def api(http: httpx.Client, signing_url: str) -> Iterator[httpx.Client]:
-    """A client of that service; `http` has cleared its Redis."""
+    """A client of the service that signs webhooks. `http` has cleared its Redis."""
     with httpx.Client(base_url=signing_url, timeout=10) as client:
         yield client
 
@@ -76,12 +76,12 @@ def send(api: httpx.Client, image_bytes: bytes) -> Submit:
 
 @contextmanager
 def running_dispatcher(
-    settings: ApiSettings, log: Path | None = None, **more: str
+    settings: ApiSettings, log: Path | None = None, **variables: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A webhook dispatcher process; stopped by SIGTERM, after which its exit code must be 0."""
+    """Run a webhook dispatcher process. SIGTERM stops it, after which its exit code must be 0."""
     with (log or Path(os.devnull)).open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "img2img.app.webhooks"], env=settings.as_environment() | more, stderr=output
+            [sys.executable, "-m", "img2img.app.webhooks"], env=settings.as_environment() | variables, stderr=output
         )
         try:
             yield process
@@ -103,25 +103,25 @@ def wait_for_delivery(api: httpx.Client, job: dict[str, Any], status: str = "del
     return delivery(api, job)
 
 
-def terms(url: str, **more: Any) -> JobOptions:
-    return JobOptions(webhook=Webhook.model_validate({"url": url}), **more)
+def job_options(url: str, **options: Any) -> JobOptions:
+    return JobOptions(webhook=Webhook.model_validate({"url": url}), **options)
 
 
-def ended(queue: JobQueue, url: str, **more: Any) -> JobRecord:
-    """A cancelled job with a pending event."""
-    record = queue.submit(make_spec(model="demo"), terms(url, **more))
+def ended(queue: JobQueue, url: str, **options: Any) -> JobRecord:
+    """Submit and cancel a job, and return its record with a pending event."""
+    record = queue.submit(make_spec(model="demo"), job_options(url, **options))
     queue.cancel(record.id)
     return record
 
 
-def test_every_end_is_delivered_once_and_signed(
+def test_terminal_event_is_delivered_once_and_signed(
     api: httpx.Client, send: Submit, signing: ApiSettings, queue: JobQueue, finish: Callable[[str], bytes], redis: Redis
 ) -> None:
     with receiving() as receiver, running_dispatcher(signing):
         jobs = [send(receiver.url, prompt="a house") for _ in range(3)]
         assert all(job["webhook"]["delivery"] is None for job in jobs)
         finish(jobs[0]["id"])
-        queue.job_store.fail(jobs[1]["id"], JobFailure(code="job_failed", message="out of paint"))
+        queue.job_store.fail(jobs[1]["id"], JobFailure(code="job_failed", message="out of memory"))
         api.post(f"/jobs/{jobs[2]['id']}/cancel")
         receiver.wait(3)
         for job, kind in zip(jobs, ("succeeded", "failed", "cancelled"), strict=True):
@@ -172,12 +172,14 @@ def test_retry_has_the_same_id_and_body(api: httpx.Client, send: Submit, signing
         assert first["next_attempt_at"] > first["last_attempt_at"]
         receiver.wait(2)
         assert wait_for_delivery(api, job)["attempts"] == 2
-    one, other = receiver.got
-    assert one.headers["webhook-id"] == other.headers["webhook-id"]
-    assert one.body == other.body
-    assert one.headers["webhook-signature"] != other.headers["webhook-signature"], "each attempt has its own time"
-    assert other.at - one.at > 3.9
-    assert verified(other, SECRET)["data"]["id"] == job["id"]
+    first_request, second_request = receiver.got
+    assert first_request.headers["webhook-id"] == second_request.headers["webhook-id"]
+    assert first_request.body == second_request.body
+    assert first_request.headers["webhook-signature"] != second_request.headers["webhook-signature"], (
+        "each attempt has a new timestamp"
+    )
+    assert second_request.at - first_request.at > 3.9
+    assert verified(second_request, SECRET)["data"]["id"] == job["id"]
 
 
 def test_redirect_is_a_failure_and_410_stops_retries(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
@@ -201,7 +203,7 @@ def test_private_address_is_rejected_at_delivery(api: httpx.Client, send: Submit
         assert not receiver.got
 
 
-def test_dispatcher_delivers_claims_of_a_killed_one(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
+def test_claims_of_a_killed_dispatcher_are_delivered(api: httpx.Client, send: Submit, signing: ApiSettings) -> None:
     with receiving(held=True) as receiver:
         job = send(receiver.url)
         api.post(f"/jobs/{job['id']}/cancel")
@@ -221,9 +223,11 @@ def test_readiness_reports_a_missing_dispatcher(
     http: httpx.Client, api: httpx.Client, signing: ApiSettings, redis: Redis, queue: JobQueue
 ) -> None:
     ended(queue, "http://127.0.0.1:1/")
-    alone = api.get("/readyz")
-    assert (alone.status_code, alone.json()["ready"]) == (200, True), "jobs run, and their ends wait"
-    assert alone.json()["webhooks"] == {"ok": False, "detail": "no dispatcher running; 1 webhook pending"}
+    response = api.get("/readyz")
+    assert (response.status_code, response.json()["ready"]) == (200, True), (
+        "jobs run, and their events stay in the outbox"
+    )
+    assert response.json()["webhooks"] == {"ok": False, "detail": "no dispatcher running; 1 webhook pending"}
     with running_dispatcher(signing):
         wait_for(lambda: api.get("/readyz").json()["webhooks"]["ok"])
     assert 0 < redis.ttl(WEBHOOK_HEARTBEAT) <= HEARTBEAT_TTL_S
@@ -232,7 +236,7 @@ def test_readiness_reports_a_missing_dispatcher(
     assert http.get("/readyz").json()["webhooks"] is None, "a service without webhook secrets needs no dispatcher"
 
 
-def test_two_dispatchers_share_the_work(queue: JobQueue, api: httpx.Client, signing: ApiSettings) -> None:
+def test_two_dispatchers_deliver_each_event_once(queue: JobQueue, api: httpx.Client, signing: ApiSettings) -> None:
     with receiving() as receiver:
         jobs = [ended(queue, receiver.url).id for _ in range(60)]
         with running_dispatcher(signing), running_dispatcher(signing):
@@ -267,7 +271,7 @@ def test_event_is_delivered_after_the_job_has_expired(
             [received] = receiver.wait(1)
             wait_for(lambda: redis.zscore(OUTBOX, record.id) is None)
     assert verified(received, SECRET)["data"]["status"] == "cancelled"
-    assert not redis.exists(f"i2i:job:{record.id}"), "the delivery must not bring half a record back"
+    assert not redis.exists(f"i2i:job:{record.id}"), "the delivery must not recreate a part of the record"
 
 
 def test_event_of_a_deleted_job_is_not_delivered(api: httpx.Client, send: Submit, redis: Redis) -> None:
@@ -278,10 +282,10 @@ def test_event_of_a_deleted_job_is_not_delivered(api: httpx.Client, send: Submit
 
 def test_worker_that_lost_the_job_writes_no_event(queue: JobQueue, redis: Redis) -> None:
     redis.flushall()
-    record = queue.submit(make_spec(), terms("https://example.com/"))
+    record = queue.submit(make_spec(), job_options("https://example.com/"))
     queue.job_store.start(record.id, execution="first", worker="w")
     queue.job_store.release(record.id, execution="first")
-    assert not redis.keys(f"{OUTBOX}*"), "a job that goes back to the queue has not ended"
+    assert not redis.keys(f"{OUTBOX}*"), "a requeued job has not ended"
     queue.job_store.start(record.id, execution="second", worker="w")
     assert not queue.job_store.fail(record.id, JobFailure(code="x", message="x"), execution="first")
     assert not redis.keys(f"{OUTBOX}*")
@@ -303,7 +307,7 @@ def test_claim_is_exclusive_until_its_lease_ends(queue: JobQueue, redis: Redis) 
     done = queue.job_store.find(record.id).delivery
     assert done is not None
     delivered = done.model_copy(update={"status": DeliveryStatus.DELIVERED})
-    assert not outbox.record_attempt(first, delivered), "it is in other hands"
+    assert not outbox.record_attempt(first, delivered), "another dispatcher has claimed it"
     assert outbox.record_attempt(second, delivered)
     assert queue.job_store.find(record.id).delivery == delivered
     assert not redis.keys(f"{OUTBOX}*")
@@ -315,7 +319,7 @@ def test_backlog_of_a_busy_host_does_not_delay_others(
     redis.flushall()
     outbox = WebhookOutbox(redis)
     monkeypatch.setattr("img2img.redis.webhook_outbox.PAGE_SIZE", 10)
-    crowd = {ended(queue, "https://busy.example/").id for _ in range(25)}
+    backlog = {ended(queue, "https://busy.example/").id for _ in range(25)}
     other = ended(queue, "https://other.example/").id
 
     def claim(busy: int) -> list[str]:
@@ -325,7 +329,7 @@ def test_backlog_of_a_busy_host_does_not_delay_others(
 
     assert claim(2) == claim(2) == []
     assert next(filter(None, (claim(2) for _ in range(9)))) == [other]
-    assert set(claim(0)) < crowd, "some of them stayed in sight"
+    assert set(claim(0)) < backlog, "claims some events of the backlog"
 
 
 def test_outbox_drops_events_after_a_week_without_a_dispatcher(queue: JobQueue, redis: Redis) -> None:
@@ -386,9 +390,9 @@ def test_idempotency_key_covers_the_webhook(api: httpx.Client, image_bytes: byte
         )
 
     first = post("https://example.com")
-    again = post('{"url": "https://example.com/", "events": ["job.failed", "job.cancelled", "job.succeeded"]}')
-    assert again.headers["idempotency-replayed"] == "true"
-    assert again.json()["id"] == first.json()["id"]
+    replayed = post('{"url": "https://example.com/", "events": ["job.failed", "job.cancelled", "job.succeeded"]}')
+    assert replayed.headers["idempotency-replayed"] == "true"
+    assert replayed.json()["id"] == first.json()["id"]
     assert_problem(post("https://example.com/other"), 422, "idempotency_key_reused")
 
 

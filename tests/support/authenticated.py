@@ -66,5 +66,6 @@ def until_closed(connection: socket.socket) -> bytes:
         while piece := connection.recv(65536):
             received += piece
     except ConnectionResetError:
-        pass  # closed while sending
+        # The service closed the connection while it received data.
+        pass
     return received
