@@ -50,7 +50,7 @@ def at(path: str) -> str:
     return path.format(job_id="0" * 32, index=0)
 
 
-def assert_shut(response: httpx.Response, method: str, code: str) -> None:
+def assert_unauthorized(response: httpx.Response, method: str, code: str) -> None:
     assert response.status_code == 401
     assert response.headers["www-authenticate"].startswith('Bearer realm="img2img"')
     if method != "HEAD":
@@ -67,20 +67,20 @@ def test_every_route_is_covered() -> None:
 def test_every_route_requires_a_valid_key(anonymous: httpx.Client, keys: ApiKeys, method: str, path: str) -> None:
     revoked, key = keys.create("gone", tuple(Scope))
     assert keys.revoke(key.id)
-    assert_shut(anonymous.request(method, at(path)), method, "missing_api_key")
+    assert_unauthorized(anonymous.request(method, at(path)), method, "missing_api_key")
     for bad in (NEW_KEY, revoked, revoked[:-1], "é", "i2i_"):
         for headers in ({"Authorization": f"Bearer {bad}".encode()}, {"X-API-Key": bad.encode()}):
-            assert_shut(anonymous.request(method, at(path), headers=headers), method, "invalid_api_key")
+            assert_unauthorized(anonymous.request(method, at(path), headers=headers), method, "invalid_api_key")
     basic = {"Authorization": "Basic aTJpOmkyaQ=="}
-    assert_shut(anonymous.request(method, at(path), headers=basic), method, "invalid_api_key")
+    assert_unauthorized(anonymous.request(method, at(path), headers=basic), method, "invalid_api_key")
     digest = {"Authorization": 'Digest username="i2i"'}
-    assert_shut(anonymous.request(method, at(path), headers=digest), method, "missing_api_key")
+    assert_unauthorized(anonymous.request(method, at(path), headers=digest), method, "missing_api_key")
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 def test_insufficient_scope_names_the_required_scope(url: str, keys: ApiKeys, method: str, path: str) -> None:
-    looks = method in ("GET", "HEAD")
-    needed, other = (Scope.READ, Scope.SUBMIT) if looks else (Scope.SUBMIT, Scope.READ)
+    is_read = method in ("GET", "HEAD")
+    needed, other = (Scope.READ, Scope.SUBMIT) if is_read else (Scope.SUBMIT, Scope.READ)
     with client_with(url, keys, other) as client:
         rejected = client.request(method, at(path))
         assert rejected.status_code == 403
@@ -158,9 +158,9 @@ def test_authentication_precedes_the_body(
 
 
 def test_client_reads_the_rejection_after_sending_a_large_body(anonymous: httpx.Client) -> None:
-    assert_shut(anonymous.post("/images", content=bytes(3_900_000)), "POST", "missing_api_key")
+    assert_unauthorized(anonymous.post("/images", content=bytes(3_900_000)), "POST", "missing_api_key")
     too_large = anonymous.post("/images", content=bytes(9_000_000))
-    assert_shut(too_large, "POST", "missing_api_key")  # authentication precedes the size limit
+    assert_unauthorized(too_large, "POST", "missing_api_key")  # authentication precedes the size limit
 
 
 def test_authenticated_body_is_limited_in_size(url: str, keys: ApiKeys) -> None:
@@ -208,11 +208,11 @@ def test_redis_stores_only_hashes_of_keys(redis: Redis, keys: ApiKeys) -> None:
 
 def test_hashes_are_compared_in_constant_time(redis: Redis, keys: ApiKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[str, str]] = []
-    really = img2img.redis.api_keys.compare_digest
+    original = img2img.redis.api_keys.compare_digest
 
     def compare(one: str, other: str) -> bool:
         compared.append((one, other))
-        return really(one, other)
+        return original(one, other)
 
     monkeypatch.setattr("img2img.redis.api_keys.compare_digest", compare)
     secret, key = keys.create("Ada", [Scope.READ])

@@ -1,4 +1,4 @@
-"""LoRAs and image prompts over HTTP: what reaches the job, and what is refused from the model's card."""
+"""LoRAs and image prompts over HTTP: accepted fields, and rejections that follow from the model card."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ INK = [{"name": "ink", "scale": 0.8}]
 
 @pytest.fixture
 def post(http: httpx.Client, redis: Redis, image_bytes: bytes) -> Callable[..., httpx.Response]:
-    """Posts a JSON submit for the able model, unless another is named."""
+    """Submit JSON to the model `able`, unless the fields name another one."""
     ModelRegistry(redis).register("able-worker", [ABLE], ttl_s=60)
 
     def send(**fields: Any) -> httpx.Response:
@@ -41,11 +41,13 @@ def post(http: httpx.Client, redis: Redis, image_bytes: bytes) -> Callable[..., 
     return send
 
 
-def test_they_reach_the_job_with_their_pictures_in_the_store(post: Any, queue: JobQueue, store: ObjectStore) -> None:
-    shown = base64.b64encode(encoded(gradient(2000, 500))).decode()
-    answer = post(loras=[*INK, {"name": "v1.5-clay"}], image_prompts=[{"image": shown, "scale": 0.3}, {"image": shown}])
-    assert answer.status_code == 202, answer.text
-    record = queue.job_store.get(answer.json()["id"])
+def test_loras_and_image_prompts_reach_the_job(post: Any, queue: JobQueue, store: ObjectStore) -> None:
+    image = base64.b64encode(encoded(gradient(2000, 500))).decode()
+    response = post(
+        loras=[*INK, {"name": "v1.5-clay"}], image_prompts=[{"image": image, "scale": 0.3}, {"image": image}]
+    )
+    assert response.status_code == 202, response.text
+    record = queue.job_store.get(response.json()["id"])
     assert record is not None
     assert [(lora.name, lora.scale) for lora in record.spec.loras] == [("ink", 0.8), ("v1.5-clay", 1.0)]
     first, second = record.spec.image_prompts
@@ -55,49 +57,49 @@ def test_they_reach_the_job_with_their_pictures_in_the_store(post: Any, queue: J
     assert set(record.spec.inputs) == {record.spec.image, first.image}
 
 
-def test_a_form_sends_them_as_json_with_pictures_as_files(post: Any, http: httpx.Client, image_bytes: bytes) -> None:
-    answer = http.post(
+def test_form_takes_adapters_as_json_and_images_as_files(post: Any, http: httpx.Client, image_bytes: bytes) -> None:
+    response = http.post(
         "/img2img",
         files={"image": image_bytes, "image_prompts.0.image": encoded(gradient(64, 64))},
         data={"model": "able", "loras": json.dumps(INK), "image_prompts": json.dumps([{"scale": 0.5}])},
     )
-    assert answer.status_code == 202, answer.text
-    assert answer.json()["request"]["loras"] == INK
-    assert answer.json()["request"]["image_prompts"][0]["scale"] == 0.5
+    assert response.status_code == 202, response.text
+    assert response.json()["request"]["loras"] == INK
+    assert response.json()["request"]["image_prompts"][0]["scale"] == 0.5
 
 
 @pytest.mark.parametrize(
-    ("fields", "field", "said"),
+    ("fields", "field", "message"),
     [
         ({"loras": [{"name": "oil"}]}, "loras.0.name", "should be one of: ink, v1.5-clay"),
         ({"loras": INK * 2}, "loras.1.name", "named twice"),
         ({"loras": [{"name": "ink", "scale": 3}]}, "loras.0.scale", "less than or equal to 2"),
         ({"loras": [{"name": "../ink"}]}, "loras.0.name", "pattern"),
         ({"loras": INK, "model": "demo"}, "loras.0.name", "demo has no LoRA"),
-        ({"image_prompts": [{"image": "PICTURE"}], "model": "demo"}, "image_prompts", "demo has no IP-Adapter"),
-        ({"image_prompts": [{"image": "PICTURE"}] * 5}, "image_prompts", "at most 4 items"),
-        ({"image_prompts": [{"image": "PICTURE", "scale": -1}]}, "image_prompts.0.scale", "greater than or equal to 0"),
+        ({"image_prompts": [{"image": "IMAGE"}], "model": "demo"}, "image_prompts", "demo has no IP-Adapter"),
+        ({"image_prompts": [{"image": "IMAGE"}] * 5}, "image_prompts", "at most 4 items"),
+        ({"image_prompts": [{"image": "IMAGE", "scale": -1}]}, "image_prompts.0.scale", "greater than or equal to 0"),
         ({"loras": INK, "upscale": 2}, "loras", "goes with image-to-image, inpainting and outpainting, and not with"),
-        ({"image_prompts": [{"image": "PICTURE"}], "upscale": 2}, "image_prompts", "and not with upscaling"),
+        ({"image_prompts": [{"image": "IMAGE"}], "upscale": 2}, "image_prompts", "and not with upscaling"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused(post: Any, fields: dict[str, Any], field: str, said: str) -> None:
-    shown = base64.b64encode(encoded(gradient(32, 32))).decode()
-    given = json.loads(json.dumps(fields).replace("PICTURE", shown))
-    answer = post(**given)
-    assert answer.status_code == 422, answer.text
-    [error] = answer.json()["errors"]
+def test_unsupported_adapters_are_rejected(post: Any, fields: dict[str, Any], field: str, message: str) -> None:
+    image = base64.b64encode(encoded(gradient(32, 32))).decode()
+    body = json.loads(json.dumps(fields).replace("IMAGE", image))
+    response = post(**body)
+    assert response.status_code == 422, response.text
+    [error] = response.json()["errors"]
     assert error["field"] == field
-    assert said in error["message"]
+    assert message in error["message"]
 
 
-def test_a_picture_that_cannot_be_read_is_named(post: Any) -> None:
-    answer = post(image_prompts=[{"image": base64.b64encode(b"no picture").decode()}])
-    assert answer.status_code in (415, 422)
-    assert "image_prompts.0.image" in answer.text
+def test_invalid_prompt_image_is_rejected_by_field(post: Any) -> None:
+    response = post(image_prompts=[{"image": base64.b64encode(b"no image").decode()}])
+    assert response.status_code in (415, 422)
+    assert "image_prompts.0.image" in response.text
 
 
-def test_the_models_say_what_they_can_do(post: Any, http: httpx.Client) -> None:
+def test_models_lists_loras_and_image_prompts(post: Any, http: httpx.Client) -> None:
     models = {model["name"]: model for model in http.get("/models").json()["models"]}
     able, demo = models["able"], models["demo"]
     assert (able["loras"], able["image_prompts"]) == (["ink", "v1.5-clay"], True)

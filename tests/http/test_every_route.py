@@ -41,10 +41,10 @@ ABLE = CARD.model_copy(
         "adapter_tasks": (Task.IMG2IMG, Task.INPAINT),
     }
 )
-PICTURE = encoded(gradient(160, 120))
+IMAGE = encoded(gradient(160, 120))
 OWN = b64encode(encoded(gradient(160, 120, blue=9))).decode()  # an image of the other owner
-PROMPT = "a prompt of Ada's alone"
-JPEG = b"a preview of Ada's alone"
+PROMPT = "a private prompt of Ada"
+JPEG = b"a private preview of Ada"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def control_maps(ids: Ids) -> list[Attempt]:
     return [{"json": {"type": "canny", "image": one}} for one in references(ids)]
 
 
-def kept_images(ids: Ids) -> list[Attempt]:
+def uploads(ids: Ids) -> list[Attempt]:
     return [{"json": {"image": one}} for one in references(ids)]
 
 
@@ -103,7 +103,7 @@ def forms(ids: Ids) -> list[Attempt]:
     """OpenAI forms: the image is a file, and images of other fields are references."""
     attempts: list[Attempt] = []
     for one in references(ids):
-        own = {"image": ("a.png", PICTURE)}
+        own = {"image": ("a.png", IMAGE)}
         attempts += [
             {"files": {"image": (None, one)}},
             {"files": {"image": ("a.png", one.encode())}},
@@ -125,17 +125,17 @@ def web_ui(ids: Ids) -> list[Attempt]:
 
 
 # Attempts for each route. A route with a job id in its path is tried with every job as well.
-TRIED: dict[tuple[str, str], Attempts] = {
+ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/img2img"): submits,
     ("POST", "/control-maps"): control_maps,
-    ("POST", "/images"): kept_images,
+    ("POST", "/images"): uploads,
     ("GET", "/jobs"): lists,
     ("POST", "/v1/images/edits"): edits,
     ("POST", "/v1/images/variations"): forms,
     ("POST", "/sdapi/v1/img2img"): web_ui,
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
 }
-TRIED |= dict.fromkeys(
+ATTEMPTS |= dict.fromkeys(
     [
         ("GET", "/models"),
         ("GET", "/metrics"),
@@ -171,8 +171,8 @@ def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
     """Return the paths and requests that try to reach the data of these ids."""
     if "{job_id}" in path:
         return [(path.format(job_id=getattr(ids, one.name), index=0), {}) for one in fields(Ids)]
-    assert (method, path) in TRIED, f"say in TRIED what {method} {path} does with another owner's ids"
-    return [(path, attempt) for attempt in TRIED[method, path](ids)]
+    assert (method, path) in ATTEMPTS, f"add requests for {method} {path} with another owner's ids to ATTEMPTS"
+    return [(path, attempt) for attempt in ATTEMPTS[method, path](ids)]
 
 
 class Scene:
@@ -186,7 +186,7 @@ class Scene:
         self.ada, self.bob = (stack.enter_context(client_with(url, keys)) for _ in range(2))
         self.admin = stack.enter_context(client_with(url, keys, Scope.ADMIN))
         self.response: dict[str, Any] = {}
-        self._waiting = threading.Thread(target=self._make_by_web_ui, daemon=True)
+        self._waiting = threading.Thread(target=self._submit_to_web_ui, daemon=True)
         self._waiting.start()
         queue = JobQueue(redis)
         while not redis.keys("i2i:a1111*"):
@@ -197,18 +197,18 @@ class Scene:
         redis.persist(f"i2i:preview:{running}")
         done, waiting = self._job(), self._job()
         self._result = succeed(done, queue, ObjectStore(settings.resolved_store_url))
-        sent = self.ada.post("/images", files={"image": PICTURE}).json()["sha256"]
+        sent = self.ada.post("/images", files={"image": IMAGE}).json()["sha256"]
         used = self.ada.get(f"/jobs/{waiting}").json()["request"]["image"]
         self.ids = Ids(waiting, running, done, sent, used)
         self.secrets = [PROMPT.encode(), b64encode(JPEG), self._result, b64encode(self._result)]
 
-    def _make_by_web_ui(self) -> None:
-        body = {"init_images": [b64encode(PICTURE).decode()], "prompt": PROMPT, "width": 128, "height": 128}
+    def _submit_to_web_ui(self) -> None:
+        body = {"init_images": [b64encode(IMAGE).decode()], "prompt": PROMPT, "width": 128, "height": 128}
         self.response = self.ada.post("/sdapi/v1/img2img", json=body, timeout=None).json()
 
     def _job(self) -> str:
         response = self.ada.post(
-            "/img2img", files={"image": PICTURE}, data={"prompt": PROMPT, "width": 160, "height": 120}
+            "/img2img", files={"image": IMAGE}, data={"prompt": PROMPT, "width": 160, "height": 120}
         )
         assert response.status_code == 202, response.text
         return str(response.json()["id"])
@@ -220,7 +220,7 @@ class Scene:
         in_store = {str(path): path.read_bytes() for path in files}
         return in_redis | in_store
 
-    def named_as_absent(self, text: str) -> str:
+    def with_absent_ids(self, text: str) -> str:
         """Return the text with Ada's ids replaced by unknown ones."""
         for one in fields(Ids):
             text = text.replace(getattr(self.ids, one.name), getattr(ABSENT, one.name))
@@ -253,11 +253,11 @@ def test_no_route_shows_or_changes_another_owners_data(scene: Scene, method: str
             assert not [one for one in fields(Ids) if getattr(scene.ids, one.name) in response.text]
         else:
             as_if = scene.bob.request(method, none_at, **none)
-            assert (response.status_code, scene.named_as_absent(response.text)) == (as_if.status_code, as_if.text)
+            assert (response.status_code, scene.with_absent_ids(response.text)) == (as_if.status_code, as_if.text)
 
 
 def test_every_attempt_matches_an_existing_route() -> None:
-    assert set(TRIED) <= set(every_route())
+    assert set(ATTEMPTS) <= set(every_route())
 
 
 def test_admin_sees_and_interrupts_only_its_own_web_ui_jobs(scene: Scene) -> None:

@@ -1,4 +1,4 @@
-"""What a family of models does not have is refused over HTTP, with what to do instead."""
+"""Fields that a family of models does not support are rejected over HTTP, with a remedy."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
         ({"instruction": "make it night", "image_guidance_scale": 2}, "image_guidance_scale", "leave it out"),
     ],
 )
-def test_what_a_family_does_not_have_is_refused(
+def test_unsupported_fields_are_rejected(
     send: Callable[..., httpx.Response], fields: dict[str, object], field: str, message: str
 ) -> None:
     [error] = assert_problem(send(model="plain", **fields), 422, "invalid_parameter")["errors"]
@@ -45,26 +45,26 @@ def test_what_a_family_does_not_have_is_refused(
     assert message in error["message"]
 
 
-def test_what_is_left_out_is_resolved_to_what_the_family_has(send: Callable[..., httpx.Response]) -> None:
+def test_absent_fields_get_defaults_of_the_family(send: Callable[..., httpx.Response]) -> None:
     request = send(model="plain", instruction="make it night").json()["request"]
     assert (request["guidance_scale"], request["scheduler"]) == (1.0, "flow_euler")
     assert request.get("image_guidance_scale") is None
 
 
-def test_denoising_start_takes_the_place_of_strength(http: httpx.Client, redis: Redis, image_bytes: bytes) -> None:
+def test_denoising_start_replaces_strength(http: httpx.Client, redis: Redis, image_bytes: bytes) -> None:
     xl = CARD.model_copy(update={"name": "xl", "parameters": {"denoising_start": (Task.IMG2IMG,)}, "guidance_rows": 1})
     ModelRegistry(redis).register("test-worker", [xl], ttl_s=60)
     data = {"model": "xl", "denoising_start": 0.8, "num_inference_steps": 20}
-    answer = http.post("/img2img?dry_run=true", files={"image": image_bytes}, data=data)
-    assert answer.status_code == 200, answer.text
-    plan = answer.json()
+    response = http.post("/img2img?dry_run=true", files={"image": image_bytes}, data=data)
+    assert response.status_code == 200, response.text
+    plan = response.json()
     request = plan["request"]
     assert request["denoising_start"] == 0.8
     row = request["width"] * request["height"] * (4 + 1) / 1e6
     assert plan["cost"] == pytest.approx(row), "4 steps; guidance is an input of this model, not a row"
 
 
-def test_weights_in_prompts_are_taken_where_the_family_has_them(send: Callable[..., httpx.Response]) -> None:
-    answer = send(prompt="a (red:1.3) house", prompt_weighting=True)
-    assert answer.status_code == 202, answer.text
-    assert answer.json()["request"]["prompt_weighting"] is True
+def test_prompt_weighting_is_accepted_if_supported(send: Callable[..., httpx.Response]) -> None:
+    response = send(prompt="a (red:1.3) house", prompt_weighting=True)
+    assert response.status_code == 202, response.text
+    assert response.json()["request"]["prompt_weighting"] is True

@@ -77,7 +77,8 @@ def test_unknown_references_are_rejected(http: httpx.Client, submit: Submit, don
             [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
             assert error["field"] == "image"
             assert message in error["message"]
-            assert error["got"].startswith(image[:38])  # `/result` is reported with its index
+            # `/result` is reported with its index.
+            assert error["got"].startswith(image[:38])
 
 
 def test_unknown_reference_leaves_no_keys(http: httpx.Client, redis: Redis) -> None:

@@ -22,12 +22,12 @@ GOOD = encoded(gradient(160, 120))
 KINDS = [(name, 415, "") for name in OTHER_FILES] + [(name, 422, message) for name, (_, message) in BROKEN.items()]
 
 
-def bad(name: str) -> bytes:
+def invalid_data(name: str) -> bytes:
     return OTHER_FILES[name]() if name in OTHER_FILES else BROKEN[name][0]()
 
 
-def text(picture: bytes) -> str:
-    return base64.b64encode(picture).decode()
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 @pytest.fixture
@@ -48,12 +48,12 @@ def http(http: httpx.Client, redis: Redis) -> httpx.Client:
 def test_invalid_image_is_rejected_by_field(
     http: httpx.Client, redis: Redis, name: str, status: int, message: str
 ) -> None:
-    picture = bad(name)
+    data = invalid_data(name)
     code = "unsupported_media_type" if status == 415 else "invalid_image"
     responses = [
-        http.post("/img2img", files={"image": picture}, data={"prompt": "x"}),
-        http.post("/img2img", json={"image": text(picture), "prompt": "x"}),
-        http.post("/images", files={"image": picture}),
+        http.post("/img2img", files={"image": data}, data={"prompt": "x"}),
+        http.post("/img2img", json={"image": text(data), "prompt": "x"}),
+        http.post("/images", files={"image": data}),
     ]
     for response in responses:
         [error] = assert_problem(response, status, code)["errors"]
@@ -70,8 +70,8 @@ ENDPOINTS: dict[str, tuple[str, Callable[[bytes], dict[str, Any]], str]] = {
     "data uri": ("/img2img", lambda data: {"json": {"image": "data:image/png;base64," + text(data)}}, "image"),
     "mask in a form": ("/img2img", lambda data: {"files": {"image": GOOD, "mask": data}}, "mask"),
     "mask in json": ("/img2img", lambda data: {"json": {"image": text(GOOD), "mask": text(data)}}, "mask"),
-    "picture of a mask": ("/img2img", lambda data: {"files": {"image": data, "mask": GOOD}}, "image"),
-    "picture as its own mask": (
+    "image with a mask": ("/img2img", lambda data: {"files": {"image": data, "mask": GOOD}}, "image"),
+    "image with mask alpha": (
         "/img2img",
         lambda data: {"files": {"image": data}, "data": {"mask": "alpha"}},
         "image",
@@ -98,15 +98,15 @@ ENDPOINTS: dict[str, tuple[str, Callable[[bytes], dict[str, Any]], str]] = {
         "image_prompts.0.image",
     ),
     "control map": ("/control-maps", lambda data: {"files": {"image": data}, "data": {"type": "canny"}}, "image"),
-    "kept picture": ("/images", lambda data: {"files": {"image": data}}, "image"),
-    "kept picture in json": ("/images", lambda data: {"json": {"image": text(data)}}, "image"),
+    "upload": ("/images", lambda data: {"files": {"image": data}}, "image"),
+    "upload in json": ("/images", lambda data: {"json": {"image": text(data)}}, "image"),
     "web ui": ("/sdapi/v1/img2img", lambda data: {"json": {"init_images": [text(data)]}}, "image"),
-    "web ui's picture of a mask": (
+    "image with a mask in the web ui": (
         "/sdapi/v1/img2img",
         lambda data: {"json": {"init_images": [text(data)], "mask": text(GOOD)}},
         "image",
     ),
-    "web ui's mask": (
+    "mask in the web ui": (
         "/sdapi/v1/img2img",
         lambda data: {"json": {"init_images": [text(GOOD)], "mask": text(data)}},
         "mask",
@@ -127,7 +127,7 @@ def test_every_endpoint_rejects_invalid_images_by_field(
     http: httpx.Client, redis: Redis, endpoint: str, kind: str, status: int
 ) -> None:
     path, body, field = ENDPOINTS[endpoint]
-    response = http.post(path, **body(bad(kind)))
+    response = http.post(path, **body(invalid_data(kind)))
     if path.startswith("/v1/"):
         assert response.status_code == status, response.text
         assert response.json()["error"]["param"] == field

@@ -44,11 +44,11 @@ def client(folder: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-def assert_unavailable(client: httpx.Client, picture: bytes, calls: list[tuple[str, str]] = CALLS) -> None:
+def assert_unavailable(client: httpx.Client, image: bytes, calls: list[tuple[str, str]] = CALLS) -> None:
     """Assert that requests that need Redis fail soon with 503."""
     for method, path in calls:
         started_at = time.monotonic()
-        response = client.request(method, path, files={"image": picture} if path == "/img2img" else None)
+        response = client.request(method, path, files={"image": image} if path == "/img2img" else None)
         assert time.monotonic() - started_at < 2, path
         assert_problem(response, 503, "unavailable")
         assert int(response.headers["retry-after"]) > 0

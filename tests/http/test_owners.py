@@ -53,8 +53,8 @@ def clients(url: str, redis: Redis) -> Iterator[Clients]:
         )
 
 
-def job_of(client: httpx.Client, picture: bytes, **headers: str) -> str:
-    response = client.post("/img2img", files={"image": picture}, headers=headers)
+def job_of(client: httpx.Client, image: bytes, **headers: str) -> str:
+    response = client.post("/img2img", files={"image": image}, headers=headers)
     assert response.status_code == 202, response.text
     return str(response.json()["id"])
 

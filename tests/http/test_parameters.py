@@ -1,4 +1,4 @@
-"""Optional parameters over HTTP: what reaches the job, and what is refused with a remedy."""
+"""Optional parameters over HTTP: accepted values, and rejections with a remedy."""
 
 from collections.abc import Callable
 
@@ -62,7 +62,7 @@ def test_parameters_reach_the_job(send: Callable[..., httpx.Response], name: str
         ({"eta": 1.5}, "eta", "less than or equal to 1"),
     ],
 )
-def test_parameters_without_effect_are_refused(
+def test_parameters_that_do_not_apply_are_rejected(
     send: Callable[..., httpx.Response], fields: dict[str, object], field: str, message: str
 ) -> None:
     [error] = assert_problem(send(**fields), 422, "invalid_parameter")["errors"]

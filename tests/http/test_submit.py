@@ -1,4 +1,4 @@
-"""POST /img2img over real HTTP: every row of the request table, and its bad values."""
+"""POST /img2img over real HTTP: valid and invalid values of every field."""
 
 import base64
 import json
@@ -43,8 +43,8 @@ DEFAULTS = {
     "loras": [],
 }
 
-# Field, what JSON says, what the job then says of it.
-GOOD: list[tuple[str, Any, dict[str, Any]]] = [
+# Field, value in JSON, fields of the resolved request.
+VALID: list[tuple[str, Any, dict[str, Any]]] = [
     ("prompt", "", {"prompt": ""}),
     ("prompt", "Ein Haus, 家, 🏠\nam Meer", {"prompt": "Ein Haus, 家, 🏠\nam Meer"}),
     ("prompt", "x" * 10_000, {"prompt": "x" * 10_000}),
@@ -68,8 +68,8 @@ GOOD: list[tuple[str, Any, dict[str, Any]]] = [
     ("model", "ddim-only", {"model": "ddim-only"}),
 ]
 
-# Field, what JSON says, what the refusal says.
-BAD: list[tuple[str, Any, str]] = [
+# Field, value in JSON, part of the error message.
+INVALID: list[tuple[str, Any, str]] = [
     ("prompt", "x" * 10_001, "at most 10000 characters"),
     ("prompt", "a\0b", "should match pattern"),
     ("negative_prompt", "x" * 10_001, "at most 10000 characters"),
@@ -98,7 +98,7 @@ BAD: list[tuple[str, Any, str]] = [
 ]
 
 
-def field_ids(value: object) -> str | None:
+def value_id(value: object) -> str | None:
     return repr(value)[:30] if not isinstance(value, dict) else ""
 
 
@@ -111,8 +111,8 @@ def submit_json(http: httpx.Client, image_bytes: bytes) -> Submit:
     return post
 
 
-@pytest.mark.parametrize(("field", "value", "resolved"), GOOD, ids=field_ids)
-def test_form_and_json_give_the_same_spec(
+@pytest.mark.parametrize(("field", "value", "resolved"), VALID, ids=value_id)
+def test_form_and_json_resolve_to_the_same_request(
     submit: Submit, submit_json: Submit, field: str, value: Any, resolved: dict[str, Any]
 ) -> None:
     fields = {"seed": 1} | {field: value}
@@ -126,8 +126,8 @@ def test_form_and_json_give_the_same_spec(
     assert specs[0] == DEFAULTS | {"seed": 1} | resolved
 
 
-@pytest.mark.parametrize(("field", "value", "message"), BAD, ids=field_ids)
-def test_bad_values_are_refused_by_name(
+@pytest.mark.parametrize(("field", "value", "message"), INVALID, ids=value_id)
+def test_invalid_values_are_rejected_by_field(
     submit: Submit, submit_json: Submit, redis: Redis, field: str, value: Any, message: str
 ) -> None:
     for response in (submit(**{field: value}), submit_json(**{field: value})):
@@ -151,38 +151,38 @@ def test_bad_values_are_refused_by_name(
         ({"width": 256, "height": 250}, "height", "the nearest is 248"),
     ],
 )
-def test_combinations_that_cannot_be_honoured(submit: Submit, fields: dict[str, Any], field: str, message: str) -> None:
+def test_unsupported_combinations_are_rejected(
+    submit: Submit, fields: dict[str, Any], field: str, message: str
+) -> None:
     [error] = assert_problem(submit(**fields), 422, "invalid_parameter")["errors"]
     assert error["field"] == field
     assert message in error["message"]
 
 
-def test_all_bad_fields_are_named_at_once(submit: Submit) -> None:
+def test_one_response_names_all_invalid_fields(submit: Submit) -> None:
     problem = assert_problem(submit(strength=7, seed=-1, colour="red"), 422, "invalid_parameter")
     assert {error["field"] for error in problem["errors"]} == {"strength", "seed", "colour"}
 
 
 @pytest.mark.parametrize("value", ["30", True, 30.0, [], {}])
-def test_numbers_in_json_are_numbers(submit_json: Submit, value: Any) -> None:
+def test_json_integer_rejects_other_types(submit_json: Submit, value: Any) -> None:
     [error] = assert_problem(submit_json(num_inference_steps=value), 422, "invalid_parameter")["errors"]
     assert error["field"] == "num_inference_steps"
 
 
-def test_null_is_absent(submit_json: Submit) -> None:
+def test_null_equals_an_absent_field(submit_json: Submit) -> None:
     response = submit_json(seed=None, scheduler=None, width=None, height=None, model=None)
     assert response.status_code == 202
     assert response.json()["request"]["scheduler"] == "ddim"
 
 
-def test_a_seed_is_drawn_and_reported(submit: Submit) -> None:
+def test_random_seed_is_reported(submit: Submit) -> None:
     seeds = {submit().json()["request"]["seed"] for _ in range(5)}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-def test_a_submit_queues_a_job_and_stores_what_the_model_will_see(
-    submit: Submit, queue: JobQueue, store: ObjectStore
-) -> None:
+def test_submit_queues_a_job_and_stores_its_image(submit: Submit, queue: JobQueue, store: ObjectStore) -> None:
     response = submit(prompt="a house", num_images=2, strength=0.5)
     job = response.json()
     assert response.status_code == 202
@@ -201,7 +201,7 @@ def test_a_submit_queues_a_job_and_stores_what_the_model_will_see(
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:;BASE64,"])
-def test_json_takes_base64_and_data_uris(submit_json: Submit, image_bytes: bytes, prefix: str) -> None:
+def test_json_image_is_base64_or_a_data_uri(submit_json: Submit, image_bytes: bytes, prefix: str) -> None:
     assert submit_json(image=prefix + base64.b64encode(image_bytes).decode()).status_code == 202
 
 
@@ -218,7 +218,7 @@ def test_json_takes_base64_and_data_uris(submit_json: Submit, image_bytes: bytes
         (base64.b64encode(b"<svg/>").decode(), 415, "PNG, JPEG or WebP"),
     ],
 )
-def test_json_pictures_that_are_none(submit_json: Submit, image: Any, status: int, message: str) -> None:
+def test_invalid_json_images_are_rejected(submit_json: Submit, image: Any, status: int, message: str) -> None:
     [error] = assert_problem(submit_json(image=image), status)["errors"]
     assert error["field"] == "image"
     assert message in error["message"]
@@ -233,12 +233,12 @@ def test_json_pictures_that_are_none(submit_json: Submit, image: Any, status: in
         (encoded(Image.new("L", (4001, 1000))), 422, "invalid_image"),
     ],
 )
-def test_pictures_that_cannot_be_taken(submit: Submit, image: bytes, status: int, code: str) -> None:
+def test_invalid_form_images_are_rejected(submit: Submit, image: bytes, status: int, code: str) -> None:
     [error] = assert_problem(submit(image), status, code)["errors"]
     assert error["field"] == "image"
 
 
-def test_a_submit_without_a_picture(http: httpx.Client) -> None:
+def test_image_is_required(http: httpx.Client) -> None:
     form = http.post("/img2img", files={"prompt": (None, "x")})
     body = http.post("/img2img", json={"prompt": "x"})
     for response in (form, body):
@@ -246,7 +246,7 @@ def test_a_submit_without_a_picture(http: httpx.Client) -> None:
         assert error == {"field": "image", "message": "Field required"}
 
 
-def test_form_fields_come_once_and_in_their_place(http: httpx.Client, image_bytes: bytes) -> None:
+def test_form_rejects_repeated_unknown_and_misplaced_fields(http: httpx.Client, image_bytes: bytes) -> None:
     image = ("image", ("a.png", image_bytes))
     for parts, field, message in [
         ([image, image], "image", "more than once"),
@@ -281,21 +281,21 @@ def test_form_fields_come_once_and_in_their_place(http: httpx.Client, image_byte
         ("application/json", b'{"image": [' + b"[]," * 100_000 + b"[]]}", 400),
     ],
 )
-def test_bodies_that_cannot_be_read(http: httpx.Client, content_type: str, body: bytes, status: int) -> None:
+def test_malformed_bodies_are_rejected(http: httpx.Client, content_type: str, body: bytes, status: int) -> None:
     assert_problem(http.post("/img2img", content=body, headers={"content-type": content_type}), status)
 
 
-def test_many_unknown_fields_make_no_long_answer(http: httpx.Client) -> None:
+def test_response_to_many_unknown_fields_is_short(http: httpx.Client) -> None:
     response = http.post("/img2img", json={f"{i}" * 50: "x" * 200 for i in range(5_000)})
     assert_problem(response, 422, "invalid_parameter")
     assert len(response.content) < 20_000
 
 
-def test_too_many_parts(http: httpx.Client) -> None:
+def test_form_with_too_many_parts_is_rejected(http: httpx.Client) -> None:
     assert_problem(http.post("/img2img", files=[(f"f{i}", (None, "x")) for i in range(100)]), 400, "bad_request")
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(http: httpx.Client) -> None:
+def test_large_content_length_is_rejected_before_the_body(http: httpx.Client) -> None:
     sent = 0
 
     def stream() -> Iterator[bytes]:
@@ -308,7 +308,7 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(http: htt
     assert_problem(response, 413, "payload_too_large")
 
 
-def test_a_body_that_turns_out_too_large_is_refused(http: httpx.Client) -> None:
+def test_large_body_is_rejected_without_content_length(http: httpx.Client) -> None:
     for content_type in ("application/json", "multipart/form-data; boundary=x"):
         start = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         chunks = iter([start, *[b"x" * 100_000] * 60])
@@ -317,7 +317,7 @@ def test_a_body_that_turns_out_too_large_is_refused(http: httpx.Client) -> None:
         )
 
 
-def test_before_any_worker_has_come(submit: Submit, redis: Redis) -> None:
+def test_submit_is_unavailable_before_the_first_worker(submit: Submit, redis: Redis) -> None:
     redis.flushall()
     response = submit()
     assert_problem(response, 503, "unavailable")

@@ -1,4 +1,4 @@
-"""What a request carries chooses its task; what the model cannot do, or fields that do not go together, is refused."""
+"""The task of a request follows from its fields; unsupported and conflicting fields are rejected."""
 
 import base64
 import io
@@ -39,8 +39,8 @@ WIDTH, HEIGHT = 200, 160
 Post = Callable[..., httpx.Response]
 
 
-def b64(picture: bytes) -> str:
-    return base64.b64encode(picture).decode()
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def mask_with(box: tuple[int, int, int, int], size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
@@ -70,13 +70,13 @@ def spec_of(response: httpx.Response) -> dict[str, Any]:
 
 
 @pytest.fixture
-def blob(store: ObjectStore) -> Callable[[str], Image.Image]:
-    def look(sha256: str) -> Image.Image:
+def stored_image(store: ObjectStore) -> Callable[[str], Image.Image]:
+    def open_image(sha256: str) -> Image.Image:
         png = store.get(input_key(sha256))
         assert png is not None
         return Image.open(io.BytesIO(png))
 
-    return look
+    return open_image
 
 
 @pytest.mark.parametrize(
@@ -92,21 +92,21 @@ def blob(store: ObjectStore) -> Callable[[str], Image.Image]:
         ({"image": IMAGE, "upscale": 2}, "upscale", 0.3),
     ],
 )
-def test_the_task_follows_from_the_request(post: Post, fields: dict[str, Any], task: str, strength: float) -> None:
+def test_task_follows_from_the_fields(post: Post, fields: dict[str, Any], task: str, strength: float) -> None:
     spec = spec_of(post(**fields))
     assert (spec["task"], spec.get("strength")) == (task, strength)
 
 
-def test_a_mask_keeps_the_picture_as_it_came(post: Post, blob: Callable[[str], Image.Image]) -> None:
+def test_image_with_a_mask_is_stored_unchanged(post: Post, stored_image: Callable[[str], Image.Image]) -> None:
     spec = spec_of(post(image=IMAGE, mask=MASK, strength=0.5, mask_blur=0))
     assert spec["region"]["canvas"] == [WIDTH, HEIGHT]
     assert spec["region"]["box"] == [0, 0, WIDTH, HEIGHT]
-    assert (np.asarray(blob(spec["image"])) == np.asarray(gradient(WIDTH, HEIGHT).convert("RGB"))).all()
-    assert blob(spec["region"]["mask"]).getbbox() == (40, 40, 60, 56)
+    assert (np.asarray(stored_image(spec["image"])) == np.asarray(gradient(WIDTH, HEIGHT).convert("RGB"))).all()
+    assert stored_image(spec["region"]["mask"]).getbbox() == (40, 40, 60, 56)
     assert spec["width"] % 8 == spec["height"] % 8 == 0
 
 
-def test_padding_lets_the_model_see_the_mask_and_a_little_more(post: Post) -> None:
+def test_mask_padding_sets_the_box_around_the_mask(post: Post) -> None:
     spec = spec_of(post(image=IMAGE, mask=MASK, mask_padding=10))
     left, top, right, bottom = spec["region"]["box"]
     assert left <= 30
@@ -116,25 +116,25 @@ def test_padding_lets_the_model_see_the_mask_and_a_little_more(post: Post) -> No
     assert right - left < WIDTH
 
 
-def test_a_transparent_picture_is_its_own_mask(post: Post, blob: Callable[[str], Image.Image]) -> None:
-    picture = gradient(WIDTH, HEIGHT).convert("RGBA")
-    picture.paste((0, 0, 0, 0), (10, 10, 50, 30))
-    spec = spec_of(post(image=b64(encoded(picture)), mask="alpha"))
-    assert blob(spec["region"]["mask"]).getbbox() == (10, 10, 50, 30)
+def test_mask_alpha_is_the_transparency_of_the_image(post: Post, stored_image: Callable[[str], Image.Image]) -> None:
+    image = gradient(WIDTH, HEIGHT).convert("RGBA")
+    image.paste((0, 0, 0, 0), (10, 10, 50, 30))
+    spec = spec_of(post(image=b64(encoded(image)), mask="alpha"))
+    assert stored_image(spec["region"]["mask"]).getbbox() == (10, 10, 50, 30)
 
 
-def test_outpainting_makes_the_canvas_wider(post: Post) -> None:
+def test_outpainting_enlarges_the_canvas(post: Post) -> None:
     response = post(image=IMAGE, outpaint={"left": 24, "bottom": 8})
     assert spec_of(response)["region"]["canvas"] == [WIDTH + 24, HEIGHT + 8]
     assert spec_of(response)["region"]["mask"] is None
 
 
-def test_size_is_that_at_which_the_model_works(post: Post) -> None:
+def test_inpainting_size_does_not_change_the_canvas(post: Post) -> None:
     spec = spec_of(post(image=IMAGE, mask=MASK, width=128, height=96))
     assert (spec["width"], spec["height"], spec["region"]["canvas"]) == (128, 96, [WIDTH, HEIGHT])
 
 
-def test_forms_send_structure_as_json_and_pictures_as_files(http: httpx.Client, post: Post, image_bytes: bytes) -> None:
+def test_form_takes_structure_as_json_and_images_as_files(http: httpx.Client, post: Post, image_bytes: bytes) -> None:
     edges, style = encoded(gradient(40, 30)), encoded(gradient(30, 40))
     files = {
         "image": image_bytes,
@@ -167,20 +167,20 @@ def test_forms_send_structure_as_json_and_pictures_as_files(http: httpx.Client, 
     assert spec["controls"][0]["image"] is None
 
 
-def test_every_blob_of_a_job_is_kept_as_long_as_it_waits(post: Post, redis: Redis, http: httpx.Client) -> None:
+def test_inputs_of_a_job_are_retained_until_it_ends(post: Post, redis: Redis, http: httpx.Client) -> None:
     job = post(image=IMAGE, mask=MASK, image_prompts=[{"image": MASK}]).json()
     assert len(redis.hgetall("i2i:inputs:uses")) == 3
     http.post(f"/jobs/{job['id']}/cancel")
     assert redis.hgetall("i2i:inputs:uses") == {}
 
 
-def test_references_work_for_every_picture(http: httpx.Client, post: Post) -> None:
-    kept = http.post("/images", json={"image": MASK}).json()["sha256"]
-    assert spec_of(post(image=IMAGE, mask=kept))["region"]["mask"]
-    assert_refused(post(image=IMAGE, mask="0" * 64), "mask", "No image of yours with this sha256")
+def test_mask_can_be_a_reference(http: httpx.Client, post: Post) -> None:
+    uploaded = http.post("/images", json={"image": MASK}).json()["sha256"]
+    assert spec_of(post(image=IMAGE, mask=uploaded))["region"]["mask"]
+    assert_rejected(post(image=IMAGE, mask="0" * 64), "mask", "No image of yours with this sha256")
 
 
-def assert_refused(response: httpx.Response, field: str, message: str) -> None:
+def assert_rejected(response: httpx.Response, field: str, message: str) -> None:
     problem = assert_problem(response, 422)
     [error] = problem["errors"]
     assert error["field"] == field
@@ -221,7 +221,7 @@ def assert_refused(response: httpx.Response, field: str, message: str) -> None:
         ({"model": "distilled", "image": IMAGE, "guidance_scale": 2}, "guidance_scale", "without guidance"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(
+def test_unsupported_fields_are_rejected(
     post: Post, queue: JobQueue, fields: dict[str, Any], field: str, message: str
 ) -> None:
     status = 415 if "PNG" in message else 422
@@ -242,7 +242,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         ("loras", '[{"name": "ink", "weight": 1}]', "Unknown field"),
     ],
 )
-def test_forms_that_cannot_be_read(
+def test_malformed_form_fields_are_rejected(
     http: httpx.Client, post: Post, image_bytes: bytes, name: str, text: str | None, message: str
 ) -> None:
     part = (None, text) if text is not None else ("x.png", image_bytes)
@@ -252,5 +252,5 @@ def test_forms_that_cannot_be_read(
     assert message in problem["errors"][0]["message"]
 
 
-def test_a_distilled_model_runs_without_guidance(post: Post) -> None:
+def test_distilled_model_runs_without_guidance(post: Post) -> None:
     assert spec_of(post(model="distilled", image=IMAGE))["guidance_scale"] == 1.0

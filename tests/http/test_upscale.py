@@ -1,4 +1,4 @@
-"""Upscaling and instructed edits over HTTP: what a model can do is done, and what it cannot is refused."""
+"""Upscaling and edits by instruction over HTTP: resolved fields, and rejections with a remedy."""
 
 import io
 import time
@@ -46,34 +46,35 @@ EDITOR = CARD.model_copy(update={"name": "editor", "tasks": (Task.EDIT,)})
 
 
 @pytest.fixture(autouse=True)
-def announced(http: httpx.Client, redis: Redis) -> None:
+def registered(http: httpx.Client, redis: Redis) -> None:
     ModelRegistry(redis).register("enlarging-worker", [ENLARGER, EDITOR], ttl_s=60)
 
 
 @pytest.fixture
 def resolve(http: httpx.Client, image_bytes: bytes) -> Callable[..., dict[str, Any]]:
-    """What a submit would make."""
+    """Return the response to a dry run."""
 
     def dry_run(image: bytes = image_bytes, **fields: Any) -> dict[str, Any]:
-        answer = http.post("/img2img?dry_run=true", files={"image": image}, data=fields)
-        assert answer.status_code == 200, answer.text
-        body: dict[str, Any] = answer.json()
+        response = http.post("/img2img?dry_run=true", files={"image": image}, data=fields)
+        assert response.status_code == 200, response.text
+        body: dict[str, Any] = response.json()
         return body
 
     return dry_run
 
 
-def test_by_image_to_image_in_tiles(resolve: Callable[..., dict[str, Any]]) -> None:
+def test_upscale_runs_img2img_in_tiles(resolve: Callable[..., dict[str, Any]]) -> None:
     plan = resolve(model="enlarger", upscale=2)
     request = plan["request"]
     assert (request["task"], request["upscale"], request["strength"]) == ("upscale", 2, 0.3)
-    assert (request["width"], request["height"]) == (160, 120), "the picture's own size"
+    assert (request["width"], request["height"]) == (160, 120), "the size of the image"
     assert request["tiling"] == {"upscaler": False, "side": 128, "overlap": 16, "multiple": 8, "work": 1}
-    tiles = 3 * 2  # of 128 x 128 for 320 x 240
+    # Tiles of 128 x 128 for 320 x 240 pixels.
+    tiles = 3 * 2
     assert plan["cost"] == pytest.approx(128 * 128 * (9 + 1) * 2 * tiles / 1e6)
 
 
-def test_tiles_take_no_sampler_that_draws_noise_on_its_way(
+def test_tiles_exclude_schedulers_that_add_noise(
     resolve: Callable[..., dict[str, Any]], http: httpx.Client, redis: Redis, image_bytes: bytes
 ) -> None:
     ancestral = ENLARGER.model_copy(update={"name": "ancestral", "default_scheduler": Scheduler.EULER_A})
@@ -90,9 +91,11 @@ def test_tiles_take_no_sampler_that_draws_noise_on_its_way(
     assert "ddim" in error["message"]
 
 
-def test_by_an_upscaler(resolve: Callable[..., dict[str, Any]]) -> None:
+def test_upscale_runs_an_upscaler(resolve: Callable[..., dict[str, Any]]) -> None:
     plan = resolve(model="enlarger", upscale=4)
-    assert plan["cost"] == pytest.approx(4 * 512 * 480 * 21 * 2 * 2 / 1e6), "its latents are of 4 pixels, not of 8"
+    assert plan["cost"] == pytest.approx(4 * 512 * 480 * 21 * 2 * 2 / 1e6), (
+        "its latents are for 4 x 4 pixels, not 8 x 8"
+    )
     request = plan["request"]
     assert request["tiling"] == {"upscaler": True, "side": 512, "overlap": 64, "multiple": 32, "work": 4}
     resolved = {name: request[name] for name in ("strength", "scheduler", "num_inference_steps", "guidance_scale")}
@@ -100,12 +103,12 @@ def test_by_an_upscaler(resolve: Callable[..., dict[str, Any]]) -> None:
     assert resolve(model="enlarger", upscale=4, guidance_scale=3)["request"]["guidance_scale"] == 3
 
 
-def test_an_upscale_job_counts_the_steps_of_all_its_tiles(submit: Submit) -> None:
+def test_progress_counts_the_steps_of_all_tiles(submit: Submit) -> None:
     job = submit(model="enlarger", upscale=2, num_images=2, num_inference_steps=10).json()
     assert job["progress"]["steps"] == 2 * 6 * 3
 
 
-def test_an_edit(resolve: Callable[..., dict[str, Any]]) -> None:
+def test_instruction_makes_an_edit_job(resolve: Callable[..., dict[str, Any]]) -> None:
     request = resolve(model="editor", instruction="make it night", negative_prompt="fog")["request"]
     assert (request["task"], request["instruction"], request["image_guidance_scale"]) == ("edit", "make it night", 1.5)
     assert "strength" not in request
@@ -134,37 +137,37 @@ def test_an_edit(resolve: Callable[..., dict[str, Any]]) -> None:
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused(submit: Submit, fields: dict[str, Any], field: str, message: str) -> None:
+def test_unsupported_requests_are_rejected(submit: Submit, fields: dict[str, Any], field: str, message: str) -> None:
     [error] = assert_problem(submit(**fields), 422, "invalid_parameter")["errors"]
     assert error["field"] == field
     assert message in error["message"]
 
 
-def test_a_result_that_would_be_too_large_is_refused(submit: Submit) -> None:
-    answer = submit(encoded(gradient(1010, 1000)), model="enlarger", upscale=2)
-    [error] = assert_problem(answer, 422, "invalid_parameter")["errors"]
+def test_too_large_result_is_rejected(submit: Submit) -> None:
+    response = submit(encoded(gradient(1010, 1000)), model="enlarger", upscale=2)
+    [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
     assert error["field"] == "upscale"
     assert "2020 x 2000 pixels; at most 4,000,000" in error["message"]
 
 
-def test_models_say_what_enlarges(http: httpx.Client) -> None:
+def test_models_lists_upscales_and_upscalers(http: httpx.Client) -> None:
     models = {model["name"]: model for model in http.get("/models").json()["models"]}
     assert models["enlarger"]["upscales"] == [2, 4]
     assert models["enlarger"]["upscalers"] == [X4.model_dump(mode="json")]
 
 
-def test_the_demo_model_enlarges_a_picture() -> None:
-    sent = gradient(101, 70)
+def test_demo_model_upscales_an_image() -> None:
+    image = gradient(101, 70)
     with TemporaryDirectory(prefix="i2i-") as folder, serving(Path(folder), Path("demo")) as client:
         [card] = client.get("/models").json()["models"]
         assert card["upscales"] == [2, 4]
         fields = {"upscale": 2, "num_inference_steps": 4, "prompt": "a photo", "guidance_scale": 1, "seed": 1}
-        job = client.post("/img2img", files={"image": encoded(sent)}, data=fields).json()
+        job = client.post("/img2img", files={"image": encoded(image)}, data=fields).json()
         while not job["finished_at"]:
             time.sleep(0.1)
             job = client.get(f"/jobs/{job['id']}").json()
         assert job["status"] == "succeeded", job["error"]
-        assert job["progress"] == {"step": 4, "steps": 4, "fraction": 1}, "of 2 x 2 tiles one step each"
+        assert job["progress"] == {"step": 4, "steps": 4, "fraction": 1}, "one step for each of 2 x 2 tiles"
         assert (job["images"][0]["width"], job["images"][0]["height"]) == (202, 140)
-        with Image.open(io.BytesIO(client.get(f"/jobs/{job['id']}/result").content)) as picture:
-            assert picture.size == (202, 140)
+        with Image.open(io.BytesIO(client.get(f"/jobs/{job['id']}/result").content)) as result:
+            assert result.size == (202, 140)
