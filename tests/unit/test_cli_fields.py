@@ -1,4 +1,4 @@
-"""Options of a command are generated from the fields of a request model."""
+"""Command line options generated from the fields of a request model."""
 
 import base64
 import json
@@ -60,17 +60,17 @@ def run(*arguments: str) -> dict[str, Any]:
     return received
 
 
-def test_options_that_are_not_given_are_not_sent() -> None:
+def test_absent_options_are_not_sent() -> None:
     assert run() == {}
 
 
-def test_plain_values_keep_their_types() -> None:
+def test_values_have_the_types_of_their_fields() -> None:
     options = "--kind depth --priority high --tiled --steps-count 3 --pace 24h"
     sent = {"kind": "depth", "priority": "high", "tiled": True, "steps_count": 3, "pace": "24h"}
     assert run(*options.split()) == sent
 
 
-def test_an_image_is_a_file_or_a_reference(tmp_path: Path) -> None:
+def test_image_option_takes_a_file_or_a_reference(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"pixels")
     assert run("--mask", str(tmp_path / "mask.png")) == {"mask": b"pixels"}
     assert run("--mask", "0" * 64) == {"mask": "0" * 64}
@@ -78,7 +78,7 @@ def test_an_image_is_a_file_or_a_reference(tmp_path: Path) -> None:
         run("--mask", "nothing.png")
 
 
-def test_structure_is_json_with_images_from_files(tmp_path: Path) -> None:
+def test_structured_option_takes_json_with_images_from_files(tmp_path: Path) -> None:
     (tmp_path / "pose.png").write_bytes(b"pixels")
     controls = [{"image": f"@{tmp_path}/pose.png", "kind": "canny", "weight": 0.5}]
     sent = {"controls": [{**controls[0], "image": b"pixels"}]}
@@ -94,7 +94,7 @@ def test_structure_is_json_with_images_from_files(tmp_path: Path) -> None:
         run("--controls", "[{]")
 
 
-def test_help_is_the_description_of_the_field() -> None:
+def test_help_shows_the_description_of_the_field() -> None:
     text = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
     assert "White is regenerated. A file, or a reference" in text
     assert "Up to [three] of them. JSON, or @file" in text

@@ -1,4 +1,4 @@
-"""Where the model looks, and what of the picture stays: geometry without a model."""
+"""Geometry of inpainting without a model: boxes, working sizes and unmasked pixels."""
 
 import numpy as np
 from hypothesis import given
@@ -33,10 +33,10 @@ def boxes_on_canvases(draw: st.DrawFn) -> tuple[tuple[int, int, int, int], tuple
 
 
 @given(boxes_on_canvases(), st.integers(0, 500))
-def test_expand_box_holds_the_box_and_stays_on_the_canvas(
-    placed: tuple[tuple[int, int, int, int], tuple[int, int]], padding: int
+def test_expand_box_contains_the_box_within_the_canvas(
+    box_and_canvas: tuple[tuple[int, int, int, int], tuple[int, int]], padding: int
 ) -> None:
-    box, canvas = placed
+    box, canvas = box_and_canvas
     left, top, right, bottom = expand_box(box, padding, canvas, CARD)
     assert 0 <= left <= max(0, box[0] - padding)
     assert 0 <= top <= max(0, box[1] - padding)
@@ -45,19 +45,19 @@ def test_expand_box_holds_the_box_and_stays_on_the_canvas(
 
 
 @given(SIDES, SIDES)
-def test_a_working_size_can_be_made_and_keeps_the_shape(width: int, height: int) -> None:
-    made = working_size((0, 0, width, height), CARD)
-    assert all(side % 8 == 0 and 8 <= side <= CARD.max_size for side in made)
+def test_working_size_is_supported_and_keeps_the_aspect_ratio(width: int, height: int) -> None:
+    size = working_size((0, 0, width, height), CARD)
+    assert all(side % 8 == 0 and 8 <= side <= CARD.max_size for side in size)
     if max(width, height) <= 3 * min(width, height):
-        assert abs(np.log(made[0] / made[1] * height / width)) < 0.05
-        assert 0.7 < made[0] * made[1] / 512**2 < 1.3
+        assert abs(np.log(size[0] / size[1] * height / width)) < 0.05
+        assert 0.7 < size[0] * size[1] / 512**2 < 1.3
 
 
-def test_a_small_thing_is_seen_at_the_shape_of_a_bucket() -> None:
+def test_small_box_is_expanded_to_the_aspect_ratio_of_a_bucket() -> None:
     assert working_size(expand_box((1000, 1000, 1100, 1040), 32, (4000, 3000), CARD), CARD) in CARD.sizes
 
 
-def test_margins_are_boxes_and_have_a_union() -> None:
+def test_margin_boxes_and_their_union() -> None:
     assert margin_boxes(Padding(left=10), (110, 50)) == [(0, 0, 10, 50)]
     assert union(margin_boxes(Padding(left=10, bottom=5), (110, 50))) == (0, 0, 110, 50)
 
@@ -73,28 +73,26 @@ def region(margins: Padding, canvas: tuple[int, int], *, blur: int, masked: bool
     st.integers(0, 20),
     st.integers(0, 2**32 - 1),
 )
-def test_what_is_not_painted_stays_bit_for_bit(margins: Padding, blur: int, seed: int) -> None:
+def test_unmasked_pixels_are_returned_unchanged(margins: Padding, blur: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    picture = rng.integers(0, 256, (24, 30, 3), np.uint8)
+    image = rng.integers(0, 256, (24, 30, 3), np.uint8)
     mask = (rng.random((24, 30)) < 0.4).astype(np.uint8) * rng.integers(1, 256, (24, 30), np.uint8)
     size = 30 + margins.left + margins.right, 24 + margins.top + margins.bottom
-    canvas = InpaintCanvas(
-        Image.fromarray(picture), Image.fromarray(mask), region(margins, size, blur=blur, masked=True)
-    )
-    seen, painted = canvas.model_input((32, 32))
-    assert seen.size == painted.size == (32, 32)
-    assert set(np.unique(np.asarray(painted))) <= {0, 255}
-    whole = canvas.paste(rng.integers(0, 256, (32, 32, 3), np.uint8))
-    assert whole.shape == (size[1], size[0], 3)
-    inner = whole[margins.top : margins.top + 24, margins.left : margins.left + 30]
-    assert (inner[mask == 0] == picture[mask == 0]).all()
+    canvas = InpaintCanvas(Image.fromarray(image), Image.fromarray(mask), region(margins, size, blur=blur, masked=True))
+    model_image, model_mask = canvas.model_input((32, 32))
+    assert model_image.size == model_mask.size == (32, 32)
+    assert set(np.unique(np.asarray(model_mask))) <= {0, 255}
+    result = canvas.paste(rng.integers(0, 256, (32, 32, 3), np.uint8))
+    assert result.shape == (size[1], size[0], 3)
+    inner = result[margins.top : margins.top + 24, margins.left : margins.left + 30]
+    assert (inner[mask == 0] == image[mask == 0]).all()
 
 
-def test_without_a_mask_only_the_margins_are_painted_and_the_seam_fades() -> None:
-    picture = np.full((40, 40, 3), 200, np.uint8)
-    canvas = InpaintCanvas(Image.fromarray(picture), None, region(Padding(right=40), (80, 40), blur=16, masked=False))
-    whole = canvas.paste(np.zeros((40, 80, 3), np.uint8))
-    assert (whole[:, :40] == 200).all()
-    assert whole[20, 41, 0] > 150
-    assert (whole[:, 70:] == 0).all()
-    assert (np.diff(whole[20, 40:].astype(int), axis=0) <= 0).all()
+def test_outpainting_changes_only_the_margins_and_blends_the_seam() -> None:
+    image = np.full((40, 40, 3), 200, np.uint8)
+    canvas = InpaintCanvas(Image.fromarray(image), None, region(Padding(right=40), (80, 40), blur=16, masked=False))
+    result = canvas.paste(np.zeros((40, 80, 3), np.uint8))
+    assert (result[:, :40] == 200).all()
+    assert result[20, 41, 0] > 150
+    assert (result[:, 70:] == 0).all()
+    assert (np.diff(result[20, 40:].astype(int), axis=0) <= 0).all()

@@ -16,17 +16,17 @@ from img2img.worker.images.png import decode_png, encode_png
 @settings(max_examples=50)
 def test_pillow_reads_back_every_pixel(width: int, height: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    with Image.open(io.BytesIO(encode_png(pixels, {}))) as picture:
-        picture.verify()
-    with Image.open(io.BytesIO(encode_png(pixels, {}))) as picture:
-        assert picture.mode == "RGB"
-        assert np.array_equal(np.asarray(picture), pixels)
+    with Image.open(io.BytesIO(encode_png(pixels, {}))) as image:
+        image.verify()
+    with Image.open(io.BytesIO(encode_png(pixels, {}))) as image:
+        assert image.mode == "RGB"
+        assert np.array_equal(np.asarray(image), pixels)
 
 
-def test_the_parameters_come_back_as_they_were() -> None:
+def test_parameters_are_stored_unchanged() -> None:
     parameters = {"prompt": 'a häuschen 家 \n "quoted"', "seed": 2**63 - 1, "strength": 0.1}
-    with Image.open(io.BytesIO(encode_png(np.zeros((2, 2, 3), np.uint8), parameters))) as picture:
-        assert json.loads(picture.text["img2img"]) == parameters
+    with Image.open(io.BytesIO(encode_png(np.zeros((2, 2, 3), np.uint8), parameters))) as image:
+        assert json.loads(image.text["img2img"]) == parameters
 
 
 def test_equal_pixels_and_parameters_give_equal_bytes() -> None:
@@ -34,9 +34,9 @@ def test_equal_pixels_and_parameters_give_equal_bytes() -> None:
     assert encode_png(pixels, {"a": 1, "b": 2}) == encode_png(pixels, {"b": 2, "a": 1})
 
 
-@pytest.mark.parametrize(("mode", "opened"), [("RGB", "RGB"), ("L", "L"), ("P", "RGB")])
-def test_any_png_opens_in_grey_or_rgb(mode: str, opened: str) -> None:
+@pytest.mark.parametrize(("mode", "expected_mode"), [("RGB", "RGB"), ("L", "L"), ("P", "RGB")])
+def test_decode_png_returns_grey_or_rgb(mode: str, expected_mode: str) -> None:
     file = io.BytesIO()
     Image.new(mode, (5, 3)).save(file, "PNG")
-    picture = decode_png(file.getvalue())
-    assert (picture.mode, picture.size) == (opened, (5, 3))
+    image = decode_png(file.getvalue())
+    assert (image.mode, image.size) == (expected_mode, (5, 3))

@@ -36,10 +36,10 @@ def test_without_inputs_leaves_out_every_hash(task: Task) -> None:
     assert without.inputs == ()
     assert not [digest for digest in digests if digest in without.model_dump_json()]
     assert parse_spec(without.model_dump_json()) == without
-    left = {"image", "region", "controls", "image_prompts"}
-    assert without.model_dump(exclude=left) == spec.model_dump(exclude=left)
+    excluded = {"image", "region", "controls", "image_prompts"}
+    assert without.model_dump(exclude=excluded) == spec.model_dump(exclude=excluded)
     if "controls" in type(spec).model_fields:
         assert without.controls[0].preprocess
     if "image_prompts" in type(spec).model_fields:
         assert without.image_prompts[0].scale == 0.5
-    assert spec.inputs == tuple(digests), "the spec itself stays as it was"
+    assert spec.inputs == tuple(digests), "the original spec is unchanged"

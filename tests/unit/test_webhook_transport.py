@@ -17,7 +17,7 @@ from img2img.app.webhooks.pinned_transport import PinnedTransport
 from tests.support.webhook_receivers import Receiver, receiving
 
 
-class ChangesItsMind:
+class RebindingResolver:
     """A resolver of an attacker: returns a public address first and a private one next."""
 
     def __init__(self, *results: list[str]) -> None:
@@ -29,7 +29,7 @@ class ChangesItsMind:
         return self._results[min(self.lookups, len(self._results)) - 1]
 
 
-class Diverts(httpcore.AnyIOBackend):
+class LoopbackNetwork(httpcore.AnyIOBackend):
     """A network that connects every address to loopback."""
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ def post(
 def test_one_private_address_rejects_the_host() -> None:
     with receiving() as receiver:
         for addresses in (["127.0.0.1"], ["192.0.2.1"], ["1.1.1.1", "127.0.0.1"], ["::ffff:127.0.0.1"]):
-            network = Diverts()
-            backend = PinnedTransport(ChangesItsMind(addresses), network)
+            network = LoopbackNetwork()
+            backend = PinnedTransport(RebindingResolver(addresses), network)
             response = post(f"http://hooks.example:{port_of(receiver)}/", backend)
             assert response == DeliveryResponse(error="the host has an address that is not public")
             assert not network.dialled
@@ -67,7 +67,7 @@ def test_one_private_address_rejects_the_host() -> None:
 def test_connects_to_the_checked_address() -> None:
     """The name is resolved once, so a second result cannot be used."""
     with receiving() as receiver:
-        rebinding, network = ChangesItsMind(["1.1.1.1"], ["127.0.0.1"]), Diverts()
+        rebinding, network = RebindingResolver(["1.1.1.1"], ["127.0.0.1"]), LoopbackNetwork()
         url = f"http://rebind.example:{port_of(receiver)}/"
         assert post(url, PinnedTransport(rebinding, network)) == DeliveryResponse(204)
         assert rebinding.lookups == 1
@@ -79,7 +79,7 @@ def test_connects_to_the_checked_address() -> None:
 
 def test_second_address_is_tried_if_the_first_fails() -> None:
     with receiving() as receiver:
-        resolver = ChangesItsMind(["127.0.0.2", "127.0.0.1"])  # the receiver listens on 127.0.0.1 only
+        resolver = RebindingResolver(["127.0.0.2", "127.0.0.1"])  # the receiver listens on 127.0.0.1 only
         url = f"http://hooks.example:{port_of(receiver)}/a?b=c"
         assert post(url, PinnedTransport(resolver, allow_private=True)) == DeliveryResponse(204)
         [received] = receiver.got
@@ -88,10 +88,10 @@ def test_second_address_is_tried_if_the_first_fails() -> None:
 
 
 def test_redirect_is_not_followed() -> None:
-    with receiving() as elsewhere, receiving((302, {"Location": elsewhere.url})) as receiver:
+    with receiving() as target, receiving((302, {"Location": target.url})) as receiver:
         assert post(receiver.url, PinnedTransport(allow_private=True)) == DeliveryResponse(302, "status 302")
         assert len(receiver.got) == 1
-        assert not elsewhere.got
+        assert not target.got
 
 
 def test_proxy_of_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_unresponsive_receiver_times_out() -> None:
 
 
 def test_connection_errors_are_returned() -> None:
-    assert post("http://hooks.example/", PinnedTransport(ChangesItsMind([]))) == DeliveryResponse(
+    assert post("http://hooks.example/", PinnedTransport(RebindingResolver([]))) == DeliveryResponse(
         error="the host has no address"
     )
     with receiving() as receiver:
@@ -174,18 +174,20 @@ def test_response_body_is_not_read() -> None:
         assert response.error
 
 
-@pytest.mark.parametrize(("named", "good"), [("hooks.example", True), ("other.example", False), ("127.0.0.1", False)])
-def test_tls_verifies_the_host_name_of_the_url(named: str, good: bool) -> None:
+@pytest.mark.parametrize(
+    ("certificate_name", "accepted"), [("hooks.example", True), ("other.example", False), ("127.0.0.1", False)]
+)
+def test_tls_verifies_the_host_name_of_the_url(certificate_name: str, accepted: bool) -> None:
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert(named).configure_cert(server)
+    authority.issue_cert(certificate_name).configure_cert(server)
     authority.configure_trust(client)
     names: list[str] = []
     server.sni_callback = lambda _socket, name, _context: names.append(name)
-    backend = PinnedTransport(ChangesItsMind(["127.0.0.1"]), allow_private=True)
+    backend = PinnedTransport(RebindingResolver(["127.0.0.1"]), allow_private=True)
     with answering(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", server) as port:
         response = post(f"https://hooks.example:{port}/", backend, context=client)
     assert names == ["hooks.example"]
-    assert response.is_delivered is good
-    if not good:
+    assert response.is_delivered is accepted
+    if not accepted:
         assert "certificate verify failed" in (response.error or "")
