@@ -88,13 +88,13 @@ def test_owner_with_single_jobs_takes_turns(idle_service: Service, submit: Submi
 
 
 def test_cancelling_costs_no_turns(idle_service: Service, submit: Submit) -> None:
-    fickle, other = submit(20, "fickle"), submit(20, "other")
-    for job_id in fickle[:18]:
+    cancelling, other = submit(20, "cancelling"), submit(20, "other")
+    for job_id in cancelling[:18]:
         idle_service.jobs.cancel(job_id)
-    assert position_of(idle_service, fickle[18]) == QueuePosition(0, 0)
-    assert rank_of(idle_service, fickle[19]) == 2
-    assert claimed(idle_service, 5) == [fickle[18], other[0], fickle[19], other[1], other[2]]
-    again = submit(1, "fickle")
+    assert position_of(idle_service, cancelling[18]) == QueuePosition(0, 0)
+    assert rank_of(idle_service, cancelling[19]) == 2
+    assert claimed(idle_service, 5) == [cancelling[18], other[0], cancelling[19], other[1], other[2]]
+    again = submit(1, "cancelling")
     assert claimed(idle_service, 2) == [other[3], *again]
 
 

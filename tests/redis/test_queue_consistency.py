@@ -25,9 +25,9 @@ def positions(http: httpx.Client, ids: list[str]) -> list[int | None]:
 
 
 def test_position_matches_the_queue(http: httpx.Client, submit: Submit, queue: JobQueue, redis: Redis) -> None:
-    answers = [submit(num_images=1 + i % 3).json() for i in range(6)]
-    assert [answer["queue_position"] for answer in answers] == list(range(6))
-    ids = [answer["id"] for answer in answers]
+    jobs = [submit(num_images=1 + i % 3).json() for i in range(6)]
+    assert [job["queue_position"] for job in jobs] == list(range(6))
+    ids = [job["id"] for job in jobs]
     queue.job_store.start(ids[0], execution="e", worker="w")
     queue.cancel(ids[2])
     assert positions(http, ids) == [None, 0, None, 1, 2, 3]
@@ -48,8 +48,8 @@ def test_cost_ahead_is_exact_until_waiting_jobs_are_cancelled(queue: JobQueue, s
     jobs = [record, *(queue.submit(spec) for spec in (large, small, large, small))]
     specs = [job.spec for job in jobs]
     for at, job in enumerate(jobs):
-        [standing] = queue.job_store.fair_queue.positions([job])
-        assert standing == QueuePosition(at, pytest.approx(sum(spec.cost for spec in specs[:at])))
+        [position] = queue.job_store.fair_queue.positions([job])
+        assert position == QueuePosition(at, pytest.approx(sum(spec.cost for spec in specs[:at])))
     queue.cancel(jobs[1].id)
     [last] = queue.job_store.fair_queue.positions([jobs[4]])
     assert last == QueuePosition(3, pytest.approx(sum(specs[i].cost for i in (0, 2, 3))))
@@ -69,7 +69,7 @@ def test_eta_is_cost_ahead_by_throughput(http: httpx.Client, submit: Submit, red
     models.report_throughput("second", WorkerThroughput(per_second=cost / 10, left=0), ttl_s=60)
     models.report_throughput("dead", WorkerThroughput(per_second=1e9, left=1e9), ttl_s=60)
     job = submit().json()
-    assert (job["queue_position"], job["eta_s"]) == (1, pytest.approx(20, abs=0.1))  # 2 in hand, 1 ahead, itself
+    assert (job["queue_position"], job["eta_s"]) == (1, pytest.approx(20, abs=0.1))  # 2 in flight, 1 ahead, itself
     dry = http.post("/img2img?dry_run=true", files={"image": image_bytes}).json()
     assert (dry["queue_position"], dry["eta_s"]) == (2, pytest.approx(25, abs=0.1))
     body = {"files": {"image": image_bytes}, "data": {"priority": "high"}}

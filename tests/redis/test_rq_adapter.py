@@ -132,7 +132,7 @@ def test_inert_job_ignores_function_callbacks_and_webhooks_stored_in_redis(idle_
     assert issubclass(idle_service.queue.job_class, InertJob)
 
 
-def test_submit_writes_what_rq_enqueue_writes(idle_service: Service) -> None:
+def test_submit_writes_the_same_keys_as_rq_enqueue(idle_service: Service) -> None:
     queue, connection = idle_service.queue, idle_service.redis
     job_id = idle_service.submit()
     written, listed = connection.hgetall(rq_job_key(job_id)), connection.lrange(queue.key, 0, -1)
