@@ -37,3 +37,13 @@ def test_relative_imports_stay_in_their_package(package: str) -> None:
         if isinstance(node, ast.ImportFrom) and node.level >= len(path.parts)
     ]
     assert not leaving
+
+
+def test_domain_imports_only_pydantic() -> None:
+    imported = set()
+    for _path, node in imports_of("img2img/domain"):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+        imported |= {name if name.startswith("img2img.") else name.partition(".")[0] for name in names}
+    others = {name for name in imported if not name.startswith("img2img.domain")}
+    # A dependency of pydantic, for a feature of Python 3.12.
+    assert others - sys.stdlib_module_names == {"pydantic", "typing_extensions"}
