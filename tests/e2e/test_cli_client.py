@@ -64,7 +64,7 @@ def test_json_option_prints_only_json(folder: Path, url: str) -> None:
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     done = img2img(folder, "submit", "a.png", "b.png", "--json", *SIZE, "--url", url)
     assert done.returncode == 1
-    assert done.stderr.startswith("img2img: b.png: image: The PNG picture is broken")
+    assert done.stderr.startswith("img2img: b.png: image: The PNG image is broken")
     refused, job = map(json.loads, done.stdout.splitlines())
     assert (refused["input"], refused["problem"]["status"]) == ("b.png", 422)
     assert (job["input"], job["status"], job["files"]) == ("a.png", "succeeded", ["a-out.png"])
