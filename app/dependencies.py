@@ -83,4 +83,3 @@ DecodersDep = Annotated[DecoderPool, _service(lambda services: services.decoders
 EtaDep = Annotated[EtaEstimator, _service(lambda services: services.eta)]
 PreviewsDep = Annotated[Previews, _service(lambda services: services.previews)]
 JobChangesDep = Annotated[JobChangeListener, _service(lambda services: services.job_changes)]
-TracerDep = Annotated[Tracer, _service(lambda services: services.tracer)]

@@ -1,1 +1,1 @@
-"""The GPU side of img2img. Never imports a web framework, nor anything of `app` but `app.contract`."""
+"""The GPU side of img2img. Never imports a web framework, nor anything of `app`."""

@@ -136,7 +136,7 @@ def _allowed_methods(request: Request) -> list[str]:
 async def _handle_outage(request: Request, error: Exception) -> Response:
     job_id = request.path_params.get("job_id")
     log.error("Redis or the blob store failed: %r", error, extra=job_extra(job_id) if job_id else None)
-    part = "queue" if isinstance(error, RedisError) else "image store"
+    part = "queue" if isinstance(error, RedisError) else "blob store"
     return problem_response(Unavailable(f"The {part} is not available; try again in a few seconds."))
 
 

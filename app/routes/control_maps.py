@@ -26,7 +26,7 @@ router = APIRouter(tags=["jobs"])
 async def submit_control_map(
     submitter: JobSubmitterDep, request: ControlMapRequestDep, response: Response, services: ServicesDep
 ) -> Job:
-    """Queues a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
+    """Queue a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
     submitted = await submitter.submit(request)
     response.headers.update(submitted.headers)
     return Job.from_record(submitted.record, *await run_sync(services.eta.estimate, [submitted.record]))

@@ -24,7 +24,7 @@ async def get_health() -> Liveness:
 def get_readiness(
     response: Response, settings: SettingsDep, redis: RedisDep, models: ModelsDep, store: StoreDep
 ) -> Readiness:
-    """Check that Redis, the store and at least one worker are available."""
+    """Check that Redis, the blob store and at least one worker are available."""
     redis_status, worker_status = _check_redis_and_workers(models)
     store_status = _check_store(store)
     ready = redis_status.ok and store_status.ok and worker_status.ok

@@ -31,7 +31,7 @@ async def upload_image(
     store: StoreDep,
     decoders: DecodersDep,
 ) -> UploadedImage:
-    """Stores an image for later requests of the same API key: its `sha256` can be an `image` of `POST /img2img`.
+    """Store an image for later requests of the same API key: its `sha256` can be an `image` of `POST /img2img`.
 
     It is kept for a while after it was last uploaded or used.
     """

@@ -42,7 +42,7 @@ async def submit_img2img(
     dry_run: DryRunQuery = False,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Job | DryRunResult:
-    """Queues a job. Poll the `Location`; when the job has succeeded, fetch its images."""
+    """Queue a job. Poll the `Location`; when the job has succeeded, fetch its images."""
     if dry_run:
         response.status_code = 200
         return await submitter.dry_run(request)

@@ -27,6 +27,9 @@ class FieldProblem(BaseModel):
         field = ".".join(map(str, location))[:MAX_SHOWN] or "body"
         if error["type"] == "missing":
             return cls(field=field, message="Field required")
+        if error["type"] == "json_invalid":
+            # The input is the whole body.
+            return cls(field=field, message=error["msg"])
         return cls(field=field, message=error["msg"].removeprefix("Value error, "), got=truncate(error["input"]))
 
 

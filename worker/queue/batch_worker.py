@@ -136,7 +136,7 @@ class BatchWorker(BaseWorker):
         threading.Thread(target=self._heartbeat.run, args=(self._closed,), name="heartbeat", daemon=True).start()
         threading.Thread(target=self._retention.run, args=(self._closed,), name="retention", daemon=True).start()
         threading.Thread(target=self._finisher.run, name="finisher", daemon=True).start()
-        log.info("ready: %s on %s", ", ".join(card.name for card in self._runner.cards), self.name)
+        log.info("worker %s is ready; models: %s", self.name, ", ".join(card.name for card in self._runner.cards))
 
     def _poll(self) -> None:
         """Fetch a job, or publish progress and sleep."""
@@ -145,7 +145,7 @@ class BatchWorker(BaseWorker):
                 return
             self._progress.publish()
         except RedisError as error:
-            log.warning("Redis: %s", error)
+            log.warning("Redis is unavailable, retrying: %s", error)
             time.sleep(OUTAGE_S)
         time.sleep(IDLE_S)
 
@@ -163,8 +163,8 @@ class BatchWorker(BaseWorker):
             self.register_death()
             self.unsubscribe()
         except RedisError as error:
-            log.warning("Redis: %s", error)
-        log.info("stopped")
+            log.warning("Redis is unavailable, so the worker stays registered until its entry expires: %s", error)
+        log.info("worker %s has stopped", self.name)
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if self._draining.is_set():
@@ -172,7 +172,7 @@ class BatchWorker(BaseWorker):
                 raise WorkerDied("stopped by a second signal; the jobs in flight are requeued")
             return
         self._draining_since = time.monotonic()
-        log.info("%s: finishing the %d jobs in flight", signal.Signals(signum).name, len(self._in_flight))
+        log.info("received %s; jobs in flight to finish: %d", signal.Signals(signum).name, len(self._in_flight))
         self._draining.set()
 
     def _requeue_all(self) -> None:
@@ -182,7 +182,7 @@ class BatchWorker(BaseWorker):
                 self._jobs.requeue(execution.job_id, execution=execution.id)
                 release_lease(self, execution.job, execution.rq_execution)
         except RedisError as error:
-            log.warning("Redis: %s; the jobs in flight are requeued when their leases expire", error)
+            log.warning("Redis is unavailable, so jobs in flight are requeued when their leases expire: %s", error)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:  # noqa: ARG002
         """Return the seconds of a lease. Overrides RQ's."""

@@ -102,9 +102,10 @@ class Finisher:
             images = self._publish(execution)
         except Cancelled:
             retry_until_redis_answers(lambda: self._job_store.cancel(job_id, execution=execution.id))
+            log.info("cancelled")
         except JobError as error:
             # Log the code only: the message may quote the prompt.
-            log.warning("the job failed: %s", error.code, exc_info=error.__cause__)
+            log.warning("failed: %s", error.code, exc_info=error.__cause__)
             failure = JobFailure(code=error.code, message=error.message)
             retry_until_redis_answers(lambda: self._job_store.fail(job_id, failure, execution=execution.id))
         else:
@@ -116,7 +117,7 @@ class Finisher:
                 )
             )
             if is_ours:
-                log.info("%d images in %.2f s", len(images), time.time() - execution.record.created_at)
+                log.info("succeeded in %.2f s; images: %d", time.time() - execution.record.created_at, len(images))
         retry_until_redis_answers(lambda: self._end_in_rq(execution))
 
     def _publish(self, execution: JobExecution) -> list[ImageInfo]:
@@ -169,5 +170,5 @@ def retry_until_redis_answers(command: Callable[[], T]) -> T:
         try:
             return command()
         except RedisError as error:
-            log.warning("Redis: %s; trying again", error)
+            log.warning("Redis is unavailable, retrying: %s", error)
             time.sleep(RETRY_INTERVAL_S)

@@ -76,9 +76,9 @@ class Heartbeat:
                 if last_beat >= reap_after:
                     self._reaper.reap(self._registry.known())
             except RedisError as error:
-                log.warning("Redis: %s", error)
+                log.warning("Redis is unavailable, retrying the heartbeat: %s", error)
             except Exception:
-                log.exception("the heartbeat failed; it is repeated")
+                log.exception("the heartbeat failed, retrying")
 
     def unregister(self) -> None:
         """Remove the live file and the registration. Raises RedisError."""

@@ -51,6 +51,6 @@ class PreviewPublisher:
                     self._previews.publish(job_id, Preview(step, jpeg))
                     self._published[job_id] = step
         except RedisError as error:
-            log.warning("Redis: %s", error)
+            log.warning("Redis is unavailable, previews are skipped: %s", error)
         except Exception:
             log.exception("the previews could not be published")

@@ -31,9 +31,9 @@ class Retention:
             try:
                 self.sweep()
             except RedisError as error:
-                log.warning("Redis: %s", error)
+                log.warning("Redis is unavailable, retrying to delete expired jobs: %s", error)
             except Exception:
-                log.exception("expired jobs could not be deleted; it is tried again")
+                log.exception("expired jobs could not be deleted, retrying")
 
     def sweep(self) -> None:
         """Cancel overdue jobs, and delete stale events, expired jobs and unused inputs.
