@@ -1,5 +1,7 @@
 """The `img2img` command. Commands import their dependencies when they run, so that `--help` is fast."""
 
+from typing import Annotated
+
 import typer
 
 from . import jobs, keys, submit
@@ -8,11 +10,28 @@ from . import serve as serving
 RUN, USE = "Run the service", "Use a service"
 
 app = typer.Typer(
-    help="Diffusion image-to-image behind an asynchronous HTTP API.",
     epilog="Exit codes: 0 success, 1 rejected or failed, 2 wrong usage, 3 service unreachable, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
 )
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        from img2img import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001  # handled by its callback
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Diffusion image-to-image behind an asynchronous HTTP API."""
+
 
 app.command(rich_help_panel=RUN)(serving.serve)
 app.command(rich_help_panel=RUN)(serving.api)

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -223,3 +224,7 @@ def test_check_torch_without_torch_raises(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("img2img.app.supervisor.supervisor.find_spec", lambda _name: None)
     with pytest.raises(ServeError, match=r"img2img-server\[worker\]"):
         check_torch()
+
+
+def test_version_is_that_of_the_distribution(folder: Path) -> None:
+    assert img2img(folder, "--version").stdout == f"{version('img2img-server')}\n"
