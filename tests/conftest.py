@@ -25,6 +25,9 @@ from tests.support.processes import idle_service, service, tiny_model  # noqa: F
 from tests.support.servers import http_server, redis_server
 from tests.support.serving import serving
 
+# Models as small as those of the tests are slower with more threads, also in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell without job control starts background commands with SIGINT ignored, which child processes would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
