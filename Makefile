@@ -28,9 +28,9 @@ types: $(VENV)/dev
 fences: $(VENV)/dev
 	$(BIN)/lint-imports
 
-# Tests run in one process more than there are cores, because many wait; tests/conftest.py has the groups that stay together.
+# In one process more than there are cores, because many tests wait. The tests of a file share servers, so they stay together.
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 
 test-unit: $(VENV)/dev ## the fast tests: no Redis, no torch, no processes
 	$(BIN)/python -m pytest tests/unit

@@ -32,16 +32,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Before pytest-xdist reads the groups.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let pytest-xdist run the tests of a file in one process, but spread those of the engine, the longest first.
-
-    Files share servers between their tests; tests of the engine share only models, which take a second to make.
-    """
-    for item in items:
-        if "engine" not in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    """Begin with the files that take longest."""
     first = {"test_pixels.py": 0, "test_service.py": 1, "test_reliability.py": 2, "test_chaos.py": 3}
     items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
