@@ -26,6 +26,7 @@ from img2img.worker.queue.execution import (
     JobExecution,
     StorageUnavailable,
 )
+from tests.support.damage import DAMAGES, flip_bit
 from tests.support.images import encoded, gradient
 from tests.support.memory_store import MemoryStore
 from tests.support.specs import make_spec
@@ -34,22 +35,6 @@ LOADING, RUNNING, RENDERED, PUBLISHED, ENDED = ExecutionState
 INPUT = b"an input"
 INPUT_SHA256 = sha256(INPUT).hexdigest()
 PNG, EARLIER_PNG = (encoded(gradient(32, 32, blue)) for blue in (0, 200))
-
-
-def flip_bit(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-
-DAMAGES = {
-    "empty": b"",
-    "truncated": EARLIER_PNG[:-20],
-    "without its end": EARLIER_PNG[:-12],
-    "one bit in the pixels": flip_bit(EARLIER_PNG, len(EARLIER_PNG) // 2),
-    "one bit in the header": flip_bit(EARLIER_PNG, 20),
-    "one bit in the last checksum": flip_bit(EARLIER_PNG, len(EARLIER_PNG) - 1),
-    "zeros": bytes(len(EARLIER_PNG)),
-    "another size": encoded(gradient(32, 16)),
-}
 
 
 class FakeRendering:
@@ -324,12 +309,12 @@ def test_long_outage_of_store_while_loading_fails_job(monkeypatch: pytest.Monkey
         execution.publish(store)
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_image_of_earlier_execution_is_rendered_again(damage: bytes):
+@pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_image_of_earlier_execution_is_rendered_again(change: Callable[[bytes], bytes]):
     store, runner = MemoryStore(), FakeRunner()
     execution, _ = make_execution(store, attempts=2, num_images=2)
     store.put(result_key("a", 0), EARLIER_PNG)
-    store.put(result_key("a", 1), damage)
+    store.put(result_key("a", 1), change(EARLIER_PNG))
     execution.load(store, runner)
     assert runner.rendering.indices == [1]
     runner.rendering.end()
@@ -339,15 +324,15 @@ def test_damaged_image_of_earlier_execution_is_rendered_again(damage: bytes):
     assert [image.sha256 for image in images] == [sha256(png).hexdigest() for png in stored]
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES.values(), None], ids=[*DAMAGES, "none"])
-def test_image_that_is_stored_meanwhile_is_kept_unless_damaged(damage: bytes | None):
+@pytest.mark.parametrize("change", [*DAMAGES.values(), None], ids=[*DAMAGES, "none"])
+def test_image_that_is_stored_meanwhile_is_kept_unless_damaged(change: Callable[[bytes], bytes] | None):
     store, runner = MemoryStore(), FakeRunner()
     execution, _ = make_execution(store)
     execution.load(store, runner)
     runner.rendering.end()
-    store.put(result_key("a", 0), EARLIER_PNG if damage is None else damage)
+    store.put(result_key("a", 0), change(EARLIER_PNG) if change else EARLIER_PNG)
     [image] = execution.publish(store)
-    expected = EARLIER_PNG if damage is None else PNG
+    expected = PNG if change else EARLIER_PNG
     assert store.get(result_key("a", 0)) == expected
     assert (image.sha256, image.bytes) == (sha256(expected).hexdigest(), len(expected))
 
