@@ -20,7 +20,7 @@ CONNECT_S = 2
 # Of a whole request, including the bytes of an image.
 REQUEST_S = 30
 RETRY_DELAY_S = 0.5
-# Setting of obstore for a server that refuses checksums in headers.
+# Setting of obstore for another algorithm.
 CHECKSUM = "AWS_CHECKSUM_ALGORITHM"
 
 # Response headers of a bucket when a client fetches a result by a signed URL.
