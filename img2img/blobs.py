@@ -1,8 +1,9 @@
 """The blob store: a local directory or an S3-compatible bucket, through obstore."""
 
+import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -135,6 +136,11 @@ class ObjectStore:
             with suppress(FileNotFoundError):
                 obstore.delete(self._store, key)
 
+    def list_keys(self) -> Iterator[str]:
+        """Yield the keys of all blobs."""
+        for blobs in obstore.list(self._store):
+            yield from (blob["path"] for blob in blobs)
+
     def sign(self, method: Literal["GET", "HEAD"], key: str, expires_s: float) -> str:
         if not isinstance(self._store, S3Store | GCSStore | AzureStore):
             raise UnusableStore(f"{self._url} cannot sign URLs; a bucket can, such as s3://bucket/prefix")
@@ -149,7 +155,7 @@ class ObjectStore:
 
         Raises:
             UnusableStore: The store lets a second writer overwrite a blob, or refuses requests.
-            GenericError: The store does not respond; it may do so later.
+            GenericError: The store does not respond or is full; it may be usable later.
         """
         key = f"checks/{uuid4().hex}"
         try:
@@ -158,6 +164,8 @@ class ObjectStore:
         except GenericError:
             raise
         except (BaseError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise GenericError(f"the store {self._url} is full") from error
             raise UnusableStore(f"the store {self._url} cannot be used: {_first_line(error)}") from None
         if written != [True, False]:
             raise UnusableStore(
