@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(PYTHON) scripts/install.py
 
 .PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi client docs dist benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
 
@@ -111,13 +111,10 @@ gallery: $(VENV)/dev ## generate the images of the README's tasks again, with th
 clean: ## remove the virtual environments and the output of the demo
 	rm -rf $(VENV) .clients .locks demo-output.png
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
-
-$(VENV)/serve: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
-	$(PIP) '.[serve]'
+$(VENV)/serve: pyproject.toml setup.py constraints.txt scripts/install.py
+	$(INSTALL) serve $(VENV)
 	@touch $@
 
-$(VENV)/dev: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
-	$(PIP) '.[dev]'
+$(VENV)/dev: pyproject.toml setup.py constraints.txt scripts/install.py
+	$(INSTALL) dev $(VENV)
 	@touch $@ $(VENV)/serve

@@ -73,7 +73,8 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
 
     from img2img.redis.api_keys import ApiKeys
 
-    from ..supervisor.embedded_redis import RedisUnavailable, connect, is_redis_ready
+    from ..supervisor.embedded_redis import connect, is_redis_ready
+    from ..supervisor.redis_server import RedisUnavailable
     from ..supervisor.supervisor import ServeError
 
     try:
@@ -84,7 +85,9 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
             connect(settings.resolved_redis_url) as redis,
         ):
             yield ApiKeys(redis)
-    except (RedisError, RedisUnavailable) as error:
+    except RedisUnavailable as error:
+        raise ServeError(str(error)) from None
+    except RedisError as error:
         raise ServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
 
 

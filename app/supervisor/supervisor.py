@@ -21,8 +21,9 @@ from img2img.redis.api_keys import ApiKeys
 
 from ..settings import ApiSettings
 from ..webhooks.signing import ensure_secret
-from .embedded_redis import RedisUnavailable, connect, is_redis_ready, redis_command
+from .embedded_redis import connect, is_redis_ready, redis_command
 from .process import ManagedProcess
+from .redis_server import RedisUnavailable
 
 # -P: modules in the working directory must not shadow installed ones.
 PYTHON = (sys.executable, "-P", "-m")

@@ -16,7 +16,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from img2img.app.supervisor.embedded_redis import RedisUnavailable, find_redis_server, redis_command
+from img2img.app.supervisor.embedded_redis import redis_command
+from img2img.app.supervisor.redis_server import RedisUnavailable, find_redis_server
 from img2img.app.supervisor.supervisor import ServeError, check_torch, free_port
 from tests.support.cli_command import COMMAND, environment, img2img, one_line
 from tests.support.images import gradient
