@@ -78,7 +78,7 @@ def _describe_error(error: ErrorDetails) -> str:
         return error["msg"].removeprefix("Value error, ")
     name = f"IMG2IMG_{'_'.join(map(str, error['loc'])).upper()}"
     got = "" if "webhook_secret" in error["loc"] else f", got {error['input']!r}"
-    return f"{name}: {error['msg']}{got}"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 
 class ApiSettings(SharedSettings):

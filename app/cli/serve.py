@@ -59,6 +59,8 @@ def serve(
     """Run the whole service on this machine: Redis, API server, worker and webhook dispatcher. Ctrl-C stops it."""
     started_at = time.monotonic()
     with server_errors("serve"), suppress(KeyboardInterrupt):
+        from ..supervisor.supervisor import running
+
         settings = settings_of(
             host=host,
             port=port,
@@ -69,16 +71,12 @@ def serve(
             redis_url=redis_url,
             insecure=insecure,
         )
-        _announce(settings)
-        # Slow to import: after the first lines.
-        from ..supervisor.supervisor import running
-
-        with running(settings) as service:
+        with running(settings, announce=lambda: _announce(settings)) as service:
             seconds = time.monotonic() - started_at
             typer.echo(f"img2img serves {_served(settings)} at {settings.local_url} (Ctrl-C stops it)")
-            typer.echo(f"img2img: ready after {seconds:.0f} s; API reference: {settings.local_url}/docs")
+            typer.echo(f"img2img: ready after {seconds:.0f} s; API reference: {settings.local_url}/docs", err=True)
             if settings.model == DEMO_MODEL:
-                typer.echo(f"img2img: {DEMO_NOTE}")
+                typer.echo(f"img2img: {DEMO_NOTE}", err=True)
             while True:
                 service.tick()
                 time.sleep(0.2)
@@ -96,8 +94,8 @@ def _announce(settings: "ApiSettings") -> None:
         server = find_redis_server()
         redis = f"{server_version(server)} ({server})"
     store = f", images in {without_password(settings.store_url)}" if settings.store_url else ""
-    typer.echo(f"img2img: data in {settings.data_dir.resolve()}{store}; {redis}")
-    typer.echo(f"img2img: starting a worker, which loads PyTorch and then {_served(settings)}")
+    typer.echo(f"img2img: data in {settings.data_dir.resolve()}{store}; {redis}", err=True)
+    typer.echo(f"img2img: starting a worker, which loads PyTorch and then {_served(settings)}", err=True)
 
 
 def _served(settings: "ApiSettings") -> str:

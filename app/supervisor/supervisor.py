@@ -35,12 +35,20 @@ DRAIN_S = 60.0
 
 
 @contextmanager
-def running(settings: ApiSettings) -> Iterator["Supervisor"]:
-    """Run the service while the context lasts. SIGTERM interrupts it like Ctrl-C. Raises ServeError."""
+def running(settings: ApiSettings, announce: Callable[[], None] = lambda: None) -> Iterator["Supervisor"]:
+    """Run the service while the context lasts. SIGTERM interrupts it like Ctrl-C.
+
+    Args:
+        announce: Called when nothing that can be checked at once prevents the start.
+
+    Raises:
+        ServeError: It cannot start, or a worker cannot.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_torch()
     with lock_data_dir(settings.data_dir):
         check_port(settings.host, settings.port)
+        announce()
         if not settings.webhook_secret:
             ensure_secret(settings.data_dir)
         supervisor = Supervisor(settings)
