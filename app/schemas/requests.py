@@ -148,9 +148,10 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     mask: Annotated[
         MaskOrReference | None,
         Field(
-            description="Inpainting mask of the same size as `image`: white pixels are regenerated, black pixels are "
-            "returned unchanged. `alpha` uses the transparency of `image`. The result has the size of `image`; "
-            "`width` and `height` set the size at which the model works."
+            description="Inpainting mask of the same size as `image`: white pixels are regenerated, black and "
+            "transparent pixels are returned unchanged. Grey counts as white from 128 on. `alpha` regenerates the "
+            "transparent pixels of `image`. The result has the size of `image`; `width` and `height` set the size at "
+            "which the model works."
         ),
         Requires(tasks=frozenset({Task.INPAINT})),
     ] = None
@@ -159,7 +160,8 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         Field(
             ge=0,
             le=256,
-            description="Pixels over which the new content fades into the old, inside the mask. Default: 4.",
+            description="Pixels over which the new content fades into the old, inside the mask, at most half the "
+            "thickness of the mask. Default: 4.",
         ),
         Requires(tasks=frozenset({Task.INPAINT})),
     ] = None
