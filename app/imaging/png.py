@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from PIL import PngImagePlugin
@@ -72,16 +73,34 @@ def _is_needed(data: memoryview, chunk: Chunk) -> bool:
 def _decompressed_size(kind: bytes, content: bytes) -> int:
     """Return the size of a text or a profile, at most MAX_DECOMPRESSED."""
     _keyword, _, rest = content.partition(b"\0")
-    compressed = rest[1:]
-    if kind == b"tEXt" or (kind == b"iTXt" and rest[:1] != b"\1"):
-        return len(rest)
-    if kind == b"iTXt":
-        # Compression method, language, translated keyword, text.
-        compressed = compressed[1:].split(b"\0", 2)[-1]
     try:
-        return len(zlib.decompressobj().decompress(compressed, MAX_DECOMPRESSED))
-    except zlib.error:
+        return len(_decompressed(rest[1:]) if kind == b"iCCP" else _read_text(kind, rest))
+    except (zlib.error, UnicodeDecodeError):
         return 0
+
+
+def read_texts(data: bytes) -> dict[str, str]:
+    """Return the texts of a PNG by keyword. Leaves out those that are broken or longer than MAX_DECOMPRESSED."""
+    texts = {}
+    for chunk in chunks(data):
+        if chunk.kind not in TEXTS or not chunk.is_complete:
+            continue
+        keyword, _, content = data[chunk.start + 8 : chunk.end - 4].partition(b"\0")
+        with suppress(zlib.error, UnicodeDecodeError):
+            texts[keyword.decode("latin-1")] = _read_text(chunk.kind, content)
+    return texts
+
+
+def _read_text(kind: bytes, content: bytes) -> str:
+    if kind == b"iTXt":
+        # Whether it is compressed, compression method, language, translated keyword, text.
+        text = content[2:].split(b"\0", 2)[-1]
+        return (_decompressed(text) if content[:1] == b"\1" else text).decode()
+    return (_decompressed(content[1:]) if kind == b"zTXt" else content).decode("latin-1")
+
+
+def _decompressed(data: bytes) -> bytes:
+    return zlib.decompressobj().decompress(data, MAX_DECOMPRESSED)
 
 
 def check_sums(data: bytes) -> None:

@@ -23,6 +23,12 @@ WEB_UI_NAMES: dict[Scheduler, tuple[str, str]] = {
     Scheduler.UNIPC: ("UniPC", "Automatic"),
     Scheduler.LCM: ("LCM", "Automatic"),
 }
+# A name and a value on the last line. A value with a comma or colon is a JSON string.
+FIELD = re.compile(r'\s*(\w[\w \-/]{1,60}):\s*("(?:\\[\\"/bfnrt]|\\u[0-9a-fA-F]{4}|[^\\"\x00-\x1f])*"|[^",]*)(?:,|$)')
+# A last line with fewer fields is part of the prompt, as in the web UI.
+MIN_FIELDS = 3
+# Longer lines would take long to parse.
+MAX_LINE = 5000
 WEIGHTED = re.compile(r"\(([^()]+):([0-9]+(?:\.[0-9]+)?)\)|[()\[\]\\]")
 
 
@@ -51,6 +57,17 @@ def infotext(spec: GenerationSpec, seed: int) -> str:
     if spec.negative_prompt:
         lines.insert(1, f"Negative prompt: {_in_web_ui_language(spec.negative_prompt, spec)}")
     return "\n".join(lines)
+
+
+def parse_infotext(text: str) -> dict[str, str]:
+    """Return the parameters in a text of the web UI, by name; of a text without any only the prompt."""
+    lines = text.strip().split("\n")
+    fields = dict(FIELD.findall(lines[-1])) if len(lines[-1]) <= MAX_LINE else {}
+    if len(fields) < MIN_FIELDS:
+        return {"Prompt": text.strip(), "Negative prompt": ""}
+    prompt, _, negative = "\n".join(lines[:-1]).partition("Negative prompt:")
+    unquoted = {name: json.loads(value) if value.startswith('"') else value for name, value in fields.items()}
+    return {"Prompt": prompt.strip(), "Negative prompt": negative.strip(), **unquoted}
 
 
 def _quoted(value: str) -> str:

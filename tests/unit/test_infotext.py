@@ -1,35 +1,27 @@
 """The text of the web UI's parameters, as other software reads it from results."""
 
-import re
-
 import pytest
 
 from img2img.domain.conditioning import InpaintRegion, Lora
-from img2img.domain.infotext import WEB_UI_NAMES, infotext
+from img2img.domain.infotext import WEB_UI_NAMES, infotext, parse_infotext
 from img2img.domain.parameters import Scheduler, Task
 from tests.support.specs import make_spec
-
-# As the web UI parses it (modules/infotext_utils.py), version 1.10.
-FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-
-
-def parsed(text: str) -> dict[str, str]:
-    *_, last = text.split("\n")
-    return dict(FIELD.findall(last))
 
 
 def test_parameters_are_listed() -> None:
     spec = make_spec(negative_prompt="rain", strength=0.5, scheduler="dpmpp_2m_karras", clip_skip=1, model="a,b")
     text = infotext(spec, 7)
     assert text.startswith("a red house\nNegative prompt: rain\nSteps: 10, Sampler: DPM++ 2M, Schedule type: Karras,")
-    assert parsed(text) == {
+    assert parse_infotext(text) == {
+        "Prompt": "a red house",
+        "Negative prompt": "rain",
         "Steps": "10",
         "Sampler": "DPM++ 2M",
         "Schedule type": "Karras",
         "CFG scale": "5",
         "Seed": "7",
         "Size": "32x32",
-        "Model": '"a,b"',
+        "Model": "a,b",
         "Denoising strength": "0.5",
         "Clip skip": "2",
     }
@@ -41,7 +33,7 @@ def test_every_task_that_generates_has_it(task: Task) -> None:
     tiling = {"upscaler": False, "side": 32, "overlap": 8, "multiple": 8}
     controls = [{"type": "canny", "image": None, "preprocess": True}]
     spec = make_spec(task, region=region, tiling=tiling, upscale=2, controls=controls)
-    fields = parsed(infotext(spec, 1))
+    fields = parse_infotext(infotext(spec, 1))
     assert ("Denoising strength" in fields) == hasattr(spec, "strength")
     assert fields["Size"] == ("64x64" if task is Task.UPSCALE else "32x32")
 
@@ -67,3 +59,10 @@ def test_loras_are_tags() -> None:
 def test_names_are_those_of_diffusion_schedulers() -> None:
     assert set(WEB_UI_NAMES) <= set(Scheduler)
     assert len(set(WEB_UI_NAMES.values())) == len(WEB_UI_NAMES)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a house", "a house, Steps: many", 'x\nSteps: 1, Sampler: "', "Steps: 1, A b: 2, C d: 3"]
+)
+def test_any_text_is_parsed(text: str) -> None:
+    assert "Prompt" in parse_infotext(text)
