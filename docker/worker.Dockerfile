@@ -31,7 +31,7 @@ COPY docker/worker /usr/local/bin
 COPY --from=code /code /opt/code
 ENV PATH=/opt/img2img/bin:$PATH PYTHONPATH=/opt/code PYTHONUNBUFFERED=1 HOME=/tmp HF_HOME=/models \
     IMG2IMG_DATA_DIR=/data IMG2IMG_LIVE_FILE=/tmp/worker-is-live \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility CUDA_DEVICE_ORDER=PCI_BUS_ID
+    START_RETRY_S=300 NVIDIA_DRIVER_CAPABILITIES=compute,utility CUDA_DEVICE_ORDER=PCI_BUS_ID
 WORKDIR /tmp
 USER 10001:10001
 CMD ["start-worker"]

@@ -43,7 +43,9 @@ class WorkerStart(BaseModel):
     def _download(self) -> str:
         if not self.downloaded:
             return ""
-        return f": downloaded {self.downloaded / 1e9:.2f} of {max(self.download_size, self.downloaded) / 1e9:.2f} GB"
+        size = max(self.download_size, self.downloaded)
+        unit, divisor = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
+        return f": downloaded {self.downloaded / divisor:.1f} of {size / divisor:.1f} {unit}"
 
 
 class WorkerStarts:
