@@ -255,5 +255,5 @@ def test_no_message_names_the_distribution_of_another_project() -> None:
     # The package index has another project called img2img.
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     texts = [ROOT / name for name in tracked.splitlines() if name.endswith((".py", ".md", ".toml", ".txt", "file"))]
-    wrong = re.compile(r"pip install [^\n`#]*?['\" ]img2img(?![-\w./])")
+    wrong = re.compile(r"pip install\b[^\n`#]*?['\" ]img2img(?![-\w./])")
     assert {path.name: wrong.findall(path.read_text()) for path in texts if wrong.search(path.read_text())} == {}
