@@ -54,9 +54,10 @@ IDEMPOTENT_REQUEST = Key("idempotency:{digest}", "string", "`{fingerprint} {job 
 A1111_JOBS = Key("a1111:{owner}", "sorted set", "ids of an owner's unfinished jobs of the A1111 API, by creation time")
 
 # Order of waiting jobs
-FAIR_QUEUE_OWNERS = Key("queue:{model}:{level}", "sorted set", "owners with waiting jobs, by turn", WORKER)
-FAIR_QUEUE_JOBS = Key("queue:{model}:{level}:{owner}", "sorted set", "an owner's jobs by cumulative cost", WORKER)
-FAIR_QUEUE_TOTALS = Key("queue:{model}:totals", "hash", "numbers and costs of waiting jobs", WORKER)
+FAIR_QUEUE_OWNERS = Key("queue:{model}:{level}", "sorted set", "owners with waiting jobs, by virtual time", WORKER)
+FAIR_QUEUE_JOBS = Key("queue:{model}:{level}:{owner}", "sorted set", "an owner's jobs by cumulative work", WORKER)
+FAIR_QUEUE_IDLE = Key("queue:{model}:idle:{level}", "sorted set", "owners whose last job is not yet paid for", WORKER)
+FAIR_QUEUE_TOTALS = Key("queue:{model}:totals", "hash", "numbers, work and virtual times of waiting jobs", WORKER)
 
 # Input images
 INPUT_IMAGES = Key("inputs", "sorted set", "blob keys of input images by the time until which they are kept", WORKER)
