@@ -247,5 +247,5 @@ def test_readiness_names_no_paths_without_a_key(anonymous: httpx.Client, redis: 
     WorkerStarts(redis).report("gpu-1:7", WorkerStart(stage="loading photo", error=error))
     WorkerStarts(redis).report("gpu-2:7", WorkerStart(stage="loading photo on cuda", seconds=12))
     detail = anonymous.get("/readyz").json()["workers"]["detail"]
-    WorkerStarts(redis).remove(["gpu-1:7", "gpu-2:7"])
+    WorkerStarts(redis).finish("gpu-2:7")
     assert detail.endswith("; cannot start: the reason is in its log; loading photo on cuda, 12 s")

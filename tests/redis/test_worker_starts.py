@@ -61,3 +61,11 @@ def test_expired_reports_are_removed(redis: Redis, starts: WorkerStarts) -> None
     redis.delete(keys.WORKER_START.format(worker=GPU))
     assert starts.all() == {}
     assert redis.scard(keys.STARTING_WORKERS) == 0
+
+
+def test_successful_start_removes_errors_of_others_and_keeps_their_progress(starts: WorkerStarts) -> None:
+    starts.report("gpu-2:7", WorkerStart(stage="loading", error="no such model"))
+    starts.report("gpu-3:7", WorkerStart(stage="loading"))
+    starts.report(GPU, WorkerStart(stage="loading"))
+    starts.finish(GPU)
+    assert list(starts.all()) == ["gpu-3:7"]
