@@ -9,10 +9,7 @@ local status, owner, inputs = unpack(redis.call('HMGET', record, 'status', 'owne
 owner = owner or ''
 
 local function drop_webhook()
-  if redis.call('ZREM', keys.OUTBOX, id) == 1 then
-    redis.call('DEL', key(keys.OUTBOX_EVENT, {id = id}))
-    redis.call('INCR', keys.ERASURES)
-  end
+  return redis.call('ZREM', keys.OUTBOX, id) == 1 and redis.call('DEL', key(keys.OUTBOX_EVENT, {id = id})) == 1
 end
 
 -- Returns the inputs that are due for deletion, because this was the last job that needed them.
@@ -32,7 +29,9 @@ local function release_inputs()
 end
 
 if not status then
-  if reason == 'deleted' then drop_webhook() else redis.call('ZREM', keys.EXPIRING_JOBS, id) end
+  -- An expired job's event is the last copy of the job.
+  if reason == 'deleted' and drop_webhook() then redis.call('INCR', keys.ERASURES) end
+  if reason ~= 'deleted' then redis.call('ZREM', keys.EXPIRING_JOBS, id) end
   return false
 end
 if status == 'queued' or status == 'running' then return false end
