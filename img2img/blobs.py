@@ -13,10 +13,15 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
+from img2img.private_files import make_private
+
 CONNECT_S = 2
 # Of a whole request, including the bytes of an image.
 REQUEST_S = 30
 RETRY_DELAY_S = 0.5
+
+# What a local store has in its folder.
+LOCAL_ENTRIES = ("inputs", "uploads", "results", "checks", "check")
 
 # Response headers of a bucket when a client fetches a result by a signed URL.
 _PNG = {"Content-Type": "image/png", "Cache-Control": "private, max-age=31536000, immutable"}
@@ -71,7 +76,9 @@ class ObjectStore:
         parsed = urlparse(url)
         try:
             if parsed.scheme == "file":
-                self._store: Any = LocalStore(Path(unquote(parsed.path)), automatic_cleanup=True, mkdir=True)
+                folder = Path(unquote(parsed.path))
+                make_private(folder, LOCAL_ENTRIES)
+                self._store: Any = LocalStore(folder, automatic_cleanup=True)
             else:
                 self._store = _bucket(url, retry_timeout_s)
                 self._retry_timeout_s = retry_timeout_s

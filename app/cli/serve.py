@@ -85,6 +85,7 @@ def api(
     with server_errors("api"):
         import uvicorn
 
+        from img2img.private_files import UMASK
         from img2img.telemetry import logging as logs
 
         from ..http.uvicorn_protocol import HeaderTimeoutProtocol
@@ -94,6 +95,7 @@ def api(
         settings = settings_of(
             host=host, port=port, data_dir=data_dir, model=model, redis_url=redis_url, insecure=insecure
         )
+        os.umask(UMASK)
         check_port(settings.host, settings.port)
         check_keys(settings)
         check_store(settings)
