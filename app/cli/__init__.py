@@ -45,6 +45,7 @@ app.command(rich_help_panel=USE)(jobs.jobs)
 app.command(rich_help_panel=USE)(jobs.show)
 app.command(rich_help_panel=USE)(jobs.cancel)
 app.command(rich_help_panel=USE)(jobs.delete)
+app.command("delete-image", rich_help_panel=USE)(jobs.delete_image)
 app.command(rich_help_panel=USE)(jobs.models)
 
 

@@ -11,6 +11,7 @@ import typer
 from img2img.domain.api_key import Scope
 
 from .errors import fail, server_errors
+from .printing import echo
 from .serve import DataDir, RedisUrl, settings_of
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def create(
     """Create a key and print it. It cannot be shown again."""
     with server_errors("api"), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
         secret, key = keys.create(name, scope)
-    typer.echo(f"Key {key.id} ({', '.join(sorted(scope))}); it cannot be shown again:", err=True)
-    typer.echo(secret)
+    echo(f"Key {key.id} ({', '.join(sorted(scope))}); it cannot be shown again:", err=True)
+    echo(secret)
 
 
 @app.command("list")
@@ -47,7 +48,7 @@ def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     with server_errors("api"), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
         for key in keys.all():
             created_at = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-            typer.echo(f"{key.id}  {created_at}  {','.join(sorted(key.scopes))}  {key.name}")
+            echo(f"{key.id}  {created_at}  {','.join(sorted(key.scopes))}  {key.name}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -72,6 +73,11 @@ def job_id_of(job: Job | str) -> str:
     return job.id if isinstance(job, Job) else job
 
 
+def job_path(job: Job | str) -> str:
+    """Return the path of a job. An id that is no id is sent as such, so that the service rejects it."""
+    return f"/jobs/{quote(job_id_of(job), safe='')}"
+
+
 class Operations:
     """The methods of the client as flows."""
 
@@ -99,13 +105,13 @@ class Operations:
         return parse_response(UploadedImage, response.content)
 
     def get_job(self, job: Job | str) -> Flow[Job]:
-        response = yield from self._call("GET", f"/jobs/{job_id_of(job)}")
+        response = yield from self._call("GET", job_path(job))
         return parse_response(Job, response.content)
 
     def wait(self, job: Job | str, timeout_s: float | None) -> Flow[Job]:
         """Poll until the job has ended; outages of the service are waited out as for event streams."""
         give_up_at = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
-        path, reconnects = f"/jobs/{job_id_of(job)}", Reconnects()
+        path, reconnects = job_path(job), Reconnects()
         while True:
             poll_s = max(min(POLL_S, give_up_at - time.monotonic()), 0)
             try:
@@ -121,11 +127,15 @@ class Operations:
                 raise WaitTimeout(f"job {current.id} is {current.status} after {timeout_s:g} s")
 
     def cancel(self, job: Job | str) -> Flow[Job]:
-        response = yield from self._call("POST", f"/jobs/{job_id_of(job)}/cancel")
+        response = yield from self._call("POST", f"{job_path(job)}/cancel")
         return parse_response(Job, response.content)
 
     def delete(self, job: Job | str) -> Flow[None]:
-        yield from self._call("DELETE", f"/jobs/{job_id_of(job)}")
+        yield from self._call("DELETE", job_path(job))
+
+    def delete_image(self, image: UploadedImage | str) -> Flow[None]:
+        digest = image.sha256 if isinstance(image, UploadedImage) else image
+        yield from self._call("DELETE", f"/images/{quote(digest, safe='')}")
 
     def list_models(self) -> Flow[list[Model]]:
         response = yield from self._call("GET", "/models")
@@ -135,7 +145,7 @@ class Operations:
         self, image: Job | JobImage | str, index: int = 0, format: str | None = None, quality: int | None = None
     ) -> Flow[bytes]:
         """Download an image. A redirect to the blob store is followed without the API key."""
-        url = image.url if isinstance(image, JobImage) else f"/jobs/{job_id_of(image)}/images/{index}"
+        url = image.url if isinstance(image, JobImage) else f"{job_path(image)}/images/{index}"
         params = {"format": format, "quality": quality}
         given = {name: value for name, value in params.items() if value is not None}
         response = yield from self._call("GET", url, params=given, follow_redirects=True)
