@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from . import jobs, keys, submit
+from . import forget, jobs, keys, submit
 from . import serve as serving
 
 RUN, USE = "Run the service", "Use a service"
@@ -38,6 +38,7 @@ app.command(rich_help_panel=RUN)(serving.api)
 app.command(rich_help_panel=RUN)(serving.worker)
 app.command(rich_help_panel=RUN)(serving.webhooks)
 app.command(rich_help_panel=RUN)(serving.demo)
+app.command(rich_help_panel=RUN)(forget.forget)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.command(rich_help_panel=USE)(submit.submit)
 app.command(rich_help_panel=USE)(submit.result)

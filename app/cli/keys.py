@@ -15,6 +15,8 @@ from .printing import echo
 from .serve import DataDir, RedisUrl, settings_of
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from img2img.redis.api_keys import ApiKeys
 
     from ..settings import ApiSettings
@@ -65,14 +67,21 @@ def revoke(
 
 @contextmanager
 def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
-    """Yield the keys of the configured Redis, or of the embedded one, which is started unless it runs.
+    """Yield the keys of the Redis that `connected` yields."""
+    from img2img.redis.api_keys import ApiKeys
+
+    with connected(settings) as redis:
+        yield ApiKeys(redis)
+
+
+@contextmanager
+def connected(settings: "ApiSettings") -> Iterator["Redis"]:
+    """Yield a client of the configured Redis, or of the embedded one, which is started unless it runs.
 
     Raises:
         ServeError: Redis cannot be reached or started.
     """
     from redis.exceptions import RedisError
-
-    from img2img.redis.api_keys import ApiKeys
 
     from ..supervisor.embedded_redis import RedisUnavailable, connect, is_redis_ready
     from ..supervisor.supervisor import ServeError
@@ -84,7 +93,7 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
             else _embedded_redis(settings),
             connect(settings.resolved_redis_url) as redis,
         ):
-            yield ApiKeys(redis)
+            yield redis
     except (RedisError, RedisUnavailable) as error:
         raise ServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
 
