@@ -2,8 +2,8 @@
 
 Logs contain no input of clients: no prompts, no keys. Exceptions of libraries quote their arguments (pydantic whole
 documents, pipelines a prompt), so of an exception only its type and traceback are logged; its message only if the type
-is about infrastructure. Our own messages name ids, statuses, numbers and codes. The hashes of input images are removed
-from blob keys, which errors of the blob store contain.
+is about infrastructure. Our own messages name ids, statuses, numbers and codes. Every SHA-256 is left out: errors of
+the blob store contain those of input images.
 """
 
 import logging
@@ -21,7 +21,7 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 from redis.exceptions import RedisError
 
-from img2img.domain.blob_keys import without_input_keys
+from img2img.domain.blob_keys import without_hashes
 from img2img.printable import printable
 
 LogFormat = Literal["text", "json"]
@@ -130,7 +130,7 @@ class _JsonFormatter(JsonFormatter):
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_input_keys(super().format(record))
+        return without_hashes(super().format(record))
 
     def formatException(self, info: ExcInfo) -> str:  # noqa: N802
         return _format_exception(info)
@@ -143,7 +143,7 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_input_keys(super().format(record))
+        return without_hashes(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         attributes: dict[str, Any] = vars(record)

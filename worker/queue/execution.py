@@ -15,7 +15,7 @@ from rq.executions import Execution
 from rq.job import Job
 
 from img2img.blobs import BlobStore
-from img2img.domain.blob_keys import input_key, result_key, without_input_keys
+from img2img.domain.blob_keys import input_key, result_key, without_hashes
 from img2img.domain.job import ImageInfo, JobRecord
 from img2img.errors import JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
@@ -165,7 +165,7 @@ class JobExecution:
                 self._error = error
             except Exception as error:
                 log.exception("the job could not be started")
-                self._error = JobError(f"the job could not be started: {without_input_keys(str(error))}")
+                self._error = JobError(f"the job could not be started: {without_hashes(str(error))}")
             self._leave_engine()
 
     def _prepare(self, store: BlobStore, runner: JobRunner) -> Rendering | None:

@@ -14,7 +14,7 @@ from rq.utils import now
 from rq.worker import BaseWorker
 
 from img2img.blobs import BlobStore
-from img2img.domain.blob_keys import result_keys
+from img2img.domain.blob_keys import result_keys, without_hashes
 from img2img.domain.job import ImageInfo, JobFailure, JobStatus
 from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import JobQueue
@@ -108,7 +108,7 @@ class Finisher:
         except JobError as error:
             # Log the code only: the message may quote the prompt.
             log.warning("failed: %s", error.code, exc_info=error.__cause__)
-            failure = JobFailure(code=error.code, message=error.message)
+            failure = JobFailure(code=error.code, message=without_hashes(error.message))
             retry_until_redis_answers(lambda: self._job_store.fail(job_id, failure, execution=execution.id))
         else:
             execution.timeline.add("save", started, time.perf_counter())
