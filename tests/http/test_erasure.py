@@ -45,6 +45,8 @@ def inputs_of(job: dict[str, Any]) -> list[str]:
 
 def everything_in(redis: Redis) -> str:
     """Return all keys of Redis with their values."""
+    # Otherwise text could be there without being found.
+    redis.config_set("rdbcompression", "no")
     return " ".join(f"{key!r} {redis.dump(key)!r}" for key in redis.scan_iter())
 
 
