@@ -52,13 +52,13 @@ def _forget(redis: "Redis", owner: str, store_url: str) -> "Forgotten":
     from img2img.redis.job_queue import JobQueue
     from img2img.redis.owner_data import OwnerData
 
-    from ..supervisor.supervisor import ServeError
+    from ..supervisor.errors import TemporaryServeError
 
     try:
         return Eraser(JobQueue(redis), ObjectStore(store_url)).forget_owner(OwnerData(redis, owner))
     except (StoreError, UnusableStore) as error:
         reason = str(error).split("\n", 1)[0]
-        raise ServeError(f"the blob store failed; run the command again: {reason}") from None
+        raise TemporaryServeError(f"the blob store failed; run the command again: {reason}") from None
 
 
 def _print(forgotten: "Forgotten") -> None:

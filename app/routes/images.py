@@ -6,8 +6,12 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path
 
+from img2img.blobs import BlobStore
 from img2img.domain.blob_keys import upload_key
 from img2img.erasure import Eraser
+from img2img.errors import Unavailable
+from img2img.redis.job_queue import JobQueue
+from img2img.stored_images import write_by_digest
 
 from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
 from ..imaging.sandbox_pool import DecoderPool
@@ -16,6 +20,9 @@ from ..schemas.responses import UploadedImage
 from .body_parser import ImageRequestDep
 
 router = APIRouter(tags=["images"])
+
+# How often an image is stored that is deleted at the same time.
+MAX_UPLOADS = 5
 
 ImageHash = Annotated[
     str, Path(alias="sha256", pattern="^[0-9a-f]{64}$", description="The `sha256` that `POST /images` returned.")
@@ -44,8 +51,7 @@ async def upload_image(
     """
     size = await run_sync(_check, request.image, decoders, limiter=decoders.limiter)
     digest = sha256(request.image).hexdigest()
-    await run_sync(queue.input_images.retain_upload, upload_key(digest), settings.result_ttl, caller.owner)
-    await run_sync(store.put, upload_key(digest), request.image)
+    await run_sync(_store, request.image, upload_key(digest), settings.result_ttl, caller.owner, queue, store)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
 
 
@@ -55,6 +61,16 @@ async def upload_image(
 def delete_image(image: ImageHash, queue: QueueDep, store: StoreDep) -> None:
     """Delete an uploaded image. Jobs that use it, also queued ones, have their own copies and are not affected."""
     Eraser(queue, store).delete_upload(image)
+
+
+def _store(image: bytes, key: str, keep_s: float, owner: str, queue: JobQueue, store: BlobStore) -> None:
+    """Store an upload; again if it is deleted at the same time. Raises Unavailable if that goes on."""
+    for _ in range(MAX_UPLOADS):
+        queue.input_images.retain_upload(key, keep_s, owner)
+        write_by_digest(store, key, image)
+        if queue.input_images.has_upload(key, owner):
+            return
+    raise Unavailable("An earlier copy of this image is being deleted; try again in a moment.")
 
 
 def _check(data: bytes, decoders: DecoderPool) -> tuple[int, int]:

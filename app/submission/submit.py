@@ -19,6 +19,7 @@ from img2img.erasure import Eraser
 from img2img.errors import Img2ImgError, ParameterError, Unavailable
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import InputsDeleted, JobQueue
+from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
 from ..dependencies import CallerDep, ServicesDep
@@ -159,7 +160,7 @@ class JobSubmitter:
         for _ in range(MAX_SUBMITS):
             generations = queue.input_images.retain(blobs)
             for blob_key, png in blobs.items():
-                self.services.store.put(blob_key, png)
+                write_by_digest(self.services.store, blob_key, png)
             with suppress(InputsDeleted):
                 if key is not None:
                     return queue.submit_idempotent(key, spec, options, generations)

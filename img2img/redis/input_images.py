@@ -88,6 +88,10 @@ class InputImageRefs:
         """
         _until(lambda: bool(self._retain_upload(args=[time.time() + keep_s, owner, blob_key])))
 
+    def has_upload(self, blob_key: str, owner: str) -> bool:
+        """Return whether `owner` has uploaded the image and it was not deleted since."""
+        return self._redis.zscore(keys.UPLOAD_OWNERS.format(key=blob_key), owner) is not None
+
     def delete_upload(self, blob_key: str) -> bool:
         """Make an upload due for deletion, unless other owners have uploaded the image too.
 

@@ -324,3 +324,30 @@ def test_deletions_and_submits_of_one_image_at_the_same_time_lose_no_input(
     for one in running:
         one.result()
     assert not redis.keys("i2i:inputs*")
+
+
+def test_uploads_and_deletions_of_one_image_at_the_same_time_leave_no_stray_blob(
+    http: httpx.Client, store: ObjectStore, redis: Redis
+) -> None:
+    stop = threading.Event()
+    key = ""
+
+    def upload_and_delete() -> None:
+        nonlocal key
+        while not stop.is_set():
+            key = upload_key(upload(http))
+            # Another thread may have deleted it already.
+            assert http.delete(f"/images/{key.removeprefix('uploads/')}").status_code in (204, 404)
+
+    with ThreadPoolExecutor(6) as pool:
+        running = [pool.submit(upload_and_delete) for _ in range(6)]
+        time.sleep(3)
+        stop.set()
+    for one in running:
+        one.result()
+    assert (store.get(key) is None) == (not redis.exists(INPUT_IMAGES))
+    if store.get(key) is not None:
+        assert redis.zscore(INPUT_IMAGES, key)
+        assert http.delete(f"/images/{key.removeprefix('uploads/')}").status_code == 204
+    assert store.get(key) is None
+    assert not redis.keys("i2i:inputs*")
