@@ -21,15 +21,21 @@ from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.blob_keys import result_key
+from img2img.domain.job import JobOptions
+from img2img.erasure import Eraser
 from img2img.redis import keys
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.append_only_file import AppendOnlyFile
+from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import API_KEYS, EXPIRING_JOBS
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.owner_data import OwnerData
 from img2img.settings import embedded_redis_socket
 from tests.support.images import encoded, gradient
+from tests.support.memory_store import MemoryStore
 from tests.support.processes import MODEL, Forked, wait_for
 from tests.support.servers import http_server
+from tests.support.specs import make_spec
 from tests.support.webhook_receivers import receiving
 
 RULES = Path(__file__).parents[2] / "docker" / "redis"
@@ -235,8 +241,11 @@ def test_command_is_denied_to_the_webhook_dispatcher(restricted: RestrictedRedis
         assert "no permission" in denied(DENIED_TO_WEBHOOKS[action], redis)
 
 
-def test_api_server_rewrites_the_append_only_file(restricted: RestrictedRedis) -> None:
+def test_api_server_forgets_an_owner_and_rewrites_the_append_only_file(restricted: RestrictedRedis) -> None:
     with Redis.from_url(restricted.url("api")) as redis:
+        queue = JobQueue(redis)
+        queue.submit(make_spec(), JobOptions(owner="a" * 16))
+        assert Eraser(queue, MemoryStore()).forget_owner(OwnerData(redis, "a" * 16)).jobs == 1
         assert AppendOnlyFile(redis).rewrite()
 
 
