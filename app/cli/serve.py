@@ -87,7 +87,7 @@ def api(
 
         from img2img.telemetry import logging as logs
 
-        from ..http.uvicorn_protocol import HeaderTimeoutProtocol
+        from ..http.uvicorn_protocol import ServerProtocol
         from ..main import create_app
         from ..supervisor.supervisor import check_keys, check_port, check_store
 
@@ -102,7 +102,7 @@ def api(
             create_app(settings),
             host=settings.host,
             port=settings.port,
-            http=HeaderTimeoutProtocol,
+            http=ServerProtocol,
             log_level=settings.log_level.lower(),
             log_config=None,
             # The access log of `app/telemetry` has routes instead of raw paths.

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from redis import Redis
 
 from img2img.domain.job import JobRecord, JobStatus
@@ -20,6 +20,7 @@ from img2img.redis.decode import decode
 from img2img.redis.keys import A1111_JOBS
 
 from ..dependencies import PreviewsDep, SettingsDep
+from ..http.request_body import read_json
 from .a1111_request import NAMES, SAMPLERS, WebUIRequest, to_request
 from .blocking_jobs import BlockingJobs, BlockingJobsDep
 
@@ -30,20 +31,23 @@ router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 
 
 @router.post("/img2img")
-async def img2img(body: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
+async def img2img(request: Request, jobs: BlockingJobsDep) -> dict[str, Any]:
     """Makes images and responds when they are done."""
-    request = await run_sync(to_request, body, jobs.decoders, limiter=jobs.decoders.limiter)
-    record = await jobs.start(request)
+    body = await read_json(request, WebUIRequest, strict=False)
+    record = await jobs.start(await run_sync(to_request, body, jobs.decoders, limiter=jobs.decoders.limiter))
+    if not body.include_init_images:
+        body = body.without_images()
+        jobs.release_body()
     await run_sync(_add_unfinished, jobs.redis, record)
     try:
         record = await jobs.end(record.id)
     finally:
         await run_sync(jobs.redis.zrem, A1111_JOBS.format(owner=record.owner), record.id)
     interrupted = record.status is JobStatus.CANCELLED
-    images = [] if interrupted or not body.send_images else await run_sync(jobs.pngs, record)
+    images = [] if interrupted or not body.send_images else await jobs.pngs(record)
     hidden = set() if body.include_init_images else {"init_images", "mask"}
     return {
-        "images": [b64encode(image).decode() for image in images],
+        "images": await run_sync(lambda: [b64encode(image).decode() for image in images]),
         "parameters": body.model_dump(mode="json", exclude=hidden),
         "info": json.dumps(_info(record)),
     }
@@ -164,8 +168,9 @@ def options(settings: SettingsDep) -> dict[str, Any]:
 
 
 @router.post("/options")
-def set_options(options: dict[str, Any], settings: SettingsDep) -> dict[str, Any]:
+async def set_options(request: Request, settings: SettingsDep) -> dict[str, Any]:
     """Accepts only options that have this value already: they would apply to all clients."""
+    options = await read_json(request, dict[str, Any], strict=False)
     for name, value in options.items():
         if (name, value) != ("sd_model_checkpoint", model_name(settings.model)):
             message = "Options cannot be set for all clients; a request can name its model in `override_settings`"

@@ -4,18 +4,18 @@ The types of fields exclude values that this service does not support, so they a
 disk are accepted and ignored.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.parameters import MAX_CLIP_SKIP, MAX_IMAGES, MAX_SEED, Resize, Scheduler
 from img2img.errors import ParameterError
 
+from ..http.request_body import validated
 from ..imaging.sandbox_pool import DecoderPool
 from ..schemas.request_fields import parse_image
 from ..schemas.requests import Img2ImgRequest
 from .mask_conversion import convert_mask
-from .validation import validated
 
 # By sampler and schedule. The web UI's automatic schedule of DPM++ 2M is Karras.
 SAMPLERS: dict[tuple[str, str], Scheduler] = {
@@ -102,6 +102,10 @@ class WebUIRequest(BaseModel):
     do_not_save_samples: bool = False
     do_not_save_grid: bool = False
     save_images: bool = False
+
+    def without_images(self) -> Self:
+        """Return the request without its images, which take the most memory."""
+        return self.model_copy(update={"init_images": [], "mask": None})
 
 
 def to_request(body: WebUIRequest, decoders: DecoderPool) -> Img2ImgRequest:
