@@ -16,6 +16,7 @@ from img2img.redis.notifications import JobChangeListener
 from img2img.redis.previews import Previews
 from img2img.telemetry.tracing import Tracer
 
+from .backends.readiness import ReadinessChecks
 from .backends.store_threads import StoreThreads
 from .http.authentication import Caller
 from .http.in_flight import HeldBytes
@@ -41,6 +42,7 @@ class Services:
     store: BlobStore
     # Calls to the store run here.
     store_threads: StoreThreads
+    readiness: ReadinessChecks
     # Bounds the threads that parse JSON, and with them the copies of bodies.
     parsers: CapacityLimiter
     decoders: DecoderPool
@@ -95,6 +97,7 @@ RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
 ModelsDep = Annotated[ModelRegistry, _service(lambda services: services.models)]
 StoreDep = Annotated[BlobStore, _service(lambda services: services.store)]
 StoreThreadsDep = Annotated[StoreThreads, _service(lambda services: services.store_threads)]
+ReadinessDep = Annotated[ReadinessChecks, _service(lambda services: services.readiness)]
 DecodersDep = Annotated[DecoderPool, _service(lambda services: services.decoders)]
 EtaDep = Annotated[EtaEstimator, _service(lambda services: services.eta)]
 PreviewsDep = Annotated[Previews, _service(lambda services: services.previews)]

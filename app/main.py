@@ -18,14 +18,17 @@ from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
 from img2img.redis.previews import Previews
 from img2img.redis.queue_limits import QueueLimits
+from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.telemetry.tracing import Tracer
 
+from .backends.readiness import ReadinessChecks
 from .backends.redis_client import connect_redis
 from .backends.store_threads import StoreThreads
 from .compat import a1111, openai
 from .dependencies import Services
 from .http.authentication import AuthenticationMiddleware
 from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
+from .http.connection_limit import connection_limit
 from .http.cors import install_cors
 from .http.in_flight import OWNER_SHARE, ByteBudget, InFlightMiddleware
 from .http.problem_details import install_error_handlers
@@ -62,7 +65,8 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.services = services = build_services(settings, tracer)
         async with run_services(services, metrics):
             # For `ServerProtocol`.
-            yield {"max_connections": settings.max_connections, "begin_shutdown": services.job_changes.close}
+            max_connections = connection_limit(settings.max_connections)
+            yield {"max_connections": max_connections, "begin_shutdown": services.job_changes.close}
 
     # FastAPIOffline serves the assets of /docs itself: the service may have no access to a content delivery network.
     app = FastAPIOffline(
@@ -103,6 +107,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     redis = connect_redis(settings.resolved_redis_url)
     queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.max_queued_per_key))
     models = ModelRegistry(redis)
+    store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
     return Services(
         settings=settings,
         default_model=model_name(settings.model),
@@ -111,10 +116,9 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         api_keys=ApiKeys(redis),
         rate_limiter=RateLimiter(settings.rate_limit, redis) if settings.rate_limit else None,
         models=models,
-        store=ObjectStore(
-            settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S
-        ),
+        store=store,
         store_threads=StoreThreads(),
+        readiness=ReadinessChecks(models, WebhookOutbox(redis) if settings.webhook_secrets else None, store),
         parsers=CapacityLimiter(cpu_count()),
         decoders=DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes)),
         eta=EtaEstimator(queue.job_store.fair_queue, models),

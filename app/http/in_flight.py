@@ -1,5 +1,7 @@
 """Bounds the bytes that all requests together hold in memory: request bodies, and results on their way to clients."""
 
+import ctypes
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +18,20 @@ FREE_BYTES = 64 * 1024
 OWNER_SHARE = 0.5
 # A response is handed to the connection in parts of this size, each when the client has received those before it.
 PART_BYTES = 256 * 1024
+
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+MMAP_BYTES = 1024 * 1024
+
+
+def configure_malloc() -> None:
+    """Let glibc return the memory of large bodies to the kernel as soon as it is freed.
+
+    By default it does so only at first, and then keeps blocks of up to 32 MB: 60 parallel uploads of 15 MB as JSON
+    increased the memory of the process by 650 MB instead of 360 MB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
 
 
 class ByteBudget:
@@ -108,7 +124,12 @@ class InFlightMiddleware:
             nonlocal received
             message = await receive()
             before, received = received, received + len(message.get("body", b""))
-            held.add(_counted(received) - _counted(before))
+            try:
+                held.add(_counted(received) - _counted(before))
+            except Overloaded:
+                # At once, because the response lingers: other requests can continue.
+                held.release()
+                raise
             return message
 
         try:

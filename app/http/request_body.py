@@ -56,8 +56,13 @@ async def read_json(request: Request, kind: type[T], *, strict: bool) -> T:
         raise UnsupportedMedia("The content type should be application/json.")
     body = bytearray()
     # Not `request.body()`, which keeps the body for as long as the request.
-    async for part in request.stream():
-        body += part
+    try:
+        async for part in request.stream():
+            body += part
+    except BaseException:
+        # The error refers to this frame until its response is sent.
+        body.clear()
+        raise
     return await run_sync(_parse_json, body, kind, strict, limiter=request.app.state.services.parsers)
 
 

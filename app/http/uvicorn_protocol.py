@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from img2img.errors import Img2ImgError, RequestError
 
+from .connection_limit import SPARE_PART
 from .errors import HeadersTooLarge, Overloaded
 from .problem_details import problem_response
 
@@ -29,8 +30,6 @@ CHECK_S = 5.0
 LINGER_S = 2.0
 # When the process stops, responses may take this long. uvicorn logs an error for those that take 5 s.
 SHUTDOWN_S = 4.0
-# Connections above the limit that get a response. Further ones are closed.
-SPARE_CONNECTIONS = 100
 # Served at any number of connections: a supervisor would restart a process that is only busy.
 HEALTH_CHECKS = (b"/healthz", b"/readyz")
 HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
@@ -52,7 +51,7 @@ class ServerProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._max_connections + SPARE_CONNECTIONS:
+        if len(self.connections) > self._max_connections * (1 + SPARE_PART):
             transport.abort()
             return
         self._start_header_timer()
