@@ -42,6 +42,12 @@ class CircuitBreaker:
         except self._errors:
             self.record_failure()
             raise
+        except Exception:
+            self._record_response()
+            raise
+        self._record_response()
+
+    def _record_response(self) -> None:
         with self._lock:
             self._failures = 0
 
