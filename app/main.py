@@ -19,6 +19,7 @@ from img2img.redis.notifications import JobChangeListener
 from img2img.redis.previews import Previews
 from img2img.redis.queue_limits import QueueLimits
 from img2img.redis.webhook_outbox import WebhookOutbox
+from img2img.redis.worker_starts import WorkerStarts
 from img2img.telemetry.tracing import Tracer
 
 from .backends.readiness import ReadinessChecks
@@ -105,7 +106,7 @@ def byte_budget(settings: ApiSettings) -> ByteBudget:
 def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     """Return the services of the API server. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
-    queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.max_queued_per_key))
+    queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key))
     models = ModelRegistry(redis)
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
     return Services(
@@ -118,7 +119,13 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         models=models,
         store=store,
         store_threads=StoreThreads(),
-        readiness=ReadinessChecks(models, WebhookOutbox(redis) if settings.webhook_secrets else None, store),
+        readiness=ReadinessChecks(
+            models,
+            WorkerStarts(redis),
+            WebhookOutbox(redis) if settings.webhook_secrets else None,
+            store,
+            with_errors=not settings.keys_required,
+        ),
         parsers=CapacityLimiter(cpu_count()),
         decoders=DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes)),
         eta=EtaEstimator(queue.job_store.fair_queue, models),

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from img2img.blobs import BlobStore
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.webhook_outbox import WebhookOutbox
+from img2img.redis.worker_starts import WorkerStarts
 
 from ..schemas.responses import DependencyStatus, Readiness
 
@@ -71,10 +72,25 @@ class RedisReadiness(NamedTuple):
 
 
 class ReadinessChecks:
-    """The checks of `GET /readyz`. `outbox` is None if the service sends no webhooks."""
+    """The checks of `GET /readyz`.
 
-    def __init__(self, models: ModelRegistry, outbox: WebhookOutbox | None, store: BlobStore) -> None:
+    Args:
+        outbox: None if the service sends no webhooks.
+        with_errors: Whether to report why workers did not start. A client without an API key learns no paths.
+    """
+
+    def __init__(
+        self,
+        models: ModelRegistry,
+        starts: WorkerStarts,
+        outbox: WebhookOutbox | None,
+        store: BlobStore,
+        *,
+        with_errors: bool,
+    ) -> None:
         self._models = models
+        self._starts = starts
+        self._with_errors = with_errors
         self._outbox = outbox
         self._store = store
         no_redis = RedisReadiness(NO_RESPONSE, UNKNOWN, UNKNOWN if outbox else None)
@@ -90,12 +106,14 @@ class ReadinessChecks:
     def _check_redis(self) -> RedisReadiness:
         try:
             live = self._models.live()
+            starting = self._starts.all().values()
             webhooks = self._check_webhooks(self._outbox) if self._outbox else None
         except RedisError as error:
             status = DependencyStatus(ok=False, detail=type(error).__name__)
             return RedisReadiness(status, UNKNOWN, UNKNOWN if self._outbox else None)
         names = {worker for workers in live.values() for worker in workers}
-        workers = DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
+        details = [f"{len(names)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
+        workers = DependencyStatus(ok=bool(names), detail="; ".join(details))
         return RedisReadiness(DependencyStatus(ok=True, detail="responds"), workers, webhooks)
 
     def _check_webhooks(self, outbox: WebhookOutbox) -> DependencyStatus:
