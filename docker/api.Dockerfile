@@ -17,7 +17,7 @@ RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .
 FROM $PYTHON_IMAGE
 # Mount points of volumes: a new volume gets their owner.
 RUN useradd --system --uid 10001 --user-group --no-create-home img2img \
-    && install --directory --owner img2img --group img2img /data \
+    && install --directory --owner img2img --group img2img --mode 700 /data \
     && install --directory --owner img2img --group img2img --mode 700 \
     /run/secrets /secrets/api /secrets/worker /secrets/webhooks \
     && install --directory --owner img2img --group img2img /secrets/redis

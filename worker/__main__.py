@@ -22,6 +22,7 @@ from img2img.domain.conditioning import InpaintRegion
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
+from img2img.private_files import UMASK
 from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -52,6 +53,7 @@ def main() -> int:
     0: stopped by a signal. 1: the process has to be replaced, or Redis is unreachable. 2: it cannot start.
     """
     configure_malloc()
+    os.umask(UMASK)
     try:
         settings = WorkerSettings()
         logs.configure("worker", level=settings.log_level, log_format=settings.log_format)

@@ -140,7 +140,9 @@ def test_keys_of_the_model_file_are_those_of_the_code() -> None:
 
 
 def test_commands_are_documented() -> None:
-    commands = {command.callback.__name__ for command in command_line.registered_commands if command.callback}
+    commands = {
+        command.name or command.callback.__name__ for command in command_line.registered_commands if command.callback
+    }
     rows = table(page("docs/cli.md"), "# Command line")
     documented = {name.removeprefix("img2img ").split()[0] for row in rows for name in names(row[0])}
     assert commands | {"keys"} <= documented
