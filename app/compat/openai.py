@@ -19,14 +19,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, StreamingResponse
 
 from img2img.domain.job import JobRecord
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import MAX_IMAGES, Task
-from img2img.errors import Img2ImgError, ParameterError
+from img2img.errors import Img2ImgError, NotFound, ParameterError
 from img2img.redis.previews import Preview
 
 from ..dependencies import PreviewsDep
@@ -50,9 +50,14 @@ OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - {"image", "mask", "model",
 
 
 class Variation(BaseModel):
-    """The form fields of a variation that are not files."""
+    """The fields of a variation that are not images. Empty text and null count as not given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, fields: Any) -> Any:
+        return {name: value for name, value in fields.items() if name == "prompt" or value not in ("", None)}
 
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
@@ -63,12 +68,14 @@ class Variation(BaseModel):
 
 
 class Edit(Variation):
-    """The form fields of an edit that are not files. Their types exclude unsupported values."""
+    """The fields of an edit that are not images. Their types exclude unsupported values."""
 
     prompt: str
     background: Literal["auto", "opaque"] = "auto"
-    quality: Literal["auto"] = "auto"
-    moderation: Literal["auto"] = "auto"
+    # Hints for OpenAI's models. `num_inference_steps` and `strength` set here what they ask for.
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] = "auto"
+    input_fidelity: Literal["low", "high"] | None = None
+    moderation: Literal["auto", "low"] = "auto"
     output_format: ImageFormat = ImageFormat.PNG
     output_compression: Annotated[int | None, Field(ge=1, le=100)] = None
     stream: bool = False
@@ -134,10 +141,19 @@ async def vary_image(request: Request, jobs: BlockingJobsDep) -> Response:
 @router.get("/models")
 def list_models(jobs: BlockingJobsDep) -> Response:
     """Lists the models in OpenAI's format."""
-    models = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "img2img"} for name in sorted(jobs.models.live())
-    ]
-    return JSONResponse({"object": "list", "data": models})
+    return JSONResponse({"object": "list", "data": [_model(name) for name in sorted(jobs.models.live())]})
+
+
+@router.get("/models/{model:path}")
+def get_model(model: str, jobs: BlockingJobsDep) -> Response:
+    """Returns a model in OpenAI's format."""
+    if model not in jobs.models.live():
+        raise NotFound(f"There is no model {model}; there are: {', '.join(sorted(jobs.models.live()))}.")
+    return JSONResponse(_model(model))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "img2img"}
 
 
 async def _form(request: Request) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]:
@@ -283,3 +299,10 @@ def _error_response(status: int, message: str, field: str | None, code: str) -> 
 
 def _error(message: str, field: str | None, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": field, "code": code}}
+
+
+@router.api_route("/{path:path}", methods=["GET", "POST"])
+def not_supported(path: str) -> None:
+    """Names the endpoints that there are."""
+    known = ", ".join(route.path for route in router.routes[:-1] if isinstance(route, APIRoute))
+    raise NotFound(f"/v1/{path} is not supported. Supported are: {known}.")

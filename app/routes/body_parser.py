@@ -15,6 +15,7 @@ from img2img.errors import ParameterError, RequestError
 
 from ..dependencies import SettingsDep
 from ..http.errors import UnsupportedMedia
+from ..http.json_text import as_utf8, normalized
 from ..schemas.image_references import parse_reference
 from ..schemas.request_fields import nest_form_fields
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
@@ -64,8 +65,15 @@ async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> B
 def _from_json(body: bytes, model: type[Body]) -> Body:
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise RequestError("The JSON body has more values than any request.")
-    # Strict, because JSON has types: "30" and true are not numbers.
-    return model.model_validate_json(body, strict=True)
+    body = as_utf8(body)
+    try:
+        # Strict, because JSON has types: "30" and true are not numbers.
+        return model.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        changed = normalized(body, error)
+        if changed is None:
+            raise
+        return model.model_validate_json(changed, strict=True)
 
 
 def _validation_error(error: ValidationError, model: type[BaseModel]) -> RequestValidationError:
@@ -101,12 +109,29 @@ async def _form_fields(request: Request, max_body_bytes: int, model: type[Body])
         is_file_field = model.FILES.fullmatch(name) is not None
         is_reference = is_file_field and isinstance(value, str) and (parse_reference(value) or value == "alpha")
         is_known = is_file_field or name in model.model_fields
+        if is_known and _is_empty(value):
+            continue
         if is_known and not is_reference and isinstance(value, UploadFile) != is_file_field:
             raise ParameterError(name, f"In a form, this field is sent as {'a file' if is_file_field else 'text'}")
         fields[name] = value.file.read() if isinstance(value, UploadFile) else value
     return fields
 
 
+def _is_empty(value: UploadFile | str) -> bool:
+    """Whether a field of an HTML form was left empty: text, or a file that was not chosen."""
+    return not value if isinstance(value, str) else not (value.filename or value.size)
+
+
 RequestDep = Annotated[Img2ImgRequest, Depends(read_img2img)]
-ControlMapRequestDep = Annotated[ControlMapRequest, Depends(read_control_map)]
-ImageRequestDep = Annotated[ImageRequest, Depends(read_image)]
+ControlMapdef _is_empty(value: UploadFile | str) -> bool:
+    """Whether a field of an HTML form was left empty: text, or a file that was not chosen."""
+    return not value if isinstance(value, str) else not (value.filename or value.size)
+
+
+RequestDep = Annotated[ControlMapRequest, Depends(read_control_map)]
+Imagedef _is_empty(value: UploadFile | str) -> bool:
+    """Whether a field of an HTML form was left empty: text, or a file that was not chosen."""
+    return not value if isinstance(value, str) else not (value.filename or value.size)
+
+
+RequestDep = Annotated[ImageRequest, Depends(read_image)]
