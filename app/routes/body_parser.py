@@ -123,15 +123,5 @@ def _is_empty(value: UploadFile | str) -> bool:
 
 
 RequestDep = Annotated[Img2ImgRequest, Depends(read_img2img)]
-ControlMapdef _is_empty(value: UploadFile | str) -> bool:
-    """Whether a field of an HTML form was left empty: text, or a file that was not chosen."""
-    return not value if isinstance(value, str) else not (value.filename or value.size)
-
-
-RequestDep = Annotated[ControlMapRequest, Depends(read_control_map)]
-Imagedef _is_empty(value: UploadFile | str) -> bool:
-    """Whether a field of an HTML form was left empty: text, or a file that was not chosen."""
-    return not value if isinstance(value, str) else not (value.filename or value.size)
-
-
-RequestDep = Annotated[ImageRequest, Depends(read_image)]
+ControlMapRequestDep = Annotated[ControlMapRequest, Depends(read_control_map)]
+ImageRequestDep = Annotated[ImageRequest, Depends(read_image)]
