@@ -1,9 +1,12 @@
-"""Resolution of the model, the size and the seed of a request."""
+"""Resolution of the model, the size and the seed of a request, and defaults of settings."""
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from img2img.app.settings import ApiSettings
 from img2img.app.submission.defaults import nearest_side, resolve_seed, resolve_size
 from img2img.app.submission.geometry import kept_share, nearest_bucket
 from img2img.app.submission.submit import resolve_model
@@ -122,3 +125,18 @@ def test_resolve_seed_keeps_or_draws_a_seed() -> None:
 def test_seed_of_the_last_image_must_be_in_range() -> None:
     with pytest.raises(ParameterError, match=f"at most {MAX_SEED - 1}"):
         resolve_seed(MAX_SEED, 2)
+
+
+@pytest.mark.parametrize(
+    ("configured", "limit"),
+    [
+        ({"host": "127.0.0.1"}, None),
+        ({"host": "127.0.0.1", "keys": "required"}, 1000),
+        ({"host": "192.0.2.1"}, 1000),
+        ({"host": "192.0.2.1", "insecure": True}, None),
+        ({"host": "192.0.2.1", "max_queued_per_key": 7}, 7),
+        ({"host": "127.0.0.1", "max_queued_per_key": 7}, 7),
+    ],
+)
+def test_queued_jobs_are_limited_where_keys_are_required(configured: dict[str, Any], limit: int | None) -> None:
+    assert ApiSettings(_env_file=None, **configured).resolved_max_queued_per_key == limit

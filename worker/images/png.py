@@ -61,3 +61,16 @@ def decode_png(data: bytes) -> Image.Image:
     """Return the image of a PNG: greyscale if it has no colour, otherwise RGB."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         return image.convert("L" if image.mode == "L" else "RGB")
+
+
+def is_intact_png(data: bytes, size: tuple[int, int]) -> bool:
+    """Return whether a file is a complete PNG of this size (width, height) in pixels. Compares all checksums."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.verify()
+            return image.size == size and data.endswith(_END)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return False
+
+
+_END = _chunk(b"IEND", b"")
