@@ -15,9 +15,11 @@ from redis import Redis
 from img2img.app.schemas.requests import Img2ImgRequest
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
-from img2img.domain.parameters import MAX_SEED, Scheduler
+from img2img.domain.parameters import MAX_SEED, Scheduler, Task
 from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 Submit = Callable[..., httpx.Response]
@@ -173,6 +175,13 @@ def test_json_integer_rejects_other_types(submit_json: Submit, value: Any) -> No
     assert error["field"] == "num_inference_steps"
 
 
+@pytest.fixture
+def _able(http: httpx.Client, redis: Redis) -> None:  # `http` removes all models first
+    """Register a model that can inpaint, too."""
+    ModelRegistry(redis).register("test-worker", [CARD.model_copy(update={"tasks": tuple(Task)})], ttl_s=60)
+
+
+@pytest.mark.usefixtures("_able")
 def test_integer_may_be_written_as_a_float(submit_json: Submit) -> None:
     response = submit_json(num_inference_steps=30.0, seed=1e3, outpaint={"left": 8.0, "top": 0.0}, num_images=2.0)
     assert response.status_code == 202, response.text
@@ -194,12 +203,14 @@ def test_null_and_empty_fields_are_absent(
         assert response.json()["request"] | {"seed": 1, "image": ""} == DEFAULTS | {"seed": 1, "image": ""}
 
 
+@pytest.mark.usefixtures("_able")
 def test_null_in_nested_fields_is_absent(submit_json: Submit) -> None:
     response = submit_json(outpaint={"left": 8, "top": None}, webhook=None, loras=None)
     assert response.status_code == 202, response.text
     assert response.json()["request"]["region"]["margins"] == {"left": 8, "top": 0, "right": 0, "bottom": 0}
 
 
+@pytest.mark.usefixtures("_able")
 def test_form_of_a_page_with_all_fields_left_empty(http: httpx.Client, image_bytes: bytes) -> None:
     """As browsers send a form whose optional files are not chosen, and as /docs does."""
     parts: list[Any] = [("image", ("a.png", image_bytes))]
