@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from io import BytesIO
@@ -21,6 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, StreamingResponse
 
@@ -31,12 +32,13 @@ from img2img.errors import Img2ImgError, NotFound, ParameterError
 from img2img.redis.previews import Preview
 
 from ..dependencies import PreviewsDep
+from ..http.json_text import as_utf8
 from ..http.problem_details import status_of
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import DecoderPool
 from ..progress.image_formats import convert_image
 from ..schemas.problems import FieldProblem
-from ..schemas.request_fields import ALPHA, parse_json_field
+from ..schemas.request_fields import ALPHA, parse_image, parse_json_field
 from ..schemas.requests import Img2ImgRequest
 from ..schemas.responses import ImageFormat
 from ..submission.spec_builder import error_field
@@ -108,7 +110,7 @@ router = APIRouter(prefix="/v1", route_class=OpenAIRoute, include_in_schema=Fals
 @router.post("/images/edits")
 async def edit_image(request: Request, jobs: BlockingJobsDep, previews: PreviewsDep) -> Response:
     """Edits an image by a prompt, within a mask if there is one."""
-    fields, own, files = await _form(request)
+    fields, own, files = await _read(request)
     body = validated(Edit, fields)
     image, mask = _one_image(files), files.get("mask", [None])[0]
     card = await run_sync(jobs.submitter.model_card, body.model)
@@ -122,20 +124,10 @@ async def edit_image(request: Request, jobs: BlockingJobsDep, previews: Previews
 @router.post("/images/variations")
 async def vary_image(request: Request, jobs: BlockingJobsDep) -> Response:
     """Makes variations of an image without a prompt."""
-    fields, own, files = await _form(request)
+    fields, own, files = await _read(request)
     body = validated(Variation, fields)
-    width, height = _size(body.size)
-    job_request = validated(
-        Img2ImgRequest,
-        {
-            **own,
-            "image": _one_image(files),
-            "model": body.model,
-            "num_images": body.n,
-            "width": width,
-            "height": height,
-        },
-    )
+    fields = {**own, **_size(body.size, own), "image": _one_image(files), "model": body.model, "num_images": body.n}
+    job_request = validated(Img2ImgRequest, fields)
     return await _respond(jobs, await jobs.start(job_request), body.response_format, ImageFormat.PNG, None)
 
 
@@ -157,15 +149,59 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "img2img"}
 
 
-async def _form(request: Request) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]:
-    """Return OpenAI's fields, ours, and the files. Clients may send `image` as `image[]`."""
+Fields = tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]
+
+
+async def _read(request: Request) -> Fields:
+    """Return OpenAI's fields, ours, and the files, of a form or of JSON."""
+    if request.headers.get("content-type", "").lower().startswith("application/json"):
+        return _from_json(await request.body())
+    return await _form(request)
+
+
+def _from_json(body: bytes) -> Fields:
+    """Return the fields of a JSON body, in which images are objects: `{"image_url": "data:..."}`."""
+    try:
+        fields = from_json(as_utf8(body))
+    except ValueError as error:
+        raise ParameterError("body", f"Invalid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ParameterError("body", "Input should be an object")
+    files = {}
+    for name, field in (("images", "image"), ("image", "image"), ("mask", "mask")):
+        value = fields.pop(name, None)
+        if value:
+            images = value if isinstance(value, list) else [value]
+            files[field] = [_image_from_json(name, image) for image in images[: MAX_IMAGES + 1]]
+    own = {name: fields.pop(name) for name in OWN_FIELDS & fields.keys()}
+    return fields, {name: value for name, value in own.items() if value is not None}, files
+
+
+def _image_from_json(name: str, image: Any) -> bytes:
+    url = image.get("image_url") if isinstance(image, dict) else image
+    url = url.get("url") if isinstance(url, dict) else url
+    if isinstance(image, dict) and url is None:
+        raise ParameterError(name, "Input should have an `image_url`; files of OpenAI are not known here", got=image)
+    try:
+        return parse_image(url)
+    except ValueError as error:
+        raise ParameterError(name, str(error)) from None
+
+
+async def _form(request: Request) -> Fields:
+    """Return the fields of a form. Clients may send `image` as `image[]`."""
     fields: dict[str, Any] = {}
     own: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {}
     async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_FIELD_BYTES) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
+                if not value.filename and not value.size:
+                    # A file field of an HTML form that was left empty.
+                    continue
                 files.setdefault(name.removesuffix("[]"), []).append(await value.read())
+            elif name in OWN_FIELDS and not value:
+                continue
             elif name in OWN_FIELDS:
                 own[name] = parse_json_field(name, value) if name in Img2ImgRequest.FORM_JSON else value
             else:
@@ -186,14 +222,14 @@ def _one_image(files: dict[str, list[bytes]]) -> bytes:
 def _edit_request(
     body: Edit, own: dict[str, Any], image: bytes, mask: bytes | None, card: ModelCard, jobs: BlockingJobs
 ) -> Img2ImgRequest:
-    width, height = _size(body.size)
+    size = _size(body.size, own)
     fields: dict[str, Any] = {**own, "image": image, "model": body.model, "num_images": body.n}
     image_size, converted_mask = _convert_mask(image, mask, jobs.decoders)
     if converted_mask is not None:
-        if (width, height) not in ((None, None), image_size):
+        if size and (size["width"], size["height"]) != image_size:
             raise ParameterError("size", "With a mask the result has the size of the image: input should be `auto`")
         return validated(Img2ImgRequest, {**fields, "mask": converted_mask, "prompt": body.prompt})
-    fields |= {"width": width, "height": height}
+    fields |= size
     if Task.EDIT in card.tasks and "strength" not in own:
         return validated(Img2ImgRequest, {**fields, "instruction": body.prompt})
     return validated(Img2ImgRequest, {**fields, "prompt": body.prompt})
@@ -214,11 +250,14 @@ def _convert_mask(
     return size, encode_png(transparent)
 
 
-def _size(size: str) -> tuple[int | None, int | None]:
+def _size(size: str, own: Mapping[str, Any]) -> dict[str, int]:
+    """Return the fields for OpenAI's `size`, none for `auto`."""
     if size == "auto":
-        return None, None
+        return {}
+    if own.keys() & {"width", "height"}:
+        raise ParameterError("size", "It cannot be combined with `width` and `height`; leave one of them out")
     width, _, height = size.partition("x")
-    return int(width), int(height)
+    return {"width": int(width), "height": int(height)}
 
 
 async def _respond(
