@@ -110,7 +110,9 @@ def test_image_is_immutable_and_cacheable(http: httpx.Client, job_id: str, finis
         "/metrics",
         "/docs",
         "/openapi.json",
-        *["/v1/models", "/v1/models/demo", "/sdapi/v1/options"],
+        "/v1/models",
+        "/v1/models/demo",
+        "/sdapi/v1/options",
     ],
 )
 def test_head_has_the_status_and_headers_of_get(http: httpx.Client, job_id: str, finish: Finish, path: str) -> None:
