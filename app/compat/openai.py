@@ -21,8 +21,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import from_json
-from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, StreamingResponse
 
 from img2img.domain.job import JobRecord
@@ -32,8 +30,9 @@ from img2img.errors import Img2ImgError, NotFound, ParameterError
 from img2img.redis.previews import Preview
 
 from ..dependencies import PreviewsDep
-from ..http.json_text import as_utf8
+from ..http.errors import UnsupportedMedia
 from ..http.problem_details import status_of
+from ..http.request_body import media_type_of, read_form, read_json, validated
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import DecoderPool
 from ..progress.image_formats import convert_image
@@ -43,10 +42,7 @@ from ..schemas.requests import Img2ImgRequest
 from ..schemas.responses import ImageFormat
 from ..submission.spec_builder import error_field
 from .blocking_jobs import DISCONNECT_POLL_S, BlockingJobs, BlockingJobsDep
-from .validation import validated
 
-MAX_PARTS = 64
-MAX_FIELD_BYTES = 64 * 1024
 NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 USAGE = NO_TOKENS | {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - {"image", "mask", "model", "prompt", "num_images"}
@@ -110,25 +106,36 @@ router = APIRouter(prefix="/v1", route_class=OpenAIRoute, include_in_schema=Fals
 @router.post("/images/edits")
 async def edit_image(request: Request, jobs: BlockingJobsDep, previews: PreviewsDep) -> Response:
     """Edits an image by a prompt, within a mask if there is one."""
-    fields, own, files = await _read(request)
-    body = validated(Edit, fields)
-    image, mask = _one_image(files), files.get("mask", [None])[0]
-    card = await run_sync(jobs.submitter.model_card, body.model)
-    job_request = await run_sync(_edit_request, body, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
-    record = await jobs.start(job_request)
+    body, record = await _start_edit(request, jobs)
+    jobs.release_body()
     if body.stream:
         return StreamingResponse(_events(jobs, record, body, previews), media_type="text/event-stream")
     return await _respond(jobs, record, body.response_format, body.output_format, body.output_compression)
 
 
+async def _start_edit(request: Request, jobs: BlockingJobs) -> tuple[Edit, JobRecord]:
+    """Submit the job. The images of the request are not kept while it runs."""
+    fields, own, files = await _read(request, jobs)
+    body = validated(Edit, fields)
+    image, mask = _one_image(files), files.get("mask", [None])[0]
+    card = await run_sync(jobs.submitter.model_card, body.model)
+    job_request = await run_sync(_edit_request, body, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
+    return body, await jobs.start(job_request)
+
+
 @router.post("/images/variations")
 async def vary_image(request: Request, jobs: BlockingJobsDep) -> Response:
     """Makes variations of an image without a prompt."""
-    fields, own, files = await _read(request)
+    body, record = await _start_variation(request, jobs)
+    jobs.release_body()
+    return await _respond(jobs, record, body.response_format, ImageFormat.PNG, None)
+
+
+async def _start_variation(request: Request, jobs: BlockingJobs) -> tuple[Variation, JobRecord]:
+    fields, own, files = await _read(request, jobs)
     body = validated(Variation, fields)
     fields = {**own, **_size(body.size, own), "image": _one_image(files), "model": body.model, "num_images": body.n}
-    job_request = validated(Img2ImgRequest, fields)
-    return await _respond(jobs, await jobs.start(job_request), body.response_format, ImageFormat.PNG, None)
+    return body, await jobs.start(validated(Img2ImgRequest, fields))
 
 
 @router.get("/models")
@@ -152,21 +159,18 @@ def _model(name: str) -> dict[str, Any]:
 Fields = tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]
 
 
-async def _read(request: Request) -> Fields:
+async def _read(request: Request, jobs: BlockingJobs) -> Fields:
     """Return OpenAI's fields, ours, and the files, of a form or of JSON."""
-    if request.headers.get("content-type", "").lower().startswith("application/json"):
-        return _from_json(await request.body())
-    return await _form(request)
+    media_type, _ = media_type_of(request)
+    if media_type not in ("multipart/form-data", "application/json"):
+        raise UnsupportedMedia("The content type should be multipart/form-data or application/json.")
+    if media_type == "multipart/form-data":
+        return _from_form(await read_form(request, jobs.settings.max_body_bytes))
+    return await run_sync(_from_json, await read_json(request, dict[str, Any], strict=False))
 
 
-def _from_json(body: bytes) -> Fields:
+def _from_json(fields: dict[str, Any]) -> Fields:
     """Return the fields of a JSON body, in which images are objects: `{"image_url": "data:..."}`."""
-    try:
-        fields = from_json(as_utf8(body))
-    except ValueError as error:
-        raise ParameterError("body", f"Invalid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ParameterError("body", "Input should be an object")
     files = {}
     for name, field in (("images", "image"), ("image", "image"), ("mask", "mask")):
         value = fields.pop(name, None)
@@ -188,24 +192,20 @@ def _image_from_json(name: str, image: Any) -> bytes:
         raise ParameterError(name, str(error)) from None
 
 
-async def _form(request: Request) -> Fields:
+def _from_form(form: list[tuple[str, str | bytes]]) -> Fields:
     """Return the fields of a form. Clients may send `image` as `image[]`."""
     fields: dict[str, Any] = {}
     own: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {}
-    async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_FIELD_BYTES) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                if not value.filename and not value.size:
-                    # A file field of an HTML form that was left empty.
-                    continue
-                files.setdefault(name.removesuffix("[]"), []).append(await value.read())
-            elif name in OWN_FIELDS and not value:
-                continue
-            elif name in OWN_FIELDS:
-                own[name] = parse_json_field(name, value) if name in Img2ImgRequest.FORM_JSON else value
-            else:
-                fields[name] = value
+    for name, value in form:
+        if isinstance(value, bytes):
+            files.setdefault(name.removesuffix("[]"), []).append(value)
+        elif value == "" and name != "prompt":
+            continue
+        elif name in OWN_FIELDS:
+            own[name] = parse_json_field(name, value) if name in Img2ImgRequest.FORM_JSON else value
+        else:
+            fields[name] = value
     return fields, own, files
 
 
@@ -264,13 +264,16 @@ async def _respond(
     jobs: BlockingJobs, record: JobRecord, response_format: str, output_format: ImageFormat, quality: int | None
 ) -> Response:
     record = await jobs.end(record.id)
-    images = await run_sync(jobs.pngs, record)
+    images = await jobs.pngs(record)
     if response_format == "url":
         base = str(jobs.request.base_url).rstrip("/")
         form = "" if output_format is ImageFormat.PNG else f"?format={output_format}"
         data = [{"url": f"{base}/jobs/{record.id}/images/{image.index}{form}"} for image in record.images]
     else:
-        data = [{"b64_json": await run_sync(_encoded, image, output_format, quality)} for image in images]
+        limiter = jobs.decoders.limiter
+        data = [
+            {"b64_json": await run_sync(_encoded, image, output_format, quality, limiter=limiter)} for image in images
+        ]
     return JSONResponse(
         {"created": int(record.created_at), "data": data, "output_format": output_format, "usage": USAGE}
     )
@@ -285,24 +288,24 @@ def _encoded(image: bytes, output_format: ImageFormat, quality: int | None) -> s
 async def _events(jobs: BlockingJobs, record: JobRecord, body: Edit, previews: PreviewsDep) -> AsyncIterator[bytes]:
     """Yield partial images, then the results, as Server-Sent Events."""
     previous: list[Preview] = []
+    limiter = jobs.decoders.limiter
     ending = asyncio.ensure_future(jobs.end(record.id))
     try:
         with jobs.job_changes.subscribe(record.id) as changed:
-            while body.partial_images > len(previous) and not ending.done():
+            while body.partial_images > len(previous) and not ending.done() and not jobs.job_changes.is_closed:
                 await run_sync(previews.request, record.id)
                 preview = await run_sync(previews.latest, record.id)
                 if preview and preview not in previous:
                     previous.append(preview)
-                    image = await run_sync(_from_jpeg, preview.jpeg)
-                    yield await run_sync(
-                        _event, "partial_image", image, body, {"partial_image_index": len(previous) - 1}
-                    )
+                    image = await run_sync(_from_jpeg, preview.jpeg, limiter=limiter)
+                    index = {"partial_image_index": len(previous) - 1}
+                    yield await run_sync(_event, "partial_image", image, body, index, limiter=limiter)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(DISCONNECT_POLL_S):
                         await changed.wait()
                 changed.clear()
-        for image in await run_sync(jobs.pngs, await ending):
-            yield await run_sync(_event, "completed", image, body, {"usage": USAGE})
+        for image in await jobs.pngs(await ending):
+            yield await run_sync(_event, "completed", image, body, {"usage": USAGE}, limiter=limiter)
     except Img2ImgError as error:
         data = json.dumps(_error(status_of(error), error.message, None, error.code))
         yield f"event: error\ndata: {data}\n\n".encode()

@@ -10,14 +10,15 @@ from img2img.errors import RequestError
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def as_utf8(body: bytes) -> bytes:
-    """Return the JSON text without a byte order mark. Raises RequestError for UTF-16 and UTF-32."""
-    if b"\0" in body[:4] or body[:2] in (b"\xff\xfe", b"\xfe\xff"):
+def remove_byte_order_mark(body: bytearray) -> None:
+    """Remove the byte order mark of a JSON text. Raises RequestError for UTF-16 and UTF-32."""
+    if b"\0" in body[:4] or body.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise RequestError("The JSON body should be UTF-8; this looks like UTF-16 or UTF-32.")
-    return body.removeprefix(BYTE_ORDER_MARK)
+    if body.startswith(BYTE_ORDER_MARK):
+        del body[: len(BYTE_ORDER_MARK)]
 
 
-def normalized(body: bytes, error: ValidationError) -> bytes | None:
+def normalized(body: bytearray, error: ValidationError) -> bytes | None:
     """Return the JSON text without members that are null, and with integers for floats without fraction.
 
     JSON Schema does not distinguish 30.0 from 30 either.

@@ -26,8 +26,9 @@ from img2img.errors import (
 )
 from img2img.telemetry.logging import job_extra
 
-from ..schemas.problems import FieldProblem, Problem, truncate
+from ..schemas.problems import MAX_SHOWN, FieldProblem, Problem, encodable, truncate
 from .errors import (
+    HeadersTooLarge,
     ImageError,
     InsufficientScope,
     InvalidApiKey,
@@ -50,6 +51,7 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     NotFound: HTTPStatus.NOT_FOUND,
     NotReady: HTTPStatus.CONFLICT,
     Gone: HTTPStatus.GONE,
+    HeadersTooLarge: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     PayloadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ImageError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -77,8 +79,9 @@ def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = No
     extra: dict[str, Any] = dict(error.details)
     detail = error.message
     if isinstance(error, ParameterError):
-        detail = f"{error.field}: {error.message}"
-        extra["errors"] = [FieldProblem(field=error.field[:80], message=error.message, got=truncate(error.got))]
+        field, message = encodable(error.field[:MAX_SHOWN]), encodable(error.message)
+        detail = f"{field}: {message}"
+        extra["errors"] = [FieldProblem(field=field, message=message, got=truncate(error.got))]
     if isinstance(error, ImageError | UnsupportedMedia):
         extra["errors"] = [FieldProblem(field=error.field, message=error.message)]
     return _problem(status, error.code, detail, headers or _headers(error), **extra)
@@ -166,7 +169,9 @@ async def _handle_disconnect(_request: Request, _error: Exception) -> Response:
 
 
 async def _handle_unexpected_error(_request: Request, _error: Exception) -> Response:
-    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "The server encountered an unexpected error.")
+    detail = "The server encountered an unexpected error."
+    # uvicorn closes the connection after an unexpected error, and the client should not use it again.
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail, {"Connection": "close"})
 
 
 def install_error_handlers(app: FastAPI) -> None:

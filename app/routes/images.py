@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from img2img.domain.blob_keys import upload_key
 from img2img.stored_images import write_by_digest
 
-from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep, StoreThreadsDep
 from ..imaging.sandbox_pool import DecoderPool
 from ..openapi import operations as openapi
 from ..schemas.responses import UploadedImage
@@ -30,6 +30,7 @@ async def upload_image(
     caller: CallerDep,
     queue: QueueDep,
     store: StoreDep,
+    store_threads: StoreThreadsDep,
     decoders: DecodersDep,
 ) -> UploadedImage:
     """Store an image for later requests of the same API key: its `sha256` can be an `image` of `POST /img2img`.
@@ -39,7 +40,7 @@ async def upload_image(
     size = await run_sync(_check, request.image, decoders, limiter=decoders.limiter)
     digest = sha256(request.image).hexdigest()
     await run_sync(queue.input_images.retain, upload_key(digest), settings.result_ttl, caller.owner)
-    await run_sync(write_by_digest, store, upload_key(digest), request.image)
+    await store_threads.run(write_by_digest, store, upload_key(digest), request.image)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
 
 

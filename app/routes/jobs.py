@@ -11,7 +11,7 @@ from img2img.domain.job import JobStatus
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_store import Cursor
 
-from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep
+from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep, StoreThreadsDep
 from ..openapi import operations as openapi
 from ..progress.long_poll import wait_for_end
 from ..schemas.responses import Job, JobList
@@ -88,11 +88,11 @@ def cancel_job(job_id: JobId, queue: QueueDep) -> Job:
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=openapi.problems(404, 503))
-def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
+async def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep, store_threads: StoreThreadsDep) -> None:
     """Delete a job and its images, after cancelling it if necessary. Deleting it again has no effect."""
     try:
-        queue.job_store.find(job_id)
+        await run_sync(queue.job_store.find, job_id)
     except (Deleted, Expired):
         return
-    queue.delete(job_id)
-    store.delete(*result_keys(job_id))
+    await run_sync(queue.delete, job_id)
+    await store_threads.run(store.delete, *result_keys(job_id))
