@@ -24,6 +24,8 @@ from .json_text import normalized, remove_byte_order_mark
 # More than a request has fields, so that unknown fields are reported by name.
 MAX_PARTS = 64
 MAX_FIELD_BYTES = 64 * 1024
+# Longest Content-Type. Parsing takes quadratic time.
+MAX_MEDIA_TYPE = 1000
 # Most JSON values of a body. Requests of the web UI have hundreds: the arguments of its scripts.
 MAX_JSON_VALUES = 2000
 # Most commas and brackets of a body, in strings or not: enough for two texts full of commas. A body of nothing but
@@ -36,8 +38,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def media_type_of(request: Request) -> tuple[str, dict[bytes, bytes]]:
-    """Return the media type of the body in lower case, and its options."""
-    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    """Return the media type of the body in lower case, and its options. Raises UnsupportedMedia."""
+    content_type = request.headers.get("content-type", "")
+    if len(content_type) > MAX_MEDIA_TYPE:
+        raise UnsupportedMedia("The content type is too long.")
+    media_type, options = parse_options_header(content_type)
     return media_type.decode("latin-1"), options
 
 
