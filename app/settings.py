@@ -100,6 +100,17 @@ class ApiSettings(SharedSettings):
         int | None, Field(ge=1, le=65535, description="Port for /metrics only, without API key; unset: none.")
     ] = None
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body in bytes.")] = 32 * 1024 * 1024
+    max_inflight_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1024 * 1024,
+            description="Bytes that all requests together may hold; half of them per API key. Default: a quarter of "
+            "the memory, at most 512 MiB.",
+        ),
+    ] = None
+    max_connections: Annotated[
+        int, Field(ge=1, description="Open connections; further ones get 503. Health checks are always served.")
+    ] = 1000
     max_pixels: Annotated[int, Field(ge=1, description="Largest image in pixels; up to 25 bytes of memory each.")] = (
         50_000_000
     )

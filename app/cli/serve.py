@@ -119,7 +119,8 @@ def api(
         from img2img.private_files import UMASK
         from img2img.telemetry import logging as logs
 
-        from ..http.uvicorn_protocol import HeaderTimeoutProtocol
+        from ..http.in_flight import configure_malloc
+        from ..http.uvicorn_protocol import ServerProtocol
         from ..main import create_app
         from ..supervisor.supervisor import check_keys, check_port, check_store
 
@@ -130,12 +131,13 @@ def api(
         check_port(settings.host, settings.port)
         check_keys(settings)
         check_store(settings)
+        configure_malloc()
         logs.configure("api", level=settings.log_level, log_format=settings.log_format)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
             port=settings.port,
-            http=HeaderTimeoutProtocol,
+            http=ServerProtocol,
             log_level=settings.log_level.lower(),
             log_config=None,
             # The access log of `app/telemetry` has routes instead of raw paths.

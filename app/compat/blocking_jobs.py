@@ -8,16 +8,28 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
 from img2img.domain.job import JobRecord, JobStatus
-from img2img.errors import Gone
+from img2img.errors import Gone, Unavailable
 from img2img.stored_images import read_result
 
-from ..dependencies import DecodersDep, JobChangesDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
+from ..dependencies import (
+    DecodersDep,
+    HeldBytesDep,
+    JobChangesDep,
+    ModelsDep,
+    QueueDep,
+    RedisDep,
+    SettingsDep,
+    StoreDep,
+    StoreThreadsDep,
+)
 from ..progress.long_poll import wait_for_end
 from ..schemas.requests import Img2ImgRequest
 from ..submission.submit import JobSubmitterDep
 
 # Seconds between checks that the client is still connected.
 DISCONNECT_POLL_S = 2.0
+# A result is in memory as PNG, in base64, and in the JSON of the response.
+RESULT_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,8 @@ class BlockingJobs:
     settings: SettingsDep
     queue: QueueDep
     store: StoreDep
+    store_threads: StoreThreadsDep
+    held_bytes: HeldBytesDep
     models: ModelsDep
     decoders: DecodersDep
     job_changes: JobChangesDep
@@ -39,15 +53,28 @@ class BlockingJobs:
         return (await self.submitter.submit(request)).record
 
     async def end(self, job_id: str) -> JobRecord:
-        """Wait for the end of the job and return its record. Cancels the job if the client disconnects."""
+        """Wait for the end of the job and return its record.
+
+        Cancels the job if the client disconnects, or the process stops: no client could get its images.
+
+        Raises:
+            Unavailable: The process stops.
+        """
         while True:
             record = await wait_for_end(job_id, DISCONNECT_POLL_S, self.queue, self.job_changes)
             if record.status.is_terminal:
                 return record
+            if self.job_changes.is_closed:
+                await run_sync(self.queue.cancel, job_id)
+                raise Unavailable("The server is stopping and has cancelled the job; send the request again.")
             if await self.request.is_disconnected():
                 await run_sync(self.queue.cancel, job_id)
 
-    def pngs(self, record: JobRecord) -> Sequence[bytes]:
+    def release_body(self) -> None:
+        """Count the request body as released, when nothing refers to it any more."""
+        self.held_bytes.release()
+
+    async def pngs(self, record: JobRecord) -> Sequence[bytes]:
         """Return the images of a job that has succeeded.
 
         Raises:
@@ -56,6 +83,10 @@ class BlockingJobs:
         """
         if record.status is not JobStatus.SUCCEEDED:
             raise Gone(record.error.message if record.error else f"The job was {record.status}.")
+        self.held_bytes.add(RESULT_COPIES * sum(image.bytes for image in record.images))
+        return await self.store_threads.run(self._read_pngs, record)
+
+    def _read_pngs(self, record: JobRecord) -> Sequence[bytes]:
         job_store = self.queue.job_store
         return [read_result(self.store, job_store, record, index) for index in range(len(record.images))]
 

@@ -13,7 +13,7 @@ from img2img.errors import Unavailable
 from img2img.redis.job_queue import JobQueue
 from img2img.stored_images import write_by_digest
 
-from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep, StoreThreadsDep
 from ..imaging.sandbox_pool import DecoderPool
 from ..openapi import operations as openapi
 from ..schemas.responses import UploadedImage
@@ -42,6 +42,7 @@ async def upload_image(
     caller: CallerDep,
     queue: QueueDep,
     store: StoreDep,
+    store_threads: StoreThreadsDep,
     decoders: DecodersDep,
 ) -> UploadedImage:
     """Store an image for later requests of the same API key: its `sha256` can be an `image` of `POST /img2img`.
@@ -51,16 +52,17 @@ async def upload_image(
     """
     size = await run_sync(_check, request.image, decoders, limiter=decoders.limiter)
     digest = sha256(request.image).hexdigest()
-    await run_sync(_store, request.image, upload_key(digest), settings.result_ttl, caller.owner, queue, store)
+    key = upload_key(digest)
+    await store_threads.run(_store, request.image, key, settings.result_ttl, caller.owner, queue, store)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
 
 
 @router.delete(
     "/images/{sha256}", status_code=204, operation_id="delete_image", responses=openapi.problems(404, 422, 503)
 )
-def delete_image(image: ImageHash, queue: QueueDep, store: StoreDep) -> None:
+async def delete_image(image: ImageHash, queue: QueueDep, store: StoreDep, store_threads: StoreThreadsDep) -> None:
     """Delete an uploaded image. Jobs that use it, also queued ones, have their own copies and are not affected."""
-    Eraser(queue, store).delete_upload(image)
+    await store_threads.run(Eraser(queue, store).delete_upload, image)
 
 
 def _store(image: bytes, key: str, keep_s: float, owner: str, queue: JobQueue, store: BlobStore) -> None:

@@ -12,7 +12,7 @@ from img2img.erasure import Eraser
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_store import Cursor
 
-from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep
+from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep, StoreThreadsDep
 from ..openapi import operations as openapi
 from ..progress.long_poll import wait_for_end
 from ..schemas.responses import Job, JobList
@@ -89,7 +89,7 @@ def cancel_job(job_id: JobId, queue: QueueDep) -> Job:
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=openapi.problems(404, 503))
-def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
+async def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep, store_threads: StoreThreadsDep) -> None:
     """Delete a job with its parameters, results and inputs, after cancelling it if necessary.
 
     Images that were uploaded with `POST /images`, and inputs that another job needs, are kept. A webhook that is not
@@ -97,5 +97,5 @@ def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
     """
     # After an error, a repeated request deletes what was left.
     with suppress(Deleted, Expired):
-        queue.job_store.find(job_id)
-    Eraser(queue, store).delete_job(job_id)
+        await run_sync(queue.job_store.find, job_id)
+    await store_threads.run(Eraser(queue, store).delete_job, job_id)

@@ -22,7 +22,7 @@ from img2img.redis.job_queue import InputsDeleted, JobQueue
 from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import CallerDep, ServicesDep
+from ..dependencies import CallerDep, HeldBytesDep, ServicesDep
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..schemas.responses import DryRunResult
 from ..webhooks.ssrf_guard import check_webhook
@@ -56,6 +56,7 @@ class JobSubmitter:
 
     services: ServicesDep
     caller: CallerDep
+    held_bytes: HeldBytesDep
 
     async def submit(self, request: Request, idempotency_key: str | None = None) -> SubmittedJob:
         """Queue a job.
@@ -68,14 +69,15 @@ class JobSubmitter:
         options = self._options(request)
         key = None
         if idempotency_key:
-            fingerprint = await run_sync(request.fingerprint)
+            fingerprint = await run_sync(request.fingerprint, limiter=self.services.parsers)
             key = IdempotencyKey(idempotency_key, fingerprint, options.owner)
             earlier = await run_sync(self._visible_queue().find_by_idempotency_key, key)
             if earlier:
                 return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
         spec, blobs = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
-        return await run_sync(self._enqueue, spec, blobs, options, key)
+        self.held_bytes.add(sum(map(len, blobs.values())))
+        return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""

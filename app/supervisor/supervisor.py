@@ -146,9 +146,13 @@ def check_keys(settings: ApiSettings) -> None:
                 return
         except RedisError:
             return
+    # The Compose file sets `published_host`.
+    inside, insecure = (
+        ("docker compose run --rm api ", "IMG2IMG_INSECURE=true") if settings.published_host else ("", "--insecure")
+    )
     raise ServeError(
         f"on {settings.published_host or settings.host} requests need an API key, and none exists yet: create one with "
-        "`img2img keys create --name NAME`, or accept requests without API keys with --insecure"
+        f"`{inside}img2img keys create --name NAME`, or accept requests without API keys with {insecure}"
     )
 
 
