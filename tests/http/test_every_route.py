@@ -133,6 +133,7 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/v1/images/edits"): edits,
     ("POST", "/v1/images/variations"): forms,
     ("POST", "/sdapi/v1/img2img"): web_ui,
+    ("POST", "/sdapi/v1/png-info"): lambda ids: [{"json": {"image": one}} for one in references(ids)],
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
 }
 ATTEMPTS |= dict.fromkeys(
@@ -148,6 +149,9 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/redoc"),
         ("GET", "/static-offline-docs"),
         ("GET", "/v1/models"),
+        ("GET", "/v1/models/{model:path}"),
+        ("GET", "/v1/{path:path}"),
+        ("POST", "/v1/{path:path}"),
         ("GET", "/sdapi/v1/progress"),
         ("POST", "/sdapi/v1/interrupt"),
         ("GET", "/sdapi/v1/samplers"),
@@ -155,9 +159,18 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/sdapi/v1/sd-models"),
         ("GET", "/sdapi/v1/options"),
         ("GET", "/sdapi/v1/scripts"),
+        ("GET", "/sdapi/v1/loras"),
+        ("POST", "/sdapi/v1/txt2img"),
+        ("GET", "/sdapi/v1/{path:path}"),
+        ("POST", "/sdapi/v1/{path:path}"),
     ],
     no_ids,
 )
+ATTEMPTS |= {
+    ("HEAD", path): attempts
+    for (method, path), attempts in ATTEMPTS.items()
+    if method == "GET" and path != "/static-offline-docs"
+}
 
 
 def every_route() -> list[tuple[str, str]]:
