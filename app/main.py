@@ -41,6 +41,7 @@ from .imaging.container_limits import cpu_count, memory_bytes
 from .imaging.sandbox_limits import SandboxLimits
 from .imaging.sandbox_pool import DecoderPool
 from .openapi.document import install_openapi
+from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
 from .routes import control_maps, events, health, images, img2img, jobs, models, results
@@ -156,7 +157,11 @@ async def run_services(services: Services, metrics: HttpMetrics) -> AsyncIterato
     collector = QueueCollector(services.redis, services.queue, services.models)
     metrics.registry.register(collector)
     services.decoders.start()
-    background = (services.job_changes.run(), cancel_overdue_jobs(services.queue))
+    background = (
+        services.job_changes.run(),
+        cancel_overdue_jobs(services.queue),
+        rewrite_append_only_file(services.redis, services.settings.aof_rewrite_interval),
+    )
     tasks = [asyncio.create_task(coroutine) for coroutine in background]
     with metrics.served(services.settings.metrics_host, services.settings.api_metrics_port):
         yield

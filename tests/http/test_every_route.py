@@ -124,7 +124,7 @@ def web_ui(ids: Ids) -> list[Attempt]:
     return [{"json": body} for body in bodies]
 
 
-# Attempts for each route. A route with a job id in its path is tried with every job as well.
+# Attempts for each route. A route with an id in its path is tried with every id as well.
 ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/img2img"): submits,
     ("POST", "/control-maps"): control_maps,
@@ -182,8 +182,9 @@ def every_route() -> list[tuple[str, str]]:
 
 def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
     """Return the paths and requests that try to reach the data of these ids."""
-    if "{job_id}" in path:
-        return [(path.format(job_id=getattr(ids, one.name), index=0), {}) for one in fields(Ids)]
+    if "{job_id}" in path or "{sha256}" in path:
+        values = [getattr(ids, one.name) for one in fields(Ids)]
+        return [(path.format(job_id=value, sha256=value, index=0), {}) for value in values]
     assert (method, path) in ATTEMPTS, f"add requests for {method} {path} with another owner's ids to ATTEMPTS"
     return [(path, attempt) for attempt in ATTEMPTS[method, path](ids)]
 
