@@ -48,7 +48,7 @@ def anonymous(url: str, keys: ApiKeys) -> Iterator[httpx.Client]:
 
 
 def at(path: str) -> str:
-    return path.format(job_id="0" * 32, index=0)
+    return path.format(job_id="0" * 32, sha256="0" * 64, index=0)
 
 
 def assert_unauthorized(response: httpx.Response, method: str, code: str) -> None:

@@ -1,7 +1,10 @@
 """Bodies that are expensive to parse, cannot be encoded, or are cut off, on every route that reads one."""
 
+import struct
 import threading
 import time
+import zlib
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +24,7 @@ from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 from tests.support.servers import redis_server
 
-JSON_ROUTES = ("/img2img", "/control-maps", "/images", "/sdapi/v1/img2img", "/sdapi/v1/options")
+JSON_ROUTES = ("/img2img", "/control-maps", "/images", "/sdapi/v1/img2img", "/sdapi/v1/options", "/sdapi/v1/png-info")
 FORM_ROUTES = ("/img2img", "/control-maps", "/images", "/v1/images/edits", "/v1/images/variations")
 JSON = {"Content-Type": "application/json"}
 SIZE = 31_000_000
@@ -97,6 +100,22 @@ def test_expensive_json_delays_no_other_request(api: ApiProcess, bomb: str) -> N
         assert len(response.content) < 20_000
         assert slowest[0] < 1.5, path  # it was 9 s for 6 MB of keys, and 19 s for percent signs
     # Of 4 GB for 31 MB of keys.
+    assert api.peak_bytes() < 400_000_000
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_compressed_texts_of_an_image_have_bounded_memory(api: ApiProcess) -> None:
+    """2,000 texts of 8 MB in an image of 16 MB."""
+    text = zlib.compress(b"a" * 8_000_000)
+    texts = [chunk(b"zTXt", b"%d\0\0" % index + text) for index in range(2000)]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(texts)
+    response = httpx.post(f"{api.url}/sdapi/v1/png-info", json={"image": b64encode(png).decode()}, timeout=60)
+    assert response.status_code == 200
+    assert len(response.content) < 10_000_000
     assert api.peak_bytes() < 400_000_000
 
 

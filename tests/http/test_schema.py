@@ -25,6 +25,7 @@ OPERATIONS = {
     "submit_img2img": ("post", "/img2img"),
     "submit_control_map": ("post", "/control-maps"),
     "upload_image": ("post", "/images"),
+    "delete_image": ("delete", "/images/{sha256}"),
     "list_jobs": ("get", "/jobs"),
     "delete_job": ("delete", "/jobs/{job_id}"),
     "get_job": ("get", "/jobs/{job_id}"),
