@@ -2,9 +2,11 @@
 
 from fastapi import APIRouter, Response
 from obstore.exceptions import BaseError as StoreError
+from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import BlobStore
+from img2img.redis.clock import redis_clock
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.webhook_outbox import WebhookOutbox
 
@@ -25,7 +27,7 @@ def get_readiness(
     response: Response, settings: SettingsDep, redis: RedisDep, models: ModelsDep, store: StoreDep
 ) -> Readiness:
     """Check that Redis, the blob store and at least one worker are available."""
-    redis_status, worker_status = _check_redis_and_workers(models)
+    redis_status, worker_status = _check_redis_and_workers(redis, models)
     store_status = _check_store(store)
     ready = redis_status.ok and store_status.ok and worker_status.ok
     response.status_code = 200 if ready else 503
@@ -33,14 +35,17 @@ def get_readiness(
     return Readiness(ready=ready, redis=redis_status, store=store_status, workers=worker_status, webhooks=webhooks)
 
 
-def _check_redis_and_workers(models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
+def _check_redis_and_workers(redis: Redis, models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
+    clock = redis_clock(redis)
     try:
+        clock.now()
         live = models.live()
     except RedisError as error:
         unknown = DependencyStatus(ok=False, detail="unknown without Redis")
         return DependencyStatus(ok=False, detail=type(error).__name__), unknown
     names = {worker for workers in live.values() for worker in workers}
-    return DependencyStatus(ok=True, detail="responds"), DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
+    detail = f"responds; {clock.warning}" if clock.warning else "responds"
+    return DependencyStatus(ok=True, detail=detail), DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
 
 
 def _check_webhooks(outbox: WebhookOutbox) -> DependencyStatus:

@@ -17,6 +17,7 @@ from redis import Redis
 
 from img2img.errors import Unavailable
 from img2img.redis import keys, scripts
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 
 # Longer than the deletion of a blob takes. If the worker dies, the image can be sent again after this time.
@@ -32,6 +33,7 @@ class InputImageRefs:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._owner: str | None = None
+        self._clock = redis_clock(redis)
         self._renew = scripts.register(redis, "renew_images")
         self._retain = scripts.register(redis, "retain_images")
         self._claim_unused = scripts.register(redis, "claim_unused_image")
@@ -50,7 +52,8 @@ class InputImageRefs:
         """
         waiting = [blob_keys] if isinstance(blob_keys, str) else list(blob_keys)
         give_up_at = time.monotonic() + WAIT_S
-        while waiting and (waiting := self._retain(args=[time.time() + keep_s, owner, time.time(), *waiting])):
+        now = self._clock.now()
+        while waiting and (waiting := self._retain(args=[now + keep_s, owner, now, *waiting])):
             if time.monotonic() > give_up_at:
                 raise Unavailable("An earlier copy of this image is being deleted; try again in a moment.")
             time.sleep(POLL_S)
@@ -58,12 +61,13 @@ class InputImageRefs:
     def renew(self, blob_keys: Sequence[str], keep_s: float) -> list[str]:
         """Keep those of the images that can be referred to for another keep_s seconds, and return their keys."""
         whose = ["all", ""] if self._owner is None else ["one", self._owner]
-        return list(map(decode, self._renew(args=[time.time() + keep_s, *whose, *blob_keys])))
+        return list(map(decode, self._renew(args=[self._clock.now() + keep_s, *whose, *blob_keys])))
 
     def claim_unused(self, limit: int = 100) -> list[str]:
         """Return up to `limit` blob keys of images to delete. Delete their blobs, then call `confirm_deleted`."""
-        due = map(decode, self._redis.zrangebyscore(keys.INPUT_IMAGES, "-inf", time.time(), 0, limit))
-        return [blob for blob in due if self._claim_unused(args=[blob, time.time(), DELETION_S])]
+        now = self._clock.now()
+        due = map(decode, self._redis.zrangebyscore(keys.INPUT_IMAGES, "-inf", now, 0, limit))
+        return [blob for blob in due if self._claim_unused(args=[blob, now, DELETION_S])]
 
     def confirm_deleted(self, blob_key: str) -> None:
         """Allow an image to be stored again, after its blob was deleted."""

@@ -1,7 +1,6 @@
 """The queue of jobs: one RQ queue per model, whose entries are job ids. Everything else is in the job record."""
 
 import json
-import time
 from copy import copy
 from functools import cache
 from itertools import chain
@@ -15,6 +14,7 @@ from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
 from img2img.domain.spec import JobSpec
 from img2img.errors import Deleted, QueueFull
 from img2img.redis import job_record, scripts
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 from img2img.redis.idempotency import KEPT_S, IdempotencyKey
 from img2img.redis.input_images import InputImageRefs
@@ -39,6 +39,7 @@ class JobQueue:
     def __init__(self, redis: Redis, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
         self._redis = redis
         self._limits = limits
+        self.clock = redis_clock(redis)
         self.job_store = JobStore(redis)
         self.input_images = InputImageRefs(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
@@ -87,7 +88,7 @@ class JobQueue:
             QueueFull: As many jobs are waiting as may.
             TooManyQueued: As many jobs of this owner are waiting as may.
         """
-        record = _new_record(spec, options)
+        record = _new_record(spec, options, self.clock.now())
         self._submit(record, None)
         return record
 
@@ -107,7 +108,7 @@ class JobQueue:
             NotFound, Expired, Deleted: The job of the earlier request is gone.
             QueueFull, TooManyQueued: As for `submit`.
         """
-        record = _new_record(spec, options)
+        record = _new_record(spec, options, self.clock.now())
         earlier_id = self._submit(record, key)
         return (record, True) if earlier_id is None else (self.job_store.find(earlier_id), False)
 
@@ -198,15 +199,14 @@ class JobQueue:
     def delete(self, job_id: str) -> None:
         """Cancel a job if it has not ended, and delete its record. The caller deletes its images."""
         self.cancel(job_id)
-        self.job_store.forget(job_id, Deleted, again_at=time.time() + LATE_IMAGES_S)
+        self.job_store.forget(job_id, Deleted, again_at=self.clock.now() + LATE_IMAGES_S)
 
     def depth(self, model: str) -> int:
         """Return the number of jobs that wait for a model."""
         return int(self._queue(model).count)
 
 
-def _new_record(spec: JobSpec, options: JobOptions) -> JobRecord:
-    created_at = time.time()
+def _new_record(spec: JobSpec, options: JobOptions, created_at: float) -> JobRecord:
     return JobRecord(
         id=uuid4().hex,
         status=JobStatus.QUEUED,
