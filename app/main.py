@@ -14,6 +14,7 @@ from redis.retry import Retry
 from img2img.blobs import ObjectStore
 from img2img.domain.model_card import model_name
 from img2img.redis.api_keys import ApiKeys
+from img2img.redis.durability import TIMEOUT_S, Durability, DurableWrites
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
@@ -89,7 +90,8 @@ def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics
 def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     """Return the services of the API server. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
-    queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key))
+    limits = QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key)
+    queue = JobQueue(redis, limits, durable_writes(settings, redis))
     models = ModelRegistry(redis)
     return Services(
         settings=settings,
@@ -126,6 +128,13 @@ async def run_services(services: Services, metrics: HttpMetrics) -> AsyncIterato
     services.redis.close()
 
 
-def connect_redis(url: str) -> Redis:
+def durable_writes(settings: ApiSettings, redis: Redis) -> DurableWrites:
+    """Return the writes that clients get acknowledged. They have their own connections, because they may wait."""
+    if settings.durability is not Durability.EVERYSEC:
+        redis = connect_redis(settings.resolved_redis_url, TIMEOUT_S + 1.5)
+    return DurableWrites(redis, settings.durability, TIMEOUT_S)
+
+
+def connect_redis(url: str, timeout_s: float = 1.5) -> Redis:
     """Return a Redis client with short timeouts and no retries: a repeated submit could queue a job twice."""
-    return Redis.from_url(url, socket_timeout=1.5, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))
+    return Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))

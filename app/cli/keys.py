@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from img2img.domain.api_key import Scope
+from img2img.errors import Unavailable
 
 from .errors import fail, server_errors
 from .serve import DataDir, RedisUrl, settings_of
@@ -72,6 +73,7 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
     from redis.exceptions import RedisError
 
     from img2img.redis.api_keys import ApiKeys
+    from img2img.redis.durability import DurableWrites
 
     from ..supervisor.embedded_redis import RedisUnavailable, connect, is_redis_ready
     from ..supervisor.supervisor import ServeError
@@ -84,6 +86,10 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
             connect(settings.resolved_redis_url) as redis,
         ):
             yield ApiKeys(redis)
+            # A key that was created or revoked stays so, if Redis fails after the command has ended.
+            DurableWrites(redis, settings.durability, timeout_s=3).confirm()
+    except Unavailable as error:
+        raise ServeError(error.message) from None
     except (RedisError, RedisUnavailable) as error:
         raise ServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
 
@@ -95,7 +101,9 @@ def _embedded_redis(settings: "ApiSettings") -> Iterator[None]:
     from ..supervisor.supervisor import ServeError, lock_data_dir
 
     with lock_data_dir(settings.data_dir):
-        redis = ManagedProcess("redis", redis_command(settings.data_dir), os.environ, stop_within_s=20)
+        redis = ManagedProcess(
+            "redis", redis_command(settings.data_dir, settings.durability), os.environ, stop_within_s=20
+        )
         try:
             while not is_redis_ready(settings.resolved_redis_url):
                 if redis.exit_code is not None:

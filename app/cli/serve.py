@@ -89,7 +89,7 @@ def api(
 
         from ..http.uvicorn_protocol import HeaderTimeoutProtocol
         from ..main import create_app
-        from ..supervisor.supervisor import check_keys, check_port, check_store
+        from ..supervisor.supervisor import check_durability, check_keys, check_port, check_store
 
         settings = settings_of(
             host=host, port=port, data_dir=data_dir, model=model, redis_url=redis_url, insecure=insecure
@@ -97,6 +97,7 @@ def api(
         check_port(settings.host, settings.port)
         check_keys(settings)
         check_store(settings)
+        check_durability(settings)
         logs.configure("api", level=settings.log_level, log_format=settings.log_format)
         uvicorn.run(
             create_app(settings),

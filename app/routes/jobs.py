@@ -93,6 +93,7 @@ def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
     try:
         queue.job_store.find(job_id)
     except (Deleted, Expired):
+        queue.writes.confirm()
         return
     queue.delete(job_id)
     store.delete(*result_keys(job_id))

@@ -16,6 +16,7 @@ from img2img.errors import Deleted, QueueFull
 from img2img.redis import job_record, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
+from img2img.redis.durability import DurableWrites
 from img2img.redis.idempotency import KEPT_S, IdempotencyKey
 from img2img.redis.input_images import InputImageRefs
 from img2img.redis.job_store import JobStore, job_index
@@ -34,13 +35,24 @@ DEADLINE_EXCEEDED = JobFailure(code="deadline_exceeded", message="the job was no
 
 
 class JobQueue:
-    """Submits, claims, requeues, cancels and deletes jobs."""
+    """Submits, claims, requeues, cancels and deletes jobs.
 
-    def __init__(self, redis: Redis, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
+    Args:
+        writes: Confirms that jobs are submitted, cancelled and deleted, where that is acknowledged to a client. All
+            methods that do so raise NotConfirmed. Default: nothing is confirmed.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        limits: QueueLimits = QueueLimits(),  # noqa: B008  # frozen
+        writes: DurableWrites | None = None,
+    ) -> None:
+        self.writes = writes or DurableWrites(redis)
         self._redis = redis
         self._limits = limits
         self.clock = redis_clock(redis)
-        self.job_store = JobStore(redis)
+        self.job_store = JobStore(redis, self.writes)
         self.input_images = InputImageRefs(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
         self._submit_script = scripts.register(redis, "submit_job")
@@ -79,7 +91,11 @@ class JobQueue:
             NotFound, Expired, Deleted: The job is gone.
         """
         stored = self._redis.get(key.redis_key)
-        return None if stored is None else self.job_store.find(key.job_id(stored))
+        if stored is None:
+            return None
+        record = self.job_store.find(key.job_id(stored))
+        self.writes.confirm()
+        return record
 
     def submit(self, spec: JobSpec, options: JobOptions = JobOptions()) -> JobRecord:  # noqa: B008  # frozen
         """Queue a job.
@@ -132,7 +148,8 @@ class JobQueue:
         # Lua decodes null as a value that counts as true.
         known = {name: value for name, value in job.items() if value is not None}
         fields = list(chain.from_iterable(job_record.to_fields(record).items()))
-        reply: bytes = self._submit_script(
+        reply: bytes = self.writes.run(
+            self._submit_script,
             keys=[rq_job_key(record.id), queue.key, queue.redis_queues_keys],
             args=[json.dumps(known), len(fields), *fields, *rq_job_fields(queue, record.id)],
         )

@@ -14,6 +14,7 @@ from img2img.errors import Deleted, Expired, Gone, Img2ImgError, NotFound
 from img2img.redis import job_record, keys, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
+from img2img.redis.durability import DurableWrites
 from img2img.redis.fair_queue import FairQueue
 from img2img.redis.job_record import Scalar
 from img2img.telemetry.logging import job_extra
@@ -43,9 +44,14 @@ class Progress:
 
 
 class JobStore:
-    """The job records. `visible_to` restricts `find` and `page` to the jobs of one owner."""
+    """The job records. `visible_to` restricts `find` and `page` to the jobs of one owner.
 
-    def __init__(self, redis: Redis) -> None:
+    Args:
+        writes: Confirms changes of status and deletions. Default: they are not confirmed.
+    """
+
+    def __init__(self, redis: Redis, writes: DurableWrites | None = None) -> None:
+        self._writes = writes or DurableWrites(redis)
         self._redis = redis
         self._owner: str | None = None
         self._clock = redis_clock(redis)
@@ -118,7 +124,7 @@ class JobStore:
             again_at: Time at which `expired_ids` lists the job once more, for images that are stored late.
         """
         args: list[Scalar] = [job_id, reason.code, GONE_S, again_at or ""]
-        return bool(self._forget_script(args=args))
+        return bool(self._writes.run(self._forget_script, args=args))
 
     def expired_ids(self, limit: int = 100) -> list[str]:
         """Return ids of ended jobs whose time to live is over."""
@@ -222,7 +228,7 @@ class JobStore:
         ended_at: Scalar = fields["finished_at"] if to.is_terminal else ""
         args: list[Scalar] = [job_id, to.value, sources, execution, ended_at, int(attempt)]
         args += [item for field in fields.items() for item in field]
-        return decode(self._transition_script(args=args)) == "ok"
+        return decode(self._writes.run(self._transition_script, args=args)) == "ok"
 
 
 def job_index(owner: str | None, status: JobStatus | None = None) -> str:
