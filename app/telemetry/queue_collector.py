@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from img2img.domain.job import JobStatus
 from img2img.redis.clock import redis_clock
@@ -56,12 +56,26 @@ class QueueCollector(Collector):
             "How far the clock of this host is ahead of that of Redis.",
             value=self._clock_skew_s(),
         )
+        yield from self._delayed_fsyncs()
         yield self._ended_jobs(models)
         yield GaugeMetricFamily(
             "img2img_webhooks_pending",
             "Webhook events not yet delivered.",
             value=self._redis.zcard(OUTBOX),
         )
+
+    def _delayed_fsyncs(self) -> Iterator[Metric]:
+        """Yield nothing if Redis has no append-only file, or if its user may not read the statistics."""
+        try:
+            delayed = self._redis.info("persistence").get("aof_delayed_fsync")
+        except NoPermissionError:
+            delayed = None
+        if delayed is not None:
+            yield CounterMetricFamily(
+                "img2img_redis_delayed_fsyncs",
+                "Writes that Redis has acknowledged late or before they were in its file, because its disk is slow.",
+                value=delayed,
+            )
 
     def _clock_skew_s(self) -> float:
         clock = redis_clock(self._redis)

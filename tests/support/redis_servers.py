@@ -66,12 +66,17 @@ class RedisServer:
         flags = defaults | {"logfile": "redis.log"} | options
         self._command = [server or find_redis_server(), *(part for k, v in flags.items() for part in (f"--{k}", v))]
         self._environment = environment
+        # Longer than the longest flush, during which Redis may not respond.
+        self.redis = Redis.from_url(self.url, socket_timeout=60)
         self.start()
-        self.redis = Redis.from_url(self.url)
 
     def start(self) -> None:
         self.process = subprocess.Popen(self._command, env=os.environ | dict(self._environment or {}))
-        wait_for(lambda: is_redis_ready(self.url))
+        try:
+            wait_for(lambda: is_redis_ready(self.url))
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         self.process.kill()
