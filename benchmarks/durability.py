@@ -232,6 +232,7 @@ def main() -> None:
         for mode in chosen:
             _log(f"killing Redis: {mode.name}, fdatasync {fsync_s} s")
             loss.append(measure_loss(mode, fsync_s, options.kills, options.seed))
+            _log(json.dumps(loss[-1]))
     print(_markdown(price, loss))
     if options.json:
         options.json.write_text(json.dumps({"price": price, "loss": loss}, indent=2) + "\n")
