@@ -11,10 +11,12 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse
 from fastapi_offline import FastAPIOffline
+from redis import Redis
 
 from img2img.blobs import ObjectStore
 from img2img.domain.model_card import model_name
 from img2img.redis.api_keys import ApiKeys
+from img2img.redis.durability import TIMEOUT_S, Durability, DurableWrites
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
@@ -25,7 +27,7 @@ from img2img.redis.worker_starts import WorkerStarts
 from img2img.telemetry.tracing import Tracer
 
 from .backends.readiness import ReadinessChecks
-from .backends.redis_client import connect_redis
+from .backends.redis_client import RESPONSE_S, connect_redis
 from .backends.store_threads import StoreThreads
 from .compat import a1111, openai
 from .dependencies import Services
@@ -119,10 +121,18 @@ def byte_budget(settings: ApiSettings) -> ByteBudget:
     return ByteBudget(limit, int(limit * OWNER_SHARE) if settings.keys_required else limit)
 
 
+def durable_writes(settings: ApiSettings, redis: Redis) -> DurableWrites:
+    """Return the writes that clients get acknowledged. They have their own connections, because they may wait."""
+    if settings.durability is not Durability.EVERYSEC:
+        redis = connect_redis(settings.resolved_redis_url, TIMEOUT_S + RESPONSE_S)
+    return DurableWrites(redis, settings.durability, TIMEOUT_S)
+
+
 def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     """Return the services of the API server. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
-    queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key))
+    limits = QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key)
+    queue = JobQueue(redis, limits, durable_writes(settings, redis))
     models = ModelRegistry(redis)
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
     return Services(
@@ -137,6 +147,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         store_threads=StoreThreads(),
         readiness=ReadinessChecks(
             models,
+            queue.clock,
             WorkerStarts(redis),
             WebhookOutbox(redis) if settings.webhook_secrets else None,
             store,

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 from pydantic_core import ErrorDetails
 
 from img2img.domain.job import RESULT_TTL_S
+from img2img.redis.durability import Durability
 from img2img.settings import SharedSettings
 
 ORIGIN = re.compile(r"https?://[^/\s,]+")
@@ -153,6 +154,13 @@ class ApiSettings(SharedSettings):
         except FileNotFoundError:
             return ()
 
+    durability: Annotated[
+        Durability,
+        Field(
+            description="When a submit, cancellation or deletion is acknowledged: `everysec`: Redis has it in memory; "
+            "`always`: it is on disk; `replica`: a replica has it too."
+        ),
+    ] = Durability.EVERYSEC
     keys: Annotated[
         Literal["auto", "required"],
         Field(description="Whether requests need an API key; `auto`: unless the service listens on loopback only."),

@@ -12,7 +12,8 @@ Img2ImgError
 │   └── Deleted
 ├── ResultDamaged               the stored image is not the one that the job made
 ├── Unavailable                 the service cannot do it now; try again later
-│   └── QueueFull
+│   ├── QueueFull
+│   └── NotConfirmed            it may have been done, but is not yet durable
 └── JobError                    ends one job as failed; the worker continues
     ├── Cancelled
     ├── InputDamaged
@@ -116,6 +117,12 @@ class QueueFull(Unavailable):
     """The queue is full; try again when some of the waiting jobs are done."""
 
     code = "queue_full"
+
+
+class NotConfirmed(Unavailable):
+    """Redis did not confirm in time that the change is durable; repeat the request."""
+
+    code = "not_confirmed"
 
 
 class JobError(Img2ImgError):

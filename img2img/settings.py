@@ -28,6 +28,7 @@ SETTINGS = (
     "CORS_ORIGINS",
     "DATA_DIR",
     "DEVICE",
+    "DURABILITY",
     "HOST",
     "INSECURE",
     "KEYS",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from img2img.domain.api_key import Scope
+from img2img.errors import Unavailable
 
 from .errors import fail, server_errors
 from .printing import echo
@@ -83,6 +84,8 @@ def connected(settings: "ApiSettings") -> Iterator["Redis"]:
     """
     from redis.exceptions import RedisError
 
+    from img2img.redis.durability import DurableWrites
+
     from ..supervisor.embedded_redis import connect, is_redis_ready
     from ..supervisor.errors import ServeError, TemporaryServeError
     from ..supervisor.redis_server import RedisUnavailable
@@ -95,6 +98,10 @@ def connected(settings: "ApiSettings") -> Iterator["Redis"]:
             connect(settings.resolved_redis_url) as redis,
         ):
             yield redis
+            # A key that was created or revoked stays so, if Redis fails after the command has ended.
+            DurableWrites(redis, settings.durability, timeout_s=3).confirm()
+    except Unavailable as error:
+        raise ServeError(error.message) from None
     except RedisUnavailable as error:
         raise ServeError(str(error)) from None
     except RedisError as error:
@@ -109,7 +116,9 @@ def _embedded_redis(settings: "ApiSettings") -> Iterator[None]:
     from ..supervisor.supervisor import lock_data_dir
 
     with lock_data_dir(settings.data_dir):
-        redis = ManagedProcess("redis", redis_command(settings.data_dir), os.environ, stop_within_s=20)
+        redis = ManagedProcess(
+            "redis", redis_command(settings.data_dir, settings.durability), os.environ, stop_within_s=20
+        )
         try:
             while not is_redis_ready(settings.resolved_redis_url):
                 if redis.exit_code is not None:

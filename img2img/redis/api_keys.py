@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import time
 from collections.abc import Iterable
 from hashlib import sha256
 from hmac import compare_digest
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from redis import Redis
 
 from img2img.domain.api_key import ApiKey, Scope
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 from img2img.redis.keys import API_KEYS
 
@@ -33,9 +33,8 @@ class ApiKeys:
         while True:
             secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
             digest = _digest(secret)
-            key = ApiKey(
-                id=digest[:ID_LENGTH], name=name, sha256=digest, scopes=frozenset(scopes), created_at=time.time()
-            )
+            now = redis_clock(self._redis).now()
+            key = ApiKey(id=digest[:ID_LENGTH], name=name, sha256=digest, scopes=frozenset(scopes), created_at=now)
             if self._redis.hsetnx(API_KEYS, key.id, key.model_dump_json()):
                 return secret, key
 

@@ -1,7 +1,6 @@
 """The queue of jobs: one RQ queue per model, whose entries are job ids. Everything else is in the job record."""
 
 import json
-import time
 from collections.abc import Mapping
 from copy import copy
 from functools import cache
@@ -16,7 +15,9 @@ from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
 from img2img.domain.spec import JobSpec
 from img2img.errors import Img2ImgError, QueueFull
 from img2img.redis import job_record, scripts
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
+from img2img.redis.durability import DurableWrites
 from img2img.redis.idempotency import KEPT_S, IdempotencyKey
 from img2img.redis.input_images import InputImageRefs
 from img2img.redis.job_store import JobStore, job_index
@@ -36,12 +37,25 @@ class InputsDeleted(Img2ImgError):
 
 
 class JobQueue:
-    """Submits, claims, requeues and cancels jobs."""
+    """Submits, claims, requeues and cancels jobs.
 
-    def __init__(self, redis: Redis, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
+
+    Args:
+        writes: Confirms that jobs are submitted, cancelled and deleted, where that is acknowledged to a client. All
+            methods that do so raise NotConfirmed. Default: nothing is confirmed.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        limits: QueueLimits = QueueLimits(),  # noqa: B008  # frozen
+        writes: DurableWrites | None = None,
+    ) -> None:
+        self.writes = writes or DurableWrites(redis)
         self._redis = redis
         self._limits = limits
-        self.job_store = JobStore(redis)
+        self.clock = redis_clock(redis)
+        self.job_store = JobStore(redis, self.writes)
         self.input_images = InputImageRefs(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
         self._submit_script = scripts.register(redis, "submit_job")
@@ -80,7 +94,11 @@ class JobQueue:
             NotFound, Expired, Deleted: The job is gone.
         """
         stored = self._redis.get(key.redis_key)
-        return None if stored is None else self.job_store.find(key.job_id(stored))
+        if stored is None:
+            return None
+        record = self.job_store.find(key.job_id(stored))
+        self.writes.confirm()
+        return record
 
     def submit(
         self,
@@ -98,7 +116,7 @@ class JobQueue:
             TooManyQueued: As many jobs of this owner are waiting as may.
             InputsDeleted: An input was deleted since; store the inputs again.
         """
-        record = _new_record(spec, options)
+        record = _new_record(spec, options, self.clock.now())
         self._submit(record, None, generations)
         return record
 
@@ -119,7 +137,7 @@ class JobQueue:
             NotFound, Expired, Deleted: The job of the earlier request is gone.
             QueueFull, TooManyQueued, InputsDeleted: As for `submit`.
         """
-        record = _new_record(spec, options)
+        record = _new_record(spec, options, self.clock.now())
         earlier_id = self._submit(record, key, generations)
         return (record, True) if earlier_id is None else (self.job_store.find(earlier_id), False)
 
@@ -146,7 +164,8 @@ class JobQueue:
         # Lua decodes null as a value that counts as true.
         known = {name: value for name, value in job.items() if value is not None}
         fields = list(chain.from_iterable(job_record.to_fields(record).items()))
-        reply: bytes = self._submit_script(
+        reply: bytes = self.writes.run(
+            self._submit_script,
             keys=[rq_job_key(record.id), queue.key, queue.redis_queues_keys],
             args=[json.dumps(known), len(fields), *fields, *rq_job_fields(queue, record.id)],
         )
@@ -217,8 +236,7 @@ class JobQueue:
         return int(self._queue(model).count)
 
 
-def _new_record(spec: JobSpec, options: JobOptions) -> JobRecord:
-    created_at = time.time()
+def _new_record(spec: JobSpec, options: JobOptions, created_at: float) -> JobRecord:
     return JobRecord(
         id=uuid4().hex,
         status=JobStatus.QUEUED,

@@ -95,6 +95,9 @@ OUTBOX = Key(
 OUTBOX_EVENT = Key("outbox:{id}", "hash", "the job record at its end, `claim` and `tries`", WORKER, WEBHOOKS)
 WEBHOOK_HEARTBEAT = Key("webhooks", "string", "set while a webhook dispatcher is running; expires", WEBHOOKS)
 
+# Durability
+CONFIRMED_WRITE = Key("confirmed", "string", "written so that Redis confirms it together with all earlier writes")
+
 # API keys and limits
 API_KEYS = Key("keys", "hash", "id of an API key -> its name, scopes and SHA-256, as JSON")
 RATE_LIMITS = Key("rate", "string", "prefix of the keys of the `limits` library")
