@@ -119,6 +119,11 @@ class ApiSettings(SharedSettings):
         BeforeValidator(parse_duration),
         Field(gt=0, description="How long a job and its images are kept after it ends: 24h, 30m, 7d or seconds."),
     ] = RESULT_TTL_S
+    aof_rewrite_interval: Annotated[
+        float,
+        BeforeValidator(parse_duration),
+        Field(gt=0, description="Least time between two rewrites of Redis' append-only file after deletions, e.g. 1h."),
+    ] = 3600.0
     result_redirect: Annotated[bool, Field(description="Redirect downloads of PNGs to a signed URL of the bucket.")] = (
         False
     )

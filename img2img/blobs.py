@@ -15,13 +15,17 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
-from img2img.durable_files import create_file, remove_unfinished
+from img2img.durable_files import UNFINISHED, create_file, remove_unfinished
+from img2img.private_files import make_private
 
 CONNECT_S = 2
 REQUEST_S = 30.0
 RETRY_DELAY_S = 0.5
 # Setting of obstore for another algorithm.
 CHECKSUM = "AWS_CHECKSUM_ALGORITHM"
+
+# What a local store has in its folder.
+LOCAL_ENTRIES = ("inputs", "uploads", "results", "checks", "check", UNFINISHED)
 
 # Response headers of a bucket when a client fetches a result by a signed URL.
 _PNG = {"Content-Type": "image/png", "Cache-Control": "private, max-age=31536000, immutable"}
@@ -83,7 +87,8 @@ class ObjectStore:
         try:
             if parsed.scheme == "file":
                 self._folder = Path(unquote(parsed.path))
-                self._store: Any = LocalStore(self._folder, automatic_cleanup=True, mkdir=True)
+                make_private(self._folder, LOCAL_ENTRIES)
+                self._store: Any = LocalStore(self._folder, automatic_cleanup=True)
                 remove_unfinished(self._folder)
             else:
                 self._store = _bucket(url, retry_timeout_s, response_timeout_s)

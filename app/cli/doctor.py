@@ -9,12 +9,14 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from .errors import USAGE, server_errors
+from .printing import echo
 
 if TYPE_CHECKING:
     from ..settings import ApiSettings
@@ -45,7 +47,7 @@ def doctor() -> None:
     has_fault = False
     for check in CHECKS:
         for finding in check(settings):
-            typer.echo(f"{finding.level:6}{finding.name:10}{finding.text}")
+            echo(f"{finding.level:6}{finding.name:10}{finding.text}")
             has_fault |= finding.level == FAULT
     if has_fault:
         raise typer.Exit(USAGE)
@@ -58,10 +60,13 @@ def _python(_settings: "ApiSettings") -> Iterator[Finding]:
 
 def _torch(_settings: "ApiSettings") -> Iterator[Finding]:
     driver = _nvidia_driver()
+    if find_spec("torch") is None:
+        yield Finding(NOTE, "PyTorch", "not installed: workers run elsewhere")
+        return
     try:
         report = _device_report()
     except RuntimeError as error:
-        yield Finding(FAULT, "PyTorch", f"{error}; install the extra `worker`")
+        yield Finding(FAULT, "PyTorch", str(error))
         return
     cuda = report["cuda"]
     build = f"built for CUDA {cuda}" if cuda else "without CUDA"
@@ -72,7 +77,7 @@ def _torch(_settings: "ApiSettings") -> Iterator[Finding]:
     if report["gpus"]:
         yield Finding(OK, "driver", f"NVIDIA {driver}")
     elif driver is None:
-        mps = "; the worker does not use the GPU of this Mac unless IMG2IMG_DEVICE=mps" if report["mps"] else ""
+        mps = "; workers use the CPU of a Mac" if report["mps"] else ""
         yield Finding(OK, "device", f"CPU; no NVIDIA driver found{mps}")
     else:
         yield Finding(FAULT, "GPU", _unused_gpu(driver, cuda))
@@ -100,6 +105,9 @@ def _memory(_settings: "ApiSettings") -> Iterator[Finding]:
 def _data(settings: "ApiSettings") -> Iterator[Finding]:
     folder = settings.data_dir.resolve()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        yield Finding(FAULT, "data", f"{existing} is not a folder")
+        return
     if not os.access(existing, os.W_OK):
         yield Finding(FAULT, "data", f"{folder} cannot be written")
         return

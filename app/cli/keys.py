@@ -11,9 +11,12 @@ import typer
 from img2img.domain.api_key import Scope
 
 from .errors import fail, server_errors
+from .printing import echo
 from .serve import DataDir, RedisUrl, settings_of
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from img2img.redis.api_keys import ApiKeys
 
     from ..settings import ApiSettings
@@ -37,8 +40,8 @@ def create(
     """Create a key and print it. It cannot be shown again."""
     with server_errors("api"), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
         secret, key = keys.create(name, scope)
-    typer.echo(f"Key {key.id} ({', '.join(sorted(scope))}); it cannot be shown again:", err=True)
-    typer.echo(secret)
+    echo(f"Key {key.id} ({', '.join(sorted(scope))}); it cannot be shown again:", err=True)
+    echo(secret)
 
 
 @app.command("list")
@@ -47,7 +50,7 @@ def list_keys(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     with server_errors("api"), _keys(settings_of(data_dir=data_dir, redis_url=redis_url)) as keys:
         for key in keys.all():
             created_at = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-            typer.echo(f"{key.id}  {created_at}  {','.join(sorted(key.scopes))}  {key.name}")
+            echo(f"{key.id}  {created_at}  {','.join(sorted(key.scopes))}  {key.name}")
 
 
 @app.command()
@@ -64,14 +67,21 @@ def revoke(
 
 @contextmanager
 def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
-    """Yield the keys of the configured Redis, or of the embedded one, which is started unless it runs.
+    """Yield the keys of the Redis that `connected` yields."""
+    from img2img.redis.api_keys import ApiKeys
+
+    with connected(settings) as redis:
+        yield ApiKeys(redis)
+
+
+@contextmanager
+def connected(settings: "ApiSettings") -> Iterator["Redis"]:
+    """Yield a client of the configured Redis, or of the embedded one, which is started unless it runs.
 
     Raises:
         ServeError: Redis cannot be reached or started.
     """
     from redis.exceptions import RedisError
-
-    from img2img.redis.api_keys import ApiKeys
 
     from ..supervisor.embedded_redis import connect, is_redis_ready
     from ..supervisor.errors import ServeError, TemporaryServeError
@@ -84,7 +94,7 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
             else _embedded_redis(settings),
             connect(settings.resolved_redis_url) as redis,
         ):
-            yield ApiKeys(redis)
+            yield redis
     except RedisUnavailable as error:
         raise ServeError(str(error)) from None
     except RedisError as error:

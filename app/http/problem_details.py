@@ -26,7 +26,7 @@ from img2img.errors import (
 )
 from img2img.telemetry.logging import job_extra
 
-from ..schemas.problems import MAX_SHOWN, FieldProblem, Problem, encodable, truncate
+from ..schemas.problems import MAX_SHOWN, FieldProblem, Problem, encodable, status_phrase, truncate
 from .errors import (
     HeadersTooLarge,
     ImageError,
@@ -108,7 +108,7 @@ def _headers(error: Img2ImgError) -> dict[str, str]:
 
 
 def _problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extra: Any) -> Response:
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, **extra)
+    problem = Problem(title=status_phrase(status), status=status, detail=detail, code=code, **extra)
     body = problem.model_dump_json(exclude_none=True)
     return Response(body, status_code=status, headers=headers, media_type=PROBLEM_JSON)
 
@@ -130,7 +130,7 @@ async def _handle_validation_error(_request: Request, error: Exception) -> Respo
 
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).name.lower()
+    code = status_phrase(error.status_code).lower().replace(" ", "_")
     headers = error.headers
     if error.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         return Response(status_code=error.status_code, headers=headers)

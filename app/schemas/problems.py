@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field
@@ -11,6 +12,20 @@ from img2img.domain.job import JobFailure, JobStatus
 # Parts of a request, the first element of `loc` in pydantic's errors.
 REQUEST_PARTS = frozenset({"body", "path", "query", "header"})
 MAX_SHOWN = 80
+
+
+# Python 3.13 has renamed these. The texts of the API are the same with every version.
+PHRASES = {
+    413: "Request Entity Too Large",
+    414: "Request-URI Too Long",
+    416: "Requested Range Not Satisfiable",
+    422: "Unprocessable Entity",
+}
+
+
+def status_phrase(status: int) -> str:
+    """Return the short text of an HTTP status, such as `Not Found`."""
+    return PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 class FieldProblem(BaseModel):

@@ -38,6 +38,11 @@ PERCENT_CODES |= {"%0d": "", "%20": ""}
 # URLs, and names and paths of files.
 LOCATION = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:|[~.\\]|.*\.[a-z0-9]{3,4}$", re.IGNORECASE)
 MAX_LOCATION = 2000
+MIN_TEXT = 40
+NOT_READ = (
+    "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form, or send them to "
+    "`POST /images` and give its `sha256`"
+)
 
 
 def parse_image(value: object) -> bytes:
@@ -60,14 +65,14 @@ def parse_image(value: object) -> bytes:
         for code, character in PERCENT_CODES.items():
             text = text.replace(code, character)
     text = text.translate(BASE64_VARIANTS).rstrip("=")
+    # A word or a path can be base64 without padding by chance. An image is longer.
+    if len(text) < MIN_TEXT and len(text) % 4 and "=" not in value:
+        raise ValueError(NOT_READ)
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         if len(value) <= MAX_LOCATION and LOCATION.match(value):
-            raise ValueError(
-                "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form, or "
-                "send them to `POST /images` and give its `sha256`"
-            ) from None
+            raise ValueError(NOT_READ) from None
         raise ValueError(f"Input should be an image in base64 or as a data: URI: {error}") from None
 
 

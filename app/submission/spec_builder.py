@@ -285,4 +285,4 @@ def _fit_image(request: Img2ImgRequest | ControlMapRequest, card: ModelCard, rea
 
 
 def _is_flat(image: Image.Image) -> bool:
-    return all(low == high for low, high in image.getextrema())
+    return image.getcolors(maxcolors=1) is not None

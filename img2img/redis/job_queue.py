@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from copy import copy
 from functools import cache
 from itertools import chain
@@ -13,7 +14,7 @@ from redis import Redis
 from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
 from img2img.domain.spec import JobSpec
-from img2img.errors import Deleted, QueueFull
+from img2img.errors import Img2ImgError, QueueFull
 from img2img.redis import job_record, scripts
 from img2img.redis.decode import decode
 from img2img.redis.idempotency import KEPT_S, IdempotencyKey
@@ -24,17 +25,18 @@ from img2img.redis.rq_adapter import rq_job_fields, rq_job_key, rq_queue, send_s
 
 MAX_ATTEMPTS = 3
 
-# A worker may store an image of a job that is being deleted. Such images are looked for again after this time.
-LATE_IMAGES_S = 300
-
 WORKER_LOST = JobFailure(
     code="worker_lost", message=f"the workers that ran this job were lost {MAX_ATTEMPTS} times; it is not retried"
 )
 DEADLINE_EXCEEDED = JobFailure(code="deadline_exceeded", message="the job was not done by its deadline")
 
 
+class InputsDeleted(Img2ImgError):
+    """Inputs of the job were deleted after they were retained. They have to be stored again."""
+
+
 class JobQueue:
-    """Submits, claims, requeues, cancels and deletes jobs."""
+    """Submits, claims, requeues and cancels jobs."""
 
     def __init__(self, redis: Redis, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
         self._redis = redis
@@ -80,15 +82,24 @@ class JobQueue:
         stored = self._redis.get(key.redis_key)
         return None if stored is None else self.job_store.find(key.job_id(stored))
 
-    def submit(self, spec: JobSpec, options: JobOptions = JobOptions()) -> JobRecord:  # noqa: B008  # frozen
+    def submit(
+        self,
+        spec: JobSpec,
+        options: JobOptions = JobOptions(),  # noqa: B008  # frozen
+        generations: Mapping[str, str] | None = None,
+    ) -> JobRecord:
         """Queue a job.
+
+        Args:
+            generations: Generations of its inputs, by blob key, as `input_images.retain` has returned them.
 
         Raises:
             QueueFull: As many jobs are waiting as may.
             TooManyQueued: As many jobs of this owner are waiting as may.
+            InputsDeleted: An input was deleted since; store the inputs again.
         """
         record = _new_record(spec, options)
-        self._submit(record, None)
+        self._submit(record, None, generations)
         return record
 
     def submit_idempotent(
@@ -96,6 +107,7 @@ class JobQueue:
         key: IdempotencyKey,
         spec: JobSpec,
         options: JobOptions = JobOptions(),  # noqa: B008  # frozen
+        generations: Mapping[str, str] | None = None,
     ) -> tuple[JobRecord, bool]:
         """Queue a job, unless the same request has done so before or is doing so at the same time.
 
@@ -105,13 +117,15 @@ class JobQueue:
         Raises:
             IdempotencyKeyReused: Another request came with this key.
             NotFound, Expired, Deleted: The job of the earlier request is gone.
-            QueueFull, TooManyQueued: As for `submit`.
+            QueueFull, TooManyQueued, InputsDeleted: As for `submit`.
         """
         record = _new_record(spec, options)
-        earlier_id = self._submit(record, key)
+        earlier_id = self._submit(record, key, generations)
         return (record, True) if earlier_id is None else (self.job_store.find(earlier_id), False)
 
-    def _submit(self, record: JobRecord, key: IdempotencyKey | None) -> str | None:
+    def _submit(
+        self, record: JobRecord, key: IdempotencyKey | None, generations: Mapping[str, str] | None
+    ) -> str | None:
         """Queue a new job in one step. Returns the id of the job that has used the idempotency key before, if any."""
         queue = self._queue(record.spec.model)
         job = {
@@ -123,6 +137,7 @@ class JobQueue:
             "created_at": record.created_at,
             "deadline_at": record.deadline_at,
             "inputs": list(map(input_key, record.spec.inputs)),
+            "generations": dict(generations or {}),
             "max_queued": self._limits.max_queued,
             "max_queued_per_owner": self._limits.max_queued_per_owner,
         }
@@ -139,6 +154,8 @@ class JobQueue:
             raise self._limits.owner_error()
         if reply == b"limit":
             raise QueueFull
+        if reply == b"inputs_deleted":
+            raise InputsDeleted
         return key.job_id(decode(reply[1:])) if key is not None and reply.startswith(b"=") else None
 
     def claim(self, model: str) -> bytes | None:
@@ -194,11 +211,6 @@ class JobQueue:
         """Cancel the jobs that have missed their deadline."""
         for job_id in self.job_store.overdue_ids():
             self.cancel(job_id, DEADLINE_EXCEEDED)
-
-    def delete(self, job_id: str) -> None:
-        """Cancel a job if it has not ended, and delete its record. The caller deletes its images."""
-        self.cancel(job_id)
-        self.job_store.forget(job_id, Deleted, again_at=time.time() + LATE_IMAGES_S)
 
     def depth(self, model: str) -> int:
         """Return the number of jobs that wait for a model."""

@@ -124,7 +124,7 @@ def web_ui(ids: Ids) -> list[Attempt]:
     return [{"json": body} for body in bodies]
 
 
-# Attempts for each route. A route with a job id in its path is tried with every job as well.
+# Attempts for each route. A route with an id in its path is tried with every id as well.
 ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/img2img"): submits,
     ("POST", "/control-maps"): control_maps,
@@ -133,6 +133,7 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/v1/images/edits"): edits,
     ("POST", "/v1/images/variations"): forms,
     ("POST", "/sdapi/v1/img2img"): web_ui,
+    ("POST", "/sdapi/v1/png-info"): lambda ids: [{"json": {"image": one}} for one in references(ids)],
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
 }
 ATTEMPTS |= dict.fromkeys(
@@ -148,6 +149,9 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/redoc"),
         ("GET", "/static-offline-docs"),
         ("GET", "/v1/models"),
+        ("GET", "/v1/models/{model:path}"),
+        ("GET", "/v1/{path:path}"),
+        ("POST", "/v1/{path:path}"),
         ("GET", "/sdapi/v1/progress"),
         ("POST", "/sdapi/v1/interrupt"),
         ("GET", "/sdapi/v1/samplers"),
@@ -155,9 +159,18 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/sdapi/v1/sd-models"),
         ("GET", "/sdapi/v1/options"),
         ("GET", "/sdapi/v1/scripts"),
+        ("GET", "/sdapi/v1/loras"),
+        ("POST", "/sdapi/v1/txt2img"),
+        ("GET", "/sdapi/v1/{path:path}"),
+        ("POST", "/sdapi/v1/{path:path}"),
     ],
     no_ids,
 )
+ATTEMPTS |= {
+    ("HEAD", path): attempts
+    for (method, path), attempts in ATTEMPTS.items()
+    if method == "GET" and path != "/static-offline-docs"
+}
 
 
 def every_route() -> list[tuple[str, str]]:
@@ -169,8 +182,9 @@ def every_route() -> list[tuple[str, str]]:
 
 def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
     """Return the paths and requests that try to reach the data of these ids."""
-    if "{job_id}" in path:
-        return [(path.format(job_id=getattr(ids, one.name), index=0), {}) for one in fields(Ids)]
+    if "{job_id}" in path or "{sha256}" in path:
+        values = [getattr(ids, one.name) for one in fields(Ids)]
+        return [(path.format(job_id=value, sha256=value, index=0), {}) for value in values]
     assert (method, path) in ATTEMPTS, f"add requests for {method} {path} with another owner's ids to ATTEMPTS"
     return [(path, attempt) for attempt in ATTEMPTS[method, path](ids)]
 

@@ -16,6 +16,7 @@ from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
 from img2img.domain.conditioning import ControlType
 from img2img.domain.parameters import Task
+from img2img.domain.spec import parse_spec
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
@@ -51,6 +52,17 @@ def mask_with(box: tuple[int, int, int, int], size: tuple[int, int] = (WIDTH, HE
 
 IMAGE = b64(encoded(gradient(WIDTH, HEIGHT)))
 MASK = b64(mask_with((40, 40, 60, 56)))
+GREY_MASK = b64(encoded(Image.new("L", (WIDTH, HEIGHT), 127)))
+
+
+def photo_with_hole() -> bytes:
+    """Return a mask as OpenAI's API takes it."""
+    photo = gradient(WIDTH, HEIGHT).convert("RGBA")
+    photo.paste((0, 0, 0, 0), (40, 40, 60, 56))
+    return encoded(photo)
+
+
+PHOTO_WITH_HOLE = b64(photo_with_hole())
 
 
 @pytest.fixture
@@ -104,6 +116,31 @@ def test_image_with_a_mask_is_stored_unchanged(post: Post, stored_image: Callabl
     assert (np.asarray(stored_image(spec["image"])) == np.asarray(gradient(WIDTH, HEIGHT).convert("RGB"))).all()
     assert stored_image(spec["region"]["mask"]).getbbox() == (40, 40, 60, 56)
     assert spec["width"] % 8 == spec["height"] % 8 == 0
+
+
+def test_grey_of_a_mask_counts_as_white_from_the_middle_on(
+    post: Post, stored_image: Callable[[str], Image.Image]
+) -> None:
+    ramp = Image.linear_gradient("L").resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
+    for blur in (0, 4):
+        spec = spec_of(post(image=IMAGE, mask=b64(encoded(ramp)), mask_blur=blur))
+        stored = stored_image(spec["region"]["mask"])
+        assert sorted(stored.histogram()[value] for value in (0, 255)) == [WIDTH * HEIGHT // 2] * 2
+        assert stored.getbbox() == (0, HEIGHT // 2, WIDTH, HEIGHT)
+
+
+def test_box_of_a_mask_ignores_noise_of_jpeg(post: Post) -> None:
+    noisy = Image.open(io.BytesIO(mask_with((40, 40, 60, 56)))).convert("L")
+    noisy.putpixel((190, 150), 9)
+    of_noisy, of_clean = (
+        spec_of(post(image=IMAGE, mask=mask, mask_padding=10)) for mask in (b64(encoded(noisy)), MASK)
+    )
+    assert of_noisy["region"]["box"] == of_clean["region"]["box"]
+
+
+def test_long_image_keeps_its_shape(post: Post) -> None:
+    spec = spec_of(post(image=b64(encoded(gradient(1050, 450)))))
+    assert (spec["width"], spec["height"]) == (192, 80)
 
 
 def test_mask_padding_sets_the_box_around_the_mask(post: Post) -> None:
@@ -167,11 +204,21 @@ def test_form_takes_structure_as_json_and_images_as_files(http: httpx.Client, po
     assert spec["controls"][0]["image"] is None
 
 
-def test_inputs_of_a_job_are_retained_until_it_ends(post: Post, redis: Redis, http: httpx.Client) -> None:
+def test_inputs_of_a_job_are_kept_until_it_is_deleted(
+    post: Post, redis: Redis, http: httpx.Client, store: ObjectStore
+) -> None:
     job = post(image=IMAGE, mask=MASK, image_prompts=[{"image": MASK}]).json()
-    assert len(redis.hgetall("i2i:inputs:uses")) == 3
+    inputs = [input_key(sha256) for sha256 in inputs_of(job)]
+    assert len(inputs) == len(redis.keys("i2i:inputs:jobs:*")) == 3
     http.post(f"/jobs/{job['id']}/cancel")
-    assert redis.hgetall("i2i:inputs:uses") == {}
+    assert all(map(store.get, inputs))
+    assert http.delete(f"/jobs/{job['id']}").status_code == 204
+    assert not any(map(store.get, inputs))
+    assert not redis.keys("i2i:inputs*")
+
+
+def inputs_of(job: dict[str, Any]) -> tuple[str, ...]:
+    return parse_spec(json.dumps(job["request"])).inputs
 
 
 def test_mask_can_be_a_reference(http: httpx.Client, post: Post) -> None:
@@ -204,6 +251,8 @@ def assert_rejected(response: httpx.Response, field: str, message: str) -> None:
         ({"image": IMAGE, "upscale": 3}, "upscale", "2 or 4"),
         ({"image": IMAGE, "mask": b64(mask_with((0, 0, 5, 5), (64, 64)))}, "mask", "should be of one size"),
         ({"image": IMAGE, "mask": b64(encoded(Image.new("L", (WIDTH, HEIGHT))))}, "mask", "black all over"),
+        ({"image": IMAGE, "mask": GREY_MASK}, "mask", "black all over"),
+        ({"image": IMAGE, "mask": PHOTO_WITH_HOLE}, "mask", "mask=alpha"),
         ({"image": IMAGE, "mask": "alpha"}, "mask", "not transparent anywhere"),
         ({"image": IMAGE, "mask": b64(b"GIF89a")}, "mask", "PNG, JPEG or WebP"),
         ({"image": IMAGE, "outpaint": {"left": 4096, "right": 4096, "top": 4096}}, "outpaint", "at most 4,000,000"),
