@@ -16,6 +16,7 @@ from img2img.redis.previews import Previews
 from img2img.telemetry.tracing import Tracer
 
 from .http.authentication import Caller
+from .http.open_requests import OpenRequests
 from .http.rate_limit import RateLimiter
 from .imaging.sandbox_pool import DecoderPool
 from .progress.eta import EtaEstimator
@@ -32,6 +33,7 @@ class Services:
     redis: Redis
     queue: JobQueue
     api_keys: ApiKeys
+    open_requests: OpenRequests
     # None: no rate limit.
     rate_limiter: RateLimiter | None
     models: ModelRegistry

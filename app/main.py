@@ -25,7 +25,9 @@ from .compat import a1111, openai
 from .dependencies import Services
 from .http.authentication import AuthenticationMiddleware
 from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
+from .http.browser_requests import BrowserRequestMiddleware
 from .http.cors import install_cors
+from .http.open_requests import OpenRequests
 from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
 from .imaging.sandbox_limits import SandboxLimits
@@ -80,6 +82,12 @@ def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics
     """Add the middleware. The last one added is the outermost, which sees a request first."""
     app.add_middleware(BodySizeLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(AuthenticationMiddleware, required=settings.keys_required)
+    if not settings.keys_required:
+        app.add_middleware(
+            BrowserRequestMiddleware,
+            allowed_hosts=settings.accepted_hosts,
+            allowed_origins=settings.allowed_origins,
+        )
     # Outside of authentication: a browser sends preflight requests without an API key.
     install_cors(app, settings.allowed_origins)
     app.add_middleware(BodyTimeoutMiddleware, timeout_s=settings.body_timeout)
@@ -90,13 +98,14 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     """Return the services of the API server. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
     queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.max_queued_per_key))
-    models = ModelRegistry(redis)
+    models, api_keys = ModelRegistry(redis), ApiKeys(redis)
     return Services(
         settings=settings,
         default_model=model_name(settings.model),
         redis=redis,
         queue=queue,
-        api_keys=ApiKeys(redis),
+        api_keys=api_keys,
+        open_requests=OpenRequests(api_keys),
         rate_limiter=RateLimiter(settings.rate_limit, redis) if settings.rate_limit else None,
         models=models,
         store=ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_PATIENCE_S),
@@ -114,7 +123,9 @@ async def run_services(services: Services, metrics: HttpMetrics) -> AsyncIterato
     collector = QueueCollector(services.redis, services.queue, services.models)
     metrics.registry.register(collector)
     services.decoders.start()
-    background = (services.job_changes.run(), cancel_overdue_jobs(services.queue))
+    background = [services.job_changes.run(), cancel_overdue_jobs(services.queue)]
+    if services.settings.keys_required:
+        background.append(services.open_requests.run())
     tasks = [asyncio.create_task(coroutine) for coroutine in background]
     with metrics.served(services.settings.metrics_host, services.settings.api_metrics_port):
         yield

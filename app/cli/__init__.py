@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from . import jobs, keys, submit
+from . import audit, jobs, keys, submit
 from . import serve as serving
 
 RUN, USE = "Run the service", "Use a service"
@@ -39,6 +39,7 @@ app.command(rich_help_panel=RUN)(serving.worker)
 app.command(rich_help_panel=RUN)(serving.webhooks)
 app.command(rich_help_panel=RUN)(serving.demo)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
+app.command("audit", rich_help_panel=RUN)(audit.audit)
 app.command(rich_help_panel=USE)(submit.submit)
 app.command(rich_help_panel=USE)(submit.result)
 app.command(rich_help_panel=USE)(jobs.jobs)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
+from starlette.requests import ClientDisconnect
 
 from img2img.domain.blob_keys import result_key
 from img2img.domain.job import JobRecord, JobStatus
@@ -39,13 +40,26 @@ class BlockingJobs:
         return (await self.submitter.submit(request)).record
 
     async def end(self, job_id: str) -> JobRecord:
-        """Wait for the end of the job and return its record. Cancels the job if the client disconnects."""
+        """Wait for the end of the job and return its record.
+
+        If the client disconnects, the job is cancelled. With an idempotency key it goes on: the client can repeat the
+        request and get its images.
+
+        Raises:
+            ClientDisconnect: The client has disconnected.
+        """
         while True:
             record = await wait_for_end(job_id, DISCONNECT_POLL_S, self.queue, self.job_changes)
             if record.status.is_terminal:
                 return record
-            if await self.request.is_disconnected():
+            await self.cancel_if_disconnected(job_id)
+
+    async def cancel_if_disconnected(self, job_id: str) -> None:
+        """Cancel a job without an idempotency key if the client has disconnected. Raises ClientDisconnect."""
+        if await self.request.is_disconnected():
+            if not self.submitter.idempotency_key:
                 await run_sync(self.queue.cancel, job_id)
+            raise ClientDisconnect
 
     def pngs(self, record: JobRecord) -> Sequence[bytes]:
         """Return the images of a job that has succeeded.

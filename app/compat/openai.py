@@ -2,7 +2,7 @@
 
 https://platform.openai.com/docs/api-reference/images/createEdit. With a mask, its transparent part is regenerated.
 Without a mask, a model with the task `edit` follows the prompt as an instruction; other models do image-to-image.
-Fields of `POST /img2img` (`seed`, `strength`, ...) can be job_request as extra fields.
+Fields of `POST /img2img` (`seed`, `strength`, ...) can be sent as extra fields.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import Annotated, Any, Literal
 
+import anyio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,6 +22,7 @@ from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 
 from img2img.domain.job import JobRecord
@@ -30,6 +32,7 @@ from img2img.errors import Img2ImgError, ParameterError
 from img2img.redis.previews import Preview
 
 from ..dependencies import PreviewsDep
+from ..http.open_requests import ERROR_EVENT
 from ..http.problem_details import status_of
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import DecoderPool
@@ -107,6 +110,7 @@ async def edit_image(request: Request, jobs: BlockingJobsDep, previews: Previews
     job_request = await run_sync(_edit_request, body, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
     record = await jobs.start(job_request)
     if body.stream:
+        setattr(request.state, ERROR_EVENT, _error_event)
         return StreamingResponse(_events(jobs, record, body, previews), media_type="text/event-stream")
     return await _respond(jobs, record, body.response_format, body.output_format, body.output_compression)
 
@@ -248,12 +252,18 @@ async def _events(jobs: BlockingJobs, record: JobRecord, body: Edit, previews: P
         for image in await run_sync(jobs.pngs, await ending):
             yield await run_sync(_event, "completed", image, body, {"usage": USAGE})
     except Img2ImgError as error:
-        yield f"event: error\ndata: {json.dumps(_error(error.message, None, error.code))}\n\n".encode()
+        yield _error_event(error)
+    except asyncio.CancelledError:
+        # Shielded, because everything that this task awaits is cancelled.
+        with anyio.CancelScope(shield=True), suppress(ClientDisconnect):
+            await jobs.cancel_if_disconnected(record.id)
+        raise
     finally:
-        # The client has disconnected.
-        if not ending.done():
-            ending.cancel()
-            await run_sync(jobs.queue.cancel, record.id)
+        ending.cancel()
+
+
+def _error_event(error: Img2ImgError) -> bytes:
+    return f"event: error\ndata: {json.dumps(_error(error.message, None, error.code))}\n\n".encode()
 
 
 def _from_jpeg(jpeg: bytes) -> bytes:

@@ -14,16 +14,26 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from img2img.errors import Gone, Img2ImgError, NotFound, ParameterError, RequestError, TooManyRequests, Unavailable
+from img2img.errors import (
+    Gone,
+    Img2ImgError,
+    InvalidApiKey,
+    MissingApiKey,
+    NotFound,
+    ParameterError,
+    RequestError,
+    TooManyRequests,
+    Unavailable,
+)
 from img2img.telemetry.logging import job_extra
 
 from ..schemas.problems import FieldProblem, Problem, truncate
 from .errors import (
+    ForbiddenHost,
+    ForbiddenOrigin,
     ImageError,
     InsufficientScope,
-    InvalidApiKey,
     JobTooExpensive,
-    MissingApiKey,
     NotReady,
     PayloadTooLarge,
     RateLimited,
@@ -35,6 +45,8 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     RequestError: HTTPStatus.BAD_REQUEST,
     MissingApiKey: HTTPStatus.UNAUTHORIZED,
     InsufficientScope: HTTPStatus.FORBIDDEN,
+    ForbiddenHost: HTTPStatus.FORBIDDEN,
+    ForbiddenOrigin: HTTPStatus.FORBIDDEN,
     RequestTimeout: HTTPStatus.REQUEST_TIMEOUT,
     JobTooExpensive: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,

@@ -3,14 +3,16 @@
 from hashlib import sha256
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from img2img.domain.blob_keys import upload_key
+from img2img.redis.idempotency import IdempotencyKey
 
 from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
 from ..imaging.sandbox_pool import DecoderPool
 from ..openapi import operations as openapi
 from ..schemas.responses import UploadedImage
+from ..submission.submit import REPLAYED, IdempotencyKeyHeader
 from .body_parser import ImageRequestDep
 
 router = APIRouter(tags=["images"])
@@ -21,7 +23,7 @@ router = APIRouter(tags=["images"])
     status_code=201,
     operation_id="upload_image",
     openapi_extra={"requestBody": openapi.IMAGE_BODY},
-    responses=openapi.problems(400, 413, 415, 422, 503),
+    responses=openapi.UPLOADED | openapi.problems(400, 413, 415, 422, 503),
 )
 async def upload_image(
     request: ImageRequestDep,
@@ -30,13 +32,19 @@ async def upload_image(
     queue: QueueDep,
     store: StoreDep,
     decoders: DecodersDep,
+    response: Response,
+    idempotency_key: IdempotencyKeyHeader = None,
 ) -> UploadedImage:
     """Store an image for later requests of the same API key: its `sha256` can be an `image` of `POST /img2img`.
 
-    It is kept for a while after it was last uploaded or used.
+    It is kept for a while after it was last uploaded or used. A repeated upload has the same response.
     """
     size = await run_sync(_check, request.image, decoders, limiter=decoders.limiter)
     digest = sha256(request.image).hexdigest()
+    if idempotency_key:
+        key = IdempotencyKey(idempotency_key, digest, caller.owner)
+        if not await run_sync(queue.reserve_idempotency_key, key, digest):
+            response.headers.update(REPLAYED)
     await run_sync(queue.input_images.retain, upload_key(digest), settings.result_ttl, caller.owner)
     await run_sync(store.put, upload_key(digest), request.image)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
