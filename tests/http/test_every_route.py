@@ -214,8 +214,8 @@ class Scene:
         return str(response.json()["id"])
 
     def state(self) -> dict[str, object]:
-        """Contents of Redis and the store, except the blob that /readyz writes."""
-        in_redis = {str(key): self._redis.dump(key) for key in self._redis.scan_iter()}
+        """Contents of Redis and the store, except the blob that /readyz writes and the times of the keys' use."""
+        in_redis = {str(key): self._redis.dump(key) for key in self._redis.scan_iter() if key != b"i2i:keys:used"}
         files = [path for path in self._blobs.rglob("*") if path.is_file() and path.name != "check"]
         in_store = {str(path): path.read_bytes() for path in files}
         return in_redis | in_store
