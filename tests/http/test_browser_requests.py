@@ -5,15 +5,13 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
 from redis import Redis
 
-from img2img.app.main import create_app
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.api_keys import ApiKeys
-from tests.support.authenticated import authenticated_server, client_with, connected, until_closed
+from tests.support.authenticated import authenticated_server, client_with, connected, every_route, until_closed
 from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
 from tests.support.servers import http_server
@@ -23,12 +21,6 @@ EVIL = "https://evil.example"
 IMAGE = encoded(gradient(16, 16))
 LINK = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 EMBEDDED = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
-
-
-def every_route() -> list[tuple[str, str]]:
-    app = create_app(ApiSettings(_env_file=None))
-    found = iter_route_contexts(app.routes)
-    return [(method, str(route.path)) for route in found for method in sorted(route.methods or ["GET"])]
 
 
 @pytest.fixture(scope="module")
