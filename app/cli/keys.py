@@ -131,7 +131,7 @@ def revoke(
 
             count = JobQueue(redis).cancel_submitted_with(key)
             audit(redis, AuditEvent.JOBS_CANCELLED, actor=actor(), key=key.id, owner=owner_of(key), jobs=count)
-            typer.echo(f"{count} jobs cancelled", err=True)
+            typer.echo(f"{count} job{'s' * (count != 1)} cancelled", err=True)
 
 
 def actor() -> str:
