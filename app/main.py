@@ -97,7 +97,7 @@ def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics
 def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     """Return the services of the API server. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
-    queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.max_queued_per_key))
+    queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key))
     models, api_keys = ModelRegistry(redis), ApiKeys(redis)
     return Services(
         settings=settings,

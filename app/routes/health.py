@@ -7,6 +7,7 @@ from redis.exceptions import RedisError
 from img2img.blobs import BlobStore
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.webhook_outbox import WebhookOutbox
+from img2img.redis.worker_starts import WorkerStarts
 
 from ..dependencies import ModelsDep, RedisDep, SettingsDep, StoreDep
 from ..schemas.responses import DependencyStatus, Liveness, Readiness
@@ -25,7 +26,9 @@ def get_readiness(
     response: Response, settings: SettingsDep, redis: RedisDep, models: ModelsDep, store: StoreDep
 ) -> Readiness:
     """Check that Redis, the blob store and at least one worker are available."""
-    redis_status, worker_status = _check_redis_and_workers(models)
+    redis_status, worker_status = _check_redis_and_workers(
+        models, WorkerStarts(redis), with_errors=not settings.keys_required
+    )
     store_status = _check_store(store)
     ready = redis_status.ok and store_status.ok and worker_status.ok
     response.status_code = 200 if ready else 503
@@ -33,14 +36,19 @@ def get_readiness(
     return Readiness(ready=ready, redis=redis_status, store=store_status, workers=worker_status, webhooks=webhooks)
 
 
-def _check_redis_and_workers(models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
+def _check_redis_and_workers(
+    models: ModelRegistry, starts: WorkerStarts, *, with_errors: bool
+) -> tuple[DependencyStatus, DependencyStatus]:
     try:
         live = models.live()
+        starting = starts.all().values()
     except RedisError as error:
         unknown = DependencyStatus(ok=False, detail="unknown without Redis")
         return DependencyStatus(ok=False, detail=type(error).__name__), unknown
     names = {worker for workers in live.values() for worker in workers}
-    return DependencyStatus(ok=True, detail="responds"), DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
+    # A client without an API key learns no paths.
+    details = [f"{len(names)} live", *(start.describe(with_error=with_errors) for start in starting)]
+    return DependencyStatus(ok=True, detail="responds"), DependencyStatus(ok=bool(names), detail="; ".join(details))
 
 
 def _check_webhooks(outbox: WebhookOutbox) -> DependencyStatus:

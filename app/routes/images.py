@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 
 from img2img.domain.blob_keys import upload_key
 from img2img.redis.idempotency import IdempotencyKey
+from img2img.stored_images import write_by_digest
 
 from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
 from ..imaging.sandbox_pool import DecoderPool
@@ -46,7 +47,7 @@ async def upload_image(
         if not await run_sync(queue.reserve_idempotency_key, key, digest):
             response.headers.update(REPLAYED)
     await run_sync(queue.input_images.retain, upload_key(digest), settings.result_ttl, caller.owner)
-    await run_sync(store.put, upload_key(digest), request.image)
+    await run_sync(write_by_digest, store, upload_key(digest), request.image)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
 
 

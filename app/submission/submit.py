@@ -18,6 +18,7 @@ from img2img.domain.webhook import Webhook
 from img2img.errors import ParameterError, Unavailable
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import JobQueue
+from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
 from ..dependencies import CallerDep, ServicesDep
@@ -156,7 +157,7 @@ class JobSubmitter:
         headers = limiter.spend(options.owner, cost) if limiter else {}
         queue.input_images.retain(keys.values(), options.result_ttl_s, options.owner)
         for digest, blob_key in keys.items():
-            store.put(blob_key, blobs[digest])
+            write_by_digest(store, blob_key, blobs[digest])
         record, is_new = queue.submit_idempotent(key, spec, options) if key else (queue.submit(spec, options), True)
         if is_new:
             message = "queued: %s of %s, priority %s"

@@ -18,8 +18,13 @@ Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 UP_FILTER = 2
 
 
-def encode_png(pixels: Pixels, metadata: Mapping[str, Any]) -> bytes:
-    """Return a PNG (ISO/IEC 15948) of 8-bit RGB pixels, with `metadata` as JSON in an iTXt chunk named `img2img`."""
+def encode_png(pixels: Pixels, metadata: Mapping[str, Any], parameters: str | None = None) -> bytes:
+    """Return a PNG (ISO/IEC 15948) of 8-bit RGB pixels.
+
+    Args:
+        metadata: for an iTXt chunk named `img2img`, as JSON.
+        parameters: text for a chunk named `parameters`, which other software reads.
+    """
     height, width, channels = pixels.shape
     assert channels == 3, pixels.shape
     rows = np.empty((height, 1 + width * 3), np.uint8)
@@ -33,10 +38,19 @@ def encode_png(pixels: Pixels, metadata: Mapping[str, Any]) -> bytes:
             b"\x89PNG\r\n\x1a\n",
             _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
             _chunk(b"iTXt", text),
+            *([_parameters_chunk(parameters)] if parameters is not None else []),
             _chunk(b"IDAT", isal_zlib.compress(rows, level=1)),
             _chunk(b"IEND", b""),
         )
     )
+
+
+def _parameters_chunk(text: str) -> bytes:
+    """Return a tEXt chunk if the text is Latin-1, which all readers know, else an iTXt chunk."""
+    try:
+        return _chunk(b"tEXt", b"parameters\0" + text.encode("latin-1"))
+    except UnicodeEncodeError:
+        return _chunk(b"iTXt", b"parameters\0\0\0\0\0" + text.encode("utf-8", "replace"))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -47,3 +61,16 @@ def decode_png(data: bytes) -> Image.Image:
     """Return the image of a PNG: greyscale if it has no colour, otherwise RGB."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         return image.convert("L" if image.mode == "L" else "RGB")
+
+
+def is_intact_png(data: bytes, size: tuple[int, int]) -> bool:
+    """Return whether a file is a complete PNG of this size (width, height) in pixels. Compares all checksums."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.verify()
+            return image.size == size and data.endswith(_END)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return False
+
+
+_END = _chunk(b"IEND", b"")
