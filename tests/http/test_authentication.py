@@ -19,7 +19,15 @@ from img2img.domain.api_key import ApiKey, Scope
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.keys import API_KEYS
 from img2img.redis.model_registry import ModelRegistry
-from tests.support.authenticated import authenticated_server, client_with, connected, every_route, routes, until_closed
+from tests.support.authenticated import (
+    authenticated_server,
+    client_with,
+    connected,
+    every_route,
+    path_of,
+    routes,
+    until_closed,
+)
 from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
@@ -102,9 +110,12 @@ def test_submit_alone_receives_no_images(url: str, keys: ApiKeys, method: str, p
     needed |= {Scope.READ} - ({Scope.READ} if path in without_images else set())
     for missing in needed:
         with client_with(url, keys, *(set(Scope) - {Scope.ADMIN, missing})) as client:
-            assert f"`{missing}`" in assert_problem(client.request(method, path), 403, "insufficient_scope")["detail"]
+            assert (
+                f"`{missing}`"
+                in assert_problem(client.request(method, path_of(path)), 403, "insufficient_scope")["detail"]
+            )
     with client_with(url, keys, *needed) as client:
-        assert client.request(method, path).status_code not in (401, 403)
+        assert client.request(method, path_of(path)).status_code not in (401, 403)
 
 
 def test_high_priority_needs_its_scope(url: str, keys: ApiKeys, image_bytes: bytes) -> None:

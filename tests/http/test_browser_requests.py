@@ -11,7 +11,7 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.api_keys import ApiKeys
-from tests.support.authenticated import authenticated_server, client_with, connected, every_route, until_closed
+from tests.support.authenticated import authenticated_server, client_with, connected, every_route, path_of, until_closed
 from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
 from tests.support.servers import http_server
@@ -33,7 +33,7 @@ def studio(settings: ApiSettings) -> Iterator[httpx.Client]:
 
 @pytest.mark.parametrize(("method", "path"), every_route())
 def test_every_route_refuses_other_hosts_and_origins(http: httpx.Client, redis: Redis, method: str, path: str) -> None:
-    path = path.format(job_id="0" * 32, index=0)
+    path = path_of(path)
     before = redis.keys()
     for host in ("rebound.evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example", "[::2]", "]"):
         refused = http.request(method, path, headers={"Host": host})

@@ -25,7 +25,7 @@ from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.previews import Preview, Previews
-from tests.support.authenticated import authenticated_server, client_with, every_route
+from tests.support.authenticated import authenticated_server, client_with, every_route, path_of
 from tests.support.finished_jobs import succeed
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
@@ -142,6 +142,8 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/v1/images/variations"): forms,
     ("POST", "/sdapi/v1/img2img"): web_ui,
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
+    ("POST", "/sdapi/v1/png-info"): uploads,
+    ("POST", "/sdapi/v1/txt2img"): lambda _: [{"json": {"prompt": "x"}}],
 }
 ATTEMPTS |= dict.fromkeys(
     [
@@ -163,6 +165,9 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/sdapi/v1/sd-models"),
         ("GET", "/sdapi/v1/options"),
         ("GET", "/sdapi/v1/scripts"),
+        ("GET", "/sdapi/v1/loras"),
+        ("GET", "/sdapi/v1/{path:path}"),
+        ("POST", "/sdapi/v1/{path:path}"),
     ],
     no_ids,
 )
@@ -172,9 +177,9 @@ def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
     """Return the paths and requests that try to reach the data of these ids."""
     if "{job_id}" in path:
         jobs = [getattr(ids, one.name) for one in fields(Ids)]
-        return [(path.format(job_id=job_id, index=index), {}) for job_id in jobs for index in (0, 1)]
+        return [(path_of(path, job_id, index), {}) for job_id in jobs for index in (0, 1)]
     assert (method, path) in ATTEMPTS, f"add requests for {method} {path} with another owner's ids to ATTEMPTS"
-    return [(path, attempt) for attempt in ATTEMPTS[method, path](ids)]
+    return [(path_of(path), attempt) for attempt in ATTEMPTS[method, path](ids)]
 
 
 class Scene:

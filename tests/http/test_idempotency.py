@@ -42,7 +42,14 @@ CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 BLOCKING = [path for path in CREATING if path.startswith(("/v1/", "/sdapi/"))]
-CREATES_NOTHING = {"/sdapi/v1/interrupt", "/sdapi/v1/options", "/jobs/{job_id}/cancel"}
+CREATES_NOTHING = {
+    "/jobs/{job_id}/cancel",
+    "/sdapi/v1/interrupt",
+    "/sdapi/v1/options",
+    "/sdapi/v1/png-info",
+    "/sdapi/v1/txt2img",
+    "/sdapi/v1/{path:path}",
+}
 
 Post = Callable[..., httpx.Response]
 

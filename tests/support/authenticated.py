@@ -59,6 +59,11 @@ def every_route() -> list[tuple[str, str]]:
     return [(method, str(route.path)) for route in found for method in sorted(route.methods or ["GET"])]
 
 
+def path_of(route: str, job_id: str = "0" * 32, index: int = 0) -> str:
+    """Return a path that matches a route."""
+    return route.replace("{path:path}", "unknown").format(job_id=job_id, index=index)
+
+
 @contextmanager
 def connected(url: str) -> Iterator[socket.socket]:
     """A socket connected to the service."""
