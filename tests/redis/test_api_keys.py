@@ -1,6 +1,9 @@
 """API keys in Redis: expiry, rotation, revocation and the audit log."""
 
+import json
 import logging
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -191,6 +194,25 @@ def test_audit_log_names_who_and_what_without_secrets(
     for one in (secret, named, rotated[0]):
         assert one not in everything
     assert "was i2i_..." in everything
+
+
+def test_audit_log_is_logged_at_any_level(redis: Redis, redis_url: str) -> None:
+    redis.flushall()
+    program = f"""
+import logging
+from redis import Redis
+from img2img.redis.audit import AuditEvent, audit
+from img2img.telemetry.logging import configure
+configure("api", level="ERROR", log_format="json")
+logging.getLogger("img2img.app").warning("not this")
+audit(Redis.from_url({redis_url!r}), AuditEvent.KEY_EXPIRED, actor="service", key="0a1b")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    [line] = result.stderr.splitlines()
+    expected = {"event": "key.expired", "actor": "service", "key": "0a1b"}
+    assert json.loads(line)["audit"] == expected
+    [entry] = audit_entries(redis, 10)
+    assert {"event": entry.event, "actor": entry.actor, **entry.details} == expected
 
 
 def test_audit_log_is_bounded(keys: ApiKeys, redis: Redis) -> None:
