@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi client docs dist benchmark model gallery test-compose test-hosts test-torch-index test-python benchmark-queue fuzz lock audit chaos soak clean
+.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi client model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ test-hosts: $(VENV)/dev ## run the service on several network namespaces and dis
 test-torch-index: $(VENV)/dev ## install the packages of the worker image with an index that has only torch (asks PyPI; a minute)
 	TEST_TORCH_INDEX=1 $(BIN)/python -m pytest tests/deploy/test_torch_index.py
 
+test-wheel: $(VENV)/dev ## install the built wheel in an empty environment and run the service from it (asks PyPI; minutes)
+	TEST_WHEEL=1 $(BIN)/python -m pytest tests/deploy/test_wheel.py
+
 test-python: ## install with another Python and run the fast tests and the demo: make test-python PYTHON=python3.14
 	$(INSTALL) dev .pythons/$(PYTHON_VERSION)
 	.pythons/$(PYTHON_VERSION)/bin/python -m pytest tests/unit
@@ -79,6 +82,9 @@ openapi: $(VENV)/dev ## write openapi.json from the API server
 
 client: $(VENV)/dev ## write the generated files of img2img/client
 	$(BIN)/python scripts/generate_client.py
+
+model-keys: $(VENV)/dev ## write the tables of keys in docs/models.md
+	$(BIN)/python -m scripts.model_keys
 
 lock: .locks/ready ## write requirements/: the versions of constraints.txt with the hashes of their files (asks PyPI)
 	for extra in api worker dev; do \

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from redis import Redis
 
@@ -15,7 +16,10 @@ from img2img.redis.notifications import JobChangeListener
 from img2img.redis.previews import Previews
 from img2img.telemetry.tracing import Tracer
 
+from .backends.readiness import ReadinessChecks
+from .backends.store_threads import StoreThreads
 from .http.authentication import Caller
+from .http.in_flight import HeldBytes
 from .http.open_requests import OpenRequests
 from .http.rate_limit import RateLimiter
 from .imaging.sandbox_pool import DecoderPool
@@ -38,6 +42,11 @@ class Services:
     rate_limiter: RateLimiter | None
     models: ModelRegistry
     store: BlobStore
+    # Calls to the store run here.
+    store_threads: StoreThreads
+    readiness: ReadinessChecks
+    # Bounds the threads that parse JSON, and with them the copies of bodies.
+    parsers: CapacityLimiter
     decoders: DecoderPool
     eta: EtaEstimator
     previews: Previews
@@ -70,6 +79,14 @@ async def _caller(request: Request) -> Caller:
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
+async def _held_bytes(request: Request) -> HeldBytes:
+    held_bytes: HeldBytes = request.state.held_bytes
+    return held_bytes
+
+
+HeldBytesDep = Annotated[HeldBytes, Depends(_held_bytes)]
+
+
 async def _visible_queue(request: Request, caller: CallerDep) -> JobQueue:
     """Return the queue, limited to the jobs and inputs that the caller may see."""
     services: Services = request.app.state.services
@@ -81,6 +98,8 @@ SettingsDep = Annotated[ApiSettings, _service(lambda services: services.settings
 RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
 ModelsDep = Annotated[ModelRegistry, _service(lambda services: services.models)]
 StoreDep = Annotated[BlobStore, _service(lambda services: services.store)]
+StoreThreadsDep = Annotated[StoreThreads, _service(lambda services: services.store_threads)]
+ReadinessDep = Annotated[ReadinessChecks, _service(lambda services: services.readiness)]
 DecodersDep = Annotated[DecoderPool, _service(lambda services: services.decoders)]
 EtaDep = Annotated[EtaEstimator, _service(lambda services: services.eta)]
 PreviewsDep = Annotated[Previews, _service(lambda services: services.previews)]

@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from img2img.blobs import ObjectStore
 from img2img.domain.model_card import model_name
@@ -19,20 +18,29 @@ from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
 from img2img.redis.previews import Previews
 from img2img.redis.queue_limits import QueueLimits
+from img2img.redis.webhook_outbox import WebhookOutbox
+from img2img.redis.worker_starts import WorkerStarts
 from img2img.telemetry.tracing import Tracer
 
+from .backends.readiness import ReadinessChecks
+from .backends.redis_client import connect_redis
+from .backends.store_threads import StoreThreads
 from .compat import a1111, openai
 from .dependencies import Services
 from .http.authentication import AuthenticationMiddleware
 from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
 from .http.browser_requests import BrowserRequestMiddleware
+from .http.connection_limit import connection_limit
 from .http.cors import install_cors
+from .http.in_flight import OWNER_SHARE, ByteBudget, InFlightMiddleware
 from .http.open_requests import OpenRequests
 from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
+from .imaging.container_limits import cpu_count, memory_bytes
 from .imaging.sandbox_limits import SandboxLimits
 from .imaging.sandbox_pool import DecoderPool
 from .openapi.document import install_openapi
+from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
 from .routes import control_maps, events, health, images, img2img, jobs, models, results
@@ -42,8 +50,9 @@ from .telemetry.metrics import HttpMetrics, install_metrics
 from .telemetry.queue_collector import QueueCollector
 from .telemetry.tracing import install_tracing
 
-# A client waits for the response while the store is retried.
-STORE_PATIENCE_S = 3.0
+# A client waits for the response while a request to the store is repeated, or is not answered.
+STORE_RETRY_S, STORE_RESPONSE_S = 2.0, 3.0
+MAX_INFLIGHT_BYTES = 512 * 1024 * 1024
 
 ROUTERS = tuple(
     module.router for module in (img2img, control_maps, images, jobs, events, results, models, health, openai, a1111)
@@ -56,10 +65,12 @@ def create_app(settings: ApiSettings) -> FastAPI:
     tracer = Tracer.from_environment("api")
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         app.state.services = services = build_services(settings, tracer)
         async with run_services(services, metrics):
-            yield
+            # For `ServerProtocol`.
+            max_connections = connection_limit(settings.max_connections)
+            yield {"max_connections": max_connections, "begin_shutdown": services.job_changes.close}
 
     # FastAPIOffline serves the assets of /docs itself: the service may have no access to a content delivery network.
     app = FastAPIOffline(
@@ -80,6 +91,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
 def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics) -> None:
     """Add the middleware. The last one added is the outermost, which sees a request first."""
+    app.add_middleware(InFlightMiddleware, budget=byte_budget(settings))
     app.add_middleware(BodySizeLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(AuthenticationMiddleware, required=settings.keys_required)
     if not settings.keys_required:
@@ -94,11 +106,18 @@ def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics
     app.add_middleware(AccessLogMiddleware, metrics=metrics)
 
 
+def byte_budget(settings: ApiSettings) -> ByteBudget:
+    """Return the bytes that requests can hold. Without API keys, all requests have one owner."""
+    limit = settings.max_inflight_bytes or min(MAX_INFLIGHT_BYTES, memory_bytes() // 4)
+    return ByteBudget(limit, int(limit * OWNER_SHARE) if settings.keys_required else limit)
+
+
 def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     """Return the services of the API server. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
     queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key))
     models, api_keys = ModelRegistry(redis), ApiKeys(redis)
+    store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
     return Services(
         settings=settings,
         default_model=model_name(settings.model),
@@ -108,7 +127,16 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         open_requests=OpenRequests(api_keys),
         rate_limiter=RateLimiter(settings.rate_limit, redis) if settings.rate_limit else None,
         models=models,
-        store=ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_PATIENCE_S),
+        store=store,
+        store_threads=StoreThreads(),
+        readiness=ReadinessChecks(
+            models,
+            WorkerStarts(redis),
+            WebhookOutbox(redis) if settings.webhook_secrets else None,
+            store,
+            with_errors=not settings.keys_required,
+        ),
+        parsers=CapacityLimiter(cpu_count()),
         decoders=DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes)),
         eta=EtaEstimator(queue.job_store.fair_queue, models),
         previews=Previews(redis),
@@ -123,7 +151,11 @@ async def run_services(services: Services, metrics: HttpMetrics) -> AsyncIterato
     collector = QueueCollector(services.redis, services.queue, services.models)
     metrics.registry.register(collector)
     services.decoders.start()
-    background = [services.job_changes.run(), cancel_overdue_jobs(services.queue)]
+    background = [
+        services.job_changes.run(),
+        cancel_overdue_jobs(services.queue),
+        rewrite_append_only_file(services.redis, services.settings.aof_rewrite_interval),
+    ]
     if services.settings.keys_required:
         background.append(services.open_requests.run())
     tasks = [asyncio.create_task(coroutine) for coroutine in background]
@@ -134,9 +166,5 @@ async def run_services(services: Services, metrics: HttpMetrics) -> AsyncIterato
     metrics.registry.unregister(collector)
     services.tracer.close()
     services.decoders.close()
+    services.store_threads.close()
     services.redis.close()
-
-
-def connect_redis(url: str) -> Redis:
-    """Return a Redis client with short timeouts and no retries: a repeated submit could queue a job twice."""
-    return Redis.from_url(url, socket_timeout=1.5, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0))

@@ -109,6 +109,17 @@ class ApiSettings(SharedSettings):
         int | None, Field(ge=1, le=65535, description="Port for /metrics only, without API key; unset: none.")
     ] = None
     max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body in bytes.")] = 32 * 1024 * 1024
+    max_inflight_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1024 * 1024,
+            description="Bytes that all requests together may hold; half of them per API key. Default: a quarter of "
+            "the memory, at most 512 MiB.",
+        ),
+    ] = None
+    max_connections: Annotated[
+        int, Field(ge=1, description="Open connections; further ones get 503. Health checks are always served.")
+    ] = 1000
     max_pixels: Annotated[int, Field(ge=1, description="Largest image in pixels; up to 25 bytes of memory each.")] = (
         50_000_000
     )
@@ -117,6 +128,11 @@ class ApiSettings(SharedSettings):
         BeforeValidator(parse_duration),
         Field(gt=0, description="How long a job and its images are kept after it ends: 24h, 30m, 7d or seconds."),
     ] = RESULT_TTL_S
+    aof_rewrite_interval: Annotated[
+        float,
+        BeforeValidator(parse_duration),
+        Field(gt=0, description="Least time between two rewrites of Redis' append-only file after deletions, e.g. 1h."),
+    ] = 3600.0
     result_redirect: Annotated[bool, Field(description="Redirect downloads of PNGs to a signed URL of the bucket.")] = (
         False
     )

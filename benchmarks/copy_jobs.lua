@@ -22,9 +22,8 @@ for i = 1, tonumber(ARGV[1]) do
     'priority', priority, 'created_at', now)
   for _, index in ipairs(indices_of_all(owner)) do redis.call('ZADD', index, now, id) end
   for _, index in ipairs(indices_by_status('queued', owner)) do redis.call('ZADD', index, now, id) end
-  redis.call('HINCRBY', keys.INPUT_IMAGE_USES, input, 1)
-  redis.call('ZADD', keys.INPUT_IMAGES, now + 86400, input)
-  redis.call('ZADD', key(keys.INPUT_IMAGE_OWNERS, {key = input}), now, owner)
+  local uses = key(keys.INPUT_IMAGE_USES, {key = input})
+  redis.call('HSET', uses, '#', redis.sha1hex(digest), owner, 1)
   redis.call('RPUSH', KEYS[2], id)
   enqueue(model, id, priority, owner, cost)
 end

@@ -90,8 +90,8 @@ class Filler:
     def submit(self) -> str:
         """Queue a job as the API server does after decoding the image."""
         spec, terms = self.spec(), self.terms()
-        self._queue.input_images.retain(input_key(spec.inputs[0]), keep_s=86400, owner=terms.owner)
-        return self._queue.submit(spec, terms).id
+        generations = self._queue.input_images.retain([input_key(spec.inputs[0])])
+        return self._queue.submit(spec, terms, generations).id
 
     def fill(self, queued: int) -> None:
         """Queue jobs until `queued` jobs wait."""

@@ -1,5 +1,7 @@
 # Worker with the demo model. Models from the hub go to /models.
-FROM python:3.11-slim-bookworm AS dependencies
+# The release replaces the tag by the digest of the image at that time.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+FROM $PYTHON_IMAGE AS dependencies
 WORKDIR /build
 RUN python -m venv /opt/img2img
 COPY constraints.txt ./
@@ -21,10 +23,11 @@ COPY worker worker
 COPY demo_model demo_model
 RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --target /code .
 
-FROM python:3.11-slim-bookworm
+FROM $PYTHON_IMAGE
 # Mount points of volumes: a new volume gets their owner.
 RUN useradd --system --uid 10001 --user-group --no-create-home img2img \
-    && install --directory --owner img2img --group img2img /data /models /gpus \
+    && install --directory --owner img2img --group img2img --mode 700 /data \
+    && install --directory --owner img2img --group img2img /models /gpus \
     && install --directory --owner img2img --group img2img --mode 700 /run/secrets
 COPY --from=dependencies /opt/img2img /opt/img2img
 COPY docker/worker /usr/local/bin
@@ -39,7 +42,9 @@ CMD ["start-worker"]
 # Last, because they change with every commit.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ARG PYTHON_IMAGE
 LABEL org.opencontainers.image.title="img2img worker" \
     org.opencontainers.image.licenses="Apache-2.0" \
     org.opencontainers.image.version="$VERSION" \
-    org.opencontainers.image.revision="$REVISION"
+    org.opencontainers.image.revision="$REVISION" \
+    org.opencontainers.image.base.name="$PYTHON_IMAGE"

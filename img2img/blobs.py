@@ -15,14 +15,17 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
-from img2img.durable_files import create_file, remove_unfinished
+from img2img.durable_files import UNFINISHED, create_file, remove_unfinished
+from img2img.private_files import make_private
 
 CONNECT_S = 2
-# Of a whole request, including the bytes of an image.
-REQUEST_S = 30
+REQUEST_S = 30.0
 RETRY_DELAY_S = 0.5
 # Setting of obstore for another algorithm.
 CHECKSUM = "AWS_CHECKSUM_ALGORITHM"
+
+# What a local store has in its folder.
+LOCAL_ENTRIES = ("inputs", "uploads", "results", "checks", "check", UNFINISHED)
 
 # Response headers of a bucket when a client fetches a result by a signed URL.
 _PNG = {"Content-Type": "image/png", "Cache-Control": "private, max-age=31536000, immutable"}
@@ -70,12 +73,13 @@ class ObjectStore:
     Args:
         url: file:///path for a directory, or any URL that obstore supports, such as s3://bucket/prefix.
         retry_timeout_s: How long a request is retried while a bucket does not respond.
+        response_timeout_s: Time limit of one request to a bucket, including the bytes of an image.
 
     Raises:
         UnusableStore: The URL is invalid.
     """
 
-    def __init__(self, url: str, retry_timeout_s: float = 60.0) -> None:
+    def __init__(self, url: str, retry_timeout_s: float = 60.0, response_timeout_s: float = REQUEST_S) -> None:
         self._url = url
         self._retry_timeout_s = 0.0
         self._folder: Path | None = None
@@ -83,10 +87,11 @@ class ObjectStore:
         try:
             if parsed.scheme == "file":
                 self._folder = Path(unquote(parsed.path))
-                self._store: Any = LocalStore(self._folder, automatic_cleanup=True, mkdir=True)
+                make_private(self._folder, LOCAL_ENTRIES)
+                self._store: Any = LocalStore(self._folder, automatic_cleanup=True)
                 remove_unfinished(self._folder)
             else:
-                self._store = _bucket(url, retry_timeout_s)
+                self._store = _bucket(url, retry_timeout_s, response_timeout_s)
                 self._retry_timeout_s = retry_timeout_s
         except (BaseError, OSError, ValueError) as error:
             raise UnusableStore(f"IMG2IMG_STORE_URL={url}: {_first_line(error)}") from None
@@ -174,13 +179,13 @@ class ObjectStore:
             )
 
 
-def _bucket(url: str, retry_timeout_s: float) -> Any:
+def _bucket(url: str, retry_timeout_s: float, response_timeout_s: float) -> Any:
     """Open a bucket. obstore reads credentials, region and endpoint from AWS_ACCESS_KEY_ID and so on."""
     client: Mapping[str, Any] = {
         # For endpoints in a private network.
         "allow_http": True,
         "connect_timeout": timedelta(seconds=CONNECT_S),
-        "timeout": timedelta(seconds=REQUEST_S),
+        "timeout": timedelta(seconds=response_timeout_s),
     }
     retry: Mapping[str, Any] = {
         "max_retries": 100,

@@ -22,6 +22,7 @@ NAMES = "_names"
 # The settings of all processes, without the prefix. One `.env` configures all of them, so each process knows all names.
 SETTINGS = (
     "ALLOWED_HOSTS",
+    "AOF_REWRITE_INTERVAL",
     "API_KEY",
     "API_METRICS_PORT",
     "BODY_TIMEOUT",
@@ -36,6 +37,8 @@ SETTINGS = (
     "LOG_FORMAT",
     "LOG_LEVEL",
     "MAX_BODY_BYTES",
+    "MAX_CONNECTIONS",
+    "MAX_INFLIGHT_BYTES",
     "MAX_PIXELS",
     "MAX_QUEUED",
     "MAX_QUEUED_PER_KEY",

@@ -10,7 +10,7 @@ from typing import Literal
 from prometheus_client import Counter
 
 from img2img.blobs import BlobStore
-from img2img.domain.blob_keys import input_key, result_key, without_input_keys
+from img2img.domain.blob_keys import input_key, result_key, without_hashes
 from img2img.domain.job import JobRecord
 from img2img.errors import InputDamaged, ResultDamaged
 from img2img.redis.job_store import JobStore
@@ -77,4 +77,4 @@ def report_damage(
     """Log and count an image that is damaged or missing."""
     DAMAGED_IMAGES.labels(kind).inc()
     state = "missing" if is_missing else "damaged"
-    log.error("%s in the blob store: %s", state, without_input_keys(key), extra=job_extra(job_id) if job_id else None)
+    log.error("%s in the blob store: %s", state, without_hashes(key), extra=job_extra(job_id) if job_id else None)

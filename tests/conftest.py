@@ -90,6 +90,7 @@ def http(service_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Ite
     """A client of the service, with registered models and an empty queue."""
     # The throughput that the workers of one test report must not affect the next test.
     monkeypatch.setattr("img2img.app.progress.eta.THROUGHPUT_TTL_S", 0)
+    monkeypatch.setattr("img2img.app.backends.readiness.MAX_AGE_S", 0)
     redis.flushall()
     ModelRegistry(redis).register("test-worker", [CARD, DDIM_ONLY], ttl_s=60)
     with httpx.Client(base_url=service_url, timeout=10) as client:

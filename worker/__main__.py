@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from hashlib import sha256
@@ -21,6 +22,7 @@ from img2img.domain.conditioning import InpaintRegion
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
+from img2img.private_files import UMASK
 from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -42,6 +44,8 @@ from .runtime.start_report import StartReport
 from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
 
+CANNOT_START = 2
+
 
 def main() -> int:
     """Run a worker and return the exit code of the process.
@@ -49,6 +53,7 @@ def main() -> int:
     0: stopped by a signal. 1: the process has to be replaced, or Redis is unreachable. 2: it cannot start.
     """
     configure_malloc()
+    os.umask(UMASK)
     try:
         settings = WorkerSettings()
         logs.configure("worker", level=settings.log_level, log_format=settings.log_format)
@@ -60,10 +65,10 @@ def main() -> int:
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
-            return _fail(first["msg"].removeprefix("Value error, "), 2)
-        return _fail(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", 2)
+            return _fail(first["msg"].removeprefix("Value error, "), CANNOT_START)
+        return _fail(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", CANNOT_START)
     except (StartupError, TracingError) as error:
-        return _fail(str(error), 2)
+        return _fail(str(error), CANNOT_START)
     except WorkerDied as error:
         return _fail(str(error), 1)
     except RedisError as error:
@@ -229,5 +234,8 @@ if __name__ == "__main__":
     exit_code = main()
     logging.shutdown()
     sys.stderr.flush()
+    if exit_code == CANNOT_START:
+        # Compose restarts a container at once, and each start may ask the model hub. A signal ends the pause.
+        time.sleep(float(os.environ.get("START_RETRY_S") or 0))
     # `sys.exit` would abort the process if the engine is in a forward pass.
     os._exit(exit_code)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from . import audit, jobs, keys, submit
+from . import audit, forget, jobs, keys, submit
 from . import doctor as checks
 from . import serve as serving
 
@@ -39,6 +39,7 @@ app.command(rich_help_panel=RUN)(serving.api)
 app.command(rich_help_panel=RUN)(serving.worker)
 app.command(rich_help_panel=RUN)(serving.webhooks)
 app.command(rich_help_panel=RUN)(serving.demo)
+app.command(rich_help_panel=RUN)(forget.forget)
 app.command(rich_help_panel=RUN)(checks.doctor)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.command("audit", rich_help_panel=RUN)(audit.audit)
@@ -48,6 +49,7 @@ app.command(rich_help_panel=USE)(jobs.jobs)
 app.command(rich_help_panel=USE)(jobs.show)
 app.command(rich_help_panel=USE)(jobs.cancel)
 app.command(rich_help_panel=USE)(jobs.delete)
+app.command("delete-image", rich_help_panel=USE)(jobs.delete_image)
 app.command(rich_help_panel=USE)(jobs.models)
 
 

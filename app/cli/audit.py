@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from .errors import server_errors
-from .keys import connected_redis, moment, printable
+from .keys import connected, moment, printable
 from .options import AsJson
-from .printing import new_table, print_table
+from .printing import echo, new_table, print_table
 from .serve import DataDir, RedisUrl, settings_of
 
 
@@ -20,7 +20,7 @@ def audit(
     redis_url: RedisUrl = None,
 ) -> None:
     """List who has administered API keys, data and models, newest first."""
-    with server_errors("api"), connected_redis(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+    with server_errors("api"), connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
         from img2img.redis.audit import audit_entries
 
         entries = list(audit_entries(redis, limit))
@@ -28,7 +28,7 @@ def audit(
         for entry in entries:
             at = datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="milliseconds")
             document = {"time": at, "event": entry.event, "actor": entry.actor, "details": entry.details}
-            typer.echo(json.dumps(document))
+            echo(json.dumps(document))
         return
     table = new_table("time", "event", "actor", "details")
     for entry in entries:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from .errors import USAGE, server_errors
+from .printing import echo
 
 if TYPE_CHECKING:
     from ..settings import ApiSettings
@@ -45,7 +46,7 @@ def doctor() -> None:
     has_fault = False
     for check in CHECKS:
         for finding in check(settings):
-            typer.echo(f"{finding.level:6}{finding.name:10}{finding.text}")
+            echo(f"{finding.level:6}{finding.name:10}{finding.text}")
             has_fault |= finding.level == FAULT
     if has_fault:
         raise typer.Exit(USAGE)

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 import typer
 
+from .printing import echo
+
 REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 
 
@@ -20,9 +22,15 @@ def fail(reason: str, code: int = REFUSED) -> NoReturn:
 
 
 def complain(reason: str) -> None:
-    """Print a line on stderr; nothing for an empty reason."""
+    """Print a line on stderr, and further lines indented, so that none looks like another message of this command.
+
+    Prints nothing for an empty reason.
+    """
+    first, *others = reason.split("\n")
     if reason:
-        typer.echo(f"img2img: {reason}", err=True)
+        echo(f"img2img: {first}", err=True)
+    for line in others:
+        echo(f"  {line.lstrip(' ')}", err=True)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -120,7 +122,7 @@ def _with_images(value: Any, annotation: Any) -> Any:
     if isinstance(value, str) and bytes in members:
         return _nested_image(value)
     if isinstance(value, list):
-        items: Any = Union.__getitem__(tuple(arg for one in members for arg in get_args(one)) or (Any,))
+        items: Any = reduce(or_, (arg for one in members for arg in get_args(one)), NoneType)
         return [_with_images(item, items) for item in value]
     if isinstance(value, dict):
         models = [one for one in members if inspect.isclass(one) and issubclass(one, BaseModel)]

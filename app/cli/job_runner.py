@@ -1,7 +1,6 @@
 """The jobs of one command: submit them, follow them, save their images and report."""
 
 import glob
-import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +15,7 @@ from img2img.domain.job import JobStatus
 from .errors import INTERRUPTED, REFUSED, WrongUsage, complain
 from .fields import read_image
 from .outputs import Outputs
-from .printing import problem_document, response_document
+from .printing import echo, problem_document, response_document, to_json
 from .progress_display import ProgressDisplay, follow_jobs
 
 REMEDY = "`img2img result ID...` waits for them and saves their images, `img2img cancel ID...` cancels them"
@@ -58,7 +57,7 @@ class JobBatch:
         *,
         as_json: bool = False,
         on_idle: Callable[[], None] = lambda: None,
-        echo: Callable[[str], None] = typer.echo,
+        echo: Callable[[str], None] = echo,
     ) -> None:
         self._client = client
         self._as_json = as_json
@@ -103,7 +102,7 @@ class JobBatch:
             if wait:
                 self.inputs[job.id] = name
             else:
-                self._echo(json.dumps({"input": name, **response_document(job)}) if self._as_json else job.id)
+                self._echo(to_json({"input": name, **response_document(job)}) if self._as_json else job.id)
 
     def dry_run(self, names: list[str], fields: Mapping[str, Any]) -> None:
         """Print the job that would be created for each image, as JSON."""
@@ -115,7 +114,7 @@ class JobBatch:
             except ClientError as error:
                 self._rejected(name, error, several=len(names) > 1)
             else:
-                self._echo(json.dumps({"input": name, **response_document(result)}))
+                self._echo(to_json({"input": name, **response_document(result)}))
 
     def save(self, outputs: Outputs, *, watch: bool = False) -> None:
         """Wait for the jobs, and save the images of each when it ends.
@@ -163,7 +162,7 @@ class JobBatch:
             reason = job.error.message if job.error else f"the job was {job.status}"
             complain(f"{name}: {reason}" if several else reason)
         if self._as_json:
-            self._echo(json.dumps({"input": name, "files": files, **response_document(job)}))
+            self._echo(to_json({"input": name, "files": files, **response_document(job)}))
         else:
             for file in files:
                 self._echo(file)
@@ -173,7 +172,7 @@ class JobBatch:
         complain(f"{name}: {error}" if several else str(error))
         if self._as_json:
             known = {"input": name} | ({"id": job_id} if job_id else {})
-            self._echo(json.dumps(known | problem_document(error)))
+            self._echo(to_json(known | problem_document(error)))
 
 
 def _key_of_image(key: str, image: bytes | str) -> str:

@@ -9,7 +9,7 @@ from img2img.domain.job import JobStatus
 
 from .errors import REFUSED, client_errors, complain
 from .options import LOCAL, ApiKey, AsJson, Url, connect
-from .printing import new_table, print_table, problem_document, response_document
+from .printing import add_row, echo, new_table, print_table, problem_document, response_document, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +31,12 @@ def jobs(
         found = client.list_jobs(status=status.value if status else None, limit=limit)
         if as_json:
             for job in found:
-                typer.echo(json.dumps(response_document(job)))
+                echo(to_json(response_document(job)))
             return
         table = new_table("id", "status", "created", "model", "prompt")
         for job in found:
             created_at = f"{job.created_at:%Y-%m-%dT%H:%M:%S}" if job.created_at else ""
-            table.add_row(job.id, _status(job), created_at, job.request.get("model"), job.request.get("prompt"))
+            add_row(table, job.id, _status(job), created_at, job.request.get("model"), job.request.get("prompt"))
         print_table(table)
 
 
@@ -50,15 +50,15 @@ def show(
     with client_errors(), connect(url, api_key) as client:
         job = response_document(client.get_job(job_id))
         if as_json:
-            typer.echo(json.dumps(job))
+            echo(to_json(job))
             return
         for name, value in job.items():
             if isinstance(value, dict) and value:
-                typer.echo(f"{name}:")
+                echo(f"{name}:")
                 for inner_name, inner in value.items():
-                    typer.echo(f"  {inner_name}: {_text(inner)}")
+                    echo(f"  {inner_name}: {_text(inner)}")
             elif value not in (None, [], {}):
-                typer.echo(f"{name}: {_text(value)}")
+                echo(f"{name}: {_text(value)}")
 
 
 def cancel(job_ids: JobIds, as_json: AsJson = False, url: Url = LOCAL, api_key: ApiKey = None) -> None:
@@ -73,7 +73,7 @@ def cancel(job_ids: JobIds, as_json: AsJson = False, url: Url = LOCAL, api_key: 
 
 
 def delete(job_ids: JobIds, as_json: AsJson = False, url: Url = LOCAL, api_key: ApiKey = None) -> None:
-    """Delete jobs and their images."""
+    """Delete jobs with their parameters, results and inputs. Jobs that have not ended are cancelled."""
     with client_errors(), connect(url, api_key) as client:
 
         def deleted(job_id: str) -> dict[str, Any]:
@@ -83,44 +83,65 @@ def delete(job_ids: JobIds, as_json: AsJson = False, url: Url = LOCAL, api_key: 
         _for_each(job_ids, deleted, as_json, lambda answer: f"{answer['id']} deleted")
 
 
+def delete_image(
+    digests: Annotated[list[str], typer.Argument(metavar="SHA256...", show_default=False)],
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+) -> None:
+    """Delete images that were uploaded with `POST /images`. Jobs have their own copies."""
+    with client_errors(), connect(url, api_key) as client:
+
+        def deleted(digest: str) -> dict[str, Any]:
+            client.delete_image(digest)
+            return {"sha256": digest, "deleted": True}
+
+        _for_each(digests, deleted, as_json, lambda answer: f"{answer['sha256']} deleted", name="sha256")
+
+
 def models(as_json: AsJson = False, url: Url = LOCAL, api_key: ApiKey = None) -> None:
     """List the models that the service has."""
     with client_errors(), connect(url, api_key) as client:
         found = client.list_models()
         if as_json:
             for model in found:
-                typer.echo(json.dumps(response_document(model)))
+                echo(to_json(response_document(model)))
             return
         table = new_table("model", "tasks", "sizes", "workers", "queued")
         for model in found:
             name = f"{model.name} (default)" if model.default else model.name
             sizes = f"{model.min_size} to {model.max_size} by {model.size_multiple}"
-            table.add_row(name, " ".join(model.tasks), sizes, str(len(model.workers)), str(model.queued))
+            add_row(table, name, " ".join(model.tasks), sizes, str(len(model.workers)), str(model.queued))
         print_table(table)
 
 
 def _for_each(
-    job_ids: list[str],
+    ids: list[str],
     call: "Callable[[str], dict[str, Any]]",
     as_json: bool,
     text: "Callable[[dict[str, Any]], str]",
+    name: str = "id",
 ) -> None:
-    """Call `call` for each job; an error stops none of the later ones."""
+    """Call `call` for each job or image; an error stops none of the later ones.
+
+    Args:
+        name: Name of the id in JSON.
+    """
     from img2img.client import ClientError, ServiceUnreachable
 
     failed = False
-    for job_id in job_ids:
+    for one in ids:
         try:
-            answer = call(job_id)
+            answer = call(one)
         except ServiceUnreachable:
             raise
         except ClientError as error:
             failed = True
-            complain(f"{job_id}: {error}")
+            complain(f"{one}: {error}")
             if as_json:
-                typer.echo(json.dumps({"id": job_id, **problem_document(error)}))
+                echo(to_json({name: one, **problem_document(error)}))
         else:
-            typer.echo(json.dumps(answer) if as_json else text(answer))
+            echo(to_json(answer) if as_json else text(answer))
     if failed:
         raise typer.Exit(REFUSED)
 

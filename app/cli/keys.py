@@ -14,7 +14,7 @@ from img2img.domain.api_key import Scope, owner_of
 
 from .errors import WrongUsage, fail, server_errors
 from .options import AsJson
-from .printing import new_table, print_table
+from .printing import echo, new_table, print_table
 from .serve import DataDir, RedisUrl, settings_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def create(
     """Create a key and print it. It cannot be shown again."""
     with server_errors("api"):
         expires_at = _expiry(expires)
-        with connected_redis(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+        with connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
             from img2img.redis.api_keys import ApiKeys
 
             secret, key = ApiKeys(redis, actor()).create(name, scope, expires_at)
@@ -78,7 +78,7 @@ def rotate(
     """Create another key of the same owner and print it. Jobs, images and limits belong to the owner."""
     with server_errors("api"):
         overlap_s, expires_at = _seconds(overlap, "--overlap"), _expiry(expires)
-        with connected_redis(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+        with connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
             from img2img.redis.api_keys import ApiKeys
 
             rotated = ApiKeys(redis, actor()).rotate(key_id, overlap_s, scope, expires_at)
@@ -90,7 +90,7 @@ def rotate(
 @app.command("list")
 def list_keys(as_json: AsJson = False, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     """List the keys, with the time of their last use to the minute."""
-    with server_errors("api"), connected_redis(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+    with server_errors("api"), connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
         from img2img.redis.api_keys import ApiKeys
 
         keys = ApiKeys(redis)
@@ -99,7 +99,7 @@ def list_keys(as_json: AsJson = False, data_dir: DataDir = None, redis_url: Redi
         for key in found:
             document = key.model_dump(mode="json", exclude={"sha256", "expiry_recorded"})
             document |= {"owner": owner_of(key), "scopes": sorted(key.scopes), "last_used_at": last_uses.get(key.id)}
-            typer.echo(json.dumps(document))
+            echo(json.dumps(document))
         return
     table = new_table("key", "created", "expires", "last used", "scopes", "owner", "name")
     for key in found:
@@ -119,7 +119,7 @@ def revoke(
     redis_url: RedisUrl = None,
 ) -> None:
     """Revoke a key. Within two seconds its open requests end. Its jobs go on and expire as usual."""
-    with server_errors("api"), connected_redis(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+    with server_errors("api"), connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
         from img2img.redis.api_keys import ApiKeys
 
         key = ApiKeys(redis, actor()).revoke(key_id)
@@ -131,7 +131,7 @@ def revoke(
 
             count = JobQueue(redis).cancel_submitted_with(key)
             audit(redis, AuditEvent.JOBS_CANCELLED, actor=actor(), key=key.id, owner=owner_of(key), jobs=count)
-            typer.echo(f"{count} job{'s' * (count != 1)} cancelled", err=True)
+            echo(f"{count} job{'s' * (count != 1)} cancelled", err=True)
 
 
 def actor() -> str:
@@ -149,8 +149,8 @@ def actor() -> str:
 
 def _show(secret: str, key: "ApiKey") -> None:
     scopes, expires = ", ".join(sorted(key.scopes)), moment(key.expires_at)
-    typer.echo(f"Key {key.id} ({scopes}; expires {expires}); it cannot be shown again:", err=True)
-    typer.echo(secret)
+    echo(f"Key {key.id} ({scopes}; expires {expires}); it cannot be shown again:", err=True)
+    echo(secret)
 
 
 def _expiry(text: str | None) -> float | None:
@@ -190,7 +190,7 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def connected_redis(settings: "ApiSettings") -> Iterator["Redis"]:
+def connected(settings: "ApiSettings") -> Iterator["Redis"]:
     """Yield a client of the configured Redis, or of the embedded one, which is started unless it runs.
 
     Raises:

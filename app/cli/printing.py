@@ -1,13 +1,31 @@
-"""Responses of the service as JSON documents and as tables."""
+"""Prints lines, JSON documents and tables. Everything that commands print goes through this module.
 
+Texts come from the service, from other users (prompts, names) and from file names, so characters that control a
+terminal are escaped.
+"""
+
+import json
 from typing import TYPE_CHECKING, Any
 
+import typer
 from pydantic import BaseModel
+
+from img2img.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from img2img.client import ClientError
+
+
+def echo(line: str, *, err: bool = False) -> None:
+    """Print one line on stdout, or on stderr."""
+    typer.echo(printable(line), err=err)
+
+
+def to_json(document: object) -> str:
+    """Return a document as one line of JSON, in printable ASCII."""
+    return json.dumps(document).replace("\x7f", "\\u007f")
 
 
 def response_document(response: BaseModel) -> dict[str, Any]:
@@ -29,6 +47,11 @@ def new_table(*columns: str) -> "Table":
         whole = name in ("id", "model")
         table.add_column(name, no_wrap=True, overflow="ignore" if whole else "ellipsis", min_width=32 * (name == "id"))
     return table
+
+
+def add_row(table: "Table", *values: object) -> None:
+    """Add a row to a table."""
+    table.add_row(*(None if value is None else printable(str(value)) for value in values))
 
 
 def print_table(table: "Table") -> None:

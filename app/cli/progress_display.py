@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from img2img.client import Client, Event, Job, PreviewEvent, ProgressEvent, QueuedEvent
+from img2img.printable import printable
 
 from .errors import WrongUsage
 
@@ -82,14 +83,19 @@ class ProgressDisplay:
 
     def __init__(self, names: Mapping[str, str]) -> None:
         console = Console(stderr=True)
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+        )
         self._progress = Progress(*columns, console=console)
         self._preview: RenderableType = ""
         self._live = Live(get_renderable=self._screen, console=console) if console.is_terminal else None
         self._crowded = len(names) > ROWS
         self._all = self._progress.add_task("all", total=len(names), state="", visible=len(names) > 1)
         self._rows: dict[str, TaskID] = {
-            job_id: self._progress.add_task(name, total=None, state="queued", visible=index < ROWS)
+            job_id: self._progress.add_task(printable(name), total=None, state="queued", visible=index < ROWS)
             for index, (job_id, name) in enumerate(names.items())
         }
         self._ended = 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import server_errors
+from .printing import echo
 
 if TYPE_CHECKING:
     from ..settings import ApiSettings
@@ -73,10 +74,10 @@ def serve(
         )
         with running(settings, announce=lambda: _announce(settings)) as service:
             seconds = time.monotonic() - started_at
-            typer.echo(f"img2img serves {_served(settings)} at {settings.local_url} (Ctrl-C stops it)")
-            typer.echo(f"img2img: ready after {seconds:.0f} s; API reference: {settings.local_url}/docs", err=True)
+            echo(f"img2img serves {_served(settings)} at {settings.local_url} (Ctrl-C stops it)")
+            echo(f"img2img: ready after {seconds:.0f} s; API reference: {settings.local_url}/docs", err=True)
             if settings.model == DEMO_MODEL:
-                typer.echo(f"img2img: {DEMO_NOTE}", err=True)
+                echo(f"img2img: {DEMO_NOTE}", err=True)
             while True:
                 service.tick()
                 time.sleep(0.2)
@@ -94,8 +95,8 @@ def _announce(settings: "ApiSettings") -> None:
         server = find_redis_server()
         redis = f"{server_version(server)} ({server})"
     store = f", images in {without_password(settings.store_url)}" if settings.store_url else ""
-    typer.echo(f"img2img: data in {settings.data_dir.resolve()}{store}; {redis}", err=True)
-    typer.echo(f"img2img: starting a worker, which loads PyTorch and then {_served(settings)}", err=True)
+    echo(f"img2img: data in {settings.data_dir.resolve()}{store}; {redis}", err=True)
+    echo(f"img2img: starting a worker, which loads PyTorch and then {_served(settings)}", err=True)
 
 
 def _served(settings: "ApiSettings") -> str:
@@ -115,24 +116,28 @@ def api(
     with server_errors("api"):
         import uvicorn
 
+        from img2img.private_files import UMASK
         from img2img.telemetry import logging as logs
 
-        from ..http.uvicorn_protocol import HeaderTimeoutProtocol
+        from ..http.in_flight import configure_malloc
+        from ..http.uvicorn_protocol import ServerProtocol
         from ..main import create_app
         from ..supervisor.supervisor import check_keys, check_port, check_store
 
         settings = settings_of(
             host=host, port=port, data_dir=data_dir, model=model, redis_url=redis_url, insecure=insecure
         )
+        os.umask(UMASK)
         check_port(settings.host, settings.port)
         check_keys(settings)
         check_store(settings)
+        configure_malloc()
         logs.configure("api", level=settings.log_level, log_format=settings.log_format)
         uvicorn.run(
             create_app(settings),
             host=settings.host,
             port=settings.port,
-            http=HeaderTimeoutProtocol,
+            http=ServerProtocol,
             log_level=settings.log_level.lower(),
             log_config=None,
             # The access log of `app/telemetry` has routes instead of raw paths.
@@ -183,14 +188,14 @@ def demo(model: Model = None) -> None:
         )
         image = str(files("img2img.demo_model") / DEMO_INPUT)
         outputs = Outputs(DEMO_OUTPUT, None, [image])
-        typer.echo(f"Starting the service with the model {settings.model} ...")
+        echo(f"Starting the service with the model {settings.model} ...")
         with running(settings) as service, Client(settings.local_url) as client:
             started_at = time.monotonic()
             with JobBatch(client, on_idle=service.tick, echo=lambda _: None) as batch:
                 batch.submit([image], DEMO_PARAMETERS)
                 batch.save(outputs)
             seconds = time.monotonic() - started_at
-    typer.echo(f"{DEMO_OUTPUT.resolve()} in {seconds:.1f} s")
+    echo(f"{DEMO_OUTPUT.resolve()} in {seconds:.1f} s")
 
 
 def settings_of(**given: object) -> "ApiSettings":

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
@@ -24,6 +24,7 @@ from img2img.redis.decode import decode
 from img2img.redis.keys import A1111_JOBS
 
 from ..dependencies import PreviewsDep, SettingsDep
+from ..http.request_body import read_json
 from ..imaging.file_types import identify
 from ..imaging.png import read_texts
 from ..schemas.request_fields import ImageBytes
@@ -54,21 +55,24 @@ router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 
 
 @router.post("/img2img")
-async def img2img(body: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
+async def img2img(request: Request, jobs: BlockingJobsDep) -> dict[str, Any]:
     """Makes images and responds when they are done."""
-    request = await run_sync(to_request, body, jobs.decoders, limiter=jobs.decoders.limiter)
+    body = await read_json(request, WebUIRequest, strict=False)
     with _web_ui_fields():
-        record = await jobs.start(request)
+        record = await jobs.start(await run_sync(to_request, body, jobs.decoders, limiter=jobs.decoders.limiter))
+    if not body.include_init_images:
+        body = body.without_images()
+        jobs.release_body()
     await run_sync(_add_unfinished, jobs.redis, record)
     try:
         record = await jobs.end(record.id)
     finally:
         await run_sync(jobs.redis.zrem, A1111_JOBS.format(owner=record.owner), record.id)
     interrupted = record.status is JobStatus.CANCELLED
-    images = [] if interrupted or not body.send_images else await run_sync(jobs.pngs, record)
+    images = [] if interrupted or not body.send_images else await jobs.pngs(record)
     hidden = set() if body.include_init_images else {"init_images", "mask"}
     return {
-        "images": [b64encode(image).decode() for image in images],
+        "images": await run_sync(lambda: [b64encode(image).decode() for image in images]),
         "parameters": body.model_dump(mode="json", exclude=hidden),
         "info": json.dumps(_info(record)),
     }
@@ -196,9 +200,14 @@ class PngInfoRequest(BaseModel):
 
 
 @router.post("/png-info")
-def png_info(body: PngInfoRequest) -> dict[str, Any]:
+async def png_info(request: Request) -> dict[str, Any]:
     """Returns the texts of an image, among them the parameters that results have."""
-    texts = read_texts(body.image) if identify(body.image) == "PNG" else {}
+    body = await read_json(request, PngInfoRequest, strict=False)
+    return await run_sync(_png_info, body.image, limiter=request.app.state.services.parsers)
+
+
+def _png_info(image: bytes) -> dict[str, Any]:
+    texts = read_texts(image) if identify(image) == "PNG" else {}
     info = texts.get("parameters", "")
     return {"info": info, "items": texts, "parameters": parse_infotext(info) if info else {}}
 
@@ -210,8 +219,9 @@ def options(settings: SettingsDep) -> dict[str, Any]:
 
 
 @router.post("/options")
-def set_options(options: dict[str, Any], settings: SettingsDep) -> dict[str, Any]:
+async def set_options(request: Request, settings: SettingsDep) -> dict[str, Any]:
     """Accepts only options that have this value already: they would apply to all clients."""
+    options = await read_json(request, dict[str, Any], strict=False)
     for name, value in options.items():
         if (name, value) != ("sd_model_checkpoint", model_name(settings.model)):
             message = "Options cannot be set for all clients; a request can name its model in `override_settings`"

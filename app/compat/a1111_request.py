@@ -4,7 +4,7 @@ The types of fields exclude values that this service does not support, so they a
 such as defaults and null, are accepted. Fields about the server's disk are accepted and ignored.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -12,13 +12,13 @@ from img2img.domain.conditioning import MAX_LORAS
 from img2img.domain.parameters import MAX_CLIP_SKIP, MAX_IMAGES, MAX_SEED, NOISY_SCHEDULERS, Resize, Scheduler, Text
 from img2img.errors import ParameterError
 
+from ..http.request_body import validated
 from ..imaging.sandbox_pool import DecoderPool
 from ..schemas.request_fields import parse_image
 from ..schemas.requests import Img2ImgRequest
 from .a1111_prompt import parse_prompt
 from .a1111_samplers import find_scheduler
 from .mask_conversion import convert_mask
-from .validation import validated
 
 RESIZES = {0: Resize.STRETCH, 1: Resize.CROP}
 OFF = Literal[False] | None
@@ -125,6 +125,10 @@ class WebUIRequest(_WebUIModel):
     do_not_save_samples: bool = False
     do_not_save_grid: bool = False
     save_images: bool = False
+
+    def without_images(self) -> Self:
+        """Return the request without its images, which take the most memory."""
+        return self.model_copy(update={"init_images": [], "mask": None})
 
 
 def to_request(body: WebUIRequest, decoders: DecoderPool) -> Img2ImgRequest:

@@ -22,7 +22,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 
@@ -33,8 +32,10 @@ from img2img.errors import Img2ImgError, ParameterError
 from img2img.redis.previews import Preview
 
 from ..dependencies import PreviewsDep
+from ..http.errors import UnsupportedMedia
 from ..http.open_requests import ERROR_EVENT
 from ..http.problem_details import status_of
+from ..http.request_body import media_type_of, read_form, validated
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import DecoderPool
 from ..progress.image_formats import convert_image
@@ -44,10 +45,7 @@ from ..schemas.requests import Img2ImgRequest
 from ..schemas.responses import ImageFormat
 from ..submission.spec_builder import error_field
 from .blocking_jobs import DISCONNECT_POLL_S, BlockingJobs, BlockingJobsDep
-from .validation import validated
 
-MAX_PARTS = 64
-MAX_FIELD_BYTES = 64 * 1024
 NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 USAGE = NO_TOKENS | {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - {"image", "mask", "model", "prompt", "num_images"}
@@ -104,22 +102,34 @@ router = APIRouter(prefix="/v1", route_class=OpenAIRoute, include_in_schema=Fals
 @router.post("/images/edits")
 async def edit_image(request: Request, jobs: BlockingJobsDep, previews: PreviewsDep) -> Response:
     """Edits an image by a prompt, within a mask if there is one."""
-    fields, own, files = await _form(request)
-    body = validated(Edit, fields)
-    image, mask = _one_image(files), files.get("mask", [None])[0]
-    card = await run_sync(jobs.submitter.model_card, body.model)
-    job_request = await run_sync(_edit_request, body, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
-    record = await jobs.start(job_request)
+    body, record = await _start_edit(request, jobs)
+    jobs.release_body()
     if body.stream:
         setattr(request.state, ERROR_EVENT, _error_event)
         return StreamingResponse(_events(jobs, record, body, previews), media_type="text/event-stream")
     return await _respond(jobs, record, body.response_format, body.output_format, body.output_compression)
 
 
+async def _start_edit(request: Request, jobs: BlockingJobs) -> tuple[Edit, JobRecord]:
+    """Submit the job. The images of the request are not kept while it runs."""
+    fields, own, files = await _form(request, jobs)
+    body = validated(Edit, fields)
+    image, mask = _one_image(files), files.get("mask", [None])[0]
+    card = await run_sync(jobs.submitter.model_card, body.model)
+    job_request = await run_sync(_edit_request, body, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
+    return body, await jobs.start(job_request)
+
+
 @router.post("/images/variations")
 async def vary_image(request: Request, jobs: BlockingJobsDep) -> Response:
     """Makes variations of an image without a prompt."""
-    fields, own, files = await _form(request)
+    body, record = await _start_variation(request, jobs)
+    jobs.release_body()
+    return await _respond(jobs, record, body.response_format, ImageFormat.PNG, None)
+
+
+async def _start_variation(request: Request, jobs: BlockingJobs) -> tuple[Variation, JobRecord]:
+    fields, own, files = await _form(request, jobs)
     body = validated(Variation, fields)
     width, height = _size(body.size)
     job_request = validated(
@@ -133,7 +143,7 @@ async def vary_image(request: Request, jobs: BlockingJobsDep) -> Response:
             "height": height,
         },
     )
-    return await _respond(jobs, await jobs.start(job_request), body.response_format, ImageFormat.PNG, None)
+    return body, await jobs.start(job_request)
 
 
 @router.get("/models")
@@ -145,19 +155,20 @@ def list_models(jobs: BlockingJobsDep) -> Response:
     return JSONResponse({"object": "list", "data": models})
 
 
-async def _form(request: Request) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]:
+async def _form(request: Request, jobs: BlockingJobs) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]:
     """Return OpenAI's fields, ours, and the files. Clients may send `image` as `image[]`."""
+    if media_type_of(request)[0] != "multipart/form-data":
+        raise UnsupportedMedia("The content type should be multipart/form-data.")
     fields: dict[str, Any] = {}
     own: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {}
-    async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_FIELD_BYTES) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                files.setdefault(name.removesuffix("[]"), []).append(await value.read())
-            elif name in OWN_FIELDS:
-                own[name] = parse_json_field(name, value) if name in Img2ImgRequest.FORM_JSON else value
-            else:
-                fields[name] = value
+    for name, value in await read_form(request, jobs.settings.max_body_bytes):
+        if isinstance(value, bytes):
+            files.setdefault(name.removesuffix("[]"), []).append(value)
+        elif name in OWN_FIELDS:
+            own[name] = parse_json_field(name, value) if name in Img2ImgRequest.FORM_JSON else value
+        else:
+            fields[name] = value
     return fields, own, files
 
 
@@ -213,13 +224,16 @@ async def _respond(
     jobs: BlockingJobs, record: JobRecord, response_format: str, output_format: ImageFormat, quality: int | None
 ) -> Response:
     record = await jobs.end(record.id)
-    images = await run_sync(jobs.pngs, record)
+    images = await jobs.pngs(record)
     if response_format == "url":
         base = str(jobs.request.base_url).rstrip("/")
         form = "" if output_format is ImageFormat.PNG else f"?format={output_format}"
         data = [{"url": f"{base}/jobs/{record.id}/images/{image.index}{form}"} for image in record.images]
     else:
-        data = [{"b64_json": await run_sync(_encoded, image, output_format, quality)} for image in images]
+        limiter = jobs.decoders.limiter
+        data = [
+            {"b64_json": await run_sync(_encoded, image, output_format, quality, limiter=limiter)} for image in images
+        ]
     return JSONResponse(
         {"created": int(record.created_at), "data": data, "output_format": output_format, "usage": USAGE}
     )
@@ -234,24 +248,24 @@ def _encoded(image: bytes, output_format: ImageFormat, quality: int | None) -> s
 async def _events(jobs: BlockingJobs, record: JobRecord, body: Edit, previews: PreviewsDep) -> AsyncIterator[bytes]:
     """Yield partial images, then the results, as Server-Sent Events."""
     previous: list[Preview] = []
+    limiter = jobs.decoders.limiter
     ending = asyncio.ensure_future(jobs.end(record.id))
     try:
         with jobs.job_changes.subscribe(record.id) as changed:
-            while body.partial_images > len(previous) and not ending.done():
+            while body.partial_images > len(previous) and not ending.done() and not jobs.job_changes.is_closed:
                 await run_sync(previews.request, record.id)
                 preview = await run_sync(previews.latest, record.id)
                 if preview and preview not in previous:
                     previous.append(preview)
-                    image = await run_sync(_from_jpeg, preview.jpeg)
-                    yield await run_sync(
-                        _event, "partial_image", image, body, {"partial_image_index": len(previous) - 1}
-                    )
+                    image = await run_sync(_from_jpeg, preview.jpeg, limiter=limiter)
+                    index = {"partial_image_index": len(previous) - 1}
+                    yield await run_sync(_event, "partial_image", image, body, index, limiter=limiter)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(DISCONNECT_POLL_S):
                         await changed.wait()
                 changed.clear()
-        for image in await run_sync(jobs.pngs, await ending):
-            yield await run_sync(_event, "completed", image, body, {"usage": USAGE})
+        for image in await jobs.pngs(await ending):
+            yield await run_sync(_event, "completed", image, body, {"usage": USAGE}, limiter=limiter)
     except Img2ImgError as error:
         yield _error_event(error)
     except asyncio.CancelledError:

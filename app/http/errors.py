@@ -5,6 +5,7 @@ RequestError                    (img2img.errors)
 ├── ImageError
 ├── PayloadTooLarge
 ├── RequestTimeout
+├── HeadersTooLarge
 ├── JobTooExpensive
 ├── InsufficientScope
 ├── ForbiddenHost
@@ -13,9 +14,11 @@ TooManyRequests                 (img2img.errors)
 └── RateLimited
 Img2ImgError                    (img2img.errors)
 └── NotReady
+Unavailable                     (img2img.errors)
+└── Overloaded
 """
 
-from img2img.errors import Img2ImgError, RequestError, TooManyRequests
+from img2img.errors import Img2ImgError, RequestError, TooManyRequests, Unavailable
 
 
 class UnsupportedMedia(RequestError):
@@ -42,6 +45,12 @@ class RequestTimeout(RequestError):
     """The request body did not arrive in time."""
 
     code = "request_timeout"
+
+
+class HeadersTooLarge(RequestError):
+    """The request has too many headers, or too long ones."""
+
+    code = "headers_too_large"
 
 
 class JobTooExpensive(RequestError):
@@ -81,6 +90,12 @@ class RateLimited(TooManyRequests):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.headers = headers
+
+
+class Overloaded(Unavailable):
+    """The server has too many requests in progress; try again in a few seconds."""
+
+    code = "overloaded"
 
 
 class NotReady(Img2ImgError):

@@ -28,10 +28,11 @@ from img2img.errors import (
 )
 from img2img.telemetry.logging import job_extra
 
-from ..schemas.problems import FieldProblem, Problem, truncate
+from ..schemas.problems import MAX_SHOWN, FieldProblem, Problem, encodable, status_phrase, truncate
 from .errors import (
     ForbiddenHost,
     ForbiddenOrigin,
+    HeadersTooLarge,
     ImageError,
     InsufficientScope,
     JobTooExpensive,
@@ -54,6 +55,7 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     NotFound: HTTPStatus.NOT_FOUND,
     NotReady: HTTPStatus.CONFLICT,
     Gone: HTTPStatus.GONE,
+    HeadersTooLarge: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     PayloadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ImageError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -81,8 +83,9 @@ def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = No
     extra: dict[str, Any] = dict(error.details)
     detail = error.message
     if isinstance(error, ParameterError):
-        detail = f"{error.field}: {error.message}"
-        extra["errors"] = [FieldProblem(field=error.field[:80], message=error.message, got=truncate(error.got))]
+        field, message = encodable(error.field[:MAX_SHOWN]), encodable(error.message)
+        detail = f"{field}: {message}"
+        extra["errors"] = [FieldProblem(field=field, message=message, got=truncate(error.got))]
     if isinstance(error, ImageError | UnsupportedMedia):
         extra["errors"] = [FieldProblem(field=error.field, message=error.message)]
     return _problem(status, error.code, detail, headers or _headers(error), **extra)
@@ -109,7 +112,7 @@ def _headers(error: Img2ImgError) -> dict[str, str]:
 
 
 def _problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extra: Any) -> Response:
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, **extra)
+    problem = Problem(title=status_phrase(status), status=status, detail=detail, code=code, **extra)
     body = problem.model_dump_json(exclude_none=True)
     return Response(body, status_code=status, headers=headers, media_type=PROBLEM_JSON)
 
@@ -131,7 +134,7 @@ async def _handle_validation_error(_request: Request, error: Exception) -> Respo
 
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).name.lower()
+    code = status_phrase(error.status_code).lower().replace(" ", "_")
     headers = error.headers
     if error.status_code in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         return Response(status_code=error.status_code, headers=headers)
@@ -170,7 +173,9 @@ async def _handle_disconnect(_request: Request, _error: Exception) -> Response:
 
 
 async def _handle_unexpected_error(_request: Request, _error: Exception) -> Response:
-    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "The server encountered an unexpected error.")
+    detail = "The server encountered an unexpected error."
+    # uvicorn closes the connection after an unexpected error, and the client should not use it again.
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail, {"Connection": "close"})
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -12,7 +12,7 @@ from img2img.errors import Img2ImgError, ParameterError
 from ..http.errors import InsufficientScope
 from ..http.problem_details import PROBLEM_JSON, STATUS, problem_response
 from ..schemas.events import GoneEvent, PreviewEvent, ProgressEvent, QueuedEvent
-from ..schemas.problems import Problem
+from ..schemas.problems import Problem, status_phrase
 from ..schemas.responses import EXAMPLE_JOB_ID, ImageFormat, Job
 
 Responses = dict[int | str, dict[str, Any]]
@@ -53,7 +53,7 @@ def problems(*statuses: int) -> Responses:
     """Return the error responses of an operation, each with an example."""
     return {
         status: {
-            "description": HTTPStatus(status).phrase,
+            "description": status_phrase(status),
             "content": {PROBLEM_JSON: {"schema": ref("Problem"), "example": _problem_example(status)}},
         }
         for status in statuses

@@ -48,7 +48,7 @@ async def stream_job_events(
     eta: EtaEstimator,
     previews: Previews | None = None,
 ) -> AsyncIterator[StreamEvent]:
-    """Yield the events of a job until it ends or is deleted.
+    """Yield the events of a job until it ends or is deleted, or the process stops.
 
     Args:
         last_seen_revision: Skip states up to this revision; the first event is the current state. -1: skip none.
@@ -57,7 +57,7 @@ async def stream_job_events(
     latest: JobStreamEvent | None = None
     preview_reader = _PreviewReader(job_id, previews) if previews else None
     with job_changes.subscribe(job_id) as changed:
-        while True:
+        while not job_changes.is_closed:
             changed.clear()
             dequeue_count = job_changes.dequeue_count
             try:

@@ -18,17 +18,23 @@ OUTAGE_S = 0.5
 
 
 async def wait_for_end(job_id: str, wait_s: float, queue: JobQueue, job_changes: JobChangeListener) -> JobRecord:
-    """Return the job when it has ended, or in its state after `wait_s` seconds. Raises NotFound, Gone or RedisError."""
+    """Return the job when it has ended, or in its state after `wait_s` seconds or when the process stops.
+
+    Raises:
+        NotFound, Gone, RedisError: The job cannot be read.
+    """
     deadline = time.monotonic() + wait_s
     with job_changes.subscribe(job_id) as changed:
         record = await run_sync(queue.job_store.find, job_id)
         while not record.status.is_terminal and (left_s := deadline - time.monotonic()) > 0:
+            if job_changes.is_closed:
+                break
             await wait_for_event(changed, min(left_s, REREAD_S))
             changed.clear()
             try:
                 record = await run_sync(queue.job_store.find, job_id)
             except RedisError:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or job_changes.is_closed:
                     raise
                 await asyncio.sleep(OUTAGE_S)
         return record

@@ -2,30 +2,19 @@
 
 from typing import Annotated, TypeVar
 
-from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from pydantic import BaseModel
 
-from img2img.domain.parameters import MAX_TEXT
-from img2img.errors import ParameterError, RequestError
+from img2img.errors import ParameterError
 
 from ..dependencies import SettingsDep
 from ..http.errors import UnsupportedMedia
+from ..http.request_body import media_type_of, read_form, read_json, validated
 from ..schemas.image_references import parse_reference
 from ..schemas.request_fields import nest_form_fields
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
 from ..settings import ApiSettings
-
-# More than a request has fields, so that unknown fields are reported by name.
-MAX_PARTS = 64
-MAX_FIELD_BYTES = 64 * 1024
-# Enough for two texts full of commas. A body of nothing but brackets takes a parser half a minute and gigabytes.
-MAX_JSON_VALUES = 2 * MAX_TEXT + 100
-
 
 Body = TypeVar("Body", Img2ImgRequest, ControlMapRequest, ImageRequest)
 
@@ -47,63 +36,44 @@ async def read_image(request: Request, settings: SettingsDep) -> ImageRequest:
 
 async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> Body:
     """Read and validate a body of either content type."""
-    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    media_type, options = media_type_of(request)
     try:
-        if media_type == b"multipart/form-data":
+        if media_type == "multipart/form-data":
             if options.get(b"charset", b"utf-8").lower() != b"utf-8":
                 raise UnsupportedMedia("The charset of a form should be UTF-8.")
-            fields = await _form_fields(request, settings.max_body_bytes, model)
-            return model.model_validate(nest_form_fields(fields, model.FORM_JSON))
-        if media_type == b"application/json":
-            return await run_sync(_from_json, await request.body(), model)
-    except ValidationError as error:
-        raise _validation_error(error, model) from None
+            fields = _check_form(await read_form(request, settings.max_body_bytes), model)
+            return validated(model, nest_form_fields(fields, model.FORM_JSON))
+        if media_type == "application/json":
+            # Strict, because JSON has types.
+            return await read_json(request, model, strict=True)
+    except RequestValidationError as error:
+        _describe_unknown_fields(error, model)
+        raise
     raise UnsupportedMedia("The content type should be multipart/form-data or application/json.")
 
 
-def _from_json(body: bytes, model: type[Body]) -> Body:
-    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
-        raise RequestError("The JSON body has more values than any request.")
-    # Strict, because JSON has types: "30" and true are not numbers.
-    return model.model_validate_json(body, strict=True)
-
-
-def _validation_error(error: ValidationError, model: type[BaseModel]) -> RequestValidationError:
-    errors = error.errors(include_url=False, include_context=False)
+def _describe_unknown_fields(error: RequestValidationError, model: type[BaseModel]) -> None:
     # Listed once, in the first error for an unknown field.
     known = f"; known are {', '.join(model.model_fields)}"
-    for item in errors:
+    for item in error.errors():
         if item["type"] == "extra_forbidden":
             is_nested = len(item["loc"]) > 1
             item["msg"] = f"Unknown field{'' if is_nested else known}"
             known = known if is_nested else ""
-    return RequestValidationError(errors)
 
 
-async def _form_fields(request: Request, max_body_bytes: int, model: type[Body]) -> dict[str, str | bytes]:
-    parser = MultiPartParser(
-        request.headers,
-        request.stream(),
-        max_files=MAX_PARTS,
-        max_fields=MAX_PARTS,
-        max_part_size=MAX_FIELD_BYTES,
-    )
-    # In memory: writing to disk takes ten times as long as parsing.
-    parser.spool_max_size = max_body_bytes + 1
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise RequestError(f"The form cannot be read: {error.message}") from None
+def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[str, str | bytes]:
+    """Return the fields by name. Raises ParameterError for a repeated field, or text in place of a file."""
     fields: dict[str, str | bytes] = {}
-    for name, value in form.multi_items():
+    for name, value in form:
         if name in fields:
             raise ParameterError(name, "Field sent more than once")
         is_file_field = model.FILES.fullmatch(name) is not None
         is_reference = is_file_field and isinstance(value, str) and (parse_reference(value) or value == "alpha")
         is_known = is_file_field or name in model.model_fields
-        if is_known and not is_reference and isinstance(value, UploadFile) != is_file_field:
+        if is_known and not is_reference and isinstance(value, bytes) != is_file_field:
             raise ParameterError(name, f"In a form, this field is sent as {'a file' if is_file_field else 'text'}")
-        fields[name] = value.file.read() if isinstance(value, UploadFile) else value
+        fields[name] = value
     return fields
 
 

@@ -68,3 +68,5 @@ async def stream_job_events(
     async for event in event_stream.stream_job_events(job_id, last_seen_revision, queue, job_changes, eta, wanted):
         event_id = None if event.revision is None else str(event.revision)
         yield ServerSentEvent(event=event.name, data=event.data, id=event_id)
+    if job_changes.is_closed:
+        yield ServerSentEvent(comment="the server is stopping; reconnect", retry=RETRY_MS)

@@ -1,15 +1,20 @@
-"""POST /images: uploads an image that several jobs can refer to."""
+"""Uploaded images, which several jobs can refer to."""
 
 from hashlib import sha256
+from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 
+from img2img.blobs import BlobStore
 from img2img.domain.blob_keys import upload_key
+from img2img.erasure import Eraser
+from img2img.errors import Unavailable
 from img2img.redis.idempotency import IdempotencyKey
+from img2img.redis.job_queue import JobQueue
 from img2img.stored_images import write_by_digest
 
-from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep, StoreThreadsDep
 from ..imaging.sandbox_pool import DecoderPool
 from ..openapi import operations as openapi
 from ..schemas.responses import UploadedImage
@@ -17,6 +22,13 @@ from ..submission.submit import REPLAYED, IdempotencyKeyHeader
 from .body_parser import ImageRequestDep
 
 router = APIRouter(tags=["images"])
+
+# How often an image is stored that is deleted at the same time.
+MAX_UPLOADS = 5
+
+ImageHash = Annotated[
+    str, Path(alias="sha256", pattern="^[0-9a-f]{64}$", description="The `sha256` that `POST /images` returned.")
+]
 
 
 @router.post(
@@ -32,23 +44,43 @@ async def upload_image(
     caller: CallerDep,
     queue: QueueDep,
     store: StoreDep,
+    store_threads: StoreThreadsDep,
     decoders: DecodersDep,
     response: Response,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> UploadedImage:
     """Store an image for later requests of the same API key: its `sha256` can be an `image` of `POST /img2img`.
 
-    It is kept for a while after it was last uploaded or used. A repeated upload has the same response.
+    It is kept for a while after it was last uploaded or used, or until it is deleted. Jobs that use it have their own
+    copies, which are deleted with the jobs. A repeated upload has the same response.
     """
     size = await run_sync(_check, request.image, decoders, limiter=decoders.limiter)
     digest = sha256(request.image).hexdigest()
     if idempotency_key:
-        key = IdempotencyKey(idempotency_key, digest, caller.owner)
-        if not await run_sync(queue.reserve_idempotency_key, key, digest):
+        reserved = IdempotencyKey(idempotency_key, digest, caller.owner)
+        if not await run_sync(queue.reserve_idempotency_key, reserved, digest):
             response.headers.update(REPLAYED)
-    await run_sync(queue.input_images.retain, upload_key(digest), settings.result_ttl, caller.owner)
-    await run_sync(write_by_digest, store, upload_key(digest), request.image)
+    key = upload_key(digest)
+    await store_threads.run(_store, request.image, key, settings.result_ttl, caller.owner, queue, store)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
+
+
+@router.delete(
+    "/images/{sha256}", status_code=204, operation_id="delete_image", responses=openapi.problems(404, 422, 503)
+)
+async def delete_image(image: ImageHash, queue: QueueDep, store: StoreDep, store_threads: StoreThreadsDep) -> None:
+    """Delete an uploaded image. Jobs that use it, also queued ones, have their own copies and are not affected."""
+    await store_threads.run(Eraser(queue, store).delete_upload, image)
+
+
+def _store(image: bytes, key: str, keep_s: float, owner: str, queue: JobQueue, store: BlobStore) -> None:
+    """Store an upload; again if it is deleted at the same time. Raises Unavailable if that goes on."""
+    for _ in range(MAX_UPLOADS):
+        queue.input_images.retain_upload(key, keep_s, owner)
+        write_by_digest(store, key, image)
+        if queue.input_images.has_upload(key, owner):
+            return
+    raise Unavailable("An earlier copy of this image is being deleted; try again in a moment.")
 
 
 def _check(data: bytes, decoders: DecoderPool) -> tuple[int, int]:

@@ -1,17 +1,18 @@
 """Jobs: list, get, cancel and delete."""
 
 import re
+from contextlib import suppress
 from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 
-from img2img.domain.blob_keys import result_keys
 from img2img.domain.job import JobStatus
+from img2img.erasure import Eraser
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_store import Cursor
 
-from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep
+from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep, StoreThreadsDep
 from ..openapi import operations as openapi
 from ..progress.long_poll import wait_for_end
 from ..schemas.responses import Job, JobList
@@ -88,11 +89,13 @@ def cancel_job(job_id: JobId, queue: QueueDep) -> Job:
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=openapi.problems(404, 503))
-def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep) -> None:
-    """Delete a job and its images, after cancelling it if necessary. Deleting it again has no effect."""
-    try:
-        queue.job_store.find(job_id)
-    except (Deleted, Expired):
-        return
-    queue.delete(job_id)
-    store.delete(*result_keys(job_id))
+async def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep, store_threads: StoreThreadsDep) -> None:
+    """Delete a job with its parameters, results and inputs, after cancelling it if necessary.
+
+    Images that were uploaded with `POST /images`, and inputs that another job needs, are kept. A webhook that is not
+    delivered yet is discarded. Deleting a job again has no effect.
+    """
+    # After an error, a repeated request deletes what was left.
+    with suppress(Deleted, Expired):
+        await run_sync(queue.job_store.find, job_id)
+    await store_threads.run(Eraser(queue, store).delete_job, job_id)

@@ -10,7 +10,7 @@ from img2img.domain.job import ImageInfo, JobRecord, JobStatus
 from img2img.errors import Gone, NotFound
 from img2img.stored_images import read_result
 
-from ..dependencies import DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..dependencies import DecodersDep, HeldBytesDep, QueueDep, SettingsDep, StoreDep, StoreThreadsDep
 from ..http.errors import NotReady
 from ..openapi import operations as openapi
 from ..progress.image_formats import convert_image, etag_suffix
@@ -37,7 +37,9 @@ class ImageResponder:
         settings: SettingsDep,
         queue: QueueDep,
         store: StoreDep,
+        store_threads: StoreThreadsDep,
         decoders: DecodersDep,
+        held_bytes: HeldBytesDep,
         image_format: Format = ImageFormat.PNG,
         quality: Quality = None,
         if_none_match: IfNoneMatch = None,
@@ -46,7 +48,9 @@ class ImageResponder:
         self._redirect = settings.result_redirect
         self._queue = queue
         self._store = store
+        self._store_threads = store_threads
         self._decoders = decoders
+        self._held_bytes = held_bytes
         self._format = image_format
         self._quality = quality
         self._if_none_match = if_none_match
@@ -60,7 +64,8 @@ class ImageResponder:
         """
         suffix = etag_suffix(self._format, self._quality)
         record = await run_sync(self._queue.job_store.find, job_id)
-        etag = f"{_result_image(record, index).sha256}{suffix}"
+        info = _result_image(record, index)
+        etag = f"{info.sha256}{suffix}"
         headers = {
             "ETag": f'"{etag}"',
             "Cache-Control": "private, max-age=31536000, immutable",
@@ -69,9 +74,12 @@ class ImageResponder:
         if self._if_none_match and _matches(self._if_none_match, etag):
             return Response(status_code=304, headers=headers)
         if self._redirect and not suffix:
-            url = await run_sync(self._store.sign, self._method, result_key(record.id, index), SIGNED_URL_S)
+            key = result_key(record.id, index)
+            url = await self._store_threads.run(self._store.sign, self._method, key, SIGNED_URL_S)
             return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
-        image = await run_sync(read_result, self._store, self._queue.job_store, record, index)
+        # Until the client has received it.
+        self._held_bytes.add(info.bytes)
+        image = await self._store_threads.run(read_result, self._store, self._queue.job_store, record, index)
         if suffix:
             # Limited like decoding: a conversion needs as much memory.
             limiter = self._decoders.limiter

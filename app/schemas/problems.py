@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field
@@ -11,6 +12,20 @@ from img2img.domain.job import JobFailure, JobStatus
 # Parts of a request, the first element of `loc` in pydantic's errors.
 REQUEST_PARTS = frozenset({"body", "path", "query", "header"})
 MAX_SHOWN = 80
+
+
+# Python 3.13 has renamed these. The texts of the API are the same with every version.
+PHRASES = {
+    413: "Request Entity Too Large",
+    414: "Request-URI Too Long",
+    416: "Requested Range Not Satisfiable",
+    422: "Unprocessable Entity",
+}
+
+
+def status_phrase(status: int) -> str:
+    """Return the short text of an HTTP status, such as `Not Found`."""
+    return PHRASES.get(status) or HTTPStatus(status).phrase
 
 
 class FieldProblem(BaseModel):
@@ -24,7 +39,7 @@ class FieldProblem(BaseModel):
     def from_pydantic(cls, error: Mapping[str, Any]) -> Self:
         """Convert an entry of a pydantic error list."""
         location = error["loc"][1:] if error["loc"] and error["loc"][0] in REQUEST_PARTS else error["loc"]
-        field = ".".join(map(str, location))[:MAX_SHOWN] or "body"
+        field = encodable(".".join(map(str, location))[:MAX_SHOWN]) or "body"
         if error["type"] == "missing":
             return cls(field=field, message="Field required")
         if error["type"] == "json_invalid":
@@ -50,5 +65,12 @@ def truncate(value: object) -> str | None:
     """Return `value` as short text that can be encoded as JSON, for an error message."""
     if value is None:
         return None
-    text = value[:MAX_SHOWN] + "…" * (len(value) > MAX_SHOWN) if isinstance(value, str) else reprlib.repr(value)
+    if isinstance(value, str):
+        return encodable(value[:MAX_SHOWN] + "…" * (len(value) > MAX_SHOWN))
+    # reprlib would first represent all of a file.
+    return encodable(reprlib.repr(value[:MAX_SHOWN] if isinstance(value, bytes) else value))
+
+
+def encodable(text: str) -> str:
+    """Return the text with question marks in place of lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()

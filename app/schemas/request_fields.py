@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import json
 import re
 import string
 from collections.abc import Collection, Mapping
@@ -99,7 +98,7 @@ def parse_json_field(name: str, text: str | bytes) -> Any:
     if text.count("[") + text.count("{") + text.count(",") > MAX_FORM_VALUES:  # type: ignore[arg-type]
         raise ParameterError(name, "Input has more values than any request")
     try:
-        return json.loads(text)
+        return from_json(text)
     except ValueError as error:
         raise ParameterError(name, f"In a form, this field is JSON text: {error}", got=text) from None
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
@@ -15,13 +16,14 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Webhook
-from img2img.errors import ParameterError, Unavailable
+from img2img.erasure import Eraser
+from img2img.errors import Img2ImgError, ParameterError, Unavailable
 from img2img.redis.idempotency import IdempotencyKey
-from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_queue import InputsDeleted, JobQueue
 from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import CallerDep, ServicesDep
+from ..dependencies import CallerDep, HeldBytesDep, ServicesDep
 from ..http.errors import InsufficientScope
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..schemas.responses import DryRunResult
@@ -33,6 +35,9 @@ from .task_selection import check_model, choose_task
 log = logging.getLogger(__name__)
 
 Request = Img2ImgRequest | ControlMapRequest
+
+# How often a job is submitted whose inputs are deleted with other jobs at the same time.
+MAX_SUBMITS = 5
 
 IdempotencyKeyHeader = Annotated[
     str | None,
@@ -62,6 +67,7 @@ class JobSubmitter:
 
     services: ServicesDep
     caller: CallerDep
+    held_bytes: HeldBytesDep
     idempotency_key: IdempotencyKeyHeader = None
 
     async def submit(self, request: Request) -> SubmittedJob:
@@ -75,14 +81,15 @@ class JobSubmitter:
         options = self._options(request)
         key = None
         if self.idempotency_key:
-            fingerprint = await run_sync(request.fingerprint)
+            fingerprint = await run_sync(request.fingerprint, limiter=self.services.parsers)
             key = IdempotencyKey(self.idempotency_key, fingerprint, options.owner)
             earlier = await run_sync(self._visible_queue().find_by_idempotency_key, key)
             if earlier:
                 return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
         spec, blobs = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
-        return await run_sync(self._enqueue, spec, blobs, options, key)
+        self.held_bytes.add(sum(map(len, blobs.values())))
+        return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
@@ -150,20 +157,37 @@ class JobSubmitter:
         self, spec: JobSpec, blobs: Mapping[str, bytes], options: JobOptions, key: IdempotencyKey | None
     ) -> SubmittedJob:
         """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
-        queue, store = self.services.queue, self.services.store
-        digests, cost = spec.inputs, spec.cost
-        keys = dict(zip(digests, map(input_key, digests), strict=True))
+        inputs = {input_key(digest): blobs[digest] for digest in spec.inputs}
         limiter = self.services.rate_limiter
-        headers = limiter.spend(options.owner, cost) if limiter else {}
-        queue.input_images.retain(keys.values(), options.result_ttl_s, options.owner)
-        for digest, blob_key in keys.items():
-            write_by_digest(store, blob_key, blobs[digest])
-        record, is_new = queue.submit_idempotent(key, spec, options) if key else (queue.submit(spec, options), True)
-        if is_new:
+        headers = limiter.spend(options.owner, spec.cost) if limiter else {}
+        eraser = Eraser(self.services.queue, self.services.store)
+        try:
+            record, is_new = self._store_and_submit(inputs, spec, options, key)
+        except Img2ImgError:
+            eraser.drop_unused(list(inputs))
+            raise
+        if not is_new:
+            eraser.drop_unused(list(inputs))
+        else:
             message = "queued: %s of %s, priority %s"
             log.info(message, spec.task, spec.model, record.priority, extra=job_extra(record.id))
         location = {"Location": f"/jobs/{record.id}"}
         return SubmittedJob(record, {**headers, **location, **({} if is_new else REPLAYED)})
+
+    def _store_and_submit(
+        self, blobs: Mapping[str, bytes], spec: JobSpec, options: JobOptions, key: IdempotencyKey | None
+    ) -> tuple[JobRecord, bool]:
+        """Store the inputs by their blob keys and queue the job. Repeated if an input is deleted in between."""
+        queue = self.services.queue
+        for _ in range(MAX_SUBMITS):
+            generations = queue.input_images.retain(blobs)
+            for blob_key, png in blobs.items():
+                write_by_digest(self.services.store, blob_key, png)
+            with suppress(InputsDeleted):
+                if key is not None:
+                    return queue.submit_idempotent(key, spec, options, generations)
+                return queue.submit(spec, options, generations), True
+        raise Unavailable("An earlier copy of an image is being deleted; try again in a moment.")
 
 
 class ModelCards(Protocol):

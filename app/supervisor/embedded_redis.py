@@ -23,11 +23,11 @@ def redis_command(data_dir: Path) -> list[str]:
     if len(bytes(socket)) > MAX_SOCKET_PATH:
         raise RedisUnavailable(f"the path of the data directory is too long for a unix socket: {socket}")
     folder = data_dir.resolve() / "redis"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     options = {
         "port": "0",
         "unixsocket": str(socket),
-        "unixsocketperm": "700",
+        "unixsocketperm": "600",
         "dir": str(folder),
         "logfile": "redis.log",
         "save": "",

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from img2img.private_files import UMASK
+
 PR_SET_PDEATHSIG = 1
 # A process that has run this long is restarted without a pause.
 STABLE_S = 60.0
@@ -40,6 +42,7 @@ class ManagedProcess:
             env=self._environment,
             stdin=subprocess.DEVNULL,
             process_group=0,
+            umask=UMASK,
             preexec_fn=_die_with_parent,
         )
         self._started_at = time.monotonic()

@@ -1,6 +1,7 @@
 """Runs Redis, webhook dispatcher, worker and API server on one machine, for `img2img serve`."""
 
 import fcntl
+import os
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
+from img2img.private_files import make_private
 from img2img.redis.api_keys import ApiKeys
 
 from ..settings import ApiSettings
@@ -28,6 +30,8 @@ from .redis_server import RedisUnavailable
 
 # -P: modules in the working directory must not shadow installed ones.
 PYTHON = (sys.executable, "-P", "-m")
+# What `img2img serve` has in the data directory.
+DATA_ENTRIES = ("redis", "redis.sock", "store", "serve.lock", "webhook-secret")
 # Exit code of a worker that cannot start and has logged the reason.
 CANNOT_START = 2
 # Time for a worker to finish its jobs. Unfinished jobs run again after the next start.
@@ -142,9 +146,13 @@ def check_keys(settings: ApiSettings) -> None:
                 return
         except RedisError:
             return
+    # The Compose file sets `published_host`.
+    inside, insecure = (
+        ("docker compose run --rm api ", "IMG2IMG_INSECURE=true") if settings.published_host else ("", "--insecure")
+    )
     raise ServeError(
         f"on {settings.published_host or settings.host} requests need an API key, and none exists yet: create one with "
-        "`img2img keys create --name NAME`, or accept requests without API keys with --insecure"
+        f"`{inside}img2img keys create --name NAME`, or accept requests without API keys with {insecure}"
     )
 
 
@@ -176,10 +184,11 @@ def check_torch() -> None:
 
 
 def lock_data_dir(data_dir: Path) -> IO[str]:
-    """Create the data directory, and lock it while the returned file is open. Raises ServeError."""
+    """Create the data directory for this user only, and lock it while the returned file is open. Raises ServeError."""
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "serve.lock").open("w")
+        make_private(data_dir, DATA_ENTRIES)
+        # Path.open cannot set the mode.
+        lock = open(os.open(data_dir / "serve.lock", os.O_WRONLY | os.O_CREAT, 0o600), "w")  # noqa: PTH123, SIM115
     except OSError as error:
         raise ServeError(f"the data directory {data_dir} cannot be written: {error.strerror}") from None
     try:

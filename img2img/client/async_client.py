@@ -166,8 +166,22 @@ class AsyncClient:
         return await self._run(self._operations.cancel(job))
 
     async def delete(self, job: Job | str) -> None:
-        """Delete a job and its images; one that has not ended is cancelled first."""
+        """Delete a job with its parameters, results and inputs; one that has not ended is cancelled first.
+
+        Uploaded images, and inputs that other jobs need, are kept.
+        """
         await self._run(self._operations.delete(job))
+
+    async def delete_image(self, image: UploadedImage | str) -> None:
+        """Delete an uploaded image. Jobs that use it have their own copies.
+
+        Args:
+            image: The upload, or its sha256.
+
+        Raises:
+            JobNotFound: This API key has no such upload.
+        """
+        await self._run(self._operations.delete_image(image))
 
     async def list_models(self) -> list[Model]:
         """Return the models that live workers serve."""

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -73,6 +74,11 @@ def job_id_of(job: Job | str) -> str:
     return job.id if isinstance(job, Job) else job
 
 
+def job_path(job: Job | str) -> str:
+    """Return the path of a job. An id that is no id is sent as such, so that the service rejects it."""
+    return f"/jobs/{quote(job_id_of(job), safe='')}"
+
+
 def _digest_of(image: Job | JobImage | str, index: int) -> str | None:
     """Return the SHA-256 of the PNG, if it is known."""
     if isinstance(image, JobImage):
@@ -109,13 +115,13 @@ class Operations:
         return parse_response(UploadedImage, response.content)
 
     def get_job(self, job: Job | str) -> Flow[Job]:
-        response = yield from self._call("GET", f"/jobs/{job_id_of(job)}")
+        response = yield from self._call("GET", job_path(job))
         return parse_response(Job, response.content)
 
     def wait(self, job: Job | str, timeout_s: float | None) -> Flow[Job]:
         """Poll until the job has ended; outages of the service are waited out as for event streams."""
         give_up_at = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
-        path, reconnects = f"/jobs/{job_id_of(job)}", Reconnects()
+        path, reconnects = job_path(job), Reconnects()
         while True:
             poll_s = max(min(POLL_S, give_up_at - time.monotonic()), 0)
             try:
@@ -131,11 +137,15 @@ class Operations:
                 raise WaitTimeout(f"job {current.id} is {current.status} after {timeout_s:g} s")
 
     def cancel(self, job: Job | str) -> Flow[Job]:
-        response = yield from self._call("POST", f"/jobs/{job_id_of(job)}/cancel")
+        response = yield from self._call("POST", f"{job_path(job)}/cancel")
         return parse_response(Job, response.content)
 
     def delete(self, job: Job | str) -> Flow[None]:
-        yield from self._call("DELETE", f"/jobs/{job_id_of(job)}")
+        yield from self._call("DELETE", job_path(job))
+
+    def delete_image(self, image: UploadedImage | str) -> Flow[None]:
+        digest = image.sha256 if isinstance(image, UploadedImage) else image
+        yield from self._call("DELETE", f"/images/{quote(digest, safe='')}")
 
     def list_models(self) -> Flow[list[Model]]:
         response = yield from self._call("GET", "/models")
@@ -148,7 +158,7 @@ class Operations:
 
         A PNG is compared with the SHA-256 of the job, if that is given.
         """
-        url = image.url if isinstance(image, JobImage) else f"/jobs/{job_id_of(image)}/images/{index}"
+        url = image.url if isinstance(image, JobImage) else f"{job_path(image)}/images/{index}"
         params = {"format": format, "quality": quality}
         given = {name: value for name, value in params.items() if value is not None}
         response = yield from self._call("GET", url, params=given, follow_redirects=True)

@@ -17,6 +17,7 @@ ClientError
     └── ServerError         any other 5xx
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,7 @@ class PermissionDenied(ApiError):
 
 
 class JobNotFound(ApiError):
-    """The job does not exist, or belongs to another API key."""
+    """The job or the uploaded image does not exist, or belongs to another API key."""
 
 
 class ResultNotReady(ApiError):
@@ -141,8 +142,12 @@ def error_of(response: httpx.Response, url: str) -> ApiError:
     problem: Json | None = None
     message = f"{url} responded with status {status}"
     if response.headers.get("content-type", "").partition(";")[0] == "application/problem+json":
-        problem = response.json()
-        message = _message(problem)
+        # A proxy or a foreign server may respond with another document.
+        with suppress(ValueError, LookupError, TypeError, AttributeError):
+            document = response.json()
+            message = _message(document)
+            field_errors(document)
+            problem = document
     retry_after = response.headers.get("retry-after", "")
     return BY_STATUS.get(status, ServerError if status >= 500 else ApiError)(
         message,

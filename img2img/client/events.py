@@ -1,6 +1,7 @@
 """The event stream of a job: parsing, and reconnecting after the connection broke."""
 
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -60,7 +61,7 @@ class EventStream:
         last_event_id = {"Last-Event-ID": self._last_event_id} if self._last_event_id else {}
         return {
             "method": "GET",
-            "url": f"/jobs/{self._job_id}/events",
+            "url": f"/jobs/{quote(self._job_id, safe='')}/events",
             "params": {"preview": "true"} if self._preview else {},
             "headers": {"Accept": "text/event-stream", "Cache-Control": "no-store", **last_event_id},
             "timeout": SILENCE_S,

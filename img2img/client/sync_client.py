@@ -165,8 +165,22 @@ class Client:
         return self._run(self._operations.cancel(job))
 
     def delete(self, job: Job | str) -> None:
-        """Delete a job and its images; one that has not ended is cancelled first."""
+        """Delete a job with its parameters, results and inputs; one that has not ended is cancelled first.
+
+        Uploaded images, and inputs that other jobs need, are kept.
+        """
         self._run(self._operations.delete(job))
+
+    def delete_image(self, image: UploadedImage | str) -> None:
+        """Delete an uploaded image. Jobs that use it have their own copies.
+
+        Args:
+            image: The upload, or its sha256.
+
+        Raises:
+            JobNotFound: This API key has no such upload.
+        """
+        self._run(self._operations.delete_image(image))
 
     def list_models(self) -> list[Model]:
         """Return the models that live workers serve."""

@@ -15,12 +15,12 @@ def upload_key(sha256: str) -> str:
     return f"uploads/{sha256}"
 
 
-def without_input_keys(text: str) -> str:
-    """Return the text without the hashes in the keys of input blobs."""
-    return _INPUT_KEY.sub(r"\1/...", text)
+def without_hashes(text: str) -> str:
+    """Return the text with `...` in place of every SHA-256, for text that leaves the service: it may be of an input."""
+    return _HASH.sub("...", text)
 
 
-_INPUT_KEY = re.compile(r"\b(inputs|uploads)/[0-9a-f]{64}")
+_HASH = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{64}(?![0-9A-Za-z])")
 
 
 def result_key(job_id: str, index: int) -> str:

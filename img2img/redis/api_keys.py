@@ -145,6 +145,11 @@ class ApiKeys:
         """Return whether there is any key that has not expired."""
         return any(not key.has_expired(time.time()) for key in self.all())
 
+    def owner_of(self, key_id: str) -> str:
+        """Return the owner of a key. An id of no key counts as that of an owner whose keys were revoked."""
+        key = self.get([key_id]).get(key_id)
+        return key_id if key is None else owner_of(key)
+
     def record_use(self, key_id: str) -> None:
         """Record that the key is used now."""
         self._record_use(args=[key_id, int(time.time())])

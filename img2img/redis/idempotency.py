@@ -26,7 +26,7 @@ class IdempotencyKey:
 
     @property
     def redis_key(self) -> str:
-        return IDEMPOTENT_REQUEST.format(digest=sha256(f"{self.owner} {self.key}".encode()).hexdigest())
+        return IDEMPOTENT_REQUEST.format(owner=self.owner, digest=sha256(self.key.encode()).hexdigest())
 
     def job_id(self, stored: object) -> str:
         """Return the id of the job that was submitted with this key.

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from copy import copy
 from functools import cache
 from itertools import chain
@@ -14,7 +15,7 @@ from img2img.domain.api_key import ApiKey, owner_of
 from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
 from img2img.domain.spec import JobSpec
-from img2img.errors import Deleted, InvalidApiKey, QueueFull
+from img2img.errors import Img2ImgError, InvalidApiKey, QueueFull
 from img2img.redis import job_record, scripts
 from img2img.redis.decode import decode
 from img2img.redis.idempotency import KEPT_S, IdempotencyKey
@@ -26,17 +27,18 @@ from img2img.redis.rq_adapter import rq_job_fields, rq_job_key, rq_queue, send_s
 
 MAX_ATTEMPTS = 3
 
-# A worker may store an image of a job that is being deleted. Such images are looked for again after this time.
-LATE_IMAGES_S = 300
-
 WORKER_LOST = JobFailure(
     code="worker_lost", message=f"the workers that ran this job were lost {MAX_ATTEMPTS} times; it is not retried"
 )
 DEADLINE_EXCEEDED = JobFailure(code="deadline_exceeded", message="the job was not done by its deadline")
 
 
+class InputsDeleted(Img2ImgError):
+    """Inputs of the job were deleted after they were retained. They have to be stored again."""
+
+
 class JobQueue:
-    """Submits, claims, requeues, cancels and deletes jobs."""
+    """Submits, claims, requeues and cancels jobs."""
 
     def __init__(self, redis: Redis, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
         self._redis = redis
@@ -94,16 +96,25 @@ class JobQueue:
         key.job_id(self._redis.get(key.redis_key) or value)
         return False
 
-    def submit(self, spec: JobSpec, options: JobOptions = JobOptions()) -> JobRecord:  # noqa: B008  # frozen
+    def submit(
+        self,
+        spec: JobSpec,
+        options: JobOptions = JobOptions(),  # noqa: B008  # frozen
+        generations: Mapping[str, str] | None = None,
+    ) -> JobRecord:
         """Queue a job.
+
+        Args:
+            generations: Generations of its inputs, by blob key, as `input_images.retain` has returned them.
 
         Raises:
             QueueFull: As many jobs are waiting as may.
             TooManyQueued: As many jobs of this owner are waiting as may.
             InvalidApiKey: The API key was revoked.
+            InputsDeleted: An input was deleted since; store the inputs again.
         """
         record = _new_record(spec, options)
-        self._submit(record, None)
+        self._submit(record, None, generations)
         return record
 
     def submit_idempotent(
@@ -111,6 +122,7 @@ class JobQueue:
         key: IdempotencyKey,
         spec: JobSpec,
         options: JobOptions = JobOptions(),  # noqa: B008  # frozen
+        generations: Mapping[str, str] | None = None,
     ) -> tuple[JobRecord, bool]:
         """Queue a job, unless the same request has done so before or is doing so at the same time.
 
@@ -120,13 +132,15 @@ class JobQueue:
         Raises:
             IdempotencyKeyReused: Another request came with this key.
             NotFound, Expired, Deleted: The job of the earlier request is gone.
-            QueueFull, TooManyQueued, InvalidApiKey: As for `submit`.
+            QueueFull, TooManyQueued, InputsDeleted, InvalidApiKey: As for `submit`.
         """
         record = _new_record(spec, options)
-        earlier_id = self._submit(record, key)
+        earlier_id = self._submit(record, key, generations)
         return (record, True) if earlier_id is None else (self.job_store.find(earlier_id), False)
 
-    def _submit(self, record: JobRecord, key: IdempotencyKey | None) -> str | None:
+    def _submit(
+        self, record: JobRecord, key: IdempotencyKey | None, generations: Mapping[str, str] | None
+    ) -> str | None:
         """Queue a new job in one step. Returns the id of the job that has used the idempotency key before, if any."""
         queue = self._queue(record.spec.model)
         job = {
@@ -139,6 +153,7 @@ class JobQueue:
             "created_at": record.created_at,
             "deadline_at": record.deadline_at,
             "inputs": list(map(input_key, record.spec.inputs)),
+            "generations": dict(generations or {}),
             "max_queued": self._limits.max_queued,
             "max_queued_per_owner": self._limits.max_queued_per_owner,
         }
@@ -157,6 +172,8 @@ class JobQueue:
             raise self._limits.owner_error()
         if reply == b"limit":
             raise QueueFull
+        if reply == b"inputs_deleted":
+            raise InputsDeleted
         return key.job_id(decode(reply[1:])) if key is not None and reply.startswith(b"=") else None
 
     def claim(self, model: str) -> bytes | None:
@@ -227,11 +244,6 @@ class JobQueue:
         """Cancel the jobs that have missed their deadline."""
         for job_id in self.job_store.overdue_ids():
             self.cancel(job_id, DEADLINE_EXCEEDED)
-
-    def delete(self, job_id: str) -> None:
-        """Cancel a job if it has not ended, and delete its record. The caller deletes its images."""
-        self.cancel(job_id)
-        self.job_store.forget(job_id, Deleted, again_at=time.time() + LATE_IMAGES_S)
 
     def depth(self, model: str) -> int:
         """Return the number of jobs that wait for a model."""

@@ -110,14 +110,19 @@ class JobStore:
             hashes = pipe.execute()
         return _readable(cursors, hashes), cursors[limit - 1] if len(cursors) > limit else None
 
-    def forget(self, job_id: str, reason: type[Gone], *, again_at: float | None = None) -> bool:
-        """Delete the record of an ended job and remember the reason for GONE_S. Returns False if it has not ended.
+    def forget(self, job_id: str, reason: type[Gone], *, again_at: float | None = None) -> list[str] | None:
+        """Delete the record of an ended job and remember the reason for GONE_S.
 
         Args:
             again_at: Time at which `expired_ids` lists the job once more, for images that are stored late.
+
+        Returns:
+            The blob keys of its inputs that no other job needs, to be claimed for deletion. None if there is no such
+            job or it has not ended.
         """
         args: list[Scalar] = [job_id, reason.code, GONE_S, again_at or ""]
-        return bool(self._forget_script(args=args))
+        unused = self._forget_script(args=args)
+        return None if unused is None else list(map(decode, unused))
 
     def expired_ids(self, limit: int = 100) -> list[str]:
         """Return ids of ended jobs whose time to live is over."""

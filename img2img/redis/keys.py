@@ -50,8 +50,12 @@ EXPIRING_JOBS = Key("expiring", "sorted set", "ids of ended jobs by the time at 
 DEADLINES = Key("deadlines", "sorted set", "ids of unfinished jobs with a deadline, by deadline", WORKER)
 GONE_JOB = Key("gone:{id}", "string", "`{reason} {owner}` of a deleted or expired job; expires", WORKER)
 JOB_CHANGES = Key("changes", "channel", "`{id} {status}` or `{id}` of every job that has changed", WORKER)
-IDEMPOTENT_REQUEST = Key("idempotency:{digest}", "string", "`{fingerprint} {job id}` of a request; expires")
+IDEMPOTENT_REQUEST = Key("idempotency:{owner}:{digest}", "string", "`{fingerprint} {job id}` of a request; expires")
 A1111_JOBS = Key("a1111:{owner}", "sorted set", "ids of an owner's unfinished jobs of the A1111 API, by creation time")
+
+# Append-only file of Redis
+ERASURES = Key("erasures", "string", "number of deletions since the file was rewritten", WORKER, WEBHOOKS)
+AOF_REWRITE = Key("aof-rewrite", "string", "set for the least time between two rewrites of the file; expires")
 
 # Order of waiting jobs
 FAIR_QUEUE_OWNERS = Key("queue:{model}:{level}", "sorted set", "owners with waiting jobs, by virtual time", WORKER)
@@ -60,9 +64,11 @@ FAIR_QUEUE_IDLE = Key("queue:{model}:idle:{level}", "sorted set", "owners whose 
 FAIR_QUEUE_TOTALS = Key("queue:{model}:totals", "hash", "numbers, work and virtual times of waiting jobs", WORKER)
 
 # Input images
-INPUT_IMAGES = Key("inputs", "sorted set", "blob keys of input images by the time until which they are kept", WORKER)
-INPUT_IMAGE_USES = Key("inputs:uses", "hash", "blob key -> number of unfinished jobs that need it", WORKER)
-INPUT_IMAGE_OWNERS = Key("inputs:of:{key}", "sorted set", "owners who sent the image, by time of sending", WORKER)
+INPUT_IMAGES = Key("inputs", "sorted set", "blob keys of uploads and unused inputs by time of deletion", WORKER)
+INPUT_IMAGE_USES = Key(
+    "inputs:jobs:{key}", "hash", "owner -> number of its jobs that need the input; `#` -> generation", WORKER
+)
+UPLOAD_OWNERS = Key("inputs:uploads:{key}", "sorted set", "owners of an upload, by time until which it is kept", WORKER)
 INPUT_IMAGE_DELETION = Key("inputs:deleted:{key}", "string", "set while the blob is being deleted; expires", WORKER)
 
 # Previews

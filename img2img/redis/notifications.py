@@ -24,17 +24,21 @@ class JobChangeListener:
 
     Attributes:
         dequeue_count: How often any job has left a queue, or was put back into one.
+        is_closed: Whether waits should end, because the process is stopping.
     """
 
     def __init__(self, redis_url: str) -> None:
         self._redis_url = redis_url
         self._subscribers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self.dequeue_count = 0
+        self.is_closed = False
 
     @contextmanager
     def subscribe(self, job_id: str) -> Iterator[asyncio.Event]:
         """Yield an event that is set when the job may have changed. Read the record after subscribing, not before."""
         changed = asyncio.Event()
+        if self.is_closed:
+            changed.set()
         self._subscribers[job_id].add(changed)
         try:
             yield changed
@@ -42,6 +46,12 @@ class JobChangeListener:
             self._subscribers[job_id].discard(changed)
             if not self._subscribers[job_id]:
                 del self._subscribers[job_id]
+
+    def close(self) -> None:
+        """Set all events: subscribers should see `is_closed` and end."""
+        self.is_closed = True
+        for job_id in list(self._subscribers):
+            self._notify(job_id)
 
     async def run(self) -> None:
         """Listen until cancelled. After an outage all events are set, because changes may have been missed."""

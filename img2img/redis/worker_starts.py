@@ -1,7 +1,5 @@
 """Workers that load their models or could not start, for the readiness check."""
 
-from collections.abc import Iterable
-
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
 
@@ -10,8 +8,8 @@ from img2img.redis.decode import decode
 
 # A worker repeats its report every second. An old report is of a process that was killed.
 LOADING_TTL_S = 60
-# Longer than a container waits before it starts a worker again.
-ERROR_TTL_S = 900
+# Longer than a container waits before it starts a worker again, and loads its models.
+ERROR_TTL_S = 600
 
 
 class WorkerStart(BaseModel):
@@ -43,7 +41,9 @@ class WorkerStart(BaseModel):
     def _download(self) -> str:
         if not self.downloaded:
             return ""
-        return f": downloaded {self.downloaded / 1e9:.2f} of {max(self.download_size, self.downloaded) / 1e9:.2f} GB"
+        size = max(self.download_size, self.downloaded)
+        unit, divisor = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
+        return f": downloaded {self.downloaded / divisor:.1f} of {size / divisor:.1f} {unit}"
 
 
 class WorkerStarts:
@@ -65,11 +65,12 @@ class WorkerStarts:
         report = self._redis.get(keys.WORKER_START.format(worker=worker))
         return None if report is None else WorkerStart.model_validate_json(report)
 
-    def remove(self, workers: Iterable[str]) -> None:
-        """Remove workers that have started."""
-        for worker in workers:
-            self._redis.delete(keys.WORKER_START.format(worker=worker))
-            self._redis.srem(keys.STARTING_WORKERS, worker)
+    def finish(self, worker: str) -> None:
+        """Remove a worker that has started, and the errors of others: their next start reports them again."""
+        others = [name for name, start in self.all().items() if start.error is not None]
+        for name in (worker, *others):
+            self._redis.delete(keys.WORKER_START.format(worker=name))
+            self._redis.srem(keys.STARTING_WORKERS, name)
 
     def all(self) -> dict[str, WorkerStart]:
         """Return the reports that have not expired, by worker."""

@@ -2,8 +2,8 @@
 
 Logs contain no input of clients: no prompts, no keys. Exceptions of libraries quote their arguments (pydantic whole
 documents, pipelines a prompt), so of an exception only its type and traceback are logged; its message only if the type
-is about infrastructure. Our own messages name ids, statuses, numbers and codes. The hashes of input images are removed
-from blob keys, which errors of the blob store contain.
+is about infrastructure. Our own messages name ids, statuses, numbers and codes. Every SHA-256 is left out: errors of
+the blob store contain those of input images.
 """
 
 import logging
@@ -21,7 +21,8 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 from redis.exceptions import RedisError
 
-from img2img.domain.blob_keys import without_input_keys
+from img2img.domain.blob_keys import without_hashes
+from img2img.printable import printable
 
 LogFormat = Literal["text", "json"]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -31,8 +32,6 @@ OWN_LOGGERS = ("img2img",)
 AUDIT_LOGGER = "img2img.redis.audit"
 # Messages of these errors name only hosts, files and numbers.
 INFRASTRUCTURE_ERRORS = (OSError, RedisError, StoreError, MemoryError)
-# Characters that end a line or control a terminal. They are escaped, because they would allow to forge a line.
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 _context: ContextVar[dict[str, str] | None] = ContextVar("context", default=None)
 
@@ -110,7 +109,7 @@ def _frames(error: BaseException) -> Iterator[str]:
         yield from _frames(earlier)
         yield "then:"
     yield from "".join(traceback.format_tb(error.__traceback__)).rstrip("\n").split("\n")
-    message = f": {error}".translate(CONTROL) if isinstance(error, INFRASTRUCTURE_ERRORS) else ""
+    message = printable(f": {error}") if isinstance(error, INFRASTRUCTURE_ERRORS) else ""
     yield f"{type(error).__module__}.{type(error).__qualname__}{message}"
     for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
         yield from _frames(inner)
@@ -134,7 +133,7 @@ class _JsonFormatter(JsonFormatter):
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_input_keys(super().format(record))
+        return without_hashes(super().format(record))
 
     def formatException(self, info: ExcInfo) -> str:  # noqa: N802
         return _format_exception(info)
@@ -147,12 +146,12 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_input_keys(super().format(record))
+        return without_hashes(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         attributes: dict[str, Any] = vars(record)
         message = f"job {attributes['job_id']}: {record.message}" if "job_id" in attributes else record.message
-        return self._style._fmt % {**attributes, "message": message.translate(CONTROL)}
+        return self._style._fmt % {**attributes, "message": printable(message)}
 
     def formatException(self, info: ExcInfo) -> str:  # noqa: N802
         return _format_exception(info)

@@ -14,7 +14,7 @@ from tests.support.images import encoded, gradient
 # Pixels of the uploads: smaller and smaller, until the disk has no space for the smallest. Noise needs 3 bytes a pixel,
 # and a body may have 32 MB.
 SIDES = (2800, 900, 300, 90, 16)
-MAX_UPLOADS = 40  # more than the disk has space for
+MAX_UPLOADS = 200  # more than the disk has space for
 REFUSALS = (413, 429, 503, 507)
 HEALS_WITHIN_S = 60.0  # after the last upload has expired
 PNG_HEADER = 33  # bytes of the signature and the first chunk

@@ -21,14 +21,21 @@ from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.blob_keys import result_key
+from img2img.domain.job import JobOptions
+from img2img.erasure import Eraser
 from img2img.redis import keys
 from img2img.redis.api_keys import ApiKeys
-from img2img.redis.keys import API_KEYS, EXPIRING_JOBS, INPUT_IMAGES
+from img2img.redis.append_only_file import AppendOnlyFile
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.keys import API_KEYS, EXPIRING_JOBS
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.owner_data import OwnerData
 from img2img.settings import embedded_redis_socket
 from tests.support.images import encoded, gradient
+from tests.support.memory_store import MemoryStore
 from tests.support.processes import MODEL, Forked, wait_for
 from tests.support.servers import http_server
+from tests.support.specs import make_spec
 from tests.support.webhook_receivers import receiving
 
 RULES = Path(__file__).parents[2] / "docker" / "redis"
@@ -169,8 +176,8 @@ def test_job_completes_with_the_permissions_of_each_process(restricted: Restrict
         wait_for(lambda: not restricted.root.zcard("rq:wip:img2img-tiny"))
         wait_for(lambda: (restricted.folder / "live").stat().st_mtime > modified_at)
         restricted.root.zadd(EXPIRING_JOBS, {long: 1})
-        restricted.root.zadd(INPUT_IMAGES, dict.fromkeys(restricted.root.zrange(INPUT_IMAGES, 0, -1), 1))
-        wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not restricted.root.zcard(INPUT_IMAGES))
+        assert restricted.root.keys("i2i:inputs*")
+        wait_for(lambda: http.get(f"/jobs/{long}").status_code == 410 and not restricted.root.keys("i2i:inputs*"))
     restricted.assert_no_required_command_was_denied()
 
 
@@ -191,6 +198,8 @@ DENIED_TO_ALL: dict[str, Command] = {
     "publishes on other channels": lambda redis: redis.publish("other", "x"),
 }
 DENIED_TO_WORKERS: dict[str, Command] = {
+    "rewrites the append-only file": lambda redis: redis.bgrewriteaof(),
+    "reads the state of Redis": lambda redis: redis.info(),
     "reads API keys": lambda redis: redis.hgetall(API_KEYS),
     "creates an API key": lambda redis: redis.hset(API_KEYS, "id", "{}"),
     "resets a rate limit": lambda redis: redis.delete("i2i:rate:x"),
@@ -230,6 +239,14 @@ def test_command_of_the_api_server_is_denied_to_other_users(
 def test_command_is_denied_to_the_webhook_dispatcher(restricted: RestrictedRedis, action: str) -> None:
     with Redis.from_url(restricted.url("webhooks")) as redis:
         assert "no permission" in denied(DENIED_TO_WEBHOOKS[action], redis)
+
+
+def test_api_server_forgets_an_owner_and_rewrites_the_append_only_file(restricted: RestrictedRedis) -> None:
+    with Redis.from_url(restricted.url("api")) as redis:
+        queue = JobQueue(redis)
+        queue.submit(make_spec(), JobOptions(owner="a" * 16))
+        assert Eraser(queue, MemoryStore()).forget_owner(OwnerData(redis, "a" * 16)).jobs == 1
+        assert AppendOnlyFile(redis).rewrite()
 
 
 def test_only_ping_needs_no_password(restricted: RestrictedRedis) -> None:

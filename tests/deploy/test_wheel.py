@@ -2,19 +2,24 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+import httpx
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
+from img2img.app.supervisor.supervisor import free_port
 from tests.support.cli_command import FAKES
+from tests.support.processes import wait_for
 
 ROOT = Path(__file__).parents[2]
 DISTRIBUTION = "img2img-server"
@@ -204,3 +209,51 @@ def test_demo_runs_outside_a_clone(site: Path, project: Path) -> None:
 def test_packaged_example_is_the_example_of_the_documents() -> None:
     packaged = ROOT / "demo_model" / "example.png"
     assert packaged.read_bytes() == (ROOT / "examples" / "input.png").read_bytes()
+
+
+@pytest.mark.skipif("TEST_WHEEL" not in os.environ, reason="downloads the packages of the whole service")
+def test_wheel_in_an_empty_environment_runs_the_service(
+    wheel: zipfile.ZipFile, project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    environment = tmp_path_factory.mktemp("empty") / "venv"
+    venv.create(environment, with_pip=True)
+    command, pip = environment / "bin" / "img2img", [environment / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    constraints = ["--constraint", ROOT / "constraints.txt"]
+    subprocess.run([*pip, *constraints, f"{wheel.filename}[serve,redis]"], check=True)
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("IMG2IMG_", "PYTHON"))}
+
+    def img2img(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run([command, *arguments], cwd=project, env=settings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    assert "FAULT" not in img2img("doctor").stdout
+    img2img("demo")
+    assert Image.open(project / "demo-output.png").format == "PNG"
+    port = str(free_port())
+    settings["IMG2IMG_PORT"] = port
+    with subprocess.Popen([command, "serve"], cwd=project, env=settings) as serve:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(lambda: is_ready(url) or serve.poll() is not None, timeout_s=180)
+            img2img("submit", "demo-output.png", "--prompt", "winter", "-o", "winter.png", "--url", url)
+            assert f"{url}, the service is ready" in img2img("doctor").stdout
+        finally:
+            serve.send_signal(signal.SIGINT)
+        assert serve.wait(60) == 0
+    assert Image.open(project / "winter.png").format == "PNG"
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_no_message_names_the_distribution_of_another_project() -> None:
+    # The package index has another project called img2img.
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    texts = [ROOT / name for name in tracked.splitlines() if name.endswith((".py", ".md", ".toml", ".txt", "file"))]
+    wrong = re.compile(r"pip install\b[^\n`#]*?['\" ]img2img(?![-\w./])")
+    assert {path.name: wrong.findall(path.read_text()) for path in texts if wrong.search(path.read_text())} == {}

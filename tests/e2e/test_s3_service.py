@@ -15,7 +15,7 @@ from redis import Redis
 from img2img.blobs import ObjectStore
 from img2img.client import Client, InvalidResponse, ServerError
 from img2img.domain.blob_keys import input_key, result_key
-from img2img.redis.keys import EXPIRING_JOBS, INPUT_IMAGES
+from img2img.redis.keys import EXPIRING_JOBS
 from img2img.settings import embedded_redis_socket
 from tests.support.buckets import Bucket, s3_server
 from tests.support.damage import flip_bit
@@ -124,6 +124,5 @@ def test_expired_blobs_are_deleted_from_the_bucket(client: httpx.Client, folder:
     assert store.get(input_image)
     with Redis.from_url(f"unix://{embedded_redis_socket(folder)}") as redis:
         redis.zadd(EXPIRING_JOBS, {job["id"]: time.time()})
-        redis.zadd(INPUT_IMAGES, {input_image: time.time()})
     wait_for(lambda: store.get(result) is None and store.get(input_image) is None, timeout_s=60)
     assert client.get(f"/jobs/{job['id']}").status_code == 410

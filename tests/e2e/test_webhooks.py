@@ -263,10 +263,10 @@ def test_event_is_delivered_after_the_job_has_expired(
     queue: JobQueue, api: httpx.Client, signing: ApiSettings, redis: Redis
 ) -> None:
     record = ended(queue, "https://example.com/")
-    assert queue.job_store.forget(record.id, Expired)
+    assert queue.job_store.forget(record.id, Expired) is not None
     with receiving() as receiver:
         record = ended(queue, receiver.url)
-        assert queue.job_store.forget(record.id, Expired)
+        assert queue.job_store.forget(record.id, Expired) is not None
         with running_dispatcher(signing):
             [received] = receiver.wait(1)
             wait_for(lambda: redis.zscore(OUTBOX, record.id) is None)

@@ -19,6 +19,7 @@ from img2img.domain.api_key import ApiKey, Scope
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.keys import API_KEYS
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.worker_starts import WorkerStart, WorkerStarts
 from tests.support.authenticated import (
     authenticated_server,
     client_with,
@@ -306,3 +307,12 @@ def test_keys_are_required_beyond_loopback(host: str, loopback: bool) -> None:
     assert required() is not loopback
     assert required(keys="required") is True
     assert required(insecure=True) is False
+
+
+def test_readiness_names_no_paths_without_a_key(anonymous: httpx.Client, redis: Redis) -> None:
+    error = "/srv/models/secret has no model_index.json"
+    WorkerStarts(redis).report("gpu-1:7", WorkerStart(stage="loading photo", error=error))
+    WorkerStarts(redis).report("gpu-2:7", WorkerStart(stage="loading photo on cuda", seconds=12))
+    detail = anonymous.get("/readyz").json()["workers"]["detail"]
+    WorkerStarts(redis).finish("gpu-2:7")
+    assert detail.endswith("; cannot start: the reason is in its log; loading photo on cuda, 12 s")

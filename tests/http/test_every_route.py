@@ -132,7 +132,7 @@ def web_ui(ids: Ids) -> list[Attempt]:
     return [{"json": body} for body in bodies]
 
 
-# Attempts for each route. A route with a job id in its path is tried with every job as well.
+# Attempts for each route. A route with an id in its path is tried with every id as well.
 ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/img2img"): submits,
     ("POST", "/control-maps"): control_maps,
@@ -175,9 +175,9 @@ ATTEMPTS |= dict.fromkeys(
 
 def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
     """Return the paths and requests that try to reach the data of these ids."""
-    if "{job_id}" in path:
-        jobs = [getattr(ids, one.name) for one in fields(Ids)]
-        return [(path_of(path, job_id, index), {}) for job_id in jobs for index in (0, 1)]
+    if "{job_id}" in path or "{sha256}" in path:
+        values = [getattr(ids, one.name) for one in fields(Ids)]
+        return [(path_of(path, value, index), {}) for value in values for index in (0, 1)]
     assert (method, path) in ATTEMPTS, f"add requests for {method} {path} with another owner's ids to ATTEMPTS"
     return [(path_of(path), attempt) for attempt in ATTEMPTS[method, path](ids)]
 

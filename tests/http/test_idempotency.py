@@ -85,7 +85,9 @@ def test_fifty_parallel_requests_create_one_job(post: Post, queue: JobQueue, red
     assert len({response.json()["id"] for response in responses}) == 1
     assert sum("idempotency-replayed" not in response.headers for response in responses) == 1
     assert queue.depth("demo") == redis.zcard("i2i:jobs") == 1
-    assert redis.hvals("i2i:inputs:uses") == [b"1"]
+    [inputs] = redis.keys("i2i:inputs:jobs:*")
+    assert redis.hget(inputs, "") == b"1"
+    assert not redis.exists("i2i:inputs")
 
 
 def test_same_key_with_another_request_is_rejected(post: Post, queue: JobQueue) -> None:

@@ -13,11 +13,11 @@ from redis import Redis
 
 from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
-from img2img.domain.blob_keys import input_key, result_key
+from img2img.domain.blob_keys import result_key
 from img2img.domain.job import JobOptions
-from img2img.errors import Unavailable
-from img2img.redis.job_queue import LATE_IMAGES_S, JobQueue
-from img2img.redis.keys import GONE_JOB, INPUT_IMAGE_DELETION, INPUT_IMAGE_USES, INPUT_IMAGES
+from img2img.erasure import LATE_IMAGES_S
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.keys import GONE_JOB
 from img2img.worker.queue.retention import Retention
 from tests.support.problems import assert_problem
 
@@ -161,41 +161,6 @@ def test_expired_job_is_gone_before_and_after_cleanup(
         retention.sweep()
     assert store.get(result_key(brief, 0)) is store.get(result_key(brief, 1)) is None
     assert http.delete(f"/jobs/{brief}").status_code == 204
-
-
-def test_input_image_is_kept_while_a_job_needs_it(
-    http: httpx.Client, submit: Submit, store: ObjectStore, redis: Redis, retention: Retention, finish: Finish
-) -> None:
-    first, second = submit(seed=1).json(), submit(seed=2).json()
-    sha256 = first["request"]["image"]
-
-    def sweep_in_two_days() -> bool:
-        redis.zadd(INPUT_IMAGES, {input_key(sha256): 1}, xx=True)
-        retention.sweep()
-        return store.get(input_key(sha256)) is not None
-
-    assert redis.hgetall(INPUT_IMAGE_USES) == {input_key(sha256).encode(): b"2"}
-    assert sweep_in_two_days()
-    http.post(f"/jobs/{first['id']}/cancel")
-    assert sweep_in_two_days()
-    finish(second["id"])
-    assert not redis.exists(INPUT_IMAGE_USES)
-    retention.sweep()
-    assert store.get(input_key(sha256)), "not yet"
-    assert not sweep_in_two_days()
-    assert not redis.keys("i2i:inputs*")
-
-
-def test_image_deleted_during_a_submit_is_stored_again(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
-    key = input_key("a" * 64)
-    queue.input_images.retain(key, -1, "ada")
-    assert queue.input_images.claim_unused() == [key]
-    with pytest.raises(Unavailable):
-        queue.input_images.retain(key, 60, "ada")
-    queue.input_images.confirm_deleted(key)
-    queue.input_images.retain(key, 60, "ada")
-    assert queue.input_images.claim_unused() == []
-    assert not redis.exists(INPUT_IMAGE_DELETION.format(key=key))
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -38,7 +38,8 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def client(folder: Path) -> Iterator[httpx.Client]:
+def client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    monkeypatch.setattr("img2img.app.backends.readiness.MAX_AGE_S", 0)
     settings = ApiSettings(_env_file=None, data_dir=folder, model="demo", redis_url=None, port=free_port())
     with http_server(settings) as url, httpx.Client(base_url=url, timeout=10) as client:
         yield client

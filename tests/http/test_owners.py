@@ -11,7 +11,7 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
-from img2img.domain.blob_keys import input_key, upload_key
+from img2img.domain.blob_keys import upload_key
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobOptions
 from img2img.redis.api_keys import ApiKeys
@@ -251,8 +251,7 @@ def test_input_of_a_queued_job_can_be_referenced(
     clients: Clients, image_bytes: bytes, redis: Redis, store: ObjectStore
 ) -> None:
     used = clients.ada.get(f"/jobs/{job_of(clients.ada, image_bytes)}").json()["request"]["image"]
-    redis.zadd(INPUT_IMAGES, {input_key(used): 1})
-    Retention(redis, store).sweep()  # deletes the upload, not the image of the job
+    Retention(redis, store).sweep()
     assert not redis.exists(INPUT_IMAGES)
     assert not refers(clients.bob, used)
     assert refers(clients.ada, used)

@@ -286,7 +286,7 @@ def test_malformed_bodies_are_rejected(http: httpx.Client, content_type: str, bo
 
 
 def test_response_to_many_unknown_fields_is_short(http: httpx.Client) -> None:
-    response = http.post("/img2img", json={f"{i}" * 50: "x" * 200 for i in range(5_000)})
+    response = http.post("/img2img", json={f"{i}" * 50: "x" * 200 for i in range(1_500)})
     assert_problem(response, 422, "invalid_parameter")
     assert len(response.content) < 20_000
 

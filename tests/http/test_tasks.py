@@ -16,6 +16,7 @@ from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
 from img2img.domain.conditioning import ControlType
 from img2img.domain.parameters import Task
+from img2img.domain.spec import parse_spec
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
@@ -167,11 +168,21 @@ def test_form_takes_structure_as_json_and_images_as_files(http: httpx.Client, po
     assert spec["controls"][0]["image"] is None
 
 
-def test_inputs_of_a_job_are_retained_until_it_ends(post: Post, redis: Redis, http: httpx.Client) -> None:
+def test_inputs_of_a_job_are_kept_until_it_is_deleted(
+    post: Post, redis: Redis, http: httpx.Client, store: ObjectStore
+) -> None:
     job = post(image=IMAGE, mask=MASK, image_prompts=[{"image": MASK}]).json()
-    assert len(redis.hgetall("i2i:inputs:uses")) == 3
+    inputs = [input_key(sha256) for sha256 in inputs_of(job)]
+    assert len(inputs) == len(redis.keys("i2i:inputs:jobs:*")) == 3
     http.post(f"/jobs/{job['id']}/cancel")
-    assert redis.hgetall("i2i:inputs:uses") == {}
+    assert all(map(store.get, inputs))
+    assert http.delete(f"/jobs/{job['id']}").status_code == 204
+    assert not any(map(store.get, inputs))
+    assert not redis.keys("i2i:inputs*")
+
+
+def inputs_of(job: dict[str, Any]) -> tuple[str, ...]:
+    return parse_spec(json.dumps(job["request"])).inputs
 
 
 def test_mask_can_be_a_reference(http: httpx.Client, post: Post) -> None:

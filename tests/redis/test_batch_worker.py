@@ -14,11 +14,14 @@ from rq.job import Job
 from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobStatus
 from img2img.domain.spec import JobSpec
+from img2img.erasure import Eraser
 from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
+from img2img.redis.keys import EXPIRING_JOBS
 from img2img.worker.engine.timeline import Timeline
 from img2img.worker.queue.batch_worker import BatchWorker
 from img2img.worker.queue.execution import ExecutionState, JobExecution
+from img2img.worker.queue.retention import Retention
 from tests.support.images import encoded, gradient
 from tests.support.memory_store import MemoryStore
 from tests.support.processes import MODEL, SIDE, Service, wait_for
@@ -367,3 +370,58 @@ def test_fetcher_pauses_while_rendered_jobs_wait_for_store(
     assert worker._fetcher.free_slots == 0
     finish_one(worker)
     assert worker._fetcher.free_slots == FakeRunner.slots
+
+
+def test_images_of_a_job_that_was_deleted_while_it_ran_are_deleted(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
+) -> None:
+    worker = make_worker()
+    job_id = idle_service.submit(num_images=2)
+    late = fetch(worker)
+    Eraser(idle_service.jobs, worker._store).delete_job(job_id)
+    rendering_of(late).end()
+    finish_one(worker)
+    assert [worker._store.get(result_key(job_id, index)) for index in range(2)] == [None, None]
+    assert late.state is ExecutionState.ENDED
+    assert idle_service.is_idle()
+    assert not idle_service.redis.exists(Job.key_for(job_id))
+
+
+def test_outage_while_images_of_a_deleted_job_are_deleted_keeps_the_worker(
+    idle_service: Service, make_worker: Callable[..., BatchWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker()
+    job_id = idle_service.submit()
+    late = fetch(worker)
+    eraser = Eraser(idle_service.jobs, worker._store)
+    eraser.delete_job(job_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._store, "delete", raise_os_error)
+        rendering_of(late).end()
+        finish_one(worker)
+    assert worker._store.get(result_key(job_id, 0)) == PNG
+    assert idle_service.is_idle()
+    idle_service.redis.zadd(EXPIRING_JOBS, {job_id: 1}, xx=True)
+    Retention(idle_service.redis, worker._store).sweep()
+    assert worker._store.get(result_key(job_id, 0)) is None
+
+
+def raise_os_error(*_: str) -> None:
+    raise OSError("the store is unavailable")
+
+
+def test_rq_keeps_no_error_message(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:
+    """It may quote the prompt, and RQ keeps it for a day, also if the job is deleted."""
+    worker = make_worker()
+    job_id = idle_service.submit()
+    execution = fetch(worker)
+    rendering_of(execution).error = JobError("cannot parse the prompt: a private prompt")
+    rendering_of(execution).end()
+    finish_one(worker)
+    error = idle_service.record(job_id).error
+    assert error is not None
+    assert error.message == "cannot parse the prompt: a private prompt"
+    Eraser(idle_service.jobs, worker._store).delete_job(job_id)
+    redis = idle_service.redis
+    redis.config_set("rdbcompression", "no")
+    assert not [key for key in redis.scan_iter() if b"a private prompt" in redis.dump(key)]

@@ -59,9 +59,9 @@ def every_route() -> list[tuple[str, str]]:
     return [(method, str(route.path)) for route in found for method in sorted(route.methods or ["GET"])]
 
 
-def path_of(route: str, job_id: str = "0" * 32, index: int = 0) -> str:
+def path_of(route: str, id: str = "0" * 32, index: int = 0) -> str:
     """Return a path that matches a route."""
-    return route.replace("{path:path}", "unknown").format(job_id=job_id, index=index)
+    return route.replace("{path:path}", "unknown").format(job_id=id, sha256=id, index=index)
 
 
 @contextmanager

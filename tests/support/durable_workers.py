@@ -8,7 +8,7 @@ from typing import Any
 from img2img.redis.job_store import JobStore
 from tests.support.processes import run_worker
 
-LOG = "IMG2IMG_TEST_LOG"
+LOG = "WRITES_LOG"
 
 
 def log_writes(append: Callable[[str], object], replace: Callable[[object, str, Any], object]) -> None:

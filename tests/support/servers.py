@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
-from img2img.app.http.uvicorn_protocol import HeaderTimeoutProtocol
+from img2img.app.http.uvicorn_protocol import ServerProtocol
 from img2img.app.main import create_app
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
@@ -33,7 +33,7 @@ def redis_server(data_dir: Path) -> Iterator[str]:
 @contextmanager
 def http_server(settings: ApiSettings) -> Iterator[str]:
     """Run the API server on a loopback port, and yield its URL."""
-    config = uvicorn.Config(create_app(settings), port=settings.port, http=HeaderTimeoutProtocol, log_level="warning")
+    config = uvicorn.Config(create_app(settings), port=settings.port, http=ServerProtocol, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

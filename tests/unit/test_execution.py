@@ -17,6 +17,7 @@ from obstore.exceptions import GenericError
 from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.errors import Cancelled, InputDamaged, JobError
+from img2img.stored_images import DAMAGED_IMAGES
 from img2img.worker.engine.timeline import Timeline
 from img2img.worker.errors import DeviceLost
 from img2img.worker.queue.execution import (
@@ -181,6 +182,20 @@ def test_execution_passes_through_all_states():
     assert set(execution.timeline.stages) == {"load", "denoise"}
     with pytest.raises(IllegalTransition):
         execution.end()
+
+
+def test_missing_input_of_a_job_that_was_deleted_is_no_damage(caplog: pytest.LogCaptureFixture):
+    store = MemoryStore()
+    execution, rendered = make_execution(store)
+    before = DAMAGED_IMAGES.labels("input")._value.get()
+    store.delete(input_key(INPUT_SHA256))
+    execution.stop()
+    execution.load(store, FakeRunner())
+    assert (execution.state, rendered) == (RENDERED, [execution])
+    with pytest.raises(Cancelled):
+        execution.publish(store)
+    assert DAMAGED_IMAGES.labels("input")._value.get() == before
+    assert not caplog.records
 
 
 def test_rendering_that_ends_during_start_is_published():

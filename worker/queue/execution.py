@@ -16,9 +16,9 @@ from rq.executions import Execution
 from rq.job import Job
 
 from img2img.blobs import BlobStore
-from img2img.domain.blob_keys import result_key, without_input_keys
+from img2img.domain.blob_keys import result_key, without_hashes
 from img2img.domain.job import ImageInfo, JobRecord
-from img2img.errors import JobError
+from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.stored_images import read_input, report_damage
 from img2img.telemetry.logging import job_context
@@ -168,12 +168,14 @@ class JobExecution:
                 if rendering is not None:
                     self._start(rendering)
                     return
+            except Cancelled as error:
+                self._error = error
             except (JobError, DeviceLost) as error:
                 log.exception("the job could not be started")
                 self._error = error
             except Exception as error:
                 log.exception("the job could not be started")
-                self._error = JobError(f"the job could not be started: {without_input_keys(str(error))}")
+                self._error = JobError(f"the job could not be started: {without_hashes(str(error))}")
             self._leave_engine()
 
     def _prepare(self, store: BlobStore, runner: JobRunner) -> Rendering | None:
@@ -184,8 +186,14 @@ class JobExecution:
         missing = [i for i in range(spec.num_images) if i not in self._stored]
         if not missing:
             return None
-        pngs = self._retry(lambda: {digest: read_input(store, digest, self.job_id) for digest in spec.inputs})
+        pngs = self._retry(lambda: {digest: self._read_input(store, digest) for digest in spec.inputs})
         return runner.prepare(spec, pngs, missing)
+
+    def _read_input(self, store: BlobStore, digest: str) -> bytes:
+        # The inputs of a job that is being deleted may be gone, which is no damage.
+        if self._stopping:
+            raise Cancelled
+        return read_input(store, digest, self.job_id)
 
     def _earlier_images(self, store: BlobStore) -> dict[int, bytes]:
         """Return the undamaged images that earlier executions have stored, by index."""
@@ -304,4 +312,4 @@ class JobExecution:
 
 
 def _first_line(error: Exception) -> str:
-    return without_input_keys(str(error)).partition("\n")[0]
+    return without_hashes(str(error)).partition("\n")[0]

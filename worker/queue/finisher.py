@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import TypeVar
 
+from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 from rq.utils import now
 from rq.worker import BaseWorker
 
 from img2img.blobs import BlobStore
+from img2img.domain.blob_keys import result_keys, without_hashes
 from img2img.domain.job import ImageInfo, JobFailure, JobStatus
 from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import JobQueue
@@ -103,7 +105,7 @@ class Finisher:
         except JobError as error:
             # Log the code only: the message may quote the prompt.
             log.warning("failed: %s", error.code, exc_info=error.__cause__)
-            failure = JobFailure(code=error.code, message=error.message)
+            failure = JobFailure(code=error.code, message=without_hashes(error.message))
             retry_until_redis_answers(lambda: self._job_store.fail(job_id, failure, execution=execution.id))
         else:
             execution.timeline.add("save", started, time.perf_counter())
@@ -147,6 +149,7 @@ class Finisher:
         job.ended_at = now()
         if record is None:
             log.info("the job was deleted while it ran")
+            self._delete_images(job.id)
             discard_job(self._worker, job, execution.queue, rq_execution, record)
         elif not record.status.is_terminal or record.execution != execution.id:
             log.warning("another worker has taken over the job")
@@ -157,8 +160,16 @@ class Finisher:
         else:
             if record.status is JobStatus.CANCELLED:
                 self._worker._stopped_job_id = job.id
-            reason = record.error.message if record.error else ""
+            # Not the message, which may quote the prompt: RQ keeps it for a day, also if the job is deleted.
+            reason = record.error.code if record.error else ""
             self._worker.handle_job_failure(job, execution.queue, exc_string=reason, execution=rq_execution)
+
+    def _delete_images(self, job_id: str) -> None:
+        """Delete images that were stored after the job was deleted. Retention deletes those that are left here."""
+        try:
+            self._store.delete(*result_keys(job_id))
+        except (StoreError, OSError):
+            log.warning("images of a deleted job could not be deleted; they will be later", exc_info=True)
 
 
 def retry_until_redis_answers(command: Callable[[], T]) -> T:

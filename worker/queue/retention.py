@@ -7,8 +7,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import BlobStore
-from img2img.domain.blob_keys import result_keys
-from img2img.errors import Expired
+from img2img.erasure import Eraser
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.webhook_outbox import WebhookOutbox
 
@@ -23,7 +22,7 @@ class Retention:
     def __init__(self, redis: Redis, store: BlobStore) -> None:
         self._jobs = JobQueue(redis)
         self._outbox = WebhookOutbox(redis)
-        self._store = store
+        self._eraser = Eraser(self._jobs, store)
 
     def run(self, closed: threading.Event) -> None:
         """Clean up at intervals until `closed` is set."""
@@ -36,19 +35,12 @@ class Retention:
                 log.exception("expired jobs could not be deleted, retrying")
 
     def sweep(self) -> None:
-        """Cancel overdue jobs, and delete stale events, expired jobs and unused inputs.
-
-        Blobs are deleted before the records that name them, so that no blob is left without a record.
-        """
+        """Cancel overdue jobs, and delete stale events, expired jobs and unused images."""
         self._jobs.cancel_overdue()
         self._outbox.drop_stale()
         expired = self._jobs.job_store.expired_ids()
         for job_id in expired:
-            self._store.delete(*result_keys(job_id))
-            self._jobs.job_store.forget(job_id, Expired)
-        unused = self._jobs.input_images.claim_unused()
-        for key in unused:
-            self._store.delete(key)
-            self._jobs.input_images.confirm_deleted(key)
+            self._eraser.expire_job(job_id)
+        unused = self._eraser.delete_unused()
         if expired or unused:
-            log.info("deleted %d expired jobs and %d unused inputs", len(expired), len(unused))
+            log.info("deleted %d expired jobs and %d unused images", len(expired), unused)

@@ -56,7 +56,7 @@ class StartReport:
             if isinstance(error, Exception):
                 self._starts.report(self._worker, self._state(_first_line(error)))
             else:
-                self._starts.remove([self._worker])
+                self._starts.finish(self._worker)
 
     def stage(self, stage: str) -> None:
         """Set and log what the worker does now."""

@@ -1,13 +1,17 @@
--- Claims an input image for deletion, if its time is over and no unfinished job needs it.
+-- Claims an image for deletion, if its time is over and no job needs it.
 -- ARGV: blob key, now, seconds that the deletion may take. Returns 1 or 0.
 -- include: keys
 
-local blob, now, deletion_s = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local kept_until = redis.call('ZSCORE', keys.INPUT_IMAGES, blob)
-if not kept_until or tonumber(kept_until) > now then return 0 end
-redis.call('ZREM', keys.INPUT_IMAGES, blob)
--- The end of the last job that needs the image adds it again.
-if redis.call('HEXISTS', keys.INPUT_IMAGE_USES, blob) == 1 then return 0 end
-redis.call('DEL', key(keys.INPUT_IMAGE_OWNERS, {key = blob}))
+local blob, now, deletion_s = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local delete_at = redis.call('ZSCORE', keys.INPUT_IMAGES, blob)
+if not delete_at or tonumber(delete_at) > now then return 0 end
+local uses = key(keys.INPUT_IMAGE_USES, {key = blob})
+if redis.call('HLEN', uses) > redis.call('HEXISTS', uses, '#') then
+  redis.call('ZREM', keys.INPUT_IMAGES, blob)
+  return 0
+end
+redis.call('DEL', uses, key(keys.UPLOAD_OWNERS, {key = blob}))
 redis.call('SET', key(keys.INPUT_IMAGE_DELETION, {key = blob}), 1, 'EX', deletion_s)
+-- It stays listed until the deletion is confirmed: if the process dies before, the blob is due again.
+redis.call('ZADD', keys.INPUT_IMAGES, now + deletion_s, blob)
 return 1

@@ -1,19 +1,42 @@
 -- Deletes the record of an ended job. A deleted job's pending webhook is dropped; an expired job's is still delivered.
 -- ARGV: id, reason, seconds to remember the reason, time at which to list the job as expired once more or ''.
--- Returns 1, or 0 if there is no such job or it has not ended.
+-- Returns the blob keys of inputs that no job needs any more; nothing if there is no such job or it has not ended.
 -- include: job_indices
 
 local id, reason, remember_s, again_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local record = key(keys.JOB, {id = id})
-local status, owner = unpack(redis.call('HMGET', record, 'status', 'owner'))
+local status, owner, inputs = unpack(redis.call('HMGET', record, 'status', 'owner', 'inputs'))
 owner = owner or ''
-if not status then
-  redis.call('ZREM', keys.EXPIRING_JOBS, id)
-  return 0
-end
-if status == 'queued' or status == 'running' then return 0 end
 
-redis.call('DEL', record)
+local function drop_webhook()
+  return redis.call('ZREM', keys.OUTBOX, id) == 1 and redis.call('DEL', key(keys.OUTBOX_EVENT, {id = id})) == 1
+end
+
+-- Returns the inputs that are due for deletion, because this was the last job that needed them.
+local function release_inputs()
+  local unused = {}
+  for blob in string.gmatch(inputs or '', '%S+') do
+    local uses = key(keys.INPUT_IMAGE_USES, {key = blob})
+    if redis.call('HEXISTS', uses, owner) == 1 then
+      if redis.call('HINCRBY', uses, owner, -1) <= 0 then redis.call('HDEL', uses, owner) end
+      if redis.call('HLEN', uses) == redis.call('HEXISTS', uses, '#') then
+        redis.call('ZADD', keys.INPUT_IMAGES, 0, blob)
+        unused[#unused + 1] = blob
+      end
+    end
+  end
+  return unused
+end
+
+if not status then
+  -- An expired job's event is the last copy of the job.
+  if reason == 'deleted' and drop_webhook() then redis.call('INCR', keys.ERASURES) end
+  if reason ~= 'deleted' then redis.call('ZREM', keys.EXPIRING_JOBS, id) end
+  return false
+end
+if status == 'queued' or status == 'running' then return false end
+
+redis.call('DEL', record, key(keys.PREVIEW, {id = id}), key(keys.PREVIEW_REQUEST, {id = id}))
 for _, index in ipairs(indices_of_all(owner)) do redis.call('ZREM', index, id) end
 for _, index in ipairs(indices_by_status(status, owner)) do redis.call('ZREM', index, id) end
 if again_at == '' then
@@ -22,8 +45,7 @@ else
   redis.call('ZADD', keys.EXPIRING_JOBS, again_at, id)
 end
 redis.call('SET', key(keys.GONE_JOB, {id = id}), reason .. ' ' .. owner, 'EX', remember_s)
-if reason == 'deleted' and redis.call('ZREM', keys.OUTBOX, id) == 1 then
-  redis.call('DEL', key(keys.OUTBOX_EVENT, {id = id}))
-end
+redis.call('INCR', keys.ERASURES)
+if reason == 'deleted' then drop_webhook() end
 redis.call('PUBLISH', keys.JOB_CHANGES, id)
-return 1
+return release_inputs()

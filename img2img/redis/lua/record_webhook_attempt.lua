@@ -11,5 +11,10 @@ if next_at == '' then
 else
   redis.call('ZADD', keys.OUTBOX, next_at, id)
 end
-if redis.call('EXISTS', record) == 1 then redis.call('HSET', record, 'delivery', delivery) end
+if redis.call('EXISTS', record) == 1 then
+  redis.call('HSET', record, 'delivery', delivery)
+elseif next_at == '' then
+  -- The event was the last copy of the job.
+  redis.call('INCR', keys.ERASURES)
+end
 return 1

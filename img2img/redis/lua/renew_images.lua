@@ -1,20 +1,31 @@
--- Prolongs the retention of those input images that an owner has sent.
--- ARGV: time until which they are kept, 'all' or 'one', owner, blob key, ... Returns the keys of these images.
+-- Finds the images that an owner can refer to, and prolongs the retention of those that were uploaded.
+-- ARGV: time until which they are kept, now, 'all' or 'one', owner, blob key, ... Returns the keys of these images.
 -- include: keys
 
-local kept_until, whose, owner = ARGV[1], ARGV[2], ARGV[3]
+local kept_until, now, whose, owner = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
-local function is_usable(blob)
-  local owners = key(keys.INPUT_IMAGE_OWNERS, {key = blob})
-  if whose == 'all' then return redis.call('EXISTS', owners) == 1 end
-  return redis.call('ZSCORE', owners, owner)
+-- The input of a job is kept as long as the job.
+local function is_input(blob)
+  local uses = key(keys.INPUT_IMAGE_USES, {key = blob})
+  if whose == 'all' then return redis.call('HLEN', uses) > redis.call('HEXISTS', uses, '#') end
+  return redis.call('HEXISTS', uses, owner) == 1
+end
+
+local function renew_upload(blob)
+  local owners = key(keys.UPLOAD_OWNERS, {key = blob})
+  local renewed = false
+  for _, one in ipairs(whose == 'all' and redis.call('ZRANGE', owners, 0, -1) or {owner}) do
+    if tonumber(redis.call('ZSCORE', owners, one) or 0) > now then
+      redis.call('ZADD', owners, 'GT', kept_until, one)
+      renewed = true
+    end
+  end
+  if renewed then redis.call('ZADD', keys.INPUT_IMAGES, 'GT', kept_until, blob) end
+  return renewed
 end
 
 local usable = {}
-for i = 4, #ARGV do
-  if is_usable(ARGV[i]) then
-    redis.call('ZADD', keys.INPUT_IMAGES, 'GT', kept_until, ARGV[i])
-    usable[#usable + 1] = ARGV[i]
-  end
+for i = 5, #ARGV do
+  if is_input(ARGV[i]) or renew_upload(ARGV[i]) then usable[#usable + 1] = ARGV[i] end
 end
 return usable

@@ -1,21 +1,18 @@
--- Keeps input images that an owner has sent, at least until a given time.
--- ARGV: time, owner, now, blob key, ... Returns the keys that are being deleted.
+-- Reserves the inputs of a job that will be submitted. An input that no job needs is deleted after some time.
+-- ARGV: time of that deletion, generation of new inputs, blob key, ...
+-- Returns for each input its generation, or '' if an earlier copy of it is being deleted.
 -- include: keys
 
-local kept_until, owner, now = ARGV[1], ARGV[2], ARGV[3]
-local scored, deletions = {}, {}
-for i = 4, #ARGV do
-  scored[#scored + 1], scored[#scored + 2] = kept_until, ARGV[i]
-  deletions[#deletions + 1] = key(keys.INPUT_IMAGE_DELETION, {key = ARGV[i]})
-  -- A sorted set needs less memory than a set.
-  redis.call('ZADD', key(keys.INPUT_IMAGE_OWNERS, {key = ARGV[i]}), now, owner)
-end
-redis.call('ZADD', keys.INPUT_IMAGES, 'GT', unpack(scored))
+local delete_at, new_generation = ARGV[1], ARGV[2]
 
-local deleting = {}
-if redis.call('EXISTS', unpack(deletions)) > 0 then
-  for i, deletion in ipairs(deletions) do
-    if redis.call('EXISTS', deletion) == 1 then deleting[#deleting + 1] = ARGV[i + 3] end
-  end
+local function retain(blob)
+  if redis.call('EXISTS', key(keys.INPUT_IMAGE_DELETION, {key = blob})) == 1 then return '' end
+  local uses = key(keys.INPUT_IMAGE_USES, {key = blob})
+  redis.call('HSETNX', uses, '#', new_generation)
+  if redis.call('HLEN', uses) == 1 then redis.call('ZADD', keys.INPUT_IMAGES, 'GT', delete_at, blob) end
+  return redis.call('HGET', uses, '#')
 end
-return deleting
+
+local generations = {}
+for i = 3, #ARGV do generations[#generations + 1] = retain(ARGV[i]) end
+return generations

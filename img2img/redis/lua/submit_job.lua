@@ -1,7 +1,8 @@
 -- Queues a new job, unless its idempotency key is in use or a limit is reached.
 -- KEYS: RQ's job hash, RQ's list of waiting jobs, RQ's set of queues.
 -- ARGV: the job as JSON; the number of arguments of its record; field, value, ... of the record; then of RQ's job hash.
--- Returns 'created', 'revoked', 'owner_limit', 'limit', or '=' and the value of the idempotency key.
+-- Returns 'created', 'revoked', 'owner_limit', 'limit', 'inputs_deleted' if inputs were deleted since they were retained,
+-- or '=' and the value of the idempotency key.
 -- include: fair_queue
 -- include: job_indices
 
@@ -20,12 +21,20 @@ if job.idempotency_key then
 end
 if is_full(job.max_queued_per_owner, job.owner) then return 'owner_limit' end
 if is_full(job.max_queued, '') then return 'limit' end
+for _, input in ipairs(job.inputs) do
+  local generation = job.generations[input]
+  local uses = key(keys.INPUT_IMAGE_USES, {key = input})
+  if generation and redis.call('HGET', uses, '#') ~= generation then return 'inputs_deleted' end
+end
 
 redis.call('HSET', key(keys.JOB, {id = job.id}), unpack(ARGV, 3, 2 + record_size))
 for _, index in ipairs(indices_of_all(job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
 for _, index in ipairs(indices_by_status('queued', job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
 if job.deadline_at then redis.call('ZADD', keys.DEADLINES, job.deadline_at, job.id) end
-for _, input in ipairs(job.inputs) do redis.call('HINCRBY', keys.INPUT_IMAGE_USES, input, 1) end
+for _, input in ipairs(job.inputs) do
+  redis.call('HINCRBY', key(keys.INPUT_IMAGE_USES, {key = input}), job.owner, 1)
+  redis.call('ZREM', keys.INPUT_IMAGES, input)
+end
 if job.idempotency_key then
   redis.call('SET', job.idempotency_key, job.fingerprint .. ' ' .. job.id, 'EX', job.idempotency_ttl_s)
 end

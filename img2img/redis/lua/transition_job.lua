@@ -16,15 +16,6 @@ local function contains(list, item)
   return string.find(',' .. list .. ',', ',' .. item .. ',', 1, true)
 end
 
-local function release_input_images(kept_until)
-  for input in string.gmatch(redis.call('HGET', record, 'inputs') or '', '%S+') do
-    if redis.call('HINCRBY', keys.INPUT_IMAGE_USES, input, -1) <= 0 then
-      redis.call('HDEL', keys.INPUT_IMAGE_USES, input)
-    end
-    redis.call('ZADD', keys.INPUT_IMAGES, 'GT', kept_until, input)
-  end
-end
-
 -- The event is a copy of the record, because the record may expire before it is delivered.
 local function queue_webhook()
   local statuses = redis.call('HGET', record, 'webhook_on')
@@ -40,7 +31,6 @@ local function finish()
   redis.call('ZADD', keys.EXPIRING_JOBS, kept_until, id)
   redis.call('ZREM', keys.DEADLINES, id)
   redis.call('HINCRBY', keys.ENDED_JOBS, to .. ' ' .. model, 1)
-  release_input_images(kept_until)
   queue_webhook()
 end
 

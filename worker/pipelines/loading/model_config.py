@@ -27,19 +27,24 @@ class ComponentSource(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Folder or file (relative to models.toml if it starts with a dot) or hub id.
-    source: str
-    revision: str | None = None
-    subfolder: str | None = None
-    # File name, for a source with several files.
-    weight_name: str | None = None
+    source: Annotated[
+        str,
+        Field(description="folder or file, relative to the model file if it starts with a dot, or a hub id; required"),
+    ]
+    revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
+    subfolder: Annotated[str | None, Field(description="folder within the source")] = None
+    weight_name: Annotated[str | None, Field(description="file name, for a source with several files")] = None
 
 
 class UpscalerSource(ComponentSource):
     """Location of an upscaler, with the defaults of requests that use it."""
 
-    steps: Annotated[int | None, Field(ge=1, le=150)] = None
-    guidance_scale: Annotated[float | None, Field(ge=1)] = None
+    steps: Annotated[
+        int | None, Field(ge=1, le=150, description="default of upscaling requests, 1 to 150; only in `upscale`")
+    ] = None
+    guidance_scale: Annotated[
+        float | None, Field(ge=1, description="default of upscaling requests, at least 1; only in `upscale`")
+    ] = None
 
 
 def _expand(value: object) -> object:
@@ -58,29 +63,64 @@ class ModelConfig(BaseModel):
 
     # Name that clients use: the key of the table.
     name: str = ""
-    source: str
-    revision: str | None = None
-    # Variant of the weight files, such as fp16.
-    variant: str | None = None
-    # Default: the dtype of the family on CUDA, float32 on the CPU.
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    controlnets: dict[ControlType, Component] = {}
-    # transformers models that make depth, segmentation and pose maps.
-    preprocessors: dict[ControlType, Component] = {}
-    ip_adapter: Component | None = None
-    # Image encoder of the IP-Adapter. Default: the folder `image_encoder` beside the adapter.
-    image_encoder: Component | None = None
-    loras: dict[LoraName, Component] = {}
-    # Pipeline or UNet with 9 input channels.
-    inpaint: Component | None = None
-    # Pipeline or UNet with 8 input channels (InstructPix2Pix).
-    edit: Component | None = None
-    upscale: dict[UpscaleFactor, Annotated[UpscalerSource, BeforeValidator(_expand)]] = {}
-    steps: Annotated[int | None, Field(ge=1, le=150)] = None
-    guidance_scale: Annotated[float | None, Field(ge=1)] = None
-    scheduler: Scheduler | None = None
-    # false for models that run without guidance (turbo, lightning): requests with a guidance scale are rejected.
-    guidance: bool | None = None
+    source: Annotated[
+        str, Field(description="folder in diffusers format (with a `model_index.json`), or a hub id; required")
+    ]
+    revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
+    variant: Annotated[str | None, Field(description="variant of the weight files, such as `fp16`")] = None
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        Field(
+            description="`float32`, `float16` or `bfloat16`; default: `float16` on CUDA (`bfloat16` for families that "
+            "need it), else `float32`"
+        ),
+    ] = None
+    controlnets: Annotated[dict[ControlType, Component], Field(description="table: control type -> part")] = {}
+    preprocessors: Annotated[
+        dict[ControlType, Component],
+        Field(
+            description="table: `depth`, `pose` or `segmentation` -> part, a transformers model that computes the map"
+        ),
+    ] = {}
+    ip_adapter: Annotated[Component | None, Field(description="part: the IP-Adapter")] = None
+    image_encoder: Annotated[
+        Component | None,
+        Field(
+            description="part: the CLIP image encoder of the IP-Adapter; default: `image_encoder` next to the adapter "
+            "file"
+        ),
+    ] = None
+    loras: Annotated[dict[LoraName, Component], Field(description="table: name -> part")] = {}
+    inpaint: Annotated[
+        Component | None,
+        Field(
+            description="part: a pipeline or UNet with 9 input channels, used for inpainting; default: the model itself"
+        ),
+    ] = None
+    edit: Annotated[
+        Component | None, Field(description="part: a pipeline or UNet with 8 input channels (InstructPix2Pix)")
+    ] = None
+    upscale: Annotated[
+        dict[UpscaleFactor, Annotated[UpscalerSource, BeforeValidator(_expand)]],
+        Field(description="table: factor (2 or 4) -> part, which also takes `steps` and `guidance_scale`"),
+    ] = {}
+    steps: Annotated[
+        int | None, Field(ge=1, le=150, description="default of requests, 1 to 150; default: of the family, usually 30")
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        Field(ge=1, description="default of requests, at least 1; default: of the model family, usually 7.5"),
+    ] = None
+    scheduler: Annotated[
+        Scheduler | None, Field(description="default of requests; default: the scheduler of the model")
+    ] = None
+    guidance: Annotated[
+        bool | None,
+        Field(
+            description="`false` for models made to run without guidance (turbo and lightning models): requests cannot "
+            "enable it"
+        ),
+    ] = None
 
 
 class _ModelsFile(BaseModel):

@@ -1,0 +1,129 @@
+"""Checks of Redis, the workers and the blob store, which all clients share: any number of them cost one check."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from obstore.exceptions import BaseError as StoreError
+from redis.exceptions import RedisError
+
+from img2img.blobs import BlobStore
+from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.webhook_outbox import WebhookOutbox
+from img2img.redis.worker_starts import WorkerStarts
+
+from ..schemas.responses import DependencyStatus, Readiness
+
+# A result is used for this long.
+MAX_AGE_S = 1.0
+# A check that takes longer counts as failed. It continues, and no other one starts before it has ended.
+WAIT_S = 1.8
+NO_RESPONSE = DependencyStatus(ok=False, detail=f"no response within {WAIT_S:g} s")
+UNKNOWN = DependencyStatus(ok=False, detail="unknown without Redis")
+
+T = TypeVar("T")
+
+
+class SharedCheck(Generic[T]):
+    """Runs a check on one thread at a time, and keeps its result for a while.
+
+    Args:
+        check: Blocks and raises nothing.
+        no_response: Result while the check takes too long.
+    """
+
+    def __init__(self, check: Callable[[], T], no_response: T) -> None:
+        self._check = check
+        self._no_response = no_response
+        self._limiter = CapacityLimiter(1)
+        self._result = no_response
+        self._ended_at = self._started_at = -MAX_AGE_S
+        self._running: asyncio.Task[None] | None = None
+
+    async def read(self) -> T:
+        """Return a result that is at most `MAX_AGE_S` old, after at most `WAIT_S`."""
+        if self._running is None and time.monotonic() - self._ended_at < MAX_AGE_S:
+            return self._result
+        if self._running is None:
+            self._started_at = time.monotonic()
+            self._running = asyncio.create_task(self._run())
+        running, left_s = self._running, self._started_at + WAIT_S - time.monotonic()
+        if not running.done():
+            await asyncio.wait((running,), timeout=max(0.0, left_s))
+        return self._result if running.done() else self._no_response
+
+    async def _run(self) -> None:
+        try:
+            self._result = await run_sync(self._check, limiter=self._limiter)
+        finally:
+            self._ended_at = time.monotonic()
+            self._running = None
+
+
+class RedisReadiness(NamedTuple):
+    """What can be read from Redis. `webhooks` is None if the service sends none."""
+
+    redis: DependencyStatus
+    workers: DependencyStatus
+    webhooks: DependencyStatus | None
+
+
+class ReadinessChecks:
+    """The checks of `GET /readyz`.
+
+    Args:
+        outbox: None if the service sends no webhooks.
+        with_errors: Whether to report why workers did not start. A client without an API key learns no paths.
+    """
+
+    def __init__(
+        self,
+        models: ModelRegistry,
+        starts: WorkerStarts,
+        outbox: WebhookOutbox | None,
+        store: BlobStore,
+        *,
+        with_errors: bool,
+    ) -> None:
+        self._models = models
+        self._starts = starts
+        self._with_errors = with_errors
+        self._outbox = outbox
+        self._store = store
+        no_redis = RedisReadiness(NO_RESPONSE, UNKNOWN, UNKNOWN if outbox else None)
+        self._redis_check = SharedCheck(self._check_redis, no_redis)
+        self._store_check = SharedCheck(self._check_store, NO_RESPONSE)
+
+    async def read(self) -> Readiness:
+        """Return the state of all parts of the service, after at most `WAIT_S`."""
+        found, store = await asyncio.gather(self._redis_check.read(), self._store_check.read())
+        ready = found.redis.ok and store.ok and found.workers.ok
+        return Readiness(ready=ready, redis=found.redis, store=store, workers=found.workers, webhooks=found.webhooks)
+
+    def _check_redis(self) -> RedisReadiness:
+        try:
+            live = self._models.live()
+            starting = self._starts.all().values()
+            webhooks = self._check_webhooks(self._outbox) if self._outbox else None
+        except RedisError as error:
+            status = DependencyStatus(ok=False, detail=type(error).__name__)
+            return RedisReadiness(status, UNKNOWN, UNKNOWN if self._outbox else None)
+        names = {worker for workers in live.values() for worker in workers}
+        details = [f"{len(names)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
+        workers = DependencyStatus(ok=bool(names), detail="; ".join(details))
+        return RedisReadiness(DependencyStatus(ok=True, detail="responds"), workers, webhooks)
+
+    def _check_webhooks(self, outbox: WebhookOutbox) -> DependencyStatus:
+        is_running, pending = outbox.has_dispatcher(), outbox.pending_count()
+        dispatcher = "dispatcher running" if is_running else "no dispatcher running"
+        return DependencyStatus(ok=is_running, detail=f"{dispatcher}; {pending} webhook{'s' * (pending != 1)} pending")
+
+    def _check_store(self) -> DependencyStatus:
+        try:
+            self._store.check()
+        except (StoreError, OSError) as error:
+            return DependencyStatus(ok=False, detail=type(error).__name__)
+        return DependencyStatus(ok=True, detail="responds")

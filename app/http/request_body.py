@@ -1,0 +1,152 @@
+"""Reads and validates request bodies, with limits on the work of a parser: JSON on a thread, forms as they arrive.
+
+FastAPI is not used for this: it parses JSON on the event loop, and builds an error for every invalid value.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from anyio.to_thread import run_sync
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from img2img.domain.parameters import MAX_TEXT
+from img2img.errors import RequestError
+
+from .errors import UnsupportedMedia
+
+# More than a request has fields, so that unknown fields are reported by name.
+MAX_PARTS = 64
+MAX_FIELD_BYTES = 64 * 1024
+# Most JSON values of a body. Requests of the web UI have hundreds: the arguments of its scripts.
+MAX_JSON_VALUES = 2000
+# Most commas and brackets of a body, in strings or not: enough for two texts full of commas. A body of nothing but
+# brackets takes a parser half a minute and gigabytes.
+MAX_JSON_TOKENS = 2 * MAX_TEXT + MAX_JSON_VALUES
+TOO_MANY_VALUES = "The JSON body has more values than any request."
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+
+def media_type_of(request: Request) -> tuple[str, dict[bytes, bytes]]:
+    """Return the media type of the body in lower case, and its options."""
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    return media_type.decode("latin-1"), options
+
+
+async def read_json(request: Request, kind: type[T], *, strict: bool) -> T:
+    """Read a JSON body and validate it.
+
+    Args:
+        kind: A model or another type that pydantic can validate.
+        strict: Whether JSON types have to match: "30" and true are not numbers.
+
+    Raises:
+        RequestError: The body has too many values.
+        UnsupportedMedia: It is not JSON.
+        RequestValidationError: It is invalid.
+    """
+    if media_type_of(request)[0] != "application/json":
+        raise UnsupportedMedia("The content type should be application/json.")
+    body = bytearray()
+    # Not `request.body()`, which keeps the body for as long as the request.
+    try:
+        async for part in request.stream():
+            body += part
+    except BaseException:
+        # The error refers to this frame until its response is sent.
+        body.clear()
+        raise
+    return await run_sync(_parse_json, body, kind, strict, limiter=request.app.state.services.parsers)
+
+
+def _parse_json(body: bytearray, kind: type[T], strict: bool) -> T:
+    tokens = sum(map(body.count, (b",", b"[", b"{")))
+    if tokens > MAX_JSON_TOKENS:
+        raise RequestError(TOO_MANY_VALUES)
+    if tokens > MAX_JSON_VALUES:
+        # Either long texts or too many values, each of which could have an error.
+        _check_value_count(body)
+    try:
+        return TypeAdapter(kind).validate_json(body, strict=strict)
+    except ValidationError as error:
+        raise _as_request_error(error) from None
+
+
+def _check_value_count(body: bytearray) -> None:
+    try:
+        value = from_json(body)
+    except ValueError:
+        # Reported with its position by the validation.
+        return
+    if count_values(value) > MAX_JSON_VALUES:
+        raise RequestError(TOO_MANY_VALUES)
+
+
+def count_values(value: object) -> int:
+    """Return the number of values in parsed JSON, which is nested no deeper than the parser allows."""
+    if isinstance(value, dict):
+        return 1 + sum(map(count_values, value.values()))
+    if isinstance(value, list):
+        return 1 + sum(map(count_values, value))
+    return 1
+
+
+class _CompleteFormParser(MultiPartParser):
+    """Knows whether the form has ended with its closing boundary."""
+
+    is_complete = False
+
+    def on_end(self) -> None:
+        self.is_complete = True
+
+
+async def read_form(request: Request, max_body_bytes: int) -> list[tuple[str, str | bytes]]:
+    """Return names and values of a form, in its order: bytes of files, text of the other fields.
+
+    Raises:
+        RequestError: The form cannot be parsed, has too many parts, or ends early.
+    """
+    parser = _CompleteFormParser(
+        request.headers,
+        request.stream(),
+        max_files=MAX_PARTS,
+        max_fields=MAX_PARTS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    # In memory: writing to disk takes ten times as long as parsing.
+    parser.spool_max_size = max_body_bytes + 1
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise RequestError(f"The form cannot be read: {error.message}") from None
+    if not parser.is_complete:
+        # Its last field would be missing or cut off.
+        raise RequestError("The form ends before its closing boundary; send it again.")
+    return [(name, _read(value)) for name, value in form.multi_items()]
+
+
+def _read(value: UploadFile | str) -> bytes | str:
+    if isinstance(value, str):
+        return value
+    with value.file as file:
+        data: bytes = file.read()
+    return data
+
+
+def validated(model: type[M], fields: Mapping[str, Any]) -> M:
+    """Return the fields as a model. Raises RequestValidationError with all invalid fields."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise _as_request_error(error) from None
+
+
+def _as_request_error(error: ValidationError) -> RequestValidationError:
+    return RequestValidationError(error.errors(include_url=False, include_context=False))

@@ -1,0 +1,5 @@
+-- Makes those inputs due for deletion that no job needs.
+-- ARGV: blob key, ...
+-- include: keys
+
+for _, blob in ipairs(ARGV) do redis.call('ZADD', keys.INPUT_IMAGES, 'XX', 0, blob) end

@@ -1,0 +1,194 @@
+"""Bodies that are expensive to parse, cannot be encoded, or are cut off, on every route that reads one."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+import pytest
+from fastapi.routing import iter_route_contexts
+from redis import Redis
+
+from img2img.app.http.request_body import MAX_JSON_TOKENS, MAX_JSON_VALUES
+from img2img.app.main import create_app
+from img2img.app.settings import ApiSettings
+from img2img.redis.model_registry import ModelRegistry
+from tests.support.api_process import ApiProcess, api_process
+from tests.support.model_cards import CARD
+from tests.support.problems import assert_problem
+from tests.support.servers import redis_server
+
+JSON_ROUTES = ("/img2img", "/control-maps", "/images", "/sdapi/v1/img2img", "/sdapi/v1/options")
+FORM_ROUTES = ("/img2img", "/control-maps", "/images", "/v1/images/edits", "/v1/images/variations")
+JSON = {"Content-Type": "application/json"}
+SIZE = 31_000_000
+
+
+def unknown_keys(size: int) -> bytes:
+    return b"{" + b",".join(b'"%x":0' % (i + (1 << 20)) for i in range(size // 11)) + b"}"
+
+
+BOMBS = {
+    "6 MB of keys": lambda: unknown_keys(6_000_000),
+    "31 MB of keys": lambda: unknown_keys(SIZE),
+    "lists": lambda: b'{"a":[' + b"[]," * (SIZE // 3) + b"1]}",
+    "objects": lambda: b'{"a":[' + b"{}," * (SIZE // 3) + b"1]}",
+    "depth": lambda: b'{"a":' + b"[" * (SIZE // 2) + b"]" * (SIZE // 2) + b"}",
+    "depth within the limits": lambda: b'{"a":' + b"[" * MAX_JSON_VALUES + b"]" * MAX_JSON_VALUES + b"}",
+    "keys within the limits of tokens": lambda: unknown_keys(MAX_JSON_TOKENS * 10),
+    "keys within the limits of values": lambda: unknown_keys(MAX_JSON_VALUES * 10),
+    "digits": lambda: b'{"seed":' + b"9" * SIZE + b"}",
+    "a long key": lambda: b'{"' + b"k" * SIZE + b'":0}',
+    "escapes": lambda: b'{"prompt":"' + b"\\u00e9" * (SIZE // 6) + b'"}',
+}
+
+
+def test_fastapi_parses_no_body(settings: ApiSettings) -> None:
+    """It would do so on the event loop, without limits."""
+    app = create_app(settings)
+    for context in iter_route_contexts(app.routes):
+        assert getattr(context.route, "body_field", None) is None, context.path
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
+    """A process of its own, whose memory and delays can be measured."""
+    log = tmp_path_factory.mktemp("api") / "log"
+    with TemporaryDirectory(prefix="i2i-") as name, redis_server(Path(name)) as url, Redis.from_url(url) as redis:
+        ModelRegistry(redis).register("w", [CARD], ttl_s=600)
+        with api_process(Path(name), log) as api:
+            yield api
+
+
+@contextmanager
+def slowest_health_check(url: str) -> Iterator[list[float]]:
+    """Measure health checks during the context. The list has the time of the slowest one, in seconds."""
+    ended, slowest = threading.Event(), [0.0]
+
+    def measure() -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            while not ended.wait(0.02):
+                started_at = time.monotonic()
+                assert client.get("/healthz").status_code == 200
+                slowest[0] = max(slowest[0], time.monotonic() - started_at)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    try:
+        yield slowest
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_expensive_json_delays_no_other_request(api: ApiProcess, bomb: str) -> None:
+    body = BOMBS[bomb]()
+    for path in JSON_ROUTES:
+        with slowest_health_check(api.url) as slowest:
+            response = httpx.post(f"{api.url}{path}", content=body, headers=JSON, timeout=60)
+        assert_problem(response, response.status_code)
+        assert response.status_code in (400, 422)
+        assert len(response.content) < 20_000
+        assert slowest[0] < 1, path  # it was 9 s for 6 MB of keys
+    # Of 4 GB for 31 MB of keys.
+    assert api.peak_bytes() < 400_000_000
+
+
+SURROGATES = (
+    b'{"\\ud800":"x"}',
+    b'{"prompt":"\\udfff"}',
+    b'{"x":["\\ud800\\ud800"]}',
+    b'{"sd_model_checkpoint":"\\ud800"}',
+)
+
+
+@pytest.mark.parametrize("path", JSON_ROUTES)
+@pytest.mark.parametrize("body", [*SURROGATES, b'{"\xff":0}', b'{"prompt":"\xed\xa0\x80"}', b"\xef\xbb\xbf{", b""])
+def test_text_that_is_not_unicode_is_rejected(http: httpx.Client, path: str, body: bytes) -> None:
+    assert_problem(http.post(path, content=body, headers=JSON), 422, "invalid_parameter")
+
+
+@pytest.mark.parametrize("path", FORM_ROUTES)
+def test_text_of_forms_that_is_not_unicode_is_rejected(http: httpx.Client, path: str, image_bytes: bytes) -> None:
+    for fields in (
+        {"controls": '[{"type":"\\ud800"}]'},
+        {"loras": '[{"name":"\\ud800"}]'},
+        {"\udcff": "x"},
+        {"prompt": "\x00"},
+        {"webhook": '{"url":"\\ud800"}'},
+    ):
+        [(name, value)] = fields.items()
+        part = f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n--b--\r\n'
+        body = part.encode("utf-8", "surrogateescape")
+        response = http.post(path, content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+        assert response.status_code in (400, 422), (fields, response.text)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/jobs?status=%ff",
+        "/jobs?cursor=%ed%a0%80",
+        "/jobs?%ff=%fe",
+        "/jobs/%ff%fe",
+        "/jobs/%ed%a0%80/events",
+        "/jobs/%00/result?format=%ff&quality=%00",
+        "/%ff",
+        "/sdapi/v1/progress?skip_current_image=%ff",
+        "/static-offline-docs/%ff%00",
+        "/docs/%ff",
+    ],
+)
+@pytest.mark.parametrize("header", [b"x", b"\xff\xfe\xed\xa0\x80"])
+def test_odd_bytes_in_urls_and_headers_are_no_server_error(http: httpx.Client, path: str, header: bytes) -> None:
+    names = (b"Accept", b"Authorization", b"X-API-Key", b"If-None-Match", b"Prefer", b"Idempotency-Key", b"traceparent")
+    response = http.get(path, headers=[(name, header) for name in names])
+    assert response.status_code < 500
+    posted = http.post("/img2img", content=b"{}", headers=[(b"content-type", b"application/json;x=" + header)])
+    assert posted.status_code == 422
+    for name in (b"content-type", b"idempotency-key", b"content-encoding"):
+        assert http.post("/img2img", content=b"{}", headers=[(name, header)]).status_code in (415, 422)
+
+
+def form(image: bytes, strength: str = "0.11") -> bytes:
+    return (
+        b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        + image
+        + b'\r\n--b\r\nContent-Disposition: form-data; name="strength"\r\n\r\n'
+        + strength.encode()
+        + b"\r\n--b--\r\n"
+    )
+
+
+@pytest.mark.parametrize("path", FORM_ROUTES)
+@pytest.mark.parametrize("cut", [3, 6, 7, 8, 10, 60, 100, 10_000])
+def test_form_without_its_closing_boundary_is_rejected(
+    http: httpx.Client, redis: Redis, image_bytes: bytes, path: str, cut: int
+) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    response = http.post(path, content=form(image_bytes)[:-cut], headers=headers)
+    assert response.status_code == 400, response.text
+    assert redis.zcard("i2i:jobs") == 0
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\nepilogue", b"\r\n\r\n"])
+def test_whole_form_is_accepted(http: httpx.Client, image_bytes: bytes, end: bytes) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    response = http.post("/img2img", content=form(image_bytes).removesuffix(b"\r\n") + end, headers=headers)
+    assert response.status_code == 202
+    assert response.json()["request"]["strength"] == 0.11
+
+
+@pytest.mark.parametrize("path", FORM_ROUTES)
+def test_other_media_types_are_rejected(http: httpx.Client, path: str) -> None:
+    response = http.post(path, content=b"image=x", headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert response.status_code == 415
+
+
+@pytest.mark.parametrize("path", ["/sdapi/v1/img2img", "/sdapi/v1/options"])
+def test_json_needs_its_media_type(http: httpx.Client, path: str) -> None:
+    assert_problem(http.post(path, content=b"{}", headers={"Content-Type": "text/plain"}), 415)

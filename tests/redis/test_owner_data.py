@@ -1,0 +1,155 @@
+"""Everything that an owner has sent is deleted, and nothing of others."""
+
+import time
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from img2img.app.http.rate_limit import RateLimiter
+from img2img.domain.blob_keys import input_key, result_key, upload_key
+from img2img.domain.job import JobOptions
+from img2img.domain.webhook import Webhook
+from img2img.erasure import Eraser, Forgotten
+from img2img.errors import Expired
+from img2img.redis.idempotency import IdempotencyKey
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.keys import A1111_JOBS, JOB, JOBS_OF_OWNER
+from img2img.redis.owner_data import OwnerData
+from tests.support.memory_store import MemoryStore
+from tests.support.specs import make_spec
+
+ADA, BOB = "ada0" * 4, "b0b0" * 4
+OWN_IMAGES = {ADA: "ad" * 32, BOB: "be" * 32}
+HOOK = Webhook.model_validate({"url": "https://example.com/hook"})
+
+
+class FailingStore(MemoryStore):
+    """A store that fails at one of its deletions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deletions = 0
+        self.fails_at: int | None = None
+
+    def delete(self, *keys: str) -> None:
+        self.deletions += 1
+        if self.deletions == self.fails_at:
+            raise OSError("the store is unavailable")
+        super().delete(*keys)
+
+
+class Data:
+    """Data of both owners, of every kind."""
+
+    def __init__(self, redis: Redis) -> None:
+        redis.flushall()
+        self.redis, self.store = redis, FailingStore()
+        self.jobs = JobQueue(redis)
+        self.eraser = Eraser(self.jobs, self.store)
+
+    def fill(self, owner: str) -> None:
+        shared, own = "5a" * 32, OWN_IMAGES[owner]
+        for image in (shared, own):
+            for index in range(2):
+                self.submit(owner, image, f"{image[:2]}{index}")
+        running = self.submit(owner, own, "running")
+        self.jobs.job_store.start(running, execution="e", worker="w")
+        self.store.put(result_key(running, 0), b"png")
+        ended = self.submit(owner, own, "ended")
+        self.jobs.cancel(ended)
+        expired, deleted = self.submit(owner, own, "expired"), self.submit(owner, own, "deleted")
+        self.jobs.cancel(expired)
+        self.jobs.job_store.forget(expired, Expired)
+        self.eraser.delete_job(deleted)
+        for digest in (shared, own):
+            self.jobs.input_images.retain_upload(upload_key(digest), 600, owner)
+            self.store.put(upload_key(digest), b"png")
+        RateLimiter("100/hour", self.redis).spend(owner, 1)
+        self.redis.zadd(A1111_JOBS.format(owner=owner), {running: time.time()})
+
+    def submit(self, owner: str, image: str, key: str) -> str:
+        self.store.put(input_key(image), b"png")
+        options = JobOptions(owner=owner, webhook=HOOK)
+        spec = make_spec(image=image, prompt=f"a prompt of {owner}")
+        record, _ = self.jobs.submit_idempotent(IdempotencyKey(key, "f", owner), spec, options)
+        return record.id
+
+    def forget(self, owner: str) -> Forgotten:
+        return self.eraser.forget_owner(OwnerData(self.redis, owner))
+
+    def of(self, owner: str) -> dict[str, Any]:
+        """Return the keys and values that name the owner, without RQ's and those that count all owners."""
+        found: dict[str, Any] = {}
+        for key in map(bytes.decode, self.redis.scan_iter("i2i:*")):
+            kind = self.redis.type(key).decode()
+            value = {
+                "hash": self.redis.hgetall,
+                "string": self.redis.get,
+                "zset": lambda key: self.redis.zrange(key, 0, -1),
+            }[kind](key)
+            if owner in key or owner in str(value):
+                found[key] = value
+        return found
+
+
+@pytest.fixture
+def data(redis: Redis) -> Data:
+    data = Data(redis)
+    data.fill(ADA)
+    data.fill(BOB)
+    return data
+
+
+def without_shared(found: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what both owners use."""
+    return {key: value for key, value in found.items() if "5a" * 32 not in key and not key.startswith("i2i:queue:")}
+
+
+def test_data_of_one_owner_is_deleted(data: Data) -> None:
+    bobs, blobs = without_shared(data.of(BOB)), set(data.store._blobs)
+    assert len(without_shared(data.of(ADA))) == len(bobs) > 20
+    forgotten = data.forget(ADA)
+    assert forgotten == Forgotten(
+        jobs=6, uploads=2, webhooks=1, idempotency_keys=8, rate_limits=forgotten.rate_limits, gone_jobs=8
+    )
+    assert forgotten.rate_limits >= 1
+    assert data.of(ADA) == {}
+    assert without_shared(data.of(BOB)) == bobs
+    left = set(data.store._blobs)
+    assert {upload_key("5a" * 32), input_key("5a" * 32), upload_key("be" * 32), input_key("be" * 32)} < left
+    gone = blobs - left
+    assert {upload_key("ad" * 32), input_key("ad" * 32)} < gone
+    assert len(gone) == 3  # and the result of the running job
+    assert data.forget(ADA) == Forgotten(0, 0, 0, 0, 0, 0)
+
+
+def test_deletion_continues_after_an_error_of_the_store(data: Data) -> None:
+    attempts = 0
+    while True:
+        data.store.deletions, data.store.fails_at = 0, 2 if attempts < 20 else None
+        attempts += 1
+        try:
+            data.forget(ADA)
+        except OSError:
+            continue
+        break
+    assert attempts > 3
+    assert data.of(ADA) == {}
+    data.store.fails_at = None
+    # Retention deletes the blobs at which the store has failed.
+    for key in data.redis.zrange("i2i:inputs", 0, -1):
+        data.redis.zadd("i2i:inputs", {key: 1}, xx=True)
+    data.eraser.delete_unused()
+    for job_id in data.redis.zrange("i2i:expiring", 0, -1):
+        data.eraser.expire_job(job_id.decode())
+    assert not [key for key in data.store._blobs if "ad" * 32 in key]
+
+
+def test_damaged_records_and_lists_are_deleted(data: Data) -> None:
+    jobs_of_ada = JOBS_OF_OWNER.format(owner=ADA)
+    [one] = map(bytes.decode, data.redis.zrange(jobs_of_ada, 0, 0))
+    data.redis.hset(JOB.format(id=one), "spec", "{")
+    data.redis.zadd(jobs_of_ada, {"0" * 32: 1})
+    data.forget(ADA)
+    assert data.of(ADA) == {}
