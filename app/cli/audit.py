@@ -1,15 +1,14 @@
 """`img2img audit`: lists the audit log."""
 
-import json
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from .errors import server_errors
-from .keys import connected, moment, printable
+from .keys import connected, moment
 from .options import AsJson
-from .printing import echo, new_table, print_table
+from .printing import add_row, echo, new_table, print_table, to_json
 from .serve import DataDir, RedisUrl, settings_of
 
 
@@ -28,10 +27,10 @@ def audit(
         for entry in entries:
             at = datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="milliseconds")
             document = {"time": at, "event": entry.event, "actor": entry.actor, "details": entry.details}
-            echo(json.dumps(document))
+            echo(to_json(document))
         return
     table = new_table("time", "event", "actor", "details")
     for entry in entries:
         details = " ".join(f"{name}={value}" for name, value in entry.details.items())
-        table.add_row(moment(entry.at), entry.event, printable(entry.actor), printable(details))
+        add_row(table, moment(entry.at), entry.event, entry.actor, details)
     print_table(table)

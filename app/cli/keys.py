@@ -1,6 +1,5 @@
 """`img2img keys`: create, rotate, list and revoke API keys."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from img2img.domain.api_key import Scope, owner_of
 
 from .errors import WrongUsage, fail, server_errors
 from .options import AsJson
-from .printing import echo, new_table, print_table
+from .printing import add_row, echo, new_table, print_table, to_json
 from .serve import DataDir, RedisUrl, settings_of
 
 if TYPE_CHECKING:
@@ -99,13 +98,13 @@ def list_keys(as_json: AsJson = False, data_dir: DataDir = None, redis_url: Redi
         for key in found:
             document = key.model_dump(mode="json", exclude={"sha256", "expiry_recorded"})
             document |= {"owner": owner_of(key), "scopes": sorted(key.scopes), "last_used_at": last_uses.get(key.id)}
-            echo(json.dumps(document))
+            echo(to_json(document))
         return
     table = new_table("key", "created", "expires", "last used", "scopes", "owner", "name")
     for key in found:
         expires = "expired " * key.has_expired(time.time()) + moment(key.expires_at)
         used, scopes = moment(last_uses.get(key.id)), ",".join(sorted(key.scopes))
-        table.add_row(key.id, moment(key.created_at), expires, used, scopes, owner_of(key), printable(key.name))
+        add_row(table, key.id, moment(key.created_at), expires, used, scopes, owner_of(key), key.name)
     print_table(table)
 
 
@@ -182,11 +181,6 @@ def _seconds(text: str, option: str, minimum: float = 0) -> float:
 
 def moment(seconds: float | None) -> str:
     return "never" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def printable(text: str) -> str:
-    """Return the text without control characters, which a terminal would obey."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 @contextmanager

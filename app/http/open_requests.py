@@ -23,8 +23,6 @@ from .problem_details import problem_response
 
 CHECK_S = 1.0
 RECORD_EXPIRIES_S = 60.0
-# A response is sent in parts of this size, so that it can be ended while a slow client receives it.
-PART_BYTES = 64 * 1024
 # Time for the last event of a stream to be taken by the client.
 LAST_EVENT_S = 1.0
 # Name of the state of a request that is a function: it returns the last event of a stream that ends with an error.
@@ -56,7 +54,8 @@ class OpenRequests:
 
         - A response that has not started is a 401.
         - An event stream ends with an event `error`.
-        - Any other response is cut off, by closing the connection.
+        - Any other response is cut off, by closing the connection. `InFlightMiddleware` sends the next part of a response
+          when the client has received the last one.
         """
         request, response = _OpenRequest(), _Response(send)
         self._by_key[key_id].add(request)
@@ -111,19 +110,12 @@ class _Response:
         self._is_complete = False
 
     async def send(self, message: Message) -> None:
-        """Send an ASGI message, its body in parts."""
+        """Send an ASGI message."""
         if message["type"] != "http.response.body":
             self._is_started = True
             self._is_event_stream = _media_type(message) == "text/event-stream"
-            await self._send(message)
-            return
-        body, more = message.get("body", b""), message.get("more_body", False)
-        last_part_at = max(0, len(body) - 1) // PART_BYTES * PART_BYTES
-        for start in range(0, last_part_at, PART_BYTES):
-            part = body[start : start + PART_BYTES]
-            await self._send({"type": "http.response.body", "body": part, "more_body": True})
-        await self._send({**message, "body": body[last_part_at:]})
-        self._is_complete = not more
+        await self._send(message)
+        self._is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
     async def end(self, error: Img2ImgError, scope: Scope, receive: Receive) -> None:
         """End the response because of an error. One that can only be cut off is left to the server to close."""
