@@ -54,8 +54,8 @@ class OpenRequests:
 
         - A response that has not started is a 401.
         - An event stream ends with an event `error`.
-        - Any other response is cut off, by closing the connection. `InFlightMiddleware` sends the next part of a response
-          when the client has received the last one.
+        - Any other response is cut off, by closing the connection. `InFlightMiddleware` sends responses in parts, each
+          when the client has received those before it.
         """
         request, response = _OpenRequest(), _Response(send)
         self._by_key[key_id].add(request)
