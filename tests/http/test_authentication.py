@@ -56,7 +56,7 @@ def anonymous(url: str, keys: ApiKeys) -> Iterator[httpx.Client]:
 
 
 def at(path: str) -> str:
-    return path.format(job_id="0" * 32, index=0)
+    return path_of(path)
 
 
 def assert_unauthorized(response: httpx.Response, method: str, code: str) -> None:

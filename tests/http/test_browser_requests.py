@@ -35,7 +35,7 @@ def studio(settings: ApiSettings) -> Iterator[httpx.Client]:
 def test_every_route_refuses_other_hosts_and_origins(http: httpx.Client, redis: Redis, method: str, path: str) -> None:
     path = path_of(path)
     before = redis.keys()
-    for host in ("rebound.evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example", "[::2]", "]"):
+    for host in ("rebound.evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example", "[::2]"):
         refused = http.request(method, path, headers={"Host": host})
         assert refused.status_code == 403, host
         if method != "HEAD":
