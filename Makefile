@@ -67,8 +67,9 @@ test-python: ## install with another Python and run the fast tests and the demo:
 fuzz: $(VENV)/dev ## send 10,000 fuzzed inputs to the API server (minutes); FUZZ_SEED=n selects others
 	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest -s tests/http/test_fuzz.py
 
-chaos: $(VENV)/dev ## run a thousand jobs while processes are killed, paused and disconnected (minutes; the full disk needs root)
+chaos: $(VENV)/dev ## run a thousand jobs under faults of processes, networks, clocks and disks (minutes; some need root and cc)
 	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos --store bucket --jobs 300 --kills 16
 
 soak: $(VENV)/dev ## run at 80 % of capacity for half an hour: memory, threads and connections must stay flat
 	$(BIN)/python -m benchmarks.soak

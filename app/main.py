@@ -7,7 +7,9 @@ from importlib.metadata import version
 from typing import Any
 
 from anyio import CapacityLimiter
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from fastapi.sse import EventSourceResponse
 from fastapi_offline import FastAPIOffline
 
 from img2img.blobs import ObjectStore
@@ -31,6 +33,7 @@ from .http.authentication import AuthenticationMiddleware
 from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
 from .http.browser_requests import BrowserRequestMiddleware
 from .http.connection_limit import connection_limit
+from .http.content_encoding import ContentEncodingMiddleware
 from .http.cors import install_cors
 from .http.in_flight import OWNER_SHARE, ByteBudget, InFlightMiddleware
 from .http.open_requests import OpenRequests
@@ -83,16 +86,28 @@ def create_app(settings: ApiSettings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     install_metrics(app, metrics)
+    for router in (app.router, *ROUTERS):
+        add_head_routes(app, router)
     install_tracing(app, tracer)
     install_error_handlers(app)
     install_openapi(app, keys_required=settings.keys_required)
     return app
 
 
+def add_head_routes(app: FastAPI, router: APIRouter) -> None:
+    """Answer HEAD where there is GET (RFC 9110, section 9.1), except for streams. The server leaves out the body."""
+    for route in list(router.routes):
+        if not isinstance(route, APIRoute) or route.response_class is EventSourceResponse:
+            continue
+        if "GET" in (route.methods or ()):
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
+
+
 def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics) -> None:
     """Add the middleware. The last one added is the outermost, which sees a request first."""
     app.add_middleware(InFlightMiddleware, budget=byte_budget(settings))
     app.add_middleware(BodySizeLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(ContentEncodingMiddleware)
     app.add_middleware(AuthenticationMiddleware, required=settings.keys_required)
     if not settings.keys_required:
         app.add_middleware(

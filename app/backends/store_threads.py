@@ -39,7 +39,7 @@ class StoreThreads:
         Raises:
             Unavailable: The store has not responded in time, or to the calls before this one.
         """
-        call = self._threads.submit(copy_context().run, self._call, function, *args)
+        call = self._threads.submit(copy_context().run, self.call, function, *args)
         done = asyncio.wrap_future(call)
         await asyncio.wait((done,), timeout=CALL_S)
         if done.done() or (must_finish and not call.cancel()):
@@ -48,7 +48,8 @@ class StoreThreads:
             self._breaker.record_failure()
         raise Unavailable(NOT_AVAILABLE)
 
-    def _call(self, function: Callable[..., T], *args: object) -> T:
+    def call(self, function: Callable[..., T], *args: object) -> T:
+        """Return `function(*args)`, on this thread. Raises Unavailable if the store has not responded lately."""
         try:
             with self._breaker.call():
                 return function(*args)

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,10 +60,13 @@ def _python(_settings: "ApiSettings") -> Iterator[Finding]:
 
 def _torch(_settings: "ApiSettings") -> Iterator[Finding]:
     driver = _nvidia_driver()
+    if find_spec("torch") is None:
+        yield Finding(NOTE, "PyTorch", "not installed: workers run elsewhere")
+        return
     try:
         report = _device_report()
     except RuntimeError as error:
-        yield Finding(FAULT, "PyTorch", f"{error}; install the extra `worker`")
+        yield Finding(FAULT, "PyTorch", str(error))
         return
     cuda = report["cuda"]
     build = f"built for CUDA {cuda}" if cuda else "without CUDA"
@@ -101,6 +105,9 @@ def _memory(_settings: "ApiSettings") -> Iterator[Finding]:
 def _data(settings: "ApiSettings") -> Iterator[Finding]:
     folder = settings.data_dir.resolve()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        yield Finding(FAULT, "data", f"{existing} is not a folder")
+        return
     if not os.access(existing, os.W_OK):
         yield Finding(FAULT, "data", f"{folder} cannot be written")
         return

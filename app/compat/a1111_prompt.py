@@ -96,8 +96,9 @@ def _fragments(field: str, text: str) -> list[tuple[str, float]]:
             case other:
                 pieces.append((other[1:] if len(other) == 2 and other[0] == "\\" else other, 1.0))
     # As in the web UI, brackets that are not closed reach to the end.
-    for bracket, _, _ in reversed(opened.copy()):
-        close(bracket, ROUND if bracket == "(" else SQUARE)
+    while opened:
+        kind, _, _ = opened[-1]
+        close(kind, ROUND if kind == "(" else SQUARE)
     return _merged(pieces)
 
 

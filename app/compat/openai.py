@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from io import BytesIO
@@ -21,26 +21,26 @@ from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 
 from img2img.domain.job import JobRecord
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import MAX_IMAGES, Task
-from img2img.errors import Img2ImgError, ParameterError
+from img2img.errors import Img2ImgError, NotFound, ParameterError
 from img2img.redis.previews import Preview
 
 from ..dependencies import PreviewsDep
 from ..http.errors import UnsupportedMedia
 from ..http.open_requests import ERROR_EVENT
 from ..http.problem_details import status_of
-from ..http.request_body import media_type_of, read_form, validated
+from ..http.request_body import media_type_of, read_form, read_json, validated
 from ..imaging.decode import encode_png
 from ..imaging.sandbox_pool import DecoderPool
 from ..progress.image_formats import convert_image
 from ..schemas.problems import FieldProblem
-from ..schemas.request_fields import ALPHA, parse_json_field
+from ..schemas.request_fields import ALPHA, parse_image, parse_json_field
 from ..schemas.requests import Img2ImgRequest
 from ..schemas.responses import ImageFormat
 from ..submission.spec_builder import error_field
@@ -52,9 +52,14 @@ OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - {"image", "mask", "model",
 
 
 class Variation(BaseModel):
-    """The form fields of a variation that are not files."""
+    """The fields of a variation that are not images. Empty text and null count as not given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, fields: Any) -> Any:
+        return {name: value for name, value in fields.items() if name == "prompt" or value not in ("", None)}
 
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
@@ -65,12 +70,14 @@ class Variation(BaseModel):
 
 
 class Edit(Variation):
-    """The form fields of an edit that are not files. Their types exclude unsupported values."""
+    """The fields of an edit that are not images. Their types exclude unsupported values."""
 
     prompt: str
     background: Literal["auto", "opaque"] = "auto"
-    quality: Literal["auto"] = "auto"
-    moderation: Literal["auto"] = "auto"
+    # Hints for OpenAI's models. `num_inference_steps` and `strength` set here what they ask for.
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] = "auto"
+    input_fidelity: Literal["low", "high"] | None = None
+    moderation: Literal["auto", "low"] = "auto"
     output_format: ImageFormat = ImageFormat.PNG
     output_compression: Annotated[int | None, Field(ge=1, le=100)] = None
     stream: bool = False
@@ -112,7 +119,7 @@ async def edit_image(request: Request, jobs: BlockingJobsDep, previews: Previews
 
 async def _start_edit(request: Request, jobs: BlockingJobs) -> tuple[Edit, JobRecord]:
     """Submit the job. The images of the request are not kept while it runs."""
-    fields, own, files = await _form(request, jobs)
+    fields, own, files = await _read(request, jobs)
     body = validated(Edit, fields)
     image, mask = _one_image(files), files.get("mask", [None])[0]
     card = await run_sync(jobs.submitter.model_card, body.model)
@@ -129,42 +136,76 @@ async def vary_image(request: Request, jobs: BlockingJobsDep) -> Response:
 
 
 async def _start_variation(request: Request, jobs: BlockingJobs) -> tuple[Variation, JobRecord]:
-    fields, own, files = await _form(request, jobs)
+    fields, own, files = await _read(request, jobs)
     body = validated(Variation, fields)
-    width, height = _size(body.size)
-    job_request = validated(
-        Img2ImgRequest,
-        {
-            **own,
-            "image": _one_image(files),
-            "model": body.model,
-            "num_images": body.n,
-            "width": width,
-            "height": height,
-        },
-    )
-    return body, await jobs.start(job_request)
+    fields = {**own, **_size(body.size, own), "image": _one_image(files), "model": body.model, "num_images": body.n}
+    return body, await jobs.start(validated(Img2ImgRequest, fields))
 
 
 @router.get("/models")
 def list_models(jobs: BlockingJobsDep) -> Response:
     """Lists the models in OpenAI's format."""
-    models = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "img2img"} for name in sorted(jobs.models.live())
-    ]
-    return JSONResponse({"object": "list", "data": models})
+    return JSONResponse({"object": "list", "data": [_model(name) for name in sorted(jobs.models.live())]})
 
 
-async def _form(request: Request, jobs: BlockingJobs) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]:
-    """Return OpenAI's fields, ours, and the files. Clients may send `image` as `image[]`."""
-    if media_type_of(request)[0] != "multipart/form-data":
-        raise UnsupportedMedia("The content type should be multipart/form-data.")
+@router.get("/models/{model:path}")
+def get_model(model: str, jobs: BlockingJobsDep) -> Response:
+    """Returns a model in OpenAI's format."""
+    if model not in jobs.models.live():
+        raise NotFound(f"There is no model {model}; there are: {', '.join(sorted(jobs.models.live()))}.")
+    return JSONResponse(_model(model))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "img2img"}
+
+
+Fields = tuple[dict[str, Any], dict[str, Any], dict[str, list[bytes]]]
+
+
+async def _read(request: Request, jobs: BlockingJobs) -> Fields:
+    """Return OpenAI's fields, ours, and the files, of a form or of JSON."""
+    media_type, _ = media_type_of(request)
+    if media_type not in ("multipart/form-data", "application/json"):
+        raise UnsupportedMedia("The content type should be multipart/form-data or application/json.")
+    if media_type == "multipart/form-data":
+        return _from_form(await read_form(request, jobs.settings.max_body_bytes))
+    return await run_sync(_from_json, await read_json(request, dict[str, Any], strict=False))
+
+
+def _from_json(fields: dict[str, Any]) -> Fields:
+    """Return the fields of a JSON body, in which images are objects: `{"image_url": "data:..."}`."""
+    files = {}
+    for name, field in (("images", "image"), ("image", "image"), ("mask", "mask")):
+        value = fields.pop(name, None)
+        if value:
+            images = value if isinstance(value, list) else [value]
+            files[field] = [_image_from_json(name, image) for image in images[: MAX_IMAGES + 1]]
+    own = {name: fields.pop(name) for name in OWN_FIELDS & fields.keys()}
+    return fields, {name: value for name, value in own.items() if value is not None}, files
+
+
+def _image_from_json(name: str, image: Any) -> bytes:
+    url = image.get("image_url") if isinstance(image, dict) else image
+    url = url.get("url") if isinstance(url, dict) else url
+    if isinstance(image, dict) and url is None:
+        raise ParameterError(name, "Input should have an `image_url`; files of OpenAI are not known here", got=image)
+    try:
+        return parse_image(url)
+    except ValueError as error:
+        raise ParameterError(name, str(error)) from None
+
+
+def _from_form(form: list[tuple[str, str | bytes]]) -> Fields:
+    """Return the fields of a form. Clients may send `image` as `image[]`."""
     fields: dict[str, Any] = {}
     own: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {}
-    for name, value in await read_form(request, jobs.settings.max_body_bytes):
+    for name, value in form:
         if isinstance(value, bytes):
             files.setdefault(name.removesuffix("[]"), []).append(value)
+        elif value == "" and name != "prompt":
+            continue
         elif name in OWN_FIELDS:
             own[name] = parse_json_field(name, value) if name in Img2ImgRequest.FORM_JSON else value
         else:
@@ -185,14 +226,14 @@ def _one_image(files: dict[str, list[bytes]]) -> bytes:
 def _edit_request(
     body: Edit, own: dict[str, Any], image: bytes, mask: bytes | None, card: ModelCard, jobs: BlockingJobs
 ) -> Img2ImgRequest:
-    width, height = _size(body.size)
+    size = _size(body.size, own)
     fields: dict[str, Any] = {**own, "image": image, "model": body.model, "num_images": body.n}
     image_size, converted_mask = _convert_mask(image, mask, jobs.decoders)
     if converted_mask is not None:
-        if (width, height) not in ((None, None), image_size):
+        if size and (size["width"], size["height"]) != image_size:
             raise ParameterError("size", "With a mask the result has the size of the image: input should be `auto`")
         return validated(Img2ImgRequest, {**fields, "mask": converted_mask, "prompt": body.prompt})
-    fields |= {"width": width, "height": height}
+    fields |= size
     if Task.EDIT in card.tasks and "strength" not in own:
         return validated(Img2ImgRequest, {**fields, "instruction": body.prompt})
     return validated(Img2ImgRequest, {**fields, "prompt": body.prompt})
@@ -213,11 +254,14 @@ def _convert_mask(
     return size, encode_png(transparent)
 
 
-def _size(size: str) -> tuple[int | None, int | None]:
+def _size(size: str, own: Mapping[str, Any]) -> dict[str, int]:
+    """Return the fields for OpenAI's `size`, none for `auto`."""
     if size == "auto":
-        return None, None
+        return {}
+    if own.keys() & {"width", "height"}:
+        raise ParameterError("size", "It cannot be combined with `width` and `height`; leave one of them out")
     width, _, height = size.partition("x")
-    return int(width), int(height)
+    return {"width": int(width), "height": int(height)}
 
 
 async def _respond(
@@ -311,3 +355,10 @@ def _error_response(status: int, message: str, field: str | None, code: str) -> 
 def _error(status: int, message: str, field: str | None, code: str) -> dict[str, Any]:
     kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": field, "code": code}}
+
+
+@router.api_route("/{path:path}", methods=["GET", "POST"])
+def not_supported(path: str) -> None:
+    """Names the endpoints that there are."""
+    known = ", ".join(route.path for route in router.routes[:-1] if isinstance(route, APIRoute))
+    raise NotFound(f"/v1/{path} is not supported. Supported are: {known}.")

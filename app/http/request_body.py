@@ -19,10 +19,13 @@ from img2img.domain.parameters import MAX_TEXT
 from img2img.errors import RequestError
 
 from .errors import UnsupportedMedia
+from .json_text import normalized, remove_byte_order_mark
 
 # More than a request has fields, so that unknown fields are reported by name.
 MAX_PARTS = 64
 MAX_FIELD_BYTES = 64 * 1024
+# Longest Content-Type. Parsing takes quadratic time.
+MAX_MEDIA_TYPE = 1000
 # Most JSON values of a body. Requests of the web UI have hundreds: the arguments of its scripts.
 MAX_JSON_VALUES = 2000
 # Most commas and brackets of a body, in strings or not: enough for two texts full of commas. A body of nothing but
@@ -35,8 +38,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def media_type_of(request: Request) -> tuple[str, dict[bytes, bytes]]:
-    """Return the media type of the body in lower case, and its options."""
-    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    """Return the media type of the body in lower case, and its options. Raises UnsupportedMedia."""
+    content_type = request.headers.get("content-type", "")
+    if len(content_type) > MAX_MEDIA_TYPE:
+        raise UnsupportedMedia("The content type is too long.")
+    media_type, options = parse_options_header(content_type)
     return media_type.decode("latin-1"), options
 
 
@@ -48,7 +54,7 @@ async def read_json(request: Request, kind: type[T], *, strict: bool) -> T:
         strict: Whether JSON types have to match: "30" and true are not numbers.
 
     Raises:
-        RequestError: The body has too many values.
+        RequestError: The body has too many values, or is not UTF-8.
         UnsupportedMedia: It is not JSON.
         RequestValidationError: It is invalid.
     """
@@ -73,8 +79,16 @@ def _parse_json(body: bytearray, kind: type[T], strict: bool) -> T:
     if tokens > MAX_JSON_VALUES:
         # Either long texts or too many values, each of which could have an error.
         _check_value_count(body)
+    remove_byte_order_mark(body)
+    adapter = TypeAdapter(kind)
     try:
-        return TypeAdapter(kind).validate_json(body, strict=strict)
+        try:
+            return adapter.validate_json(body, strict=strict)
+        except ValidationError as error:
+            changed = normalized(body, error)
+            if changed is None:
+                raise
+            return adapter.validate_json(changed, strict=strict)
     except ValidationError as error:
         raise _as_request_error(error) from None
 
@@ -135,6 +149,9 @@ async def read_form(request: Request, max_body_bytes: int) -> list[tuple[str, st
 def _read(value: UploadFile | str) -> bytes | str:
     if isinstance(value, str):
         return value
+    if not value.filename and not value.size:
+        # A file field of an HTML form for which no file was chosen.
+        return ""
     with value.file as file:
         data: bytes = file.read()
     return data

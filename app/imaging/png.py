@@ -80,14 +80,18 @@ def _decompressed_size(kind: bytes, content: bytes) -> int:
 
 
 def read_texts(data: bytes) -> dict[str, str]:
-    """Return the texts of a PNG by keyword. Leaves out those that are broken or longer than MAX_DECOMPRESSED."""
-    texts = {}
+    """Return the texts of a PNG by keyword. Leaves out those that are broken, and all after MAX_DECOMPRESSED bytes."""
+    texts, size = {}, 0
     for chunk in chunks(data):
         if chunk.kind not in TEXTS or not chunk.is_complete:
             continue
         keyword, _, content = data[chunk.start + 8 : chunk.end - 4].partition(b"\0")
         with suppress(zlib.error, UnicodeDecodeError):
-            texts[keyword.decode("latin-1")] = _read_text(chunk.kind, content)
+            text = _read_text(chunk.kind, content)
+            size += len(text)
+            if size >= MAX_DECOMPRESSED:
+                break
+            texts[keyword.decode("latin-1")] = text
     return texts
 
 

@@ -71,6 +71,8 @@ def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[
         is_file_field = model.FILES.fullmatch(name) is not None
         is_reference = is_file_field and isinstance(value, str) and (parse_reference(value) or value == "alpha")
         is_known = is_file_field or name in model.model_fields
+        if is_known and value == "":
+            continue
         if is_known and not is_reference and isinstance(value, bytes) != is_file_field:
             raise ParameterError(name, f"In a form, this field is sent as {'a file' if is_file_field else 'text'}")
         fields[name] = value

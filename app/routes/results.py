@@ -70,6 +70,7 @@ class ImageResponder:
             "ETag": f'"{etag}"',
             "Cache-Control": "private, max-age=31536000, immutable",
             "X-Content-Type-Options": "nosniff",
+            "Content-Disposition": f'inline; filename="{record.id}-{index}.{self._format}"',
         }
         if self._if_none_match and _matches(self._if_none_match, etag):
             return Response(status_code=304, headers=headers)
@@ -90,7 +91,6 @@ class ImageResponder:
 ImageResponderDep = Annotated[ImageResponder, Depends()]
 
 
-@router.head("/images/{index}", include_in_schema=False)
 @router.get(
     "/images/{index}",
     operation_id="get_image",
@@ -102,7 +102,6 @@ async def get_image(job_id: JobId, index: Index, responder: ImageResponderDep) -
     return await responder.respond(job_id, index)
 
 
-@router.head("/result", include_in_schema=False)
 @router.get(
     "/result",
     operation_id="get_result",

@@ -61,6 +61,8 @@ class ImageReader:
 
     decoders: DecoderPool
     store: BlobStore
+    # Calls a function that uses the store, or fails at once while the store does not respond.
+    call_store: Callable[..., bytes]
     # Returns the queue with the jobs and input images that the caller can refer to.
     visible_queue: Callable[[], JobQueue]
     # Seconds for which a referenced image is kept.
@@ -72,7 +74,7 @@ class ImageReader:
     def open(self, name: str, image: bytes | ImageReference | None) -> Iterator[SandboxedImage]:
         """Open an image or the image that a reference names. Image errors name the field."""
         if isinstance(image, ImageReference):
-            image = fetch_reference(name, image, self.visible_queue(), self.store, self.keep_s)
+            image = self.call_store(fetch_reference, name, image, self.visible_queue(), self.store, self.keep_s)
         assert image is not None
         with error_field(name), self.decoders.open(image) as opened:
             yield opened
@@ -283,4 +285,4 @@ def _fit_image(request: Img2ImgRequest | ControlMapRequest, card: ModelCard, rea
 
 
 def _is_flat(image: Image.Image) -> bool:
-    return all(low == high for low, high in image.getextrema())
+    return image.getcolors(maxcolors=1) is not None

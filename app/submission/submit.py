@@ -135,7 +135,13 @@ class JobSubmitter:
         """Return the spec of the request, and the blobs that it refers to by their sha256."""
         services = self.services
         card = self.model_card(request.model)
-        reader = ImageReader(services.decoders, services.store, self._visible_queue, services.settings.result_ttl)
+        reader = ImageReader(
+            services.decoders,
+            services.store,
+            services.store_threads.call,
+            self._visible_queue,
+            services.settings.result_ttl,
+        )
         if isinstance(request, ControlMapRequest):
             return build_control_map_spec(request, card, reader), reader.blobs
         if request.webhook is not None:

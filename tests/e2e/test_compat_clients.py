@@ -101,15 +101,21 @@ class TestOpenAI:
         assert [event.partial_image_index for event in partial] == list(range(len(partial)))
         assert all(decoded(event.b64_json).format == "PNG" for event in events)
 
+    def test_model_is_found(self, ai: openai.OpenAI) -> None:
+        [model] = ai.models.list()
+        assert ai.models.retrieve(model.id) == model
+        with pytest.raises(openai.NotFoundError, match="There is no model"):
+            ai.models.retrieve("gpt-image-1")
+
     def test_list_returns_the_models(self, ai: openai.OpenAI, client: httpx.Client) -> None:
         assert {model.id for model in ai.models.list()} == {m["name"] for m in client.get("/models").json()["models"]}
 
     @pytest.mark.parametrize(
         ("fields", "param", "message"),
         [
-            ({"quality": "high"}, "quality", "'auto'"),
+            ({"quality": "best"}, "quality", "'auto'"),
             ({"background": "transparent"}, "background", "'auto' or 'opaque'"),
-            ({"input_fidelity": "high"}, "input_fidelity", "Extra inputs"),
+            ({"input_fidelity": "exact"}, "input_fidelity", "'low' or 'high'"),
             ({"size": "100x100"}, "width", "multiple of 8"),
             ({"model": "dall-e-2"}, "model", "should be one of"),
             ({"mask": file(random_image())}, "mask", "should be transparent"),
@@ -144,6 +150,18 @@ class TestWebUI:
         for index, image in enumerate(response.images):
             expected = Image.open(io.BytesIO(client.get(f"/jobs/{job['id']}/images/{index}").content))
             assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+    def test_parameters_of_a_result_are_read(self, webui: webuiapi.WebUIApi) -> None:
+        image = webui.img2img(
+            images=[random_image()], prompt="a (red:1.2) house", seed=5, steps=2, width=SIZE, height=SIZE
+        ).image
+        info = webui.png_info(image).info
+        assert info.startswith("a (red:1.2) house\nSteps: 2, Sampler: Euler a,")
+        assert "Seed: 5, Size: 64x64" in info
+
+    def test_text_alone_is_refused_with_a_reason(self, webui: webuiapi.WebUIApi) -> None:
+        with pytest.raises(RuntimeError, match="Images cannot be made of text alone"):
+            webui.txt2img(prompt="a house")
 
     @pytest.mark.parametrize("full_res", [True, False])
     @pytest.mark.parametrize("invert", [0, 1])

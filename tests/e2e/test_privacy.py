@@ -302,7 +302,7 @@ def test_nothing_that_leaves_the_service_names_an_input(scene: Scene) -> None:
     outgoing["logs"] = (scene.folder / "log").read_bytes()
     assert len(hashes) > 5
     assert b"images/{sha256}" in outgoing["logs"]
-    assert b"no longer in the blob store" in outgoing["webhooks"]
+    assert b"input_damaged" in outgoing["webhooks"]
     assert outgoing["traces"]
     found = {(name, one) for name, content in outgoing.items() for one in hashes if one.encode() in content}
     assert found == set()

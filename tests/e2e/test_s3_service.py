@@ -49,7 +49,7 @@ def store(bucket: Bucket) -> ObjectStore:
 
 def make(client: httpx.Client, seed: int) -> dict[str, str]:
     """Run a job, and return it after it has succeeded."""
-    files = {"image": encoded(gradient(64, 64))}
+    files = {"image": encoded(gradient(64, 64, blue=seed))}
     response = client.post("/img2img", files=files, data={"num_inference_steps": "2", "seed": str(seed)})
     assert response.status_code == 202, response.text
     job = wait_for(lambda: _ended(client, response.json()["id"]), timeout_s=120)

@@ -1,5 +1,6 @@
 """Inpainting: pixels inside the mask equal those of the stock pipelines, pixels outside are unchanged."""
 
+from copy import copy
 from pathlib import Path
 
 import diffusers
@@ -96,6 +97,21 @@ def test_inpaint_keeps_pixels_outside_the_mask(served: Served) -> None:
         outside = np.asarray(served.mask) == 0
         assert (whole[outside] == np.asarray(served.image)[outside]).all()
         assert (whole[~outside] != np.asarray(served.image)[~outside]).mean() > 0.5
+
+
+@pytest.mark.parametrize("box", [(3, 10, 61, 11), (30, 3, 32, 60), (41, 41, 44, 43)], ids=["row", "column", "spot"])
+def test_thin_mask_is_repainted_and_nothing_else(served: Served, box: tuple[int, int, int, int]) -> None:
+    served = copy(served)
+    served.mask = Image.new("L", (SIDE, SIDE))
+    served.mask.paste(255, box)
+    spec = job(region=job().region.model_copy(update={"blur": 20}))
+    inputs = served.inputs(spec)
+    [result] = run_together(served.model, [(spec, inputs)])
+    assert inputs.canvas is not None
+    painted, original = inputs.canvas.paste(result), np.asarray(served.image)
+    outside = np.asarray(served.mask) == 0
+    assert (painted[outside] == original[outside]).all()
+    assert (painted[~outside] != original[~outside]).any(axis=-1).mean() > 0.8
 
 
 def test_inpaint_with_tiny_strength_runs_one_step(served: Served) -> None:

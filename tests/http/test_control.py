@@ -17,6 +17,7 @@ from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
+from tests.support.images import encoded
 from tests.support.model_cards import CARD
 
 WITH_CONTROLNETS = CARD.model_copy(
@@ -31,7 +32,9 @@ WITH_CONTROLNETS = CARD.model_copy(
 
 def image_base64(width: int, height: int, colour: str = "red") -> str:
     buffer = BytesIO()
-    Image.new("RGB", (width, height), colour).save(buffer, "PNG")
+    image = Image.new("RGB", (width, height), colour)
+    image.paste("white", (width // 4, height // 4, width // 2, height // 2))
+    image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -188,3 +191,44 @@ def test_unsupported_control_maps_are_rejected(
     [error] = response.json()["errors"]
     assert error["field"] == field
     assert message in error["message"]
+
+
+def strokes(colour: str) -> Image.Image:
+    """Return lines on transparency."""
+    image = Image.new("RGBA", (160, 120), (0, 0, 0, 0))
+    image.paste(colour, (40, 20, 44, 100))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "preprocess", "message"),
+    [
+        (Image.new("RGB", (160, 120)), False, "map has one colour"),
+        (Image.new("L", (160, 120), 255), False, "map has one colour"),
+        (strokes("black"), False, "transparent pixels count as black"),
+        (strokes("white"), True, "transparent pixels count as white"),
+        (Image.new("RGBA", (160, 120)), True, "transparent pixels count as white"),
+    ],
+)
+def test_control_image_of_one_colour_is_refused(
+    post: Callable[..., httpx.Response], image: Image.Image, preprocess: bool, message: str
+) -> None:
+    control = {"type": "canny", "preprocess": preprocess, "image": base64.b64encode(encoded(image)).decode()}
+    for job_image in (image_base64(64, 64), None):
+        response = post(image=job_image, controls=[control])
+        assert response.status_code == 422
+        [error] = response.json()["errors"]
+        assert error["field"] == "controls.0.image"
+        assert message in error["message"]
+
+
+@pytest.mark.parametrize(("colour", "preprocess", "background"), [("white", False, 0), ("black", True, 255)])
+def test_transparency_of_maps_is_black_and_of_images_white(
+    submit_spec: Callable[..., JobSpec], store: ObjectStore, colour: str, preprocess: bool, background: int
+) -> None:
+    image = base64.b64encode(encoded(strokes(colour))).decode()
+    spec = submit_spec(controls=[{"type": "canny", "preprocess": preprocess, "image": image}])
+    blob = store.get(input_key(spec.controls[0].image))
+    assert blob is not None
+    stored = Image.open(BytesIO(blob)).convert("L")
+    assert (stored.getpixel((0, 0)), stored.getextrema()) == (background, (0, 255))

@@ -16,6 +16,7 @@ from PIL import UnidentifiedImageError
 from img2img.blobs import ObjectStore
 from img2img.client import Client, ServerError
 from img2img.domain.blob_keys import input_key, result_key, upload_key
+from img2img.erasure import Eraser
 from img2img.errors import Deleted
 from img2img.redis.job_queue import JobQueue
 from img2img.stored_images import read_result
@@ -163,8 +164,7 @@ def test_image_of_a_job_that_is_deleted_meanwhile_is_gone(
 
     class DeletedMeanwhile:
         def get(self, key: str) -> None:
-            queue.delete(job_id)
-            store.delete(key)
+            Eraser(queue, store).delete_job(job_id)
 
     with pytest.raises(Deleted):
         read_result(DeletedMeanwhile(), queue.job_store, record, 0)  # type: ignore[arg-type]

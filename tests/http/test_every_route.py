@@ -141,6 +141,7 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/v1/images/edits"): edits,
     ("POST", "/v1/images/variations"): forms,
     ("POST", "/sdapi/v1/img2img"): web_ui,
+    ("POST", "/sdapi/v1/png-info"): lambda ids: [{"json": {"image": one}} for one in references(ids)],
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
     ("POST", "/sdapi/v1/png-info"): uploads,
     ("POST", "/sdapi/v1/txt2img"): lambda _: [{"json": {"prompt": "x"}}],
@@ -158,6 +159,9 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/redoc"),
         ("GET", "/static-offline-docs"),
         ("GET", "/v1/models"),
+        ("GET", "/v1/models/{model:path}"),
+        ("GET", "/v1/{path:path}"),
+        ("POST", "/v1/{path:path}"),
         ("GET", "/sdapi/v1/progress"),
         ("POST", "/sdapi/v1/interrupt"),
         ("GET", "/sdapi/v1/samplers"),
@@ -171,6 +175,11 @@ ATTEMPTS |= dict.fromkeys(
     ],
     no_ids,
 )
+ATTEMPTS |= {
+    ("HEAD", path): attempts
+    for (method, path), attempts in ATTEMPTS.items()
+    if method == "GET" and path != "/static-offline-docs"
+}
 
 
 def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:

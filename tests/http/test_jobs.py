@@ -83,6 +83,11 @@ def test_image_is_immutable_and_cacheable(http: httpx.Client, job_id: str, finis
     assert response.headers["cache-control"] == "private, max-age=31536000, immutable"
     assert response.headers["x-content-type-options"] == "nosniff"
 
+    assert response.headers["content-disposition"] == f'inline; filename="{job_id}-0.png"'
+    for kind in ("jpeg", "webp"):
+        converted = http.get(url, params={"format": kind})
+        assert converted.headers["content-disposition"] == f'inline; filename="{job_id}-0.{kind}"'
+
     head = http.head(url)
     assert (head.status_code, head.content) == (200, b"")
     assert {**head.headers, "date": ""} == {**response.headers, "date": ""}
@@ -91,6 +96,39 @@ def test_image_is_immutable_and_cacheable(http: httpx.Client, job_id: str, finis
         unchanged = http.get(url, headers={"If-None-Match": known})
         assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", etag)
     assert http.get(url, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/jobs",
+        "/jobs/{}",
+        "/jobs/{}/result",
+        "/models",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+        "/v1/models",
+        "/v1/models/demo",
+        "/sdapi/v1/options",
+    ],
+)
+def test_head_has_the_status_and_headers_of_get(http: httpx.Client, job_id: str, finish: Finish, path: str) -> None:
+    finish(job_id)
+    url = path.format(job_id)
+    get, head = http.get(url), http.head(url)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    ignored = {"date", "content-length"} if path in ("/metrics", "/readyz", "/models") else {"date"}
+    assert {k: v for k, v in head.headers.items() if k not in ignored} == {
+        k: v for k, v in get.headers.items() if k not in ignored
+    }
+
+
+def test_head_of_a_stream_is_not_allowed(http: httpx.Client, job_id: str) -> None:
+    assert http.head(f"/jobs/{job_id}/events").status_code == 405
+    assert http.head("/jobs/" + "0" * 32).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["images/0", "images/1", "result"])

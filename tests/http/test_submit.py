@@ -1,20 +1,25 @@
 """POST /img2img over real HTTP: valid and invalid values of every field."""
 
 import base64
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 from PIL import Image
 from redis import Redis
 
+from img2img.app.schemas.requests import Img2ImgRequest
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
-from img2img.domain.parameters import MAX_SEED, Scheduler
+from img2img.domain.parameters import MAX_SEED, Scheduler, Task
 from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 Submit = Callable[..., httpx.Response]
@@ -71,7 +76,7 @@ VALID: list[tuple[str, Any, dict[str, Any]]] = [
 # Field, value in JSON, part of the error message.
 INVALID: list[tuple[str, Any, str]] = [
     ("prompt", "x" * 10_001, "at most 10000 characters"),
-    ("prompt", "a\0b", "should match pattern"),
+    ("prompt", "a\0b", "should not contain the character NUL"),
     ("negative_prompt", "x" * 10_001, "at most 10000 characters"),
     ("strength", -0.01, "greater than or equal to 0"),
     ("strength", 1.01, "less than or equal to 1"),
@@ -83,7 +88,7 @@ INVALID: list[tuple[str, Any, str]] = [
     ("num_inference_steps", 151, "less than or equal to 150"),
     ("num_inference_steps", 2.5, "valid integer"),
     ("scheduler", "euler_b", "'ddim', 'ddpm', 'pndm', 'lms', 'euler', 'euler_a', 'heun'"),
-    ("seed", -1, "greater than or equal to 0"),
+    ("seed", -2, "greater than or equal to -1"),
     ("seed", MAX_SEED + 1, f"less than or equal to {MAX_SEED}"),
     ("seed", 10**400, f"less than or equal to {MAX_SEED}"),
     ("num_images", 0, "greater than or equal to 1"),
@@ -160,24 +165,71 @@ def test_unsupported_combinations_are_rejected(
 
 
 def test_one_response_names_all_invalid_fields(submit: Submit) -> None:
-    problem = assert_problem(submit(strength=7, seed=-1, colour="red"), 422, "invalid_parameter")
+    problem = assert_problem(submit(strength=7, seed=-2, colour="red"), 422, "invalid_parameter")
     assert {error["field"] for error in problem["errors"]} == {"strength", "seed", "colour"}
 
 
-@pytest.mark.parametrize("value", ["30", True, 30.0, [], {}])
+@pytest.mark.parametrize("value", ["30", True, 30.5, [], {}])
 def test_json_integer_rejects_other_types(submit_json: Submit, value: Any) -> None:
     [error] = assert_problem(submit_json(num_inference_steps=value), 422, "invalid_parameter")["errors"]
     assert error["field"] == "num_inference_steps"
 
 
-def test_null_equals_an_absent_field(submit_json: Submit) -> None:
-    response = submit_json(seed=None, scheduler=None, width=None, height=None, model=None)
-    assert response.status_code == 202
-    assert response.json()["request"]["scheduler"] == "ddim"
+@pytest.fixture
+def _able(http: httpx.Client, redis: Redis) -> None:  # `http` removes all models first
+    """Register a model that can inpaint, too."""
+    ModelRegistry(redis).register("test-worker", [CARD.model_copy(update={"tasks": tuple(Task)})], ttl_s=60)
 
 
-def test_random_seed_is_reported(submit: Submit) -> None:
-    seeds = {submit().json()["request"]["seed"] for _ in range(5)}
+@pytest.mark.usefixtures("_able")
+def test_integer_may_be_written_as_a_float(submit_json: Submit) -> None:
+    response = submit_json(num_inference_steps=30.0, seed=1e3, outpaint={"left": 8.0, "top": 0.0}, num_images=2.0)
+    assert response.status_code == 202, response.text
+    request = response.json()["request"]
+    assert (request["num_inference_steps"], request["seed"], request["num_images"]) == (30, 1000, 2)
+    assert request["region"]["margins"]["left"] == 8
+
+
+OPTIONAL = sorted(set(Img2ImgRequest.model_fields) - {"image"})
+
+
+@pytest.mark.parametrize("field", OPTIONAL)
+def test_null_and_empty_fields_are_absent(
+    http: httpx.Client, submit_json: Submit, image_bytes: bytes, field: str
+) -> None:
+    form = http.post("/img2img", files=[("image", ("a.png", image_bytes)), (field, (None, ""))])
+    for response in (form, submit_json(**{field: None})):
+        assert response.status_code == 202, response.text
+        assert response.json()["request"] | {"seed": 1, "image": ""} == DEFAULTS | {"seed": 1, "image": ""}
+
+
+@pytest.mark.usefixtures("_able")
+def test_null_in_nested_fields_is_absent(submit_json: Submit) -> None:
+    response = submit_json(outpaint={"left": 8, "top": None}, webhook=None, loras=None)
+    assert response.status_code == 202, response.text
+    assert response.json()["request"]["region"]["margins"] == {"left": 8, "top": 0, "right": 0, "bottom": 0}
+
+
+@pytest.mark.usefixtures("_able")
+def test_form_of_a_page_with_all_fields_left_empty(http: httpx.Client, image_bytes: bytes) -> None:
+    """As browsers send a form whose optional files are not chosen, and as /docs does."""
+    parts: list[Any] = [("image", ("a.png", image_bytes))]
+    parts += [(field, (None, "")) for field in OPTIONAL if field != "mask"]
+    request = http.build_request("POST", "/img2img", files=[*parts, ("mask", ("PLACEHOLDER", b""))])
+    content = request.read().replace(b"PLACEHOLDER", b"")
+    headers = {"content-type": request.headers["content-type"]}
+    response = http.post("/img2img", content=content, headers=headers)
+    assert response.status_code == 202, response.text
+    # An empty file that was chosen is one.
+    chosen = http.post("/img2img", files=[*parts, ("mask", ("mask.png", b""))])
+    [error] = assert_problem(chosen, 415, "unsupported_media_type")["errors"]
+    assert "empty file" in error["message"]
+    assert error["field"] == "mask"
+
+
+def test_random_seed_is_reported(submit: Submit, submit_json: Submit) -> None:
+    responses = [submit(), submit_json(), submit(seed=-1), submit_json(seed=-1), submit_json(seed=-1.0)]
+    seeds = {response.json()["request"]["seed"] for response in responses}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**32 for seed in seeds)
 
@@ -201,17 +253,61 @@ def test_submit_queues_a_job_and_stores_its_image(submit: Submit, queue: JobQueu
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:;BASE64,"])
-def test_json_image_is_base64_or_a_data_uri(submit_json: Submit, image_bytes: bytes, prefix: str) -> None:
-    assert submit_json(image=prefix + base64.b64encode(image_bytes).decode()).status_code == 202
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda data: base64.b64encode(data).decode(),
+        lambda data: base64.encodebytes(data).decode(),
+        lambda data: base64.encodebytes(data).decode().replace("\n", "\r\n\t"),
+        lambda data: base64.urlsafe_b64encode(data).decode(),
+        lambda data: base64.b64encode(data).decode().rstrip("="),
+        lambda data: base64.urlsafe_b64encode(data).decode().rstrip("=") + "\n",
+    ],
+    ids=["plain", "lines", "indented lines", "for URLs", "without padding", "for URLs without padding"],
+)
+@pytest.mark.parametrize("extra", [b"", b"x", b"xy"])
+def test_json_image_is_base64_or_a_data_uri(
+    submit_json: Submit, image_bytes: bytes, prefix: str, spell: Callable[[bytes], str], extra: bytes
+) -> None:
+    assert submit_json(image=prefix + spell(image_bytes + extra)).status_code == 202
+
+
+def test_data_uri_may_be_percent_encoded(submit_json: Submit, image_bytes: bytes) -> None:
+    text = quote(base64.b64encode(image_bytes).decode(), safe="")
+    assert submit_json(image=f"data:image/png;base64,{text}").status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/img2img", "/sdapi/v1/img2img", "/v1/images/edits", "/images"])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "gzip, identity"])
+def test_compressed_body_is_refused(http: httpx.Client, path: str, encoding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    response = http.post(path, content=gzip.compress(b"{}"), headers=headers)
+    assert_problem(response, 415, "unsupported_media_type")
+    assert "compressed" in response.json()["detail"]
+    assert response.headers["accept-encoding"] == "identity"
+
+
+def test_json_may_have_a_byte_order_mark(http: httpx.Client, image_bytes: bytes) -> None:
+    body = json.dumps({"image": base64.b64encode(image_bytes).decode()})
+    headers = {"content-type": "application/json", "content-encoding": "identity"}
+    assert http.post("/img2img", content=body.encode("utf-8-sig"), headers=headers).status_code == 202
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):
+        response = http.post("/img2img", content=body.encode(encoding), headers=headers)
+        assert_problem(response, 400, "bad_request")
+        assert "UTF-16" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
     ("image", "status", "message"),
     [
         ("!!!", 422, "base64"),
-        ("QUJ", 422, "base64"),
+        ("QUJD!", 422, "base64"),
         ("data:image/png,raw", 422, "data:image/png;base64"),
-        ("https://example.com/a.png", 422, "base64"),
+        ("https://example.com/a.png", 422, "POST /images"),
+        ("//example.com/a.png", 422, "POST /images"),
+        ("photo.jpg", 422, "POST /images"),
+        ("/home/ada/photo", 422, "POST /images"),
+        ("C:\\photos\\a.webp", 422, "POST /images"),
         (7, 422, "base64"),
         (None, 422, "Field required"),
         ("", 415, "PNG, JPEG or WebP"),
@@ -252,6 +348,7 @@ def test_form_rejects_repeated_unknown_and_misplaced_fields(http: httpx.Client, 
         ([image, image], "image", "more than once"),
         ([image, ("seed", (None, "1")), ("seed", (None, "2"))], "seed", "more than once"),
         ([("image", (None, "text"))], "image", "as a file"),
+        ([image, ("colour", (None, ""))], "colour", "Unknown field"),
         ([image, ("prompt", ("p.txt", b"hello"))], "prompt", "as text"),
         ([image, ("extra", ("e.png", image_bytes))], "extra", "Unknown field"),
     ]:

@@ -52,6 +52,17 @@ def mask_with(box: tuple[int, int, int, int], size: tuple[int, int] = (WIDTH, HE
 
 IMAGE = b64(encoded(gradient(WIDTH, HEIGHT)))
 MASK = b64(mask_with((40, 40, 60, 56)))
+GREY_MASK = b64(encoded(Image.new("L", (WIDTH, HEIGHT), 127)))
+
+
+def photo_with_hole() -> bytes:
+    """Return a mask as OpenAI's API takes it."""
+    photo = gradient(WIDTH, HEIGHT).convert("RGBA")
+    photo.paste((0, 0, 0, 0), (40, 40, 60, 56))
+    return encoded(photo)
+
+
+PHOTO_WITH_HOLE = b64(photo_with_hole())
 
 
 @pytest.fixture
@@ -105,6 +116,31 @@ def test_image_with_a_mask_is_stored_unchanged(post: Post, stored_image: Callabl
     assert (np.asarray(stored_image(spec["image"])) == np.asarray(gradient(WIDTH, HEIGHT).convert("RGB"))).all()
     assert stored_image(spec["region"]["mask"]).getbbox() == (40, 40, 60, 56)
     assert spec["width"] % 8 == spec["height"] % 8 == 0
+
+
+def test_grey_of_a_mask_counts_as_white_from_the_middle_on(
+    post: Post, stored_image: Callable[[str], Image.Image]
+) -> None:
+    ramp = Image.linear_gradient("L").resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
+    for blur in (0, 4):
+        spec = spec_of(post(image=IMAGE, mask=b64(encoded(ramp)), mask_blur=blur))
+        stored = stored_image(spec["region"]["mask"])
+        assert sorted(stored.histogram()[value] for value in (0, 255)) == [WIDTH * HEIGHT // 2] * 2
+        assert stored.getbbox() == (0, HEIGHT // 2, WIDTH, HEIGHT)
+
+
+def test_box_of_a_mask_ignores_noise_of_jpeg(post: Post) -> None:
+    noisy = Image.open(io.BytesIO(mask_with((40, 40, 60, 56)))).convert("L")
+    noisy.putpixel((190, 150), 9)
+    of_noisy, of_clean = (
+        spec_of(post(image=IMAGE, mask=mask, mask_padding=10)) for mask in (b64(encoded(noisy)), MASK)
+    )
+    assert of_noisy["region"]["box"] == of_clean["region"]["box"]
+
+
+def test_long_image_keeps_its_shape(post: Post) -> None:
+    spec = spec_of(post(image=b64(encoded(gradient(1050, 450)))))
+    assert (spec["width"], spec["height"]) == (192, 80)
 
 
 def test_mask_padding_sets_the_box_around_the_mask(post: Post) -> None:
@@ -215,6 +251,8 @@ def assert_rejected(response: httpx.Response, field: str, message: str) -> None:
         ({"image": IMAGE, "upscale": 3}, "upscale", "2 or 4"),
         ({"image": IMAGE, "mask": b64(mask_with((0, 0, 5, 5), (64, 64)))}, "mask", "should be of one size"),
         ({"image": IMAGE, "mask": b64(encoded(Image.new("L", (WIDTH, HEIGHT))))}, "mask", "black all over"),
+        ({"image": IMAGE, "mask": GREY_MASK}, "mask", "black all over"),
+        ({"image": IMAGE, "mask": PHOTO_WITH_HOLE}, "mask", "mask=alpha"),
         ({"image": IMAGE, "mask": "alpha"}, "mask", "not transparent anywhere"),
         ({"image": IMAGE, "mask": b64(b"GIF89a")}, "mask", "PNG, JPEG or WebP"),
         ({"image": IMAGE, "outpaint": {"left": 4096, "right": 4096, "top": 4096}}, "outpaint", "at most 4,000,000"),

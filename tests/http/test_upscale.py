@@ -128,7 +128,7 @@ def test_instruction_makes_an_edit_job(resolve: Callable[..., dict[str, Any]]) -
         ({"model": "editor"}, "image", "does not support image-to-image; it supports: editing by instruction"),
         ({"model": "editor", "instruction": "x", "strength": 0.5}, "strength", "cannot be combined"),
         ({"model": "editor", "instruction": "x", "prompt": "y"}, "prompt", "cannot be combined"),
-        ({"model": "editor", "instruction": ""}, "instruction", "at least 1 character"),
+        ({"model": "editor", "instruction": ""}, "image", "it supports: editing by instruction"),
         ({"image_guidance_scale": 2}, "image_guidance_scale", "belongs to"),
         (
             {"model": "editor", "instruction": "x", "image_guidance_scale": 2, "guidance_scale": 1},

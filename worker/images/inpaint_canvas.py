@@ -80,7 +80,8 @@ def _with_thin_parts(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % LATENT_CELL), (0, -width % LATENT_CELL)), mode="edge")
     cells = padded.reshape(padded.shape[0] // LATENT_CELL, LATENT_CELL, -1, LATENT_CELL)
-    thick = cv2.dilate(cells.all(axis=(1, 3)).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    full = np.asarray(cells.all(axis=(1, 3)), np.uint8)
+    thick = cv2.dilate(full, np.ones((3, 3), np.uint8)) > 0
     thin = cells.any(axis=(1, 3)) & ~thick
     filled = mask | thin.repeat(LATENT_CELL, 0).repeat(LATENT_CELL, 1)[:height, :width]
     return filled.astype(np.uint8) * 255

@@ -1,0 +1,101 @@
+"""`img2img doctor`: one line for each part, and exit code 2 if one of them prevents the start."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from img2img.app.supervisor.supervisor import free_port
+from tests.e2e.test_cli import serving
+from tests.support.cli_command import img2img
+
+# Not the fake worker of other tests of the command: this one asks PyTorch.
+REAL = {"PYTHONPATH": ""}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="i2i-") as name:
+        yield Path(name)
+
+
+def doctor(folder: Path, code: int = 0, **settings: str) -> dict[str, tuple[str, str]]:
+    """Run the command; return level and text by name."""
+    done = img2img(folder, "doctor", **({"IMG2IMG_PORT": str(free_port())} | REAL | settings))
+    assert done.returncode == code, done.stdout + done.stderr
+    lines = [re.fullmatch(r"(\S+) +(\S+) +(.+)", line) for line in done.stdout.splitlines()]
+    return {line[2]: (line[1], line[3]) for line in lines if line}
+
+
+def test_healthy_machine(folder: Path) -> None:
+    found = doctor(folder)
+    assert list(found)[:2] == ["img2img", "PyTorch"]
+    assert {"memory", "data", "Redis", "address", "model"} <= found.keys()
+    assert not [name for name, (level, _) in found.items() if level == "FAULT"]
+    assert re.match(r"\d+\.\d+\.\d+\S*, (without CUDA|built for CUDA \d+\.\d+), \d+ CPU threads", found["PyTorch"][1])
+    assert re.match(r"(Redis|Valkey) \d+\.\d+\.\d+, /", found["Redis"][1])
+    assert found["data"][1].startswith(f"{(folder / 'data').resolve()}, created at the first start; ")
+    assert found["model"] == ("ok", "demo, part of this installation; small landscapes and houses only")
+    # It changes nothing.
+    assert list(folder.iterdir()) == []
+
+
+def test_running_service_is_recognized(folder: Path) -> None:
+    with serving(folder) as (_, url):
+        found = doctor(folder, IMG2IMG_PORT=url.rpartition(":")[2])
+    assert found["address"] == ("ok", f"{url}, the service is ready")
+    assert found["Redis"][1].endswith(", running")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "text"),
+    [
+        ({"IMG2IMG_REDIS_URL": "redis://:secret@127.0.0.1:1"}, "Redis", "redis://***@127.0.0.1:1: "),
+        ({"IMG2IMG_DATA_DIR": "/proc/data"}, "data", "/proc/data cannot be written"),
+        ({"IMG2IMG_MODEL": "./nope"}, "model", "./nope: nope is not a diffusers model: it has no model_index.json"),
+        ({"IMG2IMG_MODEL": "org/nope", "HF_HUB_OFFLINE": "1"}, "model", "org/nope: not in "),
+        ({"IMG2IMG_HOST": "192.0.2.1"}, "address", "cannot listen on 192.0.2.1 port "),
+    ],
+)
+def test_fault_is_named(folder: Path, settings: dict[str, str], name: str, text: str) -> None:
+    if name == "data" and os.access("/proc", os.W_OK):
+        settings = {"IMG2IMG_DATA_DIR": str(folder / "file")}
+        (folder / "file").write_text("")
+        text = f"{(folder / 'file').resolve()} is not a folder"
+    found = doctor(folder, 2, **settings)
+    level, reason = found[name]
+    assert (level, reason[: len(text)]) == ("FAULT", text)
+    assert "secret" not in reason
+
+
+def test_model_in_the_cache_of_the_hub(folder: Path) -> None:
+    cache = {"IMG2IMG_MODEL": "org/model", "HF_HOME": str(folder / "hub-home")}
+    assert doctor(folder, **cache)["model"][1].startswith("org/model: the first start downloads it to ")
+    model = folder / "hub-home" / "hub" / "models--org--model"
+    (model / "blobs").mkdir(parents=True)
+    (model / "blobs" / "abc.incomplete").write_bytes(b"x")
+    assert doctor(folder, **cache)["model"] == (
+        "note",
+        f"org/model: the download is incomplete, 0.0 GB in {folder / 'hub-home' / 'hub'}",
+    )
+    (model / "blobs" / "abc.incomplete").rename(model / "blobs" / "abc")
+    (model / "snapshots" / "1").mkdir(parents=True)
+    (model / "snapshots" / "1" / "model_index.json").write_text("{}")
+    assert doctor(folder, **cache, HF_HUB_OFFLINE="1")["model"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("driver", "text"),
+    [("echo 580.65.06", "PyTorch is a CPU build, but NVIDIA driver 580.65.06 is installed: install a CUDA build")],
+)
+def test_build_of_pytorch_is_compared_with_the_driver(folder: Path, driver: str, text: str) -> None:
+    programs = folder / "programs"
+    programs.mkdir()
+    (programs / "nvidia-smi").write_text(f"#!/bin/sh\n{driver}\n")
+    (programs / "nvidia-smi").chmod(0o755)
+    found = doctor(folder, 2, PATH=f"{programs}{os.pathsep}{os.environ['PATH']}")
+    level, reason = found["GPU"]
+    assert (level, reason[: len(text)]) == ("FAULT", text)
