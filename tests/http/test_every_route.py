@@ -143,7 +143,6 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/sdapi/v1/img2img"): web_ui,
     ("POST", "/sdapi/v1/png-info"): lambda ids: [{"json": {"image": one}} for one in references(ids)],
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
-    ("POST", "/sdapi/v1/png-info"): uploads,
     ("POST", "/sdapi/v1/txt2img"): lambda _: [{"json": {"prompt": "x"}}],
 }
 ATTEMPTS |= dict.fromkeys(

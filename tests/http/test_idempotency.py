@@ -49,6 +49,7 @@ CREATES_NOTHING = {
     "/sdapi/v1/png-info",
     "/sdapi/v1/txt2img",
     "/sdapi/v1/{path:path}",
+    "/v1/{path:path}",
 }
 
 Post = Callable[..., httpx.Response]

@@ -61,7 +61,7 @@ def every_route() -> list[tuple[str, str]]:
 
 def path_of(route: str, id: str = "0" * 32, index: int = 0) -> str:
     """Return a path that matches a route."""
-    return route.replace("{path:path}", "unknown").format(job_id=id, sha256=id, index=index)
+    return route.replace(":path}", "}").format(path="unknown", model="unknown", job_id=id, sha256=id, index=index)
 
 
 @contextmanager
