@@ -33,10 +33,12 @@ from .compat import a1111, openai
 from .dependencies import Services
 from .http.authentication import AuthenticationMiddleware
 from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
+from .http.browser_requests import BrowserRequestMiddleware
 from .http.connection_limit import connection_limit
 from .http.content_encoding import ContentEncodingMiddleware
 from .http.cors import install_cors
 from .http.in_flight import OWNER_SHARE, ByteBudget, InFlightMiddleware
+from .http.open_requests import OpenRequests
 from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
 from .imaging.container_limits import cpu_count, memory_bytes
@@ -109,6 +111,12 @@ def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics
     app.add_middleware(BodySizeLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(ContentEncodingMiddleware)
     app.add_middleware(AuthenticationMiddleware, required=settings.keys_required)
+    if not settings.keys_required:
+        app.add_middleware(
+            BrowserRequestMiddleware,
+            allowed_hosts=settings.accepted_hosts,
+            allowed_origins=settings.allowed_origins,
+        )
     # Outside of authentication: a browser sends preflight requests without an API key.
     install_cors(app, settings.allowed_origins)
     app.add_middleware(BodyTimeoutMiddleware, timeout_s=settings.body_timeout)
@@ -133,14 +141,15 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     redis = connect_redis(settings.resolved_redis_url)
     limits = QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key)
     queue = JobQueue(redis, limits, durable_writes(settings, redis))
-    models = ModelRegistry(redis)
+    models, api_keys = ModelRegistry(redis), ApiKeys(redis)
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
     return Services(
         settings=settings,
         default_model=model_name(settings.model),
         redis=redis,
         queue=queue,
-        api_keys=ApiKeys(redis),
+        api_keys=api_keys,
+        open_requests=OpenRequests(api_keys),
         rate_limiter=RateLimiter(settings.rate_limit, redis) if settings.rate_limit else None,
         models=models,
         store=store,
@@ -168,11 +177,13 @@ async def run_services(services: Services, metrics: HttpMetrics) -> AsyncIterato
     collector = QueueCollector(services.redis, services.queue, services.models)
     metrics.registry.register(collector)
     services.decoders.start()
-    background = (
+    background = [
         services.job_changes.run(),
         cancel_overdue_jobs(services.queue),
         rewrite_append_only_file(services.redis, services.settings.aof_rewrite_interval),
-    )
+    ]
+    if services.settings.keys_required:
+        background.append(services.open_requests.run())
     tasks = [asyncio.create_task(coroutine) for coroutine in background]
     with metrics.served(services.settings.metrics_host, services.settings.api_metrics_port):
         yield

@@ -2,8 +2,11 @@
 
 Img2ImgError
 ├── RequestError                the request is wrong; `app/http/errors.py` has those that only HTTP knows
-│   └── ParameterError
-│       └── IdempotencyKeyReused
+│   ├── ParameterError
+│   │   └── IdempotencyKeyReused
+│   └── MissingApiKey
+│       └── InvalidApiKey
+│           └── ExpiredApiKey
 ├── TooManyRequests             the client has reached a limit
 │   └── TooManyQueued
 ├── NotFound
@@ -63,6 +66,24 @@ class IdempotencyKeyReused(ParameterError):
     """The idempotency key belongs to another request."""
 
     code = "idempotency_key_reused"
+
+
+class MissingApiKey(RequestError):
+    """An API key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`."""
+
+    code = "missing_api_key"
+
+
+class InvalidApiKey(MissingApiKey):
+    """The API key is unknown or revoked."""
+
+    code = "invalid_api_key"
+
+
+class ExpiredApiKey(InvalidApiKey):
+    """The API key has expired; the operator of the service can create another one."""
+
+    code = "expired_api_key"
 
 
 class TooManyRequests(Img2ImgError):

@@ -21,6 +21,7 @@ NAMES = "_names"
 
 # The settings of all processes, without the prefix. One `.env` configures all of them, so each process knows all names.
 SETTINGS = (
+    "ALLOWED_HOSTS",
     "AOF_REWRITE_INTERVAL",
     "API_KEY",
     "API_METRICS_PORT",

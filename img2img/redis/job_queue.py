@@ -10,10 +10,11 @@ from uuid import uuid4
 
 from redis import Redis
 
+from img2img.domain.api_key import ApiKey, owner_of
 from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
 from img2img.domain.spec import JobSpec
-from img2img.errors import Img2ImgError, QueueFull
+from img2img.errors import Img2ImgError, InvalidApiKey, QueueFull
 from img2img.redis import job_record, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
@@ -21,6 +22,7 @@ from img2img.redis.durability import DurableWrites
 from img2img.redis.idempotency import KEPT_S, IdempotencyKey
 from img2img.redis.input_images import InputImageRefs
 from img2img.redis.job_store import JobStore, job_index
+from img2img.redis.keys import JOB
 from img2img.redis.queue_limits import QueueLimits
 from img2img.redis.rq_adapter import rq_job_fields, rq_job_key, rq_queue, send_stop_command
 
@@ -100,6 +102,18 @@ class JobQueue:
         self.writes.confirm()
         return record
 
+    def reserve_idempotency_key(self, key: IdempotencyKey, result_id: str) -> bool:
+        """Reserve a key for a request that makes no job. Returns False if the same request has done so before.
+
+        Raises:
+            IdempotencyKeyReused: Another request came with this key.
+        """
+        value = f"{key.fingerprint} {result_id}"
+        if self._redis.set(key.redis_key, value, nx=True, ex=KEPT_S):
+            return True
+        key.job_id(self._redis.get(key.redis_key) or value)
+        return False
+
     def submit(
         self,
         spec: JobSpec,
@@ -114,6 +128,7 @@ class JobQueue:
         Raises:
             QueueFull: As many jobs are waiting as may.
             TooManyQueued: As many jobs of this owner are waiting as may.
+            InvalidApiKey: The API key was revoked.
             InputsDeleted: An input was deleted since; store the inputs again.
         """
         record = _new_record(spec, options, self.clock.now())
@@ -135,7 +150,7 @@ class JobQueue:
         Raises:
             IdempotencyKeyReused: Another request came with this key.
             NotFound, Expired, Deleted: The job of the earlier request is gone.
-            QueueFull, TooManyQueued, InputsDeleted: As for `submit`.
+            QueueFull, TooManyQueued, InputsDeleted, InvalidApiKey: As for `submit`.
         """
         record = _new_record(spec, options, self.clock.now())
         earlier_id = self._submit(record, key, generations)
@@ -150,6 +165,7 @@ class JobQueue:
             "id": record.id,
             "model": record.spec.model,
             "owner": record.owner,
+            "key_id": record.key_id or None,
             "priority": record.priority,
             "cost": record.spec.cost,
             "created_at": record.created_at,
@@ -169,6 +185,8 @@ class JobQueue:
             keys=[rq_job_key(record.id), queue.key, queue.redis_queues_keys],
             args=[json.dumps(known), len(fields), *fields, *rq_job_fields(queue, record.id)],
         )
+        if reply == b"revoked":
+            raise InvalidApiKey
         if reply == b"owner_limit":
             raise self._limits.owner_error()
         if reply == b"limit":
@@ -226,6 +244,21 @@ class JobQueue:
             send_stop_command(self._redis, record.worker, job_id, record.execution)
         return record
 
+    def cancel_submitted_with(self, key: ApiKey) -> int:
+        """Cancel the unfinished jobs that a revoked API key has submitted. Returns their number.
+
+        None of them is left, because `submit` refuses a revoked key.
+        """
+        count = 0
+        # Queued jobs again at the end: a worker may have put one back.
+        for status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.QUEUED):
+            for job_id in map(decode, self._redis.zrange(job_index(owner_of(key), status), 0, -1)):
+                # An earlier version has not recorded the key, which was the owner.
+                submitted_with = self._redis.hget(JOB.format(id=job_id), "key_id") or owner_of(key)
+                if decode(submitted_with) == key.id:
+                    count += self.cancel(job_id) is not None
+        return count
+
     def cancel_overdue(self) -> None:
         """Cancel the jobs that have missed their deadline."""
         for job_id in self.job_store.overdue_ids():
@@ -242,6 +275,7 @@ def _new_record(spec: JobSpec, options: JobOptions, created_at: float) -> JobRec
         status=JobStatus.QUEUED,
         spec=spec,
         owner=options.owner,
+        key_id=options.key_id,
         priority=options.priority,
         created_at=created_at,
         steps=spec.total_steps,
