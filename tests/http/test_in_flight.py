@@ -30,7 +30,7 @@ from tests.support.servers import http_server, redis_server
 
 MB = 1_000_000
 JSON = {"Content-Type": "application/json"}
-POST = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n"
+POST = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n"
 
 
 def test_budget_limits_the_total_and_each_owner() -> None:
