@@ -162,7 +162,7 @@ def _load(control_type: ControlType, source: ComponentSource, device: torch.devi
     if control_type not in _ANNOTATORS:
         raise StartupError(f"{label}: not made by a model; `preprocessors` can be: {', '.join(_ANNOTATORS)}")
     annotator, kind = _ANNOTATORS[control_type]
-    with reporting_failures(f"{label}: cannot load {source.source}"):
+    with reporting_failures(label):
         folder = component_folder(source)
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         # In float32 regardless of the dtype of the file: the models are small and their inputs are float32.

@@ -7,6 +7,7 @@ from img2img.domain.parameters import Task
 from ...errors import StartupError
 from ..families import Family
 from ..loading.components import build_pipeline, load_pipeline_of, load_unet
+from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
 from ..loading.model_config import ComponentSource, ModelConfig
 
@@ -59,7 +60,8 @@ def load_concat_pipelines(
         kind = _class_of(family, task)
         if kind is None or "unet" not in base.components:
             raise StartupError(f"`{task}` is not supported for {family.name} models; remove the key")
-        pipelines[task] = _load(task, source, kind, base)
+        with reporting_failures(f"`{task}`"):
+            pipelines[task] = _load(task, source, kind, base)
     return pipelines
 
 

@@ -98,7 +98,7 @@ def _load(control_type: ControlType, source: ComponentSource, base: DiffusionPip
     label = f"ControlNet {control_type}"
     if source.weight_name or source.source.endswith(".safetensors"):
         raise StartupError(f"{label}: {source.source} must be a folder or hub id in diffusers' format, not a file")
-    with reporting_failures(f"{label}: cannot load {source.source}"):
+    with reporting_failures(label):
         folder = component_folder(source)
         class_name = component_class(folder)
         if class_name != "ControlNetModel":

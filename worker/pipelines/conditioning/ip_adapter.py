@@ -91,7 +91,7 @@ def _load_image_encoder(
     config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline, label: str
 ) -> CLIPVisionModelWithProjection:
     encoder = config.image_encoder or _default_image_encoder(source)
-    with reporting_failures(f"{label}: cannot load the image encoder"):
+    with reporting_failures(f"{label}: image encoder"):
         folder = component_folder(encoder)
         loaded: CLIPVisionModelWithProjection = load_component(
             CLIPVisionModelWithProjection, folder, pipeline.unet.dtype

@@ -18,6 +18,7 @@ from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family
 from ..loading.components import build_pipeline, load_low_res_scheduler, load_pipeline_of, load_unet
+from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
 from ..loading.model_config import ComponentSource, ModelConfig, UpscalerSource
 from ..parameters import call_parameters, optional_arguments, supported_parameters
@@ -40,7 +41,11 @@ def load_upscalers(config: ModelConfig, family: Family, base: DiffusionPipeline)
     Raises:
         StartupError: if a component is not supported or cannot be loaded.
     """
-    return {factor: _load(family, source, base) for factor, source in sorted(config.upscale.items())}
+    upscalers = {}
+    for factor, source in sorted(config.upscale.items()):
+        with reporting_failures(f"upscale.{factor}"):
+            upscalers[factor] = _load(family, source, base)
+    return upscalers
 
 
 def _load(family: Family, source: ComponentSource, base: DiffusionPipeline) -> DiffusionPipeline:

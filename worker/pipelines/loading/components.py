@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DCondit
 from transformers import CLIPTokenizer, PreTrainedModel
 
 from ...errors import StartupError
-from .failures import GB, device_memory, reporting_failures
+from .failures import GB, device_memory
 from .locations import PipelineLocation, component_class, component_folder, components
 from .model_config import ComponentSource
 from .weight_files import check_folder, weight_bytes
@@ -69,15 +69,12 @@ def load_pipeline_of(source: ComponentSource, device: torch.device, dtype: torch
     Raises:
         StartupError: if it cannot be loaded.
     """
-    with reporting_failures(
-        f"cannot load {source.source!r}", lambda: f"{device_memory(str(device))}; choose a smaller one"
-    ):
-        location = PipelineLocation(source.source, source.revision, None)
-        class_name = location.index["_class_name"]
-        kind = getattr(diffusers, class_name, None)
-        if kind is None:
-            raise StartupError(f"cannot load {source.source!r}: diffusers has no pipeline {class_name}")
-        return load_pipeline(kind, location, device=device, dtype=dtype)
+    location = PipelineLocation(source.source, source.revision, None)
+    class_name = location.index["_class_name"]
+    kind = getattr(diffusers, class_name, None)
+    if kind is None:
+        raise StartupError(f"{source.source}: diffusers has no pipeline {class_name}")
+    return load_pipeline(kind, location, device=device, dtype=dtype)
 
 
 def load_component(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
@@ -95,13 +92,12 @@ def load_unet(source: ComponentSource, device: torch.device, dtype: torch.dtype)
     Raises:
         StartupError: if it cannot be loaded.
     """
-    with reporting_failures(f"cannot load {source.source!r}"):
-        folder = component_folder(source)
-        class_name = component_class(folder)
-        if class_name not in (None, "UNet2DConditionModel"):
-            raise StartupError(f"cannot load {source.source!r}: it is a {class_name}, not a UNet2DConditionModel")
-        unet: UNet2DConditionModel = load_component(UNet2DConditionModel, folder, dtype)
-        return unet.to(device)
+    folder = component_folder(source)
+    class_name = component_class(folder)
+    if class_name not in (None, "UNet2DConditionModel"):
+        raise StartupError(f"{folder} is a {class_name}, not a UNet2DConditionModel")
+    unet: UNet2DConditionModel = load_component(UNet2DConditionModel, folder, dtype)
+    return unet.to(device)
 
 
 def load_low_res_scheduler(source: ComponentSource, levels: int) -> DDPMScheduler:
@@ -117,9 +113,8 @@ def load_low_res_scheduler(source: ComponentSource, levels: int) -> DDPMSchedule
     folder = Path(source.source).expanduser() / "low_res_scheduler"
     if not folder.is_dir():
         return DDPMScheduler(num_train_timesteps=levels, **LOW_RES_SCHEDULER)
-    with reporting_failures(f"cannot load {folder}"):
-        scheduler: DDPMScheduler = DDPMScheduler.from_pretrained(folder)
-        return scheduler
+    scheduler: DDPMScheduler = DDPMScheduler.from_pretrained(folder)
+    return scheduler
 
 
 def memory_remedy(folder: Path, dtype: torch.dtype, device: str) -> str:
