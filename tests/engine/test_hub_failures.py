@@ -68,7 +68,7 @@ def test_causes(tmp_path: Path, model_folder: Path) -> None:
             "org/tiny has no revision v9",
             "'not a hub id' is neither an existing folder nor a hub id such as org/name",
             "org/tiny/unet has only pickle files (diffusion_pytorch_model.bin)",
-            "ControlNet canny: cannot load org/tiny: org/tiny has no config.json; check `subfolder`",
+            "ControlNet canny: org/tiny has no config.json; check `subfolder`",
             unknown,
             f"IP-Adapter: {unknown}",
             "LoRA 'ink': org/tiny has no file pytorch_lora_weights.safetensors; check `weight_name`",

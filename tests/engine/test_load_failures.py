@@ -6,6 +6,7 @@ import logging
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -13,10 +14,14 @@ import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPTextModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2img.telemetry.logging import make_handler
-from img2img.worker.__main__ import warm_up
+from img2img.worker.__main__ import run_engine, warm_up
+from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.loading.failures import reporting_failures
 from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
@@ -24,7 +29,7 @@ from img2img.worker.pipelines.model import Model, load_model
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_annotators import tiny_depth
 from tests.support.models.tiny_controlnets import tiny_controlnet
-from tests.support.models.tiny_models import tiny_unet
+from tests.support.models.tiny_models import text_config, tiny_unet
 
 Damage = Callable[[Path], object]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -155,6 +160,14 @@ FOLDERS: dict[str, tuple[Damage, str]] = {
     "tokenizer without vocabulary": (
         lambda f: without_vocabulary(f / "tokenizer"),
         "the files of the tokenizer are incomplete",
+    ),
+    "tokenizer without merges": (
+        lambda f: (f / "tokenizer/tokenizer.json").rename(f / "tokenizer/vocab.json"),
+        "tokenizer has no merges.txt",
+    ),
+    "tokenizer without configuration": (
+        lambda f: (f / "tokenizer/tokenizer_config.json").unlink(),
+        "tokenizer: the files of the tokenizer are incomplete",
     ),
     "text encoder of another vocabulary": (
         lambda f: edit_vocabulary(f, 1000),
@@ -385,6 +398,35 @@ def test_out_of_memory_names_the_memory(folder: Path, monkeypatch: pytest.Monkey
     line = failure(folder)
     assert "out of memory: it needs about 0.0 GB for weights, this machine has " in line
     assert "set `dtype` to float16 or bfloat16, or choose a smaller model" in line
+
+
+def test_failure_of_the_warm_up(folder: Path) -> None:
+    encoder = CLIPTextModel(text_config(hidden=16))
+    encoder.save_pretrained(folder / "text_encoder")
+    loaded: Future[list[Model]] = Future()
+    stages: list[str] = []
+    run_engine(Engine(slots=1), "cpu", [ModelConfig(name="photo", source=str(folder))], loaded, stages.append)
+    assert stages == ["loading photo on cpu", "warming up photo"]
+    with pytest.raises(StartupError, match=r"^cannot warm up model 'photo': RuntimeError: .*shapes"):
+        loaded.result(0)
+
+
+def test_safety_checker_is_loaded(folder: Path) -> None:
+    config = CLIPConfig(
+        text_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        projection_dim=16,
+    )
+    StableDiffusionSafetyChecker(config).save_pretrained(folder / "safety_checker")
+    CLIPImageProcessorPil(size={"shortest_edge": 224}).save_pretrained(folder / "feature_extractor")
+    edit_json(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+    )
+    assert load(folder).card.name == "photo"
+    rename_weights(folder / "safety_checker", ".bin")
+    assert "safety_checker has only pickle files" in failure(folder)
 
 
 def test_preview_and_warm_up_of_a_model_with_a_tiny_autoencoder(folder: Path) -> None:

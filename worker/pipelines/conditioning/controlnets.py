@@ -102,7 +102,9 @@ def _load(control_type: ControlType, source: ComponentSource, base: DiffusionPip
         folder = component_folder(source)
         class_name = component_class(folder)
         if class_name != "ControlNetModel":
-            raise StartupError(f"it is a {class_name}; only ControlNetModel is supported")
+            raise StartupError(
+                f"{folder} is a {class_name or 'component without `_class_name`'}; only ControlNetModel is supported"
+            )
         net = load_component(ControlNetModel, folder, base.unet.dtype).to(base.device)
     width, model_width = net.config.cross_attention_dim, base.unet.config.cross_attention_dim
     if width != model_width:

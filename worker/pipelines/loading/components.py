@@ -130,6 +130,10 @@ def _check_component(folder: Path, name: str) -> None:
         raise StartupError(f"{folder} has no folder {name}: the download is incomplete; download it again")
     if name.endswith("scheduler") and not (part / "scheduler_config.json").is_file():
         raise StartupError(f"{part} has no scheduler_config.json: the download is incomplete; download it again")
+    # Without merges a tokenizer loads, and splits all words into letters.
+    has_merges = (part / "merges.txt").is_file() or (part / "tokenizer.json").is_file()
+    if name.startswith("tokenizer") and (part / "vocab.json").is_file() and not has_merges:
+        raise StartupError(f"{part} has no merges.txt: the download is incomplete; download it again")
 
 
 def _module_class(library: str, class_name: str, folder: Path) -> Any:

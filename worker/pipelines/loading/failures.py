@@ -12,13 +12,11 @@ from safetensors import SafetensorError
 from img2img.telemetry.logging import quoting_exceptions
 
 from ...engine.errors import is_out_of_memory
-from ...errors import StartupError
+from ...errors import StartupError, first_line
 
 log = logging.getLogger(__name__)
 
 GB = 1e9
-# Longest quoted message of a library, in characters.
-QUOTED = 160
 
 
 @contextmanager
@@ -62,24 +60,6 @@ def cause_of(error: BaseException) -> str:
     if "meta tensor" in str(error):
         return "weights are missing in its files; download them again"
     return f"{type(error).__name__}: {line}" if str(error).strip() else line
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error message, or the second if the first ends with a colon.
-
-    An error without a message is named by its class and the line of code that raised it.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [_origin(error)]
-    line = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
-    return line if len(line) <= QUOTED else f"{line[:QUOTED]} ..."
-
-
-def _origin(error: BaseException) -> str:
-    where = error.__traceback__
-    while where is not None and where.tb_next is not None:
-        where = where.tb_next
-    code = f" in {where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else ""
-    return f"{type(error).__name__} without a message{code}; IMG2IMG_LOG_LEVEL=DEBUG logs the traceback"
 
 
 def device_memory(device: str) -> str:

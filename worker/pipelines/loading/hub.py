@@ -16,8 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ...errors import StartupError
-from .failures import first_line
+from ...errors import StartupError, first_line
 
 log = logging.getLogger(__name__)
 

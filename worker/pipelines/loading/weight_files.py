@@ -34,7 +34,7 @@ _QUANTISERS = {
 
 
 def choose_variant(names: Iterable[str], wanted: str | None, where: str) -> str | None:
-    """Return the variant of the safetensors files to load. None stands for files without a variant.
+    """Return the variant of the safetensors files to load. None means files without a variant.
 
     Args:
         names: names of the files in the folder.

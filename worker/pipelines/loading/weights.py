@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from ...errors import StartupError
-from .failures import reporting_failures
+from ...errors import StartupError, first_line
 from .hub import HubRepository
 from .model_config import ComponentSource, is_path
 from .weight_files import check_file
@@ -22,10 +21,14 @@ def resolve_weights(source: ComponentSource, label: str, default: str | None = N
     """
     path = Path(source.source).expanduser()
     is_local = is_path(source.source) or path.exists()
-    with reporting_failures(label):
+    try:
         file = _local_file(source, path) if is_local else _download(source, default)
         _check_suffix(file.name)
         check_file(file)
+    except StartupError as error:
+        raise StartupError(f"{label}: {error}") from error
+    except OSError as error:
+        raise StartupError(f"{label}: {first_line(error)}") from error
     return file
 
 
@@ -34,6 +37,8 @@ def _local_file(source: ComponentSource, path: Path) -> Path:
     if path.is_file():
         return path
     if source.weight_name:
+        if not (folder / source.weight_name).is_file():
+            raise StartupError(f"{folder / source.weight_name} does not exist")
         return folder / source.weight_name
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
