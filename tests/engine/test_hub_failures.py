@@ -60,7 +60,10 @@ def test_causes(tmp_path: Path, model_folder: Path) -> None:
             {"source": str(model_folder), "loras": {"ink": "org/tiny"}},
             HF_ENDPOINT=hub,
         )
-        unknown = f"there is no repository org/nope at {hub}; check the name; set HF_TOKEN if it is private"
+        unknown = (
+            f"there is no folder org/nope, and no repository of that name at {hub}; check the name; "
+            "set HF_TOKEN if it is private"
+        )
     for message, expected in zip(
         messages,
         (

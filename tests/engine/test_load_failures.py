@@ -411,6 +411,23 @@ def test_failure_of_the_warm_up(folder: Path) -> None:
         loaded.result(0)
 
 
+def test_weights_with_the_names_of_early_releases_are_complete(folder: Path) -> None:
+    """Load an autoencoder with the attention names of Stable Diffusion 1.x, without buffers that no file needs."""
+    file = folder / "vae" / WEIGHTS
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for key, tensor in load_file(file).items():
+        new = key
+        for name, early in names.items():
+            new = new.replace(f"attentions.0.{name}.", f"attentions.0.{early}.")
+        renamed[new] = tensor
+    assert any("proj_attn" in key for key in renamed)
+    expected = load(folder).vae.state_dict()
+    save_file(renamed, file, metadata={"format": "pt"})
+    loaded = load(folder).vae.state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
+
+
 def test_safety_checker_is_loaded(folder: Path) -> None:
     config = CLIPConfig(
         text_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},

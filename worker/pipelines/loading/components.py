@@ -21,7 +21,8 @@ from .weight_files import check_folder, weight_bytes
 # Settings of the low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler.
 LOW_RES_SCHEDULER = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 # Weights that published files lack and that no forward pass uses.
-_UNUSED = re.compile(r"(?:num_batches_tracked|position_ids)$|^neck\.fusion_stage\.layers\.0\.residual_layer1\.")
+_UNUSED = re.compile(r"^neck\.fusion_stage\.layers\.0\.residual_layer1\.")
+_STATISTICS = re.compile(r"\brunning_(?:mean|var)$")
 # Tokenizers without a configured length have 1e30.
 _MAX_TOKENS = 2**20
 _PROBES = ("a red house by the sea", "old oil paint, 12 dogs")
@@ -146,7 +147,7 @@ def _module_class(library: str, class_name: str, folder: Path) -> Any:
         except ModuleNotFoundError:
             raise StartupError(f"{folder} is a {library}.{class_name}: code outside of diffusers is not run") from None
     kind = getattr(source, class_name, None)
-    if kind is None:
+    if kind is None and (folder / "config.json").is_file():
         raise StartupError(f"{folder} is a {class_name}, which this release of {library} does not have; update it")
     return kind if isinstance(kind, type) and issubclass(kind, ModelMixin | PreTrainedModel) else None
 
@@ -159,7 +160,11 @@ def _load_module(kind: Any, folder: Path, dtype: torch.dtype, variant: str | Non
     module, info = kind.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, variant=chosen, local_files_only=True, output_loading_info=True
     )
-    missing = sorted(key for key in info["missing_keys"] if not _UNUSED.search(key))
+    # Other buffers have the same values in every model.
+    state = {name for name, _ in module.named_parameters()} | {
+        name for name, _ in module.named_buffers() if _STATISTICS.search(name)
+    }
+    missing = sorted(key for key in info["missing_keys"] if key in state and not _UNUSED.search(key))
     if missing:
         # transformers initialises them at random, diffusers leaves them without values.
         raise StartupError(

@@ -110,7 +110,8 @@ def _reporting(source: str, revision: str | None) -> Iterator[None]:
         raise StartupError(f"{source} has no revision {revision}") from error
     except RepositoryNotFoundError as error:
         raise StartupError(
-            f"there is no repository {source} at {constants.ENDPOINT}; check the name; set HF_TOKEN if it is private"
+            f"there is no folder {source}, and no repository of that name at {constants.ENDPOINT}; check the name; "
+            "set HF_TOKEN if it is private"
         ) from error
     except HFValidationError as error:
         raise StartupError(f"{source!r} is neither an existing folder nor a hub id such as org/name") from error
