@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from . import audit, forget, jobs, keys, submit
 from . import doctor as checks
-from . import forget, jobs, keys, submit
 from . import serve as serving
 
 RUN, USE = "Run the service", "Use a service"
@@ -42,6 +42,7 @@ app.command(rich_help_panel=RUN)(serving.demo)
 app.command(rich_help_panel=RUN)(forget.forget)
 app.command(rich_help_panel=RUN)(checks.doctor)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
+app.command("audit", rich_help_panel=RUN)(audit.audit)
 app.command(rich_help_panel=USE)(submit.submit)
 app.command(rich_help_panel=USE)(submit.result)
 app.command(rich_help_panel=USE)(jobs.jobs)

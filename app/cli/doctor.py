@@ -77,7 +77,7 @@ def _torch(_settings: "ApiSettings") -> Iterator[Finding]:
     if report["gpus"]:
         yield Finding(OK, "driver", f"NVIDIA {driver}")
     elif driver is None:
-        mps = "; the worker does not use the GPU of this Mac unless IMG2IMG_DEVICE=mps" if report["mps"] else ""
+        mps = "; workers use the CPU of a Mac" if report["mps"] else ""
         yield Finding(OK, "device", f"CPU; no NVIDIA driver found{mps}")
     else:
         yield Finding(FAULT, "GPU", _unused_gpu(driver, cuda))

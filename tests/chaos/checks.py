@@ -131,7 +131,6 @@ def check_deadlines(observations: Observations, times: StatusTimes) -> Figures:
 
 def check_store(observations: Observations, store: ObjectStore, redis: Redis) -> Figures:
     """Check that Redis knows every blob, so that none is kept for ever, and that every input has its SHA-256."""
-    known = {key.decode() for key in redis.zrange(INPUT_IMAGES, 0, -1) + redis.hkeys(INPUT_IMAGE_USES)}
     jobs = {job_id.decode() for job_id in redis.zrange(JOBS, 0, -1)}
     counts: Counter[str] = Counter()
     for key in store.list_keys():
@@ -140,7 +139,8 @@ def check_store(observations: Observations, store: ObjectStore, redis: Redis) ->
         if folder == "results" and rest.partition("/")[0] not in jobs:
             observations.add_violation(f"{key} is stored, but its job does not exist")
         if folder in ("inputs", "uploads"):
-            if key not in known:
+            is_known = redis.zscore(INPUT_IMAGES, key) is not None or redis.exists(INPUT_IMAGE_USES.format(key=key))
+            if not is_known:
                 observations.add_violation(f"{key} is stored, but Redis does not know it")
             if not has_digest(store.get(key) or b"", rest.removesuffix(".png")):
                 observations.add_violation(f"{key} is damaged")
