@@ -87,6 +87,22 @@ def test_gated_repository(tmp_path: Path, model_folder: Path) -> None:
         assert f"access to org/tiny is restricted: accept its terms at {hub}/org/tiny, and set HF_TOKEN" in message
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ((503, "down"), "model_index.json is not in the cache {cache}/hub, and {hub} answered with 503"),
+        (
+            (401, "Invalid credentials in Authorization header"),
+            "no access to org/tiny: set HF_TOKEN to a token that may read {hub}/org/tiny (the hub answered 401)",
+        ),
+    ],
+)
+def test_hub_that_refuses(tmp_path: Path, model_folder: Path, error: tuple[int, str], message: str) -> None:
+    with model_hub("org/tiny", model_folder, error=error) as hub:
+        [found] = load(tmp_path, {"source": "org/tiny"}, HF_ENDPOINT=hub, HF_TOKEN="hf_invalid")
+    assert message.format(hub=hub, cache=tmp_path) in found
+
+
 @pytest.fixture
 def unreachable() -> str:
     with socket.socket() as unused:

@@ -16,11 +16,19 @@ CHUNK = 8192
 
 
 @contextmanager
-def model_hub(repository: str, folder: Path, *, bytes_per_s: float = 1e12, is_gated: bool = False) -> Iterator[str]:
+def model_hub(
+    repository: str,
+    folder: Path,
+    *,
+    bytes_per_s: float = 1e12,
+    is_gated: bool = False,
+    error: tuple[int, str] | None = None,
+) -> Iterator[str]:
     """Serve the files of a folder as a repository, and yield the URL for `HF_ENDPOINT`.
 
     Args:
         is_gated: Show the list of files, but not the files.
+        error: Status and message of the response to every request.
         bytes_per_s: Speed of each download.
     """
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -35,6 +43,12 @@ def model_hub(repository: str, folder: Path, *, bytes_per_s: float = 1e12, is_ga
             self._respond(with_body=True)
 
         def _respond(self, *, with_body: bool) -> None:
+            if error is not None:
+                self.send_response(error[0])
+                self.send_header("X-Error-Message", error[1])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             path = unquote(urlsplit(self.path).path)
             if path.startswith(f"/api/models/{repository}/revision/") and path.rsplit("/", 1)[1] not in REVISIONS:
                 self._refuse(404, "RevisionNotFound")
