@@ -7,13 +7,13 @@ import typer
 from . import doctor as checks
 from . import forget, jobs, keys, submit
 from . import serve as serving
+from .help import Command
 
 RUN, USE = "Run the service", "Use a service"
 
 app = typer.Typer(
     epilog="Exit codes: 0 success, 1 rejected or failed, 2 wrong usage or settings, 3 unreachable, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
 )
 
 
@@ -34,22 +34,22 @@ def _options(
     """Diffusion image-to-image behind an asynchronous HTTP API."""
 
 
-app.command(rich_help_panel=RUN)(serving.serve)
-app.command(rich_help_panel=RUN)(serving.api)
-app.command(rich_help_panel=RUN)(serving.worker)
-app.command(rich_help_panel=RUN)(serving.webhooks)
-app.command(rich_help_panel=RUN)(serving.demo)
-app.command(rich_help_panel=RUN)(forget.forget)
-app.command(rich_help_panel=RUN)(checks.doctor)
+app.command(cls=Command, rich_help_panel=RUN)(serving.serve)
+app.command(cls=Command, rich_help_panel=RUN)(serving.api)
+app.command(cls=Command, rich_help_panel=RUN)(serving.worker)
+app.command(cls=Command, rich_help_panel=RUN)(serving.webhooks)
+app.command(cls=Command, rich_help_panel=RUN)(serving.demo)
+app.command(cls=Command, rich_help_panel=RUN)(forget.forget)
+app.command(cls=Command, rich_help_panel=RUN)(checks.doctor)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
-app.command(rich_help_panel=USE)(submit.submit)
-app.command(rich_help_panel=USE)(submit.result)
-app.command(rich_help_panel=USE)(jobs.jobs)
-app.command(rich_help_panel=USE)(jobs.show)
-app.command(rich_help_panel=USE)(jobs.cancel)
-app.command(rich_help_panel=USE)(jobs.delete)
-app.command("delete-image", rich_help_panel=USE)(jobs.delete_image)
-app.command(rich_help_panel=USE)(jobs.models)
+app.command(cls=Command, rich_help_panel=USE, epilog=submit.EXAMPLES)(submit.submit)
+app.command(cls=Command, rich_help_panel=USE)(submit.result)
+app.command(cls=Command, rich_help_panel=USE)(jobs.jobs)
+app.command(cls=Command, rich_help_panel=USE)(jobs.show)
+app.command(cls=Command, rich_help_panel=USE)(jobs.cancel)
+app.command(cls=Command, rich_help_panel=USE)(jobs.delete)
+app.command("delete-image", cls=Command, rich_help_panel=USE)(jobs.delete_image)
+app.command(cls=Command, rich_help_panel=USE)(jobs.models)
 
 
 def main() -> None:
