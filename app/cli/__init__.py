@@ -34,22 +34,24 @@ def _options(
     """Diffusion image-to-image behind an asynchronous HTTP API."""
 
 
-app.command(cls=Command, rich_help_panel=RUN)(serving.serve)
-app.command(cls=Command, rich_help_panel=RUN)(serving.api)
-app.command(cls=Command, rich_help_panel=RUN)(serving.worker)
-app.command(cls=Command, rich_help_panel=RUN)(serving.webhooks)
-app.command(cls=Command, rich_help_panel=RUN)(serving.demo)
-app.command(cls=Command, rich_help_panel=RUN)(forget.forget)
-app.command(cls=Command, rich_help_panel=RUN)(checks.doctor)
+app.command(rich_help_panel=RUN)(serving.serve)
+app.command(rich_help_panel=RUN)(serving.api)
+app.command(rich_help_panel=RUN)(serving.worker)
+app.command(rich_help_panel=RUN)(serving.webhooks)
+app.command(rich_help_panel=RUN)(serving.demo)
+app.command(rich_help_panel=RUN)(forget.forget)
+app.command(rich_help_panel=RUN)(checks.doctor)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
-app.command(cls=Command, rich_help_panel=USE, epilog=submit.EXAMPLES)(submit.submit)
-app.command(cls=Command, rich_help_panel=USE)(submit.result)
-app.command(cls=Command, rich_help_panel=USE)(jobs.jobs)
-app.command(cls=Command, rich_help_panel=USE)(jobs.show)
-app.command(cls=Command, rich_help_panel=USE)(jobs.cancel)
-app.command(cls=Command, rich_help_panel=USE)(jobs.delete)
-app.command("delete-image", cls=Command, rich_help_panel=USE)(jobs.delete_image)
-app.command(cls=Command, rich_help_panel=USE)(jobs.models)
+app.command(rich_help_panel=USE, epilog=submit.EXAMPLES)(submit.submit)
+app.command(rich_help_panel=USE)(submit.result)
+app.command(rich_help_panel=USE)(jobs.jobs)
+app.command(rich_help_panel=USE)(jobs.show)
+app.command(rich_help_panel=USE)(jobs.cancel)
+app.command(rich_help_panel=USE)(jobs.delete)
+app.command("delete-image", rich_help_panel=USE)(jobs.delete_image)
+app.command(rich_help_panel=USE)(jobs.models)
+for command in (*app.registered_commands, *keys.app.registered_commands):
+    command.cls = Command
 
 
 def main() -> None:

@@ -14,16 +14,20 @@ class Command(TyperCommand):
         params: list[Any] = super().get_params(ctx)
         for param in params:
             if isinstance(param, TyperArgument):
-                param.display_type_rich = lambda **_: None  # type: ignore[method-assign,assignment]
+                param.display_type_rich = lambda **_: None  # type: ignore[method-assign]
             elif param.metavar is None:
                 choices = param.type_descriptor.choices
                 name = param.bare_type()
-                param.metavar = "|".join(map(_value, choices)) if choices else METAVARS.get(name, name.upper())
+                param.metavar = "|".join(map(_value, choices)) if choices else _metavar(name)
         return params
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [one.metavar or one.name.upper() for one in self.get_params(ctx) if isinstance(one, TyperArgument)]
         return ["[OPTIONS]", *arguments]
+
+
+def _metavar(type_name: str) -> str:
+    return METAVARS.get(type_name, type_name.upper())
 
 
 def _value(choice: Any) -> str:

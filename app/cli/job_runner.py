@@ -33,13 +33,11 @@ from .journal import Entry, Journal, key_of
 from .outputs import Outputs
 from .printing import echo, problem_document, response_document, to_json
 from .progress_display import ProgressDisplay
+from .serve import DEMO_MODEL, DEMO_NOTE
 
 # Event streams that are open at once. Jobs end about in the order in which they were submitted.
 STREAMS = 16
 IDLE_S = 0.2
-DEMO_MODEL = "demo"
-DEMO_NOTE = "the demo model generates small landscapes and houses only; for other images, name a model: "
-SERVE_ANOTHER = "img2img serve --model stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ class JobBatch:
                     case Submitted(entry, job, is_new):
                         seen["resumed"] += not is_new
                         if display.is_visible and not seen["note"] and job.request.get("model") == DEMO_MODEL:
-                            complain(DEMO_NOTE + SERVE_ANOTHER)
+                            complain(DEMO_NOTE)
                             seen["note"] += 1
                         display.add(entry.input, job)
                         self._open_stream(job.id, preview=watch and display.is_visible)

@@ -26,7 +26,10 @@ JobIds = Annotated[list[str], typer.Argument(metavar="ID...", show_default=False
 
 
 def jobs(
-    status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
+    status: Annotated[
+        JobStatus | None,
+        typer.Option(metavar="STATUS", help=f"Only jobs with this status: {', '.join(JobStatus)}."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most jobs to list.")] = 20,
     as_json: AsJson = False,
     url: Url = LOCAL,
