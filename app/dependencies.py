@@ -20,6 +20,7 @@ from .backends.readiness import ReadinessChecks
 from .backends.store_threads import StoreThreads
 from .http.authentication import Caller
 from .http.in_flight import HeldBytes
+from .http.open_requests import OpenRequests
 from .http.rate_limit import RateLimiter
 from .imaging.sandbox_pool import DecoderPool
 from .progress.eta import EtaEstimator
@@ -36,6 +37,7 @@ class Services:
     redis: Redis
     queue: JobQueue
     api_keys: ApiKeys
+    open_requests: OpenRequests
     # None: no rate limit.
     rate_limiter: RateLimiter | None
     models: ModelRegistry

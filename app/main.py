@@ -11,10 +11,12 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse
 from fastapi_offline import FastAPIOffline
+from redis import Redis
 
 from img2img.blobs import ObjectStore
 from img2img.domain.model_card import model_name
 from img2img.redis.api_keys import ApiKeys
+from img2img.redis.durability import TIMEOUT_S, Durability, DurableWrites
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
@@ -25,16 +27,18 @@ from img2img.redis.worker_starts import WorkerStarts
 from img2img.telemetry.tracing import Tracer
 
 from .backends.readiness import ReadinessChecks
-from .backends.redis_client import connect_redis
+from .backends.redis_client import RESPONSE_S, connect_redis
 from .backends.store_threads import StoreThreads
 from .compat import a1111, openai
 from .dependencies import Services
 from .http.authentication import AuthenticationMiddleware
 from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
+from .http.browser_requests import BrowserRequestMiddleware
 from .http.connection_limit import connection_limit
 from .http.content_encoding import ContentEncodingMiddleware
 from .http.cors import install_cors
 from .http.in_flight import OWNER_SHARE, ByteBudget, InFlightMiddleware
+from .http.open_requests import OpenRequests
 from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
 from .imaging.container_limits import cpu_count, memory_bytes
@@ -107,6 +111,12 @@ def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics
     app.add_middleware(BodySizeLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(ContentEncodingMiddleware)
     app.add_middleware(AuthenticationMiddleware, required=settings.keys_required)
+    if not settings.keys_required:
+        app.add_middleware(
+            BrowserRequestMiddleware,
+            allowed_hosts=settings.accepted_hosts,
+            allowed_origins=settings.allowed_origins,
+        )
     # Outside of authentication: a browser sends preflight requests without an API key.
     install_cors(app, settings.allowed_origins)
     app.add_middleware(BodyTimeoutMiddleware, timeout_s=settings.body_timeout)
@@ -119,24 +129,34 @@ def byte_budget(settings: ApiSettings) -> ByteBudget:
     return ByteBudget(limit, int(limit * OWNER_SHARE) if settings.keys_required else limit)
 
 
+def durable_writes(settings: ApiSettings, redis: Redis) -> DurableWrites:
+    """Return the writes that clients get acknowledged. They have their own connections, because they may wait."""
+    if settings.durability is not Durability.EVERYSEC:
+        redis = connect_redis(settings.resolved_redis_url, TIMEOUT_S + RESPONSE_S)
+    return DurableWrites(redis, settings.durability, TIMEOUT_S)
+
+
 def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     """Return the services of the API server. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
-    queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key))
-    models = ModelRegistry(redis)
+    limits = QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key)
+    queue = JobQueue(redis, limits, durable_writes(settings, redis))
+    models, api_keys = ModelRegistry(redis), ApiKeys(redis)
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
     return Services(
         settings=settings,
         default_model=model_name(settings.model),
         redis=redis,
         queue=queue,
-        api_keys=ApiKeys(redis),
+        api_keys=api_keys,
+        open_requests=OpenRequests(api_keys),
         rate_limiter=RateLimiter(settings.rate_limit, redis) if settings.rate_limit else None,
         models=models,
         store=store,
         store_threads=StoreThreads(),
         readiness=ReadinessChecks(
             models,
+            queue.clock,
             WorkerStarts(redis),
             WebhookOutbox(redis) if settings.webhook_secrets else None,
             store,
@@ -157,11 +177,13 @@ async def run_services(services: Services, metrics: HttpMetrics) -> AsyncIterato
     collector = QueueCollector(services.redis, services.queue, services.models)
     metrics.registry.register(collector)
     services.decoders.start()
-    background = (
+    background = [
         services.job_changes.run(),
         cancel_overdue_jobs(services.queue),
         rewrite_append_only_file(services.redis, services.settings.aof_rewrite_interval),
-    )
+    ]
+    if services.settings.keys_required:
+        background.append(services.open_requests.run())
     tasks = [asyncio.create_task(coroutine) for coroutine in background]
     with metrics.served(services.settings.metrics_host, services.settings.api_metrics_port):
         yield

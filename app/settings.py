@@ -13,11 +13,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 from pydantic_core import ErrorDetails
 
 from img2img.domain.job import RESULT_TTL_S
+from img2img.redis.durability import Durability
 from img2img.settings import SharedSettings
 
+HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 ORIGIN = re.compile(r"https?://[^/\s,]+")
 MAX_QUEUED_PER_KEY = 1000
-SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
 
 def parse_duration(value: object) -> object:
@@ -45,6 +47,14 @@ def check_origins(text: str) -> str:
     for origin in text.split(",") if text else ():
         if origin.strip() != "*" and not ORIGIN.fullmatch(origin.strip()):
             raise ValueError("Input should be origins such as https://studio.example, with commas between, or *")
+    return text
+
+
+def check_host_names(text: str) -> str:
+    """Return `text` if it lists host names or IPv4 addresses. Raises ValueError."""
+    for name in filter(None, map(str.strip, text.split(","))):
+        if not HOST_NAME.fullmatch(name):
+            raise ValueError("Input should be host names without ports, such as studio.local, with commas between")
     return text
 
 
@@ -153,6 +163,13 @@ class ApiSettings(SharedSettings):
         except FileNotFoundError:
             return ()
 
+    durability: Annotated[
+        Durability,
+        Field(
+            description="When a submit, cancellation or deletion is acknowledged: `everysec`: Redis has it in memory; "
+            "`always`: it is on disk; `replica`: a replica has it too."
+        ),
+    ] = Durability.EVERYSEC
     keys: Annotated[
         Literal["auto", "required"],
         Field(description="Whether requests need an API key; `auto`: unless the service listens on loopback only."),
@@ -172,6 +189,14 @@ class ApiSettings(SharedSettings):
         str,
         AfterValidator(check_origins),
         Field(description="Origins of web pages that may use the service (CORS), separated by commas; * allows all."),
+    ] = ""
+    allowed_hosts: Annotated[
+        str,
+        AfterValidator(check_host_names),
+        Field(
+            description="Names besides localhost by which clients address a service on loopback without API keys "
+            "(header `Host`), separated by commas."
+        ),
     ] = ""
     body_timeout: Annotated[
         float,
@@ -200,6 +225,13 @@ class ApiSettings(SharedSettings):
     def allowed_origins(self) -> list[str]:
         """The origins in `cors_origins`."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @property
+    def accepted_hosts(self) -> frozenset[str] | None:
+        """The names in `allowed_hosts`; None if all are accepted, because the service is not only for this machine."""
+        if self.keys_required or not is_loopback(self.published_host or self.host):
+            return None
+        return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
     @property
     def local_url(self) -> str:

@@ -1,6 +1,5 @@
 """Deletes jobs and images for good: the records in Redis and the blobs that only they need."""
 
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ class Eraser:
         # A record that cannot be read is deleted too.
         with suppress(ValueError, KeyError):
             self._jobs.cancel(job_id)
-        unused = self._jobs.job_store.forget(job_id, Deleted, again_at=time.time() + LATE_IMAGES_S)
+        unused = self._jobs.job_store.forget(job_id, Deleted, again_at=self._jobs.clock.now() + LATE_IMAGES_S)
         self._store.delete(*result_keys(job_id))
         self._delete_claimed(self._images.claim(unused or ()))
 

@@ -2,8 +2,11 @@
 
 Img2ImgError
 ├── RequestError                the request is wrong; `app/http/errors.py` has those that only HTTP knows
-│   └── ParameterError
-│       └── IdempotencyKeyReused
+│   ├── ParameterError
+│   │   └── IdempotencyKeyReused
+│   └── MissingApiKey
+│       └── InvalidApiKey
+│           └── ExpiredApiKey
 ├── TooManyRequests             the client has reached a limit
 │   └── TooManyQueued
 ├── NotFound
@@ -12,7 +15,8 @@ Img2ImgError
 │   └── Deleted
 ├── ResultDamaged               the stored image is not the one that the job made
 ├── Unavailable                 the service cannot do it now; try again later
-│   └── QueueFull
+│   ├── QueueFull
+│   └── NotConfirmed            it may have been done, but is not yet durable
 └── JobError                    ends one job as failed; the worker continues
     ├── Cancelled
     ├── InputDamaged
@@ -62,6 +66,24 @@ class IdempotencyKeyReused(ParameterError):
     """The idempotency key belongs to another request."""
 
     code = "idempotency_key_reused"
+
+
+class MissingApiKey(RequestError):
+    """An API key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`."""
+
+    code = "missing_api_key"
+
+
+class InvalidApiKey(MissingApiKey):
+    """The API key is unknown or revoked."""
+
+    code = "invalid_api_key"
+
+
+class ExpiredApiKey(InvalidApiKey):
+    """The API key has expired; the operator of the service can create another one."""
+
+    code = "expired_api_key"
 
 
 class TooManyRequests(Img2ImgError):
@@ -116,6 +138,12 @@ class QueueFull(Unavailable):
     """The queue is full; try again when some of the waiting jobs are done."""
 
     code = "queue_full"
+
+
+class NotConfirmed(Unavailable):
+    """Redis did not confirm in time that the change is durable; repeat the request."""
+
+    code = "not_confirmed"
 
 
 class JobError(Img2ImgError):

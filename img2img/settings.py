@@ -21,6 +21,7 @@ NAMES = "_names"
 
 # The settings of all processes, without the prefix. One `.env` configures all of them, so each process knows all names.
 SETTINGS = (
+    "ALLOWED_HOSTS",
     "AOF_REWRITE_INTERVAL",
     "API_KEY",
     "API_METRICS_PORT",
@@ -28,6 +29,7 @@ SETTINGS = (
     "CORS_ORIGINS",
     "DATA_DIR",
     "DEVICE",
+    "DURABILITY",
     "HOST",
     "INSECURE",
     "KEYS",

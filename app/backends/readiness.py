@@ -11,6 +11,7 @@ from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 
 from img2img.blobs import BlobStore
+from img2img.redis.clock import RedisClock
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.redis.worker_starts import WorkerStarts
@@ -82,6 +83,7 @@ class ReadinessChecks:
     def __init__(
         self,
         models: ModelRegistry,
+        clock: RedisClock,
         starts: WorkerStarts,
         outbox: WebhookOutbox | None,
         store: BlobStore,
@@ -89,6 +91,7 @@ class ReadinessChecks:
         with_errors: bool,
     ) -> None:
         self._models = models
+        self._clock = clock
         self._starts = starts
         self._with_errors = with_errors
         self._outbox = outbox
@@ -105,6 +108,7 @@ class ReadinessChecks:
 
     def _check_redis(self) -> RedisReadiness:
         try:
+            self._clock.now()
             live = self._models.live()
             starting = self._starts.all().values()
             webhooks = self._check_webhooks(self._outbox) if self._outbox else None
@@ -114,7 +118,8 @@ class ReadinessChecks:
         names = {worker for workers in live.values() for worker in workers}
         details = [f"{len(names)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
         workers = DependencyStatus(ok=bool(names), detail="; ".join(details))
-        return RedisReadiness(DependencyStatus(ok=True, detail="responds"), workers, webhooks)
+        detail = f"responds; {self._clock.warning}" if self._clock.warning else "responds"
+        return RedisReadiness(DependencyStatus(ok=True, detail=detail), workers, webhooks)
 
     def _check_webhooks(self, outbox: WebhookOutbox) -> DependencyStatus:
         is_running, pending = outbox.has_dispatcher(), outbox.pending_count()

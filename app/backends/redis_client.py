@@ -44,6 +44,10 @@ class FailFast(Retry):
             self._thread.is_calling = False
 
 
-def connect_redis(url: str) -> Redis:
-    """Return a client. It does not connect before it is used."""
-    return Redis.from_url(url, socket_timeout=RESPONSE_S, socket_connect_timeout=CONNECT_S, retry=FailFast())
+def connect_redis(url: str, response_s: float = RESPONSE_S) -> Redis:
+    """Return a client. It does not connect before it is used.
+
+    Args:
+        response_s: How long to wait for the reply to a command.
+    """
+    return Redis.from_url(url, socket_timeout=response_s, socket_connect_timeout=CONNECT_S, retry=FailFast())

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from . import audit, forget, jobs, keys, submit
 from . import doctor as checks
-from . import forget, jobs, keys, submit
 from . import serve as serving
 from .help import Command
 
@@ -42,6 +42,7 @@ app.command(rich_help_panel=RUN)(serving.demo)
 app.command(rich_help_panel=RUN)(forget.forget)
 app.command(rich_help_panel=RUN)(checks.doctor)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
+app.command("audit", rich_help_panel=RUN)(audit.audit)
 app.command(rich_help_panel=USE, epilog=submit.EXAMPLES)(submit.submit)
 app.command(rich_help_panel=USE)(submit.result)
 app.command(rich_help_panel=USE)(jobs.jobs)
@@ -50,8 +51,8 @@ app.command(rich_help_panel=USE)(jobs.cancel)
 app.command(rich_help_panel=USE)(jobs.delete)
 app.command("delete-image", rich_help_panel=USE)(jobs.delete_image)
 app.command(rich_help_panel=USE)(jobs.models)
-for command in (*app.registered_commands, *keys.app.registered_commands):
-    command.cls = Command
+for _command in (*app.registered_commands, *keys.app.registered_commands):
+    _command.cls = Command
 
 
 def main() -> None:

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from img2img.domain.api_key import owner_of
+
 from .errors import USAGE, complain, fail, server_errors
-from .keys import connected
+from .keys import actor, connected
 from .printing import echo
 from .serve import DataDir, RedisUrl, settings_of
 
@@ -30,13 +32,17 @@ def forget(
     with server_errors("api"):
         from img2img.redis.api_keys import ApiKeys
         from img2img.redis.append_only_file import AppendOnlyFile, RewriteFailed
+        from img2img.redis.audit import AuditEvent, audit
 
         settings = settings_of(data_dir=data_dir, redis_url=redis_url)
         with connected(settings) as redis:
             keys = ApiKeys(redis)
-            _print(_forget(redis, keys.owner_of(key), settings.resolved_store_url))
-            if any(known.id == key for known in keys.all()):
-                complain(f"the key can still send jobs: `img2img keys revoke {key}` revokes it")
+            owner = keys.owner_of(key)
+            _print(_forget(redis, owner, settings.resolved_store_url))
+            audit(redis, AuditEvent.DATA_FORGOTTEN, actor=actor(), key=key, owner=owner)
+            for known in keys.all():
+                if owner_of(known) == owner and not keys.has_expired(known):
+                    complain(f"the key can still send jobs: `img2img keys revoke {known.id}` revokes it")
             try:
                 rewritten = AppendOnlyFile(redis).rewrite()
             except RewriteFailed as error:

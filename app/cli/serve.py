@@ -122,7 +122,7 @@ def api(
         from ..http.in_flight import configure_malloc
         from ..http.uvicorn_protocol import ServerProtocol
         from ..main import create_app
-        from ..supervisor.supervisor import check_keys, check_port, check_store
+        from ..supervisor.supervisor import check_durability, check_keys, check_port, check_store
 
         settings = settings_of(
             host=host, port=port, data_dir=data_dir, model=model, redis_url=redis_url, insecure=insecure
@@ -132,6 +132,7 @@ def api(
         check_keys(settings)
         check_store(settings)
         configure_malloc()
+        check_durability(settings)
         logs.configure("api", level=settings.log_level, log_format=settings.log_format)
         uvicorn.run(
             create_app(settings),

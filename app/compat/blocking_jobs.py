@@ -6,6 +6,7 @@ from typing import Annotated
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
+from starlette.requests import ClientDisconnect
 
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.errors import Gone, Unavailable
@@ -55,9 +56,11 @@ class BlockingJobs:
     async def end(self, job_id: str) -> JobRecord:
         """Wait for the end of the job and return its record.
 
-        Cancels the job if the client disconnects, or the process stops: no client could get its images.
+        If the client disconnects, or the process stops, the job is cancelled: no client could get its images. With an
+        idempotency key it goes on: the client can repeat the request and get them.
 
         Raises:
+            ClientDisconnect: The client has disconnected.
             Unavailable: The process stops.
         """
         while True:
@@ -65,10 +68,19 @@ class BlockingJobs:
             if record.status.is_terminal:
                 return record
             if self.job_changes.is_closed:
-                await run_sync(self.queue.cancel, job_id)
-                raise Unavailable("The server is stopping and has cancelled the job; send the request again.")
-            if await self.request.is_disconnected():
-                await run_sync(self.queue.cancel, job_id)
+                await self._cancel(job_id)
+                raise Unavailable("The server is stopping; send the request again.")
+            await self.cancel_if_disconnected(job_id)
+
+    async def cancel_if_disconnected(self, job_id: str) -> None:
+        """Cancel a job without an idempotency key if the client has disconnected. Raises ClientDisconnect."""
+        if await self.request.is_disconnected():
+            await self._cancel(job_id)
+            raise ClientDisconnect
+
+    async def _cancel(self, job_id: str) -> None:
+        if not self.submitter.idempotency_key:
+            await run_sync(self.queue.cancel, job_id)
 
     def release_body(self) -> None:
         """Count the request body as released, when nothing refers to it any more."""

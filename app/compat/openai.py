@@ -2,7 +2,7 @@
 
 https://platform.openai.com/docs/api-reference/images/createEdit. With a mask, its transparent part is regenerated.
 Without a mask, a model with the task `edit` follows the prompt as an instruction; other models do image-to-image.
-Fields of `POST /img2img` (`seed`, `strength`, ...) can be job_request as extra fields.
+Fields of `POST /img2img` (`seed`, `strength`, ...) can be sent as extra fields.
 """
 
 import asyncio
@@ -15,12 +15,14 @@ from http import HTTPStatus
 from io import BytesIO
 from typing import Annotated, Any, Literal
 
+import anyio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 
 from img2img.domain.job import JobRecord
@@ -31,6 +33,7 @@ from img2img.redis.previews import Preview
 
 from ..dependencies import PreviewsDep
 from ..http.errors import UnsupportedMedia
+from ..http.open_requests import ERROR_EVENT
 from ..http.problem_details import status_of
 from ..http.request_body import media_type_of, read_form, read_json, validated
 from ..imaging.decode import encode_png
@@ -109,6 +112,7 @@ async def edit_image(request: Request, jobs: BlockingJobsDep, previews: Previews
     body, record = await _start_edit(request, jobs)
     jobs.release_body()
     if body.stream:
+        setattr(request.state, ERROR_EVENT, _error_event)
         return StreamingResponse(_events(jobs, record, body, previews), media_type="text/event-stream")
     return await _respond(jobs, record, body.response_format, body.output_format, body.output_compression)
 
@@ -307,13 +311,19 @@ async def _events(jobs: BlockingJobs, record: JobRecord, body: Edit, previews: P
         for image in await jobs.pngs(await ending):
             yield await run_sync(_event, "completed", image, body, {"usage": USAGE}, limiter=limiter)
     except Img2ImgError as error:
-        data = json.dumps(_error(status_of(error), error.message, None, error.code))
-        yield f"event: error\ndata: {data}\n\n".encode()
+        yield _error_event(error)
+    except asyncio.CancelledError:
+        # Shielded, because everything that this task awaits is cancelled.
+        with anyio.CancelScope(shield=True), suppress(ClientDisconnect):
+            await jobs.cancel_if_disconnected(record.id)
+        raise
     finally:
-        # The client has disconnected.
-        if not ending.done():
-            ending.cancel()
-            await run_sync(jobs.queue.cancel, record.id)
+        ending.cancel()
+
+
+def _error_event(error: Img2ImgError) -> bytes:
+    data = json.dumps(_error(status_of(error), error.message, None, error.code))
+    return f"event: error\ndata: {data}\n\n".encode()
 
 
 def _from_jpeg(jpeg: bytes) -> bytes:

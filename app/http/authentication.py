@@ -12,21 +12,27 @@ from redis.exceptions import RedisError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from img2img.domain.api_key import ApiKey
+from img2img.domain.api_key import ApiKey, owner_of
 from img2img.domain.api_key import Scope as KeyScope
-from img2img.errors import Img2ImgError, Unavailable
+from img2img.errors import Img2ImgError, InvalidApiKey, MissingApiKey, Unavailable
 from img2img.redis.api_keys import ApiKeys
 
 from ..telemetry.metrics import PATH as METRICS_PATH
-from .errors import InsufficientScope, InvalidApiKey, MissingApiKey
+from .errors import InsufficientScope
+from .open_requests import OpenRequests
 from .problem_details import problem_response
 
 # Paths without authentication: health, and the documentation.
 PUBLIC_PATHS = re.compile(r"/(healthz|readyz|openapi\.json|redoc|docs(/.*)?|static-offline-docs/.*)")
 
+# Requests of the compatibility APIs whose responses contain no images.
+WITHOUT_IMAGES = frozenset({"/sdapi/v1/interrupt", "/sdapi/v1/options"})
+
 # A key is looked up again after this time, which delays a revocation by as much.
-CACHE_TTL_S = 2.0
+CACHE_TTL_S = 1.0
 CACHE_SIZE = 1000
+# The use of a key is recorded at most once in this time.
+USE_RECORDED_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +42,26 @@ class Caller:
     """The client that makes a request.
 
     Attributes:
-        owner: Owner of the jobs that it submits: the id of its API key, "" if keys are not required.
+        owner: Owner of the jobs that it submits, "" if keys are not required.
         visible_owner: Owner of the jobs that it may see; None: those of all owners.
+        key_id: Id of its API key, "" if keys are not required.
+        may_prioritize: Whether its jobs may have a high priority.
     """
 
     owner: str
     visible_owner: str | None
+    key_id: str
+    may_prioritize: bool
 
 
-ANONYMOUS = Caller("", None)
+ANONYMOUS = Caller("", None, "", True)
 
 
 def caller_for_key(key: ApiKey) -> Caller:
     """Return the caller that an API key identifies. A key with the scope `admin` sees all jobs."""
-    return Caller(key.id, None if KeyScope.ADMIN in key.scopes else key.id)
+    owner = owner_of(key)
+    visible_owner = None if KeyScope.ADMIN in key.scopes else owner
+    return Caller(owner, visible_owner, key.id, key.allows(KeyScope.PRIORITY))
 
 
 def api_key_from_headers(headers: Headers) -> str | None:
@@ -67,16 +79,24 @@ def api_key_from_headers(headers: Headers) -> str | None:
     return headers.get("x-api-key")
 
 
-def required_scope(scope: Scope) -> KeyScope:
-    """Return the scope that an API key needs for a request."""
+def required_scopes(scope: Scope) -> tuple[KeyScope, ...]:
+    """Return the scopes that an API key needs for a request."""
+    path = scope["path"]
     # Metrics cover the jobs of all keys.
-    if scope["path"] == METRICS_PATH:
-        return KeyScope.METRICS
-    return KeyScope.READ if scope.get("method") in ("GET", "HEAD") else KeyScope.SUBMIT
+    if path == METRICS_PATH:
+        return (KeyScope.METRICS,)
+    if scope.get("method") in ("GET", "HEAD"):
+        return (KeyScope.READ,)
+    # The compatibility APIs respond to a submit with its images.
+    if path.startswith(("/v1/", "/sdapi/")) and path not in WITHOUT_IMAGES:
+        return (KeyScope.SUBMIT, KeyScope.READ)
+    return (KeyScope.SUBMIT,)
 
 
 class AuthenticationMiddleware:
     """Rejects requests without a valid API key for their scope, and stores the caller in `request.state.caller`.
+
+    A request in progress ends when its key is revoked or expires: see `OpenRequests`.
 
     Args:
         required: Whether requests need an API key. If not, every caller is anonymous and sees all jobs.
@@ -86,6 +106,7 @@ class AuthenticationMiddleware:
         self._app = app
         self._required = required
         self._cache: TTLCache[str, ApiKey] = TTLCache(CACHE_SIZE, CACHE_TTL_S)
+        self._recorded: TTLCache[str, None] = TTLCache(CACHE_SIZE, USE_RECORDED_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -98,10 +119,20 @@ class AuthenticationMiddleware:
             return
         if caller is not None:
             scope.setdefault("state", {})["caller"] = caller
-        await self._app(scope, receive, send)
+        if caller is None or not caller.key_id:
+            await self._app(scope, receive, send)
+            return
+        open_requests: OpenRequests = scope["app"].state.services.open_requests
+        await open_requests.run_request(caller.key_id, self._app, scope, receive, send)
 
     async def _authenticate(self, scope: Scope) -> Caller | None:
-        """Return the caller; None for a public path. Raises MissingApiKey, InsufficientScope or Unavailable."""
+        """Return the caller; None for a public path.
+
+        Raises:
+            MissingApiKey, InvalidApiKey, ExpiredApiKey: There is no valid key.
+            InsufficientScope: The key does not permit the request.
+            Unavailable: The key cannot be checked.
+        """
         if not self._required:
             return ANONYMOUS
         if PUBLIC_PATHS.fullmatch(scope["path"]):
@@ -109,19 +140,32 @@ class AuthenticationMiddleware:
         secret = api_key_from_headers(Headers(scope=scope))
         if secret is None:
             raise MissingApiKey
-        key = self._cache.get(secret) or await self._find(scope["app"].state.services.api_keys, secret)
-        needed = required_scope(scope)
-        if not key.allows(needed):
-            raise InsufficientScope(needed)
+        keys: ApiKeys = scope["app"].state.services.api_keys
+        key = self._cache.get(secret) or await self._find(keys, secret)
+        error = keys.error(key)
+        if error is not None:
+            raise error
+        for needed in required_scopes(scope):
+            if not key.allows(needed):
+                raise InsufficientScope(needed)
         return caller_for_key(key)
 
     async def _find(self, keys: ApiKeys, secret: str) -> ApiKey:
         try:
-            key = await run_sync(keys.find, secret)
+            key = await run_sync(self._find_and_record, keys, secret)
         except (RedisError, OSError) as error:
             log.error("API keys could not be looked up: %r", error)
             raise Unavailable("API keys cannot be checked at the moment; try again in a few seconds.") from None
         if key is None:
             raise InvalidApiKey
         self._cache[secret] = key
+        return key
+
+    def _find_and_record(self, keys: ApiKeys, secret: str) -> ApiKey | None:
+        key = keys.find(secret)
+        if key is not None and keys.error(key) is None and key.id not in self._recorded:
+            self._recorded[key.id] = None
+            # A Redis that is out of memory or disk can still be read.
+            with suppress(RedisError):
+                keys.record_use(key.id)
         return key

@@ -7,9 +7,9 @@ RequestError                    (img2img.errors)
 ├── RequestTimeout
 ├── HeadersTooLarge
 ├── JobTooExpensive
-├── MissingApiKey
-│   └── InvalidApiKey
-└── InsufficientScope
+├── InsufficientScope
+├── ForbiddenHost
+└── ForbiddenOrigin
 TooManyRequests                 (img2img.errors)
 └── RateLimited
 Img2ImgError                    (img2img.errors)
@@ -59,26 +59,26 @@ class JobTooExpensive(RequestError):
     code = "job_too_expensive"
 
 
-class MissingApiKey(RequestError):
-    """An API key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`."""
-
-    code = "missing_api_key"
-
-
-class InvalidApiKey(MissingApiKey):
-    """The API key is unknown or revoked."""
-
-    code = "invalid_api_key"
-
-
 class InsufficientScope(RequestError):
     """The API key lacks the scope that the request needs."""
 
     code = "insufficient_scope"
 
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"This needs an API key with the scope `{scope}`.")
+    def __init__(self, scope: str, message: str | None = None) -> None:
+        super().__init__(message or f"This needs an API key with the scope `{scope}`.")
         self.scope = scope
+
+
+class ForbiddenHost(RequestError):
+    """The service is addressed by a host name that it does not accept."""
+
+    code = "forbidden_host"
+
+
+class ForbiddenOrigin(RequestError):
+    """A web page of another origin has made the request."""
+
+    code = "forbidden_origin"
 
 
 class RateLimited(TooManyRequests):

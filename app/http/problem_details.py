@@ -17,6 +17,8 @@ from starlette.routing import Match
 from img2img.errors import (
     Gone,
     Img2ImgError,
+    InvalidApiKey,
+    MissingApiKey,
     NotFound,
     ParameterError,
     RequestError,
@@ -28,12 +30,12 @@ from img2img.telemetry.logging import job_extra
 
 from ..schemas.problems import MAX_SHOWN, FieldProblem, Problem, encodable, status_phrase, truncate
 from .errors import (
+    ForbiddenHost,
+    ForbiddenOrigin,
     HeadersTooLarge,
     ImageError,
     InsufficientScope,
-    InvalidApiKey,
     JobTooExpensive,
-    MissingApiKey,
     NotReady,
     PayloadTooLarge,
     RateLimited,
@@ -45,6 +47,8 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     RequestError: HTTPStatus.BAD_REQUEST,
     MissingApiKey: HTTPStatus.UNAUTHORIZED,
     InsufficientScope: HTTPStatus.FORBIDDEN,
+    ForbiddenHost: HTTPStatus.FORBIDDEN,
+    ForbiddenOrigin: HTTPStatus.FORBIDDEN,
     RequestTimeout: HTTPStatus.REQUEST_TIMEOUT,
     JobTooExpensive: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,

@@ -12,7 +12,7 @@ from img2img.errors import Img2ImgError, ParameterError
 from ..http.errors import InsufficientScope
 from ..http.problem_details import PROBLEM_JSON, STATUS, problem_response
 from ..schemas.events import GoneEvent, PreviewEvent, ProgressEvent, QueuedEvent
-from ..schemas.problems import status_phrase
+from ..schemas.problems import Problem, status_phrase
 from ..schemas.responses import EXAMPLE_JOB_ID, ImageFormat, Job
 
 Responses = dict[int | str, dict[str, Any]]
@@ -25,6 +25,7 @@ STREAM_EVENTS = {
     PreviewEvent: ("preview",),
     Job: ("succeeded", "failed", "cancelled"),
     GoneEvent: ("gone",),
+    Problem: ("error",),
 }
 
 
@@ -83,7 +84,7 @@ def _message_schema(model: type, names: tuple[str, ...]) -> dict[str, Any]:
         "event": {"type": "string", "enum": list(names)},
         "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": ref(model.__name__)},
     }
-    if model not in (PreviewEvent, GoneEvent):
+    if model not in (PreviewEvent, GoneEvent, Problem):
         fields["id"] = {"type": "string", "description": "Revision of the job, for `Last-Event-ID`."}
     return {"title": message_name(model), "type": "object", "required": list(fields), "properties": fields}
 
@@ -92,21 +93,25 @@ SUBMIT_BODY = request_body("Img2Img")
 CONTROL_MAP_BODY = request_body("ControlMap")
 IMAGE_BODY = request_body("Image")
 
+REPLAYED_HEADER = {
+    "Idempotency-Replayed": {
+        "description": "`true` if an earlier request with the same idempotency key had the same result.",
+        "schema": {"type": "string", "enum": ["true"]},
+    }
+}
 SUBMITTED: Responses = {
     202: {
         "description": "The job was queued.",
         "headers": {
             "Location": {"description": "URL of the job.", "schema": {"type": "string"}},
-            "Idempotency-Replayed": {
-                "description": "`true` if an earlier request with the same idempotency key created the job.",
-                "schema": {"type": "string", "enum": ["true"]},
-            },
+            **REPLAYED_HEADER,
         },
         "links": {
             name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in JOB_OPERATIONS
         },
     }
 }
+UPLOADED: Responses = {201: {"description": "The image was stored.", "headers": REPLAYED_HEADER}}
 # Some generators take the lowest success status for the only one, so its schema covers every body of a submit.
 SUBMITTED_OR_DRY_RUN = {
     "title": "Submitted",
@@ -132,7 +137,8 @@ JOB: Responses = {
 }
 EVENTS: Responses = {
     200: {
-        "description": "Events whose `data` is a QueuedEvent, ProgressEvent, PreviewEvent, Job or GoneEvent as JSON.",
+        "description": "Events whose `data` is a QueuedEvent, ProgressEvent, PreviewEvent, Job, GoneEvent or Problem "
+        "as JSON.",
         "content": {
             "text/event-stream": {
                 "schema": {"type": "string"},

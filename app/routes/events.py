@@ -58,9 +58,10 @@ async def stream_job_events(
     """Stream the job as Server-Sent Events, from its current state to its end.
 
     `queued` is repeated when the queue position changes, or the ETA changes substantially; `progress` follows
-    denoising steps. The last event is `succeeded`, `failed` or `cancelled` with the whole job, or `gone` if the job was
-    deleted. Every event carries the current state, so a client that reconnects has missed nothing after the first
-    event. With `preview=true` there are also `preview` events: small previews of the image.
+    denoising steps. The last event is `succeeded`, `failed` or `cancelled` with the whole job, `gone` if the job was
+    deleted, or `error` with a problem document if the API key was revoked or has expired. Every event carries the
+    current state, so a client that reconnects has missed nothing after the first event. With `preview=true` there are
+    also `preview` events: small previews of the image.
     """
     yield ServerSentEvent(retry=RETRY_MS)
     wanted = previews if preview else None

@@ -4,12 +4,13 @@ from hashlib import sha256
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
 
 from img2img.blobs import BlobStore
 from img2img.domain.blob_keys import upload_key
 from img2img.erasure import Eraser
 from img2img.errors import Unavailable
+from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import JobQueue
 from img2img.stored_images import write_by_digest
 
@@ -17,6 +18,7 @@ from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreD
 from ..imaging.sandbox_pool import DecoderPool
 from ..openapi import operations as openapi
 from ..schemas.responses import UploadedImage
+from ..submission.submit import REPLAYED, IdempotencyKeyHeader
 from .body_parser import ImageRequestDep
 
 router = APIRouter(tags=["images"])
@@ -34,7 +36,7 @@ ImageHash = Annotated[
     status_code=201,
     operation_id="upload_image",
     openapi_extra={"requestBody": openapi.IMAGE_BODY},
-    responses=openapi.problems(400, 413, 415, 422, 503),
+    responses=openapi.UPLOADED | openapi.problems(400, 413, 415, 422, 503),
 )
 async def upload_image(
     request: ImageRequestDep,
@@ -44,14 +46,20 @@ async def upload_image(
     store: StoreDep,
     store_threads: StoreThreadsDep,
     decoders: DecodersDep,
+    response: Response,
+    idempotency_key: IdempotencyKeyHeader = None,
 ) -> UploadedImage:
     """Store an image for later requests of the same API key: its `sha256` can be an `image` of `POST /img2img`.
 
     It is kept for a while after it was last uploaded or used, or until it is deleted. Jobs that use it have their own
-    copies, which are deleted with the jobs.
+    copies, which are deleted with the jobs. A repeated upload has the same response.
     """
     size = await run_sync(_check, request.image, decoders, limiter=decoders.limiter)
     digest = sha256(request.image).hexdigest()
+    if idempotency_key:
+        reserved = IdempotencyKey(idempotency_key, digest, caller.owner)
+        if not await run_sync(queue.reserve_idempotency_key, reserved, digest):
+            response.headers.update(REPLAYED)
     key = upload_key(digest)
     await store_threads.run(_store, request.image, key, settings.result_ttl, caller.owner, queue, store)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from ..dependencies import ServicesDep
 from ..openapi import operations as openapi
@@ -15,15 +15,6 @@ router = APIRouter(tags=["jobs"])
 
 DryRunQuery = Annotated[
     bool, Query(description="Validate the request and return the job that it would make, without making it.")
-]
-IdempotencyKeyHeader = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        pattern=r"^[\x21-\x7e]{1,255}$",
-        description="Makes retries safe: the same request with the same key within 24 hours returns the same job.",
-        examples=["7c4a8d09-order-17"],
-    ),
 ]
 
 
@@ -40,12 +31,11 @@ async def submit_img2img(
     response: Response,
     services: ServicesDep,
     dry_run: DryRunQuery = False,
-    idempotency_key: IdempotencyKeyHeader = None,
 ) -> Job | DryRunResult:
     """Queue a job. Poll the `Location`; when the job has succeeded, fetch its images."""
     if dry_run:
         response.status_code = 200
         return await submitter.dry_run(request)
-    submitted = await submitter.submit(request, idempotency_key)
+    submitted = await submitter.submit(request)
     response.headers.update(submitted.headers)
     return Job.from_record(submitted.record, *await run_sync(services.eta.estimate, [submitted.record]))

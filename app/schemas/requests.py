@@ -236,7 +236,11 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     model: ModelName = None
     deadline_s: Deadline = None
     priority: Annotated[
-        Priority, Field(description="Order in the queue. Jobs of one priority are taken round-robin across API keys.")
+        Priority,
+        Field(
+            description="Order in the queue. Jobs of one priority are taken round-robin across API keys. `high` needs "
+            "an API key with the scope `priority`."
+        ),
     ] = Priority.NORMAL
     webhook: Annotated[
         Webhook | None,

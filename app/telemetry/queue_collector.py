@@ -3,15 +3,15 @@
 They are identical on every API server: aggregate with `max`, not `sum`.
 """
 
-import time
 from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from img2img.domain.job import JobStatus
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import JOB, OUTBOX
@@ -51,12 +51,36 @@ class QueueCollector(Collector):
             workers.add_metric([model], len(live.get(model, ())))
         yield running
         yield workers
+        yield GaugeMetricFamily(
+            "img2img_clock_skew_seconds",
+            "How far the clock of this host is ahead of that of Redis.",
+            value=self._clock_skew_s(),
+        )
+        yield from self._delayed_fsyncs()
         yield self._ended_jobs(models)
         yield GaugeMetricFamily(
             "img2img_webhooks_pending",
             "Webhook events not yet delivered.",
             value=self._redis.zcard(OUTBOX),
         )
+
+    def _delayed_fsyncs(self) -> Iterator[Metric]:
+        """Yield nothing if Redis has no append-only file, or if its user may not read the statistics."""
+        try:
+            delayed = self._redis.info("persistence").get("aof_delayed_fsync")
+        except NoPermissionError:
+            delayed = None
+        if delayed is not None:
+            yield CounterMetricFamily(
+                "img2img_redis_delayed_fsyncs",
+                "Writes that Redis has acknowledged late or before they were in its file, because its disk is slow.",
+                value=delayed,
+            )
+
+    def _clock_skew_s(self) -> float:
+        clock = redis_clock(self._redis)
+        clock.now()
+        return clock.skew_s or 0.0
 
     def _backlog(self, models: list[str]) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("img2img_queue_jobs", "Queued jobs.", labels=["model", "priority"])
@@ -75,10 +99,11 @@ class QueueCollector(Collector):
         oldest = GaugeMetricFamily(
             "img2img_queue_oldest_seconds", "Age of the first job in the RQ list.", labels=["model"]
         )
+        now = redis_clock(self._redis).now()
         for model in models:
             first = self._redis.lindex(rq_queue(model, self._redis).key, 0)
             created_at = self._redis.hget(JOB.format(id=decode(first)), "created_at") if first else None
-            oldest.add_metric([model], max(0.0, time.time() - float(created_at)) if created_at else 0.0)
+            oldest.add_metric([model], max(0.0, now - float(created_at)) if created_at else 0.0)
         return oldest
 
     def _ended_jobs(self, models: list[str]) -> Metric:

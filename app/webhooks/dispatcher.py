@@ -98,7 +98,8 @@ class WebhookDispatcher:
             try:
                 with self._tracer.span("webhook", claimed.record.traceparent):
                     response = await self._send(claimed)
-                delivery = delivery_after_attempt(claimed.attempt, response, time.time(), random.random())  # noqa: S311
+                now = self._outbox.clock.estimate()
+                delivery = delivery_after_attempt(claimed.attempt, response, now, random.random())  # noqa: S311
                 await self._record(claimed, delivery)
             except Exception:
                 # The event is due again when its lease expires.
@@ -123,7 +124,7 @@ class WebhookDispatcher:
                 await run_sync(self._outbox.record_attempt, claimed, delivery)
                 break
             except RedisError:
-                if time.time() > claimed.lease_until:
+                if self._outbox.clock.estimate() > claimed.lease_until:
                     raise
                 await asyncio.sleep(OUTAGE_S)
         result = delivery.last_error or f"status {delivery.last_status}"
@@ -135,7 +136,7 @@ def delivery_after_attempt(attempt: int, response: DeliveryResponse, now: float,
 
     Args:
         attempt: Number of the attempt, from 1.
-        now: Time of the attempt, in seconds since the epoch.
+        now: Time of the attempt, in seconds since the epoch, by the clock of Redis.
         jitter: Uniform random number from 0 to 1.
     """
     delay_s = None if response.is_final else retry_delay_s(attempt, response.retry_after_s, jitter)

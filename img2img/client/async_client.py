@@ -123,6 +123,7 @@ class AsyncClient:
 
         Raises:
             JobGone: The job was deleted.
+            AuthenticationError: The API key was revoked or has expired.
             ServiceUnreachable: The connection broke and could not be restored.
         """
         stream = EventStream(self._operations.url, job_id_of(job), preview=preview)

@@ -90,7 +90,7 @@ class InvalidRequest(ApiError):
 
 
 class AuthenticationError(ApiError):
-    """The API key is missing or unknown."""
+    """The API key is missing or unknown, or was revoked, or has expired."""
 
 
 class PermissionDenied(ApiError):
@@ -155,6 +155,12 @@ def error_of(response: httpx.Response, url: str) -> ApiError:
         problem=problem,
         retry_after_s=float(retry_after) if retry_after.isdecimal() else None,
     )
+
+
+def error_of_problem(problem: Json) -> ApiError:
+    """Return the error for a problem document within an event stream."""
+    status = problem.get("status", 0)
+    return BY_STATUS.get(status, ApiError)(_message(problem), status=status, problem=problem)
 
 
 def field_errors(problem: Json) -> tuple[FieldError, ...]:

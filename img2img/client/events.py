@@ -6,7 +6,7 @@ from urllib.parse import quote
 import httpx
 from httpx_sse import ServerSentEvent
 
-from .errors import ApiError, ClientError, JobGone, ServiceUnreachable, error_of
+from .errors import ApiError, ClientError, JobGone, ServiceUnreachable, error_of, error_of_problem
 from .models import Job, PreviewEvent, ProgressEvent, QueuedEvent, parse_response
 
 # Pauses before reconnecting, in seconds. After the last one the stream is given up.
@@ -72,12 +72,15 @@ class EventStream:
 
         Raises:
             JobGone: The job was deleted.
+            AuthenticationError: The API key was revoked or has expired.
         """
         self._last_event_id = sse.id or self._last_event_id
         self._reconnects.reset()
         if sse.event == "gone":
             problem = sse.json()
             raise JobGone(problem["message"], problem={"detail": problem["message"], "code": problem["code"]})
+        if sse.event == "error":
+            raise error_of_problem(sse.json())
         model = EVENTS.get(sse.event)
         event = parse_response(model, sse.data) if model else None
         self.ended = isinstance(event, Job)

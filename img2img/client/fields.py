@@ -157,7 +157,8 @@ class SubmitFields(TypedDict, total=False):
     deadline_s: float
     """Seconds from now after which the job is cancelled if it has not ended."""
     priority: Priority
-    """Order in the queue. Jobs of one priority are taken round-robin across API keys."""
+    """Order in the queue. Jobs of one priority are taken round-robin across API keys. `high` needs an API key with the
+    scope `priority`."""
     webhook: WebhookFields | str
     """URL that is called when the job ends, and the events to send; all events if only a URL."""
 

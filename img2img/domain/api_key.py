@@ -1,8 +1,13 @@
 """API keys and their scopes. Separate from the key store, so that the command line can list scopes without Redis."""
 
+import re
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
+
+# Makes a leaked key recognisable, for people and secret scanners.
+PREFIX = "i2i_"
+SECRET = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
 
 
 class Scope(StrEnum):
@@ -12,6 +17,8 @@ class Scope(StrEnum):
     READ = "read"
     # Submit, cancel and delete one's own jobs; upload images.
     SUBMIT = "submit"
+    # Submit jobs of high priority.
+    PRIORITY = "priority"
     # Read /metrics, and nothing else.
     METRICS = "metrics"
     # Everything, also for the jobs of other keys.
@@ -27,6 +34,9 @@ class ApiKey(BaseModel):
         sha256: Digest of the key, in hexadecimal digits.
         scopes: The permitted requests.
         created_at: Seconds since the epoch.
+        owner: Owner of the jobs and images; empty if the key has made no other one by rotation. See `owner_of`.
+        expires_at: Time from which the key is rejected; None: never.
+        expiry_recorded: Whether the audit log has the expiry.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +46,20 @@ class ApiKey(BaseModel):
     sha256: str
     scopes: frozenset[Scope]
     created_at: float
+    owner: str = ""
+    expires_at: float | None = None
+    expiry_recorded: bool = False
 
     def allows(self, scope: Scope) -> bool:
         return bool(self.scopes & {scope, Scope.ADMIN})
+
+    def has_expired(self, now: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
+
+
+def owner_of(key: ApiKey) -> str:
+    """Return the id of the owner of a key's jobs, images, limits and idempotency keys.
+
+    It is the id of the owner's first key, and stays the same when keys are rotated.
+    """
+    return key.owner or key.id

@@ -51,7 +51,8 @@ class JobOptions:
     Attributes:
         result_ttl_s: How long the job is kept after its end.
         deadline_s: The job is cancelled if it has not ended after this time.
-        owner: Id of the API key that submitted the job; empty without authentication.
+        owner: Owner of the job, see `owner_of`; empty without authentication.
+        key_id: Id of the API key that submitted the job; empty without authentication.
         priority: Priority in the queue.
         webhook: Where to send the event of the job's end.
         traceparent: Trace of the request, in the format of W3C Trace Context.
@@ -60,6 +61,7 @@ class JobOptions:
     result_ttl_s: float = RESULT_TTL_S
     deadline_s: float | None = None
     owner: str = ""
+    key_id: str = ""
     priority: Priority = Priority.NORMAL
     webhook: Webhook | None = None
     traceparent: str | None = None
@@ -91,7 +93,8 @@ class JobRecord(BaseModel):
     """The state of a job. Times are seconds since the epoch, durations seconds.
 
     Attributes:
-        owner: Id of the API key that submitted the job; empty without authentication.
+        owner: Owner of the job, see `owner_of`; empty without authentication.
+        key_id: Id of the API key that submitted the job; empty without authentication.
         execution: Id of the RQ execution that may finish the job: the latest one that started it.
         worker: Name of the worker of that execution.
         attempts: How many executions have started the job.
@@ -112,6 +115,7 @@ class JobRecord(BaseModel):
     status: JobStatus
     spec: JobSpec
     owner: str = ""
+    key_id: str = ""
     priority: Priority = Priority.NORMAL
     created_at: float
     started_at: float | None = None

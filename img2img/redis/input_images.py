@@ -22,6 +22,7 @@ from redis import Redis
 
 from img2img.errors import Unavailable
 from img2img.redis import keys, scripts
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 
 # Longer than the deletion of a blob takes. If the process dies, the blob is deleted after this time.
@@ -39,6 +40,7 @@ class InputImageRefs:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._owner: str | None = None
+        self._clock = redis_clock(redis)
         self._renew = scripts.register(redis, "renew_images")
         self._retain = scripts.register(redis, "retain_images")
         self._retain_upload = scripts.register(redis, "retain_upload")
@@ -66,7 +68,7 @@ class InputImageRefs:
         waiting = list(blob_keys)
 
         def retain_all() -> bool:
-            found = map(decode, self._retain(args=[time.time() + UNUSED_S, uuid4().hex, *waiting]))
+            found = map(decode, self._retain(args=[self._clock.now() + UNUSED_S, uuid4().hex, *waiting]))
             generations.update((key, one) for key, one in zip(waiting, found, strict=True) if one)
             waiting[:] = [key for key in waiting if key not in generations]
             return not waiting
@@ -86,7 +88,7 @@ class InputImageRefs:
         Raises:
             Unavailable: An earlier copy of the image is being deleted.
         """
-        _until(lambda: bool(self._retain_upload(args=[time.time() + keep_s, owner, blob_key])))
+        _until(lambda: bool(self._retain_upload(args=[self._clock.now() + keep_s, owner, blob_key])))
 
     def has_upload(self, blob_key: str, owner: str) -> bool:
         """Return whether `owner` has uploaded the image and it was not deleted since."""
@@ -101,17 +103,18 @@ class InputImageRefs:
 
     def renew(self, blob_keys: Sequence[str], keep_s: float) -> list[str]:
         """Return the keys of the images that can be referred to. Uploads are kept for another keep_s seconds."""
-        now = time.time()
+        now = self._clock.now()
         return list(map(decode, self._renew(args=[now + keep_s, now, *self._whose(), *blob_keys])))
 
     def claim_unused(self, limit: int = 100) -> list[str]:
         """Return up to `limit` blob keys of images to delete. Delete their blobs, then call `confirm_deleted`."""
-        due = self._redis.zrangebyscore(keys.INPUT_IMAGES, "-inf", time.time(), 0, limit)
+        due = self._redis.zrangebyscore(keys.INPUT_IMAGES, "-inf", self._clock.now(), 0, limit)
         return self.claim(map(decode, due))
 
     def claim(self, blob_keys: Iterable[str]) -> list[str]:
         """Return those of the images that are to be deleted, as `claim_unused` does."""
-        return [blob for blob in blob_keys if self._claim_unused(args=[blob, time.time(), DELETION_S])]
+        now = self._clock.now()
+        return [blob for blob in blob_keys if self._claim_unused(args=[blob, now, DELETION_S])]
 
     def confirm_deleted(self, blob_key: str) -> None:
         """Allow an image to be stored again, after its blob was deleted."""

@@ -1,7 +1,6 @@
 """The queue of jobs: one RQ queue per model, whose entries are job ids. Everything else is in the job record."""
 
 import json
-import time
 from collections.abc import Mapping
 from copy import copy
 from functools import cache
@@ -11,15 +10,19 @@ from uuid import uuid4
 
 from redis import Redis
 
+from img2img.domain.api_key import ApiKey, owner_of
 from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
 from img2img.domain.spec import JobSpec
-from img2img.errors import Img2ImgError, QueueFull
+from img2img.errors import Img2ImgError, InvalidApiKey, QueueFull
 from img2img.redis import job_record, scripts
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
+from img2img.redis.durability import DurableWrites
 from img2img.redis.idempotency import KEPT_S, IdempotencyKey
 from img2img.redis.input_images import InputImageRefs
 from img2img.redis.job_store import JobStore, job_index
+from img2img.redis.keys import JOB
 from img2img.redis.queue_limits import QueueLimits
 from img2img.redis.rq_adapter import rq_job_fields, rq_job_key, rq_queue, send_stop_command
 
@@ -36,12 +39,25 @@ class InputsDeleted(Img2ImgError):
 
 
 class JobQueue:
-    """Submits, claims, requeues and cancels jobs."""
+    """Submits, claims, requeues and cancels jobs.
 
-    def __init__(self, redis: Redis, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
+
+    Args:
+        writes: Confirms that jobs are submitted, cancelled and deleted, where that is acknowledged to a client. All
+            methods that do so raise NotConfirmed. Default: nothing is confirmed.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        limits: QueueLimits = QueueLimits(),  # noqa: B008  # frozen
+        writes: DurableWrites | None = None,
+    ) -> None:
+        self.writes = writes or DurableWrites(redis)
         self._redis = redis
         self._limits = limits
-        self.job_store = JobStore(redis)
+        self.clock = redis_clock(redis)
+        self.job_store = JobStore(redis, self.writes)
         self.input_images = InputImageRefs(redis)
         self._queue = cache(lambda model: rq_queue(model, redis))
         self._submit_script = scripts.register(redis, "submit_job")
@@ -80,7 +96,23 @@ class JobQueue:
             NotFound, Expired, Deleted: The job is gone.
         """
         stored = self._redis.get(key.redis_key)
-        return None if stored is None else self.job_store.find(key.job_id(stored))
+        if stored is None:
+            return None
+        record = self.job_store.find(key.job_id(stored))
+        self.writes.confirm()
+        return record
+
+    def reserve_idempotency_key(self, key: IdempotencyKey, result_id: str) -> bool:
+        """Reserve a key for a request that makes no job. Returns False if the same request has done so before.
+
+        Raises:
+            IdempotencyKeyReused: Another request came with this key.
+        """
+        value = f"{key.fingerprint} {result_id}"
+        if self._redis.set(key.redis_key, value, nx=True, ex=KEPT_S):
+            return True
+        key.job_id(self._redis.get(key.redis_key) or value)
+        return False
 
     def submit(
         self,
@@ -96,9 +128,10 @@ class JobQueue:
         Raises:
             QueueFull: As many jobs are waiting as may.
             TooManyQueued: As many jobs of this owner are waiting as may.
+            InvalidApiKey: The API key was revoked.
             InputsDeleted: An input was deleted since; store the inputs again.
         """
-        record = _new_record(spec, options)
+        record = _new_record(spec, options, self.clock.now())
         self._submit(record, None, generations)
         return record
 
@@ -117,9 +150,9 @@ class JobQueue:
         Raises:
             IdempotencyKeyReused: Another request came with this key.
             NotFound, Expired, Deleted: The job of the earlier request is gone.
-            QueueFull, TooManyQueued, InputsDeleted: As for `submit`.
+            QueueFull, TooManyQueued, InputsDeleted, InvalidApiKey: As for `submit`.
         """
-        record = _new_record(spec, options)
+        record = _new_record(spec, options, self.clock.now())
         earlier_id = self._submit(record, key, generations)
         return (record, True) if earlier_id is None else (self.job_store.find(earlier_id), False)
 
@@ -132,6 +165,7 @@ class JobQueue:
             "id": record.id,
             "model": record.spec.model,
             "owner": record.owner,
+            "key_id": record.key_id or None,
             "priority": record.priority,
             "cost": record.spec.cost,
             "created_at": record.created_at,
@@ -146,10 +180,13 @@ class JobQueue:
         # Lua decodes null as a value that counts as true.
         known = {name: value for name, value in job.items() if value is not None}
         fields = list(chain.from_iterable(job_record.to_fields(record).items()))
-        reply: bytes = self._submit_script(
+        reply: bytes = self.writes.run(
+            self._submit_script,
             keys=[rq_job_key(record.id), queue.key, queue.redis_queues_keys],
             args=[json.dumps(known), len(fields), *fields, *rq_job_fields(queue, record.id)],
         )
+        if reply == b"revoked":
+            raise InvalidApiKey
         if reply == b"owner_limit":
             raise self._limits.owner_error()
         if reply == b"limit":
@@ -207,6 +244,21 @@ class JobQueue:
             send_stop_command(self._redis, record.worker, job_id, record.execution)
         return record
 
+    def cancel_submitted_with(self, key: ApiKey) -> int:
+        """Cancel the unfinished jobs that a revoked API key has submitted. Returns their number.
+
+        None of them is left, because `submit` refuses a revoked key.
+        """
+        count = 0
+        # Queued jobs again at the end: a worker may have put one back.
+        for status in (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.QUEUED):
+            for job_id in map(decode, self._redis.zrange(job_index(owner_of(key), status), 0, -1)):
+                # An earlier version has not recorded the key, which was the owner.
+                submitted_with = self._redis.hget(JOB.format(id=job_id), "key_id") or owner_of(key)
+                if decode(submitted_with) == key.id:
+                    count += self.cancel(job_id) is not None
+        return count
+
     def cancel_overdue(self) -> None:
         """Cancel the jobs that have missed their deadline."""
         for job_id in self.job_store.overdue_ids():
@@ -217,13 +269,13 @@ class JobQueue:
         return int(self._queue(model).count)
 
 
-def _new_record(spec: JobSpec, options: JobOptions) -> JobRecord:
-    created_at = time.time()
+def _new_record(spec: JobSpec, options: JobOptions, created_at: float) -> JobRecord:
     return JobRecord(
         id=uuid4().hex,
         status=JobStatus.QUEUED,
         spec=spec,
         owner=options.owner,
+        key_id=options.key_id,
         priority=options.priority,
         created_at=created_at,
         steps=spec.total_steps,

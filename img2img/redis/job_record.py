@@ -36,6 +36,8 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
         "step": 0,
         "steps": record.steps,
     }
+    if record.key_id:
+        fields["key_id"] = record.key_id
     if record.deadline_at is not None:
         fields["deadline_at"] = record.deadline_at
     if record.traceparent is not None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ from redis import Redis
 from img2img.domain.job import TRANSITIONS, ImageInfo, JobFailure, JobRecord, JobStatus
 from img2img.errors import Deleted, Expired, Gone, Img2ImgError, NotFound
 from img2img.redis import job_record, keys, scripts
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
+from img2img.redis.durability import DurableWrites
 from img2img.redis.fair_queue import FairQueue
 from img2img.redis.job_record import Scalar
 from img2img.telemetry.logging import job_extra
@@ -43,11 +44,17 @@ class Progress:
 
 
 class JobStore:
-    """The job records. `visible_to` restricts `find` and `page` to the jobs of one owner."""
+    """The job records. `visible_to` restricts `find` and `page` to the jobs of one owner.
 
-    def __init__(self, redis: Redis) -> None:
+    Args:
+        writes: Confirms changes of status and deletions. Default: they are not confirmed.
+    """
+
+    def __init__(self, redis: Redis, writes: DurableWrites | None = None) -> None:
+        self._writes = writes or DurableWrites(redis)
         self._redis = redis
         self._owner: str | None = None
+        self._clock = redis_clock(redis)
         self.fair_queue = FairQueue(redis)
         self._transition_script = scripts.register(redis, "transition_job")
         self._forget_script = scripts.register(redis, "forget_job")
@@ -77,7 +84,7 @@ class JobStore:
             raise self._missing_error(job_id)
         if self._owner not in (None, record.owner):
             raise _not_found(job_id)
-        if _has_expired(record):
+        if self._has_expired(record):
             raise Expired
         return record
 
@@ -108,7 +115,7 @@ class JobStore:
             for cursor in cursors[:limit]:
                 pipe.hgetall(keys.JOB.format(id=cursor.job_id))
             hashes = pipe.execute()
-        return _readable(cursors, hashes), cursors[limit - 1] if len(cursors) > limit else None
+        return self._readable(cursors, hashes), cursors[limit - 1] if len(cursors) > limit else None
 
     def forget(self, job_id: str, reason: type[Gone], *, again_at: float | None = None) -> list[str] | None:
         """Delete the record of an ended job and remember the reason for GONE_S.
@@ -121,7 +128,7 @@ class JobStore:
             job or it has not ended.
         """
         args: list[Scalar] = [job_id, reason.code, GONE_S, again_at or ""]
-        unused = self._forget_script(args=args)
+        unused = self._writes.run(self._forget_script, args=args)
         return None if unused is None else list(map(decode, unused))
 
     def expired_ids(self, limit: int = 100) -> list[str]:
@@ -133,11 +140,16 @@ class JobStore:
         return self._due(keys.DEADLINES, limit)
 
     def _due(self, index: str, limit: int) -> list[str]:
-        return list(map(decode, self._redis.zrangebyscore(index, "-inf", time.time(), 0, limit)))
+        return list(map(decode, self._redis.zrangebyscore(index, "-inf", self._clock.now(), 0, limit)))
 
     def start(self, job_id: str, *, execution: str, worker: str) -> bool:
         """Give a queued job to an execution. Returns False if it has ended or another execution owns it."""
-        fields: dict[str, Scalar] = {"execution": execution, "worker": worker, "started_at": time.time(), "step": 0}
+        fields: dict[str, Scalar] = {
+            "execution": execution,
+            "worker": worker,
+            "started_at": self._clock.now(),
+            "step": 0,
+        }
         return self._transition(job_id, JobStatus.RUNNING, fields, attempt=True)
 
     def release(self, job_id: str, *, execution: str) -> bool:
@@ -154,18 +166,18 @@ class JobStore:
             "timings": json.dumps({stage: round(seconds, 6) for stage, seconds in timings.items()}),
             "step": steps,
             "steps": steps,
-            "finished_at": time.time(),
+            "finished_at": self._clock.now(),
         }
         return self._transition(job_id, JobStatus.SUCCEEDED, fields, execution=execution)
 
     def fail(self, job_id: str, failure: JobFailure, *, execution: str = "") -> bool:
         """End the job with a failure; if an execution is given, only while that owns the job."""
-        fields: dict[str, Scalar] = {"error": failure.model_dump_json(), "finished_at": time.time()}
+        fields: dict[str, Scalar] = {"error": failure.model_dump_json(), "finished_at": self._clock.now()}
         return self._transition(job_id, JobStatus.FAILED, fields, execution=execution)
 
     def cancel(self, job_id: str, *, execution: str = "", reason: JobFailure | None = None) -> bool:
         """Cancel a queued or running job; if an execution is given, only while that owns the job."""
-        fields: dict[str, Scalar] = {"finished_at": time.time()}
+        fields: dict[str, Scalar] = {"finished_at": self._clock.now()}
         if reason is not None:
             fields["error"] = reason.model_dump_json()
         return self._transition(job_id, JobStatus.CANCELLED, fields, execution=execution)
@@ -196,6 +208,24 @@ class JobStore:
             counts[model, JobStatus(status)] = int(count)
         return counts
 
+    def _readable(
+        self, cursors: Iterable[Cursor], hashes: Iterable[Mapping[bytes | str, bytes | str]]
+    ) -> list[JobRecord]:
+        """Return the records of a page, except for those that were deleted or that another version has written."""
+        records = []
+        for cursor, fields in zip(cursors, hashes, strict=False):
+            try:
+                record = job_record.from_fields(cursor.job_id, fields) if fields else None
+            except (ValueError, KeyError):
+                log.warning("the record cannot be read", extra=job_extra(cursor.job_id))
+                continue
+            if record and not self._has_expired(record):
+                records.append(record)
+        return records
+
+    def _has_expired(self, record: JobRecord) -> bool:
+        return bool(record.expires_at and record.expires_at <= self._clock.now())
+
     def _transition(
         self, job_id: str, to: JobStatus, fields: Mapping[str, Scalar], *, execution: str = "", attempt: bool = False
     ) -> bool:
@@ -203,7 +233,7 @@ class JobStore:
         ended_at: Scalar = fields["finished_at"] if to.is_terminal else ""
         args: list[Scalar] = [job_id, to.value, sources, execution, ended_at, int(attempt)]
         args += [item for field in fields.items() for item in field]
-        return decode(self._transition_script(args=args)) == "ok"
+        return decode(self._writes.run(self._transition_script, args=args)) == "ok"
 
 
 def job_index(owner: str | None, status: JobStatus | None = None) -> str:
@@ -217,21 +247,3 @@ def job_index(owner: str | None, status: JobStatus | None = None) -> str:
 
 def _not_found(job_id: str) -> NotFound:
     return NotFound(f"There is no job {job_id[:80]}.")
-
-
-def _has_expired(record: JobRecord) -> bool:
-    return bool(record.expires_at and record.expires_at <= time.time())
-
-
-def _readable(cursors: Iterable[Cursor], hashes: Iterable[Mapping[bytes | str, bytes | str]]) -> list[JobRecord]:
-    """Return the records of a page, except for those that were deleted or that another version has written."""
-    records = []
-    for cursor, fields in zip(cursors, hashes, strict=False):
-        try:
-            record = job_record.from_fields(cursor.job_id, fields) if fields else None
-        except (ValueError, KeyError):
-            log.warning("the record cannot be read", extra=job_extra(cursor.job_id))
-            continue
-        if record and not _has_expired(record):
-            records.append(record)
-    return records

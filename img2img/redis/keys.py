@@ -7,7 +7,7 @@ RQ's own keys begin with `rq:` and are named by RQ, which knows the queue of a m
 import re
 from typing import Literal, Self
 
-Type = Literal["string", "hash", "list", "set", "sorted set", "channel"]
+Type = Literal["string", "hash", "list", "set", "sorted set", "stream", "channel"]
 Process = Literal["worker", "webhooks"]
 
 PREFIX = "i2i:"
@@ -43,7 +43,7 @@ class Key(str):
 JOB = Key("job:{id}", "hash", "job record, field by field", WORKER, WEBHOOKS)
 JOBS = Key("jobs", "sorted set", "ids of all jobs by creation time", WORKER)
 JOBS_BY_STATUS = Key("jobs:{status}", "sorted set", "ids of the jobs with this status by creation time", WORKER)
-JOBS_OF_OWNER = Key("jobs:of:{owner}", "sorted set", "ids of the jobs of one API key by creation time", WORKER)
+JOBS_OF_OWNER = Key("jobs:of:{owner}", "sorted set", "ids of the jobs of one owner by creation time", WORKER)
 JOBS_OF_OWNER_BY_STATUS = Key("jobs:of:{owner}:{status}", "sorted set", "the same, with this status", WORKER)
 ENDED_JOBS = Key("jobs:ended", "hash", "number of jobs that ever ended, by `{status} {model}`", WORKER)
 EXPIRING_JOBS = Key("expiring", "sorted set", "ids of ended jobs by the time at which they are deleted", WORKER)
@@ -95,8 +95,13 @@ OUTBOX = Key(
 OUTBOX_EVENT = Key("outbox:{id}", "hash", "the job record at its end, `claim` and `tries`", WORKER, WEBHOOKS)
 WEBHOOK_HEARTBEAT = Key("webhooks", "string", "set while a webhook dispatcher is running; expires", WEBHOOKS)
 
+# Durability
+CONFIRMED_WRITE = Key("confirmed", "string", "written so that Redis confirms it together with all earlier writes")
+
 # API keys and limits
-API_KEYS = Key("keys", "hash", "id of an API key -> its name, scopes and SHA-256, as JSON")
+API_KEYS = Key("keys", "hash", "id of an API key -> its name, scopes, owner and SHA-256, as JSON")
+API_KEY_USES = Key("keys:used", "hash", "id of an API key -> time of its last use, to the minute")
+AUDIT_LOG = Key("audit", "stream", "administration of keys, data and models: `event`, `actor` and details")
 RATE_LIMITS = Key("rate", "string", "prefix of the keys of the `limits` library")
 
 RQ_QUEUE = "img2img-{model}"

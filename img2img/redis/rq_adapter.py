@@ -1,16 +1,24 @@
 """The one module through which shared code and the API server use RQ.
 
 RQ transports job ids, leases and commands. It never runs a function: the job itself is our own record.
+
+RQ writes times of the worker's clock. Of these only the end of a lease is compared with another host's clock, so leases
+get Redis' time here. The others, such as the last heartbeat, are for RQ's tools.
 """
 
 from redis import Redis
+from redis.client import Pipeline
 from rq import Queue
 from rq.command import send_command
+from rq.executions import Execution
 from rq.job import Job
 from rq.job import JobStatus as RQJobStatus
+from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
+from img2img.redis import scripts
+from img2img.redis.decode import decode
 from img2img.redis.keys import RQ_QUEUE
 
 # RQ requires the name of a function. No process of this project imports or calls a name that it reads from Redis.
@@ -20,8 +28,28 @@ FAILURE_TTL_S = 24 * 3600
 NO_TIMEOUT = -1
 
 
+class LeaseRegistry(StartedJobRegistry):
+    """RQ's registry of the leases of a queue. They end by Redis' clock, because each host has another one."""
+
+    def add_execution(self, execution: Execution, pipeline: Pipeline, ttl: int = 0, xx: bool = False) -> int:
+        """Take or renew a lease for `ttl` seconds. Overrides RQ's."""
+        script = scripts.load("hold_lease")
+        pipeline.eval(script, 1, self.key, execution.composite_key, str(ttl), "XX" if xx else "")
+        return 0
+
+    def expired(self) -> list[str]:
+        """Return the expired leases, as `{job id}:{execution id}`."""
+        return list(map(decode, self.connection.eval(scripts.load("expired_leases"), 1, self.key)))
+
+
 class InertJob(Job):
     """An RQ job that never calls a function, callback or webhook whose name is stored in Redis."""
+
+    @property
+    def started_job_registry(self) -> LeaseRegistry:
+        return LeaseRegistry(
+            self.origin, connection=self.connection, job_class=self.__class__, serializer=self.serializer
+        )
 
     func_name = property(lambda _self: FUNCTION)
     success_callback = property(lambda _self: None)
@@ -30,6 +58,11 @@ class InertJob(Job):
 
     def send_webhooks(self, *_args: object, **_kwargs: object) -> None:
         return
+
+
+def lease_registry(queue: Queue) -> LeaseRegistry:
+    """Return the leases of a queue."""
+    return LeaseRegistry(queue=queue, job_class=queue.job_class, serializer=queue.serializer)
 
 
 def rq_queue(model: str, redis: Redis) -> Queue:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import uuid4
@@ -12,6 +11,7 @@ from redis import Redis
 from img2img.domain.job import JobRecord
 from img2img.domain.webhook import Delivery, DeliveryStatus
 from img2img.redis import job_record, keys, scripts
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 from img2img.telemetry.logging import job_extra
 
@@ -33,7 +33,7 @@ class ClaimedDelivery:
         record: The job as it was when it ended.
         claim: Id of the claim.
         attempt: Number of this attempt, from 1.
-        lease_until: End of the lease, in seconds since the epoch.
+        lease_until: End of the lease, in seconds since the epoch, by the clock of Redis.
     """
 
     record: JobRecord
@@ -47,6 +47,7 @@ class WebhookOutbox:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self.clock = redis_clock(redis)
         self._claim_script = scripts.register(redis, "claim_webhooks")
         self._attempt_script = scripts.register(redis, "record_webhook_attempt")
         self._offset = 0
@@ -69,7 +70,7 @@ class WebhookOutbox:
         Returns:
             The events, and whether other events are due.
         """
-        now, claim = time.time(), uuid4().hex
+        now, claim = self.clock.now(), uuid4().hex
         args: list[str | float] = [now, now + lease_s, claim, limit, host_limit, json.dumps(in_flight)]
         args += [self._offset, PAGE_SIZE]
         events, looked_at, skipped = self._claim_script(args=args)
@@ -109,7 +110,7 @@ class WebhookOutbox:
 
     def drop_stale(self, limit: int = 100) -> None:
         """Drop events that no dispatcher has claimed for STALE_S."""
-        overdue = self._redis.zrangebyscore(keys.OUTBOX, "-inf", time.time() - STALE_S, 0, limit)
+        overdue = self._redis.zrangebyscore(keys.OUTBOX, "-inf", self.clock.now() - STALE_S, 0, limit)
         failed = Delivery(status=DeliveryStatus.FAILED, last_error="no webhook dispatcher was running")
         for job_id in map(decode, overdue):
             self._record_attempt(job_id, "", failed)

@@ -28,6 +28,8 @@ LogFormat = Literal["text", "json"]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 OWN_LOGGERS = ("img2img",)
+# Logged at any level.
+AUDIT_LOGGER = "img2img.redis.audit"
 # Messages of these errors name only hosts, files and numbers.
 INFRASTRUCTURE_ERRORS = (OSError, RedisError, StoreError, MemoryError)
 
@@ -66,6 +68,7 @@ def configure(service: str, *, level: str, log_format: LogFormat) -> None:
     logging.getLogger("rq.worker").setLevel(logging.root.level)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(level)
+    logging.getLogger(AUDIT_LOGGER).setLevel(min(logging.getLogger(OWN_LOGGERS[0]).level, logging.INFO))
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)

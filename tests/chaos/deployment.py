@@ -24,6 +24,7 @@ from img2img.app.supervisor.supervisor import PYTHON, free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.redis.api_keys import ApiKeys
+from img2img.redis.keys import AOF_REWRITE
 from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import embedded_redis_socket
 from tests.chaos.preload import FAULTS, PreloadedFaults
@@ -161,6 +162,8 @@ class Deployment:
         """Start all processes, and wait until each worker is live."""
         self.redis_server.begin()
         wait_for(lambda: is_redis_ready(f"unix://{self.socket}"))
+        # No process may rewrite the append-only file, because it is the history of all jobs that is checked at the end.
+        self.redis.set(AOF_REWRITE, 1)
         self.keys = [ApiKeys(self.redis).create(f"owner {i}", [Scope.READ, Scope.SUBMIT])[0] for i in range(4)]
         for process in self.processes[1:]:
             process.begin()

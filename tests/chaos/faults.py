@@ -62,13 +62,12 @@ def make_faults(
     faults = [("kill", target, choose.uniform(0, 2)) for target in targets[:kills]]
     past_lease = lease_s + 2
     different = [("full disk", "data", 6.0)] if disk else []
-    if preload:
-        different += [("clock ahead", "worker", past_lease), ("slow disk", "redis", 6.0)]
-    if bucket:
-        different += [("hang", "worker store", 12.0), ("hang", "api store", 12.0)]
-    elif disk:
-        different += [("disk full of uploads", "data", 0.0)]
-    different += [("pause", "worker", past_lease), ("pause", "redis", past_lease), ("pause", "worker", 3.0)]
+    different += [("slow disk", "redis", 6.0)] if preload else []
+    different += [("hang", "worker store", 12.0), ("hang", "api store", 12.0)] if bucket else []
+    different += [("pause", "worker", past_lease), ("pause", "redis", past_lease)]
+    different += [("clock ahead", "worker", past_lease)] if preload else []
+    different += [("disk full of uploads", "data", 0.0)] if disk and not bucket else []
+    different += [("pause", "worker", 3.0)]
     different += [("pause", "api", 4.0), ("pause", "webhooks", 9.0), ("pause", "redis", 2.0)]
     different += [("stop", "api", 0.0), ("stop", "worker", 0.0), ("stop", "webhooks", 0.0)]
     if preload:

@@ -164,7 +164,7 @@ def test_unreachable_bucket_raises_within_the_retry_timeout(monkeypatch: pytest.
 
 def refusal(folder: Path, **settings: str) -> str:
     """Return the error message of an API server that does not start."""
-    return one_line(img2img(folder, "api", IMG2IMG_PORT=str(free_port()), **settings))
+    return one_line(img2img(folder, "api", IMG2IMG_PORT=str(free_port()), **settings), code=2)
 
 
 def test_invalid_store_url_is_refused(tmp_path: Path) -> None:

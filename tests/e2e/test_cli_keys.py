@@ -1,17 +1,29 @@
 """`img2img keys`, and `serve` and `api` on addresses that require keys, as processes."""
 
+import json
 import re
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from img2img.app.supervisor.supervisor import free_port
-from tests.e2e.test_cli import COMMAND, environment, folder, img2img, last_line, one_line, serving
+from tests.e2e.test_cli import (
+    COMMAND,
+    child_named,
+    environment,
+    folder,
+    img2img,
+    last_line,
+    one_line,
+    serving,
+)
 
 __all__ = ["folder"]
 
@@ -32,7 +44,13 @@ def create(folder: Path, *options: str) -> str:
 def listed(folder: Path) -> list[str]:
     result = img2img(folder, "keys", "list")
     assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
+    return [line.strip() for line in result.stdout.splitlines()[1:]]
+
+
+def documents(folder: Path, *command: str) -> list[dict[str, Any]]:
+    result = img2img(folder, *command, "--json")
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 @contextmanager
@@ -66,16 +84,98 @@ def test_keys_are_created_listed_and_revoked_without_a_service(folder: Path) -> 
     first, second = create(folder), create(folder, "--scope", "read")
     assert first != second
     [one, other] = listed(folder)
-    assert re.fullmatch(r"[0-9a-f]{16}  \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  read,submit  Ada", one)
-    assert other.endswith("Z  read  Ada")
+    created = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ"
+    assert re.fullmatch(rf"([0-9a-f]{{16}})  {created}  never +never +read,submit  \1  Ada", one)
+    assert re.fullmatch(rf"([0-9a-f]{{16}})  {created}  never +never +read +\1  Ada", other)
     assert img2img(folder, "keys", "revoke", one[:16]).returncode == 0
-    assert listed(folder) == [other]
+    assert [line.split() for line in listed(folder)] == [other.split()]
     assert one_line(img2img(folder, "keys", "revoke", one[:16])) == f"img2img: there is no key {one[:16]}"
     stored = b"".join(path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file())
     # Redis has written the keys to disk, without the secrets.
     assert b"read" in stored
     assert first.encode() not in stored
     assert second.encode() not in stored
+
+
+def test_keys_expire(folder: Path) -> None:
+    durations = {"12h": 0.5, "90d": 90, "8w": 56, "86400": 1}
+    date = f"{datetime.now(UTC):%Y}-12-31"
+    for expires in (*durations, date):
+        create(folder, "--expires", expires)
+    *found, last = documents(folder, "keys", "list")
+    for key, days in zip(found, durations.values(), strict=True):
+        assert key["expires_at"] - key["created_at"] == pytest.approx(days * 24 * 3600, abs=60)
+    assert datetime.fromtimestamp(last["expires_at"], UTC).isoformat() == f"{date}T00:00:00+00:00"
+    assert last.keys() == {"id", "name", "scopes", "created_at", "owner", "expires_at", "last_used_at"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("create", "--name", "x", "--expires", "90 days"),
+        ("create", "--name", "x", "--expires", "-1d"),
+        ("create", "--name", "x", "--expires", "0"),
+        ("create", "--name", "x", "--expires", "nan"),
+        ("create", "--name", "x", "--expires", "inf"),
+        ("create", "--name", "x", "--expires", "99999999w"),
+        ("create", "--name", "x", "--expires", "2020-01-01"),
+        ("rotate", "0" * 16, "--overlap", "soon"),
+        ("rotate", "0" * 16, "--expires", "2020-01-01"),
+    ],
+)
+def test_invalid_time_is_wrong_usage(folder: Path, options: tuple[str, ...]) -> None:
+    result = img2img(folder, "keys", *options)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"img2img: {options[-2]}: ")
+    assert not (folder / "data").exists()
+
+
+def test_rotated_and_revoked_keys_of_a_running_service(folder: Path) -> None:
+    first = create(folder, "--expires", "90d")
+    [key] = documents(folder, "keys", "list")
+    with (
+        serving(folder, *ALL_ADDRESSES) as (serve, url),
+        httpx.Client(base_url=url, headers={"X-API-Key": first}, timeout=60) as http,
+    ):
+        image = (folder / "in.png").read_bytes()
+        worker = child_named(serve, "img2img.worker")
+        worker.suspend()
+        job_id = http.post("/img2img", files={"image": image}).json()["id"]
+        rotated = img2img(folder, "keys", "rotate", key["id"], "--overlap", "1h", "--scope", "read")
+        assert rotated.returncode == 0, rotated.stderr
+        second = rotated.stdout.strip()
+        assert KEY.fullmatch(second)
+        old, new = documents(folder, "keys", "list")
+        assert (old["owner"], new["owner"]) == (key["id"], key["id"])
+        assert (old["scopes"], new["scopes"]) == (["read", "submit"], ["read"])
+        assert old["expires_at"] == pytest.approx(time.time() + 3600, abs=60)
+        assert new["expires_at"] == pytest.approx(time.time() + 90 * 24 * 3600, abs=60)
+        assert old["last_used_at"] == pytest.approx(time.time(), abs=120)
+        assert httpx.get(f"{url}/jobs/{job_id}", headers={"X-API-Key": second}).status_code == 200
+        revoked = img2img(folder, "keys", "revoke", key["id"], "--cancel-jobs")
+        worker.resume()
+        assert (revoked.returncode, revoked.stderr) == (0, "1 job cancelled\n")
+        assert httpx.get(f"{url}/jobs/{job_id}", headers={"X-API-Key": second}).json()["status"] == "cancelled"
+    entries = documents(folder, "audit")
+    assert [entry["event"] for entry in entries] == ["jobs.cancelled", "key.revoked", "key.rotated", "key.created"]
+    assert entries[0]["details"] == {"key": key["id"], "owner": key["id"], "jobs": "1"}
+    assert "@" in entries[0]["actor"]
+    assert datetime.now(UTC) - datetime.fromisoformat(entries[0]["time"]) < timedelta(minutes=5)
+    shown = img2img(folder, "audit", "--limit", "1").stdout
+    assert "jobs.cancelled" in shown
+    assert "key.created" not in shown
+    assert not KEY.search(json.dumps(entries))
+    unknown = one_line(img2img(folder, "keys", "rotate", key["id"]))
+    assert unknown == f"img2img: there is no valid key {key['id']}"
+
+
+def test_names_do_not_control_the_terminal(folder: Path) -> None:
+    result = img2img(folder, "keys", "create", "--name", "\x1b]0;owned\x07\u202eAda")
+    assert result.returncode == 0
+    for command in (("keys", "list"), ("audit",)):
+        shown = img2img(folder, *command).stdout
+        assert "Ada" in shown
+        assert not {"\x1b", "\x07", "\u202e"} & set(shown)
 
 
 def test_serve_on_all_addresses_requires_keys(folder: Path) -> None:

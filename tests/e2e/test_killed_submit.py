@@ -20,7 +20,7 @@ from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
 from img2img.durable_files import UNFINISHED_S
 from img2img.redis.job_queue import JobQueue
-from img2img.redis.keys import INPUT_IMAGES, JOBS
+from img2img.redis.keys import EXPIRING_JOBS, INPUT_IMAGES, JOBS
 from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.retention import Retention
 from tests.support.dying_server import POINTS
@@ -98,6 +98,7 @@ def test_images_of_a_killed_server_are_deleted(folder: Path, redis: Redis, point
     assert len(left) == (point != "nothing stored")
     for job_id in JobQueue(redis).job_store.active_ids():
         JobQueue(redis).cancel(job_id)
+        redis.zadd(EXPIRING_JOBS, {job_id: 1})
     for key in redis.zrange(INPUT_IMAGES, 0, -1):
         redis.zadd(INPUT_IMAGES, {key: 1})
     for file in left:

@@ -20,7 +20,15 @@ from img2img.redis.api_keys import ApiKeys
 from img2img.redis.keys import API_KEYS
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.worker_starts import WorkerStart, WorkerStarts
-from tests.support.authenticated import authenticated_server, client_with, connected, routes, until_closed
+from tests.support.authenticated import (
+    authenticated_server,
+    client_with,
+    connected,
+    every_route,
+    path_of,
+    routes,
+    until_closed,
+)
 from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
@@ -48,7 +56,7 @@ def anonymous(url: str, keys: ApiKeys) -> Iterator[httpx.Client]:
 
 
 def at(path: str) -> str:
-    return path.format(job_id="0" * 32, sha256="0" * 64, index=0)
+    return path_of(path)
 
 
 def assert_unauthorized(response: httpx.Response, method: str, code: str) -> None:
@@ -91,6 +99,65 @@ def test_insufficient_scope_names_the_required_scope(url: str, keys: ApiKeys, me
     for enough in (needed, Scope.ADMIN):
         with client_with(url, keys, enough) as client:
             assert client.request(method, at(path)).status_code not in (401, 403)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [(method, path) for method, path in every_route() if path.startswith(("/v1/", "/sdapi/"))]
+)
+def test_submit_alone_receives_no_images(url: str, keys: ApiKeys, method: str, path: str) -> None:
+    """The compatibility APIs respond to a submit with its images."""
+    without_images = {"/sdapi/v1/interrupt", "/sdapi/v1/options"}
+    needed = {Scope.READ} if method in ("GET", "HEAD") else {Scope.SUBMIT}
+    needed |= {Scope.READ} - ({Scope.READ} if path in without_images else set())
+    for missing in needed:
+        with client_with(url, keys, *(set(Scope) - {Scope.ADMIN, missing})) as client:
+            assert (
+                f"`{missing}`"
+                in assert_problem(client.request(method, path_of(path)), 403, "insufficient_scope")["detail"]
+            )
+    with client_with(url, keys, *needed) as client:
+        assert client.request(method, path_of(path)).status_code not in (401, 403)
+
+
+def test_high_priority_needs_its_scope(url: str, keys: ApiKeys, image_bytes: bytes) -> None:
+    image = {"image": ("a.png", image_bytes)}
+    high = {"priority": "high", "prompt": "x"}
+    submits = [
+        ("/img2img", {"files": image, "data": high}),
+        ("/img2img?dry_run=true", {"files": image, "data": high}),
+        ("/img2img", {"json": {"image": b64encode(image_bytes).decode(), "priority": "high"}}),
+        ("/v1/images/edits", {"files": image, "data": high}),
+        ("/v1/images/variations", {"files": image, "data": {"priority": "high"}}),
+    ]
+    with client_with(url, keys) as client:
+        for path, options in submits:
+            refused = client.post(path, **options)
+            assert refused.status_code == 403, path
+            assert "insufficient_scope" in refused.text
+            assert "with the scope `priority`" in refused.text
+            assert "img2img keys create" in refused.text
+        for priority in ("normal", "low"):
+            assert client.post("/img2img", files=image, data={"priority": priority}).status_code == 202
+        web_ui = {"init_images": [b64encode(image_bytes).decode()], "priority": "high"}
+        assert client.post("/sdapi/v1/img2img", json=web_ui).status_code == 422, "it has no such field"
+    for scopes in ((Scope.SUBMIT, Scope.PRIORITY), (Scope.ADMIN,)):
+        with client_with(url, keys, *scopes) as client:
+            accepted = client.post("/img2img", files=image, data=high)
+            assert (accepted.status_code, accepted.json()["priority"]) == (202, "high")
+    with client_with(url, keys, Scope.PRIORITY) as client:
+        assert_problem(client.post("/img2img", files=image), 403, "insufficient_scope")
+
+
+def test_high_priority_needs_no_scope_without_keys(http: httpx.Client, image_bytes: bytes) -> None:
+    response = http.post("/img2img", files={"image": image_bytes}, data={"priority": "high"})
+    assert (response.status_code, response.json()["priority"]) == (202, "high")
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+def test_every_route_rejects_an_expired_key(url: str, keys: ApiKeys, method: str, path: str) -> None:
+    secret, _ = keys.create("expired", tuple(Scope), time.time() - 1)
+    with httpx.Client(base_url=url, headers={"X-API-Key": secret}) as client:
+        assert_unauthorized(client.request(method, at(path)), method, "expired_api_key")
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
-from fastapi.routing import iter_route_contexts
 from redis import Redis
 
-from img2img.app.main import create_app
 from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
+from img2img.domain.blob_keys import result_key
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
 from img2img.domain.parameters import Task
@@ -26,7 +25,7 @@ from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.previews import Preview, Previews
-from tests.support.authenticated import authenticated_server, client_with
+from tests.support.authenticated import authenticated_server, client_with, every_route, path_of
 from tests.support.finished_jobs import succeed
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
@@ -44,6 +43,8 @@ ABLE = CARD.model_copy(
 IMAGE = encoded(gradient(160, 120))
 OWN = b64encode(encoded(gradient(160, 120, blue=9))).decode()  # an image of the other owner
 PROMPT = "a private prompt of Ada"
+# Ada has sent all her requests with this idempotency key.
+ORDER = {"Idempotency-Key": "order-17"}
 JPEG = b"a private preview of Ada"
 
 
@@ -54,6 +55,8 @@ class Ids:
     waiting: str = "0a" * 16
     running: str = "1a" * 16  # submitted to /sdapi; it has a preview
     done: str = "2a" * 16
+    batch: str = "5a" * 16  # of two images
+    edited: str = "6a" * 16  # two images submitted to /v1; running
     sent: str = "3a" * 32  # SHA-256 of an image sent to POST /images
     used: str = "4a" * 32  # SHA-256 of the input image of a job
 
@@ -71,7 +74,8 @@ def no_ids(_: Ids) -> list[Attempt]:
 
 def references(ids: Ids) -> list[str]:
     """All values that can refer to an image."""
-    return [f"/jobs/{ids.done}/images/0", f"/jobs/{ids.done}/result", ids.sent, ids.used]
+    paths = [f"/jobs/{ids.done}/images/0", f"/jobs/{ids.done}/result"]
+    return [*paths, f"/jobs/{ids.batch}/images/0", f"/jobs/{ids.batch}/images/1", ids.sent, ids.used]
 
 
 def submits(ids: Ids) -> list[Attempt]:
@@ -81,6 +85,8 @@ def submits(ids: Ids) -> list[Attempt]:
             {"image": one},
             {"image": OWN, "mask": one},
             {"image": OWN, "controls": [{"type": "canny", "image": one}]},
+            {"controls": [{"type": "canny", "image": one, "preprocess": False}]},
+            {"image": OWN, "controls": [{"type": "canny"}, {"type": "canny", "image": one}]},
             {"image": OWN, "image_prompts": [{"image": one}]},
         ]
     return [{"json": body, "params": {"dry_run": dry_run}} for body in bodies for dry_run in (False, True)]
@@ -104,10 +110,12 @@ def forms(ids: Ids) -> list[Attempt]:
     attempts: list[Attempt] = []
     for one in references(ids):
         own = {"image": ("a.png", IMAGE)}
+        several = {"n": "2", "controls": json.dumps([{"type": "canny", "image": one}])}
         attempts += [
             {"files": {"image": (None, one)}},
             {"files": {"image": ("a.png", one.encode())}},
             {"files": own | {"mask": (None, one)}},
+            {"files": own, "data": several},
             {"files": own, "data": {"controls": json.dumps([{"type": "canny", "image": one}])}},
             {"files": own, "data": {"image_prompts": json.dumps([{"image": one}])}},
         ]
@@ -135,6 +143,7 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/sdapi/v1/img2img"): web_ui,
     ("POST", "/sdapi/v1/png-info"): lambda ids: [{"json": {"image": one}} for one in references(ids)],
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
+    ("POST", "/sdapi/v1/txt2img"): lambda _: [{"json": {"prompt": "x"}}],
 }
 ATTEMPTS |= dict.fromkeys(
     [
@@ -160,7 +169,6 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/sdapi/v1/options"),
         ("GET", "/sdapi/v1/scripts"),
         ("GET", "/sdapi/v1/loras"),
-        ("POST", "/sdapi/v1/txt2img"),
         ("GET", "/sdapi/v1/{path:path}"),
         ("POST", "/sdapi/v1/{path:path}"),
     ],
@@ -173,20 +181,13 @@ ATTEMPTS |= {
 }
 
 
-def every_route() -> list[tuple[str, str]]:
-    """Return method and path of every route, including the compatibility APIs."""
-    app = create_app(ApiSettings(_env_file=None))
-    found = iter_route_contexts(app.routes)
-    return [(method, str(route.path)) for route in found for method in sorted(route.methods or ["GET"])]
-
-
 def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
     """Return the paths and requests that try to reach the data of these ids."""
     if "{job_id}" in path or "{sha256}" in path:
         values = [getattr(ids, one.name) for one in fields(Ids)]
-        return [(path.format(job_id=value, sha256=value, index=0), {}) for value in values]
+        return [(path_of(path, value, index), {}) for value in values for index in (0, 1)]
     assert (method, path) in ATTEMPTS, f"add requests for {method} {path} with another owner's ids to ATTEMPTS"
-    return [(path, attempt) for attempt in ATTEMPTS[method, path](ids)]
+    return [(path_of(path), attempt) for attempt in ATTEMPTS[method, path](ids)]
 
 
 class Scene:
@@ -200,36 +201,45 @@ class Scene:
         self.ada, self.bob = (stack.enter_context(client_with(url, keys)) for _ in range(2))
         self.admin = stack.enter_context(client_with(url, keys, Scope.ADMIN))
         self.response: dict[str, Any] = {}
+        queue, store = JobQueue(redis), ObjectStore(settings.resolved_store_url)
         self._waiting = threading.Thread(target=self._submit_to_web_ui, daemon=True)
         self._waiting.start()
-        queue = JobQueue(redis)
         while not redis.keys("i2i:a1111*"):
             time.sleep(0.02)
         [running] = queue.job_store.active_ids()
-        queue.job_store.start(running, execution="e", worker="w")
-        Previews(redis).publish(running, Preview(3, JPEG))
-        redis.persist(f"i2i:preview:{running}")
-        done, waiting = self._job(), self._job()
-        self._result = succeed(done, queue, ObjectStore(settings.resolved_store_url))
+        threading.Thread(target=self._submit_to_openai, daemon=True).start()
+        while len(queue.job_store.active_ids()) < 2:
+            time.sleep(0.02)
+        [edited] = set(queue.job_store.active_ids()) - {running}
+        for job_id in (running, edited):
+            queue.job_store.start(job_id, execution="e", worker="w")
+            Previews(redis).publish(job_id, Preview(3, JPEG))
+            redis.persist(f"i2i:preview:{job_id}")
+        done, batch, waiting = self._job(ORDER), self._job(num_images=2), self._job()
+        results = [succeed(job_id, queue, store) for job_id in (done, batch)]
+        results += [png for png in (store.get(result_key(batch, 1)),) if png]
         sent = self.ada.post("/images", files={"image": IMAGE}).json()["sha256"]
         used = self.ada.get(f"/jobs/{waiting}").json()["request"]["image"]
-        self.ids = Ids(waiting, running, done, sent, used)
-        self.secrets = [PROMPT.encode(), b64encode(JPEG), self._result, b64encode(self._result)]
+        self.ids = Ids(waiting, running, done, batch, edited, sent, used)
+        self.secrets = [PROMPT.encode(), b64encode(JPEG), *results, *map(b64encode, results)]
 
     def _submit_to_web_ui(self) -> None:
-        body = {"init_images": [b64encode(IMAGE).decode()], "prompt": PROMPT, "width": 128, "height": 128}
+        body = {"init_images": [b64encode(IMAGE).decode()], "prompt": PROMPT, "width": 128, "height": 128, "n_iter": 2}
         self.response = self.ada.post("/sdapi/v1/img2img", json=body, timeout=None).json()
 
-    def _job(self) -> str:
-        response = self.ada.post(
-            "/img2img", files={"image": IMAGE}, data={"prompt": PROMPT, "width": 160, "height": 120}
-        )
+    def _submit_to_openai(self) -> None:
+        data = {"prompt": PROMPT, "n": "2", "size": "128x128", "stream": "true"}
+        self.ada.post("/v1/images/edits", files={"image": IMAGE}, data=data, timeout=None)
+
+    def _job(self, headers: dict[str, str] | None = None, **options: Any) -> str:
+        data = {"prompt": PROMPT, "width": 160, "height": 120, **options}
+        response = self.ada.post("/img2img", files={"image": IMAGE}, data=data, headers=headers)
         assert response.status_code == 202, response.text
         return str(response.json()["id"])
 
     def state(self) -> dict[str, object]:
-        """Contents of Redis and the store, except the blob that /readyz writes."""
-        in_redis = {str(key): self._redis.dump(key) for key in self._redis.scan_iter()}
+        """Contents of Redis and the store, except the blob that /readyz writes and the times of the keys' use."""
+        in_redis = {str(key): self._redis.dump(key) for key in self._redis.scan_iter() if key != b"i2i:keys:used"}
         files = [path for path in self._blobs.rglob("*") if path.is_file() and path.name != "check"]
         in_store = {str(path): path.read_bytes() for path in files}
         return in_redis | in_store
@@ -253,6 +263,7 @@ def scene(settings: ApiSettings, redis_url: str) -> Iterator[Scene]:
         yield scene
         scene.ada.post("/sdapi/v1/interrupt")
         assert scene.interrupted()
+        scene.ada.post(f"/jobs/{scene.ids.edited}/cancel")
 
 
 @pytest.mark.parametrize(("method", "path"), every_route())
@@ -260,7 +271,7 @@ def test_no_route_shows_or_changes_another_owners_data(scene: Scene, method: str
     before = scene.state()
     tried, absent = (attempts_at(method, path, ids) for ids in (scene.ids, ABSENT))
     for (theirs_at, theirs), (none_at, none) in zip(tried, absent, strict=True):
-        response = scene.bob.request(method, theirs_at, **theirs)
+        response = scene.bob.request(method, theirs_at, headers=ORDER, **theirs)
         assert scene.state() == before
         assert not [secret for secret in scene.secrets if secret in response.content]
         if (theirs_at, theirs) == (none_at, none):

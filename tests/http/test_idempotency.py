@@ -1,5 +1,8 @@
 """Idempotency keys over real HTTP: repeated requests create one job."""
 
+import socket
+import time
+from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -8,10 +11,46 @@ import httpx
 import pytest
 from redis import Redis
 
+from img2img.domain.conditioning import ControlType
+from img2img.domain.job import JobStatus
 from img2img.redis.idempotency import KEPT_S
 from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
+from tests.support.authenticated import every_route
 from tests.support.images import encoded, gradient
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
+
+IMAGE, OTHER = encoded(gradient(160, 120)), encoded(gradient(160, 120, blue=9))
+WEB_UI = {"width": 128, "height": 128}
+# A request of each route that creates something, and another request of the same route.
+CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "/img2img": ({"files": {"image": IMAGE}}, {"files": {"image": OTHER}}),
+    "/control-maps": (
+        {"files": {"image": IMAGE}, "data": {"type": "canny"}},
+        {"files": {"image": OTHER}, "data": {"type": "canny"}},
+    ),
+    "/images": ({"files": {"image": IMAGE}}, {"files": {"image": OTHER}}),
+    "/v1/images/edits": (
+        {"files": {"image": IMAGE}, "data": {"prompt": "x", "n": "2"}},
+        {"files": {"image": IMAGE}, "data": {"prompt": "y", "n": "2"}},
+    ),
+    "/v1/images/variations": ({"files": {"image": IMAGE}}, {"files": {"image": OTHER}}),
+    "/sdapi/v1/img2img": (
+        {"json": {"init_images": [b64encode(IMAGE).decode()], **WEB_UI}},
+        {"json": {"init_images": [b64encode(OTHER).decode()], **WEB_UI}},
+    ),
+}
+BLOCKING = [path for path in CREATING if path.startswith(("/v1/", "/sdapi/"))]
+CREATES_NOTHING = {
+    "/jobs/{job_id}/cancel",
+    "/sdapi/v1/interrupt",
+    "/sdapi/v1/options",
+    "/sdapi/v1/png-info",
+    "/sdapi/v1/txt2img",
+    "/sdapi/v1/{path:path}",
+    "/v1/{path:path}",
+}
 
 Post = Callable[..., httpx.Response]
 
@@ -85,3 +124,96 @@ def test_invalid_idempotency_keys_are_rejected(http: httpx.Client, image_bytes: 
     response = http.post("/img2img", headers={"Idempotency-Key": key.encode("latin-1")}, files={"image": image_bytes})
     [error] = assert_problem(response, 422, "invalid_parameter")["errors"]
     assert error["field"] == "Idempotency-Key"
+
+
+@pytest.fixture
+def able(http: httpx.Client, redis: Redis) -> httpx.Client:
+    """A client of a service with a model that makes control maps."""
+    ModelRegistry(redis).register("w", [CARD.model_copy(update={"preprocessors": (ControlType.CANNY,)})], ttl_s=60)
+    return http
+
+
+def test_every_route_that_creates_something_is_covered() -> None:
+    assert {path for method, path in every_route() if method == "POST"} == set(CREATING) | CREATES_NOTHING
+
+
+@pytest.mark.parametrize("path", CREATING)
+def test_every_route_honours_the_key(able: httpx.Client, fake_worker: None, redis: Redis, path: str) -> None:
+    key = {"Idempotency-Key": "order-17"}
+    request, other = CREATING[path]
+    first, again = (able.post(path, headers=key, timeout=60, **request) for _ in range(2))
+    assert first.status_code == again.status_code < 300, first.text
+    assert redis.zcard("i2i:jobs") == (path != "/images")
+    if path in BLOCKING:
+        assert first.json() == again.json()
+    else:
+        assert first.json().get("id") == again.json().get("id")
+        assert first.json().get("sha256") == again.json().get("sha256")
+        assert "idempotency-replayed" not in first.headers
+        assert again.headers["idempotency-replayed"] == "true"
+    reused = able.post(path, headers=key, **other)
+    assert reused.status_code == 422
+    assert "idempotency_key_reused" in reused.text
+    malformed = able.post(path, headers={"Idempotency-Key": "two words"}, **request)
+    assert malformed.status_code == 422
+    assert "Idempotency-Key" in malformed.text
+
+
+def test_rejected_upload_stores_no_key(able: httpx.Client, redis: Redis) -> None:
+    key = {"Idempotency-Key": "order-17"}
+    assert able.post("/images", headers=key, files={"image": b"no image"}).status_code == 415
+    assert able.post("/images", headers=key, files={"image": IMAGE}).status_code == 201
+
+
+def test_key_of_an_upload_is_not_that_of_a_job(able: httpx.Client) -> None:
+    key = {"Idempotency-Key": "order-17"}
+    assert able.post("/images", headers=key, files={"image": IMAGE}).status_code == 201
+    assert_problem(able.post("/img2img", headers=key, files={"image": IMAGE}), 422, "idempotency_key_reused")
+
+
+def abandon(http: httpx.Client, redis: Redis, path: str, **options: Any) -> str:
+    """Send a request, disconnect when it has created its job, and return the id of the job."""
+    request = http.build_request("POST", path, **options)
+    with socket.create_connection((http.base_url.host, http.base_url.port or 80)) as connection:
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+        deadline = time.monotonic() + 60
+        while not (found := redis.zrange("i2i:jobs", 0, -1)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    return bytes(found[0]).decode()
+
+
+STREAM = {"files": {"image": IMAGE}, "data": {"prompt": "x", "stream": "true", "partial_images": "1"}}
+ABANDONED = [*((path, CREATING[path][0]) for path in BLOCKING), ("/v1/images/edits", STREAM)]
+
+
+@pytest.mark.parametrize(("path", "request_"), ABANDONED)
+def test_job_of_a_disconnected_client_is_cancelled(
+    able: httpx.Client, redis: Redis, queue: JobQueue, path: str, request_: dict[str, Any]
+) -> None:
+    job_id = abandon(able, redis, path, **request_)
+    deadline = time.monotonic() + 60
+    while queue.job_store.find(job_id).status is not JobStatus.CANCELLED:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("path", "request_"), ABANDONED)
+def test_repeated_request_gets_the_images_of_the_one_that_was_interrupted(
+    able: httpx.Client,
+    redis: Redis,
+    queue: JobQueue,
+    finish: Callable[[str], bytes],
+    path: str,
+    request_: dict[str, Any],
+) -> None:
+    key = {"Idempotency-Key": "order-17"}
+    job_id = abandon(able, redis, path, headers=key, **request_)
+    time.sleep(3)  # longer than the service takes to notice
+    assert queue.job_store.find(job_id).status is JobStatus.QUEUED
+    png = finish(job_id)
+    again = able.post(path, headers=key, timeout=60, **request_)
+    assert again.status_code == 200, again.text
+    assert b64encode(png).decode() in again.text
+    assert redis.zcard("i2i:jobs") == 1

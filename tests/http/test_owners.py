@@ -12,13 +12,16 @@ from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.blob_keys import upload_key
+from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobOptions
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import INPUT_IMAGES
 from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.retention import Retention
+from tests.http.test_idempotency import CREATING
 from tests.support.authenticated import authenticated_server, client_with, routes
+from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
@@ -180,12 +183,23 @@ def test_result_of_another_owner_cannot_be_referenced(
         assert client.post("/img2img", json={"image": path.format(job_id)}).status_code == 202
 
 
-def test_idempotency_keys_are_separate_per_owner(clients: Clients, image_bytes: bytes) -> None:
+@pytest.mark.parametrize("path", CREATING)
+def test_idempotency_keys_are_separate_per_owner(fake_worker: None, clients: Clients, redis: Redis, path: str) -> None:
+    """Also for equal requests, on every route that creates something."""
+    ModelRegistry(redis).register("w", [CARD.model_copy(update={"preprocessors": (ControlType.CANNY,)})], ttl_s=60)
     header = {"Idempotency-Key": "order-17"}
-    first = [job_of(client, image_bytes, **header) for client in (clients.ada, clients.bob, clients.admin)]
-    again = [job_of(client, image_bytes, **header) for client in (clients.ada, clients.bob, clients.admin)]
-    assert first == again
-    assert len(set(first)) == 3
+    for _ in range(2):
+        for client in (clients.ada, clients.bob, clients.admin):
+            response = client.post(path, headers=header, timeout=60, **CREATING[path][0])
+            assert response.is_success, response.text
+    jobs = [listed(client) for client in (clients.ada, clients.bob)]
+    assert [len(one) for one in jobs] == ([0, 0] if path == "/images" else [1, 1])
+    assert len(listed(clients.admin)) == len(redis.zrange("i2i:jobs", 0, -1)) == (0 if path == "/images" else 3)
+    assert_problem(
+        clients.bob.post("/images", headers=header, files={"image": encoded(gradient(8, 8))}),
+        422,
+        "idempotency_key_reused",
+    )
 
 
 def test_admins_can_cancel_and_delete_all_jobs(clients: Clients, image_bytes: bytes) -> None:

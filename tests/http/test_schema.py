@@ -150,6 +150,7 @@ def test_stream_events_are_documented_by_name(document: dict[str, Any]) -> None:
         data[event] = message["properties"]["data"]["contentSchema"]["$ref"].rpartition("/")[2]
     ended = dict.fromkeys(("succeeded", "failed", "cancelled"), "Job")
     assert data == ended | {
+        "error": "Problem",
         "queued": "QueuedEvent",
         "progress": "ProgressEvent",
         "preview": "PreviewEvent",

@@ -16,7 +16,7 @@ from img2img.redis.job_queue import JobQueue
 from tests.support.authenticated import connected, until_closed
 from tests.support.servers import http_server
 
-SUBMIT = "POST /img2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+SUBMIT = "POST /img2img HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_connection_without_request_is_closed(url: str) -> None:
 
 def test_slow_headers_time_out(url: str) -> None:
     with connected(url) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
         with trickling(connection, b"x"):
             assert until_closed(connection) == b""
 
@@ -83,7 +83,7 @@ def test_slow_headers_time_out(url: str) -> None:
 @pytest.mark.parametrize("piece", [b"\r\n", b"G"])
 def test_slow_headers_after_a_response_time_out(url: str, piece: bytes) -> None:
     with connected(url) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         with trickling(connection, piece):
             received = until_closed(connection)
     assert received.startswith(b"HTTP/1.1 200 OK\r\n")

@@ -8,9 +8,10 @@ from importlib import import_module
 from urllib.parse import urlparse
 
 import httpx
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 
 import img2img.app.routes
+from img2img.app.main import create_app
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.api_key import Scope
@@ -49,6 +50,18 @@ def routes() -> list[tuple[str, str]]:
         if isinstance(route, APIRoute)
         for method in sorted(route.methods)
     ]
+
+
+def every_route() -> list[tuple[str, str]]:
+    """Return method and path of every route of the application, including the compatibility APIs."""
+    app = create_app(ApiSettings(_env_file=None))
+    found = iter_route_contexts(app.routes)
+    return [(method, str(route.path)) for route in found for method in sorted(route.methods or ["GET"])]
+
+
+def path_of(route: str, id: str = "0" * 32, index: int = 0) -> str:
+    """Return a path that matches a route."""
+    return route.replace(":path}", "}").format(path="unknown", model="unknown", job_id=id, sha256=id, index=index)
 
 
 @contextmanager

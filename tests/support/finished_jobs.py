@@ -10,15 +10,15 @@ from img2img.redis.job_queue import JobQueue
 from tests.support.images import encoded, gradient
 
 
-def succeed(job_id: str, queue: JobQueue, store: ObjectStore) -> bytes:
-    """Complete a job as a worker does, and return its first PNG."""
+def succeed(job_id: str, queue: JobQueue, store: ObjectStore, result: bytes | None = None) -> bytes:
+    """Complete a job as a worker does, and return its first PNG: `result`, or a gradient."""
     record = queue.job_store.get(job_id)
     assert record is not None
     execution = uuid4().hex
     assert queue.job_store.start(job_id, execution=execution, worker="test-worker")
     spec, images, pngs = record.spec, [], []
     for index in range(spec.num_images):
-        png = encoded(gradient(spec.width, spec.height, blue=index))
+        png = result or encoded(gradient(spec.width, spec.height, blue=index))
         store.put(result_key(job_id, index), png)
         images.append(
             ImageInfo(

@@ -93,7 +93,14 @@ class BatchWorker(BaseWorker):
         self._finisher = Finisher(self, jobs, store, self._in_flight, throughput, metrics)
         self._fetcher = JobFetcher(self, jobs, runner, self._in_flight, load=self._load, on_rendered=self._finisher.put)
         self._heartbeat = Heartbeat(
-            self, registry, reaper, runner.cards, self._in_flight, lease_s=lease_s, live_file=live_file
+            self,
+            registry,
+            reaper,
+            runner.cards,
+            self._in_flight,
+            lease_s=lease_s,
+            live_file=live_file,
+            on_clock_skew=metrics.clock_skew.set,
         )
         self._progress = ProgressPublisher(
             redis, jobs.job_store, registry, self._in_flight, throughput, metrics, worker_name=name, lease_s=lease_s

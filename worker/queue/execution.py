@@ -94,7 +94,7 @@ class JobExecution:
         self.rq_execution = rq_execution
         self.record = record
         self.timeline = Timeline()
-        self.rendered_at: float | None = None  # seconds since the epoch
+        self.rendered_at: float | None = None  # by the monotonic clock
         self.final_record: JobRecord | None = None  # the job record after this execution
         self._on_rendered = on_rendered
         self._lock = threading.Lock()
@@ -234,7 +234,7 @@ class JobExecution:
         with self._lock:
             if self._rendering is not None:
                 self.timeline.merge([self._rendering.timeline()])
-            self.rendered_at = time.time()
+            self.rendered_at = time.monotonic()
             self._transition(ExecutionState.RENDERED)
         self._on_rendered(self)
 

@@ -52,6 +52,7 @@ class Finisher:
         metrics: JobMetrics,
     ) -> None:
         self._worker = worker
+        self._clock = jobs.clock
         self._job_store = jobs.job_store
         self._store = store
         self._in_flight = in_flight
@@ -88,7 +89,7 @@ class Finisher:
             self._in_flight.pop(execution.id, None)
             self._throughput.remove(execution.id, is_done=not execution.is_stopping)
         try:
-            self._metrics.record_end(execution)
+            self._metrics.record_end(execution, self._clock.estimate())
         except Exception:
             # A fault in metrics must not end the thread that ends jobs.
             log.exception("the metrics of the job could not be recorded", extra=job_extra(execution.job_id))
@@ -116,7 +117,9 @@ class Finisher:
                 )
             )
             if is_ours:
-                log.info("succeeded in %.2f s; images: %d", time.time() - execution.record.created_at, len(images))
+                log.info(
+                    "succeeded in %.2f s; images: %d", self._clock.estimate() - execution.record.created_at, len(images)
+                )
         retry_until_redis_answers(lambda: self._end_in_rq(execution))
 
     def _publish(self, execution: JobExecution) -> list[ImageInfo]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from redis.exceptions import RedisError
 from rq.worker import BaseWorker
 
 from img2img.domain.model_card import ModelCard
+from img2img.redis.clock import redis_clock
 from img2img.redis.model_registry import ModelRegistry
 
 from .execution import JobExecution
@@ -31,6 +32,7 @@ class Heartbeat:
         in_flight: the worker's executions by id.
         lease_s: seconds without a heartbeat after which a job goes to another worker.
         live_file: a file that is touched at each heartbeat, for health checks.
+        on_clock_skew: called at each heartbeat with the seconds by which this host's clock is ahead of that of Redis.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Heartbeat:
         *,
         lease_s: int,
         live_file: Path | None,
+        on_clock_skew: Callable[[float], object] = lambda _skew_s: None,
     ) -> None:
         self._worker = worker
         self._registry = registry
@@ -51,10 +54,14 @@ class Heartbeat:
         self._in_flight = in_flight
         self._lease_s = lease_s
         self._live_file = live_file
+        self._on_clock_skew = on_clock_skew
+        self._clock = redis_clock(worker.connection)
 
     def register(self) -> None:
-        """Announce the models of this worker for the time of a lease."""
+        """Announce the models of this worker for the time of a lease, and compare the clocks."""
         self._registry.register(self._worker.name, self._cards, self._lease_s)
+        self._clock.read()
+        self._on_clock_skew(self._clock.skew_s or 0.0)
         if self._live_file:
             self._live_file.touch()
 

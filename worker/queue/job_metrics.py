@@ -77,6 +77,11 @@ class JobMetrics:
             "Jobs that this worker requeued because the lease of another worker had expired.",
             registry=registry,
         )
+        self.clock_skew = Gauge(
+            "img2img_clock_skew_seconds",
+            "How far the clock of this host is ahead of that of Redis.",
+            registry=registry,
+        )
         self._steps_recorded: Counts[str] = Counts()  # by execution id
         self._lock = threading.Lock()
 
@@ -102,8 +107,12 @@ class JobMetrics:
             new, self._steps_recorded[execution.id] = done - self._steps_recorded[execution.id], done
             self._steps.labels(execution.record.spec.model).inc(max(0, new))
 
-    def record_end(self, execution: JobExecution) -> None:
-        """Record the outcome of a job."""
+    def record_end(self, execution: JobExecution, now: float) -> None:
+        """Record the outcome of a job.
+
+        Args:
+            now: time of Redis, as the times of the job record.
+        """
         self.record_steps(execution)
         with self._lock:
             self._steps_recorded.pop(execution.id, None)
@@ -115,14 +124,15 @@ class JobMetrics:
                 self._job_durations.labels(model).observe(max(0.0, record.finished_at - record.created_at))
                 self._images.labels(model).inc(len(record.images))
             if record.status is JobStatus.CANCELLED and record.finished_at and execution.rendered_at:
-                self._cancel_latencies.labels(model).observe(max(0.0, execution.rendered_at - record.finished_at))
+                left_at = now - (time.monotonic() - execution.rendered_at)
+                self._cancel_latencies.labels(model).observe(max(0.0, left_at - record.finished_at))
         for name, seconds in execution.timeline.seconds().items():
             self._stage_durations.labels(model, name).observe(seconds)
-        self._trace(execution, outcome)
+        self._trace(execution, outcome, now)
 
-    def _trace(self, execution: JobExecution, outcome: str) -> None:
+    def _trace(self, execution: JobExecution, outcome: str, now: float) -> None:
         """Add the span of the execution, with its stages as children."""
-        record, epoch = execution.record, time.time() - time.perf_counter()
+        record, epoch = execution.record, now - time.perf_counter()
         stages = tuple(
             SpanData(name, epoch + stage.start, epoch + stage.end)
             for name, stage in sorted(execution.timeline.stages.items())
@@ -135,6 +145,6 @@ class JobMetrics:
             "img2img.steps": record.spec.total_steps,
             "img2img.end": outcome,
         }
-        run = SpanData("run", record.started_at or record.created_at, time.time())
+        run = SpanData("run", record.started_at or record.created_at, now)
         status = "failed" if outcome == JobStatus.FAILED else None
         self._tracer.record(run, record.traceparent, attributes, stages, status)

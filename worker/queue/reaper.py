@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable
 from redis import Redis
 from redis.exceptions import LockError, RedisError
 from rq import Queue
-from rq.utils import current_timestamp
 
 from img2img.domain.job import JobFailure, JobStatus
-from img2img.redis.decode import decode
+from img2img.redis.clock import redis_clock
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import job_index
 from img2img.redis.keys import REAPER_LOCK
-from img2img.redis.rq_adapter import rq_queue
+from img2img.redis.rq_adapter import lease_registry, rq_queue
 from img2img.telemetry.logging import job_extra
 
 log = logging.getLogger(__name__)
@@ -71,9 +70,8 @@ class Reaper:
 
     def _requeue_expired(self, queue: Queue) -> None:
         """Requeue jobs whose lease has expired, because their worker sends no heartbeats."""
-        registry = queue.started_job_registry
-        for entry in self._redis.zrangebyscore(registry.key, 0, current_timestamp()):
-            lease = decode(entry)
+        registry = lease_registry(queue)
+        for lease in registry.expired():
             job_id, _, execution = lease.rpartition(":")
             log.warning("the lease has expired; requeueing the job", extra=job_extra(job_id))
             self._on_lost()
@@ -95,10 +93,13 @@ class Reaper:
         self._stuck_since = seen
 
     def _delete_expired_results(self, queues: Iterable[Queue]) -> None:
-        """Delete expired entries of RQ's registries of ended jobs, as RQ's own workers would."""
+        """Delete expired entries of RQ's registries of ended jobs, as RQ's own workers would.
+
+        Their times are those of the host that ended the job. Nothing but RQ's tools reads them.
+        """
         for queue in queues:
             for registry in (queue.finished_job_registry, queue.failed_job_registry):
-                self._redis.zremrangebyscore(registry.key, 0, current_timestamp())
+                self._redis.zremrangebyscore(registry.key, 0, redis_clock(self._redis).now())
 
     def _requeue_orphaned(self, queues: Iterable[Queue]) -> None:
         """Requeue jobs that have not ended and that have been in none of RQ's lists for some time."""

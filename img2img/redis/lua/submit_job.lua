@@ -1,8 +1,8 @@
 -- Queues a new job, unless its idempotency key is in use or a limit is reached.
 -- KEYS: RQ's job hash, RQ's list of waiting jobs, RQ's set of queues.
 -- ARGV: the job as JSON; the number of arguments of its record; field, value, ... of the record; then of RQ's job hash.
--- Returns 'created', 'owner_limit', 'limit', 'inputs_deleted' if inputs were deleted since they were retained, or '=' and
--- the value of the idempotency key.
+-- Returns 'created', 'revoked', 'owner_limit', 'limit', 'inputs_deleted' if inputs were deleted since they were retained,
+-- or '=' and the value of the idempotency key.
 -- include: fair_queue
 -- include: job_indices
 
@@ -13,6 +13,8 @@ local function is_full(limit, owner)
   return limit and redis.call('ZCARD', indices[#indices]) >= limit
 end
 
+-- With this check, no job is queued with a key after its revocation.
+if job.key_id and redis.call('HEXISTS', keys.API_KEYS, job.key_id) == 0 then return 'revoked' end
 if job.idempotency_key then
   local earlier = redis.call('GET', job.idempotency_key)
   if earlier then return '=' .. earlier end
