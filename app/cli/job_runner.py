@@ -118,9 +118,12 @@ class JobBatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyboardInterrupt | ServiceUnreachable) and (self._active or self._unsent):
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        if (is_interrupted and self._unsent and self._continuation) or (
+            self._active and (is_interrupted or isinstance(error, ServiceUnreachable))
+        ):
             complain(self._how_to_continue())
-        if isinstance(error, KeyboardInterrupt):
+        if is_interrupted:
             raise typer.Exit(INTERRUPTED) from None
         if error is None and self._failed:
             raise typer.Exit(REFUSED)
@@ -383,7 +386,7 @@ class JobBatch:
         jobs = len(self._active)
         lines = [f"{jobs} job{'s go' if jobs != 1 else ' goes'} on in the service"]
         if self._unsent:
-            lines[0] += f"; {self._unsent} of the images were not submitted"
+            lines[0] += f"; {self._unsent} image{'s were' if self._unsent != 1 else ' was'} not submitted"
         if self._continuation:
             lines.append(self._continuation)
         else:

@@ -12,9 +12,15 @@ import psutil
 import pytest
 from PIL import Image
 
+from img2img.app.cli.inputs import find_inputs
+from img2img.app.cli.job_runner import JobBatch
 from img2img.app.cli.journal import NAME
+from img2img.app.cli.outputs import Outputs
+from img2img.app.settings import ApiSettings
+from img2img.client import Client
 from img2img.domain.job import JobStatus
 from img2img.redis.job_queue import JobQueue
+from tests.support.authenticated import authenticated_server
 from tests.support.cli_command import COMMAND, environment, img2img, one_line
 from tests.support.images import encoded, gradient
 from tests.support.terminals import Terminal
@@ -239,6 +245,32 @@ def test_suffix_and_format_option_choose_the_format(folder: Path, url: str) -> N
         assert done.returncode == 0, done.stderr
         assert done.stdout.split()[0] == name
         assert Image.open(folder / name).format == format
+
+
+def test_batch_larger_than_the_queue_waits_for_its_own_jobs(
+    folder: Path,
+    settings: ApiSettings,
+    http: httpx.Client,
+    queue: JobQueue,
+    finish: Callable[[str], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Longer than the client repeats a submission that is refused because the queue is full."""
+    monkeypatch.setattr("img2img.client.core.BUSY_S", 0)
+    monkeypatch.chdir(folder)
+    refused_until = time.monotonic() + 3
+
+    def work() -> None:
+        if time.monotonic() > refused_until:
+            for job_id in queue.job_store.active_ids():
+                finish(job_id)
+
+    with authenticated_server(settings, keys="auto", max_queued=1) as url, Client(url) as client:
+        with JobBatch(client, on_idle=work) as batch:
+            inputs = find_inputs(["photos/IMG_000[0-2].png"])
+            batch.run(inputs, {}, Outputs(None, Path("out"), [one.name for one in inputs]))
+    assert sorted(path.name for path in Path("out").iterdir()) == [f"IMG_000{index}.png" for index in range(3)]
+    assert count(http) == 3
 
 
 @pytest.mark.usefixtures("fake_worker")
