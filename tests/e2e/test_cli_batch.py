@@ -265,10 +265,14 @@ def test_batch_larger_than_the_queue_waits_for_its_own_jobs(
             for job_id in queue.job_store.active_ids():
                 finish(job_id)
 
-    with authenticated_server(settings, keys="auto", max_queued=1) as url, Client(url) as client:
-        with JobBatch(client, on_idle=work) as batch:
-            inputs = find_inputs(["photos/IMG_000[0-2].png"])
-            batch.run(inputs, {}, Outputs(None, Path("out"), [one.name for one in inputs]))
+    inputs = find_inputs(["photos/IMG_000[0-2].png"])
+    outputs = Outputs(None, Path("out"), [one.name for one in inputs])
+    with (
+        authenticated_server(settings, keys="auto", max_queued=1) as url,
+        Client(url) as client,
+        JobBatch(client, on_idle=work) as batch,
+    ):
+        batch.run(inputs, {}, outputs)
     assert sorted(path.name for path in Path("out").iterdir()) == [f"IMG_000{index}.png" for index in range(3)]
     assert count(http) == 3
 
