@@ -65,7 +65,9 @@ def _write_lines(url: str, api: "subprocess.Popen[bytes]") -> None:
     raw = [
         b"GET /jobs/a\n" + FORGED.encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: a\n" + FORGED.encode() + b"\r\nConnection: close\r\n\r\n",
-        b"GET /\x1b[31m" + FORGED.replace(" ", "_").encode() + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /\x1b[31m"
+        + FORGED.replace(" ", "_").encode()
+        + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         FORGED.encode() + b"\n\n",
     ]
     for request in raw:

@@ -113,7 +113,7 @@ def test_times_of_jobs_go_by_redis(idle_service: Service, skewed: Skewed) -> Non
     options = JobOptions(result_ttl_s=30, deadline_s=20, webhook=webhook)
     digest = "0" * 64
     with skewed():
-        jobs.input_images.retain_upload(input_key(digest), 30, "")
+        jobs.input_images.retain(input_key(digest), 30, "")
         record = jobs.submit(make_spec(), options)
         ended = jobs.submit(make_spec(), options)
         jobs.job_store.start(ended.id, execution="e", worker="w")
