@@ -11,6 +11,7 @@ from io import BytesIO
 from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 from img2img.domain.parameters import Resize
+from img2img.png import UP_FILTER, png_file
 
 from ..http.errors import ImageError, UnsupportedMedia
 
@@ -208,8 +209,12 @@ def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Im
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Encode the pixels, without metadata. Run lengths compress filtered pixels nearly as well, and fast."""
-    buffer = BytesIO()
-    image.info = {}
-    image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return buffer.getvalue()
+    """Encode the pixels of an image in RGB or grey, without metadata."""
+    width, height = image.size
+    rows = ImageChops.subtract_modulo(image, ImageChops.offset(image, 0, 1))
+    # The row above the first one counts as zeros.
+    rows.paste(image.crop((0, 0, width, 1)))
+    pixels, channels = memoryview(rows.tobytes()), len(image.getbands())
+    stride, filter_type = width * channels, bytes([UP_FILTER])
+    filtered = b"".join(part for at in range(0, len(pixels), stride) for part in (filter_type, pixels[at : at + stride]))
+    return png_file(width, height, channels, filtered)

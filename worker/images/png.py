@@ -2,20 +2,16 @@
 
 import io
 import json
-import struct
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from isal import isal_zlib
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
+from img2img.png import UP_FILTER, png_file
 
-# Stores each row as the difference from the row above: fast, and nearly as small as choosing among all filters.
-UP_FILTER = 2
+Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 
 
 def encode_png(pixels: Pixels, metadata: Mapping[str, Any]) -> bytes:
@@ -28,19 +24,7 @@ def encode_png(pixels: Pixels, metadata: Mapping[str, Any]) -> bytes:
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
     text = b"img2img\0\0\0\0\0" + json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-            _chunk(b"iTXt", text),
-            _chunk(b"IDAT", isal_zlib.compress(rows, level=1)),
-            _chunk(b"IEND", b""),
-        )
-    )
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+    return png_file(width, height, channels, rows, (b"iTXt", text))
 
 
 def decode_png(data: bytes) -> Image.Image:
