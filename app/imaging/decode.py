@@ -21,6 +21,8 @@ SRGB = ImageCms.createProfile("sRGB")
 MAX_SCANS = 64
 # The largest side of a JPEG.
 MAX_SIDE = 65_535
+# Images are first reduced by a whole factor to no less than this times the size, then resized with a better filter.
+REDUCING_GAP = 3.0
 # EXIF orientations in which the stored height is the width of the upright image.
 SIDEWAYS = range(5, 9)
 # Chunks of a PNG that can hold an orientation. Pillow decodes the whole image to find those behind the pixels.
@@ -77,7 +79,8 @@ class EncodedImage:
         """Return the image brought to a size, in RGB. Raises ImageError."""
         # libjpeg can decode at 1/2, 1/4 or 1/8. Like Pillow's thumbnail(), at no less than twice the size.
         needed = (2 * height, 2 * width) if self._sideways else (2 * width, 2 * height)
-        return fit(self._decoded(needed, to_rgb), width, height, resize)
+        image = self._decoded(needed, lambda image: to_rgb(_reduced(image, width, height)))
+        return fit(image, width, height, resize)
 
     def rgb(self) -> Image.Image:
         """Return the whole image in RGB. Raises ImageError."""
@@ -101,7 +104,9 @@ class EncodedImage:
             if needed:
                 self._image.draft(None, needed)
             self._load()
-            return convert(ImageOps.exif_transpose(self._image))
+            # In place: the copy of an image that is upright already would take as long as shrinking it.
+            ImageOps.exif_transpose(self._image, in_place=True)
+            return convert(self._image)
         except (ImageError, MemoryError):
             raise
         except Exception as error:
@@ -152,6 +157,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _to_srgb(image).convert("RGB")
 
 
+def _reduced(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Return an image with transparency or in CMYK at no less than REDUCING_GAP times a size, if it is larger.
+
+    Blending and colour conversion take longer than shrinking. Other modes are left to `fit`.
+    """
+    factor = int(min(image.width / width, image.height / height) / REDUCING_GAP)
+    if factor < 2 or not (image.mode == "CMYK" or image.has_transparency_data):
+        return image
+    icc_profile = image.info.get("icc_profile")
+    reduced = (image if image.mode == "CMYK" else image.convert("RGBA")).reduce(factor)
+    reduced.info["icc_profile"] = icc_profile
+    return reduced
+
+
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Convert 16-bit grey. Pillow's convert() would clip everything above 255 to white."""
     return image.point(lambda value: value * (1 / 256)).convert("L")
@@ -192,18 +211,18 @@ def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Im
     if image.size == size:
         return image
     if resize is Resize.STRETCH:
-        return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
     ratios = (width / image.width, height / image.height)
     if resize is Resize.CROP:
         scale = max(ratios)
         left = max(0.0, image.width - width / scale) / 2
         top = max(0.0, image.height - height / scale) / 2
         box = (left, top, image.width - left, image.height - top)
-        return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+        return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
     scale = min(ratios)
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     canvas = Image.new(image.mode, size)
-    shrunk = image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    shrunk = image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
     canvas.paste(shrunk, ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas
 
