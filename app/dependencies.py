@@ -17,6 +17,7 @@ from img2img.telemetry.tracing import Tracer
 
 from .http.authentication import Caller
 from .http.rate_limit import RateLimiter
+from .imaging.decoder_share import DecoderShare
 from .imaging.sandbox_pool import DecoderPool
 from .progress.eta import EtaEstimator
 from .settings import ApiSettings
@@ -74,12 +75,17 @@ async def _visible_queue(request: Request, caller: CallerDep) -> JobQueue:
     return services.queue.visible_to(caller.visible_owner)
 
 
+async def _decoder_share(request: Request, caller: CallerDep) -> DecoderShare:
+    services: Services = request.app.state.services
+    return DecoderShare(services.decoders, services.rate_limiter, caller.owner)
+
+
 QueueDep = Annotated[JobQueue, Depends(_visible_queue)]
+DecodersDep = Annotated[DecoderShare, Depends(_decoder_share)]
 SettingsDep = Annotated[ApiSettings, _service(lambda services: services.settings)]
 RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
 ModelsDep = Annotated[ModelRegistry, _service(lambda services: services.models)]
 StoreDep = Annotated[BlobStore, _service(lambda services: services.store)]
-DecodersDep = Annotated[DecoderPool, _service(lambda services: services.decoders)]
 EtaDep = Annotated[EtaEstimator, _service(lambda services: services.eta)]
 PreviewsDep = Annotated[Previews, _service(lambda services: services.previews)]
 JobChangesDep = Annotated[JobChangeListener, _service(lambda services: services.job_changes)]

@@ -29,7 +29,7 @@ from .http.cors import install_cors
 from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
 from .imaging.sandbox_limits import SandboxLimits
-from .imaging.sandbox_pool import DecoderPool
+from .imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from .openapi.document import install_openapi
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
@@ -100,7 +100,11 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         rate_limiter=RateLimiter(settings.rate_limit, redis) if settings.rate_limit else None,
         models=models,
         store=ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_PATIENCE_S),
-        decoders=DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes)),
+        decoders=DecoderPool(
+            SandboxLimits(settings.max_pixels, settings.max_body_bytes),
+            # Without API keys, all clients are one owner.
+            max_waiting_per_owner=MAX_WAITING_PER_OWNER if settings.keys_required else MAX_WAITING,
+        ),
         eta=EtaEstimator(queue.job_store.fair_queue, models),
         previews=Previews(redis),
         job_changes=JobChangeListener(settings.resolved_redis_url),

@@ -32,7 +32,9 @@ router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 @router.post("/img2img")
 async def img2img(body: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
     """Makes images and responds when they are done."""
-    request = await run_sync(to_request, body, jobs.decoders, limiter=jobs.decoders.limiter)
+    # Without a mask, this opens no image. The sizes of the images are not known yet.
+    unmeasured = [body] if body.mask is not None else []
+    request = await jobs.decoders.run(to_request, body, jobs.decoders, images=unmeasured)
     record = await jobs.start(request)
     await run_sync(_add_unfinished, jobs.redis, record)
     try:

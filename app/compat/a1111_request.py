@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from img2img.domain.parameters import MAX_CLIP_SKIP, MAX_IMAGES, MAX_SEED, Resize, Scheduler
 from img2img.errors import ParameterError
 
-from ..imaging.sandbox_pool import DecoderPool
+from ..imaging.decoder_share import DecoderShare
 from ..schemas.request_fields import parse_image
 from ..schemas.requests import Img2ImgRequest
 from .mask_conversion import convert_mask
@@ -104,7 +104,7 @@ class WebUIRequest(BaseModel):
     save_images: bool = False
 
 
-def to_request(body: WebUIRequest, decoders: DecoderPool) -> Img2ImgRequest:
+def to_request(body: WebUIRequest, decoders: DecoderShare) -> Img2ImgRequest:
     """Convert a request of the web UI. Raises ParameterError, ImageError or RequestValidationError."""
     for name, script in body.alwayson_scripts.items():
         if any(not _is_off(argument) for argument in (script or {}).get("args", [])):

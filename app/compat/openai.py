@@ -32,7 +32,7 @@ from img2img.redis.previews import Preview
 from ..dependencies import PreviewsDep
 from ..http.problem_details import status_of
 from ..imaging.decode import encode_png
-from ..imaging.sandbox_pool import DecoderPool
+from ..imaging.decoder_share import DecoderShare
 from ..progress.image_formats import convert_image
 from ..schemas.problems import FieldProblem
 from ..schemas.request_fields import ALPHA, parse_json_field
@@ -104,7 +104,7 @@ async def edit_image(request: Request, jobs: BlockingJobsDep, previews: Previews
     body = validated(Edit, fields)
     image, mask = _one_image(files), files.get("mask", [None])[0]
     card = await run_sync(jobs.submitter.model_card, body.model)
-    job_request = await run_sync(_edit_request, body, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
+    job_request = await jobs.decoders.run(_edit_request, body, own, image, mask, card, jobs, images=[image, mask])
     record = await jobs.start(job_request)
     if body.stream:
         return StreamingResponse(_events(jobs, record, body, previews), media_type="text/event-stream")
@@ -183,7 +183,7 @@ def _edit_request(
 
 
 def _convert_mask(
-    image: bytes, mask: bytes | None, decoders: DecoderPool
+    image: bytes, mask: bytes | None, decoders: DecoderShare
 ) -> tuple[tuple[int, int], bytes | Literal["alpha"] | None]:
     """Return the size of the image, and our mask: white where theirs, or else the image, is transparent."""
     with decoders.open(image) as opened:

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from io import BytesIO
+from itertools import chain
 
 from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
@@ -235,5 +236,5 @@ def encode_png(image: Image.Image) -> bytes:
     rows.paste(image.crop((0, 0, width, 1)))
     pixels, channels = memoryview(rows.tobytes()), len(image.getbands())
     stride, filter_type = width * channels, bytes([UP_FILTER])
-    filtered = b"".join(part for at in range(0, len(pixels), stride) for part in (filter_type, pixels[at : at + stride]))
-    return png_file(width, height, channels, filtered)
+    parts = ((filter_type, pixels[at : at + stride]) for at in range(0, len(pixels), stride))
+    return png_file(width, height, channels, b"".join(chain.from_iterable(parts)))

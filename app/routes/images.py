@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from img2img.domain.blob_keys import upload_key
 
 from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
-from ..imaging.sandbox_pool import DecoderPool
+from ..imaging.decoder_share import DecoderShare
 from ..openapi import operations as openapi
 from ..schemas.responses import UploadedImage
 from .body_parser import ImageRequestDep
@@ -35,14 +35,14 @@ async def upload_image(
 
     It is kept for a while after it was last uploaded or used.
     """
-    size = await run_sync(_check, request.image, decoders, limiter=decoders.limiter)
+    size = await decoders.run(_check, request.image, decoders, images=[request.image])
     digest = sha256(request.image).hexdigest()
     await run_sync(queue.input_images.retain, upload_key(digest), settings.result_ttl, caller.owner)
     await run_sync(store.put, upload_key(digest), request.image)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
 
 
-def _check(data: bytes, decoders: DecoderPool) -> tuple[int, int]:
+def _check(data: bytes, decoders: DecoderShare) -> tuple[int, int]:
     """Decode the image and return its size. Raises ImageError, UnsupportedMedia or Unavailable."""
     with decoders.open(data) as image:
         image.check()

@@ -71,8 +71,7 @@ class ImageResponder:
             raise Gone("The image is no longer stored.", job_status=record.status)
         if suffix:
             # Limited like decoding: a conversion needs as much memory.
-            limiter = self._decoders.limiter
-            image = await run_sync(convert_image, image, self._format, self._quality, limiter=limiter)
+            image = await self._decoders.run(convert_image, image, self._format, self._quality, images=[image])
         return Response(image, media_type=f"image/{self._format}", headers=headers)
 
 

@@ -19,7 +19,7 @@ from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import JobQueue
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import CallerDep, ServicesDep
+from ..dependencies import CallerDep, DecodersDep, ServicesDep
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..schemas.responses import DryRunResult
 from ..webhooks.ssrf_guard import check_webhook
@@ -50,11 +50,13 @@ class JobSubmitter:
 
     services: ServicesDep
     caller: CallerDep
+    decoders: DecodersDep
 
     async def submit(self, request: Request, idempotency_key: str | None = None) -> SubmittedJob:
         """Queue a job.
 
-        A full queue is noticed before images are decoded. An invalid request does not count against the rate limit.
+        A full queue is noticed before images are decoded. Of a refused request, only the decoding counts against the
+        rate limit.
 
         Raises:
             Img2ImgError: The request is refused.
@@ -68,12 +70,12 @@ class JobSubmitter:
             if earlier:
                 return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
-        spec, blobs = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
+        spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
         return await run_sync(self._enqueue, spec, blobs, options, key)
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
-        spec, _ = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
+        spec, _ = await self.decoders.run(self._build_spec, request, images=_images(request))
         options = self._options(request)
         estimate = await run_sync(self.services.eta.estimate_next, spec, options)
         return DryRunResult(
@@ -107,7 +109,7 @@ class JobSubmitter:
         """Return the spec of the request, and the blobs that it refers to by their sha256."""
         services = self.services
         card = self.model_card(request.model)
-        reader = ImageReader(services.decoders, services.store, self._visible_queue, services.settings.result_ttl)
+        reader = ImageReader(self.decoders, services.store, self._visible_queue, services.settings.result_ttl)
         if isinstance(request, ControlMapRequest):
             return build_control_map_spec(request, card, reader), reader.blobs
         if request.webhook is not None:
@@ -143,6 +145,14 @@ class JobSubmitter:
             log.info(message, spec.task, spec.model, record.priority, extra=job_extra(record.id))
         location = {"Location": f"/jobs/{record.id}"}
         return SubmittedJob(record, {**headers, **location, **({} if is_new else REPLAYED)})
+
+
+def _images(request: Request) -> list[object]:
+    """Return the images of a request and its references to stored images."""
+    if isinstance(request, ControlMapRequest):
+        return [request.image]
+    controls, prompts = request.controls, request.image_prompts
+    return [request.image, request.mask, *(c.image for c in controls), *(p.image for p in prompts)]
 
 
 class ModelCards(Protocol):
