@@ -8,7 +8,7 @@ from typing import TypeVar, TypeVarTuple, Unpack
 from anyio.to_thread import run_sync
 
 from ..http.rate_limit import RateLimiter
-from .dimensions import pixel_count
+from .dimensions import MOST_PASSES, pixel_count
 from .sandbox_pool import LIGHT_PIXELS, DecoderPool, SandboxedImage
 
 Args = TypeVarTuple("Args")
@@ -50,15 +50,20 @@ class DecoderShare:
             JobTooExpensive, RateLimited: The owner has reached the rate limit.
         """
         pixels = pixel_count(data)
-        # A larger image is refused before its pixels are decoded.
-        if self.rate_limiter and 0 < pixels <= self.pool.limits.max_pixels:
-            self.rate_limiter.spend_decoding(self.owner, pixels)
+        self._spend(pixels)
         with self.pool.open(data) as image:
+            if not pixels:
+                self._spend(image.size[0] * image.size[1])
             yield image
+
+    def _spend(self, pixels: int) -> None:
+        # An image with more is refused before its pixels are decoded.
+        if self.rate_limiter and 0 < pixels <= MOST_PASSES * self.pool.limits.max_pixels:
+            self.rate_limiter.spend_decoding(self.owner, pixels)
 
 
 def _is_heavy(image: object) -> bool:
     """Whether decoding an image may take long. The size of a referenced image is not known yet."""
     if isinstance(image, bytes):
-        return pixel_count(image) > LIGHT_PIXELS
+        return not 0 < pixel_count(image) <= LIGHT_PIXELS
     return image is not None and not isinstance(image, str)

@@ -5,6 +5,8 @@ The bytes are untrusted. An image that these functions misread is measured by a 
 
 import struct
 
+from .decode import MAX_SCANS
+
 # Segments of a JPEG in which its size has to come: behind metadata such as a colour profile, a thumbnail and XMP.
 MAX_SEGMENTS = 1000
 # Markers of a JPEG with its size: SOF0 to SOF15, except DHT, JPG and DAC.
@@ -12,8 +14,10 @@ FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # Markers without a length: TEM, RST0 to RST7, SOI.
 BARE = {0x01, *range(0xD0, 0xD9)}
 SCAN = b"\xff\xda"
-# Scans that a usual progressive JPEG has. Every scan is a pass over the whole image.
-USUAL_SCANS = 10
+# Scans that a usual progressive JPEG has at most: one with four channels. Every scan is a pass over the whole image.
+USUAL_SCANS = 18
+# How many times the pixels of an accepted JPEG can count.
+MOST_PASSES = MAX_SCANS / USUAL_SCANS
 
 
 def pixel_count(data: bytes) -> int:
@@ -34,7 +38,8 @@ def pixel_count(data: bytes) -> int:
 def _webp_pixels(data: bytes) -> int:
     kind = data[12:16]
     if kind == b"VP8X":
-        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        sides = struct.unpack_from("<3s3s", data, 24)
+        width, height = (int.from_bytes(side, "little") + 1 for side in sides)
     elif kind == b"VP8L":
         bits = struct.unpack_from("<I", data, 21)[0]
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
