@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from redis import Redis
 
 from img2img.blobs import BlobStore
+from img2img.free_disk import FreeDisk
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -37,6 +38,7 @@ class Services:
     rate_limiter: RateLimiter | None
     models: ModelRegistry
     store: BlobStore
+    free_disk: FreeDisk
     decoders: DecoderPool
     eta: EtaEstimator
     previews: Previews
@@ -85,6 +87,7 @@ DecodersDep = Annotated[DecoderShare, Depends(_decoder_share)]
 SettingsDep = Annotated[ApiSettings, _service(lambda services: services.settings)]
 RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
 ModelsDep = Annotated[ModelRegistry, _service(lambda services: services.models)]
+FreeDiskDep = Annotated[FreeDisk, _service(lambda services: services.free_disk)]
 StoreDep = Annotated[BlobStore, _service(lambda services: services.store)]
 EtaDep = Annotated[EtaEstimator, _service(lambda services: services.eta)]
 PreviewsDep = Annotated[Previews, _service(lambda services: services.previews)]

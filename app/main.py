@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from img2img.blobs import ObjectStore
 from img2img.domain.model_card import model_name
+from img2img.free_disk import FreeDisk
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -89,7 +90,7 @@ def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics
 def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     """Return the services of the API server. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
-    queue = JobQueue(redis, QueueLimits(settings.max_queued, settings.max_queued_per_key))
+    queue = JobQueue(redis, _limits(settings))
     models = ModelRegistry(redis)
     return Services(
         settings=settings,
@@ -100,6 +101,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         rate_limiter=RateLimiter(settings.rate_limit, redis) if settings.rate_limit else None,
         models=models,
         store=ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_PATIENCE_S),
+        free_disk=FreeDisk(settings.resolved_store_url, settings.min_free_disk),
         decoders=DecoderPool(
             SandboxLimits(settings.max_pixels, settings.max_body_bytes),
             # Without API keys, all clients are one owner.
@@ -109,6 +111,15 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         previews=Previews(redis),
         job_changes=JobChangeListener(settings.resolved_redis_url),
         tracer=tracer,
+    )
+
+
+def _limits(settings: ApiSettings) -> QueueLimits:
+    return QueueLimits(
+        max_queued=settings.max_queued,
+        max_queued_per_owner=settings.max_queued_per_key,
+        max_stored_bytes=settings.max_stored_bytes,
+        max_stored_bytes_per_owner=settings.stored_bytes_per_owner,
     )
 
 

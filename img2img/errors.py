@@ -12,6 +12,8 @@ Img2ImgError
 │   └── Deleted
 ├── Unavailable                 the service cannot do it now; try again later
 │   └── QueueFull
+├── StorageFull                 there is no room for an image; older images expire
+│   └── QuotaExceeded
 └── JobError                    ends one job as failed; the worker continues
     ├── Cancelled
     └── InvalidPixels
@@ -108,6 +110,26 @@ class QueueFull(Unavailable):
     """The queue is full; try again when some of the waiting jobs are done."""
 
     code = "queue_full"
+
+
+class StorageFull(Img2ImgError):
+    """There is no room for more images.
+
+    Attributes:
+        retry_after_s: Seconds after which there may be room; None if unknown.
+    """
+
+    code = "storage_full"
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(StorageFull):
+    """The API key has stored as many bytes of images as it may."""
+
+    code = "storage_quota_exceeded"
 
 
 class JobError(Img2ImgError):

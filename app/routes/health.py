@@ -2,13 +2,17 @@
 
 from fastapi import APIRouter, Response
 from obstore.exceptions import BaseError as StoreError
+from redis import Redis
 from redis.exceptions import RedisError
 
-from img2img.blobs import BlobStore
+from img2img.blobs import BlobStore, is_disk_full
+from img2img.errors import StorageFull
+from img2img.free_disk import FreeDisk
+from img2img.redis import outage
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.webhook_outbox import WebhookOutbox
 
-from ..dependencies import ModelsDep, RedisDep, SettingsDep, StoreDep
+from ..dependencies import FreeDiskDep, ModelsDep, RedisDep, SettingsDep, StoreDep
 from ..schemas.responses import DependencyStatus, Liveness, Readiness
 
 router = APIRouter(tags=["health"])
@@ -22,25 +26,32 @@ async def get_health() -> Liveness:
 
 @router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness, "description": "Not ready."}})
 def get_readiness(
-    response: Response, settings: SettingsDep, redis: RedisDep, models: ModelsDep, store: StoreDep
+    response: Response,
+    settings: SettingsDep,
+    redis: RedisDep,
+    models: ModelsDep,
+    store: StoreDep,
+    free_disk: FreeDiskDep,
 ) -> Readiness:
     """Check that Redis, the blob store and at least one worker are available."""
-    redis_status, worker_status = _check_redis_and_workers(models)
-    store_status = _check_store(store)
+    redis_status, worker_status = _check_redis_and_workers(redis, models)
+    store_status = _check_store(store, free_disk)
     ready = redis_status.ok and store_status.ok and worker_status.ok
     response.status_code = 200 if ready else 503
     webhooks = _check_webhooks(WebhookOutbox(redis)) if settings.webhook_secrets else None
     return Readiness(ready=ready, redis=redis_status, store=store_status, workers=worker_status, webhooks=webhooks)
 
 
-def _check_redis_and_workers(models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
+def _check_redis_and_workers(redis: Redis, models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
     try:
         live = models.live()
+        unwritable = outage.why_not_writable(redis)
     except RedisError as error:
         unknown = DependencyStatus(ok=False, detail="unknown without Redis")
         return DependencyStatus(ok=False, detail=type(error).__name__), unknown
     names = {worker for workers in live.values() for worker in workers}
-    return DependencyStatus(ok=True, detail="responds"), DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
+    redis_status = DependencyStatus(ok=unwritable is None, detail=unwritable or "responds")
+    return redis_status, DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
 
 
 def _check_webhooks(outbox: WebhookOutbox) -> DependencyStatus:
@@ -52,9 +63,12 @@ def _check_webhooks(outbox: WebhookOutbox) -> DependencyStatus:
     return DependencyStatus(ok=is_running, detail=f"{dispatcher}; {pending} webhook{'s' * (pending != 1)} pending")
 
 
-def _check_store(store: BlobStore) -> DependencyStatus:
+def _check_store(store: BlobStore, free_disk: FreeDisk) -> DependencyStatus:
     try:
         store.check()
+        free_disk.take(0)
+    except StorageFull as error:
+        return DependencyStatus(ok=False, detail=error.message)
     except (StoreError, OSError) as error:
-        return DependencyStatus(ok=False, detail=type(error).__name__)
+        return DependencyStatus(ok=False, detail="the disk is full" if is_disk_full(error) else type(error).__name__)
     return DependencyStatus(ok=True, detail="responds")

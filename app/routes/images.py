@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from img2img.domain.blob_keys import upload_key
 
-from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep
+from ..dependencies import CallerDep, DecodersDep, FreeDiskDep, QueueDep, SettingsDep, StoreDep
 from ..imaging.decoder_share import DecoderShare
 from ..openapi import operations as openapi
 from ..schemas.responses import UploadedImage
@@ -21,7 +21,7 @@ router = APIRouter(tags=["images"])
     status_code=201,
     operation_id="upload_image",
     openapi_extra={"requestBody": openapi.IMAGE_BODY},
-    responses=openapi.problems(400, 413, 415, 422, 503),
+    responses=openapi.problems(400, 413, 415, 422, 429, 503, 507),
 )
 async def upload_image(
     request: ImageRequestDep,
@@ -29,6 +29,7 @@ async def upload_image(
     caller: CallerDep,
     queue: QueueDep,
     store: StoreDep,
+    free_disk: FreeDiskDep,
     decoders: DecodersDep,
 ) -> UploadedImage:
     """Store an image for later requests of the same API key: its `sha256` can be an `image` of `POST /img2img`.
@@ -37,7 +38,9 @@ async def upload_image(
     """
     size = await decoders.run(_check, request.image, decoders, images=[request.image])
     digest = sha256(request.image).hexdigest()
-    await run_sync(queue.input_images.retain, upload_key(digest), settings.result_ttl, caller.owner)
+    await run_sync(free_disk.take, len(request.image))
+    sizes = {upload_key(digest): len(request.image)}
+    await run_sync(queue.input_images.retain, sizes, settings.result_ttl, caller.owner)
     await run_sync(store.put, upload_key(digest), request.image)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
 

@@ -133,10 +133,12 @@ class JobSubmitter:
         """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
         queue, store = self.services.queue, self.services.store
         digests, cost = spec.inputs, spec.cost
-        keys = dict(zip(digests, map(input_key, digests), strict=True))
+        keys = {digest: input_key(digest) for digest in digests}
+        sizes = {blob_key: len(blobs[digest]) for digest, blob_key in keys.items()}
         limiter = self.services.rate_limiter
         headers = limiter.spend(options.owner, cost) if limiter else {}
-        queue.input_images.retain(keys.values(), options.result_ttl_s, options.owner)
+        self.services.free_disk.take(sum(sizes.values()))
+        queue.input_images.retain(sizes, options.result_ttl_s, options.owner)
         for digest, blob_key in keys.items():
             store.put(blob_key, blobs[digest])
         record, is_new = queue.submit_idempotent(key, spec, options) if key else (queue.submit(spec, options), True)

@@ -40,7 +40,7 @@ class JobQueue:
         self._redis = redis
         self._limits = limits
         self.job_store = JobStore(redis)
-        self.input_images = InputImageRefs(redis)
+        self.input_images = InputImageRefs(redis, limits)
         self._queue = cache(lambda model: rq_queue(model, redis))
         self._submit_script = scripts.register(redis, "submit_job")
         self._requeue_script = scripts.register(redis, "requeue_job")

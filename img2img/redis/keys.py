@@ -62,6 +62,8 @@ FAIR_QUEUE_TOTALS = Key("queue:{model}:totals", "hash", "numbers and costs of wa
 INPUT_IMAGES = Key("inputs", "sorted set", "blob keys of input images by the time until which they are kept", WORKER)
 INPUT_IMAGE_USES = Key("inputs:uses", "hash", "blob key -> number of unfinished jobs that need it", WORKER)
 INPUT_IMAGE_OWNERS = Key("inputs:of:{key}", "sorted set", "owners who sent the image, by time of sending", WORKER)
+INPUT_IMAGE_SIZES = Key("inputs:sizes", "hash", "blob key -> bytes", WORKER)
+STORED_BYTES = Key("inputs:bytes", "hash", "`all` or `of:{owner}` -> bytes of the images", WORKER)
 INPUT_IMAGE_DELETION = Key("inputs:deleted:{key}", "string", "set while the blob is being deleted; expires", WORKER)
 
 # Previews
@@ -75,6 +77,7 @@ WORKER_MODELS = Key(
     "workers:{worker}", "string", "names of the models that a worker serves, one a line; expires", WORKER
 )
 WORKER_THROUGHPUT = Key("throughput:{worker}", "string", "`{work per second} {work in flight}`; expires", WORKER)
+WRITE_PROBE = Key("probe", "string", "never set: a write of nothing to it shows that Redis accepts writes", WORKER)
 REAPER_LOCK = Key("reaper", "string", "lock of the worker that looks for abandoned jobs; expires", WORKER)
 
 # Webhooks

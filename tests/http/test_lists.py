@@ -188,12 +188,12 @@ def test_input_image_is_kept_while_a_job_needs_it(
 
 def test_image_deleted_during_a_submit_is_stored_again(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
     key = input_key("a" * 64)
-    queue.input_images.retain(key, -1, "ada")
+    queue.input_images.retain({key: 9}, -1, "ada")
     assert queue.input_images.claim_unused() == [key]
     with pytest.raises(Unavailable):
-        queue.input_images.retain(key, 60, "ada")
+        queue.input_images.retain({key: 9}, 60, "ada")
     queue.input_images.confirm_deleted(key)
-    queue.input_images.retain(key, 60, "ada")
+    queue.input_images.retain({key: 9}, 60, "ada")
     assert queue.input_images.claim_unused() == []
     assert not redis.exists(INPUT_IMAGE_DELETION.format(key=key))
 
