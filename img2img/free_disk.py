@@ -50,9 +50,9 @@ class FreeDisk:
             if time.monotonic() - self._read_at > CACHED_S:
                 self._room, self._read_at = self._read(self._folder), time.monotonic()
             if size > self._room:
+                kept = f", except for {self._describe()} that are kept free" if self._fraction or self._bytes else ""
                 raise StorageFull(
-                    f"The disk of the service is full, except for the {self._describe()} that it keeps free; "
-                    "try again when images have expired.",
+                    f"The disk of the service is full{kept}; try again when images have expired.",
                     retry_after_s=RETRY_AFTER_S,
                 )
             self._room -= size

@@ -130,9 +130,9 @@ def is_ready(http: httpx.Client, report: Callable[[str], None] = lambda _: None)
         return False
     if response.status_code == 503 and response.headers["content-type"] == "application/json":
         status = response.json()
-        for part in ("redis", "store"):
-            if not status[part]["ok"]:
-                report(f"{part}: {status[part]['detail']}")
+        reasons = [f"{part}: {status[part]['detail']}" for part in ("redis", "store") if not status[part]["ok"]]
+        if reasons:
+            report("; ".join(reasons))
     return response.status_code == 200
 
 
