@@ -44,14 +44,13 @@ def get_readiness(
 
 def _check_redis_and_workers(redis: Redis, models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
     try:
+        outage.check_writable(redis)
         live = models.live()
-        unwritable = outage.why_not_writable(redis)
     except RedisError as error:
         unknown = DependencyStatus(ok=False, detail="unknown without Redis")
-        return DependencyStatus(ok=False, detail=type(error).__name__), unknown
+        return DependencyStatus(ok=False, detail=outage.reason_of(error) or type(error).__name__), unknown
     names = {worker for workers in live.values() for worker in workers}
-    redis_status = DependencyStatus(ok=unwritable is None, detail=unwritable or "responds")
-    return redis_status, DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
+    return DependencyStatus(ok=True, detail="responds"), DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
 
 
 def _check_webhooks(outbox: WebhookOutbox) -> DependencyStatus:

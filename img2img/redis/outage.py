@@ -5,11 +5,11 @@ from redis.exceptions import RedisError, ResponseError
 
 from img2img.redis import keys
 
-# Phrases of Redis' messages. A script's error has the phrase somewhere in its message.
+# Phrases of Redis' messages. The client removes some of the codes before them, and a script adds text around them.
 REASONS = {
     "MISCONF": "the disk of Redis is full or cannot be written",
-    "OOM command not allowed": "Redis has no memory left (maxmemory)",
-    "READONLY": "this Redis is a read-only replica",
+    "not allowed when used memory": "Redis has no memory left (maxmemory)",
+    "read only replica": "this Redis is a read-only replica",
 }
 
 
