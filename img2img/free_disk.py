@@ -44,18 +44,26 @@ class FreeDisk:
 
     def take(self, size: int) -> None:
         """Claim room for new bytes. Raises StorageFull if the reserve would be touched, OSError without a disk."""
+        with self._lock:
+            self._check(size)
+            self._room -= size
+
+    def check(self, size: int) -> None:
+        """Check that there is room for this many bytes. Raises StorageFull or OSError."""
+        with self._lock:
+            self._check(size)
+
+    def _check(self, size: int) -> None:
         if self._folder is None:
             return
-        with self._lock:
-            if time.monotonic() - self._read_at > CACHED_S:
-                self._room, self._read_at = self._read(self._folder), time.monotonic()
-            if size > self._room:
-                kept = f", except for {self._describe()} that are kept free" if self._fraction or self._bytes else ""
-                raise StorageFull(
-                    f"The disk of the service is full{kept}; try again when images have expired.",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            self._room -= size
+        if time.monotonic() - self._read_at > CACHED_S:
+            self._room, self._read_at = self._read(self._folder), time.monotonic()
+        if size > self._room:
+            kept = f", except for {self._describe()} that are kept free" if self._fraction or self._bytes else ""
+            raise StorageFull(
+                f"The disk of the service is full{kept}; try again when images have expired.",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
     def _describe(self) -> str:
         return self._reserve if self._fraction else f"{self._bytes:,} bytes"

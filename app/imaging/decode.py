@@ -15,6 +15,7 @@ from img2img.domain.parameters import Resize
 from img2img.png import UP_FILTER, png_file
 
 from ..http.errors import ImageError, UnsupportedMedia
+from .parts import check_parts
 
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 SRGB = ImageCms.createProfile("sRGB")
@@ -41,6 +42,7 @@ class EncodedImage:
         kind = _format(data)
         if kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
             raise ImageError(f"The JPEG image has more than {MAX_SCANS} scans.")
+        check_parts(kind, data)
         try:
             self._image = Image.open(BytesIO(data), formats=(kind,))
             width, height = self._image.size

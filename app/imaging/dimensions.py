@@ -6,13 +6,10 @@ The bytes are untrusted. An image that these functions misread is measured by a 
 import struct
 
 from .decode import MAX_SCANS
+from .parts import BARE_MARKERS, MAX_SEGMENTS
 
-# Segments of a JPEG in which its size has to come: behind metadata such as a colour profile, a thumbnail and XMP.
-MAX_SEGMENTS = 1000
 # Markers of a JPEG with its size: SOF0 to SOF15, except DHT, JPG and DAC.
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-# Markers without a length: TEM, RST0 to RST7, SOI.
-BARE = {0x01, *range(0xD0, 0xD9)}
 SCAN = b"\xff\xda"
 # Scans that a usual progressive JPEG has at most: one with four channels. Every scan is a pass over the whole image.
 USUAL_SCANS = 18
@@ -54,7 +51,7 @@ def _jpeg_pixels(data: bytes) -> int:
         if data[at] != 0xFF:
             return 0
         marker = data[at + 1]
-        if marker in BARE or marker == 0xFF:
+        if marker in BARE_MARKERS or marker == 0xFF:
             at += 1 if marker == 0xFF else 2
             continue
         size = struct.unpack_from(">H", data, at + 2)[0]

@@ -15,6 +15,9 @@ from img2img.redis.webhook_outbox import WebhookOutbox
 from ..dependencies import FreeDiskDep, ModelsDep, RedisDep, SettingsDep, StoreDep
 from ..schemas.responses import DependencyStatus, Liveness, Readiness
 
+# Room for the inputs of a job.
+INPUT_BYTES = 1024 * 1024
+
 router = APIRouter(tags=["health"])
 
 
@@ -65,7 +68,7 @@ def _check_webhooks(outbox: WebhookOutbox) -> DependencyStatus:
 def _check_store(store: BlobStore, free_disk: FreeDisk) -> DependencyStatus:
     try:
         store.check()
-        free_disk.take(0)
+        free_disk.check(INPUT_BYTES)
     except StorageFull as error:
         return DependencyStatus(ok=False, detail=error.message)
     except (StoreError, OSError) as error:
