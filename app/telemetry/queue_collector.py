@@ -58,6 +58,12 @@ class QueueCollector(Collector):
             value=self._redis.zcard(OUTBOX),
         )
 
+        yield GaugeMetricFamily(
+            "img2img_stored_input_bytes",
+            "Bytes of input images and uploads in the blob store.",
+            value=self._queue.input_images.stored_bytes(),
+        )
+
     def _backlog(self, models: list[str]) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("img2img_queue_jobs", "Queued jobs.", labels=["model", "priority"])
         work = GaugeMetricFamily(
