@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(PYTHON) scripts/install.py
+PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi client docs dist benchmark model gallery test-compose test-hosts benchmark-queue fuzz lock audit chaos soak clean
+.PHONY: help demo serve test test-unit test-clients lint types fences unit format openapi client docs dist benchmark model gallery test-compose test-hosts test-torch-index test-python benchmark-queue fuzz lock audit chaos soak clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +44,15 @@ test-compose: $(VENV)/dev ## build the images, run the service in containers and
 
 test-hosts: $(VENV)/dev ## run the service on several network namespaces and disconnect one (needs root and iproute2)
 	TEST_HOSTS=1 $(BIN)/python -m pytest tests/deploy/test_hosts.py
+
+test-torch-index: $(VENV)/dev ## install the packages of the worker image with an index that has only torch (asks PyPI; a minute)
+	TEST_TORCH_INDEX=1 $(BIN)/python -m pytest tests/deploy/test_torch_index.py
+
+test-python: ## install with another Python and run the fast tests and the demo: make test-python PYTHON=python3.14
+	$(INSTALL) dev .pythons/$(PYTHON_VERSION)
+	.pythons/$(PYTHON_VERSION)/bin/python -m pytest tests/unit
+	.pythons/$(PYTHON_VERSION)/bin/img2img doctor
+	cd .pythons && $(PYTHON_VERSION)/bin/img2img demo
 
 .clients/ready: $(wildcard tests/clients/requirements.txt tests/clients/package*.json)
 	$(PYTHON) -m venv .clients
@@ -109,15 +119,12 @@ gallery: $(VENV)/dev ## generate the images of the README's tasks again, with th
 	$(BIN)/python -m img2img.demo_model.gallery
 
 clean: ## remove the virtual environments and the output of the demo
-	rm -rf $(VENV) .clients .locks demo-output.png
+	rm -rf $(VENV) .clients .locks .pythons demo-output.png
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
-
-$(VENV)/serve: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
-	$(PIP) '.[serve]'
+$(VENV)/serve: pyproject.toml setup.py constraints.txt scripts/install.py
+	$(INSTALL) serve $(VENV)
 	@touch $@
 
-$(VENV)/dev: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
-	$(PIP) '.[dev]'
+$(VENV)/dev: pyproject.toml setup.py constraints.txt scripts/install.py
+	$(INSTALL) dev $(VENV)
 	@touch $@ $(VENV)/serve

@@ -117,7 +117,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
 def _limits(settings: ApiSettings) -> QueueLimits:
     return QueueLimits(
         max_queued=settings.max_queued,
-        max_queued_per_owner=settings.max_queued_per_key,
+        max_queued_per_owner=settings.resolved_max_queued_per_key,
         max_stored_bytes=settings.max_stored_bytes,
         max_stored_bytes_per_owner=settings.stored_bytes_per_owner,
     )

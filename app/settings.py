@@ -17,8 +17,9 @@ from img2img.free_disk import parse_reserve
 from img2img.settings import SharedSettings
 
 ORIGIN = re.compile(r"https?://[^/\s,]+")
-# Default quota of an API key.
+# Default quota, and default number of queued jobs, of an API key.
 STORED_BYTES_PER_KEY = 10 * 1024**3
+MAX_QUEUED_PER_KEY = 1000
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 
@@ -87,7 +88,7 @@ def _describe_error(error: ErrorDetails) -> str:
         return error["msg"].removeprefix("Value error, ")
     name = f"IMG2IMG_{'_'.join(map(str, error['loc'])).upper()}"
     got = "" if "webhook_secret" in error["loc"] else f", got {error['input']!r}"
-    return f"{name}: {error['msg']}{got}"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 
 class ApiSettings(SharedSettings):
@@ -155,9 +156,10 @@ class ApiSettings(SharedSettings):
         AfterValidator(check_rate),
         Field(description="Megapixel-steps that an API key may submit in a period, e.g. 2000/minute; unset: no limit."),
     ] = None
-    max_queued_per_key: Annotated[int | None, Field(ge=1, description="Queued jobs per API key; unset: no limit.")] = (
-        None
-    )
+    max_queued_per_key: Annotated[
+        int | None,
+        Field(ge=1, description="Queued jobs per API key; unset: 1000 where keys are required, else no limit."),
+    ] = None
     max_queued: Annotated[int | None, Field(ge=1, description="Queued jobs in total; unset: no limit.")] = None
     max_stored_bytes_per_key: Annotated[
         int | None,
@@ -198,6 +200,11 @@ class ApiSettings(SharedSettings):
     def stored_bytes_per_owner(self) -> int | None:
         """Bytes of input images that one owner may store. Without API keys, all clients are one owner."""
         return self.max_stored_bytes_per_key or (STORED_BYTES_PER_KEY if self.keys_required else None)
+
+    @property
+    def resolved_max_queued_per_key(self) -> int | None:
+        """The configured limit, else a default for services with API keys. None: no limit."""
+        return self.max_queued_per_key or (MAX_QUEUED_PER_KEY if self.keys_required else None)
 
     @property
     def allowed_origins(self) -> list[str]:

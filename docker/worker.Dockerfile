@@ -3,13 +3,15 @@ FROM python:3.11-slim-bookworm AS dependencies
 WORKDIR /build
 RUN python -m venv /opt/img2img
 COPY constraints.txt ./
-# Index of torch: builds for CPUs, or for NVIDIA GPUs with TORCH_INDEX=https://pypi.org/simple
+# Index of torch: builds for CPUs, or https://download.pytorch.org/whl/cu130 and others for NVIDIA GPUs (docs/deployment.md).
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt --index-url "$TORCH_INDEX" torch
+# Without dependencies: this index replaces PyPI, and does not have all versions that constraints.txt names.
+RUN /opt/img2img/bin/pip install --no-cache-dir --no-deps --constraint constraints.txt --index-url "$TORCH_INDEX" torch
 COPY requirements/worker.txt requirements.txt
-# Everything except torch and its dependencies, whose CPU builds have other hashes than the lock.
+# Everything except torch and its CUDA libraries, whose versions depend on the build: these come last, from PyPI.
 RUN awk '/^[a-z]/ {keep = !/^(torch|triton|nvidia-.*|cuda-.*)==/} keep' requirements.txt > others.txt \
     && /opt/img2img/bin/pip install --no-cache-dir --no-deps --require-hashes --requirement others.txt \
+    && /opt/img2img/bin/pip install --no-cache-dir --constraint constraints.txt torch \
     && /opt/img2img/bin/pip check
 
 FROM dependencies AS code

@@ -1,8 +1,9 @@
 """The blob store: a local directory or an S3-compatible bucket, through obstore."""
 
 import errno
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -14,10 +15,14 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
+from img2img.durable_files import create_file, remove_unfinished
+
 CONNECT_S = 2
 # Of a whole request, including the bytes of an image.
 REQUEST_S = 30
 RETRY_DELAY_S = 0.5
+# Setting of obstore for another algorithm.
+CHECKSUM = "AWS_CHECKSUM_ALGORITHM"
 
 # Response headers of a bucket when a client fetches a result by a signed URL.
 _PNG = {"Content-Type": "image/png", "Cache-Control": "private, max-age=31536000, immutable"}
@@ -46,6 +51,10 @@ class BlobStore(Protocol):
         """Write a blob unless the key exists. Returns whether this call wrote it."""
         ...
 
+    def replace(self, key: str, data: bytes) -> None:
+        """Write a blob in place of a damaged one."""
+        ...
+
     def get(self, key: str) -> bytes | None:
         """Return a blob, or None if there is none."""
         ...
@@ -68,7 +77,7 @@ class BlobStore(Protocol):
 
 
 class ObjectStore:
-    """A blob store on obstore. Writes are atomic, and the first writer of a key wins.
+    """A blob store on obstore. Writes are atomic and durable, and the first writer of a key wins.
 
     Args:
         url: file:///path for a directory, or any URL that obstore supports, such as s3://bucket/prefix.
@@ -81,10 +90,13 @@ class ObjectStore:
     def __init__(self, url: str, retry_timeout_s: float = 60.0) -> None:
         self._url = url
         self._retry_timeout_s = 0.0
+        self._folder: Path | None = None
         parsed = urlparse(url)
         try:
             if parsed.scheme == "file":
-                self._store: Any = LocalStore(Path(unquote(parsed.path)), automatic_cleanup=True, mkdir=True)
+                self._folder = Path(unquote(parsed.path))
+                self._store: Any = LocalStore(self._folder, automatic_cleanup=True, mkdir=True)
+                remove_unfinished(self._folder)
             else:
                 self._store = _bucket(url, retry_timeout_s)
                 self._retry_timeout_s = retry_timeout_s
@@ -96,15 +108,26 @@ class ObjectStore:
         return isinstance(self._store, LocalStore)
 
     def put(self, key: str, data: bytes) -> bool:
+        try:
+            return self._write(key, data, "create")
+        except AlreadyExistsError:
+            return False
+
+    def replace(self, key: str, data: bytes) -> None:
+        self._write(key, data, "overwrite")
+
+    def _write(self, key: str, data: bytes, mode: Literal["create", "overwrite"]) -> bool:
+        if self._folder is not None:
+            return create_file(self._folder, key, data, replace=mode == "overwrite")
         give_up_at = time.monotonic() + self._retry_timeout_s
-        attributes = _PNG if key.endswith(".png") and not isinstance(self._store, LocalStore) else None
+        attributes = _PNG if key.endswith(".png") else None
         while True:
             try:
-                obstore.put(self._store, key, data, mode="create", use_multipart=False, attributes=attributes)
+                obstore.put(self._store, key, data, mode=mode, use_multipart=False, attributes=attributes)
             except AlreadyExistsError:
-                return False
+                raise
             except GenericError:
-                # obstore does not retry after a timeout, because that could write twice. Creating twice is safe.
+                # obstore does not retry after a timeout, because that could write twice. Writing twice is safe.
                 if time.monotonic() > give_up_at:
                     raise
                 time.sleep(RETRY_DELAY_S)
@@ -114,7 +137,10 @@ class ObjectStore:
     def get(self, key: str) -> bytes | None:
         try:
             return bytes(obstore.get(self._store, key).bytes())
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            # Without its folder or bucket the store is unavailable, and the blob may exist.
+            if "NoSuchBucket" in str(error) or (self._folder is not None and not self._folder.is_dir()):
+                raise GenericError(f"the store {self._url} does not exist") from error
             return None
 
     def delete(self, *keys: str) -> None:
@@ -126,13 +152,18 @@ class ObjectStore:
             with suppress(FileNotFoundError):
                 obstore.delete(self._store, key)
 
+    def list_keys(self) -> Iterator[str]:
+        """Yield the keys of all blobs."""
+        for blobs in obstore.list(self._store):
+            yield from (blob["path"] for blob in blobs)
+
     def sign(self, method: Literal["GET", "HEAD"], key: str, expires_s: float) -> str:
         if not isinstance(self._store, S3Store | GCSStore | AzureStore):
             raise UnusableStore(f"{self._url} cannot sign URLs; a bucket can, such as s3://bucket/prefix")
         return obstore.sign(self._store, method, key, timedelta(seconds=expires_s))
 
     def check(self) -> None:
-        obstore.put(self._store, "check", b"ok")
+        self.replace("check", b"ok")
         obstore.get(self._store, "check").bytes()
 
     def check_first_writer_wins(self) -> None:
@@ -140,7 +171,7 @@ class ObjectStore:
 
         Raises:
             UnusableStore: The store lets a second writer overwrite a blob, or refuses requests.
-            GenericError: The store does not respond; it may do so later.
+            GenericError: The store does not respond or is full; it may be usable later.
         """
         key = f"checks/{uuid4().hex}"
         try:
@@ -149,6 +180,8 @@ class ObjectStore:
         except GenericError:
             raise
         except (BaseError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise GenericError(f"the store {self._url} is full") from error
             raise UnusableStore(f"the store {self._url} cannot be used: {_first_line(error)}") from None
         if written != [True, False]:
             raise UnusableStore(
@@ -174,7 +207,9 @@ def _bucket(url: str, retry_timeout_s: float) -> Any:
             "base": 2,
         },
     }
-    return from_url(url, client_options=client, retry_config=retry)  # type: ignore[call-overload]
+    # S3 keeps the SHA-256 with the object, and compares it with what it has received and stored.
+    config = {"checksum_algorithm": "SHA256"} if url.startswith("s3://") and CHECKSUM not in os.environ else {}
+    return from_url(url, config=config, client_options=client, retry_config=retry)  # type: ignore[call-overload]
 
 
 def _first_line(error: Exception) -> str:

@@ -10,12 +10,14 @@ Img2ImgError
 ├── Gone                        the job ended without the result, for good
 │   ├── Expired
 │   └── Deleted
+├── ResultDamaged               the stored image is not the one that the job made
 ├── Unavailable                 the service cannot do it now; try again later
 │   └── QueueFull
 ├── StorageFull                 there is no room for an image; older images expire
 │   └── QuotaExceeded
 └── JobError                    ends one job as failed; the worker continues
     ├── Cancelled
+    ├── InputDamaged
     └── InvalidPixels
 """
 
@@ -100,6 +102,12 @@ class Deleted(Gone):
     code = "deleted"
 
 
+class ResultDamaged(Img2ImgError):
+    """The image is damaged or missing in the blob store; submit the job again."""
+
+    code = "result_damaged"
+
+
 class Unavailable(Img2ImgError):
     """The service is temporarily unavailable; try again in a moment."""
 
@@ -142,6 +150,12 @@ class Cancelled(JobError):
     """The job was cancelled."""
 
     code = "cancelled"
+
+
+class InputDamaged(JobError):
+    """An input image is damaged or missing in the blob store; submit the job again with the image."""
+
+    code = "input_damaged"
 
 
 class InvalidPixels(JobError):

@@ -21,9 +21,13 @@ def png_file(width: int, height: int, channels: int, rows: Any, *extra: tuple[by
         extra: Chunks before the pixels, as type and content.
     """
     header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[channels], 0, 0, 0)
-    chunks = ((b"IHDR", header), *extra, (b"IDAT", isal_zlib.compress(rows, level=1)), (b"IEND", b""))
-    return b"".join((b"\x89PNG\r\n\x1a\n", *(_chunk(kind, data) for kind, data in chunks)))
+    chunks = ((b"IHDR", header), *extra, (b"IDAT", isal_zlib.compress(rows, level=1)))
+    return b"".join((b"\x89PNG\r\n\x1a\n", *(_chunk(kind, data) for kind, data in chunks), END))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))))
+
+
+# The last chunk of a file.
+END = _chunk(b"IEND", b"")

@@ -1,17 +1,100 @@
 """Settings that the API server, the workers and the webhook dispatcher share. Each process reads them once."""
 
+import difflib
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from img2img.telemetry.logging import LogFormat
 
 # Docker and Kubernetes mount secrets here, as files named img2img_redis_url and so on.
 SECRETS = Path("/run/secrets")
+PREFIX = "IMG2IMG_"
+# Key of the names of the variables among the values.
+NAMES = "_names"
+
+# The settings of all processes, without the prefix. One `.env` configures all of them, so each process knows all names.
+SETTINGS = (
+    "API_KEY",
+    "API_METRICS_PORT",
+    "BODY_TIMEOUT",
+    "CORS_ORIGINS",
+    "DATA_DIR",
+    "DEVICE",
+    "HOST",
+    "INSECURE",
+    "KEYS",
+    "LEASE_S",
+    "LIVE_FILE",
+    "LOG_FORMAT",
+    "LOG_LEVEL",
+    "MAX_BODY_BYTES",
+    "MAX_PIXELS",
+    "MAX_QUEUED",
+    "MAX_QUEUED_PER_KEY",
+    "MAX_ROWS",
+    "MAX_STORED_BYTES",
+    "MAX_STORED_BYTES_PER_KEY",
+    "METRICS_HOST",
+    "METRICS_PORT",
+    "MIN_FREE_DISK",
+    "MODEL",
+    "MODELS_FILE",
+    "PORT",
+    "PUBLISHED_HOST",
+    "RATE_LIMIT",
+    "REDIS_URL",
+    "RESULT_REDIRECT",
+    "RESULT_TTL",
+    "REVISION",
+    "SERVE",
+    "SLOTS",
+    "STALL_S",
+    "STORE_URL",
+    "URL",
+    "WEBHOOK_ALLOW_PRIVATE",
+    "WEBHOOK_SECRET",
+    "WEBHOOK_TIMEOUT_S",
+)
+
+
+def check_names(names: Iterable[str], place: str) -> None:
+    """Raise ValueError for a name that begins with `IMG2IMG_` and is no setting, in any case.
+
+    Args:
+        names: Names of variables.
+        place: Where they are set, for the message.
+    """
+    for name in map(str.upper, names):
+        setting = name.removeprefix(PREFIX)
+        if setting == name or setting in SETTINGS:
+            continue
+        nearest = difflib.get_close_matches(setting, SETTINGS, n=1)
+        hint = f"did you mean {PREFIX}{nearest[0]}?" if nearest else ".env.example lists all settings"
+        raise ValueError(f"{name} in {place} is not a setting; {hint}")
+
+
+class _Names(PydanticBaseSettingsSource):
+    """Adds the names of the variables to the values, for `SharedSettings._check_names`."""
+
+    def __init__(self, settings: type[BaseSettings], sources: dict[str, PydanticBaseSettingsSource]) -> None:
+        super().__init__(settings)
+        self._sources = sources
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        """Return no value for any field."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the names by place."""
+        sources = self._sources.items()
+        return {NAMES: {place: list(src.env_vars) for place, src in sources if isinstance(src, EnvSettingsSource)}}
 
 
 class SharedSettings(BaseSettings):
@@ -45,6 +128,26 @@ class SharedSettings(BaseSettings):
 
     log_format: Annotated[LogFormat, Field(description="Text, or one JSON object per line.")] = "text"
     metrics_host: Annotated[str, Field(description="Address of the metrics ports.")] = "127.0.0.1"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, and one that has the names of the variables."""
+        names = _Names(settings_cls, {"the environment": env_settings, ".env": dotenv_settings})
+        return init_settings, env_settings, dotenv_settings, file_secret_settings, names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for place, names in values.pop(NAMES, {}).items():
+            check_names(names, place)
+        return values
 
     @model_validator(mode="before")
     @classmethod

@@ -2,9 +2,10 @@
 
 import logging
 import os
+import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from hashlib import sha256
 from typing import Any
@@ -30,6 +31,7 @@ from .engine.task import EngineTask
 from .errors import StartupError, WorkerDied
 from .images.inputs import Inputs
 from .pipelines.denoise import make_task_function
+from .pipelines.loading.downloads import count_downloads, download_progress
 from .pipelines.loading.model_config import ModelConfig, configs_to_serve
 from .pipelines.model import Model, load_model
 from .queue.batch_worker import BatchWorker
@@ -37,6 +39,7 @@ from .queue.job_metrics import JobMetrics
 from .runner import JobRunner
 from .runtime.allocator import configure_malloc, freeze_gc, gpu_memory, run_malloc_trim
 from .runtime.engine_metrics import EngineCollector
+from .runtime.start_report import StartReport
 from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
 
@@ -77,23 +80,19 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         WorkerDied: Redis is unreachable at the start, or the worker has to end.
     """
     redis = connect(settings.resolved_redis_url)
-    store = open_store(settings.resolved_store_url)
-    configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
-    loaded: Future[list[Model]] = Future()
-    engine_thread = threading.Thread(
-        target=run_engine, args=(engine, device, configs, loaded), name="engine", daemon=True
-    )
-    engine_thread.start()
-    runner = JobRunner(engine, {model.card.name: model for model in loaded.result()})
-    metrics = JobMetrics(tracer)
-    metrics.registry.register(EngineCollector(engine, device, gpu_memory))
-    try:
-        metrics.serve(settings.metrics_host, settings.metrics_port)
-    except OSError as error:
-        where = f"{settings.metrics_host} port {settings.metrics_port}"
-        raise StartupError(f"cannot serve metrics at {where}: {error}") from error
+    count_downloads()
+    with StartReport(redis, f"{socket.gethostname()}:{os.getpid()}", download_progress) as report:
+        store = open_store(settings.resolved_store_url)
+        configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
+        device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
+        loaded: Future[list[Model]] = Future()
+        engine_thread = threading.Thread(
+            target=run_engine, args=(engine, device, configs, loaded, report.stage), name="engine", daemon=True
+        )
+        engine_thread.start()
+        runner = JobRunner(engine, {model.card.name: model for model in loaded.result()})
+        metrics = serve_metrics(settings, tracer, engine, device)
     freeze_gc()
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
     watchdog = Watchdog(engine, stall_s=settings.stall_s)
@@ -108,6 +107,18 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     )
     engine.shut_down()
     engine_thread.join()
+
+
+def serve_metrics(settings: WorkerSettings, tracer: Tracer, engine: Engine, device: str) -> JobMetrics:
+    """Return the metrics of this worker, and serve them if a port is set. Raises StartupError."""
+    metrics = JobMetrics(tracer)
+    metrics.registry.register(EngineCollector(engine, device, gpu_memory))
+    try:
+        metrics.serve(settings.metrics_host, settings.metrics_port)
+    except OSError as error:
+        where = f"{settings.metrics_host} port {settings.metrics_port}"
+        raise StartupError(f"cannot serve metrics at {where}: {error}") from error
+    return metrics
 
 
 def connect(url: str) -> Redis:
@@ -145,7 +156,13 @@ def open_store(url: str) -> ObjectStore:
     return ObjectStore(url)
 
 
-def run_engine(engine: Engine, device: str, configs: Iterable[ModelConfig], loaded: Future[list[Model]]) -> None:
+def run_engine(
+    engine: Engine,
+    device: str,
+    configs: Iterable[ModelConfig],
+    loaded: Future[list[Model]],
+    report: Callable[[str], None],
+) -> None:
     """Load the models, warm them up, and run the engine.
 
     Everything happens on one thread, because each thread that calls torch has its own OpenMP threads. If there are more
@@ -156,10 +173,15 @@ def run_engine(engine: Engine, device: str, configs: Iterable[ModelConfig], load
         device: where the models are loaded.
         configs: the models to load.
         loaded: gets the models, or the error of loading them.
+        report: gets a line at each stage.
     """
     try:
-        models = [load_model(config, device=device) for config in configs]
+        models = []
+        for config in configs:
+            report(f"loading {config.name} on {device}")
+            models.append(load_model(config, device=device))
         for model in models:
+            report(f"warming up {model.card.name}")
             model.fit_preview()
             warm_up(model)
     except Exception as error:

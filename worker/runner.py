@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from img2img.domain.infotext import infotext
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import GenerationSpec, JobSpec
 from img2img.errors import Cancelled, JobError
 
 from .engine.engine import Engine
@@ -103,7 +104,7 @@ class Rendering:
             raise _to_job_error(next((error for error in errors if not isinstance(error, TaskStopped)), errors[0]))
         with _raising_device_lost():
             return [
-                RenderedImage(index, encode_png(self._pixels(i), self._metadata(index)))
+                RenderedImage(index, encode_png(self._pixels(i), self._metadata(index), self._infotext(index)))
                 for i, index in enumerate(self.indices)
             ]
 
@@ -121,6 +122,11 @@ class Rendering:
             mode="json", exclude={"seed", "num_images", "resize"}, exclude_none=True, exclude_defaults=True
         )
         return {"task": self._spec.task, **parameters, "seed": self._spec.image_seed(index)}
+
+    def _infotext(self, index: int) -> str | None:
+        if isinstance(self._spec, GenerationSpec):
+            return infotext(self._spec, self._spec.image_seed(index))
+        return None
 
 
 class JobRunner:

@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
+from . import doctor as checks
 from . import jobs, keys, submit
 from . import serve as serving
 
 RUN, USE = "Run the service", "Use a service"
 
 app = typer.Typer(
-    epilog="Exit codes: 0 success, 1 rejected or failed, 2 wrong usage, 3 service unreachable, 130 interrupted.",
+    epilog="Exit codes: 0 success, 1 rejected or failed, 2 wrong usage or settings, 3 unreachable, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -38,6 +39,7 @@ app.command(rich_help_panel=RUN)(serving.api)
 app.command(rich_help_panel=RUN)(serving.worker)
 app.command(rich_help_panel=RUN)(serving.webhooks)
 app.command(rich_help_panel=RUN)(serving.demo)
+app.command(rich_help_panel=RUN)(checks.doctor)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.command(rich_help_panel=USE)(submit.submit)
 app.command(rich_help_panel=USE)(submit.result)

@@ -53,7 +53,7 @@ def server_errors(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "img2img":
             raise
-        fail(f"the server is not installed ({error}): pip install 'img2img-server[{extra}]'")
+        fail(f"the server is not installed ({error}): pip install 'img2img-server[{extra}]'", USAGE)
 
 
 @contextmanager
@@ -63,11 +63,14 @@ def _settings_errors() -> Iterator[None]:
     from img2img.telemetry.tracing import TracingError
 
     from ..settings import describe_errors
-    from ..supervisor.supervisor import ServeError
+    from ..supervisor.errors import ServeError, TemporaryServeError
+    from ..supervisor.redis_server import RedisUnavailable
 
     try:
         yield
     except ValidationError as error:
-        fail(describe_errors(error))
-    except (ServeError, TracingError) as error:
+        fail(describe_errors(error), USAGE)
+    except TemporaryServeError as error:
         fail(str(error))
+    except (ServeError, RedisUnavailable, TracingError) as error:
+        fail(str(error), USAGE)

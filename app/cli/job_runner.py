@@ -124,7 +124,7 @@ class JobBatch:
             watch: Show previews, if stderr is a terminal.
 
         Raises:
-            ClientError: The service cannot be reached, or an image cannot be downloaded.
+            ServiceUnreachable: The service cannot be reached.
             OSError: An image cannot be written.
         """
         several = len(self.inputs) > 1
@@ -148,7 +148,15 @@ class JobBatch:
         files = []
         for image in job.images:
             path = outputs.path(_stem(name), image, job)
-            outputs.write(path, self._client.download(image))
+            try:
+                png = self._client.download(image)
+            except ServiceUnreachable:
+                raise
+            except ClientError as error:
+                # For example, the image is damaged. The others are saved.
+                self._rejected(name, error, several=several, job_id=job.id)
+                continue
+            outputs.write(path, png)
             files.append(str(path))
         if job.status is not JobStatus.SUCCEEDED:
             self._failed = True

@@ -73,8 +73,9 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
 
     from img2img.redis.api_keys import ApiKeys
 
-    from ..supervisor.embedded_redis import RedisUnavailable, connect, is_redis_ready
-    from ..supervisor.supervisor import ServeError
+    from ..supervisor.embedded_redis import connect, is_redis_ready
+    from ..supervisor.errors import ServeError, TemporaryServeError
+    from ..supervisor.redis_server import RedisUnavailable
 
     try:
         with (
@@ -84,22 +85,25 @@ def _keys(settings: "ApiSettings") -> Iterator["ApiKeys"]:
             connect(settings.resolved_redis_url) as redis,
         ):
             yield ApiKeys(redis)
-    except (RedisError, RedisUnavailable) as error:
-        raise ServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
+    except RedisUnavailable as error:
+        raise ServeError(str(error)) from None
+    except RedisError as error:
+        raise TemporaryServeError(f"{settings.resolved_redis_url.rpartition('@')[2]}: {error}") from None
 
 
 @contextmanager
 def _embedded_redis(settings: "ApiSettings") -> Iterator[None]:
     from ..supervisor.embedded_redis import is_redis_ready, redis_command
+    from ..supervisor.errors import TemporaryServeError
     from ..supervisor.process import ManagedProcess
-    from ..supervisor.supervisor import ServeError, lock_data_dir
+    from ..supervisor.supervisor import lock_data_dir
 
     with lock_data_dir(settings.data_dir):
         redis = ManagedProcess("redis", redis_command(settings.data_dir), os.environ, stop_within_s=20)
         try:
             while not is_redis_ready(settings.resolved_redis_url):
                 if redis.exit_code is not None:
-                    raise ServeError(f"redis ended with exit code {redis.exit_code} while starting")
+                    raise TemporaryServeError(f"redis ended with exit code {redis.exit_code} while starting")
             yield
         finally:
             redis.stop()

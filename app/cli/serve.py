@@ -31,6 +31,11 @@ Insecure = Annotated[
 ]
 RedisUrl = Annotated[str | None, typer.Option(help="URL of the Redis with the queue.", show_default="an embedded one")]
 
+DEMO_MODEL = "demo"
+DEMO_NOTE = (
+    "the demo model generates small landscapes and houses only; for other images, name a model: "
+    "img2img serve --model stable-diffusion-v1-5/stable-diffusion-v1-5"
+)
 DEMO_INPUT = "example.png"
 DEMO_OUTPUT = Path("demo-output.png")
 DEMO_PARAMETERS = {
@@ -52,6 +57,7 @@ def serve(
     insecure: Insecure = None,
 ) -> None:
     """Run the whole service on this machine: Redis, API server, worker and webhook dispatcher. Ctrl-C stops it."""
+    started_at = time.monotonic()
     with server_errors("serve"), suppress(KeyboardInterrupt):
         from ..supervisor.supervisor import running
 
@@ -65,12 +71,36 @@ def serve(
             redis_url=redis_url,
             insecure=insecure,
         )
-        with running(settings) as service:
-            served = settings.models_file or settings.model
-            typer.echo(f"img2img serves {served} at {settings.local_url} (Ctrl-C stops it)")
+        with running(settings, announce=lambda: _announce(settings)) as service:
+            seconds = time.monotonic() - started_at
+            typer.echo(f"img2img serves {_served(settings)} at {settings.local_url} (Ctrl-C stops it)")
+            typer.echo(f"img2img: ready after {seconds:.0f} s; API reference: {settings.local_url}/docs", err=True)
+            if settings.model == DEMO_MODEL:
+                typer.echo(f"img2img: {DEMO_NOTE}", err=True)
             while True:
                 service.tick()
                 time.sleep(0.2)
+
+
+def _announce(settings: "ApiSettings") -> None:
+    """Print where the data is, which Redis is used and what is loaded. Raises RedisUnavailable."""
+    from img2img.settings import without_password
+
+    from ..supervisor.redis_server import find_redis_server, server_version
+
+    if settings.redis_url:
+        redis = f"Redis at {without_password(settings.redis_url)}"
+    else:
+        server = find_redis_server()
+        redis = f"{server_version(server)} ({server})"
+    store = f", images in {without_password(settings.store_url)}" if settings.store_url else ""
+    typer.echo(f"img2img: data in {settings.data_dir.resolve()}{store}; {redis}", err=True)
+    typer.echo(f"img2img: starting a worker, which loads PyTorch and then {_served(settings)}", err=True)
+
+
+def _served(settings: "ApiSettings") -> str:
+    """Return the model file, or the model without one."""
+    return str(settings.models_file or settings.model)
 
 
 def api(

@@ -5,13 +5,17 @@ https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/API
 
 import json
 from base64 import b64encode
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict
 from redis import Redis
 
+from img2img.domain.infotext import WEB_UI_NAMES, infotext, parse_infotext
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.model_card import model_name
 from img2img.domain.spec import StrengthSpec
@@ -20,11 +24,31 @@ from img2img.redis.decode import decode
 from img2img.redis.keys import A1111_JOBS
 
 from ..dependencies import PreviewsDep, SettingsDep
-from .a1111_request import NAMES, SAMPLERS, WebUIRequest, to_request
+from ..imaging.file_types import identify
+from ..imaging.png import read_texts
+from ..schemas.request_fields import ImageBytes
+from .a1111_request import WebUIRequest, to_request
+from .a1111_samplers import SAMPLERS, SCHEDULES
 from .blocking_jobs import BlockingJobs, BlockingJobsDep
 
 # Seconds after which ids of unfinished jobs are dropped if the API server died before it removed them.
 RETENTION_S = 24 * 3600
+
+# The web UI's names of fields of `POST /img2img`.
+FIELDS = {
+    "image": "init_images",
+    "loras": "prompt",
+    "prompt_weighting": "prompt",
+    "strength": "denoising_strength",
+    "guidance_scale": "cfg_scale",
+    "num_inference_steps": "steps",
+    "scheduler": "sampler_name",
+    "num_images": "batch_size",
+    "resize": "resize_mode",
+    "model": "override_settings.sd_model_checkpoint",
+    "clip_skip": "override_settings.CLIP_stop_at_last_layers",
+    "mask_padding": "inpaint_full_res_padding",
+}
 
 router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 
@@ -35,7 +59,8 @@ async def img2img(body: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
     # Without a mask, this opens no image. The sizes of the images are not known yet.
     unmeasured = [body] if body.mask is not None else []
     request = await jobs.decoders.run(to_request, body, jobs.decoders, images=unmeasured)
-    record = await jobs.start(request)
+    with _web_ui_fields():
+        record = await jobs.start(request)
     await run_sync(_add_unfinished, jobs.redis, record)
     try:
         record = await jobs.end(record.id)
@@ -49,6 +74,16 @@ async def img2img(body: WebUIRequest, jobs: BlockingJobsDep) -> dict[str, Any]:
         "parameters": body.model_dump(mode="json", exclude=hidden),
         "info": json.dumps(_info(record)),
     }
+
+
+@contextmanager
+def _web_ui_fields() -> Iterator[None]:
+    """Name the fields of errors as the web UI does."""
+    try:
+        yield
+    except ParameterError as error:
+        error.field = FIELDS.get(error.field.partition(".")[0], error.field)
+        raise
 
 
 def _add_unfinished(redis: Redis, record: JobRecord) -> None:
@@ -74,28 +109,17 @@ def _info(record: JobRecord) -> dict[str, Any]:
         "all_seeds": seeds,
         "width": width,
         "height": height,
-        "sampler_name": NAMES.get(spec.scheduler, spec.scheduler.value),
+        "sampler_name": WEB_UI_NAMES[spec.scheduler][0] if spec.scheduler in WEB_UI_NAMES else spec.scheduler.value,
         "cfg_scale": spec.guidance_scale,
         "steps": spec.num_inference_steps,
         "batch_size": spec.num_images,
         "denoising_strength": spec.strength,
         "sd_model_name": spec.model,
-        "infotexts": [_infotext(spec, seed) for seed in seeds],
+        "infotexts": [infotext(spec, seed) for seed in seeds],
         "index_of_first_image": 0,
         "job_id": record.id,
         "interrupted": record.status is JobStatus.CANCELLED,
     }
-
-
-def _infotext(spec: StrengthSpec, seed: int) -> str:
-    negative = f"\nNegative prompt: {spec.negative_prompt}" if spec.negative_prompt else ""
-    width, height = spec.result_size
-    sampler = NAMES.get(spec.scheduler, spec.scheduler)
-    return (
-        f"{spec.prompt}{negative}\nSteps: {spec.num_inference_steps}, Sampler: {sampler}, "
-        f"CFG scale: {spec.guidance_scale:g}, Seed: {seed}, Size: {width}x{height}, Model: {spec.model}, "
-        f"Denoising strength: {spec.strength:g}"
-    )
 
 
 @router.get("/progress")
@@ -146,8 +170,7 @@ def samplers() -> list[dict[str, Any]]:
 @router.get("/schedulers")
 def schedulers() -> list[dict[str, Any]]:
     """Lists the schedules. Each goes with some of the samplers."""
-    names = dict.fromkeys(schedule for _, schedule in SAMPLERS)
-    return [{"name": name, "label": name.capitalize(), "aliases": None} for name in names]
+    return [{"name": name.lower(), "label": name, "aliases": None} for name in SCHEDULES]
 
 
 @router.get("/sd-models")
@@ -157,6 +180,29 @@ def sd_models(jobs: BlockingJobsDep) -> list[dict[str, Any]]:
         {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
         for name in sorted(jobs.models.live())
     ]
+
+
+@router.get("/loras")
+def loras(jobs: BlockingJobsDep, settings: SettingsDep) -> list[dict[str, Any]]:
+    """Lists the LoRAs of the default model, for tags in prompts."""
+    card = jobs.models.find(model_name(settings.model))
+    return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in (card.loras if card else ())]
+
+
+class PngInfoRequest(BaseModel):
+    """The body of `/sdapi/v1/png-info`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: ImageBytes
+
+
+@router.post("/png-info")
+def png_info(body: PngInfoRequest) -> dict[str, Any]:
+    """Returns the texts of an image, among them the parameters that results have."""
+    texts = read_texts(body.image) if identify(body.image) == "PNG" else {}
+    info = texts.get("parameters", "")
+    return {"info": info, "items": texts, "parameters": parse_infotext(info) if info else {}}
 
 
 @router.get("/options")
@@ -179,3 +225,19 @@ def set_options(options: dict[str, Any], settings: SettingsDep) -> dict[str, Any
 def scripts() -> dict[str, list[str]]:
     """Lists no scripts."""
     return {"txt2img": [], "img2img": []}
+
+
+@router.post("/txt2img")
+def txt2img() -> None:
+    """Names the alternative: this service makes images of images."""
+    raise NotFound(
+        "Images cannot be made of text alone. `/sdapi/v1/img2img` starts from an image; `POST /img2img` also from "
+        "`controls` alone."
+    )
+
+
+@router.api_route("/{path:path}", methods=["GET", "POST"])
+def not_supported(path: str) -> None:
+    """Names the endpoints that there are."""
+    known = dict.fromkeys(route.path for route in router.routes[:-2] if isinstance(route, APIRoute))
+    raise NotFound(f"/sdapi/v1/{path} is not supported. Supported are: {', '.join(known)}.")

@@ -7,9 +7,9 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
-from img2img.domain.blob_keys import result_key
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.errors import Gone
+from img2img.stored_images import read_result
 
 from ..dependencies import DecodersDep, JobChangesDep, ModelsDep, QueueDep, RedisDep, SettingsDep, StoreDep
 from ..progress.long_poll import wait_for_end
@@ -52,11 +52,12 @@ class BlockingJobs:
 
         Raises:
             Gone: The job has failed or was cancelled. Not an error that clients retry.
+            ResultDamaged: A stored image is damaged or missing.
         """
         if record.status is not JobStatus.SUCCEEDED:
             raise Gone(record.error.message if record.error else f"The job was {record.status}.")
-        found = [self.store.get(result_key(record.id, image.index)) for image in record.images]
-        return [png for png in found if png is not None]
+        job_store = self.queue.job_store
+        return [read_result(self.store, job_store, record, index) for index in range(len(record.images))]
 
 
 BlockingJobsDep = Annotated[BlockingJobs, Depends(BlockingJobs)]

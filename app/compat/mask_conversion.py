@@ -5,7 +5,7 @@ from PIL import Image, ImageChops, ImageFilter
 from img2img.domain.parameters import Resize
 from img2img.errors import ParameterError
 
-from ..imaging.decode import encode_png, fit
+from ..imaging.decode import encode_png, fit, to_binary
 from ..imaging.decoder_share import DecoderShare
 from ..submission.spec_builder import error_field
 
@@ -16,7 +16,7 @@ FILL_RADII = (256, 64, 16, 4, 2)
 def convert_mask(
     image: bytes,
     mask: bytes,
-    size: tuple[int, int, Resize] | None,
+    size: tuple[int | None, int | None, Resize] | None,
     *,
     invert: bool,
     fill: bool,
@@ -25,7 +25,7 @@ def convert_mask(
     """Return image and mask as PNGs of one size.
 
     Args:
-        size: Size of the PNGs, and how to resize to it. None: the size of the image.
+        size: Size of the PNGs, and how to resize to it. A side that is None is that of the image.
         invert: Whether black is the masked part of `mask`.
         fill: Whether to fill the masked part of the image with the colours around it.
 
@@ -35,12 +35,16 @@ def convert_mask(
     with decoders.open(image) as opened:
         pixels = opened.rgb()
     with error_field("mask"), decoders.open(mask) as opened:
-        masked = opened.luminance()
+        transparent = opened.transparency()
+        # As in the web UI, the opaque part of a mask with transparency counts, whatever its colours.
+        masked = to_binary(ImageChops.invert(transparent) if transparent.getbbox() else opened.luminance())
     if masked.size != pixels.size:
         raise ParameterError("mask", f"It should have the size of the image, {pixels.width} x {pixels.height}")
     if size is not None:
-        width, height, resize = size
-        pixels, masked = fit(pixels, width, height, resize), fit(masked, width, height, resize)
+        width, height, resize = size[0] or pixels.width, size[1] or pixels.height, size[2]
+        # A pixel of the smaller mask is white if any part of it is, so that no thin mask is lost.
+        masked = fit(masked, width, height, resize, Image.Resampling.BOX).point(lambda value: 255 * (value > 0))
+        pixels = fit(pixels, width, height, resize)
     if invert:
         masked = ImageChops.invert(masked)
     if fill:
@@ -50,13 +54,12 @@ def convert_mask(
 
 def _fill(image: Image.Image, mask: Image.Image) -> Image.Image:
     """Fill the masked part with blurs of the unmasked part, each over the wider ones as far as it reaches."""
-    hole = mask.point(lambda value: 255 * (value >= 128))
     unmasked = image.convert("RGBA")
-    unmasked.putalpha(ImageChops.invert(hole))
+    unmasked.putalpha(ImageChops.invert(mask))
     premultiplied = unmasked.convert("RGBa")
     result = Image.new("RGBA", image.size)
     for radius in FILL_RADII:
         result.alpha_composite(premultiplied.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA"))
     filled = image.copy()
-    filled.paste(result.convert("RGB"), (0, 0), hole)
+    filled.paste(result.convert("RGB"), (0, 0), mask)
     return filled

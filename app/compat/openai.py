@@ -11,6 +11,7 @@ import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
+from http import HTTPStatus
 from io import BytesIO
 from typing import Annotated, Any, Literal
 
@@ -248,7 +249,8 @@ async def _events(jobs: BlockingJobs, record: JobRecord, body: Edit, previews: P
         for image in await run_sync(jobs.pngs, await ending):
             yield await run_sync(_event, "completed", image, body, {"usage": USAGE})
     except Img2ImgError as error:
-        yield f"event: error\ndata: {json.dumps(_error(error.message, None, error.code))}\n\n".encode()
+        data = json.dumps(_error(status_of(error), error.message, None, error.code))
+        yield f"event: error\ndata: {data}\n\n".encode()
     finally:
         # The client has disconnected.
         if not ending.done():
@@ -278,8 +280,10 @@ def _event(kind: str, png: bytes, body: Edit, more: dict[str, Any]) -> bytes:
 
 
 def _error_response(status: int, message: str, field: str | None, code: str) -> Response:
-    return JSONResponse(_error(message, field, code), status_code=status)
+    headers = {"Cache-Control": "no-store"} if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
+    return JSONResponse(_error(status, message, field, code), status_code=status, headers=headers)
 
 
-def _error(message: str, field: str | None, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "param": field, "code": code}}
+def _error(status: int, message: str, field: str | None, code: str) -> dict[str, Any]:
+    kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": field, "code": code}}

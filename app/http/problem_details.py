@@ -21,6 +21,7 @@ from img2img.errors import (
     NotFound,
     ParameterError,
     RequestError,
+    ResultDamaged,
     StorageFull,
     TooManyRequests,
     Unavailable,
@@ -56,6 +57,7 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     UnsupportedMedia: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     ImageError: HTTPStatus.UNPROCESSABLE_ENTITY,
     ParameterError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ResultDamaged: HTTPStatus.INTERNAL_SERVER_ERROR,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
@@ -91,6 +93,8 @@ def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = No
 def _headers(error: Img2ImgError) -> dict[str, str]:
     """Return `Retry-After` (RFC 9110), rate limit and `WWW-Authenticate` (RFC 6750) headers for `error`."""
     match error:
+        case ResultDamaged():
+            return {"Cache-Control": "no-store"}
         case StorageFull():
             return {"Retry-After": str(error.retry_after_s or STORAGE_RETRY_AFTER_S)}
         case Unavailable():
@@ -167,6 +171,14 @@ def _outage(error: Exception) -> Img2ImgError:
     return Unavailable(f"The {part} is not available; try again in a few seconds.")
 
 
+async def _handle_os_error(request: Request, error: Exception) -> Response:
+    # Pillow raises an OSError without a number for an image that it cannot read.
+    if isinstance(error, OSError) and error.errno is None:
+        log.error("unexpected error", exc_info=error)
+        return await _handle_unexpected_error(request, error)
+    return await _handle_outage(request, error)
+
+
 async def _handle_disconnect(_request: Request, _error: Exception) -> Response:
     # The client has gone, so this is only for the access log.
     return Response(status_code=HTTPStatus.BAD_REQUEST)
@@ -183,6 +195,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(RedisError, _handle_outage)
     app.add_exception_handler(StoreError, _handle_outage)
-    app.add_exception_handler(OSError, _handle_outage)
+    app.add_exception_handler(OSError, _handle_os_error)
     app.add_exception_handler(ClientDisconnect, _handle_disconnect)
     app.add_exception_handler(Exception, _handle_unexpected_error)

@@ -3,8 +3,6 @@
 `EncodedImage` is for decoder processes, which may crash. The API server opens images through `sandbox_pool`.
 """
 
-import struct
-import zlib
 from collections.abc import Callable
 from io import BytesIO
 from itertools import chain
@@ -14,10 +12,11 @@ from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 from img2img.domain.parameters import Resize
 from img2img.png import UP_FILTER, png_file
 
-from ..http.errors import ImageError, UnsupportedMedia
+from ..http.errors import ImageError
+from . import jpeg, png
+from .file_types import identify
 from .parts import check_parts
 
-MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 SRGB = ImageCms.createProfile("sRGB")
 # A progressive JPEG has about ten scans. Each takes a few bytes and costs a pass over the image.
 MAX_SCANS = 64
@@ -27,8 +26,13 @@ MAX_SIDE = 65_535
 REDUCING_GAP = 3.0
 # EXIF orientations in which the stored height is the width of the upright image.
 SIDEWAYS = range(5, 9)
-# Chunks of a PNG that can hold an orientation. Pillow decodes the whole image to find those behind the pixels.
-PNG_ORIENTATIONS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+# Inserted where the end marker of a JPEG is missing: pixels that change with them were not in the file. The first bits
+# of the first differ from those that a decoder adds itself.
+FILLERS = (b"\xfe" * 1000, b"\xa5\x3c" * 500, b"\x5a\xc3" * 500)
+# The smallest and the largest value of all channels in the black and the white part of a mask.
+MASK_BLACK, MASK_WHITE = 32, 223
+# Share of the visible pixels of a mask with transparency that may have other colours.
+MASK_COLOURED = 0.01
 
 # Pillow's limit warns at one size and raises at another. `max_pixels` is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -39,10 +43,21 @@ class EncodedImage:
 
     def __init__(self, data: bytes, max_pixels: int) -> None:
         """Raises UnsupportedMedia or ImageError."""
-        kind = _format(data)
-        if kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
-            raise ImageError(f"The JPEG image has more than {MAX_SCANS} scans.")
+        kind = identify(data)
         check_parts(kind, data)
+        # Whether the pixels of a JPEG without an end marker have to be checked.
+        self._may_be_truncated = False
+        is_oriented = True
+        if kind == "PNG":
+            data, is_oriented = png.without_metadata(data)
+        elif kind == "JPEG":
+            structure = jpeg.parse(data)
+            if structure.scans > MAX_SCANS:
+                raise ImageError(f"The JPEG image has more than {MAX_SCANS} scans.")
+            self._may_be_truncated = structure.end is None
+            if structure.end is None and not structure.has_all_scans:
+                raise ImageError("The JPEG image is broken: its end is missing.")
+            data = data[: structure.end] if structure.end else data.rstrip(b"\xff") + jpeg.END
         try:
             self._image = Image.open(BytesIO(data), formats=(kind,))
             width, height = self._image.size
@@ -53,8 +68,7 @@ class EncodedImage:
             # Of a JPEG with several frames (MPO) the first one is used.
             if kind != "JPEG" and getattr(self._image, "n_frames", 1) > 1:
                 raise ImageError("The image is animated; send one frame.")
-            is_oriented = kind != "PNG" or any(mark in data for mark in PNG_ORIENTATIONS)
-            self._sideways = is_oriented and self._image.getexif().get(0x0112) in SIDEWAYS
+            self._sideways = is_oriented and _orientation(self._image) in SIDEWAYS
         except (ImageError, MemoryError):
             raise
         # Pillow raises many kinds of exceptions for a broken file.
@@ -78,12 +92,13 @@ class EncodedImage:
         except Exception as error:
             raise _unreadable(self._kind, error) from None
 
-    def fit(self, width: int, height: int, resize: Resize) -> Image.Image:
-        """Return the image brought to a size, in RGB. Raises ImageError."""
+    def fit(self, width: int, height: int, resize: Resize, *, is_map: bool = False) -> Image.Image:
+        """Return the image, or the control map, brought to a size, in RGB. Raises ImageError."""
         # libjpeg can decode at 1/2, 1/4 or 1/8. Like Pillow's thumbnail(), at no less than twice the size.
         needed = (2 * height, 2 * width) if self._sideways else (2 * width, 2 * height)
-        image = self._decoded(needed, lambda image: to_rgb(_reduced(image, width, height)))
-        return fit(image, width, height, resize)
+        if is_map:
+            return fit(self._decoded(needed, to_map), width, height, resize)
+        return fit(self._decoded(needed, lambda image: to_rgb(_reduced(image, width, height))), width, height, resize)
 
     def rgb(self) -> Image.Image:
         """Return the whole image in RGB. Raises ImageError."""
@@ -97,16 +112,29 @@ class EncodedImage:
         """Return a mask: white where the image is transparent, black where it is opaque. Raises ImageError."""
         return self._decoded(None, to_transparency)
 
-    def _load(self) -> None:
+    def _load(self, needed: tuple[int, int] | None = None) -> None:
         if self._kind == "PNG":
-            _check_sums(self._data)
+            png.check_sums(self._data)
+        if needed:
+            self._image.draft(None, needed)
         self._image.load()
+        if self._may_be_truncated:
+            self._check_end(needed)
+
+    def _check_end(self, needed: tuple[int, int] | None) -> None:
+        """Raise ImageError if there are pixels that depend on bytes behind the end of a JPEG without end marker."""
+        pixels = self._image.tobytes()
+        for filler in FILLERS:
+            filled = BytesIO(self._data.removesuffix(jpeg.END) + filler + jpeg.END)
+            with Image.open(filled, formats=("JPEG",)) as other:
+                if needed:
+                    other.draft(None, needed)
+                if other.tobytes() != pixels:
+                    raise ImageError("The JPEG image is broken: its end is missing.")
 
     def _decoded(self, needed: tuple[int, int] | None, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
         try:
-            if needed:
-                self._image.draft(None, needed)
-            self._load()
+            self._load(needed)
             # In place: the copy of an image that is upright already would take as long as shrinking it.
             ImageOps.exif_transpose(self._image, in_place=True)
             return convert(self._image)
@@ -116,33 +144,18 @@ class EncodedImage:
             raise _unreadable(self._kind, error) from None
 
 
-def _format(data: bytes) -> str:
-    for magic, kind in MAGIC.items():
-        if data.startswith(magic):
-            return kind
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    raise UnsupportedMedia
-
-
-def _check_sums(png: bytes) -> None:
-    """Check the checksums of the critical chunks: Pillow ignores those of the pixels. Raises ImageError."""
-    view, at = memoryview(png), 8
-    while at + 12 <= len(png):
-        size, kind = struct.unpack_from(">I4s", png, at)
-        end = at + 12 + size
-        is_needed = kind[:1].isupper()
-        if (
-            is_needed
-            and end <= len(png)
-            and view[end - 4 : end] != struct.pack(">I", zlib.crc32(view[at + 4 : end - 4]))
-        ):
-            raise ImageError("The PNG image is broken: a checksum is wrong.")
-        at = end if kind != b"IEND" else len(png)
+def _orientation(image: Image.Image) -> int | None:
+    """Return the EXIF orientation, if it can be read. Broken metadata is no reason to refuse an image."""
+    try:
+        return image.getexif().get(0x0112)
+    except MemoryError:
+        raise
+    except Exception:
+        return None
 
 
 def _unreadable(kind: str, error: Exception) -> ImageError:
-    reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+    reason = ": its header cannot be read" if isinstance(error, UnidentifiedImageError) else f": {error}"
     return ImageError(f"The {kind} image is broken{reason}.")
 
 
@@ -180,13 +193,47 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def to_luminance(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit grey. Alpha is blended over black."""
+    """Convert a mask to 8-bit grey. Alpha is blended over black.
+
+    Raises ImageError for a mask with transparent pixels and colours, of which either could be meant.
+    """
     if image.mode == "I;16":
         return _to_8_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        _check_mask_with_transparency(image)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image.convert("L")
+
+
+def _check_mask_with_transparency(mask: Image.Image) -> None:
+    red, green, blue, alpha = mask.split()
+    if alpha.getextrema()[0] == 255:
+        return
+    visible = to_binary(alpha)
+    lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
+    highest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    is_black = highest.point(lambda value: 255 * (value < MASK_BLACK))
+    is_white = lowest.point(lambda value: 255 * (value > MASK_WHITE))
+    coloured = ImageChops.darker(visible, ImageChops.invert(ImageChops.lighter(is_black, is_white)))
+    if coloured.histogram()[255] > MASK_COLOURED * visible.histogram()[255]:
+        raise ImageError(
+            "The mask has transparent pixels and colours, so it is not clear which part is meant. For its white part, "
+            "send it without transparency. For its transparent part, send this file as `image`, with `mask=alpha`."
+        )
+
+
+def to_map(image: Image.Image) -> Image.Image:
+    """Convert a control map to 8-bit RGB. Alpha is blended over black: published maps are light on black."""
+    if image.mode == "I;16" or not image.has_transparency_data:
+        return to_rgb(image)
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+
+
+def to_binary(mask: Image.Image) -> Image.Image:
+    """Return the mask in black and white: grey counts as white from 128 on."""
+    return mask.point(lambda value: 255 * (value >= 128))
 
 
 def to_transparency(image: Image.Image) -> Image.Image:
@@ -208,24 +255,30 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         return image
 
 
-def fit(image: Image.Image, width: int, height: int, resize: Resize) -> Image.Image:
+def fit(
+    image: Image.Image,
+    width: int,
+    height: int,
+    resize: Resize,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
     """Return the image at exactly width x height."""
     size = (width, height)
     if image.size == size:
         return image
     if resize is Resize.STRETCH:
-        return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+        return image.resize(size, resample, reducing_gap=REDUCING_GAP)
     ratios = (width / image.width, height / image.height)
     if resize is Resize.CROP:
         scale = max(ratios)
         left = max(0.0, image.width - width / scale) / 2
         top = max(0.0, image.height - height / scale) / 2
         box = (left, top, image.width - left, image.height - top)
-        return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
+        return image.resize(size, resample, box=box, reducing_gap=REDUCING_GAP)
     scale = min(ratios)
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     canvas = Image.new(image.mode, size)
-    shrunk = image.resize(inner, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+    shrunk = image.resize(inner, resample, reducing_gap=REDUCING_GAP)
     canvas.paste(shrunk, ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas
 

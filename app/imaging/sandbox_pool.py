@@ -271,9 +271,13 @@ class SandboxedImage:
         """Decode the image without using the result. Raises ImageError."""
         self._request({"do": "check"})
 
-    def fit(self, width: int, height: int, resize: Resize) -> Image.Image:
-        """Return the image brought to a size, in RGB. Raises ImageError."""
-        return self._pixels("RGB", (width, height), do="fit", width=width, height=height, resize=resize.value)
+    def fit(self, width: int, height: int, resize: Resize, *, is_map: bool = False) -> Image.Image:
+        """Return the image brought to a size, in RGB. Transparency is blended with white, in a map with black.
+
+        Raises ImageError.
+        """
+        size = {"width": width, "height": height}
+        return self._pixels("RGB", (width, height), do="fit", **size, resize=resize.value, is_map=is_map)
 
     def rgb(self) -> Image.Image:
         """Return the whole image in RGB. Raises ImageError."""
@@ -308,7 +312,7 @@ class SandboxedImage:
             case None:
                 return reply, pixels
             case "kind":
-                raise UnsupportedMedia
+                raise UnsupportedMedia(str(reply.get("message")))
             case "memory":
                 raise ImageError("Decoding the image takes more memory than an image may take.")
         raise ImageError(str(reply.get("message")))

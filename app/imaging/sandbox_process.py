@@ -64,8 +64,8 @@ def _serve(requests: BinaryIO, replies: BinaryIO, session: "Session", max_bytes:
         set_cpu_limit(cpu_s)
         try:
             reply, pixels = session.handle(header, data)
-        except UnsupportedMedia:
-            reply, pixels = {"refused": "kind"}, b""
+        except UnsupportedMedia as error:
+            reply, pixels = {"refused": "kind", "message": error.message}, b""
         except ImageError as error:
             reply, pixels = {"refused": "image", "message": error.message[:500]}, b""
         except MemoryError:
@@ -98,7 +98,7 @@ class Session:
                 image.check()
                 return {"size": image.size}, b""
             case "fit":
-                result = image.fit(header["width"], header["height"], Resize(header["resize"]))
+                result = image.fit(header["width"], header["height"], Resize(header["resize"]), is_map=header["is_map"])
             case "rgb":
                 result = image.rgb()
             case "luminance":

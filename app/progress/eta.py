@@ -38,7 +38,7 @@ class EtaEstimator:
 
     def estimate_next(self, spec: JobSpec, options: JobOptions) -> QueueEstimate:
         """Return the estimate for a job that would be submitted now. Raises RedisError."""
-        position = self._fair_queue.next_position(spec.model, options.owner, options.priority)
+        position = self._fair_queue.next_position(spec.model, spec.cost, options.owner, options.priority)
         return QueueEstimate.from_position(position, spec.cost, self._throughputs().get(spec.model, []))
 
     def _throughputs(self) -> dict[str, list[WorkerThroughput]]:

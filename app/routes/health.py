@@ -11,6 +11,7 @@ from img2img.free_disk import FreeDisk
 from img2img.redis import outage
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.webhook_outbox import WebhookOutbox
+from img2img.redis.worker_starts import WorkerStarts
 
 from ..dependencies import FreeDiskDep, ModelsDep, RedisDep, SettingsDep, StoreDep
 from ..schemas.responses import DependencyStatus, Liveness, Readiness
@@ -37,7 +38,9 @@ def get_readiness(
     free_disk: FreeDiskDep,
 ) -> Readiness:
     """Check that Redis, the blob store and at least one worker are available."""
-    redis_status, worker_status = _check_redis_and_workers(redis, models)
+    redis_status, worker_status = _check_redis_and_workers(
+        redis, models, WorkerStarts(redis), with_errors=not settings.keys_required
+    )
     store_status = _check_store(store, free_disk)
     ready = redis_status.ok and store_status.ok and worker_status.ok
     response.status_code = 200 if ready else 503
@@ -45,15 +48,20 @@ def get_readiness(
     return Readiness(ready=ready, redis=redis_status, store=store_status, workers=worker_status, webhooks=webhooks)
 
 
-def _check_redis_and_workers(redis: Redis, models: ModelRegistry) -> tuple[DependencyStatus, DependencyStatus]:
+def _check_redis_and_workers(
+    redis: Redis, models: ModelRegistry, starts: WorkerStarts, *, with_errors: bool
+) -> tuple[DependencyStatus, DependencyStatus]:
     try:
         outage.check_writable(redis)
         live = models.live()
+        starting = starts.all().values()
     except RedisError as error:
         unknown = DependencyStatus(ok=False, detail="unknown without Redis")
         return DependencyStatus(ok=False, detail=outage.reason_of(error) or type(error).__name__), unknown
     names = {worker for workers in live.values() for worker in workers}
-    return DependencyStatus(ok=True, detail="responds"), DependencyStatus(ok=bool(names), detail=f"{len(names)} live")
+    # A client without an API key learns no paths.
+    details = [f"{len(names)} live", *(start.describe(with_error=with_errors) for start in starting)]
+    return DependencyStatus(ok=True, detail="responds"), DependencyStatus(ok=bool(names), detail="; ".join(details))
 
 
 def _check_webhooks(outbox: WebhookOutbox) -> DependencyStatus:

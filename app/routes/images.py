@@ -6,6 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
 from img2img.domain.blob_keys import upload_key
+from img2img.stored_images import write_by_digest
 
 from ..dependencies import CallerDep, DecodersDep, FreeDiskDep, QueueDep, SettingsDep, StoreDep
 from ..imaging.decoder_share import DecoderShare
@@ -41,7 +42,7 @@ async def upload_image(
     await run_sync(free_disk.take, len(request.image))
     sizes = {upload_key(digest): len(request.image)}
     await run_sync(queue.input_images.retain, sizes, settings.result_ttl, caller.owner)
-    await run_sync(store.put, upload_key(digest), request.image)
+    await run_sync(write_by_digest, store, upload_key(digest), request.image)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
 
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from img2img.domain.blob_keys import result_key
 from img2img.domain.job import ImageInfo, JobRecord, JobStatus
 from img2img.errors import Gone, NotFound
+from img2img.stored_images import read_result
 
 from ..dependencies import DecodersDep, QueueDep, SettingsDep, StoreDep
 from ..http.errors import NotReady
@@ -51,7 +52,12 @@ class ImageResponder:
         self._if_none_match = if_none_match
 
     async def respond(self, job_id: str, index: int) -> Response:
-        """Return the image, a redirect to it, or 304. Raises NotFound, NotReady, Gone or ParameterError."""
+        """Return the image, a redirect to it, or 304. A client that has the image already gets 304 without a check.
+
+        Raises:
+            NotFound, NotReady, Gone, ParameterError: There is no such image.
+            ResultDamaged: The stored image is damaged or missing.
+        """
         suffix = etag_suffix(self._format, self._quality)
         record = await run_sync(self._queue.job_store.find, job_id)
         etag = f"{_result_image(record, index).sha256}{suffix}"
@@ -62,13 +68,10 @@ class ImageResponder:
         }
         if self._if_none_match and _matches(self._if_none_match, etag):
             return Response(status_code=304, headers=headers)
-        key = result_key(record.id, index)
         if self._redirect and not suffix:
-            url = await run_sync(self._store.sign, self._method, key, SIGNED_URL_S)
+            url = await run_sync(self._store.sign, self._method, result_key(record.id, index), SIGNED_URL_S)
             return Response(status_code=307, headers={"Location": url, "Cache-Control": "no-store"})
-        image = await run_sync(self._store.get, key)
-        if image is None:
-            raise Gone("The image is no longer stored.", job_status=record.status)
+        image = await run_sync(read_result, self._store, self._queue.job_store, record, index)
         if suffix:
             # Limited like decoding: a conversion needs as much memory.
             image = await self._decoders.run(convert_image, image, self._format, self._quality, images=[image])
@@ -83,7 +86,7 @@ ImageResponderDep = Annotated[ImageResponder, Depends()]
     "/images/{index}",
     operation_id="get_image",
     response_class=Response,
-    responses=openapi.RESULT_IMAGE | openapi.problems(404, 409, 410, 422, 503),
+    responses=openapi.RESULT_IMAGE | openapi.problems(404, 409, 410, 422, 500, 503),
 )
 async def get_image(job_id: JobId, index: Index, responder: ImageResponderDep) -> Response:
     """Download an image of the job. It never changes; the ETag of the PNG is its SHA-256."""
@@ -95,7 +98,7 @@ async def get_image(job_id: JobId, index: Index, responder: ImageResponderDep) -
     "/result",
     operation_id="get_result",
     response_class=Response,
-    responses=openapi.RESULT_IMAGE | openapi.problems(404, 409, 410, 422, 503),
+    responses=openapi.RESULT_IMAGE | openapi.problems(404, 409, 410, 422, 500, 503),
 )
 async def get_result(job_id: JobId, responder: ImageResponderDep) -> Response:
     """Download the first image of the job."""

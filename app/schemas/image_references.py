@@ -4,11 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from img2img.domain.blob_keys import input_key, result_key, upload_key
+from img2img.domain.blob_keys import input_key, upload_key
 from img2img.domain.job import JobStatus
 from img2img.errors import Gone, NotFound, ParameterError
 
-# The command line parses references without importing the Redis client.
+# The command line parses references without importing the Redis client, on which `stored_images` depends.
 if TYPE_CHECKING:
     from img2img.blobs import BlobStore
     from img2img.redis.job_queue import JobQueue
@@ -52,20 +52,28 @@ def fetch_reference(
         field: The field to name in errors.
 
     Raises:
-        ParameterError: There is no such image, or the caller has not uploaded it.
+        ParameterError: There is no such image, its stored copy is damaged, or the caller has not uploaded it.
+        ResultDamaged: The stored image of the job is damaged or missing.
     """
     if isinstance(reference, ResultReference):
         return _fetch_result(field, reference, queue, store)
+    from img2img.stored_images import has_digest, report_damage
+
     keys = (upload_key(reference.sha256), input_key(reference.sha256))
+    message = "No image of yours with this sha256 is stored; send it with the request, or to POST /images first"
     for key in queue.input_images.renew(keys, keep_s):
         image = store.get(key)
         if image is not None:
-            return image
-    message = "No image of yours with this sha256 is stored; send it with the request, or to POST /images first"
+            if has_digest(image, reference.sha256):
+                return image
+            report_damage("upload" if key.startswith("uploads/") else "input", key)
+            message = "The stored copy of this image is damaged; send it with the request, or to POST /images again"
     raise ParameterError(field, message, got=reference.sha256)
 
 
 def _fetch_result(field: str, reference: ResultReference, queue: "JobQueue", store: "BlobStore") -> bytes:
+    from img2img.stored_images import read_result
+
     path = f"/jobs/{reference.job_id}/images/{reference.index}"
     try:
         record = queue.job_store.find(reference.job_id)
@@ -73,7 +81,9 @@ def _fetch_result(field: str, reference: ResultReference, queue: "JobQueue", sto
         raise ParameterError(field, error.message, got=path) from None
     if record.status is not JobStatus.SUCCEEDED:
         raise ParameterError(field, f"That job is {record.status}; only a job that succeeded has images", got=path)
-    image = store.get(result_key(record.id, reference.index)) if reference.index < len(record.images) else None
-    if image is None:
+    if reference.index >= len(record.images):
         raise ParameterError(field, f"That job has {len(record.images)} image(s), counted from 0", got=path)
-    return image
+    try:
+        return read_result(store, queue.job_store, record, reference.index)
+    except Gone as error:
+        raise ParameterError(field, error.message, got=path) from None

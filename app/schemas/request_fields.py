@@ -3,8 +3,11 @@
 import base64
 import binascii
 import json
+import re
+import string
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
@@ -19,20 +22,38 @@ ALPHA: Literal["alpha"] = "alpha"
 MAX_FORM_VALUES = 200
 
 
+# Removes white space, and converts the alphabet for URLs (RFC 4648, section 5) to the usual one.
+BASE64_VARIANTS = str.maketrans("-_", "+/", string.whitespace)
+# URLs, and names and paths of files.
+LOCATION = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:|[~.\\]|.*\.[a-z0-9]{3,4}$", re.IGNORECASE)
+MAX_LOCATION = 2000
+
+
 def parse_image(value: object) -> bytes:
-    """Return the bytes of an image: as they are from a form, from base64 or a data: URI in JSON."""
+    """Return the bytes of an image: as they are from a form, from base64 or a data: URI in JSON.
+
+    Base64 may be broken into lines, without padding, and in the alphabet for URLs.
+    """
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
         raise ValueError("Input should be an image in base64 or as a data: URI")
-    if value[:5].lower() == "data:":
-        header, _, value = value.partition(",")
-        if not header.lower().endswith(";base64"):
+    text = value
+    if text[:5].lower() == "data:":
+        header, _, text = text.partition(",")
+        if not header.rstrip().lower().endswith(";base64"):
             raise ValueError("A data: URI should have the form data:image/png;base64,...")
+        text = unquote(text) if "%" in text else text
+    text = text.translate(BASE64_VARIANTS).rstrip("=")
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"Input should be valid base64: {error}") from None
+        if len(value) <= MAX_LOCATION and LOCATION.match(value):
+            raise ValueError(
+                "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form, or "
+                "send them to `POST /images` and give its `sha256`"
+            ) from None
+        raise ValueError(f"Input should be an image in base64 or as a data: URI: {error}") from None
 
 
 ImageBytes = Annotated[

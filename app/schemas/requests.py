@@ -5,7 +5,7 @@ import re
 from hashlib import sha256
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from img2img.domain.conditioning import (
     MAX_CONTROLS,
@@ -31,6 +31,8 @@ from img2img.domain.webhook import Webhook
 from .request_fields import ImageBytes, ImageOrReference, MaskOrReference, UpscaleFactor, webhook_fields
 
 MAX_DEADLINE_S = 7 * 24 * 3600
+# What clients of other software send for no seed.
+RANDOM_SEED = -1
 
 
 Name = Annotated[str, Field(max_length=200)]
@@ -133,7 +135,12 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     scheduler: Annotated[Scheduler | None, Field(description="The sampler. Default: the model's.")] = None
     seed: Annotated[
         int | None,
-        Field(ge=0, le=MAX_SEED, description="Image i uses seed + i. Default: random, and reported in the job."),
+        Field(
+            ge=-1,
+            le=MAX_SEED,
+            description="Image i uses seed + i. Default, and with -1: random, and reported in the job.",
+        ),
+        AfterValidator(lambda seed: None if seed == RANDOM_SEED else seed),
     ] = None
     width: Annotated[Width, Requires(tasks=ALL_TASKS - {Task.UPSCALE})] = None
     height: Annotated[Height, Requires(tasks=ALL_TASKS - {Task.UPSCALE})] = None
@@ -148,9 +155,10 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     mask: Annotated[
         MaskOrReference | None,
         Field(
-            description="Inpainting mask of the same size as `image`: white pixels are regenerated, black pixels are "
-            "returned unchanged. `alpha` uses the transparency of `image`. The result has the size of `image`; "
-            "`width` and `height` set the size at which the model works."
+            description="Inpainting mask of the same size as `image`: white pixels are regenerated, black and "
+            "transparent pixels are returned unchanged. Grey counts as white from 128 on. `alpha` regenerates the "
+            "transparent pixels of `image`. The result has the size of `image`; `width` and `height` set the size at "
+            "which the model works."
         ),
         Requires(tasks=frozenset({Task.INPAINT})),
     ] = None
@@ -159,7 +167,8 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         Field(
             ge=0,
             le=256,
-            description="Pixels over which the new content fades into the old, inside the mask. Default: 4.",
+            description="Pixels over which the new content fades into the old, inside the mask, at most half the "
+            "thickness of the mask. Default: 4.",
         ),
         Requires(tasks=frozenset({Task.INPAINT})),
     ] = None

@@ -8,8 +8,11 @@ from img2img.domain.parameters import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_S
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
-from .geometry import nearest_bucket
+from .geometry import kept_share, nearest_bucket, working_size
 from .task_selection import REQUIREMENTS, given_fields
+
+# Share of an image that a default size keeps at least, where the sizes of the model allow it.
+MIN_KEPT_SHARE = 0.8
 
 
 def resolve_generation(request: Img2ImgRequest, card: ModelCard, *, is_tiled: bool = False) -> dict[str, Any]:
@@ -95,10 +98,14 @@ def resolve_size(width: int | None, height: int | None, image: tuple[int, int], 
     """Return width and height of the result.
 
     A side that is not given follows from the other one and the image's aspect ratio. If none is given, they are those
-    of the nearest bucket.
+    of the nearest bucket, or for an image that is much longer than any bucket, of about its own aspect ratio.
     """
     if width is None and height is None:
-        return nearest_bucket(card.sizes, *image)
+        size = nearest_bucket(card.sizes, *image)
+        if kept_share(image, size) >= MIN_KEPT_SHARE:
+            return size
+        width, height = working_size((0, 0, *image), card)
+        return nearest_side(width, card), nearest_side(height, card)
     aspect_ratio = image[0] / image[1]
     if width is None:
         assert height is not None

@@ -17,6 +17,12 @@ def nearest_bucket(sizes: Iterable[tuple[int, int]], width: int, height: int) ->
     return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * height / width)))
 
 
+def kept_share(image: tuple[int, int], size: tuple[int, int]) -> float:
+    """Return the share of an image that is left when it is cropped to the aspect ratio of a size."""
+    ratio = image[0] / image[1] * size[1] / size[0]
+    return min(ratio, 1 / ratio)
+
+
 def working_size(box: Box, card: ModelCard) -> tuple[int, int]:
     """Return the width and height at which the model works on a box: about its native number of pixels.
 

@@ -18,7 +18,7 @@ from img2img.errors import ParameterError
 from img2img.redis.job_queue import JobQueue
 
 from ..http.errors import ImageError, UnsupportedMedia
-from ..imaging.decode import encode_png
+from ..imaging.decode import encode_png, to_binary
 from ..imaging.decoder_share import DecoderShare
 from ..imaging.sandbox_pool import SandboxedImage
 from ..schemas.image_references import ImageReference, fetch_reference
@@ -35,7 +35,11 @@ DEFAULT_UPSCALE_STRENGTH = 0.3
 DEFAULT_IMAGE_GUIDANCE_SCALE = 1.5
 DEFAULT_MASK_BLUR = 4
 EMPTY_ALPHA = "`image` is not transparent anywhere; send a mask"
-EMPTY_MASK = "The mask is black all over; white pixels are regenerated"
+EMPTY_MASK = "The mask is black all over; white pixels are regenerated, and transparent pixels count as black"
+FLAT_MAP = "The control map has one colour all over, so there is nothing to follow; transparent pixels count as black"
+FLAT_IMAGE = "The image has one colour all over, so no map can be made of it; transparent pixels count as white"
+# Controls for which a map of one colour can have a meaning.
+MAY_BE_FLAT = (ControlType.TILE, ControlType.SEGMENTATION)
 # Tiles overlap by at least this part of their side.
 TILE_OVERLAP = 8
 # Pixels along a side of an image prompt. Its encoder sees a few hundred pixels.
@@ -113,9 +117,10 @@ class SpecBuilder:
 
     def _control(self) -> ControlSpec:
         request = self.request
-        with self.reader.open("controls.0.image", request.controls[0].image) as first:
+        control = request.controls[0]
+        with self.reader.open("controls.0.image", control.image) as first:
             size = resolve_size(request.width, request.height, first.size, self.card)
-            fitted = first.fit(*size, request.resize)
+            fitted = first.fit(*size, request.resize, is_map=not control.preprocess)
         controls = self._controls(size, first=fitted)
         return ControlSpec(prompt=request.prompt, **controls, **self._generation(size))
 
@@ -170,8 +175,10 @@ class SpecBuilder:
                     message = "The mask has {} x {} pixels and the image {} x {}: they should be of one size"
                     raise ParameterError("mask", message.format(*opened.size, *size))
                 mask = opened.luminance()
-        if mask is not None and not any(mask.histogram()[128:]):
-            raise ParameterError("mask", EMPTY_ALPHA if request.mask == ALPHA else EMPTY_MASK)
+        if mask is not None:
+            mask = to_binary(mask)
+            if not mask.getbbox():
+                raise ParameterError("mask", EMPTY_ALPHA if request.mask == ALPHA else EMPTY_MASK)
         box = visible_box(mask.getbbox() if mask else None, margins, canvas, request.mask_padding, self.card)
         model_size = working_size(box, self.card)
         if request.width is not None or request.height is not None:
@@ -232,7 +239,10 @@ class SpecBuilder:
             fitted = first if index == 0 else None
             if control.image is not None and fitted is None:
                 with self.reader.open(f"controls.{index}.image", control.image) as image:
-                    fitted = image.fit(*(image.size if image.size == image_size else size), resize)
+                    fitted_size = image.size if image.size == image_size else size
+                    fitted = image.fit(*fitted_size, resize, is_map=not control.preprocess)
+            if fitted is not None and control.type not in MAY_BE_FLAT and _is_flat(fitted):
+                raise ParameterError(f"controls.{index}.image", FLAT_MAP if not control.preprocess else FLAT_IMAGE)
             blob = self.reader.add_blob(fitted) if fitted is not None else None
             weight = control.model_dump(include=set(ControlWeight.model_fields))
             controls.append(Control(type=control.type, image=blob, preprocess=control.preprocess, **weight))
@@ -271,3 +281,7 @@ def _fit_image(request: Img2ImgRequest | ControlMapRequest, card: ModelCard, rea
         size = resolve_size(request.width, request.height, image.size, card)
         fitted = image.fit(*size, request.resize)
     return reader.add_blob(fitted), size
+
+
+def _is_flat(image: Image.Image) -> bool:
+    return all(low == high for low, high in image.getextrema())

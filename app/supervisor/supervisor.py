@@ -21,8 +21,10 @@ from img2img.redis.api_keys import ApiKeys
 
 from ..settings import ApiSettings
 from ..webhooks.signing import ensure_secret
-from .embedded_redis import RedisUnavailable, connect, is_redis_ready, redis_command
+from .embedded_redis import connect, is_redis_ready, redis_command
+from .errors import ServeError, TemporaryServeError
 from .process import ManagedProcess
+from .redis_server import RedisUnavailable
 
 # -P: modules in the working directory must not shadow installed ones.
 PYTHON = (sys.executable, "-P", "-m")
@@ -32,17 +34,21 @@ CANNOT_START = 2
 DRAIN_S = 60.0
 
 
-class ServeError(Exception):
-    """The service cannot run. The message is one line, or empty if a child process has logged the reason."""
-
-
 @contextmanager
-def running(settings: ApiSettings) -> Iterator["Supervisor"]:
-    """Run the service while the context lasts. SIGTERM interrupts it like Ctrl-C. Raises ServeError."""
+def running(settings: ApiSettings, announce: Callable[[], None] = lambda: None) -> Iterator["Supervisor"]:
+    """Run the service while the context lasts. SIGTERM interrupts it like Ctrl-C.
+
+    Args:
+        announce: Called when nothing that can be checked at once prevents the start.
+
+    Raises:
+        ServeError: It cannot start, or a worker cannot.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     check_torch()
     with lock_data_dir(settings.data_dir):
         check_port(settings.host, settings.port)
+        announce()
         if not settings.webhook_secret:
             _ensure_secret(settings.data_dir)
         supervisor = Supervisor(settings)
@@ -118,7 +124,7 @@ class Supervisor:
                 if process.name == "worker" and code == CANNOT_START:
                     raise ServeError
                 if code is not None:
-                    raise ServeError(f"{process.name} ended with exit code {code} while starting")
+                    raise TemporaryServeError(f"{process.name} ended with exit code {code} while starting")
             time.sleep(0.1)
 
 
@@ -200,7 +206,7 @@ def lock_data_dir(data_dir: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise ServeError(f"another `img2img serve` is using the data directory {data_dir}") from None
+        raise TemporaryServeError(f"another `img2img serve` is using the data directory {data_dir}") from None
     return lock
 
 
@@ -212,7 +218,7 @@ def check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        raise TemporaryServeError(f"cannot listen on {host} port {port}: {error.strerror}") from None
 
 
 def free_port() -> int:

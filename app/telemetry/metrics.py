@@ -8,6 +8,8 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder, start_http_server
 
+from img2img.stored_images import DAMAGED_IMAGES
+
 PATH = "/metrics"
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -22,6 +24,7 @@ class HttpMetrics:
         Gauge("img2img_build_info", "Always 1; the version is a label.", ["version"], registry=self.registry).labels(
             version("img2img-server")
         ).set(1)
+        self.registry.register(DAMAGED_IMAGES)
         self.requests = Counter(
             "img2img_http_requests",
             "Requests by route template; route `none`: rejected before routing, or no such route.",

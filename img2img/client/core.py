@@ -9,12 +9,13 @@ import time
 from base64 import b64encode
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, TypeAlias, TypeVar
 from uuid import uuid4
 
 import httpx
 
-from .errors import ServiceUnavailable, ServiceUnreachable, TooManyRequests, WaitTimeout, error_of
+from .errors import InvalidResponse, ServiceUnavailable, ServiceUnreachable, TooManyRequests, WaitTimeout, error_of
 from .events import Reconnects
 from .images import ImageInput, load_image
 from .models import DryRun, Job, JobImage, JobPage, Model, ModelPage, UploadedImage, parse_response
@@ -70,6 +71,15 @@ def http_options(url: str | None, api_key: str | None, timeout_s: float) -> dict
 def job_id_of(job: Job | str) -> str:
     """Return the id of a job that is given as itself or by its id."""
     return job.id if isinstance(job, Job) else job
+
+
+def _digest_of(image: Job | JobImage | str, index: int) -> str | None:
+    """Return the SHA-256 of the PNG, if it is known."""
+    if isinstance(image, JobImage):
+        return image.sha256
+    return (
+        next((known.sha256 for known in image.images if known.index == index), None) if isinstance(image, Job) else None
+    )
 
 
 class Operations:
@@ -134,11 +144,17 @@ class Operations:
     def download(
         self, image: Job | JobImage | str, index: int = 0, format: str | None = None, quality: int | None = None
     ) -> Flow[bytes]:
-        """Download an image. A redirect to the blob store is followed without the API key."""
+        """Download an image. A redirect to the blob store is followed without the API key.
+
+        A PNG is compared with the SHA-256 of the job, if that is given.
+        """
         url = image.url if isinstance(image, JobImage) else f"/jobs/{job_id_of(image)}/images/{index}"
         params = {"format": format, "quality": quality}
         given = {name: value for name, value in params.items() if value is not None}
         response = yield from self._call("GET", url, params=given, follow_redirects=True)
+        digest = _digest_of(image, index)
+        if digest and format in (None, "png") and sha256(response.content).hexdigest() != digest:
+            raise InvalidResponse(f"{self.url}: the image is damaged: its SHA-256 is not that of the job")
         return response.content
 
     def download_images(self, job: Job | str) -> Flow[list[bytes]]:

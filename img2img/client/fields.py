@@ -121,7 +121,7 @@ class SubmitFields(TypedDict, total=False):
     scheduler: Scheduler
     """The sampler. Default: the model's."""
     seed: int
-    """Image i uses seed + i. Default: random, and reported in the job."""
+    """Image i uses seed + i. Default, and with -1: random, and reported in the job."""
     width: int
     """Width of the result. Default: derived from `height`, or the nearest bucket of the model."""
     height: int
@@ -130,11 +130,12 @@ class SubmitFields(TypedDict, total=False):
     """How images are brought to the size of the result: `crop` cuts, `pad` adds black bars, `stretch` changes the
     aspect ratio."""
     mask: ImageInput
-    """Inpainting mask of the same size as `image`: white pixels are regenerated, black pixels are returned unchanged.
-    `alpha` uses the transparency of `image`. The result has the size of `image`; `width` and `height` set the size at
-    which the model works."""
+    """Inpainting mask of the same size as `image`: white pixels are regenerated, black and transparent pixels are
+    returned unchanged. Grey counts as white from 128 on. `alpha` regenerates the transparent pixels of `image`. The
+    result has the size of `image`; `width` and `height` set the size at which the model works."""
     mask_blur: int
-    """Pixels over which the new content fades into the old, inside the mask. Default: 4."""
+    """Pixels over which the new content fades into the old, inside the mask, at most half the thickness of the mask.
+    Default: 4."""
     mask_padding: int
     """Crops the model's view to the regenerated area plus this many pixels on each side, so that small areas are
     generated at the model's full resolution. Default: the model sees the whole image."""

@@ -86,7 +86,7 @@ class Padding(_Frozen):
 class InpaintRegion(_Frozen):
     """The part of an image that is regenerated. All other pixels are returned unchanged."""
 
-    # Blob: a greyscale PNG of the image's size, white where the image is regenerated. None: the margins only.
+    # Blob: a PNG of the image's size, white where the image is regenerated, else black. None: the margins only.
     mask: Sha256 | None = None
     # Pixels over which the new content fades into the old, within the mask.
     blur: Annotated[int, Field(ge=0)] = 0

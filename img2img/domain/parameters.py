@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from img2img.domain.conditioning import MAX_LORAS, Lora
 
@@ -64,7 +64,17 @@ MAX_TEXT = 10_000  # characters
 # The smallest CLIP text encoder of the supported models has 12 layers; SDXL skips one by default.
 MAX_CLIP_SKIP = 10
 
-Text = Annotated[str, Field(max_length=MAX_TEXT, pattern=r"^[^\x00]*$")]
+
+def check_text(text: str) -> str:
+    """Raise ValueError for a NUL, at which text encoders written in C would end the text."""
+    if "\0" in text:
+        raise ValueError("Input should not contain the character NUL (U+0000)")
+    return text
+
+
+Text = Annotated[
+    str, Field(max_length=MAX_TEXT, json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(check_text)
+]
 
 
 class Resize(StrEnum):

@@ -1,12 +1,17 @@
 """The order of the waiting jobs of each model, and the position of a job in it.
 
-1. Jobs that a worker had started and lost come first.
-2. Then by priority. After seven jobs in a row of one priority, one job of a lower priority is taken if one waits. So
-   one job of eight is not of high priority, and of eight of those one is of low priority. The count starts when the
-   first lower job arrives, so that it overtakes none of the jobs that already wait. Shares prevent starvation better
-   than an age limit, which would let a thousand old low jobs overtake every normal one at the same time.
-3. Within a priority, owners take turns.
+1. Jobs that a worker had started and lost come first. They were charged when they were taken first.
+2. Priorities share the work: while jobs of both wait, a priority gets seven times the work of the next lower one, so
+   high, normal and low get 49, 7 and 1 of 57 parts. Shares prevent starvation better than an age limit, which would
+   let a thousand old low jobs overtake every normal one at the same time.
+3. Within a priority, owners get equal work, in megapixel-steps, whatever the size of their jobs.
 4. Jobs of one owner are taken first in, first out.
+
+Both shares are start-time fair queueing (Goyal, Vin, Cheng 1996): every owner has a virtual time, which advances by the
+work of each of its jobs that is taken, and the owner with the earliest time is next. Two owners whose jobs wait differ
+by at most the largest job of each. An owner whose jobs did not wait begins at the time of the others, so idle time
+gives no credit, and large jobs that came one at a time are not forgotten. Between priorities, a lower job is taken when
+its share has paid for it.
 
 RQ's list holds the same jobs by arrival, for RQ's own tools. The scripts that submit, claim, cancel and requeue a job
 change both in one step.
@@ -22,7 +27,7 @@ from img2img.redis import keys, scripts
 
 # As in lua/fair_queue.lua.
 LEVELS = ("returned", *reversed(Priority))
-STREAK_LIMIT = 7
+PIXEL_STEPS = 1e6
 
 
 @dataclass(frozen=True)
@@ -59,33 +64,35 @@ class FairQueue:
     def positions(self, records: Sequence[JobRecord]) -> list[QueuePosition | None]:
         """Return the positions of waiting jobs, None for a job that is not waiting.
 
-        The position is exact and takes O(k log n) for k owners with waiting jobs. The cost is exact while no waiting
-        job is cancelled and only whole priorities are ahead; a part of a priority, or of an owner's jobs after
-        some of them were cancelled, counts with its even share.
+        Position and cost are exact, if no job is added or cancelled, and take O(k log n) for k owners with waiting
+        jobs. They are estimates if jobs of more than 20 owners wait in another priority, whose jobs then count with
+        their mean cost, and after a job was cancelled that had more than 10,000 jobs of its owner on both sides.
         """
         if not records:
             return []
         jobs = [(r.spec.model, r.id, r.priority, r.owner, r.spec.cost) for r in records]
         return list(map(_parse, self._positions(args=[arg for job in jobs for arg in job])))
 
-    def next_position(self, model: str, owner: str = "", priority: Priority = Priority.NORMAL) -> QueuePosition:
-        """Return the position that a job would have if it were queued now."""
-        [reply] = self._positions(args=[model, "", priority, owner, 0])
+    def next_position(
+        self, model: str, cost: float, owner: str = "", priority: Priority = Priority.NORMAL
+    ) -> QueuePosition:
+        """Return the position that a job of this cost would have if it were queued now."""
+        [reply] = self._positions(args=[model, "", priority, owner, cost])
         position = _parse(reply)
         assert position is not None
         return position
 
     def backlog(self, models: Sequence[str]) -> dict[tuple[str, str], tuple[int, float]]:
         """Return the number and the cost of the waiting jobs by model and level: a priority, or `returned`."""
-        fields = [f"{level} {total}" for level in LEVELS for total in ("jobs", "cost")]
+        fields = [f"{level} {total}" for level in LEVELS for total in ("jobs", "work")]
         with self._redis.pipeline(transaction=False) as pipe:
             for model in models:
                 pipe.hmget(keys.FAIR_QUEUE_TOTALS.format(model=model), fields)
             rows = pipe.execute()
         return {
-            (model, level): (int(jobs or 0), max(0.0, float(cost or 0)))
+            (model, level): (int(jobs or 0), max(0, int(work or 0)) / PIXEL_STEPS)
             for model, row in zip(models, rows, strict=True)
-            for level, jobs, cost in zip(LEVELS, row[::2], row[1::2], strict=True)
+            for level, jobs, work in zip(LEVELS, row[::2], row[1::2], strict=True)
         }
 
 

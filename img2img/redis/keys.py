@@ -54,9 +54,10 @@ IDEMPOTENT_REQUEST = Key("idempotency:{digest}", "string", "`{fingerprint} {job 
 A1111_JOBS = Key("a1111:{owner}", "sorted set", "ids of an owner's unfinished jobs of the A1111 API, by creation time")
 
 # Order of waiting jobs
-FAIR_QUEUE_OWNERS = Key("queue:{model}:{level}", "sorted set", "owners with waiting jobs, by turn", WORKER)
-FAIR_QUEUE_JOBS = Key("queue:{model}:{level}:{owner}", "sorted set", "an owner's jobs by cumulative cost", WORKER)
-FAIR_QUEUE_TOTALS = Key("queue:{model}:totals", "hash", "numbers and costs of waiting jobs", WORKER)
+FAIR_QUEUE_OWNERS = Key("queue:{model}:{level}", "sorted set", "owners with waiting jobs, by virtual time", WORKER)
+FAIR_QUEUE_JOBS = Key("queue:{model}:{level}:{owner}", "sorted set", "an owner's jobs by cumulative work", WORKER)
+FAIR_QUEUE_IDLE = Key("queue:{model}:idle:{level}", "sorted set", "owners whose last job is not yet paid for", WORKER)
+FAIR_QUEUE_TOTALS = Key("queue:{model}:totals", "hash", "numbers, work and virtual times of waiting jobs", WORKER)
 
 # Input images
 INPUT_IMAGES = Key("inputs", "sorted set", "blob keys of input images by the time until which they are kept", WORKER)
@@ -75,6 +76,10 @@ MODEL_CARDS = Key("models", "hash", "model name -> card; kept when its workers s
 WORKERS = Key("workers", "set", "names of registered workers", WORKER)
 WORKER_MODELS = Key(
     "workers:{worker}", "string", "names of the models that a worker serves, one a line; expires", WORKER
+)
+STARTING_WORKERS = Key("workers:starting", "set", "names of workers that load models or could not start", WORKER)
+WORKER_START = Key(
+    "workers:starting:{worker}", "string", "progress or error of the start of a worker, as JSON; expires", WORKER
 )
 WORKER_THROUGHPUT = Key("throughput:{worker}", "string", "`{work per second} {work in flight}`; expires", WORKER)
 WRITE_PROBE = Key("probe", "string", "never set: a write of nothing to it shows that Redis accepts writes", WORKER)

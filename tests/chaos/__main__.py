@@ -1,12 +1,14 @@
-"""Chaos test: mixed jobs over real processes that are killed, paused, disconnected from Redis and out of disk space.
+"""Chaos test: mixed jobs over real processes, and faults of processes, networks, clocks and disks.
 
-    python -m tests.chaos
+    python -m tests.chaos                   # images in a directory, whose disk becomes full
+    python -m tests.chaos --store bucket    # images in a bucket, which hangs and disconnects
 
 Every acknowledged job is recorded. After the last fault it is checked that no job was lost, published twice or reported
 differently to two clients. Prints a table. The exit code is 1 if a guarantee was violated.
 """
 
 import argparse
+import json
 import logging
 import os
 import platform
@@ -15,10 +17,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Literal
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -27,14 +31,18 @@ from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.redis.job_store import JobStore
 from img2img.redis.keys import OUTBOX
 from tests.chaos import checks
+from tests.chaos.deadlines import StatusTimes
 from tests.chaos.deployment import Deployment
 from tests.chaos.faults import FaultInjector, make_faults, small_disk
 from tests.chaos.load import LoadGenerator, plan_jobs
 from tests.chaos.observations import Observations
+from tests.chaos.preload import compile_library
 from tests.chaos.recovery import RecoveryMonitor
+from tests.support.buckets import s3_server
 from tests.support.processes import MODEL, make_tiny_model
 from tests.support.webhook_receivers import receiving
 
+LIBRARY = "CHAOS_LIBRARY"  # environment variable with the path of the loaded library
 MAX_STALL_S = 180.0  # after the last fault, time without any progress before the wait is given up
 
 log = logging.getLogger(__name__)
@@ -46,26 +54,31 @@ class Plan:
 
     jobs: int = 1000
     kills: int = 62
-    others: int = 24  # pauses, network faults, a full disk
+    others: int = 42  # all other faults
     poisons: int = 3
     workers: int = 3
     lease_s: int = 20
     seed: int = 0
+    store: Literal["directory", "bucket"] = "directory"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, kind in Plan.__annotations__.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Plan, name))
+    for name, default in vars(Plan()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--logs", type=Path, help="keep the logs of all processes in this folder")
+    parser.add_argument("--figures", type=Path, help="write figures and violations to this file, as JSON")
     options = vars(parser.parse_args())
+    preload = load_library()
     # Stop all processes also when this one is terminated.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logs = options.pop("logs")
+    logs, file = options.pop("logs"), options.pop("figures")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     plan = Plan(**options)
-    figures, violations = run(plan, logs)
+    figures, violations = run(plan, logs, preload=preload)
+    if file:
+        file.write_text(json.dumps({"figures": figures, "violations": violations}))
     print(table(plan, figures))
     for violation in violations[:50]:
         print(f"VIOLATION: {violation}")
@@ -73,11 +86,37 @@ def main() -> int:
     return 1 if violations else 0
 
 
-def run(plan: Plan, logs: Path | None = None) -> tuple[checks.Figures, Sequence[str]]:
-    """Do a run, and return its figures and the violations."""
+def load_library() -> bool:
+    """Start this process again with the library of `preload.c`. Its children inherit it, also those that it forks.
+
+    Returns whether the library is loaded; without a C compiler it is not.
+    """
+    if LIBRARY in os.environ:
+        return True
+    folder = Path(mkdtemp(prefix="i2i-"))
+    library = compile_library(folder)
+    if library:
+        environment = os.environ | {LIBRARY: str(library), "LD_PRELOAD": str(library)}
+        os.execve(sys.executable, [sys.executable, "-m", "tests.chaos", *sys.argv[1:]], environment)
+    rmtree(folder)
+    return False
+
+
+def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.Figures, Sequence[str]]:
+    """Do a run, and return its figures and the violations.
+
+    Args:
+        logs: folder for the logs of all processes.
+        preload: whether this process has loaded the library of `preload.c`.
+    """
     started_at = time.monotonic()
     observations = Observations()
     with ExitStack() as stack:
+        if preload:
+            stack.callback(rmtree, Path(os.environ[LIBRARY]).parent)
+        else:
+            log.warning("SKIPPED: wrong clocks and a slow disk; they need a C compiler")
+        bucket = stack.enter_context(s3_server() if plan.store == "bucket" else nullcontext())
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="i2i-")))
         data = folder / "data"
         data.mkdir()
@@ -89,13 +128,28 @@ def run(plan: Plan, logs: Path | None = None) -> tuple[checks.Figures, Sequence[
         make_tiny_model(model)
         if logs:
             logs.mkdir(parents=True, exist_ok=True)
-        deployment = Deployment(logs or folder, data, model, receiver.url, lease_s=plan.lease_s, workers=plan.workers)
+        deployment = Deployment(
+            logs or folder,
+            data,
+            model,
+            receiver.url,
+            lease_s=plan.lease_s,
+            workers=plan.workers,
+            bucket=bucket,
+            preload=preload,
+        )
         stack.callback(deployment.stop)
         deployment.start()
         recovery = RecoveryMonitor(deployment.redis, deployment.can_recover)
         stack.callback(recovery.stop)
         recovery.start()
-        faults = make_faults(plan.kills, plan.others, plan.lease_s, plan.seed, disk=has_disk)
+        times = StatusTimes(deployment.redis)
+        stack.callback(times.stop)
+        times.start()
+        has_bucket = bucket is not None
+        faults = make_faults(
+            plan.kills, plan.others, plan.lease_s, plan.seed, disk=has_disk, preload=preload, bucket=has_bucket
+        )
         injector = FaultInjector(deployment, recovery, faults, plan.seed)
         jobs = plan_jobs(plan.jobs, plan.poisons, receiver.url, plan.seed)
         load = LoadGenerator(jobs, deployment.urls, deployment.keys, observations, lambda: injector.progress)
@@ -114,11 +168,14 @@ def run(plan: Plan, logs: Path | None = None) -> tuple[checks.Figures, Sequence[
         figures = checks.check_jobs(observations, deployment.urls[0], deployment.keys, deployment.redis)
         figures |= checks.check_webhooks(observations, list(receiver.got))
         figures |= checks.check_recovery(observations, recovery)
+        figures |= checks.check_deadlines(observations, times)
+        figures |= checks.check_store(observations, deployment.store, deployment.redis)
+        observations.violations += injector.violations
         for process in deployment.processes:
             process.faulted.acquire()
             process.kill()
         figures |= checks.check_states(observations, data)
-        figures |= count_faults(injector, deployment, observations)
+        figures |= injector.figures | count_faults(injector, deployment, observations)
         figures |= dict(sorted(observations.counts.items()))
         figures["from the last fault to the last end"] = f"{wait_s:.1f} s"
         figures["total"] = f"{time.monotonic() - started_at:.0f} s"

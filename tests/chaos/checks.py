@@ -13,16 +13,21 @@ import httpx
 from redis import Redis
 from standardwebhooks import Webhook
 
+from img2img.blobs import ObjectStore
 from img2img.domain.job import JobRecord, JobStatus
+from img2img.durable_files import UNFINISHED
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.redis.job_store import JobStore
-from img2img.redis.keys import JOBS
+from img2img.redis.keys import INPUT_IMAGE_USES, INPUT_IMAGES, JOBS
+from img2img.stored_images import has_digest
+from tests.chaos.deadlines import StatusTimes
 from tests.chaos.deployment import SECRET
 from tests.chaos.observations import TERMINAL, AcknowledgedJob, Observations
 from tests.chaos.recovery import MAX_RECOVERY_S, RecoveryMonitor
 from tests.chaos.state_history import FileRewritten, find_error, read_states
 from tests.support.webhook_receivers import Received
 
+MAX_EARLY_S = 0.5  # a job is queued before Redis announces it
 MAX_SIGNATURE_AGE_S = 300  # recommended for receivers by Standard Webhooks
 
 Figures = dict[str, object]
@@ -88,6 +93,8 @@ def _check_outcome(
 ) -> None:
     if job.is_cancelled and view["status"] != "cancelled":
         observations.add_violation(f"job {job.id}: cancelled, but now {view['status']}")
+    if view["status"] == "failed" and not job.is_poison:
+        observations.add_violation(f"job {job.id}: failed: {view['error']['code']}: {view['error']['message']}")
     if record.attempts > MAX_ATTEMPTS:
         observations.add_violation(f"job {job.id}: {record.attempts} attempts")
     if job.is_poison:
@@ -104,6 +111,39 @@ def _check_owners(observations: Observations, http: httpx.Client, keys: Sequence
         status = http.get(f"/jobs/{job.id}", headers={"X-API-Key": other_key}).status_code
         if status != 404:
             observations.add_violation(f"job {job.id}: HTTP {status} with the key of another owner")
+
+
+def check_deadlines(observations: Observations, times: StatusTimes) -> Figures:
+    """Check that no job was cancelled before its deadline, whatever the clocks of workers and API servers."""
+    margins = []
+    for job in observations.jobs.values():
+        if job.deadline_s is None or not job.end or (job.end["error"] or {}).get("code") != "deadline_exceeded":
+            continue
+        passed_s = times.between(job.id, "queued", "cancelled")
+        if passed_s is None:
+            continue
+        margins.append(passed_s - job.deadline_s)
+        if margins[-1] < -MAX_EARLY_S:
+            observations.add_violation(f"job {job.id}: cancelled {-margins[-1]:.1f} s before its deadline")
+    return {"cancelled after the deadline, maximum": f"{max(margins):.1f} s"} if margins else {}
+
+
+def check_store(observations: Observations, store: ObjectStore, redis: Redis) -> Figures:
+    """Check that Redis knows every blob, so that none is kept for ever, and that every input has its SHA-256."""
+    known = {key.decode() for key in redis.zrange(INPUT_IMAGES, 0, -1) + redis.hkeys(INPUT_IMAGE_USES)}
+    jobs = {job_id.decode() for job_id in redis.zrange(JOBS, 0, -1)}
+    counts: Counter[str] = Counter()
+    for key in store.list_keys():
+        folder, _, rest = key.partition("/")
+        counts[folder] += 1
+        if folder == "results" and rest.partition("/")[0] not in jobs:
+            observations.add_violation(f"{key} is stored, but its job does not exist")
+        if folder in ("inputs", "uploads"):
+            if key not in known:
+                observations.add_violation(f"{key} is stored, but Redis does not know it")
+            if not has_digest(store.get(key) or b"", rest.removesuffix(".png")):
+                observations.add_violation(f"{key} is damaged")
+    return {f"blobs at the end: {folder}": counts[folder] for folder in ("inputs", "results", UNFINISHED)}
 
 
 def check_states(observations: Observations, data: Path) -> Figures:

@@ -1,4 +1,7 @@
-"""The processes of a chaos run: a redis-server, API servers, workers and webhook dispatchers, behind proxies."""
+"""The processes of a chaos run: a redis-server, API servers, workers and webhook dispatchers, behind proxies.
+
+Every process has its own proxy to Redis, and its own to the S3 server if images are in a bucket.
+"""
 
 import os
 import signal
@@ -10,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -17,16 +21,20 @@ from redis.exceptions import RedisError
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.app.supervisor.process import _die_with_parent
 from img2img.app.supervisor.supervisor import PYTHON, free_port
+from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import embedded_redis_socket
+from tests.chaos.preload import FAULTS, PreloadedFaults
 from tests.chaos.proxy import Proxies
 from tests.chaos.workers import run as run_worker
+from tests.support.buckets import Bucket
 from tests.support.processes import MODEL, Forked, wait_for
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 WEBHOOK_TIMEOUT_S = 3
+UPLOAD_TTL_S = 20  # of the images that fill the disk
 MIN_LIFETIME_S = 1.0  # a process that has died sooner is not restarted before
 
 
@@ -45,6 +53,7 @@ class Process:
     name: str
     kind: str
     start: Callable[[], ProcessHandle]
+    preloaded: PreloadedFaults | None  # None without a C compiler
     handle: ProcessHandle = field(init=False)
     started_at: float = 0.0
     unexpected_exits: int = 0  # exits that no fault has caused
@@ -91,12 +100,27 @@ class Deployment:
         receiver: URL of the webhook receiver.
         lease_s: lease of the workers.
         workers: number of workers.
+        bucket: where the images are stored; None for a directory.
+        preload: whether the present process has loaded the library of `preload.c`.
     """
 
-    def __init__(self, folder: Path, data: Path, model: Path, receiver: str, *, lease_s: int, workers: int) -> None:
-        self.folder, self.data, self.lease_s = folder, data, lease_s
+    def __init__(
+        self,
+        folder: Path,
+        data: Path,
+        model: Path,
+        receiver: str,
+        *,
+        lease_s: int,
+        workers: int,
+        bucket: Bucket | None,
+        preload: bool,
+    ) -> None:
+        self.folder, self.data, self.lease_s, self.bucket = folder, data, lease_s, bucket
         self.socket = embedded_redis_socket(data)
-        self.proxies = Proxies(self.socket)
+        self.proxies = Proxies()
+        self._preload = preload
+        self.store = ObjectStore(bucket.url if bucket else (data / "store").as_uri())
         self.redis = Redis.from_url(f"unix://{self.socket}", socket_timeout=2)  # without a proxy
         self._settings = {
             "IMG2IMG_DATA_DIR": str(data),
@@ -111,25 +135,33 @@ class Deployment:
             "IMG2IMG_WEBHOOK_TIMEOUT_S": str(WEBHOOK_TIMEOUT_S),
         }
         self.receiver = receiver
-        self.redis_server = Process("redis", "redis", self._start_redis)
-        self.ports = [free_port() for _ in range(2)]
-        self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
+        preloaded = self._preloaded("redis")
+        self.redis_server = Process("redis", "redis", partial(self._start_redis, preloaded), preloaded)
+        self.ports = [free_port() for _ in range(3)]
+        *self.urls, self.upload_url = [f"http://127.0.0.1:{port}" for port in self.ports]
         self.workers = [self._process("worker", i, self._start_worker) for i in range(workers)]
         self.dispatchers = [self._process("webhooks", i, self._start_python, "img2img.app.webhooks") for i in range(2)]
         self.apis = [self._process("api", i, self._start_python, "img2img.app.cli", "api") for i in range(2)]
+        # Keeps images only for a short time, and is used only to fill the disk.
+        self.upload_api = self._process("uploads", 0, self._start_python, "img2img.app.cli", "api")
         self.keys: list[str] = []
         self._stopped = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
 
     @property
     def processes(self) -> list[Process]:
-        return [self.redis_server, *self.dispatchers, *self.workers, *self.apis]
+        return [self.redis_server, *self.dispatchers, *self.workers, *self.apis, self.upload_api]
+
+    @property
+    def upload_key(self) -> str:
+        """The API key whose images fill the disk."""
+        return self.keys[-1]
 
     def start(self) -> None:
         """Start all processes, and wait until each worker is live."""
         self.redis_server.begin()
         wait_for(lambda: is_redis_ready(f"unix://{self.socket}"))
-        self.keys = [ApiKeys(self.redis).create(f"owner {i}", [Scope.READ, Scope.SUBMIT])[0] for i in range(3)]
+        self.keys = [ApiKeys(self.redis).create(f"owner {i}", [Scope.READ, Scope.SUBMIT])[0] for i in range(4)]
         for process in self.processes[1:]:
             process.begin()
         wait_for(lambda: len(ModelRegistry(self.redis).live().get(MODEL, [])) == len(self.workers), 180)
@@ -164,16 +196,32 @@ class Deployment:
             for process in self.processes:
                 process.restart_if_dead()
 
+    def _preloaded(self, name: str) -> PreloadedFaults | None:
+        return PreloadedFaults(self.folder / f"{name}.faults") if self._preload else None
+
     def _process(self, kind: str, index: int, start: Callable[..., ProcessHandle], *command: str) -> Process:
         name = f"{kind}-{index}"
-        environment = {**self._settings, "IMG2IMG_REDIS_URL": self.proxies.url(name)}
+        redis_port = self.proxies.port(name, self.socket)
+        environment = {**self._settings, "IMG2IMG_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0"}
+        if self.bucket:
+            store_port = self.proxies.port(store_of(name), urlsplit(self.bucket.endpoint).port or 0)
+            endpoint = f"http://127.0.0.1:{store_port}"
+            environment |= {**self.bucket.settings, "AWS_ENDPOINT_URL": endpoint}
         if kind == "api":
             environment["IMG2IMG_PORT"] = str(self.ports[index])
-        return Process(name, kind, partial(start, name, environment, *command))
+        if kind == "uploads":
+            environment |= {"IMG2IMG_PORT": str(self.ports[-1]), "IMG2IMG_RESULT_TTL": str(UPLOAD_TTL_S)}
+        preloaded = self._preloaded(name)
+        if preloaded:
+            environment[FAULTS] = str(preloaded.file)
+        return Process(name, kind, partial(start, name, environment, *command), preloaded)
 
-    def _start_redis(self) -> ProcessHandle:
+    def _start_redis(self, preloaded: PreloadedFaults | None) -> ProcessHandle:
+        environment = os.environ | ({FAULTS: str(preloaded.file)} if preloaded else {})
         with (self.folder / "redis.log").open("ab") as log:
-            return subprocess.Popen(redis_command(self.data), stdout=log, stderr=log, preexec_fn=_die_with_parent)
+            return subprocess.Popen(
+                redis_command(self.data), env=environment, stdout=log, stderr=log, preexec_fn=_die_with_parent
+            )
 
     def _start_worker(self, name: str, environment: dict[str, str]) -> ProcessHandle:
         return Forked(environment, self.folder / f"{name}.log", run_worker)
@@ -184,3 +232,8 @@ class Deployment:
             return subprocess.Popen(
                 [*PYTHON, *command], env=inherited | environment, stdout=log, stderr=log, preexec_fn=_die_with_parent
             )
+
+
+def store_of(name: str) -> str:
+    """Return the name of a process's proxy to the S3 server."""
+    return f"{name}, store"

@@ -144,7 +144,13 @@ class LoadGenerator:
                 self._observations.add_violation(f"the job with key {planned.idempotency_key} was never acknowledged")
                 return False
             time.sleep(RETRY_S)
-        job = AcknowledgedJob(view["id"], planned.owner, "webhook" in planned.fields, planned.is_poison)
+        job = AcknowledgedJob(
+            view["id"],
+            planned.owner,
+            "webhook" in planned.fields,
+            planned.is_poison,
+            float(planned.fields["deadline_s"]) if planned.behaviour == "deadline" else None,
+        )
         self._observations.acknowledge(job)
         self._observations.observe(view)
         if planned.behaviour in ("wait", "follow", "cancel"):

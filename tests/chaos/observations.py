@@ -16,6 +16,7 @@ class AcknowledgedJob:
     owner: int
     has_webhook: bool
     is_poison: bool = False
+    deadline_s: float | None = None
     is_cancelled: bool = False  # whether a cancel request was answered with a cancelled job
     end: dict[str, Any] | None = None  # the first terminal state that a client has seen
 

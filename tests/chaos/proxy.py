@@ -1,4 +1,4 @@
-"""TCP proxies between processes and Redis that inject network faults. Each process has one."""
+"""TCP proxies between processes and Redis, or the S3 server, that inject network faults. Each process has its own."""
 
 import asyncio
 import threading
@@ -15,13 +15,16 @@ class ProxyFault(StrEnum):
     CUT = "cut"  # connections are closed and refused
     HANG = "hang"  # nothing passes; data sent in that time arrives late
     SLOW = "slow"  # each chunk is delayed
-    LOSE_REPLIES = "lose replies"  # commands reach Redis, but the connection closes instead of the reply
+    LOSE_REPLIES = "lose replies"  # requests arrive, but the connection closes instead of the reply
+
+
+Upstream = Path | int  # a unix socket, or a loopback port
 
 
 class FaultProxy:
-    """Forwards a loopback port to a unix socket."""
+    """Forwards a loopback port to a unix socket or to another loopback port."""
 
-    def __init__(self, upstream: Path) -> None:
+    def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._fault = ProxyFault.NONE
         self._passes = asyncio.Event()
@@ -50,17 +53,20 @@ class FaultProxy:
             writer.transport.abort()
             return
         try:
-            from_redis, to_redis = await asyncio.open_unix_connection(str(self._upstream))
+            if isinstance(self._upstream, Path):
+                replies, requests = await asyncio.open_unix_connection(str(self._upstream))
+            else:
+                replies, requests = await asyncio.open_connection("127.0.0.1", self._upstream)
         except OSError:
-            # Redis does not run.
+            # The server does not run.
             writer.transport.abort()
             return
-        both = {writer, to_redis}
+        both = {writer, requests}
         self._open |= both
         try:
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, to_redis, is_reply=False))
-                pumps.create_task(self._pump(from_redis, writer, is_reply=True))
+                pumps.create_task(self._pump(reader, requests, is_reply=False))
+                pumps.create_task(self._pump(replies, writer, is_reply=True))
         except* OSError:
             pass
         finally:
@@ -82,21 +88,20 @@ class FaultProxy:
 
 
 class Proxies:
-    """Proxies by the name of their process, on an event loop in a thread."""
+    """Proxies by name, on an event loop in a thread."""
 
-    def __init__(self, upstream: Path) -> None:
-        self._upstream = upstream
+    def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
         self._thread.start()
         self._proxies: dict[str, FaultProxy] = {}
 
-    def url(self, name: str) -> str:
-        """Return the URL of Redis for the process of this name."""
+    def port(self, name: str, upstream: Upstream) -> int:
+        """Return the port of the proxy of this name, which forwards to `upstream`."""
         if name not in self._proxies:
-            proxy = self._proxies[name] = FaultProxy(self._upstream)
+            proxy = self._proxies[name] = FaultProxy(upstream)
             asyncio.run_coroutine_threadsafe(proxy.start(), self._loop).result(10)
-        return f"redis://127.0.0.1:{self._proxies[name].port}/0"
+        return self._proxies[name].port
 
     def inject(self, name: str, fault: ProxyFault) -> None:
         self._loop.call_soon_threadsafe(self._proxies[name].inject, fault)

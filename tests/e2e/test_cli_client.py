@@ -15,9 +15,12 @@ import pytest
 from PIL import Image
 
 from img2img.app.supervisor.supervisor import free_port
+from img2img.blobs import ObjectStore
+from img2img.domain.blob_keys import result_key
 from img2img.domain.job import JobStatus
 from img2img.redis.job_queue import JobQueue
 from tests.support.cli_command import COMMAND, environment, img2img, one_line
+from tests.support.damage import DAMAGES, damage
 from tests.support.images import encoded, gradient
 
 SIZE = ("--width", 64, "--height", 64)
@@ -191,3 +194,14 @@ def test_interrupt_prints_the_running_jobs(folder: Path, url: str, queue: JobQue
     assert stderr.startswith("img2img: 2 job(s) go on in the service: ")
     assert all(job_id in stderr for job_id in jobs)
     assert all(queue.job_store.find(job_id).status is JobStatus.QUEUED for job_id in jobs)
+
+
+def test_result_saves_the_other_images_when_one_is_damaged(
+    folder: Path, url: str, submit: Callable[..., httpx.Response], finish: Callable[[str], bytes], store: ObjectStore
+) -> None:
+    job_id = submit(num_images=3).json()["id"]
+    finish(job_id)
+    damage(store, result_key(job_id, 1), DAMAGES["truncated"])
+    done = img2img(folder, "result", job_id, "-o", "{index}.png", "--url", url)
+    assert (done.returncode, done.stdout.split()) == (1, ["0.png", "2.png"])
+    assert "Image 1 of the job is damaged or missing" in done.stderr

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from img2img.app.supervisor.supervisor import free_port
-from tests.e2e.test_cli import COMMAND, environment, folder, img2img, one_line, serving
+from tests.e2e.test_cli import COMMAND, environment, folder, img2img, last_line, one_line, serving
 
 __all__ = ["folder"]
 
@@ -79,7 +79,7 @@ def test_keys_are_created_listed_and_revoked_without_a_service(folder: Path) -> 
 
 
 def test_serve_on_all_addresses_requires_keys(folder: Path) -> None:
-    assert NO_KEY in one_line(img2img(folder, "serve", *ALL_ADDRESSES, "--port", free_port()))
+    assert NO_KEY in last_line(img2img(folder, "serve", *ALL_ADDRESSES, "--port", free_port()), 2)
     key = create(folder)
     with serving(folder, *ALL_ADDRESSES) as (_, url):
         assert one_line(img2img(folder, "submit", "in.png", "--url", url)).startswith("img2img: An API key is needed")
@@ -97,9 +97,9 @@ def test_api_on_all_addresses_requires_keys(folder: Path) -> None:
         keys = [line[:16] for line in listed(folder)]
         for key in keys:
             img2img(folder, "keys", "revoke", key)
-        assert NO_KEY in one_line(img2img(folder, "api", *ALL_ADDRESSES, "--port", free_port()))
+        assert NO_KEY in one_line(img2img(folder, "api", *ALL_ADDRESSES, "--port", free_port()), 2)
         assert NO_KEY.replace("0.0.0.0", "127.0.0.1") in one_line(
-            img2img(folder, "api", "--port", free_port(), IMG2IMG_KEYS="required")
+            img2img(folder, "api", "--port", free_port(), IMG2IMG_KEYS="required"), 2
         )
         with api(folder, "--insecure") as client:
             assert client.get("/jobs").status_code == 200
@@ -123,7 +123,7 @@ def test_api_on_all_addresses_requires_keys(folder: Path) -> None:
     ],
 )
 def test_invalid_setting_is_reported(folder: Path, settings: dict[str, str], message: str) -> None:
-    assert one_line(img2img(folder, "api", **settings)).startswith(f"img2img: {message}")
+    assert one_line(img2img(folder, "api", **settings), 2).startswith(f"img2img: {message}")
 
 
 def test_keys_report_errors(folder: Path) -> None:

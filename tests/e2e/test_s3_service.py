@@ -13,11 +13,12 @@ from PIL import Image
 from redis import Redis
 
 from img2img.blobs import ObjectStore
-from img2img.client import Client
+from img2img.client import Client, InvalidResponse, ServerError
 from img2img.domain.blob_keys import input_key, result_key
 from img2img.redis.keys import EXPIRING_JOBS, INPUT_IMAGES
 from img2img.settings import embedded_redis_socket
 from tests.support.buckets import Bucket, s3_server
+from tests.support.damage import flip_bit
 from tests.support.images import encoded, gradient
 from tests.support.processes import wait_for
 from tests.support.serving import serving
@@ -97,6 +98,23 @@ def test_bucket_stores_a_job_from_submit_to_delete(
     assert client.get(result).status_code == 410
     assert httpx.get(url, trust_env=False).status_code == 404
     assert store.get(result_key(job_id, 0)) is None
+
+
+def test_damaged_image_in_a_bucket_is_found(client: httpx.Client, store: ObjectStore) -> None:
+    job_id = make(client, seed=3)["id"]
+    png = store.get(result_key(job_id, 0)) or b""
+    store.replace(result_key(job_id, 0), flip_bit(png, len(png) // 2))
+    # The client compares what it has downloaded from the bucket with the job.
+    with Client(str(client.base_url)) as sdk:
+        job = sdk.get_job(job_id)
+        for image in (job, job.images[0]):
+            with pytest.raises(InvalidResponse, match="damaged"):
+                sdk.download(image)
+        with pytest.raises(ServerError, match="damaged or missing"):
+            sdk.download(job, format="webp")
+        store.delete(result_key(job_id, 0))
+        with pytest.raises(ServerError, match="damaged or missing"):
+            sdk.download(job, format="webp")
 
 
 def test_expired_blobs_are_deleted_from_the_bucket(client: httpx.Client, folder: Path, store: ObjectStore) -> None:

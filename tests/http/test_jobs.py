@@ -10,8 +10,6 @@ import httpx
 import pytest
 from redis import Redis
 
-from img2img.blobs import ObjectStore
-from img2img.domain.blob_keys import result_key
 from img2img.domain.job import JobFailure
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import Progress
@@ -115,14 +113,6 @@ def test_image_of_a_failed_job_is_gone(http: httpx.Client, queue: JobQueue, job_
 def test_image_of_a_cancelled_job_is_gone(http: httpx.Client, job_id: str) -> None:
     http.post(f"/jobs/{job_id}/cancel")
     assert assert_problem(http.get(f"/jobs/{job_id}/result"), 410, "gone")["job_status"] == "cancelled"
-
-
-def test_image_missing_from_the_store_is_gone(
-    http: httpx.Client, store: ObjectStore, job_id: str, finish: Finish
-) -> None:
-    finish(job_id)
-    (store._store.prefix / result_key(job_id, 0)).unlink()  # type: ignore[union-attr, operator]
-    assert_problem(http.get(f"/jobs/{job_id}/result"), 410, "gone")
 
 
 @pytest.mark.parametrize(

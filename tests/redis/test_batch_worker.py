@@ -19,10 +19,11 @@ from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.worker.engine.timeline import Timeline
 from img2img.worker.queue.batch_worker import BatchWorker
 from img2img.worker.queue.execution import ExecutionState, JobExecution
+from tests.support.images import encoded, gradient
 from tests.support.memory_store import MemoryStore
-from tests.support.processes import MODEL, Service, wait_for
+from tests.support.processes import MODEL, SIDE, Service, wait_for
 
-PNG = b"a png"
+PNG, EARLIER_PNG = (encoded(gradient(SIDE, SIDE, blue)) for blue in (0, 200))
 
 
 class FakeRendering:
@@ -99,7 +100,7 @@ def make_worker(idle_service: Service) -> Iterator[Callable[..., BatchWorker]]:
 
     def make(runner: Any = None, store: MemoryStore | None = None) -> BatchWorker:
         store = store or MemoryStore()
-        store.put(input_key(idle_service.image), b"an input")
+        store.put(input_key(idle_service.image), idle_service.input)
         worker = BatchWorker(idle_service.redis, store, runner or FakeRunner(), lease_s=20)
         workers.append(worker)
         return worker
@@ -302,13 +303,13 @@ def test_images_stored_by_earlier_execution_are_kept(
     worker = make_worker()
     job_id = idle_service.submit(num_images=3)
     idle_service.jobs.requeue(job_id, execution=fetch(worker).id)
-    worker._store.put(result_key(job_id, 1), b"an earlier png")
+    worker._store.put(result_key(job_id, 1), EARLIER_PNG)
     again = fetch(worker)
     assert rendering_of(again).indices == [0, 2]
     rendering_of(again).end()
     finish_one(worker)
     record = idle_service.record(job_id)
-    assert [image.bytes for image in record.images] == [len(PNG), len(b"an earlier png"), len(PNG)]
+    assert [image.bytes for image in record.images] == [len(PNG), len(EARLIER_PNG), len(PNG)]
     assert record.attempts == 2
 
 

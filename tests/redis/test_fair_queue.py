@@ -1,5 +1,6 @@
 """The order of waiting jobs, and whether jobs are claimed at the positions that were reported."""
 
+import heapq
 import random
 from collections import deque
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from img2img.domain.job import JobOptions, JobRecord, JobStatus, Priority
-from img2img.redis.fair_queue import STREAK_LIMIT, QueuePosition
+from img2img.redis.fair_queue import QueuePosition
 from img2img.redis.keys import FAIR_QUEUE_OWNERS
 from tests.support.processes import MODEL, Service
 from tests.support.specs import make_spec
@@ -71,20 +72,52 @@ def test_jobs_of_one_owner_are_first_in_first_out(idle_service: Service, submit:
 
 def test_backlog_of_one_owner_does_not_delay_another(idle_service: Service, submit: Submit) -> None:
     many = submit(1000, "busy")
-    first, *rest = submit(3, "brief")
-    assert position_of(idle_service, first) == QueuePosition(1, pytest.approx(make_spec().cost))
-    assert rank_of(idle_service, many[-1]) == 1002
-    assert claimed(idle_service, 6) == [many[0], first, many[1], rest[0], many[2], rest[1]]
+    assert claimed(idle_service, 2) == many[:2]
+    first, *rest = submit(3, "other")
+    assert position_of(idle_service, first) == QueuePosition(0, 0)
+    assert rank_of(idle_service, many[-1]) == 1000
+    assert claimed(idle_service, 5) == [first, many[2], rest[0], many[3], rest[1]]
     late = submit(1, "late")
-    assert rank_of(idle_service, late[0]) == 1
+    assert rank_of(idle_service, late[0]) == 0
     assert_jobs_are_claimed_at_their_positions(idle_service)
 
 
 def test_owner_with_single_jobs_takes_turns(idle_service: Service, submit: Submit) -> None:
     many = submit(3, "busy")
     for job_id in many:
-        [single] = submit(1, "brief")
+        [single] = submit(1, "single")
         assert claimed(idle_service, 2) == [job_id, single]
+
+
+def test_turns_are_by_work(idle_service: Service, submit: Submit) -> None:
+    """An owner of large jobs gets one turn for many small jobs, whether it queues them or sends one at a time."""
+    small = submit(40, "small")
+    [large] = submit(1, "large", num_images=8)
+    order = []
+    for _ in range(27):
+        order += claimed(idle_service, 1)
+        if order[-1] == large:
+            [large] = submit(1, "large", num_images=8)
+    assert [at for at, job_id in enumerate(order) if job_id not in small] == [0, 9, 18]
+
+
+def test_idle_time_gives_no_credit(idle_service: Service, submit: Submit) -> None:
+    submit(1, "a")
+    busy = submit(30, "b")
+    claimed(idle_service, 20)
+    late = submit(10, "a")
+    order = claimed(idle_service, 10)
+    assert [job_id in late for job_id in order] == [True, *[True, False] * 4, True]
+    assert set(order) <= {*busy, *late}
+
+
+def test_requeued_job_is_not_charged_twice(idle_service: Service, submit: Submit) -> None:
+    unlucky, other = submit(6, "a"), submit(6, "b")
+    assert claimed(idle_service, 2) == [unlucky[0], other[0]]
+    for _ in range(2):
+        idle_service.jobs.requeue(unlucky[0])
+        assert claimed(idle_service, 1) == [unlucky[0]]
+    assert claimed(idle_service, 4) == [unlucky[1], other[1], unlucky[2], other[2]]
 
 
 def test_cancelling_costs_no_turns(idle_service: Service, submit: Submit) -> None:
@@ -95,7 +128,7 @@ def test_cancelling_costs_no_turns(idle_service: Service, submit: Submit) -> Non
     assert rank_of(idle_service, cancelling[19]) == 2
     assert claimed(idle_service, 5) == [cancelling[18], other[0], cancelling[19], other[1], other[2]]
     again = submit(1, "cancelling")
-    assert claimed(idle_service, 2) == [other[3], *again]
+    assert claimed(idle_service, 2) == [*again, other[3]], "only the jobs that ran were charged"
 
 
 def test_cancel_moves_up_later_jobs(idle_service: Service, submit: Submit) -> None:
@@ -122,26 +155,46 @@ def test_owners_take_turns_within_each_priority(idle_service: Service, submit: S
 
 
 def test_no_priority_starves(idle_service: Service, submit: Submit) -> None:
-    """While high jobs always wait, normal ones get one turn in eight, and low ones an eighth of those."""
+    """While jobs of all priorities wait, they get 49, 7 and 1 of 57 parts of the work."""
     low, normal = submit(3, priority=LOW), submit(20)
     turns = []
-    for _ in range((STREAK_LIMIT + 1) ** 2 * 2):
+    for _ in range(57 * 2):
         submit(2, priority=HIGH)
         turns += claimed(idle_service, 1)
     passed = [job_id for job_id in turns if job_id in normal + low]
     assert passed == [*normal[:7], low[0], *normal[7:14], low[1]]
-    assert [turns.index(job_id) for job_id in passed] == list(range(STREAK_LIMIT, len(turns), STREAK_LIMIT + 1))
+    assert turns.index(normal[0]) == 7
+    assert turns.index(low[0]) == 56
     assert_jobs_are_claimed_at_their_positions(idle_service)
 
 
-def test_low_job_does_not_overtake_jobs_that_already_waited(idle_service: Service, submit: Submit) -> None:
-    high = submit(20, priority=HIGH)
-    assert idle_service.job_store.fair_queue.next_position(MODEL).position == 20
-    [normal] = submit()
-    later = submit(9, priority=HIGH)
-    low = submit(2, priority=LOW)
-    assert [rank_of(idle_service, job_id) for job_id in (normal, *low)] == [20 + STREAK_LIMIT, 30, 31]
-    assert claimed(idle_service, 29) == [*high, *later[:7], normal, later[7]]
+def test_high_priority_gets_a_share_of_the_work_and_not_of_the_jobs(idle_service: Service, submit: Submit) -> None:
+    """Jobs that already wait are no exception."""
+    high = submit(400, "greedy", HIGH, num_images=8)
+    modest = submit(400, "modest")
+    order = claimed(idle_service, 64)
+    work = {
+        owner: sum(record.spec.cost for record in idle_service.all(set(order) & set(ids)))
+        for owner, ids in (("greedy", high), ("modest", modest))
+    }
+    assert work["greedy"] / work["modest"] == pytest.approx(7, rel=0.2)
+
+
+def test_large_high_job_does_not_wait_for_small_lower_ones(idle_service: Service, submit: Submit) -> None:
+    low, normal = submit(20, priority=LOW), submit(20)
+    high = submit(2, priority=HIGH, num_images=8)
+    assert claimed(idle_service, 4) == [high[0], *normal[:1], high[1], normal[1]]
+    assert rank_of(idle_service, low[0]) == 5
+    assert_jobs_are_claimed_at_their_positions(idle_service)
+
+
+def test_low_job_waits_until_its_share_has_paid_for_it(idle_service: Service, submit: Submit) -> None:
+    high = submit(80, priority=HIGH)
+    cost = make_spec(num_images=8).cost
+    assert idle_service.job_store.fair_queue.next_position(MODEL, cost).position == 56
+    [large] = submit(num_images=8)
+    assert rank_of(idle_service, large) == 56
+    assert claimed(idle_service, 57) == [*high[:56], large]
     assert_jobs_are_claimed_at_their_positions(idle_service)
 
 
@@ -220,25 +273,21 @@ def test_concurrent_claims_take_each_job_once(idle_service: Service, submit: Sub
 
 def test_cost_ahead_is_the_sum_of_earlier_jobs(idle_service: Service, submit: Submit) -> None:
     choose = random.Random(3)
-    for _ in range(60):
-        submit(1, choose.choice("abcde"), choose.choice([LOW, NORMAL]), num_images=choose.randint(1, 8))
-    waiting = idle_service.queue.get_job_ids()
-    normal = [record for record in idle_service.all(waiting) if record.priority is NORMAL]
-    reported = dict(zip([r.id for r in normal], idle_service.job_store.fair_queue.positions(normal), strict=True))
-    ahead, below = 0.0, 0
-    for job_id in claimed(idle_service, len(waiting)):
-        record = idle_service.record(job_id)
-        below += record.priority is LOW
-        if record.priority is NORMAL and not below:  # exact until the first low job passes
-            assert reported[job_id].cost_ahead == pytest.approx(ahead)
-        elif record.priority is NORMAL:
-            assert reported[job_id].cost_ahead == pytest.approx(ahead, abs=make_spec(num_images=8).cost * below)
-        ahead += record.spec.cost
-    assert below
+    for _ in range(120):
+        submit(1, choose.choice("abcde"), choose.choice(list(Priority)), num_images=choose.randint(1, 8))
+    for job_id in choose.sample(idle_service.queue.get_job_ids(), 20):
+        idle_service.jobs.cancel(job_id)
+    waiting = idle_service.all(idle_service.queue.get_job_ids())
+    positions = idle_service.job_store.fair_queue.positions(waiting)
+    reported = dict(zip([record.id for record in waiting], positions, strict=True))
+    ahead = 0.0
+    for at, job_id in enumerate(claimed(idle_service, len(waiting))):
+        assert reported[job_id] == QueuePosition(at, pytest.approx(ahead))
+        ahead += idle_service.record(job_id).spec.cost
 
 
 def test_positions_are_exact_with_many_owners(idle_service: Service, submit: Submit) -> None:
-    owners = [f"owner-{i}" for i in range(48)]
+    owners = [f"owner-{i:02}" for i in range(48)]
     ids = [submit(3, owner) for owner in owners]
     for turn, jobs in enumerate(ids):
         for rank, job_id in enumerate(jobs):
@@ -246,8 +295,119 @@ def test_positions_are_exact_with_many_owners(idle_service: Service, submit: Sub
             assert position_of(idle_service, job_id) == QueuePosition(
                 expected, pytest.approx(expected * make_spec().cost)
             )
-    assert idle_service.job_store.fair_queue.next_position(MODEL, owners[5]).position == len(owners) * 3
-    assert idle_service.job_store.fair_queue.next_position(MODEL, "new").position == len(owners)
+    assert idle_service.job_store.fair_queue.next_position(MODEL, 0.01, owners[5]).position == len(owners) * 3
+    assert idle_service.job_store.fair_queue.next_position(MODEL, 0.01, "those after").position == len(owners)
+
+
+class Simulation:
+    """Workers with some slots and owners with random jobs. Time is simulated; a job takes as long as its work."""
+
+    def __init__(self, service: Service, seed: int) -> None:
+        self.service = service
+        self.choose = random.Random(seed)
+        self.slots = self.choose.choice([1, 3, 16])
+        # Range of the numbers of images and steps of each owner's jobs: from a tenth to 40 times of the others.
+        self.sizes = {
+            f"busy-{i}": (self.choose.choice([1, 2, 8]), self.choose.choice([1, 10, 50, 150]))
+            for i in range(self.choose.randint(2, 5))
+        }
+        self.guests = {f"guest-{i}": (8, 100) for i in range(3)}
+        self.taken: list[tuple[str, float]] = []
+        self.work = dict.fromkeys(self.sizes, 0.0)
+
+    def submit(self, owner: str) -> None:
+        images, steps = (self.sizes | self.guests)[owner]
+        spec = make_spec(
+            num_images=self.choose.randint(1, images), num_inference_steps=self.choose.randint((steps + 1) // 2, steps)
+        )
+        self.service.jobs.submit(spec, JobOptions(owner=owner))
+
+    def run(self, work: float) -> None:
+        """Run until the busy owners have got this much work each. They always have waiting jobs, guests do not."""
+        waiting, ends, now = dict.fromkeys(self.sizes, 0), [0.0] * self.slots, 0.0
+        while min(self.work.values()) < work:
+            for owner in self.sizes:
+                for _ in range(self.choose.randint(2, 4) if waiting[owner] < 2 else 0):
+                    self.submit(owner)
+                    waiting[owner] += 1
+            if self.choose.random() < 0.1:
+                self.submit(self.choose.choice(list(self.guests)))
+            now = heapq.heappop(ends)
+            [job_id] = claimed(self.service, 1)
+            record = self.service.record(job_id)
+            self.taken.append((record.owner, record.spec.cost))
+            heapq.heappush(ends, now + record.spec.cost)
+            if record.owner in self.sizes:
+                waiting[record.owner] -= 1
+                self.work[record.owner] += record.spec.cost
+            chance = self.choose.random()
+            if chance < 0.05:
+                self.service.jobs.requeue(job_id)
+                [again] = claimed(self.service, 1)
+                assert again == job_id
+            elif chance < 0.1 and waiting.get(record.owner, 0) > 1:
+                owned = [r for r in self.service.all(self.service.queue.get_job_ids()) if r.owner == record.owner]
+                self.service.jobs.cancel(self.choose.choice(owned).id)
+                waiting[record.owner] -= 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_owners_get_equal_work_in_every_window(idle_service: Service, seed: int) -> None:
+    """A window is reasonable if each owner can run ten jobs of the largest size in it."""
+    simulation = Simulation(idle_service, seed)
+    largest = max(make_spec(num_images=n, num_inference_steps=s).cost for n, s in simulation.sizes.values())
+    simulation.run(25 * largest)
+    for start in range(0, len(simulation.taken), 7):
+        work = dict.fromkeys(simulation.sizes, 0.0)
+        for owner, cost in simulation.taken[start:]:
+            if owner in work:
+                work[owner] += cost
+            if min(work.values()) >= 10 * largest:
+                break
+        else:
+            assert start, "there was no window"
+            break
+        assert max(work.values()) <= 1.2 * min(work.values()), (simulation.slots, simulation.sizes)
+
+
+PACE = {HIGH: 1, NORMAL: 7, LOW: 49}
+
+
+def work_of(job: JobRecord) -> int:
+    return round(job.spec.cost * 1e6)
+
+
+class Level:
+    """A priority: jobs by owner, and virtual times."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, deque[JobRecord]] = {}
+        self.starts: dict[str, int] = {}
+        self.clock = 0
+        self.tag = 0
+
+    def add(self, job: JobRecord, tag: int) -> None:
+        if not self.jobs:
+            self.__init__()  # type: ignore[misc]
+            self.tag = tag
+        if job.owner not in self.jobs:
+            self.jobs[job.owner] = deque()
+            self.starts[job.owner] = max(self.clock, self.starts.get(job.owner, 0))
+        self.jobs[job.owner].append(job)
+
+    def remove(self, job: JobRecord) -> None:
+        self.jobs[job.owner].remove(job)
+        if not self.jobs[job.owner]:
+            del self.jobs[job.owner]
+
+    def next_job(self) -> JobRecord:
+        owner = min(self.jobs, key=lambda owner: (self.starts[owner], owner))
+        return self.jobs[owner][0]
+
+    def take(self, job: JobRecord) -> None:
+        self.clock = self.starts[job.owner]
+        self.starts[job.owner] += work_of(job)
+        self.remove(job)
 
 
 class FairQueueMachine(RuleBasedStateMachine):
@@ -260,13 +420,13 @@ class FairQueueMachine(RuleBasedStateMachine):
         self.service.redis.flushall()
         self.jobs = self.service.jobs
         self.returned: deque[JobRecord] = deque()
-        self.rings: dict[Priority, dict[str, deque[JobRecord]]] = {priority: {} for priority in (HIGH, NORMAL, LOW)}
-        self.taken = dict.fromkeys(self.rings, 0)
+        self.levels = {priority: Level() for priority in (HIGH, NORMAL, LOW)}
+        self.tag = 0
         self.running: list[JobRecord] = []
 
     def waiting(self) -> list[JobRecord]:
-        rings = self.rings.values()
-        return [*self.returned, *(job for ring in rings for jobs in ring.values() for job in jobs)]
+        levels = self.levels.values()
+        return [*self.returned, *(job for level in levels for jobs in level.jobs.values() for job in jobs)]
 
     @rule(
         owner=st.sampled_from(["", "a", "b", "cost"]),
@@ -276,13 +436,13 @@ class FairQueueMachine(RuleBasedStateMachine):
     )
     def submit(self, owner: str, priority: Priority, images: int, count: int) -> None:
         for _ in range(count):
-            expected = self.jobs.job_store.fair_queue.next_position(MODEL, owner, priority).position
-            for above, below in ((HIGH, [NORMAL, LOW]), (NORMAL, [LOW])):
-                if priority in below and self.rings[above] and not any(self.rings[p] for p in below):
-                    self.taken[above] = -sum(map(len, self.rings[above].values()))
-            job = self.jobs.submit(make_spec(num_images=images), JobOptions(owner=owner, priority=priority))
-            assert self.positions([job]) == [expected]
-            self.rings[priority].setdefault(owner, deque()).append(job)
+            spec = make_spec(num_images=images)
+            expected = self.jobs.job_store.fair_queue.next_position(MODEL, spec.cost, owner, priority)
+            job = self.jobs.submit(spec, JobOptions(owner=owner, priority=priority))
+            assert self.jobs.job_store.fair_queue.positions([job]) == [expected]
+            if not any(level.jobs for level in self.levels.values()):
+                self.tag = 0
+            self.levels[priority].add(job, self.tag)
 
     @precondition(lambda self: self.waiting())
     @rule(count=st.integers(1, 5))
@@ -299,17 +459,20 @@ class FairQueueMachine(RuleBasedStateMachine):
     def expected_next(self) -> JobRecord:
         if self.returned:
             return self.returned.popleft()
-        open_rings = [priority for priority, ring in self.rings.items() if ring]
-        chosen = next((p for p in open_rings if self.taken[p] < STREAK_LIMIT), open_rings[-1])
-        owner, jobs = next(iter(self.rings[chosen].items()))
-        del self.rings[chosen][owner]
-        job = jobs.popleft()
-        if jobs:
-            self.rings[chosen][owner] = jobs
-        above = list(self.rings)[: list(self.rings).index(chosen)]
-        below = list(self.rings)[len(above) + 1 :]
-        self.taken |= dict.fromkeys(above, 0)
-        self.taken[chosen] = self.taken[chosen] + 1 if self.rings[chosen] and any(self.rings[p] for p in below) else 0
+
+        def turn(priority: Priority) -> tuple[int, int]:
+            """High jobs go by their start. At the same time they come last."""
+            level = self.levels[priority]
+            if priority is HIGH:
+                return level.tag, 2
+            return level.tag + PACE[priority] * work_of(level.next_job()), priority is LOW
+
+        chosen = min((priority for priority, level in self.levels.items() if level.jobs), key=turn)
+        level = self.levels[chosen]
+        job = level.next_job()
+        level.take(job)
+        level.tag += PACE[chosen] * work_of(job)
+        self.tag = max(self.tag, level.tag)
         return job
 
     @precondition(lambda self: self.waiting())
@@ -320,12 +483,7 @@ class FairQueueMachine(RuleBasedStateMachine):
         if job in self.returned:
             self.returned.remove(job)
             return
-        ring = self.rings[job.priority]
-        ring[job.owner].remove(job)
-        if not ring[job.owner]:
-            del ring[job.owner]
-        if not ring:
-            self.taken[job.priority] = 0
+        self.levels[job.priority].remove(job)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())

@@ -30,3 +30,12 @@ def one_line(result: "subprocess.CompletedProcess[str]", code: int = 1) -> str:
     lines = result.stderr.strip().split("\n")
     assert len(lines) == 1, result.stderr
     return lines[0]
+
+
+def last_line(result: "subprocess.CompletedProcess[str]", code: int) -> str:
+    """Return the reason on stderr of `img2img serve`, after the lines that say what it starts."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    *progress, last = result.stderr.strip().split("\n")
+    assert all(line.startswith(("img2img: data in ", "img2img: starting a worker")) for line in progress), progress
+    return last

@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from img2img.app.supervisor.embedded_redis import find_redis_server
+from img2img.app.supervisor.redis_server import find_redis_server
 from tests.support.buckets import Bucket, bucket_at, make_bucket
 from tests.support.processes import Forked, Worker, _forkserver, run_worker
 

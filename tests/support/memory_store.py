@@ -18,6 +18,9 @@ class MemoryStore:
     def put(self, key: str, data: bytes) -> bool:
         return self._blobs.setdefault(key, data) is data
 
+    def replace(self, key: str, data: bytes) -> None:
+        self._blobs[key] = data
+
     def get(self, key: str) -> bytes | None:
         return self._blobs.get(key)
 

@@ -153,8 +153,9 @@ class Service:
         self.store = ObjectStore((folder / "store").as_uri())
         png = BytesIO()
         Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(png, "PNG")
-        self.image = sha256(png.getvalue()).hexdigest()
-        self.store.put(input_key(self.image), png.getvalue())
+        self.input = png.getvalue()
+        self.image = sha256(self.input).hexdigest()
+        self.store.put(input_key(self.image), self.input)
 
     def start_redis(self) -> None:
         self._redis_process = subprocess.Popen(redis_command(self.folder))

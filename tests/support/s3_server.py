@@ -5,7 +5,9 @@ moto honours `If-None-Match: *`; `rclone serve s3` accepts the header and overwr
 
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from io import BytesIO
 from typing import Any
 
@@ -59,7 +61,20 @@ class LosesResponses(SerializedRequests):
         return []
 
 
-KINDS = {kind.__name__: kind for kind in (SerializedRequests, IgnoresConditions, LosesResponses)}
+class ComparesChecksums(SerializedRequests):
+    """Rejects blobs that come without their SHA-256, or with another one. moto ignores the header."""
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = BytesIO(body)
+        is_blob = environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].count("/") > 1
+        if is_blob and environ.get("HTTP_X_AMZ_CHECKSUM_SHA256") != b64encode(sha256(body).digest()).decode():
+            start_response("400 Bad Request", [])
+            return [b"<Error><Code>BadDigest</Code></Error>"]
+        return super().__call__(environ, start_response)
+
+
+KINDS = {kind.__name__: kind for kind in (SerializedRequests, IgnoresConditions, LosesResponses, ComparesChecksums)}
 
 if __name__ == "__main__":
     host, port, *kind = sys.argv[1:]

@@ -1,9 +1,11 @@
 """Decoding of untrusted images, and fitting to a size."""
 
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +22,9 @@ from tests.support.invalid_images import BROKEN, MAX_PIXELS, OTHER_FILES, SIZE, 
 
 DECODERS = DecoderPool(SandboxLimits(MAX_PIXELS, max_bytes=4_000_000))
 RED, WHITE = (255, 0, 0), (255, 255, 255)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# A profile with red and blue exchanged.
+SWAPPED = SRGB.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,9 +65,105 @@ def test_broken_images_are_rejected_with_a_reason(name: str) -> None:
         decoded(make())
 
 
-def test_data_after_the_image_is_ignored() -> None:
-    result = decoded(encoded(gradient(*SIZE)) + b"<script>alert(1)</script>")
-    assert difference(result, gradient(*SIZE)) == 0
+def test_refused_type_is_named() -> None:
+    with pytest.raises(UnsupportedMedia, match="a GIF file"), DECODERS.open(OTHER_FILES["gif"]()):
+        pass
+    with pytest.raises(UnsupportedMedia, match="a HEIC file"), DECODERS.open(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_data_after_the_image_are_ignored(kind: str) -> None:
+    """As in motion photos, which end with a video."""
+    data = encoded(gradient(*SIZE), kind)
+    behind = b"<script>alert(1)</script>" + b"\xff\xda\0\2\xff\xd9\0\0\0\4IDAT" * 1000
+    assert difference(decoded(data + behind), decoded(data)) == 0
+
+
+def test_markers_inside_of_jpeg_segments_are_ignored() -> None:
+    """As in thumbnails and content credentials."""
+    data = encoded(gradient(*SIZE), "JPEG")
+    segment = b"\xff\xeb\xff\xff" + (b"\xff\xda\xff\xd9" * 20_000)[:65_533]
+    assert difference(decoded(data[:2] + segment * 3 + data[2:]), decoded(data)) == 0
+
+
+JPEGS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 2},
+    "grey": {"grey": True},
+}
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+@pytest.mark.parametrize("size", [SIZE, (24, 16)])
+def test_jpeg_without_end_marker_is_decoded(options: dict[str, Any], size: tuple[int, int]) -> None:
+    data = jpeg(**options)
+    assert difference(decoded(data[:-2], size), decoded(data, size)) == 0
+    assert difference(decoded(data[:-1], size), decoded(data, size)) == 0
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+def test_truncated_jpeg_is_refused_unless_all_pixels_are_there(options: dict[str, Any]) -> None:
+    data = jpeg(**options)
+    whole, refused = decoded(data), 0
+    for missing in (*range(1, 60), *range(60, len(data), 97)):
+        try:
+            assert difference(decoded(data[:-missing]), whole) == 0
+        except ImageError:
+            refused += 1
+    assert refused > 50
+
+
+def jpeg(*, grey: bool = False, **options: Any) -> bytes:
+    noise = gradient(*SIZE)
+    noise.paste(Image.effect_noise(SIZE, 60).convert("RGB"), (0, 40))
+    return encoded(noise.convert("L") if grey else noise, "JPEG", **options)
+
+
+def text(kind: bytes, size: int) -> bytes:
+    """Return a PNG chunk of text, compressed if its kind allows it."""
+    words = b"x" * size
+    content = {
+        b"tEXt": b"key\0" + words,
+        b"zTXt": b"key\0\0" + zlib.compress(words),
+        b"iTXt": b"key\0\1\0\0\0" + zlib.compress(words),
+    }
+    return chunk(kind, content[kind])
+
+
+CHUNKS = {
+    "long text": text(b"tEXt", 3_000_000),
+    "compressed text": text(b"zTXt", 3_000_000),
+    "international text": text(b"iTXt", 3_000_000),
+    "text bomb": text(b"zTXt", 50_000_000) * 2,
+    "XMP bomb": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"x" * 50_000_000)),
+    "profile bomb": chunk(b"iCCP", b"p\0\0" + zlib.compress(b"x" * 50_000_000)),
+    "broken text": chunk(b"iTXt", b"key"),
+    "broken compression": chunk(b"zTXt", b"key\0\0nonsense"),
+    "broken orientation": chunk(b"tEXt", b"Raw profile type exif\0\n\n\nnot hex"),
+    "broken gamma": chunk(b"gAMA", b"\1"),
+    "broken density": chunk(b"pHYs", b""),
+    "private": chunk(b"prVt", b"data"),
+}
+WRONG_SUMS = {
+    f"{kind.decode()} with a wrong checksum": chunk(kind, b"a\0b")[:-1] + b"?"
+    for kind in (b"tEXt", b"eXIf", b"iCCP", b"tRNS", b"acTL", b"pHYs")
+}
+
+
+@pytest.mark.parametrize("extra", (CHUNKS | WRONG_SUMS).values(), ids=CHUNKS | WRONG_SUMS)
+@pytest.mark.parametrize("at", [33, -12], ids=["before", "after"])
+def test_metadata_of_a_png_are_no_reason_to_refuse_it(extra: bytes, at: int) -> None:
+    plain = encoded(gradient(*SIZE))
+    assert difference(decoded(plain[:at] + extra + plain[at:]), gradient(*SIZE)) == 0
+
+
+def test_large_colour_profile_is_applied() -> None:
+    padded = SWAPPED + bytes(2_000_000)
+    padded = struct.pack(">I", len(padded)) + padded[4:]
+    tagged = encoded(Image.new("RGB", SIZE, RED), icc_profile=padded)
+    assert difference(decoded(tagged), Image.new("RGB", SIZE, "blue")) <= 2
 
 
 def test_first_frame_of_an_mpo_is_decoded() -> None:
@@ -132,6 +233,34 @@ def test_half_transparency_is_blended_with_white() -> None:
     assert decoded(encoded(Image.new("RGBA", SIZE, (0, 0, 0, 128)))).getpixel((0, 0)) == (127, 127, 127)
 
 
+def with_hole(image: Image.Image) -> Image.Image:
+    holed = image.convert("RGBA")
+    holed.paste((0, 0, 0, 0), (20, 20, 60, 50))
+    return holed
+
+
+def test_control_map_is_composited_over_black() -> None:
+    strokes = Image.new("RGBA", SIZE, (255, 255, 255, 0))
+    strokes.paste("white", (10, 10, 20, 40))
+    with DECODERS.open(encoded(strokes)) as image:
+        fitted = image.fit(*SIZE, Resize.CROP, is_map=True)
+    assert fitted.getbbox() == (10, 10, 20, 40)
+
+
+@pytest.mark.parametrize("image", [gradient(*SIZE), Image.new("RGB", SIZE, RED), Image.new("RGB", SIZE, "gray")])
+def test_mask_with_transparency_and_colours_is_refused(image: Image.Image) -> None:
+    with DECODERS.open(encoded(with_hole(image))) as mask, pytest.raises(ImageError, match="mask=alpha"):
+        mask.luminance()
+
+
+@pytest.mark.parametrize("colour", ["black", "white", (20, 9, 0), (255, 250, 240)])
+def test_transparent_pixels_of_a_black_and_white_mask_are_black(colour: str | tuple[int, int, int]) -> None:
+    with DECODERS.open(encoded(with_hole(Image.new("RGB", SIZE, colour)))) as mask:
+        grey = mask.luminance()
+    assert grey.getpixel((30, 30)) == 0
+    assert (grey.getpixel((0, 0)) > 128) == (colour in ("white", (255, 250, 240)))
+
+
 @pytest.mark.parametrize(
     ("mode", "kind", "red"),
     [
@@ -150,10 +279,7 @@ def test_every_mode_is_converted_to_rgb(mode: str, kind: str, red: int | tuple[i
 
 
 def test_colour_profiles_are_converted_to_srgb() -> None:
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    # A profile with red and blue exchanged.
-    swapped = srgb.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")
-    tagged = encoded(Image.new("RGB", SIZE, RED), icc_profile=swapped)
+    tagged = encoded(Image.new("RGB", SIZE, RED), icc_profile=SWAPPED)
     assert difference(decoded(tagged), Image.new("RGB", SIZE, "blue")) <= 2
 
 

@@ -1,11 +1,14 @@
-"""Resolution of the model, the size and the seed of a request."""
+"""Resolution of the model, the size and the seed of a request, and defaults of settings."""
+
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from img2img.app.settings import ApiSettings
 from img2img.app.submission.defaults import nearest_side, resolve_seed, resolve_size
-from img2img.app.submission.geometry import nearest_bucket
+from img2img.app.submission.geometry import kept_share, nearest_bucket
 from img2img.app.submission.submit import resolve_model
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import MAX_SEED
@@ -48,7 +51,11 @@ def test_default_model_is_unavailable_until_a_worker_serves_it(name: str | None)
     [
         (None, None, (100, 100), (128, 128)),
         (None, None, (4000, 3000), (144, 112)),
-        (None, None, (1, 1000), (96, 168)),
+        (None, None, (1600, 900), (168, 96)),
+        (None, None, (2100, 900), (192, 80)),  # a film: all of it, at about as many pixels
+        (None, None, (900, 2100), (80, 192)),
+        (None, None, (2000, 250), (256, 64)),  # as much of a panorama as the model can make
+        (None, None, (1, 1000), (64, 256)),
         (64, 256, (100, 100), (64, 256)),
         (128, None, (200, 100), (128, 64)),
         (None, 128, (200, 100), (256, 128)),
@@ -78,10 +85,16 @@ def test_unsupported_sizes_are_rejected(width: int | None, height: int | None, f
 
 
 @given(pixels, pixels)
-def test_default_size_is_the_nearest_bucket(width: int, height: int) -> None:
+def test_default_size_is_the_nearest_bucket_unless_that_cuts_off_much(width: int, height: int) -> None:
     size = resolve_size(None, None, (width, height), CARD)
-    assert size in CARD.sizes
-    assert size == nearest_bucket(CARD.sizes, 7 * width, 7 * height)
+    bucket = nearest_bucket(CARD.sizes, 7 * width, 7 * height)
+    if kept_share((width, height), bucket) >= 0.8:
+        assert size == bucket
+        return
+    assert all(side == nearest_side(side, CARD) for side in size)
+    kept = kept_share((width, height), size)
+    assert kept >= 0.8 or set(size) == {64, 256}
+    assert kept > kept_share((width, height), bucket)
 
 
 @given(pixels)
@@ -112,3 +125,18 @@ def test_resolve_seed_keeps_or_draws_a_seed() -> None:
 def test_seed_of_the_last_image_must_be_in_range() -> None:
     with pytest.raises(ParameterError, match=f"at most {MAX_SEED - 1}"):
         resolve_seed(MAX_SEED, 2)
+
+
+@pytest.mark.parametrize(
+    ("configured", "limit"),
+    [
+        ({"host": "127.0.0.1"}, None),
+        ({"host": "127.0.0.1", "keys": "required"}, 1000),
+        ({"host": "192.0.2.1"}, 1000),
+        ({"host": "192.0.2.1", "insecure": True}, None),
+        ({"host": "192.0.2.1", "max_queued_per_key": 7}, 7),
+        ({"host": "127.0.0.1", "max_queued_per_key": 7}, 7),
+    ],
+)
+def test_queued_jobs_are_limited_where_keys_are_required(configured: dict[str, Any], limit: int | None) -> None:
+    assert ApiSettings(_env_file=None, **configured).resolved_max_queued_per_key == limit

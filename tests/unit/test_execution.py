@@ -1,8 +1,10 @@
 """The state machine of JobExecution: legal transitions, and the races between its threads."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from obstore.exceptions import GenericError
 
 from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobRecord, JobStatus
-from img2img.errors import Cancelled, JobError
+from img2img.errors import Cancelled, InputDamaged, JobError
 from img2img.worker.engine.timeline import Timeline
 from img2img.worker.errors import DeviceLost
 from img2img.worker.queue.execution import (
@@ -23,10 +26,15 @@ from img2img.worker.queue.execution import (
     JobExecution,
     StorageUnavailable,
 )
+from tests.support.damage import DAMAGES, flip_bit
+from tests.support.images import encoded, gradient
 from tests.support.memory_store import MemoryStore
 from tests.support.specs import make_spec
 
 LOADING, RUNNING, RENDERED, PUBLISHED, ENDED = ExecutionState
+INPUT = b"an input"
+INPUT_SHA256 = sha256(INPUT).hexdigest()
+PNG, EARLIER_PNG = (encoded(gradient(32, 32, blue)) for blue in (0, 200))
 
 
 class FakeRendering:
@@ -75,7 +83,7 @@ class FakeRendering:
     def render(self) -> list[Any]:
         if self.error is not None:
             raise self.error
-        return [SimpleNamespace(index=index, png=b"a png") for index in self.indices]
+        return [SimpleNamespace(index=index, png=PNG) for index in self.indices]
 
 
 class FakeRunner:
@@ -103,15 +111,32 @@ class FullStore(MemoryStore):
 
     def put(self, key: str, data: bytes) -> bool:
         if self.is_full:
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "No space left on device")
         return super().put(key, data)
+
+    def replace(self, key: str, data: bytes) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().replace(key, data)
+
+
+class HangingStore(MemoryStore):
+    """Times out on the first reads."""
+
+    timeouts = 3
+
+    def get(self, key: str) -> bytes | None:
+        if self.timeouts:
+            self.timeouts -= 1
+            raise GenericError("the request timed out")
+        return super().get(key)
 
 
 def make_execution(store: MemoryStore, *, attempts: int = 1, **changes: Any) -> tuple[JobExecution, list[JobExecution]]:
     """Return an execution, and the list to which it adds itself when it is rendered."""
-    spec = make_spec(**changes)
-    for sha256 in spec.inputs:
-        store.put(input_key(sha256), b"an input")
+    spec = make_spec(**{"image": INPUT_SHA256} | changes)
+    for digest in spec.inputs:
+        store.put(input_key(digest), INPUT)
     rendered: list[JobExecution] = []
     record = JobRecord(id="a", status=JobStatus.RUNNING, spec=spec, created_at=0.0, attempts=attempts)
     execution = JobExecution(SimpleNamespace(), SimpleNamespace(), SimpleNamespace(id="e"), record, rendered.append)
@@ -251,23 +276,77 @@ def test_error_while_loading_is_raised_by_publish(error: Exception, kind: type[E
     assert execution.state is ENDED
 
 
-def test_missing_input_fails_job():
-    execution, _ = make_execution(MemoryStore())
-    execution.load(MemoryStore(), FakeRunner())
-    with pytest.raises(JobError, match="an input image is no longer in the blob store"):
-        execution.publish(MemoryStore())
+@pytest.mark.parametrize("stored", [None, b"", INPUT[:-1], flip_bit(INPUT, 3), INPUT + b"\0"])
+def test_damaged_or_missing_input_fails_job(stored: bytes | None):
+    execution, rendered = make_execution(MemoryStore())
+    store, runner = MemoryStore(), FakeRunner()
+    if stored is not None:
+        store.put(input_key(INPUT_SHA256), stored)
+    execution.load(store, runner)
+    assert runner.rendering is None
+    assert rendered == [execution]
+    with pytest.raises(InputDamaged, match="An input image is damaged or missing in the blob store; submit the job"):
+        execution.publish(store)
+
+
+def test_inputs_are_read_again_after_outage_of_store(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("img2img.worker.queue.execution.RETRY_INTERVAL_S", 0.001)
+    store, runner = HangingStore(), FakeRunner()
+    execution, _ = make_execution(store, attempts=2)
+    execution.load(store, runner)
+    assert execution.state is RUNNING
+    assert store.timeouts == 0
+
+
+def test_long_outage_of_store_while_loading_fails_job(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("img2img.worker.queue.execution.STORE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("img2img.worker.queue.execution.RETRY_INTERVAL_S", 0.001)
+    store = HangingStore()
+    store.timeouts = 1_000_000
+    execution, _ = make_execution(store)
+    execution.load(store, FakeRunner())
+    with pytest.raises(StorageUnavailable, match="the request timed out"):
+        execution.publish(store)
+
+
+@pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_image_of_earlier_execution_is_rendered_again(change: Callable[[bytes], bytes]):
+    store, runner = MemoryStore(), FakeRunner()
+    execution, _ = make_execution(store, attempts=2, num_images=2)
+    store.put(result_key("a", 0), EARLIER_PNG)
+    store.put(result_key("a", 1), change(EARLIER_PNG))
+    execution.load(store, runner)
+    assert runner.rendering.indices == [1]
+    runner.rendering.end()
+    images = execution.publish(store)
+    stored = [store.get(result_key("a", index)) for index in range(2)]
+    assert stored == [EARLIER_PNG, PNG]
+    assert [image.sha256 for image in images] == [sha256(png).hexdigest() for png in stored]
+
+
+@pytest.mark.parametrize("change", [*DAMAGES.values(), None], ids=[*DAMAGES, "none"])
+def test_image_that_is_stored_meanwhile_is_kept_unless_damaged(change: Callable[[bytes], bytes] | None):
+    store, runner = MemoryStore(), FakeRunner()
+    execution, _ = make_execution(store)
+    execution.load(store, runner)
+    runner.rendering.end()
+    store.put(result_key("a", 0), change(EARLIER_PNG) if change else EARLIER_PNG)
+    [image] = execution.publish(store)
+    expected = PNG if change else EARLIER_PNG
+    assert store.get(result_key("a", 0)) == expected
+    assert (image.sha256, image.bytes) == (sha256(expected).hexdigest(), len(expected))
 
 
 def test_execution_without_missing_images_does_not_run():
     store, runner = MemoryStore(), FakeRunner()
     execution, rendered = make_execution(store, attempts=2, num_images=2)
     for index in range(2):
-        store.put(result_key("a", index), b"an earlier png")
+        store.put(result_key("a", index), EARLIER_PNG)
     execution.load(store, runner)
     assert runner.rendering is None
     assert rendered == [execution]
     assert execution.step == execution.record.spec.total_steps
-    assert [image.bytes for image in execution.publish(store)] == [len(b"an earlier png")] * 2
+    assert [image.bytes for image in execution.publish(store)] == [len(EARLIER_PNG)] * 2
 
 
 def test_publish_can_be_repeated_after_outage_of_store():
@@ -295,7 +374,7 @@ class ExecutionMachine(RuleBasedStateMachine):
         self.store.is_full = False
         self.execution, self.rendered = make_execution(self.store, attempts=attempts, num_images=2)
         for index in range(stored):
-            self.store.put(result_key("a", index), b"an earlier png")
+            self.store.put(result_key("a", index), EARLIER_PNG)
         if fails:
             self.runner.error = JobError("broken")
         self.path = [LOADING]

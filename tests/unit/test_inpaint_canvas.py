@@ -1,9 +1,11 @@
 """Geometry of inpainting without a model: boxes, working sizes and unmasked pixels."""
 
+import cv2
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from img2img.app.submission.geometry import expand_box, margin_boxes, union, working_size
 from img2img.domain.conditioning import InpaintRegion, Padding
@@ -76,16 +78,83 @@ def region(margins: Padding, canvas: tuple[int, int], *, blur: int, masked: bool
 def test_unmasked_pixels_are_returned_unchanged(margins: Padding, blur: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (24, 30, 3), np.uint8)
-    mask = (rng.random((24, 30)) < 0.4).astype(np.uint8) * rng.integers(1, 256, (24, 30), np.uint8)
+    mask = (rng.random((24, 30)) < 0.4).astype(np.uint8) * 255
     size = 30 + margins.left + margins.right, 24 + margins.top + margins.bottom
     canvas = InpaintCanvas(Image.fromarray(image), Image.fromarray(mask), region(margins, size, blur=blur, masked=True))
     model_image, model_mask = canvas.model_input((32, 32))
     assert model_image.size == model_mask.size == (32, 32)
     assert set(np.unique(np.asarray(model_mask))) <= {0, 255}
+    assert model_mask.getbbox() or not (mask.any() or margins.any)
     result = canvas.paste(rng.integers(0, 256, (32, 32, 3), np.uint8))
     assert result.shape == (size[1], size[0], 3)
     inner = result[margins.top : margins.top + 24, margins.left : margins.left + 30]
     assert (inner[mask == 0] == image[mask == 0]).all()
+
+
+def line(width: int) -> np.ndarray:
+    mask = Image.new("L", (256, 192))
+    ImageDraw.Draw(mask).line((13, 21, 240, 170), fill=255, width=width)
+    return np.asarray(mask)
+
+
+def square(side: int) -> np.ndarray:
+    mask = Image.new("L", (256, 192))
+    mask.paste(255, (53, 49, 53 + side, 49 + side))
+    return np.asarray(mask)
+
+
+def painted(mask: np.ndarray, blur: int) -> np.ndarray:
+    """Return by how much of the distance to white each pixel of a black image is changed, 0 to 255."""
+    size = mask.shape[1], mask.shape[0]
+    canvas = InpaintCanvas(
+        Image.new("RGB", size), Image.fromarray(mask), region(Padding(), size, blur=blur, masked=True)
+    )
+    return canvas.paste(np.full((*mask.shape, 3), 255, np.uint8))[..., 0]
+
+
+@pytest.mark.parametrize("blur", [0, 1, 4, 30, 256])
+@pytest.mark.parametrize(
+    "mask", [line(1), line(2), line(5), square(1), square(60)], ids=["1", "2", "5", "spot", "square"]
+)
+def test_no_part_of_a_mask_fades_away(mask: np.ndarray, blur: int) -> None:
+    result = painted(mask, blur)
+    assert (result[mask == 0] == 0).all()
+    assert (result[mask > 0] > 0).all()
+    # Each pixel is near one that is repainted completely: a corner of a square, at most 1.5 times half its side.
+    reach = cv2.distanceTransform((result < 250).astype(np.uint8), cv2.DIST_L2, 5)
+    thickness = cv2.distanceTransform(mask, cv2.DIST_L2, 5).max()
+    assert reach[mask > 0].max() <= 1.5 * thickness + 1
+
+
+def test_thin_part_beside_a_thick_one_is_repainted() -> None:
+    mask = square(60).copy()
+    mask[79, :53] = 255
+    assert (painted(mask, 16)[79, :45] == 255).all()
+
+
+def test_blur_fades_over_its_width() -> None:
+    row = painted(square(60), 4)[79]
+    assert row[52:58].tolist() == [0, 64, 128, 191, 255, 255]
+
+
+@pytest.mark.parametrize("mask", [line(1), line(2), square(1), square(6)], ids=["1", "2", "spot", "square"])
+@pytest.mark.parametrize("size", [(256, 192), (64, 48), (512, 384)])
+def test_every_thin_part_is_seen_by_the_model(mask: np.ndarray, size: tuple[int, int]) -> None:
+    canvas = InpaintCanvas(
+        Image.new("RGB", (256, 192)), Image.fromarray(mask), region(Padding(), (256, 192), blur=4, masked=True)
+    )
+    _, seen = canvas.model_input(size)
+    # Pipelines read one mask pixel for each latent.
+    latents = np.asarray(seen)[::8, ::8] > 0
+    for y, x in zip(*np.nonzero(mask), strict=True):
+        assert latents[y * size[1] // 192 // 8, x * size[0] // 256 // 8]
+
+
+def test_thick_mask_of_the_working_size_is_unchanged() -> None:
+    canvas = InpaintCanvas(
+        Image.new("RGB", (256, 192)), Image.fromarray(square(60)), region(Padding(), (256, 192), blur=4, masked=True)
+    )
+    assert (np.asarray(canvas.model_input((256, 192))[1]) == square(60)).all()
 
 
 def test_outpainting_changes_only_the_margins_and_blends_the_seam() -> None:

@@ -40,3 +40,9 @@ def test_decode_png_returns_grey_or_rgb(mode: str, expected_mode: str) -> None:
     Image.new(mode, (5, 3)).save(file, "PNG")
     image = decode_png(file.getvalue())
     assert (image.mode, image.size) == (expected_mode, (5, 3))
+
+
+@pytest.mark.parametrize("text", ["a h\xe4uschen\nSteps: 1", "\u5bb6, \U0001f3e0", ""])
+def test_parameters_for_other_software_are_stored(text: str) -> None:
+    with Image.open(io.BytesIO(encode_png(np.zeros((2, 2, 3), np.uint8), {}, text))) as image:
+        assert image.text["parameters"] == text

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from img2img.png import UP_FILTER, png_file
+from img2img.png import END, UP_FILTER, png_file
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 
 
-def encode_png(pixels: Pixels, metadata: Mapping[str, Any]) -> bytes:
-    """Return a PNG (ISO/IEC 15948) of 8-bit RGB pixels, with `metadata` as JSON in an iTXt chunk named `img2img`."""
+def encode_png(pixels: Pixels, metadata: Mapping[str, Any], parameters: str | None = None) -> bytes:
+    """Return a PNG (ISO/IEC 15948) of 8-bit RGB pixels.
+
+    Args:
+        metadata: for an iTXt chunk named `img2img`, as JSON.
+        parameters: text for a chunk named `parameters`, which other software reads.
+    """
     height, width, channels = pixels.shape
     assert channels == 3, pixels.shape
     rows = np.empty((height, 1 + width * 3), np.uint8)
@@ -24,10 +30,31 @@ def encode_png(pixels: Pixels, metadata: Mapping[str, Any]) -> bytes:
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
     text = b"img2img\0\0\0\0\0" + json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()
-    return png_file(width, height, channels, rows, (b"iTXt", text))
+    chunks = [(b"iTXt", text)]
+    if parameters is not None:
+        chunks.append(_parameters_chunk(parameters))
+    return png_file(width, height, channels, rows, *chunks)
+
+
+def _parameters_chunk(text: str) -> tuple[bytes, bytes]:
+    """Return a tEXt chunk if the text is Latin-1, which all readers know, else an iTXt chunk."""
+    try:
+        return b"tEXt", b"parameters\0" + text.encode("latin-1")
+    except UnicodeEncodeError:
+        return b"iTXt", b"parameters\0\0\0\0\0" + text.encode("utf-8", "replace")
 
 
 def decode_png(data: bytes) -> Image.Image:
     """Return the image of a PNG: greyscale if it has no colour, otherwise RGB."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         return image.convert("L" if image.mode == "L" else "RGB")
+
+
+def is_intact_png(data: bytes, size: tuple[int, int]) -> bool:
+    """Return whether a file is a complete PNG of this size (width, height) in pixels. Compares all checksums."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.verify()
+            return image.size == size and data.endswith(END)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return False

@@ -8,26 +8,34 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from obstore.exceptions import BaseError as StoreError
 from rq import Queue
 from rq.executions import Execution
 from rq.job import Job
 
 from img2img.blobs import BlobStore
-from img2img.domain.blob_keys import input_key, result_key, without_input_keys
+from img2img.domain.blob_keys import result_key, without_input_keys
 from img2img.domain.job import ImageInfo, JobRecord
 from img2img.errors import JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
+from img2img.stored_images import read_input, report_damage
 from img2img.telemetry.logging import job_context
 
 from ..engine.timeline import Timeline
 from ..errors import DeviceLost
+from ..images.png import is_intact_png
 
 if TYPE_CHECKING:
     from ..runner import JobRunner, RenderedImage, Rendering
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+STORE_TIMEOUT_S = 60.0  # outage of the blob store after which jobs fail
+RETRY_INTERVAL_S = 0.5  # between attempts to reach Redis or the blob store
 
 
 class ExecutionState(Enum):
@@ -54,7 +62,7 @@ class IllegalTransition(Exception):
 
 
 class StorageUnavailable(JobError):
-    """The images could not be stored."""
+    """The blob store did not respond."""
 
     code = "storage_unavailable"
 
@@ -172,16 +180,37 @@ class JobExecution:
         """Return the rendering of the images that no earlier execution has stored, or None if there are none."""
         spec = self.record.spec
         if self.record.attempts > 1:
-            found = {i: store.get(result_key(self.job_id, i)) for i in range(spec.num_images)}
-            self._stored = {i: png for i, png in found.items() if png is not None}
+            self._stored = self._retry(lambda: self._earlier_images(store))
         missing = [i for i in range(spec.num_images) if i not in self._stored]
         if not missing:
             return None
-        blobs = {sha256: store.get(input_key(sha256)) for sha256 in spec.inputs}
-        pngs = {sha256: png for sha256, png in blobs.items() if png is not None}
-        if len(pngs) < len(blobs):
-            raise JobError("an input image is no longer in the blob store")
+        pngs = self._retry(lambda: {digest: read_input(store, digest, self.job_id) for digest in spec.inputs})
         return runner.prepare(spec, pngs, missing)
+
+    def _earlier_images(self, store: BlobStore) -> dict[int, bytes]:
+        """Return the undamaged images that earlier executions have stored, by index."""
+        keys = {i: result_key(self.job_id, i) for i in range(self.record.spec.num_images)}
+        found = {i: png for i, key in keys.items() if (png := store.get(key)) is not None}
+        return {i: png for i, png in found.items() if self._is_intact(keys[i], png)}
+
+    def _is_intact(self, key: str, png: bytes) -> bool:
+        """Check an image that an earlier execution has stored. No record has its SHA-256 yet."""
+        if is_intact_png(png, self.record.spec.result_size):
+            return True
+        report_damage("result", key, self.job_id)
+        return False
+
+    def _retry(self, read: Callable[[], T]) -> T:
+        """Read from the blob store, and try again during an outage. Raises StorageUnavailable if it lasts too long."""
+        give_up_at = time.monotonic() + STORE_TIMEOUT_S
+        while True:
+            try:
+                return read()
+            except (StoreError, OSError) as error:
+                if self._stopping or time.monotonic() > give_up_at:
+                    raise StorageUnavailable(f"the blob store is not available: {_first_line(error)}") from error
+                log.warning("the blob store is not available, retrying: %s", _first_line(error))
+                time.sleep(RETRY_INTERVAL_S)
 
     def _start(self, rendering: Rendering) -> None:
         with self._lock:
@@ -226,14 +255,23 @@ class JobExecution:
         pngs = dict(self._stored)
         try:
             for image in self._images:
-                key = result_key(self.job_id, image.index)
-                is_first = store.put(key, image.png)
-                pngs[image.index] = image.png if is_first else store.get(key) or image.png
+                pngs[image.index] = self._store(store, image)
         except Exception as error:
             raise StorageUnavailable(f"the images could not be stored: {error}") from error
         with self._lock:
             self._transition(ExecutionState.PUBLISHED)
         return [self._describe(index, png) for index, png in sorted(pngs.items())]
+
+    def _store(self, store: BlobStore, image: RenderedImage) -> bytes:
+        """Store an image, and return the stored one: that of an earlier execution, unless it is damaged."""
+        key = result_key(self.job_id, image.index)
+        if store.put(key, image.png):
+            return image.png
+        earlier = store.get(key)
+        if earlier is not None and self._is_intact(key, earlier):
+            return earlier
+        store.replace(key, image.png)
+        return image.png
 
     def end(self) -> None:
         """Mark the execution as over."""
@@ -263,3 +301,7 @@ class JobExecution:
             sha256=hashlib.sha256(png).hexdigest(),
             bytes=len(png),
         )
+
+
+def _first_line(error: Exception) -> str:
+    return without_input_keys(str(error)).partition("\n")[0]

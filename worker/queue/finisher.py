@@ -18,7 +18,7 @@ from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import JobQueue
 from img2img.telemetry.logging import job_context, job_extra
 
-from .execution import JobExecution, StorageUnavailable
+from .execution import RETRY_INTERVAL_S, STORE_TIMEOUT_S, JobExecution, StorageUnavailable
 from .job_metrics import JobMetrics
 from .leases import discard_job, release_lease
 from .throughput import ThroughputMeter
@@ -26,9 +26,6 @@ from .throughput import ThroughputMeter
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-RETRY_INTERVAL_S = 0.5  # between attempts to reach Redis or the blob store
-STORE_TIMEOUT_S = 60.0  # outage of the blob store after which jobs fail
 
 
 class Finisher:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from prometheus_client.exposition import start_http_server
 
 from img2img.domain.job import JobStatus
+from img2img.stored_images import DAMAGED_IMAGES
 from img2img.telemetry.tracing import SpanData, Tracer, Value
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class JobMetrics:
         Gauge("img2img_build_info", "Always 1; the version is a label.", ["version"], registry=registry).labels(
             version("img2img-server")
         ).set(1)
+        registry.register(DAMAGED_IMAGES)
         self._queue_waits = Histogram(
             "img2img_queue_wait_seconds",
             "Time from the submission of a job to its first start.",

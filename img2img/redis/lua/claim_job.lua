@@ -17,16 +17,27 @@ local function is_in_fair_queue(id)
     or redis.call('ZSCORE', jobs_key(model, field(id, 'priority') or '', field(id, 'owner') or ''), id)
 end
 
--- The highest level with waiting jobs, except that a level at its streak limit lets a lower one pass.
+-- The owner and the job of a level that are next.
+local function head(level)
+  local owner, start = unpack(redis.call('ZRANGE', owners_key(model, level), 0, 0, 'WITHSCORES'))
+  return owner, redis.call('ZRANGE', jobs_key(model, level, owner), 0, 0)[1], tonumber(start)
+end
+
+-- The level whose turn is first, and its tag. A high job that starts when a lower one ends comes after it.
 local function next_level()
-  local found
+  if has_jobs(model, RETURNED) then return RETURNED end
+  local found, found_tag, first_turn
   for _, level in ipairs(LEVELS) do
-    if has_jobs(model, level) then
-      found = level
-      if tonumber(redis.call('HGET', totals_key(model), level .. ' streak') or 0) < STREAK_LIMIT then break end
+    if level ~= RETURNED and has_jobs(model, level) then
+      local _, id = head(level)
+      local tag = total(model, level .. ' tag')
+      local turn = turn_of(level, tag, work_of(field(id, 'cost')))
+      if not found or turn < first_turn or (turn == first_turn and found == 'high') then
+        found, found_tag, first_turn = level, tag, turn
+      end
     end
   end
-  return found
+  return found, found_tag
 end
 
 -- LREM searches from one end of RQ's list, so it should begin at the end that is closer by creation time.
@@ -36,35 +47,19 @@ local function is_closer_to_end(id)
   return created_at(id) - created_at(oldest) > created_at(newest) - created_at(id)
 end
 
-local function count_streak(taken)
-  if taken == RETURNED then return end
-  local totals = totals_key(model)
-  for _, above in ipairs(LEVELS) do
-    if above == taken then break end
-    redis.call('HDEL', totals, above .. ' streak')
-  end
-  if has_jobs(model, taken) and has_jobs_below(model, taken) then
-    redis.call('HINCRBY', totals, taken .. ' streak', 1)
-  else
-    redis.call('HDEL', totals, taken .. ' streak')
-  end
-end
-
 local first = redis.call('LINDEX', list, 0)
 if not first then return false end
 if not is_in_fair_queue(first) then return redis.call('LMOVE', list, intermediate, 'LEFT', 'RIGHT') end
 
 while true do
-  local level = next_level()
+  local level, tag = next_level()
   if not level then return false end
-  local owners = owners_key(model, level)
-  local owner = redis.call('ZRANGE', owners, 0, 0)[1]
-  local id = redis.call('ZRANGE', jobs_key(model, level, owner), 0, 0)[1]
-  remove_from_level(model, id, level, owner, tonumber(field(id, 'cost') or 0))
+  local owner, id, start = head(level)
+  local cost = field(id, 'cost')
+  remove_from_level(model, id, level, owner, cost)
   if redis.call('LREM', list, is_closer_to_end(id) and -1 or 1, id) == 1 then
     redis.call('RPUSH', intermediate, id)
-    if redis.call('ZSCORE', owners, owner) then move_to_last_turn(owners, owner) end
-    count_streak(level)
+    charge(model, level, owner, work_of(cost), start, tag)
     return id
   end
 end

@@ -1,17 +1,23 @@
 -- Included by other scripts: the order of a model's waiting jobs. img2img/redis/fair_queue.py explains the order.
 --
--- A level is a priority, or RETURNED. Redis keeps for each level with waiting jobs:
--- - a sorted set of the owners with waiting jobs, whose score is their turn;
--- - for each of these owners, a sorted set of jobs, whose score is the cost of all jobs that the owner queued before;
--- - in the hash of totals: `{level} jobs` and `{level} cost` of the waiting jobs; `{level} cost {owner}`;
---   `{level} end {owner}`, the score of the owner's next job; and `{level} streak`, the number of jobs taken in a row
---   while lower levels waited. A negative streak is the number of jobs to take before counting starts.
+-- A level is a priority, or RETURNED. Work is in pixel-steps, a whole number, so that sums are exact. Redis keeps for
+-- each level with waiting jobs:
+-- - a sorted set of the owners with waiting jobs, whose score is the virtual time at which their first job starts;
+-- - for each of these owners, a sorted set of jobs. The difference of two scores is the work of the jobs between;
+-- - a sorted set of the owners without waiting jobs whose last job ends after the level's clock, by this time;
+-- - in the hash of totals: `{level} jobs` and `{level} work` of the waiting jobs; `{level} clock`, the virtual time at
+--   which the last job that was taken started; `{level} tag`, the virtual time that its priority has used;
+--   `{level} next {owner}`, the score of the owner's next job. `tag` is the highest `{level} tag`.
 -- A level without waiting jobs has no keys and no fields.
 -- include: keys
 
 local LEVELS = {'returned', 'high', 'normal', 'low'}
 local RETURNED = 'returned'
-local STREAK_LIMIT = 7
+-- Virtual time of the priorities by unit of work.
+local PACE = {high = 1, normal = 7, low = 49}
+local PIXEL_STEPS = 1e6
+-- With more waiting jobs of one owner on both sides of a cancelled job, its gap remains, and positions are estimates.
+local MAX_MOVED = 10000
 
 local function owners_key(model, level)
   return key(keys.FAIR_QUEUE_OWNERS, {model = model, level = level})
@@ -21,69 +27,111 @@ local function jobs_key(model, level, owner)
   return key(keys.FAIR_QUEUE_JOBS, {model = model, level = level, owner = owner})
 end
 
+local function idle_key(model, level)
+  return key(keys.FAIR_QUEUE_IDLE, {model = model, level = level})
+end
+
 local function totals_key(model)
   return key(keys.FAIR_QUEUE_TOTALS, {model = model})
+end
+
+-- cost: megapixel-steps, as in the job record.
+local function work_of(cost)
+  return math.max(1, math.floor((tonumber(cost) or 0) * PIXEL_STEPS + 0.5))
+end
+
+-- The virtual time by which the next job of a priority is compared with those of others: high jobs go first, and others
+-- wait until their share has paid for them.
+local function turn_of(level, tag, work)
+  return level == 'high' and tag or tag + work * PACE[level]
 end
 
 local function has_jobs(model, level)
   return redis.call('EXISTS', owners_key(model, level)) == 1
 end
 
-local function move_to_last_turn(owners, owner)
-  local last = redis.call('ZRANGE', owners, -1, -1, 'WITHSCORES')
-  redis.call('ZADD', owners, (last[2] or 0) + 1, owner)
+local function has_priorities(model)
+  return has_jobs(model, 'high') or has_jobs(model, 'normal') or has_jobs(model, 'low')
 end
 
-local function has_jobs_below(model, level)
-  local below = false
-  for _, other in ipairs(LEVELS) do
-    if below and has_jobs(model, other) then return true end
-    below = below or other == level
-  end
-  return false
+local function total(model, name)
+  return tonumber(redis.call('HGET', totals_key(model), name) or 0)
 end
 
--- When the first job below a level arrives, it must not overtake the jobs that already wait on that level.
-local function start_streaks_above(model, level)
-  for _, above in ipairs(LEVELS) do
-    if level == RETURNED or above == level then return end
-    if above ~= RETURNED and has_jobs(model, above) and not has_jobs_below(model, above) then
-      local totals = totals_key(model)
-      redis.call('HSET', totals, above .. ' streak', -redis.call('HGET', totals, above .. ' jobs'))
-    end
-  end
+-- The virtual time at which an owner without waiting jobs would start. Time without jobs gives no credit.
+local function start_of(model, level, owner)
+  return math.max(total(model, level .. ' clock'), tonumber(redis.call('ZSCORE', idle_key(model, level), owner) or 0))
 end
 
 local function enqueue(model, id, level, owner, cost, at_front)
   local owners, jobs, totals = owners_key(model, level), jobs_key(model, level, owner), totals_key(model)
-  start_streaks_above(model, level)
+  local work = work_of(cost)
   if at_front then
     local first = redis.call('ZRANGE', jobs, 0, 0, 'WITHSCORES')
-    redis.call('ZADD', jobs, (first[2] or 0) - cost, id)
+    redis.call('ZADD', jobs, (first[2] or 0) - work, id)
   else
-    local after = redis.call('HINCRBYFLOAT', totals, level .. ' end ' .. owner, cost)
-    redis.call('ZADD', jobs, after - cost, id)
+    redis.call('ZADD', jobs, redis.call('HINCRBY', totals, level .. ' next ' .. owner, work) - work, id)
   end
-  if not redis.call('ZSCORE', owners, owner) then move_to_last_turn(owners, owner) end
-  redis.call('HINCRBY', totals, level .. ' jobs', 1)
-  redis.call('HINCRBYFLOAT', totals, level .. ' cost', cost)
-  redis.call('HINCRBYFLOAT', totals, level .. ' cost ' .. owner, cost)
+  if not redis.call('ZSCORE', owners, owner) then
+    redis.call('ZADD', owners, start_of(model, level, owner), owner)
+    redis.call('ZREM', idle_key(model, level), owner)
+  end
+  if redis.call('HINCRBY', totals, level .. ' jobs', 1) == 1 and level ~= RETURNED then
+    redis.call('HSET', totals, level .. ' tag', total(model, 'tag'))
+  end
+  redis.call('HINCRBY', totals, level .. ' work', work)
+end
+
+-- Moves the jobs on the shorter side of a job that leaves, so that no gap remains between the scores.
+local function close_gap(model, level, owner, rank, work)
+  local jobs = jobs_key(model, level, owner)
+  local after = redis.call('ZCARD', jobs) - 1 - rank
+  if math.min(rank, after) > MAX_MOVED then return end
+  local first, last, by = rank + 1, -1, -work
+  if rank < after then first, last, by = 0, rank - 1, work end
+  if by < 0 then redis.call('HINCRBY', totals_key(model), level .. ' next ' .. owner, by) end
+  if math.min(rank, after) == 0 then return end
+  for _, id in ipairs(redis.call('ZRANGE', jobs, first, last)) do redis.call('ZINCRBY', jobs, by, id) end
+end
+
+local function clear_empty_level(model, level)
+  local totals = totals_key(model)
+  local suffixes = {' jobs', ' work', ' clock', ' tag'}
+  for i, suffix in ipairs(suffixes) do suffixes[i] = level .. suffix end
+  redis.call('HDEL', totals, unpack(suffixes))
+  redis.call('DEL', idle_key(model, level))
+  if not has_priorities(model) then redis.call('HDEL', totals, 'tag') end
 end
 
 local function remove_from_level(model, id, level, owner, cost)
   local owners, jobs, totals = owners_key(model, level), jobs_key(model, level, owner), totals_key(model)
-  if redis.call('ZREM', jobs, id) == 0 then return false end
+  local rank, work = redis.call('ZRANK', jobs, id), work_of(cost)
+  if not rank then return false end
+  close_gap(model, level, owner, rank, work)
+  redis.call('ZREM', jobs, id)
   redis.call('HINCRBY', totals, level .. ' jobs', -1)
-  redis.call('HINCRBYFLOAT', totals, level .. ' cost', -cost)
-  redis.call('HINCRBYFLOAT', totals, level .. ' cost ' .. owner, -cost)
+  redis.call('HINCRBY', totals, level .. ' work', -work)
   if redis.call('EXISTS', jobs) == 0 then
-    redis.call('HDEL', totals, level .. ' end ' .. owner, level .. ' cost ' .. owner)
+    local start = tonumber(redis.call('ZSCORE', owners, owner) or 0)
+    redis.call('HDEL', totals, level .. ' next ' .. owner)
     redis.call('ZREM', owners, owner)
+    if start > total(model, level .. ' clock') then redis.call('ZADD', idle_key(model, level), start, owner) end
   end
-  if redis.call('EXISTS', owners) == 0 then
-    redis.call('HDEL', totals, level .. ' jobs', level .. ' cost', level .. ' streak')
-  end
+  if not has_jobs(model, level) then clear_empty_level(model, level) end
   return true
+end
+
+-- Charges a job that was taken from a level to its owner and its priority.
+-- start, tag: the virtual time of the owner and of the level before.
+local function charge(model, level, owner, work, start, tag)
+  if level == RETURNED or not has_priorities(model) then return end
+  local owners, idle, totals = owners_key(model, level), idle_key(model, level), totals_key(model)
+  tag = tag + work * PACE[level]
+  redis.call('HSET', totals, 'tag', math.max(tag, total(model, 'tag')))
+  if not has_jobs(model, level) then return end
+  redis.call('HSET', totals, level .. ' tag', tag, level .. ' clock', start)
+  redis.call('ZREMRANGEBYSCORE', idle, '-inf', start)
+  redis.call('ZADD', redis.call('ZSCORE', owners, owner) and owners or idle, start + work, owner)
 end
 
 local function remove(model, id, priority, owner, cost)

@@ -8,7 +8,6 @@ local id = ARGV[1]
 local record = redis.call('HMGET', key(keys.JOB, {id = id}), 'status', 'model', 'priority', 'owner', 'cost')
 local status, model, priority, owner, cost = unpack(record)
 if status ~= 'queued' then return 0 end
-cost = tonumber(cost) or 0
 
 redis.call('LREM', KEYS[4], 0, id)
 redis.call('LREM', KEYS[2], 0, id)

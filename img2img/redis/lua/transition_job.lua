@@ -55,7 +55,7 @@ for _, index in ipairs(indices_by_status(from, owner)) do redis.call('ZREM', ind
 -- A record that cannot be read still ends, so its fields may be missing.
 for _, index in ipairs(indices_by_status(to, owner)) do redis.call('ZADD', index, created_at or 0, id) end
 -- A job that is released joins the fair queue again when RQ's list has it.
-if from == 'queued' then remove(model, id, priority or '', owner, tonumber(cost) or 0) end
+if from == 'queued' then remove(model, id, priority or '', owner, cost) end
 if ended_at ~= '' then finish() end
 redis.call('PUBLISH', keys.JOB_CHANGES, id .. ' ' .. to)
 return 'ok'
