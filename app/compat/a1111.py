@@ -58,8 +58,10 @@ router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 async def img2img(request: Request, jobs: BlockingJobsDep) -> dict[str, Any]:
     """Makes images and responds when they are done."""
     body = await read_json(request, WebUIRequest, strict=False)
+    # Without a mask, this opens no image. The sizes of the images are not known yet.
+    unmeasured = [body] if body.mask is not None else []
     with _web_ui_fields():
-        record = await jobs.start(await run_sync(to_request, body, jobs.decoders, limiter=jobs.decoders.limiter))
+        record = await jobs.start(await jobs.decoders.run(to_request, body, jobs.decoders, images=unmeasured))
     if not body.include_init_images:
         body = body.without_images()
         jobs.release_body()
