@@ -26,6 +26,7 @@ from img2img.redis.keys import A1111_JOBS
 from ..dependencies import PreviewsDep, SettingsDep
 from ..http.request_body import read_json
 from ..imaging.file_types import identify
+from ..imaging.parts import check_parts
 from ..imaging.png import read_texts
 from ..schemas.request_fields import ImageBytes
 from .a1111_request import WebUIRequest, to_request
@@ -209,7 +210,9 @@ async def png_info(request: Request) -> dict[str, Any]:
 
 
 def _png_info(image: bytes) -> dict[str, Any]:
-    texts = read_texts(image) if identify(image) == "PNG" else {}
+    kind = identify(image)
+    check_parts(kind, image)
+    texts = read_texts(image) if kind == "PNG" else {}
     info = texts.get("parameters", "")
     return {"info": info, "items": texts, "parameters": parse_infotext(info) if info else {}}
 

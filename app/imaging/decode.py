@@ -52,6 +52,8 @@ class EncodedImage:
             data, is_oriented = png.without_metadata(data)
         elif kind == "JPEG":
             structure = jpeg.parse(data)
+            if structure.segments > jpeg.MAX_SEGMENTS:
+                raise ImageError(f"The JPEG image has more than {jpeg.MAX_SEGMENTS:,} segments.")
             if structure.scans > MAX_SCANS:
                 raise ImageError(f"The JPEG image has more than {MAX_SCANS} scans.")
             self._may_be_truncated = structure.end is None

@@ -79,35 +79,41 @@ def _is_needed(data: memoryview, chunk: Chunk) -> bool:
 
 
 def _decompressed_size(data: memoryview, chunk: Chunk, limit: int) -> int:
-    """Return the size of a text or a profile, at most `limit`. One that is broken counts with the most it can have."""
+    """Return the size of a text or a profile, at most `limit`."""
     if limit <= 0:
         return 0
     _keyword, _, rest = bytes(data[chunk.start + 8 : chunk.end - 4]).partition(b"\0")
     try:
         content = _decompressed(rest[1:], limit) if chunk.kind == b"iCCP" else _read_content(chunk.kind, rest, limit)
     except zlib.error:
-        return min(limit, MAX_RATIO * len(rest))
+        return _most_decompressed(rest, limit)
     return min(limit, len(content))
 
 
 def read_texts(data: bytes) -> dict[str, str]:
     """Return the texts of a PNG by keyword. Leaves out those that are broken, and all after MAX_DECOMPRESSED bytes."""
-    texts, size = {}, 0
+    texts, left = {}, MAX_DECOMPRESSED
     for chunk in chunks(data):
+        if left <= 0:
+            break
         if chunk.kind not in TEXTS or not chunk.is_complete:
             continue
         keyword, _, content = data[chunk.start + 8 : chunk.end - 4].partition(b"\0")
-        with suppress(zlib.error, UnicodeDecodeError):
-            text = _read_text(chunk.kind, content)
-            size += len(text)
-            if size >= MAX_DECOMPRESSED:
-                break
-            texts[keyword.decode("latin-1")] = text
+        try:
+            text = _read_content(chunk.kind, content, left)
+        except zlib.error:
+            left -= _most_decompressed(content, left)
+            continue
+        left -= len(text)
+        if left > 0:
+            with suppress(UnicodeDecodeError):
+                texts[keyword.decode("latin-1")] = text.decode("utf-8" if chunk.kind == b"iTXt" else "latin-1")
     return texts
 
 
-def _read_text(kind: bytes, content: bytes) -> str:
-    return _read_content(kind, content, MAX_DECOMPRESSED).decode("utf-8" if kind == b"iTXt" else "latin-1")
+def _most_decompressed(content: bytes, limit: int) -> int:
+    """Return the most bytes that were decompressed before an error."""
+    return min(limit, MAX_RATIO * len(content))
 
 
 def _read_content(kind: bytes, content: bytes, limit: int) -> bytes:

@@ -93,6 +93,12 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "png: 200 texts of 1 MB behind the pixels": lambda: png_ending_with(
         chunk(b"zTXt", b"x\0\0" + zeros(1_000_000)) * 200
     ),
+    "png: 900 orientations of 7 MB": lambda: png_with(
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zeros(7_000_000)) * 900
+    ),
+    "png: 900 broken colour profiles of 7 MB": lambda: png_with(
+        chunk(b"iCCP", b"x\0\0" + zeros(7_000_000)[:-9] * 2) * 900
+    ),
     "png: two million texts": lambda: png_with(chunk(b"tEXt", b"a\0") * 2_000_000),
     "png: two million private chunks": lambda: png_with(chunk(b"prVt", b"") * 2_000_000),
     "png: two million empty chunks of pixels": lambda: png_ending_with(chunk(b"IDAT", b"") * 2_000_000),
@@ -108,6 +114,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "jpeg: colour profile of 16 MB": lambda: jpeg_with(profile_segments()),
     "jpeg: 29 MB of exif": lambda: jpeg_with(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 450),
     "jpeg: seven million comments": lambda: jpeg_with(segment(0xFE, b"") * 7_000_000),
+    "jpeg: seven million comments behind the pixels": lambda: (
+        plain("JPEG")[:-2] + segment(0xFE, b"") * 7_000_000 + plain("JPEG")[-2:]
+    ),
     "jpeg: 30 MB of fill bytes": lambda: jpeg_with(b"\xff" * 30_000_000),
     "jpeg: 65500 x 65500": lambda: plain("JPEG").replace(
         struct.pack(">HH", 480, 640), struct.pack(">HH", 65_500, 65_500)

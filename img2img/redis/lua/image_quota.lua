@@ -46,6 +46,8 @@ local function image_bytes(blob)
 end
 
 local function add_bytes(field, bytes)
+  -- Redis does not read -0.
+  if bytes == 0 then return end
   if redis.call('HINCRBY', keys.STORED_BYTES, field, bytes) <= 0 then redis.call('HDEL', keys.STORED_BYTES, field) end
 end
 
