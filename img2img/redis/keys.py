@@ -64,7 +64,9 @@ FAIR_QUEUE_IDLE = Key("queue:{model}:idle:{level}", "sorted set", "owners whose 
 FAIR_QUEUE_TOTALS = Key("queue:{model}:totals", "hash", "numbers, work and virtual times of waiting jobs", WORKER)
 
 # Input images
-INPUT_IMAGES = Key("inputs", "sorted set", "blob keys of uploads and unused inputs by time of deletion", WORKER)
+INPUT_IMAGES = Key(
+    "inputs", "sorted set", "blob keys of uploads, by the end of the first one, and unused inputs", WORKER
+)
 INPUT_IMAGE_USES = Key(
     "inputs:jobs:{key}", "hash", "owner -> number of its jobs that need the input; `#` -> generation", WORKER
 )

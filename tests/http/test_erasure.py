@@ -25,7 +25,7 @@ from img2img.errors import Unavailable
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.input_images import UNUSED_S
 from img2img.redis.job_queue import InputsDeleted, JobQueue
-from img2img.redis.keys import ERASURES, EXPIRING_JOBS, INPUT_IMAGES, OUTBOX
+from img2img.redis.keys import ERASURES, EXPIRING_JOBS, INPUT_IMAGE_SIZES, INPUT_IMAGES, OUTBOX
 from img2img.redis.previews import Preview, Previews
 from img2img.worker.queue.retention import Retention
 from tests.support.authenticated import authenticated_server, client_with
@@ -243,7 +243,9 @@ def test_refused_submit_leaves_no_image(
         finally:
             JobQueue.check_limits = check  # type: ignore[method-assign]
         assert_problem(response, 503, "queue_full")
-    assert redis.keys("i2i:inputs*") == [f"i2i:inputs:jobs:{inputs_of(kept)[0]}".encode()]
+    [key] = inputs_of(kept)
+    assert redis.keys("i2i:inputs:[jud]*") == [f"i2i:inputs:jobs:{key}".encode()]
+    assert redis.hkeys(INPUT_IMAGE_SIZES) == [key.encode()]
 
 
 def test_input_of_a_submit_that_died_is_deleted_later(

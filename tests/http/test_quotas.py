@@ -1,6 +1,7 @@
 """Quotas of stored images, a full memory of Redis, and a full disk over real HTTP."""
 
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
+from img2img.app.backends.readiness import MAX_AGE_S
 from img2img.app.settings import STORED_BYTES_PER_KEY, ApiSettings
 from img2img.free_disk import FreeDisk, parse_reserve
 from img2img.redis import keys
@@ -112,10 +114,12 @@ def test_redis_without_memory_is_named(settings: ApiSettings, redis: Redis, queu
             for response in (client.post("/img2img", files={"image": noise()}, data=SMALL), upload(client)):
                 assert "Redis has no memory left (maxmemory)" in assert_problem(response, 503, "unavailable")["detail"]
                 assert int(response.headers["retry-after"]) > 0
+            time.sleep(MAX_AGE_S)
             ready = client.get("/readyz")
             assert ready.status_code == 503
             assert ready.json()["redis"] == {"ok": False, "detail": "Redis has no memory left (maxmemory)"}
             assert client.get(f"/jobs/{job}").status_code == 200
+        time.sleep(MAX_AGE_S)
         assert client.get("/readyz").status_code == 200
         assert upload(client).status_code == 201
 

@@ -21,16 +21,20 @@ class Decoders:
         self._tasks: list[asyncio.Task[None]] = []
         self._advanced = asyncio.Condition()
 
-    async def request(self, owner: str, name: str, seconds: float, *, heavy: bool = False) -> None:
-        async with self.slots.hold(owner, heavy=heavy):
+    async def request(
+        self, owner: str, name: str, seconds: float, *, heavy: bool = False, may_refuse: bool = True
+    ) -> None:
+        async with self.slots.hold(owner, heavy=heavy, may_refuse=may_refuse):
             end = self.now + seconds
             async with self._advanced:
                 await self._advanced.wait_for(lambda: self.now >= end)
             self.done.append(name)
             self.ends[name] = self.now
 
-    def start(self, owner: str, name: str, seconds: float, *, heavy: bool = False) -> "asyncio.Task[None]":
-        task = asyncio.create_task(self.request(owner, name, seconds, heavy=heavy))
+    def start(
+        self, owner: str, name: str, seconds: float, *, heavy: bool = False, may_refuse: bool = True
+    ) -> "asyncio.Task[None]":
+        task = asyncio.create_task(self.request(owner, name, seconds, heavy=heavy, may_refuse=may_refuse))
         self._tasks.append(task)
         return task
 
@@ -165,5 +169,22 @@ def test_idle_owners_are_forgotten() -> None:
         await decoders.advance(30)
         assert len(decoders.done) == 50
         assert not decoders.slots._owners
+
+    runs(scenario)
+
+
+def test_conversion_of_a_result_waits_also_when_too_many_wait() -> None:
+    async def scenario() -> None:
+        decoders = Decoders(1, max_waiting=1, per_owner=1)
+        decoders.start("a", "0", 1)
+        await decoders.settle()
+        decoders.start("a", "1", 1)
+        await decoders.settle()
+        with pytest.raises(DecodersBusy):
+            await decoders.request("a", "2", 1)
+        conversion = decoders.start("a", "3", 1, may_refuse=False)
+        await decoders.advance(3)
+        assert conversion.done()
+        assert decoders.done == ["0", "1", "3"]
 
     runs(scenario)
