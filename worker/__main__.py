@@ -23,6 +23,7 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.private_files import UMASK
+from img2img.redis import keys
 from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -140,7 +141,8 @@ def connect(url: str) -> Redis:
     except ValueError as error:
         raise StartupError(f"cannot connect to Redis at {safe_url}: {error}") from error
     try:
-        redis.ping()
+        # An answer is enough: PING fails while the disk of Redis is full.
+        redis.exists(keys.WORKERS)
     except RedisError as error:
         raise WorkerDied(f"cannot connect to Redis at {safe_url}: {error}") from error
     return redis
