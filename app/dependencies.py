@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from redis import Redis
 
 from img2img.blobs import BlobStore
+from img2img.free_disk import FreeDisk
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -22,6 +23,7 @@ from .http.authentication import Caller
 from .http.in_flight import HeldBytes
 from .http.open_requests import OpenRequests
 from .http.rate_limit import RateLimiter
+from .imaging.decoder_share import DecoderShare
 from .imaging.sandbox_pool import DecoderPool
 from .progress.eta import EtaEstimator
 from .settings import ApiSettings
@@ -44,6 +46,7 @@ class Services:
     store: BlobStore
     # Calls to the store run here.
     store_threads: StoreThreads
+    free_disk: FreeDisk
     readiness: ReadinessChecks
     # Bounds the threads that parse JSON, and with them the copies of bodies.
     parsers: CapacityLimiter
@@ -93,14 +96,20 @@ async def _visible_queue(request: Request, caller: CallerDep) -> JobQueue:
     return services.queue.visible_to(caller.visible_owner)
 
 
+async def _decoder_share(request: Request, caller: CallerDep) -> DecoderShare:
+    services: Services = request.app.state.services
+    return DecoderShare(services.decoders, services.rate_limiter, caller.owner)
+
+
 QueueDep = Annotated[JobQueue, Depends(_visible_queue)]
+DecodersDep = Annotated[DecoderShare, Depends(_decoder_share)]
 SettingsDep = Annotated[ApiSettings, _service(lambda services: services.settings)]
 RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
 ModelsDep = Annotated[ModelRegistry, _service(lambda services: services.models)]
+FreeDiskDep = Annotated[FreeDisk, _service(lambda services: services.free_disk)]
 StoreDep = Annotated[BlobStore, _service(lambda services: services.store)]
 StoreThreadsDep = Annotated[StoreThreads, _service(lambda services: services.store_threads)]
 ReadinessDep = Annotated[ReadinessChecks, _service(lambda services: services.readiness)]
-DecodersDep = Annotated[DecoderPool, _service(lambda services: services.decoders)]
 EtaDep = Annotated[EtaEstimator, _service(lambda services: services.eta)]
 PreviewsDep = Annotated[Previews, _service(lambda services: services.previews)]
 JobChangesDep = Annotated[JobChangeListener, _service(lambda services: services.job_changes)]

@@ -15,6 +15,7 @@ from redis import Redis
 
 from img2img.blobs import ObjectStore
 from img2img.domain.model_card import model_name
+from img2img.free_disk import FreeDisk
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.durability import TIMEOUT_S, Durability, DurableWrites
 from img2img.redis.job_queue import JobQueue
@@ -43,7 +44,7 @@ from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
 from .imaging.container_limits import cpu_count, memory_bytes
 from .imaging.sandbox_limits import SandboxLimits
-from .imaging.sandbox_pool import DecoderPool
+from .imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from .openapi.document import install_openapi
 from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
@@ -139,10 +140,10 @@ def durable_writes(settings: ApiSettings, redis: Redis) -> DurableWrites:
 def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     """Return the services of the API server. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
-    limits = QueueLimits(settings.max_queued, settings.resolved_max_queued_per_key)
-    queue = JobQueue(redis, limits, durable_writes(settings, redis))
+    queue = JobQueue(redis, _limits(settings), durable_writes(settings, redis))
     models, api_keys = ModelRegistry(redis), ApiKeys(redis)
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
+    free_disk = FreeDisk(settings.resolved_store_url, settings.min_free_disk)
     return Services(
         settings=settings,
         default_model=model_name(settings.model),
@@ -154,20 +155,35 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         models=models,
         store=store,
         store_threads=StoreThreads(),
+        free_disk=free_disk,
         readiness=ReadinessChecks(
+            redis,
             models,
-            queue.clock,
             WorkerStarts(redis),
             WebhookOutbox(redis) if settings.webhook_secrets else None,
             store,
+            free_disk,
             with_errors=not settings.keys_required,
         ),
         parsers=CapacityLimiter(cpu_count()),
-        decoders=DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes)),
+        decoders=DecoderPool(
+            SandboxLimits(settings.max_pixels, settings.max_body_bytes),
+            # Without API keys, all clients are one owner.
+            max_waiting_per_owner=MAX_WAITING_PER_OWNER if settings.keys_required else MAX_WAITING,
+        ),
         eta=EtaEstimator(queue.job_store.fair_queue, models),
         previews=Previews(redis),
         job_changes=JobChangeListener(settings.resolved_redis_url),
         tracer=tracer,
+    )
+
+
+def _limits(settings: ApiSettings) -> QueueLimits:
+    return QueueLimits(
+        max_queued=settings.max_queued,
+        max_queued_per_owner=settings.resolved_max_queued_per_key,
+        max_stored_bytes=settings.max_stored_bytes,
+        max_stored_bytes_per_owner=settings.stored_bytes_per_owner,
     )
 
 

@@ -13,11 +13,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 from pydantic_core import ErrorDetails
 
 from img2img.domain.job import RESULT_TTL_S
+from img2img.free_disk import parse_reserve
 from img2img.redis.durability import Durability
 from img2img.settings import SharedSettings
 
 HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 ORIGIN = re.compile(r"https?://[^/\s,]+")
+# Default quota, and default number of queued jobs, of an API key.
+STORED_BYTES_PER_KEY = 10 * 1024**3
 MAX_QUEUED_PER_KEY = 1000
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
@@ -39,6 +42,12 @@ def check_rate(text: str | None) -> str | None:
             limits.parse(text)
         except ValueError:
             raise ValueError("Input should be a rate such as 2000/minute or 500 per 10 minutes") from None
+    return text
+
+
+def check_reserve(text: str) -> str:
+    """Return `text` if it is a percentage or a number of bytes. Raises ValueError."""
+    parse_reserve(text)
     return text
 
 
@@ -185,6 +194,18 @@ class ApiSettings(SharedSettings):
         Field(ge=1, description="Queued jobs per API key; unset: 1000 where keys are required, else no limit."),
     ] = None
     max_queued: Annotated[int | None, Field(ge=1, description="Queued jobs in total; unset: no limit.")] = None
+    max_stored_bytes_per_key: Annotated[
+        int | None,
+        Field(ge=1, description="Bytes of input images per API key; unset: 10 GiB if keys are required."),
+    ] = None
+    max_stored_bytes: Annotated[
+        int | None, Field(ge=1, description="Bytes of input images in total; unset: no limit.")
+    ] = None
+    min_free_disk: Annotated[
+        str,
+        AfterValidator(check_reserve),
+        Field(description="Part of the disk that input images leave free, as a percentage or bytes."),
+    ] = "5%"
     cors_origins: Annotated[
         str,
         AfterValidator(check_origins),
@@ -215,6 +236,11 @@ class ApiSettings(SharedSettings):
     def keys_required(self) -> bool:
         """Whether a request needs an API key."""
         return self.keys == "required" or not (self.insecure or is_loopback(self.published_host or self.host))
+
+    @property
+    def stored_bytes_per_owner(self) -> int | None:
+        """Bytes of input images that one owner may store. Without API keys, all clients are one owner."""
+        return self.max_stored_bytes_per_key or (STORED_BYTES_PER_KEY if self.keys_required else None)
 
     @property
     def resolved_max_queued_per_key(self) -> int | None:

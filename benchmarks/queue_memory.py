@@ -90,7 +90,7 @@ class Filler:
     def submit(self) -> str:
         """Queue a job as the API server does after decoding the image."""
         spec, terms = self.spec(), self.terms()
-        generations = self._queue.input_images.retain([input_key(spec.inputs[0])])
+        generations = self._queue.input_images.retain({input_key(spec.inputs[0]): 1_000_000}, terms.owner)
         return self._queue.submit(spec, terms, generations).id
 
     def fill(self, queued: int) -> None:

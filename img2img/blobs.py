@@ -35,8 +35,20 @@ class UnusableStore(Exception):
     """The URL cannot be used as the blob store. The message is one line."""
 
 
+def is_disk_full(error: Exception) -> bool:
+    """Whether a store failed because its disk, or the quota of its user on the disk, is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(f"os error {code})" in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+
+
 class BlobStore(Protocol):
     """Storage of images by key. The first writer of a key wins."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether blobs are files on a disk of this machine."""
+        ...
 
     def put(self, key: str, data: bytes) -> bool:
         """Write a blob unless the key exists. Returns whether this call wrote it."""
@@ -95,6 +107,10 @@ class ObjectStore:
                 self._retry_timeout_s = retry_timeout_s
         except (BaseError, OSError, ValueError) as error:
             raise UnusableStore(f"IMG2IMG_STORE_URL={url}: {_first_line(error)}") from None
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._store, LocalStore)
 
     def put(self, key: str, data: bytes) -> bool:
         try:

@@ -1,6 +1,6 @@
 """Deletes jobs and images for good: the records in Redis and the blobs that only they need."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -54,14 +54,14 @@ class Eraser:
             self._jobs.cancel(job_id)
         unused = self._jobs.job_store.forget(job_id, Deleted, again_at=self._jobs.clock.now() + LATE_IMAGES_S)
         self._store.delete(*result_keys(job_id))
-        self._delete_claimed(self._images.claim(unused or ()))
+        self.delete_claimed(*self._images.claim(unused or ()))
 
     def expire_job(self, job_id: str) -> None:
         """Delete a job whose time is over. Its pending webhook is still delivered."""
         # Blobs first, so that no blob is left without a record if the store fails.
         self._store.delete(*result_keys(job_id))
         unused = self._jobs.job_store.forget(job_id, Expired)
-        self._delete_claimed(self._images.claim(unused or ()))
+        self.delete_claimed(*self._images.claim(unused or ()))
 
     def delete_upload(self, sha256: str) -> None:
         """Delete an uploaded image. Jobs that use it have their own copies.
@@ -72,7 +72,7 @@ class Eraser:
         key = upload_key(sha256)
         if not self._images.delete_upload(key):
             raise NotFound("There is no uploaded image of yours with this sha256.")
-        self._delete_claimed(self._images.claim([key]))
+        self.delete_claimed(*self._images.claim([key]))
 
     def forget_owner(self, data: OwnerData) -> Forgotten:
         """Delete everything that an owner has sent. Can be repeated after an error, and goes on where it ended."""
@@ -88,7 +88,7 @@ class Eraser:
         uploads = data.uploads()
         for key in uploads:
             data.end_upload(key)
-            self._delete_claimed(self._images.claim([key]))
+            self.delete_claimed(*self._images.claim([key]))
         data.delete_lists()
         return Forgotten(
             jobs=jobs,
@@ -101,15 +101,10 @@ class Eraser:
 
     def drop_unused(self, blob_keys: Sequence[str]) -> None:
         """Delete those of the inputs that no job needs."""
-        self._delete_claimed(self._images.drop_unused(blob_keys))
+        self.delete_claimed(*self._images.drop_unused(blob_keys))
 
-    def delete_unused(self) -> int:
-        """Delete images whose time is over. Returns their number."""
-        return self._delete_claimed(self._images.claim_unused())
-
-    def _delete_claimed(self, blob_keys: Iterable[str]) -> int:
-        claimed = list(blob_keys)
-        for key in claimed:
+    def delete_claimed(self, *blob_keys: str) -> None:
+        """Delete images that were claimed for deletion."""
+        for key in blob_keys:
             self._store.delete(key)
             self._images.confirm_deleted(key)
-        return len(claimed)

@@ -17,6 +17,8 @@ Img2ImgError
 ├── Unavailable                 the service cannot do it now; try again later
 │   ├── QueueFull
 │   └── NotConfirmed            it may have been done, but is not yet durable
+├── StorageFull                 there is no room for an image; older images expire
+│   └── QuotaExceeded
 └── JobError                    ends one job as failed; the worker continues
     ├── Cancelled
     ├── InputDamaged
@@ -144,6 +146,26 @@ class NotConfirmed(Unavailable):
     """Redis did not confirm in time that the change is durable; repeat the request."""
 
     code = "not_confirmed"
+
+
+class StorageFull(Img2ImgError):
+    """There is no room for more images.
+
+    Attributes:
+        retry_after_s: Seconds after which there may be room; None if unknown.
+    """
+
+    code = "storage_full"
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(StorageFull):
+    """The API key has stored as many bytes of images as it may."""
+
+    code = "storage_quota_exceeded"
 
 
 class JobError(Img2ImgError):

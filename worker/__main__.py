@@ -23,6 +23,7 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.private_files import UMASK
+from img2img.redis import keys
 from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -33,6 +34,7 @@ from .errors import StartupError, WorkerDied
 from .images.inputs import Inputs
 from .pipelines.denoise import make_task_function
 from .pipelines.loading.downloads import count_downloads, download_progress
+from .pipelines.loading.failures import device_memory, reporting_failures
 from .pipelines.loading.model_config import ModelConfig, configs_to_serve
 from .pipelines.model import Model, load_model
 from .queue.batch_worker import BatchWorker
@@ -45,6 +47,7 @@ from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
 
 CANNOT_START = 2
+SMALLER = "set a `dtype` of 2 bytes, or serve a smaller model or fewer of them"
 
 
 def main() -> int:
@@ -138,7 +141,8 @@ def connect(url: str) -> Redis:
     except ValueError as error:
         raise StartupError(f"cannot connect to Redis at {safe_url}: {error}") from error
     try:
-        redis.ping()
+        # An answer is enough: PING fails while the disk of Redis is full.
+        redis.exists(keys.WORKERS)
     except RedisError as error:
         raise WorkerDied(f"cannot connect to Redis at {safe_url}: {error}") from error
     return redis
@@ -185,8 +189,11 @@ def run_engine(
             models.append(load_model(config, device=device))
         for model in models:
             report(f"warming up {model.card.name}")
-            model.fit_preview()
-            warm_up(model)
+            with reporting_failures(
+                f"cannot warm up model {model.card.name!r}", lambda: f"{device_memory(device)}; {SMALLER}"
+            ):
+                model.fit_preview()
+                warm_up(model)
     except Exception as error:
         loaded.set_exception(error)
         return

@@ -8,10 +8,14 @@ from typing import Generic, NamedTuple, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from obstore.exceptions import BaseError as StoreError
+from redis import Redis
 from redis.exceptions import RedisError
 
-from img2img.blobs import BlobStore
-from img2img.redis.clock import RedisClock
+from img2img.blobs import BlobStore, is_disk_full
+from img2img.errors import StorageFull
+from img2img.free_disk import FreeDisk
+from img2img.redis import outage
+from img2img.redis.clock import redis_clock
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.redis.worker_starts import WorkerStarts
@@ -22,6 +26,8 @@ from ..schemas.responses import DependencyStatus, Readiness
 MAX_AGE_S = 1.0
 # A check that takes longer counts as failed. It continues, and no other one starts before it has ended.
 WAIT_S = 1.8
+# Room that the inputs of a job need on the disk.
+INPUT_BYTES = 1024 * 1024
 NO_RESPONSE = DependencyStatus(ok=False, detail=f"no response within {WAIT_S:g} s")
 UNKNOWN = DependencyStatus(ok=False, detail="unknown without Redis")
 
@@ -82,20 +88,23 @@ class ReadinessChecks:
 
     def __init__(
         self,
+        redis: Redis,
         models: ModelRegistry,
-        clock: RedisClock,
         starts: WorkerStarts,
         outbox: WebhookOutbox | None,
         store: BlobStore,
+        free_disk: FreeDisk,
         *,
         with_errors: bool,
     ) -> None:
+        self._redis = redis
         self._models = models
-        self._clock = clock
+        self._clock = redis_clock(redis)
         self._starts = starts
         self._with_errors = with_errors
         self._outbox = outbox
         self._store = store
+        self._free_disk = free_disk
         no_redis = RedisReadiness(NO_RESPONSE, UNKNOWN, UNKNOWN if outbox else None)
         self._redis_check = SharedCheck(self._check_redis, no_redis)
         self._store_check = SharedCheck(self._check_store, NO_RESPONSE)
@@ -109,11 +118,12 @@ class ReadinessChecks:
     def _check_redis(self) -> RedisReadiness:
         try:
             self._clock.now()
+            outage.check_writable(self._redis)
             live = self._models.live()
             starting = self._starts.all().values()
             webhooks = self._check_webhooks(self._outbox) if self._outbox else None
         except RedisError as error:
-            status = DependencyStatus(ok=False, detail=type(error).__name__)
+            status = DependencyStatus(ok=False, detail=outage.reason_of(error) or type(error).__name__)
             return RedisReadiness(status, UNKNOWN, UNKNOWN if self._outbox else None)
         names = {worker for workers in live.values() for worker in workers}
         details = [f"{len(names)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
@@ -129,6 +139,11 @@ class ReadinessChecks:
     def _check_store(self) -> DependencyStatus:
         try:
             self._store.check()
+            self._free_disk.check(INPUT_BYTES)
+        except StorageFull as error:
+            return DependencyStatus(ok=False, detail=error.message)
         except (StoreError, OSError) as error:
-            return DependencyStatus(ok=False, detail=type(error).__name__)
+            return DependencyStatus(
+                ok=False, detail="the disk is full" if is_disk_full(error) else type(error).__name__
+            )
         return DependencyStatus(ok=True, detail="responds")

@@ -26,6 +26,7 @@ from img2img.redis.keys import A1111_JOBS
 from ..dependencies import PreviewsDep, SettingsDep
 from ..http.request_body import read_json
 from ..imaging.file_types import identify
+from ..imaging.parts import check_parts
 from ..imaging.png import read_texts
 from ..schemas.request_fields import ImageBytes
 from .a1111_request import WebUIRequest, to_request
@@ -58,8 +59,10 @@ router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
 async def img2img(request: Request, jobs: BlockingJobsDep) -> dict[str, Any]:
     """Makes images and responds when they are done."""
     body = await read_json(request, WebUIRequest, strict=False)
+    # Without a mask, this opens no image. The sizes of the images are not known yet.
+    unmeasured = [body] if body.mask is not None else []
     with _web_ui_fields():
-        record = await jobs.start(await run_sync(to_request, body, jobs.decoders, limiter=jobs.decoders.limiter))
+        record = await jobs.start(await jobs.decoders.run(to_request, body, jobs.decoders, images=unmeasured))
     if not body.include_init_images:
         body = body.without_images()
         jobs.release_body()
@@ -207,7 +210,9 @@ async def png_info(request: Request) -> dict[str, Any]:
 
 
 def _png_info(image: bytes) -> dict[str, Any]:
-    texts = read_texts(image) if identify(image) == "PNG" else {}
+    kind = identify(image)
+    check_parts(kind, image)
+    texts = read_texts(image) if kind == "PNG" else {}
     info = texts.get("parameters", "")
     return {"info": info, "items": texts, "parameters": parse_infotext(info) if info else {}}
 

@@ -13,7 +13,7 @@ from img2img.domain.parameters import MAX_CLIP_SKIP, MAX_IMAGES, MAX_SEED, NOISY
 from img2img.errors import ParameterError
 
 from ..http.request_body import validated
-from ..imaging.sandbox_pool import DecoderPool
+from ..imaging.decoder_share import DecoderShare
 from ..schemas.request_fields import parse_image
 from ..schemas.requests import Img2ImgRequest
 from .a1111_prompt import parse_prompt
@@ -131,7 +131,7 @@ class WebUIRequest(_WebUIModel):
         return self.model_copy(update={"init_images": [], "mask": None})
 
 
-def to_request(body: WebUIRequest, decoders: DecoderPool) -> Img2ImgRequest:
+def to_request(body: WebUIRequest, decoders: DecoderShare) -> Img2ImgRequest:
     """Convert a request of the web UI. Raises ParameterError, ImageError or RequestValidationError."""
     for name, script in body.alwayson_scripts.items():
         if script and not all(map(_is_off, script.args)):

@@ -6,7 +6,7 @@ from img2img.domain.parameters import Resize
 from img2img.errors import ParameterError
 
 from ..imaging.decode import encode_png, fit, to_binary
-from ..imaging.sandbox_pool import DecoderPool
+from ..imaging.decoder_share import DecoderShare
 from ..submission.spec_builder import error_field
 
 # Blur radii in pixels: from the average colour of the surroundings to the colours at the edge.
@@ -20,7 +20,7 @@ def convert_mask(
     *,
     invert: bool,
     fill: bool,
-    decoders: DecoderPool,
+    decoders: DecoderShare,
 ) -> tuple[bytes, bytes]:
     """Return image and mask as PNGs of one size.
 

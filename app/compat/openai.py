@@ -37,7 +37,7 @@ from ..http.open_requests import ERROR_EVENT
 from ..http.problem_details import status_of
 from ..http.request_body import media_type_of, read_form, read_json, validated
 from ..imaging.decode import encode_png
-from ..imaging.sandbox_pool import DecoderPool
+from ..imaging.decoder_share import DecoderShare
 from ..progress.image_formats import convert_image
 from ..schemas.problems import FieldProblem
 from ..schemas.request_fields import ALPHA, parse_image, parse_json_field
@@ -123,7 +123,7 @@ async def _start_edit(request: Request, jobs: BlockingJobs) -> tuple[Edit, JobRe
     body = validated(Edit, fields)
     image, mask = _one_image(files), files.get("mask", [None])[0]
     card = await run_sync(jobs.submitter.model_card, body.model)
-    job_request = await run_sync(_edit_request, body, own, image, mask, card, jobs, limiter=jobs.decoders.limiter)
+    job_request = await jobs.decoders.run(_edit_request, body, own, image, mask, card, jobs, images=[image, mask])
     return body, await jobs.start(job_request)
 
 
@@ -240,7 +240,7 @@ def _edit_request(
 
 
 def _convert_mask(
-    image: bytes, mask: bytes | None, decoders: DecoderPool
+    image: bytes, mask: bytes | None, decoders: DecoderShare
 ) -> tuple[tuple[int, int], bytes | Literal["alpha"] | None]:
     """Return the size of the image, and our mask: white where theirs, or else the image, is transparent."""
     with decoders.open(image) as opened:
@@ -274,10 +274,7 @@ async def _respond(
         form = "" if output_format is ImageFormat.PNG else f"?format={output_format}"
         data = [{"url": f"{base}/jobs/{record.id}/images/{image.index}{form}"} for image in record.images]
     else:
-        limiter = jobs.decoders.limiter
-        data = [
-            {"b64_json": await run_sync(_encoded, image, output_format, quality, limiter=limiter)} for image in images
-        ]
+        data = [{"b64_json": await jobs.decoders.convert(_encoded, image, output_format, quality)} for image in images]
     return JSONResponse(
         {"created": int(record.created_at), "data": data, "output_format": output_format, "usage": USAGE}
     )
@@ -292,7 +289,6 @@ def _encoded(image: bytes, output_format: ImageFormat, quality: int | None) -> s
 async def _events(jobs: BlockingJobs, record: JobRecord, body: Edit, previews: PreviewsDep) -> AsyncIterator[bytes]:
     """Yield partial images, then the results, as Server-Sent Events."""
     previous: list[Preview] = []
-    limiter = jobs.decoders.limiter
     ending = asyncio.ensure_future(jobs.end(record.id))
     try:
         with jobs.job_changes.subscribe(record.id) as changed:
@@ -301,15 +297,15 @@ async def _events(jobs: BlockingJobs, record: JobRecord, body: Edit, previews: P
                 preview = await run_sync(previews.latest, record.id)
                 if preview and preview not in previous:
                     previous.append(preview)
-                    image = await run_sync(_from_jpeg, preview.jpeg, limiter=limiter)
+                    image = await jobs.decoders.convert(_from_jpeg, preview.jpeg)
                     index = {"partial_image_index": len(previous) - 1}
-                    yield await run_sync(_event, "partial_image", image, body, index, limiter=limiter)
+                    yield await jobs.decoders.convert(_event, "partial_image", image, body, index)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(DISCONNECT_POLL_S):
                         await changed.wait()
                 changed.clear()
         for image in await jobs.pngs(await ending):
-            yield await run_sync(_event, "completed", image, body, {"usage": USAGE}, limiter=limiter)
+            yield await jobs.decoders.convert(_event, "completed", image, body, {"usage": USAGE})
     except Img2ImgError as error:
         yield _error_event(error)
     except asyncio.CancelledError:

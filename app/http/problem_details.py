@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
+from img2img.blobs import is_disk_full
 from img2img.errors import (
     Gone,
     Img2ImgError,
@@ -23,9 +24,11 @@ from img2img.errors import (
     ParameterError,
     RequestError,
     ResultDamaged,
+    StorageFull,
     TooManyRequests,
     Unavailable,
 )
+from img2img.redis import outage
 from img2img.telemetry.logging import job_extra
 
 from ..schemas.problems import MAX_SHOWN, FieldProblem, Problem, encodable, status_phrase, truncate
@@ -62,9 +65,12 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     ParameterError: HTTPStatus.UNPROCESSABLE_ENTITY,
     ResultDamaged: HTTPStatus.INTERNAL_SERVER_ERROR,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 5
+# Images expire after hours.
+STORAGE_RETRY_AFTER_S = 60
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 # Most fields that one response lists.
 MAX_ERRORS = 20
@@ -96,6 +102,8 @@ def _headers(error: Img2ImgError) -> dict[str, str]:
     match error:
         case ResultDamaged():
             return {"Cache-Control": "no-store"}
+        case StorageFull():
+            return {"Retry-After": str(error.retry_after_s or STORAGE_RETRY_AFTER_S)}
         case Unavailable():
             return {"Retry-After": str(RETRY_AFTER_S)}
         case RateLimited():
@@ -155,8 +163,19 @@ def _allowed_methods(request: Request) -> list[str]:
 async def _handle_outage(request: Request, error: Exception) -> Response:
     job_id = request.path_params.get("job_id")
     log.error("Redis or the blob store failed: %r", error, extra=job_extra(job_id) if job_id else None)
+    return problem_response(_outage(error))
+
+
+def _outage(error: Exception) -> Img2ImgError:
+    """Return the error for a failure of Redis or the blob store."""
+    if outage.is_disk_full(error):
+        return StorageFull("The disk of the queue is full: it accepts no jobs until expired images are deleted.")
+    if reason := outage.reason_of(error):
+        return Unavailable(f"The queue accepts no changes: {reason}. Try again later.")
+    if is_disk_full(error):
+        return StorageFull("The disk of the blob store is full; try again when images have expired.")
     part = "queue" if isinstance(error, RedisError) else "blob store"
-    return problem_response(Unavailable(f"The {part} is not available; try again in a few seconds."))
+    return Unavailable(f"The {part} is not available; try again in a few seconds.")
 
 
 async def _handle_os_error(request: Request, error: Exception) -> Response:

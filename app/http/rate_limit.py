@@ -14,6 +14,8 @@ from img2img.redis.keys import RATE_LIMITS
 
 from .errors import JobTooExpensive, RateLimited
 
+# Megapixel-steps per megapixel of an image that is decoded, whether or not a job comes of it.
+DECODING_COST = 0.2
 # Counters are integers, so they count thousandths of a megapixel-step.
 UNITS = 1000
 
@@ -49,6 +51,22 @@ class RateLimiter:
             return self._headers(owner)
         retry_after_s = self._retry_after_s(owner, units)
         raise RateLimited(f"{message}; try again later.", retry_after_s, self._headers(owner))
+
+    def spend_decoding(self, owner: str, pixels: int) -> None:
+        """Count an image that is about to be decoded.
+
+        Raises:
+            JobTooExpensive: The image costs more than the limit for a whole period.
+            RateLimited: The owner has reached the limit.
+        """
+        cost = DECODING_COST * pixels / 1_000_000
+        units = math.ceil(cost * UNITS)
+        allowed = f"{self._limit.amount // UNITS} in {self._limit.get_expiry()} s"
+        message = f"Decoding the image costs {cost:g} megapixel-steps, and the rate limit is {allowed}"
+        if units > self._limit.amount:
+            raise JobTooExpensive(f"{message}: send a smaller image.")
+        if not self._windows.hit(self._limit, owner, cost=units):
+            raise RateLimited(f"{message}; try again later.", self._retry_after_s(owner, units), self._headers(owner))
 
     def _headers(self, owner: str) -> dict[str, str]:
         """Return headers as specified by draft-ietf-httpapi-ratelimit-headers."""

@@ -10,6 +10,8 @@ END = b"\xff\xd9"
 # The markers that matter: not escaped bytes, restart markers or reserved ones.
 MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 SOS = 0xDA
+# Segments that are looked at: those before the pixels, which `parts` counts, and tables between 64 scans.
+MAX_SEGMENTS = 2000
 # Start of frame. The others from 0xC0 on are tables.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Bits for the 64 coefficients of a block.
@@ -21,6 +23,8 @@ class JpegStructure:
     """The first image of a file."""
 
     scans: int
+    # MAX_SEGMENTS + 1: there are too many, and the rest of the file is unknown.
+    segments: int
     # Offset behind the end marker. None: it is missing.
     end: int | None
     # Whether there is a scan with the last bits of each coefficient of each component.
@@ -29,11 +33,12 @@ class JpegStructure:
 
 def parse(data: bytes) -> JpegStructure:
     """Return the structure of a file. Raises no exception: that of an invalid file has no meaning."""
-    scans, at, end = 0, 2, None
+    scans, segments, at, end = 0, 0, 2, None
     # By component: the coefficients whose last bits no scan has had.
     missing: dict[int, int] = {}
-    while end is None and (found := MARKER.search(data, at)):
+    while end is None and segments <= MAX_SEGMENTS and (found := MARKER.search(data, at)):
         kind, at = found[1][0], found.end()
+        segments += 1
         if kind == END[1]:
             end = at
             continue
@@ -44,7 +49,7 @@ def parse(data: bytes) -> JpegStructure:
         elif kind == SOS:
             scans += 1
             _read_scan(segment, missing)
-    return JpegStructure(scans, end, has_all_scans=bool(missing) and not any(missing.values()))
+    return JpegStructure(scans, segments, end, has_all_scans=bool(missing) and not any(missing.values()))
 
 
 def _read_scan(header: bytes, missing: dict[int, int]) -> None:

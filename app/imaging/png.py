@@ -18,6 +18,10 @@ TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 ORIENTATIONS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 # Bytes of a text or a colour profile that are decompressed. Larger ones are removed.
 MAX_DECOMPRESSED = PngImagePlugin.MAX_TEXT_CHUNK = 8 * 1024 * 1024
+# The same for all of them in a file. Those that exceed it are removed.
+MAX_DECOMPRESSED_IN_ALL = 4 * MAX_DECOMPRESSED
+# The most that deflate compresses.
+MAX_RATIO = 1032
 
 
 class Chunk(NamedTuple):
@@ -51,9 +55,15 @@ def without_metadata(data: bytes) -> tuple[bytes, bool]:
     Like libpng, ignores ancillary chunks with a wrong checksum.
     """
     view = memoryview(data)
-    parts, is_oriented = [view[: len(SIGNATURE)]], False
+    parts, is_oriented, left = [view[: len(SIGNATURE)]], False, MAX_DECOMPRESSED_IN_ALL
     for chunk in chunks(data):
-        if chunk.kind[:1].isupper() or _is_needed(view, chunk):
+        is_needed = chunk.kind[:1].isupper() or _is_needed(view, chunk)
+        if is_needed and chunk.kind in (b"iCCP", *TEXTS):
+            limit = min(left, MAX_DECOMPRESSED)
+            size = _decompressed_size(view, chunk, limit)
+            left -= size
+            is_needed = size < limit
+        if is_needed:
             parts.append(view[chunk.start : chunk.end])
             is_oriented |= chunk.kind in (b"eXIf", *TEXTS)
     size = sum(map(len, parts))
@@ -65,46 +75,58 @@ def _is_needed(data: memoryview, chunk: Chunk) -> bool:
     content = data[chunk.start + 8 : chunk.end - 4]
     has_orientation = chunk.kind in TEXTS and bytes(content[:40]).startswith(ORIENTATIONS)
     is_needed = has_orientation or chunk.kind in NEEDED
-    if not (is_needed and chunk.is_complete and is_valid(data, chunk)):
-        return False
-    return chunk.kind not in (b"iCCP", *TEXTS) or _decompressed_size(chunk.kind, bytes(content)) < MAX_DECOMPRESSED
+    return is_needed and chunk.is_complete and is_valid(data, chunk)
 
 
-def _decompressed_size(kind: bytes, content: bytes) -> int:
-    """Return the size of a text or a profile, at most MAX_DECOMPRESSED."""
-    _keyword, _, rest = content.partition(b"\0")
-    try:
-        return len(_decompressed(rest[1:]) if kind == b"iCCP" else _read_text(kind, rest))
-    except (zlib.error, UnicodeDecodeError):
+def _decompressed_size(data: memoryview, chunk: Chunk, limit: int) -> int:
+    """Return the size of a text or a profile, at most `limit`."""
+    if limit <= 0:
         return 0
+    _keyword, _, rest = bytes(data[chunk.start + 8 : chunk.end - 4]).partition(b"\0")
+    try:
+        content = _decompressed(rest[1:], limit) if chunk.kind == b"iCCP" else _read_content(chunk.kind, rest, limit)
+    except zlib.error:
+        return _most_decompressed(rest, limit)
+    return min(limit, len(content))
 
 
 def read_texts(data: bytes) -> dict[str, str]:
     """Return the texts of a PNG by keyword. Leaves out those that are broken, and all after MAX_DECOMPRESSED bytes."""
-    texts, size = {}, 0
+    texts, left = {}, MAX_DECOMPRESSED
     for chunk in chunks(data):
+        if left <= 0:
+            break
         if chunk.kind not in TEXTS or not chunk.is_complete:
             continue
         keyword, _, content = data[chunk.start + 8 : chunk.end - 4].partition(b"\0")
-        with suppress(zlib.error, UnicodeDecodeError):
-            text = _read_text(chunk.kind, content)
-            size += len(text)
-            if size >= MAX_DECOMPRESSED:
-                break
-            texts[keyword.decode("latin-1")] = text
+        try:
+            text = _read_content(chunk.kind, content, left)
+        except zlib.error:
+            left -= _most_decompressed(content, left)
+            continue
+        left -= len(text)
+        if left > 0:
+            with suppress(UnicodeDecodeError):
+                texts[keyword.decode("latin-1")] = text.decode("utf-8" if chunk.kind == b"iTXt" else "latin-1")
     return texts
 
 
-def _read_text(kind: bytes, content: bytes) -> str:
+def _most_decompressed(content: bytes, limit: int) -> int:
+    """Return the most bytes that were decompressed before an error."""
+    return min(limit, MAX_RATIO * len(content))
+
+
+def _read_content(kind: bytes, content: bytes, limit: int) -> bytes:
+    """Return the bytes of a text after its keyword, decompressed up to `limit`. Raises zlib.error."""
     if kind == b"iTXt":
         # Whether it is compressed, compression method, language, translated keyword, text.
         text = content[2:].split(b"\0", 2)[-1]
-        return (_decompressed(text) if content[:1] == b"\1" else text).decode()
-    return (_decompressed(content[1:]) if kind == b"zTXt" else content).decode("latin-1")
+        return _decompressed(text, limit) if content[:1] == b"\1" else text
+    return _decompressed(content[1:], limit) if kind == b"zTXt" else content
 
 
-def _decompressed(data: bytes) -> bytes:
-    return zlib.decompressobj().decompress(data, MAX_DECOMPRESSED)
+def _decompressed(data: bytes, limit: int) -> bytes:
+    return zlib.decompressobj().decompress(data, limit)
 
 
 def check_sums(data: bytes) -> None:

@@ -20,7 +20,9 @@ from img2img.domain.parameters import Resize
 from img2img.errors import Unavailable
 
 from ..http.errors import ImageError, UnsupportedMedia
-from .sandbox_limits import SandboxLimits
+from .container_limits import cpu_count, memory_bytes
+from .fair_slots import FairSlots
+from .sandbox_limits import BYTES_PER_PIXEL, SandboxLimits
 from .sandbox_protocol import Header, receive, send
 
 # Seconds until a new decoder is ready, on a busy machine.
@@ -33,6 +35,13 @@ PIPE_BYTES = 1024 * 1024
 EXTERNAL_SIGNALS = (-signal.SIGKILL, -signal.SIGTERM)
 # Environment variables that decoders get: none holds a secret.
 ENVIRONMENT = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH")
+# Images up to this size are decoded in a fraction of a second.
+LIGHT_PIXELS = 8_000_000
+# Part of the memory of the machine, or of the container, for images that are being decoded.
+MEMORY_SHARE = 0.5
+# Requests that may wait for a decoder: each holds its images in memory.
+MAX_WAITING = 256
+MAX_WAITING_PER_OWNER = 64
 OPEN: Header = {"do": "open"}
 CLOSE: Header = {"do": "close"}
 
@@ -158,11 +167,12 @@ class Decoder:
 
 
 class DecoderPool:
-    """Decoders that are started when needed and kept. `limiter` bounds their number: threads that decode use it."""
+    """Decoders that are started when needed and kept. Threads that decode hold one of the `slots`."""
 
-    def __init__(self, limits: SandboxLimits) -> None:
+    def __init__(self, limits: SandboxLimits, *, max_waiting_per_owner: int = MAX_WAITING) -> None:
         self.limits = limits
-        self.limiter = CapacityLimiter(os.cpu_count() or 1)
+        self.slots = _fair_slots(limits, max_waiting_per_owner)
+        self.limiter = CapacityLimiter(self.slots.slots)
         self._idle: list[Decoder] = []
         self._lock = Lock()
         self._closed = False
@@ -221,6 +231,14 @@ class DecoderPool:
         log.warning("an image decoder is replaced: %s", reason)
         decoder.kill()
         self.release(Decoder(self.limits))
+
+
+def _fair_slots(limits: SandboxLimits, max_waiting_per_owner: int) -> FairSlots:
+    """Return a slot for each core, as far as there is memory for the images."""
+    memory = int(memory_bytes() * MEMORY_SHARE) // BYTES_PER_PIXEL
+    slots = max(1, min(cpu_count(), memory // min(LIGHT_PIXELS, limits.max_pixels)))
+    heavy = max(1, min(slots - 1, memory // limits.max_pixels))
+    return FairSlots(slots, heavy, max_waiting=MAX_WAITING, max_waiting_per_owner=max_waiting_per_owner)
 
 
 class SandboxedImage:

@@ -21,7 +21,7 @@ router = APIRouter(tags=["jobs"])
     status_code=202,
     operation_id="submit_control_map",
     openapi_extra={"requestBody": openapi.CONTROL_MAP_BODY},
-    responses=openapi.SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 429, 500, 503),
+    responses=openapi.SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 429, 500, 503, 507),
 )
 async def submit_control_map(
     submitter: JobSubmitterDep, request: ControlMapRequestDep, response: Response, services: ServicesDep

@@ -14,8 +14,8 @@ from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import JobQueue
 from img2img.stored_images import write_by_digest
 
-from ..dependencies import CallerDep, DecodersDep, QueueDep, SettingsDep, StoreDep, StoreThreadsDep
-from ..imaging.sandbox_pool import DecoderPool
+from ..dependencies import CallerDep, DecodersDep, FreeDiskDep, QueueDep, SettingsDep, StoreDep, StoreThreadsDep
+from ..imaging.decoder_share import DecoderShare
 from ..openapi import operations as openapi
 from ..schemas.responses import UploadedImage
 from ..submission.submit import REPLAYED, IdempotencyKeyHeader
@@ -36,7 +36,7 @@ ImageHash = Annotated[
     status_code=201,
     operation_id="upload_image",
     openapi_extra={"requestBody": openapi.IMAGE_BODY},
-    responses=openapi.UPLOADED | openapi.problems(400, 413, 415, 422, 503),
+    responses=openapi.UPLOADED | openapi.problems(400, 413, 415, 422, 429, 503, 507),
 )
 async def upload_image(
     request: ImageRequestDep,
@@ -45,6 +45,7 @@ async def upload_image(
     queue: QueueDep,
     store: StoreDep,
     store_threads: StoreThreadsDep,
+    free_disk: FreeDiskDep,
     decoders: DecodersDep,
     response: Response,
     idempotency_key: IdempotencyKeyHeader = None,
@@ -54,13 +55,14 @@ async def upload_image(
     It is kept for a while after it was last uploaded or used, or until it is deleted. Jobs that use it have their own
     copies, which are deleted with the jobs. A repeated upload has the same response.
     """
-    size = await run_sync(_check, request.image, decoders, limiter=decoders.limiter)
+    size = await decoders.run(_check, request.image, decoders, images=[request.image])
     digest = sha256(request.image).hexdigest()
     if idempotency_key:
         reserved = IdempotencyKey(idempotency_key, digest, caller.owner)
         if not await run_sync(queue.reserve_idempotency_key, reserved, digest):
             response.headers.update(REPLAYED)
     key = upload_key(digest)
+    await store_threads.run(free_disk.take, len(request.image))
     await store_threads.run(_store, request.image, key, settings.result_ttl, caller.owner, queue, store)
     return UploadedImage(sha256=digest, width=size[0], height=size[1])
 
@@ -74,16 +76,21 @@ async def delete_image(image: ImageHash, queue: QueueDep, store: StoreDep, store
 
 
 def _store(image: bytes, key: str, keep_s: float, owner: str, queue: JobQueue, store: BlobStore) -> None:
-    """Store an upload; again if it is deleted at the same time. Raises Unavailable if that goes on."""
+    """Store an upload; again if it is deleted at the same time.
+
+    Raises:
+        QuotaExceeded, StorageFull: The image exceeds a quota.
+        Unavailable: It is deleted again and again.
+    """
     for _ in range(MAX_UPLOADS):
-        queue.input_images.retain_upload(key, keep_s, owner)
+        queue.input_images.retain_upload(key, len(image), keep_s, owner)
         write_by_digest(store, key, image)
         if queue.input_images.has_upload(key, owner):
             return
     raise Unavailable("An earlier copy of this image is being deleted; try again in a moment.")
 
 
-def _check(data: bytes, decoders: DecoderPool) -> tuple[int, int]:
+def _check(data: bytes, decoders: DecoderShare) -> tuple[int, int]:
     """Decode the image and return its size. Raises ImageError, UnsupportedMedia or Unavailable."""
     with decoders.open(data) as image:
         image.check()

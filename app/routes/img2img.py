@@ -23,7 +23,7 @@ DryRunQuery = Annotated[
     status_code=202,
     operation_id="submit_img2img",
     openapi_extra={"requestBody": openapi.SUBMIT_BODY},
-    responses=openapi.SUBMITTED | openapi.DRY_RUN | openapi.problems(400, 410, 413, 415, 422, 429, 500, 503),
+    responses=openapi.SUBMITTED | openapi.DRY_RUN | openapi.problems(400, 410, 413, 415, 422, 429, 500, 503, 507),
 )
 async def submit_img2img(
     submitter: JobSubmitterDep,

@@ -83,8 +83,7 @@ class ImageResponder:
         image = await self._store_threads.run(read_result, self._store, self._queue.job_store, record, index)
         if suffix:
             # Limited like decoding: a conversion needs as much memory.
-            limiter = self._decoders.limiter
-            image = await run_sync(convert_image, image, self._format, self._quality, limiter=limiter)
+            image = await self._decoders.run(convert_image, image, self._format, self._quality, images=[image])
         return Response(image, media_type=f"image/{self._format}", headers=headers)
 
 

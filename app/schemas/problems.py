@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Mapping
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
@@ -59,6 +60,11 @@ class Problem(BaseModel):
     errors: Annotated[list[FieldProblem] | None, Field(description="The fields that were rejected.")] = None
     job_status: Annotated[JobStatus | None, Field(description="Status of the job, if it caused the error.")] = None
     error: Annotated[JobFailure | None, Field(description="Why the job failed.")] = None
+    used: Annotated[int | None, Field(description="Bytes stored, if a quota is used up.")] = None
+    limit: Annotated[int | None, Field(description="Bytes that may be stored, if a quota is used up.")] = None
+    frees_at: Annotated[
+        datetime | None, Field(description="Time at which a stored image expires, if a quota is used up.")
+    ] = None
 
 
 def truncate(value: object) -> str | None:

@@ -19,7 +19,8 @@ from img2img.redis.job_queue import JobQueue
 
 from ..http.errors import ImageError, UnsupportedMedia
 from ..imaging.decode import encode_png, to_binary
-from ..imaging.sandbox_pool import DecoderPool, SandboxedImage
+from ..imaging.decoder_share import DecoderShare
+from ..imaging.sandbox_pool import SandboxedImage
 from ..schemas.image_references import ImageReference, fetch_reference
 from ..schemas.request_fields import ALPHA
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
@@ -59,7 +60,7 @@ def error_field(name: str) -> Iterator[None]:
 class ImageReader:
     """Opens the images of a request, one at a time, and collects the blobs of its job."""
 
-    decoders: DecoderPool
+    decoders: DecoderShare
     store: BlobStore
     # Calls a function that uses the store, or fails at once while the store does not respond.
     call_store: Callable[..., bytes]

@@ -23,7 +23,7 @@ from img2img.redis.job_queue import InputsDeleted, JobQueue
 from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import CallerDep, HeldBytesDep, ServicesDep
+from ..dependencies import CallerDep, DecodersDep, HeldBytesDep, ServicesDep
 from ..http.errors import InsufficientScope
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..schemas.responses import DryRunResult
@@ -67,13 +67,15 @@ class JobSubmitter:
 
     services: ServicesDep
     caller: CallerDep
+    decoders: DecodersDep
     held_bytes: HeldBytesDep
     idempotency_key: IdempotencyKeyHeader = None
 
     async def submit(self, request: Request) -> SubmittedJob:
         """Queue a job.
 
-        A full queue is noticed before images are decoded. An invalid request does not count against the rate limit.
+        A full queue is noticed before images are decoded. Of a refused request, only the decoding counts against the
+        rate limit.
 
         Raises:
             Img2ImgError: The request is refused.
@@ -87,14 +89,14 @@ class JobSubmitter:
             if earlier:
                 return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
-        spec, blobs = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
+        spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
         self.held_bytes.add(sum(map(len, blobs.values())))
         return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
         options = self._options(request)
-        spec, _ = await run_sync(self._build_spec, request, limiter=self.services.decoders.limiter)
+        spec, _ = await self.decoders.run(self._build_spec, request, images=_images(request))
         estimate = await run_sync(self.services.eta.estimate_next, spec, options)
         return DryRunResult(
             request=spec,
@@ -136,7 +138,7 @@ class JobSubmitter:
         services = self.services
         card = self.model_card(request.model)
         reader = ImageReader(
-            services.decoders,
+            self.decoders,
             services.store,
             services.store_threads.call,
             self._visible_queue,
@@ -166,6 +168,7 @@ class JobSubmitter:
         inputs = {input_key(digest): blobs[digest] for digest in spec.inputs}
         limiter = self.services.rate_limiter
         headers = limiter.spend(options.owner, spec.cost) if limiter else {}
+        self.services.free_disk.take(sum(map(len, inputs.values())))
         eraser = Eraser(self.services.queue, self.services.store)
         try:
             record, is_new = self._store_and_submit(inputs, spec, options, key)
@@ -185,8 +188,9 @@ class JobSubmitter:
     ) -> tuple[JobRecord, bool]:
         """Store the inputs by their blob keys and queue the job. Repeated if an input is deleted in between."""
         queue = self.services.queue
+        sizes = {blob_key: len(png) for blob_key, png in blobs.items()}
         for _ in range(MAX_SUBMITS):
-            generations = queue.input_images.retain(blobs)
+            generations = queue.input_images.retain(sizes, options.owner)
             for blob_key, png in blobs.items():
                 write_by_digest(self.services.store, blob_key, png)
             with suppress(InputsDeleted):
@@ -194,6 +198,14 @@ class JobSubmitter:
                     return queue.submit_idempotent(key, spec, options, generations)
                 return queue.submit(spec, options, generations), True
         raise Unavailable("An earlier copy of an image is being deleted; try again in a moment.")
+
+
+def _images(request: Request) -> list[object]:
+    """Return the images of a request and its references to stored images."""
+    if isinstance(request, ControlMapRequest):
+        return [request.image]
+    controls, prompts = request.controls, request.image_prompts
+    return [request.image, request.mask, *(c.image for c in controls), *(p.image for p in prompts)]
 
 
 class ModelCards(Protocol):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+from redis.exceptions import BusyLoadingError, ConnectionError, ResponseError, TimeoutError
 from redis.retry import Retry
 
+from img2img.redis import outage
 from img2img.redis.durability import Durability
 from img2img.settings import embedded_redis_socket
 
@@ -27,7 +28,10 @@ def redis_command(data_dir: Path, durability: Durability = Durability.EVERYSEC) 
     if len(bytes(socket)) > MAX_SOCKET_PATH:
         raise RedisUnavailable(f"the path of the data directory is too long for a unix socket: {socket}")
     folder = data_dir.resolve() / "redis"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise RedisUnavailable(f"the folder {folder} cannot be created: {error.strerror}") from None
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -52,6 +56,11 @@ def is_redis_ready(url: str) -> bool:
     with Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1) as redis:
         try:
             return bool(redis.ping())
+        except ResponseError as error:
+            # It responds, so it has loaded its files. PING fails while the disk is full.
+            if outage.reason_of(error):
+                return True
+            raise
         except (BusyLoadingError, ConnectionError, TimeoutError):
             time.sleep(0.05)
             return False

@@ -55,7 +55,7 @@ def running(settings: ApiSettings, announce: Callable[[], None] = lambda: None) 
         check_port(settings.host, settings.port)
         announce()
         if not settings.webhook_secret:
-            ensure_secret(settings.data_dir)
+            _ensure_secret(settings.data_dir)
         supervisor = Supervisor(settings)
         try:
             supervisor.start()
@@ -74,6 +74,7 @@ class Supervisor:
         self._settings = settings
         self._environment = settings.as_environment()
         self._processes: list[ManagedProcess] = []
+        self._reported = ""
 
     def start(self) -> None:
         """Start Redis, webhook dispatcher, worker and API server; wait until they are ready. Raises ServeError."""
@@ -92,7 +93,13 @@ class Supervisor:
         self._add("worker", [*PYTHON, "img2img.worker"], stop_within_s=DRAIN_S)
         self._add("api", [*PYTHON, "img2img.app.cli", "api"], stop_within_s=10)
         with httpx.Client(base_url=self._settings.local_url, trust_env=False) as http:
-            self._wait_until(lambda: is_ready(http))
+            self._wait_until(lambda: is_ready(http, self._report))
+
+    def _report(self, reason: str) -> None:
+        """Print why the service is not ready, when the reason changes."""
+        if reason != self._reported:
+            typer.echo(f"img2img: not ready: {reason}", err=True)
+            self._reported = reason
 
     def tick(self) -> None:
         """Restart processes that have ended. Raises ServeError if a worker cannot start."""
@@ -129,12 +136,25 @@ class Supervisor:
             time.sleep(0.1)
 
 
-def is_ready(http: httpx.Client) -> bool:
-    """Whether the service accepts jobs and has a worker for them."""
+def is_ready(http: httpx.Client, report: Callable[[str], None] = lambda _: None) -> bool:
+    """Whether the service accepts jobs and has a worker for them. If Redis or the disk prevents it, report that."""
     try:
-        return http.get("/readyz").status_code == 200
+        response = http.get("/readyz")
     except httpx.TransportError:
         return False
+    if response.status_code == 503 and response.headers["content-type"] == "application/json":
+        status = response.json()
+        reasons = [f"{part}: {status[part]['detail']}" for part in ("redis", "store") if not status[part]["ok"]]
+        if reasons:
+            report("; ".join(reasons))
+    return response.status_code == 200
+
+
+def _ensure_secret(data_dir: Path) -> None:
+    try:
+        ensure_secret(data_dir)
+    except OSError as error:
+        raise ServeError(f"the data directory {data_dir} cannot be written: {error.strerror}") from None
 
 
 def check_keys(settings: ApiSettings) -> None:

@@ -63,6 +63,11 @@ class QueueCollector(Collector):
             "Webhook events not yet delivered.",
             value=self._redis.zcard(OUTBOX),
         )
+        yield GaugeMetricFamily(
+            "img2img_stored_input_bytes",
+            "Bytes of input images and uploads in the blob store.",
+            value=self._queue.input_images.stored_bytes(),
+        )
 
     def _delayed_fsyncs(self) -> Iterator[Metric]:
         """Yield nothing if Redis has no append-only file, or if its user may not read the statistics."""

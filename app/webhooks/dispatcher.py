@@ -17,13 +17,14 @@ from img2img.telemetry.logging import job_context
 from img2img.telemetry.tracing import Tracer
 
 from ..schemas.events import JobEvent
+from .host_timeouts import HostTimeouts
 from .http_sender import DeliveryResponse, HttpSender
 from .retry_policy import retry_delay_s
 from .signing import WebhookSigner
 
 # Attempts in flight in this process. Each is a socket that mostly waits.
 MAX_IN_FLIGHT = 200
-# Attempts in flight to one host, so that a slow receiver does not delay the others.
+# Attempts in flight of one owner to one host, so that a slow receiver does not delay the others.
 MAX_IN_FLIGHT_PER_HOST = 8
 # Time between reads of the outbox, and while due events wait for an attempt to end.
 POLL_S, BUSY_POLL_S = 0.3, 0.05
@@ -59,7 +60,8 @@ class WebhookDispatcher:
         self._tracer = tracer
         self._lease_s = timeout_s + LEASE_MARGIN_S
         self._heartbeat_at = 0.0
-        self._in_flight: Counter[str] = Counter()  # by host
+        self._timeouts = HostTimeouts(timeout_s)
+        self._in_flight: Counter[tuple[str, str]] = Counter()  # by owner and host
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set, then wait for the attempts in flight."""
@@ -80,7 +82,7 @@ class WebhookDispatcher:
             log.info("Redis is unavailable, retrying: %s", error)
             return OUTAGE_S
         for delivery in claimed:
-            self._in_flight[_host(delivery)] += 1
+            self._in_flight[_owner_and_host(delivery)] += 1
             attempts.create_task(self._deliver(delivery))
         return BUSY_POLL_S if has_more else POLL_S
 
@@ -88,9 +90,13 @@ class WebhookDispatcher:
         if time.monotonic() >= self._heartbeat_at:
             self._outbox.heartbeat()
             self._heartbeat_at = time.monotonic() + HEARTBEAT_S
-        in_flight = {host: count for host, count in self._in_flight.items() if count}
+        in_flight = {key: count for key, count in self._in_flight.items() if count}
         return self._outbox.claim(
-            limit=limit, lease_s=self._lease_s, in_flight=in_flight, host_limit=MAX_IN_FLIGHT_PER_HOST
+            limit=limit,
+            lease_s=self._lease_s,
+            in_flight=in_flight,
+            owner_limit=owner_limit(len({owner for owner, _ in in_flight})),
+            host_limit=MAX_IN_FLIGHT_PER_HOST,
         )
 
     async def _deliver(self, claimed: ClaimedDelivery) -> None:
@@ -105,8 +111,8 @@ class WebhookDispatcher:
                 # The event is due again when its lease expires.
                 log.exception("webhook attempt failed unexpectedly")
             finally:
-                self._in_flight[_host(claimed)] -= 1
-                # Drop hosts without attempts.
+                self._in_flight[_owner_and_host(claimed)] -= 1
+                # Drop those without attempts.
                 self._in_flight += Counter()
 
     async def _send(self, claimed: ClaimedDelivery) -> DeliveryResponse:
@@ -115,7 +121,10 @@ class WebhookDispatcher:
         body = JobEvent.from_record(claimed.record).model_dump_json()
         signature = self._signer.headers(claimed.record.id, body, time.time())
         headers = {"content-type": "application/json", "user-agent": USER_AGENT, **signature}
-        return await self._sender.post(str(webhook.url), headers, body.encode())
+        timeout_s = self._timeouts.timeout_s(webhook.host)
+        response = await self._sender.post(str(webhook.url), headers, body.encode(), timeout_s)
+        self._timeouts.record(webhook.host, has_responded=response.status is not None)
+        return response
 
     async def _record(self, claimed: ClaimedDelivery, delivery: Delivery) -> None:
         """Record the result of an attempt, retrying while Redis is unavailable until the lease expires."""
@@ -154,6 +163,11 @@ def delivery_after_attempt(attempt: int, response: DeliveryResponse, now: float,
     )
 
 
-def _host(claimed: ClaimedDelivery) -> str:
+def owner_limit(active_owners: int) -> int:
+    """Return how many attempts of one owner may be in flight: an equal share, with one to spare for another owner."""
+    return max(1, MAX_IN_FLIGHT // (max(1, active_owners) + 1))
+
+
+def _owner_and_host(claimed: ClaimedDelivery) -> tuple[str, str]:
     webhook = claimed.record.webhook
-    return webhook.host if webhook else ""
+    return claimed.record.owner, webhook.host if webhook else ""

@@ -37,7 +37,7 @@ class HttpSender:
     """Posts to receivers, each time on a new connection to a checked address.
 
     Args:
-        timeout_s: Timeout of a whole attempt.
+        timeout_s: Longest timeout of a whole attempt.
         allow_http: Whether URLs may be plain http.
         ssl_context: Trusted certificates; by default those of the system and of certifi.
     """
@@ -55,17 +55,24 @@ class HttpSender:
         self._allow_http = allow_http
         self._ssl_context = ssl_context or httpcore.default_ssl_context()
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> DeliveryResponse:
-        """Return the response. Failures of the receiver or the network are returned as well, never raised."""
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None = None
+    ) -> DeliveryResponse:
+        """Return the response. Failures of the receiver or the network are returned as well, never raised.
+
+        Args:
+            timeout_s: Timeout of this attempt, if it is shorter than that of the sender.
+        """
+        limit_s = min(self._timeout_s, timeout_s or self._timeout_s)
         if not self._allow_http and not url.startswith("https:"):
             return DeliveryResponse(error="the URL is not https")
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(limit_s):
                 return await self._post(url, headers, body)
         except NonPublicAddress:
             return DeliveryResponse(error="the host has an address that is not public")
         except (TimeoutError, httpcore.TimeoutException):
-            return DeliveryResponse(error=f"no response within {self._timeout_s:g} s")
+            return DeliveryResponse(error=f"no response within {limit_s:g} s")
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError) as error:
             return DeliveryResponse(error=_reason(error))
 

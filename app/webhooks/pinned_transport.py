@@ -19,8 +19,9 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 # Addresses of one host that are tried.
 MAX_CONNECT_ATTEMPTS = 4
 
-# A lookup cannot be cancelled, so slow name servers need many threads.
-_lookups = ThreadPoolExecutor(64, thread_name_prefix="lookup")
+# A lookup cannot be cancelled, and with a slow name server takes longer than an attempt. So there are more threads than
+# attempts in flight, of which one owner has a part.
+_lookups = ThreadPoolExecutor(512, thread_name_prefix="lookup")
 
 
 class NonPublicAddress(httpcore.ConnectError):

@@ -46,7 +46,7 @@ class AsyncClient:
     async def submit(self, *, idempotency_key: str | None = None, **fields: Unpack[SubmitFields]) -> Job:
         """Create a job; its fields select the task. Return it at once, usually queued.
 
-        While the service is busy (429, 503) the request is repeated for up to two minutes.
+        While the service is busy (429, 503, 507) the request is repeated for up to two minutes.
 
         Args:
             idempotency_key: The same key and fields within 24 hours return the same job. Default: a random key.

@@ -13,7 +13,7 @@ ClientError
     ├── ResultNotReady      409
     ├── JobGone             410: expired or deleted
     ├── TooManyRequests     429
-    ├── ServiceUnavailable  503
+    ├── ServiceUnavailable  503, and 507: no room for the image
     └── ServerError         any other 5xx
 """
 
@@ -133,6 +133,7 @@ BY_STATUS: dict[int, type[ApiError]] = {
     422: InvalidRequest,
     429: TooManyRequests,
     503: ServiceUnavailable,
+    507: ServiceUnavailable,
 }
 
 

@@ -13,17 +13,20 @@ a job with this input, can refer to it by its hash.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from itertools import chain, islice
 from typing import Self
 from uuid import uuid4
 
 from redis import Redis
 
-from img2img.errors import Unavailable
+from img2img.errors import StorageFull, Unavailable
 from img2img.redis import keys, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
+from img2img.redis.queue_limits import QueueLimits
 
 # Longer than the deletion of a blob takes. If the process dies, the blob is deleted after this time.
 DELETION_S = 60
@@ -37,8 +40,9 @@ POLL_S = 0.02
 class InputImageRefs:
     """Uses and retention of input images. `visible_to` restricts uploads and references to those of one owner."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008  # frozen
         self._redis = redis
+        self._limits = limits
         self._owner: str | None = None
         self._clock = redis_clock(redis)
         self._renew = scripts.register(redis, "renew_images")
@@ -55,22 +59,29 @@ class InputImageRefs:
         restricted._owner = owner
         return restricted
 
-    def retain(self, blob_keys: Iterable[str]) -> dict[str, str]:
-        """Reserve the inputs of a job. Call this before storing their blobs.
+    def retain(self, sizes: Mapping[str, int], owner: str) -> dict[str, str]:
+        """Reserve the inputs of a job of `owner`. Call this before storing their blobs.
 
-        Returns:
-            The generations of the inputs, for the submit of the job.
+        They count in the total at once, and for the owner from the submit of the job, which checks the quota again.
+
+        Args:
+            sizes: Bytes of the blobs, by their keys.
 
         Raises:
+            QuotaExceeded, StorageFull: The inputs exceed a quota; none of them is reserved.
             Unavailable: An earlier copy of an input is being deleted.
         """
         generations: dict[str, str] = {}
-        waiting = list(blob_keys)
+        waiting = dict(sizes)
 
         def retain_all() -> bool:
-            found = map(decode, self._retain(args=[self._clock.now() + UNUSED_S, uuid4().hex, *waiting]))
+            args: list[str | float] = [self._clock.now() + UNUSED_S, uuid4().hex, owner, *self._quotas()]
+            for key, size in waiting.items():
+                args += [key, size]
+            found = map(decode, self._checked(self._retain(args=args)))
             generations.update((key, one) for key, one in zip(waiting, found, strict=True) if one)
-            waiting[:] = [key for key in waiting if key not in generations]
+            for key in generations:
+                waiting.pop(key, None)
             return not waiting
 
         if waiting:
@@ -82,13 +93,20 @@ class InputImageRefs:
         self._drop_unused(args=blob_keys)
         return self.claim(blob_keys)
 
-    def retain_upload(self, blob_key: str, keep_s: float, owner: str) -> None:
-        """Keep an image that `owner` uploads for at least keep_s seconds. Call this before storing its blob.
+    def retain_upload(self, blob_key: str, size: int, keep_s: float, owner: str) -> None:
+        """Keep an image of `size` bytes that `owner` uploads for keep_s seconds. Call this before storing its blob.
 
         Raises:
+            QuotaExceeded, StorageFull: The image exceeds a quota.
             Unavailable: An earlier copy of the image is being deleted.
         """
-        _until(lambda: bool(self._retain_upload(args=[self._clock.now() + keep_s, owner, blob_key])))
+
+        def retain() -> bool:
+            args = [self._clock.now() + keep_s, owner, *self._quotas(), blob_key, size]
+            reply = self._retain_upload(args=args)
+            return decode(reply[0]) != "deleting" and not self._checked(reply)
+
+        _until(retain)
 
     def has_upload(self, blob_key: str, owner: str) -> bool:
         """Return whether `owner` has uploaded the image and it was not deleted since."""
@@ -100,6 +118,10 @@ class InputImageRefs:
         Returns False if there is no such upload.
         """
         return bool(self._delete_upload(args=[blob_key, *self._whose()]))
+
+    def stored_bytes(self, owner: str | None = None) -> int:
+        """Return the bytes of the images that an owner has sent; None means of all images, each counted once."""
+        return int(self._redis.hget(keys.STORED_BYTES, "all" if owner is None else f"of:{owner}") or 0)
 
     def renew(self, blob_keys: Sequence[str], keep_s: float) -> list[str]:
         """Return the keys of the images that can be referred to. Uploads are kept for another keep_s seconds."""
@@ -116,9 +138,60 @@ class InputImageRefs:
         now = self._clock.now()
         return [blob for blob in blob_keys if self._claim_unused(args=[blob, now, DELETION_S])]
 
+    def expired(self, ended_jobs: Iterable[str], page: int = 500) -> Iterator[tuple[str, int]]:
+        """Find images whose time is over, and the inputs that only some ended jobs need. Writes nothing.
+
+        Args:
+            ended_jobs: Ids of the jobs.
+
+        Yields:
+            Blob keys, and how many of the jobs need the image.
+        """
+        jobs, uses = iter(ended_jobs), Counter[str]()
+        while ids := list(islice(jobs, page)):
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in ids:
+                    pipe.hget(keys.JOB.format(id=job_id), "inputs")
+                uses.update(chain.from_iterable(decode(inputs or b"").split() for inputs in pipe.execute()))
+        yield from ((blob, count) for blob, count in uses.items() if self.is_expired(blob, count))
+        now, offset = self._clock.now(), 0
+        while due := list(map(decode, self._redis.zrangebyscore(keys.INPUT_IMAGES, "-inf", now, offset, page))):
+            yield from ((blob, 0) for blob in due if self.is_expired(blob))
+            offset += len(due)
+
+    def is_expired(self, blob_key: str, ended_uses: int = 0) -> bool:
+        """Return whether the time of an image is over, or it is unknown, and at most `ended_uses` jobs need it."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zscore(keys.INPUT_IMAGES, blob_key)
+            pipe.hgetall(keys.INPUT_IMAGE_USES.format(key=blob_key))
+            pipe.zrange(keys.UPLOAD_OWNERS.format(key=blob_key), -1, -1, withscores=True)
+            due_at, uses, last_upload = pipe.execute()
+        if sum(int(count) for owner, count in uses.items() if owner != b"#") > ended_uses:
+            return False
+        return all(time <= self._clock.now() for time in (due_at or 0.0, *(kept for _, kept in last_upload)))
+
     def confirm_deleted(self, blob_key: str) -> None:
         """Allow an image to be stored again, after its blob was deleted."""
-        self._confirm(args=[blob_key])
+        self._confirm(args=[blob_key, ""])
+
+    def postpone(self, blob_key: str, until: float) -> None:
+        """List a claimed image again at a later time, because its blob cannot be deleted now."""
+        self._confirm(args=[blob_key, until])
+
+    def quota_error(self, whose: str, used: int, frees_at: str) -> StorageFull:
+        """Return the error of a quota that is used up, from the reply of a script."""
+        return self._limits.quota_error(whose, used, float(frees_at) if frees_at else None, self._clock.now())
+
+    def _quotas(self) -> list[int | str]:
+        quotas = (self._limits.max_stored_bytes_per_owner, self._limits.max_stored_bytes)
+        return ["" if quota is None else quota for quota in quotas]
+
+    def _checked(self, reply: list[bytes]) -> list[bytes]:
+        """Return the rest of a script's reply. Raises QuotaExceeded or StorageFull."""
+        outcome, *rest = reply
+        if decode(outcome) != "ok":
+            raise self.quota_error(decode(outcome), int(rest[0]), decode(rest[1]))
+        return rest
 
     def _whose(self) -> tuple[str, str]:
         return ("all", "") if self._owner is None else ("one", self._owner)

@@ -58,7 +58,7 @@ class JobQueue:
         self._limits = limits
         self.clock = redis_clock(redis)
         self.job_store = JobStore(redis, self.writes)
-        self.input_images = InputImageRefs(redis)
+        self.input_images = InputImageRefs(redis, limits)
         self._queue = cache(lambda model: rq_queue(model, redis))
         self._submit_script = scripts.register(redis, "submit_job")
         self._requeue_script = scripts.register(redis, "requeue_job")
@@ -128,6 +128,7 @@ class JobQueue:
         Raises:
             QueueFull: As many jobs are waiting as may.
             TooManyQueued: As many jobs of this owner are waiting as may.
+            QuotaExceeded: The inputs exceed the quota of this owner.
             InvalidApiKey: The API key was revoked.
             InputsDeleted: An input was deleted since; store the inputs again.
         """
@@ -150,7 +151,7 @@ class JobQueue:
         Raises:
             IdempotencyKeyReused: Another request came with this key.
             NotFound, Expired, Deleted: The job of the earlier request is gone.
-            QueueFull, TooManyQueued, InputsDeleted, InvalidApiKey: As for `submit`.
+            QueueFull, TooManyQueued, QuotaExceeded, InputsDeleted, InvalidApiKey: As for `submit`.
         """
         record = _new_record(spec, options, self.clock.now())
         earlier_id = self._submit(record, key, generations)
@@ -174,6 +175,7 @@ class JobQueue:
             "generations": dict(generations or {}),
             "max_queued": self._limits.max_queued,
             "max_queued_per_owner": self._limits.max_queued_per_owner,
+            "max_stored_bytes_per_owner": self._limits.max_stored_bytes_per_owner,
         }
         if key is not None:
             job |= {"idempotency_key": key.redis_key, "fingerprint": key.fingerprint, "idempotency_ttl_s": KEPT_S}
@@ -193,6 +195,9 @@ class JobQueue:
             raise QueueFull
         if reply == b"inputs_deleted":
             raise InputsDeleted
+        if reply.startswith(b"quota "):
+            used, frees_at = decode(reply).split(" ")[1:]
+            raise self.input_images.quota_error("owner", int(used), frees_at)
         return key.job_id(decode(reply[1:])) if key is not None and reply.startswith(b"=") else None
 
     def claim(self, model: str) -> bytes | None:

@@ -135,6 +135,10 @@ class JobStore:
         """Return ids of ended jobs whose time to live is over."""
         return self._due(keys.EXPIRING_JOBS, limit)
 
+    def postpone(self, job_id: str, until: float) -> None:
+        """List an expired job again at a later time, because its images cannot be deleted now."""
+        self._redis.zadd(keys.EXPIRING_JOBS, {job_id: until}, xx=True)
+
     def overdue_ids(self, limit: int = 100) -> list[str]:
         """Return ids of jobs that have missed their deadline."""
         return self._due(keys.DEADLINES, limit)

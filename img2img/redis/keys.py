@@ -64,11 +64,15 @@ FAIR_QUEUE_IDLE = Key("queue:{model}:idle:{level}", "sorted set", "owners whose 
 FAIR_QUEUE_TOTALS = Key("queue:{model}:totals", "hash", "numbers, work and virtual times of waiting jobs", WORKER)
 
 # Input images
-INPUT_IMAGES = Key("inputs", "sorted set", "blob keys of uploads and unused inputs by time of deletion", WORKER)
+INPUT_IMAGES = Key(
+    "inputs", "sorted set", "blob keys of uploads, by the end of the first one, and unused inputs", WORKER
+)
 INPUT_IMAGE_USES = Key(
     "inputs:jobs:{key}", "hash", "owner -> number of its jobs that need the input; `#` -> generation", WORKER
 )
 UPLOAD_OWNERS = Key("inputs:uploads:{key}", "sorted set", "owners of an upload, by time until which it is kept", WORKER)
+INPUT_IMAGE_SIZES = Key("inputs:sizes", "hash", "blob key -> bytes", WORKER)
+STORED_BYTES = Key("inputs:bytes", "hash", "`all` or `of:{owner}` -> bytes of the images", WORKER)
 INPUT_IMAGE_DELETION = Key("inputs:deleted:{key}", "string", "set while the blob is being deleted; expires", WORKER)
 
 # Previews
@@ -86,6 +90,7 @@ WORKER_START = Key(
     "workers:starting:{worker}", "string", "progress or error of the start of a worker, as JSON; expires", WORKER
 )
 WORKER_THROUGHPUT = Key("throughput:{worker}", "string", "`{work per second} {work in flight}`; expires", WORKER)
+WRITE_PROBE = Key("probe", "string", "never set: a write of nothing to it shows that Redis accepts writes", WORKER)
 REAPER_LOCK = Key("reaper", "string", "lock of the worker that looks for abandoned jobs; expires", WORKER)
 
 # Webhooks

@@ -1,8 +1,10 @@
 """The models that workers serve."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from img2img.domain.model_card import ModelCard, WorkerThroughput
 from img2img.redis import keys
@@ -74,5 +76,7 @@ class ModelRegistry:
             for name in decode(names).split("\n"):
                 served.setdefault(name, []).append(worker)
         if expired:
-            self._redis.srem(keys.WORKERS, *expired)
+            # Redis may reject writes, and answer reads.
+            with suppress(ResponseError):
+                self._redis.srem(keys.WORKERS, *expired)
         return served

@@ -53,25 +53,35 @@ class WebhookOutbox:
         self._offset = 0
 
     def claim(
-        self, *, limit: int, lease_s: float, in_flight: Mapping[str, int], host_limit: int
+        self,
+        *,
+        limit: int,
+        lease_s: float,
+        in_flight: Mapping[tuple[str, str], int],
+        owner_limit: int,
+        host_limit: int,
     ) -> tuple[list[ClaimedDelivery], bool]:
         """Claim up to `limit` due events for lease_s seconds.
 
-        Events of hosts at their limit are skipped. So that many events for a slow host do not hide those for others,
+        Events of owners and hosts at their limit are skipped. So that many of them do not hide those of others,
         each call goes on behind the page that the last one looked at, and begins again after the last page.
         If the dispatcher dies, its events are due again at the end of the lease, and the attempt counts.
 
         Args:
             limit: Most events to claim.
             lease_s: Duration of the lease.
-            in_flight: Number of events that the dispatcher is delivering, by host.
-            host_limit: Most events in flight for one host.
+            in_flight: Number of events that the dispatcher is delivering, by owner and host.
+            owner_limit: Most events in flight of one owner.
+            host_limit: Most events in flight of one owner for one host.
 
         Returns:
             The events, and whether other events are due.
         """
         now, claim = self.clock.now(), uuid4().hex
-        args: list[str | float] = [now, now + lease_s, claim, limit, host_limit, json.dumps(in_flight)]
+        by_owner: dict[str, dict[str, int]] = {}
+        for (owner, host), number in in_flight.items():
+            by_owner.setdefault(owner, {})[host] = number
+        args: list[str | float] = [now, now + lease_s, claim, limit, owner_limit, host_limit, json.dumps(by_owner)]
         args += [self._offset, PAGE_SIZE]
         events, looked_at, skipped = self._claim_script(args=args)
         has_more = bool(skipped or self._offset or looked_at == PAGE_SIZE or len(events) == limit)

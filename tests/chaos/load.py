@@ -254,6 +254,6 @@ class _Client:
 
     def _count(self, response: httpx.Response, expected: int) -> None:
         self._observations.count(f"HTTP {response.status_code}")
-        if response.status_code not in (expected, 503):
+        if response.status_code not in (expected, 503, 507):
             body = response.read().decode()
             self._observations.add_violation(f"HTTP {response.status_code} instead of {expected} or 503: {body[:300]}")

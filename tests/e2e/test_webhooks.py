@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from redis import Redis
 
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
-from img2img.app.webhooks.dispatcher import MAX_IN_FLIGHT_PER_HOST
+from img2img.app.webhooks.dispatcher import MAX_IN_FLIGHT_PER_HOST, owner_limit
 from img2img.domain.job import JobFailure, JobOptions, JobRecord
 from img2img.domain.webhook import DeliveryStatus, Webhook
 from img2img.errors import Expired
@@ -259,6 +261,32 @@ def test_slow_receiver_does_not_delay_others(queue: JobQueue, api: httpx.Client,
     assert [received.headers["webhook-id"] for received in quick.got] == [one.id]
 
 
+def test_hung_hosts_of_one_key_do_not_delay_another_key(
+    queue: JobQueue, api: httpx.Client, signing: ApiSettings
+) -> None:
+    """Each of the first key's events goes to another host that accepts connections and never responds."""
+    with socket.create_server(("0.0.0.0", 0), backlog=4096) as hung, receiving() as quick:
+        port = hung.getsockname()[1]
+        for index in range(600):
+            ended(queue, f"http://127.0.{index // 250 + 1}.{index % 250 + 1}:{port}/", owner="greedy")
+        with running_dispatcher(signing, IMG2IMG_WEBHOOK_TIMEOUT_S="30") as dispatcher:
+            pid = dispatcher.pid
+            wait_for(lambda: connections_of(pid, port) >= owner_limit(1))
+            for owner in ("modest", "other", "third"):
+                started_at = time.monotonic()
+                ended(queue, quick.url, owner=owner)
+                quick.wait(1)
+                assert time.monotonic() - started_at < 8, "the timeout of an attempt is 30 s"
+                quick.got.clear()
+            assert connections_of(pid, port) <= owner_limit(1)
+            dispatcher.kill()
+            dispatcher.wait()
+
+
+def connections_of(pid: int, port: int) -> int:
+    return sum(bool(c.raddr) and c.raddr.port == port for c in psutil.Process(pid).net_connections("tcp"))
+
+
 def test_event_is_delivered_after_the_job_has_expired(
     queue: JobQueue, api: httpx.Client, signing: ApiSettings, redis: Redis
 ) -> None:
@@ -291,7 +319,7 @@ def test_worker_that_lost_the_job_writes_no_event(queue: JobQueue, redis: Redis)
     assert not redis.keys(f"{OUTBOX}*")
     assert queue.job_store.fail(record.id, JobFailure(code="x", message="x"), execution="second")
     assert not queue.job_store.cancel(record.id)
-    [claimed], more = WebhookOutbox(redis).claim(limit=9, lease_s=60, in_flight={}, host_limit=9)
+    [claimed], more = WebhookOutbox(redis).claim(limit=9, lease_s=60, in_flight={}, owner_limit=9, host_limit=9)
     assert (claimed.record.status, claimed.attempt, more) == ("failed", 1, False)
 
 
@@ -299,10 +327,10 @@ def test_claim_is_exclusive_until_its_lease_ends(queue: JobQueue, redis: Redis) 
     redis.flushall()
     outbox = WebhookOutbox(redis)
     record = ended(queue, "https://example.com/")
-    [first], _ = outbox.claim(limit=9, lease_s=0.2, in_flight={}, host_limit=9)
-    assert outbox.claim(limit=9, lease_s=0.2, in_flight={}, host_limit=9) == ([], False)
+    [first], _ = outbox.claim(limit=9, lease_s=0.2, in_flight={}, owner_limit=9, host_limit=9)
+    assert outbox.claim(limit=9, lease_s=0.2, in_flight={}, owner_limit=9, host_limit=9) == ([], False)
     time.sleep(0.3)
-    [second], _ = outbox.claim(limit=9, lease_s=60, in_flight={}, host_limit=9)
+    [second], _ = outbox.claim(limit=9, lease_s=60, in_flight={}, owner_limit=9, host_limit=9)
     assert (first.attempt, second.attempt) == (1, 2)
     done = queue.job_store.find(record.id).delivery
     assert done is not None
@@ -323,7 +351,9 @@ def test_backlog_of_a_busy_host_does_not_delay_others(
     other = ended(queue, "https://other.example/").id
 
     def claim(busy: int) -> list[str]:
-        claimed, left = outbox.claim(limit=5, lease_s=60, in_flight={"busy.example": busy}, host_limit=2)
+        claimed, left = outbox.claim(
+            limit=5, lease_s=60, in_flight={("", "busy.example"): busy}, owner_limit=99, host_limit=2
+        )
         assert left
         return [one.record.id for one in claimed]
 
@@ -367,7 +397,6 @@ def test_invalid_urls_and_events_are_rejected(
         "https://example.com/#x": "webhook.url",
         "ftp://example.com/": "webhook.url",
         "example.com": "webhook.url",
-        "": "webhook.url",
         "{": "webhook",
         "{}": "webhook.url",
         '{"url": "https://example.com/", "events": []}': "webhook.events",
@@ -416,12 +445,12 @@ def test_secrets_and_payloads_are_not_exposed(
     ("module", "value", "code", "message"),
     [
         ("img2img.app.cli", "", 2, "img2img webhooks: set IMG2IMG_WEBHOOK_SECRET"),
-        ("img2img.app.cli", "hunter2", 1, "img2img: IMG2IMG_WEBHOOK_SECRET: Value error, each secret should be whsec_"),
+        ("img2img.app.cli", "hunter2", 2, "img2img: IMG2IMG_WEBHOOK_SECRET: each secret should be whsec_"),
         (
             "img2img.app.webhooks",
             "hunter2",
             2,
-            "img2img webhooks: IMG2IMG_WEBHOOK_SECRET: Value error, each secret should be",
+            "img2img webhooks: IMG2IMG_WEBHOOK_SECRET: each secret should be",
         ),
     ],
 )

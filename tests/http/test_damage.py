@@ -200,7 +200,7 @@ def test_image_that_cannot_be_decoded_is_no_outage(
 ) -> None:
     """Pillow's errors are OSErrors, as are those of a store."""
     errors: list[Exception] = [UnidentifiedImageError("cannot identify"), OSError("image file is truncated")]
-    errors += [OSError(28, "No space left on device")]
+    errors += [OSError(5, "Input/output error"), OSError(28, "No space left on device")]
 
     def fail(*_: Any) -> bytes:
         raise errors.pop(0)
@@ -210,6 +210,7 @@ def test_image_that_cannot_be_decoded_is_no_outage(
     for _ in range(2):
         assert_problem(http.get(path), 500, "internal_error")
     assert_problem(http.get(path), 503, "unavailable")
+    assert_problem(http.get(path), 507, "storage_full")
 
 
 def test_store_that_is_gone_is_an_outage(http: httpx.Client, done: tuple[str, bytes], store: ObjectStore) -> None:

@@ -25,7 +25,7 @@ from img2img.errors import Unavailable
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.input_images import UNUSED_S
 from img2img.redis.job_queue import InputsDeleted, JobQueue
-from img2img.redis.keys import ERASURES, EXPIRING_JOBS, INPUT_IMAGES, OUTBOX
+from img2img.redis.keys import ERASURES, EXPIRING_JOBS, INPUT_IMAGE_SIZES, INPUT_IMAGES, OUTBOX
 from img2img.redis.previews import Preview, Previews
 from img2img.worker.queue.retention import Retention
 from tests.support.authenticated import authenticated_server, client_with
@@ -243,14 +243,16 @@ def test_refused_submit_leaves_no_image(
         finally:
             JobQueue.check_limits = check  # type: ignore[method-assign]
         assert_problem(response, 503, "queue_full")
-    assert redis.keys("i2i:inputs*") == [f"i2i:inputs:jobs:{inputs_of(kept)[0]}".encode()]
+    [key] = inputs_of(kept)
+    assert redis.keys("i2i:inputs:[jud]*") == [f"i2i:inputs:jobs:{key}".encode()]
+    assert redis.hkeys(INPUT_IMAGE_SIZES) == [key.encode()]
 
 
 def test_input_of_a_submit_that_died_is_deleted_later(
     queue: JobQueue, store: ObjectStore, redis: Redis, retention: Retention, http: httpx.Client
 ) -> None:
     key = input_key("a" * 64)
-    queue.input_images.retain([key])
+    queue.input_images.retain({key: 9}, "ada")
     store.put(key, b"png")
     retention.sweep()
     assert store.get(key)
@@ -263,28 +265,28 @@ def test_input_of_a_submit_that_died_is_deleted_later(
 
 def test_image_is_stored_after_its_deletion_has_ended(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
     images, key = queue.input_images, input_key("a" * 64)
-    images.retain([key])
+    images.retain({key: 9}, "ada")
     redis.zadd(INPUT_IMAGES, {key: 1})
     assert images.claim_unused() == [key]
     with pytest.raises(Unavailable):
-        images.retain([key])
+        images.retain({key: 9}, "ada")
     images.confirm_deleted(key)
-    images.retain([key])
+    images.retain({key: 9}, "ada")
     assert images.claim_unused() == []
     assert not redis.keys("i2i:inputs:deleted*")
     upload_of = upload_key("b" * 64)
-    images.retain_upload(upload_of, -1, "ada")
+    images.retain_upload(upload_of, 9, -1, "ada")
     assert images.claim_unused() == [upload_of]
     with pytest.raises(Unavailable):
-        images.retain_upload(upload_of, 60, "ada")
+        images.retain_upload(upload_of, 9, 60, "ada")
     images.confirm_deleted(upload_of)
-    images.retain_upload(upload_of, 60, "ada")
+    images.retain_upload(upload_of, 9, 60, "ada")
     assert images.claim_unused() == []
 
 
 def test_interrupted_deletion_is_repeated(queue: JobQueue, redis: Redis, http: httpx.Client) -> None:
     images, key = queue.input_images, upload_key("a" * 64)
-    images.retain_upload(key, -1, "ada")
+    images.retain_upload(key, 9, -1, "ada")
     assert images.claim_unused() == [key]
     assert images.claim_unused() == [], "not at the same time"
     assert redis.zscore(INPUT_IMAGES, key) > time.time()  # type: ignore[operator]
@@ -297,10 +299,10 @@ def test_job_is_refused_if_its_input_was_deleted_before_it_is_queued(
 ) -> None:
     spec = make_spec()
     [key] = map(input_key, spec.inputs)
-    generations = queue.input_images.retain([key])
+    generations = queue.input_images.retain({key: 9}, "ada")
     assert queue.input_images.drop_unused([key]) == [key]
     queue.input_images.confirm_deleted(key)
-    queue.input_images.retain([key])
+    queue.input_images.retain({key: 9}, "ada")
     with pytest.raises(InputsDeleted):
         queue.submit(spec, generations=generations)
     assert queue.depth(spec.model) == 0

@@ -124,6 +124,9 @@ def test_compressed_texts_of_an_image_have_bounded_memory(api: ApiProcess) -> No
     assert response.status_code == 200
     assert len(response.content) < 10_000_000
     assert api.peak_bytes() < 400_000_000
+    many = b"\x89PNG\r\n\x1a\n" + chunk(b"tEXt", b"a\0") * 1_000_000
+    response = httpx.post(f"{api.url}/sdapi/v1/png-info", json={"image": b64encode(many).decode()}, timeout=60)
+    assert "more than 20,000 chunks" in assert_problem(response, 422, "invalid_image")["detail"]
 
 
 SURROGATES = (

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from img2img.domain.blob_keys import input_key
+from img2img.domain.blob_keys import upload_key
 from img2img.domain.job import JobOptions, JobStatus
 from img2img.domain.webhook import Delivery, DeliveryStatus, Webhook
 from img2img.redis.clock import redis_clock
@@ -113,18 +113,18 @@ def test_times_of_jobs_go_by_redis(idle_service: Service, skewed: Skewed) -> Non
     options = JobOptions(result_ttl_s=30, deadline_s=20, webhook=webhook)
     digest = "0" * 64
     with skewed():
-        jobs.input_images.retain(input_key(digest), 30, "")
+        jobs.input_images.retain_upload(upload_key(digest), 9, 30, "")
         record = jobs.submit(make_spec(), options)
         ended = jobs.submit(make_spec(), options)
         jobs.job_store.start(ended.id, execution="e", worker="w")
         jobs.job_store.succeed(ended.id, execution="e", images=[], timings={}, steps=1)
-        [claimed], _ = WebhookOutbox(redis).claim(limit=9, lease_s=20, in_flight={}, host_limit=9)
+        [claimed], _ = WebhookOutbox(redis).claim(limit=9, lease_s=20, in_flight={}, owner_limit=9, host_limit=9)
     near = pytest.approx(time.time(), abs=5)
     ended = idle_service.record(ended.id)
     assert (record.created_at, ended.started_at, ended.finished_at) == (near, near, near)
     assert redis.zscore(DEADLINES, record.id) == pytest.approx(time.time() + 20, abs=5)
     assert redis.zscore(EXPIRING_JOBS, ended.id) == pytest.approx(time.time() + 30, abs=5)
-    assert redis.zscore(INPUT_IMAGES, input_key(digest)) == pytest.approx(time.time() + 30, abs=5)
+    assert redis.zscore(INPUT_IMAGES, upload_key(digest)) == pytest.approx(time.time() + 30, abs=5)
     assert redis.zscore(OUTBOX, ended.id) == claimed.lease_until == pytest.approx(time.time() + 20, abs=5)
     with skewed():
         Retention(redis, idle_service.store).sweep()
@@ -132,13 +132,13 @@ def test_times_of_jobs_go_by_redis(idle_service: Service, skewed: Skewed) -> Non
         assert jobs.job_store.find(ended.id).status is JobStatus.SUCCEEDED
         assert {job.id for job in jobs.job_store.page(None, None, 9)[0]} == {record.id, ended.id}
         assert redis.zcard(INPUT_IMAGES) == 1
-        assert WebhookOutbox(redis).claim(limit=9, lease_s=20, in_flight={}, host_limit=9)[0] == []
+        assert WebhookOutbox(redis).claim(limit=9, lease_s=20, in_flight={}, owner_limit=9, host_limit=9)[0] == []
     for index in (DEADLINES, EXPIRING_JOBS, INPUT_IMAGES):
         for member in redis.zrange(index, 0, -1):
             redis.zadd(index, {member: time.time() - 1})
     redis.zadd(OUTBOX, {ended.id: time.time() - 1})
     with skewed():
-        [again], _ = WebhookOutbox(redis).claim(limit=9, lease_s=20, in_flight={}, host_limit=9)
+        [again], _ = WebhookOutbox(redis).claim(limit=9, lease_s=20, in_flight={}, owner_limit=9, host_limit=9)
         assert WebhookOutbox(redis).record_attempt(again, Delivery(status=DeliveryStatus.DELIVERED))
         Retention(redis, idle_service.store).sweep()
     assert idle_service.record(record.id).status is JobStatus.CANCELLED

@@ -57,9 +57,9 @@ def test_submit_idempotent_sends_one_command(idle_service: Service) -> None:
 
 def test_retain_sends_one_command_for_several_images(idle_service: Service) -> None:
     images = idle_service.jobs.input_images
-    images.retain(["inputs/a.png"])
+    images.retain({"inputs/a.png": 9}, "ada")
     with recorded_commands(idle_service) as names:
-        generations = images.retain([input_key(str(i)) for i in range(3)])
+        generations = images.retain({input_key(str(i)): i for i in range(3)}, "ada")
     assert len(generations) == 3
     assert names == ["EVALSHA"]
 

@@ -14,7 +14,7 @@ from img2img.erasure import Eraser, Forgotten
 from img2img.errors import Expired
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import JobQueue
-from img2img.redis.keys import A1111_JOBS, JOB, JOBS_OF_OWNER
+from img2img.redis.keys import A1111_JOBS, JOB, JOBS_OF_OWNER, STORED_BYTES
 from img2img.redis.owner_data import OwnerData
 from tests.support.memory_store import MemoryStore
 from tests.support.specs import make_spec
@@ -63,7 +63,7 @@ class Data:
         self.jobs.job_store.forget(expired, Expired)
         self.eraser.delete_job(deleted)
         for digest in (shared, own):
-            self.jobs.input_images.retain_upload(upload_key(digest), 600, owner)
+            self.jobs.input_images.retain_upload(upload_key(digest), 9, 600, owner)
             self.store.put(upload_key(digest), b"png")
         RateLimiter("100/hour", self.redis).spend(owner, 1)
         self.redis.zadd(A1111_JOBS.format(owner=owner), {running: time.time()})
@@ -72,7 +72,8 @@ class Data:
         self.store.put(input_key(image), b"png")
         options = JobOptions(owner=owner, webhook=HOOK)
         spec = make_spec(image=image, prompt=f"a prompt of {owner}")
-        record, _ = self.jobs.submit_idempotent(IdempotencyKey(key, "f", owner), spec, options)
+        generations = self.jobs.input_images.retain({input_key(image): 9}, owner)
+        record, _ = self.jobs.submit_idempotent(IdempotencyKey(key, "f", owner), spec, options, generations)
         return record.id
 
     def forget(self, owner: str) -> Forgotten:
@@ -88,6 +89,8 @@ class Data:
                 "string": self.redis.get,
                 "zset": lambda key: self.redis.zrange(key, 0, -1),
             }[kind](key)
+            if key == STORED_BYTES:
+                value = value.get(f"of:{owner}".encode()) and f"of {owner}: {int(value[f'of:{owner}'.encode()])}"
             if owner in key or owner in str(value):
                 found[key] = value
         return found
@@ -140,7 +143,7 @@ def test_deletion_continues_after_an_error_of_the_store(data: Data) -> None:
     # Retention deletes the blobs at which the store has failed.
     for key in data.redis.zrange("i2i:inputs", 0, -1):
         data.redis.zadd("i2i:inputs", {key: 1}, xx=True)
-    data.eraser.delete_unused()
+    data.eraser.delete_claimed(*data.jobs.input_images.claim_unused())
     for job_id in data.redis.zrange("i2i:expiring", 0, -1):
         data.eraser.expire_job(job_id.decode())
     assert not [key for key in data.store._blobs if "ad" * 32 in key]

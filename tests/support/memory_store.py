@@ -11,6 +11,10 @@ class MemoryStore:
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
 
+    @property
+    def is_local(self) -> bool:
+        return False
+
     def put(self, key: str, data: bytes) -> bool:
         return self._blobs.setdefault(key, data) is data
 

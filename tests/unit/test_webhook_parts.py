@@ -13,7 +13,8 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from img2img.app.settings import ApiSettings, describe_errors
-from img2img.app.webhooks.dispatcher import delivery_after_attempt
+from img2img.app.webhooks.dispatcher import MAX_IN_FLIGHT, delivery_after_attempt, owner_limit
+from img2img.app.webhooks.host_timeouts import HostTimeouts
 from img2img.app.webhooks.http_sender import DeliveryResponse
 from img2img.app.webhooks.retry_policy import MAX_ATTEMPTS, parse_retry_after, retry_delay_s
 from img2img.app.webhooks.signing import WebhookSigner, ensure_secret
@@ -207,3 +208,26 @@ def test_settings_hide_their_secret() -> None:
     assert settings.webhook_secrets == (SECRET, OTHER_SECRET)
     assert "whsec_" not in repr(settings) + str(settings)
     assert settings.as_environment()["IMG2IMG_WEBHOOK_SECRET"] == f"{SECRET} {OTHER_SECRET}"
+
+
+def test_silent_hosts_get_short_timeouts_with_exceptions() -> None:
+    timeouts = HostTimeouts(10)
+
+    def attempts(count: int) -> list[float]:
+        given = []
+        for _ in range(count):
+            given.append(timeouts.timeout_s("a"))
+            timeouts.record("a", has_responded=False)
+        return given
+
+    assert attempts(12) == [10, 10, 10, 2, 2, 2, 10, 2, 2, 2, 10, 2]
+    assert timeouts.timeout_s("b") == 10
+    timeouts.record("a", has_responded=True)
+    assert attempts(2) == [10, 10]
+
+
+def test_owners_leave_room_for_one_more() -> None:
+    for active in range(1, 300):
+        limit = owner_limit(active)
+        assert limit == 1 or active * limit < MAX_IN_FLIGHT
+    assert owner_limit(0) == owner_limit(1) == MAX_IN_FLIGHT // 2

@@ -1,6 +1,7 @@
 """Delivery attempts over real sockets: addresses, TLS, redirects, proxies and timeouts."""
 
 import asyncio
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import httpcore
 import pytest
 import trustme
 
+from img2img.app.webhooks.dispatcher import MAX_IN_FLIGHT
 from img2img.app.webhooks.http_sender import DeliveryResponse, HttpSender
 from img2img.app.webhooks.pinned_transport import PinnedTransport
 from tests.support.webhook_receivers import Receiver, receiving
@@ -75,6 +77,82 @@ def test_connects_to_the_checked_address() -> None:
         assert post(url, PinnedTransport(rebinding, network)).error == "the host has an address that is not public"
         assert network.dialled == ["1.1.1.1"]
         assert len(receiver.got) == 1
+
+
+PRIVATE = [
+    "127.0.0.1",
+    "10.0.0.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "::1",
+    "fe80::1%1",
+    "fd00::1",
+    "::ffff:10.0.0.1",
+    "::ffff:169.254.169.254",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::1",
+    "2001:0:7f00:1::1",
+    "::127.0.0.1",
+    "ff02::1",
+]
+
+
+@pytest.mark.parametrize("private", PRIVATE)
+def test_name_that_alternates_between_addresses(private: str) -> None:
+    """An attacker's name server returns a private address in turn with a public one, beside it, and before it."""
+    with receiving() as receiver:
+        url = f"http://rebind.example:{port_of(receiver)}/"
+        results = [["1.1.1.1"], [private], ["1.1.1.1", private], [private, "1.1.1.1"], ["1.1.1.1"]]
+        network = LoopbackNetwork()
+        backend = PinnedTransport(RebindingResolver(*results), network)
+        assert [post(url, backend).status for _ in results] == [204, None, None, None, 204]
+        assert network.dialled == ["1.1.1.1"] * 2
+
+
+def test_name_is_looked_up_once_and_its_address_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain of aliases (CNAME) ends in addresses, which are checked, and no name of the chain is dialled."""
+    lookups = []
+
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        lookups.append(host)
+        address = "1.1.1.1" if len(lookups) == 1 else "169.254.169.254"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "internal.alias.example", (address, port))]
+
+    monkeypatch.setattr("img2img.app.webhooks.pinned_transport.socket.getaddrinfo", getaddrinfo)
+    network = LoopbackNetwork()
+    with receiving() as receiver:
+        url = f"http://alias.example:{port_of(receiver)}/"
+        assert post(url, PinnedTransport(network=network)) == DeliveryResponse(204)
+        assert (lookups, network.dialled) == (["alias.example"], ["1.1.1.1"])
+        assert post(url, PinnedTransport(network=network)).error == "the host has an address that is not public"
+        assert network.dialled == ["1.1.1.1"]
+
+
+def test_slow_name_servers_do_not_delay_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        if host.startswith("slow"):
+            released.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr("img2img.app.webhooks.pinned_transport.socket.getaddrinfo", getaddrinfo)
+    context = ssl.create_default_context()
+
+    async def send(url: str) -> DeliveryResponse:
+        sender = HttpSender(PinnedTransport(allow_private=True), timeout_s=20, allow_http=True, ssl_context=context)
+        slow = [asyncio.create_task(sender.post(f"http://slow{i}.example/", {}, b"")) for i in range(MAX_IN_FLIGHT)]
+        await asyncio.sleep(0.1)
+        response = await sender.post(url, {}, b"{}", 5)
+        released.set()
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        return response
+
+    with receiving() as receiver:
+        assert asyncio.run(send(f"http://quick.example:{port_of(receiver)}/")) == DeliveryResponse(204)
 
 
 def test_second_address_is_tried_if_the_first_fails() -> None:

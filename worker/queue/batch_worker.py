@@ -121,6 +121,7 @@ class BatchWorker(BaseWorker):
             WorkerDied: on a second signal, or from `check_engine`. As for any other exception, the jobs in flight are
                 requeued first.
         """
+        self._retention.wait_until_writable()
         self._start_up()
         try:
             while not (self._draining.is_set() and not self._in_flight):

@@ -1,9 +1,13 @@
--- Allows an image to be stored again after its blob was deleted.
--- ARGV: blob key.
--- include: keys
+-- Ends the deletion of an image: it can be stored again.
+-- ARGV: blob key, time at which it is due for deletion again because its blob was not deleted, or ''.
+-- include: image_quota
 
-local blob = ARGV[1]
+local blob, again_at = ARGV[1], ARGV[2]
 redis.call('DEL', key(keys.INPUT_IMAGE_DELETION, {key = blob}))
 -- It exists already if the deletion has taken too long.
-local uses, owners = key(keys.INPUT_IMAGE_USES, {key = blob}), key(keys.UPLOAD_OWNERS, {key = blob})
-if redis.call('EXISTS', uses, owners) == 0 then redis.call('ZREM', keys.INPUT_IMAGES, blob) end
+if redis.call('EXISTS', uses_of(blob), uploads_of(blob)) == 1 then return end
+if again_at == '' then
+  redis.call('ZREM', keys.INPUT_IMAGES, blob)
+else
+  redis.call('ZADD', keys.INPUT_IMAGES, again_at, blob)
+end

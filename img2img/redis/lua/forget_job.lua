@@ -1,6 +1,7 @@
 -- Deletes the record of an ended job. A deleted job's pending webhook is dropped; an expired job's is still delivered.
 -- ARGV: id, reason, seconds to remember the reason, time at which to list the job as expired once more or ''.
 -- Returns the blob keys of inputs that no job needs any more; nothing if there is no such job or it has not ended.
+-- include: image_quota
 -- include: job_indices
 
 local id, reason, remember_s, again_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -16,10 +17,13 @@ end
 local function release_inputs()
   local unused = {}
   for blob in string.gmatch(inputs or '', '%S+') do
-    local uses = key(keys.INPUT_IMAGE_USES, {key = blob})
+    local uses = uses_of(blob)
     if redis.call('HEXISTS', uses, owner) == 1 then
-      if redis.call('HINCRBY', uses, owner, -1) <= 0 then redis.call('HDEL', uses, owner) end
-      if redis.call('HLEN', uses) == redis.call('HEXISTS', uses, '#') then
+      if redis.call('HINCRBY', uses, owner, -1) <= 0 then
+        redis.call('HDEL', uses, owner)
+        discount_owner(blob, owner)
+      end
+      if count_users(blob) == 0 then
         redis.call('ZADD', keys.INPUT_IMAGES, 0, blob)
         unused[#unused + 1] = blob
       end

@@ -2,8 +2,9 @@
 -- KEYS: RQ's job hash, RQ's list of waiting jobs, RQ's set of queues.
 -- ARGV: the job as JSON; the number of arguments of its record; field, value, ... of the record; then of RQ's job hash.
 -- Returns 'created', 'revoked', 'owner_limit', 'limit', 'inputs_deleted' if inputs were deleted since they were retained,
--- or '=' and the value of the idempotency key.
+-- or '=' and the value of the idempotency key; or 'quota', bytes stored and the time at which there is room.
 -- include: fair_queue
+-- include: image_quota
 -- include: job_indices
 
 local job, record_size = cjson.decode(ARGV[1]), tonumber(ARGV[2])
@@ -23,16 +24,20 @@ if is_full(job.max_queued_per_owner, job.owner) then return 'owner_limit' end
 if is_full(job.max_queued, '') then return 'limit' end
 for _, input in ipairs(job.inputs) do
   local generation = job.generations[input]
-  local uses = key(keys.INPUT_IMAGE_USES, {key = input})
-  if generation and redis.call('HGET', uses, '#') ~= generation then return 'inputs_deleted' end
+  if generation and redis.call('HGET', uses_of(input), '#') ~= generation then return 'inputs_deleted' end
 end
+local sizes = {}
+for _, input in ipairs(job.inputs) do sizes[#sizes + 1] = {input, image_bytes(input)} end
+local exceeded = find_exceeded(job.owner, sizes, job.max_stored_bytes_per_owner)
+if exceeded then return 'quota ' .. exceeded[2] .. ' ' .. exceeded[3] end
 
 redis.call('HSET', key(keys.JOB, {id = job.id}), unpack(ARGV, 3, 2 + record_size))
 for _, index in ipairs(indices_of_all(job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
 for _, index in ipairs(indices_by_status('queued', job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
 if job.deadline_at then redis.call('ZADD', keys.DEADLINES, job.deadline_at, job.id) end
 for _, input in ipairs(job.inputs) do
-  redis.call('HINCRBY', key(keys.INPUT_IMAGE_USES, {key = input}), job.owner, 1)
+  count_owner(input, job.owner)
+  redis.call('HINCRBY', uses_of(input), job.owner, 1)
   redis.call('ZREM', keys.INPUT_IMAGES, input)
 end
 if job.idempotency_key then
