@@ -48,6 +48,8 @@ class ServerProtocol(HttpToolsProtocol):
         self._unfinished_bytes = 0
         # Further bytes are discarded.
         self._is_refused = False
+        # Since when the connection waits for a request, if it does.
+        self._waiting_since = 0.0
         # The request that is being processed; `cycle` is the last one that was received.
         self._running: RequestResponseCycle | None = None
         # Since when the client has not received what was written, or the connection should be closed.
@@ -55,11 +57,29 @@ class ServerProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._waiting_since = self.loop.time()
         if len(self.connections) > self._max_connections * (1 + SPARE_PART):
-            transport.abort()
-            return
+            self._abort_longest_waiting()
+            if transport.is_closing():
+                return
         self._start_header_timer()
         self._check_timer = self.loop.call_later(CHECK_S, self._check_progress)
+
+    def _abort_longest_waiting(self) -> None:
+        """Abort the connection that has sent no complete headers for the longest time, so that new ones get a response.
+
+        Without one, this connection is the only one that waits.
+        """
+        waiting = [
+            other
+            for other in self.connections
+            if isinstance(other, ServerProtocol) and not other._has_open_request and not other.transport.is_closing()
+        ]
+        min(waiting, key=lambda other: other._waiting_since).transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._waiting_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_header_timer()

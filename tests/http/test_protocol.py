@@ -194,12 +194,12 @@ def test_body_longer_than_declared_is_not_taken(url: str) -> None:
 @pytest.mark.parametrize("count", [1, 2, 10])
 @pytest.mark.parametrize(
     "rest",
-    [b"GARBAGE\x00\r\n\r\n", CHUNKED + b"x\r\n", POST + b"Content-Length: 9\r\n\r\n{", GET + b"Host: y\r\n\r\n"],
-    ids=["garbage", "bad chunk", "short body", "bad host"],
+    [b"GARBAGE\x00\r\n\r\n", CHUNKED + b"x\r\n", GET + b"Host: y\r\n\r\n"],
+    ids=["garbage", "bad chunk", "two hosts"],
 )
 def test_responses_to_requests_precede_the_rejection_of_the_next(url: str, count: int, rest: bytes) -> None:
     started_at = time.monotonic()
-    response = exchange(url, (GET + b"\r\n") * count + rest, half_close=rest.endswith(b"{"))
+    response = exchange(url, (GET + b"\r\n") * count + rest)
     assert response.count(OK) == response.count(b"HTTP/1.1 ") == count
     assert time.monotonic() - started_at < 4  # not by the timeout of idle connections
 
@@ -216,7 +216,7 @@ def test_upgrades_are_ignored(url: str, method: bytes, protocol: bytes) -> None:
     """A WebSocket connection would have no timeouts."""
     upgrade = b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\n"
     path = {b"GET": b"/healthz", b"POST": b"/img2img"}[method]
-    head = method + b" " + path + b" HTTP/1.1\r\nHost: x\r\n" + upgrade
+    head = method + b" " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + upgrade
     response = exchange(url, head + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}" + GET + b"\r\n")
     assert response.count(b"HTTP/1.1 ") == 1
     assert response.startswith(OK if method == b"GET" else b"HTTP/1.1 422 ")
@@ -251,10 +251,11 @@ def test_connections_above_the_limit_are_rejected(settings: ApiSettings, monkeyp
         problem(rejected, 503, "overloaded")
         assert b"retry-after: " in rejected
         assert exchange(url, GET + b"Connection: close\r\n\r\n").startswith(OK)
-        for _ in range(5):
+        # Further ones replace those that have waited longest.
+        for _ in range(30):
             idle.enter_context(connected(url))
         time.sleep(0.2)
-        assert exchange(url, GET + b"Connection: close\r\n\r\n") == b""
+        assert exchange(url, GET + b"Connection: close\r\n\r\n").startswith(OK)
         idle.close()
         time.sleep(0.2)
         assert httpx.get(f"{url}/jobs").status_code == 200
