@@ -8,6 +8,8 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -233,6 +235,13 @@ def test_printable_keeps_text_of_all_languages() -> None:
     assert printable("\x1b\x7f\x9b\n\u202e\u2028\U000e0041\ud800") == (
         "\\x1b\\x7f\\x9b\\x0a\\u202e\\u2028\\U000e0041\\ud800"
     )
+
+
+@pytest.mark.parametrize("process", ["app.webhooks", "worker"])
+def test_errors_at_the_start_of_a_process_are_escaped(process: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fail = import_module(f"img2img.{process}.__main__")._fail
+    fail(*[HOSTILE, 2][: len(signature(fail).parameters)])
+    assert_harmless(capsys.readouterr().err)
 
 
 def test_only_the_printing_module_writes_text_of_others() -> None:
