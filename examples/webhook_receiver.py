@@ -1,4 +1,4 @@
-"""Receive and verify webhooks. Needs the standardwebhooks package.
+"""Receive and verify webhooks. Needs `pip install standardwebhooks`.
 
 `img2img serve` writes its secret to data/webhook-secret. With IMG2IMG_WEBHOOK_ALLOW_PRIVATE=true it also sends webhooks
 to this machine:

@@ -34,6 +34,7 @@ from .errors import StartupError, WorkerDied
 from .images.inputs import Inputs
 from .pipelines.denoise import make_task_function
 from .pipelines.loading.downloads import count_downloads, download_progress
+from .pipelines.loading.failures import device_memory, reporting_failures
 from .pipelines.loading.model_config import ModelConfig, configs_to_serve
 from .pipelines.model import Model, load_model
 from .queue.batch_worker import BatchWorker
@@ -46,6 +47,7 @@ from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
 
 CANNOT_START = 2
+SMALLER = "set a `dtype` of 2 bytes, or serve a smaller model or fewer of them"
 
 
 def main() -> int:
@@ -187,8 +189,11 @@ def run_engine(
             models.append(load_model(config, device=device))
         for model in models:
             report(f"warming up {model.card.name}")
-            model.fit_preview()
-            warm_up(model)
+            with reporting_failures(
+                f"cannot warm up model {model.card.name!r}", lambda: f"{device_memory(device)}; {SMALLER}"
+            ):
+                model.fit_preview()
+                warm_up(model)
     except Exception as error:
         loaded.set_exception(error)
         return

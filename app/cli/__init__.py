@@ -7,13 +7,13 @@ import typer
 from . import audit, forget, jobs, keys, submit
 from . import doctor as checks
 from . import serve as serving
+from .help import Command
 
 RUN, USE = "Run the service", "Use a service"
 
 app = typer.Typer(
     epilog="Exit codes: 0 success, 1 rejected or failed, 2 wrong usage or settings, 3 unreachable, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
 )
 
 
@@ -43,7 +43,7 @@ app.command(rich_help_panel=RUN)(forget.forget)
 app.command(rich_help_panel=RUN)(checks.doctor)
 app.add_typer(keys.app, name="keys", rich_help_panel=RUN)
 app.command("audit", rich_help_panel=RUN)(audit.audit)
-app.command(rich_help_panel=USE)(submit.submit)
+app.command(rich_help_panel=USE, epilog=submit.EXAMPLES)(submit.submit)
 app.command(rich_help_panel=USE)(submit.result)
 app.command(rich_help_panel=USE)(jobs.jobs)
 app.command(rich_help_panel=USE)(jobs.show)
@@ -51,6 +51,8 @@ app.command(rich_help_panel=USE)(jobs.cancel)
 app.command(rich_help_panel=USE)(jobs.delete)
 app.command("delete-image", rich_help_panel=USE)(jobs.delete_image)
 app.command(rich_help_panel=USE)(jobs.models)
+for _command in (*app.registered_commands, *keys.app.registered_commands):
+    _command.cls = Command
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ def _model(name: str, source: str, folder: Path) -> Finding:
     label = name if name == source else f"{name} ({source})"
     if source.startswith((".", "/", "~")) or Path(source).exists():
         path = folder / Path(source).expanduser()
-        if path.is_file() or (path / "model_index.json").is_file():
+        if (path / "model_index.json").is_file():
             return Finding(OK, "model", label)
         return Finding(FAULT, "model", f"{label}: {path} is not a diffusers model: it has no model_index.json")
     return _hub_model(label, source)

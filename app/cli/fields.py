@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from enum import Enum
 from functools import reduce
 from operator import or_
@@ -18,7 +20,39 @@ from rich.markup import escape
 
 from .errors import WrongUsage
 
-SHORT_NAMES = {"num_inference_steps": ("--steps",)}
+# Options with another name than their field; that name also works, but is not in the help.
+NAMES = {"num_inference_steps": "--steps"}
+ALIAS = "_alias"
+# Short forms of fields with structure: the option, which can be repeated, the form of its value, and its help.
+SHORT_FORMS = {
+    "controls": ("control", "TYPE[:SCALE][=FILE]", "A control, e.g. `canny:0.8`. Can be repeated."),
+    "image_prompts": ("image_prompt", "FILE[:SCALE]", "An image prompt, e.g. `style.png:0.5`. Can be repeated."),
+    "loras": ("lora", "NAME[:SCALE]", "A LoRA, e.g. `ink:0.8`. Can be repeated."),
+}
+MARGINS = re.compile(r"\d+(,\d+){3}")
+PANELS = {
+    "Prompt": ("prompt", "negative_prompt", "prompt_weighting", "clip_skip", "instruction"),
+    "Sampling": (
+        "strength",
+        "num_inference_steps",
+        "guidance_scale",
+        "image_guidance_scale",
+        "guidance_rescale",
+        "scheduler",
+        "eta",
+        "denoising_start",
+        "seed",
+        "num_images",
+    ),
+    "Size": ("width", "height", "resize", "upscale"),
+    "Inpainting and outpainting": ("mask", "mask_blur", "mask_padding", "outpaint"),
+    "Controls, image prompts and LoRAs": ("controls", "image_prompts", "loras"),
+    "Job": ("model", "deadline_s", "priority", "webhook"),
+}
+OTHER_PANEL = "Job"
+ORDER = [name for names in PANELS.values() for name in names]
+# Enumerations with more members are listed in the help text.
+MOST_CHOICES = 3
 PLAIN = (bool, int, float, str)
 IMAGE_HELP = "A file, or a reference: the sha256 of an uploaded image, or /jobs/{id}/images/0."
 JSON_HELP = "JSON, or @file with JSON; within it, an image is written as @file."
@@ -38,10 +72,14 @@ def with_model_options(model: type[BaseModel], *, but: frozenset[str]) -> Callab
         own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
         fields = {name: field for name, field in model.model_fields.items() if name not in but}
         options = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, field))
-            for name, field in fields.items()
+            inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name in sorted(fields, key=_position)
+            for parameter, annotation in _options(name, fields[name])
         ]
-        parameters = [*own, *options]
+        # The help shows the panels in this order.
+        argument, *others = own
+        others = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in others]
+        parameters = [argument, *options, *others]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         return command
@@ -56,11 +94,21 @@ def option_values(model: type[BaseModel], given: dict[str, Any]) -> dict[str, An
         WrongUsage: An option is no JSON.
         OSError: A file cannot be read.
     """
-    return {
-        name: _value(name, value, model.model_fields[name].annotation)
-        for name, value in given.items()
-        if value is not None
-    }
+    values = {name: value for name, value in given.items() if value is not None and value != []}
+    for name, option in NAMES.items():
+        alias = values.pop(name + ALIAS, None)
+        if alias is not None and values.setdefault(name, alias) != alias:
+            raise WrongUsage(f"{option} and {_flag(name)} exclude each other")
+    request: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        short, form, _ = SHORT_FORMS.get(name, ("", "", ""))
+        if name in values and short in values:
+            raise WrongUsage(f"{_flag(short)} and {_flag(name)} exclude each other")
+        if short in values:
+            request[name] = [_short_form(name, form, text) for text in values[short]]
+        elif name in values:
+            request[name] = _value(name, values[name], field.annotation)
+    return request
 
 
 def read_image(text: str) -> bytes | str:
@@ -70,24 +118,91 @@ def read_image(text: str) -> bytes | str:
     return sys.stdin.buffer.read() if text == "-" else load_image(text)
 
 
-def _option(name: str, field: FieldInfo) -> Any:
+def _options(name: str, field: FieldInfo) -> Iterator[tuple[str, Any]]:
+    """Yield the parameters of the command for a field, and their annotations."""
     members = list(_members(field.annotation))
-    help_text = field.description or ""
+    panel = next((panel for panel, names in PANELS.items() if name in names), OTHER_PANEL)
+    if name in SHORT_FORMS:
+        short, form, text = SHORT_FORMS[name]
+        yield (
+            short,
+            Annotated[
+                list[str] | None,
+                typer.Option(_flag(short), metavar=form, help=escape(text), show_default=False, rich_help_panel=panel),
+            ],
+        )
+    words = [field.description or ""]
     if bytes in members:
-        help_text = " ".join(filter(None, [help_text, IMAGE_HELP]))
+        words.append(IMAGE_HELP)
+    elif name == "outpaint":
+        words.append("LEFT,TOP,RIGHT,BOTTOM or JSON.")
     elif any(map(_has_structure, members)):
-        help_text = " ".join(filter(None, [help_text, JSON_HELP]))
+        words.append(JSON_HELP)
+    kind = _type(members)
+    choices = _choices(kind)
+    if len(choices) > MOST_CHOICES:
+        words.append(f"One of {', '.join(choices)}.")
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
     if isinstance(default, Enum):
         default = default.value
+    if default not in (None, "", [], (), False):
+        words.append(f"Default: {default}.")
     option = typer.Option(
-        f"--{name.replace('_', '-')}",
-        *SHORT_NAMES.get(name, ()),
-        help=escape(help_text),
-        show_default=str(default) if default not in (None, "", [], ()) else False,
-        rich_help_panel="Request",
+        NAMES.get(name, _flag(name)),
+        help=escape(" ".join(filter(None, words))),
+        metavar=_metavar(members, kind, choices),
+        show_default=False,
+        rich_help_panel=panel,
     )
-    return Annotated[_type(members) | None, option]
+    yield name, Annotated[kind | None, option]
+    if name in NAMES:
+        yield name + ALIAS, Annotated[kind | None, typer.Option(_flag(name), hidden=True)]
+
+
+def _position(name: str) -> int:
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _choices(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return [str(one) for one in get_args(kind)]
+    return [str(one.value) for one in kind] if inspect.isclass(kind) and issubclass(kind, Enum) else []
+
+
+def _metavar(members: list[Any], kind: Any, choices: list[str]) -> str | None:
+    """Return the form of the value for the help; None for that of the type."""
+    if choices:
+        return "NAME" if len(choices) > MOST_CHOICES else "|".join(choices)
+    if bytes in members:
+        return "FILE"
+    return "JSON" if kind is str and any(map(_has_structure, members)) else None
+
+
+def _short_form(name: str, form: str, text: str) -> dict[str, Any]:
+    """Return an entry of a field from its short form.
+
+    Raises:
+        WrongUsage: The text has another form.
+        OSError: The file cannot be read.
+    """
+    first, _, file = text.partition("=") if name == "controls" else (text, "", "")
+    head, colon, tail = first.rpartition(":")
+    entry: dict[str, Any] = {}
+    if colon:
+        with suppress(ValueError):
+            entry["scale"] = float(tail)
+            first = head
+    if not first or ("=" in text and name == "controls" and not file):
+        raise WrongUsage(f"{_flag(SHORT_FORMS[name][0])} takes {form}, got {text!r}")
+    if name == "image_prompts":
+        return {"image": read_image(first), **entry}
+    if file:
+        entry["image"] = read_image(file)
+    return {"type" if name == "controls" else "name": first, **entry}
 
 
 def _type(members: list[Any]) -> Any:
@@ -105,6 +220,8 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
         return value.value
     if isinstance(value, str) and bytes in members:
         return read_image(value)
+    if isinstance(value, str) and name == "outpaint" and MARGINS.fullmatch(value):
+        return dict(zip(("left", "top", "right", "bottom"), map(int, value.split(",")), strict=True))
     if isinstance(value, str) and any(map(_has_structure, members)):
         text = Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
         try:
@@ -112,7 +229,9 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
         except json.JSONDecodeError as error:
             if str in members:
                 return value
-            raise WrongUsage(f"--{name.replace('_', '-')} takes JSON or @file: {error}") from None
+            short, form, _ = SHORT_FORMS.get(name, ("", "", ""))
+            hint = f"; the short form is {_flag(short)} {form}" if short else ""
+            raise WrongUsage(f"{_flag(name)} takes JSON or @file: {error}{hint}") from None
     return value
 
 

@@ -1,52 +1,84 @@
 """The jobs of one command: submit them, follow them, save their images and report."""
 
-import glob
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 import typer
 
-from img2img.client import Client, ClientError, Job, PreviewEvent, ServiceUnreachable, is_image_reference
+from img2img.client import (
+    Client,
+    ClientError,
+    Event,
+    Job,
+    JobGone,
+    JobNotFound,
+    PreviewEvent,
+    ServiceUnavailable,
+    ServiceUnreachable,
+    TooManyRequests,
+)
 from img2img.domain.job import JobStatus
 
-from .errors import INTERRUPTED, REFUSED, WrongUsage, complain
-from .fields import read_image
+from .errors import INTERRUPTED, REFUSED, complain
+from .inputs import Input
+from .journal import Entry, Journal, key_of
 from .outputs import Outputs
 from .printing import echo, problem_document, response_document, to_json
-from .progress_display import ProgressDisplay, follow_jobs
+from .progress_display import ProgressDisplay
+from .serve import DEMO_MODEL, DEMO_NOTE
 
-REMEDY = "`img2img result ID...` waits for them and saves their images, `img2img cancel ID...` cancels them"
+# Event streams that are open at once. Jobs end about in the order in which they were submitted.
+STREAMS = 16
+IDLE_S = 0.2
 
 
-def expand_globs(names: list[str]) -> list[str]:
-    """Return the names with patterns replaced by the files that they match.
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was submitted by this command, or an earlier one."""
 
-    Raises:
-        WrongUsage: A name is neither a file nor a reference nor a pattern that matches a file.
-    """
-    found: list[str] = []
-    for name in names:
-        if name == "-" or is_image_reference(name) or Path(name).is_file():
-            found.append(name)
-            continue
-        matches = [match for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]  # noqa: PTH207
-        if not matches:
-            raise WrongUsage(f"there is no file {name}")
-        found += matches
-    if found.count("-") > 1:
-        raise WrongUsage("`-` (stdin) can be given only once")
-    return found
+    entry: Entry
+    job: Job
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An input whose results were saved by an earlier command."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An input without a job."""
+
+    name: str
+    error: ClientError | OSError
+
+
+# What the threads report: an input was sent, an event of a job or the error that ended its stream, or an error that
+# ends the command.
+Update = Submitted | Finished | Rejected | tuple[str, Event | Exception] | Exception
 
 
 class JobBatch:
     """The jobs of one command.
 
-    On leaving, the exit code reports failed jobs. An interrupt or a lost connection prints the jobs that go on.
+    On leaving, the exit code reports failed jobs. An interrupt or a lost connection prints how to continue.
 
     Args:
+        service: URL of the service.
+        journal: Where inputs, jobs and results are recorded, so that the command can continue after an interruption.
+        restart: Submit all inputs, also those that the journal has.
+        continuation: How to continue after an interruption. Default: with the ids of the jobs.
         on_idle: Called regularly while waiting.
         echo: Prints a line of the result.
     """
@@ -55,17 +87,30 @@ class JobBatch:
         self,
         client: Client,
         *,
+        service: str = "",
         as_json: bool = False,
+        journal: Journal | None = None,
+        restart: bool = False,
+        continuation: str = "",
         on_idle: Callable[[], None] = lambda: None,
         echo: Callable[[str], None] = echo,
     ) -> None:
         self._client = client
+        self._service = service
         self._as_json = as_json
+        self._journal = journal
+        self._restart = restart
+        self._continuation = continuation
         self._on_idle = on_idle
         self._echo = echo
         self._failed = False
-        # Names of the inputs by the ids of the jobs that may not have ended.
-        self.inputs: dict[str, str] = {}
+        self._several = False
+        # Entries by the ids of the jobs that may not have ended. One thread adds to them, one removes.
+        self._active: dict[str, Entry] = {}
+        self._unsent = 0
+        self._updates: SimpleQueue[Update] = SimpleQueue()
+        self._to_follow: SimpleQueue[str] = SimpleQueue()
+        self._streams = 0
 
     def __enter__(self) -> Self:
         return self
@@ -73,114 +118,303 @@ class JobBatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyboardInterrupt | ServiceUnreachable) and self.inputs:
-            complain(f"{len(self.inputs)} job(s) go on in the service: {' '.join(self.inputs)}\n  {REMEDY}")
-        if isinstance(error, KeyboardInterrupt):
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        if (is_interrupted and self._unsent and self._continuation) or (
+            self._active and (is_interrupted or isinstance(error, ServiceUnreachable))
+        ):
+            complain(self._how_to_continue())
+        if is_interrupted:
             raise typer.Exit(INTERRUPTED) from None
         if error is None and self._failed:
             raise typer.Exit(REFUSED)
 
+    def dry_run(self, inputs: list[Input], fields: Mapping[str, Any]) -> None:
+        """Print the job that would be created for each image, as JSON."""
+        self._several = len(inputs) > 1
+        for one in inputs:
+            try:
+                result = self._client.dry_run(**{"image": one.read(), **fields})
+            except ServiceUnreachable:
+                raise
+            except (ClientError, OSError) as error:
+                self._reject(one.name, error)
+            else:
+                self._echo(to_json({"input": one.name, **response_document(result)}))
+
     def submit(
-        self, names: list[str], fields: Mapping[str, Any], *, idempotency_key: str | None = None, wait: bool = True
+        self, inputs: list[Input], fields: Mapping[str, Any], outputs: Outputs, *, idempotency_key: str | None = None
     ) -> None:
-        """Submit a job for each image. With `wait` false, print its id and do not follow it.
+        """Submit a job for each image and print its id.
 
         Raises:
             ServiceUnreachable: The service cannot be reached.
-            OSError: An image file cannot be read.
         """
-        for name in names:
-            image = read_image(name)
-            key = _key_of_image(idempotency_key, image) if idempotency_key and len(names) > 1 else idempotency_key
-            try:
-                job = self._client.submit(idempotency_key=key, **{"image": image, **fields})
-            except ServiceUnreachable:
-                raise
-            except ClientError as error:
-                self._rejected(name, error, several=len(names) > 1)
-                continue
-            if wait:
-                self.inputs[job.id] = name
-            else:
-                self._echo(to_json({"input": name, **response_document(job)}) if self._as_json else job.id)
+        self._several = len(inputs) > 1
+        self._start_sender(inputs, fields, outputs, idempotency_key)
+        with ProgressDisplay(len(inputs)) as display:
+            for _ in inputs:
+                match self._next():
+                    case Exception() as error:
+                        raise error
+                    case Submitted() as sent:
+                        document = {"input": sent.entry.input, **response_document(sent.job)}
+                        self._echo(to_json(document) if self._as_json else sent.job.id)
+                    case Finished(entry):
+                        document = {"input": entry.input, "id": entry.id, "files": list(entry.files)}
+                        self._echo(to_json(document) if self._as_json else entry.id)
+                    case Rejected(name, error):
+                        self._reject(name, error)
+                display.end()
 
-    def dry_run(self, names: list[str], fields: Mapping[str, Any]) -> None:
-        """Print the job that would be created for each image, as JSON."""
-        for name in names:
-            try:
-                result = self._client.dry_run(**{"image": read_image(name), **fields})
-            except ServiceUnreachable:
-                raise
-            except ClientError as error:
-                self._rejected(name, error, several=len(names) > 1)
-            else:
-                self._echo(to_json({"input": name, **response_document(result)}))
+    def run(
+        self,
+        inputs: list[Input],
+        fields: Mapping[str, Any],
+        outputs: Outputs,
+        *,
+        idempotency_key: str | None = None,
+        watch: bool = False,
+    ) -> None:
+        """Submit a job for each image, and save the results of each when it ends.
 
-    def save(self, outputs: Outputs, *, watch: bool = False) -> None:
-        """Wait for the jobs, and save the images of each when it ends.
+        Images are sent in their order, while jobs that were sent before already run.
 
         Args:
             watch: Show previews, if stderr is a terminal.
 
         Raises:
             ServiceUnreachable: The service cannot be reached.
-            OSError: An image cannot be written.
+            OSError: A result cannot be written.
         """
-        several = len(self.inputs) > 1
-        with ProgressDisplay(self.inputs) as display:
-            for job_id, event in follow_jobs(
-                self._client, list(self.inputs), self._on_idle, preview=watch and display.is_visible
-            ):
-                if isinstance(event, PreviewEvent):
-                    display.preview(event)
-                    continue
-                display.show(job_id, event)
-                if isinstance(event, ClientError) and not isinstance(event, ServiceUnreachable):
-                    self._rejected(self.inputs.pop(job_id), event, several=several, job_id=job_id)
-                elif isinstance(event, Exception):
-                    raise event
-                elif isinstance(event, Job):
-                    self._ended(self.inputs[job_id], event, outputs, several)
-                    del self.inputs[job_id]
+        self._several = len(inputs) > 1
+        self._start_sender(inputs, fields, outputs, idempotency_key)
+        self._follow(len(inputs), outputs, watch=watch)
 
-    def _ended(self, name: str, job: Job, outputs: Outputs, several: bool) -> None:
+    def save(self, entries: list[Entry], outputs: Outputs) -> None:
+        """Wait for the jobs of these entries, and save the results of each when it ends.
+
+        Raises:
+            ServiceUnreachable: The service cannot be reached.
+            OSError: A result cannot be written.
+        """
+        self._several = len(entries) > 1
+        for entry in entries:
+            self._updates.put(Submitted(entry, Job(id=entry.id, status=JobStatus.QUEUED), is_new=True))
+        self._active = {entry.id: entry for entry in entries}
+        self._follow(len(entries), outputs)
+
+    def _follow(self, total: int, outputs: Outputs, *, watch: bool = False) -> None:
+        seen: Counter[str] = Counter()
+        with ProgressDisplay(total) as display:
+            left = total
+            while left:
+                match self._next():
+                    case Exception() as error:
+                        raise error
+                    case Submitted(entry, job, is_new):
+                        seen["resumed"] += not is_new
+                        if display.is_visible and not seen["note"] and job.request.get("model") == DEMO_MODEL:
+                            complain(DEMO_NOTE)
+                            seen["note"] += 1
+                        display.add(entry.input, job)
+                        self._open_stream(job.id, preview=watch and display.is_visible)
+                        continue
+                    case Finished(entry):
+                        seen["finished"] += 1
+                        if self._as_json:
+                            self._echo(to_json({"input": entry.input, "id": entry.id, "files": self._files(entry)}))
+                        display.end()
+                    case Rejected(name, error):
+                        self._reject(name, error)
+                        display.end()
+                    case (_, PreviewEvent() as event):
+                        display.preview(event)
+                        continue
+                    case (job_id, event):
+                        display.show(job_id, event)
+                        if not isinstance(event, Job | Exception):
+                            continue
+                        self._ended(job_id, event, outputs)
+                left -= 1
+        if seen["finished"]:
+            complain(f"{seen['finished']} of {total} were finished before; --overwrite generates them again")
+
+    def _next(self) -> Update:
+        while True:
+            with suppress(Empty):
+                return self._updates.get(timeout=IDLE_S)
+            self._on_idle()
+
+    def _open_stream(self, job_id: str, *, preview: bool) -> None:
+        """Follow a job. Daemon threads read the streams, so that Ctrl-C interrupts the main thread at once."""
+        self._to_follow.put(job_id)
+        if self._streams < STREAMS:
+            self._streams += 1
+            threading.Thread(target=self._read_streams, args=(preview,), daemon=True).start()
+
+    def _read_streams(self, preview: bool) -> None:
+        while True:
+            job_id = self._to_follow.get()
+            try:
+                for event in self._client.stream_events(job_id, preview=preview):
+                    self._updates.put((job_id, event))
+            # The main thread handles it.
+            except Exception as error:
+                self._updates.put((job_id, error))
+
+    def _start_sender(
+        self, inputs: list[Input], fields: Mapping[str, Any], outputs: Outputs, idempotency_key: str | None
+    ) -> None:
+        """Send the images in a thread, one after the other. The main thread handles errors."""
+        keys = _Keys(idempotency_key, several=len(inputs) > 1)
+        settings = (self._service, outputs.pattern, outputs.format, outputs.quality, idempotency_key)
+        self._unsent = len(inputs)
+
+        def send() -> None:
+            for one in inputs:
+                try:
+                    update: Update = self._send(one, fields, keys, settings)
+                except ServiceUnreachable as error:
+                    self._updates.put(error)
+                    return
+                except (ClientError, OSError) as error:
+                    update = Rejected(one.name, error)
+                except Exception as error:
+                    self._updates.put(error)
+                    return
+                self._unsent -= 1
+                self._updates.put(update)
+
+        threading.Thread(target=send, daemon=True).start()
+
+    def _send(
+        self, one: Input, fields: Mapping[str, Any], keys: "_Keys", settings: tuple[Any, ...]
+    ) -> Submitted | Finished:
+        image = one.read()
+        key = key_of(one.name, one.repeat, image, fields, settings)
+        entry = self._journal.find(key) if self._journal and not self._restart else None
+        if entry and self._journal and self._journal.is_done(entry):
+            return Finished(entry)
+        if entry and entry.id:
+            job = self._unless_lost(entry.id)
+            if job:
+                self._active[job.id] = entry
+                return Submitted(entry, job, is_new=False)
+            entry = None
+        if entry is None:
+            entry = Entry(key, one.name, keys.next(image))
+            self._record(entry)
+        job = self._submit_when_possible(entry, {"image": image, **fields})
+        entry = replace(entry, id=job.id)
+        self._active[job.id] = entry
+        self._record(entry)
+        return Submitted(entry, job, is_new=True)
+
+    def _submit_when_possible(self, entry: Entry, fields: Mapping[str, Any]) -> Job:
+        """Submit a job. While the queue is full, wait for the jobs that were submitted before."""
+        while True:
+            try:
+                return self._client.submit(idempotency_key=entry.idempotency_key, **fields)
+            except (TooManyRequests, ServiceUnavailable) as error:
+                if error.retry_after_s is None or not self._active:
+                    raise
+
+    def _unless_lost(self, job_id: str) -> Job | None:
+        """Return an earlier job, or None if it has no results: it is submitted again."""
+        try:
+            job = self._client.get_job(job_id)
+        except (JobNotFound, JobGone):
+            return None
+        return None if job.status in (JobStatus.FAILED, JobStatus.CANCELLED) else job
+
+    def _record(self, entry: Entry) -> None:
+        if self._journal:
+            self._journal.record(entry)
+
+    def _ended(self, job_id: str, end: Job | Exception, outputs: Outputs) -> None:
+        """Save the results of a job, or report why it has none."""
+        if isinstance(end, ServiceUnreachable) or not isinstance(end, ClientError | Job):
+            raise end
+        entry = self._active[job_id]
+        if isinstance(end, Job):
+            self._save(entry, end, outputs)
+        else:
+            self._reject(entry.input, end, job_id=job_id)
+        del self._active[job_id]
+
+    def _save(self, entry: Entry, job: Job, outputs: Outputs) -> None:
         files = []
         for image in job.images:
-            path = outputs.path(_stem(name), image, job)
+            path = outputs.path(entry.input, image, job)
             try:
-                png = self._client.download(image)
+                data = self._client.download(image, format=outputs.format, quality=outputs.quality)
             except ServiceUnreachable:
                 raise
             except ClientError as error:
                 # For example, the image is damaged. The others are saved.
-                self._rejected(name, error, several=several, job_id=job.id)
+                self._reject(entry.input, error, job_id=job.id)
                 continue
-            outputs.write(path, png)
-            files.append(str(path))
+            outputs.write(path, data)
+            files.append(path)
         if job.status is not JobStatus.SUCCEEDED:
             self._failed = True
             reason = job.error.message if job.error else f"the job was {job.status}"
-            complain(f"{name}: {reason}" if several else reason)
+            complain(f"{entry.input}: {reason}" if self._several else reason)
+        elif self._journal and entry.key and len(files) == len(job.images):
+            self._journal.saved(entry, files)
+        names = [str(file) for file in files]
         if self._as_json:
-            self._echo(to_json({"input": name, "files": files, **response_document(job)}))
+            self._echo(to_json({"input": entry.input, "files": names, **response_document(job)}))
         else:
-            for file in files:
-                self._echo(file)
+            for name in names:
+                self._echo(name)
 
-    def _rejected(self, name: str, error: ClientError, *, several: bool, job_id: str | None = None) -> None:
+    def _reject(self, name: str, error: ClientError | OSError, *, job_id: str | None = None) -> None:
         self._failed = True
-        complain(f"{name}: {error}" if several else str(error))
+        complain(f"{name}: {error}" if self._several else str(error))
         if self._as_json:
             known = {"input": name} | ({"id": job_id} if job_id else {})
-            self._echo(to_json(known | problem_document(error)))
+            document = (
+                problem_document(error) if isinstance(error, ClientError) else {"problem": {"detail": str(error)}}
+            )
+            self._echo(to_json(known | document))
+
+    def _files(self, entry: Entry) -> list[str]:
+        return [str(path) for path in self._journal.paths(entry)] if self._journal else []
+
+    def _how_to_continue(self) -> str:
+        jobs = len(self._active)
+        lines = [f"{jobs} job{'s go' if jobs != 1 else ' goes'} on in the service"]
+        if self._unsent:
+            lines[0] += f"; {self._unsent} image{'s were' if self._unsent != 1 else ' was'} not submitted"
+        if self._continuation:
+            lines.append(self._continuation)
+        else:
+            ids = " ".join(list(self._active))
+            lines.append(f"to wait for results: img2img result {ids}")
+            lines.append(f"to cancel: img2img cancel {ids}")
+        return "\n".join(lines)
 
 
-def _key_of_image(key: str, image: bytes | str) -> str:
-    """Return an idempotency key for one image of several; it does not depend on their order."""
-    return f"{key}-{sha256(image if isinstance(image, bytes) else image.encode()).hexdigest()[:16]}"
+class _Keys:
+    """Makes the idempotency keys of a command.
 
+    Args:
+        given: Key that the user chose. Each of several images gets a key derived from it and from the image, so that
+            the keys do not depend on the order of the images.
+    """
 
-def _stem(name: str) -> str:
-    if name == "-":
-        return "stdin"
-    return name.strip("/").replace("/", "-") if is_image_reference(name) else Path(name).stem
+    def __init__(self, given: str | None, *, several: bool) -> None:
+        self._given = given
+        self._several = several
+        self._seen: Counter[str] = Counter()
+
+    def next(self, image: bytes | str) -> str:
+        """Return the key for the next image."""
+        if not self._given:
+            return uuid4().hex
+        if not self._several:
+            return self._given
+        key = f"{self._given}-{sha256(image if isinstance(image, bytes) else image.encode()).hexdigest()[:16]}"
+        self._seen[key] += 1
+        return key if self._seen[key] == 1 else f"{key}-{self._seen[key]}"

@@ -1,26 +1,35 @@
 """Commands that list, show, cancel and delete jobs, and list models."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from img2img.domain.job import JobStatus
 
-from .errors import REFUSED, client_errors, complain
+from .errors import REFUSED, WrongUsage, client_errors, complain
 from .options import LOCAL, ApiKey, AsJson, Url, connect
 from .printing import add_row, echo, new_table, print_table, problem_document, response_document, to_json
+from .submit import unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from img2img.client import Job
 
+# Requests that are sent at once.
+REQUESTS = 16
+
 JobIds = Annotated[list[str], typer.Argument(metavar="ID...", show_default=False)]
 
 
 def jobs(
-    status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
+    status: Annotated[
+        JobStatus | None,
+        typer.Option(metavar="STATUS", help=f"Only jobs with this status: {', '.join(JobStatus)}."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most jobs to list.")] = 20,
     as_json: AsJson = False,
     url: Url = LOCAL,
@@ -61,11 +70,21 @@ def show(
                 echo(f"{name}: {_text(value)}")
 
 
-def cancel(job_ids: JobIds, as_json: AsJson = False, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+def cancel(
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", show_default=False)] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Cancel all jobs that `submit` with this option left unfinished.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = LOCAL,
+    api_key: ApiKey = None,
+) -> None:
     """Cancel jobs. Jobs that have ended stay as they are."""
     with client_errors(), connect(url, api_key) as client:
+        if job_ids and output_dir:
+            raise WrongUsage("ids and --output-dir exclude each other")
         _for_each(
-            job_ids,
+            job_ids or [entry.id for entry in unfinished(output_dir)],
             lambda job_id: response_document(client.cancel(job_id)),
             as_json,
             lambda job: f"{job['id']} {job['status']}",
@@ -122,7 +141,7 @@ def _for_each(
     text: "Callable[[dict[str, Any]], str]",
     name: str = "id",
 ) -> None:
-    """Call `call` for each job or image; an error stops none of the later ones.
+    """Call `call` for each job or image, several at once; an error stops none of the others.
 
     Args:
         name: Name of the id in JSON.
@@ -130,18 +149,21 @@ def _for_each(
     from img2img.client import ClientError, ServiceUnreachable
 
     failed = False
-    for one in ids:
-        try:
-            answer = call(one)
-        except ServiceUnreachable:
-            raise
-        except ClientError as error:
-            failed = True
-            complain(f"{one}: {error}")
-            if as_json:
-                echo(to_json({name: one, **problem_document(error)}))
-        else:
-            echo(to_json(answer) if as_json else text(answer))
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        answers = [(one, pool.submit(call, one)) for one in ids]
+        for one, answer in answers:
+            try:
+                document = answer.result()
+            except ServiceUnreachable:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            except ClientError as error:
+                failed = True
+                complain(f"{one}: {error}")
+                if as_json:
+                    echo(to_json({name: one, **problem_document(error)}))
+            else:
+                echo(to_json(document) if as_json else text(document))
     if failed:
         raise typer.Exit(REFUSED)
 

@@ -7,8 +7,11 @@ import typer
 if TYPE_CHECKING:
     from img2img.client import Client
 
-Url = Annotated[str, typer.Option(envvar="IMG2IMG_URL", help="URL of the service.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="IMG2IMG_API_KEY", help="API key, sent as a bearer token.")]
+Url = Annotated[str, typer.Option(envvar="IMG2IMG_URL", help="URL of the service.", rich_help_panel="Service")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="IMG2IMG_API_KEY", help="API key, sent as a bearer token.", rich_help_panel="Service"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout, one document a line.")]
 LOCAL = "http://127.0.0.1:8000"
 

@@ -5,6 +5,10 @@ terminal are escaped.
 """
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,14 +17,33 @@ from pydantic import BaseModel
 from img2img.printable import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from img2img.client import ClientError
 
 
+# The console of the live display that is shown now.
+_display: "ContextVar[Console | None]" = ContextVar("display", default=None)
+
+
+@contextmanager
+def above_display(console: "Console") -> Iterator[None]:
+    """Print lines above the live display of `console`, which would overwrite them otherwise."""
+    token = _display.set(console)
+    try:
+        yield
+    finally:
+        _display.reset(token)
+
+
 def echo(line: str, *, err: bool = False) -> None:
     """Print one line on stdout, or on stderr."""
-    typer.echo(printable(line), err=err)
+    console = _display.get()
+    if console and (sys.stderr if err else sys.stdout).isatty():
+        console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
+    else:
+        typer.echo(printable(line), err=err)
 
 
 def to_json(document: object) -> str:

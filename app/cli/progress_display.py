@@ -1,69 +1,28 @@
-"""Follows several jobs at once and displays their progress on a terminal."""
+"""Displays the progress of several jobs on a terminal."""
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from contextlib import ExitStack
 from io import BytesIO
-from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
-from img2img.client import Client, Event, Job, PreviewEvent, ProgressEvent, QueuedEvent
+from img2img.client import Event, Job, PreviewEvent, ProgressEvent, QueuedEvent
 from img2img.printable import printable
 
 from .errors import WrongUsage
+from .printing import above_display
 
-# Event streams that are open at once. Jobs end about in the order in which they were submitted.
-STREAMS = 16
-IDLE_S = 0.2
 # The most pixels of a preview: two to a character cell.
 PREVIEW_SIZE = (64, 64)
 # The most jobs that have a row each.
 ROWS = 12
-
-# A job's id, and its event or the error that ended its stream.
-Update = tuple[str, Event | Exception]
-
-
-def follow_jobs(
-    client: Client, job_ids: list[str], on_idle: Callable[[], None], *, preview: bool = False
-) -> Iterator[Update]:
-    """Yield the events of the jobs until each has ended or its stream has failed.
-
-    Daemon threads read the streams, so that Ctrl-C interrupts the main thread at once.
-    """
-    updates: SimpleQueue[Update] = SimpleQueue()
-    waiting: SimpleQueue[str] = SimpleQueue()
-    for job_id in job_ids:
-        waiting.put(job_id)
-    for _ in range(min(STREAMS, len(job_ids))):
-        threading.Thread(target=_read, args=(client, waiting, updates, preview), daemon=True).start()
-    left = len(job_ids)
-    while left:
-        try:
-            job_id, event = updates.get(timeout=IDLE_S)
-        except Empty:
-            on_idle()
-            continue
-        left -= isinstance(event, Exception | Job)
-        yield job_id, event
-
-
-def _read(client: Client, waiting: "SimpleQueue[str]", updates: "SimpleQueue[Update]", preview: bool) -> None:
-    while True:
-        try:
-            job_id = waiting.get_nowait()
-        except Empty:
-            return
-        try:
-            for event in client.stream_events(job_id, preview=preview):
-                updates.put((job_id, event))
-        # The main thread handles it.
-        except Exception as error:
-            updates.put((job_id, error))
+# Jobs after whose end the time left is computed from their rate, instead of the estimate of the service.
+MEASURED = 5
 
 
 def check_previews() -> None:
@@ -75,33 +34,47 @@ def check_previews() -> None:
 
 
 class ProgressDisplay:
-    """One row for each job with its queue position, estimated time and progress. Draws only on a terminal.
+    """A row for all jobs, and one for each job that runs or comes next. Draws only on a terminal.
+
+    While it is shown, printed lines appear above it.
 
     Args:
-        names: Names of the inputs by the ids of their jobs.
+        total: Number of images of the command.
     """
 
-    def __init__(self, names: Mapping[str, str]) -> None:
+    def __init__(self, total: int) -> None:
         console = Console(stderr=True)
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[state]}", markup=False),
-            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=30)),
+            BarColumn(bar_width=None, table_column=Column(min_width=8, max_width=40)),
+            TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
         )
-        self._progress = Progress(*columns, console=console)
+        self._console = console
+        self._progress = Progress(*columns, console=console, expand=True)
         self._preview: RenderableType = ""
-        self._live = Live(get_renderable=self._screen, console=console) if console.is_terminal else None
-        self._crowded = len(names) > ROWS
-        self._all = self._progress.add_task("all", total=len(names), state="", visible=len(names) > 1)
-        self._rows: dict[str, TaskID] = {
-            job_id: self._progress.add_task(printable(name), total=None, state="queued", visible=index < ROWS)
-            for index, (job_id, name) in enumerate(names.items())
-        }
-        self._ended = 0
+        self._live: Live | None = None
+        if console.is_terminal:
+            # Lines are printed above the display by `printing`.
+            self._live = Live(
+                get_renderable=self._screen, console=console, redirect_stdout=False, redirect_stderr=False
+            )
+        self._most = max(min(ROWS, console.height - 4), 1)
+        self._total = total
+        self._sent = self._ended = 0
+        self._started_at = time.monotonic()
+        # When the last job should end, by the service's estimates.
+        self._done_at: float | None = None
+        self._all = self._progress.add_task("all" if total > 1 else "sending", total=total, state="")
+        self._rows: dict[str, TaskID] = {}
+        self._shown: set[str] = set()
+        self._exit = ExitStack()
+        self._update_all()
 
     def __enter__(self) -> Self:
         if self._live:
+            self._exit.enter_context(above_display(self._console))
+            self._exit.callback(self._live.stop)
             self._live.start()
         return self
 
@@ -109,8 +82,9 @@ class ProgressDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._preview = ""
-        if self._live:
-            self._live.stop()
+        for job_id in list(self._shown):
+            self._hide(job_id)
+        self._exit.close()
 
     @property
     def is_visible(self) -> bool:
@@ -129,19 +103,62 @@ class ProgressDisplay:
             image.thumbnail(PREVIEW_SIZE)
             self._preview = Pixels.from_image(image)
 
+    def add(self, name: str, job: Job) -> None:
+        """Add a job that was submitted."""
+        self._sent += 1
+        if job.eta_s is not None:
+            self._done_at = max(self._done_at or 0, time.monotonic() + job.eta_s)
+        event = QueuedEvent(id=job.id, queue_position=job.queue_position, eta_s=job.eta_s)
+        self._rows[job.id] = self._progress.add_task(printable(name), total=None, state=_queued(event), visible=False)
+        self._show(job.id)
+        self._update_all()
+
     def show(self, job_id: str, event: Event | Exception) -> None:
-        """Update the row of the job."""
-        row = self._rows[job_id]
+        """Update the row of a job. It is removed when the job has ended."""
         if isinstance(event, Exception | Job):
+            self._hide(job_id)
             self._ended += 1
-            state = event.status.value if isinstance(event, Job) else "lost"
-            self._progress.update(row, total=1, completed=1, state=state, visible=not self._crowded)
-            self._progress.update(self._all, completed=self._ended, state=f"{self._ended} of {len(self._rows)}")
+            self._update_all()
         elif isinstance(event, QueuedEvent):
-            self._progress.update(row, state=_queued(event))
+            self._progress.update(self._rows[job_id], state=_queued(event))
         elif isinstance(event, ProgressEvent):
+            self._show(job_id)
             step, steps = event.progress.step, event.progress.steps
-            self._progress.update(row, total=steps, completed=step, state=f"step {step} of {steps}", visible=True)
+            self._progress.update(self._rows[job_id], total=steps, completed=step, state=f"step {step} of {steps}")
+
+    def end(self) -> None:
+        """Count an image that has no job to follow."""
+        self._sent += 1
+        self._ended += 1
+        self._update_all()
+
+    def _show(self, job_id: str) -> None:
+        if len(self._shown) < self._most:
+            self._shown.add(job_id)
+            self._progress.update(self._rows[job_id], visible=True)
+
+    def _hide(self, job_id: str) -> None:
+        self._shown.discard(job_id)
+        self._progress.update(self._rows[job_id], visible=False)
+
+    def _update_all(self) -> None:
+        words = [f"{self._ended} of {self._total}"]
+        if self._sent < self._total:
+            words.append(f"{self._sent} sent")
+        left_s = self._left_s()
+        if left_s:
+            words.append(f"done in {duration(left_s)}")
+        has_row = self._total == 1 and self._sent == 1
+        self._progress.update(self._all, completed=self._ended, state=", ".join(words), visible=not has_row)
+
+    def _left_s(self) -> float | None:
+        """Return the seconds until all jobs have ended, as far as known."""
+        now = time.monotonic()
+        if MEASURED <= self._ended < self._total:
+            return (now - self._started_at) / self._ended * (self._total - self._ended)
+        if self._ended == self._total or self._done_at is None or self._done_at < now:
+            return None
+        return self._done_at - now
 
 
 def _queued(event: QueuedEvent) -> str:

@@ -181,6 +181,7 @@ def demo(model: Model = None) -> None:
         from img2img.client import Client
 
         from ..supervisor.supervisor import free_port, running
+        from .inputs import Input
         from .job_runner import JobBatch
         from .outputs import Outputs
 
@@ -193,8 +194,7 @@ def demo(model: Model = None) -> None:
         with running(settings) as service, Client(settings.local_url) as client:
             started_at = time.monotonic()
             with JobBatch(client, on_idle=service.tick, echo=lambda _: None) as batch:
-                batch.submit([image], DEMO_PARAMETERS)
-                batch.save(outputs)
+                batch.run([Input(image)], DEMO_PARAMETERS, outputs)
             seconds = time.monotonic() - started_at
     echo(f"{DEMO_OUTPUT.resolve()} in {seconds:.1f} s")
 

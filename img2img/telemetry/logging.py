@@ -2,8 +2,8 @@
 
 Logs contain no input of clients: no prompts, no keys. Exceptions of libraries quote their arguments (pydantic whole
 documents, pipelines a prompt), so of an exception only its type and traceback are logged; its message only if the type
-is about infrastructure. Our own messages name ids, statuses, numbers and codes. Every SHA-256 is left out: errors of
-the blob store contain those of input images.
+is about infrastructure, or if no input reaches the code that raised it (`quoting_exceptions`). Our own messages name
+ids, statuses, numbers and codes. Every SHA-256 is left out: errors of the blob store contain those of input images.
 """
 
 import logging
@@ -34,6 +34,7 @@ AUDIT_LOGGER = "img2img.redis.audit"
 INFRASTRUCTURE_ERRORS = (OSError, RedisError, StoreError, MemoryError)
 
 _context: ContextVar[dict[str, str] | None] = ContextVar("context", default=None)
+_quotes_exceptions: ContextVar[bool] = ContextVar("quotes_exceptions", default=False)
 
 
 @contextmanager
@@ -44,6 +45,16 @@ def job_context(job_id: str, traceparent: str | None = None) -> Iterator[None]:
         yield
     finally:
         _context.reset(token)
+
+
+@contextmanager
+def quoting_exceptions() -> Iterator[None]:
+    """Log the messages of all exceptions within this context. Only for code that no input of clients reaches."""
+    token = _quotes_exceptions.set(True)
+    try:
+        yield
+    finally:
+        _quotes_exceptions.reset(token)
 
 
 def job_extra(job_id: str) -> dict[str, str]:
@@ -109,10 +120,14 @@ def _frames(error: BaseException) -> Iterator[str]:
         yield from _frames(earlier)
         yield "then:"
     yield from "".join(traceback.format_tb(error.__traceback__)).rstrip("\n").split("\n")
-    message = printable(f": {error}") if isinstance(error, INFRASTRUCTURE_ERRORS) else ""
+    message = printable(f": {error}") if _shows_message(error) else ""
     yield f"{type(error).__module__}.{type(error).__qualname__}{message}"
     for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
         yield from _frames(inner)
+
+
+def _shows_message(error: BaseException) -> bool:
+    return bool(str(error)) and (_quotes_exceptions.get() or isinstance(error, INFRASTRUCTURE_ERRORS))
 
 
 def _format_exception(info: ExcInfo) -> str:

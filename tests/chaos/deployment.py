@@ -164,7 +164,8 @@ class Deployment:
         wait_for(lambda: is_redis_ready(f"unix://{self.socket}"))
         # No process may rewrite the append-only file, because it is the history of all jobs that is checked at the end.
         self.redis.set(AOF_REWRITE, 1)
-        self.keys = [ApiKeys(self.redis).create(f"owner {i}", [Scope.READ, Scope.SUBMIT])[0] for i in range(4)]
+        scopes = [Scope.READ, Scope.SUBMIT, Scope.PRIORITY]
+        self.keys = [ApiKeys(self.redis).create(f"owner {i}", scopes)[0] for i in range(4)]
         for process in self.processes[1:]:
             process.begin()
         wait_for(lambda: len(ModelRegistry(self.redis).live().get(MODEL, [])) == len(self.workers), 180)

@@ -52,7 +52,7 @@ def test_sigterm_ends_streams_and_long_polls_properly(data_dir: Path, tmp_path: 
         streams = [stack.enter_context(connected(api.url)) for _ in range(STREAMS)]
         for index, stream in enumerate(streams):
             path = f"/jobs/{jobs[index % 4]}/events?preview=true"
-            stream.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            stream.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         for stream in streams:
             assert b"event: queued" in _until(stream, b"event: queued")
         polls = [pool.submit(get, api.url, f"/jobs/{job_id}", params={"wait": 50}) for job_id in jobs * 5]
@@ -96,7 +96,7 @@ def test_sigterm_with_clients_that_never_read(data_dir: Path, tmp_path: Path) ->
             connection = stack.enter_context(socket.socket())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", httpx.URL(api.url).port))
-            connection.sendall(b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
         time.sleep(1)
         stopped_at = time.monotonic()
         api.process.send_signal(signal.SIGTERM)
@@ -128,6 +128,6 @@ def _open(api: ApiProcess, stack: ExitStack) -> None:
     connection.settimeout(5)
     try:
         connection.connect(("127.0.0.1", httpx.URL(api.url).port))
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
     except OSError:
         return

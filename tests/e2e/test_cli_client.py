@@ -2,24 +2,19 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from PIL import Image
 
 from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import result_key
-from img2img.domain.job import JobStatus
 from img2img.redis.job_queue import JobQueue
-from tests.support.cli_command import COMMAND, environment, img2img, one_line
+from tests.support.cli_command import img2img, one_line
 from tests.support.damage import DAMAGES, damage
 from tests.support.images import encoded, gradient
 
@@ -140,10 +135,27 @@ def test_models_lists_the_models(folder: Path, url: str) -> None:
         ),
         ("a.png -o {name}.png", "--output may contain {stem}, {index}, {seed}, {id}"),
         ("a.png -o x.png --output-dir y", "--output and --output-dir exclude each other; a pattern may name a folder"),
+        ("a.png --output more", "more is a folder: use --output-dir more"),
+        ("a.png --output none/a.png", "there is no folder none"),
+        ("a.png b.png --output-dir a.png", "cannot create the folder a.png: File exists"),
+        ("a.png --output-dir a.png/x", "cannot create the folder a.png/x: Not a directory"),
+        ("a.png --output a.tiff", "--output a.tiff: the suffix should be one of .png, .jpg, .jpeg, .webp"),
+        ("a.png --output a.jpg --format png", "--format png contradicts --output a.jpg"),
+        ("a.png --output a.jpg --quality 0", "--quality should be 1 to 100, got 0"),
+        ("a.png --quality 9", "--quality is for JPEG and WebP; choose one with --format or the suffix of --output"),
+        ("a.png --mask none.png", "[Errno 2] No such file or directory: 'none.png'"),
+        ("a.png --skip-existing --overwrite", "--skip-existing and --overwrite exclude each other"),
+        (
+            "a.png more/a.png --skip-existing",
+            "--skip-existing needs a different name for each image; several are called a",
+        ),
+        ("a.png --skip-existing -o {seed}.png", "--skip-existing does not work with {seed} or {id} in --output"),
+        ("empty", "there is no image in the folder empty: .png, .jpg, .jpeg, .webp"),
         ("a.png --url ftp://x", "--url must start with http:// or https://, got 'ftp://x'"),
     ],
 )
-def test_submit_reports_wrong_usage(folder: Path, options: str, message: str) -> None:
+def test_submit_reports_wrong_usage_before_it_sends_anything(folder: Path, options: str, message: str) -> None:
+    (folder / "empty").mkdir()
     assert one_line(img2img(folder, "submit", *options.split()), code=2) == f"img2img: {message}"
 
 
@@ -170,30 +182,6 @@ def test_submit_prints_a_line_for_each_rejected_field(folder: Path, url: str) ->
         "  strength: Input should be less than or equal to 1 (got 2.0)",
         "  num_inference_steps: Input should be greater than or equal to 1 (got 0)",
     ]
-
-
-def test_interrupt_prints_the_running_jobs(folder: Path, url: str, queue: JobQueue) -> None:
-    submit = psutil.Popen(
-        [*COMMAND, "submit", "a.png", "b.png", "--url", url],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    # The command starts threads to wait for the jobs after it has submitted them.
-    while submit.num_threads() == 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    jobs = queue.job_store.active_ids()
-    assert len(jobs) == 2
-    submit.send_signal(signal.SIGINT)
-    stdout, stderr = submit.communicate(timeout=30)
-    assert (submit.returncode, stdout) == (130, "")
-    assert stderr.startswith("img2img: 2 job(s) go on in the service: ")
-    assert all(job_id in stderr for job_id in jobs)
-    assert all(queue.job_store.find(job_id).status is JobStatus.QUEUED for job_id in jobs)
 
 
 def test_result_saves_the_other_images_when_one_is_damaged(

@@ -55,6 +55,7 @@ def test_running_service_is_recognized(folder: Path) -> None:
     [
         ({"IMG2IMG_REDIS_URL": "redis://:secret@127.0.0.1:1"}, "Redis", "redis://***@127.0.0.1:1: "),
         ({"IMG2IMG_DATA_DIR": "/proc/data"}, "data", "/proc/data cannot be written"),
+        ({"IMG2IMG_MODEL": __file__}, "model", f"{__file__}: {__file__} is not a diffusers model"),
         ({"IMG2IMG_MODEL": "./nope"}, "model", "./nope: nope is not a diffusers model: it has no model_index.json"),
         ({"IMG2IMG_MODEL": "org/nope", "HF_HUB_OFFLINE": "1"}, "model", "org/nope: not in "),
         ({"IMG2IMG_HOST": "192.0.2.1"}, "address", "cannot listen on 192.0.2.1 port "),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,21 @@ def test_reason_of_a_failed_start_is_reported(folder: Path) -> None:
         detail = workers(client)
     assert detail.startswith("0 live; cannot start: ")
     assert "no-such-folder" in detail
+
+
+def test_model_that_cannot_be_loaded_ends_the_worker_with_one_line(folder: Path, model_folder: Path) -> None:
+    damaged = Path(shutil.copytree(model_folder, folder / "damaged"))
+    (damaged / "tokenizer/tokenizer.json").unlink()
+    reason = f"cannot load model 'damaged': {damaged}/tokenizer: the files of the tokenizer are incomplete"
+    with api_server(folder) as (settings, client):
+        with worker(IMG2IMG_MODEL=str(damaged), IMG2IMG_DEVICE="cpu", **settings) as process:
+            assert process.wait(120) == 2
+            log = process.stderr.read() if process.stderr else ""
+        assert reason in workers(client)
+    started, failed = log.splitlines()
+    assert started.endswith("loading damaged on cpu")
+    assert failed.startswith(f"img2img worker: {reason}")
+    assert len(failed) < 300
 
 
 def test_container_waits_before_a_start_that_fails_again(folder: Path) -> None:

@@ -213,7 +213,7 @@ def test_adapters_share_the_weights_of_the_model(served: Served) -> None:
     [
         (lambda key, tensor: (key.replace("down_blocks.1", "down_blocks.9"), tensor), "does not fit"),
         (lambda key, tensor: (key, tensor[..., :-1] if "lora_A" in key else tensor), "size mismatch"),
-        (lambda key, tensor: (key.replace("lora", "other"), tensor), "does not fit"),
+        (lambda key, tensor: (key.replace("lora", "other"), tensor), "does not have the keys of a LoRA"),
         (lambda key, tensor: (f"{key}.dora_scale", tensor), "DoRA"),
     ],
 )
@@ -251,7 +251,7 @@ def test_load_model_rejects_ip_adapter_that_does_not_fit(tmp_path: Path) -> None
             )
     save_file(good, file)
     (adapter / "image_encoder" / "model.safetensors").unlink()
-    with pytest.raises(StartupError, match="cannot load the image encoder"):
+    with pytest.raises(StartupError, match=r"image encoder: .* has no weights"):
         load_model(
             ModelConfig(name="m", source=str(folder), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
         )

@@ -63,9 +63,11 @@ def _write_lines(url: str, api: "subprocess.Popen[bytes]") -> None:
         client.post("/sdapi/v1/img2img", json={"init_images": [line], "prompt": line})
         client.post("/v1/images/edits", files={"image": image}, data={"prompt": line, "size": line})
     raw = [
-        b"GET /jobs/a\n" + FORGED.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX-Api-Key: a\n" + FORGED.encode() + b"\r\nConnection: close\r\n\r\n",
-        b"GET /\x1b[31m" + FORGED.replace(" ", "_").encode() + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /jobs/a\n" + FORGED.encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: a\n" + FORGED.encode() + b"\r\nConnection: close\r\n\r\n",
+        b"GET /\x1b[31m"
+        + FORGED.replace(" ", "_").encode()
+        + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         FORGED.encode() + b"\n\n",
     ]
     for request in raw:

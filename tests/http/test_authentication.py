@@ -111,10 +111,10 @@ def test_submit_alone_receives_no_images(url: str, keys: ApiKeys, method: str, p
     needed |= {Scope.READ} - ({Scope.READ} if path in without_images else set())
     for missing in needed:
         with client_with(url, keys, *(set(Scope) - {Scope.ADMIN, missing})) as client:
-            assert (
-                f"`{missing}`"
-                in assert_problem(client.request(method, path_of(path)), 403, "insufficient_scope")["detail"]
-            )
+            rejected = client.request(method, path_of(path))
+        assert rejected.status_code == 403
+        if method != "HEAD":
+            assert f"`{missing}`" in assert_problem(rejected, 403, "insufficient_scope")["detail"]
     with client_with(url, keys, *needed) as client:
         assert client.request(method, path_of(path)).status_code not in (401, 403)
 
@@ -173,7 +173,7 @@ def test_public_paths_need_no_key(anonymous: httpx.Client, path: str) -> None:
 def test_unknown_paths_require_a_key(url: str, keys: ApiKeys, path: str) -> None:
     with connected(url) as connection:
         connection.sendall(
-            f"GET {path.replace(chr(10), '%0A')} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+            f"GET {path.replace(chr(10), '%0A')} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
         )
         status = int(until_closed(connection).split(b" ")[1])
     assert status in (401, 404)
@@ -217,7 +217,7 @@ def test_authentication_precedes_the_body(
     monkeypatch.setattr("img2img.app.http.body_limits.LINGER_S", 0.5)
     with connected(url) as connection:
         kind = "Content-Type: application/json\r\n"
-        connection.sendall(f"POST /img2img HTTP/1.1\r\nHost: x\r\n{kind}{size}{expect}\r\n".encode())
+        connection.sendall(f"POST /img2img HTTP/1.1\r\nHost: localhost\r\n{kind}{size}{expect}\r\n".encode())
         received = until_closed(connection)
     assert received.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
     assert b"connection: close\r\n" in received.lower()

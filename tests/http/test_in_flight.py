@@ -30,7 +30,7 @@ from tests.support.servers import http_server, redis_server
 
 MB = 1_000_000
 JSON = {"Content-Type": "application/json"}
-POST = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n"
+POST = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n"
 
 
 def test_budget_limits_the_total_and_each_owner() -> None:
@@ -94,6 +94,7 @@ def test_large_bodies_are_rejected_while_too_much_is_in_progress(
     large = json.dumps({"image": "A" * 2 * MB})
     with http_server(limited) as url, httpx.Client(base_url=url, timeout=20) as client:
         with half_sent(url, path, 2 * MB):
+            wait_for(lambda: client.post(path, content=large, headers=JSON).status_code == 503)
             # By its Content-Length, and while it is read.
             for content in (large.encode(), (piece.encode() for piece in (large[:100], large[100:]))):
                 response = client.post(path, content=content, headers=JSON)

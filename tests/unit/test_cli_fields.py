@@ -98,9 +98,49 @@ def test_help_shows_the_description_of_the_field() -> None:
     text = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
     assert "White is regenerated. A file, or a reference" in text
     assert "Up to [three] of them. JSON, or @file" in text
-    assert "<canny|depth>" in text
-    assert "<low|high>" in text
+    assert "--kind canny|depth" in text
+    assert "--priority low|high" in text
 
 
 def test_submit_has_an_option_for_every_field() -> None:
     assert Img2ImgRequest.model_fields.keys() - {"image"} <= submit.submit.__annotations__.keys()
+
+
+def test_short_forms_are_the_same_as_json(tmp_path: Path) -> None:
+    (tmp_path / "edges.png").write_bytes(b"edges")
+    (tmp_path / "style.png").write_bytes(b"style")
+    given = {
+        "control": ["canny:0.8", f"depth={tmp_path}/edges.png", f"scribble:.5={tmp_path}/edges.png"],
+        "lora": ["ink:0.8", "a:b", "old"],
+        "image_prompt": [f"{tmp_path}/style.png:0.5", f"{tmp_path}/style.png"],
+        "outpaint": "64,0,32,1",
+        "num_inference_steps_alias": 7,
+    }
+    assert option_values(Img2ImgRequest, given) == {
+        "controls": [
+            {"type": "canny", "scale": 0.8},
+            {"type": "depth", "image": b"edges"},
+            {"type": "scribble", "scale": 0.5, "image": b"edges"},
+        ],
+        "loras": [{"name": "ink", "scale": 0.8}, {"name": "a:b"}, {"name": "old"}],
+        "image_prompts": [{"image": b"style", "scale": 0.5}, {"image": b"style"}],
+        "outpaint": {"left": 64, "top": 0, "right": 32, "bottom": 1},
+        "num_inference_steps": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"control": [""]}, r"--control takes TYPE\[:SCALE\]\[=FILE\], got ''"),
+        ({"control": ["canny="]}, r"--control takes .*, got 'canny='"),
+        ({"lora": [":0.5"]}, r"--lora takes NAME\[:SCALE\], got ':0.5'"),
+        ({"lora": ["ink"], "loras": "[]"}, "--lora and --loras exclude each other"),
+        ({"loras": "ink:0.8"}, r"--loras takes JSON or @file: .*; the short form is --lora NAME\[:SCALE\]"),
+        ({"num_inference_steps": 1, "num_inference_steps_alias": 2}, "exclude each other"),
+        ({"outpaint": "64,0"}, "--outpaint takes JSON or @file"),
+    ],
+)
+def test_wrong_short_forms_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(WrongUsage, match=message):
+        option_values(Img2ImgRequest, given)

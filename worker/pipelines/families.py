@@ -62,8 +62,8 @@ class Family:
     unbatched: tuple[str, ...] = ()
     # Replaces the forward of the denoiser: (forward, unbatched) -> gated forward.
     denoiser_gate: Callable[[Forward, tuple[str, ...]], Forward] = gate_rows
-    # Extra components to pass to `from_pretrained`: (source, revision) -> components by name.
-    load_components: Callable[[str, str | None], Mapping[str, Any]] = lambda _source, _revision: {}
+    # Extra components to pass to `from_pretrained`: folder of the model -> components by name.
+    load_components: Callable[[str], Mapping[str, Any]] = lambda _folder: {}
     # Converts the arguments of a Stable Diffusion pipeline to those of this family.
     adapt: Callable[[DenoisingSpec, Arguments], Arguments] = lambda _spec, arguments: arguments
 

@@ -25,20 +25,18 @@ class ImageOnlyProcessor(Qwen2VLProcessor):  # type: ignore[misc]
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-def image_only_processor(source: str, revision: str | None = None) -> dict[str, ImageOnlyProcessor]:
+def image_only_processor(folder: str) -> dict[str, ImageOnlyProcessor]:
     """Return the `processor` argument for `from_pretrained`; empty if torchvision is installed."""
     if is_torchvision_available():
         return {}
-    location = {"subfolder": FOLDER, "revision": revision or "main"}
-    image_processor = AutoImageProcessor.from_pretrained(source, **location)
-    return {"processor": ImageOnlyProcessor(image_processor, AutoTokenizer.from_pretrained(source, **location))}
+    image_processor = AutoImageProcessor.from_pretrained(folder, subfolder=FOLDER)
+    return {"processor": ImageOnlyProcessor(image_processor, AutoTokenizer.from_pretrained(folder, subfolder=FOLDER))}
 
 
-def check_processors(model: str, config: Mapping[str, Any]) -> None:
+def check_processors(config: Mapping[str, Any]) -> None:
     """Check that transformers can load the processors of a pipeline.
 
     Args:
-        model: name of the model.
         config: content of model_index.json.
 
     Raises:
@@ -46,4 +44,4 @@ def check_processors(model: str, config: Mapping[str, Any]) -> None:
     """
     class_names = [value[1] for value in config.values() if isinstance(value, list | tuple) and len(value) == 2]
     if "PixtralProcessor" in class_names and not is_torchvision_available():
-        raise StartupError(f"model {model!r}: PixtralProcessor requires torchvision; run `pip install torchvision`")
+        raise StartupError("PixtralProcessor requires torchvision; run `pip install torchvision`")

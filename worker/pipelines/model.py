@@ -1,8 +1,8 @@
 """Loads models and prepares their pipelines for jobs."""
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import diffusers
 import torch
@@ -23,12 +23,19 @@ from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
 from .image_processors import check_processors
-from .loading.components import build_pipeline
-from .loading.model_config import ModelConfig, is_path
-from .loading.weights import first_line
+from .loading.components import build_pipeline, load_pipeline, memory_remedy
+from .loading.failures import reporting_failures
+from .loading.locations import PipelineLocation
+from .loading.model_config import ModelConfig
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
-from .schedulers import make_scheduler, name_of
+from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of
+
+log = logging.getLogger(__name__)
+
+hub_logger = logging.getLogger("huggingface_hub")
+hub_logger.handlers.clear()
+hub_logger.propagate = True
 
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
@@ -104,38 +111,33 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
     Raises:
         StartupError: if the model is not supported or cannot be loaded.
     """
-    source, on_cuda = _resolve_source(config.source), torch.device(device).type == "cuda"
-    try:
-        index = DiffusionPipeline.load_config(source, revision=config.revision)
-        family = _find_family(config.name, index["_class_name"])
-        check_processors(config.name, index)
-        first = next(iter(family.pipelines.values()))
-        pipeline = first.from_pretrained(
-            source,
-            dtype=getattr(torch, config.dtype or (family.cuda_dtype if on_cuda else "float32")),
-            use_safetensors=True,
-            revision=config.revision,
+    on_cuda = device.startswith("cuda")
+    label = f"cannot load model {config.name!r}"
+    with reporting_failures(label):
+        location = PipelineLocation(config.source, config.revision, config.variant)
+        family = _find_family(location.index["_class_name"])
+        check_processors(location.index)
+        dtype = getattr(torch, config.dtype or (family.cuda_dtype if on_cuda else "float32"))
+        folder = location.folder()
+    with reporting_failures(label, lambda: memory_remedy(folder, dtype, device)):
+        pipeline = load_pipeline(
+            next(iter(family.pipelines.values())),
+            location,
+            device=device,
+            dtype=dtype,
             variant=config.variant,
-            **family.load_components(source, config.revision),
-        ).to(device)
-    except (OSError, ValueError) as error:
-        raise StartupError(f"cannot load model {config.name!r}: {first_line(error)}") from error
-    return Model(config, family, pipeline)
+            **family.load_components(str(folder)),
+        )
+        check_scheduler(pipeline.scheduler)
+        return Model(config, family, pipeline)
 
 
-def _find_family(name: str, class_name: str) -> Family:
+def _find_family(class_name: str) -> Family:
     family = family_of(class_name)
     if family is None:
         supported = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
-        raise StartupError(f"model {name!r}: {class_name} is not supported; supported families: {supported}")
+        raise StartupError(f"{class_name} is not supported; supported families: {supported}")
     return family
-
-
-def _resolve_source(source: str) -> str:
-    path = Path(source).expanduser()
-    if is_path(source) and not (path / "model_index.json").is_file():
-        raise StartupError(f"{path} is not a diffusers model: it has no model_index.json")
-    return str(path) if path.exists() else source
 
 
 def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
@@ -207,4 +209,10 @@ def _default_scheduler(family: Family, pipeline: DiffusionPipeline) -> Scheduler
     name = name_of(pipeline.scheduler)
     if name in family.schedulers:
         return name
-    return Scheduler.DPMPP_2M if Scheduler.DPMPP_2M in family.schedulers else family.schedulers[0]
+    fallback = fallback_for(pipeline.scheduler, family.schedulers)
+    log.warning(
+        "the scheduler of the model, %s, is not one that requests can name; the default is %s",
+        type(pipeline.scheduler).__name__,
+        fallback,
+    )
+    return fallback

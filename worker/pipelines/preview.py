@@ -33,7 +33,9 @@ class LatentPreview:
         generator = torch.Generator().manual_seed(0)
         cells = torch.rand(IMAGES, 3, CELLS, CELLS, generator=generator)
         images = interpolate(cells, size=(SIDE, SIDE), mode="bilinear")
-        latents = vae.encode((2 * images - 1).to(device, dtype)).latent_dist.mode()
+        encoded = vae.encode((2 * images - 1).to(device, dtype))
+        # AutoencoderTiny returns latents and not their distribution.
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         if latents.dim() != 4:
             return None
         shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor") or 1.0

@@ -1,11 +1,14 @@
 """The diffusers class and settings of every scheduler that a request can name."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
 from diffusers import SchedulerMixin
 
 from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler
+
+from ..errors import StartupError
 
 # Settings on top of the config of the model's scheduler (betas, prediction type, timestep spacing). Settings that the
 # scheduler of a model may have and that would change another scheduler are reset here.
@@ -39,7 +42,7 @@ _TABLE: dict[Scheduler, tuple[str, dict[str, Any]]] = {
     Scheduler.FLOW_HEUN: ("FlowMatchHeunDiscreteScheduler", {}),
 }
 # Settings in which two schedulers of one class differ.
-_DISTINCTIVE = ("use_karras_sigmas", "use_beta_sigmas", "algorithm_type")
+_DISTINCTIVE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "algorithm_type")
 
 
 def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
@@ -64,9 +67,29 @@ def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
 
 def name_of(base: SchedulerMixin) -> Scheduler | None:
     """Return the name of a scheduler, or None if requests cannot name it."""
-    config = {"use_karras_sigmas": False, "use_beta_sigmas": False, "algorithm_type": "dpmsolver++", **base.config}
+    config = {**_PLAIN_SIGMAS, "algorithm_type": "dpmsolver++", **base.config}
     for name, (class_name, settings) in _TABLE.items():
         distinctive = {key: settings[key] for key in _DISTINCTIVE if key in settings}
         if class_name == type(base).__name__ and all(config[key] == value for key, value in distinctive.items()):
             return name
     return None
+
+
+def check_scheduler(base: SchedulerMixin) -> None:
+    """Refuse the schedulers of EDM models (Karras et al., 2022): no scheduler that requests can name scales the inputs
+    and outputs of the denoiser as they do.
+
+    Raises:
+        StartupError: if the scheduler is one of them.
+    """
+    class_name = type(base).__name__
+    if class_name.startswith("EDM") or "sigma_data" in base.config:
+        raise StartupError(f"its scheduler is {class_name}: models with EDM preconditioning are not supported")
+
+
+def fallback_for(base: SchedulerMixin, supported: Sequence[Scheduler]) -> Scheduler:
+    """Return the default for a model whose scheduler requests cannot name, with its noise schedule if possible."""
+    karras = base.config.get("use_karras_sigmas") or False
+    beta = base.config.get("use_beta_sigmas") or False
+    preferred = (Scheduler.DPMPP_2M_KARRAS,) if karras else (Scheduler.FLOW_EULER_BETA,) if beta else ()
+    return next((name for name in (*preferred, Scheduler.DPMPP_2M) if name in supported), supported[0])

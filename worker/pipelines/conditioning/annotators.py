@@ -5,7 +5,6 @@ then calls the model on the engine's thread, through a gate: torch on another th
 and jobs with the same image share one call. Postprocessing (colours, resize) takes a few milliseconds there.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,10 @@ from img2img.domain.conditioning import ControlType
 from ...engine.gate import Gate
 from ...errors import StartupError
 from ...images.inputs import to_tensor
+from ..loading.components import load_component
+from ..loading.failures import reporting_failures
+from ..loading.locations import component_folder
 from ..loading.model_config import ComponentSource, ModelConfig
-from ..loading.weights import first_line
 from .ade20k import PALETTE
 from .pose_drawing import draw_pose
 
@@ -140,10 +141,10 @@ def _whole_image_box(size: tuple[int, int]) -> list[list[list[float]]]:
     return [[[0.0, 0.0, float(size[0]), float(size[1])]]]
 
 
-_ANNOTATORS: dict[ControlType, tuple[type[Annotator], Callable[..., Any]]] = {
-    ControlType.DEPTH: (DepthAnnotator, AutoModelForDepthEstimation.from_pretrained),
-    ControlType.SEGMENTATION: (SegmentationAnnotator, AutoModelForSemanticSegmentation.from_pretrained),
-    ControlType.POSE: (PoseAnnotator, VitPoseForPoseEstimation.from_pretrained),
+_ANNOTATORS: dict[ControlType, tuple[type[Annotator], Any]] = {
+    ControlType.DEPTH: (DepthAnnotator, AutoModelForDepthEstimation),
+    ControlType.SEGMENTATION: (SegmentationAnnotator, AutoModelForSemanticSegmentation),
+    ControlType.POSE: (PoseAnnotator, VitPoseForPoseEstimation),
 }
 
 
@@ -153,24 +154,19 @@ def load_annotators(config: ModelConfig, device: torch.device) -> dict[ControlTy
     Raises:
         StartupError: if one is not supported or cannot be loaded.
     """
-    return {
-        control_type: _load(config, control_type, source, device)
-        for control_type, source in config.preprocessors.items()
-    }
+    return {control_type: _load(control_type, source, device) for control_type, source in config.preprocessors.items()}
 
 
-def _load(config: ModelConfig, control_type: ControlType, source: ComponentSource, device: torch.device) -> Annotator:
-    label = f"model {config.name!r}: preprocessor {control_type}"
+def _load(control_type: ControlType, source: ComponentSource, device: torch.device) -> Annotator:
+    label = f"preprocessor {control_type}"
     if control_type not in _ANNOTATORS:
         raise StartupError(f"{label}: not made by a model; `preprocessors` can be: {', '.join(_ANNOTATORS)}")
-    location = {"revision": source.revision or "main", "subfolder": source.subfolder or ""}
-    annotator, from_pretrained = _ANNOTATORS[control_type]
-    try:
-        processor = AutoImageProcessor.from_pretrained(source.source, backend="pil", **location)
+    annotator, kind = _ANNOTATORS[control_type]
+    with reporting_failures(label):
+        folder = component_folder(source)
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         # In float32 regardless of the dtype of the file: the models are small and their inputs are float32.
-        model = from_pretrained(source.source, use_safetensors=True, dtype=torch.float32, **location)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise StartupError(f"{label}: cannot load {source.source}: {first_line(error)}") from error
+        model = load_component(kind, folder, torch.float32)
     if control_type is ControlType.SEGMENTATION and model.config.num_labels > len(PALETTE):
         raise StartupError(
             f"{label}: {source.source} has {model.config.num_labels} classes; the maximum is {len(PALETTE)} (ADE20K)"

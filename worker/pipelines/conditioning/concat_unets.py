@@ -6,7 +6,9 @@ from img2img.domain.parameters import Task
 
 from ...errors import StartupError
 from ..families import Family
-from ..loading.components import build_pipeline, is_pipeline, load_pipeline, load_unet
+from ..loading.components import build_pipeline, load_pipeline_of, load_unet
+from ..loading.failures import reporting_failures
+from ..loading.locations import is_pipeline
 from ..loading.model_config import ComponentSource, ModelConfig
 
 
@@ -57,10 +59,9 @@ def load_concat_pipelines(
             continue
         kind = _class_of(family, task)
         if kind is None or "unet" not in base.components:
-            raise StartupError(
-                f"model {config.name!r}: `{task}` is not supported for {family.name} models; remove the key"
-            )
-        pipelines[task] = _load(config, task, source, kind, base)
+            raise StartupError(f"`{task}` is not supported for {family.name} models; remove the key")
+        with reporting_failures(f"`{task}`"):
+            pipelines[task] = _load(task, source, kind, base)
     return pipelines
 
 
@@ -69,14 +70,14 @@ def _class_of(family: Family, task: Task) -> type[DiffusionPipeline] | None:
 
 
 def _load(
-    config: ModelConfig, task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline
+    task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline
 ) -> DiffusionPipeline:
     """Load a pipeline with its VAE and text encoder, or a UNet that uses those of `base`."""
     if is_pipeline(source):
-        pipeline = build_pipeline(kind, load_pipeline(source, base.device, base.dtype))
+        pipeline = build_pipeline(kind, load_pipeline_of(source, base.device, base.dtype))
     else:
         pipeline = build_pipeline(kind, base, unet=load_unet(source, base.device, base.dtype))
     unet_task = task_of_unet(pipeline.unet, pipeline.vae.config.latent_channels)
     if unet_task is not task:
-        raise StartupError(f"model {config.name!r}: the UNet of {source.source} is for `{unet_task}`, not for `{task}`")
+        raise StartupError(f"the UNet of {source.source} is for `{unet_task}`, not for `{task}`")
     return pipeline

@@ -14,9 +14,10 @@ from img2img.domain.parameters import Task
 from ...engine.gate import Gate
 from ...errors import StartupError
 from ..families import Family
-from ..loading.components import build_pipeline
+from ..loading.components import build_pipeline, load_component
+from ..loading.failures import reporting_failures
+from ..loading.locations import component_class, component_folder
 from ..loading.model_config import ComponentSource, ModelConfig
-from ..loading.weights import first_line
 
 
 class ControlNets:
@@ -32,14 +33,12 @@ class ControlNets:
             StartupError: if the family has no ControlNets, or if one cannot be loaded or does not fit.
         """
         if config.controlnets and not family.controlnet_pipelines:
-            raise StartupError(
-                f"model {config.name!r}: ControlNets are not supported for {family.name} models; remove `controlnets`"
-            )
+            raise StartupError(f"ControlNets are not supported for {family.name} models; remove `controlnets`")
         # A ControlNet that is listed for several control types is loaded once, and their jobs are batched together.
         loaded: dict[ComponentSource, ControlNetModel] = {}
         for control_type, source in config.controlnets.items():
             if source not in loaded:
-                loaded[source] = _load(config, control_type, source, base)
+                loaded[source] = _load(control_type, source, base)
         self._nets = {control_type: loaded[source] for control_type, source in config.controlnets.items()}
         self.pipelines: dict[Task, DiffusionPipeline] = {}
         for net in loaded.values():
@@ -94,27 +93,25 @@ class PerRequestScale:
         return residuals[:-1], residuals[-1]
 
 
-def _load(
-    config: ModelConfig, control_type: ControlType, source: ComponentSource, base: DiffusionPipeline
-) -> ControlNetModel:
+def _load(control_type: ControlType, source: ComponentSource, base: DiffusionPipeline) -> ControlNetModel:
     """Load a ControlNet in the dtype and on the device of the model. Safetensors only."""
-    label = f"model {config.name!r}: ControlNet {control_type}"
+    label = f"ControlNet {control_type}"
     if source.weight_name or source.source.endswith(".safetensors"):
         raise StartupError(f"{label}: {source.source} must be a folder or hub id in diffusers' format, not a file")
-    location: dict[str, Any] = {"revision": source.revision, "subfolder": source.subfolder}
-    try:
-        class_name = ControlNetModel.load_config(source.source, **location)["_class_name"]
+    with reporting_failures(label):
+        folder = component_folder(source)
+        class_name = component_class(folder)
         if class_name != "ControlNetModel":
-            raise StartupError(f"{label}: {source.source} is a {class_name}; only ControlNetModel is supported")
-        net = ControlNetModel.from_pretrained(source.source, dtype=base.unet.dtype, use_safetensors=True, **location)
-    except (OSError, ValueError, KeyError) as error:
-        raise StartupError(f"{label}: cannot load {source.source}: {first_line(error)}") from error
+            raise StartupError(
+                f"{folder} is a {class_name or 'component without `_class_name`'}; only ControlNetModel is supported"
+            )
+        net = load_component(ControlNetModel, folder, base.unet.dtype).to(base.device)
     width, model_width = net.config.cross_attention_dim, base.unet.config.cross_attention_dim
     if width != model_width:
         raise StartupError(
             f"{label} does not fit the model: its cross_attention_dim is {width}, that of the model is {model_width}"
         )
-    return net.to(base.device)
+    return net
 
 
 def control_arguments(

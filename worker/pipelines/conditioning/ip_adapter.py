@@ -16,9 +16,12 @@ from transformers import CLIPVisionModelWithProjection
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS
 
 from ...errors import StartupError
-from ..loading.components import resolve_source
+from ..loading.components import load_component
+from ..loading.failures import reporting_failures
+from ..loading.locations import component_folder
 from ..loading.model_config import ComponentSource, ModelConfig
-from ..loading.weights import first_line, resolve_weights
+from ..loading.weight_kinds import examples, kind_of_weights
+from ..loading.weights import resolve_weights
 from .shared_weight_module import copy_sharing_weights
 
 # Folder of the image encoder beside the file of a published adapter.
@@ -41,7 +44,7 @@ def load_ip_adapter(
     Raises:
         StartupError: if the adapter cannot be loaded or does not fit.
     """
-    label = f"model {config.name!r}: IP-Adapter"
+    label = "IP-Adapter"
     if not hasattr(pipeline, "set_ip_adapter_scale") or not hasattr(pipeline, "unet"):
         raise StartupError(f"{label}: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
     weights = _load_weights(resolve_weights(source, label), label, pipeline)
@@ -56,10 +59,8 @@ def _with_adapter(
     adapted = copy.copy(pipeline)
     adapted.unet = copy_sharing_weights(unet)
     unused = [""] * len(weights)
-    try:
+    with reporting_failures(f"{label} does not fit the model"):
         adapted.load_ip_adapter(weights, subfolder=unused, weight_name=unused, image_encoder_folder=None)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise StartupError(f"{label} does not fit the model: {first_line(error)}") from error
     pipeline.register_modules(feature_extractor=adapted.feature_extractor)
     return adapted
 
@@ -67,12 +68,14 @@ def _with_adapter(
 def _load_weights(file: Path, label: str, pipeline: DiffusionPipeline) -> Weights:
     """Read the weights on the device and in the dtype of the model, so that all copies share them."""
     weights: Weights = {"image_proj": {}, "ip_adapter": {}}
-    for key, tensor in load_file(file).items():
+    tensors = load_file(file)
+    for key, tensor in tensors.items():
         group, _, name = key.partition(".")
         if group in weights:
             weights[group][name] = tensor.to(pipeline.device, pipeline.unet.dtype)
     if not all(weights.values()):
-        raise StartupError(f"{label}: {file.name} has no `image_proj` and `ip_adapter` weights")
+        kind = kind_of_weights(tensors) or f"a file with keys such as {examples(tensors)}"
+        raise StartupError(f"{label}: {file.name} has no `image_proj` and `ip_adapter` weights: it is {kind}")
     if _is_face_id(weights["image_proj"]):
         raise StartupError(f"{label}: {file.name} is a face ID adapter, which is not supported")
     return weights
@@ -88,16 +91,12 @@ def _load_image_encoder(
     config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline, label: str
 ) -> CLIPVisionModelWithProjection:
     encoder = config.image_encoder or _default_image_encoder(source)
-    try:
-        return CLIPVisionModelWithProjection.from_pretrained(
-            resolve_source(encoder),
-            subfolder=encoder.subfolder or "",
-            revision=encoder.revision or "main",
-            use_safetensors=True,
-            dtype=pipeline.unet.dtype,
+    with reporting_failures(f"{label}: image encoder"):
+        folder = component_folder(encoder)
+        loaded: CLIPVisionModelWithProjection = load_component(
+            CLIPVisionModelWithProjection, folder, pipeline.unet.dtype
         ).to(pipeline.device)
-    except (OSError, ValueError) as error:
-        raise StartupError(f"{label}: cannot load the image encoder: {first_line(error)}") from error
+        return loaded
 
 
 def _default_image_encoder(source: ComponentSource) -> ComponentSource:

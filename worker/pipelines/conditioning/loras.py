@@ -10,8 +10,10 @@ from safetensors import safe_open
 
 from ...errors import StartupError
 from ..families import Family
+from ..loading.failures import reporting_failures
 from ..loading.model_config import ComponentSource, ModelConfig
-from ..loading.weights import first_line, resolve_weights
+from ..loading.weight_kinds import examples, kind_of_weights
+from ..loading.weights import resolve_weights
 from .shared_weight_module import copy_sharing_weights
 
 # Default file name of diffusers.
@@ -33,12 +35,12 @@ def load_loras(
         StartupError: if the family has no LoRAs, or if a LoRA does not fit.
     """
     if not family.loras or not hasattr(pipeline, "load_lora_weights"):
-        raise StartupError(f"model {config.name!r}: LoRAs are not supported for {family.name} models; remove `loras`")
+        raise StartupError(f"LoRAs are not supported for {family.name} models; remove `loras`")
     lora_pipeline = copy.copy(pipeline)
     for name in lora_components(pipeline):
         setattr(lora_pipeline, name, copy_sharing_weights(getattr(pipeline, name)))
     for name, source in config.loras.items():
-        _load(lora_pipeline, peft_names[name], source, f"model {config.name!r}: LoRA {name!r}")
+        _load(lora_pipeline, peft_names[name], source, f"LoRA {name!r}")
     return lora_pipeline
 
 
@@ -57,14 +59,15 @@ def _load(pipeline: DiffusionPipeline, adapter: str, source: ComponentSource, la
     file = resolve_weights(source, label, default=FILE_NAME)
     with safe_open(file, framework="pt") as weights:
         keys = list(weights.keys())
-    if any("dora_scale" in key for key in keys):
-        raise StartupError(f"{label}: {file.name} is a DoRA with `dora_scale` keys, which diffusers would ignore")
+    kind = kind_of_weights(keys)
+    if kind is None:
+        raise StartupError(f"{label}: {file.name} does not have the keys of a LoRA, but such as {examples(keys)}")
+    if kind != "a LoRA":
+        raise StartupError(f"{label}: {file.name} is {kind}; only plain LoRAs are supported")
     expected = sum(bool(LAYER_KEY.search(key)) for key in keys)
-    try:
-        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=adapter, use_safetensors=True)
     # diffusers and PEFT raise errors of many types for a file that does not fit.
-    except Exception as error:
-        raise StartupError(f"{label} does not fit the model: {first_line(error)}") from error
+    with reporting_failures(f"{label} does not fit the model"):
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=adapter, use_safetensors=True)
     loaded = sum(
         isinstance(module, LoraLayer) and adapter in module.scaling
         for name in lora_components(pipeline)

@@ -17,7 +17,9 @@ from ...engine.task import EngineTask
 from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family
-from ..loading.components import build_pipeline, is_pipeline, load_low_res_scheduler, load_pipeline, load_unet
+from ..loading.components import build_pipeline, load_low_res_scheduler, load_pipeline_of, load_unet
+from ..loading.failures import reporting_failures
+from ..loading.locations import is_pipeline
 from ..loading.model_config import ComponentSource, ModelConfig, UpscalerSource
 from ..parameters import call_parameters, optional_arguments, supported_parameters
 from ..schedulers import make_scheduler, name_of
@@ -39,23 +41,25 @@ def load_upscalers(config: ModelConfig, family: Family, base: DiffusionPipeline)
     Raises:
         StartupError: if a component is not supported or cannot be loaded.
     """
-    return {factor: _load(config.name, family, source, base) for factor, source in sorted(config.upscale.items())}
+    upscalers = {}
+    for factor, source in sorted(config.upscale.items()):
+        with reporting_failures(f"upscale.{factor}"):
+            upscalers[factor] = _load(family, source, base)
+    return upscalers
 
 
-def _load(model: str, family: Family, source: ComponentSource, base: DiffusionPipeline) -> DiffusionPipeline:
+def _load(family: Family, source: ComponentSource, base: DiffusionPipeline) -> DiffusionPipeline:
     if is_pipeline(source):
-        return load_pipeline(source, base.device, base.dtype)
+        return load_pipeline_of(source, base.device, base.dtype)
     if not family.unet_upscalers:
-        raise StartupError(
-            f"model {model!r}: a {family.name} model needs a whole pipeline as upscaler; {source.source} is only a UNet"
-        )
+        raise StartupError(f"a {family.name} model needs a whole pipeline as upscaler; {source.source} is only a UNet")
     unet, vae = load_unet(source, base.device, base.dtype), base.vae
     # Latents, and the low-resolution image in RGB.
     channels = vae.config.latent_channels + 3
     levels = unet.config.num_class_embeds
     if unet.config.in_channels != channels or (levels or 0) <= NOISE_LEVEL:
         raise StartupError(
-            f"model {model!r}: the UNet of {source.source} is not an upscaler for this model: it needs `in_channels` "
+            f"the UNet of {source.source} is not an upscaler for this model: it needs `in_channels` "
             f"{channels} and `num_class_embeds` over {NOISE_LEVEL}, not {unet.config.in_channels} and {levels}"
         )
     # The pipeline overwrites the scaling factor of the VAE that it is built with. It gets a copy that shares the

@@ -1,47 +1,90 @@
-"""Loads pipelines and UNets that a model's configuration lists. Safetensors only, no remote code."""
+"""Loads pipelines and the components that a model's configuration lists. Safetensors only, no remote code."""
 
 import inspect
+import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+import transformers
+from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DConditionModel
+from transformers import CLIPTokenizer, PreTrainedModel
 
 from ...errors import StartupError
+from .failures import GB, device_memory
+from .locations import PipelineLocation, component_class, component_folder, components
 from .model_config import ComponentSource
-from .weights import first_line
+from .weight_files import check_folder, weight_bytes
 
 # Settings of the low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler.
 LOW_RES_SCHEDULER = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+# Weights that published files lack and that no forward pass uses.
+_UNUSED = re.compile(r"^neck\.fusion_stage\.layers\.0\.residual_layer1\.")
+_STATISTICS = re.compile(r"\brunning_(?:mean|var)$")
+# Tokenizers without a configured length have 1e30.
+_MAX_TOKENS = 2**20
+_PROBES = ("a red house by the sea", "old oil paint, 12 dogs")
 
 
-def is_pipeline(source: ComponentSource) -> bool:
-    """Check whether a source is a whole pipeline and not a single module."""
-    if source.subfolder is not None:
-        return False
-    folder = Path(source.source).expanduser()
-    if folder.exists():
-        return (folder / "model_index.json").is_file()
-    try:
-        DiffusionPipeline.load_config(source.source, revision=source.revision)
-    except OSError:
-        return False
-    return True
+def load_pipeline(
+    kind: type[DiffusionPipeline],
+    location: PipelineLocation,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    variant: str | None = None,
+    **loaded: Any,
+) -> DiffusionPipeline:
+    """Load a pipeline of a class.
+
+    Args:
+        loaded: components to use instead of those of the location.
+
+    Raises:
+        StartupError: a file is missing, damaged or in another format, or memory runs out.
+    """
+    folder = location.folder()
+    parameters = inspect.signature(kind.__init__).parameters
+    modules: dict[str, Any] = dict(loaded)
+    is_variant = variant is None
+    for name, (library, class_name) in components(location.index).items():
+        if name in modules or name not in parameters:
+            continue
+        _check_component(folder, name)
+        module = _module_class(library, class_name, folder / name)
+        if module is not None:
+            modules[name], chosen = _load_module(module, folder / name, dtype, variant)
+            is_variant |= chosen == variant
+    if not is_variant:
+        raise StartupError(f"{folder} has no weights of the variant {variant}")
+    pipeline: DiffusionPipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **modules)
+    check_tokenizers(pipeline, folder)
+    return pipeline.to(device)
 
 
-def load_pipeline(source: ComponentSource, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+def load_pipeline_of(source: ComponentSource, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
     """Load a pipeline of the class that its model_index.json names.
 
     Raises:
         StartupError: if it cannot be loaded.
     """
-    try:
-        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(
-            resolve_source(source), dtype=dtype, use_safetensors=True, revision=source.revision
-        )
-    except (OSError, ValueError) as error:
-        raise _load_error(source.source, error) from error
-    return pipeline.to(device)
+    location = PipelineLocation(source.source, source.revision, None)
+    class_name = location.index["_class_name"]
+    kind = getattr(diffusers, class_name, None)
+    if kind is None:
+        raise StartupError(f"{source.source}: diffusers has no pipeline {class_name}")
+    return load_pipeline(kind, location, device=device, dtype=dtype)
+
+
+def load_component(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """Load a model of diffusers or transformers from its folder, in the variant that it has.
+
+    Raises:
+        StartupError: a file is missing, damaged or in another format.
+    """
+    return _load_module(kind, folder, dtype, None)[0]
 
 
 def load_unet(source: ComponentSource, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -50,16 +93,11 @@ def load_unet(source: ComponentSource, device: torch.device, dtype: torch.dtype)
     Raises:
         StartupError: if it cannot be loaded.
     """
-    try:
-        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-            resolve_source(source),
-            dtype=dtype,
-            use_safetensors=True,
-            revision=source.revision,
-            subfolder=source.subfolder,
-        )
-    except (OSError, ValueError) as error:
-        raise _load_error(source.source, error) from error
+    folder = component_folder(source)
+    class_name = component_class(folder)
+    if class_name not in (None, "UNet2DConditionModel"):
+        raise StartupError(f"{folder} is a {class_name}, not a UNet2DConditionModel")
+    unet: UNet2DConditionModel = load_component(UNet2DConditionModel, folder, dtype)
     return unet.to(device)
 
 
@@ -76,21 +114,87 @@ def load_low_res_scheduler(source: ComponentSource, levels: int) -> DDPMSchedule
     folder = Path(source.source).expanduser() / "low_res_scheduler"
     if not folder.is_dir():
         return DDPMScheduler(num_train_timesteps=levels, **LOW_RES_SCHEDULER)
-    try:
-        scheduler: DDPMScheduler = DDPMScheduler.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise _load_error(str(folder), error) from error
+    scheduler: DDPMScheduler = DDPMScheduler.from_pretrained(folder)
     return scheduler
 
 
-def resolve_source(source: ComponentSource) -> str:
-    """Return a source for `from_pretrained`, with `~` expanded if it is a path."""
-    path = Path(source.source).expanduser()
-    return str(path) if path.exists() else source.source
+def memory_remedy(folder: Path, dtype: torch.dtype, device: str) -> str:
+    """Return how much memory the weights in a folder need, how much the device has, and what to do about it."""
+    needed = weight_bytes(folder, dtype.itemsize) / GB
+    smaller = "set `dtype` to float16 or bfloat16, or choose" if dtype.itemsize > 2 else "choose"
+    return f"it needs about {needed:.1f} GB for weights, {device_memory(device)}; {smaller} a smaller model"
 
 
-def _load_error(source: str, error: Exception) -> StartupError:
-    return StartupError(f"cannot load {source!r}: {first_line(error)}")
+def _check_component(folder: Path, name: str) -> None:
+    part = folder / name
+    if not part.is_dir():
+        raise StartupError(f"{folder} has no folder {name}: the download is incomplete; download it again")
+    if name.endswith("scheduler") and not (part / "scheduler_config.json").is_file():
+        raise StartupError(f"{part} has no scheduler_config.json: the download is incomplete; download it again")
+    # Without merges a tokenizer loads, and splits all words into letters.
+    has_merges = (part / "merges.txt").is_file() or (part / "tokenizer.json").is_file()
+    if name.startswith("tokenizer") and (part / "vocab.json").is_file() and not has_merges:
+        raise StartupError(f"{part} has no merges.txt: the download is incomplete; download it again")
+
+
+def _module_class(library: str, class_name: str, folder: Path) -> Any:
+    """Return the class of a component with weights; None for other components."""
+    known = {"diffusers": diffusers, "transformers": transformers}
+    source = known.get(library)
+    if source is None:
+        try:
+            source = import_module(f"diffusers.pipelines.{library}")
+        except ModuleNotFoundError:
+            raise StartupError(f"{folder} is a {library}.{class_name}: code outside of diffusers is not run") from None
+    kind = getattr(source, class_name, None)
+    if kind is None and (folder / "config.json").is_file():
+        raise StartupError(f"{folder} is a {class_name}, which this release of {library} does not have; update it")
+    return kind if isinstance(kind, type) and issubclass(kind, ModelMixin | PreTrainedModel) else None
+
+
+def _load_module(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> tuple[Any, str | None]:
+    """Load a module of diffusers or transformers whose weights are all in its files. Also return their variant."""
+    if not (folder / "config.json").is_file():
+        raise StartupError(f"{folder} has no config.json: the download is incomplete; download it again")
+    chosen = check_folder(folder, variant)
+    module, info = kind.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, variant=chosen, local_files_only=True, output_loading_info=True
+    )
+    # Other buffers have the same values in every model.
+    state = {name for name, _ in module.named_parameters()} | {
+        name for name, _ in module.named_buffers() if _STATISTICS.search(name)
+    }
+    missing = sorted(key for key in info["missing_keys"] if key in state and not _UNUSED.search(key))
+    if missing:
+        # transformers initialises them at random, diffusers leaves them without values.
+        raise StartupError(
+            f"{folder} lacks {len(missing)} weights of {kind.__name__}, such as {missing[0]}: the files are incomplete "
+            "or of another model; download it again"
+        )
+    return module, chosen
+
+
+def check_tokenizers(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Check that each tokenizer has the vocabulary of its text encoder. Without one, all prompts are the same.
+
+    Raises:
+        StartupError: it has not.
+    """
+    for name, tokenizer in pipeline.components.items():
+        encoder = pipeline.components.get(name.replace("tokenizer", "text_encoder"))
+        if not name.startswith("tokenizer") or tokenizer is None or encoder is None:
+            continue
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        where = f"{folder / name}: the files of the tokenizer are incomplete; download it again"
+        first, second = (list(tokenizer(probe).input_ids) for probe in _PROBES)
+        expected = encoder.get_input_embeddings().num_embeddings
+        if first == second:
+            raise StartupError(f"{where} (all prompts have the same tokens)")
+        # Embeddings may be padded to a multiple of a power of 2.
+        if len(tokenizer) > expected or len(tokenizer) < expected // 2:
+            raise StartupError(f"{where} (it has {len(tokenizer)} tokens, the text encoder has {expected})")
+        if isinstance(tokenizer, CLIPTokenizer) and tokenizer.model_max_length > _MAX_TOKENS:
+            raise StartupError(f"{where} (tokenizer_config.json has no `model_max_length`)")
 
 
 def build_pipeline(kind: type[DiffusionPipeline], base: DiffusionPipeline, **components: Any) -> DiffusionPipeline:

@@ -1,0 +1,44 @@
+"""Names the kind of a safetensors file by its keys, for files that are given in the wrong place."""
+
+import re
+from collections.abc import Collection
+
+# Kind by a pattern that one of the keys matches. The first that matches counts.
+_KINDS = (
+    (r"dora_scale$", "a DoRA"),
+    (r"hada_w\d_[ab]$|hada_t\d$", "a LoHa (LyCORIS)"),
+    (r"lokr_(?:w|t)\d", "a LoKr (LyCORIS)"),
+    (r"\.on_input$|ia3_l", "an IA3 (LyCORIS)"),
+    (r"oft_(?:blocks|diag)|oft_r", "an OFT (LyCORIS)"),
+    (r"^lora_\w+\.(?:diff|diff_b|w_norm|b_norm)$", "a full difference or norm file (LyCORIS)"),
+    (r"^lora_\w+\.lora_mid\.weight$", "a LoCon with Tucker decomposition (LyCORIS)"),
+    (r"^bundle_emb\.", "a LoRA with bundled textual inversions"),
+    (r"lora_(?:A|B|down|up)\b|\.lora\.(?:down|up)\.|_lora\.(?:down|up)\.|lora_linear_layer", "a LoRA"),
+    (r"^image_proj\.|^ip_adapter\.", "an IP-Adapter"),
+    (r"^control_model\.|controlnet_|^input_hint_block\.", "a ControlNet"),
+    (r"^conditioner\.embedders\.", "a Stable Diffusion XL checkpoint"),
+    (r"^(?:model\.diffusion_model\.)?double_blocks\.", "a FLUX checkpoint"),
+    (r"^(?:model\.diffusion_model\.)?joint_blocks\.", "a Stable Diffusion 3 checkpoint"),
+    (r"^model\.diffusion_model\.|^cond_stage_model\.|^first_stage_model\.", "a Stable Diffusion checkpoint"),
+    (r"^emb_params$|^clip_[lg]$|^string_to_param", "a textual inversion"),
+    (r"^(?:encoder\.down|decoder\.up)(?:_blocks)?\.", "an autoencoder (VAE)"),
+    (r"^(?:down_blocks|transformer_blocks|single_transformer_blocks)\.", "a whole denoiser"),
+    (r"^text_model\.", "a text encoder"),
+)
+# A textual inversion that is saved under its token has few keys.
+_FEW_KEYS = 4
+
+
+def kind_of_weights(keys: Collection[str]) -> str | None:
+    """Return the kind of a file with these keys in words, with its article; None if it is not known."""
+    for pattern, kind in _KINDS:
+        if any(re.search(pattern, key) for key in keys):
+            return kind
+    if keys and len(keys) <= _FEW_KEYS and all("." not in key or key.startswith("<") for key in keys):
+        return "a textual inversion"
+    return None
+
+
+def examples(keys: Collection[str]) -> str:
+    """Return two of the keys, for files of unknown kind."""
+    return ", ".join(key if len(key) <= 50 else f"{key[:50]}..." for key in sorted(keys)[:2]) or "none"
