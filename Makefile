@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean
+.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ test-hosts: $(VENV)/dev ## run the service on several network namespaces and dis
 
 test-torch-index: $(VENV)/dev ## install the packages of the worker image with an index that has only torch (asks PyPI; a minute)
 	TEST_TORCH_INDEX=1 $(BIN)/python -m pytest tests/deploy/test_torch_index.py
+
+test-checkpoints: $(VENV)/dev ## serve checkpoints of full size that have random weights (7 GB of disk, 14 GB of memory; minutes)
+	TEST_CHECKPOINTS=1 $(BIN)/python -m pytest -s tests/e2e/test_full_size_checkpoints.py
 
 test-wheel: $(VENV)/dev ## install the built wheel in an empty environment and run the service from it (asks PyPI; minutes)
 	TEST_WHEEL=1 $(BIN)/python -m pytest tests/deploy/test_wheel.py

@@ -190,9 +190,13 @@ def _model(name: str, source: str, folder: Path) -> Finding:
     """
     if source == "demo":
         return Finding(OK, "model", "demo, part of this installation; small landscapes and houses only")
+    from img2img.domain.model_card import SINGLE_FILE, is_path
+
     label = name if name == source else f"{name} ({source})"
-    if source.startswith((".", "/", "~")) or Path(source).exists():
-        path = folder / Path(source).expanduser()
+    path = folder / Path(source).expanduser()
+    if is_path(source) or path.exists():
+        if path.is_file() and path.suffix == SINGLE_FILE:
+            return Finding(OK, "model", f"{label}: {path.stat().st_size / GB:.1f} GB")
         if (path / "model_index.json").is_file():
             return Finding(OK, "model", label)
         return Finding(FAULT, "model", f"{label}: {path} is not a diffusers model: it has no model_index.json")
@@ -201,11 +205,13 @@ def _model(name: str, source: str, folder: Path) -> Finding:
 
 def _hub_model(label: str, source: str) -> Finding:
     cache = hub_cache()
-    model = cache / f"models--{source.replace('/', '--')}"
+    # A file in a repository has a longer name: org/name/file.safetensors.
+    model = cache / "--".join(["models", *source.split("/", 2)[:2]])
+    needed = "".join(source.split("/", 2)[2:]) or "model_index.json"
     size = sum(path.stat().st_size for path in model.glob("blobs/*")) / GB
     if any(model.glob("blobs/*.incomplete")):
         return Finding(NOTE, "model", f"{label}: the download is incomplete, {size:.1f} GB in {cache}")
-    if any(model.glob("snapshots/*/model_index.json")):
+    if any(model.glob(f"snapshots/*/{needed}")):
         return Finding(OK, "model", f"{label}: {size:.1f} GB in {cache}")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return Finding(FAULT, "model", f"{label}: not in {cache}, and HF_HUB_OFFLINE is set")

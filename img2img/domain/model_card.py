@@ -10,6 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from img2img.domain.conditioning import ControlType, LoraName
 from img2img.domain.parameters import Scheduler, Task
 
+# Suffix of a whole model in one file.
+SINGLE_FILE = ".safetensors"
+# Slashes in the name of a file on the hub, at least.
+_HUB_FILE_SLASHES = 2
+
 
 @dataclass(frozen=True)
 class WorkerThroughput:
@@ -139,5 +144,14 @@ def size_buckets(native_size: int, multiple: int) -> tuple[tuple[int, int], ...]
 
 
 def model_name(source: str) -> str:
-    """Return the name of a model for clients: a hub id unchanged, the last part of a folder."""
-    return Path(source).name if source.startswith((".", "/", "~")) else source
+    """Return the name of a model for clients: a hub id unchanged, the last part of a folder, a file without suffix."""
+    if source.endswith(SINGLE_FILE):
+        return Path(source).stem
+    return Path(source).name if is_path(source) else source
+
+
+def is_path(source: str) -> bool:
+    """Check whether a source is a path and not a hub id, nor a file on the hub (`org/name/file.safetensors`)."""
+    return source.startswith((".", "/", "~")) or (
+        source.endswith(SINGLE_FILE) and source.count("/") < _HUB_FILE_SLASHES
+    )

@@ -86,6 +86,17 @@ def test_model_in_the_cache_of_the_hub(folder: Path) -> None:
     (model / "snapshots" / "1").mkdir(parents=True)
     (model / "snapshots" / "1" / "model_index.json").write_text("{}")
     assert doctor(folder, **cache, HF_HUB_OFFLINE="1")["model"][0] == "ok"
+    file = cache | {"IMG2IMG_MODEL": "org/model/x/v1.safetensors", "HF_HUB_OFFLINE": "1"}
+    assert doctor(folder, 2, **file)["model"][0] == "FAULT"
+    (model / "snapshots" / "1" / "x").mkdir()
+    (model / "snapshots" / "1" / "x" / "v1.safetensors").touch()
+    assert doctor(folder, **file)["model"][0] == "ok"
+
+
+def test_model_in_one_file(folder: Path) -> None:
+    (folder / "photo.safetensors").write_bytes(bytes(10**8))
+    found = doctor(folder, IMG2IMG_MODEL="./photo.safetensors")
+    assert found["model"] == ("ok", "./photo.safetensors: 0.1 GB")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
 
 from tests.support.model_hub import model_hub
+from tests.support.models.single_files import original_weights
+from tests.support.models.tiny_models import tiny_sd
 
 # Loads each model and prints its result, because huggingface_hub reads its environment once.
 SCRIPT = """
@@ -142,3 +146,24 @@ def test_hub_that_does_not_answer(tmp_path: Path) -> None:
         [message] = load(tmp_path, {"source": "org/tiny"}, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert "cannot be reached" in message
     assert time.monotonic() - started < 120
+
+
+def test_file_of_a_repository(tmp_path: Path) -> None:
+    """A file takes the tokenizer and the text encoder from another repository, then both from the cache."""
+    folder = tiny_sd(tmp_path / "repository")
+    weights = original_weights(DiffusionPipeline.from_pretrained(folder))
+    kept = {key: value.contiguous() for key, value in weights.items() if not key.startswith("cond_stage_model.")}
+    (folder / "files").mkdir()
+    save_file(kept, folder / "files" / "photo.safetensors")
+    cache, source = tmp_path / "cache", "org/tiny/files/photo.safetensors"
+    given = {"source": source, "config": {"source": "org/tiny"}}
+    with model_hub("org/tiny", folder) as hub:
+        messages = load(
+            cache, given, {"source": "org/tiny/none.safetensors"}, {"source": "org/tiny/x.ckpt"}, HF_ENDPOINT=hub
+        )
+        assert messages[0] == "loaded"
+        assert "org/tiny has no file none.safetensors" in messages[1]
+        assert "x.ckpt is a pickle" in messages[2]
+        assert load(cache, given, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1") == ["loaded"]
+    downloaded = {str(path).partition("/snapshots/")[2].partition("/")[2] for path in cache.rglob("*.safetensors")}
+    assert downloaded == {"files/photo.safetensors", "text_encoder/model.safetensors"}

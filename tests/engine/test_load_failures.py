@@ -216,21 +216,17 @@ SD_KEY, SDXL_KEY = "model.diffusion_model.input_blocks.0.0.weight", "conditioner
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda f: checkpoint(f / "a.safetensors", SD_KEY),
-            r'a Stable Diffusion checkpoint in one file; .* StableDiffusionPipeline.from_single_file\("a.safetensors"\)'
-            r'\.save_pretrained\("folder"\)',
-        ),
-        (lambda f: checkpoint(f / "a.safetensors", SD_KEY, SDXL_KEY), "StableDiffusionXLPipeline.from_single_file"),
-        (lambda f: checkpoint(f / "a.safetensors", "double_blocks.0.x.weight"), "FluxPipeline.from_single_file"),
+        (lambda f: checkpoint(f / "a.safetensors", SD_KEY), "no weights of the vae and text_encoder; set `config`"),
+        (lambda f: checkpoint(f / "a.safetensors", SD_KEY, SDXL_KEY), "no weights of the vae and text_encoder; set"),
+        (lambda f: checkpoint(f / "a.safetensors", "double_blocks.0.x.weight"), "a FLUX checkpoint without a denoiser"),
         (lambda f: checkpoint(f / "a.safetensors", "lora_unet_x.lora_up.weight"), "is a LoRA, not a whole model"),
         (
             lambda f: checkpoint(f / "a.safetensors", "first_stage_model.encoder.x").parent,
-            "has no .*json. a.safe",
+            "has no .*json. It has the single file a.safetensors; give the path",
         ),
-        (lambda f: touch(f / "a.ckpt"), "a.ckpt is a single file, maybe a pickle that can run code"),
+        (lambda f: touch(f / "a.ckpt"), "a.ckpt is a pickle, which can run code"),
         (lambda f: touch(f / "flux-Q4_K.gguf"), "flux-Q4_K.gguf is a GGUF file, which is not supported"),
-        (lambda f: touch(f / "a.safetensors"), "a.safetensors is a single file that cannot be read"),
+        (lambda f: touch(f / "a.safetensors"), "a.safetensors cannot be read as safetensors: it is damaged"),
         (lambda f: touch(f / "checkpoints/a.ckpt") and touch(f / "loras/b.safetensors") and f, "of a user interface"),
         (lambda f: touch(f / "Stable-diffusion/a.ckpt") and touch(f / "Lora/b.pt") and f, "of a user interface"),
         (lambda f: touch(f / "snapshots/1/model_index.json") and f, "of the hub cache; give the hub id"),

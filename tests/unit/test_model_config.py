@@ -105,6 +105,34 @@ def test_configs_to_serve_without_file_returns_one_model(tmp_path: Path) -> None
         configs_to_serve("/no/such/folder", None, None, None)
 
 
+def test_single_files(tmp_path: Path) -> None:
+    """Paths, also without a dot, and files on the hub."""
+    file = tmp_path / "models.toml"
+    (tmp_path / "a.safetensors").touch()
+    (tmp_path / "b/c/d").mkdir(parents=True)
+    (tmp_path / "b/c/d.safetensors").touch()
+    sources = {
+        "bare": "a.safetensors",
+        "dot": "./a.safetensors",
+        "absolute": str(tmp_path / "a.safetensors"),
+        "deep": "b/c/d.safetensors",
+        "hub": "org/name/d.safetensors",
+    }
+    file.write_text("".join(f'[models.{name}]\nsource = "{source}"\n' for name, source in sources.items()))
+    read = {name: config.source for name, config in read_models_file(file).items()}
+    here = str((tmp_path / "a.safetensors").resolve())
+    assert read["bare"] == read["dot"] == read["absolute"] == here
+    assert read["deep"] == str((tmp_path / "b/c/d.safetensors").resolve())
+    assert read["hub"] == "org/name/d.safetensors"
+    assert len(configs_to_serve("bare", None, file, None)) == len(sources)
+    with pytest.raises(StartupError, match=r"source: none\.safetensors does not exist"):
+        configs_to_serve("none.safetensors", None, None, None)
+    [photo] = configs_to_serve(here, None, None, None)
+    assert photo.name == "a"
+    [hub] = configs_to_serve("org/name/v1.5.safetensors", None, None, None)
+    assert (hub.name, hub.source) == ("v1.5", "org/name/v1.5.safetensors")
+
+
 def test_configs_to_serve_rejects_missing_component(file: Path) -> None:
     (file.parent / "ink.safetensors").unlink()
     with pytest.raises(StartupError, match=r"model 'photo': loras.ink: .*/ink.safetensors does not exist"):

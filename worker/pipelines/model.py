@@ -27,9 +27,10 @@ from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation
 from .loading.model_config import ModelConfig
+from .loading.single_file import Checkpoint, find_checkpoint, load_vae
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
-from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of
+from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
 
 log = logging.getLogger(__name__)
 
@@ -114,21 +115,23 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
     on_cuda = device.startswith("cuda")
     label = f"cannot load model {config.name!r}"
     with reporting_failures(label):
-        location = PipelineLocation(config.source, config.revision, config.variant)
+        location = find_checkpoint(config) or PipelineLocation(config.source, config.revision, config.variant)
         family = _find_family(location.index["_class_name"])
         check_processors(location.index)
         dtype = getattr(torch, config.dtype or (family.cuda_dtype if on_cuda else "float32"))
-        folder = location.folder()
-    with reporting_failures(label, lambda: memory_remedy(folder, dtype, device)):
-        pipeline = load_pipeline(
-            next(iter(family.pipelines.values())),
-            location,
-            device=device,
-            dtype=dtype,
-            variant=config.variant,
-            **family.load_components(str(folder)),
-        )
+        first = next(iter(family.pipelines.values()))
+        source = location.file if isinstance(location, Checkpoint) else location.folder()
+    with reporting_failures(label, lambda: memory_remedy(source, dtype, device)):
+        if isinstance(location, Checkpoint):
+            pipeline = location.load(first, device=device, dtype=dtype)
+        else:
+            loaded = dict(family.load_components(str(source)))
+            if config.vae is not None:
+                loaded["vae"] = load_vae(config.vae, source, dtype)
+            pipeline = load_pipeline(first, location, device=device, dtype=dtype, variant=config.variant, **loaded)
         check_scheduler(pipeline.scheduler)
+        if config.prediction_type is not None:
+            pipeline.scheduler = with_prediction_type(pipeline.scheduler, config.prediction_type)
         return Model(config, family, pipeline)
 
 

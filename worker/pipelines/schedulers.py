@@ -93,3 +93,15 @@ def fallback_for(base: SchedulerMixin, supported: Sequence[Scheduler]) -> Schedu
     beta = base.config.get("use_beta_sigmas") or False
     preferred = (Scheduler.DPMPP_2M_KARRAS,) if karras else (Scheduler.FLOW_EULER_BETA,) if beta else ()
     return next((name for name in (*preferred, Scheduler.DPMPP_2M) if name in supported), supported[0])
+
+
+def with_prediction_type(base: SchedulerMixin, prediction_type: str) -> SchedulerMixin:
+    """Return a scheduler with another prediction type (`epsilon` or `v_prediction`).
+
+    Raises:
+        StartupError: if the scheduler is of flow matching.
+    """
+    if "prediction_type" not in base.config:
+        raise StartupError(f"`prediction_type` has no meaning for {type(base).__name__}; remove it")
+    changed: SchedulerMixin = type(base).from_config(base.config, prediction_type=prediction_type)
+    return changed

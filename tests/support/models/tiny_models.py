@@ -83,8 +83,12 @@ def tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, va
     return folder
 
 
-def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
-    """Stable Diffusion XL in miniature; native size 64."""
+def tiny_sdxl(folder: Path, *, seed: int = 0, second_width: int = 32) -> Path:
+    """Stable Diffusion XL in miniature; native size 64.
+
+    Args:
+        second_width: width of the second text encoder.
+    """
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         block_out_channels=(32, 64),
@@ -99,7 +103,7 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
         transformer_layers_per_block=(1, 2),
         # 6 * 8 for sizes and crops, and 32 for the pooled text embedding.
         projection_class_embeddings_input_dim=80,
-        cross_attention_dim=64,
+        cross_attention_dim=32 + second_width,
     )
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
@@ -113,7 +117,7 @@ def tiny_sdxl(folder: Path, *, seed: int = 0) -> Path:
     StableDiffusionXLPipeline(
         vae=autoencoder(),
         text_encoder=CLIPTextModel(text_config()),
-        text_encoder_2=CLIPTextModelWithProjection(text_config()),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(second_width)),
         tokenizer=tokenizer(),
         tokenizer_2=tokenizer(),
         unet=unet,

@@ -53,7 +53,7 @@ def load_pipeline(
         if name in modules or name not in parameters:
             continue
         _check_component(folder, name)
-        module = _module_class(library, class_name, folder / name)
+        module = module_class(library, class_name, folder / name)
         if module is not None:
             modules[name], chosen = _load_module(module, folder / name, dtype, variant)
             is_variant |= chosen == variant
@@ -137,7 +137,7 @@ def _check_component(folder: Path, name: str) -> None:
         raise StartupError(f"{part} has no merges.txt: the download is incomplete; download it again")
 
 
-def _module_class(library: str, class_name: str, folder: Path) -> Any:
+def module_class(library: str, class_name: str, folder: Path) -> Any:
     """Return the class of a component with weights; None for other components."""
     known = {"diffusers": diffusers, "transformers": transformers}
     source = known.get(library)

@@ -7,26 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError, safe_open
 
 from ...errors import StartupError
 from .hub import HubRepository
 from .model_config import ComponentSource
 from .weight_files import choose_variant, is_weight_file
-from .weight_kinds import kind_of_weights
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
 # Files that configs, tokenizers and processors consist of.
-_TEXT_FILES = (".json", ".txt", ".model", ".jinja")
+TEXT_FILES = (".json", ".txt", ".model", ".jinja")
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 # Folders that user interfaces for Stable Diffusion keep single files in.
 _UI_FOLDERS = frozenset({"checkpoints", "diffusion_models", "Stable-diffusion", "loras", "Lora", "VAE", "embeddings"})
-_CONVERTERS = {
-    "a Stable Diffusion XL checkpoint": "StableDiffusionXLPipeline",
-    "a Stable Diffusion 3 checkpoint": "StableDiffusion3Pipeline",
-    "a FLUX checkpoint": "FluxPipeline",
-}
 
 
 class PipelineLocation:
@@ -142,7 +135,7 @@ def component_folder(source: ComponentSource) -> Path:
     if CONFIG not in names:
         raise StartupError(f"{where} has no {CONFIG}; check `subfolder`")
     variant = choose_variant(names, None, where)
-    chosen = [name for name in names if name.endswith(_TEXT_FILES) or is_weight_file(name, variant)]
+    chosen = [name for name in names if name.endswith(TEXT_FILES) or is_weight_file(name, variant)]
     return repository.folder([prefix + name for name in chosen]) / prefix
 
 
@@ -175,7 +168,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _why_no_pipeline(path: Path) -> str:
     if path.is_file():
-        return _why_no_file(path)
+        return f"{path} is a file, not a folder in diffusers' format"
     names = {child.name for child in path.iterdir()}
     no_index = f"{path} is not a diffusers model: it has no {INDEX}"
     if names & {"snapshots", "blobs"}:
@@ -187,26 +180,7 @@ def _why_no_pipeline(path: Path) -> str:
         kind = config.get("_class_name") or next(iter(config.get("architectures") or ()), "a component")
         return f"{no_index}. It holds only one component ({kind}); give the folder of the whole model"
     if singles := sorted(name for name in names if name.endswith(_SINGLE_FILES)):
-        return f"{no_index}. {_why_no_file(path / singles[0])}"
+        return f"{no_index}. It has the single file {singles[0]}; give the path of a safetensors file to load that"
     if names & {"unet", "transformer", "vae", "text_encoder", "scheduler"}:
         return f"{no_index}: the download is incomplete; download it again"
     return no_index
-
-
-def _why_no_file(path: Path) -> str:
-    if path.suffix == ".gguf":
-        return f"{path.name} is a GGUF file, which is not supported; choose a model in diffusers' format"
-    if path.suffix != ".safetensors":
-        return f"{path.name} is a single file, maybe a pickle that can run code; choose a folder in diffusers' format"
-    try:
-        with safe_open(path, framework="pt") as weights:
-            kind = kind_of_weights(weights.keys()) or "a single file"
-    except (OSError, SafetensorError) as error:
-        return f"{path.name} is a single file that cannot be read as safetensors ({error})"
-    if "checkpoint" not in kind and kind != "a single file":
-        return f"{path.name} is {kind}, not a whole model"
-    converter = _CONVERTERS.get(kind, "StableDiffusionPipeline")
-    return (
-        f"{path.name} is {kind} in one file; a folder in diffusers' format is needed. Convert it: "
-        f'{converter}.from_single_file("{path.name}").save_pretrained("folder")'
-    )

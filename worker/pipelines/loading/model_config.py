@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from img2img.domain.conditioning import ControlType, LoraName
-from img2img.domain.model_card import model_name
+from img2img.domain.model_card import is_path, model_name
 from img2img.domain.parameters import Scheduler
 
 from ...errors import StartupError
@@ -64,7 +64,11 @@ class ModelConfig(BaseModel):
     # Name that clients use: the key of the table.
     name: str = ""
     source: Annotated[
-        str, Field(description="folder in diffusers format (with a `model_index.json`), or a hub id; required")
+        str,
+        Field(
+            description="folder in diffusers format (with a `model_index.json`), hub id, safetensors file with a whole "
+            "model, or such a file on the hub (`org/name/file.safetensors`); required"
+        ),
     ]
     revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
     variant: Annotated[str | None, Field(description="variant of the weight files, such as `fp16`")] = None
@@ -74,6 +78,20 @@ class ModelConfig(BaseModel):
             description="`float32`, `float16` or `bfloat16`; default: `float16` on CUDA (`bfloat16` for families that "
             "need it), else `float32`"
         ),
+    ] = None
+    config: Annotated[
+        Component | None,
+        Field(
+            description="part: a model in diffusers format that has the configurations, the tokenizers and the "
+            "components that a single file lacks; Stable Diffusion 1, 2 and XL need none"
+        ),
+    ] = None
+    prediction_type: Annotated[
+        Literal["epsilon", "v_prediction"] | None,
+        Field(description="`epsilon` or `v_prediction`; default: of the model"),
+    ] = None
+    vae: Annotated[
+        Component | None, Field(description="part: the VAE, a folder or a file; default: that of the model")
     ] = None
     controlnets: Annotated[dict[ControlType, Component], Field(description="table: control type -> part")] = {}
     preprocessors: Annotated[
@@ -175,12 +193,8 @@ def _make_absolute(config: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def _absolute(source: str, folder: Path) -> str:
-    return str((folder / Path(source).expanduser()).resolve()) if is_path(source) else source
-
-
-def is_path(source: str) -> bool:
-    """Check whether a source is a path and not a hub id."""
-    return source.startswith((".", "/", "~"))
+    path = folder / Path(source).expanduser()
+    return str(path.resolve()) if is_path(source) or path.is_file() else source
 
 
 def config_for(source: str, revision: str | None = None) -> ModelConfig:

@@ -131,10 +131,12 @@ def check_file(file: Path) -> None:
 
 
 def weight_bytes(folder: Path, bytes_per_value: int) -> int:
-    """Return the memory that the safetensors files below a folder need with values of a given size.
+    """Return the memory that a safetensors file, or those below a folder, need with values of a given size.
 
     Files of several variants of one component count once.
     """
+    if folder.is_file():
+        return _values(folder) * bytes_per_value
     return sum(_largest_variant(path, bytes_per_value) for path in {file.parent for file in _weights_below(folder)})
 
 
