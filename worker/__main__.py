@@ -22,6 +22,7 @@ from img2img.domain.conditioning import InpaintRegion
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
+from img2img.printable import printable
 from img2img.private_files import UMASK
 from img2img.redis import keys
 from img2img.settings import without_password
@@ -233,7 +234,7 @@ def _warm_up_spec(card: ModelCard) -> JobSpec:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"img2img worker: {message}", file=sys.stderr)  # noqa: T201
+    print(f"img2img worker: {printable(message)}", file=sys.stderr)  # noqa: T201
     return code
 
 

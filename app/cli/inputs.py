@@ -6,9 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from img2img.client import is_image_reference
-from img2img.client.images import load_image
-
 from .errors import WrongUsage
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -34,6 +31,8 @@ class Input:
         Raises:
             OSError: The file cannot be read.
         """
+        from img2img.client.images import load_image
+
         return load_image(self.name) if self.stdin is None else self.stdin
 
 
@@ -43,6 +42,8 @@ def find_inputs(names: list[str]) -> list[Input]:
     Raises:
         WrongUsage: A name is neither a file nor a folder with images nor a reference nor a pattern that matches a file.
     """
+    from img2img.client import is_image_reference
+
     found: list[str] = []
     for name in names:
         if name == "-" or is_image_reference(name) or Path(name).is_file():
@@ -68,6 +69,8 @@ def stem(name: str) -> str:
     """Return the part of an input's name that the names of its results contain."""
     if name == "-":
         return "stdin"
+    from img2img.client import is_image_reference
+
     return name.strip("/").replace("/", "-") if is_image_reference(name) else Path(name).stem
 
 

@@ -2,11 +2,11 @@
 
 import ctypes
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from img2img.errors import Img2ImgError
 
+from .body_limits import declared_length
 from .errors import Overloaded
 from .problem_details import problem_response
 
@@ -111,10 +111,9 @@ class InFlightMiddleware:
             return
         caller = scope.setdefault("state", {}).get("caller")
         held = scope["state"]["held_bytes"] = HeldBytes(self._budget, caller.owner if caller else "")
-        declared = Headers(scope=scope).get("content-length", "0")
         try:
             # A slow client does not reserve what it has only declared.
-            held.check(_counted(int(declared) if declared.isdecimal() else 0))
+            held.check(_counted(declared_length(scope)))
         except Img2ImgError as error:
             await problem_response(error)(scope, receive, send)
             return

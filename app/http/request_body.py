@@ -113,9 +113,18 @@ def count_values(value: object) -> int:
 
 
 class _CompleteFormParser(MultiPartParser):
-    """Knows whether the form has ended with its closing boundary."""
+    """Knows whether the form has ended with its closing boundary, and accepts only UTF-8."""
 
     is_complete = False
+
+    def on_part_end(self) -> None:
+        # Starlette reads other text as Latin-1.
+        if self._current_part.file is None:
+            try:
+                self._current_part.data.decode()
+            except UnicodeDecodeError:
+                raise MultiPartException(f"The field {self._current_part.field_name} should be UTF-8.") from None
+        super().on_part_end()
 
     def on_end(self) -> None:
         self.is_complete = True
@@ -125,8 +134,11 @@ async def read_form(request: Request, max_body_bytes: int) -> list[tuple[str, st
     """Return names and values of a form, in its order: bytes of files, text of the other fields.
 
     Raises:
-        RequestError: The form cannot be parsed, has too many parts, or ends early.
+        RequestError: The form cannot be parsed, is not UTF-8, has too many parts, or ends early.
+        UnsupportedMedia: It has another charset.
     """
+    if media_type_of(request)[1].get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise UnsupportedMedia("The charset of a form should be UTF-8.")
     parser = _CompleteFormParser(
         request.headers,
         request.stream(),

@@ -8,7 +8,7 @@ import asyncio
 import re
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from img2img.errors import Img2ImgError, RequestError
 
@@ -22,6 +22,8 @@ HEADER_TIMEOUT_S = 15.0
 MAX_HEADER_BYTES = 64 * 1024
 # A browser behind two proxies sends about 40.
 MAX_HEADERS = 128
+# Requests of a connection that wait for the response to an earlier one. Each takes 5 KB, and could have 40 bytes.
+MAX_PIPELINED = 16
 # A client has to receive about 50 KB of a response in this time. A connection that was closed has to be gone.
 WRITE_TIMEOUT_S = 30.0
 # How often that is checked.
@@ -46,16 +48,38 @@ class ServerProtocol(HttpToolsProtocol):
         self._unfinished_bytes = 0
         # Further bytes are discarded.
         self._is_refused = False
+        # Since when the connection waits for a request, if it does.
+        self._waiting_since = 0.0
+        # The request that is being processed; `cycle` is the last one that was received.
+        self._running: RequestResponseCycle | None = None
         # Since when the client has not received what was written, or the connection should be closed.
         self._stalled_since: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._waiting_since = self.loop.time()
         if len(self.connections) > self._max_connections * (1 + SPARE_PART):
-            transport.abort()
-            return
+            self._abort_longest_waiting()
+            if transport.is_closing():
+                return
         self._start_header_timer()
         self._check_timer = self.loop.call_later(CHECK_S, self._check_progress)
+
+    def _abort_longest_waiting(self) -> None:
+        """Abort the connection that has sent no complete headers for the longest time, so that new ones get a response.
+
+        Without one, this connection is the only one that waits.
+        """
+        waiting = [
+            other
+            for other in self.connections
+            if isinstance(other, ServerProtocol) and not other._has_open_request and not other.transport.is_closing()
+        ]
+        min(waiting, key=lambda other: other._waiting_since).transport.abort()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._waiting_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_header_timer()
@@ -107,8 +131,24 @@ class ServerProtocol(HttpToolsProtocol):
             self._refuse(RequestError("The Host header is not a host name with an optional port."))
         elif len(self.connections) > self._max_connections and not self.url.startswith(HEALTH_CHECKS):
             self._refuse(Overloaded("The server has too many connections; try again in a few seconds."))
+        elif len(self.pipeline) >= MAX_PIPELINED:
+            self._refuse(RequestError("Too many requests at once on one connection."))
         else:
             super().on_headers_complete()
+            if self.parser.should_upgrade():
+                # There are no other protocols. The parser ends with this request.
+                self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _should_upgrade_to_ws(self) -> bool:
+        """Whether there are WebSockets. Their protocol would have none of these limits."""
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called after a request with the header `Upgrade`, which is processed like any other. Logs nothing."""
 
     def on_body(self, body: bytes) -> None:
         self._unfinished_bytes = 0
@@ -129,10 +169,14 @@ class ServerProtocol(HttpToolsProtocol):
         """Respond with an error, discard the rest of the request, and close the connection."""
         self._is_refused = True
         self._cancel_header_timer()
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()
+            previous = self.pipeline[0][0] if self.pipeline else self._running
+            assert previous is not None
+            self.cycle = previous
         if self._has_open_request and not self.cycle.more_body:
-            # The response to a complete request comes first, and is the last one.
+            # The responses to complete requests come first, and are the last ones.
             self.cycle.keep_alive = False
-            self.pipeline.clear()
             return
         if self._has_open_request:
             is_started = self.cycle.response_started

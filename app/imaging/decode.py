@@ -126,8 +126,11 @@ class EncodedImage:
     def _check_end(self, needed: tuple[int, int] | None) -> None:
         """Raise ImageError if there are pixels that depend on bytes behind the end of a JPEG without end marker."""
         pixels = self._image.tobytes()
-        for filler in FILLERS:
-            filled = BytesIO(self._data.removesuffix(jpeg.END) + filler + jpeg.END)
+        data = self._data.removesuffix(jpeg.END)
+        # Data between restart markers may end where a marker is missing.
+        restart = jpeg.next_restart_marker(data)
+        for filler in (*FILLERS, *(restart + filler for filler in FILLERS)):
+            filled = BytesIO(data + filler + jpeg.END)
             with Image.open(filled, formats=("JPEG",)) as other:
                 if needed:
                     other.draft(None, needed)

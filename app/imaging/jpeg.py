@@ -9,6 +9,7 @@ from dataclasses import dataclass
 END = b"\xff\xd9"
 # The markers that matter: not escaped bytes, restart markers or reserved ones.
 MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 SOS = 0xDA
 # Segments that are looked at: those before the pixels, which `parts` counts, and tables between 64 scans.
 MAX_SEGMENTS = 2000
@@ -50,6 +51,12 @@ def parse(data: bytes) -> JpegStructure:
             scans += 1
             _read_scan(segment, missing)
     return JpegStructure(scans, segments, end, has_all_scans=bool(missing) and not any(missing.values()))
+
+
+def next_restart_marker(data: bytes) -> bytes:
+    """Return the restart marker that would follow, if the file has such markers: they count from 0 to 7 and again."""
+    found = RESTART.findall(data, data.rfind(bytes((0xFF, SOS))))
+    return bytes((0xFF, 0xD0 + (found[-1][0] - 0xD0 + 1) % 8 if found else 0xD0))
 
 
 def _read_scan(header: bytes, missing: dict[int, int]) -> None:

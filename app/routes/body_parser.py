@@ -36,11 +36,9 @@ async def read_image(request: Request, settings: SettingsDep) -> ImageRequest:
 
 async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> Body:
     """Read and validate a body of either content type."""
-    media_type, options = media_type_of(request)
+    media_type, _ = media_type_of(request)
     try:
         if media_type == "multipart/form-data":
-            if options.get(b"charset", b"utf-8").lower() != b"utf-8":
-                raise UnsupportedMedia("The charset of a form should be UTF-8.")
             fields = _check_form(await read_form(request, settings.max_body_bytes), model)
             return validated(model, nest_form_fields(fields, model.FORM_JSON))
         if media_type == "application/json":

@@ -16,8 +16,10 @@ from .image_references import ImageReference, parse_reference
 
 # Value of `mask`: the transparency of the image is the mask.
 ALPHA: Literal["alpha"] = "alpha"
-# Values in one structured field of a form. More would cost time and memory to parse.
-MAX_FORM_VALUES = 200
+# Values in JSON text: a structured field of a form, or a webhook. More would cost time and memory to parse.
+MAX_TEXT_VALUES = 200
+# The name of a file of a form that belongs to an entry of a structured field.
+ENTRY_FILE = re.compile(r"(\w+)\.([0-9])\.(image)", re.ASCII)
 
 
 # Removes white space, and converts the alphabet for URLs (RFC 4648, section 5) to the usual one.
@@ -64,6 +66,9 @@ def parse_image(value: object) -> bytes:
             raise ValueError("Input should be valid base64")
         for code, character in PERCENT_CODES.items():
             text = text.replace(code, character)
+    # Other characters make `translate` slow: a second for 30 MB, in which no other thread runs.
+    if not text.isascii():
+        raise ValueError("Input should be an image in base64 or as a data: URI: it has characters that base64 has not")
     text = text.translate(BASE64_VARIANTS).rstrip("=")
     # A word or a path can be base64 without padding by chance. An image is longer.
     if len(text) < MIN_TEXT and len(text) % 4 and "=" not in value:
@@ -116,12 +121,17 @@ MaskOrReference = Annotated[
 
 def parse_json_field(name: str, text: str | bytes) -> Any:
     """Return the value of a field that a form sends as JSON text. Raises ParameterError."""
-    if text.count("[") + text.count("{") + text.count(",") > MAX_FORM_VALUES:  # type: ignore[arg-type]
-        raise ParameterError(name, "Input has more values than any request")
     try:
-        return from_json(text)
+        return _parse_json_text(text.decode() if isinstance(text, bytes) else text)
     except ValueError as error:
         raise ParameterError(name, f"In a form, this field is JSON text: {error}", got=text) from None
+
+
+def _parse_json_text(text: str) -> Any:
+    """Return the value of JSON text. Raises ValueError, also for many values, before they take time and memory."""
+    if sum(map(text.count, "[{,")) > MAX_TEXT_VALUES:
+        raise ValueError("Input has more values than any request")
+    return from_json(text)
 
 
 def webhook_fields(value: object) -> object:
@@ -131,7 +141,7 @@ def webhook_fields(value: object) -> object:
     if not value.lstrip().startswith("{"):
         return {"url": value}
     try:
-        return from_json(value)
+        return _parse_json_text(value)
     except ValueError as error:
         raise ValueError(f"Input should be a URL or a JSON object: {error}") from None
 
@@ -159,19 +169,20 @@ def nest_form_fields(fields: Mapping[str, str | bytes], structured: Collection[s
         if name in structured:
             nested[name] = parse_json_field(name, value)
     for name, value in fields.items():
-        if name not in structured and "." in name and isinstance(value, bytes):
-            _insert(nested, name, value)
+        entry = ENTRY_FILE.fullmatch(name)
+        if entry and entry[1] in structured and isinstance(value, bytes):
+            _insert(nested, entry, value)
         elif name not in structured:
             nested[name] = value
     return nested
 
 
-def _insert(nested: dict[str, Any], name: str, image: bytes) -> None:
+def _insert(nested: dict[str, Any], entry: re.Match[str], image: bytes) -> None:
     """Insert an image: `controls.0.image` into the first of the controls."""
-    field, index, leaf = name.split(".")
+    field, index, leaf = entry.groups()
     parts = nested.get(field)
     if not isinstance(parts, list) or int(index) >= len(parts) or not isinstance(parts[int(index)], dict):
-        raise ParameterError(name, f"`{field}` has no entry {index}")
+        raise ParameterError(entry[0], f"`{field}` has no entry {index}")
     if leaf in parts[int(index)]:
-        raise ParameterError(name, "Sent twice: as a file and in the entry")
+        raise ParameterError(entry[0], "Sent twice: as a file and in the entry")
     parts[int(index)][leaf] = image

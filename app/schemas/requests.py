@@ -18,6 +18,7 @@ from img2img.domain.job import Priority
 from img2img.domain.parameters import (
     ALL_TASKS,
     MAX_SEED,
+    MAX_SIDE,
     MAX_STEPS,
     GenerationParameters,
     Requires,
@@ -38,11 +39,19 @@ RANDOM_SEED = -1
 Name = Annotated[str, Field(max_length=200)]
 Width = Annotated[
     int | None,
-    Field(ge=1, description="Width of the result. Default: derived from `height`, or the nearest bucket of the model."),
+    Field(
+        ge=1,
+        le=MAX_SIDE,
+        description="Width of the result. Default: derived from `height`, or the nearest bucket of the model.",
+    ),
 ]
 Height = Annotated[
     int | None,
-    Field(ge=1, description="Height of the result. Default: derived from `width`, or the nearest bucket of the model."),
+    Field(
+        ge=1,
+        le=MAX_SIDE,
+        description="Height of the result. Default: derived from `width`, or the nearest bucket of the model.",
+    ),
 ]
 ModelName = Annotated[Name | None, Field(description="One of `GET /models`. Default: the service's default model.")]
 Deadline = Annotated[

@@ -7,6 +7,7 @@ import sys
 from pydantic import ValidationError
 from redis import Redis
 
+from img2img.printable import printable
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.telemetry import logging
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -54,7 +55,7 @@ async def run(settings: ApiSettings, tracer: Tracer) -> None:
 
 
 def _fail(reason: str) -> int:
-    sys.stderr.write(f"img2img webhooks: {reason}\n")
+    sys.stderr.write(f"img2img webhooks: {printable(reason)}\n")
     return 2
 
 

@@ -60,6 +60,7 @@ MAX_STEPS_OF: dict[Scheduler, int] = {Scheduler.LCM: 50, Scheduler.TCD: 50}
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 8
+MAX_SIDE = 65_535  # pixels, as of input images
 MAX_TEXT = 10_000  # characters
 # The smallest CLIP text encoder of the supported models has 12 layers; SDXL skips one by default.
 MAX_CLIP_SKIP = 10

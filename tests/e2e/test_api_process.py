@@ -117,6 +117,7 @@ def test_too_few_file_descriptors(data_dir: Path, tmp_path: Path) -> None:
             time.sleep(3)
             assert api.process.poll() is None
             assert api.cpu_s() - before < 1.5
+            assert get(api.url, "/healthz").status_code == 200
         time.sleep(1)
         assert get(api.url, "/healthz").status_code == 200
         assert submit(api.url)

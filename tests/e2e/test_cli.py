@@ -171,6 +171,7 @@ def test_second_serve_on_a_data_directory_is_refused(folder: Path) -> None:
         ("--data-dir /proc/data", "img2img: the data directory /proc/data cannot be written: ", 2),
         (f"--data-dir {'x' * 100}", "img2img: the path of the data directory is too long for a unix socket: ", 2),
         ("--model missing", "img2img worker: there is no model `missing`", 2),
+        ("--model ./a\x1b[2Jb", "img2img worker: ", 2),
         ("--host 192.0.2.1", "img2img: cannot listen on 192.0.2.1 port ", 1),
         ("--host no.such.host.invalid", "img2img: cannot listen on no.such.host.invalid port ", 1),
     ],
@@ -178,6 +179,7 @@ def test_second_serve_on_a_data_directory_is_refused(folder: Path) -> None:
 def test_serve_reports_why_it_cannot_start(folder: Path, options: str, message: str, code: int) -> None:
     result = img2img(folder, "serve", "--port", free_port(), *options.split())
     assert last_line(result, code).startswith(message)
+    assert "\x1b" not in result.stdout + result.stderr
 
 
 def test_worker_reports_why_it_cannot_start(folder: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
 
 import httpx
@@ -63,7 +64,8 @@ def test_json_option_prints_only_json(folder: Path, url: str) -> None:
     done = img2img(folder, "submit", "a.png", "b.png", "--json", *SIZE, "--url", url)
     assert done.returncode == 1
     assert done.stderr.startswith("img2img: b.png: image: The PNG image is broken")
-    refused, job = map(json.loads, done.stdout.splitlines())
+    # In the order in which they end.
+    job, refused = sorted(map(json.loads, done.stdout.splitlines()), key=itemgetter("input"))
     assert (refused["input"], refused["problem"]["status"]) == ("b.png", 422)
     assert (job["input"], job["status"], job["files"]) == ("a.png", "succeeded", ["a-out.png"])
     assert sha256((folder / "a-out.png").read_bytes()).hexdigest() == job["images"][0]["sha256"]

@@ -184,9 +184,9 @@ def test_everything_of_a_key_is_forgotten(scene: Scene) -> None:
 
         output = scene.img2img("forget", "--key", scene.keys["ada"])
 
-        # It sees the job either cancelled or deleted.
+        # It sees the job cancelled, or deleted, or not even the record of the deletion.
         interrupted = web_ui.result(60)
-        assert interrupted.status_code == 410 or json.loads(interrupted.json()["info"])["interrupted"]
+        assert interrupted.status_code in (404, 410) or json.loads(interrupted.json()["info"])["interrupted"]
         assert stream.result(60) in ("cancelled", "gone")
     counts = {name: int(number) for number, name in re.findall(r"^ *(\d+) (.+) deleted$", output, re.MULTILINE)}
     assert counts == {

@@ -17,6 +17,7 @@ from img2img.redis.keys import INPUT_IMAGES
 from img2img.worker.queue.retention import Retention
 from tests.support.images import encoded, gradient
 from tests.support.problems import assert_problem
+from tests.support.uploads import expire_upload
 
 Submit = Callable[..., httpx.Response]
 Finish = Callable[[str], bytes]
@@ -102,7 +103,7 @@ def test_uploaded_image_is_kept_while_in_use(
     refer(http, digest)
     retention.sweep()
     assert store.get(key) == image_bytes
-    redis.zadd(INPUT_IMAGES, {key: 1})
+    expire_upload(redis, key)
     retention.sweep()
     assert store.get(key) is None
     assert [response.status_code for response in refer(http, digest)] == [422, 422]

@@ -24,6 +24,7 @@ from tests.support.authenticated import authenticated_server, client_with, route
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
+from tests.support.uploads import expire_upload
 
 Finish = Callable[[str], bytes]
 ABSENT = "0123456789abcdef" * 2
@@ -239,7 +240,7 @@ def test_upload_owner_is_deleted_with_the_image(
     clients: Clients, image_bytes: bytes, redis: Redis, store: ObjectStore
 ) -> None:
     kept = clients.ada.post("/images", files={"image": image_bytes}).json()["sha256"]
-    redis.zadd(INPUT_IMAGES, {upload_key(kept): 1})
+    expire_upload(redis, upload_key(kept))
     Retention(redis, store).sweep()
     assert not redis.keys("i2i:inputs*")
     assert clients.bob.post("/images", files={"image": image_bytes}).json()["sha256"] == kept

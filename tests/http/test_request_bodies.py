@@ -34,6 +34,11 @@ def unknown_keys(size: int) -> bytes:
     return b"{" + b",".join(b'"%x":0' % (i + (1 << 20)) for i in range(size // 11)) + b"}"
 
 
+def text_of_values(size: int) -> bytes:
+    """A webhook as JSON text, whose brackets and commas are escaped."""
+    return b'{"webhook":"\\u007b\\u0022events\\u0022:\\u005b1' + b"\\u002c1" * (size // 7 - 100) + b']\\u007d"}'
+
+
 BOMBS = {
     "6 MB of keys": lambda: unknown_keys(6_000_000),
     "31 MB of keys": lambda: unknown_keys(SIZE),
@@ -48,6 +53,8 @@ BOMBS = {
     "percent signs": lambda: b'{"image":"data:image/png;base64,' + b"%" * (SIZE - 100) + b'"}',
     "percent codes": lambda: b'{"image":"data:image/png;base64,' + b"%2BAAAAAA" * (SIZE // 9 - 100) + b'"}',
     "escapes": lambda: b'{"prompt":"' + b"\\u00e9" * (SIZE // 6) + b'"}',
+    "base64 that is not ASCII": lambda: b'{"image":"' + "\u00e9".encode() * (SIZE // 2 - 100) + b'"}',
+    "JSON in a text": lambda: text_of_values(SIZE),
 }
 
 
@@ -144,6 +151,7 @@ def test_text_of_forms_that_is_not_unicode_is_rejected(http: httpx.Client, path:
         {"\udcff": "x"},
         {"prompt": "\x00"},
         {"webhook": '{"url":"\\ud800"}'},
+        {"prompt": "\udcff"},
     ):
         [(name, value)] = fields.items()
         part = f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n--b--\r\n'
@@ -186,6 +194,34 @@ def form(image: bytes, strength: str = "0.11") -> bytes:
         + strength.encode()
         + b"\r\n--b--\r\n"
     )
+
+
+@pytest.mark.parametrize("path", FORM_ROUTES)
+@pytest.mark.parametrize(
+    "name", ["a.b", "a.b.c.d", ".", "...", "image.0", "controls.0", "controls.0.image.x", "loras.0.x"]
+)
+def test_files_of_unknown_names_are_rejected(http: httpx.Client, path: str, name: str, image_bytes: bytes) -> None:
+    response = http.post(path, files={"image": image_bytes, name: image_bytes}, data={"prompt": "x"})
+    assert response.status_code == 422, response.text
+
+
+@pytest.mark.parametrize("path", FORM_ROUTES)
+@pytest.mark.parametrize("charset", ["punycode", "utf-7", "unicode_escape"])
+def test_forms_in_other_charsets_are_rejected(http: httpx.Client, path: str, charset: str) -> None:
+    headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = http.post(path, content=form(b"x"), headers=headers)
+    assert response.status_code == 415, response.text
+
+
+@pytest.mark.parametrize("path", ["/img2img", "/control-maps", "/v1/images/edits", "/sdapi/v1/img2img"])
+def test_sides_that_are_no_floats_are_rejected(http: httpx.Client, path: str, image_bytes: bytes) -> None:
+    image = b64encode(image_bytes).decode()
+    body = {"image": image, "type": "canny", "prompt": "x"} if path != "/sdapi/v1/img2img" else {"init_images": [image]}
+    if path != "/control-maps":
+        body.pop("type", None)
+    for name in ("width", "height"):
+        response = http.post(path, json=body | {name: 10**400})
+        assert response.status_code == 422, response.text
 
 
 @pytest.mark.parametrize("path", FORM_ROUTES)

@@ -24,6 +24,7 @@ from img2img.redis.queue_limits import QueueLimits
 from img2img.worker.queue.retention import FIRST_RETRY_S, Retention
 from tests.support.processes import Service
 from tests.support.specs import make_spec
+from tests.support.uploads import expire_upload
 
 
 @pytest.fixture
@@ -106,8 +107,7 @@ def test_expired_images_free_the_quota(redis: Redis, store: ObjectStore) -> None
     retention.sweep()
     assert counters(redis) == {"all": 40, "of:ada": 40}
     images.retain_upload("uploads/c", 60, -1, "ada")
-    redis.zadd(keys.UPLOAD_OWNERS.format(key="uploads/b"), {"ada": 1})
-    redis.zadd(keys.INPUT_IMAGES, {"uploads/b": 1})
+    expire_upload(redis, "uploads/b")
     retention.sweep()
     assert not redis.keys("i2i:inputs*")
 

@@ -1,5 +1,6 @@
 """Decoding of untrusted images, and fitting to a size."""
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -113,6 +114,17 @@ def test_truncated_jpeg_is_refused_unless_all_pixels_are_there(options: dict[str
         except ImageError:
             refused += 1
     assert refused > 50
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_jpeg_that_ends_before_a_restart_marker_is_refused(blocks: int) -> None:
+    """A decoder finds no marker there, and adds grey blocks as behind the end."""
+    data = jpeg(restart_marker_blocks=blocks)
+    markers = [found.start() for found in re.finditer(rb"\xff[\xd0-\xd7]", data)]
+    for at in (markers[0], markers[-1], *markers[7:60:7]):
+        for end in (at, at + 1, at + 2):
+            with pytest.raises(ImageError, match="end is missing"):
+                decoded(data[:end])
 
 
 def jpeg(*, grey: bool = False, **options: Any) -> bytes:
