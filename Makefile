@@ -48,7 +48,7 @@ test-hosts: $(VENV)/dev ## run the service on several network namespaces and dis
 test-torch-index: $(VENV)/dev ## install the packages of the worker image with an index that has only torch (asks PyPI; a minute)
 	TEST_TORCH_INDEX=1 $(BIN)/python -m pytest tests/deploy/test_torch_index.py
 
-test-checkpoints: $(VENV)/dev ## serve checkpoints of full size that have random weights (7 GB of disk, 14 GB of memory; minutes)
+test-checkpoints: $(VENV)/dev ## serve checkpoints of full size that have random weights (7 GB of disk, 16 GB of memory; minutes)
 	TEST_CHECKPOINTS=1 $(BIN)/python -m pytest -s tests/e2e/test_full_size_checkpoints.py
 
 test-wheel: $(VENV)/dev ## install the built wheel in an empty environment and run the service from it (asks PyPI; minutes)
