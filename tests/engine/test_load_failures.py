@@ -125,8 +125,8 @@ FOLDERS: dict[str, tuple[Damage, str]] = {
         lambda f: (f / "unet" / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
         "is a Git LFS pointer without the weights; run `git lfs pull`",
     ),
-    "truncated": (lambda f: truncate(f / "unet" / WEIGHTS), "it is damaged or incomplete"),
-    "truncated text encoder": (lambda f: truncate(f / "text_encoder/model.safetensors"), "it is damaged or incomplete"),
+    "truncated": (lambda f: truncate(f / "unet" / WEIGHTS), "or incomplete"),
+    "truncated text encoder": (lambda f: truncate(f / "text_encoder/model.safetensors"), "or incomplete"),
     "missing shard": (lambda f: shard(f / "unet"), "unet has 1 of 2 weight files: the download is incomplete"),
     "missing weight of diffusers": (
         lambda f: edit_weights(f / "unet" / WEIGHTS, lambda key: "conv_in" not in key),

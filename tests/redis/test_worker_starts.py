@@ -40,7 +40,8 @@ def test_error_is_kept_and_hides_nothing_from_the_operator(redis: Redis, starts:
     with pytest.raises(StartupError), StartReport(redis, GPU, lambda: (0, 0)):
         raise StartupError("cannot load model 'photo': /srv/models/photo has no model_index.json\nand more")
     [failed] = starts.all().values()
-    assert failed.describe() == "cannot start: cannot load model 'photo': /srv/models/photo has no model_index.json"
+    reason = "cannot load model 'photo': /srv/models/photo has no model_index.json and more"
+    assert failed.describe() == f"cannot start: {reason}"
     assert failed.describe(with_error=False) == "cannot start: the reason is in its log"
     # Longer than the pause of start-worker before the next start.
     assert redis.ttl(keys.WORKER_START.format(worker=GPU)) > 300
