@@ -22,7 +22,7 @@ SLOW_FSYNC = Path(__file__).with_name("slow_fsync.c")
 @cache
 def find_redis_7() -> str | None:
     """Return a redis-server or valkey-server with WAITAOF, if there is one."""
-    names = (os.environ.get("REDIS_7_SERVER"), "redis-server", "valkey-server", "/opt/redis7/bin/redis-server")
+    names = (os.environ.get("REDIS_7_SERVER"), "redis-server", "valkey-server")
     for server in filter(None, (shutil.which(name) for name in names if name)):
         version = re.search(r"v=(\d+)\.(\d+)", subprocess.check_output([server, "--version"], text=True))
         if version and (int(version[1]), int(version[2])) >= WAITAOF_VERSION:
