@@ -185,7 +185,7 @@ class ObjectStore:
         except GenericError:
             raise
         except (BaseError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise GenericError(f"the store {self._url} is full") from error
             raise UnusableStore(f"the store {self._url} cannot be used: {_first_line(error)}") from None
         if written != [True, False]:

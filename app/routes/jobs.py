@@ -99,4 +99,3 @@ async def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep, store_thre
     with suppress(Deleted, Expired):
         await run_sync(queue.job_store.find, job_id)
     await store_threads.run(Eraser(queue, store).delete_job, job_id)
-    await run_sync(queue.writes.confirm)
