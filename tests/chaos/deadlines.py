@@ -1,6 +1,5 @@
 """Watches when jobs are queued and cancelled, by one clock."""
 
-import threading
 import time
 from contextlib import suppress
 
@@ -8,24 +7,16 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.redis.keys import JOB_CHANGES
+from tests.chaos.watcher import Watcher
 
 
-class StatusTimes:
+class StatusTimes(Watcher):
     """The times at which Redis announced the states of jobs. Announcements during an outage of Redis are missed."""
 
     def __init__(self, redis: Redis) -> None:
+        super().__init__("status times")
         self._redis = redis
         self._times: dict[tuple[str, str], float] = {}
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="status times", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def between(self, job_id: str, first: str, last: str) -> float | None:
         """Return the seconds between two states of a job, or None if one is unknown."""

@@ -1,7 +1,6 @@
 """Measures the time until the jobs of lost workers are recovered."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from redis.exceptions import RedisError
 
 from img2img.redis.keys import JOB, JOBS_BY_STATUS
 from tests.chaos.deployment import Process
+from tests.chaos.watcher import Watcher
 
 MAX_RECOVERY_S = 40.0  # a lease and one round of a reaper, with the default lease of 20 s
 
@@ -32,7 +32,7 @@ class LostJob:
         return None if self.recovered_at is None else self.recovered_at - self.since
 
 
-class RecoveryMonitor:
+class RecoveryMonitor(Watcher):
     """Watches lost jobs until they have ended or are requeued.
 
     Args:
@@ -41,20 +41,11 @@ class RecoveryMonitor:
     """
 
     def __init__(self, redis: Redis, can_recover: Callable[[], bool]) -> None:
+        super().__init__("recovery")
         self._redis = redis
         self._can_recover = can_recover
         self.lost: list[LostJob] = []
         self.outages: list[tuple[float, float]] = []  # times in which no worker could have recovered a job
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="recovery", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def worker_lost(self, worker: Process) -> None:
         """Note the jobs of a worker that has been killed or paused."""

@@ -5,7 +5,6 @@ The index is a directory behind `python -m http.server`. Its torch is an empty w
 
 import base64
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from types import ModuleType
 import pytest
 
 from tests.support.pages import ROOT
+from tests.support.scripts import load_script
 
 VERSION = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
 DEPENDENCIES = ("filelock", "typing-extensions>=4.10.0", "sympy>=1.13.3", "networkx>=2.5.1", "jinja2", "fsspec>=0.8.5")
@@ -128,13 +128,7 @@ def test_image_installs_the_other_packages_from_the_lock(index: str, environment
 
 @pytest.fixture
 def install() -> ModuleType:
-    """The module scripts/install.py."""
-    spec = importlib.util.spec_from_file_location("install", ROOT / "scripts" / "install.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("install")
 
 
 @pytest.fixture

@@ -18,18 +18,17 @@ from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.api_key import ApiKey, Scope
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.keys import API_KEYS
-from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.worker_starts import WorkerStart, WorkerStarts
 from tests.support.authenticated import (
     authenticated_server,
     client_with,
     connected,
+    empty_keys,
     every_route,
     path_of,
     routes,
     until_closed,
 )
-from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 GUARDED = [(method, path) for method, path in routes() if not PUBLIC_PATHS.fullmatch(path)]
@@ -44,9 +43,7 @@ def url(settings: ApiSettings) -> Iterator[str]:
 
 @pytest.fixture
 def keys(redis: Redis) -> ApiKeys:
-    redis.flushall()
-    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
-    return ApiKeys(redis)
+    return empty_keys(redis)
 
 
 @pytest.fixture

@@ -26,12 +26,10 @@ from img2img.domain.job import JobStatus
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import API_KEYS
-from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.previews import Preview, Previews
-from tests.support.authenticated import authenticated_server
+from tests.support.authenticated import authenticated_server, empty_keys
 from tests.support.finished_jobs import succeed
 from tests.support.images import encoded, gradient
-from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 # The promise is two seconds. A busy machine may need longer, but a response without this feature takes a minute.
@@ -62,9 +60,7 @@ def url(settings: ApiSettings) -> Iterator[str]:
 
 @pytest.fixture
 def keys(redis: Redis) -> ApiKeys:
-    redis.flushall()
-    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
-    return ApiKeys(redis)
+    return empty_keys(redis)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 
 import httpx
 from fastapi.routing import APIRoute, iter_route_contexts
+from redis import Redis
 
 import img2img.app.routes
 from img2img.app.main import create_app
@@ -16,9 +17,18 @@ from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.api_key import Scope
 from img2img.redis.api_keys import ApiKeys
+from img2img.redis.model_registry import ModelRegistry
+from tests.support.model_cards import CARD
 from tests.support.servers import http_server
 
 ALL_BUT_ADMIN = (Scope.READ, Scope.SUBMIT)
+
+
+def empty_keys(redis: Redis) -> ApiKeys:
+    """Empty Redis, register a model, and return the API keys, of which there are none."""
+    redis.flushall()
+    ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
+    return ApiKeys(redis)
 
 
 @contextmanager

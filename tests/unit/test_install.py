@@ -1,6 +1,5 @@
 """Choices of scripts/install.py and of the search for a redis-server, for other machines than this one."""
 
-import importlib.util
 import os
 import sys
 import tomllib
@@ -12,20 +11,15 @@ from packaging.requirements import Requirement
 
 from img2img.app.supervisor import redis_server
 from img2img.app.supervisor.redis_server import INSTALL_COMMANDS, RedisUnavailable, find_redis_server
-from tests.support.pages import ROOT, page
+from tests.support.pages import page
+from tests.support.scripts import load_script
 
 INDEX = "https://download.pytorch.org/whl/"
 
 
 @pytest.fixture
 def install() -> ModuleType:
-    """The module scripts/install.py."""
-    spec = importlib.util.spec_from_file_location("install", ROOT / "scripts" / "install.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("install")
 
 
 @pytest.mark.parametrize(
