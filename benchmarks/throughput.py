@@ -31,7 +31,7 @@ from benchmarks.random_model import make_random_model
 from benchmarks.sides import Stock, in_engine, litserve
 from benchmarks.workload import MIXES, Job, jobs
 from img2img.worker.images.png import decode_png
-from img2img.worker.pipelines.loading.model_config import config_for
+from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runtime.allocator import configure_malloc
 

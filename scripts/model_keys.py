@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from img2img.worker.pipelines.loading.model_config import ModelConfig, UpscalerSource
+from img2img.domain.model_config import ModelConfig, UpscalerSource
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 # Markers in the page, and the class between them. `name` is the key of the table [models.NAME].

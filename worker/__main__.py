@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from img2img.blobs import ObjectStore, UnusableStore
 from img2img.domain.conditioning import InpaintRegion
 from img2img.domain.model_card import ModelCard
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.printable import printable
@@ -36,7 +37,7 @@ from .images.inputs import Inputs
 from .pipelines.denoise import make_task_function
 from .pipelines.loading.downloads import count_downloads, download_progress
 from .pipelines.loading.failures import device_memory, reporting_failures
-from .pipelines.loading.model_config import ModelConfig, configs_to_serve
+from .pipelines.loading.served_models import configs_to_serve
 from .pipelines.model import Model, load_model
 from .queue.batch_worker import BatchWorker
 from .queue.job_metrics import JobMetrics

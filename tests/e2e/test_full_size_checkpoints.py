@@ -18,10 +18,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from img2img import Client
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler
 from img2img.worker.engine.engine import Engine
 from img2img.worker.images.inputs import Inputs
-from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import load_model
 from tests.support.engines import run_on
 from tests.support.models.single_files import write_header

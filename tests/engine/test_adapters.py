@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Lora, Padding
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
-from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_together
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora

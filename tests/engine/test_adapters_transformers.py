@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Lora
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
-from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from tests.engine.test_families import (
     FLUX,

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Lora, Padding
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.domain.tiling import Tiling
 from img2img.worker.engine.engine import Engine
-from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import JobRunner, Rendering
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora

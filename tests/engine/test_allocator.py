@@ -9,7 +9,7 @@ import pytest
 
 from img2img.domain.job import JobStatus
 from img2img.worker.engine.engine import Engine
-from img2img.worker.pipelines.loading.model_config import config_for
+from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import load_model
 from img2img.worker.queue.batch_worker import BatchWorker
 from img2img.worker.queue.execution import ExecutionState, JobExecution

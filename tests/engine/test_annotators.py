@@ -16,13 +16,13 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
 
 from img2img.domain.conditioning import ControlType
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.conditioning.ade20k import PALETTE
 from img2img.worker.pipelines.conditioning.pose_drawing import draw_pose
-from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from tests.engine.test_control import calls_of
 from tests.support.engines import run_together

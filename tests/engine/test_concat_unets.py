@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import InpaintRegion, Padding
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.__main__ import warm_up
@@ -17,7 +18,6 @@ from img2img.worker.engine.task import EngineTask
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.denoise import make_task_function
-from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_together
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl, tiny_unet

@@ -10,13 +10,13 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
-from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_on, run_together
 from tests.support.models.tiny_controlnets import tiny_controlnet

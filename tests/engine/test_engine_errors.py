@@ -16,7 +16,7 @@ from img2img.errors import InvalidPixels, JobError
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate, TaskGreenlet
 from img2img.worker.errors import DeviceLost
-from img2img.worker.pipelines.loading.model_config import config_for
+from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import JobRunner, Rendering
 from tests.support.specs import make_spec

@@ -17,13 +17,13 @@ from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from img2img.domain.conditioning import InpaintRegion, Padding
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.image_processors import image_only_processor
-from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_on, run_together
 from tests.support.models.tiny_families import (

@@ -21,7 +21,7 @@ from tests.support.models.tiny_models import tiny_sd
 SCRIPT = """
 import json, sys, time
 from img2img.worker.errors import StartupError
-from img2img.worker.pipelines.loading.model_config import ModelConfig
+from img2img.domain.model_config import ModelConfig
 from img2img.worker.pipelines.model import load_model
 for given in json.loads(sys.argv[1]):
     started = time.monotonic()

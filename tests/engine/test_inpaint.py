@@ -14,7 +14,7 @@ from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
-from img2img.worker.pipelines.loading.model_config import config_for
+from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_together
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl

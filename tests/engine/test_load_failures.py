@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.telemetry.logging import make_handler
 from img2img.worker.__main__ import run_engine, warm_up
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.loading.failures import reporting_failures
-from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.models.load_failures import load_failure
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora

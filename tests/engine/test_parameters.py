@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import InpaintRegion
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.domain.tiling import Tiling
 from img2img.worker.engine.engine import Engine
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.conditioning.prompt_embeddings import add_text_model
-from img2img.worker.pipelines.loading.model_config import ModelConfig, config_for
+from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import load_model
 from img2img.worker.pipelines.parameters import PARAMETERS
 from tests.support.engines import run_functions, run_tasks

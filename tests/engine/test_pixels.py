@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
@@ -22,7 +23,7 @@ from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.task import EngineTask
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.denoise import make_task_function
-from img2img.worker.pipelines.loading.model_config import ModelConfig, config_for
+from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import to_pixels
 from tests.support.engines import run_on

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from img2img.worker.images.inputs import to_tensor
-from img2img.worker.pipelines.loading.model_config import config_for
+from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import load_model
 
 INPUT = Path(__file__).parents[2] / "examples" / "input.png"

@@ -12,7 +12,7 @@ from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.conditioning.prompt_embeddings import parse_weights
-from img2img.worker.pipelines.loading.model_config import config_for
+from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import load_model
 from tests.support.engines import run_on, run_together
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl

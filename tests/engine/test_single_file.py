@@ -11,13 +11,13 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors.torch import load_file, save_file
 
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.loading.checkpoint_configs import LAYOUTS
 from img2img.worker.pipelines.loading.clip_tokenizer import clip_tokenizer
-from img2img.worker.pipelines.loading.model_config import ComponentSource, ModelConfig
 from img2img.worker.pipelines.loading.single_file import find_checkpoint
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_on

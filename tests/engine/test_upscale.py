@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Sha256
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.domain.tiling import Tiling
@@ -19,7 +20,6 @@ from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import to_tensor
 from img2img.worker.pipelines.denoise import encode_decode
-from img2img.worker.pipelines.loading.model_config import ModelConfig
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import JobRunner, Rendering, to_pixels
 from tests.engine.test_tiling import job, noise

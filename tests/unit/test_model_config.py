@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Scheduler
+from img2img.models_file import InvalidModelsFile, read_models_file
 from img2img.settings import SharedSettings
 from img2img.worker.errors import StartupError
-from img2img.worker.pipelines.loading.model_config import (
-    ComponentSource,
-    ModelConfig,
-    config_for,
-    configs_to_serve,
-    read_models_file,
-)
+from img2img.worker.pipelines.loading.served_models import config_for, configs_to_serve
 from img2img.worker.pipelines.loading.weights import resolve_weights
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +66,7 @@ def test_read_models_file_returns_configs_by_name(file: Path) -> None:
 )
 def test_read_models_file_reports_error_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "models.toml").write_text(text)
-    with pytest.raises(StartupError) as raised:
+    with pytest.raises(InvalidModelsFile) as raised:
         read_models_file(tmp_path / "models.toml")
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)

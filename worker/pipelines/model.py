@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard, size_buckets
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 
 from ..errors import StartupError
@@ -26,7 +27,6 @@ from .image_processors import check_processors
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation
-from .loading.model_config import ModelConfig
 from .loading.single_file import Checkpoint, find_checkpoint, load_vae
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview

@@ -6,13 +6,13 @@ from typing import Any
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from img2img.domain.model_card import ModelCard
+from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import DenoisingSpec
 
 from ...engine.gate import Gate
 from ...images.inputs import Inputs
 from ..families import Family
-from ..loading.model_config import ModelConfig
 from .ip_adapter import load_ip_adapter
 from .loras import adapters_in, load_loras, lora_components
 from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput
 
 from img2img.domain.conditioning import ControlType
+from img2img.domain.model_config import ComponentSource, ModelConfig
 
 from ...engine.gate import Gate
 from ...errors import StartupError
@@ -26,7 +27,6 @@ from ...images.inputs import to_tensor
 from ..loading.components import load_component
 from ..loading.failures import reporting_failures
 from ..loading.locations import component_folder
-from ..loading.model_config import ComponentSource, ModelConfig
 from .ade20k import PALETTE
 from .pose_drawing import draw_pose
 

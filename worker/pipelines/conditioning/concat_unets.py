@@ -2,6 +2,7 @@
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
 
 from ...errors import StartupError
@@ -9,7 +10,6 @@ from ..families import Family
 from ..loading.components import build_pipeline, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
-from ..loading.model_config import ComponentSource, ModelConfig
 
 
 def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:

@@ -9,6 +9,7 @@ import torch
 from diffusers import ControlNetModel, DiffusionPipeline, MultiControlNetModel
 
 from img2img.domain.conditioning import ControlType
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
 
 from ...engine.gate import Gate
@@ -17,7 +18,6 @@ from ..families import Family
 from ..loading.components import build_pipeline, load_component
 from ..loading.failures import reporting_failures
 from ..loading.locations import component_class, component_folder
-from ..loading.model_config import ComponentSource, ModelConfig
 
 
 class ControlNets:

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS
+from img2img.domain.model_config import ComponentSource, ModelConfig
 
 from ...errors import StartupError
 from ..loading.components import load_component
 from ..loading.failures import reporting_failures
 from ..loading.locations import component_folder
-from ..loading.model_config import ComponentSource, ModelConfig
 from ..loading.weight_kinds import examples, kind_of_weights
 from ..loading.weights import resolve_weights
 from .shared_weight_module import copy_sharing_weights

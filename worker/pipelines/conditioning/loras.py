@@ -8,10 +8,11 @@ from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
+from img2img.domain.model_config import ComponentSource, ModelConfig
+
 from ...errors import StartupError
 from ..families import Family
 from ..loading.failures import reporting_failures
-from ..loading.model_config import ComponentSource, ModelConfig
 from ..loading.weight_kinds import examples, kind_of_weights
 from ..loading.weights import resolve_weights
 from .shared_weight_module import copy_sharing_weights

@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin, StableDiffusionUpscalePipeline
 
 from img2img.domain.model_card import UpscalerCard
+from img2img.domain.model_config import ComponentSource, ModelConfig, UpscalerSource
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler, Task
 from img2img.domain.spec import DenoisingSpec, UpscaleSpec
 
@@ -20,7 +21,6 @@ from ..families import Family
 from ..loading.components import build_pipeline, load_low_res_scheduler, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
-from ..loading.model_config import ComponentSource, ModelConfig, UpscalerSource
 from ..parameters import call_parameters, optional_arguments, supported_parameters
 from ..schedulers import make_scheduler, name_of
 from .prompt_embeddings import add_text_model

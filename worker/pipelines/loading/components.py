@@ -12,10 +12,11 @@ import transformers
 from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from transformers import CLIPTokenizer, PreTrainedModel
 
+from img2img.domain.model_config import ComponentSource
+
 from ...errors import StartupError
 from .failures import GB, device_memory
 from .locations import PipelineLocation, component_class, component_folder, components
-from .model_config import ComponentSource
 from .weight_files import check_folder, weight_bytes
 
 # Settings of the low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler.

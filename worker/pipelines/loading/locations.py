@@ -8,9 +8,10 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from img2img.domain.model_config import ComponentSource
+
 from ...errors import StartupError
 from .hub import HubRepository
-from .model_config import ComponentSource
 from .weight_files import choose_variant, is_weight_file
 
 INDEX = "model_index.json"

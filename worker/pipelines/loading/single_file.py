@@ -17,6 +17,7 @@ from diffusers.loaders import single_file_utils
 from safetensors import safe_open
 
 from img2img.domain.model_card import SINGLE_FILE, is_path
+from img2img.domain.model_config import ComponentSource, ModelConfig
 
 from ...errors import StartupError
 from .checkpoint_configs import LAYOUTS, Layout
@@ -25,7 +26,6 @@ from .components import check_tokenizers, load_component, module_class
 from .failures import reporting_failures
 from .hub import HubRepository
 from .locations import INDEX, TEXT_FILES, PipelineLocation, component_class, component_folder, components
-from .model_config import ComponentSource, ModelConfig
 from .weight_files import check_file
 from .weight_kinds import examples, kind_of_weights
 from .weights import resolve_weights

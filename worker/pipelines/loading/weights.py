@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from img2img.domain.model_card import is_path
+from img2img.domain.model_config import ComponentSource
 
 from ...errors import StartupError, first_line
 from .hub import HubRepository
-from .model_config import ComponentSource
 from .weight_files import check_file
 
 

@@ -1,0 +1,141 @@
+"""Configuration of models, as in a models.toml file: the weights and components of each, and defaults of requests.
+
+Clients name models, LoRAs and control types; they never name files.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from .conditioning import ControlType, LoraName
+from .parameters import Scheduler
+
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
+
+
+class ComponentSource(BaseModel):
+    """Location of weights. Safetensors only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Annotated[
+        str,
+        Field(description="folder or file, relative to the model file if it starts with a dot, or a hub id; required"),
+    ]
+    revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
+    subfolder: Annotated[str | None, Field(description="folder within the source")] = None
+    weight_name: Annotated[str | None, Field(description="file name, for a source with several files")] = None
+
+
+class UpscalerSource(ComponentSource):
+    """Location of an upscaler, with the defaults of requests that use it."""
+
+    steps: Annotated[
+        int | None, Field(ge=1, le=150, description="default of upscaling requests, 1 to 150; only in `upscale`")
+    ] = None
+    guidance_scale: Annotated[
+        float | None, Field(ge=1, description="default of upscaling requests, at least 1; only in `upscale`")
+    ] = None
+
+
+def _expand(value: object) -> object:
+    """Expand the short form `"folder"` to `{ source = "folder" }`."""
+    return {"source": value} if isinstance(value, str) else value
+
+
+Component = Annotated[ComponentSource, BeforeValidator(_expand)]
+UpscaleFactor = Annotated[int, Field(ge=2, le=4)]
+
+
+class ModelConfig(BaseModel):
+    """Configuration of one model: its weights, optional components and defaults of requests."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Name that clients use: the key of the table.
+    name: str = ""
+    source: Annotated[
+        str,
+        Field(
+            description="folder in diffusers format (with a `model_index.json`), hub id, safetensors file with a whole "
+            "model, or such a file on the hub (`org/name/file.safetensors`); required"
+        ),
+    ]
+    revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
+    variant: Annotated[str | None, Field(description="variant of the weight files, such as `fp16`")] = None
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        Field(
+            description="`float32`, `float16` or `bfloat16`; default: `float16` on CUDA (`bfloat16` for families that "
+            "need it), else `float32`"
+        ),
+    ] = None
+    config: Annotated[
+        Component | None,
+        Field(
+            description="part: a model in diffusers format that has the configurations, the tokenizers and the "
+            "components that a single file lacks; Stable Diffusion 1, 2 and XL need none"
+        ),
+    ] = None
+    prediction_type: Annotated[
+        Literal["epsilon", "v_prediction"] | None,
+        Field(description="`epsilon` or `v_prediction`; default: of the model"),
+    ] = None
+    vae: Annotated[
+        Component | None, Field(description="part: the VAE, a folder or a file; default: that of the model")
+    ] = None
+    controlnets: Annotated[dict[ControlType, Component], Field(description="table: control type -> part")] = {}
+    preprocessors: Annotated[
+        dict[ControlType, Component],
+        Field(
+            description="table: `depth`, `pose` or `segmentation` -> part, a transformers model that computes the map"
+        ),
+    ] = {}
+    ip_adapter: Annotated[Component | None, Field(description="part: the IP-Adapter")] = None
+    image_encoder: Annotated[
+        Component | None,
+        Field(
+            description="part: the CLIP image encoder of the IP-Adapter; default: `image_encoder` next to the adapter "
+            "file"
+        ),
+    ] = None
+    loras: Annotated[dict[LoraName, Component], Field(description="table: name -> part")] = {}
+    inpaint: Annotated[
+        Component | None,
+        Field(
+            description="part: a pipeline or UNet with 9 input channels, used for inpainting; default: the model itself"
+        ),
+    ] = None
+    edit: Annotated[
+        Component | None, Field(description="part: a pipeline or UNet with 8 input channels (InstructPix2Pix)")
+    ] = None
+    upscale: Annotated[
+        dict[UpscaleFactor, Annotated[UpscalerSource, BeforeValidator(_expand)]],
+        Field(description="table: factor (2 or 4) -> part, which also takes `steps` and `guidance_scale`"),
+    ] = {}
+    steps: Annotated[
+        int | None, Field(ge=1, le=150, description="default of requests, 1 to 150; default: of the family, usually 30")
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        Field(ge=1, description="default of requests, at least 1; default: of the model family, usually 7.5"),
+    ] = None
+    scheduler: Annotated[
+        Scheduler | None, Field(description="default of requests; default: the scheduler of the model")
+    ] = None
+    guidance: Annotated[
+        bool | None,
+        Field(
+            description="`false` for models made to run without guidance (turbo and lightning models): requests cannot "
+            "enable it"
+        ),
+    ] = None
+
+    def sources(self) -> Iterator[tuple[str, str]]:
+        """Yield each source of the model with its key."""
+        yield "source", self.source
+        for name in ModelConfig.model_fields:
+            value = getattr(self, name)
+            items = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+            yield from ((key, item.source) for key, item in items.items() if isinstance(item, ComponentSource))
