@@ -17,6 +17,7 @@ from img2img.free_disk import FreeDisk
 from img2img.redis import outage
 from img2img.redis.clock import redis_clock
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.model_reports import WorkerReports
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.redis.worker_starts import WorkerStarts
 
@@ -101,6 +102,7 @@ class ReadinessChecks:
         self._models = models
         self._clock = redis_clock(redis)
         self._starts = starts
+        self._reports = WorkerReports(redis)
         self._with_errors = with_errors
         self._outbox = outbox
         self._store = store
@@ -121,12 +123,14 @@ class ReadinessChecks:
             outage.check_writable(self._redis)
             live = self._models.live()
             starting = self._starts.all().values()
+            reports = self._reports.read(self._models.live_workers()).values()
             webhooks = self._check_webhooks(self._outbox) if self._outbox else None
         except RedisError as error:
             status = DependencyStatus(ok=False, detail=outage.reason_of(error) or type(error).__name__)
             return RedisReadiness(status, UNKNOWN, UNKNOWN if self._outbox else None)
         names = {worker for workers in live.values() for worker in workers}
         details = [f"{len(names)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
+        details += [notice for report in reports for notice in report.notices(with_reason=self._with_errors)]
         workers = DependencyStatus(ok=bool(names), detail="; ".join(details))
         detail = f"responds; {self._clock.warning}" if self._clock.warning else "responds"
         return RedisReadiness(DependencyStatus(ok=True, detail=detail), workers, webhooks)

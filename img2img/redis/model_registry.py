@@ -61,6 +61,16 @@ class ModelRegistry:
         """Return the names of all models that were ever registered."""
         return sorted(map(decode, self._redis.hkeys(keys.MODEL_CARDS)))
 
+    def forget(self, name: str) -> None:
+        """Remove the card of a model, so that requests for it are rejected."""
+        self._redis.hdel(keys.MODEL_CARDS, name)
+
+    def live_workers(self) -> list[str]:
+        """Return the names of the live workers, also of those that serve no model."""
+        workers = sorted(map(decode, self._redis.smembers(keys.WORKERS)))
+        models = self._redis.mget([keys.WORKER_MODELS.format(worker=worker) for worker in workers]) if workers else []
+        return [worker for worker, names in zip(workers, models, strict=True) if names is not None]
+
     def live(self) -> dict[str, list[str]]:
         """Return the models that live workers serve, each with the names of its workers."""
         workers = sorted(map(decode, self._redis.smembers(keys.WORKERS)))
@@ -73,7 +83,8 @@ class ModelRegistry:
             if names is None:
                 expired.append(worker)
                 continue
-            for name in decode(names).split("\n"):
+            # A worker may serve no model.
+            for name in decode(names).splitlines():
                 served.setdefault(name, []).append(worker)
         if expired:
             # Redis may reject writes, and answer reads.

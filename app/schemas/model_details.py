@@ -1,0 +1,44 @@
+"""Response bodies about models that are added, changed and removed while the service runs."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from img2img.domain.model_card import ModelCard
+from img2img.domain.model_change import ModelChange
+
+
+class WorkerModel(BaseModel):
+    """A model on one worker."""
+
+    worker: Annotated[str, Field(examples=["gpu-1-4711-5be0"])]
+    state: Annotated[
+        Literal["ready", "loading", "failed", "waiting"],
+        Field(description="`waiting`: the worker has not followed the latest change yet, or does not serve the model."),
+    ]
+    detail: Annotated[
+        str | None,
+        Field(description="Progress, or why it could not be loaded. The reason needs an API key with `admin`."),
+    ] = None
+
+
+class ModelDetails(BaseModel):
+    """A model, whether workers serve it, and how requests have changed it."""
+
+    name: str
+    state: Annotated[
+        Literal["ready", "loading", "failed", "waiting", "removed"],
+        Field(
+            description="`ready`: at least one live worker serves it as it is defined now; `waiting`: none has begun "
+            "to load it; `removed`: workers only finish the jobs that wait for it."
+        ),
+    ]
+    detail: Annotated[str, Field(description="The state in a sentence.", examples=["2 workers serve it."])]
+    default: Annotated[bool, Field(description="Whether it is used by requests that name no model.")]
+    queued: Annotated[int, Field(description="Jobs waiting for this model.", examples=[2])]
+    workers: list[WorkerModel]
+    card: Annotated[ModelCard | None, Field(description="Its capabilities and defaults, once a worker has loaded it.")]
+    change: Annotated[
+        ModelChange | None,
+        Field(description="How requests have changed it; null if none has. Needs an API key with the scope `admin`."),
+    ] = None

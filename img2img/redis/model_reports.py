@@ -1,0 +1,85 @@
+"""Reports of workers about the models that they do not serve yet, or could not load."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from redis import Redis
+
+from img2img.redis import keys
+
+# A worker repeats its report more often than this. An old report is of a process that was killed.
+TTL_S = 30
+
+
+class ModelState(BaseModel):
+    """A model that a worker does not serve in its latest definition.
+
+    Attributes:
+        state: `loading` or `failed`.
+        detail: Progress, or the reason in one line, which can contain paths.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    state: Literal["loading", "failed"]
+    detail: str
+
+
+class WorkerReport(BaseModel):
+    """What a worker reports about its models.
+
+    Attributes:
+        revision: Number of the latest change by request that it follows.
+        models: The models that it does not serve in their latest definition.
+        file_error: Why it ignores the latest version of its model file.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    revision: int = 0
+    models: dict[str, ModelState] = {}
+    file_error: str | None = None
+
+    def file_notice(self, *, with_reason: bool) -> str | None:
+        """Return that the model file is ignored, or None.
+
+        Args:
+            with_reason: Whether to include the reason, which contains paths.
+        """
+        reason = self.file_error if with_reason else "the reason is in the log of the worker"
+        return f"a change of the model file is ignored: {reason}" if self.file_error else None
+
+    def notices(self, *, with_reason: bool) -> list[str]:
+        """Return what an operator should see: that the model file is ignored, and models that could not be loaded."""
+        failed = [
+            f"cannot load {name}: {model.detail if with_reason else 'the reason is in the log of the worker'}"
+            for name, model in self.models.items()
+            if model.state == "failed"
+        ]
+        file = self.file_notice(with_reason=with_reason)
+        return [file, *failed] if file else failed
+
+
+class WorkerReports:
+    """The reports of workers."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    def publish(self, worker: str, report: WorkerReport) -> None:
+        """Publish the report of a worker. Repeat this more often than every `TTL_S` seconds."""
+        self._redis.set(keys.WORKER_REPORT.format(worker=worker), report.model_dump_json(), ex=TTL_S)
+
+    def withdraw(self, worker: str) -> None:
+        """Remove the report of a worker that stops."""
+        self._redis.delete(keys.WORKER_REPORT.format(worker=worker))
+
+    def read(self, workers: Iterable[str]) -> dict[str, WorkerReport]:
+        """Return the reports of these workers, by worker, where there is one."""
+        names = list(workers)
+        if not names:
+            return {}
+        found = self._redis.mget([keys.WORKER_REPORT.format(worker=name) for name in names])
+        reports = zip(names, found, strict=True)
+        return {name: WorkerReport.model_validate_json(report) for name, report in reports if report is not None}
