@@ -71,9 +71,15 @@ def within_folders(config: ModelConfig, folders: Sequence[Path]) -> ModelConfig:
     """
     check_names(config)
     for key, source in config.sources():
-        if not _is_local(key, source) and Path(source).exists():
-            raise InvalidSource(key, "Input should start with ./ or / to name a folder of the worker", source)
+        _check_not_a_folder(key, source)
     return config.with_sources(partial(path_within, folders))
+
+
+def component_within_folders(component: ComponentSource, folders: Sequence[Path], key: str) -> ComponentSource:
+    """Return a component with its path made absolute. Raises InvalidSource."""
+    check_component(component)
+    _check_not_a_folder(key, component.source)
+    return component.model_copy(update={"source": path_within(folders, key, component.source)})
 
 
 def path_within(folders: Sequence[Path], key: str, source: str) -> str:
@@ -91,6 +97,12 @@ def path_within(folders: Sequence[Path], key: str, source: str) -> str:
 
 def _is_local(key: str, source: str) -> bool:
     return key == "lora_folder" or is_path(source)
+
+
+def _check_not_a_folder(key: str, source: str) -> None:
+    """Check that a hub id is not at the same time a path of this process, which is what would be loaded."""
+    if not _is_local(key, source) and Path(source).exists():
+        raise InvalidSource(key, "Input should start with ./ or / to name a folder of the worker", source)
 
 
 def _check_source(key: str, source: str) -> None:

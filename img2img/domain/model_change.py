@@ -13,7 +13,8 @@ class ModelChange(BaseModel):
 
     Attributes:
         model: The model as a request has defined it; None: as the model file defines it.
-        removed: Whether no worker serves the model, also if its model file has it.
+        removed: Whether no worker serves the model, also if its model file has it. Jobs that wait for it are finished
+            as the other attributes define it.
         loras: LoRAs that were added to the model; None: that were removed from it.
     """
 
@@ -30,6 +31,10 @@ class ModelChange(BaseModel):
     def with_lora(self, name: str, source: ComponentSource | None) -> "ModelChange":
         """Return the change with a LoRA added or replaced; None: removed."""
         return self.model_copy(update={"loras": {**self.loras, name: source}})
+
+    def before_removal(self) -> "ModelChange":
+        """Return the change by which jobs are finished that wait for a removed model."""
+        return self.model_copy(update={"removed": False})
 
     def apply(self, config: ModelConfig | None, name: str) -> ModelConfig | None:
         """Return the model after the change; None if there is none.

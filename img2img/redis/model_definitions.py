@@ -84,8 +84,11 @@ class ModelDefinitions:
         return self._set(name, lambda _old: change, "put", source=model.source)
 
     def remove(self, name: str) -> bool:
-        """Remove a model from all workers. Returns whether that changes anything. Raises TooManyModels."""
-        return self._set(name, lambda _old: ModelChange(removed=True), "removed")
+        """Remove a model from all workers. Returns whether that changes anything. Raises TooManyModels.
+
+        Its definition is kept for the jobs that wait for it.
+        """
+        return self._set(name, lambda old: old.model_copy(update={"removed": True}), "removed")
 
     def reset(self, name: str) -> bool:
         """Forget the change of a model, so that the model files decide. Returns whether that changes anything."""
