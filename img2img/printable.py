@@ -22,3 +22,11 @@ def _escape(character: str) -> str:
         return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def without_paths(text: str) -> str:
+    """Return the text with the last part of each absolute path only, for text that leaves the service."""
+    return _PATH.sub(r"\1", text)
+
+
+_PATH = re.compile(r"(?<![\w.:/])(?:~|\.{1,2})?/(?:[^\s/:;,'\"]+/)*([^\s/:;,'\"]*)")

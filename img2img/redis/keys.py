@@ -85,6 +85,10 @@ WORKERS = Key("workers", "set", "names of registered workers", WORKER)
 WORKER_MODELS = Key(
     "workers:{worker}", "string", "names of the models that a worker serves, one a line; expires", WORKER
 )
+WORKER_MODEL_STATES = Key(
+    "workers:{worker}:states", "string", "model name -> state and size in a worker, as JSON; expires", WORKER
+)
+MODEL_LOAD = Key("workers:loading:{model}", "string", "name of the worker that begins to load a model; expires", WORKER)
 STARTING_WORKERS = Key("workers:starting", "set", "names of workers that load models or could not start", WORKER)
 WORKER_START = Key(
     "workers:starting:{worker}", "string", "progress or error of the start of a worker, as JSON; expires", WORKER
