@@ -111,7 +111,7 @@ class ModelRegistry:
         """Reserve the loading of a model for ttl_s seconds, so that two workers do not load it for the same jobs."""
         return bool(self._redis.set(keys.MODEL_LOAD.format(model=model), worker, nx=True, ex=ttl_s))
 
-    def _of_live_workers(self, key: keys.Key) -> dict[str, bytes]:
+    def _of_live_workers(self, key: keys.Key) -> dict[str, bytes | str]:
         """Return a value of each live worker, by worker."""
         workers = sorted(map(decode, self._redis.smembers(keys.WORKERS)))
         if not workers:
@@ -124,7 +124,7 @@ class ModelRegistry:
         return {worker: value for worker, value in values.items() if value is not None}
 
 
-def _read_card(card: bytes) -> ModelCard | None:
+def _read_card(card: bytes | str) -> ModelCard | None:
     """Read a card without the items of its lists that this version does not know; None if the rest is no card."""
     content = json.loads(card)
     while True:
@@ -144,7 +144,7 @@ def _read_card(card: bytes) -> ModelCard | None:
         del items[path[-1]]
 
 
-def _read_statuses(report: bytes) -> dict[str, ModelStatus]:
+def _read_statuses(report: bytes | str) -> dict[str, ModelStatus]:
     """Read the states of a worker, without those that this version does not know."""
     statuses = {}
     for name, status in json.loads(report).items():

@@ -58,7 +58,7 @@ def test_description_of_each_family(make: Callable[[Path], object], dtype: str |
 
 def test_description_with_all_components(tmp_path: Path) -> None:
     base = tiny_models.tiny_sd(tmp_path / "base")
-    tiny_models.tiny_unet(in_channels=9).save_pretrained(tmp_path / "inpaint" )
+    tiny_models.tiny_unet(in_channels=9).save_pretrained(tmp_path / "inpaint")
     tiny_models.tiny_unet(in_channels=8).save_pretrained(tmp_path / "edit")
     tiny_ip_adapter(base, tmp_path / "ip")
     compare(

@@ -143,9 +143,7 @@ def describe_model(config: ModelConfig, *, device: str) -> ModelDescription:
     with without_weights(files):
         model = _load(config, META, on_cuda=device.startswith("cuda"))
     memory = sum(size for _, size in tensor_sizes(model.modules()).values())
-    return ModelDescription(
-        model.card, files.size if files.is_complete else None, memory + model.adapters.file_bytes
-    )
+    return ModelDescription(model.card, files.size if files.is_complete else None, memory + model.adapters.file_bytes)
 
 
 def load_model(config: ModelConfig, *, device: str) -> Model:

@@ -26,7 +26,6 @@ from img2img.telemetry.logging import job_context
 from ..engine.timeline import Timeline
 from ..errors import DeviceLost
 from ..images.png import is_intact_png
-
 from .served_models import ModelLease
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from img2img.domain.job import JobFailure
 from img2img.domain.model_status import ModelState, ModelStatus
+from img2img.printable import without_paths
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 

@@ -43,4 +43,4 @@ class ServedModels(Protocol):
         """Return whether `request` would accept a model now."""
 
     def request(self, name: str, keep: Collection[str] = ()) -> bool:
-        """Load a model in the background, in place of others that are not in `keep`. Return whether that was started."""
+        """Load a model in the background, in place of others that are not in `keep`. Return whether it begins."""

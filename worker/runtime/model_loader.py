@@ -15,7 +15,7 @@ from img2img.domain.parameters import Task
 from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 
 from ..engine.engine import Engine
-from ..engine.task import EngineTask
+from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from ..pipelines.denoise import make_task_function
 from ..pipelines.loading.failures import device_memory, reporting_failures
@@ -65,28 +65,40 @@ class ModelLoader:
         with reporting_failures(
             f"cannot warm up model {config.name!r}", lambda: f"{device_memory(self.device)}; {SMALLER}"
         ):
-            self._warm_up(model)
+            warm_up(model, self._engine)
         return model
 
-    def _warm_up(self, model: Model) -> None:
-        ended = Event()
-        task = EngineTask(lambda task: warm_up(model, task), lambda _task: ended.set())
-        self._engine.submit([task])
-        ended.wait()
-        if task.error is not None:
-            raise task.error
+
+def warm_up(model: Model, engine: Engine) -> None:
+    """Render an image with one step: memory is allocated, kernels are chosen, and the memory of a row is measured.
+
+    On a GPU also one of the largest size, because not all kernels need memory in proportion to the size.
+
+    Args:
+        engine: runs on another thread.
+
+    Raises:
+        Exception: the error of the forward pass.
+    """
+    card = model.card
+    _run(engine, lambda _task: model.fit_preview())
+    sizes = {card.native_size} if model.device.type == "cpu" else {card.native_size, card.max_size}
+    for size in sorted(sizes):
+        inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
+        _run(engine, make_task_function(model, _warm_up_spec(card, size), inputs, 0), measures_memory=True)
 
 
-def warm_up(model: Model, task: EngineTask) -> None:
-    """Render one image with one step, so that memory is allocated and kernels are chosen before the first job."""
-    model.fit_preview()
-    size = model.card.native_size
-    inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
-    make_task_function(model, _warm_up_spec(model.card), inputs, 0)(task)
+def _run(engine: Engine, function: TaskFunction, *, measures_memory: bool = False) -> None:
+    """Wait for a task of the engine, and raise its error."""
+    ended = Event()
+    task = EngineTask(function, lambda _task: ended.set(), measures_memory=measures_memory)
+    engine.submit([task])
+    ended.wait()
+    if task.error is not None:
+        raise task.error
 
 
-def _warm_up_spec(card: ModelCard) -> JobSpec:
-    size = card.native_size
+def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
     generation: dict[str, Any] = {
         "model": card.name,
         "image": sha256(b"").hexdigest(),

@@ -276,7 +276,7 @@ class ModelPool:
         while (work := self._next()) is not None:
             work()
 
-    def _next(self) -> Callable[[], None] | None:
+    def _next(self) -> Callable[[], object] | None:
         """Wait for work and return it; None if closed."""
         with self._changed:
             while not self._closed:

@@ -28,7 +28,9 @@ class PoolMetrics:
             registry=registry,
         )
         self._bytes = Gauge(
-            "img2img_model_memory_bytes", "Memory of the weights of a loaded model.", ["model", "device"],
+            "img2img_model_memory_bytes",
+            "Memory of the weights of a loaded model.",
+            ["model", "device"],
             registry=registry,
         )
         self._loaded = Gauge("img2img_models_loaded", "Models in memory.", registry=registry)

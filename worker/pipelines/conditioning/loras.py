@@ -29,9 +29,7 @@ def check_loras(pipeline: DiffusionPipeline, family: Family) -> None:
         raise StartupError(f"LoRAs are not supported for {family.name} models; remove `loras`")
 
 
-def load_loras(
-    config: ModelConfig, pipeline: DiffusionPipeline, peft_names: Mapping[str, str]
-) -> DiffusionPipeline:
+def load_loras(config: ModelConfig, pipeline: DiffusionPipeline, peft_names: Mapping[str, str]) -> DiffusionPipeline:
     """Return a pipeline whose components are copies that carry every LoRA of the model.
 
     Args:

@@ -140,9 +140,7 @@ def component_folder(source: ComponentSource) -> Path:
         raise StartupError(f"{where} has no {CONFIG}; check `subfolder`")
     variant = choose_variant(names, None, where)
     chosen = [
-        name
-        for name in names
-        if name.endswith(TEXT_FILES) or (is_weight_file(name, variant) and not is_weightless())
+        name for name in names if name.endswith(TEXT_FILES) or (is_weight_file(name, variant) and not is_weightless())
     ]
     return repository.folder([prefix + name for name in chosen]) / prefix
 

@@ -1,6 +1,7 @@
 """Chooses the models that a worker serves."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from img2img.domain.model_card import is_path, model_name
@@ -59,6 +60,25 @@ def configs_to_serve(model: str, revision: str | None, file: Path | None, names:
     return [known[name] for name in chosen]
 
 
+def models_to_preload(names: str | None, served: Sequence[str]) -> list[str]:
+    """Return the names of the models to load at the start.
+
+    Args:
+        names: comma-separated names; None for the first model.
+        served: names of the models that the worker serves.
+
+    Raises:
+        StartupError: if a name is unknown.
+    """
+    if names is None:
+        return list(served[:1])
+    chosen = _split(names)
+    for name in chosen:
+        if name not in served:
+            raise StartupError(f"IMG2IMG_PRELOAD: unknown model {name!r}; this worker serves: {', '.join(served)}")
+    return chosen
+
+
 def _read(file: Path) -> dict[str, ModelConfig]:
     try:
         return read_models_file(file)
@@ -67,7 +87,11 @@ def _read(file: Path) -> dict[str, ModelConfig]:
 
 
 def _parse_names(names: str) -> list[str]:
-    parsed = [name.strip() for name in names.split(",") if name.strip()]
+    parsed = _split(names)
     if not parsed:
         raise StartupError("IMG2IMG_SERVE is empty: set it to the names of one or more models, or unset it")
-    return list(dict.fromkeys(parsed))
+    return parsed
+
+
+def _split(names: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
