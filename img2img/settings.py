@@ -41,6 +41,7 @@ SETTINGS = (
     "MAX_BODY_BYTES",
     "MAX_CONNECTIONS",
     "MAX_INFLIGHT_BYTES",
+    "MAX_LOADED_MODELS",
     "MAX_PIXELS",
     "MAX_QUEUED",
     "MAX_QUEUED_PER_KEY",
@@ -53,7 +54,9 @@ SETTINGS = (
     "MODEL",
     "MODELS_FILE",
     "MODEL_FOLDERS",
+    "MODEL_MEMORY",
     "PORT",
+    "PRELOAD",
     "PUBLISHED_HOST",
     "RATE_LIMIT",
     "REDIS_URL",
@@ -132,6 +135,13 @@ class SharedSettings(BaseSettings):
             "is that of relative paths. Unset: the folder of the model file, if there is one; else none."
         ),
     ] = None
+    device: Annotated[
+        str,
+        Field(
+            description="`cpu`, `cuda`, `cuda:1`, ..., or `auto`: `cuda` if available. `img2img serve` runs a worker "
+            "for each device of a list, such as `cuda:0,cuda:1`, and for each GPU with `cuda:all`."
+        ),
+    ] = "auto"
     redis_url: Annotated[
         str | None,
         Field(description="Redis server of the queue. Default: the embedded one that `img2img serve` starts."),

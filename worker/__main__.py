@@ -6,10 +6,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from hashlib import sha256
-from typing import Any
 
 import torch
 from obstore.exceptions import BaseError as StoreError
@@ -18,11 +14,6 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
-from img2img.domain.conditioning import InpaintRegion
-from img2img.domain.model_card import ModelCard
-from img2img.domain.model_config import ModelConfig
-from img2img.domain.parameters import Task
-from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.printable import printable
 from img2img.private_files import UMASK
 from img2img.redis import keys
@@ -31,25 +22,26 @@ from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
 
 from .engine.engine import Engine
-from .engine.task import EngineTask
 from .errors import StartupError, WorkerDied
-from .images.inputs import Inputs
-from .pipelines.denoise import make_task_function
 from .pipelines.loading.downloads import count_downloads, download_progress
-from .pipelines.loading.failures import device_memory, reporting_failures
-from .pipelines.loading.served_models import configs_to_serve
-from .pipelines.model import Model, load_model
+from .pipelines.loading.served_models import ModelSelection, models_to_preload
 from .queue.batch_worker import BatchWorker
 from .queue.job_metrics import JobMetrics
 from .runner import JobRunner
-from .runtime.allocator import configure_malloc, freeze_gc, gpu_memory, run_malloc_trim
+from .runtime.allocator import configure_malloc, gpu_memory, run_malloc_trim
 from .runtime.engine_metrics import EngineCollector
+from .runtime.engine_thread import start_engine
+from .runtime.memory_meter import memory_meter
+from .runtime.model_loader import ModelLoader
+from .runtime.model_memory import MemoryBudget, total_memory
+from .runtime.model_pool import ModelPool
+from .runtime.model_watch import ModelWatch
+from .runtime.pool_metrics import PoolMetrics
 from .runtime.start_report import StartReport
 from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
 
 CANNOT_START = 2
-SMALLER = "set a `dtype` of 2 bytes, or serve a smaller model or fewer of them"
 
 
 def main() -> int:
@@ -92,28 +84,53 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     count_downloads()
     with StartReport(redis, f"{socket.gethostname()}:{os.getpid()}", download_progress) as report:
         store = open_store(settings.resolved_store_url)
-        configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
         device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
-        loaded: Future[list[Model]] = Future()
-        engine_thread = threading.Thread(
-            target=run_engine, args=(engine, device, configs, loaded, report.stage), name="engine", daemon=True
-        )
-        engine_thread.start()
-        runner = JobRunner(engine, {model.card.name: model for model in loaded.result()})
+        meter = memory_meter(device)
+        engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=meter)
         metrics = serve_metrics(settings, tracer, engine, device)
-    freeze_gc()
+        pool = ModelPool(
+            loader := ModelLoader(engine, device, report.stage),
+            MemoryBudget(settings.model_memory, meter, total_memory(device)),
+            max_loaded=settings.max_loaded_models,
+            metrics=PoolMetrics(metrics.registry),
+        )
+        watch = ModelWatch(
+            redis,
+            ModelSelection(settings.serve, settings.resolved_model_folders),
+            model=settings.model,
+            revision=settings.revision,
+            file=settings.models_file,
+            models=pool,
+        )
+        watch.start()
+        engine_thread = start_engine(engine)
+
+        def check_threads() -> None:
+            if not engine_thread.is_alive():
+                raise WorkerDied("the engine thread has died")
+            pool.check()
+
+        pool.start(models_to_preload(settings.preload, watch.names), check_threads)
+        loader.report = logging.getLogger(__name__).info
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
     watchdog = Watchdog(engine, stall_s=settings.stall_s)
 
-    def check_engine() -> None:
-        if not engine_thread.is_alive():
-            raise WorkerDied("the engine thread has died")
+    def check() -> None:
+        check_threads()
         watchdog.check()
 
-    BatchWorker(redis, store, runner, lease_s=settings.lease_s, metrics=metrics, live_file=settings.live_file).serve(
-        check_engine
+    worker = BatchWorker(
+        redis,
+        store,
+        JobRunner(engine),
+        pool,
+        lease_s=settings.lease_s,
+        metrics=metrics,
+        live_file=settings.live_file,
     )
+    with watch.running(worker.name):
+        worker.serve(check)
+    pool.close()
     engine.shut_down()
     engine_thread.join()
 
@@ -163,75 +180,6 @@ def open_store(url: str) -> ObjectStore:
     except StoreError as error:
         logging.getLogger(__name__).warning("the blob store %s does not respond: %s", url, str(error).split("\n", 1)[0])
     return ObjectStore(url)
-
-
-def run_engine(
-    engine: Engine,
-    device: str,
-    configs: Iterable[ModelConfig],
-    loaded: Future[list[Model]],
-    report: Callable[[str], None],
-) -> None:
-    """Load the models, warm them up, and run the engine.
-
-    Everything happens on one thread, because each thread that calls torch has its own OpenMP threads. If there are more
-    of them than cores, GNU OpenMP suspends them after each of the thousand parallel loops of a UNet pass.
-
-    Args:
-        engine: the engine to run.
-        device: where the models are loaded.
-        configs: the models to load.
-        loaded: gets the models, or the error of loading them.
-        report: gets a line at each stage.
-    """
-    try:
-        models = []
-        for config in configs:
-            report(f"loading {config.name} on {device}")
-            models.append(load_model(config, device=device))
-        for model in models:
-            report(f"warming up {model.card.name}")
-            with reporting_failures(
-                f"cannot warm up model {model.card.name!r}", lambda: f"{device_memory(device)}; {SMALLER}"
-            ):
-                model.fit_preview()
-                warm_up(model)
-    except Exception as error:
-        loaded.set_exception(error)
-        return
-    loaded.set_result(models)
-    engine.run()
-
-
-@torch.inference_mode()
-def warm_up(model: Model) -> None:
-    """Render one image with one step, so that memory is allocated and kernels are chosen before the first job."""
-    size = model.card.native_size
-    inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
-    function = make_task_function(model, _warm_up_spec(model.card), inputs, 0)
-    function(EngineTask(function, lambda _task: None))
-
-
-def _warm_up_spec(card: ModelCard) -> JobSpec:
-    size = card.native_size
-    generation: dict[str, Any] = {
-        "model": card.name,
-        "image": sha256(b"").hexdigest(),
-        "width": size,
-        "height": size,
-        "guidance_scale": 2 if card.guidance else 1,
-        "num_inference_steps": 1,
-        "scheduler": card.default_scheduler,
-        "seed": 0,
-    }
-    match card.tasks[0]:
-        case Task.EDIT:
-            scale = 1.5 if card.image_guidance else None
-            return EditSpec(instruction="", image_guidance_scale=scale, **generation)
-        case Task.INPAINT:
-            region = InpaintRegion(canvas=(size, size), box=(0, 0, size, size))
-            return InpaintSpec(prompt="", strength=1, region=region, **generation)
-    return Img2ImgSpec(prompt="", strength=1, **generation)
 
 
 def _fail(message: str, code: int) -> int:

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from redis import Redis
 
 from img2img.domain.model_card import ModelCard
+from img2img.domain.model_status import ModelStatus
+from img2img.printable import without_paths
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_definitions import Changes, ModelDefinitions
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.model_reports import WorkerReport, WorkerReports
 
-from ..schemas.model_details import ModelDetails, WorkerModel
+from ..schemas.model_details import ModelDetails, State, WorkerModel
 from ..schemas.responses import ModelList, ServedModel
 
-FAILED = "The reason is in the log of the worker; an API key with the scope `admin` can read it here."
+# States in which a worker runs jobs of a model.
+SERVED = ("loaded", "unloaded")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class _Found:
 
     live: Mapping[str, list[str]]
     cards: Mapping[str, ModelCard]
-    workers: list[str]
+    # By worker and model.
+    states: Mapping[str, Mapping[str, ModelStatus]]
     reports: Mapping[str, WorkerReport]
     changes: Changes
 
@@ -32,31 +36,36 @@ class _Found:
         change = self.changes.by_model.get(name)
         if change is not None and (change.removed or change.model is not None):
             return not change.removed
-        return name in self.cards or any(name in report.models for report in self.reports.values())
+        return name in self.cards or any(name in states for states in self.states.values())
 
     def pending(self) -> list[str]:
         """Return the models that exist and that no worker serves as they are now."""
-        reported = {name for report in self.reports.values() for name in report.models}
+        defined = {name for states in self.states.values() for name in states}
         added = {name for name, change in self.changes.by_model.items() if change.model is not None}
-        return sorted(name for name in reported | added if self.is_known(name) and not self._is_served(name))
+        return sorted(name for name in defined | added if self.is_known(name) and not self._is_served(name))
 
     def _is_served(self, name: str) -> bool:
-        return any(self.on_worker(name, worker, with_reason=False).state == "ready" for worker in self.workers)
+        return any(self.on_worker(name, worker, is_admin=False).state in SERVED for worker in self.states)
 
-    def on_worker(self, name: str, worker: str, *, with_reason: bool) -> WorkerModel:
+    def on_worker(self, name: str, worker: str, *, is_admin: bool) -> WorkerModel:
         """Return the state of a model on one worker.
 
         Args:
-            with_reason: Whether to include why it could not be loaded, which can contain paths.
+            is_admin: Whether a reason may contain paths.
         """
-        report = self.reports.get(worker)
-        if report is not None and name in report.models:
-            state = report.models[name]
-            detail = state.detail if with_reason or state.state == "loading" else FAILED
-            return WorkerModel(worker=worker, state=state.state, detail=detail)
-        follows = report is None or name not in self.changes.by_model or report.revision >= self.changes.revision
-        is_ready = worker in self.live.get(name, ()) and follows
-        return WorkerModel(worker=worker, state="ready" if is_ready else "waiting")
+        status, report = self.states[worker].get(name), self.reports.get(worker, WorkerReport())
+        state: State = "waiting"
+        detail = report.refused.get(name)
+        if detail is not None:
+            state = "failed"
+        elif status is not None and (name not in self.changes.by_model or report.revision >= self.changes.revision):
+            state, detail = status.state.value, status.error
+            if state in SERVED and worker not in self.live.get(name, ()):
+                state, detail = "loading", "its files are being read"
+            elif state == "loading" and status.percent is not None:
+                detail = f"{status.percent} %"
+        detail = detail if detail is None or is_admin else without_paths(detail)
+        return WorkerModel(worker=worker, state=state, detail=detail)
 
 
 class ModelOverview:
@@ -103,15 +112,17 @@ class ModelOverview:
         return self._status(self._read(), name)
 
     def _read(self) -> _Found:
-        live, workers = self._models.live(), self._models.live_workers()
-        changes = self._definitions.read()
-        return _Found(live, self._models.known(), workers, self._reports.read(workers), changes)
+        live, cards, states = self._models.live(), self._models.known(), self._models.states()
+        return _Found(live, cards, states, self._reports.read(states), self._definitions.read())
 
     def _status(self, found: _Found, name: str) -> ModelDetails:
-        states = [found.on_worker(name, worker, with_reason=self._is_admin) for worker in found.workers]
+        workers = [
+            found.on_worker(name, worker, is_admin=self._is_admin)
+            for worker, states in found.states.items()
+            if name in states or name in found.reports.get(worker, WorkerReport()).refused
+        ]
         queued = self._queue.depth(name)
         change = found.changes.by_model.get(name)
-        workers = [state for state in states if state.state != "waiting" or name in found.live]
         status = ModelDetails(
             name=name,
             state="waiting",
@@ -122,7 +133,7 @@ class ModelOverview:
             card=found.cards.get(name),
             change=change if self._is_admin else None,
         )
-        return status.model_copy(update=_summary(status, exists=found.is_known(name), any_worker=bool(found.workers)))
+        return status.model_copy(update=_summary(status, exists=found.is_known(name), any_worker=bool(found.states)))
 
 
 def _summary(status: ModelDetails, *, exists: bool, any_worker: bool) -> dict[str, str]:
@@ -131,15 +142,17 @@ def _summary(status: ModelDetails, *, exists: bool, any_worker: bool) -> dict[st
         left = f"; {status.queued} of its jobs still wait" if status.queued else ""
         return {"state": "removed", "detail": f"Requests for it are rejected{left}."}
 
-    def having(state: str) -> list[WorkerModel]:
+    def having(state: State) -> list[WorkerModel]:
         return [worker for worker in status.workers if worker.state == state]
 
-    if ready := len(having("ready")):
-        return {"state": "ready", "detail": f"{ready} worker{'s' * (ready != 1)} serve{'s' * (ready == 1)} it."}
-    if loading := having("loading"):
-        return {"state": "loading", "detail": f"{loading[0].worker}: {loading[0].detail}"}
-    if failed := having("failed"):
-        return {"state": "failed", "detail": f"{failed[0].worker}: {failed[0].detail}"}
+    if loaded := len(having("loaded")):
+        return {"state": "loaded", "detail": f"{loaded} worker{'s have' if loaded != 1 else ' has'} it in memory."}
+    if having("unloaded"):
+        return {"state": "unloaded", "detail": "It is loaded when a job needs it."}
+    states: tuple[State, State] = ("loading", "failed")
+    for state in states:
+        if having(state):
+            return {"state": state, "detail": f"{having(state)[0].worker}: {having(state)[0].detail or state}"}
     if not any_worker:
         return {"state": "waiting", "detail": "No worker runs; the next one that starts loads it."}
-    return {"state": "waiting", "detail": "No worker has begun to load it; workers follow changes within 2 seconds."}
+    return {"state": "waiting", "detail": "No worker has followed the change yet; that takes up to 2 seconds."}

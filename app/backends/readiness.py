@@ -12,12 +12,13 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import BlobStore, is_disk_full
+from img2img.domain.model_status import ModelState
 from img2img.errors import StorageFull
 from img2img.free_disk import FreeDisk
 from img2img.redis import outage
 from img2img.redis.clock import redis_clock
 from img2img.redis.model_registry import ModelRegistry
-from img2img.redis.model_reports import WorkerReports
+from img2img.redis.model_reports import IN_THE_LOG, WorkerReports
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.redis.worker_starts import WorkerStarts
 
@@ -123,17 +124,29 @@ class ReadinessChecks:
             outage.check_writable(self._redis)
             live = self._models.live()
             starting = self._starts.all().values()
-            reports = self._reports.read(self._models.live_workers()).values()
+            notices = self._notices()
             webhooks = self._check_webhooks(self._outbox) if self._outbox else None
         except RedisError as error:
             status = DependencyStatus(ok=False, detail=outage.reason_of(error) or type(error).__name__)
             return RedisReadiness(status, UNKNOWN, UNKNOWN if self._outbox else None)
         names = {worker for workers in live.values() for worker in workers}
         details = [f"{len(names)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
-        details += [notice for report in reports for notice in report.notices(with_reason=self._with_errors)]
-        workers = DependencyStatus(ok=bool(names), detail="; ".join(details))
+        workers = DependencyStatus(ok=bool(names), detail="; ".join([*details, *notices]))
         detail = f"responds; {self._clock.warning}" if self._clock.warning else "responds"
         return RedisReadiness(DependencyStatus(ok=True, detail=detail), workers, webhooks)
+
+    def _notices(self) -> list[str]:
+        """Return what prevents workers from serving their models as they are defined."""
+        states = self._models.states()
+        failed = {
+            name: status.error
+            for models in states.values()
+            for name, status in models.items()
+            if status.state is ModelState.FAILED
+        }
+        reports = self._reports.read(states).values()
+        notices = [notice for report in reports for notice in report.notices(with_reason=self._with_errors)]
+        return notices + [f"{name}: {error if self._with_errors else IN_THE_LOG}" for name, error in failed.items()]
 
     def _check_webhooks(self, outbox: WebhookOutbox) -> DependencyStatus:
         is_running, pending = outbox.has_dispatcher(), outbox.pending_count()

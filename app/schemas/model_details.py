@@ -7,19 +7,21 @@ from pydantic import BaseModel, Field
 from img2img.domain.model_card import ModelCard
 from img2img.domain.model_change import ModelChange
 
+State = Literal["loaded", "unloaded", "loading", "failed", "waiting"]
+
 
 class WorkerModel(BaseModel):
     """A model on one worker."""
 
     worker: Annotated[str, Field(examples=["gpu-1-4711-5be0"])]
     state: Annotated[
-        Literal["ready", "loading", "failed", "waiting"],
-        Field(description="`waiting`: the worker has not followed the latest change yet, or does not serve the model."),
+        State,
+        Field(
+            description="`unloaded`: it is loaded when a job needs it; `waiting`: the worker has not followed the "
+            "latest change yet."
+        ),
     ]
-    detail: Annotated[
-        str | None,
-        Field(description="Progress, or why it could not be loaded. The reason needs an API key with `admin`."),
-    ] = None
+    detail: Annotated[str | None, Field(description="Progress, or why it could not be loaded.")] = None
 
 
 class ModelDetails(BaseModel):
@@ -27,13 +29,13 @@ class ModelDetails(BaseModel):
 
     name: str
     state: Annotated[
-        Literal["ready", "loading", "failed", "waiting", "removed"],
+        Literal["loaded", "unloaded", "loading", "failed", "waiting", "removed"],
         Field(
-            description="`ready`: at least one live worker serves it as it is defined now; `waiting`: none has begun "
-            "to load it; `removed`: workers only finish the jobs that wait for it."
+            description="The best state on any worker. `loaded`, `unloaded`: jobs are run as it is defined now; "
+            "`waiting`: no worker has followed the latest change; `removed`: only jobs that wait already are run."
         ),
     ]
-    detail: Annotated[str, Field(description="The state in a sentence.", examples=["2 workers serve it."])]
+    detail: Annotated[str, Field(description="The state in a sentence.", examples=["2 workers have it in memory."])]
     default: Annotated[bool, Field(description="Whether it is used by requests that name no model.")]
     queued: Annotated[int, Field(description="Jobs waiting for this model.", examples=[2])]
     workers: list[WorkerModel]

@@ -87,12 +87,16 @@ WORKERS = Key("workers", "set", "names of registered workers", WORKER)
 WORKER_MODELS = Key(
     "workers:{worker}", "string", "names of the models that a worker serves, one a line; expires", WORKER
 )
+WORKER_MODEL_STATES = Key(
+    "workers:{worker}:states", "string", "model name -> state and size in a worker, as JSON; expires", WORKER
+)
+MODEL_LOAD = Key("workers:loading:{model}", "string", "name of the worker that begins to load a model; expires", WORKER)
 STARTING_WORKERS = Key("workers:starting", "set", "names of workers that load models or could not start", WORKER)
 WORKER_START = Key(
     "workers:starting:{worker}", "string", "progress or error of the start of a worker, as JSON; expires", WORKER
 )
 WORKER_REPORT = Key(
-    "workers:report:{worker}", "string", "models that a worker is loading or could not load, as JSON; expires", WORKER
+    "workers:{worker}:report", "string", "how a worker follows changes of its models, as JSON; expires", WORKER
 )
 WORKER_THROUGHPUT = Key("throughput:{worker}", "string", "`{work per second} {work in flight}`; expires", WORKER)
 WRITE_PROBE = Key("probe", "string", "never set: a write of nothing to it shows that Redis accepts writes", WORKER)

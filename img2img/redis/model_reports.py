@@ -1,7 +1,6 @@
-"""Reports of workers about the models that they do not serve yet, or could not load."""
+"""Reports of workers about how they follow their model file and changes by request."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
@@ -10,35 +9,22 @@ from img2img.redis import keys
 
 # A worker repeats its report more often than this. An old report is of a process that was killed.
 TTL_S = 30
-
-
-class ModelState(BaseModel):
-    """A model that a worker does not serve in its latest definition.
-
-    Attributes:
-        state: `loading` or `failed`.
-        detail: Progress, or the reason in one line, which can contain paths.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    state: Literal["loading", "failed"]
-    detail: str
+IN_THE_LOG = "the reason is in the log of the worker"
 
 
 class WorkerReport(BaseModel):
-    """What a worker reports about its models.
+    """How a worker follows changes of its models.
 
     Attributes:
         revision: Number of the latest change by request that it follows.
-        models: The models that it does not serve in their latest definition.
-        file_error: Why it ignores the latest version of its model file.
+        refused: Why it ignores the change of a model by request, by name of the model. Can contain paths.
+        file_error: Why it ignores the latest version of its model file. Contains paths.
     """
 
     model_config = ConfigDict(frozen=True)
 
     revision: int = 0
-    models: dict[str, ModelState] = {}
+    refused: dict[str, str] = {}
     file_error: str | None = None
 
     def file_notice(self, *, with_reason: bool) -> str | None:
@@ -47,18 +33,17 @@ class WorkerReport(BaseModel):
         Args:
             with_reason: Whether to include the reason, which contains paths.
         """
-        reason = self.file_error if with_reason else "the reason is in the log of the worker"
+        reason = self.file_error if with_reason else IN_THE_LOG
         return f"a change of the model file is ignored: {reason}" if self.file_error else None
 
     def notices(self, *, with_reason: bool) -> list[str]:
-        """Return what an operator should see: that the model file is ignored, and models that could not be loaded."""
-        failed = [
-            f"cannot load {name}: {model.detail if with_reason else 'the reason is in the log of the worker'}"
-            for name, model in self.models.items()
-            if model.state == "failed"
+        """Return the changes that the worker ignores, for an operator."""
+        refused = [
+            f"a change of the model {name} is ignored: {reason if with_reason else IN_THE_LOG}"
+            for name, reason in self.refused.items()
         ]
         file = self.file_notice(with_reason=with_reason)
-        return [file, *failed] if file else failed
+        return [file, *refused] if file else refused
 
 
 class WorkerReports:

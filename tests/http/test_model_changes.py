@@ -13,11 +13,12 @@ from img2img.app.settings import ApiSettings
 from img2img.domain.api_key import Scope
 from img2img.domain.model_change import apply_changes
 from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.redis.audit import audit_entries
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_definitions import MAX_CHANGED, ModelDefinitions
 from img2img.redis.model_registry import ModelRegistry
-from img2img.redis.model_reports import ModelState, WorkerReport, WorkerReports
+from img2img.redis.model_reports import WorkerReport, WorkerReports
 from tests.support.authenticated import authenticated_server, client_with, empty_keys
 from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
@@ -32,28 +33,38 @@ def definitions(redis: Redis) -> dict[str, ModelConfig]:
     return apply_changes({"demo": ModelConfig(source="./demo")}, ModelDefinitions(redis).read().by_model)
 
 
-def report(redis: Redis, *models: str, **states: ModelState) -> None:
-    """Report as a worker that follows the latest change."""
+def report(redis: Redis, *models: str, **states: ModelStatus) -> None:
+    """Report as a worker that follows the latest change.
+
+    Args:
+        models: models that are loaded.
+        states: states of further models.
+    """
     cards = [CARD.model_copy(update={"name": name}) for name in models]
-    ModelRegistry(redis).register(WORKER, cards, ttl_s=60)
-    WorkerReports(redis).publish(WORKER, WorkerReport(revision=ModelDefinitions(redis).revision(), models=states))
+    statuses = dict.fromkeys(models, ModelStatus(state=ModelState.LOADED)) | states
+    ModelRegistry(redis).register(WORKER, cards, ttl_s=60, statuses=statuses)
+    WorkerReports(redis).publish(WORKER, WorkerReport(revision=ModelDefinitions(redis).revision()))
 
 
 def test_added_model_is_pending_until_a_worker_serves_it(http: httpx.Client, redis: Redis) -> None:
     response = http.put("/models/org/photo", json=PHOTO)
     assert (response.status_code, response.headers["location"]) == (202, "/models/org/photo")
     assert response.json()["state"] == "waiting"
-    assert "within 2 seconds" in response.json()["detail"]
+    assert "up to 2 seconds" in response.json()["detail"]
     assert definitions(redis)["org/photo"].loras["ink"].source == "org/ink"
 
-    report(redis, "demo", **{"org/photo": ModelState(state="loading", detail="downloaded 1.0 of 2.0 GB")})
+    report(redis, "demo", **{"org/photo": ModelStatus(state=ModelState.LOADING, percent=35)})
     [pending] = http.get("/models").json()["pending"]
     assert (pending["name"], pending["state"]) == ("org/photo", "loading")
-    assert pending["detail"] == f"{WORKER}: downloaded 1.0 of 2.0 GB"
+    assert pending["detail"] == f"{WORKER}: 35 %"
 
     report(redis, "demo", "org/photo")
     model = http.get("/models/org/photo").json()
-    assert (model["state"], model["detail"], model["card"]["name"]) == ("ready", "1 worker serves it.", "org/photo")
+    assert (model["state"], model["detail"], model["card"]["name"]) == (
+        "loaded",
+        "1 worker has it in memory.",
+        "org/photo",
+    )
     assert http.get("/models").json()["pending"] == []
     assert [model["name"] for model in http.get("/models").json()["models"]] == ["demo", "org/photo"]
 
@@ -180,10 +191,10 @@ def test_only_admin_keys_change_models_and_see_sources_and_reasons(settings: Api
             assert "`admin`" in problem["detail"]
         assert ModelDefinitions(redis).revision() == 0
         assert admin.put("/models/photo", json={"source": "/private/photo"}).status_code == 202
-        report(redis, "demo", photo=ModelState(state="failed", detail="/private/photo does not exist"))
+        report(redis, "demo", photo=ModelStatus(state=ModelState.FAILED, error="/private/photo does not exist"))
         answers = [user.get(path).text for path in ("/models", "/models/photo")]
         assert not any("private" in answer for answer in answers)
-        assert "scope `admin`" in answers[1]
+        assert "photo does not exist" in answers[1]
         model = admin.get("/models/photo").json()
         assert (model["state"], model["detail"]) == ("failed", f"{WORKER}: /private/photo does not exist")
         assert model["change"]["model"]["source"] == "/private/photo"

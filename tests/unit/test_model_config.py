@@ -12,10 +12,17 @@ from img2img.domain.parameters import Scheduler
 from img2img.models_file import InvalidModelsFile, read_models_file
 from img2img.settings import SharedSettings
 from img2img.worker.errors import StartupError
-from img2img.worker.pipelines.loading.served_models import config_for, configs_to_serve
+from img2img.worker.pipelines.loading.served_models import ModelSelection, config_for, models_of_file
 from img2img.worker.pipelines.loading.weights import resolve_weights
 
 ROOT = Path(__file__).parents[2]
+
+
+def configs_to_serve(model: str, revision: str | None, file: Path | None, names: str | None) -> list[ModelConfig]:
+    """The models of a worker that no request has changed."""
+    models, selection = models_of_file(model, revision, file), ModelSelection(names, ())
+    selection.check(models, {})
+    return list(selection.select(models, {}).configs.values())
 
 
 @pytest.fixture

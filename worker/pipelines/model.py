@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import diffusers
 import torch
@@ -28,6 +29,8 @@ from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation
 from .loading.single_file import Checkpoint, find_checkpoint, load_vae
+from .loading.weightless import META, WeightFiles, without_weights
+from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
@@ -99,11 +102,48 @@ class Model:
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
         return pipeline
 
+    def modules(self) -> list[torch.nn.Module]:
+        """Return all modules with weights. Some share theirs."""
+        pipelines = [*self._pipelines.values(), *self._controlnets.pipelines.values()]
+        pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
+        parts = [part for pipeline in pipelines for part in pipeline.components.values()]
+        parts += [*self._controlnets.modules, *(annotator.model for annotator in self.annotators.values())]
+        parts += [module.module for module in self.adapters.modules]
+        return [part for part in parts if isinstance(part, torch.nn.Module)]
+
     @torch.inference_mode()
     def fit_preview(self) -> None:
         """Fit the preview of latents to the VAE."""
         if not self.is_video_vae:
             self.preview = LatentPreview.fit(self.vae, self.device, self.dtype)
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What is known about a model before its weights are loaded.
+
+    Attributes:
+        card: equal to the card of the loaded model.
+        disk_bytes: size of its weight files; None if some of them are not downloaded yet.
+        memory_bytes: size that its weights will have in memory.
+    """
+
+    card: ModelCard
+    disk_bytes: int | None
+    memory_bytes: int
+
+
+def describe_model(config: ModelConfig, *, device: str) -> ModelDescription:
+    """Describe a model that `load_model` would load on `device`, without reading its weights.
+
+    Raises:
+        StartupError: if the model is not supported, or files are missing or damaged.
+    """
+    files = WeightFiles()
+    with without_weights(files):
+        model = _load(config, META, on_cuda=device.startswith("cuda"))
+    memory = sum(size for _, size in tensor_sizes(model.modules()).values())
+    return ModelDescription(model.card, files.size if files.is_complete else None, memory + model.adapters.file_bytes)
 
 
 def load_model(config: ModelConfig, *, device: str) -> Model:
@@ -112,7 +152,10 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
     Raises:
         StartupError: if the model is not supported or cannot be loaded.
     """
-    on_cuda = device.startswith("cuda")
+    return _load(config, device, on_cuda=device.startswith("cuda"))
+
+
+def _load(config: ModelConfig, device: str, *, on_cuda: bool) -> Model:
     label = f"cannot load model {config.name!r}"
     with reporting_failures(label):
         location = find_checkpoint(config) or PipelineLocation(config.source, config.revision, config.variant)

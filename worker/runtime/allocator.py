@@ -38,6 +38,18 @@ def freeze_gc() -> None:
     gc.freeze()
 
 
+def collect_unloaded() -> None:
+    """Free the memory of models that nothing refers to any more, also on GPUs.
+
+    Modules and their gates refer to each other, and `freeze_gc` has excluded them from garbage collection.
+    """
+    gc.unfreeze()
+    trim_malloc()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    gc.freeze()
+
+
 def trim_malloc() -> None:
     """Collect garbage and return all unused pages to the kernel. Takes about 15 ms for 400 MB."""
     gc.collect()

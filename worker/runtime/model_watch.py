@@ -3,13 +3,17 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_status import ModelStatus
 from img2img.file_watch import FileWatch
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_definitions import Changes, ModelDefinitions
@@ -26,7 +30,15 @@ REPORT_S = 5.0
 
 log = logging.getLogger(__name__)
 
-Define = Callable[[Mapping[str, ModelConfig]], None]
+
+class Models(Protocol):
+    """The models of a worker, as `ModelPool`."""
+
+    def define(self, configs: Mapping[str, ModelConfig], finishing: Collection[str] = ()) -> None:
+        """Set the models that the worker serves, and those of them that only run the jobs that wait."""
+
+    def statuses(self) -> Mapping[str, ModelStatus]:
+        """Return the states of all models."""
 
 
 class ModelWatch:
@@ -38,8 +50,7 @@ class ModelWatch:
         model: model to serve without a model file.
         revision: revision of `model` on the hub.
         file: the model file.
-        define: gets the complete set of models, at the start and whenever it changes.
-        errors: returns why models could not be loaded, by name.
+        models: gets the complete set of models, at the start and whenever it changes.
     """
 
     def __init__(
@@ -50,20 +61,20 @@ class ModelWatch:
         model: str,
         revision: str | None,
         file: Path | None,
-        define: Define,
-        errors: Callable[[], Mapping[str, str]] = dict,
+        models: Models,
     ) -> None:
         self._definitions = ModelDefinitions(redis)
         self._registry = ModelRegistry(redis)
         self._reports = WorkerReports(redis)
         self._queue = JobQueue(redis)
         self._selection = selection
-        self._define, self._errors = define, errors
-        self._read_file = lambda: models_of_file(model, revision, file)
+        self._models = models
+        self._read_file = partial(models_of_file, model, revision, file)
         self._watch = FileWatch(file) if file else None
         self._file: Mapping[str, ModelConfig] = {}
         self._file_error: str | None = None
         self._changes = Changes(0, {})
+        self._revision = 0
         self._defined: dict[str, ModelConfig] = {}
         # Models that are only served until no job waits for them.
         self._finishing: frozenset[str] = frozenset()
@@ -81,16 +92,28 @@ class ModelWatch:
         self._selection.check(self._file, self._changes.by_model)
         self._apply()
 
-    def is_finishing(self, name: str) -> bool:
-        """Return whether a model was removed, and is only served until no job waits for it."""
-        return name in self._finishing
+    @property
+    def names(self) -> list[str]:
+        """Names of the models that are defined now, in their order."""
+        return list(self._defined)
 
-    def run(self, worker: str, closed: threading.Event) -> None:
-        """Follow changes until `closed` is set.
+    @contextmanager
+    def running(self, worker: str) -> Iterator[None]:
+        """Follow changes on a thread while the context lasts.
 
         Args:
             worker: name of the worker in its reports.
         """
+        closed = threading.Event()
+        thread = threading.Thread(target=self._run, args=(worker, closed), name="model-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            closed.set()
+            thread.join()
+
+    def _run(self, worker: str, closed: threading.Event) -> None:
         is_reachable = True
         while not closed.wait(POLL_S):
             try:
@@ -102,10 +125,9 @@ class ModelWatch:
                 is_reachable = False
             except Exception:
                 log.exception("the models could not be followed, retrying")
-        try:
+        with suppress(RedisError):
+            # Otherwise it expires.
             self._reports.withdraw(worker)
-        except RedisError as error:
-            log.info("the report of the models expires: %s", error)
 
     def poll(self, worker: str) -> None:
         """Look for changes once, and report. Raises RedisError."""
@@ -135,11 +157,10 @@ class ModelWatch:
         finishing = {name: config for name, config in removed.items() if self._queue.depth(name)}
         wanted = {**selection.configs, **finishing}
         begun = (finishing.keys() | self._defined.keys()) - selection.configs.keys() - self._finishing
-        self._finishing = frozenset(finishing)
-        if wanted != self._defined or list(wanted) != list(self._defined):
+        if (list(wanted.items()), frozenset(finishing)) != (list(self._defined.items()), self._finishing):
             self._log_changes(wanted)
-            self._define(wanted)
-            self._defined = wanted
+            self._models.define(wanted, finishing)
+            self._defined, self._finishing = wanted, frozenset(finishing)
         for name in begun:
             # Another worker that still serves the model registers it again.
             self._registry.forget(name)
@@ -147,9 +168,9 @@ class ModelWatch:
 
     def _leave_out_unsuitable_loras(self) -> None:
         """Leave out a LoRA of a folder that does not fit its model, which could not be loaded with it."""
-        for name, error in self._errors().items():
-            config = self._defined.get(name)
-            if config is None or config.lora_folder is None:
+        for name, status in self._models.statuses().items():
+            error, config = status.error, self._defined.get(name)
+            if error is None or config is None or config.lora_folder is None:
                 continue
             for lora in config.loras:
                 # As `worker.pipelines.conditioning.loras` names it.
@@ -169,9 +190,9 @@ class ModelWatch:
                 log.info("model %s is changed; LoRAs: %s", name, ", ".join(new.loras) or "none")
 
     def _report(self, worker: str, selection: Selection) -> None:
-        report = WorkerReport(
-            revision=self._changes.revision, refused=selection.refused, file_error=self._file_error
-        )
+        # Not before the states of the models that belong to it are announced.
+        revision, self._revision = self._revision, self._changes.revision
+        report = WorkerReport(revision=revision, refused=selection.refused, file_error=self._file_error)
         at, last = self._reported
         if report != last or time.monotonic() - at > REPORT_S:
             for name, reason in report.refused.items():

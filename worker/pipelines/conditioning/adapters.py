@@ -1,11 +1,12 @@
 """LoRAs and IP-Adapters of a model. Requests without adapters use the unmodified modules."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
-from img2img.domain.model_card import ModelCard
+from img2img.domain.model_card import ModelCard, is_path
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import DenoisingSpec
@@ -13,8 +14,10 @@ from img2img.domain.spec import DenoisingSpec
 from ...engine.gate import Gate
 from ...images.inputs import Inputs
 from ..families import Family
-from .ip_adapter import load_ip_adapter
-from .loras import adapters_in, load_loras, lora_components
+from ..loading.weightless import add_unknown, is_weightless
+from ..loading.weights import resolve_weights
+from .ip_adapter import check_ip_adapter, load_ip_adapter
+from .loras import adapters_in, check_loras, load_loras, lora_components
 from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule
 
 PROMPT_CACHE_BYTES = 64 * 2**20
@@ -40,7 +43,17 @@ class Adapters:
         self._lora_modules: dict[str, SharedWeightModule] = {}
         # UNets for 1, 2, ... image prompts.
         self._ip_adapter_unets: list[SharedWeightModule] = []
-        lora_pipeline = load_loras(config, pipeline, family, self._peft_names) if config.loras else pipeline
+        # Of adapters that are not loaded yet.
+        self.file_bytes = 0
+        self._has_ip_adapter = config.ip_adapter is not None
+        if config.loras:
+            check_loras(pipeline, family)
+        if config.ip_adapter:
+            check_ip_adapter(pipeline)
+        if is_weightless():
+            self.file_bytes = _count_files(config)
+            return
+        lora_pipeline = load_loras(config, pipeline, self._peft_names) if config.loras else pipeline
         if config.ip_adapter:
             unet_loras = adapters_in(lora_pipeline, "unet") if config.loras else frozenset()
             pipelines = load_ip_adapter(config, config.ip_adapter, pipeline, denoiser_of(lora_pipeline))
@@ -81,7 +94,7 @@ class Adapters:
         return card.model_copy(
             update={
                 "loras": tuple(self._peft_names),
-                "image_prompts": bool(self._ip_adapter_unets),
+                "image_prompts": self._has_ip_adapter,
                 "adapter_tasks": tuple(task for task in card.tasks if task not in unsupported),
             }
         )
@@ -113,6 +126,20 @@ class Adapters:
             return {}
         pixels = [self._feature_extractor(image, return_tensors="pt").pixel_values for image in images]
         return {"ip_adapter_image": pixels}
+
+
+def _count_files(config: ModelConfig) -> int:
+    """Count the files of the adapters, which must exist unless they are on the hub. Return their bytes."""
+    size = 0
+    sources = {f"LoRA {name!r}": source for name, source in config.loras.items()}
+    if config.ip_adapter:
+        sources["IP-Adapter"] = config.ip_adapter
+    for label, source in sources.items():
+        if is_path(source.source) or Path(source.source).exists():
+            size += resolve_weights(source, label).stat().st_size
+        else:
+            add_unknown()
+    return size
 
 
 def denoiser_of(pipeline: DiffusionPipeline) -> Any:

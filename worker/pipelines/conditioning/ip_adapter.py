@@ -31,6 +31,12 @@ ENCODER_FOLDER = "image_encoder"
 Weights = dict[str, dict[str, torch.Tensor]]
 
 
+def check_ip_adapter(pipeline: DiffusionPipeline) -> None:
+    """Raise StartupError if the pipeline takes no IP-Adapter."""
+    if not hasattr(pipeline, "set_ip_adapter_scale") or not hasattr(pipeline, "unet"):
+        raise StartupError(f"IP-Adapter: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
+
+
 def load_ip_adapter(
     config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline, unet: torch.nn.Module
 ) -> list[DiffusionPipeline]:
@@ -45,8 +51,6 @@ def load_ip_adapter(
         StartupError: if the adapter cannot be loaded or does not fit.
     """
     label = "IP-Adapter"
-    if not hasattr(pipeline, "set_ip_adapter_scale") or not hasattr(pipeline, "unet"):
-        raise StartupError(f"{label}: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
     weights = _load_weights(resolve_weights(source, label), label, pipeline)
     if pipeline.image_encoder is None:
         pipeline.register_modules(image_encoder=_load_image_encoder(config, source, pipeline, label))

@@ -23,9 +23,13 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 LAYER_KEY = re.compile(r"(?:lora_A|down)(?:\.[^.]+)?\.weight$")
 
 
-def load_loras(
-    config: ModelConfig, pipeline: DiffusionPipeline, family: Family, peft_names: Mapping[str, str]
-) -> DiffusionPipeline:
+def check_loras(pipeline: DiffusionPipeline, family: Family) -> None:
+    """Raise StartupError if the family has no LoRAs."""
+    if not family.loras or not hasattr(pipeline, "load_lora_weights"):
+        raise StartupError(f"LoRAs are not supported for {family.name} models; remove `loras`")
+
+
+def load_loras(config: ModelConfig, pipeline: DiffusionPipeline, peft_names: Mapping[str, str]) -> DiffusionPipeline:
     """Return a pipeline whose components are copies that carry every LoRA of the model.
 
     Args:
@@ -33,10 +37,8 @@ def load_loras(
         peft_names: PEFT adapter name by LoRA name.
 
     Raises:
-        StartupError: if the family has no LoRAs, or if a LoRA does not fit.
+        StartupError: if a LoRA does not fit.
     """
-    if not family.loras or not hasattr(pipeline, "load_lora_weights"):
-        raise StartupError(f"LoRAs are not supported for {family.name} models; remove `loras`")
     lora_pipeline = copy.copy(pipeline)
     for name in lora_components(pipeline):
         setattr(lora_pipeline, name, copy_sharing_weights(getattr(pipeline, name)))

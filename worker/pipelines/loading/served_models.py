@@ -149,11 +149,23 @@ class Selection:
     refused: dict[str, str]
 
 
-def configs_to_serve(model: str, revision: str | None, file: Path | None, names: str | None) -> list[ModelConfig]:
-    """Return the configurations of the models that a worker serves without changes by request. Raises StartupError."""
-    models, selection = models_of_file(model, revision, file), ModelSelection(names, ())
-    selection.check(models, {})
-    return list(selection.select(models, {}).configs.values())
+def models_to_preload(names: str | None, served: Sequence[str]) -> list[str]:
+    """Return the names of the models to load at the start.
+
+    Args:
+        names: comma-separated names; None for the first model.
+        served: names of the models that the worker serves.
+
+    Raises:
+        StartupError: if a name is unknown.
+    """
+    if names is None:
+        return list(served[:1])
+    chosen = _split(names)
+    for name in chosen:
+        if name not in served:
+            raise StartupError(f"IMG2IMG_PRELOAD: unknown model {name!r}; this worker serves: {', '.join(served)}")
+    return chosen
 
 
 def _read(file: Path) -> dict[str, ModelConfig]:
@@ -164,7 +176,11 @@ def _read(file: Path) -> dict[str, ModelConfig]:
 
 
 def _parse_names(names: str) -> list[str]:
-    parsed = [name.strip() for name in names.split(",") if name.strip()]
+    parsed = _split(names)
     if not parsed:
         raise StartupError("IMG2IMG_SERVE is empty: set it to the names of one or more models, or unset it")
-    return list(dict.fromkeys(parsed))
+    return parsed
+
+
+def _split(names: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))

@@ -28,6 +28,7 @@ from .hub import HubRepository
 from .locations import INDEX, TEXT_FILES, PipelineLocation, component_class, component_folder, components
 from .weight_files import check_file
 from .weight_kinds import examples, kind_of_weights
+from .weightless import META, build_without_weights, is_weightless, reading
 from .weights import resolve_weights
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -100,12 +101,25 @@ class Checkpoint:
             if self._config.vae is not None:
                 given["vae"] = load_vae(self._config.vae, folder, dtype)
             given |= self._missing_components(folder, dtype, set(given))
-            with _reporting_incomplete(self.file):
+            with _reporting_incomplete(self.file), reading([self.file]):
+                if is_weightless():
+                    return self._load_without_weights(kind, folder, dtype, given)
                 pipeline: DiffusionPipeline = kind.from_single_file(
                     str(self.file), config=str(folder), local_files_only=True, dtype=dtype, **given
                 ).to(device)
             check_tokenizers(pipeline, folder)
         return pipeline
+
+    def _load_without_weights(
+        self, kind: type[DiffusionPipeline], folder: Path, dtype: torch.dtype, given: Mapping[str, Any]
+    ) -> DiffusionPipeline:
+        modules = {
+            name: build_without_weights(module, folder / name, dtype)
+            for name, (library, class_name) in components(self.index).items()
+            if name not in given and (module := module_class(library, class_name, folder / name)) is not None
+        }
+        pipeline: DiffusionPipeline = kind.from_pretrained(folder, dtype=dtype, **given, **modules)
+        return pipeline.to(META)
 
     def _check_kind(self) -> None:
         kind = kind_of_weights(self._weights.keys())
@@ -228,6 +242,8 @@ def load_vae(source: ComponentSource, folder: Path, dtype: torch.dtype) -> Any:
             return load_component(kind, part, dtype)
         file = resolve_weights(source, "`weight_name`")
         with _reporting_incomplete(file):
+            if is_weightless():
+                return build_without_weights(kind, folder / "vae", dtype)
             return kind.from_single_file(
                 str(file), config=str(folder), subfolder="vae", local_files_only=True, dtype=dtype
             )

@@ -1,0 +1,106 @@
+"""The card and the size of a model without its weights are those of the loaded model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+
+from img2img.domain.model_config import ModelConfig
+from img2img.worker.errors import StartupError
+from img2img.worker.pipelines.memory import memory_by_device
+from img2img.worker.pipelines.model import ModelDescription, describe_model, load_model
+from tests.support.models import tiny_families, tiny_models
+from tests.support.models.single_files import write_checkpoint
+from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
+from tests.support.models.tiny_annotators import tiny_depth, tiny_pose, tiny_segmentation
+from tests.support.models.tiny_controlnets import tiny_controlnet
+
+MODELS: list[Callable[[Path], object]] = [
+    tiny_models.tiny_sd,
+    tiny_models.tiny_sdxl,
+    tiny_families.tiny_flux,
+    tiny_families.tiny_schnell,
+    tiny_families.tiny_kontext,
+    tiny_families.tiny_fill,
+    tiny_families.tiny_sd3,
+    tiny_families.tiny_refiner,
+    tiny_families.tiny_lcm,
+    tiny_families.tiny_z_image,
+    tiny_families.tiny_klein,
+    tiny_families.tiny_flux2,
+    tiny_families.tiny_qwen_image,
+    tiny_families.tiny_qwen_edit,
+    tiny_families.tiny_qwen_edit_plus,
+]
+
+
+def compare(config: ModelConfig, *, adapters: bool = False) -> ModelDescription:
+    """Assert that the description of a model is true, and return it."""
+    described = describe_model(config, device="cpu")
+    model = load_model(config, device="cpu")
+    assert described.card == model.card
+    memory = memory_by_device(model.modules())
+    assert memory.keys() == {"cpu"}
+    # Buffers that are computed when weights are loaded, and the alignment of adapters, are small.
+    assert memory["cpu"] == pytest.approx(described.memory_bytes, rel=0.3 if adapters else 0.01)
+    return described
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__.removeprefix("tiny_"))
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_description_of_each_family(make: Callable[[Path], object], dtype: str | None, tmp_path: Path) -> None:
+    make(tmp_path)
+    described = compare(ModelConfig(name="tiny", source=str(tmp_path), dtype=dtype))  # type: ignore[arg-type]
+    files = tmp_path.glob("*/*.safetensors")
+    assert described.disk_bytes == sum(file.stat().st_size for file in files)
+
+
+def test_description_with_all_components(tmp_path: Path) -> None:
+    base = tiny_models.tiny_sd(tmp_path / "base")
+    tiny_models.tiny_unet(in_channels=9).save_pretrained(tmp_path / "inpaint")
+    tiny_models.tiny_unet(in_channels=8).save_pretrained(tmp_path / "edit")
+    tiny_ip_adapter(base, tmp_path / "ip")
+    compare(
+        ModelConfig(
+            name="tiny",
+            source=str(base),
+            controlnets={"canny": str(tiny_controlnet(base, tmp_path / "canny", seed=1))},  # type: ignore[dict-item]
+            preprocessors={
+                "depth": str(tiny_depth(tmp_path / "depth")),
+                "segmentation": str(tiny_segmentation(tmp_path / "segmentation")),
+                "pose": str(tiny_pose(tmp_path / "pose")),
+            },  # type: ignore[dict-item]
+            ip_adapter=str(tmp_path / "ip" / "ip-adapter.safetensors"),  # type: ignore[arg-type]
+            loras={"oil.v1": str(tiny_lora(base, tmp_path / "oil.safetensors", seed=3))},  # type: ignore[dict-item]
+            inpaint=str(tmp_path / "inpaint"),  # type: ignore[arg-type]
+            edit=str(tmp_path / "edit"),  # type: ignore[arg-type]
+            upscale={
+                2: str(tiny_models.tiny_x2_upscaler(tmp_path / "x2")),
+                4: str(tiny_models.tiny_x4_upscaler(tmp_path / "x4")),
+            },  # type: ignore[dict-item]
+            steps=7,
+            scheduler="euler",  # type: ignore[arg-type]
+        ),
+        adapters=True,
+    )
+
+
+@pytest.mark.parametrize("keys", [{}, {"prediction_type": "v_prediction"}])
+def test_description_of_a_single_file(keys: dict[str, str], tmp_path: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(tiny_models.tiny_sd(tmp_path / "folder"))
+    file = write_checkpoint(pipeline, tmp_path / "photo.safetensors")
+    described = compare(ModelConfig(name="photo", source=str(file), config=str(tmp_path / "folder"), **keys))  # type: ignore[arg-type]
+    assert described.disk_bytes == file.stat().st_size
+
+
+def test_missing_files_are_found_without_reading_weights(tmp_path: Path) -> None:
+    folder = tiny_models.tiny_sd(tmp_path)
+    with pytest.raises(StartupError, match=r"LoRA 'oil': .*oil\.safetensors"):
+        describe_model(
+            ModelConfig(name="m", source=str(folder), loras={"oil": str(tmp_path / "oil.safetensors")}),  # type: ignore[dict-item]
+            device="cpu",
+        )
+    next(folder.rglob("unet/*.safetensors")).write_bytes(b"broken")
+    with pytest.raises(StartupError, match="cannot be read as safetensors"):
+        describe_model(ModelConfig(name="m", source=str(folder)), device="cpu")

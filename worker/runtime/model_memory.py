@@ -1,0 +1,52 @@
+"""The memory that models may take."""
+
+import torch
+
+from img2img.container_limits import memory_bytes
+
+from ..engine.row_memory import MemoryMeter
+from ..pipelines.loading.failures import GB
+
+# Part of a device's memory that stays free for the activations of forward passes.
+RESERVE = 0.1
+
+
+def total_memory(device: str) -> int:
+    """Return the bytes of a device."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return memory_bytes()
+
+
+class MemoryBudget:
+    """Decides whether the weights of another model fit.
+
+    Args:
+        max_bytes: limit of the weights of all models. None: the free memory of the device, less a reserve.
+        meter: reads the free memory of the device. None: it is not known, and any model is tried.
+        total_bytes: memory of the device.
+    """
+
+    def __init__(self, max_bytes: int | None, meter: MemoryMeter | None, total_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._meter = meter
+        self._reserve = RESERVE * total_bytes
+
+    def fits(self, needed: int, loaded: int, freed: int = 0) -> bool:
+        """Return whether a model fits.
+
+        Args:
+            needed: bytes of its weights.
+            loaded: bytes of the models in memory.
+            freed: bytes of those that would be unloaded for it.
+        """
+        if self._max_bytes is not None:
+            return needed + loaded - freed <= self._max_bytes
+        return self._meter is None or needed <= self._meter.free() + freed - self._reserve
+
+    def why_too_large(self, needed: int) -> str | None:
+        """Return why a model cannot fit, even alone; None if it may. Only a limit is certain: memory may be swapped."""
+        if self._max_bytes is None or needed <= self._max_bytes:
+            return None
+        limit = f"IMG2IMG_MODEL_MEMORY allows {self._max_bytes / GB:.1f} GB"
+        return f"it needs about {needed / GB:.1f} GB for weights, and {limit}"

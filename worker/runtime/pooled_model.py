@@ -1,0 +1,90 @@
+"""One model of the pool, with its state."""
+
+import time
+from dataclasses import dataclass, field
+
+from img2img.domain.model_card import ModelCard
+from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_status import ModelState, ModelStatus
+
+from ..pipelines.loading.weightless import WeightFiles
+from ..pipelines.model import Model
+
+# Pause before a model that could not be loaded is tried again: the first one, and the longest. It doubles each time.
+RETRY_S, MAX_RETRY_S = 30.0, 600.0
+
+
+@dataclass(eq=False)
+class PooledModel:
+    """A model with one configuration. The pool's lock guards all fields."""
+
+    config: ModelConfig
+    card: ModelCard | None = None
+    state: ModelState = ModelState.UNLOADED
+    error: str | None = None
+    disk_bytes: int | None = None
+    # By device: measured while it is loaded, and the last measurement afterwards.
+    memory: dict[str, int] = field(default_factory=dict)
+    # Size of the weights without having loaded them.
+    expected_bytes: int = 0
+    files: WeightFiles | None = None
+    model: Model | None = None
+    in_flight: int = 0
+    # Takes no new jobs, because it is to be unloaded.
+    is_draining: bool = False
+    # No longer defined: it was removed, or has another configuration now.
+    is_retired: bool = False
+    # By the monotonic clock.
+    used_at: float = 0.0
+    loaded_at: float = 0.0
+    retry_at: float = 0.0
+    load_s: float = 0.0
+    failures: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory of the weights: measured, or before the first load as they will be."""
+        return sum(self.memory.values()) or self.expected_bytes
+
+    @property
+    def needs_description(self) -> bool:
+        """Whether the card is unknown, and was not tried a short time ago without success."""
+        return self.card is None and (self.state is not ModelState.FAILED or time.monotonic() >= self.retry_at)
+
+    def begin(self) -> None:
+        """Set the state to loading."""
+        self.state, self.error = ModelState.LOADING, None
+        self.files = WeightFiles(self.disk_bytes)
+
+    def succeed(self, model: Model, memory: dict[str, int], load_s: float) -> None:
+        """Set the state to loaded."""
+        self.model, self.card, self.memory, self.load_s = model, model.card, memory, load_s
+        self.state, self.files, self.failures = ModelState.LOADED, None, 0
+        self.loaded_at = self.used_at = time.monotonic()
+
+    def fail(self, error: str) -> None:
+        """Set the state to failed."""
+        self.state, self.error, self.files = ModelState.FAILED, error, None
+        self.retry_at = time.monotonic() + min(RETRY_S * 2**self.failures, MAX_RETRY_S)
+        self.failures += 1
+
+    def unload(self) -> None:
+        """Drop the weights. No job may be using them."""
+        self.model = None
+        self.is_draining = False
+        if self.state is ModelState.LOADED:
+            self.state = ModelState.UNLOADED
+
+    def status(self) -> ModelStatus:
+        """Return the state for clients."""
+        return ModelStatus(
+            state=self.state,
+            percent=self.files.percent if self.files is not None else None,
+            disk_bytes=self.disk_bytes,
+            memory_bytes=self.needed_bytes or None,
+            error=self.error,
+        )
