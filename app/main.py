@@ -161,7 +161,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     free_disk = FreeDisk(settings.resolved_store_url, settings.min_free_disk)
     return Services(
         settings=settings,
-        default_model=DefaultModel(settings),
+        default_model=DefaultModel(settings, lambda name: models.find(name) is not None),
         redis=redis,
         queue=queue,
         api_keys=api_keys,
