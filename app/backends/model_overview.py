@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from img2img.domain.model_card import ModelCard
+from img2img.domain.model_change import ModelChange
 from img2img.domain.model_status import ModelStatus
 from img2img.printable import without_paths
 from img2img.redis.job_queue import JobQueue
@@ -58,7 +59,7 @@ class _Found:
         detail = report.refused.get(name)
         if detail is not None:
             state = "failed"
-        elif status is not None and (name not in self.changes.by_model or report.revision >= self.changes.revision):
+        elif status is not None and report.revision >= self.changes.by_model.get(name, ModelChange()).revision:
             state, detail = status.state.value, status.error
             if state in SERVED and worker not in self.live.get(name, ()):
                 state, detail = "loading", "its files are being read"

@@ -16,6 +16,7 @@ class ModelChange(BaseModel):
         removed: Whether no worker serves the model, also if its model file has it. Jobs that wait for it are finished
             as the other attributes define it.
         loras: LoRAs that were added to the model; None: that were removed from it.
+        revision: Number of the latest change of this model among all changes.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -23,10 +24,15 @@ class ModelChange(BaseModel):
     model: ModelConfig | None = None
     removed: bool = False
     loras: dict[LoraName, ComponentSource | None] = {}
+    revision: int = 0
 
     @property
     def is_empty(self) -> bool:
-        return self == ModelChange()
+        return self.has_same_effect(ModelChange())
+
+    def has_same_effect(self, other: "ModelChange") -> bool:
+        """Return whether both make the same change."""
+        return self.model_copy(update={"revision": other.revision}) == other
 
     def with_lora(self, name: str, source: ComponentSource | None) -> "ModelChange":
         """Return the change with a LoRA added or replaced; None: removed."""

@@ -123,7 +123,7 @@ class ModelDefinitions:
         with self._redis.pipeline() as pipe:
             while True:
                 try:
-                    pipe.watch(MODEL_CHANGES)  # type: ignore[no-untyped-call]
+                    pipe.watch(MODEL_CHANGES, MODEL_REVISION)  # type: ignore[no-untyped-call]
                     return self._try(pipe, name, change, action, details)
                 except WatchError:
                     continue
@@ -139,19 +139,24 @@ class ModelDefinitions:
         stored = pipe.hget(MODEL_CHANGES, name)
         old = (_parse(name, stored) if stored is not None else None) or ModelChange()
         new = change(old)
-        if new == old:
+        if new.has_same_effect(old):
             return False
         if stored is None and int(pipe.hlen(MODEL_CHANGES)) >= MAX_CHANGED:
             raise TooManyModels
+        revision = int(pipe.get(MODEL_REVISION) or 0) + 1
         pipe.multi()
         if new.is_empty:
             pipe.hdel(MODEL_CHANGES, name)
         else:
-            pipe.hset(MODEL_CHANGES, name, new.model_dump_json(exclude_defaults=True))
+            pipe.hset(
+                MODEL_CHANGES,
+                name,
+                new.model_copy(update={"revision": revision}).model_dump_json(exclude_defaults=True),
+            )
         if new.removed:
             # Requests for the model are rejected from now on.
             pipe.hdel(MODEL_CARDS, name)
-        pipe.incr(MODEL_REVISION)
+        pipe.set(MODEL_REVISION, revision)
         audit(pipe, AuditEvent.MODEL_CHANGED, actor=self._actor, model=name, action=action, **details)
         pipe.execute()
         return True

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,11 +20,15 @@ from PIL import Image
 from tests.support.images import encoded, gradient
 from tests.support.models.tiny_adapters import tiny_lora
 from tests.support.models.tiny_models import tiny_sdxl
-from tests.support.processes import wait_for
+from tests.support.processes import wait_for as wait_for_up_to
 from tests.support.serving import serving
 
 INPUT = encoded(gradient(64, 64))
 FIELDS = {"prompt": "a house", "num_inference_steps": 4, "seed": 4, "strength": 0.9, "width": 64, "height": 64}
+
+
+# A machine that runs other tests is slow.
+wait_for = partial(wait_for_up_to, timeout_s=120)
 
 
 def models_file(folder: Path, model: Path, *names: str) -> None:
