@@ -18,7 +18,8 @@ from ...engine.gate import Gate
 from ...images.inputs import Inputs
 from ..families import Family
 from .ip_adapter import IPAdapter
-from .loras import Loras, adapters_in, lora_components
+from .lora_layers import lora_components
+from .loras import Loras, adapters_in
 from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule
 
 PROMPT_CACHE_BYTES = 64 * 2**20

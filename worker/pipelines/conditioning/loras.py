@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,16 @@ from img2img.domain.model_config import ComponentSource
 from ...errors import StartupError
 from ..families import Family
 from ..loading.failures import reporting_failures
-from ..loading.weight_kinds import examples, kind_of_weights
+from ..loading.weight_kinds import CHANGES, LORA, examples, kind_of_weights
 from ..loading.weights import resolve_weights
+from .delta_layers import DeltaLayer
+from .lora_bases import check_base
+from .lora_layers import add_changes, lora_components
 from .shared_weight_module import copy_sharing_weights
 
 # Default file name of diffusers.
 FILE_NAME = "pytorch_lora_weights.safetensors"
+SUPPORTED = (LORA, CHANGES)
 # Matches one key per layer of a LoRA, in the formats of diffusers, PEFT and kohya's scripts.
 LAYER_KEY = re.compile(r"(?:lora_A|down)(?:\.[^.]+)?\.weight$")
 
@@ -118,14 +122,9 @@ def _version(file: Path) -> tuple[Path, int, int]:
     return file, status.st_mtime_ns, status.st_size
 
 
-def lora_components(pipeline: DiffusionPipeline) -> list[str]:
-    """Return the names of the components that a LoRA can have weights for."""
-    return [name for name in pipeline._lora_loadable_modules if getattr(pipeline, name, None) is not None]
-
-
 def adapters_in(pipeline: DiffusionPipeline, name: str) -> frozenset[str]:
     """Return the PEFT names of the adapters that have weights in a component."""
-    layers = (module for module in getattr(pipeline, name).modules() if isinstance(module, LoraLayer))
+    layers = (layer for layer in getattr(pipeline, name).modules() if isinstance(layer, LoraLayer | DeltaLayer))
     return frozenset(adapter for layer in layers for adapter in layer.scaling)
 
 
@@ -134,8 +133,13 @@ def _load(pipeline: DiffusionPipeline, adapter: str, file: Path, label: str) -> 
     kind = kind_of_weights(weights)
     if kind is None:
         raise StartupError(f"{label}: {file.name} does not have the keys of a LoRA, but such as {examples(weights)}")
-    if kind != "a LoRA":
-        raise StartupError(f"{label}: {file.name} is {kind}; only plain LoRAs are supported")
+    if kind not in SUPPORTED:
+        raise StartupError(f"{label}: {file.name} is {kind}, which is not supported in `loras`")
+    check_base(pipeline, weights, metadata, f"{label}: {file.name}")
+    if kind == CHANGES or not _diffusers_can_load(weights):
+        with reporting_failures(f"{label} does not fit the model"):
+            add_changes(pipeline, adapter, weights)
+        return
     expected = sum(bool(LAYER_KEY.search(key)) for key in weights)
     # diffusers and PEFT raise errors of many types for a file that does not fit.
     with reporting_failures(f"{label} does not fit the model"):
@@ -149,6 +153,15 @@ def _load(pipeline: DiffusionPipeline, adapter: str, file: Path, label: str) -> 
         raise StartupError(
             f"{label} does not fit the model: {loaded} of the {expected} layers in {file.name} could be loaded"
         )
+
+
+def _diffusers_can_load(weights: Iterable[str]) -> bool:
+    """Check the keys of a LoRA for those of PEFT itself, and for text encoders with only some of their projections."""
+    keys = set(weights)
+    projections = (key for key in keys if re.match(r"lora_te\d?_.*_self_attn_", key))
+    layers = {re.sub(r"_[a-z]+_proj\.", "_{}_proj.", key) for key in projections}
+    complete = all(layer.format(name) in keys for layer in layers for name in ("q", "k", "v", "out"))
+    return complete and not any(key.startswith("base_model.model.") for key in keys)
 
 
 def _read(file: Path, label: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
