@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import diffusers
 import torch
@@ -12,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 
 from ..errors import StartupError
@@ -110,6 +111,33 @@ class Model:
         parts += [*self._controlnets.modules, *(annotator.model for annotator in self.annotators.values())]
         parts += [module.module for module in self.adapters.modules]
         return [part for part in parts if isinstance(part, torch.nn.Module)]
+
+    def dismantle(self) -> None:
+        """Free the weights. No job may use the model any more.
+
+        Modules and their gates refer to each other. The garbage collector would free them, but it takes a quarter of a
+        second for all models and libraries, in which no thread runs, and they are excluded from it: see `freeze_gc`.
+        """
+        for part in {part for module in self.modules() for part in module.modules()}:
+            part.__dict__.clear()
+
+    @torch.inference_mode()
+    def set_loras(self, loras: Mapping[str, ComponentSource], files: Mapping[str, Path] | None = None) -> None:
+        """Replace the LoRAs of the model, and update its card. Call it on the engine's thread, between steps.
+
+        Jobs that were prepared before keep their LoRAs until they end, also those that are removed. LoRAs whose files
+        have not changed are not read again.
+
+        Args:
+            loras: location by name of all LoRAs that the model then has.
+            files: file of each LoRA, from `lora_files`, which can be called on another thread. Without it, this
+                method looks them up, and the jobs in flight wait for requests to the hub and for downloads.
+
+        Raises:
+            StartupError: if a LoRA cannot be loaded or does not fit the model. The model is then unchanged.
+        """
+        self.adapters = self.adapters.with_loras(loras, files)
+        self.card = self.adapters.add_to_card(self.card, self._pipelines)
 
     @torch.inference_mode()
     def fit_preview(self) -> None:

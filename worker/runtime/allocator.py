@@ -39,15 +39,10 @@ def freeze_gc() -> None:
 
 
 def collect_unloaded() -> None:
-    """Free the memory of models that nothing refers to any more, also on GPUs.
-
-    Modules and their gates refer to each other, and `freeze_gc` has excluded them from garbage collection.
-    """
-    gc.unfreeze()
+    """Return the memory of unloaded models to the kernel and to the driver of the GPU."""
     trim_malloc()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
-    gc.freeze()
 
 
 def trim_malloc() -> None:

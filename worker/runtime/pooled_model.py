@@ -74,6 +74,8 @@ class PooledModel:
 
     def unload(self) -> None:
         """Drop the weights. No job may be using them."""
+        if self.model is not None:
+            self.model.dismantle()
         self.model = None
         self.is_draining = False
         if self.state is ModelState.LOADED:

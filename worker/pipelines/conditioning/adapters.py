@@ -1,31 +1,50 @@
 """LoRAs and IP-Adapters of a model. Requests without adapters use the unmodified modules."""
 
+import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from img2img.domain.model_card import ModelCard, is_path
-from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import DenoisingSpec
+from img2img.errors import JobError
 
 from ...engine.gate import Gate
 from ...images.inputs import Inputs
 from ..families import Family
 from ..loading.weightless import add_unknown, is_weightless
 from ..loading.weights import resolve_weights
-from .ip_adapter import check_ip_adapter, load_ip_adapter
-from .loras import adapters_in, check_loras, load_loras, lora_components
+from .ip_adapter import LABEL, IPAdapter, check_ip_adapter
+from .lora_layers import lora_components
+from .loras import Loras, adapters_in, check_loras, label
 from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule
 
 PROMPT_CACHE_BYTES = 64 * 2**20
 IMAGE_CACHE_BYTES = 256 * 2**20
 
 
+@dataclass(frozen=True)
+class JobAdapters:
+    """The adapters of one job."""
+
+    # Components that replace those of the pipeline, with the adapters that are active in their calls.
+    modules: Mapping[str, tuple[SharedWeightModule, ActiveAdapters]] = field(default_factory=dict)
+    # Pipeline arguments for the image prompts.
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def activate(self, pipeline: DiffusionPipeline) -> None:
+        """Give the pipeline object of the job its components."""
+        for name, (module, active) in self.modules.items():
+            setattr(pipeline, name, module.with_adapters(active))
+
+
 class Adapters:
-    """The adapters of one model."""
+    """The adapters of one model. Immutable: jobs keep those that they started with."""
 
     def __init__(self, config: ModelConfig, pipeline: DiffusionPipeline, family: Family) -> None:
         """Load the adapters that `config` lists.
@@ -36,44 +55,73 @@ class Adapters:
         Raises:
             StartupError: if an adapter cannot be loaded or does not fit the model.
         """
+        self._family = family
+        self._pipeline = pipeline
         self._denoiser = denoiser_of(pipeline)
-        # PEFT allows no dots in adapter names, names of LoRAs in models.toml may have some.
-        self._peft_names = {name: f"lora{index}" for index, name in enumerate(config.loras)}
-        # By component, for components that a LoRA has weights for.
-        self._lora_modules: dict[str, SharedWeightModule] = {}
-        # UNets for 1, 2, ... image prompts.
-        self._ip_adapter_unets: list[SharedWeightModule] = []
-        # Of adapters that are not loaded yet.
-        self.file_bytes = 0
         self._has_ip_adapter = config.ip_adapter is not None
-        if config.loras:
-            check_loras(pipeline, family)
-        if config.ip_adapter:
-            check_ip_adapter(pipeline)
+        # Of adapters that are not loaded.
+        self.file_bytes = 0
         if is_weightless():
-            self.file_bytes = _count_files(config)
+            self._describe(config)
             return
-        lora_pipeline = load_loras(config, pipeline, self._peft_names) if config.loras else pipeline
-        if config.ip_adapter:
-            unet_loras = adapters_in(lora_pipeline, "unet") if config.loras else frozenset()
-            pipelines = load_ip_adapter(config, config.ip_adapter, pipeline, denoiser_of(lora_pipeline))
-            self._ip_adapter_unets = [
-                SharedWeightModule("unet", each, unet_loras, remember_bytes=0) for each in pipelines
-            ]
-            self._feature_extractor = pipeline.feature_extractor
+        self._ip_adapter = IPAdapter(config, config.ip_adapter, pipeline) if config.ip_adapter else None
+        if self._ip_adapter:
             encoder = pipeline.image_encoder
             encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES)
-        for name in lora_components(lora_pipeline) if config.loras else []:
-            adapters = adapters_in(lora_pipeline, name)
+        self._use(Loras(pipeline, family).replaced_by(config.loras))
+
+    def _describe(self, config: ModelConfig) -> None:
+        """Find out what the card says about the adapters, without loading them."""
+        if config.loras:
+            check_loras(self._pipeline, self._family)
+        sources = {label(name): source for name, source in config.loras.items()}
+        if config.ip_adapter:
+            check_ip_adapter(self._pipeline)
+            sources[LABEL] = config.ip_adapter
+        for name, source in sources.items():
+            if is_path(source.source) or Path(source.source).exists():
+                self.file_bytes += resolve_weights(source, name).stat().st_size
+            else:
+                add_unknown()
+        self._lora_names = tuple(config.loras)
+
+    def with_loras(self, loras: Mapping[str, ComponentSource], files: Mapping[str, Path] | None) -> "Adapters":
+        """Return the adapters with other LoRAs; this object and the jobs that use it stay as they are.
+
+        Args:
+            files: file of each LoRA, from `lora_files`; None if they are not known yet.
+
+        Raises:
+            StartupError: if a LoRA cannot be loaded or does not fit the model.
+        """
+        changed = copy.copy(self)
+        changed._use(self._loras.replaced_by(loras, files))
+        return changed
+
+    def _use(self, loras: Loras) -> None:
+        self._loras = loras
+        self._lora_names = tuple(loras.loaded)
+        # By component, for components that a LoRA has weights for.
+        self._lora_modules: dict[str, SharedWeightModule] = {}
+        for name in lora_components(loras.pipeline) if loras.loaded else []:
+            adapters = adapters_in(loras.pipeline, name)
             is_text_encoder = name.startswith("text_encoder")
             if adapters:
                 self._lora_modules[name] = SharedWeightModule(
                     name,
-                    lora_pipeline,
+                    loras.pipeline,
                     adapters,
                     remember_bytes=PROMPT_CACHE_BYTES if is_text_encoder else 0,
-                    shared=() if is_text_encoder else family.unbatched,
+                    shared=() if is_text_encoder else self._family.unbatched,
                 )
+        # UNets for 1, 2, ... image prompts.
+        self._ip_adapter_unets: list[SharedWeightModule] = []
+        if self._ip_adapter:
+            unet_loras = adapters_in(loras.pipeline, "unet") if loras.loaded else frozenset()
+            self._ip_adapter_unets = [
+                SharedWeightModule("unet", each, unet_loras, remember_bytes=0)
+                for each in self._ip_adapter.pipelines(denoiser_of(loras.pipeline))
+            ]
 
     @property
     def modules(self) -> list[SharedWeightModule]:
@@ -93,53 +141,46 @@ class Adapters:
             unsupported |= {Task.EDIT}
         return card.model_copy(
             update={
-                "loras": tuple(self._peft_names),
+                "loras": self._lora_names,
                 "image_prompts": self._has_ip_adapter,
                 "adapter_tasks": tuple(task for task in card.tasks if task not in unsupported),
             }
         )
 
-    def activate(self, pipeline: DiffusionPipeline, spec: DenoisingSpec) -> None:
-        """Give the pipeline object of one job the modules with the adapters that its spec names."""
+    def for_job(self, spec: DenoisingSpec, inputs: Inputs) -> JobAdapters:
+        """Return the adapters that a job names.
+
+        Preprocesses its image prompts, which takes milliseconds each, so do not call it on the engine's thread.
+
+        Raises:
+            JobError: a LoRA was removed after the job was submitted.
+        """
         loras = self._lora_scales(spec)
-        for name, module in self._lora_modules.items():
-            selected = module.select(loras)
-            if selected:
-                setattr(pipeline, name, module.with_adapters(ActiveAdapters(selected)))
-        image_scales = tuple(prompt.scale for prompt in spec.image_prompts if prompt.scale)
-        if image_scales:
-            module = self._ip_adapter_unets[len(image_scales) - 1]
-            pipeline.unet = module.with_adapters(ActiveAdapters(module.select(loras), image_scales))
+        modules = {
+            name: (module, ActiveAdapters(selected))
+            for name, module in self._lora_modules.items()
+            if (selected := module.select(loras))
+        }
+        prompts = [
+            (image, prompt.scale)
+            for image, prompt in zip(inputs.image_prompts, spec.image_prompts, strict=True)
+            if prompt.scale
+        ]
+        if not prompts:
+            return JobAdapters(modules)
+        unet = self._ip_adapter_unets[len(prompts) - 1]
+        modules["unet"] = (unet, ActiveAdapters(unet.select(loras), tuple(scale for _, scale in prompts)))
+        extract = self._pipeline.feature_extractor
+        pixels = [extract(image, return_tensors="pt").pixel_values for image, _ in prompts]
+        return JobAdapters(modules, {"ip_adapter_image": pixels})
 
     def _lora_scales(self, spec: DenoisingSpec) -> LoraScales:
         """Return (PEFT name, scale) pairs, without those of scale 0."""
-        return tuple(sorted((self._peft_names[lora.name], lora.scale) for lora in spec.loras if lora.scale))
-
-    def image_prompt_kwargs(self, spec: DenoisingSpec, inputs: Inputs) -> Mapping[str, Any]:
-        """Return the pipeline arguments for the image prompts of a job.
-
-        Takes milliseconds per image, so do not call it on the engine's thread.
-        """
-        prompts = zip(spec.image_prompts, inputs.image_prompts, strict=True)
-        images = [image for prompt, image in prompts if prompt.scale]
-        if not images:
-            return {}
-        pixels = [self._feature_extractor(image, return_tensors="pt").pixel_values for image in images]
-        return {"ip_adapter_image": pixels}
-
-
-def _count_files(config: ModelConfig) -> int:
-    """Count the files of the adapters, which must exist unless they are on the hub. Return their bytes."""
-    size = 0
-    sources = {f"LoRA {name!r}": source for name, source in config.loras.items()}
-    if config.ip_adapter:
-        sources["IP-Adapter"] = config.ip_adapter
-    for label, source in sources.items():
-        if is_path(source.source) or Path(source.source).exists():
-            size += resolve_weights(source, label).stat().st_size
-        else:
-            add_unknown()
-    return size
+        loaded = self._loras.loaded
+        for lora in spec.loras:
+            if lora.name not in loaded:
+                raise JobError(f"the LoRA {lora.name!r} was removed from the model {spec.model!r}")
+        return tuple(sorted((loaded[lora.name].peft_name, lora.scale) for lora in spec.loras if lora.scale))
 
 
 def denoiser_of(pipeline: DiffusionPipeline) -> Any:

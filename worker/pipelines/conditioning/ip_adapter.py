@@ -27,6 +27,8 @@ from .shared_weight_module import copy_sharing_weights
 # Folder of the image encoder beside the file of a published adapter.
 ENCODER_FOLDER = "image_encoder"
 
+LABEL = "IP-Adapter"
+
 # Tensors by name, under `image_proj` and `ip_adapter`.
 Weights = dict[str, dict[str, torch.Tensor]]
 
@@ -34,42 +36,52 @@ Weights = dict[str, dict[str, torch.Tensor]]
 def check_ip_adapter(pipeline: DiffusionPipeline) -> None:
     """Raise StartupError if the pipeline takes no IP-Adapter."""
     if not hasattr(pipeline, "set_ip_adapter_scale") or not hasattr(pipeline, "unet"):
-        raise StartupError(f"IP-Adapter: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
+        raise StartupError(f"{LABEL}: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
 
 
-def load_ip_adapter(
-    config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline, unet: torch.nn.Module
-) -> list[DiffusionPipeline]:
-    """Return pipelines that take 1, 2, ... image prompts.
+class IPAdapter:
+    """The weights of an IP-Adapter."""
 
-    Args:
-        source: location of the adapter.
-        pipeline: pipeline of the model; it gets the image encoder and the feature extractor.
-        unet: UNet that the pipelines copy, sharing its weights.
+    def __init__(self, config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline) -> None:
+        """Load the weights.
 
-    Raises:
-        StartupError: if the adapter cannot be loaded or does not fit.
-    """
-    label = "IP-Adapter"
-    weights = _load_weights(resolve_weights(source, label), label, pipeline)
-    if pipeline.image_encoder is None:
-        pipeline.register_modules(image_encoder=_load_image_encoder(config, source, pipeline, label))
-    return [_with_adapter(pipeline, unet, [weights] * count, label) for count in range(1, MAX_IMAGE_PROMPTS + 1)]
+        Args:
+            source: location of the adapter.
+            pipeline: pipeline of the model; it gets the image encoder and the feature extractor.
+
+        Raises:
+            StartupError: if the adapter cannot be loaded.
+        """
+        check_ip_adapter(pipeline)
+        self._pipeline = pipeline
+        self._weights = _load_weights(resolve_weights(source, LABEL), pipeline)
+        if pipeline.image_encoder is None:
+            pipeline.register_modules(image_encoder=_load_image_encoder(config, source, pipeline))
+
+    def pipelines(self, unet: torch.nn.Module) -> list[DiffusionPipeline]:
+        """Return pipelines that take 1, 2, ... image prompts.
+
+        Args:
+            unet: UNet that the pipelines copy, sharing its weights.
+
+        Raises:
+            StartupError: if the adapter does not fit.
+        """
+        return [self._with_adapter(unet, count) for count in range(1, MAX_IMAGE_PROMPTS + 1)]
+
+    def _with_adapter(self, unet: torch.nn.Module, count: int) -> DiffusionPipeline:
+        adapted = copy.copy(self._pipeline)
+        adapted.unet = copy_sharing_weights(unet)
+        unused = [""] * count
+        with reporting_failures(f"{LABEL} does not fit the model"):
+            adapted.load_ip_adapter(
+                [self._weights] * count, subfolder=unused, weight_name=unused, image_encoder_folder=None
+            )
+        self._pipeline.register_modules(feature_extractor=adapted.feature_extractor)
+        return adapted
 
 
-def _with_adapter(
-    pipeline: DiffusionPipeline, unet: torch.nn.Module, weights: list[Weights], label: str
-) -> DiffusionPipeline:
-    adapted = copy.copy(pipeline)
-    adapted.unet = copy_sharing_weights(unet)
-    unused = [""] * len(weights)
-    with reporting_failures(f"{label} does not fit the model"):
-        adapted.load_ip_adapter(weights, subfolder=unused, weight_name=unused, image_encoder_folder=None)
-    pipeline.register_modules(feature_extractor=adapted.feature_extractor)
-    return adapted
-
-
-def _load_weights(file: Path, label: str, pipeline: DiffusionPipeline) -> Weights:
+def _load_weights(file: Path, pipeline: DiffusionPipeline) -> Weights:
     """Read the weights on the device and in the dtype of the model, so that all copies share them."""
     weights: Weights = {"image_proj": {}, "ip_adapter": {}}
     tensors = load_file(file)
@@ -79,9 +91,9 @@ def _load_weights(file: Path, label: str, pipeline: DiffusionPipeline) -> Weight
             weights[group][name] = tensor.to(pipeline.device, pipeline.unet.dtype)
     if not all(weights.values()):
         kind = kind_of_weights(tensors) or f"a file with keys such as {examples(tensors)}"
-        raise StartupError(f"{label}: {file.name} has no `image_proj` and `ip_adapter` weights: it is {kind}")
+        raise StartupError(f"{LABEL}: {file.name} has no `image_proj` and `ip_adapter` weights: it is {kind}")
     if _is_face_id(weights["image_proj"]):
-        raise StartupError(f"{label}: {file.name} is a face ID adapter, which is not supported")
+        raise StartupError(f"{LABEL}: {file.name} is a face ID adapter, which is not supported")
     return weights
 
 
@@ -92,10 +104,10 @@ def _is_face_id(projection: Mapping[str, torch.Tensor]) -> bool:
 
 
 def _load_image_encoder(
-    config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline, label: str
+    config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline
 ) -> CLIPVisionModelWithProjection:
     encoder = config.image_encoder or _default_image_encoder(source)
-    with reporting_failures(f"{label}: image encoder"):
+    with reporting_failures(f"{LABEL}: image encoder"):
         folder = component_folder(encoder)
         loaded: CLIPVisionModelWithProjection = load_component(
             CLIPVisionModelWithProjection, folder, pipeline.unet.dtype
