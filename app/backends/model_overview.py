@@ -17,6 +17,7 @@ from img2img.redis.model_reports import WorkerReport, WorkerReports
 from ..schemas.model_details import ModelDetails, State, WorkerModel
 from ..schemas.responses import ModelList, ServedModel
 
+BEST_FIRST: tuple[State, ...] = ("loaded", "unloaded", "loading", "waiting", "failed")
 # States in which a worker runs jobs of a model.
 SERVED = ("loaded", "unloaded")
 
@@ -54,8 +55,9 @@ class _Found:
         Args:
             is_admin: Whether a reason may contain paths.
         """
-        status, report = self.states[worker].get(name), self.reports.get(worker, WorkerReport())
-        state: State = "waiting"
+        status, report = self.states.get(worker, {}).get(name), self.reports.get(worker, WorkerReport())
+        # A worker of an earlier version reports no states.
+        state: State = "waiting" if worker in self.states else "loaded"
         detail = report.refused.get(name)
         if detail is not None:
             state = "failed"
@@ -66,7 +68,9 @@ class _Found:
             elif state == "loading" and status.percent is not None:
                 detail = f"{status.percent} %"
         detail = detail if detail is None or is_admin else without_paths(detail)
-        return WorkerModel(worker=worker, state=state, detail=detail)
+        return WorkerModel(
+            worker=worker, state=state, detail=detail, memory_bytes=status.memory_bytes if status else None
+        )
 
 
 class ModelOverview:
@@ -89,20 +93,23 @@ class ModelOverview:
     def read_all(self) -> ModelList:
         """Return all models."""
         found = self._read()
-        served = [
-            ServedModel(
-                **found.cards[name].model_dump(),
-                workers=workers,
-                queued=self._queue.depth(name),
-                default=name == self._default,
-            )
-            for name, workers in sorted(found.live.items())
-            if name in found.cards
-        ]
+        served = [self._served(found, name) for name in sorted(found.live) if name in found.cards]
         reports = found.reports.items()
         notices = {worker: report.file_notice(with_reason=self._is_admin) for worker, report in reports}
         errors = [f"{worker}: {notice}" for worker, notice in notices.items() if notice]
         return ModelList(models=served, pending=[self._status(found, name) for name in found.pending()], notices=errors)
+
+    def _served(self, found: _Found, name: str) -> ServedModel:
+        on_workers = [found.on_worker(name, worker, is_admin=self._is_admin) for worker in found.live[name]]
+        sizes = [worker.memory_bytes for worker in on_workers if worker.memory_bytes is not None]
+        return ServedModel(
+            **found.cards[name].model_dump(),
+            workers=found.live[name],
+            state=min((worker.state for worker in on_workers), key=BEST_FIRST.index),
+            memory_bytes=max(sizes, default=None),
+            queued=self._queue.depth(name),
+            default=name == self._default,
+        )
 
     def exists(self, name: str) -> bool:
         """Return whether there is a model of this name: served, known from earlier, or added by request."""

@@ -22,6 +22,9 @@ class WorkerModel(BaseModel):
         ),
     ]
     detail: Annotated[str | None, Field(description="Progress, or why it could not be loaded.")] = None
+    memory_bytes: Annotated[
+        int | None, Field(description="Memory of its weights: measured, or as large as they will be; null if unknown.")
+    ] = None
 
 
 class ModelDetails(BaseModel):

@@ -14,7 +14,7 @@ from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Delivery, DeliveryStatus, Event
 from img2img.redis.fair_queue import QueuePosition
 
-from .model_details import ModelDetails
+from .model_details import ModelDetails, State
 
 EXAMPLE_JOB_ID = "3f0c9a52d7e84b6ea1c5f2b8d9036e71"
 EXAMPLE_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -228,6 +228,12 @@ class ServedModel(ModelCard):
     """A model that at least one live worker serves."""
 
     workers: Annotated[list[str], Field(examples=[["gpu-1-4711-5be0"]])]
+    state: Annotated[
+        State, Field(description="The best state on any worker; `unloaded`: it is loaded when a job needs it.")
+    ]
+    memory_bytes: Annotated[
+        int | None, Field(description="Memory of its weights on one worker; null if it is not known yet.")
+    ] = None
     queued: Annotated[int, Field(description="Jobs waiting for this model.", examples=[2])]
     default: Annotated[bool, Field(description="Whether it is used by requests that name no model.")]
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from .conditioning import LoraName
-from .model_config import ComponentSource, ModelConfig
+from img2img.domain.conditioning import LoraName
+from img2img.domain.model_config import ComponentSource, ModelConfig
 
 
 class ModelChange(BaseModel):

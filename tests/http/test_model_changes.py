@@ -11,39 +11,17 @@ from redis import Redis
 
 from img2img.app.settings import ApiSettings
 from img2img.domain.api_key import Scope
-from img2img.domain.model_change import apply_changes
-from img2img.domain.model_config import ModelConfig
 from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.redis.audit import audit_entries
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_definitions import MAX_CHANGED, ModelDefinitions
-from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.model_reports import WorkerReport, WorkerReports
 from tests.support.authenticated import authenticated_server, client_with, empty_keys
-from tests.support.model_cards import CARD
+from tests.support.model_reports import WORKER, definitions, report
 from tests.support.problems import assert_problem
 from tests.support.servers import http_server
 
-WORKER = "test-worker"
 PHOTO = {"source": "org/photo", "steps": 20, "loras": {"ink": "org/ink"}}
-
-
-def definitions(redis: Redis) -> dict[str, ModelConfig]:
-    """The models that a worker serves whose model file has only the demo model."""
-    return apply_changes({"demo": ModelConfig(source="./demo")}, ModelDefinitions(redis).read().by_model)
-
-
-def report(redis: Redis, *models: str, **states: ModelStatus) -> None:
-    """Report as a worker that follows the latest change.
-
-    Args:
-        models: models that are loaded.
-        states: states of further models.
-    """
-    cards = [CARD.model_copy(update={"name": name}) for name in models]
-    statuses = dict.fromkeys(models, ModelStatus(state=ModelState.LOADED)) | states
-    ModelRegistry(redis).register(WORKER, cards, ttl_s=60, statuses=statuses)
-    WorkerReports(redis).publish(WORKER, WorkerReport(revision=ModelDefinitions(redis).revision()))
 
 
 def test_added_model_is_pending_until_a_worker_serves_it(http: httpx.Client, redis: Redis) -> None:
