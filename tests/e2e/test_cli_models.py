@@ -15,6 +15,8 @@ from tests.support.cli_command import img2img, one_line
 from tests.support.model_hub import model_hub
 from tests.support.model_reports import definitions, following_worker, report
 
+ROW = ["demo", "(default)", "loaded", "2.5", "GB", "img2img", "64", "to", "256", "by", "8", "0", "1", "0"]
+
 
 @pytest.fixture
 def url(http: httpx.Client) -> str:
@@ -61,9 +63,7 @@ def test_list_shows_states_sizes_and_failures(tmp_path: Path, url: str) -> None:
     assert (bad.returncode, bad.stdout) == (1, "bad: failed: test-worker: org/bad has only pickle files\n")
     header, demo, failed = img2img(tmp_path, "models", "list", "--url", url).stdout.splitlines()
     assert header.split() == ["model", "state", "memory", "tasks", "sizes", "LoRAs", "workers", "queued"]
-    assert demo.split() == "demo (default) loaded 2.5 GB img2img 64 to 256 by 8 0 1 0".split()  # noqa: SIM905
-        *["demo", "(default)", "loaded", "2.5", "GB", "img2img", "64", "to", "256", "by", "8", "0", "1", "0"]
-    ]
+    assert demo.split() == ROW
     assert failed.split(maxsplit=2)[:2] == ["bad", "failed"]
     lines = img2img(tmp_path, "models", "list", "--json", "--url", url).stdout.splitlines()
     assert [json.loads(line)["name"] for line in lines] == ["demo", "bad"]
