@@ -5,7 +5,6 @@ import os
 import socket
 import sys
 import threading
-import time
 
 import torch
 from obstore.exceptions import BaseError as StoreError
@@ -22,7 +21,7 @@ from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
 
 from .engine.engine import Engine
-from .errors import StartupError, WorkerDied
+from .errors import HubUnavailable, StartupError, WorkerDied
 from .pipelines.loading.downloads import count_downloads, download_progress
 from .pipelines.loading.served_models import ModelSelection, models_to_preload
 from .queue.batch_worker import BatchWorker
@@ -38,16 +37,20 @@ from .runtime.model_pool import ModelPool
 from .runtime.model_watch import ModelWatch
 from .runtime.pool_metrics import PoolMetrics
 from .runtime.start_report import StartReport
+from .runtime.stay_down import stay_down
 from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
 
 CANNOT_START = 2
+# Not an exit code of the process, which ends with 1.
+MAY_START_LATER = 75
 
 
 def main() -> int:
     """Run a worker and return the exit code of the process.
 
-    0: stopped by a signal. 1: the process has to be replaced, or Redis is unreachable. 2: it cannot start.
+    0: stopped by a signal. 1: the process has to be replaced, or Redis or the model hub is unreachable. 2: it cannot
+    start.
     """
     configure_malloc()
     os.umask(UMASK)
@@ -65,7 +68,7 @@ def main() -> int:
             return _fail(first["msg"].removeprefix("Value error, "), CANNOT_START)
         return _fail(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", CANNOT_START)
     except (StartupError, TracingError) as error:
-        return _fail(str(error), CANNOT_START)
+        return _fail(str(error), MAY_START_LATER if isinstance(error, HubUnavailable) else CANNOT_START)
     except WorkerDied as error:
         return _fail(str(error), 1)
     except RedisError as error:
@@ -191,8 +194,8 @@ if __name__ == "__main__":
     exit_code = main()
     logging.shutdown()
     sys.stderr.flush()
-    if exit_code == CANNOT_START:
-        # Compose restarts a container at once, and each start may ask the model hub. A signal ends the pause.
-        time.sleep(float(os.environ.get("START_RETRY_S") or 0))
+    if exit_code in (CANNOT_START, MAY_START_LATER) and (retry_s := os.environ.get("START_RETRY_S")):
+        # A container is restarted at once, whatever the exit code is.
+        stay_down(float(retry_s) if exit_code == MAY_START_LATER else None)
     # `sys.exit` would abort the process if the engine is in a forward pass.
-    os._exit(exit_code)
+    os._exit(1 if exit_code == MAY_START_LATER else exit_code)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.support.images import encoded, gradient
+from tests.support.model_hub import model_hub
 from tests.support.models.tiny_adapters import tiny_lora
 from tests.support.models.tiny_models import tiny_sdxl
 from tests.support.processes import wait_for as wait_for_up_to
@@ -49,12 +50,12 @@ def folder(model_folder: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def client(folder: Path) -> Iterator[httpx.Client]:
-    with (
-        TemporaryDirectory(prefix="i2i-") as data,
-        serving(Path(data), folder / "models.toml", "--models-file") as client,
-    ):
-        yield client
+def client(folder: Path, model_folder: Path) -> Iterator[httpx.Client]:
+    """A client of a service that makes no requests to the hub at its start, like a container after its first start."""
+    with TemporaryDirectory(prefix="i2i-") as data, model_hub("org/tiny", model_folder) as hub:
+        environment = {"HF_ENDPOINT": hub, "HF_HOME": data, "HF_HUB_OFFLINE": "1", "OFFLINE_UNTIL_CHANGE": "true"}
+        with serving(Path(data), folder / "models.toml", "--models-file", **environment) as client:
+            yield client
 
 
 def submit(client: httpx.Client, **fields: Any) -> httpx.Response:
@@ -199,6 +200,12 @@ def test_model_file_is_followed_and_an_invalid_one_is_ignored(
         wait_for(lambda: [model["name"] for model in client.get("/models").json()["models"]] == ["house"])
         wait_for(lambda: client.get("/models/house").json()["default"])
     assert failures == []
+
+
+def test_model_of_the_hub_is_downloaded(client: httpx.Client) -> None:
+    assert client.put("/models/org/tiny", json={"source": "org/tiny"}).status_code == 202
+    wait_until_served(client, "org/tiny")
+    assert succeeded(client, submit(client, model="org/tiny")) == succeeded(client, submit(client, model="house"))
 
 
 def test_definition_that_cannot_be_loaded_is_listed_with_the_reason(client: httpx.Client, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from img2img.domain.model_config import ModelConfig
 from img2img.domain.model_status import ModelState, ModelStatus
 
 from ..engine.errors import is_device_lost, is_out_of_memory
-from ..errors import StartupError, WorkerDied
+from ..errors import HubUnavailable, StartupError, WorkerDied, may_pass
 from ..pipelines.loading.failures import GB, device_memory
 from ..pipelines.memory import memory_by_device
 from ..pipelines.model import Model
@@ -234,7 +234,7 @@ class ModelPool:
             check: called often; raises if the engine has died.
 
         Raises:
-            StartupError: no model can be served.
+            StartupError: no model can be served; HubUnavailable if the reason may pass.
         """
         self._thread.start()
         if not self._models:
@@ -249,7 +249,8 @@ class ModelPool:
             self._wait(lambda: any(m.card for m in self._models.values()) or self._all_failed(), check)
             with self._changed:
                 if names or self._all_failed():
-                    raise StartupError(next(m.error for m in self._models.values() if m.error) or "no model")
+                    failed = next(model for model in self._models.values() if model.error)
+                    raise (HubUnavailable if failed.may_pass else StartupError)(failed.error or "no model")
 
     def _load_now(self, name: str, check: Callable[[], None]) -> bool:
         pooled = self._models[name]
@@ -312,7 +313,7 @@ class ModelPool:
         try:
             description = self._loader.describe(pooled.config)
         except StartupError as error:
-            self._fail(pooled, str(error))
+            self._fail(pooled, str(error), may_pass=may_pass(error))
             return False
         with self._changed:
             pooled.card = description.card
@@ -390,9 +391,9 @@ class ModelPool:
         self._record_memory()
         log.info("loaded %s in %.1f s; its weights take %.2f GB", pooled.name, seconds, sum(memory.values()) / GB)
 
-    def _fail(self, pooled: PooledModel, message: str) -> None:
+    def _fail(self, pooled: PooledModel, message: str, *, may_pass: bool = False) -> None:
         with self._changed:
-            pooled.fail(message)
+            pooled.fail(message, may_pass=may_pass)
             self._changed.notify_all()
         self._metrics.record_failure(pooled.name)
         log.error("%s", message)

@@ -21,6 +21,7 @@ from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.model_reports import WorkerReport, WorkerReports
 
 from ..errors import StartupError
+from ..pipelines.loading.hub import allow_downloads
 from ..pipelines.loading.served_models import ModelSelection, Selection, models_of_file
 
 # Workers follow a change within twice this time.
@@ -158,6 +159,8 @@ class ModelWatch:
         wanted = {**selection.configs, **finishing}
         begun = (finishing.keys() | self._defined.keys()) - selection.configs.keys() - self._finishing
         if (list(wanted.items()), frozenset(finishing)) != (list(self._defined.items()), self._finishing):
+            if self._defined or self._changes.by_model:
+                allow_downloads()
             self._log_changes(wanted)
             self._models.define(wanted, finishing)
             self._defined, self._finishing = wanted, frozenset(finishing)
