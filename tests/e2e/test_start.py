@@ -126,7 +126,7 @@ def test_container_that_cannot_start_stays_down_until_its_models_change(folder: 
 
 
 def test_container_starts_again_when_the_hub_may_be_back(folder: Path) -> None:
-    options = {"IMG2IMG_MODEL": "org/name", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(folder / "cache")}
+    options = {"IMG2IMG_MODEL": "org/name", "HF_ENDPOINT": "http://127.0.0.1:9"}
     with api_server(folder) as (settings, client):
         with worker(**options, START_RETRY_S="1", **settings) as process:
             assert process.wait(120) == 1
