@@ -163,6 +163,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
             WebhookOutbox(redis) if settings.webhook_secrets else None,
             store,
             free_disk,
+            default_model=model_name(settings.model),
             with_errors=not settings.keys_required,
         ),
         parsers=CapacityLimiter(cpu_count()),

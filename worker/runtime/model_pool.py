@@ -88,7 +88,7 @@ class ModelPool:
 
         New models are described on the pool's thread, and loaded when jobs need them. Removed ones take no new jobs,
         and are unloaded when their running jobs have ended. For changed ones, new jobs get the new configuration, and
-        running jobs keep what they started with.
+        running jobs keep what they started with. A model that differs only in its LoRAs stays loaded.
 
         A configuration that cannot be used makes the model `failed`.
         """
@@ -96,7 +96,11 @@ class ModelPool:
             models = {}
             for name, config in configs.items():
                 old = self._models.get(name)
-                models[name] = old if old is not None and old.config == config else PooledModel(config)
+                if old is not None and old.wanted_config.model_copy(update={"loras": config.loras}) == config:
+                    old.next_config = config if config != old.config else None
+                    models[name] = old
+                else:
+                    models[name] = PooledModel(config)
             for name, old in self._models.items():
                 if models.get(name) is not old:
                     self._retire(old, models.get(name))
@@ -283,6 +287,9 @@ class ModelPool:
                 retired = next((model for model in self._retired if model.in_flight == 0), None)
                 if retired is not None:
                     return lambda: self._unload(retired)
+                changed = next((model for model in self._models.values() if model.next_config is not None), None)
+                if changed is not None and changed.state is not ModelState.LOADING:
+                    return lambda: self._change_loras(changed)
                 if self._requested:
                     requested = self._requested[0]
                     return lambda: self._load(requested)
@@ -301,13 +308,37 @@ class ModelPool:
             self._fail(pooled, str(error))
             return False
         with self._changed:
-            pooled.card = description.card
+            pooled.card, pooled.is_stale = description.card, False
             pooled.disk_bytes = description.disk_bytes
             pooled.expected_bytes = description.memory_bytes
             if pooled.state is ModelState.FAILED:
                 pooled.state, pooled.error = ModelState.UNLOADED, None
             self._changed.notify_all()
         return True
+
+    def _change_loras(self, pooled: PooledModel) -> None:
+        """Give a model the LoRAs of its next configuration. If one of them cannot be used, a loaded model keeps its."""
+        with self._changed:
+            config, pooled.next_config = pooled.wanted_config, None
+            model = pooled.model
+            pooled.config, pooled.is_stale, pooled.error = config, model is None, None
+            if model is None:
+                # A model that could not be loaded because of a LoRA is tried again.
+                pooled.retry_at = 0.0
+                return
+            pooled.has_replaced_modules = True
+        try:
+            self._loader.set_loras(model, config)
+        except StartupError as error:
+            log.error("%s; it keeps the LoRAs that it had", error)
+            with self._changed:
+                pooled.error = str(error)
+            return
+        with self._changed:
+            pooled.card = model.card
+            pooled.memory = memory_by_device(model.modules())
+            self._changed.notify_all()
+        self._record_memory()
 
     def _load(self, pooled: PooledModel) -> None:
         """Load a requested model, once the models that make room for it have no jobs any more."""
@@ -414,7 +445,7 @@ class ModelPool:
             if pooled in self._retired:
                 self._retired.remove(pooled)
             self._changed.notify_all()
-        collect_unloaded()
+        collect_unloaded(unfreeze=pooled.has_replaced_modules)
         self._metrics.record_eviction(pooled.name)
         self._record_memory()
         memory = device_memory(self._loader.device)

@@ -40,6 +40,12 @@ class PooledModel:
     retry_at: float = 0.0
     load_s: float = 0.0
     failures: int = 0
+    # The same with other LoRAs, which are still to be loaded.
+    next_config: ModelConfig | None = None
+    # Whether its card is that of the LoRAs before.
+    is_stale: bool = False
+    # Whether LoRAs were replaced: the modules that carried them refer to the weights.
+    has_replaced_modules: bool = False
 
     @property
     def name(self) -> str:
@@ -51,9 +57,16 @@ class PooledModel:
         return sum(self.memory.values()) or self.expected_bytes
 
     @property
+    def wanted_config(self) -> ModelConfig:
+        """The configuration that was defined last."""
+        return self.next_config or self.config
+
+    @property
     def needs_description(self) -> bool:
         """Whether the card is unknown, and was not tried a short time ago without success."""
-        return self.card is None and (self.state is not ModelState.FAILED or time.monotonic() >= self.retry_at)
+        if self.card is not None and not self.is_stale:
+            return False
+        return self.state is not ModelState.FAILED or time.monotonic() >= self.retry_at
 
     def begin(self) -> None:
         """Set the state to loading."""
