@@ -95,6 +95,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
             metrics=PoolMetrics(metrics.registry),
         )
         pool.define({config.name: config for config in configs})
+        report.percent = pool.percent
         engine_thread = start_engine(engine)
 
         def check_threads() -> None:

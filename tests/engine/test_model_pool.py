@@ -353,7 +353,9 @@ def test_unloaded_model_leaves_no_memory_after_a_change_of_loras(
 ) -> None:
     served = serve(max_loaded=1)
     lora = tiny_lora(folders["a"], tmp_path / "oil.safetensors", seed=3)
-    tensors = [weakref.ref(t) for part in served.lease("a").model.modules() for t in part.parameters()]
+    lease = served.lease("a")
+    tensors = [weakref.ref(tensor) for part in lease.model.modules() for tensor in part.parameters()]
+    lease.release()
     for loras in ({"oil": ComponentSource(source=str(lora))}, {}):
         served.pool.define(served.configs | {"a": served.configs["a"].model_copy(update={"loras": loras})})
         wait_for(lambda loras=loras: served.pool.cards[0].loras == tuple(loras))

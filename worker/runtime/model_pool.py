@@ -130,6 +130,11 @@ class ModelPool:
         with self._changed:
             return {name: model.status() for name, model in self._models.items()}
 
+    def percent(self) -> int | None:
+        """Return which part of the weights of the model that is being loaded was read; None without one."""
+        with self._changed:
+            return next((m.files.percent for m in self._models.values() if m.files is not None), None)
+
     # Jobs
 
     def lease(self, name: str) -> ModelLease | None:

@@ -76,6 +76,8 @@ class PooledModel:
     def succeed(self, model: Model, memory: dict[str, int], load_s: float) -> None:
         """Set the state to loaded."""
         self.model, self.card, self.memory, self.load_s = model, model.card, memory, load_s
+        if self.files is not None:
+            self.disk_bytes = self.files.size
         self.state, self.files, self.failures = ModelState.LOADED, None, 0
         self.loaded_at = self.used_at = time.monotonic()
 
