@@ -65,8 +65,8 @@ def test_two_workers_keep_their_models(service: Service, models: Path) -> None:
     for worker, names in zip(workers, loaded, strict=True):
         assert {record.spec.model for record in records if worker.owns(record)} == names
     log = (service.folder / "workers.log").read_text()
-    assert log.count("INFO img2img.worker.runtime.model_pool: loaded ") == 3
-    assert log.count("INFO img2img.worker.runtime.model_pool: unloaded ") == 1
+    assert log.count("INFO img2img.worker.runtime.pool_thread: loaded ") == 3
+    assert log.count("INFO img2img.worker.runtime.pool_thread: unloaded ") == 1
 
 
 def test_model_that_cannot_be_loaded_fails_its_jobs_and_no_others(

@@ -132,8 +132,8 @@ def test_single_files(tmp_path: Path) -> None:
 def test_configs_to_serve_rejects_missing_component(file: Path) -> None:
     (file.parent / "ink.safetensors").unlink()
     with pytest.raises(StartupError, match=r"model 'photo': loras.ink: .*/ink.safetensors does not exist"):
-        configs_to_serve("photo", None, file, None)
-    assert len(configs_to_serve("photo", None, file, "org/large")) == 1, "components of other models are not checked"
+        configs_to_serve("photo", None, file, "photo")
+    assert len(configs_to_serve("photo", None, file, None)) == 2, "the other model can be served"
 
 
 def test_default_model_is_first_of_file(file: Path) -> None:

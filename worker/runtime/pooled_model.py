@@ -8,7 +8,7 @@ from img2img.domain.model_config import ModelConfig
 from img2img.domain.model_status import ModelState, ModelStatus
 
 from ..pipelines.loading.weightless import WeightFiles
-from ..pipelines.model import Model
+from ..pipelines.model import Model, ModelDescription
 
 # Pause before a model that could not be loaded is tried again: the first one, and the longest. It doubles each time.
 RETRY_S, MAX_RETRY_S = 30.0, 600.0
@@ -68,6 +68,19 @@ class PooledModel:
             return False
         return self.state is not ModelState.FAILED or time.monotonic() >= self.retry_at
 
+    @property
+    def can_be_loaded(self) -> bool:
+        """Whether the model is not in memory, and was not tried a short time ago without success."""
+        is_absent = self.state in (ModelState.UNLOADED, ModelState.FAILED)
+        return self.card is not None and is_absent and time.monotonic() >= self.retry_at
+
+    def describe(self, description: ModelDescription) -> None:
+        """Set card and size."""
+        self.card, self.is_stale = description.card, False
+        self.disk_bytes, self.expected_bytes = description.disk_bytes, description.memory_bytes
+        if self.state is ModelState.FAILED:
+            self.state, self.error = ModelState.UNLOADED, None
+
     def begin(self) -> None:
         """Set the state to loading."""
         self.state, self.error = ModelState.LOADING, None
@@ -80,6 +93,7 @@ class PooledModel:
             self.disk_bytes = self.files.size
         self.state, self.files, self.failures = ModelState.LOADED, None, 0
         self.loaded_at = self.used_at = time.monotonic()
+        self.is_draining = self.is_retired
 
     def fail(self, error: str) -> None:
         """Set the state to failed."""

@@ -38,7 +38,7 @@ def configs_to_serve(model: str, revision: str | None, file: Path | None, names:
         names: comma-separated names of the models in `file` to serve. Default: all of them.
 
     Raises:
-        StartupError: if the settings contradict each other, a name is unknown or a local path does not exist.
+        StartupError: if the settings contradict each other, a name is unknown, or no model has all of its local paths.
     """
     if file is None:
         config = config_for(model, revision)
@@ -54,10 +54,17 @@ def configs_to_serve(model: str, revision: str | None, file: Path | None, names:
     for name in chosen:
         if name not in known:
             raise StartupError(f"IMG2IMG_SERVE: unknown model {name!r}; known: {', '.join(sorted({DEMO, *known}))}")
-        for key, source in known[name].sources():
-            if is_path(source) and not Path(source).expanduser().exists():
-                raise StartupError(f"model {name!r}: {key}: {source} does not exist")
+    problems = [_missing_source(known[name]) for name in chosen]
+    if all(problems):
+        raise StartupError(str(problems[0]))
     return [known[name] for name in chosen]
+
+
+def _missing_source(config: ModelConfig) -> str | None:
+    for key, source in config.sources():
+        if is_path(source) and not Path(source).expanduser().exists():
+            return f"model {config.name!r}: {key}: {source} does not exist"
+    return None
 
 
 def models_to_preload(names: str | None, served: Sequence[str]) -> list[str]:
