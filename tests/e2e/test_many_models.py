@@ -55,15 +55,19 @@ def test_two_workers_keep_their_models(service: Service, models: Path) -> None:
     workers = [start(service, models, IMG2IMG_MAX_LOADED_MODELS="1", lease_s=20) for _ in range(2)]
     other = TWENTY[1]
     service.wait_until_ended([service.submit(model=other, num_inference_steps=2)])
-    loaded = [{name for name, state in states(service, worker).items() if state is LOADED} for worker in workers]
-    assert sorted(map(list, loaded)) == [[MODEL], [other]]
+
+    def loaded() -> list[list[str]]:
+        return [[name for name, state in states(service, worker).items() if state is LOADED] for worker in workers]
+
+    wait_for(lambda: sorted(loaded()) == [[MODEL], [other]])
+    expected = loaded()
     records = []
     for _ in range(5):
         ids = [service.submit(model=(MODEL, other)[i % 2], num_inference_steps=2, seed=i) for i in range(10)]
         records += service.wait_until_ended(ids)
     service.assert_finished_once(records)
-    for worker, names in zip(workers, loaded, strict=True):
-        assert {record.spec.model for record in records if worker.owns(record)} == names
+    for worker, names in zip(workers, expected, strict=True):
+        assert {record.spec.model for record in records if worker.owns(record)} == set(names)
     log = (service.folder / "workers.log").read_text()
     assert log.count("INFO img2img.worker.runtime.pool_thread: loaded ") == 3
     assert log.count("INFO img2img.worker.runtime.pool_thread: unloaded ") == 1

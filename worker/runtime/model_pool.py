@@ -204,6 +204,9 @@ class ModelPool:
         self._wait(lambda: not any(m.needs_description for m in self._state.models.values()), check, DESCRIPTIONS_S)
         if not self.cards:
             raise StartupError(self._first_error())
+        for error in self._errors():
+            log.error("%s", error)
+        self._thread.logs_failures = True
 
     def _load_now(self, name: str, check: Callable[[], None]) -> bool:
         """Load a model, and return whether that was possible."""
@@ -213,9 +216,11 @@ class ModelPool:
         self._wait(lambda: pooled.state is not ModelState.LOADING, check)
         return pooled.state is ModelState.LOADED
 
+    def _errors(self) -> list[str]:
+        return [status.error for status in self.statuses().values() if status.error]
+
     def _first_error(self) -> str:
-        errors = (status.error for status in self.statuses().values() if status.error)
-        return next(errors, f"no model was described within {DESCRIPTIONS_S:g} s")
+        return next(iter(self._errors()), f"no model was described within {DESCRIPTIONS_S:g} s")
 
     def _wait(self, condition: Callable[[], bool], check: Callable[[], None], timeout_s: float | None = None) -> None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

@@ -39,6 +39,8 @@ class PoolThread:
         self._changed = state.changed
         self._loader = loader
         self._metrics = metrics
+        # At the start they are logged at its end, unless they are the reason why it fails.
+        self.logs_failures = False
         self._lost: str | None = None  # why the device cannot be used any more
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
 
@@ -162,7 +164,8 @@ class PoolThread:
             pooled.fail(message)
             self._changed.notify_all()
         self._metrics.record_failure(pooled.name)
-        log.error("%s", message)
+        if self.logs_failures:
+            log.error("%s", message)
 
     def _change_loras(self, pooled: PooledModel) -> None:
         """Give a model the LoRAs of its next configuration. If one of them cannot be used, a loaded model keeps its."""
