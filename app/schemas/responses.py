@@ -233,7 +233,8 @@ class WorkerModel(BaseModel):
         Field(description="`loaded`: jobs start at once. `unloaded`: its weights are loaded when jobs need them."),
     ]
     percent: Annotated[
-        int | None, Field(description="While it is `loading`: bytes of the weights that were read.", examples=[43])
+        int | None,
+        Field(description="While it is `loading`: part of the weights that was read or downloaded.", examples=[43]),
     ] = None
     disk_bytes: Annotated[int | None, Field(description="Size of its weight files.")] = None
     memory_bytes: Annotated[int | None, Field(description="Memory that its weights take, or will take.")] = None

@@ -11,6 +11,8 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.model_config import ModelConfig
 from img2img.worker.errors import StartupError
+from img2img.worker.pipelines.loading import components
+from img2img.worker.pipelines.loading.weightless import WeightFiles, counting
 from img2img.worker.pipelines.memory import memory_by_device
 from img2img.worker.pipelines.model import ModelDescription, describe_model, load_model
 from tests.support.model_hub import model_hub
@@ -108,6 +110,24 @@ def test_missing_files_are_found_without_reading_weights(tmp_path: Path) -> None
     next(folder.rglob("unet/*.safetensors")).write_bytes(b"broken")
     with pytest.raises(StartupError, match="cannot be read as safetensors"):
         describe_model(ModelConfig(name="m", source=str(folder)), device="cpu")
+
+
+def test_progress_of_a_load_is_that_of_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(name="tiny", source=str(tiny_models.tiny_sd(tmp_path)))
+    files = WeightFiles(describe_model(config, device="cpu").disk_bytes)
+    seen: list[tuple[int | None, int]] = []
+    check = components.check_folder
+
+    def observed(folder: Path, variant: str | None) -> str | None:
+        seen.append((files.percent, files.size))
+        return check(folder, variant)
+
+    monkeypatch.setattr(components, "check_folder", observed)
+    with counting(files):
+        load_model(config, device="cpu")
+    assert [size for _, size in seen] == sorted({size for _, size in seen}), "each component adds its files"
+    assert [percent for percent, _ in seen] == [100 * size // (files.total or 0) for _, size in seen]
+    assert files.size == files.total
 
 
 DESCRIBE = """
