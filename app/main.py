@@ -158,10 +158,11 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     queue = JobQueue(redis, _limits(settings), durable_writes(settings, redis))
     models, api_keys = ModelRegistry(redis), ApiKeys(redis)
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
+    default_model = DefaultModel(settings, lambda name: models.find(name) is not None)
     free_disk = FreeDisk(settings.resolved_store_url, settings.min_free_disk)
     return Services(
         settings=settings,
-        default_model=DefaultModel(settings, lambda name: models.find(name) is not None),
+        default_model=default_model,
         redis=redis,
         queue=queue,
         api_keys=api_keys,
@@ -178,6 +179,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
             WebhookOutbox(redis) if settings.webhook_secrets else None,
             store,
             free_disk,
+            default_model=lambda: default_model.name,
             with_errors=not settings.keys_required,
         ),
         parsers=CapacityLimiter(cpu_count()),

@@ -106,6 +106,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
             models=pool,
         )
         watch.start()
+        report.percent = pool.percent
         engine_thread = start_engine(engine)
 
         def check_threads() -> None:

@@ -14,10 +14,9 @@ from img2img.redis.model_definitions import Changes, ModelDefinitions
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.model_reports import WorkerReport, WorkerReports
 
-from ..schemas.model_details import ModelDetails, State, WorkerModel
-from ..schemas.responses import ModelList, ServedModel
+from ..schemas.model_details import ModelDetails, ModelOnWorker, State
+from ..schemas.responses import ModelAvailability, ModelList, ServedModel, by_model
 
-BEST_FIRST: tuple[State, ...] = ("loaded", "unloaded", "loading", "waiting", "failed")
 # States in which a worker runs jobs of a model.
 SERVED = ("loaded", "unloaded")
 
@@ -49,15 +48,14 @@ class _Found:
     def _is_served(self, name: str) -> bool:
         return any(self.on_worker(name, worker, is_admin=False).state in SERVED for worker in self.states)
 
-    def on_worker(self, name: str, worker: str, *, is_admin: bool) -> WorkerModel:
+    def on_worker(self, name: str, worker: str, *, is_admin: bool) -> ModelOnWorker:
         """Return the state of a model on one worker.
 
         Args:
             is_admin: Whether a reason may contain paths.
         """
-        status, report = self.states.get(worker, {}).get(name), self.reports.get(worker, WorkerReport())
-        # A worker of an earlier version reports no states.
-        state: State = "waiting" if worker in self.states else "loaded"
+        status, report = self.states[worker].get(name), self.reports.get(worker, WorkerReport())
+        state: State = "waiting"
         detail = report.refused.get(name)
         if detail is not None:
             state = "failed"
@@ -68,9 +66,7 @@ class _Found:
             elif state == "loading" and status.percent is not None:
                 detail = f"{status.percent} %"
         detail = detail if detail is None or is_admin else without_paths(detail)
-        return WorkerModel(
-            worker=worker, state=state, detail=detail, memory_bytes=status.memory_bytes if status else None
-        )
+        return ModelOnWorker(worker=worker, state=state, detail=detail)
 
 
 class ModelOverview:
@@ -93,23 +89,23 @@ class ModelOverview:
     def read_all(self) -> ModelList:
         """Return all models."""
         found = self._read()
-        served = [self._served(found, name) for name in sorted(found.live) if name in found.cards]
+        statuses = by_model(found.states, with_paths=self._is_admin)
+        served = [
+            ServedModel(
+                **found.cards[name].model_dump(),
+                state=ModelAvailability.best_of(status.state for status in statuses[name]),
+                statuses=statuses[name],
+                workers=workers,
+                queued=self._queue.depth(name),
+                default=name == self._default,
+            )
+            for name, workers in sorted(found.live.items())
+            if name in found.cards and name in statuses
+        ]
         reports = found.reports.items()
         notices = {worker: report.file_notice(with_reason=self._is_admin) for worker, report in reports}
         errors = [f"{worker}: {notice}" for worker, notice in notices.items() if notice]
         return ModelList(models=served, pending=[self._status(found, name) for name in found.pending()], notices=errors)
-
-    def _served(self, found: _Found, name: str) -> ServedModel:
-        on_workers = [found.on_worker(name, worker, is_admin=self._is_admin) for worker in found.live[name]]
-        sizes = [worker.memory_bytes for worker in on_workers if worker.memory_bytes is not None]
-        return ServedModel(
-            **found.cards[name].model_dump(),
-            workers=found.live[name],
-            state=min((worker.state for worker in on_workers), key=BEST_FIRST.index),
-            memory_bytes=max(sizes, default=None),
-            queued=self._queue.depth(name),
-            default=name == self._default,
-        )
 
     def exists(self, name: str) -> bool:
         """Return whether there is a model of this name: served, known from earlier, or added by request."""
@@ -150,7 +146,7 @@ def _summary(status: ModelDetails, *, exists: bool, any_worker: bool) -> dict[st
         left = f"; {status.queued} of its jobs still wait" if status.queued else ""
         return {"state": "removed", "detail": f"Requests for it are rejected{left}."}
 
-    def having(state: State) -> list[WorkerModel]:
+    def having(state: State) -> list[ModelOnWorker]:
         return [worker for worker in status.workers if worker.state == state]
 
     if loaded := len(having("loaded")):

@@ -59,7 +59,7 @@ def list_models(as_json: AsJson = False, url: Url = LOCAL, api_key: ApiKey = Non
         name = f"{model.name} (default)" if model.default else model.name
         sizes = f"{model.min_size} to {model.max_size} by {model.size_multiple}"
         tasks, workers, loras = " ".join(model.tasks), len(model.workers), len(model.loras)
-        memory = _size(document.get("memory_bytes"))
+        memory = _size(max((worker.get("memory_bytes") or 0 for worker in document.get("statuses", ())), default=0))
         add_row(table, name, document.get("state", "loaded"), memory, tasks, sizes, loras, workers, model.queued)
     for model in pending:
         add_row(table, model.name, model.state, None, model.detail, None, None, len(model.workers), model.queued)
@@ -210,8 +210,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def _size(size: Any) -> str | None:
-    return f"{size / GB:.1f} GB" if isinstance(size, int) else None
+def _size(size: int) -> str | None:
+    return f"{size / GB:.1f} GB" if size else None
 
 
 def _text(value: Any) -> str:

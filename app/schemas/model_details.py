@@ -10,7 +10,7 @@ from img2img.domain.model_change import ModelChange
 State = Literal["loaded", "unloaded", "loading", "failed", "waiting"]
 
 
-class WorkerModel(BaseModel):
+class ModelOnWorker(BaseModel):
     """A model on one worker."""
 
     worker: Annotated[str, Field(examples=["gpu-1-4711-5be0"])]
@@ -22,9 +22,6 @@ class WorkerModel(BaseModel):
         ),
     ]
     detail: Annotated[str | None, Field(description="Progress, or why it could not be loaded.")] = None
-    memory_bytes: Annotated[
-        int | None, Field(description="Memory of its weights: measured, or as large as they will be; null if unknown.")
-    ] = None
 
 
 class ModelDetails(BaseModel):
@@ -41,7 +38,7 @@ class ModelDetails(BaseModel):
     detail: Annotated[str, Field(description="The state in a sentence.", examples=["2 workers have it in memory."])]
     default: Annotated[bool, Field(description="Whether it is used by requests that name no model.")]
     queued: Annotated[int, Field(description="Jobs waiting for this model.", examples=[2])]
-    workers: list[WorkerModel]
+    workers: list[ModelOnWorker]
     card: Annotated[ModelCard | None, Field(description="Its capabilities and defaults, once a worker has loaded it.")]
     change: Annotated[
         ModelChange | None,

@@ -103,6 +103,8 @@ class Model(_Response):
     family: str = ""
     default: bool = False
     workers: tuple[str, ...] = ()
+    # `loaded`, `loading`, `unloaded` or `failed`: the best state in any worker.
+    state: str = "loaded"
     queued: int = 0
     native_size: int = 0
     size_multiple: int = 1

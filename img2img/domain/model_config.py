@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from .conditioning import ControlType, LoraName
-from .parameters import Scheduler
+from img2img.domain.conditioning import ControlType, LoraName
+from img2img.domain.parameters import Scheduler
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
 

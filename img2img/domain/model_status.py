@@ -22,7 +22,10 @@ class ModelStatus(BaseModel):
 
     state: ModelState
     percent: Annotated[
-        int | None, Field(description="While it is loading: bytes read, in percent of `disk_bytes`, if that is known.")
+        int | None,
+        Field(
+            description="While it is loading: bytes read, in percent of `disk_bytes`, or the part that was downloaded."
+        ),
     ] = None
     disk_bytes: Annotated[int | None, Field(description="Size of its weight files, if they are on the disk.")] = None
     memory_bytes: Annotated[

@@ -16,6 +16,8 @@ from img2img.redis.decode import decode
 
 log = logging.getLogger(__name__)
 
+LOADED = ModelStatus(state=ModelState.LOADED)
+
 
 class ModelRegistry:
     """The known models, the live workers that serve them, and the throughput of these workers."""
@@ -37,7 +39,7 @@ class ModelRegistry:
         """
         cards = list(cards)
         if statuses is None:
-            statuses = {card.name: ModelStatus(state=ModelState.LOADED) for card in cards}
+            statuses = {card.name: LOADED for card in cards}
         with self._redis.pipeline() as pipe:
             if cards:
                 pipe.hset(keys.MODEL_CARDS, mapping={card.name: card.model_dump_json() for card in cards})
@@ -101,31 +103,43 @@ class ModelRegistry:
         Not all of them need be loaded: see `states`.
         """
         served: dict[str, list[str]] = {}
-        for worker, names in self._of_live_workers(keys.WORKER_MODELS).items():
-            for name in filter(None, decode(names).split("\n")):
+        for worker, names in self._live_workers().items():
+            for name in names:
                 served.setdefault(name, []).append(worker)
         return served
 
     def states(self) -> dict[str, dict[str, ModelStatus]]:
         """Return the states of the models in each live worker, by worker and model."""
-        reports = self._of_live_workers(keys.WORKER_MODEL_STATES)
-        return {worker: _read_statuses(report) for worker, report in reports.items()}
+        workers = self._live_workers()
+        if not workers:
+            return {}
+        reports = self._redis.mget([keys.WORKER_MODEL_STATES.format(worker=worker) for worker in workers])
+        return {
+            # A worker of an earlier version loads all of its models, and reports no states.
+            worker: dict.fromkeys(names, LOADED) if report is None else _read_statuses(report)
+            for (worker, names), report in zip(workers.items(), reports, strict=True)
+        }
 
     def reserve_load(self, model: str, worker: str, ttl_s: int) -> bool:
         """Reserve the loading of a model for ttl_s seconds, so that two workers do not load it for the same jobs."""
         return bool(self._redis.set(keys.MODEL_LOAD.format(model=model), worker, nx=True, ex=ttl_s))
 
-    def _of_live_workers(self, key: keys.Key) -> dict[str, bytes | str]:
-        """Return a value of each live worker, by worker."""
+    def _live_workers(self) -> dict[str, list[str]]:
+        """Return the names of the models of each live worker."""
         workers = sorted(map(decode, self._redis.smembers(keys.WORKERS)))
         if not workers:
             return {}
-        values = dict(zip(workers, self._redis.mget([key.format(worker=worker) for worker in workers]), strict=True))
-        if expired := [worker for worker, value in values.items() if value is None]:
+        models = self._redis.mget([keys.WORKER_MODELS.format(worker=worker) for worker in workers])
+        found = dict(zip(workers, models, strict=True))
+        if expired := [worker for worker, names in found.items() if names is None]:
             # Redis may reject writes, and answer reads.
             with suppress(ResponseError):
                 self._redis.srem(keys.WORKERS, *expired)
-        return {worker: value for worker, value in values.items() if value is not None}
+        return {
+            worker: list(filter(None, decode(names).split("\n")))
+            for worker, names in found.items()
+            if names is not None
+        }
 
 
 def _read_card(card: bytes | str) -> ModelCard | None:

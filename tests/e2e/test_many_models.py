@@ -55,18 +55,22 @@ def test_two_workers_keep_their_models(service: Service, models: Path) -> None:
     workers = [start(service, models, IMG2IMG_MAX_LOADED_MODELS="1", lease_s=20) for _ in range(2)]
     other = TWENTY[1]
     service.wait_until_ended([service.submit(model=other, num_inference_steps=2)])
-    loaded = [{name for name, state in states(service, worker).items() if state is LOADED} for worker in workers]
-    assert sorted(map(list, loaded)) == [[MODEL], [other]]
+
+    def loaded() -> list[list[str]]:
+        return [[name for name, state in states(service, worker).items() if state is LOADED] for worker in workers]
+
+    wait_for(lambda: sorted(loaded()) == [[MODEL], [other]])
+    expected = loaded()
     records = []
     for _ in range(5):
         ids = [service.submit(model=(MODEL, other)[i % 2], num_inference_steps=2, seed=i) for i in range(10)]
         records += service.wait_until_ended(ids)
     service.assert_finished_once(records)
-    for worker, names in zip(workers, loaded, strict=True):
-        assert {record.spec.model for record in records if worker.owns(record)} == names
+    for worker, names in zip(workers, expected, strict=True):
+        assert {record.spec.model for record in records if worker.owns(record)} == set(names)
     log = (service.folder / "workers.log").read_text()
-    assert log.count("INFO img2img.worker.runtime.model_pool: loaded ") == 3
-    assert log.count("INFO img2img.worker.runtime.model_pool: unloaded ") == 1
+    assert log.count("INFO img2img.worker.runtime.pool_thread: loaded ") == 3
+    assert log.count("INFO img2img.worker.runtime.pool_thread: unloaded ") == 1
 
 
 def test_model_that_cannot_be_loaded_fails_its_jobs_and_no_others(
@@ -94,9 +98,23 @@ def test_model_that_cannot_be_loaded_fails_its_jobs_and_no_others(
     service.assert_finished_once(service.wait_until_ended([service.submit()]))
 
 
+def test_busy_model_gives_way_to_another_and_comes_back(service: Service, models: Path) -> None:
+    """Keep one model busy, in a worker that has memory for one."""
+    start(service, models, run=run_impatient_worker, IMG2IMG_MAX_LOADED_MODELS="1")
+    wait_for(lambda: len(ModelRegistry(service.redis).live()) == len(TWENTY))
+    busy = [service.submit(num_inference_steps=20, seed=i) for i in range(200)]
+    service.wait_until_running(busy[0], service.workers[0])
+    other = service.submit(model=TWENTY[1], num_inference_steps=2)
+    [record] = service.wait_until_ended([other])
+    assert record.status is JobStatus.SUCCEEDED
+    assert any(not record.status.is_terminal for record in service.all(busy)), "it has not waited for all of them"
+    service.assert_finished_once(service.wait_until_ended(busy))
+
+
 def run_impatient_worker(environment: dict[str, str], log: str) -> None:
-    """Run a worker that fails the jobs of a model that cannot be loaded at once."""
+    """Run a worker that waits for no other one: neither to load a model, nor before it fails the jobs of one."""
     from img2img.worker.queue import batch_worker, model_placement
 
-    batch_worker.ModelPlacement = partial(model_placement.ModelPlacement, unavailable_s=0)  # type: ignore[misc, assignment]
+    impatient = partial(model_placement.ModelPlacement, patience_s=1, unavailable_s=0)
+    batch_worker.ModelPlacement = impatient  # type: ignore[misc, assignment]
     run_worker(environment, log)

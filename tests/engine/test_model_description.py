@@ -1,5 +1,8 @@
 """The card and the size of a model without its weights are those of the loaded model."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +11,11 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.model_config import ModelConfig
 from img2img.worker.errors import StartupError
+from img2img.worker.pipelines.loading import components
+from img2img.worker.pipelines.loading.weightless import WeightFiles, counting
 from img2img.worker.pipelines.memory import memory_by_device
 from img2img.worker.pipelines.model import ModelDescription, describe_model, load_model
+from tests.support.model_hub import model_hub
 from tests.support.models import tiny_families, tiny_models
 from tests.support.models.single_files import write_checkpoint
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
@@ -104,3 +110,46 @@ def test_missing_files_are_found_without_reading_weights(tmp_path: Path) -> None
     next(folder.rglob("unet/*.safetensors")).write_bytes(b"broken")
     with pytest.raises(StartupError, match="cannot be read as safetensors"):
         describe_model(ModelConfig(name="m", source=str(folder)), device="cpu")
+
+
+def test_progress_of_a_load_is_that_of_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(name="tiny", source=str(tiny_models.tiny_sd(tmp_path)))
+    files = WeightFiles(describe_model(config, device="cpu").disk_bytes)
+    seen: list[tuple[int | None, int]] = []
+    check = components.check_folder
+
+    def observed(folder: Path, variant: str | None) -> str | None:
+        seen.append((files.percent, files.size))
+        return check(folder, variant)
+
+    monkeypatch.setattr(components, "check_folder", observed)
+    with counting(files):
+        load_model(config, device="cpu")
+    assert [size for _, size in seen] == sorted({size for _, size in seen}), "each component adds its files"
+    assert [percent for percent, _ in seen] == [100 * size // (files.total or 0) for _, size in seen]
+    assert files.size == files.total
+
+
+DESCRIBE = """
+import sys
+from pathlib import Path
+from img2img.domain.model_config import ModelConfig
+from img2img.worker.pipelines.model import describe_model, load_model
+cache, config = Path(sys.argv[1]), ModelConfig(name="m", source="org/tiny")
+described = describe_model(config, device="cpu")
+assert described.disk_bytes is None, described
+assert not list(cache.rglob("*.safetensors")), "weights were downloaded"
+assert load_model(config, device="cpu").card == described.card
+again = describe_model(config, device="cpu")
+assert again.disk_bytes == sum(file.stat().st_size for file in cache.rglob("snapshots/**/*.safetensors"))
+assert (again.card, again.memory_bytes) == (described.card, described.memory_bytes)
+"""
+
+
+def test_description_of_a_model_on_the_hub_downloads_no_weights(tmp_path: Path) -> None:
+    folder = tiny_models.tiny_sd(tmp_path / "model")
+    with model_hub("org/tiny", folder) as hub:
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub}
+        command = [sys.executable, "-c", DESCRIBE, str(tmp_path / "cache")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr

@@ -14,8 +14,9 @@ from diffusers import DiffusionPipeline
 from prometheus_client import CollectorRegistry
 from transformers import CLIPTextModel
 
-from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.model_status import ModelState
+from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.task import EngineTask
 from img2img.worker.errors import StartupError
@@ -30,6 +31,7 @@ from img2img.worker.runtime.model_memory import MemoryBudget
 from img2img.worker.runtime.model_pool import ModelLease, ModelPool
 from img2img.worker.runtime.pool_metrics import PoolMetrics
 from tests.support.engines import run_together
+from tests.support.models.tiny_adapters import tiny_lora
 from tests.support.models.tiny_models import text_config, tiny_sd
 from tests.support.processes import wait_for
 from tests.support.specs import make_spec
@@ -100,10 +102,10 @@ def images() -> Inputs:
     return Inputs(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(7)), torch.ones(1, 1, 64, 64))
 
 
-def render(engine: Engine, model: Model) -> torch.Tensor:
+def render(engine: Engine, model: Model, spec: JobSpec = SPEC) -> torch.Tensor:
     """Run a job on the engine's thread."""
     ended = threading.Event()
-    task = EngineTask(make_task_function(model, SPEC, images(), 0), lambda _: ended.set())
+    task = EngineTask(make_task_function(model, spec, images(), 0), lambda _: ended.set())
     engine.submit([task])
     assert ended.wait(60)
     assert task.error is None
@@ -317,3 +319,45 @@ def test_model_that_does_not_fit_alone_names_both_sizes(
     assert status.error is not None
     assert "out of memory: it needs about 0.0 GB for weights, this machine has " in status.error
     assert not served.pool.request("c"), "it is not tried again at once"
+
+
+def test_loras_change_while_the_model_stays_loaded(
+    serve: Callable[..., Served], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    served = serve(max_loaded=1)
+    lora = tiny_lora(folders["a"], tmp_path / "oil.safetensors", seed=3)
+    lease = served.lease("a")
+    plain = render(served.engine, lease.model)
+    with_lora = {
+        name: served.configs[name].model_copy(update={"loras": {"oil": ComponentSource(source=str(lora))}})
+        for name in "ab"
+    }
+    served.pool.define(served.configs | with_lora)
+    wait_for(lambda: [card.loras for card in served.pool.cards] == [("oil",), ("oil",), ()])
+    assert served.lease("a").model is lease.model
+    spec = make_spec(**SPEC.model_dump() | {"loras": [{"name": "oil", "scale": 1.0}]})
+    assert not torch.equal(render(served.engine, lease.model, spec), plain)
+    assert torch.equal(render(served.engine, lease.model), plain)
+
+    lora.write_bytes(b"no LoRA")
+    other = {"oil": ComponentSource(source=str(lora)), "ink": ComponentSource(source=str(lora))}
+    served.pool.define(served.configs | {"a": served.configs["a"].model_copy(update={"loras": other})})
+    wait_for(lambda: served.pool.statuses()["a"].error)
+    assert served.states()["a"] is LOADED
+    assert served.pool.cards[0].loras == ("oil",)
+    render(served.engine, lease.model, spec)
+
+
+def test_unloaded_model_leaves_no_memory_after_a_change_of_loras(
+    serve: Callable[..., Served], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    served = serve(max_loaded=1)
+    lora = tiny_lora(folders["a"], tmp_path / "oil.safetensors", seed=3)
+    lease = served.lease("a")
+    tensors = [weakref.ref(tensor) for part in lease.model.modules() for tensor in part.parameters()]
+    lease.release()
+    for loras in ({"oil": ComponentSource(source=str(lora))}, {}):
+        served.pool.define(served.configs | {"a": served.configs["a"].model_copy(update={"loras": loras})})
+        wait_for(lambda loras=loras: served.pool.cards[0].loras == tuple(loras))
+    served.load("b")
+    assert [tensor for tensor in tensors if tensor() is not None] == []

@@ -64,6 +64,15 @@ class Heartbeat:
         self._on_clock_skew(self._clock.skew_s or 0.0)
         if self._live_file:
             self._live_file.touch()
+            self._mark_completeness(self._live_file)
+
+    def _mark_completeness(self, live_file: Path) -> None:
+        """Create a file beside the live file while all models have all of their files, so that they need no hub."""
+        complete = live_file.with_name(f"{live_file.name}.complete")
+        if all(status.disk_bytes is not None for status in self._models.statuses().values()):
+            complete.touch()
+        else:
+            complete.unlink(missing_ok=True)
 
     def announce(self) -> None:
         """Announce the models of this worker and their states. Raises RedisError."""

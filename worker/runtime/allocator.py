@@ -38,8 +38,15 @@ def freeze_gc() -> None:
     gc.freeze()
 
 
-def collect_unloaded() -> None:
-    """Return the memory of unloaded models to the kernel and to the driver of the GPU."""
+def collect_unloaded(*, unfreeze: bool = False) -> None:
+    """Return the memory of unloaded models to the kernel and to the driver of the GPU.
+
+    Args:
+        unfreeze: also collect what `freeze_gc` has excluded, which stops all threads for a quarter of a second.
+    """
+    if unfreeze:
+        gc.unfreeze()
+        freeze_gc()
     trim_malloc()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

@@ -17,6 +17,7 @@ from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from ..engine.engine import Engine
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
+from ..pipelines.conditioning.loras import lora_files
 from ..pipelines.denoise import make_task_function
 from ..pipelines.loading.failures import device_memory, reporting_failures
 from ..pipelines.loading.weightless import WeightFiles, counting
@@ -67,6 +68,17 @@ class ModelLoader:
         ):
             warm_up(model, self._engine)
         return model
+
+    def set_loras(self, model: Model, config: ModelConfig) -> None:
+        """Replace the LoRAs of a model while its jobs run.
+
+        Raises:
+            StartupError: a LoRA cannot be loaded or does not fit. The model then has the LoRAs from before.
+        """
+        self.report(f"loading LoRAs of {config.name}: {', '.join(config.loras) or 'none'}")
+        with reporting_failures(f"model {config.name!r}"):
+            files = lora_files(config.loras)
+            _run(self._engine, lambda _task: model.set_loras(config.loras, files))
 
 
 def warm_up(model: Model, engine: Engine) -> None:

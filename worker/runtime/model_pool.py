@@ -1,33 +1,28 @@
 """The models of a worker: loaded when jobs need them, unloaded when their memory is needed, changed while jobs run."""
 
-from __future__ import annotations
-
 import logging
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-
-import torch
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from img2img.domain.model_card import ModelCard
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.model_status import ModelState, ModelStatus
 
-from ..engine.errors import is_device_lost, is_out_of_memory
-from ..errors import HubUnavailable, StartupError, WorkerDied, may_pass
-from ..pipelines.loading.failures import GB, device_memory
-from ..pipelines.memory import memory_by_device
+from ..errors import HubUnavailable, StartupError
 from ..pipelines.model import Model
-from .allocator import collect_unloaded, freeze_gc
 from .model_loader import ModelLoader
 from .model_memory import MemoryBudget
 from .pool_metrics import PoolMetrics
-from .pooled_model import RETRY_S, PooledModel
+from .pool_state import PoolState
+from .pool_thread import PoolThread
+from .pooled_model import PooledModel
 
 log = logging.getLogger(__name__)
 
 # Longest time without a check of the engine, while the start waits for a model.
 CHECK_S = 0.2
+# Longest time that the start waits for the descriptions of models that are not loaded.
+DESCRIPTIONS_S = 30.0
 
 
 class ModelLease:
@@ -52,8 +47,6 @@ class ModelLease:
 class ModelPool:
     """The models that a worker serves, by name. All methods are safe from any thread.
 
-    One thread of the pool describes and loads models, one after another.
-
     Args:
         loader: describes and loads one model.
         budget: decides how many models fit.
@@ -69,27 +62,17 @@ class ModelPool:
         max_loaded: int | None = None,
         metrics: PoolMetrics | None = None,
     ) -> None:
-        self._loader = loader
-        self._budget = budget
-        self._max_loaded = max_loaded
-        self._metrics = metrics or PoolMetrics()
-        self._changed = threading.Condition()
-        self._models: dict[str, PooledModel] = {}  # the defined ones, in their order
+        self._state = PoolState(budget, max_loaded)
+        self._changed = self._state.changed
+        self._thread = PoolThread(self._state, loader, metrics or PoolMetrics())
         self._finishing: frozenset[str] = frozenset()
-        self._retired: list[PooledModel] = []  # those in memory that are no longer defined
-        self._requested: list[PooledModel] = []
-        self._fatal: BaseException | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="models", daemon=True)
-
-    # What the worker serves
 
     def define(self, configs: Mapping[str, ModelConfig], finishing: Collection[str] = ()) -> None:
         """Set the models that the worker serves, by name: at the start, and at any later time. Returns at once.
 
         New models are described on the pool's thread, and loaded when jobs need them. Removed ones take no new jobs,
         and are unloaded when their running jobs have ended. For changed ones, new jobs get the new configuration, and
-        running jobs keep what they started with.
+        running jobs keep what they started with. A model that differs only in its LoRAs stays loaded.
 
         A configuration that cannot be used makes the model `failed`.
 
@@ -99,33 +82,41 @@ class ModelPool:
         """
         with self._changed:
             self._finishing = frozenset(finishing)
-            models = {}
+            before, after = self._state.models, {}
             for name, config in configs.items():
-                old = self._models.get(name)
-                models[name] = old if old is not None and old.config == config else PooledModel(config)
-            for name, old in self._models.items():
-                if models.get(name) is not old:
-                    self._retire(old, models.get(name))
-            self._models = models
+                old = before.get(name)
+                if old is not None and old.wanted_config.model_copy(update={"loras": config.loras}) == config:
+                    old.next_config = config if config != old.config else None
+                    after[name] = old
+                else:
+                    after[name] = PooledModel(config)
+            self._state.models = after
+            for name, old in before.items():
+                if after.get(name) is not old:
+                    self._retire(old, after.get(name))
             self._changed.notify_all()
 
     def _retire(self, old: PooledModel, successor: PooledModel | None) -> None:
+        log.info("model %s was %s", old.name, "removed" if successor is None else "changed")
         old.is_retired = old.is_draining = True
         if old.model is not None:
-            self._retired.append(old)
-        log.info("model %s was %s", old.name, "removed" if successor is None else "changed")
+            self._state.retired.append(old)
+        if old in self._state.requested:
+            self._state.requested.remove(old)
         # A model in use is loaded again with its new configuration, without waiting for a job.
         if successor is not None and old.state in (ModelState.LOADED, ModelState.LOADING):
-            successor.begin()
-            self._requested.append(successor)
-        if old in self._requested:
-            self._requested.remove(old)
+            self._request(successor)
+
+    def _request(self, pooled: PooledModel) -> None:
+        pooled.begin()
+        self._state.requested.append(pooled)
+        self._changed.notify_all()
 
     @property
     def cards(self) -> list[ModelCard]:
         """The cards of the models whose card is known."""
         with self._changed:
-            return [model.card for model in self._models.values() if model.card is not None]
+            return [model.card for model in self._state.models.values() if model.card is not None]
 
     @property
     def announced_cards(self) -> list[ModelCard]:
@@ -135,14 +126,17 @@ class ModelPool:
     def statuses(self) -> dict[str, ModelStatus]:
         """Return the states of all models, by name."""
         with self._changed:
-            return {name: model.status() for name, model in self._models.items()}
+            return {name: model.status() for name, model in self._state.models.items()}
 
-    # Jobs
+    def percent(self) -> int | None:
+        """Return which part of the weights of the model that is being loaded was read; None without one."""
+        with self._changed:
+            return next((m.files.percent for m in self._state.models.values() if m.files is not None), None)
 
     def lease(self, name: str) -> ModelLease | None:
         """Return a lease on a model for one job; None if it is not loaded or about to be unloaded."""
         with self._changed:
-            pooled = self._models.get(name)
+            pooled = self._state.models.get(name)
             if pooled is None or pooled.model is None or pooled.is_draining:
                 return None
             pooled.in_flight += 1
@@ -159,19 +153,19 @@ class ModelPool:
     def turn_s(self, name: str) -> tuple[float, float]:
         """Return for how many seconds a model has been loaded, and how long it took to load."""
         with self._changed:
-            pooled = self._models.get(name)
+            pooled = self._state.models.get(name)
             return (0.0, 0.0) if pooled is None else (time.monotonic() - pooled.loaded_at, pooled.load_s)
+
+    def needs_eviction(self, name: str) -> bool:
+        """Return whether another model would have to be unloaded for this one."""
+        with self._changed:
+            pooled = self._state.models.get(name)
+            return pooled is not None and not self._state.fits(pooled)
 
     def can_load(self, name: str, keep: Collection[str] = ()) -> bool:
         """Return whether `request` would accept a model now."""
         with self._changed:
             return self._victims(name, keep) is not None
-
-    def needs_eviction(self, name: str) -> bool:
-        """Return whether another model would have to be unloaded for this one."""
-        with self._changed:
-            pooled = self._models.get(name)
-            return pooled is not None and not self._fits(pooled, ())
 
     def request(self, name: str, keep: Collection[str] = ()) -> bool:
         """Load a model in the background, and unload others for it if necessary, the least recently used ones first.
@@ -190,41 +184,15 @@ class ModelPool:
                 return False
             for victim in victims:
                 victim.is_draining = True
-            self._models[name].begin()
-            self._requested.append(self._models[name])
-            self._changed.notify_all()
+            self._request(self._state.models[name])
             return True
 
     def _victims(self, name: str, keep: Collection[str]) -> list[PooledModel] | None:
         """Return the models to unload for another one; None if it cannot be loaded now."""
-        pooled = self._models.get(name)
-        if pooled is None or pooled.card is None or self._requested or self._retired:
+        pooled = self._state.models.get(name)
+        if pooled is None or not pooled.can_be_loaded or self._state.requested or self._state.retired:
             return None
-        if pooled.state not in (ModelState.UNLOADED, ModelState.FAILED) or time.monotonic() < pooled.retry_at:
-            return None
-        candidates = sorted(
-            (model for model in self._loaded() if model.name not in keep),
-            key=lambda model: (model.in_flight > 0, model.used_at),
-        )
-        victims: list[PooledModel] = []
-        while not self._fits(pooled, victims):
-            if not candidates:
-                # Alone it is tried in any case: it may fit, and if not, its error says so.
-                return victims if len(victims) == len(self._loaded()) else None
-            victims.append(candidates.pop(0))
-        return victims
-
-    def _loaded(self) -> list[PooledModel]:
-        return [model for model in self._models.values() if model.model is not None]
-
-    def _fits(self, pooled: PooledModel, victims: Sequence[PooledModel]) -> bool:
-        in_memory = [*self._loaded(), *self._retired]
-        if self._max_loaded is not None and len(in_memory) - len(victims) >= self._max_loaded:
-            return False
-        loaded, freed = (sum(model.needed_bytes for model in models) for models in (in_memory, victims))
-        return self._budget.fits(pooled.needed_bytes, loaded, freed)
-
-    # Start and end
+        return self._state.victims(pooled, keep)
 
     def start(self, names: Iterable[str], check: Callable[[], None] = lambda: None) -> None:
         """Start the pool's thread, and load models.
@@ -237,213 +205,56 @@ class ModelPool:
             StartupError: no model can be served; HubUnavailable if the reason may pass.
         """
         self._thread.start()
-        if not self._models:
+        if not self._state.models:
             # Requests have removed all of them, and may add others.
             return
         names = list(names)
-        served = [name for name in names if self._load_now(name, check)]
-        for name in [] if served or not names else [name for name in self._models if name not in names]:
-            if self._load_now(name, check):
-                return
-        if not served:
-            self._wait(lambda: any(m.card for m in self._models.values()) or self._all_failed(), check)
-            with self._changed:
-                if names or self._all_failed():
-                    failed = next(model for model in self._models.values() if model.error)
-                    raise (HubUnavailable if failed.may_pass else StartupError)(failed.error or "no model")
+        loaded = [self._load_now(name, check) for name in names]
+        if names and not any(loaded):
+            others = [name for name in self._state.models if name not in names]
+            if not any(self._load_now(name, check) for name in others):
+                raise self._start_error()
+        # Requests can then name all models when the worker takes its first job.
+        self._wait(lambda: not any(m.needs_description for m in self._state.models.values()), check, DESCRIPTIONS_S)
+        if not self.cards:
+            raise self._start_error()
+        for error in self._errors():
+            log.error("%s", error)
+        self._thread.logs_failures = True
 
     def _load_now(self, name: str, check: Callable[[], None]) -> bool:
-        pooled = self._models[name]
+        """Load a model, and return whether that was possible."""
         with self._changed:
-            pooled.begin()
-            self._requested.append(pooled)
-            self._changed.notify_all()
+            pooled = self._state.models[name]
+            self._request(pooled)
         self._wait(lambda: pooled.state is not ModelState.LOADING, check)
         return pooled.state is ModelState.LOADED
 
-    def _all_failed(self) -> bool:
-        return all(model.state is ModelState.FAILED for model in self._models.values())
+    def _errors(self) -> list[str]:
+        return [status.error for status in self.statuses().values() if status.error]
 
-    def _wait(self, condition: Callable[[], bool], check: Callable[[], None]) -> None:
+    def _start_error(self) -> StartupError:
+        """Return why no model can be served."""
+        failed = next((model for model in self._state.models.values() if model.error), None)
+        if failed is None:
+            return StartupError(f"no model was described within {DESCRIPTIONS_S:g} s")
+        return (HubUnavailable if failed.may_pass else StartupError)(str(failed.error))
+
+    def _wait(self, condition: Callable[[], bool], check: Callable[[], None], timeout_s: float | None = None) -> None:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not self._changed.wait_for(condition, CHECK_S):
                 self.check()
                 check()
+                if deadline is not None and time.monotonic() > deadline:
+                    return
 
     def check(self) -> None:
-        """Raise WorkerDied if the device has failed or the pool's thread has ended."""
-        if self._fatal is not None:
-            raise WorkerDied(f"the models cannot be loaded any more: {self._fatal}") from self._fatal
-        if not self._thread.is_alive() and not self._closed:
-            raise WorkerDied("the thread that loads models has died")
+        """Raise WorkerDied if the device has failed or the pool's thread has died."""
+        self._thread.check()
 
     def close(self) -> None:
         """End the pool's thread once it has finished what it does."""
         with self._changed:
-            self._closed = True
+            self._state.is_closed = True
             self._changed.notify_all()
-
-    # The pool's thread
-
-    def _run(self) -> None:
-        # Its OpenMP threads would compete with those of the engine.
-        torch.set_num_threads(1)
-        while (work := self._next()) is not None:
-            work()
-
-    def _next(self) -> Callable[[], object] | None:
-        """Wait for work and return it; None if closed."""
-        with self._changed:
-            while not self._closed:
-                retired = next((model for model in self._retired if model.in_flight == 0), None)
-                if retired is not None:
-                    return lambda: self._unload(retired)
-                if self._requested:
-                    requested = self._requested[0]
-                    return lambda: self._load(requested)
-                unknown = next((model for model in self._models.values() if model.needs_description), None)
-                if unknown is not None:
-                    return lambda: self._describe(unknown)
-                # A model that could not be described is tried again.
-                self._changed.wait(RETRY_S)
-        return None
-
-    def _describe(self, pooled: PooledModel) -> bool:
-        """Find out the card and the size of a model. Return whether that was possible."""
-        try:
-            description = self._loader.describe(pooled.config)
-        except StartupError as error:
-            self._fail(pooled, str(error), may_pass=may_pass(error))
-            return False
-        with self._changed:
-            pooled.card = description.card
-            pooled.disk_bytes = description.disk_bytes
-            pooled.expected_bytes = description.memory_bytes
-            if pooled.state is ModelState.FAILED:
-                pooled.state, pooled.error = ModelState.UNLOADED, None
-            self._changed.notify_all()
-        return True
-
-    def _load(self, pooled: PooledModel) -> None:
-        """Load a requested model, once the models that make room for it have no jobs any more."""
-        try:
-            if pooled.card is not None or self._describe(pooled):
-                with self._changed:
-                    pooled.begin()
-                self._make_room(pooled)
-                self._load_weights(pooled)
-        finally:
-            with self._changed:
-                if pooled in self._requested:
-                    self._requested.remove(pooled)
-                if pooled.is_retired and pooled.model is not None and pooled not in self._retired:
-                    self._retired.append(pooled)
-                self._changed.notify_all()
-
-    def _make_room(self, pooled: PooledModel) -> None:
-        with self._changed:
-            draining = [model for model in self._loaded() if model.is_draining]
-        for victim in draining:
-            self._evict(victim)
-        # At the start, and after a change of the configuration, no victims were chosen.
-        while not self._has_room(pooled) and self._evict_one():
-            pass
-
-    def _has_room(self, pooled: PooledModel) -> bool:
-        with self._changed:
-            return self._fits(pooled, ())
-
-    def _load_weights(self, pooled: PooledModel) -> None:
-        while True:
-            if pooled.is_retired:
-                return
-            if reason := self._budget.why_too_large(pooled.needed_bytes):
-                self._fail(pooled, f"cannot load model {pooled.name!r}: {reason}; {_SMALLER}")
-                return
-            started = time.monotonic()
-            try:
-                assert pooled.files is not None
-                model = self._loader.load(pooled.config, pooled.files)
-            except StartupError as error:
-                message, is_lost, lacks_memory = str(error), *_causes(error)
-            else:
-                seconds = time.monotonic() - started
-                freeze_gc()
-                self._succeed(pooled, model, seconds)
-                return
-            # Outside of the handler, where the error no longer keeps the frames with the weights.
-            collect_unloaded()
-            if is_lost:
-                self._fatal = WorkerDied(message)
-            if is_lost or not lacks_memory or not self._evict_one():
-                self._fail(pooled, message)
-                return
-            log.warning("model %s did not fit; trying again", pooled.name)
-            pooled.begin()
-
-    def _succeed(self, pooled: PooledModel, model: Model, seconds: float) -> None:
-        memory = memory_by_device(model.modules())
-        with self._changed:
-            pooled.succeed(model, memory, seconds)
-            pooled.is_draining = pooled.is_retired
-            self._changed.notify_all()
-        self._metrics.record_load(pooled.name, seconds)
-        self._record_memory()
-        log.info("loaded %s in %.1f s; its weights take %.2f GB", pooled.name, seconds, sum(memory.values()) / GB)
-
-    def _fail(self, pooled: PooledModel, message: str, *, may_pass: bool = False) -> None:
-        with self._changed:
-            pooled.fail(message, may_pass=may_pass)
-            self._changed.notify_all()
-        self._metrics.record_failure(pooled.name)
-        log.error("%s", message)
-
-    def _record_memory(self) -> None:
-        with self._changed:
-            in_memory = [(model.name, dict(model.memory)) for model in (*self._loaded(), *self._retired)]
-        self._metrics.record_memory(in_memory)
-
-    def _evict_one(self) -> bool:
-        """Unload the least recently used model, if there is one. Waits for its jobs."""
-        with self._changed:
-            waiting = [model for model in self._retired if model.in_flight > 0]
-            loaded = sorted(self._loaded(), key=lambda model: (model.in_flight > 0, model.used_at))
-            victim = next(iter(waiting or loaded), None)
-            if victim is None:
-                return False
-            victim.is_draining = True
-        self._evict(victim)
-        return True
-
-    def _evict(self, victim: PooledModel) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: victim.in_flight == 0 or self._closed)
-        self._unload(victim)
-
-    def _unload(self, pooled: PooledModel) -> None:
-        with self._changed:
-            if pooled.in_flight or pooled.model is None:
-                return
-            freed = pooled.needed_bytes
-            pooled.unload()
-            if pooled in self._retired:
-                self._retired.remove(pooled)
-            self._changed.notify_all()
-        collect_unloaded()
-        self._metrics.record_eviction(pooled.name)
-        self._record_memory()
-        memory = device_memory(self._loader.device)
-        log.info("unloaded %s, which took %.2f GB; %s", pooled.name, freed / GB, memory)
-
-
-_SMALLER = "set a `dtype` of 2 bytes, raise the limit, or choose a smaller model"
-
-
-def _causes(error: BaseException) -> tuple[bool, bool]:
-    """Return whether an error was caused by a lost device, and whether by a lack of memory."""
-    chain = []
-    cause: BaseException | None = error
-    while cause is not None:
-        chain.append(cause)
-        cause = cause.__cause__
-    return any(map(is_device_lost, chain)), any(map(is_out_of_memory, chain))

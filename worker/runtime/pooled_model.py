@@ -8,7 +8,7 @@ from img2img.domain.model_config import ModelConfig
 from img2img.domain.model_status import ModelState, ModelStatus
 
 from ..pipelines.loading.weightless import WeightFiles
-from ..pipelines.model import Model
+from ..pipelines.model import Model, ModelDescription
 
 # Pause before a model that could not be loaded is tried again: the first one, and the longest. It doubles each time.
 RETRY_S, MAX_RETRY_S = 30.0, 600.0
@@ -42,6 +42,12 @@ class PooledModel:
     failures: int = 0
     # Whether the reason of the failure may pass without a change of the settings.
     may_pass: bool = False
+    # The same with other LoRAs, which are still to be loaded.
+    next_config: ModelConfig | None = None
+    # Whether its card is that of the LoRAs before.
+    is_stale: bool = False
+    # Whether LoRAs were replaced: the modules that carried them refer to the weights.
+    has_replaced_modules: bool = False
 
     @property
     def name(self) -> str:
@@ -53,9 +59,29 @@ class PooledModel:
         return sum(self.memory.values()) or self.expected_bytes
 
     @property
+    def wanted_config(self) -> ModelConfig:
+        """The configuration that was defined last."""
+        return self.next_config or self.config
+
+    @property
     def needs_description(self) -> bool:
         """Whether the card is unknown, and was not tried a short time ago without success."""
-        return self.card is None and (self.state is not ModelState.FAILED or time.monotonic() >= self.retry_at)
+        if self.card is not None and not self.is_stale:
+            return False
+        return self.state is not ModelState.FAILED or time.monotonic() >= self.retry_at
+
+    @property
+    def can_be_loaded(self) -> bool:
+        """Whether the model is not in memory, and was not tried a short time ago without success."""
+        is_absent = self.state in (ModelState.UNLOADED, ModelState.FAILED)
+        return self.card is not None and is_absent and time.monotonic() >= self.retry_at
+
+    def describe(self, description: ModelDescription) -> None:
+        """Set card and size."""
+        self.card, self.is_stale = description.card, False
+        self.disk_bytes, self.expected_bytes = description.disk_bytes, description.memory_bytes
+        if self.state is ModelState.FAILED:
+            self.state, self.error = ModelState.UNLOADED, None
 
     def begin(self) -> None:
         """Set the state to loading."""
@@ -65,8 +91,11 @@ class PooledModel:
     def succeed(self, model: Model, memory: dict[str, int], load_s: float) -> None:
         """Set the state to loaded."""
         self.model, self.card, self.memory, self.load_s = model, model.card, memory, load_s
+        if self.files is not None:
+            self.disk_bytes = self.files.size
         self.state, self.files, self.failures = ModelState.LOADED, None, 0
         self.loaded_at = self.used_at = time.monotonic()
+        self.is_draining = self.is_retired
 
     def fail(self, error: str, *, may_pass: bool = False) -> None:
         """Set the state to failed."""

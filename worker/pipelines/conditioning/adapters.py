@@ -61,6 +61,10 @@ class Adapters:
         self._has_ip_adapter = config.ip_adapter is not None
         # Of adapters that are not loaded.
         self.file_bytes = 0
+        # By component, for components that a LoRA has weights for.
+        self._lora_modules: dict[str, SharedWeightModule] = {}
+        # UNets for 1, 2, ... image prompts.
+        self._ip_adapter_unets: list[SharedWeightModule] = []
         if is_weightless():
             self._describe(config)
             return
@@ -101,8 +105,7 @@ class Adapters:
     def _use(self, loras: Loras) -> None:
         self._loras = loras
         self._lora_names = tuple(loras.loaded)
-        # By component, for components that a LoRA has weights for.
-        self._lora_modules: dict[str, SharedWeightModule] = {}
+        self._lora_modules = {}
         for name in lora_components(loras.pipeline) if loras.loaded else []:
             adapters = adapters_in(loras.pipeline, name)
             is_text_encoder = name.startswith("text_encoder")
@@ -114,8 +117,7 @@ class Adapters:
                     remember_bytes=PROMPT_CACHE_BYTES if is_text_encoder else 0,
                     shared=() if is_text_encoder else self._family.unbatched,
                 )
-        # UNets for 1, 2, ... image prompts.
-        self._ip_adapter_unets: list[SharedWeightModule] = []
+        self._ip_adapter_unets = []
         if self._ip_adapter:
             unet_loras = adapters_in(loras.pipeline, "unet") if loras.loaded else frozenset()
             self._ip_adapter_unets = [

@@ -74,16 +74,15 @@ class ModelSelection:
         """Check the models of a model file at the start of a worker.
 
         Raises:
-            StartupError: if a name to serve is unknown, or a local path of the model file does not exist.
+            StartupError: if a name to serve is unknown, or no model of the file has all of its local paths.
         """
         known = {*self._with_demo(file), *changes}
         for name in self._names or ():
             if name not in known:
                 raise StartupError(f"IMG2IMG_SERVE: unknown model {name!r}; known: {', '.join(sorted({DEMO, *known}))}")
-        for name, config in self._chosen(self._with_demo(file)).items():
-            for key, source in config.sources():
-                if is_path(source) and not Path(source).expanduser().exists() and name not in changes:
-                    raise StartupError(f"model {name!r}: {key}: {source} does not exist")
+        problems = [_missing_source(config) for config in self._chosen(self._with_demo(file)).values()]
+        if problems and all(problems) and not changes:
+            raise StartupError(str(problems[0]))
 
     def select(self, file: Mapping[str, ModelConfig], changes: Mapping[str, ModelChange]) -> "Selection":
         """Return the models to serve now."""
@@ -147,6 +146,13 @@ class Selection:
     configs: dict[str, ModelConfig]
     removed: dict[str, ModelConfig]
     refused: dict[str, str]
+
+
+def _missing_source(config: ModelConfig) -> str | None:
+    for key, source in config.sources():
+        if is_path(source) and not Path(source).expanduser().exists():
+            return f"model {config.name!r}: {key}: {source} does not exist"
+    return None
 
 
 def models_to_preload(names: str | None, served: Sequence[str]) -> list[str]:

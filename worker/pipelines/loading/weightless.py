@@ -13,6 +13,8 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoConfig
 
+from .downloads import download_progress
+
 META = "meta"
 
 
@@ -37,9 +39,10 @@ class WeightFiles:
 
     @property
     def percent(self) -> int | None:
-        """Bytes read in percent of the total; None if that is unknown."""
+        """Bytes read in percent of the total, or downloaded if that is unknown; None without either."""
         if not self.total:
-            return None
+            downloaded, size = download_progress()
+            return min(99, 100 * downloaded // size) if size else None
         # Files in the page cache are mapped without being read: they count once their component is loaded.
         read = min(self._reading, max(0, _bytes_from_disk() - self._read_before)) if self._reading else 0
         return min(99, 100 * (self._done + read) // self.total)
