@@ -31,6 +31,8 @@ MAX_ATTEMPTS = 3
 WORKER_LOST = JobFailure(
     code="worker_lost", message=f"the workers that ran this job were lost {MAX_ATTEMPTS} times; it is not retried"
 )
+# The reason is added to the message.
+MODEL_UNAVAILABLE = JobFailure(code="model_unavailable", message="no worker can load the model")
 DEADLINE_EXCEEDED = JobFailure(code="deadline_exceeded", message="the job was not done by its deadline")
 
 

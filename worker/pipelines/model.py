@@ -148,7 +148,7 @@ class Model:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What is known about a model before its weights are loaded.
+    """Card and size of a model, known before its weights are loaded.
 
     Attributes:
         card: equal to the card of the loaded model.

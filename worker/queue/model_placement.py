@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from img2img.domain.job import JobFailure
 from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.printable import without_paths
-from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_queue import MODEL_UNAVAILABLE, JobQueue
 from img2img.redis.model_registry import ModelRegistry
 
 from .served_models import ServedModels
@@ -26,8 +25,6 @@ LOAD_SHARE = 2.0
 UNAVAILABLE_S = 60.0
 # A worker announces its load within this time.
 RESERVATION_S = 5
-
-FAILED = JobFailure(code="model_unavailable", message="")
 
 
 class ModelPlacement:
@@ -106,9 +103,8 @@ class ModelPlacement:
         states = [statuses[model].state for statuses in others.values() if model in statuses]
         if any(state is not ModelState.FAILED for state in states):
             return
-        failure = FAILED.model_copy(
-            update={"message": f"no worker can load the model {model}: {without_paths(status.error or '')}"}
-        )
+        reason = without_paths(status.error or "")
+        failure = MODEL_UNAVAILABLE.model_copy(update={"message": f"{MODEL_UNAVAILABLE.message} {model}: {reason}"})
         for job_id in self._jobs.queued_ids(model):
             record = self._jobs.job_store.get(job_id)
             if record is None or now - record.created_at < self._unavailable_s:

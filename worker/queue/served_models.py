@@ -1,4 +1,4 @@
-"""What the queue needs from the models of a worker."""
+"""The interface of the models of a worker."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol

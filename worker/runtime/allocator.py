@@ -42,7 +42,8 @@ def collect_unloaded(*, unfreeze: bool = False) -> None:
     """Return the memory of unloaded models to the kernel and to the driver of the GPU.
 
     Args:
-        unfreeze: also collect what `freeze_gc` has excluded, which stops all threads for a quarter of a second.
+        unfreeze: also collect the objects that `freeze_gc` has excluded. That stops all threads for a quarter of a
+            second.
     """
     if unfreeze:
         gc.unfreeze()

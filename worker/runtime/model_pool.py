@@ -51,7 +51,7 @@ class ModelPool:
         loader: describes and loads one model.
         budget: decides how many models fit.
         max_loaded: limit of the number of models in memory.
-        metrics: counts what happens.
+        metrics: counts loads and evictions.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ModelPool:
 
         New models are described on the pool's thread, and loaded when jobs need them. Removed ones take no new jobs,
         and are unloaded when their running jobs have ended. For changed ones, new jobs get the new configuration, and
-        running jobs keep what they started with. A model that differs only in its LoRAs stays loaded.
+        running jobs keep the old model. A model that differs only in its LoRAs stays loaded.
 
         A configuration that cannot be used makes the model `failed`.
 
@@ -254,7 +254,7 @@ class ModelPool:
         self._thread.check()
 
     def close(self) -> None:
-        """End the pool's thread once it has finished what it does."""
+        """End the pool's thread after its present work."""
         with self._changed:
             self._state.is_closed = True
             self._changed.notify_all()

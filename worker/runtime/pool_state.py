@@ -1,4 +1,4 @@
-"""The models of a worker and what is being done with them, shared by the threads of a worker."""
+"""The models of a worker and the requests to load them, shared by the threads of a worker."""
 
 import threading
 from collections.abc import Collection, Sequence

@@ -26,12 +26,12 @@ SMALLER = "raise the limit, set a `dtype` of 2 bytes, or choose a smaller model"
 
 
 class PoolThread:
-    """Does what the state of a pool asks for.
+    """Does the work that the state of a pool requires.
 
     Args:
         state: the models.
         loader: describes and loads one model.
-        metrics: counts what happens.
+        metrics: counts loads and evictions.
     """
 
     def __init__(self, state: PoolState, loader: ModelLoader, metrics: PoolMetrics) -> None:

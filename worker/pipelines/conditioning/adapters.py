@@ -75,7 +75,7 @@ class Adapters:
         self._use(Loras(pipeline, family).replaced_by(config.loras))
 
     def _describe(self, config: ModelConfig) -> None:
-        """Find out what the card says about the adapters, without loading them."""
+        """Find out the names and the size of the adapters, without loading them."""
         if config.loras:
             check_loras(self._pipeline, self._family)
         sources = {label(name): source for name, source in config.loras.items()}

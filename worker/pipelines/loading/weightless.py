@@ -52,7 +52,7 @@ class WeightFiles:
 
     @contextmanager
     def reading(self, size: int) -> Iterator[None]:
-        """Count files as read at the end of the block, and within it by what comes from the disk."""
+        """Count files as read at the end of the block, and within it by the bytes from the disk."""
         self._read_before, self._reading = _bytes_from_disk(), size
         try:
             yield
