@@ -91,13 +91,8 @@ def test_file_counts_as_changed_when_it_stays_the_same(tmp_path: Path) -> None:
 
 
 def lora(file: Path, rows: int = 4) -> Path:
-    save_file(
-        {
-            "unet.down.lora_A.weight": np.zeros((rows, 4), np.float32),
-            "unet.down.lora_B.weight": np.zeros((4, rows), np.float32),
-        },
-        file,
-    )
+    weights = {"lora_A": np.zeros((rows, 4), np.float32), "lora_B": np.zeros((4, rows), np.float32)}
+    save_file({f"unet.down.{name}.weight": values for name, values in weights.items()}, file)
     return file
 
 
