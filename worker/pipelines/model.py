@@ -26,7 +26,8 @@ from .gates import install_gates
 from .image_processors import check_processors
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
-from .loading.locations import PipelineLocation
+from .loading.locations import PipelineLocation, components
+from .loading.quantization import Quantizer
 from .loading.single_file import Checkpoint, find_checkpoint, load_vae
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
@@ -120,15 +121,19 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
         check_processors(location.index)
         dtype = getattr(torch, config.dtype or (family.cuda_dtype if on_cuda else "float32"))
         first = next(iter(family.pipelines.values()))
+        quantizer = Quantizer(device, dtype, config.quantize)
+        quantizer.check(components(location.index), config)
         source = location.file if isinstance(location, Checkpoint) else location.folder()
     with reporting_failures(label, lambda: memory_remedy(source, dtype, device)):
         if isinstance(location, Checkpoint):
-            pipeline = location.load(first, device=device, dtype=dtype)
+            pipeline = location.load(first, device=device, dtype=dtype, quantizer=quantizer)
         else:
             loaded = dict(family.load_components(str(source)))
             if config.vae is not None:
                 loaded["vae"] = load_vae(config.vae, source, dtype)
-            pipeline = load_pipeline(first, location, device=device, dtype=dtype, variant=config.variant, **loaded)
+            pipeline = load_pipeline(
+                first, location, device=device, dtype=dtype, variant=config.variant, quantizer=quantizer, **loaded
+            )
         check_scheduler(pipeline.scheduler)
         if config.prediction_type is not None:
             pipeline.scheduler = with_prediction_type(pipeline.scheduler, config.prediction_type)
