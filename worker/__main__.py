@@ -30,19 +30,20 @@ from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
 
+from .devices import choose_device, describe_device, device_memory, memory_in_words
 from .engine.engine import Engine
 from .engine.task import EngineTask
 from .errors import StartupError, WorkerDied
 from .images.inputs import Inputs
 from .pipelines.denoise import make_task_function
 from .pipelines.loading.downloads import count_downloads, download_progress
-from .pipelines.loading.failures import device_memory, reporting_failures
+from .pipelines.loading.failures import reporting_failures
 from .pipelines.loading.served_models import configs_to_serve
 from .pipelines.model import Model, load_model
 from .queue.batch_worker import BatchWorker
 from .queue.job_metrics import JobMetrics
 from .runner import JobRunner
-from .runtime.allocator import configure_malloc, freeze_gc, gpu_memory, run_malloc_trim
+from .runtime.allocator import configure_malloc, freeze_gc, run_malloc_trim
 from .runtime.engine_metrics import EngineCollector
 from .runtime.start_report import StartReport
 from .runtime.watchdog import Watchdog
@@ -93,7 +94,8 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     with StartReport(redis, f"{socket.gethostname()}:{os.getpid()}", download_progress) as report:
         store = open_store(settings.resolved_store_url)
         configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
-        device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(settings.device)
+        logging.getLogger(__name__).info("device: %s", describe_device(device))
         engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
         loaded: Future[list[Model]] = Future()
         engine_thread = threading.Thread(
@@ -121,7 +123,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
 def serve_metrics(settings: WorkerSettings, tracer: Tracer, engine: Engine, device: str) -> JobMetrics:
     """Return the metrics of this worker, and serve them if a port is set. Raises StartupError."""
     metrics = JobMetrics(tracer)
-    metrics.registry.register(EngineCollector(engine, device, gpu_memory))
+    metrics.registry.register(EngineCollector(engine, device, device_memory))
     try:
         metrics.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:
@@ -192,7 +194,7 @@ def run_engine(
         for model in models:
             report(f"warming up {model.card.name}")
             with reporting_failures(
-                f"cannot warm up model {model.card.name!r}", lambda: f"{device_memory(device)}; {SMALLER}"
+                f"cannot warm up model {model.card.name!r}", lambda: f"{memory_in_words(device)}; {SMALLER}"
             ):
                 model.fit_preview()
                 warm_up(model)

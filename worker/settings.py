@@ -13,7 +13,9 @@ class WorkerSettings(SharedSettings):
     max_rows: Annotated[
         int, Field(ge=2, le=1024, description="Maximum rows of one forward pass. An image with guidance uses two rows.")
     ] = 64
-    device: Annotated[str, Field(description="`cpu`, `cuda`, `cuda:1`, ..., or `auto`: `cuda` if available.")] = "auto"
+    device: Annotated[
+        str, Field(description="`cpu`, `cuda`, `cuda:1`, `xpu`, `mps`, ..., or `auto`: the GPU if there is one.")
+    ] = "auto"
     revision: Annotated[str | None, Field(description="Revision of a model from the Hugging Face Hub.")] = None
     serve: Annotated[
         str | None,

@@ -16,8 +16,8 @@ from transformers import CLIPTokenizer, PreTrainedModel
 
 from img2img.domain.model_config import ComponentSource
 
+from ...devices import GB, memory_in_words
 from ...errors import StartupError
-from .failures import GB, device_memory
 from .locations import PipelineLocation, component_class, component_folder, components
 from .quantization import UNQUANTISED, Quantizer
 from .weight_files import check_folder, weight_bytes
@@ -146,7 +146,7 @@ def memory_remedy(folder: Path, dtype: torch.dtype, device: str) -> str:
     """Return how much memory the weights in a folder need, how much the device has, and what to do about it."""
     needed = weight_bytes(folder, dtype.itemsize) / GB
     smaller = "set `dtype` to float16 or bfloat16, or choose" if dtype.itemsize > 2 else "choose"
-    return f"it needs about {needed:.1f} GB for weights, {device_memory(device)}; {smaller} a smaller model"
+    return f"it needs about {needed:.1f} GB for weights, {memory_in_words(device)}; {smaller} a smaller model"
 
 
 def _check_component(folder: Path, name: str) -> None:

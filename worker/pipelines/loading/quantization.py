@@ -34,6 +34,8 @@ class Quantizer:
     """Quantises the components of one model while they are loaded on its device."""
 
     device: str = "cpu"
+    # Where weights are quantised: in main memory if they are offloaded from the device.
+    load_device: str = "cpu"
     dtype: torch.dtype = torch.float32
     kinds: Mapping[str, Quantization] = field(default_factory=dict)
 
@@ -79,7 +81,9 @@ class Quantizer:
         if chosen is None:
             return {}
         library: Any = diffusers if issubclass(kind, diffusers.ModelMixin) else transformers
-        return {"quantization_config": self._configuration(chosen, library), "device_map": {"": self.device}}
+        # The others can be quantised on the device only.
+        where = self.load_device if chosen in ("int8", "fp8") else self.device
+        return {"quantization_config": self._configuration(chosen, library), "device_map": {"": where}}
 
     def _configuration(self, kind: Quantization, library: Any) -> Any:
         if kind == "nf4":
