@@ -34,6 +34,7 @@ from .loading.single_file import Checkpoint, find_checkpoint, load_vae
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
+from .vae_memory import limit_vae_memory
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,14 @@ class Model:
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
+        limit_vae_memory(pipeline.vae, config, pipeline.vae_scale_factor)
         install_gates(pipeline, family.gate_denoiser)
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement)
         upscalers = load_upscalers(config, family, pipeline, placement)
         for other in (*self._pipelines.values(), *upscalers.values()):
+            limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
         self.upscalers = {
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
