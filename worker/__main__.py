@@ -45,6 +45,7 @@ from .queue.job_metrics import JobMetrics
 from .runner import JobRunner
 from .runtime.allocator import configure_malloc, freeze_gc, run_malloc_trim
 from .runtime.engine_metrics import EngineCollector
+from .runtime.memory_meter import memory_meter
 from .runtime.start_report import StartReport
 from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
@@ -96,13 +97,14 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
         device = choose_device(settings.device)
         logging.getLogger(__name__).info("device: %s", describe_device(device))
-        engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
+        engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=memory_meter(device))
         loaded: Future[list[Model]] = Future()
         engine_thread = threading.Thread(
             target=run_engine, args=(engine, device, configs, loaded, report.stage), name="engine", daemon=True
         )
         engine_thread.start()
-        runner = JobRunner(engine, {model.card.name: model for model in loaded.result()})
+        models = {model.card.name: model for model in loaded.result()}
+        runner = JobRunner(engine, models)
         metrics = serve_metrics(settings, tracer, engine, device)
     freeze_gc()
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
@@ -118,6 +120,8 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     )
     engine.shut_down()
     engine_thread.join()
+    for model in models.values():
+        model.close()
 
 
 def serve_metrics(settings: WorkerSettings, tracer: Tracer, engine: Engine, device: str) -> JobMetrics:
@@ -197,7 +201,7 @@ def run_engine(
                 f"cannot warm up model {model.card.name!r}", lambda: f"{memory_in_words(device)}; {SMALLER}"
             ):
                 model.fit_preview()
-                warm_up(model)
+                warm_up(model, engine)
     except Exception as error:
         loaded.set_exception(error)
         return
@@ -206,16 +210,26 @@ def run_engine(
 
 
 @torch.inference_mode()
-def warm_up(model: Model) -> None:
-    """Render one image with one step, so that memory is allocated and kernels are chosen before the first job."""
-    size = model.card.native_size
-    inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
-    function = make_task_function(model, _warm_up_spec(model.card), inputs, 0)
-    function(EngineTask(function, lambda _task: None))
+def warm_up(model: Model, engine: Engine) -> None:
+    """Render an image with one step: memory is allocated, kernels are chosen, and the memory of a row is measured.
+
+    On a GPU also one of the largest size, because not all kernels need memory in proportion to the size. Offloaded
+    weights would be measured as memory of a row, so the limit of such a model is only lowered when memory runs out.
+    """
+    card = model.card
+    sizes = {card.native_size} if model.device.type == "cpu" else {card.native_size, card.max_size}
+    for size in sorted(sizes):
+        inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
+        function = make_task_function(model, _warm_up_spec(card, size), inputs, 0)
+        task = EngineTask(function, lambda _task: None, measures_memory=not model.is_offloaded)
+        engine.submit([task])
+        while engine.is_busy:
+            engine.step()
+        if task.error is not None:
+            raise task.error
 
 
-def _warm_up_spec(card: ModelCard) -> JobSpec:
-    size = card.native_size
+def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
     generation: dict[str, Any] = {
         "model": card.name,
         "image": sha256(b"").hexdigest(),

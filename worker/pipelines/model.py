@@ -98,6 +98,7 @@ class Model:
         self.latent_scale: int = pipeline.vae_scale_factor
         self.device: torch.device = placement.device
         self._placement = placement
+        self.is_offloaded = config.offload != "none"
         self.dtype: torch.dtype = pipeline.dtype
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
