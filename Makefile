@@ -88,7 +88,7 @@ client: $(VENV)/dev ## write the generated files of img2img/client
 	$(BIN)/python scripts/generate_client.py
 
 web: web/node_modules/ready ## check and build the page in web/ into app/playground/static (needs Node 20.19)
-	cd web && npm run lint && npm test && npm run build
+	cd web && npm run build && npm run lint && npm test
 
 test-web: $(VENV)/dev ## test the page in a browser, against the whole service (needs Chromium)
 	$(BIN)/python -m pytest tests/web
