@@ -29,9 +29,15 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def demo_url() -> Iterator[str]:
+def demo_data() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="i2i-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def demo_url(demo_data: Path) -> Iterator[str]:
     """The URL of the whole service with the demo model."""
-    with TemporaryDirectory(prefix="i2i-") as folder, serving(Path(folder), Path("demo")) as client:
+    with serving(demo_data, Path("demo")) as client:
         yield str(client.base_url).rstrip("/")
 
 

@@ -1,4 +1,4 @@
-import { apiKey, isReachable, keyNeeded } from "../state/session";
+import { apiKey, isReachable, keyNeeded, wasRefused } from "../state/session";
 import { client } from "./generated/client.gen";
 import type { FieldProblem, Problem, UploadedImage } from "./generated/types.gen";
 
@@ -43,7 +43,10 @@ client.interceptors.error.use(async (error, response) => {
 /** Record whether the service can be reached and accepts the key. */
 export function noteStatus(status: number): void {
   isReachable.value = ![502, 504].includes(status);
-  if (status === 401) keyNeeded.value = true;
+  if (status === 401) {
+    wasRefused.value = true;
+    keyNeeded.value = true;
+  }
 }
 
 /** Headers of a request that the generated client does not make. */

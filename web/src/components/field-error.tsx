@@ -17,7 +17,8 @@ export function errorId(field: string): string {
 
 /** Attributes of the control of a field that was rejected. */
 export function invalid(field: string) {
-  return errorsOf(field).length > 0 ? { "aria-invalid": true, "aria-describedby": errorId(field) } : {};
+  const isRejected = errorsOf(field).length > 0;
+  return { "aria-invalid": isRejected, "aria-describedby": isRejected ? errorId(field) : undefined };
 }
 
 function errorsOf(field: string) {

@@ -4,6 +4,10 @@ import { takes } from "../lib/request";
 import { fieldErrors, formError, type Mode, mode, set, values } from "../state/form";
 import { card } from "../state/models";
 import { situation } from "../state/situation";
+import { Controls } from "./controls";
+import { ImagePrompts } from "./image-prompts";
+import { Loras } from "./loras";
+import { MoreSettings } from "./more-settings";
 import { Settings } from "./settings";
 import { Strength } from "./strength";
 import { TextField } from "./text-field";
@@ -47,6 +51,10 @@ export function Form() {
       )}
       <Strength />
       <Settings />
+      <Controls />
+      <ImagePrompts />
+      <Loras />
+      <MoreSettings />
       <OtherErrors />
     </div>
   );

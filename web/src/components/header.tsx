@@ -1,7 +1,7 @@
 import { type Language, language, t } from "../i18n";
 import { set } from "../state/form";
 import { card, models } from "../state/models";
-import { apiKey, isReachable, keyNeeded } from "../state/session";
+import { apiKey, isReachable, keyNeeded, wasRefused } from "../state/session";
 
 export function Header() {
   return (
@@ -13,7 +13,7 @@ export function Header() {
       <ModelChooser />
       <Status />
       <nav class="header-links">
-        {apiKey.value && (
+        {(apiKey.value || wasRefused.value) && (
           <button type="button" class="link" onClick={() => (keyNeeded.value = true)}>
             {t().key.change}
           </button>

@@ -1,13 +1,11 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { t } from "../i18n";
-import { apiKey, enterKey, keyNeeded } from "../state/session";
+import { apiKey, enterKey, keyNeeded, wasRefused } from "../state/session";
 
 /** Asks for the API key. The page behind it cannot be used without one. */
 export function KeyDialog() {
   const dialog = useRef<HTMLDialogElement>(null);
   const [key, setKey] = useState("");
-  // Whether a key was refused, or none was entered yet.
-  const [wasRefused] = useState(apiKey.value !== null);
   useEffect(() => dialog.current?.showModal(), []);
   const submit = (event: Event) => {
     event.preventDefault();
@@ -23,7 +21,7 @@ export function KeyDialog() {
       <form onSubmit={submit}>
         <h2 id="key-title">{t().key.title}</h2>
         <p>{t().key.why}</p>
-        {wasRefused && <p class="error">{t().key.refused}</p>}
+        {wasRefused.value && apiKey.value && <p class="error">{t().key.refused}</p>}
         <label class="field">
           <span>{t().key.label}</span>
           <input

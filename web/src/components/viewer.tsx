@@ -22,7 +22,7 @@ export function Viewer({ job, image, imageId }: Props) {
   const alt = t().result.alt(image.index + 1);
   // At least one pixel of the screen for each of the image; small images are enlarged to be seen.
   const size = isActualSize
-    ? { width: image.width / devicePixelRatio }
+    ? { width: `${image.width / devicePixelRatio}px` }
     : { aspectRatio: `${image.width} / ${image.height}` };
   return (
     <div class="stage">

@@ -4,8 +4,12 @@ const KEY = "img2img.api-key";
 
 /** The API key, for as long as the tab is open. */
 export const apiKey = signal<string | null>(sessionStorage.getItem(KEY));
-/** Whether the service has refused a request for its key. The page then asks for one. */
+/** Whether the page asks for a key, because the service has refused a request for want of a valid one. */
 export const keyNeeded = signal(false);
+/** Whether the service has refused the key, or that there is none. */
+export const wasRefused = signal(false);
+/** How often a key was entered. */
+export const keyEntries = signal(0);
 /** Whether the last request reached the service. */
 export const isReachable = signal(true);
 
@@ -18,4 +22,6 @@ effect(() => {
 export function enterKey(key: string): void {
   apiKey.value = key.trim() || null;
   keyNeeded.value = false;
+  wasRefused.value = false;
+  keyEntries.value += 1;
 }

@@ -7,7 +7,7 @@ import { loadHistory } from "./history";
 import { pollJobs } from "./jobs";
 import { loadModels } from "./models";
 import { restoreRuns } from "./runs";
-import { apiKey, isReachable, keyNeeded } from "./session";
+import { isReachable, keyEntries, keyNeeded } from "./session";
 
 const MODELS_MS = 15_000;
 const RETRY_MS = 2000;
@@ -20,34 +20,34 @@ export async function start(): Promise<void> {
   const forever = new AbortController().signal;
   void restoreInput();
   void pollJobs(forever);
-  let loadedWith: string | null | undefined;
+  let loadedWith = -1;
   for (;;) {
     try {
       await loadModels();
       isReachable.value = true;
-      if (loadedWith !== apiKey.value) {
-        loadedWith = apiKey.value;
+      if (loadedWith !== keyEntries.value) {
+        loadedWith = keyEntries.value;
         await Promise.all([restoreRuns(), loadHistory()]);
       }
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (error.isOutage) isReachable.value = false;
     }
-    await Promise.race([pause(isReachable.value ? MODELS_MS : RETRY_MS), changeOfKey()]);
+    await Promise.race([pause(isReachable.value ? MODELS_MS : RETRY_MS), change()]);
     // Without a valid key every request is refused.
-    while (keyNeeded.value) await changeOfKey();
+    while (keyNeeded.value) await change();
   }
 }
 
-/** Wait for a key to be entered. */
-function changeOfKey(): Promise<void> {
-  const before = apiKey.peek();
+/** Wait until a key is entered, or the service can no longer be reached. */
+function change(): Promise<void> {
+  const [entries, wasReachable] = [keyEntries.peek(), isReachable.peek()];
   return new Promise((resolve) => {
     const stop = effect(() => {
-      if (apiKey.value !== before && !keyNeeded.value) {
-        queueMicrotask(() => stop());
-        resolve();
-      }
+      const isNewKey = keyEntries.value !== entries && !keyNeeded.value;
+      if (!isNewKey && !(wasReachable && !isReachable.value)) return;
+      queueMicrotask(() => stop());
+      resolve();
     });
   });
 }
