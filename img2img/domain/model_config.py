@@ -51,7 +51,7 @@ def _for_all(value: object) -> object:
 
 
 Component = Annotated[ComponentSource, BeforeValidator(_expand)]
-# Key of `quantize` that stands for the components that it does not name.
+# Key of `quantize` for the components that it does not name.
 ALL = "*"
 Quantization = Literal["int8", "fp8", "int4", "nf4"]
 Offload = Literal["none", "model", "group", "layers"]
