@@ -53,6 +53,7 @@ SETTINGS = (
     "MODEL",
     "MODELS_FILE",
     "MODEL_MEMORY",
+    "PLAYGROUND",
     "PORT",
     "PRELOAD",
     "PUBLISHED_HOST",
@@ -129,8 +130,9 @@ class SharedSettings(BaseSettings):
     device: Annotated[
         str,
         Field(
-            description="`cpu`, `cuda`, `cuda:1`, ..., or `auto`: `cuda` if available. `img2img serve` runs a worker "
-            "for each device of a list, such as `cuda:0,cuda:1`, and for each GPU with `cuda:all`."
+            description="`cpu`, `cuda`, `cuda:1`, `xpu`, `mps`, ..., or `auto`: the GPU if there is one. "
+            "`img2img serve` runs a worker for each device of a list, such as `cuda:0,cuda:1`, and for each GPU with "
+            "`cuda:all`."
         ),
     ] = "auto"
     redis_url: Annotated[
