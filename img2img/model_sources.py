@@ -43,6 +43,9 @@ def check_names(config: ModelConfig) -> None:
     """Check all names in a definition that no file has to be read for. Raises InvalidSource."""
     for key, source in config.sources():
         _check_source(key, source)
+    if config.offload_folder is not None:
+        # The worker writes there.
+        raise InvalidSource("offload_folder", "Only a model file can set this key", str(config.offload_folder))
     for key in ("variant", "revision"):
         _check_name(key, getattr(config, key))
     for key, component in config.components():

@@ -38,10 +38,7 @@ def read_models_file(path: Path) -> dict[str, ModelConfig]:
         if isinstance(error, ValidationError):
             raise InvalidModelsFile(f"the model file {path}: {_first_error(error)}") from error
         raise InvalidModelsFile(f"cannot read the model file {path}: {error}") from error
-    return {
-        name: config.model_copy(update={"name": name}).with_sources(partial(_absolute, path.parent))
-        for name, config in models.items()
-    }
+    return {name: _resolved(config.model_copy(update={"name": name}), path.parent) for name, config in models.items()}
 
 
 def _first_error(error: ValidationError) -> str:
@@ -51,6 +48,12 @@ def _first_error(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key"
     return f"{key}: {first['msg']}, got {first['input']!r}"
+
+
+def _resolved(config: ModelConfig, folder: Path) -> ModelConfig:
+    """Return the configuration with paths resolved against `folder`."""
+    offload_folder = config.offload_folder and (folder / config.offload_folder.expanduser()).resolve()
+    return config.with_sources(partial(_absolute, folder)).model_copy(update={"offload_folder": offload_folder})
 
 
 def _absolute(folder: Path, key: str, source: str) -> str:

@@ -6,7 +6,6 @@ import socket
 import sys
 import threading
 
-import torch
 from obstore.exceptions import BaseError as StoreError
 from pydantic import ValidationError
 from redis import Redis
@@ -20,6 +19,7 @@ from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
 
+from .devices import choose_device, describe_device, device_memory
 from .engine.engine import Engine
 from .errors import HubUnavailable, StartupError, WorkerDied
 from .pipelines.loading.downloads import count_downloads, download_progress
@@ -27,7 +27,7 @@ from .pipelines.loading.served_models import ModelSelection, models_to_preload
 from .queue.batch_worker import BatchWorker
 from .queue.job_metrics import JobMetrics
 from .runner import JobRunner
-from .runtime.allocator import configure_malloc, gpu_memory, run_malloc_trim
+from .runtime.allocator import configure_malloc, run_malloc_trim
 from .runtime.engine_metrics import EngineCollector
 from .runtime.engine_thread import start_engine
 from .runtime.memory_meter import memory_meter
@@ -87,7 +87,8 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     count_downloads()
     with StartReport(redis, f"{socket.gethostname()}:{os.getpid()}", download_progress) as report:
         store = open_store(settings.resolved_store_url)
-        device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(settings.device)
+        logging.getLogger(__name__).info("device: %s", describe_device(device))
         meter = memory_meter(device)
         engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=meter)
         metrics = serve_metrics(settings, tracer, engine, device)
@@ -137,12 +138,13 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     pool.close()
     engine.shut_down()
     engine_thread.join()
+    pool.unload()
 
 
 def serve_metrics(settings: WorkerSettings, tracer: Tracer, engine: Engine, device: str) -> JobMetrics:
     """Return the metrics of this worker, and serve them if a port is set. Raises StartupError."""
     metrics = JobMetrics(tracer)
-    metrics.registry.register(EngineCollector(engine, device, gpu_memory))
+    metrics.registry.register(EngineCollector(engine, device, device_memory))
     try:
         metrics.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:

@@ -111,6 +111,7 @@ def test_loras_are_added_to_and_removed_from_any_model(http: httpx.Client, redis
         ({"source": "org/photo", "variant": "/etc/passwd"}, "variant"),
         ({"source": "org/photo", "edit": {"source": "./ink", "weight_name": "../ink"}}, "edit.weight_name"),
         ({"source": "org/photo", "vae": {"source": "org/vae", "subfolder": "/etc"}}, "vae.subfolder"),
+        ({"source": "org/photo", "offload_folder": "/srv/models"}, "offload_folder"),
         ({"source": "org/photo", "controlnets": {"canny": "net.bin"}}, "controlnets.canny"),
     ],
 )  # fmt: skip

@@ -14,12 +14,13 @@ from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 
+from ..devices import memory_in_words
 from ..engine.engine import Engine
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from ..pipelines.conditioning.loras import lora_files
 from ..pipelines.denoise import make_task_function
-from ..pipelines.loading.failures import device_memory, reporting_failures
+from ..pipelines.loading.failures import reporting_failures
 from ..pipelines.loading.weightless import WeightFiles, counting
 from ..pipelines.model import Model, ModelDescription, describe_model, load_model
 
@@ -64,7 +65,7 @@ class ModelLoader:
             model = load_model(config, device=self.device)
         self.report(f"warming up {config.name}")
         with reporting_failures(
-            f"cannot warm up model {config.name!r}", lambda: f"{device_memory(self.device)}; {SMALLER}"
+            f"cannot warm up model {config.name!r}", lambda: f"{memory_in_words(self.device)}; {SMALLER}"
         ):
             warm_up(model, self._engine)
         return model
@@ -84,7 +85,8 @@ class ModelLoader:
 def warm_up(model: Model, engine: Engine) -> None:
     """Render an image with one step: memory is allocated, kernels are chosen, and the memory of a row is measured.
 
-    On a GPU also one of the largest size, because not all kernels need memory in proportion to the size.
+    On a GPU also one of the largest size, because not all kernels need memory in proportion to the size. Offloaded
+    weights would be measured as memory of a row, so the limit of such a model is only lowered when memory runs out.
 
     Args:
         engine: runs on another thread.
@@ -97,7 +99,11 @@ def warm_up(model: Model, engine: Engine) -> None:
     sizes = {card.native_size} if model.device.type == "cpu" else {card.native_size, card.max_size}
     for size in sorted(sizes):
         inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
-        _run(engine, make_task_function(model, _warm_up_spec(card, size), inputs, 0), measures_memory=True)
+        _run(
+            engine,
+            make_task_function(model, _warm_up_spec(card, size), inputs, 0),
+            measures_memory=not model.is_offloaded,
+        )
 
 
 def _run(engine: Engine, function: TaskFunction, *, measures_memory: bool = False) -> None:

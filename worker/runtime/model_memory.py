@@ -4,8 +4,8 @@ import torch
 
 from img2img.container_limits import memory_bytes
 
+from ..devices import GB, device_memory
 from ..engine.row_memory import MemoryMeter
-from ..pipelines.loading.failures import GB
 
 # Part of a device's memory that stays free for the activations of forward passes.
 RESERVE = 0.1
@@ -13,9 +13,10 @@ RESERVE = 0.1
 
 def total_memory(device: str) -> int:
     """Return the bytes of a device."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return memory_bytes()
+    if torch.device(device).type in ("cuda", "xpu"):
+        total: int = torch.get_device_module(device).mem_get_info(device)[1]
+        return total
+    return device_memory(device).get("total") or memory_bytes()
 
 
 class MemoryBudget:

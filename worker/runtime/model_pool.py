@@ -62,7 +62,7 @@ class ModelPool:
         max_loaded: int | None = None,
         metrics: PoolMetrics | None = None,
     ) -> None:
-        self._state = PoolState(budget, max_loaded)
+        self._state = PoolState(loader.device, budget, max_loaded)
         self._changed = self._state.changed
         self._thread = PoolThread(self._state, loader, metrics or PoolMetrics())
         self._finishing: frozenset[str] = frozenset()
@@ -252,6 +252,12 @@ class ModelPool:
     def check(self) -> None:
         """Raise WorkerDied if the device has failed or the pool's thread has died."""
         self._thread.check()
+
+    def unload(self) -> None:
+        """Unload all models. The engine has ended."""
+        with self._changed:
+            for pooled in (*self._state.loaded(), *self._state.retired):
+                pooled.unload()
 
     def close(self) -> None:
         """End the pool's thread after its present work."""

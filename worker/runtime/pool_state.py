@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Collection, Sequence
 
+from ..devices import with_index
 from .model_memory import MemoryBudget
 from .pooled_model import PooledModel
 
@@ -11,11 +12,13 @@ class PoolState:
     """The models of a pool. Its condition guards all of them, and is notified of every change.
 
     Args:
+        device: where the models are.
         budget: decides how many models fit.
         max_loaded: limit of the number of models in memory.
     """
 
-    def __init__(self, budget: MemoryBudget, max_loaded: int | None) -> None:
+    def __init__(self, device: str, budget: MemoryBudget, max_loaded: int | None) -> None:
+        self.device = str(with_index(device))
         self.changed = threading.Condition()
         self.models: dict[str, PooledModel] = {}  # the defined ones, in their order
         self.retired: list[PooledModel] = []  # those in memory that are no longer defined
@@ -34,8 +37,8 @@ class PoolState:
         in_memory = [*self.loaded(), *self.retired]
         if self._max_loaded is not None and len(in_memory) - len(victims) >= self._max_loaded:
             return False
-        loaded, freed = (sum(model.needed_bytes for model in models) for models in (in_memory, victims))
-        return self.budget.fits(pooled.needed_bytes, loaded, freed)
+        loaded, freed = (sum(model.bytes_on(self.device) for model in models) for models in (in_memory, victims))
+        return self.budget.fits(pooled.bytes_on(self.device), loaded, freed)
 
     def victims(self, pooled: PooledModel, keep: Collection[str]) -> list[PooledModel] | None:
         """Return the models to unload for another one; None if those outside of `keep` take too little memory."""

@@ -9,12 +9,12 @@ import torch
 
 from img2img.domain.model_status import ModelState
 
+from ..devices import GB, empty_cache, memory_in_words, with_index
 from ..engine.errors import is_device_lost, is_out_of_memory
 from ..errors import StartupError, WorkerDied, may_pass
-from ..pipelines.loading.failures import GB, device_memory
 from ..pipelines.memory import memory_by_device
 from ..pipelines.model import Model
-from .allocator import collect_unloaded, freeze_gc
+from .allocator import collect, freeze_gc
 from .model_loader import ModelLoader
 from .pool_metrics import PoolMetrics
 from .pool_state import PoolState
@@ -125,7 +125,7 @@ class PoolThread:
             return self._state.fits(pooled)
 
     def _load_weights(self, pooled: PooledModel) -> None:
-        if reason := self._state.budget.why_too_large(pooled.needed_bytes):
+        if reason := self._state.budget.why_too_large(pooled.bytes_on(self._state.device)):
             self._fail(pooled, f"cannot load model {pooled.name!r}: {reason}; {SMALLER}")
             return
         while not pooled.is_retired:
@@ -140,7 +140,7 @@ class PoolThread:
                 self._succeed(pooled, model, time.monotonic() - started)
                 return
             # Outside of the handler, where the error no longer keeps the frames with the weights.
-            collect_unloaded()
+            self._free()
             if is_lost:
                 self._lost = message
             if is_lost or not lacks_memory or not self._evict_one():
@@ -214,11 +214,16 @@ class PoolThread:
             if pooled in self._state.retired:
                 self._state.retired.remove(pooled)
             self._changed.notify_all()
-        collect_unloaded(unfreeze=pooled.has_replaced_modules)
+        self._free(unfreeze=pooled.has_replaced_modules)
         self._metrics.record_eviction(pooled.name)
         self._record_memory()
-        memory = device_memory(self._loader.device)
-        log.info("unloaded %s, which took %.2f GB; %s", pooled.name, pooled.needed_bytes / GB, memory)
+        memory = memory_in_words(self._loader.device)
+        log.info("unloaded %s, which took %.2f GB; %s", pooled.name, pooled.memory_bytes / GB, memory)
+
+    def _free(self, *, unfreeze: bool = False) -> None:
+        """Return the memory of unloaded models to the system. See `collect`."""
+        collect(unfreeze=unfreeze)
+        empty_cache(with_index(self._loader.device))
 
     def _record_memory(self) -> None:
         with self._changed:

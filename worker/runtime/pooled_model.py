@@ -54,9 +54,15 @@ class PooledModel:
         return self.config.name
 
     @property
-    def needed_bytes(self) -> int:
+    def memory_bytes(self) -> int:
         """Memory of the weights: measured, or before the first load as they will be."""
         return sum(self.memory.values()) or self.expected_bytes
+
+    def bytes_on(self, device: str) -> int:
+        """Return the part of the memory that is on a device. Offloaded weights are there only while they are used."""
+        if self.memory:
+            return self.memory.get(device, 0)
+        return self.expected_bytes if self.config.offload == "none" else 0
 
     @property
     def wanted_config(self) -> ModelConfig:
@@ -107,6 +113,7 @@ class PooledModel:
     def unload(self) -> None:
         """Drop the weights. No job may be using them."""
         if self.model is not None:
+            self.model.close()
             self.model.dismantle()
         self.model = None
         self.is_draining = False
@@ -119,6 +126,6 @@ class PooledModel:
             state=self.state,
             percent=self.files.percent if self.files is not None else None,
             disk_bytes=self.disk_bytes,
-            memory_bytes=self.needed_bytes or None,
+            memory_bytes=self.memory_bytes or None,
             error=self.error,
         )

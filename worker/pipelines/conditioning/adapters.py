@@ -17,6 +17,7 @@ from img2img.errors import JobError
 from ...engine.gate import Gate
 from ...images.inputs import Inputs
 from ..families import Family
+from ..loading.placement import Placement
 from ..loading.weightless import add_unknown, is_weightless
 from ..loading.weights import resolve_weights
 from .ip_adapter import LABEL, IPAdapter, check_ip_adapter
@@ -46,17 +47,19 @@ class JobAdapters:
 class Adapters:
     """The adapters of one model. Immutable: jobs keep those that they started with."""
 
-    def __init__(self, config: ModelConfig, pipeline: DiffusionPipeline, family: Family) -> None:
+    def __init__(self, config: ModelConfig, pipeline: DiffusionPipeline, family: Family, placement: Placement) -> None:
         """Load the adapters that `config` lists.
 
         Args:
             pipeline: pipeline of the model, before gates are installed.
+            placement: puts the modules with adapters in place.
 
         Raises:
             StartupError: if an adapter cannot be loaded or does not fit the model.
         """
         self._family = family
         self._pipeline = pipeline
+        self._placement = placement
         self._denoiser = denoiser_of(pipeline)
         self._has_ip_adapter = config.ip_adapter is not None
         # Of adapters that are not loaded.
@@ -71,6 +74,7 @@ class Adapters:
         self._ip_adapter = IPAdapter(config, config.ip_adapter, pipeline) if config.ip_adapter else None
         if self._ip_adapter:
             encoder = pipeline.image_encoder
+            placement.put("image_encoder", encoder)
             encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES)
         self._use(Loras(pipeline, family).replaced_by(config.loras))
 
@@ -117,6 +121,7 @@ class Adapters:
                     remember_bytes=PROMPT_CACHE_BYTES if is_text_encoder else 0,
                     shared=() if is_text_encoder else self._family.unbatched,
                 )
+                self._placement.put(name, self._lora_modules[name].module)
         self._ip_adapter_unets = []
         if self._ip_adapter:
             unet_loras = adapters_in(loras.pipeline, "unet") if loras.loaded else frozenset()
@@ -124,6 +129,8 @@ class Adapters:
                 SharedWeightModule("unet", each, unet_loras, remember_bytes=0)
                 for each in self._ip_adapter.pipelines(denoiser_of(loras.pipeline))
             ]
+            for unet in self._ip_adapter_unets:
+                self._placement.put("unet", unet.module)
 
     @property
     def modules(self) -> list[SharedWeightModule]:
