@@ -1,6 +1,7 @@
 """Changes of models by request, the sources they may name, and files and folders that are followed."""
 
 import os
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from safetensors.numpy import save_file
 
 from img2img.app.backends.default_model import DefaultModel
 from img2img.domain.model_change import ModelChange, apply_changes
-from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.domain.model_config import ComponentSource, ModelConfig, UpscalerSource
 from img2img.file_watch import FileWatch
 from img2img.model_sources import InvalidSource, parse_folders, within_folders
 from img2img.settings import SharedSettings
@@ -73,6 +74,18 @@ def test_hub_id_that_is_a_folder_of_the_worker_is_refused(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidSource, match=r"start with \./"):
         within_folders(PHOTO, (tmp_path,))
+
+
+def test_every_key_that_could_name_a_file_is_known() -> None:
+    """A new key with a path or a name of a file has to be checked by `model_sources`."""
+    texts = {
+        name
+        for name, field in ModelConfig.model_fields.items()
+        if {str, Path} & {field.annotation, *typing.get_args(field.annotation)}
+    }
+    assert texts == {"name", "source", "revision", "variant", "lora_folder", "offload_folder"}
+    parts = set(UpscalerSource.model_fields)
+    assert parts == {"source", "revision", "subfolder", "weight_name", "steps", "guidance_scale"}
 
 
 def test_file_counts_as_changed_when_it_stays_the_same(tmp_path: Path) -> None:

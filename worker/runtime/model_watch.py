@@ -155,7 +155,7 @@ class ModelWatch:
         removed = {name: config for name, config in self._defined.items() if name not in selection.configs}
         removed |= selection.removed
         # Jobs that were accepted before the removal are run.
-        finishing = {name: config for name, config in removed.items() if self._queue.depth(name)}
+        finishing = {name: removed[name] for name in self._queue.oldest(list(removed))}
         wanted = {**selection.configs, **finishing}
         begun = (finishing.keys() | self._defined.keys()) - selection.configs.keys() - self._finishing
         if (list(wanted.items()), frozenset(finishing)) != (list(self._defined.items()), self._finishing):
