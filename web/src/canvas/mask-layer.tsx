@@ -1,9 +1,9 @@
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { t } from "../i18n";
 import type { StoredImage } from "../state/images";
 import { apply, draw, type Operation, type Point } from "./operations";
-import { add, brushSize, maskCanvas, operations, tool } from "./state";
+import { add, brushSize, maskCanvas, operations, tool, view } from "./state";
 
 type Stroke = Operation & { kind: "stroke" };
 
@@ -19,7 +19,7 @@ export function MaskLayer({ image }: { image: StoredImage }) {
       maskCanvas.value = null;
     };
   }, []);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const context = ref.current?.getContext("2d");
     if (context) draw(context, operations.value);
   }, [operations.value, image.id]);
@@ -79,6 +79,7 @@ export function MaskLayer({ image }: { image: StoredImage }) {
 function Cursor({ image, at }: { image: StoredImage; at: Point }) {
   const size = brushSize.value;
   const percent = (pixels: number, of: number) => `${(100 * pixels) / of}%`;
+  const line = `${1 / view.value.scale}px`;
   return (
     <span
       class="brush-cursor"
@@ -88,6 +89,8 @@ function Cursor({ image, at }: { image: StoredImage; at: Point }) {
         top: percent(at.y - size / 2, image.height),
         width: percent(size, image.width),
         height: percent(size, image.height),
+        borderWidth: line,
+        boxShadow: `0 0 0 ${line} #000`,
       }}
     />
   );

@@ -49,10 +49,12 @@ function drawStroke(context: Context, { points, size, isEraser }: Operation & { 
   if (isEraser) context.globalCompositeOperation = "destination-out";
   context.lineWidth = size;
   context.lineCap = context.lineJoin = "round";
+  // A line without length is not drawn.
+  context.beginPath();
+  context.arc(first.x, first.y, size / 2, 0, 2 * Math.PI);
+  context.fill();
   context.beginPath();
   context.moveTo(first.x, first.y);
-  // A point without a second one is drawn, too.
-  context.lineTo(first.x, first.y);
   for (const { x, y } of others) context.lineTo(x, y);
   context.stroke();
 }

@@ -97,7 +97,7 @@ function BrushOptions({ image }: { image: StoredImage }) {
       <Slider
         field="brush"
         label={texts.size}
-        value={brushSize.value}
+        value={undefined}
         fallback={brushSize.value}
         min={1}
         max={Math.max(8, Math.round(Math.max(image.width, image.height) / 2))}
