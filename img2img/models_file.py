@@ -59,6 +59,8 @@ def _make_absolute(config: ModelConfig, folder: Path) -> ModelConfig:
             return value.model_copy(update={"source": _absolute(value.source, folder)})
         if isinstance(value, dict):
             return {key: resolve(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return tuple(map(resolve, value))
         return value
 
     changes = {name: resolve(getattr(config, name)) for name in ModelConfig.model_fields}

@@ -10,6 +10,8 @@ from ..families import Family
 from ..loading.components import build_pipeline, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
+from ..loading.single_file import load_file_of
+from ..loading.weights import is_single_file
 
 
 def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:
@@ -73,7 +75,9 @@ def _load(
     task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline
 ) -> DiffusionPipeline:
     """Load a pipeline with its VAE and text encoder, or a UNet that uses those of `base`."""
-    if is_pipeline(source):
+    if is_single_file(source):
+        pipeline = load_file_of(source, kind, base)
+    elif is_pipeline(source):
         pipeline = build_pipeline(kind, load_pipeline_of(source, base.device, base.dtype))
     else:
         pipeline = build_pipeline(kind, base, unet=load_unet(source, base.device, base.dtype))

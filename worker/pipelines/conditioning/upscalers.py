@@ -21,6 +21,8 @@ from ..families import Family
 from ..loading.components import build_pipeline, load_low_res_scheduler, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
+from ..loading.single_file import load_file_of
+from ..loading.weights import is_single_file
 from ..parameters import call_parameters, optional_arguments, supported_parameters
 from ..schedulers import make_scheduler, name_of
 from .prompt_embeddings import add_text_model
@@ -49,6 +51,8 @@ def load_upscalers(config: ModelConfig, family: Family, base: DiffusionPipeline)
 
 
 def _load(family: Family, source: ComponentSource, base: DiffusionPipeline) -> DiffusionPipeline:
+    if is_single_file(source):
+        return load_file_of(source, StableDiffusionUpscalePipeline, base)
     if is_pipeline(source):
         return load_pipeline_of(source, base.device, base.dtype)
     if not family.unet_upscalers:

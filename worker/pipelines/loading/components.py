@@ -48,7 +48,9 @@ def load_pipeline(
     """
     folder = location.folder()
     parameters = inspect.signature(kind.__init__).parameters
-    modules: dict[str, Any] = dict(loaded)
+    # diffusers requires most of the components that a model_index.json has as null.
+    absent = {name: None for name, value in location.index.items() if value == [None, None] and name in parameters}
+    modules: dict[str, Any] = absent | loaded
     is_variant = variant is None
     for name, (library, class_name) in components(location.index).items():
         if name in modules or name not in parameters:
