@@ -74,7 +74,7 @@ def prefixed(prefix: str, weights: Weights) -> Weights:
     return {prefix + key: tensor for key, tensor in weights.items()}
 
 
-def jobs(task: Task = Task.IMG2IMG) -> list[JobSpec]:
+def jobs(task: Task = Task.IMG2IMG, **fields: Any) -> list[JobSpec]:
     return [
         make_spec(
             task,
@@ -85,15 +85,22 @@ def jobs(task: Task = Task.IMG2IMG) -> list[JobSpec]:
             prompt=prompt,
             width=SIDE,
             height=SIDE,
+            **fields,
         )
         for seed, prompt in enumerate(("a red house", "old oil paint, 12 dogs", "the sea"))
     ]
 
 
-def check(model: Model, stock: DiffusionPipeline, arguments: Arguments, task: Task = Task.IMG2IMG) -> None:
-    """Compare jobs with the stock pipeline, alone and in company."""
+def check(
+    model: Model, stock: DiffusionPipeline, arguments: Arguments, task: Task = Task.IMG2IMG, **fields: Any
+) -> None:
+    """Compare jobs with the stock pipeline, alone and in company.
+
+    Args:
+        fields: of the jobs.
+    """
     stock.set_progress_bar_config(disable=True)
-    image, specs = random_tensor(1, SIDE, SIDE), jobs(task)
+    image, specs = random_tensor(1, SIDE, SIDE), jobs(task, **fields)
     together = run_on(Engine(slots=8), model, [(spec, Inputs(image)) for spec in specs])
     for spec, batched in zip(specs, together, strict=True):
         pixels = np.asarray(
