@@ -44,7 +44,8 @@ def _expand(value: object) -> object:
     return {"source": value} if isinstance(value, str) else value
 
 
-Component = Annotated[ComponentSource, BeforeValidator(_expand)]
+Component = Annotated[ComponentSource, BeforeValidator(_expand, json_schema_input_type=str | ComponentSource)]
+Upscaler = Annotated[UpscalerSource, BeforeValidator(_expand, json_schema_input_type=str | UpscalerSource)]
 UpscaleFactor = Annotated[int, Field(ge=2, le=4)]
 
 
@@ -128,7 +129,7 @@ class ModelConfig(BaseModel):
         Field(description="part: a pipeline or UNet with 8 input channels (InstructPix2Pix), a folder or a file"),
     ] = None
     upscale: Annotated[
-        dict[UpscaleFactor, Annotated[UpscalerSource, BeforeValidator(_expand)]],
+        dict[UpscaleFactor, Upscaler],
         Field(description="table: factor (2 or 4) -> part, which also takes `steps` and `guidance_scale`"),
     ] = {}
     steps: Annotated[

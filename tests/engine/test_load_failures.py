@@ -95,7 +95,10 @@ FOLDERS: dict[str, tuple[Damage, str]] = {
     "broken index": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not valid JSON"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json: the download is incomplete"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "has no folder tokenizer: the download is incomplete"),
-    "no scheduler": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "has no scheduler_config.json"),
+    "no scheduler": (
+        lambda f: (shutil.rmtree(f / "scheduler"), edit_json(f / "unet/config.json", cross_attention_dim=1024)),
+        "has no scheduler/scheduler_config.json; copy it from the model that it is based on",
+    ),
     "no config": (lambda f: (f / "unet/config.json").unlink(), "unet has no config.json"),
     "unknown class": (
         lambda f: edit_json(f / "model_index.json", unet=["diffusers", "UNet9"]),

@@ -15,10 +15,12 @@ from transformers import CLIPTokenizer, PreTrainedModel
 from img2img.domain.model_config import ComponentSource
 
 from ...errors import StartupError
+from .default_schedulers import default_scheduler
 from .failures import GB, device_memory
 from .locations import PipelineLocation, component_class, component_folder, components
 from .weight_files import check_folder, weight_bytes
 
+SCHEDULER_CONFIG = "scheduler_config.json"
 # Settings of the low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler.
 LOW_RES_SCHEDULER = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 # Weights that published files lack and that no forward pass uses.
@@ -54,6 +56,9 @@ def load_pipeline(
     is_variant = variant is None
     for name, (library, class_name) in components(location.index).items():
         if name in modules or name not in parameters:
+            continue
+        if name == "scheduler" and not (folder / name / SCHEDULER_CONFIG).is_file():
+            modules[name] = default_scheduler(location.index, folder)
             continue
         _check_component(folder, name)
         module = module_class(library, class_name, folder / name)
@@ -132,8 +137,8 @@ def _check_component(folder: Path, name: str) -> None:
     part = folder / name
     if not part.is_dir():
         raise StartupError(f"{folder} has no folder {name}: the download is incomplete; download it again")
-    if name.endswith("scheduler") and not (part / "scheduler_config.json").is_file():
-        raise StartupError(f"{part} has no scheduler_config.json: the download is incomplete; download it again")
+    if name.endswith("scheduler") and not (part / SCHEDULER_CONFIG).is_file():
+        raise StartupError(f"{part} has no {SCHEDULER_CONFIG}: the download is incomplete; download it again")
     # Without merges a tokenizer loads, and splits all words into letters.
     has_merges = (part / "merges.txt").is_file() or (part / "tokenizer.json").is_file()
     if name.startswith("tokenizer") and (part / "vocab.json").is_file() and not has_merges:
