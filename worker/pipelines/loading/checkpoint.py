@@ -36,11 +36,12 @@ from .checkpoint_weights import (
     unknown_quantisation,
     with_prefix,
 )
-from .components import load_component, load_pipeline, module_class
+from .components import load_component, load_pipeline, module_class, quantise
 from .gguf_files import SUFFIX as GGUF
 from .gguf_files import GGUFFile
 from .hub import HubRepository
 from .locations import INDEX, TEXT_FILES, PipelineLocation, component_folder, components
+from .quantization import UNQUANTISED, Quantizer
 from .text_encoder_files import text_encoder_file
 from .vae_files import load_vae, reporting_incomplete
 from .weight_files import check_file
@@ -77,6 +78,7 @@ _KEYS = {
     "an autoencoder (VAE)": "give it as `vae` of a model",
     "a text encoder": "list it in `text_encoders` of a model",
 }
+_DENOISERS = ("unet", "transformer")
 _WHOLE = ("checkpoint", "denoiser")
 
 
@@ -130,6 +132,7 @@ class Checkpoint:
         *,
         device: str | torch.device,
         dtype: torch.dtype,
+        quantizer: Quantizer = UNQUANTISED,
         load_components: Callable[[str], Mapping[str, Any]] = lambda _folder: {},
         others: Mapping[str, Any] | None = None,
     ) -> DiffusionPipeline:
@@ -137,6 +140,7 @@ class Checkpoint:
 
         Args:
             kind: class of the pipeline.
+            quantizer: quantises components.
             load_components: returns components to use instead of those in the folder of the configurations.
             others: components to use for those that the file lacks.
 
@@ -154,11 +158,11 @@ class Checkpoint:
                 modules["vae"] = load_vae(self._config.vae, folder, dtype)
             # Weights of a safety checker are never in the file.
             modules |= {"safety_checker": None} if "safety_checker" in self.index else {}
-            modules |= self._load_components(folder, dtype, set(modules), others or {})
+            modules |= self._load_components(folder, dtype, quantizer, set(modules), others or {})
             return load_pipeline(kind, PipelineLocation(str(folder), None, None), device=device, dtype=dtype, **modules)
 
     def _load_components(
-        self, folder: Path, dtype: torch.dtype, given: set[str], others: Mapping[str, Any]
+        self, folder: Path, dtype: torch.dtype, quantizer: Quantizer, given: set[str], others: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Load the components with weights."""
         kinds = {
@@ -173,12 +177,16 @@ class Checkpoint:
         if (optional := self._absent()) and not others:
             log.info("%s has no weights of the %s; prompts go to the other text encoders", self.file.name, *optional)
         for name in kinds.keys() - found.keys():
+            quantised = quantizer.arguments(name, kinds[name])
             if name in missing:
                 assert self._config.config is not None
                 part = component_folder(self._config.config.model_copy(update={"subfolder": name}))
-                found[name] = load_component(kinds[name], part, dtype)
-            else:
-                found[name] = self._load_component(name, folder, dtype)
+                found[name] = load_component(kinds[name], part, dtype, **quantised)
+                continue
+            if quantised and self.is_gguf and name in _DENOISERS:
+                raise StartupError(f"`quantize`: the weights of {self.file.name} are quantised already; remove it")
+            module = self._load_component(name, folder, dtype)
+            found[name] = quantise(module, dtype, **quantised) if quantised else module
         return found
 
     def _load_component(self, name: str, folder: Path, dtype: torch.dtype) -> Any:
@@ -191,7 +199,7 @@ class Checkpoint:
         options: dict[str, Any] = {}
         if name == "transformer":
             weights = {key.removeprefix(DENOISER): tensor for key, tensor in weights.items()}
-        if name in ("unet", "transformer") and self.is_gguf:
+        if name in _DENOISERS and self.is_gguf:
             options["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
         with reporting_incomplete(self.file):
             module = load_single_file_sub_model(
@@ -304,7 +312,7 @@ class Checkpoint:
             return any(map(is_vae, self._weights))
         if name.startswith("text_encoder"):
             return self._has_text_encoder(json.loads((folder / name / "config.json").read_text()))
-        return name in ("unet", "transformer")
+        return name in _DENOISERS
 
     def _has_text_encoder(self, config: Mapping[str, Any]) -> bool:
         if config.get("model_type") == "t5":

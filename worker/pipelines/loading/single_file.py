@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import torch
 from diffusers import DiffusionPipeline
 
 from img2img.domain.model_card import SINGLE_FILES
@@ -40,18 +41,21 @@ def find_checkpoint(config: ModelConfig) -> Checkpoint | None:
     return Checkpoint(file, config)
 
 
-def load_file_of(source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionPipeline:
+def load_file_of(
+    source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline, device: torch.device
+) -> DiffusionPipeline:
     """Load a pipeline from a part that is one file: a whole checkpoint, or a UNet.
 
     Args:
         base: pipeline whose components are used for those that the file lacks.
+        device: device of the components.
 
     Raises:
         StartupError: it cannot be loaded.
     """
     file = resolve_weights(source, "`weight_name`")
     checkpoint = Checkpoint(file, ModelConfig(source=str(file)))
-    return checkpoint.load(kind, device=base.device, dtype=base.dtype, others=base.components)
+    return checkpoint.load(kind, device=device, dtype=base.dtype, others=base.components)
 
 
 def _check_suffix(name: str) -> None:
