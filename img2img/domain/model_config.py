@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from .conditioning import ControlType, LoraName
+from .conditioning import ControlType, EmbeddingName, LoraName
 from .parameters import Scheduler
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
@@ -101,6 +101,9 @@ class ModelConfig(BaseModel):
         ),
     ] = None
     loras: Annotated[dict[LoraName, Component], Field(description="table: name -> part")] = {}
+    embeddings: Annotated[
+        dict[EmbeddingName, Component], Field(description="table: name in prompts -> part, a textual inversion")
+    ] = {}
     inpaint: Annotated[
         Component | None,
         Field(

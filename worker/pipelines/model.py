@@ -21,6 +21,7 @@ from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
+from .conditioning.embeddings import Embeddings
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
@@ -64,12 +65,16 @@ class Model:
             StartupError: if a component cannot be loaded or does not fit the model.
         """
         self.family = family
+        self.embeddings = Embeddings(config, family)
+        self.embeddings.add_to(pipeline)
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family)
         install_gates(pipeline, family.gate_denoiser)
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline)
+        for other in self._pipelines.values():
+            self.embeddings.add_to(other)
         upscalers = load_upscalers(config, family, pipeline)
         for other in (*self._pipelines.values(), *upscalers.values()):
             install_gates(other, family.gate_denoiser)
@@ -84,6 +89,7 @@ class Model:
                 self._pipelines, pipeline, self.upscalers, self._controlnets, tuple(self.annotators)
             )
         )
+        card = card.model_copy(update={"embeddings": self.embeddings.names})
         self.card = self.adapters.add_to_card(card, self._pipelines)
         self.vae = pipeline.vae
         self.is_video_vae = family.video_vae

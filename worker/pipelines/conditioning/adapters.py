@@ -90,18 +90,19 @@ class Adapters:
                     remember_bytes=PROMPT_CACHE_BYTES if is_text_encoder else 0,
                     shared=() if is_text_encoder else self._family.unbatched,
                 )
-        # UNets for 1, 2, ... image prompts.
-        self._ip_adapter_unets: list[SharedWeightModule] = []
+        # Denoisers for 1, 2, ... image prompts.
+        self._image_modules: list[SharedWeightModule] = []
         if self._ip_adapter:
-            unet_loras = adapters_in(loras.pipeline, "unet") if loras.loaded else frozenset()
-            self._ip_adapter_unets = [
-                SharedWeightModule("unet", each, unet_loras, remember_bytes=0)
+            name = self._ip_adapter.component
+            denoiser_loras = adapters_in(loras.pipeline, name) if loras.loaded else frozenset()
+            self._image_modules = [
+                SharedWeightModule(name, each, denoiser_loras, remember_bytes=0, shared=self._family.unbatched)
                 for each in self._ip_adapter.pipelines(denoiser_of(loras.pipeline))
             ]
 
     @property
     def modules(self) -> list[SharedWeightModule]:
-        return [*self._lora_modules.values(), *self._ip_adapter_unets]
+        return [*self._lora_modules.values(), *self._image_modules]
 
     def add_to_card(self, card: ModelCard, pipelines: Mapping[Task, DiffusionPipeline]) -> ModelCard:
         """Return the card with its adapters and the tasks that support them.
@@ -118,7 +119,8 @@ class Adapters:
         return card.model_copy(
             update={
                 "loras": tuple(self._loras.loaded),
-                "image_prompts": bool(self._ip_adapter_unets),
+                "image_prompts": bool(self._image_modules),
+                "max_image_prompts": len(self._image_modules),
                 "adapter_tasks": tuple(task for task in card.tasks if task not in unsupported),
             }
         )
@@ -142,13 +144,12 @@ class Adapters:
             for image, prompt in zip(inputs.image_prompts, spec.image_prompts, strict=True)
             if prompt.scale
         ]
-        if not prompts:
+        if not prompts or not self._ip_adapter:
             return JobAdapters(modules)
-        unet = self._ip_adapter_unets[len(prompts) - 1]
-        modules["unet"] = (unet, ActiveAdapters(unet.select(loras), tuple(scale for _, scale in prompts)))
-        extract = self._pipeline.feature_extractor
-        pixels = [extract(image, return_tensors="pt").pixel_values for image, _ in prompts]
-        return JobAdapters(modules, {"ip_adapter_image": pixels})
+        module = self._image_modules[len(prompts) - 1]
+        active = ActiveAdapters(module.select(loras), tuple(scale for _, scale in prompts))
+        modules[self._ip_adapter.component] = (module, active)
+        return JobAdapters(modules, self._ip_adapter.arguments([image for image, _ in prompts]))
 
     def _lora_scales(self, spec: DenoisingSpec) -> LoraScales:
         """Return (PEFT name, scale) pairs, without those of scale 0."""
