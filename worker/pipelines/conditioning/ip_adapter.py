@@ -5,6 +5,7 @@ prompts, each with its scale, therefore uses a denoiser into which the same weig
 """
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +145,16 @@ class IPAdapter:
         setattr(adapted, self.component, copy_sharing_weights(denoiser))
         with reporting_failures(f"{LABEL} does not fit the model"):
             self._kind.load(adapted, [self._weights] * count)
+            _check_complete(getattr(adapted, self.component))
         self._pipeline.register_modules(feature_extractor=adapted.feature_extractor)
         return adapted
+
+
+def _check_complete(denoiser: torch.nn.Module) -> None:
+    """Check that all weights are there: diffusers loads what a file has and leaves the others without data."""
+    missing = sorted(name for name, parameter in denoiser.named_parameters() if parameter.is_meta)
+    if missing:
+        raise StartupError(f"{len(missing)} of its weights are missing in the file, such as {examples(missing)}")
 
 
 def _load_weights(file: Path, pipeline: DiffusionPipeline, kind: Kind) -> Weights:
@@ -178,6 +187,9 @@ def _load_image_encoder(source: ComponentSource, pipeline: DiffusionPipeline, ki
     with reporting_failures(f"{LABEL}: image encoder"):
         folder = component_folder(source)
         dtype = getattr(pipeline, kind.component).dtype
+        given = json.loads((folder / "config.json").read_text()).get("architectures") or ["another model"]
+        if given[0] != kind.image_encoder.__name__:
+            raise StartupError(f"it is {given[0]}, and not {kind.image_encoder.__name__}; set `image_encoder`")
         encoder = load_component(kind.image_encoder, folder, dtype).to(pipeline.device)
         pipeline.register_modules(image_encoder=encoder)
         if kind is SD3:
