@@ -92,7 +92,7 @@ class ModelConfig(BaseModel):
             description="table: `depth`, `pose` or `segmentation` -> part, a transformers model that computes the map"
         ),
     ] = {}
-    ip_adapter: Annotated[Component | None, Field(description="part: the IP-Adapter")] = None
+    ip_adapter: Annotated[Component | None, Field(description="part: an IP-Adapter, or FLUX.1 Redux")] = None
     image_encoder: Annotated[
         Component | None,
         Field(

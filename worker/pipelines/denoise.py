@@ -98,7 +98,7 @@ def denoise(
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
         **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
-        **_arguments(model, pipeline, spec, inputs, takes),
+        **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, takes)),
         **optional_arguments(spec, takes),
         **adapters.arguments,
     ).images

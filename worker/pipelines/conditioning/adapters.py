@@ -1,13 +1,14 @@
 """LoRAs and IP-Adapters of a model. Requests without adapters use the unmodified modules."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
+from img2img.domain.conditioning import MAX_IMAGE_PROMPTS
 from img2img.domain.model_card import ModelCard
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
@@ -20,6 +21,7 @@ from ..families import Family
 from .ip_adapter import IPAdapter
 from .lora_layers import lora_components
 from .loras import Loras, adapters_in
+from .redux import Redux, is_redux
 from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule
 
 PROMPT_CACHE_BYTES = 64 * 2**20
@@ -34,6 +36,8 @@ class JobAdapters:
     modules: Mapping[str, tuple[SharedWeightModule, ActiveAdapters]] = field(default_factory=dict)
     # Pipeline arguments for the image prompts.
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    # Adds image prompts to the prompt: (pipeline, its arguments) -> arguments. Runs in the job's engine task.
+    add_images: Callable[[DiffusionPipeline, dict[str, Any]], dict[str, Any]] = lambda _pipeline, arguments: arguments
 
     def activate(self, pipeline: DiffusionPipeline) -> None:
         """Give the pipeline object of the job its components."""
@@ -56,7 +60,9 @@ class Adapters:
         self._family = family
         self._pipeline = pipeline
         self._denoiser = denoiser_of(pipeline)
-        self._ip_adapter = IPAdapter(config, config.ip_adapter, pipeline) if config.ip_adapter else None
+        source = config.ip_adapter
+        self._redux = Redux(source, pipeline) if source and is_redux(source, pipeline) else None
+        self._ip_adapter = IPAdapter(config, source, pipeline) if source and not self._redux else None
         if self._ip_adapter:
             encoder = pipeline.image_encoder
             encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES)
@@ -119,8 +125,8 @@ class Adapters:
         return card.model_copy(
             update={
                 "loras": tuple(self._loras.loaded),
-                "image_prompts": bool(self._image_modules),
-                "max_image_prompts": len(self._image_modules),
+                "image_prompts": bool(self._image_modules or self._redux),
+                "max_image_prompts": MAX_IMAGE_PROMPTS if self._redux else len(self._image_modules),
                 "adapter_tasks": tuple(task for task in card.tasks if task not in unsupported),
             }
         )
@@ -144,6 +150,9 @@ class Adapters:
             for image, prompt in zip(inputs.image_prompts, spec.image_prompts, strict=True)
             if prompt.scale
         ]
+        if prompts and self._redux:
+            images, scales = zip(*prompts, strict=True)
+            return JobAdapters(modules, add_images=self._redux.add_images(images, scales))
         if not prompts or not self._ip_adapter:
             return JobAdapters(modules)
         module = self._image_modules[len(prompts) - 1]
