@@ -16,8 +16,10 @@ from img2img.domain.spec import DenoisingSpec
 from img2img.errors import JobError
 
 from ...engine.gate import Gate
+from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family
+from ..loading.placement import Placement
 from .ip_adapter import IPAdapter
 from .lora_layers import lora_components
 from .loras import Loras, adapters_in
@@ -48,25 +50,28 @@ class JobAdapters:
 class Adapters:
     """The adapters of one model. Immutable: jobs keep those that they started with."""
 
-    def __init__(self, config: ModelConfig, pipeline: DiffusionPipeline, family: Family) -> None:
+    def __init__(self, config: ModelConfig, pipeline: DiffusionPipeline, family: Family, placement: Placement) -> None:
         """Load the adapters that `config` lists.
 
         Args:
             pipeline: pipeline of the model, before gates are installed.
+            placement: puts the modules with adapters in place.
 
         Raises:
             StartupError: if an adapter cannot be loaded or does not fit the model.
         """
         self._family = family
         self._pipeline = pipeline
+        self._placement = placement
         self._denoiser = denoiser_of(pipeline)
         source = config.ip_adapter
-        self._redux = Redux(source, pipeline) if source and is_redux(source, pipeline) else None
+        self._redux = Redux(source, pipeline, placement) if source and is_redux(source, pipeline) else None
         self._ip_adapter = IPAdapter(config, source, pipeline) if source and not self._redux else None
         if self._ip_adapter:
             encoder = pipeline.image_encoder
+            placement.put("image_encoder", encoder)
             encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES)
-        self._use(Loras(pipeline, family).replaced_by(config.loras))
+        self._use(Loras(pipeline, family, plain_only=placement.splits_modules).replaced_by(config.loras))
 
     def with_loras(self, loras: Mapping[str, ComponentSource], files: Mapping[str, Path] | None) -> "Adapters":
         """Return the adapters with other LoRAs; this object and the jobs that use it stay as they are.
@@ -77,6 +82,9 @@ class Adapters:
         Raises:
             StartupError: if a LoRA cannot be loaded or does not fit the model.
         """
+        if self._placement.offloads:
+            # Modules with the hooks of an offloaded model cannot be copied.
+            raise StartupError("the LoRAs of a model with `offload` cannot be changed; load the model again")
         changed = copy.copy(self)
         changed._use(self._loras.replaced_by(loras, files))
         return changed
@@ -96,6 +104,7 @@ class Adapters:
                     remember_bytes=PROMPT_CACHE_BYTES if is_text_encoder else 0,
                     shared=() if is_text_encoder else self._family.unbatched,
                 )
+                self._placement.put(name, self._lora_modules[name].module)
         # Denoisers for 1, 2, ... image prompts.
         self._image_modules: list[SharedWeightModule] = []
         if self._ip_adapter:
@@ -105,6 +114,8 @@ class Adapters:
                 SharedWeightModule(name, each, denoiser_loras, remember_bytes=0, shared=self._family.unbatched)
                 for each in self._ip_adapter.pipelines(denoiser_of(loras.pipeline))
             ]
+            for each in self._image_modules:
+                self._placement.put(name, each.module)
 
     @property
     def modules(self) -> list[SharedWeightModule]:

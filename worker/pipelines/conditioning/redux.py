@@ -14,6 +14,7 @@ from ...errors import StartupError
 from ..loading.components import load_pipeline_of
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
+from ..loading.placement import Placement
 
 IMAGE_CACHE_BYTES = 256 * 2**20
 LABEL = "FLUX.1 Redux"
@@ -31,7 +32,7 @@ def is_redux(source: ComponentSource, pipeline: DiffusionPipeline) -> bool:
 class Redux:
     """The image encoder and the image embedder of FLUX.1 Redux, behind gates."""
 
-    def __init__(self, source: ComponentSource, pipeline: DiffusionPipeline) -> None:
+    def __init__(self, source: ComponentSource, pipeline: DiffusionPipeline, placement: Placement) -> None:
         """Load both.
 
         Args:
@@ -42,7 +43,7 @@ class Redux:
             StartupError: if they cannot be loaded or do not fit the model.
         """
         with reporting_failures(LABEL):
-            prior = load_pipeline_of(source, pipeline.device, pipeline.transformer.dtype)
+            prior = load_pipeline_of(source, placement.load_device, pipeline.transformer.dtype)
         if not isinstance(prior, FluxPriorReduxPipeline):
             raise StartupError(f"{LABEL}: {source.source} is a {type(prior).__name__}; set `ip_adapter` to an adapter")
         given, needed = prior.image_embedder.config.txt_in_features, pipeline.transformer.config.joint_attention_dim
@@ -50,6 +51,7 @@ class Redux:
             raise StartupError(f"{LABEL}: its tokens have the width {given}; the model needs {needed}")
         self._prior = prior
         for module in (prior.image_encoder, prior.image_embedder):
+            placement.put("image_encoder", module)
             module.forward = Gate("encode_image", module.forward, remember_bytes=IMAGE_CACHE_BYTES)
 
     def add_images(
@@ -67,7 +69,7 @@ class Redux:
         ]
 
         def add(pipeline: DiffusionPipeline, arguments: Arguments) -> Arguments:
-            text, pooled, _ = pipeline.encode_prompt(arguments["prompt"], None, device=pipeline.device)
+            text, pooled, _ = pipeline.encode_prompt(arguments["prompt"], None, device=pipeline._execution_device)
             scaled = [scale * self._embed(each, text) for each, scale in zip(pixels, scales, strict=True)]
             embeds = torch.cat([text, torch.stack(scaled).sum(dim=0)], dim=1)
             others = {name: value for name, value in arguments.items() if name != "prompt"}
@@ -77,6 +79,6 @@ class Redux:
 
     def _embed(self, pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         encoder = self._prior.image_encoder
-        states = encoder(pixel_values=pixels.to(encoder.device, encoder.dtype)).last_hidden_state
+        states = encoder(pixel_values=pixels.to(like.device, encoder.dtype)).last_hidden_state
         embedded: torch.Tensor = self._prior.image_embedder(states).image_embeds
         return embedded.to(like)
