@@ -319,13 +319,8 @@ def test_malformed_ip_adapter(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "kind"),
     [
-        (["lora_unet_x.hada_w1_a", "lora_unet_x.hada_w2_b"], "a LoHa"),
-        (["lora_unet_x.lokr_w1", "lora_unet_x.lokr_w2_a"], "a LoKr"),
         (["lora_unet_x.weight", "lora_unet_x.on_input"], "an IA3"),
         (["lora_unet_x.oft_blocks"], "an OFT"),
-        (["lora_unet_x.diff", "lora_unet_x.diff_b"], "a full difference"),
-        (["lora_unet_x.lora_mid.weight", "lora_unet_x.lora_up.weight"], "a LoCon with Tucker"),
-        (["lora_unet_x.dora_scale", "lora_unet_x.lora_up.weight"], "a DoRA"),
         (["emb_params"], "a textual inversion"),
         (["clip_g", "clip_l"], "a textual inversion"),
         (["<my-style>"], "a textual inversion"),
