@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from img2img.domain.conditioning import ControlType, LoraName
+from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlType, EmbeddingName, LoraName
 from img2img.domain.parameters import Scheduler, Task
 
 # Suffix of a whole model in one file.
@@ -73,7 +73,11 @@ class ModelCard(BaseModel):
         tuple[ControlType, ...], Field(description="Types of control maps that it can make from an image.")
     ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
+    max_image_prompts: Annotated[int, Field(description="Largest number of `image_prompts`.")] = MAX_IMAGE_PROMPTS
     loras: Annotated[tuple[LoraName, ...], Field(description="Names that `loras` can give.")] = ()
+    embeddings: Annotated[
+        tuple[EmbeddingName, ...], Field(description="Textual inversions that prompts can name.")
+    ] = ()
     adapter_tasks: Annotated[
         tuple[Task, ...], Field(description="The tasks that `image_prompts` and `loras` go with.")
     ] = tuple(Task)

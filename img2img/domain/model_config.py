@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from img2img.domain.conditioning import ControlType, LoraName
+from img2img.domain.conditioning import ControlType, EmbeddingName, LoraName
 from img2img.domain.parameters import Scheduler
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
@@ -153,7 +153,7 @@ class ModelConfig(BaseModel):
             description="table: `depth`, `pose` or `segmentation` -> part, a transformers model that computes the map"
         ),
     ] = {}
-    ip_adapter: Annotated[Component | None, Field(description="part: the IP-Adapter")] = None
+    ip_adapter: Annotated[Component | None, Field(description="part: an IP-Adapter, or FLUX.1 Redux")] = None
     image_encoder: Annotated[
         Component | None,
         Field(
@@ -162,6 +162,9 @@ class ModelConfig(BaseModel):
         ),
     ] = None
     loras: Annotated[dict[LoraName, Component], Field(description="table: name -> part")] = {}
+    embeddings: Annotated[
+        dict[EmbeddingName, Component], Field(description="table: name in prompts -> part, a textual inversion")
+    ] = {}
     inpaint: Annotated[
         Component | None,
         Field(

@@ -23,6 +23,7 @@ from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
+from .conditioning.embeddings import Embeddings
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
@@ -74,6 +75,8 @@ class Model:
             StartupError: if a component cannot be loaded or does not fit the model.
         """
         self.family = family
+        self.embeddings = Embeddings(config, family)
+        self.embeddings.add_to(pipeline)
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
@@ -81,7 +84,7 @@ class Model:
         install_gates(pipeline, family.gate_denoiser)
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
-        self._pipelines |= load_concat_pipelines(config, family, pipeline, placement)
+        self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
         upscalers = load_upscalers(config, family, pipeline, placement)
         for other in (*self._pipelines.values(), *upscalers.values()):
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
@@ -97,6 +100,7 @@ class Model:
                 self._pipelines, pipeline, self.upscalers, self._controlnets, tuple(self.annotators)
             )
         )
+        card = card.model_copy(update={"embeddings": self.embeddings.names})
         self.card = self.adapters.add_to_card(card, self._pipelines)
         self.vae = pipeline.vae
         self.is_video_vae = family.video_vae
@@ -121,7 +125,7 @@ class Model:
         pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
         parts = [part for pipeline in pipelines for part in pipeline.components.values()]
         parts += [*self._controlnets.modules, *(annotator.model for annotator in self.annotators.values())]
-        parts += [module.module for module in self.adapters.modules]
+        parts += self.adapters.weights
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def saved_bytes(self, config: ModelConfig) -> int:

@@ -13,6 +13,7 @@ from ..loading.locations import is_pipeline
 from ..loading.placement import Placement
 from ..loading.single_file import load_file_of
 from ..loading.weights import is_single_file
+from .embeddings import Embeddings
 
 
 def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:
@@ -46,7 +47,7 @@ def pipeline_classes(family: Family, base: DiffusionPipeline) -> dict[Task, type
 
 
 def load_concat_pipelines(
-    config: ModelConfig, family: Family, base: DiffusionPipeline, placement: Placement
+    config: ModelConfig, family: Family, base: DiffusionPipeline, placement: Placement, embeddings: Embeddings
 ) -> dict[Task, DiffusionPipeline]:
     """Load the `edit` and `inpaint` components of a model, by task.
 
@@ -64,7 +65,10 @@ def load_concat_pipelines(
         if kind is None or "unet" not in base.components:
             raise StartupError(f"`{task}` is not supported for {family.name} models; remove the key")
         with reporting_failures(f"`{task}`"):
-            pipelines[task] = _load(task, source, kind, base, placement)
+            pipeline = _load(task, source, kind, base, placement)
+            embeddings.add_to(pipeline)
+            placement.put_components(pipeline)
+            pipelines[task] = pipeline
     return pipelines
 
 
@@ -85,5 +89,4 @@ def _load(
     unet_task = task_of_unet(pipeline.unet, pipeline.vae.config.latent_channels)
     if unet_task is not task:
         raise StartupError(f"the UNet of {source.source} is for `{unet_task}`, not for `{task}`")
-    placement.put_components(pipeline)
     return pipeline
