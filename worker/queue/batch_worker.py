@@ -27,6 +27,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, WorkerStatus
 
 from img2img.blobs import BlobStore
+from img2img.domain.model_card import ModelCard
 from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -121,7 +122,7 @@ class BatchWorker(BaseWorker):
         self._draining = threading.Event()
         self._draining_since = 0.0
         self._closed = threading.Event()
-        self._announced: dict[str, ModelStatus] = {}
+        self._announced: tuple[dict[str, ModelStatus], list[ModelCard]] = {}, []
         self._placed_at = self._logged_at = 0.0
 
     def serve(self, check_engine: Callable[[], None]) -> None:
@@ -179,11 +180,11 @@ class BatchWorker(BaseWorker):
         self._placed_at = now
         if not self._draining.is_set():
             self._placement.place()
-        statuses = dict(self._models.statuses())
-        if statuses != self._announced:
+        models = dict(self._models.statuses()), self._models.cards
+        if models != self._announced:
             self._heartbeat.announce()
-            self._announced = statuses
-            self._log_progress(statuses, now)
+            self._announced = models
+            self._log_progress(models[0], now)
 
     def _log_progress(self, statuses: Mapping[str, ModelStatus], now: float) -> None:
         loading = {name: status for name, status in statuses.items() if status.state is ModelState.LOADING}
