@@ -15,7 +15,7 @@ class InvalidModelsFile(Exception):
     """A model file cannot be read. The message is for the operator."""
 
 
-class _ModelsFile(BaseModel):
+class ModelsFile(BaseModel):
     """Content of a models.toml file."""
 
     model_config = ConfigDict(extra="forbid")
@@ -33,7 +33,7 @@ def read_models_file(path: Path) -> dict[str, ModelConfig]:
         InvalidModelsFile: if the file cannot be read or is not valid.
     """
     try:
-        models = _ModelsFile.model_validate(tomllib.loads(path.read_text())).models
+        models = ModelsFile.model_validate(tomllib.loads(path.read_text())).models
     except (OSError, ValueError) as error:
         if isinstance(error, ValidationError):
             raise InvalidModelsFile(f"the model file {path}: {_first_error(error)}") from error

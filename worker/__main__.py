@@ -32,7 +32,7 @@ from .runtime.engine_metrics import EngineCollector
 from .runtime.engine_thread import start_engine
 from .runtime.memory_meter import memory_meter
 from .runtime.model_loader import ModelLoader
-from .runtime.model_memory import MemoryBudget, total_memory
+from .runtime.model_memory import MemoryBudget, reader_of, total_memory
 from .runtime.model_pool import ModelPool
 from .runtime.model_watch import ModelWatch
 from .runtime.pool_metrics import PoolMetrics
@@ -94,7 +94,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         metrics = serve_metrics(settings, tracer, engine, device)
         pool = ModelPool(
             loader := ModelLoader(engine, device, report.stage),
-            MemoryBudget(settings.model_memory, meter, total_memory(device)),
+            MemoryBudget(settings.model_memory, reader_of(device, meter), total_memory(device)),
             max_loaded=settings.max_loaded_models,
             metrics=PoolMetrics(metrics.registry),
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from img2img.domain.model_card import SINGLE_FILE, is_path
+from img2img.domain.model_card import SINGLE_FILES, is_path
 from img2img.domain.model_config import ComponentSource
 from img2img.printable import printable
 
@@ -15,6 +15,7 @@ from .pipelines.loading.locations import CONFIG, INDEX, PipelineLocation, compon
 from .pipelines.loading.weight_files import check_file
 
 CANNOT_PULL = 1
+SAFETENSORS = ".safetensors"
 
 
 def main() -> int:
@@ -41,17 +42,18 @@ def pull(source: str, revision: str | None, variant: str | None) -> Path:
         raise StartupError("HF_HUB_OFFLINE is set: nothing is downloaded")
     if is_path(source):
         raise StartupError(f"{source} is a path; give a hub id such as org/name")
-    if source.endswith(SINGLE_FILE):
+    if source.endswith(SINGLE_FILES):
         owner, name, file = source.split("/", 2)
         path = HubRepository(f"{owner}/{name}", revision).file(file)
-        check_file(path)
+        if path.suffix == SAFETENSORS:
+            check_file(path)
         return path
     repository = HubRepository(source, revision)
     if repository.has(INDEX):
         return PipelineLocation(source, revision, variant).folder()
     if repository.has(CONFIG):
         return component_folder(ComponentSource(source=source, revision=revision))
-    files = [name for name in repository.files or () if name.endswith(SINGLE_FILE) and "/" not in name]
+    files = [name for name in repository.files or () if name.endswith(SAFETENSORS) and "/" not in name]
     if len(files) != 1:
         found = f"has {len(files)} safetensors files" if repository.files is not None else "cannot be read now"
         raise StartupError(f"{source} {found}; give one of them, as {source}/file.safetensors")

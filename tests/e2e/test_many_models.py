@@ -43,7 +43,7 @@ def test_twenty_models_of_which_two_fit(service: Service, models: Path) -> None:
     wait_for(lambda: len(ModelRegistry(service.redis).live()) == len(TWENTY))
     assert Counter(states(service, worker).values()) == {ModelState.LOADED: 1, ModelState.UNLOADED: 19}
     ids = [service.submit(model=TWENTY[7 * i % 20], num_inference_steps=2, seed=i) for i in range(500)]
-    records = service.wait_until_ended(ids, timeout_s=120)
+    records = service.wait_until_ended(ids, timeout_s=300)
     assert Counter(record.status for record in records) == {JobStatus.SUCCEEDED: 500}
     assert list(states(service, worker).values()).count(ModelState.LOADED) <= 2
     log = (service.folder / "workers.log").read_text()

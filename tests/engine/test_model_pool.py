@@ -149,6 +149,18 @@ def test_memory_limits_the_number_of_models(serve: Callable[..., Served]) -> Non
     assert served.states() == {"a": LOADED, "b": UNLOADED, "c": LOADED}
 
 
+def test_models_share_the_free_memory() -> None:
+    free = 5_000
+    budget = MemoryBudget(None, lambda: free, total_bytes=10_000)
+    assert budget.fits(4_000, loaded=3_000)
+    assert not budget.fits(4_001, loaded=3_000), "a tenth of the memory stays free"
+    assert budget.fits(6_000, loaded=3_000, freed=2_000)
+    free = 0
+    assert not budget.fits(1, loaded=3_000)
+    assert MemoryBudget(7_000, lambda: 0, total_bytes=10_000).fits(4_000, loaded=3_000), "a limit replaces the reading"
+    assert budget.why_too_large(20_000) is None
+
+
 def test_model_that_exceeds_the_limit_names_both(serve: Callable[..., Served], folders: dict[str, Path]) -> None:
     size = serve().pool.statuses()["a"].memory_bytes
     assert size is not None

@@ -83,8 +83,15 @@ def test_every_key_that_could_name_a_file_is_known() -> None:
         for name, field in ModelConfig.model_fields.items()
         if {str, Path} & {field.annotation, *typing.get_args(field.annotation)}
     }
-    # The keys of `quantize` are names of components.
-    assert texts - {"quantize"} == {"name", "source", "revision", "variant", "lora_folder", "offload_folder"}
+    # Names of components and of a class.
+    assert texts - {"quantize", "pipeline"} == {
+        "name",
+        "source",
+        "revision",
+        "variant",
+        "lora_folder",
+        "offload_folder",
+    }
     parts = set(UpscalerSource.model_fields)
     assert parts == {"source", "revision", "subfolder", "weight_name", "steps", "guidance_scale"}
 

@@ -98,7 +98,7 @@ def denoise(
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
         **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
-        **_arguments(model, pipeline, spec, inputs, takes),
+        **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, takes)),
         **optional_arguments(spec, takes),
         **adapters.arguments,
     ).images
@@ -110,15 +110,15 @@ def denoise(
 def _arguments(
     model: Model, pipeline: DiffusionPipeline, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]
 ) -> dict[str, Any]:
-    arguments = model.family.adapt(spec, {**_text(spec), **_conditions(model, spec, inputs, takes)})
+    arguments = model.family.adapt(spec, {**_text(model, spec), **_conditions(model, spec, inputs, takes)})
     return embed_prompts(pipeline, spec, arguments) if model.family.clip_prompts else arguments
 
 
-def _text(spec: DenoisingSpec) -> dict[str, Any]:
+def _text(model: Model, spec: DenoisingSpec) -> dict[str, Any]:
     return {
-        "prompt": spec.prompt,
+        "prompt": model.embeddings.expand(spec.prompt),
         # None means no negative prompt to a pipeline.
-        "negative_prompt": spec.negative_prompt or None,
+        "negative_prompt": model.embeddings.expand(spec.negative_prompt) or None,
         "guidance_scale": spec.guidance_scale,
     }
 

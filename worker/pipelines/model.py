@@ -23,16 +23,19 @@ from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
+from .conditioning.embeddings import Embeddings
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
 from .image_processors import check_processors
+from .loading.checkpoint import Checkpoint
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation, components
 from .loading.placement import Placement
 from .loading.quantization import Quantizer, saved_bytes
-from .loading.single_file import Checkpoint, find_checkpoint, load_vae
+from .loading.single_file import find_checkpoint
+from .loading.vae_files import load_vae
 from .loading.weightless import WeightFiles, without_weights
 from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
@@ -72,6 +75,8 @@ class Model:
             StartupError: if a component cannot be loaded or does not fit the model.
         """
         self.family = family
+        self.embeddings = Embeddings(config, family)
+        self.embeddings.add_to(pipeline)
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
@@ -79,7 +84,7 @@ class Model:
         install_gates(pipeline, family.gate_denoiser)
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
-        self._pipelines |= load_concat_pipelines(config, family, pipeline, placement)
+        self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
         upscalers = load_upscalers(config, family, pipeline, placement)
         for other in (*self._pipelines.values(), *upscalers.values()):
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
@@ -95,6 +100,7 @@ class Model:
                 self._pipelines, pipeline, self.upscalers, self._controlnets, tuple(self.annotators)
             )
         )
+        card = card.model_copy(update={"embeddings": self.embeddings.names})
         self.card = self.adapters.add_to_card(card, self._pipelines)
         self.vae = pipeline.vae
         self.is_video_vae = family.video_vae
@@ -119,7 +125,7 @@ class Model:
         pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
         parts = [part for pipeline in pipelines for part in pipeline.components.values()]
         parts += [*self._controlnets.modules, *(annotator.model for annotator in self.annotators.values())]
-        parts += [module.module for module in self.adapters.modules]
+        parts += self.adapters.weights
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def saved_bytes(self, config: ModelConfig) -> int:
@@ -219,7 +225,13 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
         source = location.file if isinstance(location, Checkpoint) else location.folder()
     with reporting_failures(label, lambda: memory_remedy(source, dtype, device)):
         if isinstance(location, Checkpoint):
-            pipeline = location.load(first, device=placement.load_device, dtype=dtype, quantizer=quantizer)
+            pipeline = location.load(
+                first,
+                device=placement.load_device,
+                dtype=dtype,
+                quantizer=quantizer,
+                load_components=family.load_components,
+            )
         else:
             loaded = dict(family.load_components(str(source)))
             if config.vae is not None:

@@ -122,7 +122,7 @@ class BatchWorker(BaseWorker):
         self._draining = threading.Event()
         self._draining_since = 0.0
         self._closed = threading.Event()
-        self._announced: tuple[list[ModelCard], dict[str, ModelStatus]] = ([], {})
+        self._announced: tuple[dict[str, ModelStatus], list[ModelCard]] = {}, []
         self._placed_at = self._logged_at = 0.0
 
     def serve(self, check_engine: Callable[[], None]) -> None:
@@ -180,12 +180,11 @@ class BatchWorker(BaseWorker):
         self._placed_at = now
         if not self._draining.is_set():
             self._placement.place()
-        statuses = dict(self._models.statuses())
-        announced = (self._models.announced_cards, statuses)
-        if announced != self._announced:
+        models = dict(self._models.statuses()), self._models.announced_cards
+        if models != self._announced:
             self._heartbeat.announce()
-            self._announced = announced
-            self._log_progress(statuses, now)
+            self._announced = models
+            self._log_progress(models[0], now)
 
     def _log_progress(self, statuses: Mapping[str, ModelStatus], now: float) -> None:
         loading = {name: status for name, status in statuses.items() if status.state is ModelState.LOADING}

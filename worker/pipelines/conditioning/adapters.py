@@ -1,13 +1,15 @@
 """LoRAs and IP-Adapters of a model. Requests without adapters use the unmodified modules."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
+from img2img.domain.conditioning import MAX_IMAGE_PROMPTS
 from img2img.domain.model_card import ModelCard, is_path
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
@@ -15,14 +17,16 @@ from img2img.domain.spec import DenoisingSpec
 from img2img.errors import JobError
 
 from ...engine.gate import Gate
+from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family
 from ..loading.placement import Placement
 from ..loading.weightless import add_unknown, is_weightless
 from ..loading.weights import resolve_weights
-from .ip_adapter import LABEL, IPAdapter, check_ip_adapter
+from .ip_adapter import LABEL, IPAdapter, max_images
 from .lora_layers import lora_components
 from .loras import Loras, adapters_in, check_loras, label
+from .redux import Redux, is_redux
 from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule
 
 PROMPT_CACHE_BYTES = 64 * 2**20
@@ -37,6 +41,8 @@ class JobAdapters:
     modules: Mapping[str, tuple[SharedWeightModule, ActiveAdapters]] = field(default_factory=dict)
     # Pipeline arguments for the image prompts.
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    # Adds image prompts to the prompt: (pipeline, its arguments) -> arguments. Runs in the job's engine task.
+    add_images: Callable[[DiffusionPipeline, dict[str, Any]], dict[str, Any]] = lambda _pipeline, arguments: arguments
 
     def activate(self, pipeline: DiffusionPipeline) -> None:
         """Give the pipeline object of the job its components."""
@@ -61,30 +67,31 @@ class Adapters:
         self._pipeline = pipeline
         self._placement = placement
         self._denoiser = denoiser_of(pipeline)
-        self._has_ip_adapter = config.ip_adapter is not None
-        # Of adapters that are not loaded.
+        # Bytes of the files of adapters that are not loaded.
         self.file_bytes = 0
         # By component, for components that a LoRA has weights for.
         self._lora_modules: dict[str, SharedWeightModule] = {}
-        # UNets for 1, 2, ... image prompts.
-        self._ip_adapter_unets: list[SharedWeightModule] = []
+        # Denoisers for 1, 2, ... image prompts.
+        self._image_modules: list[SharedWeightModule] = []
+        source = config.ip_adapter
+        self._redux = Redux(source, pipeline, placement) if source and is_redux(source, pipeline) else None
+        self._max_image_prompts = MAX_IMAGE_PROMPTS if self._redux else max_images(pipeline) if source else 0
         if is_weightless():
             self._describe(config)
             return
-        self._ip_adapter = IPAdapter(config, config.ip_adapter, pipeline) if config.ip_adapter else None
+        self._ip_adapter = IPAdapter(config, source, pipeline) if source and not self._redux else None
         if self._ip_adapter:
             encoder = pipeline.image_encoder
             placement.put("image_encoder", encoder)
             encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES)
-        self._use(Loras(pipeline, family).replaced_by(config.loras))
+        self._use(Loras(pipeline, family, plain_only=placement.splits_modules).replaced_by(config.loras))
 
     def _describe(self, config: ModelConfig) -> None:
         """Find out the names and the size of the adapters, without loading them."""
         if config.loras:
             check_loras(self._pipeline, self._family)
         sources = {label(name): source for name, source in config.loras.items()}
-        if config.ip_adapter:
-            check_ip_adapter(self._pipeline)
+        if config.ip_adapter and not self._redux:
             sources[LABEL] = config.ip_adapter
         for name, source in sources.items():
             if is_path(source.source) or Path(source.source).exists():
@@ -102,6 +109,9 @@ class Adapters:
         Raises:
             StartupError: if a LoRA cannot be loaded or does not fit the model.
         """
+        if self._placement.offloads:
+            # Modules with the hooks of an offloaded model cannot be copied.
+            raise StartupError("the LoRAs of a model with `offload` cannot be changed; load the model again")
         changed = copy.copy(self)
         changed._use(self._loras.replaced_by(loras, files))
         return changed
@@ -122,19 +132,25 @@ class Adapters:
                     shared=() if is_text_encoder else self._family.unbatched,
                 )
                 self._placement.put(name, self._lora_modules[name].module)
-        self._ip_adapter_unets = []
+        self._image_modules = []
         if self._ip_adapter:
-            unet_loras = adapters_in(loras.pipeline, "unet") if loras.loaded else frozenset()
-            self._ip_adapter_unets = [
-                SharedWeightModule("unet", each, unet_loras, remember_bytes=0)
+            name = self._ip_adapter.component
+            denoiser_loras = adapters_in(loras.pipeline, name) if loras.loaded else frozenset()
+            self._image_modules = [
+                SharedWeightModule(name, each, denoiser_loras, remember_bytes=0, shared=self._family.unbatched)
                 for each in self._ip_adapter.pipelines(denoiser_of(loras.pipeline))
             ]
-            for unet in self._ip_adapter_unets:
-                self._placement.put("unet", unet.module)
+            for each in self._image_modules:
+                self._placement.put(name, each.module)
 
     @property
     def modules(self) -> list[SharedWeightModule]:
-        return [*self._lora_modules.values(), *self._ip_adapter_unets]
+        return [*self._lora_modules.values(), *self._image_modules]
+
+    @property
+    def weights(self) -> list[torch.nn.Module]:
+        """All modules of the adapters."""
+        return [*(module.module for module in self.modules), *(self._redux.modules if self._redux else ())]
 
     def add_to_card(self, card: ModelCard, pipelines: Mapping[Task, DiffusionPipeline]) -> ModelCard:
         """Return the card with its adapters and the tasks that support them.
@@ -151,7 +167,8 @@ class Adapters:
         return card.model_copy(
             update={
                 "loras": self._lora_names,
-                "image_prompts": self._has_ip_adapter,
+                "image_prompts": self._max_image_prompts > 0,
+                "max_image_prompts": self._max_image_prompts,
                 "adapter_tasks": tuple(task for task in card.tasks if task not in unsupported),
             }
         )
@@ -175,13 +192,15 @@ class Adapters:
             for image, prompt in zip(inputs.image_prompts, spec.image_prompts, strict=True)
             if prompt.scale
         ]
-        if not prompts:
+        if prompts and self._redux:
+            images, scales = zip(*prompts, strict=True)
+            return JobAdapters(modules, add_images=self._redux.add_images(images, scales))
+        if not prompts or not self._ip_adapter:
             return JobAdapters(modules)
-        unet = self._ip_adapter_unets[len(prompts) - 1]
-        modules["unet"] = (unet, ActiveAdapters(unet.select(loras), tuple(scale for _, scale in prompts)))
-        extract = self._pipeline.feature_extractor
-        pixels = [extract(image, return_tensors="pt").pixel_values for image, _ in prompts]
-        return JobAdapters(modules, {"ip_adapter_image": pixels})
+        module = self._image_modules[len(prompts) - 1]
+        active = ActiveAdapters(module.select(loras), tuple(scale for _, scale in prompts))
+        modules[self._ip_adapter.component] = (module, active)
+        return JobAdapters(modules, self._ip_adapter.arguments([image for image, _ in prompts]))
 
     def _lora_scales(self, spec: DenoisingSpec) -> LoraScales:
         """Return (PEFT name, scale) pairs, without those of scale 0."""

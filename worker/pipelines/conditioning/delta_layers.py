@@ -13,6 +13,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ...errors import StartupError
+
 Factors = Mapping[str, torch.Tensor]
 
 
@@ -87,14 +89,19 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
 
         Raises:
             RuntimeError: if the factors do not fit the layer.
+            StartupError: if it is a DoRA and the weight is quantised.
         """
         weight = self.get_base_weight()
-        placed = {name: tensor.to(weight.device, weight.dtype).contiguous() for name, tensor in factors.items()}
-        changed = change_of_weight(placed, weight.shape)
+        is_quantised = not weight.is_floating_point()
+        dtype = cast(torch.dtype, self.base_layer.compute_dtype) if is_quantised else weight.dtype
+        placed = {name: tensor.to(weight.device, dtype).contiguous() for name, tensor in factors.items()}
+        changed = change_of_weight(placed, self._shape)
         if "dora_scale" in placed:
+            if is_quantised:
+                raise StartupError("a DoRA needs weights that are not quantised; remove `quantize`")
             decomposed(weight + changed, placed["dora_scale"])
         if "diff_b" in placed:
-            placed["diff_b"] = placed["diff_b"].reshape(len(weight))
+            placed["diff_b"] = placed["diff_b"].reshape(self._shape[0])
         self.factors[adapter] = nn.ParameterDict(
             {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in placed.items()}
         )
@@ -116,12 +123,20 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
     def _change(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the changes of weight and bias by an active adapter."""
         factors, scale = cast(Factors, self.factors[adapter]), self.scaling[adapter]
-        weight = self.get_base_weight()
-        change = change_of_weight(factors, weight.shape) * self._file_scales[adapter]
+        change = change_of_weight(factors, self._shape) * self._file_scales[adapter]
         if "dora_scale" in factors:
+            weight = self.get_base_weight()
             # The magnitudes belong to the weight at scale 1; other scales are between it and the weight of the model.
             change = decomposed(weight + change, factors["dora_scale"]) - weight
         return change * scale, factors["diff_b"] * scale if "diff_b" in factors else None
+
+    @property
+    def _shape(self) -> torch.Size:
+        """Shape of the weight, which quantised weights do not have."""
+        layer = self.base_layer
+        if isinstance(layer, nn.Linear):
+            return torch.Size((layer.out_features, layer.in_features))
+        return self.get_base_weight().shape
 
     def _layer_output(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         layer = self.base_layer

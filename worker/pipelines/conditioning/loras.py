@@ -50,12 +50,14 @@ class LoadedLora:
 class Loras:
     """The LoRAs of a model, in copies of its modules that share their weights. Immutable."""
 
-    def __init__(self, pipeline: DiffusionPipeline, family: Family) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, family: Family, *, plain_only: bool = False) -> None:
         """Return an object without LoRAs.
 
         Args:
             pipeline: pipeline of the model. It is not changed.
+            plain_only: whether only LoRAs that diffusers loads can be used.
         """
+        self._plain_only = plain_only
         self._model_pipeline = pipeline
         self._family = family
         self._numbers = itertools.count()
@@ -98,7 +100,7 @@ class Loras:
         }
         for name, lora in replaced.loaded.items():
             if name not in kept:
-                _load(replaced.pipeline, lora.peft_name, files[name], label(name))
+                _load(replaced.pipeline, lora.peft_name, files[name], label(name), plain_only=self._plain_only)
         return replaced
 
 
@@ -133,7 +135,7 @@ def adapters_in(pipeline: DiffusionPipeline, name: str) -> frozenset[str]:
     return frozenset(adapter for layer in layers for adapter in layer.scaling)
 
 
-def _load(pipeline: DiffusionPipeline, adapter: str, file: Path, label: str) -> None:
+def _load(pipeline: DiffusionPipeline, adapter: str, file: Path, label: str, *, plain_only: bool) -> None:
     weights, metadata = _read(file, label)
     kind = kind_of_weights(weights)
     if kind is None:
@@ -142,6 +144,8 @@ def _load(pipeline: DiffusionPipeline, adapter: str, file: Path, label: str) -> 
         raise StartupError(f"{label}: {file.name} is {kind}, which is not supported in `loras`")
     check_base(pipeline, weights, metadata, f"{label}: {file.name}")
     if kind == CHANGES or not _diffusers_can_load(weights):
+        if plain_only:
+            raise StartupError(f'{label}: {file.name} needs whole modules; set `offload` to "model" or remove it')
         with reporting_failures(f"{label} does not fit the model"):
             add_changes(pipeline, adapter, weights)
         return

@@ -103,4 +103,6 @@ class SharedWeightModule:
             else:
                 self._module.set_adapters(names, scales)  # type: ignore[operator]
         if adapters.image_scales:
-            self._pipeline.set_ip_adapter_scale(list(adapters.image_scales))
+            # FLUX takes a list with one scale for a list of scales by layer, Stable Diffusion 3 takes no list.
+            images = list(adapters.image_scales)
+            self._pipeline.set_ip_adapter_scale(images[0] if len(images) == 1 else images)

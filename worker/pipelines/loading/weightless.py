@@ -28,6 +28,7 @@ class WeightFiles:
     def __init__(self, total: int | None = None) -> None:
         self.total = total
         self.is_complete = True
+        self._counted: set[Path] = set()
         self._done = 0
         self._reading = 0
         self._read_before = 0
@@ -47,17 +48,21 @@ class WeightFiles:
         read = min(self._reading, max(0, _bytes_from_disk() - self._read_before)) if self._reading else 0
         return min(99, 100 * (self._done + read) // self.total)
 
-    def add(self, size: int) -> None:
-        self._done += size
+    def size_of(self, files: list[Path]) -> int:
+        """Return the bytes of those of the files that were not counted yet."""
+        new = set(files) - self._counted
+        self._counted |= new
+        return sum(file.stat().st_size for file in new)
 
     @contextmanager
     def reading(self, size: int) -> Iterator[None]:
         """Count files as read at the end of the block, and within it by the bytes from the disk."""
+        outer = self._read_before, self._reading
         self._read_before, self._reading = _bytes_from_disk(), size
         try:
             yield
         finally:
-            self._reading = 0
+            self._read_before, self._reading = outer
         self._done += size
 
 
@@ -98,7 +103,7 @@ def reading(files: list[Path]) -> Iterator[None]:
     if counter is None:
         yield
         return
-    with counter.reading(sum(file.stat().st_size for file in files)):
+    with counter.reading(counter.size_of(files)):
         yield
 
 
