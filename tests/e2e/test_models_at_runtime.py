@@ -170,6 +170,15 @@ def test_folder_of_loras_is_followed(client: httpx.Client, model_folder: Path, f
         wait_for(lambda: client.get("/models/house").json()["card"]["loras"] == ["brush"])
     assert failures == []
 
+    def with_brush() -> bytes:
+        return succeeded(client, submit(client, model="house", loras=[{"name": "brush"}]))
+
+    before = with_brush()
+    with load(client, model="house", loras=[{"name": "brush"}]) as failures:
+        tiny_lora(model_folder, folder / "loras" / "brush.safetensors", seed=5)
+        wait_for(lambda: with_brush() != before)
+    assert failures == []
+
 
 def test_lora_of_the_folder_that_does_not_fit_leaves_the_model_alone(
     client: httpx.Client, folder: Path, tmp_path: Path

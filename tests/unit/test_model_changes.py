@@ -129,17 +129,20 @@ def test_lora_folder_has_complete_loras_only(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "dangling.safetensors").symlink_to("nowhere")
     for _ in range(3):
         loras = folders.expand(config).loras
-        assert loras == {"ink": ComponentSource(source=str(tmp_path / "ink.safetensors")), "pen": PEN}
+        assert (list(loras), loras["ink"].source) == (["ink", "pen"], str(tmp_path / "ink.safetensors"))
+        assert loras["pen"] == PEN
     assert sorted(record.args[0].name for record in caplog.records if record.args) == [  # type: ignore[index,union-attr]
         "bad name.safetensors", "half.safetensors", "vae.safetensors",
     ]  # fmt: skip
     assert list(folders.expand(config, {"ink"}).loras) == ["pen"]
 
-    # A file that is replaced is left out until it stays the same.
+    # A file that is replaced counts as it was until it stays the same.
+    before = folders.expand(config)
     lora(tmp_path / "ink.safetensors", rows=8)
     (tmp_path / "half.safetensors").write_bytes(content)
-    assert list(folders.expand(config).loras) == ["pen"]
-    assert list(folders.expand(config).loras) == ["half", "ink", "pen"]
+    assert folders.expand(config) == before
+    after = folders.expand(config).loras
+    assert (list(after), after["ink"] == before.loras["ink"]) == (["half", "ink", "pen"], False)
 
     # One that does not fit its model is left out until it changes.
     expanded = folders.expand(config)
@@ -147,8 +150,10 @@ def test_lora_folder_has_complete_loras_only(tmp_path: Path, caplog: pytest.LogC
     assert not folders.reject(expanded, "pen"), "it is not a file of the folder"
     assert list(folders.expand(config).loras) == ["half", "pen"]
     os.utime(tmp_path / "ink.safetensors", (1, 1))
-    folders.expand(config)
+    assert list(folders.expand(config).loras) == ["half", "pen"]
     assert list(folders.expand(config).loras) == ["half", "ink", "pen"]
+    (tmp_path / "ink.safetensors").unlink()
+    assert list(folders.expand(config).loras) == ["half", "pen"]
 
 
 def test_default_model_follows_the_file_once_the_model_is_known(

@@ -32,11 +32,12 @@ log = logging.getLogger(__name__)
 class LoraFolders:
     """Reads the folders of LoRAs again and again.
 
-    A file is used when it is complete: its size is that of its header, and it has not changed since the call before.
+    A file is used when it is complete: its size is that of its header, and it has not changed since the call before. A
+    file that is being replaced counts as it was until then.
     """
 
     def __init__(self) -> None:
-        # Versions at the last reading, and of those which files were usable.
+        # Versions at the last reading, and of those which files are LoRAs.
         self._last: dict[Path, Version] = {}
         self._checked: dict[Path, tuple[Version, bool]] = {}
         self._read: set[Path] = set()
@@ -49,8 +50,7 @@ class LoraFolders:
         """
         if config.lora_folder is None:
             return config
-        folder = Path(config.lora_folder)
-        found = {path.stem: ComponentSource(source=str(path)) for path in self._usable(folder)}
+        found = dict(self._usable(Path(config.lora_folder)))
         shown = {name: source for name, source in found.items() if name not in hidden}
         return config.model_copy(update={"loras": {**shown, **config.loras}})
 
@@ -63,27 +63,28 @@ class LoraFolders:
         self._checked[path] = (version_of(path), False)
         return True
 
-    def _usable(self, folder: Path) -> Iterator[Path]:
+    def _usable(self, folder: Path) -> Iterator[tuple[str, ComponentSource]]:
         is_first_time = folder not in self._read
         self._read.add(folder)
         # Hidden files belong to programs that are still writing them.
         for path in sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith(".")):
-            version = version_of(path)
-            is_still = is_first_time or self._last.get(path) == version
+            version, last = version_of(path), self._last.get(path)
             self._last[path] = version
-            if version is not None and is_still and self._check(path, version):
-                yield path
+            if version is not None and (is_first_time or last == version):
+                self._check(path, version)
+            checked, is_usable = self._checked.get(path, (None, False))
+            if version is not None and is_usable:
+                # So that a file that was replaced makes another configuration.
+                yield path.stem, ComponentSource(source=str(path), revision="-".join(map(str, checked or ())))
 
-    def _check(self, path: Path, version: Version) -> bool:
-        """Return whether a file is a LoRA. Logs once why it is not."""
-        checked, is_usable = self._checked.get(path, (None, False))
-        if checked == version:
-            return is_usable
+    def _check(self, path: Path, version: Version) -> None:
+        """Find out whether this version of a file is a LoRA. Logs once why it is not."""
+        if self._checked.get(path, (None, False))[0] == version:
+            return
         problem = _problem(path)
         if problem:
             log.warning("%s is left out: %s", path, problem)
         self._checked[path] = (version, problem is None)
-        return problem is None
 
 
 def _problem(path: Path) -> str | None:
