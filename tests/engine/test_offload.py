@@ -30,7 +30,7 @@ from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.processes import wait_for
 from tests.support.specs import make_spec
 
-SIDE = 32
+SIDE = 64
 IMAGE = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1, 3, SIDE, SIDE), np.uint8)).float() / 255
 FAMILIES: dict[str, tuple[Callable[[Path], Path], Scheduler, Task]] = {
     "sd": (tiny_sd, Scheduler.DDIM, Task.IMG2IMG),
@@ -129,7 +129,7 @@ def test_loras_controlnets_and_long_prompts_work_with_layers(
     plain, offloaded = load(sd, **keys), load(sd, "layers", **keys)
     several = [
         *jobs(loras=[Lora(name="ink", scale=0.8)]),
-        *jobs(controls=[Control(type=ControlType.CANNY, preprocess=False)]),
+        *jobs(controls=[Control(type=ControlType.CANNY, image="0" * 64, preprocess=False)]),
         *jobs(prompt_weighting=True),
         *((spec.model_copy(update={"prompt": "a house " * 60, "clip_skip": 1}), inputs) for spec, inputs in jobs()),
     ]
