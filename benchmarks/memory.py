@@ -33,8 +33,7 @@ from img2img.worker.engine.task import EngineTask
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.images.png import decode_png
 from img2img.worker.pipelines.denoise import make_task_function
-from img2img.worker.pipelines.loading.checkpoint_configs import LAYOUTS
-from img2img.worker.pipelines.loading.clip_tokenizer import clip_tokenizer
+from img2img.worker.pipelines.loading.checkpoint_layouts import LAYOUTS
 from img2img.worker.pipelines.loading.locations import components
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runtime.allocator import configure_malloc, trim_malloc
@@ -191,7 +190,7 @@ def _image(size: int) -> torch.Tensor:
 def write_random_model(folder: Path) -> None:
     """Write a model of the size of Stable Diffusion 1 with random weights in float32."""
     layout = LAYOUTS["v1"]
-    layout.write(folder, in_channels=4, prediction_type=None, zero_snr=False)
+    layout.write(folder, in_channels=4)
     for name, (library, class_name) in components(json.loads((folder / "model_index.json").read_text())).items():
         module: Any = None
         if library == "transformers" and name in layout.text_encoders:
@@ -202,8 +201,8 @@ def write_random_model(folder: Path) -> None:
             module = getattr(diffusers, class_name).from_config(config)
         if module is not None:
             module.save_pretrained(folder / name)
-    for name, pad in layout.pads.items():
-        clip_tokenizer(pad).save_pretrained(folder / name)
+    for name, tokenizer in layout.tokenizers.items():
+        tokenizer.make().save_pretrained(folder / name)
 
 
 if __name__ == "__main__":

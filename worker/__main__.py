@@ -96,7 +96,8 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         store = open_store(settings.resolved_store_url)
         configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
         device = choose_device(settings.device)
-        logging.getLogger(__name__).info("device: %s", describe_device(device))
+        # Not the name of this module, which is `__main__`.
+        logging.getLogger("img2img.worker").info("device: %s", describe_device(device))
         engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=memory_meter(device))
         loaded: Future[list[Model]] = Future()
         engine_thread = threading.Thread(
