@@ -122,6 +122,8 @@ def test_denoiser_controlnet_and_loras_stay_together(tmp_path: Path) -> None:
         job(offloaded, 1, controls=[Control(type=ControlType.CANNY, image="0" * 64, preprocess=False)]),
         job(offloaded, 2, loras=[Lora(name="ink", scale=0.8)]),
         job(offloaded, 3),
+        # Its prompt is that of the job before: the embedding is remembered while the text encoder is away.
+        job(offloaded, 3, clip_skip=1),
     ]
     together = run(several)
     for a, b in zip(run(on(plain, several)), together, strict=True):
