@@ -1,6 +1,5 @@
 """Offloaded models give the pixels of models that are not, alone and in company, and take less memory."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -231,49 +230,3 @@ def test_quantised_weights_that_cannot_be_offloaded_are_refused(keys: dict[str, 
 def test_macs_share_their_memory() -> None:
     with pytest.raises(StartupError, match="mps shares the main memory"):
         Placement(ModelConfig(name="photo", source="x", offload="model"), "mps")
-
-
-RESIDENT = """
-import json, sys
-import torch
-from img2img.domain.model_config import ModelConfig
-from img2img.worker.pipelines.model import load_model
-from img2img.worker.runtime.allocator import configure_malloc, trim_malloc
-from benchmarks.memory import resident_bytes
-configure_malloc()
-before = resident_bytes()
-model = load_model(ModelConfig.model_validate(json.loads(sys.argv[1])), device="cpu")
-# Weights that are mapped from their files count once they are read.
-for module in next(iter(model._pipelines.values())).components.values():
-    if isinstance(module, torch.nn.Module):
-        [parameter.sum() for parameter in module.parameters() if parameter.device.type != "meta"]
-trim_malloc()
-print(resident_bytes() - before)
-model.close()
-"""
-
-
-def test_resident_bytes_fall_by_the_weights(tmp_path: Path) -> None:
-    pipeline_folder = wide_sd(tmp_path / "model")
-    weights = sum(file.stat().st_size for file in pipeline_folder.rglob("*.safetensors"))
-
-    def resident(**keys: Any) -> int:
-        values = {"name": "photo", "source": str(pipeline_folder), **keys}
-        command = [sys.executable, "-c", RESIDENT, json.dumps(values)]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-    saved = resident(dtype="bfloat16") - resident(
-        dtype="bfloat16", offload="layers", offload_folder=str(tmp_path / "offloaded")
-    )
-    assert saved > 0.8 * weights / 2
-
-
-def wide_sd(folder: Path) -> Path:
-    """Write a model whose UNet has 100 million weights more than those of other tests."""
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd(folder))
-    unet = UNet2DConditionModel.from_config({**pipeline.unet.config, "block_out_channels": (32, 1536)})
-    pipeline.unet = unet
-    pipeline.save_pretrained(folder)
-    return folder
