@@ -88,7 +88,8 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     with StartReport(redis, f"{socket.gethostname()}:{os.getpid()}", download_progress) as report:
         store = open_store(settings.resolved_store_url)
         device = choose_device(settings.device)
-        logging.getLogger(__name__).info("device: %s", describe_device(device))
+        # Not the name of this module, which is `__main__`.
+        logging.getLogger("img2img.worker").info("device: %s", describe_device(device))
         meter = memory_meter(device)
         engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=meter)
         metrics = serve_metrics(settings, tracer, engine, device)
