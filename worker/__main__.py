@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import torch
 from obstore.exceptions import BaseError as StoreError
 from pydantic import ValidationError
@@ -210,6 +211,8 @@ def warm_up(model: Model) -> None:
     inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
     function = make_task_function(model, _warm_up_spec(model.card), inputs, 0)
     function(EngineTask(function, lambda _task: None))
+    if model.safety_checker is not None:
+        model.safety_checker.is_flagged(model.safety_checker.prepare(np.zeros((size, size, 3), np.uint8)))
 
 
 def _warm_up_spec(card: ModelCard) -> JobSpec:

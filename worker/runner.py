@@ -3,6 +3,7 @@
 Connects the queue, which knows no tensors, to the engine, which knows no jobs.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +21,16 @@ from .errors import DeviceLost
 from .images.inputs import Inputs, load_inputs, to_pixels
 from .images.png import Pixels, encode_png
 from .pipelines.model import Model
+from .pipelines.safety_checker import ImageChecker
 from .pipelines.tiled_denoise import make_task_functions
 
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """One result image."""
+    """One result image. Without a PNG, it was flagged and is not delivered."""
 
     index: int
-    png: bytes
+    png: bytes | None
 
 
 class Rendering:
@@ -52,6 +54,7 @@ class Rendering:
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
         self.tasks = [EngineTask(function, self._task_done) for function in functions]  # image by image
         self.remaining = len(self.tasks)  # tasks that have not ended
+        self._checks: list[EngineTask] = []  # of the safety checker
 
     def start(self, on_done: Callable[[], None]) -> None:
         """Submit the tasks. `on_done` is called on the engine's thread when all of them have ended."""
@@ -60,7 +63,7 @@ class Rendering:
 
     def stop(self) -> None:
         """Request the end of all tasks at the engine's next iteration. Safe from any thread, also before `start`."""
-        for task in self.tasks:
+        for task in (*self.tasks, *self._checks):
             task.stop()
 
     def _task_done(self, task: EngineTask) -> None:
@@ -86,14 +89,19 @@ class Rendering:
         return timeline
 
     def preview(self) -> bytes | None:
-        """Return a small JPEG of the first unfinished image, or None if there is no preview."""
+        """Return a small JPEG of the first unfinished image, or None if there is no preview.
+
+        There is none where images can be withheld: it would show an image that is not checked yet.
+        """
+        if self._model.safety_checker is not None and self._model.safety_checker.withholds:
+            return None
         latents = next((t.latents for t in self.tasks if t.latents is not None and t.result is None), None)
         if latents is None or self._model.preview is None or latents.dim() != 4 or self._inputs.tiled_image:
             return None
         return self._model.preview.jpeg(latents)
 
     def render(self) -> list[RenderedImage]:
-        """Return the finished images. Call it once all tasks have ended.
+        """Return the finished images. Call it once all tasks have ended, and not on the engine's thread.
 
         Raises:
             JobError: the job failed or was stopped.
@@ -102,11 +110,47 @@ class Rendering:
         errors = [task.error for task in self.tasks if task.error is not None]
         if errors:
             raise _to_job_error(next((error for error in errors if not isinstance(error, TaskStopped)), errors[0]))
+        checker = self._model.safety_checker
         with _raising_device_lost():
-            return [
-                RenderedImage(index, encode_png(self._pixels(i), self._metadata(index), self._infotext(index)))
-                for i, index in enumerate(self.indices)
-            ]
+            if checker is None:
+                return [self._image(index, self._pixels(i), {}) for i, index in enumerate(self.indices)]
+            images = [self._pixels(i) for i in range(len(self.indices))]
+            flags = self._check(checker, images)
+        return [
+            RenderedImage(index, None)
+            if is_flagged and checker.withholds
+            else self._image(index, pixels, {"flagged": True} if is_flagged else {})
+            for index, pixels, is_flagged in zip(self.indices, images, flags, strict=True)
+        ]
+
+    @property
+    def waits(self) -> bool:
+        """Whether `render` waits for the engine."""
+        return self._model.safety_checker is not None
+
+    def _check(self, checker: ImageChecker, images: Sequence[Pixels]) -> list[bool]:
+        """Return which images the safety checker flags. The engine checks them together with those of other jobs."""
+        ended = threading.Semaphore(0)
+        prepared = [checker.prepare(pixels) for pixels in images]
+        functions = [lambda _task, one=one: checker.is_flagged(one) for one in prepared]
+        self._checks = [EngineTask(function, lambda _task: ended.release()) for function in functions]
+        if any(task.is_stopping for task in self.tasks):
+            self.stop()
+        self._engine.submit_short(self._checks)
+        for _ in self._checks:
+            ended.acquire()
+        for task in self._checks:
+            if task.error is not None:
+                raise _to_job_error(task.error)
+        return [task.result for task in self._checks]
+
+    def _image(self, index: int, pixels: Pixels, more: Mapping[str, object]) -> RenderedImage:
+        """Return an image as a PNG.
+
+        Args:
+            more: metadata besides the parameters.
+        """
+        return RenderedImage(index, encode_png(pixels, {**self._metadata(index), **more}, self._infotext(index)))
 
     def _pixels(self, i: int) -> Pixels:
         """Return the pixels of the i-th rendered image."""

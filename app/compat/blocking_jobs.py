@@ -100,7 +100,7 @@ class BlockingJobs:
 
     def _read_pngs(self, record: JobRecord) -> Sequence[bytes]:
         job_store = self.queue.job_store
-        return [read_result(self.store, job_store, record, index) for index in range(len(record.images))]
+        return [read_result(self.store, job_store, record, index) for index in (image.index for image in record.images)]
 
 
 BlockingJobsDep = Annotated[BlockingJobs, Depends(BlockingJobs)]

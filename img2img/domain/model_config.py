@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from .conditioning import ControlType, LoraName
-from .parameters import Scheduler
+from img2img.domain.conditioning import ControlType, LoraName
+from img2img.domain.model_card import SafetyChecker
+from img2img.domain.parameters import Scheduler
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
 
@@ -62,6 +63,13 @@ class ModelConfig(BaseModel):
             "model, or such a file on the hub (`org/name/file.safetensors`); required"
         ),
     ]
+    description: Annotated[
+        str,
+        Field(
+            max_length=1000,
+            description="text for clients: what the model makes, and what it was trained on; default: empty",
+        ),
+    ] = ""
     revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
     variant: Annotated[str | None, Field(description="variant of the weight files, such as `fp16`")] = None
     dtype: Annotated[
@@ -123,6 +131,20 @@ class ModelConfig(BaseModel):
     ] = None
     scheduler: Annotated[
         Scheduler | None, Field(description="default of requests; default: the scheduler of the model")
+    ] = None
+    safety_checker: Annotated[
+        SafetyChecker | None,
+        Field(
+            description="`on`: images that the safety checker flags are withheld; `report`: they are delivered and "
+            "marked; `off`: it is not loaded; default: `on` if the model has a checker, else `off`"
+        ),
+    ] = None
+    safety_checker_source: Annotated[
+        Component | None,
+        Field(
+            description="part: the safety checker, a `StableDiffusionSafetyChecker`, for a model without one; it works "
+            "with models of every family; default: that of the model"
+        ),
     ] = None
     guidance: Annotated[
         bool | None,

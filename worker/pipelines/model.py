@@ -30,6 +30,7 @@ from .loading.locations import PipelineLocation
 from .loading.single_file import Checkpoint, find_checkpoint, load_vae
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
+from .safety_checker import ImageChecker, load_safety_checker, mode_of
 from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class Model:
             )
         )
         self.card = self.adapters.add_to_card(card, self._pipelines)
+        # Set by `set_safety_checker`. None: images are not checked.
+        self.safety_checker: ImageChecker | None = None
         self.vae = pipeline.vae
         self.is_video_vae = family.video_vae
         # Pixels along a side of a latent.
@@ -98,6 +101,11 @@ class Model:
         pipeline = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
         return pipeline
+
+    def set_safety_checker(self, checker: ImageChecker | None) -> None:
+        """Check the finished images of this model."""
+        self.safety_checker = checker
+        self.card = self.card.model_copy(update={"safety_checker": mode_of(checker)})
 
     @torch.inference_mode()
     def fit_preview(self) -> None:
@@ -132,7 +140,10 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
         check_scheduler(pipeline.scheduler)
         if config.prediction_type is not None:
             pipeline.scheduler = with_prediction_type(pipeline.scheduler, config.prediction_type)
-        return Model(config, family, pipeline)
+        model = Model(config, family, pipeline)
+        place = None if isinstance(location, Checkpoint) else location
+        model.set_safety_checker(load_safety_checker(config, place, pipeline.device, dtype))
+        return model
 
 
 def _find_family(class_name: str) -> Family:
@@ -152,6 +163,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
     guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
     return ModelCard(
         name=config.name,
+        description=config.description,
         family=family.name,
         tasks=tuple(family.pipelines),
         native_size=native,

@@ -21,6 +21,8 @@ from .weight_files import check_folder, weight_bytes
 
 # Settings of the low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler.
 LOW_RES_SCHEDULER = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+# Components of Stable Diffusion pipelines: `ImageChecker` checks their finished images.
+NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 # Weights that published files lack and that no forward pass uses.
 _UNUSED = re.compile(r"^neck\.fusion_stage\.layers\.0\.residual_layer1\.")
 _STATISTICS = re.compile(r"\brunning_(?:mean|var)$")
@@ -48,7 +50,7 @@ def load_pipeline(
     """
     folder = location.folder()
     parameters = inspect.signature(kind.__init__).parameters
-    modules: dict[str, Any] = dict(loaded)
+    modules: dict[str, Any] = {name: value for name, value in NO_SAFETY_CHECKER.items() if name in parameters} | loaded
     is_variant = variant is None
     for name, (library, class_name) in components(location.index).items():
         if name in modules or name not in parameters:
