@@ -251,7 +251,7 @@ def test_checker_is_warmed_up(strict: Path) -> None:
     model.safety_checker._module.register_forward_pre_hook(
         lambda _module, _args, kwargs: shapes.append(kwargs["clip_input"].shape), with_kwargs=True
     )
-    warm_up(model)
+    warm_up(model, Engine(slots=1))
     assert shapes == [(1, 3, 32, 32)]
 
 
