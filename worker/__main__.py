@@ -24,6 +24,7 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
+from img2img.moderation import moderator_for
 from img2img.printable import printable
 from img2img.private_files import UMASK
 from img2img.redis import keys
@@ -35,6 +36,7 @@ from .engine.engine import Engine
 from .engine.task import EngineTask
 from .errors import StartupError, WorkerDied
 from .images.inputs import Inputs
+from .moderation import ResultModeration
 from .pipelines.denoise import make_task_function
 from .pipelines.loading.downloads import count_downloads, download_progress
 from .pipelines.loading.failures import device_memory, reporting_failures
@@ -102,7 +104,9 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
             target=run_engine, args=(engine, device, configs, loaded, report.stage), name="engine", daemon=True
         )
         engine_thread.start()
-        runner = JobRunner(engine, {model.card.name: model for model in loaded.result()})
+        moderator = moderator_for(settings, "result")
+        moderation = ResultModeration(moderator) if moderator else None
+        runner = JobRunner(engine, {model.card.name: model for model in loaded.result()}, moderation)
         metrics = serve_metrics(settings, tracer, engine, device)
     freeze_gc()
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()

@@ -20,6 +20,7 @@ from .engine.timeline import Timeline
 from .errors import DeviceLost
 from .images.inputs import Inputs, load_inputs, to_pixels
 from .images.png import Pixels, encode_png
+from .moderation import ResultModeration
 from .pipelines.model import Model
 from .pipelines.safety_checker import ImageChecker
 from .pipelines.tiled_denoise import make_task_functions
@@ -27,10 +28,15 @@ from .pipelines.tiled_denoise import make_task_functions
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """One result image. Without a PNG, it was flagged and is not delivered."""
+    """One result image. Without a PNG, it was flagged and is not delivered.
+
+    Attributes:
+        categories: why moderation flagged it.
+    """
 
     index: int
     png: bytes | None
+    categories: tuple[str, ...] = ()
 
 
 class Rendering:
@@ -42,14 +48,24 @@ class Rendering:
         spec: the job.
         inputs: the decoded inputs of the job.
         indices: indices of the images to render.
+        moderation: checks the images; None: they are not moderated.
     """
 
-    def __init__(self, engine: Engine, model: Model, spec: JobSpec, inputs: Inputs, indices: Sequence[int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        model: Model,
+        spec: JobSpec,
+        inputs: Inputs,
+        indices: Sequence[int],
+        moderation: ResultModeration | None = None,
+    ) -> None:
         self.indices = indices
         self._engine = engine
         self._model = model
         self._spec = spec
         self._inputs = inputs
+        self._moderation = moderation
         self._tasks_per_image = spec.passes // spec.num_images
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
         self.tasks = [EngineTask(function, self._task_done) for function in functions]  # image by image
@@ -93,7 +109,7 @@ class Rendering:
 
         There is none where images can be withheld: it would show an image that is not checked yet.
         """
-        if self._model.safety_checker is not None and self._model.safety_checker.withholds:
+        if self._moderation or (self._model.safety_checker and self._model.safety_checker.withholds):
             return None
         latents = next((t.latents for t in self.tasks if t.latents is not None and t.result is None), None)
         if latents is None or self._model.preview is None or latents.dim() != 4 or self._inputs.tiled_image:
@@ -110,6 +126,15 @@ class Rendering:
         errors = [task.error for task in self.tasks if task.error is not None]
         if errors:
             raise _to_job_error(next((error for error in errors if not isinstance(error, TaskStopped)), errors[0]))
+        images = self._checked_images()
+        return self._moderated(self._moderation, images) if self._moderation else images
+
+    @property
+    def waits(self) -> bool:
+        """Whether `render` waits for the engine or for moderation."""
+        return self._model.safety_checker is not None or self._moderation is not None
+
+    def _checked_images(self) -> list[RenderedImage]:
         checker = self._model.safety_checker
         with _raising_device_lost():
             if checker is None:
@@ -123,10 +148,15 @@ class Rendering:
             for index, pixels, is_flagged in zip(self.indices, images, flags, strict=True)
         ]
 
-    @property
-    def waits(self) -> bool:
-        """Whether `render` waits for the engine."""
-        return self._model.safety_checker is not None
+    def _moderated(self, moderation: ResultModeration, images: Sequence[RenderedImage]) -> list[RenderedImage]:
+        """Return the images, without the PNGs that moderation flags."""
+        pngs = {image.index: image.png for image in images if image.png is not None}
+        verdicts = dict(zip(pngs, moderation.verdicts(list(pngs.values())), strict=True))
+        flagged = {index: verdict.categories for index, verdict in verdicts.items() if verdict.flagged}
+        return [
+            RenderedImage(image.index, None, flagged[image.index]) if image.index in flagged else image
+            for image in images
+        ]
 
     def _check(self, checker: ImageChecker, images: Sequence[Pixels]) -> list[bool]:
         """Return which images the safety checker flags. The engine checks them together with those of other jobs."""
@@ -174,11 +204,16 @@ class Rendering:
 
 
 class JobRunner:
-    """Prepares jobs for an engine that runs on another thread."""
+    """Prepares jobs for an engine that runs on another thread.
 
-    def __init__(self, engine: Engine, models: Mapping[str, Model]) -> None:
+    Args:
+        moderation: checks all results; None: they are not moderated.
+    """
+
+    def __init__(self, engine: Engine, models: Mapping[str, Model], moderation: ResultModeration | None = None) -> None:
         self._engine = engine
         self._models = models
+        self._moderation = moderation
 
     @property
     def slots(self) -> int:
@@ -203,7 +238,7 @@ class JobRunner:
         model = self._models[spec.model]
         with _raising_device_lost():
             inputs = load_inputs(spec, pngs, model.annotators)
-        return Rendering(self._engine, model, spec, inputs, indices)
+        return Rendering(self._engine, model, spec, inputs, indices, self._moderation)
 
 
 @contextmanager

@@ -195,7 +195,10 @@ def checked_execution(store: MemoryStore, withheld: Iterable[int], **changes: An
     rendering = execution._rendering
     rendering.waits = True
     rendering.end()
-    rendering.render = lambda: [SimpleNamespace(index=i, png=None if i in withheld else PNG) for i in rendering.indices]
+    rendering.render = lambda: [
+        SimpleNamespace(index=i, png=None if i in withheld else PNG, categories=("violence",))
+        for i in rendering.indices
+    ]
     assert execution.waits_for_checks
     execution.check()
     return execution
@@ -212,7 +215,7 @@ def test_withheld_images_are_neither_stored_nor_described():
 def test_job_fails_if_all_its_images_are_withheld():
     store = MemoryStore()
     execution = checked_execution(store, {0, 1}, num_images=2)
-    with pytest.raises(Flagged):
+    with pytest.raises(Flagged, match=r"was flagged \(violence\), so none"):
         execution.publish(store)
     assert all(store.get(result_key("a", index)) is None for index in range(2))
 

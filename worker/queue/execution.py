@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
@@ -280,7 +280,7 @@ class JobExecution:
         pngs = dict(self._stored)
         self.withheld = tuple(image.index for image in self._images if image.png is None)
         if self.withheld and not pngs and len(self.withheld) == len(self._images):
-            raise Flagged
+            raise _flagged(self._images)
         try:
             for image in self._images:
                 if image.png is not None:
@@ -332,6 +332,12 @@ class JobExecution:
             # Of the file, because an earlier execution may have made it.
             flagged=bool(read_metadata(png).get("flagged")),
         )
+
+
+def _flagged(images: Sequence[RenderedImage]) -> Flagged:
+    categories = sorted({category for image in images for category in image.categories})
+    reason = f"flagged ({', '.join(categories)})" if categories else "flagged"
+    return Flagged(Flagged().message.replace("flagged", reason, 1))
 
 
 def _first_line(error: Exception) -> str:
