@@ -251,6 +251,9 @@ def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
         case Task.INPAINT:
             region = InpaintRegion(canvas=(size, size), box=(0, 0, size, size))
             return InpaintSpec(prompt="", strength=1, region=region, **generation)
+    if card.refiner:
+        # One step of the model, and one of the refiner.
+        return Img2ImgSpec(prompt="", strength=1, denoising_end=0.5, **{**generation, "num_inference_steps": 2})
     return Img2ImgSpec(prompt="", strength=1, **generation)
 
 

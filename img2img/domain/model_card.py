@@ -101,6 +101,10 @@ class ModelCard(BaseModel):
         int, Field(description="Rows of a pass with guidance. 1: guidance is an input of the model and costs nothing.")
     ] = 2
     prompt_weighting: Annotated[bool, Field(description="Whether it takes `prompt_weighting`.")] = False
+    refiner: Annotated[bool, Field(description="Whether it has a refiner, for `denoising_end`.")] = False
+    default_denoising_end: Annotated[
+        float | None, Field(description="Share of the schedule after which the refiner takes over; null without one.")
+    ] = None
     image_guidance: Annotated[bool, Field(description="Whether an edit takes an `image_guidance_scale`.")] = True
     parameters: Annotated[
         dict[str, tuple[Task, ...]],

@@ -122,6 +122,22 @@ class ModelConfig(BaseModel):
         dict[UpscaleFactor, Annotated[UpscalerSource, BeforeValidator(_expand)]],
         Field(description="table: factor (2 or 4) -> part, which also takes `steps` and `guidance_scale`"),
     ] = {}
+    refiner: Annotated[
+        Component | None,
+        Field(
+            description="part: a second Stable Diffusion XL model, a folder, hub id or file, that runs the last steps "
+            "of image-to-image and inpainting"
+        ),
+    ] = None
+    denoising_end: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="default of requests, between 0 and 1: the share of the schedule after which the refiner takes "
+            "over; default: 0.8",
+        ),
+    ] = None
     steps: Annotated[
         int | None, Field(ge=1, le=150, description="default of requests, 1 to 150; default: of the family, usually 30")
     ] = None

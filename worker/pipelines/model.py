@@ -20,6 +20,7 @@ from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
+from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
@@ -49,6 +50,8 @@ for library in (diffusers, transformers):
 
 # Factors of tiled image-to-image upscaling.
 TILED_UPSCALES = (2, 4)
+# Share of the schedule after which a refiner takes over by default: that of the published models.
+DENOISING_END = 0.8
 
 
 class Model:
@@ -64,14 +67,16 @@ class Model:
             StartupError: if a component cannot be loaded or does not fit the model.
         """
         self.family = family
+        refiner = load_refiner(config, family, pipeline)
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family)
         install_gates(pipeline, family.gate_denoiser)
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline)
+        self._refiners = refiner_pipelines(refiner, family) if refiner is not None else {}
         upscalers = load_upscalers(config, family, pipeline)
-        for other in (*self._pipelines.values(), *upscalers.values()):
+        for other in (*self._pipelines.values(), *upscalers.values(), *self._refiners.values()):
             install_gates(other, family.gate_denoiser)
         self.upscalers = {
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
@@ -99,6 +104,12 @@ class Model:
     def pipeline(self, task: Task, scheduler: Scheduler, controls: Sequence[ControlType] = ()) -> DiffusionPipeline:
         """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler."""
         pipeline = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        return pipeline
+
+    def refiner(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
+        """Return a pipeline object of the refiner for one job."""
+        pipeline = copy.copy(self._refiners[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
         return pipeline
 
@@ -181,6 +192,8 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         guidance_rows=family.guidance_rows,
         scheduler_parameters=scheduler_parameters(family.schedulers),
         prompt_weighting=family.clip_prompts,
+        refiner=config.refiner is not None,
+        default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
         image_guidance=family.image_guidance,
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
         revision=config.revision,
