@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ModelConfig
-from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
 
 from ..errors import StartupError
 from ..images.control_maps import PREPROCESSORS
@@ -172,6 +172,8 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
     multiple = max(8, scale * family.patch_size)
     native = _latent_size(pipeline) * scale
     guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
+    default_scheduler = config.scheduler or _default_scheduler(family, pipeline)
+    _check_defaults(config, family, default_scheduler, has_guidance=family.has_guidance(pipeline))
     return ModelCard(
         name=config.name,
         description=config.description,
@@ -183,7 +185,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         max_size=native * 2,
         sizes=family.sizes or size_buckets(native, multiple),
         schedulers=family.schedulers,
-        default_scheduler=config.scheduler or _default_scheduler(family, pipeline),
+        default_scheduler=default_scheduler,
         default_steps=config.steps or family.steps,
         default_guidance_scale=(config.guidance_scale or family.guidance_scale) if guidance else 1.0,
         # A negative prompt has no effect without guidance.
@@ -198,6 +200,20 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
         revision=config.revision,
     )
+
+
+def _check_defaults(config: ModelConfig, family: Family, scheduler: Scheduler, *, has_guidance: bool) -> None:
+    """Raise StartupError for defaults that no request could have."""
+    if config.guidance is False and (config.guidance_scale or 1) > 1:
+        raise StartupError("`guidance_scale` has no effect with `guidance = false`; remove one of them")
+    if not has_guidance and (config.guidance or (config.guidance_scale or 1) > 1):
+        key = "guidance" if config.guidance else "guidance_scale"
+        raise StartupError(f"the model was made to run without guidance; remove `{key}`")
+    if scheduler not in family.schedulers:
+        supported = ", ".join(family.schedulers)
+        raise StartupError(f"`scheduler` {scheduler} is not for {family.name} models; choose one of: {supported}")
+    if (config.steps or 1) > MAX_STEPS_OF.get(scheduler, MAX_STEPS):
+        raise StartupError(f"`steps` is at most {MAX_STEPS_OF[scheduler]} with the scheduler {scheduler}")
 
 
 def _component_fields(

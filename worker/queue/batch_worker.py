@@ -172,9 +172,11 @@ class BatchWorker(BaseWorker):
             self._finisher.put(execution)
 
     def _check_and_finish(self, execution: JobExecution) -> None:
-        with job_context(execution.job_id, execution.record.traceparent):
-            execution.check()
-        self._finisher.put(execution)
+        try:
+            with job_context(execution.job_id, execution.record.traceparent):
+                execution.check()
+        finally:
+            self._finisher.put(execution)
 
     def _tear_down(self) -> None:
         self._closed.set()
