@@ -56,6 +56,7 @@ SETTINGS = (
     "MODERATION_KEY",
     "MODERATION_TIMEOUT_S",
     "MODERATION_URL",
+    "PLAYGROUND",
     "PORT",
     "PUBLISHED_HOST",
     "RATE_LIMIT",
@@ -162,8 +163,9 @@ class SharedSettings(BaseSettings):
     device: Annotated[
         str,
         Field(
-            description="`cpu`, `cuda`, `cuda:1`, ..., or `auto`: `cuda` if available. `img2img serve` runs a worker "
-            "for each device of a list, such as `cuda:0,cuda:1`, and for each GPU with `cuda:all`."
+            description="`cpu`, `cuda`, `cuda:1`, `xpu`, `mps`, ..., or `auto`: the GPU if there is one. "
+            "`img2img serve` runs a worker for each device of a list, such as `cuda:0,cuda:1`, and for each GPU with "
+            "`cuda:all`."
         ),
     ] = "auto"
     redis_url: Annotated[

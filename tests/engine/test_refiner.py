@@ -280,3 +280,11 @@ def test_refiner_that_does_not_fit_is_refused(
     config |= {name: place(value) for name, value in changes.items()}
     with pytest.raises(StartupError, match=message):
         load_model(ModelConfig.model_validate(config), device="cpu")
+
+
+def test_offloaded_refiner_gives_the_same_pixels(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    served = Served(*folders, offload="layers", offload_folder=str(tmp_path / "offload"))
+    spec = JOBS[0]
+    [pixels] = served.run([spec])
+    served.model.close()
+    assert largest_difference(pixels, served.reference(spec)) <= 1

@@ -313,3 +313,9 @@ def test_gradient_is_not_flagged_by_a_lenient_checker(tmp_path: Path) -> None:
     model = load(tiny_sd_with_checker(tmp_path / "lenient", threshold=FLAG_NONE))
     assert model.safety_checker is not None
     assert not model.safety_checker.is_flagged(model.safety_checker.prepare(np.asarray(gradient(SIDE, SIDE, 9))))
+
+
+def test_offloaded_checker_flags_the_same(strict: Path, tmp_path: Path) -> None:
+    model = load(strict, offload="layers", offload_folder=str(tmp_path / "offload"))
+    assert render(model, job()) == [RenderedImage(0, None)]
+    model.close()

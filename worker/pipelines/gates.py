@@ -76,9 +76,10 @@ def install_gates(pipeline: DiffusionPipeline, gate_denoiser: Callable[[Forward]
         if name.startswith("text_encoder") and module is not None and not isinstance(module.forward, Gate):
             module.forward = TextEncoderGate("encode_prompt", _single_pass(module), remember_bytes=PROMPT_CACHE_BYTES)
     denoiser = pipeline.components.get("unet") or pipeline.transformer
-    # A gated forward is an instance attribute and no longer a bound method.
-    if inspect.ismethod(denoiser.forward):
+    # Not by its class: the gate of some denoisers is a function around a Gate.
+    if not getattr(denoiser, "has_gate", False):
         denoiser.forward = gate_denoiser(denoiser.forward)
+        denoiser.has_gate = True
     vae = pipeline.vae
     if isinstance(vae.decode, Gate):
         return

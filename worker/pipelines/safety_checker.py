@@ -22,6 +22,7 @@ from ..images.png import Pixels
 from .loading.components import load_component
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation, component_folder, components
+from .loading.placement import Placement
 
 NAME = "safety_checker"
 CLASS = "StableDiffusionSafetyChecker"
@@ -36,9 +37,12 @@ class ImageChecker:
         withholds: whether flagged images are not delivered.
     """
 
-    def __init__(self, module: StableDiffusionSafetyChecker, processor: Any, *, withholds: bool) -> None:
+    def __init__(
+        self, module: StableDiffusionSafetyChecker, processor: Any, device: torch.device, *, withholds: bool
+    ) -> None:
         self.withholds = withholds
-        self._module = module.eval()
+        self._module = module
+        self._device, self._dtype = device, module.dtype
         self._processor = processor
         self._gate = Gate("check", self._run)
 
@@ -57,7 +61,7 @@ class ImageChecker:
         Args:
             prepared: output of `prepare`.
         """
-        return bool(self._gate(prepared.to(self._module.device, self._module.dtype)).item())
+        return bool(self._gate(prepared.to(self._device, self._dtype)).item())
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return a flag for each row."""
@@ -67,12 +71,13 @@ class ImageChecker:
 
 
 def load_safety_checker(
-    config: ModelConfig, location: PipelineLocation | None, device: torch.device, dtype: torch.dtype
+    config: ModelConfig, location: PipelineLocation | None, placement: Placement, dtype: torch.dtype
 ) -> ImageChecker | None:
     """Load the safety checker that a model is configured to use; None if its images are not checked.
 
     Args:
         location: where the model is, if it is not a single file.
+        placement: puts the checker on the device, or offloads it.
 
     Raises:
         StartupError: it is required and there is none, or it cannot be loaded.
@@ -83,14 +88,14 @@ def load_safety_checker(
     if config.safety_checker_source is not None:
         with reporting_failures("`safety_checker_source`"):
             folder = component_folder(config.safety_checker_source)
-            return _load(folder, config, device, dtype)
+            return _load(folder, config, placement, dtype)
     if own is not None and location is not None:
         if own[1] != CLASS:
             raise StartupError(
                 f"its safety checker is a {own[1]}, which is not supported; set `safety_checker_source` to a {CLASS}, "
                 'or `safety_checker` to "off"'
             )
-        return _load(location.folder() / NAME, config, device, dtype)
+        return _load(location.folder() / NAME, config, placement, dtype)
     if config.safety_checker is None:
         return None
     raise StartupError(
@@ -106,10 +111,13 @@ def mode_of(checker: ImageChecker | None) -> SafetyChecker:
     return SafetyChecker.ON if checker.withholds else SafetyChecker.REPORT
 
 
-def _load(folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> ImageChecker:
-    module = load_component(StableDiffusionSafetyChecker, folder, dtype).to(device)
+def _load(folder: Path, config: ModelConfig, placement: Placement, dtype: torch.dtype) -> ImageChecker:
+    module = load_component(StableDiffusionSafetyChecker, folder, dtype).eval()
     processor = AutoImageProcessor.from_pretrained(_processor_folder(folder), backend="pil")
-    return ImageChecker(module, processor, withholds=config.safety_checker is not SafetyChecker.REPORT)
+    withholds = config.safety_checker is not SafetyChecker.REPORT
+    checker = ImageChecker(module, processor, placement.device, withholds=withholds)
+    placement.put(NAME, module)
+    return checker
 
 
 def _processor_folder(folder: Path) -> Path:

@@ -27,6 +27,7 @@ from ...images.inputs import to_tensor
 from ..loading.components import load_component
 from ..loading.failures import reporting_failures
 from ..loading.locations import component_folder
+from ..loading.placement import Placement
 from .ade20k import PALETTE
 from .pose_drawing import draw_pose
 
@@ -43,7 +44,7 @@ class Annotator:
 
     def __init__(self, processor: Any, model: Any, device: torch.device) -> None:
         self._processor = processor
-        self._model = model.eval().to(device)
+        self._model = model
         self._device = device
         self._gate = Gate("annotate", self._run, remember_bytes=CACHE_BYTES)
 
@@ -148,16 +149,18 @@ _ANNOTATORS: dict[ControlType, tuple[type[Annotator], Any]] = {
 }
 
 
-def load_annotators(config: ModelConfig, device: torch.device) -> dict[ControlType, Annotator]:
+def load_annotators(config: ModelConfig, placement: Placement) -> dict[ControlType, Annotator]:
     """Load the `preprocessors` of a model. Safetensors only, no remote code.
 
     Raises:
         StartupError: if one is not supported or cannot be loaded.
     """
-    return {control_type: _load(control_type, source, device) for control_type, source in config.preprocessors.items()}
+    return {
+        control_type: _load(control_type, source, placement) for control_type, source in config.preprocessors.items()
+    }
 
 
-def _load(control_type: ControlType, source: ComponentSource, device: torch.device) -> Annotator:
+def _load(control_type: ControlType, source: ComponentSource, placement: Placement) -> Annotator:
     label = f"preprocessor {control_type}"
     if control_type not in _ANNOTATORS:
         raise StartupError(f"{label}: not made by a model; `preprocessors` can be: {', '.join(_ANNOTATORS)}")
@@ -171,4 +174,5 @@ def _load(control_type: ControlType, source: ComponentSource, device: torch.devi
         raise StartupError(
             f"{label}: {source.source} has {model.config.num_labels} classes; the maximum is {len(PALETTE)} (ADE20K)"
         )
-    return annotator(processor, model, device)
+    placement.put(control_type, model.eval())
+    return annotator(processor, model, placement.device)

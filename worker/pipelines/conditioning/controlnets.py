@@ -18,12 +18,13 @@ from ..families import Family
 from ..loading.components import build_pipeline, load_component
 from ..loading.failures import reporting_failures
 from ..loading.locations import component_class, component_folder
+from ..loading.placement import Placement
 
 
 class ControlNets:
     """The ControlNets of one model, each behind its gate, and a pipeline for every task with controls."""
 
-    def __init__(self, config: ModelConfig, family: Family, base: DiffusionPipeline) -> None:
+    def __init__(self, config: ModelConfig, family: Family, base: DiffusionPipeline, placement: Placement) -> None:
         """Load the ControlNets that `config` lists.
 
         Args:
@@ -42,6 +43,7 @@ class ControlNets:
         self._nets = {control_type: loaded[source] for control_type, source in config.controlnets.items()}
         self.pipelines: dict[Task, DiffusionPipeline] = {}
         for net in loaded.values():
+            placement.put("controlnet", net)
             net.forward = PerRequestScale(Gate("control", net.forward))
         if self._nets:
             first = next(iter(self._nets.values()))
@@ -105,7 +107,7 @@ def _load(control_type: ControlType, source: ComponentSource, base: DiffusionPip
             raise StartupError(
                 f"{folder} is a {class_name or 'component without `_class_name`'}; only ControlNetModel is supported"
             )
-        net = load_component(ControlNetModel, folder, base.unet.dtype).to(base.device)
+        net: ControlNetModel = load_component(ControlNetModel, folder, base.unet.dtype)
     width, model_width = net.config.cross_attention_dim, base.unet.config.cross_attention_dim
     if width != model_width:
         raise StartupError(

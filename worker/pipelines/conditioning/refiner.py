@@ -24,7 +24,10 @@ def load_refiner(config: ModelConfig, family: Family, base: DiffusionPipeline) -
     """Load the refiner of a model. Components that equal those of the model are shared with it.
 
     Args:
-        base: pipeline of the model, without gates.
+        base: pipeline of the model, without gates and offloading.
+
+    Returns:
+        A pipeline whose own modules are in main memory.
 
     Raises:
         StartupError: it cannot be loaded or does not fit the model.
@@ -42,7 +45,7 @@ def load_refiner(config: ModelConfig, family: Family, base: DiffusionPipeline) -
             raise StartupError(f"its UNet has {channels[0]} input channels; a refiner has those of the latents")
         for name in COMMON:
             _share(name, refiner, base, replaces=name == "vae" and config.vae is not None)
-        return refiner.to(base.device)
+        return refiner
 
 
 def refiner_pipelines(refiner: DiffusionPipeline, family: Family) -> dict[Task, DiffusionPipeline]:
@@ -78,9 +81,11 @@ def _share(name: str, refiner: DiffusionPipeline, base: DiffusionPipeline, *, re
         refiner.register_modules(**{name: other})
 
 
-def _is_equal(module: torch.nn.Module, other: torch.nn.Module) -> bool:
-    weights, others = module.state_dict(), other.state_dict()
+def _is_equal(module: torch.nn.Module, known: torch.nn.Module) -> bool:
+    weights, others = module.state_dict(), known.state_dict()
     return weights.keys() == others.keys() and all(
-        weight.shape == others[key].shape and torch.equal(weight, others[key].to(weight))
-        for key, weight in weights.items()
+        # Quantised weights are of other types.
+        (type(weight), weight.dtype, weight.shape) == (type(other), other.dtype, other.shape)
+        and torch.equal(weight, other.to(weight.device))
+        for weight, other in ((weight, others[key]) for key, weight in weights.items())
     )
