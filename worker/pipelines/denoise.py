@@ -22,11 +22,14 @@ from img2img.domain.spec import (
 
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
+from .conditioning.adapters import JobAdapters
 from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
+
+NO_ADAPTERS = JobAdapters()
 
 
 def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> TaskFunction:
@@ -35,8 +38,9 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
         return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
         return lambda _ticket: encode_decode(model, inputs.image)
-    image_prompts = model.adapters.image_prompt_kwargs(spec, inputs)
-    return lambda engine_task: denoise(model, spec, inputs, spec.image_seed(index), engine_task, image_prompts)
+    # The LoRAs of the model can change before the task starts.
+    adapters = model.adapters.for_job(spec, inputs)
+    return lambda engine_task: denoise(model, spec, inputs, spec.image_seed(index), engine_task, adapters)
 
 
 def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
@@ -71,24 +75,20 @@ def denoise(
     inputs: Inputs,
     seed: int,
     engine_task: EngineTask,
-    image_prompts: Mapping[str, Any],
+    adapters: JobAdapters = NO_ADAPTERS,
 ) -> torch.Tensor:
-    """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`.
-
-    Args:
-        image_prompts: Pipeline arguments for the image prompts.
-    """
+    """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`."""
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
     pipeline = model.pipeline(task, spec.scheduler, [control.type for control in spec.control_maps])
     generator = torch.Generator("cpu").manual_seed(seed)
     if isinstance(spec, RefinedSpec) and spec.denoising_end is not None:
-        images = _refine(model, pipeline, spec, inputs, generator, engine_task, image_prompts)
+        images = _refine(model, pipeline, spec, inputs, generator, engine_task, adapters)
     else:
-        model.adapters.activate(pipeline, spec)
+        adapters.activate(pipeline)
         if inputs.noise is not None:
             _start_from(inputs.noise, pipeline)
-        images = _call(model, pipeline, spec, inputs, generator, engine_task, image_prompts)
+        images = _call(model, pipeline, spec, inputs, generator, engine_task, adapters)
     # A schedule with `denoising_start` can have one step less.
     engine_task.step = spec.steps_run
     return images
@@ -101,21 +101,21 @@ def _refine(
     inputs: Inputs,
     generator: torch.Generator,
     engine_task: EngineTask,
-    image_prompts: Mapping[str, Any],
+    adapters: JobAdapters,
 ) -> torch.Tensor:
     """Run the base model up to `denoising_end`, and the refiner from there. One without a step is left out."""
     assert spec.denoising_end is not None
     refiner = model.refiner(spec.task, spec.scheduler)
     base_steps = _steps_before(model.pipeline(spec.task, spec.scheduler), spec)
     if not base_steps:
-        return _call(model, refiner, spec, inputs, generator, engine_task, {})
-    model.adapters.activate(base, spec)
+        return _call(model, refiner, spec, inputs, generator, engine_task, NO_ADAPTERS)
+    adapters.activate(base)
     if not _steps_before(model.refiner(spec.task, spec.scheduler), spec, after=True):
-        return _call(model, base, spec, inputs, generator, engine_task, image_prompts)
+        return _call(model, base, spec, inputs, generator, engine_task, adapters)
     until = {"denoising_end": spec.denoising_end, "output_type": "latent"}
-    latents = _call(model, base, spec, inputs, generator, engine_task, {**image_prompts, **until})
+    latents = _call(model, base, spec, inputs, generator, engine_task, adapters, until)
     since = {"image": latents, "denoising_start": spec.denoising_end, "strength": None}
-    return _call(model, refiner, spec, inputs, generator, engine_task, since, steps_done=base_steps)
+    return _call(model, refiner, spec, inputs, generator, engine_task, NO_ADAPTERS, since, steps_done=base_steps)
 
 
 def _steps_before(pipeline: DiffusionPipeline, spec: Img2ImgSpec | InpaintSpec, *, after: bool = False) -> int:
@@ -146,7 +146,8 @@ def _call(
     inputs: Inputs,
     generator: torch.Generator,
     engine_task: EngineTask,
-    more: Mapping[str, Any],
+    adapters: JobAdapters,
+    more: Mapping[str, Any] = {},
     *,
     steps_done: int = 0,
 ) -> torch.Tensor:
@@ -172,8 +173,9 @@ def _call(
         "generator": generator,
         "output_type": "pt",
         **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
-        **_arguments(model, pipeline, spec, inputs, takes),
+        **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, takes)),
         **optional_arguments(spec, takes),
+        **adapters.arguments,
         **more,
     }
     images: torch.Tensor = pipeline(
@@ -185,15 +187,15 @@ def _call(
 def _arguments(
     model: Model, pipeline: DiffusionPipeline, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]
 ) -> dict[str, Any]:
-    arguments = model.family.adapt(spec, {**_text(spec), **_conditions(model, spec, inputs, takes)})
+    arguments = model.family.adapt(spec, {**_text(model, spec), **_conditions(model, spec, inputs, takes)})
     return embed_prompts(pipeline, spec, arguments) if model.family.clip_prompts else arguments
 
 
-def _text(spec: DenoisingSpec) -> dict[str, Any]:
+def _text(model: Model, spec: DenoisingSpec) -> dict[str, Any]:
     return {
-        "prompt": spec.prompt,
+        "prompt": model.embeddings.expand(spec.prompt),
         # None means no negative prompt to a pipeline.
-        "negative_prompt": spec.negative_prompt or None,
+        "negative_prompt": model.embeddings.expand(spec.negative_prompt) or None,
         "guidance_scale": spec.guidance_scale,
     }
 

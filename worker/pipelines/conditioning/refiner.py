@@ -44,7 +44,9 @@ def load_refiner(config: ModelConfig, family: Family, base: DiffusionPipeline) -
         if channels != (base.vae.config.latent_channels,) * 2:
             raise StartupError(f"its UNet has {channels[0]} input channels; a refiner has those of the latents")
         for name in COMMON:
-            _share(name, refiner, base, replaces=name == "vae" and config.vae is not None)
+            is_shared = _share(name, refiner, base, replaces=name == "vae" and config.vae is not None)
+            if config.embeddings and not is_shared and name != "vae":
+                raise StartupError(f"its {name} is not that of the model, so `embeddings` do not work with it")
         return refiner
 
 
@@ -70,15 +72,26 @@ def _load(source: ComponentSource, family: Family, dtype: torch.dtype) -> Diffus
     return load_pipeline(kind, location, device="cpu", dtype=dtype)
 
 
-def _share(name: str, refiner: DiffusionPipeline, base: DiffusionPipeline, *, replaces: bool) -> None:
-    """Let the refiner use a component of the base.
+def _share(name: str, refiner: DiffusionPipeline, base: DiffusionPipeline, *, replaces: bool) -> bool:
+    """Let the refiner use a component of the base, and the tokenizer of a text encoder.
 
     Args:
         replaces: whether it does so even if its own component differs.
+
+    Returns:
+        Whether the refiner has no such component of its own now.
     """
     own, other = refiner.components.get(name), base.components.get(name)
-    if own is not None and other is not None and (replaces or _is_equal(own, other)):
-        refiner.register_modules(**{name: other})
+    if own is None:
+        return True
+    if other is None or not (replaces or _is_equal(own, other)):
+        return False
+    refiner.register_modules(**{name: other})
+    if name.startswith("text_encoder"):
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        # `embeddings` add tokens to it.
+        refiner.register_modules(**{tokenizer: base.components[tokenizer]})
+    return True
 
 
 def _is_equal(module: torch.nn.Module, known: torch.nn.Module) -> bool:
