@@ -48,14 +48,16 @@ def test_model_without_guidance_takes_no_negative_prompt(folders: dict[str, Path
         ("schnell", {"guidance_scale": 3}, "made to run without guidance; remove `guidance_scale`"),
         ("schnell", {"scheduler": "ddim"}, "`scheduler` ddim is not for flux models; choose one of: flow_euler"),
         ("sd", {"scheduler": "lcm", "steps": 100}, "`steps` is at most 50 with the scheduler lcm"),
-        ("sd", {"edit": {"source": "unet", "weight_name": "a.safetensors"}}, "remove `weight_name`"),
+        (
+            "sd",
+            {"preprocessors": {"depth": {"source": "./depth", "weight_name": "a.safetensors"}}},
+            "remove `weight_name`",
+        ),
     ],
 )
 def test_defaults_that_no_request_could_have_are_refused(
     folders: dict[str, Path], model: str, keys: dict[str, Any], message: str
 ) -> None:
-    if "edit" in keys:
-        keys = {"edit": {**keys["edit"], "source": str(folders["sd"] / "unet")}}
     with pytest.raises(StartupError) as caught:
         card(folders[model], **keys)
     assert message in str(caught.value)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.model_config import ModelConfig
@@ -288,3 +289,15 @@ def test_offloaded_refiner_gives_the_same_pixels(folders: tuple[Path, Path], tmp
     [pixels] = served.run([spec])
     served.model.close()
     assert largest_difference(pixels, served.reference(spec)) <= 1
+
+
+def test_embedding_needs_the_text_encoder_of_the_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    save_file({"clip_l": torch.ones(1, 32), "clip_g": torch.ones(1, 32)}, tmp_path / "soft.safetensors")
+    embeddings = {"soft": str(tmp_path / "soft.safetensors")}
+    served = Served(*folders, embeddings=embeddings)
+    refiner = served.model.refiner(Task.IMG2IMG, Scheduler.EULER)
+    assert refiner.tokenizer_2 is served.model._pipelines[Task.IMG2IMG].tokenizer_2
+    plain, soft = job(strength=0.1), job(strength=0.1, prompt="a red house, soft")
+    assert largest_difference(*served.run([plain, soft])) > 0
+    with pytest.raises(StartupError, match=r"text_encoder_2 is not that of the model, so `embeddings` do not work"):
+        Served(folders[0], tiny_refiner(tmp_path / "other-refiner", seed=21), embeddings=embeddings)
