@@ -151,6 +151,22 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         ),
         AfterValidator(lambda seed: None if seed == RANDOM_SEED else seed),
     ] = None
+    denoising_end: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="For models with a `refiner`: the share of the schedule after which it takes over, by default "
+            "`default_denoising_end` of the model. 1: it is not used.",
+        ),
+        Requires(
+            tasks=frozenset({Task.IMG2IMG, Task.INPAINT}),
+            excludes=("controls",),
+            capability="refiner",
+            lacking="has no refiner; leave `denoising_end` out",
+            neutral=1,
+        ),
+    ] = None
     width: Annotated[Width, Requires(tasks=ALL_TASKS - {Task.UPSCALE})] = None
     height: Annotated[Height, Requires(tasks=ALL_TASKS - {Task.UPSCALE})] = None
     resize: Annotated[

@@ -115,7 +115,8 @@ class SpecBuilder:
     def _img2img(self) -> Img2ImgSpec:
         image, size = _fit_image(self.request, self.card, self.reader)
         strength, controls = self._strength(DEFAULT_STRENGTH), self._controls(size)
-        return Img2ImgSpec(image=image, **strength, **controls, **self._generation(size))
+        refined = self._refined(strength["strength"])
+        return Img2ImgSpec(image=image, **strength, **refined, **controls, **self._generation(size))
 
     def _control(self) -> ControlSpec:
         request = self.request
@@ -195,7 +196,8 @@ class SpecBuilder:
             box=box,
         )
         image_digest = self.reader.add_blob(pixels)
-        return InpaintSpec(image=image_digest, region=region, **strength, **controls, **generation)
+        refined = self._refined(strength["strength"])
+        return InpaintSpec(image=image_digest, region=region, **strength, **refined, **controls, **generation)
 
     def _too_large(self, size: Size) -> str:
         return f"The result would have {size[0]} x {size[1]} pixels; at most {self.max_pixels:,} are made"
@@ -225,6 +227,19 @@ class SpecBuilder:
         # With `denoising_start` the strength has no effect.
         resolved = 1.0 if request.denoising_start is not None else default
         return {"prompt": request.prompt, "strength": resolved if request.strength is None else request.strength}
+
+    def _refined(self, strength: float) -> dict[str, Any]:
+        """Return where the refiner takes over. ControlNets work without it."""
+        request, end = self.request, self.request.denoising_end
+        if not self.card.refiner or request.controls or end == 1:
+            return {}
+        end = end or self.card.default_denoising_end
+        start = 1 - strength if request.denoising_start is None else request.denoising_start
+        base_only = [name for name in ("loras", "image_prompts") if getattr(request, name)]
+        if end is not None and strength > 0 and start >= end and base_only:
+            message = "All steps are after `denoising_end`, and the refiner that runs them takes none: give "
+            raise ParameterError(base_only[0], message + "a higher strength, or `denoising_end` 1 for no refiner")
+        return {"denoising_end": end}
 
     def _controls(
         self, size: Size, *, image_size: Size | None = None, first: Image.Image | None = None

@@ -122,6 +122,9 @@ class SubmitFields(TypedDict, total=False):
     """The sampler. Default: the model's."""
     seed: int
     """Image i uses seed + i. Default, and with -1: random, and reported in the job."""
+    denoising_end: float
+    """For models with a `refiner`: the share of the schedule after which it takes over, by default
+    `default_denoising_end` of the model. 1: it is not used."""
     width: int
     """Width of the result. Default: derived from `height`, or the nearest bucket of the model."""
     height: int

@@ -162,7 +162,14 @@ class ControlledSpec(GenerationSpec):
         return self.controls
 
 
-class Img2ImgSpec(StrengthSpec, ControlledSpec):
+class RefinedSpec(StrengthSpec, ControlledSpec):
+    """A job whose last steps a refiner can run."""
+
+    # Share of the schedule after which the refiner takes over; None: it is not used.
+    denoising_end: Annotated[float | None, Field(gt=0, lt=1)] = None
+
+
+class Img2ImgSpec(RefinedSpec):
     """Image-to-image, with or without controls."""
 
     task: Literal[Task.IMG2IMG] = Task.IMG2IMG
@@ -176,7 +183,7 @@ class Img2ImgSpec(StrengthSpec, ControlledSpec):
         return max(1, min(math.ceil(steps * (1 - self.denoising_start)), steps))
 
 
-class InpaintSpec(StrengthSpec, ControlledSpec):
+class InpaintSpec(RefinedSpec):
     """Inpainting and outpainting. The image has the size of the region's canvas without its margins."""
 
     task: Literal[Task.INPAINT] = Task.INPAINT

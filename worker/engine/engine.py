@@ -45,6 +45,7 @@ class Engine:
         self._limits = BatchLimits(max_rows)
         self._memory = RowMemory(meter) if meter else None
         self._pending: deque[EngineTask] = deque()
+        self._short: deque[EngineTask] = deque()
         self._parked: list[Parked] = []  # oldest call first
         self._changed = threading.Condition()
         self._shutting_down = False
@@ -58,12 +59,18 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """Whether there is work. A busy engine whose `iteration` does not change is still in that iteration."""
-        return self._stepping or bool(self._pending or self._parked)
+        return self._stepping or bool(self._pending or self._short or self._parked)
 
     def submit(self, tasks: Sequence[EngineTask]) -> None:
         """Queue tasks. Those for which there are slots are admitted in the same iteration."""
         with self._changed:
             self._pending.extend(tasks)
+            self._changed.notify()
+
+    def submit_short(self, tasks: Sequence[EngineTask]) -> None:
+        """Queue tasks of a single call. They are admitted in the next iteration, also if no slot is free."""
+        with self._changed:
+            self._short.extend(tasks)
             self._changed.notify()
 
     def shut_down(self) -> None:
@@ -96,7 +103,7 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not self._pending and not self._parked:
+            while not (self._pending or self._short or self._parked):
                 if self._shutting_down:
                     return False
                 self._changed.wait()
@@ -105,7 +112,8 @@ class Engine:
     def _admit(self) -> None:
         with self._changed:
             count = min(len(self._pending), self.slots - len(self._parked))
-            admitted = [self._pending.popleft() for _ in range(count)]
+            admitted = [*self._short, *(self._pending.popleft() for _ in range(count))]
+            self._short.clear()
         for task in admitted:
             task.timeline.add("wait", task.submitted_at, time.perf_counter())
             if task.is_stopping:
