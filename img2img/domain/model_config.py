@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from .conditioning import ControlType, LoraName
+from .conditioning import ControlName, LoraName
 from .parameters import Scheduler
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
@@ -26,6 +26,17 @@ class ComponentSource(BaseModel):
     revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
     subfolder: Annotated[str | None, Field(description="folder within the source")] = None
     weight_name: Annotated[str | None, Field(description="file name, for a source with several files")] = None
+
+
+class ControlNetSource(ComponentSource):
+    """Location of a ControlNet."""
+
+    mode: Annotated[
+        int | None,
+        Field(
+            ge=0, description="control mode of a union ControlNet; default: by the control type; only in `controlnets`"
+        ),
+    ] = None
 
 
 class UpscalerSource(ComponentSource):
@@ -85,11 +96,15 @@ class ModelConfig(BaseModel):
     vae: Annotated[
         Component | None, Field(description="part: the VAE, a folder or a file; default: that of the model")
     ] = None
-    controlnets: Annotated[dict[ControlType, Component], Field(description="table: control type -> part")] = {}
+    controlnets: Annotated[
+        dict[ControlName, Annotated[ControlNetSource, BeforeValidator(_expand)]],
+        Field(description="table: control type, any name -> part, which also takes `mode`; a folder or a file"),
+    ] = {}
     preprocessors: Annotated[
-        dict[ControlType, Component],
+        dict[ControlName, Component],
         Field(
-            description="table: `depth`, `pose` or `segmentation` -> part, a transformers model that computes the map"
+            description="table: `depth`, `normal`, `pose` or `segmentation` -> part, a transformers model that "
+            "computes the map; `person` -> part, the detector of the people whose poses are drawn"
         ),
     ] = {}
     ip_adapter: Annotated[Component | None, Field(description="part: the IP-Adapter")] = None

@@ -9,7 +9,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 
-from img2img.domain.conditioning import ControlType
+from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler, Task
@@ -93,7 +93,7 @@ class Model:
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
 
-    def pipeline(self, task: Task, scheduler: Scheduler, controls: Sequence[ControlType] = ()) -> DiffusionPipeline:
+    def pipeline(self, task: Task, scheduler: Scheduler, controls: Sequence[ControlName] = ()) -> DiffusionPipeline:
         """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler."""
         pipeline = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
@@ -180,7 +180,7 @@ def _component_fields(
     pipeline: DiffusionPipeline,
     upscalers: Mapping[int, Upscaler],
     controlnets: ControlNets,
-    annotators: tuple[ControlType, ...],
+    annotators: tuple[ControlName, ...],
 ) -> dict[str, object]:
     """Return the fields of the card that depend on the components of a model."""
     tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()

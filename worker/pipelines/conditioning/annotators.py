@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput
 
-from img2img.domain.conditioning import ControlType
+from img2img.domain.conditioning import ControlName, ControlType
 from img2img.domain.model_config import ComponentSource, ModelConfig
 
 from ...engine.gate import Gate
@@ -141,14 +141,14 @@ def _whole_image_box(size: tuple[int, int]) -> list[list[list[float]]]:
     return [[[0.0, 0.0, float(size[0]), float(size[1])]]]
 
 
-_ANNOTATORS: dict[ControlType, tuple[type[Annotator], Any]] = {
+_ANNOTATORS: dict[str, tuple[type[Annotator], Any]] = {
     ControlType.DEPTH: (DepthAnnotator, AutoModelForDepthEstimation),
     ControlType.SEGMENTATION: (SegmentationAnnotator, AutoModelForSemanticSegmentation),
     ControlType.POSE: (PoseAnnotator, VitPoseForPoseEstimation),
 }
 
 
-def load_annotators(config: ModelConfig, device: torch.device) -> dict[ControlType, Annotator]:
+def load_annotators(config: ModelConfig, device: torch.device) -> dict[ControlName, Annotator]:
     """Load the `preprocessors` of a model. Safetensors only, no remote code.
 
     Raises:
@@ -157,7 +157,7 @@ def load_annotators(config: ModelConfig, device: torch.device) -> dict[ControlTy
     return {control_type: _load(control_type, source, device) for control_type, source in config.preprocessors.items()}
 
 
-def _load(control_type: ControlType, source: ComponentSource, device: torch.device) -> Annotator:
+def _load(control_type: ControlName, source: ComponentSource, device: torch.device) -> Annotator:
     label = f"preprocessor {control_type}"
     if control_type not in _ANNOTATORS:
         raise StartupError(f"{label}: not made by a model; `preprocessors` can be: {', '.join(_ANNOTATORS)}")
@@ -167,7 +167,7 @@ def _load(control_type: ControlType, source: ComponentSource, device: torch.devi
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         # In float32 regardless of the dtype of the file: the models are small and their inputs are float32.
         model = load_component(kind, folder, torch.float32)
-    if control_type is ControlType.SEGMENTATION and model.config.num_labels > len(PALETTE):
+    if control_type == ControlType.SEGMENTATION and model.config.num_labels > len(PALETTE):
         raise StartupError(
             f"{label}: {source.source} has {model.config.num_labels} classes; the maximum is {len(PALETTE)} (ADE20K)"
         )
