@@ -20,7 +20,6 @@ from img2img.domain.spec import (
 
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
-from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
@@ -78,7 +77,7 @@ def denoise(
     """
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
-    pipeline = model.pipeline(task, spec.scheduler, [control.type for control in spec.control_maps])
+    pipeline = model.pipeline(task, spec.scheduler, controls=bool(spec.control_maps))
     model.adapters.activate(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
 
@@ -93,12 +92,20 @@ def denoise(
     takes = call_parameters(pipeline)
     # Older pipelines take `callback`.
     has_step_end = "callback_on_step_end" in takes
+    generator = torch.Generator("cpu").manual_seed(seed)
+    controlled: dict[str, Any] = {}
+    if spec.control_maps:
+        maps = control_maps(model, spec, inputs)
+        controlled = model.controlnets.attach(
+            pipeline, spec.task, spec.control_maps, maps, generator=generator, guidance_scale=spec.guidance_scale
+        )
     images: torch.Tensor = pipeline(
         num_inference_steps=spec.num_inference_steps,
-        generator=torch.Generator("cpu").manual_seed(seed),
+        generator=generator,
         output_type="pt",
         **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
         **_arguments(model, pipeline, spec, inputs, takes),
+        **controlled,
         **optional_arguments(spec, takes),
         **image_prompts,
     ).images
@@ -110,7 +117,7 @@ def denoise(
 def _arguments(
     model: Model, pipeline: DiffusionPipeline, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]
 ) -> dict[str, Any]:
-    arguments = model.family.adapt(spec, {**_text(spec), **_conditions(model, spec, inputs, takes)})
+    arguments = model.family.adapt(spec, {**_text(spec), **_conditions(spec, inputs, takes)})
     return embed_prompts(pipeline, spec, arguments) if model.family.clip_prompts else arguments
 
 
@@ -123,7 +130,7 @@ def _text(spec: DenoisingSpec) -> dict[str, Any]:
     }
 
 
-def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
+def _conditions(spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
     """Return the arguments by which the pipelines of the tasks differ.
 
     Args:
@@ -140,11 +147,6 @@ def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Contai
         conditions |= {"mask_image": inputs.mask}
     if isinstance(spec, InpaintSpec | ControlSpec):
         conditions |= size
-    if spec.control_maps:
-        maps = control_maps(model, spec, inputs)
-        scales = [control.scale for control in spec.control_maps]
-        spans = [(control.start, control.end) for control in spec.control_maps]
-        conditions |= control_arguments(spec.task, maps, scales, spans)
     return conditions
 
 

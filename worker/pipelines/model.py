@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import diffusers
 import torch
@@ -76,11 +76,11 @@ class Model:
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
             for factor, upscaler in upscalers.items()
         }
-        self._controlnets = ControlNets(config, family, pipeline)
+        self.controlnets = ControlNets(config, family, pipeline)
         self.annotators = load_annotators(config, pipeline.device)
         card = _base_card(config, family, pipeline).model_copy(
             update=_component_fields(
-                self._pipelines, pipeline, self.upscalers, self._controlnets, tuple(self.annotators)
+                self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
         self.card = self.adapters.add_to_card(card, self._pipelines)
@@ -93,9 +93,13 @@ class Model:
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
 
-    def pipeline(self, task: Task, scheduler: Scheduler, controls: Sequence[ControlName] = ()) -> DiffusionPipeline:
-        """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler."""
-        pipeline = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
+    def pipeline(self, task: Task, scheduler: Scheduler, *, controls: bool = False) -> DiffusionPipeline:
+        """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler.
+
+        Args:
+            controls: whether the job has controls.
+        """
+        pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
         return pipeline
 
