@@ -1,11 +1,12 @@
 """Gates of ControlNets, which let jobs with different scales share a call."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from diffusers import MultiControlNetModel
+from diffusers import ControlNetUnionModel, MultiControlNetModel
 from torch.utils import _pytree as pytree
 
 from ...engine.gate import Gate
@@ -25,6 +26,11 @@ class PerRequestScale:
 
     def __init__(self, net: torch.nn.Module) -> None:
         self._gate = Gate("control", net.forward)
+        if isinstance(net, ControlNetUnionModel):
+            self._gate = Gate("control", _attending_within_calls(net))
+            self._calls: Iterator[int] | None = itertools.count()
+        else:
+            self._calls = None
         self._parameters = inspect.signature(type(net).forward)
         # Shapes of the residuals by shape of the sample, both without the batch dimension.
         self._shapes: dict[torch.Size, list[torch.Size]] = {}
@@ -36,6 +42,8 @@ class PerRequestScale:
         bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name not in ("self", "return_dict")}
         scale, sample = arguments.pop("conditioning_scale"), arguments["sample"]
+        if self._calls is not None:
+            arguments["caller"] = torch.full((len(sample),), next(self._calls))
         if isinstance(scale, Sequence):
             down, middle = self._gate(**arguments, conditioning_scale=scale, return_dict=False)
             return list(down), middle
@@ -47,6 +55,24 @@ class PerRequestScale:
             self._shapes[sample.shape[1:]] = [residual.shape[1:] for residual in (*down, middle)]
             residuals = [residual * scale for residual in (*down, middle)]
         return residuals[:-1], residuals[-1]
+
+
+def _attending_within_calls(net: Any) -> Callable[..., Any]:
+    """Return the forward of a union ControlNet for merged calls.
+
+    Its attention over the maps takes the rows of a batch for a sequence: the rows with and without the prompt of one
+    job see each other. A mask keeps them from seeing rows of other jobs.
+    """
+    forward = net.forward
+
+    def run(*, caller: torch.Tensor, **kwargs: Any) -> Any:
+        is_other = caller[:, None] != caller
+        mask = torch.zeros(is_other.shape).masked_fill(is_other, float("-inf")) if is_other.any() else None
+        for layer in net.transformer_layes:
+            layer.attn_mask = mask
+        return forward(**kwargs)
+
+    return run
 
 
 def scaled_samples(net: torch.nn.Module, shared: Sequence[str]) -> Callable[..., Any]:
