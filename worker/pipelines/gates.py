@@ -57,7 +57,14 @@ def gate_list_inputs(forward: Forward, unbatched: tuple[str, ...] = ()) -> Forwa
 
     gate = Gate("denoise", run, shared=unbatched)
 
-    def call(x: list[torch.Tensor], t: torch.Tensor, cap_feats: list[torch.Tensor], **kwargs: Any) -> Any:
+    def call(
+        x: list[torch.Tensor],
+        t: torch.Tensor,
+        cap_feats: list[torch.Tensor],
+        *,
+        return_dict: bool = False,  # noqa: ARG001  # always a tuple
+        **kwargs: Any,
+    ) -> Any:
         return (list(gate(torch.stack(x), t, *pad_captions(cap_feats), **kwargs).unbind(0)),)
 
     return call

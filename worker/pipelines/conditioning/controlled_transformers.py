@@ -289,6 +289,8 @@ class ZImageTransformer(ControlledTransformer):
         x: list[torch.Tensor],
         t: torch.Tensor,
         cap_feats: list[torch.Tensor],
+        *,
+        return_dict: bool = False,  # noqa: ARG002  # always a tuple
         **kwargs: Any,
     ) -> Any:
         controls = [self._controls[index] for index in active]
