@@ -32,7 +32,14 @@ from tests.support.models.tiny_controlnets import (
     tiny_sd3_controlnet,
     tiny_z_image_controlnet,
 )
-from tests.support.models.tiny_families import tiny_flux, tiny_qwen_image, tiny_schnell, tiny_sd3, tiny_z_image
+from tests.support.models.tiny_families import (
+    tiny_flux,
+    tiny_flux_small_latents,
+    tiny_qwen_image,
+    tiny_schnell,
+    tiny_sd3,
+    tiny_z_image,
+)
 from tests.support.specs import make_spec
 
 FIRST, SECOND = "canny", "qr"
@@ -88,6 +95,8 @@ CASES = {
         modes={FIRST: 0, "depth": 2},
     ),
     "flux-schnell": Case(tiny_schnell, **FLUX, configs={FIRST: {}, SECOND: {"guidance_embeds": False}}),  # type: ignore[arg-type]
+    # Reads pixels, 8 times smaller like the latents.
+    "flux-xlabs": Case(tiny_flux_small_latents, **FLUX, configs={FIRST: HINT, SECOND: {**HINT, "num_layers": 1}}),  # type: ignore[arg-type]
     "sd3": Case(
         tiny_sd3,
         tiny_sd3_controlnet,
@@ -319,6 +328,8 @@ def test_controls_give_stock_pixels_alone_and_batched(served: Served) -> None:
 
 
 def test_inpainting_everything_is_image_to_image(served: Served) -> None:
+    if served.case.net is tiny_sd3_controlnet:
+        pytest.skip("the stock pipelines of Stable Diffusion 3 encode the image in two ways")
     controlled = job(Task.INPAINT, control(served.types[0]), seed=3)
     whole = Image.new("L", (WIDTH, HEIGHT), 255)
     same = job(Task.IMG2IMG, control(served.types[0]), seed=3)
@@ -328,6 +339,33 @@ def test_inpainting_everything_is_image_to_image(served: Served) -> None:
     assert largest_difference(everything, img2img) <= 1
     [part] = served.run(controlled)
     assert largest_difference(part, everything) > 20
+
+
+def test_inpainting_with_stable_diffusion_3_adds_the_samples_of_the_controlnet(tmp_path: Path) -> None:
+    served = Served(CASES["sd3"], tmp_path)
+    spec = job(Task.INPAINT, control(scale=0.8), seed=3)
+    net = served.nets[FIRST]
+    pipeline = diffusers.StableDiffusion3InpaintPipeline.from_pipe(served.base)
+    pipeline.set_progress_bar_config(disable=True)
+    config, forward = pipeline.vae.config, pipeline.transformer.forward
+    encoded = pipeline.vae.encode(2 * to_tensor(served.maps[FIRST]) - 1).latent_dist
+    cond = encoded.sample(torch.Generator().manual_seed(spec.seed)) * config.scaling_factor
+
+    def controlled(**kwargs: Any) -> Any:
+        given = {name: kwargs[name] for name in ("hidden_states", "timestep", "encoder_hidden_states")}
+        zeros = torch.zeros_like(kwargs["pooled_projections"])
+        samples = net(
+            **given, pooled_projections=zeros, controlnet_cond=cond, conditioning_scale=0.8, return_dict=False
+        )
+        return forward(**kwargs, block_controlnet_hidden_states=samples[0])
+
+    pipeline.transformer.forward = controlled
+    with torch.no_grad():
+        reference = pipeline(
+            **served._common(spec), image=served.image, mask_image=served.mask, strength=spec.strength
+        ).images[0]
+    [result] = served.run(spec)
+    assert largest_difference(result, np.asarray(reference)) <= 1
 
 
 def test_jobs_with_different_scales_share_calls(served: Served) -> None:
