@@ -52,6 +52,8 @@ class UpscalerSource(ComponentSource):
 
 def _expand(value: object) -> object:
     """Expand the short form `"folder"` to `{ source = "folder" }`."""
+    if isinstance(value, ComponentSource):
+        return value.model_dump(exclude_unset=True)
     return {"source": value} if isinstance(value, str) else value
 
 

@@ -32,7 +32,6 @@ def tiny_union(model: Path, folder: Path, *, types: int = 8, seed: int = 7) -> P
         num_control_type=types,
         num_trans_channel=width,
         num_proj_channel=width,
-        num_trans_head=2,
     )
     _fill(net)
     torch.nn.init.normal_(net.task_embedding)

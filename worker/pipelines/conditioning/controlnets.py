@@ -44,7 +44,7 @@ class ControlNets:
             with reporting_failures(f"ControlNet {control_type}"):
                 part = _without_mode(source)
                 if part not in loaded:
-                    loaded[part] = load_controlnet(part, family, base)
+                    loaded[part] = load_controlnet(part, family.controlnet_classes, base)
                 self._nets[control_type] = loaded[part]
                 self._modes[control_type] = control_mode(control_type, source.mode, loaded[part])
         _check_hints(self._nets)

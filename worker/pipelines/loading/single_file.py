@@ -41,7 +41,7 @@ _SD2_BASE_STEP = 875_000
 _KEYS = {
     "a LoRA": "list it in `loras` of a model",
     "an IP-Adapter": "give it as `ip_adapter` of a model",
-    "a ControlNet": "list it in `controlnets` of a model, in diffusers' format",
+    "a ControlNet": "list it in `controlnets` of a model",
     "an autoencoder (VAE)": "give it as `vae` of a model",
 }
 
@@ -100,7 +100,7 @@ class Checkpoint:
             if self._config.vae is not None:
                 given["vae"] = load_vae(self._config.vae, folder, dtype)
             given |= self._missing_components(folder, dtype, set(given))
-            with _reporting_incomplete(self.file):
+            with reporting_incomplete(self.file):
                 pipeline: DiffusionPipeline = kind.from_single_file(
                     str(self.file), config=str(folder), local_files_only=True, dtype=dtype, **given
                 ).to(device)
@@ -227,7 +227,7 @@ def load_vae(source: ComponentSource, folder: Path, dtype: torch.dtype) -> Any:
                 raise StartupError(f"{part} is of the class {found}, and the model needs {class_name}")
             return load_component(kind, part, dtype)
         file = resolve_weights(source, "`weight_name`")
-        with _reporting_incomplete(file):
+        with reporting_incomplete(file):
             return kind.from_single_file(
                 str(file), config=str(folder), subfolder="vae", local_files_only=True, dtype=dtype
             )
@@ -256,7 +256,7 @@ def _check_suffix(name: str) -> None:
 
 
 @contextmanager
-def _reporting_incomplete(file: Path) -> Iterator[None]:
+def reporting_incomplete(file: Path) -> Iterator[None]:
     """Raise the errors of diffusers about weights that a file lacks as StartupError."""
     try:
         yield
