@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 from redis import Redis
 
 from img2img.blobs import ObjectStore
+from img2img.container_limits import cpu_count, memory_bytes
 from img2img.domain.model_card import model_name
 from img2img.free_disk import FreeDisk
 from img2img.redis.api_keys import ApiKeys
@@ -42,7 +43,6 @@ from .http.in_flight import OWNER_SHARE, ByteBudget, InFlightMiddleware
 from .http.open_requests import OpenRequests
 from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
-from .imaging.container_limits import cpu_count, memory_bytes
 from .imaging.sandbox_limits import SandboxLimits
 from .imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from .openapi.document import install_openapi

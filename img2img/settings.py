@@ -123,6 +123,13 @@ class SharedSettings(BaseSettings):
         Path | None,
         Field(description="A models.toml file with the models to serve. Its first model is the default of requests."),
     ] = None
+    device: Annotated[
+        str,
+        Field(
+            description="`cpu`, `cuda`, `cuda:1`, ..., or `auto`: `cuda` if available. `img2img serve` runs a worker "
+            "for each device of a list, such as `cuda:0,cuda:1`, and for each GPU with `cuda:all`."
+        ),
+    ] = "auto"
     redis_url: Annotated[
         str | None,
         Field(description="Redis server of the queue. Default: the embedded one that `img2img serve` starts."),

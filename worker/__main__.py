@@ -44,6 +44,7 @@ from .queue.job_metrics import JobMetrics
 from .runner import JobRunner
 from .runtime.allocator import configure_malloc, freeze_gc, gpu_memory, run_malloc_trim
 from .runtime.engine_metrics import EngineCollector
+from .runtime.memory_meter import memory_meter
 from .runtime.start_report import StartReport
 from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
@@ -94,7 +95,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         store = open_store(settings.resolved_store_url)
         configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
         device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        engine = Engine(slots=settings.slots, max_rows=settings.max_rows)
+        engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=memory_meter(device))
         loaded: Future[list[Model]] = Future()
         engine_thread = threading.Thread(
             target=run_engine, args=(engine, device, configs, loaded, report.stage), name="engine", daemon=True
@@ -195,7 +196,7 @@ def run_engine(
                 f"cannot warm up model {model.card.name!r}", lambda: f"{device_memory(device)}; {SMALLER}"
             ):
                 model.fit_preview()
-                warm_up(model)
+                warm_up(model, engine)
     except Exception as error:
         loaded.set_exception(error)
         return
@@ -204,16 +205,25 @@ def run_engine(
 
 
 @torch.inference_mode()
-def warm_up(model: Model) -> None:
-    """Render one image with one step, so that memory is allocated and kernels are chosen before the first job."""
-    size = model.card.native_size
-    inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
-    function = make_task_function(model, _warm_up_spec(model.card), inputs, 0)
-    function(EngineTask(function, lambda _task: None))
+def warm_up(model: Model, engine: Engine) -> None:
+    """Render an image with one step: memory is allocated, kernels are chosen, and the memory of a row is measured.
+
+    On a GPU also one of the largest size, because not all kernels need memory in proportion to the size.
+    """
+    card = model.card
+    sizes = {card.native_size} if model.device.type == "cpu" else {card.native_size, card.max_size}
+    for size in sorted(sizes):
+        inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
+        function = make_task_function(model, _warm_up_spec(card, size), inputs, 0)
+        task = EngineTask(function, lambda _task: None, measures_memory=True)
+        engine.submit([task])
+        while engine.is_busy:
+            engine.step()
+        if task.error is not None:
+            raise task.error
 
 
-def _warm_up_spec(card: ModelCard) -> JobSpec:
-    size = card.native_size
+def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
     generation: dict[str, Any] = {
         "model": card.name,
         "image": sha256(b"").hexdigest(),

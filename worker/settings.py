@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from img2img.settings import SharedSettings
 
@@ -13,7 +13,6 @@ class WorkerSettings(SharedSettings):
     max_rows: Annotated[
         int, Field(ge=2, le=1024, description="Maximum rows of one forward pass. An image with guidance uses two rows.")
     ] = 64
-    device: Annotated[str, Field(description="`cpu`, `cuda`, `cuda:1`, ..., or `auto`: `cuda` if available.")] = "auto"
     revision: Annotated[str | None, Field(description="Revision of a model from the Hugging Face Hub.")] = None
     serve: Annotated[
         str | None,
@@ -34,3 +33,10 @@ class WorkerSettings(SharedSettings):
         Path | None, Field(description="File that is touched at each heartbeat, for health checks.")
     ] = None
     log_level: Annotated[str, StringConstraints(to_upper=True)] = "INFO"
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if "," in device or device.endswith(":all"):
+            raise ValueError("a worker runs on one device; `img2img serve` starts a worker for each of several")
+        return device

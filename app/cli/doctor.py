@@ -1,17 +1,15 @@
 """`img2img doctor`: what the service finds on this machine, on one page."""
 
-import json
 import os
 import platform
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -63,8 +61,10 @@ def _torch(_settings: "ApiSettings") -> Iterator[Finding]:
     if find_spec("torch") is None:
         yield Finding(NOTE, "PyTorch", "not installed: workers run elsewhere")
         return
+    from ..supervisor.devices import device_report
+
     try:
-        report = _device_report()
+        report = device_report()
     except RuntimeError as error:
         yield Finding(FAULT, "PyTorch", str(error))
         return
@@ -224,16 +224,6 @@ def hub_cache() -> Path:
     environment = os.environ
     home = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     return Path(environment.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-
-
-def _device_report() -> dict[str, Any]:
-    """Return what PyTorch finds, from a process of the worker. Raises RuntimeError."""
-    command = [sys.executable, "-P", "-m", "img2img.worker.runtime.device_report"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip() or "cannot be imported").splitlines()[-1])
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
 
 
 def _nvidia_driver() -> str | None:

@@ -27,6 +27,12 @@ Model = Annotated[
 ]
 ModelsFile = Annotated[Path | None, typer.Option(help="models.toml file with the models to serve.")]
 Slots = Annotated[int | None, typer.Option(min=1, help="Jobs that a worker runs at once.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where workers run: cpu, cuda:1, cuda:all or cuda:0,cuda:1 (a worker for each).", show_default="auto"
+    ),
+]
 Insecure = Annotated[
     bool | None, typer.Option("--insecure", help="Accept requests without an API key on every address.")
 ]
@@ -53,6 +59,7 @@ def serve(
     data_dir: DataDir = None,
     model: Model = None,
     models_file: ModelsFile = None,
+    device: Device = None,
     slots: Slots = None,
     redis_url: RedisUrl = None,
     insecure: Insecure = None,
@@ -68,6 +75,7 @@ def serve(
             data_dir=data_dir,
             model=model,
             models_file=models_file,
+            device=device,
             slots=slots,
             redis_url=redis_url,
             insecure=insecure,
@@ -152,15 +160,17 @@ def worker(
     data_dir: DataDir = None,
     model: Model = None,
     models_file: ModelsFile = None,
+    device: Device = None,
     slots: Slots = None,
     redis_url: RedisUrl = None,
 ) -> None:
     """Run only a worker: take jobs from Redis and run them on this machine's GPU or CPU."""
     with server_errors("api,worker"):
-        from ..supervisor.supervisor import PYTHON, check_torch
+        from ..supervisor.devices import PYTHON
+        from ..supervisor.supervisor import check_torch
 
         settings = settings_of(
-            data_dir=data_dir, model=model, models_file=models_file, slots=slots, redis_url=redis_url
+            data_dir=data_dir, model=model, models_file=models_file, device=device, slots=slots, redis_url=redis_url
         )
         check_torch()
         os.execve(sys.executable, [*PYTHON, "img2img.worker"], settings.as_environment())  # noqa: S606
@@ -169,7 +179,7 @@ def worker(
 def webhooks(data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     """Run only a webhook dispatcher: deliver the webhooks of jobs that have ended."""
     with server_errors("api"):
-        from ..supervisor.supervisor import PYTHON
+        from ..supervisor.devices import PYTHON
 
         settings = settings_of(data_dir=data_dir, redis_url=redis_url)
         os.execve(sys.executable, [*PYTHON, "img2img.app.webhooks"], settings.as_environment())  # noqa: S606

@@ -16,11 +16,11 @@ from typing import Any
 from anyio import CapacityLimiter
 from PIL import Image
 
+from img2img.container_limits import cpu_count, memory_bytes
 from img2img.domain.parameters import Resize
 from img2img.errors import Unavailable
 
 from ..http.errors import ImageError, UnsupportedMedia
-from .container_limits import cpu_count, memory_bytes
 from .fair_slots import FairSlots
 from .sandbox_limits import BYTES_PER_PIXEL, SandboxLimits
 from .sandbox_protocol import Header, receive, send

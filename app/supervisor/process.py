@@ -46,6 +46,7 @@ class ManagedProcess:
             preexec_fn=_die_with_parent,
         )
         self._started_at = time.monotonic()
+        self._is_terminated = False
 
     @property
     def exit_code(self) -> int | None:
@@ -65,10 +66,16 @@ class ManagedProcess:
         self.start()
         return True
 
+    def terminate(self) -> None:
+        """Ask the process to end, once."""
+        if self.exit_code is None and not self._is_terminated:
+            self._is_terminated = True
+            self.process.terminate()
+
     def stop(self) -> None:
         """Terminate the process, and kill it if it does not end in time."""
+        self.terminate()
         if self.exit_code is None:
-            self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(self._stop_within_s)
         self.kill()

@@ -4,7 +4,6 @@ import fcntl
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,13 +23,12 @@ from img2img.redis.durability import Durability, DurableWrites, UnsupportedDurab
 
 from ..settings import ApiSettings
 from ..webhooks.signing import ensure_secret
+from .devices import PYTHON, count_gpus, environment_of, worker_devices
 from .embedded_redis import connect, is_redis_ready, redis_command
 from .errors import ServeError, TemporaryServeError
 from .process import ManagedProcess
 from .redis_server import RedisUnavailable
 
-# -P: modules in the working directory must not shadow installed ones.
-PYTHON = (sys.executable, "-P", "-m")
 # What `img2img serve` has in the data directory.
 DATA_ENTRIES = ("redis", "redis.sock", "store", "serve.lock", "webhook-secret")
 # Exit code of a worker that cannot start and has logged the reason.
@@ -74,6 +72,7 @@ class Supervisor:
         self._settings = settings
         self._environment = settings.as_environment()
         self._processes: list[ManagedProcess] = []
+        self._workers: list[ManagedProcess] = []
         self._reported = ""
 
     def start(self) -> None:
@@ -90,10 +89,19 @@ class Supervisor:
         check_keys(self._settings)
         check_store(self._settings)
         self._add("webhooks", [*PYTHON, "img2img.app.webhooks"], stop_within_s=self._settings.webhook_timeout_s + 5)
-        self._add("worker", [*PYTHON, "img2img.worker"], stop_within_s=DRAIN_S)
+        self._start_workers()
         self._add("api", [*PYTHON, "img2img.app.cli", "api"], stop_within_s=10)
         with httpx.Client(base_url=self._settings.local_url, trust_env=False) as http:
             self._wait_until(lambda: is_ready(http, self._report))
+
+    def _start_workers(self) -> None:
+        devices = worker_devices(self._settings.device, count_gpus)
+        for index, device in enumerate(devices):
+            name = "worker" if len(devices) == 1 else f"worker {index} ({device})"
+            environment = environment_of(index, devices, self._environment)
+            worker = ManagedProcess(name, [*PYTHON, "img2img.worker"], environment, DRAIN_S)
+            self._processes.append(worker)
+            self._workers.append(worker)
 
     def _report(self, reason: str) -> None:
         """Print why the service is not ready, when the reason changes."""
@@ -102,21 +110,31 @@ class Supervisor:
             self._reported = reason
 
     def tick(self) -> None:
-        """Restart processes that have ended. Raises ServeError if a worker cannot start."""
+        """Restart processes that have ended. Raises ServeError if no worker can start."""
+        self._drop_failed_workers()
         for process in self._processes:
             code = process.exit_code
-            if code is None:
-                continue
-            if process.name == "worker" and code == CANNOT_START:
-                raise ServeError
-            if process.restart_when_due():
+            if code is not None and process.restart_when_due():
                 typer.echo(f"img2img: {process.name} ended with exit code {code}; restarted it", err=True)
 
+    def _drop_failed_workers(self) -> None:
+        """Leave workers that cannot start down, while others run. Raises ServeError if there is no other."""
+        for worker in [worker for worker in self._workers if worker.exit_code == CANNOT_START]:
+            self._workers.remove(worker)
+            if not self._workers:
+                raise ServeError
+            self._processes.remove(worker)
+            typer.echo(f"img2img: {worker.name} cannot start; the service runs without it", err=True)
+
     def stop(self) -> None:
-        """Stop the API server first, then worker, webhook dispatcher and Redis. A second Ctrl-C does not wait."""
+        """Stop the API server first, then workers, webhook dispatcher and Redis. A second Ctrl-C does not wait."""
         try:
             while self._processes:
-                self._processes[-1].stop()
+                last = self._processes[-1]
+                for worker in self._workers if last in self._workers else ():
+                    # Together: each may need its time to finish jobs.
+                    worker.terminate()
+                last.stop()
                 self._processes.pop()
         finally:
             for process in self._processes:
@@ -127,10 +145,9 @@ class Supervisor:
 
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition():
+            self._drop_failed_workers()
             for process in self._processes:
                 code = process.exit_code
-                if process.name == "worker" and code == CANNOT_START:
-                    raise ServeError
                 if code is not None:
                     raise TemporaryServeError(f"{process.name} ended with exit code {code} while starting")
             time.sleep(0.1)

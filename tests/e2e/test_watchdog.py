@@ -48,7 +48,7 @@ def run_worker_that_hangs(environment: dict[str, str], log: str) -> None:
     ready = threading.Event()
     warm_up = img2img.worker.__main__.warm_up
     img2img.worker.__main__.load_model = load
-    img2img.worker.__main__.warm_up = lambda model: (warm_up(model), ready.set())  # type: ignore[assignment]
+    img2img.worker.__main__.warm_up = lambda *args: (warm_up(*args), ready.set())  # type: ignore[assignment]
     run_worker(environment, log)
 
 

@@ -146,7 +146,7 @@ def test_model_with_concat_unet_supports_only_its_task(
         pipeline.save_pretrained(tmp_path / name)
         model = load_model(ModelConfig(name=name, source=str(tmp_path / name)), device="cpu")
         assert model.card.tasks == (task,)
-        warm_up(model)
+        warm_up(model, Engine(slots=1))
         spec = edit() if task is Task.EDIT else inpaint()
         [result] = run_together(model, [(spec, served.inputs())])
         assert np.abs(result.astype(int) - served.reference(spec)).max() <= 1

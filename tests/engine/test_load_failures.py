@@ -449,7 +449,7 @@ def test_preview_and_warm_up_of_a_model_with_a_tiny_autoencoder(folder: Path) ->
     edit_json(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
     served = load(folder)
     served.fit_preview()
-    warm_up(served)
+    warm_up(served, Engine(slots=1))
     assert served.preview is not None
     assert served.preview.jpeg(torch.zeros(1, 4, 8, 8))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from img2img.app.imaging.container_limits import cpu_count, memory_bytes
+from img2img.container_limits import cpu_count, free_memory_bytes, memory_bytes
 
 CORES = len(os.sched_getaffinity(0))
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -71,3 +71,21 @@ def test_version_1_without_quota(cgroups: Cgroups) -> None:
 def test_fraction_of_a_core_is_one_core(cgroups: Cgroups) -> None:
     assert cpu_count(**cgroups("0::/\n", cpu_DOT_max="1000 100000\n")) == 1
     assert cpu_count(**cgroups("0::/\n", cpu_DOT_max="150000 100000\n")) == min(2, CORES)
+
+
+def test_free_memory_of_a_container(cgroups: Cgroups, tmp_path: Path) -> None:
+    paths = cgroups(
+        "0::/\n",
+        memory_DOT_max=f"{GIB}\n",
+        memory_DOT_current=f"{GIB - 3_000_000}\n",
+        memory_DOT_stat="anon 5\ninactive_file 1000000\n",
+    )
+    assert free_memory_bytes(**paths) == 4_000_000
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  9000 kB\nMemFree: 100 kB\nMemAvailable:    2000 kB\n")
+    assert free_memory_bytes(**paths, meminfo=meminfo) == 2_048_000
+
+
+def test_free_memory_without_proc(cgroups: Cgroups, tmp_path: Path) -> None:
+    paths = cgroups("0::/\n", memory_DOT_max="max\n")
+    assert free_memory_bytes(**paths, meminfo=tmp_path / "none") == MEMORY

@@ -23,21 +23,21 @@ class PendingCall(Protocol):
 C = TypeVar("C", bound=PendingCall)
 
 
-def schedule(calls: Sequence[C], row_limit: Callable[[Hashable], int]) -> list[C]:
-    """Return the calls to run as one batch: oldest first, up to the row limit of their signature, at least one call.
+def schedule(calls: Sequence[C], row_limit: Callable[[C], int]) -> list[C]:
+    """Return the calls to run as one batch: oldest first, up to their row limit, at least one call.
 
     The group that contains the oldest call goes first, so that no signature starves. Among groups of equal age the
     smallest goes first: a new task catches up with the larger batch, and a finishing task frees its slot.
 
     Args:
         calls: all parked calls, oldest first.
-        row_limit: the largest number of rows for a signature.
+        row_limit: the largest number of rows of calls like this one.
     """
     groups: dict[Hashable, list[C]] = {}
     for call in calls:
         groups.setdefault(call.signature, []).append(call)
     group = min(groups.values(), key=lambda g: (g[0].iteration, sum(call.rows for call in g)))
-    limit = row_limit(group[0].signature)
+    limit = row_limit(group[0])
     taken, rows = [group[0]], group[0].rows
     for call in group[1:]:
         if rows + call.rows > limit:

@@ -33,6 +33,7 @@ class GateCall:
     kinds: tuple[str, ...]
     signature: Hashable
     rows: int
+    row_size: int  # values in a row of the first tensor
 
 
 def make_call(
@@ -52,9 +53,10 @@ def make_call(
     leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
     whole = {id(leaf) for name in shared if name in kwargs for leaf in pytree.tree_leaves(kwargs[name])}
     tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and id(leaf) not in whole)
-    rows = next((leaf.shape[0] for leaf in tensors if leaf.dim()), None)
-    if rows is None:
+    first = next((leaf for leaf in tensors if leaf.dim()), None)
+    if first is None:
         raise ValueError(f"a call of {target!r} has no tensor with rows")
+    rows = first.shape[0]
     kinds, parts = [], []
     for leaf in leaves:
         is_shared = isinstance(leaf, torch.Tensor) and id(leaf) in whole
@@ -62,7 +64,7 @@ def make_call(
         kinds.append(kind)
         parts.append(part)
     signature = (target, structure, tuple(kinds), tuple(parts))
-    return GateCall(args, kwargs, leaves, structure, tuple(kinds), signature, rows)
+    return GateCall(args, kwargs, leaves, structure, tuple(kinds), signature, rows, first[0].numel())
 
 
 def _describe(leaf: Any, rows: int) -> tuple[str, Hashable]:

@@ -20,6 +20,7 @@ from .batch_scheduler import schedule
 from .batching import collate, split
 from .errors import is_device_lost, is_out_of_memory, without_tensors
 from .gate import Parked, TaskGreenlet
+from .row_memory import MemoryMeter, RowMemory
 from .task import EngineTask, TaskStopped
 
 log = logging.getLogger(__name__)
@@ -30,16 +31,19 @@ class Engine:
 
     Args:
         slots: tasks in flight at once.
-        max_rows: rows of a merged call; lowered per signature when memory runs out.
+        max_rows: rows of a merged call; fewer if more would not fit into memory.
+        meter: measures the memory of the calls of tasks with `measures_memory`. None: the limit is only lowered, per
+            signature, when memory runs out.
     """
 
-    def __init__(self, *, slots: int, max_rows: int = 64) -> None:
+    def __init__(self, *, slots: int, max_rows: int = 64, meter: MemoryMeter | None = None) -> None:
         self.slots = slots
         self.iteration = 0
         self.rows_run: Counter[str] = Counter()  # by gate name
         self.calls_run: Counter[str] = Counter()  # by gate name
         self.batches_run: Counter[tuple[str, int]] = Counter()  # calls, by gate name and rows
         self._limits = BatchLimits(max_rows)
+        self._memory = RowMemory(meter) if meter else None
         self._pending: deque[EngineTask] = deque()
         self._parked: list[Parked] = []  # oldest call first
         self._changed = threading.Condition()
@@ -87,7 +91,7 @@ class Engine:
         self._admit()
         self._drop_stopped()
         if self._parked:
-            self._run(schedule(self._parked, self._limits.limit_of))
+            self._run(schedule(self._parked, self._limit_of))
         self._stepping = False
 
     def _wait_for_work(self) -> bool:
@@ -115,6 +119,12 @@ class Engine:
             self._parked.remove(parked)
             self._resume(parked.greenlet, parked.greenlet.throw, TaskStopped())
 
+    def _limit_of(self, parked: Parked) -> int:
+        """Return the largest number of rows of calls like this one."""
+        limit = self._limits.limit_of(parked.signature)
+        fitting = self._memory.limit_of(parked.gate, parked.call) if self._memory else None
+        return limit if fitting is None else min(limit, max(fitting, parked.rows))
+
     def _run(self, batch: Sequence[Parked]) -> None:
         gate = batch[0].gate
         # The scheduler groups calls of a gate with memory only if they are equal: one call serves all of them.
@@ -122,7 +132,10 @@ class Engine:
         rows = [call.rows for call in calls]
         try:
             args, kwargs = collate(calls)
-            outputs = split(gate.run(*args, **kwargs), rows)
+            if self._memory and len(calls) == 1 and batch[0].task.measures_memory:
+                outputs = [self._memory.measure(gate, calls[0], lambda: gate.run(*args, **kwargs))]
+            else:
+                outputs = split(gate.run(*args, **kwargs), rows)
         except Exception as error:
             if is_device_lost(error):
                 raise

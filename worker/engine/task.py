@@ -20,9 +20,13 @@ class EngineTask:
     Args:
         function: called with this task in its greenlet.
         on_done: called with this task on the engine's thread once its result or error is set. Must be quick.
+        measures_memory: whether the memory of its calls is measured, which takes time.
     """
 
-    def __init__(self, function: TaskFunction, on_done: Callable[["EngineTask"], None]) -> None:
+    def __init__(
+        self, function: TaskFunction, on_done: Callable[["EngineTask"], None], *, measures_memory: bool = False
+    ) -> None:
+        self.measures_memory = measures_memory
         self.function = function
         self.on_done = on_done
         # Denoising steps done, and the latents after the last of them. Both are set by the function.

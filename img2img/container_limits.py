@@ -8,6 +8,7 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
 
 
 def cpu_count(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
@@ -30,6 +31,31 @@ def memory_bytes(root: Path = CGROUPS, own: Path = OWN_CGROUPS) -> int:
         limits = _numbers(folder / "memory.max", 1) or _numbers(folder / "memory.limit_in_bytes", 1)
         total = min(total, *limits) if limits else total
     return total
+
+
+def free_memory_bytes(root: Path = CGROUPS, own: Path = OWN_CGROUPS, meminfo: Path = MEMINFO) -> int:
+    """Return the bytes of memory that this process can still use: unused, or used by files that the kernel can drop.
+
+    On a system without /proc, that is the whole memory.
+    """
+    free = memory_bytes(root, own)
+    with suppress(OSError):
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = min(free, int(fields["MemAvailable"].split()[0]) * 1024)
+    for folder in _folders(root, own, "memory"):
+        limits = _numbers(folder / "memory.max", 1) or _numbers(folder / "memory.limit_in_bytes", 1)
+        used = _numbers(folder / "memory.current", 1) or _numbers(folder / "memory.usage_in_bytes", 1)
+        if limits and used:
+            free = min(free, limits[0] - used[0] + _dropped(folder / "memory.stat"))
+    return max(0, free)
+
+
+def _dropped(stat: Path) -> int:
+    """Return the bytes of files that the kernel drops first when a cgroup needs memory."""
+    with suppress(OSError):
+        fields = dict(line.split() for line in stat.read_text().splitlines())
+        return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
+    return 0
 
 
 def _folders(root: Path, own: Path, controller: str) -> Iterator[Path]:
