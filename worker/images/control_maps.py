@@ -76,12 +76,14 @@ def lineart(image: Image.Image) -> Image.Image:
 def mlsd(image: Image.Image) -> Image.Image:
     """Straight lines, without curves and texture: the longer segments that a line segment detector finds."""
     scale = _scale(image)
-    grey = _blur(np.asarray(image.convert("L")), MLSD_SIGMA * scale).round().astype(np.uint8)
-    found = cv2.createLineSegmentDetector().detect(grey)[0]
-    lines = np.zeros(grey.shape, np.uint8)
-    for x0, y0, x1, y1 in () if found is None else found.reshape(-1, 4):
-        if math.hypot(x1 - x0, y1 - y0) >= MLSD_MIN_LENGTH * scale:
-            cv2.line(lines, (round(x0), round(y0)), (round(x1), round(y1)), 255, max(1, round(scale)))
+    smooth = _blur(np.asarray(image), MLSD_SIGMA * scale).round().astype(np.uint8)
+    lines = np.zeros(smooth.shape[:2], np.uint8)
+    # Each channel, as colours may differ where brightness does not.
+    for channel in cv2.split(smooth):
+        found = cv2.createLineSegmentDetector().detect(channel)[0]
+        for x0, y0, x1, y1 in () if found is None else found.reshape(-1, 4):
+            if math.hypot(x1 - x0, y1 - y0) >= MLSD_MIN_LENGTH * scale:
+                cv2.line(lines, (round(x0), round(y0)), (round(x1), round(y1)), 255, max(1, round(scale)))
     return Image.fromarray(lines).convert("RGB")
 
 
