@@ -179,7 +179,7 @@ def test_control_map_accepts_a_form_and_a_reference(http: httpx.Client, post: Ca
     ("fields", "field", "message"),
     [
         ({"type": "pose"}, "type", "can make maps of these types: canny, scribble"),
-        ({"type": "shape"}, "type", "Input should be"),
+        ({"type": "shape"}, "type", "can make maps of these types: canny, scribble"),
         ({}, "type", "Field required"),
         ({"type": "canny", "strength": 0.5}, "strength", "Unknown field"),
         ({"type": "canny", "width": 7, "height": 64}, "width", "multiple of 8"),
