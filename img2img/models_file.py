@@ -57,6 +57,8 @@ def _make_absolute(config: ModelConfig, folder: Path) -> ModelConfig:
     def resolve(value: object) -> object:
         if isinstance(value, ComponentSource):
             return value.model_copy(update={"source": _absolute(value.source, folder)})
+        if isinstance(value, Path):
+            return (folder / value.expanduser()).resolve()
         if isinstance(value, dict):
             return {key: resolve(item) for key, item in value.items()}
         return value

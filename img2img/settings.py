@@ -51,6 +51,7 @@ SETTINGS = (
     "MIN_FREE_DISK",
     "MODEL",
     "MODELS_FILE",
+    "PLAYGROUND",
     "PORT",
     "PUBLISHED_HOST",
     "RATE_LIMIT",
@@ -126,8 +127,9 @@ class SharedSettings(BaseSettings):
     device: Annotated[
         str,
         Field(
-            description="`cpu`, `cuda`, `cuda:1`, ..., or `auto`: `cuda` if available. `img2img serve` runs a worker "
-            "for each device of a list, such as `cuda:0,cuda:1`, and for each GPU with `cuda:all`."
+            description="`cpu`, `cuda`, `cuda:1`, `xpu`, `mps`, ..., or `auto`: the GPU if there is one. "
+            "`img2img serve` runs a worker for each device of a list, such as `cuda:0,cuda:1`, and for each GPU with "
+            "`cuda:all`."
         ),
     ] = "auto"
     redis_url: Annotated[

@@ -30,19 +30,20 @@ from img2img.settings import without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
 
+from .devices import choose_device, describe_device, device_memory, memory_in_words
 from .engine.engine import Engine
 from .engine.task import EngineTask
 from .errors import StartupError, WorkerDied
 from .images.inputs import Inputs
 from .pipelines.denoise import make_task_function
 from .pipelines.loading.downloads import count_downloads, download_progress
-from .pipelines.loading.failures import device_memory, reporting_failures
+from .pipelines.loading.failures import reporting_failures
 from .pipelines.loading.served_models import configs_to_serve
 from .pipelines.model import Model, load_model
 from .queue.batch_worker import BatchWorker
 from .queue.job_metrics import JobMetrics
 from .runner import JobRunner
-from .runtime.allocator import configure_malloc, freeze_gc, gpu_memory, run_malloc_trim
+from .runtime.allocator import configure_malloc, freeze_gc, run_malloc_trim
 from .runtime.engine_metrics import EngineCollector
 from .runtime.memory_meter import memory_meter
 from .runtime.start_report import StartReport
@@ -94,14 +95,16 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     with StartReport(redis, f"{socket.gethostname()}:{os.getpid()}", download_progress) as report:
         store = open_store(settings.resolved_store_url)
         configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
-        device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(settings.device)
+        logging.getLogger(__name__).info("device: %s", describe_device(device))
         engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=memory_meter(device))
         loaded: Future[list[Model]] = Future()
         engine_thread = threading.Thread(
             target=run_engine, args=(engine, device, configs, loaded, report.stage), name="engine", daemon=True
         )
         engine_thread.start()
-        runner = JobRunner(engine, {model.card.name: model for model in loaded.result()})
+        models = {model.card.name: model for model in loaded.result()}
+        runner = JobRunner(engine, models)
         metrics = serve_metrics(settings, tracer, engine, device)
     freeze_gc()
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
@@ -117,12 +120,14 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     )
     engine.shut_down()
     engine_thread.join()
+    for model in models.values():
+        model.close()
 
 
 def serve_metrics(settings: WorkerSettings, tracer: Tracer, engine: Engine, device: str) -> JobMetrics:
     """Return the metrics of this worker, and serve them if a port is set. Raises StartupError."""
     metrics = JobMetrics(tracer)
-    metrics.registry.register(EngineCollector(engine, device, gpu_memory))
+    metrics.registry.register(EngineCollector(engine, device, device_memory))
     try:
         metrics.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:
@@ -193,7 +198,7 @@ def run_engine(
         for model in models:
             report(f"warming up {model.card.name}")
             with reporting_failures(
-                f"cannot warm up model {model.card.name!r}", lambda: f"{device_memory(device)}; {SMALLER}"
+                f"cannot warm up model {model.card.name!r}", lambda: f"{memory_in_words(device)}; {SMALLER}"
             ):
                 model.fit_preview()
                 warm_up(model, engine)
@@ -208,14 +213,15 @@ def run_engine(
 def warm_up(model: Model, engine: Engine) -> None:
     """Render an image with one step: memory is allocated, kernels are chosen, and the memory of a row is measured.
 
-    On a GPU also one of the largest size, because not all kernels need memory in proportion to the size.
+    On a GPU also one of the largest size, because not all kernels need memory in proportion to the size. Offloaded
+    weights would be measured as memory of a row, so the limit of such a model is only lowered when memory runs out.
     """
     card = model.card
     sizes = {card.native_size} if model.device.type == "cpu" else {card.native_size, card.max_size}
     for size in sorted(sizes):
         inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
         function = make_task_function(model, _warm_up_spec(card, size), inputs, 0)
-        task = EngineTask(function, lambda _task: None, measures_memory=True)
+        task = EngineTask(function, lambda _task: None, measures_memory=not model.is_offloaded)
         engine.submit([task])
         while engine.is_busy:
             engine.step()

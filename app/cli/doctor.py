@@ -70,15 +70,22 @@ def _torch(_settings: "ApiSettings") -> Iterator[Finding]:
         return
     cuda = report["cuda"]
     build = f"built for CUDA {cuda}" if cuda else "without CUDA"
+    if report["rocm"]:
+        build = f"built for ROCm {report['rocm']}"
     yield Finding(OK, "PyTorch", f"{report['torch']}, {build}, {report['threads']} CPU threads")
     for index, gpu in enumerate(report["gpus"]):
         text = f"{index}: {gpu['name']}, {gpu['free'] / GB:.1f} of {gpu['total'] / GB:.1f} GB free"
         yield Finding(OK, "GPU", text)
+    for index, name in enumerate(report["xpus"]):
+        yield Finding(OK, "GPU", f"xpu:{index}: {name}")
     if report["gpus"]:
-        yield Finding(OK, "driver", f"NVIDIA {driver}")
+        if not report["rocm"]:
+            yield Finding(OK, "driver", f"NVIDIA {driver}")
+    elif report["mps"]:
+        yield Finding(OK, "device", "mps, the GPU of a Mac")
     elif driver is None:
-        mps = "; workers use the CPU of a Mac" if report["mps"] else ""
-        yield Finding(OK, "device", f"CPU; no NVIDIA driver found{mps}")
+        if not report["xpus"]:
+            yield Finding(OK, "device", "CPU; no NVIDIA driver found")
     else:
         yield Finding(FAULT, "GPU", _unused_gpu(driver, cuda))
 

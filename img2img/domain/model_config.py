@@ -4,12 +4,13 @@ Clients name models, LoRAs and control types; they never name files.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from .conditioning import ControlName, LoraName
-from .parameters import Scheduler
+from img2img.domain.conditioning import ControlName, LoraName
+from img2img.domain.parameters import Scheduler
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
 
@@ -57,7 +58,16 @@ def _expand(value: object) -> object:
     return {"source": value} if isinstance(value, str) else value
 
 
+def _for_all(value: object) -> object:
+    """Expand the short form `"int8"` to `{ "*" = "int8" }`."""
+    return {ALL: value} if isinstance(value, str) else value
+
+
 Component = Annotated[ComponentSource, BeforeValidator(_expand)]
+# Key of `quantize` for the components that it does not name.
+ALL = "*"
+Quantization = Literal["int8", "fp8", "int4", "nf4"]
+Offload = Literal["none", "model", "group", "layers"]
 UpscaleFactor = Annotated[int, Field(ge=2, le=4)]
 
 
@@ -84,6 +94,41 @@ class ModelConfig(BaseModel):
             "need it), else `float32`"
         ),
     ] = None
+    quantize: Annotated[
+        dict[str, Quantization],
+        BeforeValidator(_for_all),
+        Field(
+            description="`int8`, `fp8`, `int4` or `nf4`: weights of the denoiser and the text encoders in 8 or 4 bits; "
+            "or a table: component, or `*` for the others -> one of them"
+        ),
+    ] = {}
+    offload: Annotated[
+        Offload,
+        Field(
+            description="`model`, `group` or `layers`: weights are in main memory, and on the device only while they "
+            "are used; default: `none`"
+        ),
+    ] = "none"
+    offload_folder: Annotated[
+        Path | None,
+        Field(
+            description="folder, relative to the model file: weights are there instead of in main memory; for `group` "
+            "and `layers`"
+        ),
+    ] = None
+    vae_tiling: Annotated[
+        bool | Literal["auto"],
+        Field(
+            description="`true`: the VAE works on overlapping tiles, with less memory and slightly other pixels; "
+            "`auto`: for images of more than 2 megapixels; default: `false`"
+        ),
+    ] = False
+    vae_slicing: Annotated[
+        bool,
+        Field(
+            description="`true`: the VAE works on the images of a batch one by one, with less memory; default: `false`"
+        ),
+    ] = False
     config: Annotated[
         Component | None,
         Field(

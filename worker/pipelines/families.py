@@ -19,7 +19,7 @@ from .conditioning.controlled_transformers import (
     SD3Transformer,
     ZImageTransformer,
 )
-from .gates import Forward, gate_list_inputs, gate_rows
+from .gates import Forward, ListInputsGate, gate_rows
 from .image_processors import image_only_processor
 from .pipeline_arguments import Arguments
 
@@ -295,7 +295,7 @@ FAMILIES = (
         patch_size=2,
         steps=30,
         guidance_scale=5.0,
-        denoiser_gate=gate_list_inputs,
+        denoiser_gate=ListInputsGate,
         adapt=pipeline_arguments.z_image,
     ),
 )

@@ -45,29 +45,32 @@ def gate_rows(forward: Forward, unbatched: tuple[str, ...]) -> Forward:
     return Gate("denoise", forward, shared=unbatched)
 
 
-def gate_list_inputs(forward: Forward, unbatched: tuple[str, ...] = ()) -> Forward:
-    """Return the gate of a denoiser that takes and returns lists with one tensor per row (Z-Image).
+class ListInputsGate:
+    """The gate of a denoiser that takes and returns lists with one tensor per row (Z-Image).
 
     Captions differ in length. The gate gets them padded in one tensor; `forward` gets lists without the padding.
     """
 
-    def run(x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor, lengths: torch.Tensor, **kwargs: Any) -> Any:
-        unpadded = unpad_captions(captions, lengths)
-        return torch.stack(forward(list(x.unbind(0)), t, unpadded, return_dict=False, **kwargs)[0])
+    def __init__(self, forward: Forward, unbatched: tuple[str, ...] = ()) -> None:
+        self.forward = forward
+        self._gate = Gate("denoise", self._run, shared=unbatched)
 
-    gate = Gate("denoise", run, shared=unbatched)
-
-    def call(
+    def __call__(
+        self,
         x: list[torch.Tensor],
         t: torch.Tensor,
         cap_feats: list[torch.Tensor],
         *,
-        return_dict: bool = False,  # noqa: ARG001  # always a tuple
+        return_dict: bool = False,  # noqa: ARG002  # always a tuple
         **kwargs: Any,
     ) -> Any:
-        return (list(gate(torch.stack(x), t, *pad_captions(cap_feats), **kwargs).unbind(0)),)
+        return (list(self._gate(torch.stack(x), t, *pad_captions(cap_feats), **kwargs).unbind(0)),)
 
-    return call
+    def _run(
+        self, x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor, lengths: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        unpadded = unpad_captions(captions, lengths)
+        return torch.stack(self.forward(list(x.unbind(0)), t, unpadded, return_dict=False, **kwargs)[0])
 
 
 def pad_captions(captions: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,9 +96,10 @@ def install_gates(pipeline: DiffusionPipeline, gate_denoiser: Callable[[Forward]
         if name.startswith("text_encoder") and module is not None and not isinstance(module.forward, Gate):
             module.forward = TextEncoderGate("encode_prompt", _single_pass(module), remember_bytes=PROMPT_CACHE_BYTES)
     denoiser = pipeline.components.get("unet") or pipeline.transformer
-    # A gated forward is an instance attribute and no longer a bound method.
-    if inspect.ismethod(denoiser.forward):
+    # Not by its class: the gate of some denoisers is a function around a Gate.
+    if not getattr(denoiser, "has_gate", False):
         denoiser.forward = gate_denoiser(denoiser.forward)
+        denoiser.has_gate = True
     vae = pipeline.vae
     if isinstance(vae.decode, Gate):
         return

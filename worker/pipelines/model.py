@@ -14,6 +14,7 @@ from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 
+from ..devices import default_dtype, why_no_dtype
 from ..errors import StartupError
 from ..images.control_maps import PREPROCESSORS
 from .conditioning.adapters import Adapters
@@ -26,11 +27,14 @@ from .gates import install_gates
 from .image_processors import check_processors
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
-from .loading.locations import PipelineLocation
+from .loading.locations import PipelineLocation, components
+from .loading.placement import Placement
+from .loading.quantization import Quantizer
 from .loading.single_file import Checkpoint, find_checkpoint, load_vae
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
+from .vae_memory import limit_vae_memory
 
 log = logging.getLogger(__name__)
 
@@ -53,31 +57,35 @@ TILED_UPSCALES = (2, 4)
 class Model:
     """A loaded model: its card, its modules behind gates, and a pipeline object for every job."""
 
-    def __init__(self, config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> None:
+    def __init__(self, config: ModelConfig, family: Family, pipeline: DiffusionPipeline, placement: Placement) -> None:
         """Load the components that `config` lists and install gates.
 
         Args:
-            pipeline: pipeline of the family's first task, on its device. Its modules get gates.
+            pipeline: pipeline of the family's first task, where `placement` has modules loaded. They get gates.
+            placement: puts modules on the device, or offloads them.
 
         Raises:
             StartupError: if a component cannot be loaded or does not fit the model.
         """
         self.family = family
         # Adapters copy modules, so they come before the gates.
-        self.adapters = Adapters(config, pipeline, family)
+        self.adapters = Adapters(config, pipeline, family, placement)
+        placement.put_components(pipeline)
+        limit_vae_memory(pipeline.vae, config, pipeline.vae_scale_factor)
         install_gates(pipeline, family.gate_denoiser)
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
-        self._pipelines |= load_concat_pipelines(config, family, pipeline)
-        upscalers = load_upscalers(config, family, pipeline)
+        self._pipelines |= load_concat_pipelines(config, family, pipeline, placement)
+        upscalers = load_upscalers(config, family, pipeline, placement)
         for other in (*self._pipelines.values(), *upscalers.values()):
+            limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
         self.upscalers = {
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
             for factor, upscaler in upscalers.items()
         }
-        self.controlnets = ControlNets(config, family, pipeline)
-        self.annotators = load_annotators(config, pipeline.device)
+        self.controlnets = ControlNets(config, family, pipeline, placement)
+        self.annotators = load_annotators(config, placement)
         card = _base_card(config, family, pipeline).model_copy(
             update=_component_fields(
                 self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
@@ -88,7 +96,9 @@ class Model:
         self.is_video_vae = family.video_vae
         # Pixels along a side of a latent.
         self.latent_scale: int = pipeline.vae_scale_factor
-        self.device: torch.device = pipeline.device
+        self.device: torch.device = placement.device
+        self._placement = placement
+        self.is_offloaded = config.offload != "none"
         self.dtype: torch.dtype = pipeline.dtype
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
@@ -103,6 +113,10 @@ class Model:
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
         return pipeline
 
+    def close(self) -> None:
+        """Remove the hooks and files of `offload`. The model cannot be used afterwards."""
+        self._placement.close()
+
     @torch.inference_mode()
     def fit_preview(self) -> None:
         """Fit the preview of latents to the VAE."""
@@ -116,27 +130,39 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
     Raises:
         StartupError: if the model is not supported or cannot be loaded.
     """
-    on_cuda = device.startswith("cuda")
     label = f"cannot load model {config.name!r}"
     with reporting_failures(label):
         location = find_checkpoint(config) or PipelineLocation(config.source, config.revision, config.variant)
         family = _find_family(location.index["_class_name"])
         check_processors(location.index)
-        dtype = getattr(torch, config.dtype or (family.cuda_dtype if on_cuda else "float32"))
+        if config.dtype is not None and (reason := why_no_dtype(config.dtype, device)):
+            raise StartupError(f"`dtype`: {reason}; choose float16 or float32")
+        dtype = getattr(torch, config.dtype or default_dtype(family.cuda_dtype, device))
+        placement = Placement(config, device)
         first = next(iter(family.pipelines.values()))
+        quantizer = Quantizer(device, str(placement.load_device), dtype, config.quantize)
+        quantizer.check(components(location.index), config)
         source = location.file if isinstance(location, Checkpoint) else location.folder()
     with reporting_failures(label, lambda: memory_remedy(source, dtype, device)):
         if isinstance(location, Checkpoint):
-            pipeline = location.load(first, device=device, dtype=dtype)
+            pipeline = location.load(first, device=placement.load_device, dtype=dtype, quantizer=quantizer)
         else:
             loaded = dict(family.load_components(str(source)))
             if config.vae is not None:
                 loaded["vae"] = load_vae(config.vae, source, dtype)
-            pipeline = load_pipeline(first, location, device=device, dtype=dtype, variant=config.variant, **loaded)
+            pipeline = load_pipeline(
+                first,
+                location,
+                device=placement.load_device,
+                dtype=dtype,
+                variant=config.variant,
+                quantizer=quantizer,
+                **loaded,
+            )
         check_scheduler(pipeline.scheduler)
         if config.prediction_type is not None:
             pipeline.scheduler = with_prediction_type(pipeline.scheduler, config.prediction_type)
-        return Model(config, family, pipeline)
+        return Model(config, family, pipeline, placement)
 
 
 def _find_family(class_name: str) -> Family:

@@ -1,11 +1,8 @@
-"""Settings of malloc and of the garbage collector, and readings of GPU memory."""
+"""Settings of malloc and of the garbage collector."""
 
 import ctypes
 import gc
 import time
-from collections.abc import Mapping
-
-import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 TRIM_INTERVAL_S = 60.0
@@ -52,20 +49,3 @@ def run_malloc_trim() -> None:
     while True:
         time.sleep(TRIM_INTERVAL_S)
         trim_malloc()
-
-
-def gpu_memory(device: str) -> Mapping[str, int]:
-    """Return the memory of a CUDA device in bytes, by kind. Empty if the device is not CUDA or not in use yet.
-
-    Kinds are `allocated` (tensors), `reserved` (by torch), `peak` (most allocated so far), `free` and `total`.
-    """
-    if not device.startswith("cuda") or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return {}
-    free, total = torch.cuda.mem_get_info(device)
-    return {
-        "allocated": torch.cuda.memory_allocated(device),
-        "reserved": torch.cuda.memory_reserved(device),
-        "peak": torch.cuda.max_memory_allocated(device),
-        "free": free,
-        "total": total,
-    }

@@ -17,8 +17,11 @@ def device_report() -> dict[str, Any]:
         "torch": torch.__version__,
         # None for a CPU build.
         "cuda": torch.version.cuda,
+        # None for a build that is not for AMD GPUs, which are CUDA devices to PyTorch.
+        "rocm": torch.version.hip,
         "gpus": gpus,
         "mps": torch.backends.mps.is_available(),
+        "xpus": [torch.xpu.get_device_name(index) for index in range(torch.xpu.device_count())],
         "threads": torch.get_num_threads(),
     }
 

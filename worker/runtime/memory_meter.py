@@ -1,4 +1,4 @@
-"""Measures the memory of calls and the free memory: of a CUDA device, or of the machine."""
+"""Measures the memory of calls and the free memory: of a CUDA or XPU device, or of the machine."""
 
 import ctypes
 import os
@@ -20,30 +20,32 @@ STATM, STATUS = Path("/proc/self/statm"), Path("/proc/self/status")
 
 def memory_meter(device: str) -> MemoryMeter | None:
     """Return the meter of a device; None where memory cannot be measured."""
-    if torch.device(device).type == "cuda":
-        return CudaMeter(device)
+    if torch.device(device).type in ("cuda", "xpu"):
+        return DeviceMeter(device)
     if torch.device(device).type == "cpu" and os.access(CLEAR_REFS, os.W_OK):
         return CpuMeter()
     return None
 
 
-class CudaMeter:
+class DeviceMeter:
     """Reads the statistics of torch's allocator, which does not wait for the device."""
 
     def __init__(self, device: str) -> None:
         self._device = device
+        self._torch: Any = torch.get_device_module(device)
 
     def measure(self, run: Callable[[], Any]) -> tuple[Any, int]:
         """See MemoryMeter."""
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
+        self._torch.reset_peak_memory_stats(self._device)
+        before = self._torch.memory_allocated(self._device)
         output = run()
-        return output, torch.cuda.max_memory_allocated(self._device) - before
+        return output, self._torch.max_memory_allocated(self._device) - before
 
     def free(self) -> int:
         """See MemoryMeter. Memory that torch keeps for later tensors is free."""
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return free + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        free, _ = self._torch.mem_get_info(self._device)
+        kept: int = self._torch.memory_reserved(self._device) - self._torch.memory_allocated(self._device)
+        return int(free) + kept
 
 
 class CpuMeter:

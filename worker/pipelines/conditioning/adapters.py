@@ -13,6 +13,7 @@ from img2img.domain.spec import DenoisingSpec
 from ...engine.gate import Gate
 from ...images.inputs import Inputs
 from ..families import Family
+from ..loading.placement import Placement
 from .ip_adapter import load_ip_adapter
 from .loras import adapters_in, load_loras, lora_components
 from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule
@@ -24,11 +25,12 @@ IMAGE_CACHE_BYTES = 256 * 2**20
 class Adapters:
     """The adapters of one model."""
 
-    def __init__(self, config: ModelConfig, pipeline: DiffusionPipeline, family: Family) -> None:
+    def __init__(self, config: ModelConfig, pipeline: DiffusionPipeline, family: Family, placement: Placement) -> None:
         """Load the adapters that `config` lists.
 
         Args:
             pipeline: pipeline of the model, before gates are installed.
+            placement: puts the modules with adapters in place.
 
         Raises:
             StartupError: if an adapter cannot be loaded or does not fit the model.
@@ -49,6 +51,7 @@ class Adapters:
             ]
             self._feature_extractor = pipeline.feature_extractor
             encoder = pipeline.image_encoder
+            placement.put("image_encoder", encoder)
             encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES)
         for name in lora_components(lora_pipeline) if config.loras else []:
             adapters = adapters_in(lora_pipeline, name)
@@ -61,6 +64,9 @@ class Adapters:
                     remember_bytes=PROMPT_CACHE_BYTES if is_text_encoder else 0,
                     shared=() if is_text_encoder else family.unbatched,
                 )
+                placement.put(name, self._lora_modules[name].module)
+        for unet in self._ip_adapter_unets:
+            placement.put("unet", unet.module)
 
     @property
     def modules(self) -> list[SharedWeightModule]:

@@ -23,7 +23,7 @@ class Annotator:
 
     def __init__(self, processor: Any, model: Any, device: torch.device) -> None:
         self._processor = processor
-        self._model = model.eval().to(device)
+        self._model = model
         self._device = device
         self._gate = Gate("annotate", self._run, remember_bytes=CACHE_BYTES)
 

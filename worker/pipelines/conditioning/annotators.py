@@ -23,6 +23,7 @@ from ...errors import StartupError
 from ..loading.components import load_component
 from ..loading.failures import reporting_failures
 from ..loading.locations import component_folder
+from ..loading.placement import Placement
 from .ade20k import PALETTE
 from .annotator import Annotator
 from .pose_annotators import PERSON, PeopleAnnotator, PersonDetector, PoseAnnotator
@@ -97,7 +98,7 @@ _ANNOTATORS: Mapping[str, tuple[type[Annotator], Any]] = {
 }
 
 
-def load_annotators(config: ModelConfig, device: torch.device) -> dict[ControlName, Annotator]:
+def load_annotators(config: ModelConfig, placement: Placement) -> dict[ControlName, Annotator]:
     """Load the `preprocessors` of a model. Safetensors only, no remote code.
 
     Raises:
@@ -110,12 +111,14 @@ def load_annotators(config: ModelConfig, device: torch.device) -> dict[ControlNa
         with reporting_failures(f"preprocessor {PERSON}"):
             if ControlType.POSE not in sources:
                 raise StartupError(f"it finds the people for `{ControlType.POSE}`, which is not listed; add it")
-            detector = PersonDetector(*_parts(AutoModelForObjectDetection, person), device)
-    return {name: _load(name, source, device, detector) for name, source in sources.items()}
+            processor, model = _parts(AutoModelForObjectDetection, person)
+            detector = PersonDetector(processor, model, placement.device)
+            placement.put(PERSON, model)
+    return {name: _load(name, source, placement, detector) for name, source in sources.items()}
 
 
 def _load(
-    control_type: ControlName, source: ComponentSource, device: torch.device, detector: PersonDetector | None
+    control_type: ControlName, source: ComponentSource, placement: Placement, detector: PersonDetector | None
 ) -> Annotator:
     label = f"preprocessor {control_type}"
     if control_type not in _ANNOTATORS:
@@ -128,9 +131,10 @@ def _load(
         raise StartupError(
             f"{label}: {source.source} has {model.config.num_labels} classes; the maximum is {len(PALETTE)} (ADE20K)"
         )
+    placement.put(control_type, model)
     if annotator is PoseAnnotator and detector is not None:
-        return PeopleAnnotator(processor, model, device, detector)
-    return annotator(processor, model, device)
+        return PeopleAnnotator(processor, model, placement.device, detector)
+    return annotator(processor, model, placement.device)
 
 
 def _parts(kind: Any, source: ComponentSource) -> tuple[Any, Any]:
@@ -138,4 +142,4 @@ def _parts(kind: Any, source: ComponentSource) -> tuple[Any, Any]:
     folder = component_folder(source)
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     # In float32 regardless of the dtype of the file: the models are small and their inputs are float32.
-    return processor, load_component(kind, folder, torch.float32)
+    return processor, load_component(kind, folder, torch.float32).eval()

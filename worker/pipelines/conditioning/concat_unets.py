@@ -10,6 +10,7 @@ from ..families import Family
 from ..loading.components import build_pipeline, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
+from ..loading.placement import Placement
 
 
 def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:
@@ -43,7 +44,7 @@ def pipeline_classes(family: Family, base: DiffusionPipeline) -> dict[Task, type
 
 
 def load_concat_pipelines(
-    config: ModelConfig, family: Family, base: DiffusionPipeline
+    config: ModelConfig, family: Family, base: DiffusionPipeline, placement: Placement
 ) -> dict[Task, DiffusionPipeline]:
     """Load the `edit` and `inpaint` components of a model, by task.
 
@@ -61,7 +62,7 @@ def load_concat_pipelines(
         if kind is None or "unet" not in base.components:
             raise StartupError(f"`{task}` is not supported for {family.name} models; remove the key")
         with reporting_failures(f"`{task}`"):
-            pipelines[task] = _load(task, source, kind, base)
+            pipelines[task] = _load(task, source, kind, base, placement)
     return pipelines
 
 
@@ -70,14 +71,15 @@ def _class_of(family: Family, task: Task) -> type[DiffusionPipeline] | None:
 
 
 def _load(
-    task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline
+    task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline, placement: Placement
 ) -> DiffusionPipeline:
     """Load a pipeline with its VAE and text encoder, or a UNet that uses those of `base`."""
     if is_pipeline(source):
-        pipeline = build_pipeline(kind, load_pipeline_of(source, base.device, base.dtype))
+        pipeline = build_pipeline(kind, load_pipeline_of(source, placement.load_device, base.dtype))
     else:
-        pipeline = build_pipeline(kind, base, unet=load_unet(source, base.device, base.dtype))
+        pipeline = build_pipeline(kind, base, unet=load_unet(source, placement.load_device, base.dtype))
     unet_task = task_of_unet(pipeline.unet, pipeline.vae.config.latent_channels)
     if unet_task is not task:
         raise StartupError(f"the UNet of {source.source} is for `{unet_task}`, not for `{task}`")
+    placement.put_components(pipeline)
     return pipeline

@@ -5,7 +5,6 @@ nothing but this step. The pipelines without ControlNets run unmodified, and eve
 """
 
 import copy
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -113,7 +112,7 @@ class ControlledTransformer:
     def _latents(self, control: ActiveControl, generator: torch.Generator | None = None, rows: int = 1) -> Any:
         """Return the distribution's sample of the latents of a control map, unscaled."""
         vae = self._pipeline.vae
-        pixels = control.pixels.to(self._pipeline.device, self._pipeline.dtype).repeat(rows, 1, 1, 1)
+        pixels = control.pixels.to(self._pipeline._execution_device, self._pipeline.dtype).repeat(rows, 1, 1, 1)
         if self._pipeline.vae.config.get("z_dim"):  # of a video
             pixels = pixels.unsqueeze(2)
         return vae.encode(pixels).latent_dist.sample(generator)
@@ -165,7 +164,7 @@ class FluxTransformer(ControlledTransformer):
 
     def encode(self, control: ActiveControl, generator: torch.Generator) -> torch.Tensor:
         if control.net.input_hint_block is not None:
-            return control.pixels.to(self._pipeline.device, self._pipeline.dtype)
+            return control.pixels.to(self._pipeline._execution_device, self._pipeline.dtype)
         config = self._pipeline.vae.config
         latents = (self._latents(control, generator) - config.shift_factor) * config.scaling_factor
         packed: torch.Tensor = self._pipeline._pack_latents(latents, *latents.shape)
@@ -220,7 +219,7 @@ class QwenTransformer(ControlledTransformer):
     def encode(self, control: ActiveControl, generator: torch.Generator) -> torch.Tensor:
         pipeline, config = self._pipeline, self._pipeline.vae.config
         mean, deviation = (
-            torch.tensor(values).view(1, config.z_dim, 1, 1, 1).to(pipeline.device)
+            torch.tensor(values).view(1, config.z_dim, 1, 1, 1).to(pipeline._execution_device)
             for values in (config.latents_mean, config.latents_std)
         )
         latents = (self._latents(control, generator) - mean) * (1.0 / deviation)
@@ -252,8 +251,7 @@ class ZImageTransformer(ControlledTransformer):
     @classmethod
     def gate(cls, net: Any, transformer: Any) -> Callable[..., Any]:
         net.from_transformer(net, transformer)
-        # The transformer's own forward, without its gate.
-        forward = functools.partial(type(transformer).forward, transformer)
+        forward = transformer.forward.forward
 
         def run(
             x: torch.Tensor,
@@ -308,7 +306,7 @@ class ZImageTransformer(ControlledTransformer):
 
     def encode(self, control: ActiveControl, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG002
         pipeline, config = self._pipeline, self._pipeline.vae.config
-        pixels = control.pixels.to(pipeline.device, pipeline.dtype)
+        pixels = control.pixels.to(pipeline._execution_device, pipeline.dtype)
         latents = (pipeline.vae.encode(pixels).latent_dist.mode() - config.shift_factor) * config.scaling_factor
         latents = latents.unsqueeze(2)
         # Channels for inpainting are zero, as in the stock text-to-image pipeline.

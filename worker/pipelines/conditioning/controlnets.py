@@ -16,6 +16,7 @@ from ..families import Family
 from ..loading.components import build_pipeline
 from ..loading.controlnet_files import load_controlnet
 from ..loading.failures import reporting_failures
+from ..loading.placement import Placement
 from .control_gates import ControlGroup, PerRequestScale
 from .control_modes import control_mode
 from .controlled_transformers import ActiveControl
@@ -24,7 +25,7 @@ from .controlled_transformers import ActiveControl
 class ControlNets:
     """The ControlNets of one model, each behind its gate, and a pipeline for every task with controls."""
 
-    def __init__(self, config: ModelConfig, family: Family, base: DiffusionPipeline) -> None:
+    def __init__(self, config: ModelConfig, family: Family, base: DiffusionPipeline, placement: Placement) -> None:
         """Load the ControlNets that `config` lists.
 
         Args:
@@ -48,6 +49,8 @@ class ControlNets:
                 self._nets[control_type] = loaded[part]
                 self._modes[control_type] = control_mode(control_type, source.mode, loaded[part])
         _check_hints(self._nets)
+        for net in loaded.values():
+            placement.put("controlnet", net)
         self._gates = {id(net): self._install_gate(net, base) for net in loaded.values()}
         self.pipelines: dict[Task, DiffusionPipeline] = {}
         if self._nets:

@@ -80,7 +80,7 @@ class PersonDetector:
         Raises:
             StartupError: people are not among its classes.
         """
-        self._processor, self._model, self._device = processor, model.eval().to(device), device
+        self._processor, self._model, self._device = processor, model, device
         self._classes = [number for number, name in model.config.id2label.items() if name.lower() == PERSON]
         if not self._classes:
             raise StartupError("it has no class `person`; choose a detector of people, such as one trained on COCO")

@@ -44,13 +44,16 @@ def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: d
     fragments = [parse_weights(prompt) if spec.prompt_weighting else [(prompt, 1.0)] for prompt in prompts]
     plain, negative_plain = ("".join(piece for piece, _ in pieces) for pieces in fragments)
     is_xl = hasattr(pipeline, "text_encoder_2")
-    embeds, negative_embeds = _encode(encoders, fragments, is_xl, spec.clip_skip)
+    embeds, negative_embeds = _encode(encoders, fragments, is_xl, spec.clip_skip, pipeline._execution_device)
     others = {name: value for name, value in arguments.items() if name not in ("prompt", "negative_prompt")}
     if not is_xl:
         return {**others, "prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
     # Pooled embeddings are one vector for the whole prompt: of its first 77 tokens, without weights.
     _, _, pooled, negative_pooled = pipeline.encode_prompt(
-        prompt=plain, negative_prompt=negative_plain or None, device=pipeline.device, do_classifier_free_guidance=True
+        prompt=plain,
+        negative_prompt=negative_plain or None,
+        device=pipeline._execution_device,
+        do_classifier_free_guidance=True,
     )
     if not negative_plain and pipeline.config.force_zeros_for_empty_prompt:
         negative_embeds = torch.zeros_like(embeds)
@@ -79,7 +82,7 @@ def _encoders(pipeline: DiffusionPipeline) -> list[tuple[Any, Any]]:
 
 
 def _encode(
-    encoders: list[tuple[Any, Any]], prompts: list[Fragments], is_xl: bool, clip_skip: int
+    encoders: list[tuple[Any, Any]], prompts: list[Fragments], is_xl: bool, clip_skip: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode a prompt and a negative prompt; the shorter one is padded with the embedding of the empty prompt.
 
@@ -95,12 +98,12 @@ def _encode(
     for tokenizer, encoder in encoders:
         # The stock pipelines skip no layers for the negative prompt.
         providers = [
-            EmbeddingsProvider(tokenizer, each, truncate=False, returned_embeddings_type=layer)
+            EmbeddingsProvider(tokenizer, each, truncate=False, returned_embeddings_type=layer, device=device)
             for each in (_SkippingEncoder(encoder, clip_skip, is_xl) if clip_skip else encoder, encoder)
         ]
         embeddings = [
             provider.get_embeddings_for_weighted_prompt_fragments(
-                [[piece for piece, _ in fragments]], [[weight for _, weight in fragments]], device=encoder.device
+                [[piece for piece, _ in fragments]], [[weight for _, weight in fragments]], device=device
             )
             for provider, fragments in zip(providers, prompts, strict=True)
         ]

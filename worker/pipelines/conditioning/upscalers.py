@@ -21,6 +21,7 @@ from ..families import Family
 from ..loading.components import build_pipeline, load_low_res_scheduler, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
+from ..loading.placement import Placement
 from ..parameters import call_parameters, optional_arguments, supported_parameters
 from ..schedulers import make_scheduler, name_of
 from .prompt_embeddings import add_text_model
@@ -32,7 +33,9 @@ NOISE_LEVEL = 20
 PIPELINE_SCALING_FACTOR = 0.08333
 
 
-def load_upscalers(config: ModelConfig, family: Family, base: DiffusionPipeline) -> dict[int, DiffusionPipeline]:
+def load_upscalers(
+    config: ModelConfig, family: Family, base: DiffusionPipeline, placement: Placement
+) -> dict[int, DiffusionPipeline]:
     """Load the `upscale` components of a model, by factor.
 
     Args:
@@ -44,16 +47,17 @@ def load_upscalers(config: ModelConfig, family: Family, base: DiffusionPipeline)
     upscalers = {}
     for factor, source in sorted(config.upscale.items()):
         with reporting_failures(f"upscale.{factor}"):
-            upscalers[factor] = _load(family, source, base)
+            upscalers[factor] = _load(family, source, base, placement)
+            placement.put_components(upscalers[factor])
     return upscalers
 
 
-def _load(family: Family, source: ComponentSource, base: DiffusionPipeline) -> DiffusionPipeline:
+def _load(family: Family, source: ComponentSource, base: DiffusionPipeline, placement: Placement) -> DiffusionPipeline:
     if is_pipeline(source):
-        return load_pipeline_of(source, base.device, base.dtype)
+        return load_pipeline_of(source, placement.load_device, base.dtype)
     if not family.unet_upscalers:
         raise StartupError(f"a {family.name} model needs a whole pipeline as upscaler; {source.source} is only a UNet")
-    unet, vae = load_unet(source, base.device, base.dtype), base.vae
+    unet, vae = load_unet(source, placement.load_device, base.dtype), base.vae
     # Latents, and the low-resolution image in RGB.
     channels = vae.config.latent_channels + 3
     levels = unet.config.num_class_embeds

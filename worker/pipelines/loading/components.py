@@ -2,6 +2,8 @@
 
 import inspect
 import re
+import tempfile
+from collections.abc import Container
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from transformers import CLIPTokenizer, PreTrainedModel
 
 from img2img.domain.model_config import ComponentSource
 
+from ...devices import GB, memory_in_words
 from ...errors import StartupError
-from .failures import GB, device_memory
 from .locations import PipelineLocation, component_class, component_folder, components
+from .quantization import UNQUANTISED, Quantizer
 from .weight_files import check_folder, weight_bytes
 
 # Settings of the low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler.
@@ -36,11 +39,13 @@ def load_pipeline(
     device: str | torch.device,
     dtype: torch.dtype,
     variant: str | None = None,
+    quantizer: Quantizer = UNQUANTISED,
     **loaded: Any,
 ) -> DiffusionPipeline:
     """Load a pipeline of a class.
 
     Args:
+        quantizer: quantises components.
         loaded: components to use instead of those of the location.
 
     Raises:
@@ -56,7 +61,8 @@ def load_pipeline(
         _check_component(folder, name)
         module = module_class(library, class_name, folder / name)
         if module is not None:
-            modules[name], chosen = _load_module(module, folder / name, dtype, variant)
+            quantised = quantizer.arguments(name, module)
+            modules[name], chosen = _load_module(module, folder / name, dtype, variant, **quantised)
             is_variant |= chosen == variant
     if not is_variant:
         raise StartupError(f"{folder} has no weights of the variant {variant}")
@@ -79,13 +85,30 @@ def load_pipeline_of(source: ComponentSource, device: torch.device, dtype: torch
     return load_pipeline(kind, location, device=device, dtype=dtype)
 
 
-def load_component(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def load_component(kind: Any, folder: Path, dtype: torch.dtype, **quantised: Any) -> Any:
     """Load a model of diffusers or transformers from its folder, in the variant that it has.
+
+    Args:
+        quantised: arguments of a quantizer.
 
     Raises:
         StartupError: a file is missing, damaged or in another format.
     """
-    return _load_module(kind, folder, dtype, None)[0]
+    return _load_module(kind, folder, dtype, None, **quantised)[0]
+
+
+def quantise(pipeline: DiffusionPipeline, dtype: torch.dtype, quantizer: Quantizer, given: Container[str] = ()) -> None:
+    """Quantise the components of a loaded pipeline, except for those whose names are given.
+
+    diffusers and transformers quantise only what they read from a folder, so the weights are written to one.
+    """
+    for name, module in pipeline.components.items():
+        if module is None or name in given:
+            continue
+        if quantised := quantizer.arguments(name, type(module)):
+            with tempfile.TemporaryDirectory() as folder:
+                module.save_pretrained(folder)
+                setattr(pipeline, name, load_component(type(module), Path(folder), dtype, **quantised))
 
 
 def load_unet(source: ComponentSource, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -123,7 +146,7 @@ def memory_remedy(folder: Path, dtype: torch.dtype, device: str) -> str:
     """Return how much memory the weights in a folder need, how much the device has, and what to do about it."""
     needed = weight_bytes(folder, dtype.itemsize) / GB
     smaller = "set `dtype` to float16 or bfloat16, or choose" if dtype.itemsize > 2 else "choose"
-    return f"it needs about {needed:.1f} GB for weights, {device_memory(device)}; {smaller} a smaller model"
+    return f"it needs about {needed:.1f} GB for weights, {memory_in_words(device)}; {smaller} a smaller model"
 
 
 def _check_component(folder: Path, name: str) -> None:
@@ -153,13 +176,21 @@ def module_class(library: str, class_name: str, folder: Path) -> Any:
     return kind if isinstance(kind, type) and issubclass(kind, ModelMixin | PreTrainedModel) else None
 
 
-def _load_module(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> tuple[Any, str | None]:
+def _load_module(
+    kind: Any, folder: Path, dtype: torch.dtype, variant: str | None, **quantised: Any
+) -> tuple[Any, str | None]:
     """Load a module of diffusers or transformers whose weights are all in its files. Also return their variant."""
     if not (folder / "config.json").is_file():
         raise StartupError(f"{folder} has no config.json: the download is incomplete; download it again")
     chosen = check_folder(folder, variant)
     module, info = kind.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, variant=chosen, local_files_only=True, output_loading_info=True
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        variant=chosen,
+        local_files_only=True,
+        output_loading_info=True,
+        **quantised,
     )
     # Other buffers have the same values in every model.
     state = {name for name, _ in module.named_parameters()} | {

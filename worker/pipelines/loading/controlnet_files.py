@@ -34,7 +34,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def load_controlnet(source: ComponentSource, classes: Sequence[str], base: DiffusionPipeline) -> Any:
-    """Load a ControlNet in the dtype and on the device of the model. Safetensors only.
+    """Load a ControlNet in the dtype of the model. Safetensors only.
 
     Args:
         classes: classes of ControlNets that the family of the model has.
@@ -52,7 +52,7 @@ def load_controlnet(source: ComponentSource, classes: Sequence[str], base: Diffu
         _check_class(str(folder), class_name, classes)
         net = load_component(getattr(diffusers, str(class_name)), folder, denoiser.dtype)
         _check_fit(net.config, denoiser)
-    return net.to(base.device).eval()
+    return net.eval()
 
 
 def _load_file(file: Path, classes: Sequence[str], denoiser: Any) -> Any:

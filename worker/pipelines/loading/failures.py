@@ -1,12 +1,10 @@
 """Reports any failure to load a model in one line: the model, the cause and what to do."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 
-import torch
 from safetensors import SafetensorError
 
 from img2img.telemetry.logging import quoting_exceptions
@@ -15,8 +13,6 @@ from ...engine.errors import is_out_of_memory
 from ...errors import StartupError, first_line
 
 log = logging.getLogger(__name__)
-
-GB = 1e9
 
 
 @contextmanager
@@ -60,11 +56,3 @@ def cause_of(error: BaseException) -> str:
     if "meta tensor" in str(error):
         return "weights are missing in its files; download them again"
     return f"{type(error).__name__}: {line}" if str(error).strip() else line
-
-
-def device_memory(device: str) -> str:
-    """Return the memory of a device in words."""
-    if torch.device(device).type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return f"{device} has {total / GB:.1f} GB, {free / GB:.1f} GB of it free"
-    return f"this machine has {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GB:.1f} GB"

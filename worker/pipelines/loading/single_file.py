@@ -22,10 +22,11 @@ from img2img.domain.model_config import ComponentSource, ModelConfig
 from ...errors import StartupError
 from .checkpoint_configs import LAYOUTS, Layout
 from .clip_tokenizer import clip_tokenizer
-from .components import check_tokenizers, load_component, module_class
+from .components import check_tokenizers, load_component, module_class, quantise
 from .failures import reporting_failures
 from .hub import HubRepository
 from .locations import INDEX, TEXT_FILES, PipelineLocation, component_class, component_folder, components
+from .quantization import UNQUANTISED, Quantizer
 from .weight_files import check_file
 from .weight_kinds import examples, kind_of_weights
 from .weights import resolve_weights
@@ -82,12 +83,18 @@ class Checkpoint:
             self.index = PipelineLocation(str(folder), None, None).index
 
     def load(
-        self, kind: type[DiffusionPipeline], *, device: str | torch.device, dtype: torch.dtype
+        self,
+        kind: type[DiffusionPipeline],
+        *,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        quantizer: Quantizer = UNQUANTISED,
     ) -> DiffusionPipeline:
         """Load the pipeline.
 
         Args:
             kind: class of the pipeline.
+            quantizer: quantises components.
 
         Raises:
             StartupError: the file lacks weights that the configuration does not have either.
@@ -99,11 +106,13 @@ class Checkpoint:
             given: dict[str, Any] = {name: clip_tokenizer(pad) for name, pad in pads.items()}
             if self._config.vae is not None:
                 given["vae"] = load_vae(self._config.vae, folder, dtype)
-            given |= self._missing_components(folder, dtype, set(given))
+            given |= self._missing_components(folder, dtype, set(given), quantizer)
             with reporting_incomplete(self.file):
                 pipeline: DiffusionPipeline = kind.from_single_file(
                     str(self.file), config=str(folder), local_files_only=True, dtype=dtype, **given
-                ).to(device)
+                )
+                quantise(pipeline, dtype, quantizer, set(given))
+                pipeline.to(device)
             check_tokenizers(pipeline, folder)
         return pipeline
 
@@ -158,20 +167,32 @@ class Checkpoint:
                 return "epsilon" if int(opened.get_tensor("global_step")) == _SD2_BASE_STEP else None
         return None
 
-    def _missing_components(self, folder: Path, dtype: torch.dtype, given: set[str]) -> dict[str, Any]:
-        """Load the components that the file lacks from the `config` of the model."""
+    def _classes(self, folder: Path, given: set[str]) -> dict[str, Any]:
+        """Return the classes of the components with weights that are not given."""
         kinds = {
             name: module_class(library, class_name, folder / name)
             for name, (library, class_name) in components(self.index).items()
             if name not in given and name != "safety_checker"
         }
-        missing = {name: kind for name, kind in kinds.items() if kind is not None and not self._has(name, kind)}
+        return {name: kind for name, kind in kinds.items() if kind is not None}
+
+    def _missing_components(
+        self, folder: Path, dtype: torch.dtype, given: set[str], quantizer: Quantizer
+    ) -> dict[str, Any]:
+        """Load the components that the file lacks from the `config` of the model."""
+        kinds = self._classes(folder, given)
+        missing = {name: kind for name, kind in kinds.items() if not self._has(name, kind)}
         part = self._config.config
         if missing and part is None:
             remedy = "set `vae` to one" if set(missing) == {"vae"} else "set `config` to a model with them"
             raise StartupError(f"{self.file.name} has no weights of the {' and '.join(missing)}; {remedy}")
         return {
-            name: load_component(kind, component_folder(part.model_copy(update={"subfolder": name})), dtype)
+            name: load_component(
+                kind,
+                component_folder(part.model_copy(update={"subfolder": name})),
+                dtype,
+                **quantizer.arguments(name, kind),
+            )
             for name, kind in missing.items()
             if part is not None
         }
