@@ -11,14 +11,14 @@ import diffusers
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
-from img2img.domain.model_card import SINGLE_FILE
+from img2img.domain.model_card import SINGLE_FILES
 from img2img.domain.model_config import ComponentSource
 
 from ...errors import StartupError
 from .components import load_component
 from .controlnet_configs import config_of, is_original, layout_of
 from .locations import CONFIG, component_class, component_folder
-from .single_file import reporting_incomplete
+from .vae_files import reporting_incomplete
 from .weights import resolve_weights
 
 # Values of the configuration in which a ControlNet and the denoiser of its model agree, unless the ControlNet has none.
@@ -44,7 +44,7 @@ def load_controlnet(source: ComponentSource, classes: Sequence[str], base: Diffu
         StartupError: it cannot be loaded, or does not fit the model.
     """
     denoiser = base.components.get("unet") or base.transformer
-    if source.weight_name or source.source.endswith(SINGLE_FILE):
+    if source.weight_name or source.source.endswith(SINGLE_FILES):
         net = _load_file(resolve_weights(source, "`controlnets`"), classes, denoiser)
     else:
         folder = component_folder(source)
