@@ -23,9 +23,13 @@ class Annotator:
 
     def __init__(self, processor: Any, model: Any, device: torch.device) -> None:
         self._processor = processor
-        self._model = model
+        self.model = model
         self._device = device
         self._gate = Gate("annotate", self._run, remember_bytes=CACHE_BYTES)
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        return [self.model]
 
     def prepare(self, image: Image.Image) -> torch.Tensor:
         """Preprocess an RGB image for the model, on any thread.

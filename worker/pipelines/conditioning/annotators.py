@@ -40,8 +40,8 @@ class DepthAnnotator(Annotator):
     """Relative inverse depth in grey: near is bright."""
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        depth: torch.Tensor = self._model(pixel_values=pixels).predicted_depth
-        config = self._model.config
+        depth: torch.Tensor = self.model(pixel_values=pixels).predicted_depth
+        config = self.model.config
         if config.model_type in METRIC_DEPTH_MODELS or getattr(config, "depth_estimation_type", None) == "metric":
             return 1 / depth.clamp(min=1e-3)
         return depth
@@ -72,7 +72,7 @@ class SegmentationAnnotator(Annotator):
     """ADE20K classes in their colours."""
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits = self._model(pixel_values=pixels).logits
+        logits = self.model(pixel_values=pixels).logits
         if logits.shape[-2:] != pixels.shape[-2:]:
             logits = torch.nn.functional.interpolate(logits, size=pixels.shape[-2:], mode="bilinear")
         classes: torch.Tensor = logits.argmax(dim=1).to(torch.uint8)

@@ -73,6 +73,10 @@ class ControlNets:
     def types(self) -> tuple[ControlName, ...]:
         return tuple(self._nets)
 
+    @property
+    def modules(self) -> list[Any]:
+        return list(self._nets.values())
+
     def pipeline(self, task: Task) -> DiffusionPipeline:
         """Return a pipeline object for one job with controls."""
         return copy.copy(self.pipelines[task])

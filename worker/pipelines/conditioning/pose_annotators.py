@@ -28,10 +28,10 @@ class PoseAnnotator(Annotator):
         return {"boxes": [[[0.0, 0.0, float(size[0]), float(size[1])]]]}
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        experts = getattr(self._model.config.backbone_config, "num_experts", 1)
+        experts = getattr(self.model.config.backbone_config, "num_experts", 1)
         # Expert 0 of ViTPose++ was trained on human bodies (COCO).
         expert = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device) if experts > 1 else None
-        heatmaps: torch.Tensor = self._model(pixel_values=pixels, dataset_index=expert).heatmaps
+        heatmaps: torch.Tensor = self.model(pixel_values=pixels, dataset_index=expert).heatmaps
         return heatmaps
 
     def _draw(self, output: torch.Tensor, size: tuple[int, int]) -> Image.Image:
@@ -53,6 +53,10 @@ class PeopleAnnotator(PoseAnnotator):
         super().__init__(processor, model, device)
         self._detector = detector
 
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        return [self.model, self._detector.model]
+
     def prepare(self, image: Image.Image) -> torch.Tensor:
         # Where the people are is known on the engine's thread only. Preprocessing takes milliseconds there, once per
         # image.
@@ -62,7 +66,7 @@ class PeopleAnnotator(PoseAnnotator):
         image = Image.fromarray(to_pixels(pixels))
         boxes = self._detector.find(image)
         if not boxes:
-            return pixels.new_zeros(1, 0, self._model.config.num_labels, 3)
+            return pixels.new_zeros(1, 0, self.model.config.num_labels, 3)
         crops = self._processor(images=image, boxes=[[list(box) for box in boxes]], return_tensors="np")
         heatmaps = super()._run(torch.from_numpy(np.ascontiguousarray(crops["pixel_values"])).to(self._device))
         return self._keypoints(heatmaps.float(), boxes)[None]
@@ -80,7 +84,7 @@ class PersonDetector:
         Raises:
             StartupError: people are not among its classes.
         """
-        self._processor, self._model, self._device = processor, model, device
+        self._processor, self.model, self._device = processor, model, device
         self._classes = [number for number, name in model.config.id2label.items() if name.lower() == PERSON]
         if not self._classes:
             raise StartupError("it has no class `person`; choose a detector of people, such as one trained on COCO")
@@ -90,7 +94,7 @@ class PersonDetector:
         inputs = self._processor(images=image, return_tensors="np")
         pixels = torch.from_numpy(np.ascontiguousarray(inputs["pixel_values"], np.float32)).to(self._device)
         [found] = self._processor.post_process_object_detection(
-            self._model(pixel_values=pixels), threshold=PERSON_THRESHOLD, target_sizes=[(image.height, image.width)]
+            self.model(pixel_values=pixels), threshold=PERSON_THRESHOLD, target_sizes=[(image.height, image.width)]
         )
         people = [
             (score, box)
