@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from img2img.domain.conditioning import (
     MAX_CONTROLS,
     MAX_IMAGE_PROMPTS,
-    ControlType,
+    ControlName,
     ControlWeight,
     Padding,
 )
@@ -67,7 +67,7 @@ class ControlRequest(ControlWeight):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    type: Annotated[ControlType, Field(description="One of the `controls` of the model's entry in `GET /models`.")]
+    type: Annotated[ControlName, Field(description="One of the `controls` of the model's entry in `GET /models`.")]
     image: Annotated[
         ImageOrReference | None,
         Field(
@@ -296,7 +296,7 @@ class ControlMapRequest(BaseModel):
     FILES: ClassVar[re.Pattern[str]] = re.compile("image")
 
     image: ImageOrReference
-    type: Annotated[ControlType, Field(description="One of the `preprocessors` of the model's entry in `GET /models`.")]
+    type: Annotated[ControlName, Field(description="One of the `preprocessors` of the model's entry in `GET /models`.")]
     width: Width = None
     height: Height = None
     resize: Annotated[Resize, Field(description="How the image is brought to that size.")] = Resize.CROP

@@ -38,8 +38,10 @@ EMPTY_ALPHA = "`image` is not transparent anywhere; send a mask"
 EMPTY_MASK = "The mask is black all over; white pixels are regenerated, and transparent pixels count as black"
 FLAT_MAP = "The control map has one colour all over, so there is nothing to follow; transparent pixels count as black"
 FLAT_IMAGE = "The image has one colour all over, so no map can be made of it; transparent pixels count as white"
-# Controls for which a map of one colour can have a meaning.
-MAY_BE_FLAT = (ControlType.TILE, ControlType.SEGMENTATION)
+# Controls whose map has a meaning by its contours only, so that a map of one colour has none.
+NEVER_FLAT = frozenset(
+    (ControlType.CANNY, ControlType.SCRIBBLE, ControlType.LINEART, ControlType.SOFTEDGE, ControlType.MLSD)
+) | {ControlType.DEPTH, ControlType.NORMAL, ControlType.POSE}
 # Tiles overlap by at least this part of their side.
 TILE_OVERLAP = 8
 # Pixels along a side of an image prompt. Its encoder sees a few hundred pixels.
@@ -258,7 +260,7 @@ class SpecBuilder:
                 with self.reader.open(f"controls.{index}.image", control.image) as image:
                     fitted_size = image.size if image.size == image_size else size
                     fitted = image.fit(*fitted_size, resize, is_map=not control.preprocess)
-            if fitted is not None and control.type not in MAY_BE_FLAT and _is_flat(fitted):
+            if fitted is not None and control.type in NEVER_FLAT and _is_flat(fitted):
                 raise ParameterError(f"controls.{index}.image", FLAT_MAP if not control.preprocess else FLAT_IMAGE)
             blob = self.reader.add_blob(fitted) if fitted is not None else None
             weight = control.model_dump(include=set(ControlWeight.model_fields))
@@ -282,10 +284,9 @@ def build_control_map_spec(request: ControlMapRequest, card: ModelCard, reader: 
     Raises:
         ParameterError, ImageError, UnsupportedMedia: The request cannot be served.
     """
-    supported = tuple(dict.fromkeys((*card.preprocessors, ControlType.TILE)))
-    if request.type not in supported:
-        message = f"The model {card.name} can make maps of these types: {', '.join(supported)}"
-        raise ParameterError("type", message, got=request.type.value)
+    if request.type not in card.preprocessors:
+        message = f"The model {card.name} can make maps of these types: {', '.join(card.preprocessors) or 'none'}"
+        raise ParameterError("type", message, got=request.type)
     image, (width, height) = _fit_image(request, card, reader)
     return ControlMapSpec(
         model=card.name, image=image, type=request.type, width=width, height=height, resize=request.resize

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlType, EmbeddingName, LoraName
+from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlName, EmbeddingName, LoraName
 from img2img.domain.parameters import Scheduler, Task
 
 # Suffix of a whole model in one file.
@@ -80,10 +80,10 @@ class ModelCard(BaseModel):
         tuple[Task, ...], Field(description="Supported tasks. The fields of a request select one of the tasks.")
     ] = (Task.IMG2IMG,)
     controls: Annotated[
-        tuple[ControlType, ...], Field(description="Types of `controls` that it has a ControlNet for.")
+        tuple[ControlName, ...], Field(description="Types of `controls` that it has a ControlNet for.")
     ] = ()
     preprocessors: Annotated[
-        tuple[ControlType, ...], Field(description="Types of control maps that it can make from an image.")
+        tuple[ControlName, ...], Field(description="Types of control maps that it can make from an image.")
     ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
     max_image_prompts: Annotated[int, Field(description="Largest number of `image_prompts`.")] = MAX_IMAGE_PROMPTS

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from img2img.domain.conditioning import ControlType, EmbeddingName, LoraName
+from img2img.domain.conditioning import ControlName, EmbeddingName, LoraName
 from img2img.domain.model_card import SafetyChecker
 from img2img.domain.parameters import Scheduler
 
@@ -30,6 +30,17 @@ class ComponentSource(BaseModel):
     weight_name: Annotated[str | None, Field(description="file name, for a source with several files")] = None
 
 
+class ControlNetSource(ComponentSource):
+    """Location of a ControlNet."""
+
+    mode: Annotated[
+        int | None,
+        Field(
+            ge=0, description="control mode of a union ControlNet; default: by the control type; only in `controlnets`"
+        ),
+    ] = None
+
+
 class UpscalerSource(ComponentSource):
     """Location of an upscaler, with the defaults of requests that use it."""
 
@@ -43,6 +54,8 @@ class UpscalerSource(ComponentSource):
 
 def _expand(value: object) -> object:
     """Expand the short form `"folder"` to `{ source = "folder" }`."""
+    if isinstance(value, ComponentSource):
+        return value.model_dump(exclude_unset=True)
     return {"source": value} if isinstance(value, str) else value
 
 
@@ -154,11 +167,15 @@ class ModelConfig(BaseModel):
     vae: Annotated[
         Component | None, Field(description="part: the VAE, a folder or a file; default: that of the model")
     ] = None
-    controlnets: Annotated[dict[ControlType, Component], Field(description="table: control type -> part")] = {}
+    controlnets: Annotated[
+        dict[ControlName, Annotated[ControlNetSource, BeforeValidator(_expand)]],
+        Field(description="table: control type, any name -> part, which also takes `mode`; a folder or a file"),
+    ] = {}
     preprocessors: Annotated[
-        dict[ControlType, Component],
+        dict[ControlName, Component],
         Field(
-            description="table: `depth`, `pose` or `segmentation` -> part, a transformers model that computes the map"
+            description="table: `depth`, `normal`, `pose` or `segmentation` -> part, a transformers model that "
+            "computes the map; `person` -> part, the detector of the people whose poses are drawn"
         ),
     ] = {}
     ip_adapter: Annotated[Component | None, Field(description="part: an IP-Adapter, or FLUX.1 Redux")] = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypeAliasType
 
-from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Sha256
+from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, Sha256
 from img2img.domain.parameters import (
     FLOW_SCHEDULERS,
     MAX_IMAGES,
@@ -263,7 +263,7 @@ class ControlMapSpec(BaseSpec):
 
     task: Literal[Task.CONTROL_MAP] = Task.CONTROL_MAP
     image: Sha256 | None
-    type: ControlType
+    type: ControlName
     resize: Resize = Resize.CROP
 
     @property

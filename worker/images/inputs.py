@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from img2img.domain.conditioning import Control, ControlType
+from img2img.domain.conditioning import Control, ControlName
 from img2img.domain.spec import ControlMapSpec, ControlSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.errors import InvalidPixels, JobError
 
@@ -43,7 +43,7 @@ class ImagePreprocessor(Protocol):
 
 
 def load_inputs(
-    spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlType, ImagePreprocessor] = {}
+    spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlName, ImagePreprocessor] = {}
 ) -> Inputs:
     """Decode the inputs of a job.
 
@@ -103,7 +103,7 @@ def _control_image(
 
 
 def _preprocess(
-    control: Control, image: Image.Image, annotators: Mapping[ControlType, ImagePreprocessor]
+    control: Control, image: Image.Image, annotators: Mapping[ControlName, ImagePreprocessor]
 ) -> torch.Tensor:
     if not control.preprocess:
         return to_tensor(image)

@@ -23,7 +23,6 @@ from img2img.domain.spec import (
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from .conditioning.adapters import JobAdapters
-from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
@@ -80,7 +79,7 @@ def denoise(
     """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`."""
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
-    pipeline = model.pipeline(task, spec.scheduler, [control.type for control in spec.control_maps])
+    pipeline = model.pipeline(task, spec.scheduler, controls=bool(spec.control_maps))
     generator = torch.Generator("cpu").manual_seed(seed)
     if isinstance(spec, RefinedSpec) and spec.denoising_end is not None:
         images = _refine(model, pipeline, spec, inputs, generator, engine_task, adapters)
@@ -88,7 +87,13 @@ def denoise(
         adapters.activate(pipeline)
         if inputs.noise is not None:
             _start_from(inputs.noise, pipeline)
-        images = _call(model, pipeline, spec, inputs, generator, engine_task, adapters)
+        controlled: dict[str, Any] = {}
+        if spec.control_maps:
+            maps = control_maps(model, spec, inputs)
+            controlled = model.controlnets.attach(
+                pipeline, spec.task, spec.control_maps, maps, generator=generator, guidance_scale=spec.guidance_scale
+            )
+        images = _call(model, pipeline, spec, inputs, generator, engine_task, adapters, controlled)
     # A schedule with `denoising_start` can have one step less.
     engine_task.step = spec.steps_run
     return images
@@ -187,7 +192,7 @@ def _call(
 def _arguments(
     model: Model, pipeline: DiffusionPipeline, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]
 ) -> dict[str, Any]:
-    arguments = model.family.adapt(spec, {**_text(model, spec), **_conditions(model, spec, inputs, takes)})
+    arguments = model.family.adapt(spec, {**_text(model, spec), **_conditions(spec, inputs, takes)})
     return embed_prompts(pipeline, spec, arguments) if model.family.clip_prompts else arguments
 
 
@@ -200,7 +205,7 @@ def _text(model: Model, spec: DenoisingSpec) -> dict[str, Any]:
     }
 
 
-def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
+def _conditions(spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
     """Return the arguments by which the pipelines of the tasks differ.
 
     Args:
@@ -217,11 +222,6 @@ def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Contai
         conditions |= {"mask_image": inputs.mask}
     if isinstance(spec, InpaintSpec | ControlSpec):
         conditions |= size
-    if spec.control_maps:
-        maps = control_maps(model, spec, inputs)
-        scales = [control.scale for control in spec.control_maps]
-        spans = [(control.start, control.end) for control in spec.control_maps]
-        conditions |= control_arguments(spec.task, maps, scales, spans)
     return conditions
 
 

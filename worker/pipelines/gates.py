@@ -45,25 +45,45 @@ def gate_rows(forward: Forward, unbatched: tuple[str, ...]) -> Forward:
     return Gate("denoise", forward, shared=unbatched)
 
 
-def gate_list_inputs(forward: Forward, unbatched: tuple[str, ...] = ()) -> Forward:
-    """Return the gate of a denoiser that takes and returns lists with one tensor per row (Z-Image).
+class ListInputsGate:
+    """The gate of a denoiser that takes and returns lists with one tensor per row (Z-Image).
 
     Captions differ in length. The gate gets them padded in one tensor; `forward` gets lists without the padding.
     """
 
-    def run(x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor, lengths: torch.Tensor, **kwargs: Any) -> Any:
-        unpadded = [caption[:length] for caption, length in zip(captions, lengths.tolist(), strict=True)]
-        return torch.stack(forward(list(x.unbind(0)), t, unpadded, return_dict=False, **kwargs)[0])
+    def __init__(self, forward: Forward, unbatched: tuple[str, ...] = ()) -> None:
+        self.forward = forward
+        self._gate = Gate("denoise", self._run, shared=unbatched)
 
-    gate = Gate("denoise", run, shared=unbatched)
+    def __call__(
+        self,
+        x: list[torch.Tensor],
+        t: torch.Tensor,
+        cap_feats: list[torch.Tensor],
+        *,
+        return_dict: bool = False,  # noqa: ARG002  # always a tuple
+        **kwargs: Any,
+    ) -> Any:
+        return (list(self._gate(torch.stack(x), t, *pad_captions(cap_feats), **kwargs).unbind(0)),)
 
-    def call(x: list[torch.Tensor], t: torch.Tensor, cap_feats: list[torch.Tensor], **kwargs: Any) -> Any:
-        # On the CPU, so that reading the lengths does not wait for the device.
-        lengths = torch.tensor([len(caption) for caption in cap_feats])
-        padded = [torch.nn.functional.pad(c, (0, 0, 0, MAX_CAPTION_TOKENS - len(c))) for c in cap_feats]
-        return (list(gate(torch.stack(x), t, torch.stack(padded), lengths, **kwargs).unbind(0)),)
+    def _run(
+        self, x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor, lengths: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        unpadded = unpad_captions(captions, lengths)
+        return torch.stack(self.forward(list(x.unbind(0)), t, unpadded, return_dict=False, **kwargs)[0])
 
-    return call
+
+def pad_captions(captions: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return captions in one tensor of shape (rows, MAX_CAPTION_TOKENS, width), and their lengths."""
+    # On the CPU, so that reading the lengths does not wait for the device.
+    lengths = torch.tensor([len(caption) for caption in captions])
+    padded = [torch.nn.functional.pad(c, (0, 0, 0, MAX_CAPTION_TOKENS - len(c))) for c in captions]
+    return torch.stack(padded), lengths
+
+
+def unpad_captions(captions: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+    """Return the captions that `pad_captions` got."""
+    return [caption[:length] for caption, length in zip(captions, lengths.tolist(), strict=True)]
 
 
 def install_gates(pipeline: DiffusionPipeline, gate_denoiser: Callable[[Forward], Forward]) -> None:

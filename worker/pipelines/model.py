@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 
-from img2img.domain.conditioning import ControlType
+from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
@@ -101,11 +101,11 @@ class Model:
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
             for factor, upscaler in upscalers.items()
         }
-        self._controlnets = ControlNets(config, family, pipeline, placement)
+        self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
         card = _base_card(config, family, pipeline).model_copy(
             update=_component_fields(
-                self._pipelines, pipeline, self.upscalers, self._controlnets, tuple(self.annotators)
+                self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
         card = card.model_copy(update={"embeddings": self.embeddings.names})
@@ -123,19 +123,26 @@ class Model:
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
 
-    def pipeline(self, task: Task, scheduler: Scheduler, controls: Sequence[ControlType] = ()) -> DiffusionPipeline:
-        """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler."""
-        pipeline = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
+    def pipeline(self, task: Task, scheduler: Scheduler, *, controls: bool = False) -> DiffusionPipeline:
+        """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler.
+
+        Args:
+            controls: whether the job has controls.
+        """
+        pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
         return pipeline
 
     def modules(self) -> list[torch.nn.Module]:
         """Return all modules with weights. Some share theirs."""
-        pipelines = [*self._pipelines.values(), *self._controlnets.pipelines.values()]
+        pipelines = [*self._pipelines.values(), *self.controlnets.pipelines.values()]
         pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
         pipelines += self._refiners.values()
         parts = [part for pipeline in pipelines for part in pipeline.components.values()]
-        parts += [*self._controlnets.modules, *(annotator.model for annotator in self.annotators.values())]
+        parts += [
+            *self.controlnets.modules,
+            *(part for annotator in self.annotators.values() for part in annotator.modules),
+        ]
         parts += self.adapters.weights
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
@@ -340,7 +347,7 @@ def _component_fields(
     pipeline: DiffusionPipeline,
     upscalers: Mapping[int, Upscaler],
     controlnets: ControlNets,
-    annotators: tuple[ControlType, ...],
+    annotators: tuple[ControlName, ...],
 ) -> dict[str, object]:
     """Return the fields of the card that depend on the components of a model."""
     tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()
