@@ -1,6 +1,7 @@
 """LoRAs of LyCORIS and DoRAs give the pixels of stock pipelines whose weights have the same changes."""
 
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -128,6 +129,23 @@ def test_jobs_with_equal_loras_share_passes(served: Served) -> None:
     assert (engine.calls_run["denoise"], engine.rows_run["denoise"]) == (4, 24)
 
 
+def test_changes_of_quantised_weights(tmp_path: Path) -> None:
+    pytest.importorskip("torchao.quantization")
+    folder = tiny_sd(tmp_path / "model")
+    image = Inputs(to_tensor(gradient(64, 64)))
+    tiny_lycoris(folder, tmp_path / "loha.safetensors", "loha")
+    tiny_lycoris(folder, tmp_path / "dora.safetensors", "dora-of-outputs")
+    model, plain = (
+        _load(folder, tmp_path / "loha.safetensors", **keys) for keys in ({"quantize": {"unet": "int8"}}, {})
+    )
+    quantised, without = run_together(model, [(job(("ink", 0.8)), image), (job(), image)])
+    [exact] = run_together(plain, [(job(("ink", 0.8)), image)])
+    # The change itself is not quantised.
+    assert difference(quantised, exact) < difference(quantised, without)
+    with pytest.raises(StartupError, match="a DoRA needs weights that are not quantised; remove `quantize`"):
+        _load(folder, tmp_path / "dora.safetensors", quantize={"unet": "int8"})
+
+
 @pytest.mark.parametrize("layout", ["peft", "two projections of the text encoder"])
 def test_plain_loras_that_diffusers_refuses_give_the_pixels_of_those_that_it_loads(tmp_path: Path, layout: str) -> None:
     folder = tiny_sd(tmp_path / "model")
@@ -225,10 +243,9 @@ def test_load_model_rejects_lora_for_another_base_by_shapes(tmp_path: Path, kohy
             _load(folder, tmp_path / "wide.safetensors")
 
 
-def _load(folder: Path, lora: Path) -> Model:
-    return load_model(
-        ModelConfig(name="m", source=str(folder), loras={"ink": ComponentSource(source=str(lora))}), device="cpu"
-    )
+def _load(folder: Path, lora: Path, **keys: Any) -> Model:
+    loras = {"ink": ComponentSource(source=str(lora))}
+    return load_model(ModelConfig(name="m", source=str(folder), loras=loras, **keys), device="cpu")
 
 
 def _sd1(folder: Path) -> Path:
