@@ -11,7 +11,7 @@ from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlType, Embeddin
 from img2img.domain.parameters import Scheduler, Task
 
 # Suffix of a whole model in one file.
-SINGLE_FILE = ".safetensors"
+SINGLE_FILES = (".safetensors", ".gguf")
 # Slashes in the name of a file on the hub, at least.
 _HUB_FILE_SLASHES = 2
 
@@ -149,7 +149,7 @@ def size_buckets(native_size: int, multiple: int) -> tuple[tuple[int, int], ...]
 
 def model_name(source: str) -> str:
     """Return the name of a model for clients: a hub id unchanged, the last part of a folder, a file without suffix."""
-    if source.endswith(SINGLE_FILE):
+    if source.endswith(SINGLE_FILES):
         return Path(source).stem
     return Path(source).name if is_path(source) else source
 
@@ -157,5 +157,5 @@ def model_name(source: str) -> str:
 def is_path(source: str) -> bool:
     """Check whether a source is a path and not a hub id, nor a file on the hub (`org/name/file.safetensors`)."""
     return source.startswith((".", "/", "~")) or (
-        source.endswith(SINGLE_FILE) and source.count("/") < _HUB_FILE_SLASHES
+        source.endswith(SINGLE_FILES) and source.count("/") < _HUB_FILE_SLASHES
     )

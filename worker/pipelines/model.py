@@ -27,12 +27,14 @@ from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
 from .image_processors import check_processors
+from .loading.checkpoint import Checkpoint
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation, components
 from .loading.placement import Placement
 from .loading.quantization import Quantizer
-from .loading.single_file import Checkpoint, find_checkpoint, load_vae
+from .loading.single_file import find_checkpoint
+from .loading.vae_files import load_vae
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
@@ -164,7 +166,13 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
         source = location.file if isinstance(location, Checkpoint) else location.folder()
     with reporting_failures(label, lambda: memory_remedy(source, dtype, device)):
         if isinstance(location, Checkpoint):
-            pipeline = location.load(first, device=placement.load_device, dtype=dtype, quantizer=quantizer)
+            pipeline = location.load(
+                first,
+                device=placement.load_device,
+                dtype=dtype,
+                quantizer=quantizer,
+                load_components=family.load_components,
+            )
         else:
             loaded = dict(family.load_components(str(source)))
             if config.vae is not None:

@@ -11,6 +11,8 @@ from ..loading.components import build_pipeline, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
 from ..loading.placement import Placement
+from ..loading.single_file import load_file_of
+from ..loading.weights import is_single_file
 from .embeddings import Embeddings
 
 
@@ -78,7 +80,9 @@ def _load(
     task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline, placement: Placement
 ) -> DiffusionPipeline:
     """Load a pipeline with its VAE and text encoder, or a UNet that uses those of `base`."""
-    if is_pipeline(source):
+    if is_single_file(source):
+        pipeline = load_file_of(source, kind, base, placement.load_device)
+    elif is_pipeline(source):
         pipeline = build_pipeline(kind, load_pipeline_of(source, placement.load_device, base.dtype))
     else:
         pipeline = build_pipeline(kind, base, unet=load_unet(source, placement.load_device, base.dtype))

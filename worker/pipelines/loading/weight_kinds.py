@@ -21,11 +21,13 @@ _KINDS = (
     (r"^conditioner\.embedders\.", "a Stable Diffusion XL checkpoint"),
     (r"^(?:model\.diffusion_model\.)?double_blocks\.", "a FLUX checkpoint"),
     (r"^(?:model\.diffusion_model\.)?joint_blocks\.", "a Stable Diffusion 3 checkpoint"),
+    (r"^(?:model\.diffusion_model\.)?cap_embedder\.", "a Z-Image or Lumina checkpoint"),
+    (r"^input_blocks\.", "a Stable Diffusion denoiser"),
     (r"^model\.diffusion_model\.|^cond_stage_model\.|^first_stage_model\.", "a Stable Diffusion checkpoint"),
     (r"^emb_params$|^clip_[lg]$|^string_to_param", "a textual inversion"),
     (r"^(?:encoder\.down|decoder\.up)(?:_blocks)?\.", "an autoencoder (VAE)"),
-    (r"^(?:down_blocks|transformer_blocks|single_transformer_blocks)\.", "a whole denoiser"),
-    (r"^text_model\.", "a text encoder"),
+    (r"^(?:model\.diffusion_model\.)?(?:down_blocks|transformer_blocks|single_transformer_blocks)\.", "a denoiser"),
+    (r"^text_model\.|^encoder\.block\.\d+\.layer\.|^model\.layers\.", "a text encoder"),
 )
 # A textual inversion that is saved under its token has few keys.
 _FEW_KEYS = 4
