@@ -37,7 +37,6 @@ class Family:
     instruct_pix2pix: type[DiffusionPipeline] | None = None
     # Whether a x4 upscaler can be given as a UNet that works with the model's VAE and text encoder.
     unet_upscalers: bool = False
-    loras: bool = True
     schedulers: tuple[Scheduler, ...] = DIFFUSION_SCHEDULERS
     cuda_dtype: str = "float16"
     # Side of the square of latents that the denoiser reads as one token.
@@ -249,8 +248,6 @@ FAMILIES = (
         name="z-image",
         class_names=("ZImagePipeline", "ZImageImg2ImgPipeline"),
         pipelines={Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline, Task.INPAINT: diffusers.ZImageInpaintPipeline},
-        # Adapters call the transformer with batched tensors; this one takes lists of tensors.
-        loras=False,
         schedulers=SIGMAS_SCHEDULERS,
         cuda_dtype="bfloat16",
         patch_size=2,

@@ -80,7 +80,7 @@ class Loras:
         if not sources:
             replaced.pipeline, replaced.loaded = self._model_pipeline, {}
             return replaced
-        if not self._family.loras or not hasattr(self.pipeline, "load_lora_weights"):
+        if not hasattr(self.pipeline, "load_lora_weights"):
             raise StartupError(f"LoRAs are not supported for {self._family.name} models; remove `loras`")
         files = lora_files(sources) if files is None else files
         versions = {name: _version(file) for name, file in files.items()}
