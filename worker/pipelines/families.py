@@ -48,7 +48,6 @@ class Family:
     instruct_pix2pix: type[DiffusionPipeline] | None = None
     # Whether a x4 upscaler can be given as a UNet that works with the model's VAE and text encoder.
     unet_upscalers: bool = False
-    loras: bool = True
     schedulers: tuple[Scheduler, ...] = DIFFUSION_SCHEDULERS
     cuda_dtype: str = "float16"
     # Side of the square of latents that the denoiser reads as one token.
@@ -288,8 +287,6 @@ FAMILIES = (
             Task.CONTROL: diffusers.ZImagePipeline,
         },
         controlled_transformer=ZImageTransformer,
-        # Adapters call the transformer with batched tensors; this one takes lists of tensors.
-        loras=False,
         schedulers=SIGMAS_SCHEDULERS,
         cuda_dtype="bfloat16",
         patch_size=2,
