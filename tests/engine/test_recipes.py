@@ -129,9 +129,10 @@ def test_recipe_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             width=SIDE,
             height=SIDE,
             loras=tuple(Lora(name=lora, scale=0.8) for lora in config.loras),
-            controls=[{"type": kind, "map": "1" * 64} for kind in model.card.controls[:1]],
+            controls=[{"type": kind, "image": None, "preprocess": False} for kind in model.card.controls],
         )
-        [result] = run_on(Engine(slots=1), model, [(spec, Inputs(image, controls=(image,) * len(spec.controls)))])
+        maps = (image,) * len(getattr(spec, "controls", ()))
+        [result] = run_on(Engine(slots=1), model, [(spec, Inputs(image, controls=maps))])
         assert result.shape == (SIDE, SIDE, 3)
         assert np.ptp(result) > 0
         pixels.add(result.tobytes())
