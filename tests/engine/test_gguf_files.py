@@ -116,3 +116,13 @@ def test_gguf_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     kept = {key: tensor for key, tensor in weights.items() if "layers.0.feed_forward.w1" not in key}
     file = write_gguf(kept, tmp_path / "z.gguf", Type.Q8_0, "lumina2")
     assert "z.gguf lacks some weights of a component" in load_failure(lambda: load(file, config=part(folder)))
+
+
+def test_gguf_is_not_quantised_again(tmp_path: Path) -> None:
+    case = CASES["z-image"]
+    folder = case.make(tmp_path / "whole")
+    weights = case.weights(case.stock.from_pretrained(folder).transformer)
+    file = write_gguf(weights, tmp_path / "z.gguf", Type.Q8_0, "lumina2")
+    message = load_failure(lambda: load(file, config=part(folder), quantize="int8"))
+    assert "`quantize`: the weights of z.gguf are quantised already; remove it" in message
+    assert load(file, config=part(folder), quantize={"text_encoder": "int8"}).card.dtype == "float32"
