@@ -12,8 +12,9 @@ from gguf import GGMLQuantizationType as Type
 
 from img2img.domain.conditioning import Lora
 from img2img.worker.pipelines.loading.checkpoint_layouts import LAYOUTS
-from tests.engine.test_transformer_files import CASES, check, flux, layout_of, load, part, sized, write
+from tests.engine.test_transformer_files import CASES, check, flux, sized
 from tests.support.models.load_failures import load_failure
+from tests.support.models.model_files import layout_of, load, part, write
 from tests.support.models.single_files import text_encoder_file_weights, vae_weights
 from tests.support.models.tiny_adapters import tiny_lora
 from tests.support.models.tiny_families import tiny_flux

@@ -17,12 +17,11 @@ from img2img.worker.engine.engine import Engine
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.loading.checkpoint_layouts import LAYOUTS
 from img2img.worker.pipelines.model import load_model
-from tests.engine.test_file_parts import layout_of as unet_layout
-from tests.engine.test_file_parts import tiny, write
+from tests.engine.test_file_parts import tiny
 from tests.engine.test_gguf_files import write_gguf
 from tests.engine.test_transformer_files import flux
-from tests.engine.test_transformer_files import layout_of as flux_layout
 from tests.support.engines import random_tensor, run_on
+from tests.support.models.model_files import layout_of, write
 from tests.support.models.single_files import text_encoder_file_weights, vae_weights, write_checkpoint
 from tests.support.models.tiny_adapters import tiny_lora
 from tests.support.models.tiny_controlnets import tiny_controlnet
@@ -77,7 +76,7 @@ class TinySources:
     def sd_file(self, channels: int) -> Make:
         def make(path: Path) -> Path:
             for kind in ("v1", "inpainting"):
-                self._patch.setitem(LAYOUTS, kind, unet_layout(tiny(4), kind))
+                self._patch.setitem(LAYOUTS, kind, layout_of(tiny(4), kind))
             return write_checkpoint(tiny(channels), path)
 
         return make
@@ -95,7 +94,7 @@ class TinySources:
     def flux_gguf(self, path: Path) -> Path:
         pipeline = flux(is_tiny=True)
         self._patch.setattr(single_file_utils, "infer_diffusers_model_type", lambda _weights: "flux-dev")
-        self._patch.setitem(LAYOUTS, "flux-dev", flux_layout(pipeline, "flux-dev"))
+        self._patch.setitem(LAYOUTS, "flux-dev", layout_of(pipeline, "flux-dev"))
         return write_gguf(pipeline.transformer.state_dict(), path, Type.Q4_0, "flux")
 
     def flux_part(self, path: Path, name: str) -> Path:
