@@ -12,10 +12,22 @@ from img2img.domain.parameters import Scheduler
 from img2img.models_file import InvalidModelsFile, read_models_file
 from img2img.settings import SharedSettings
 from img2img.worker.errors import StartupError
-from img2img.worker.pipelines.loading.served_models import config_for, configs_to_serve
+from img2img.worker.pipelines.loading.served_models import (
+    ModelSelection,
+    config_for,
+    models_of_file,
+    models_to_preload,
+)
 from img2img.worker.pipelines.loading.weights import resolve_weights
 
 ROOT = Path(__file__).parents[2]
+
+
+def configs_to_serve(model: str, revision: str | None, file: Path | None, names: str | None) -> list[ModelConfig]:
+    """The models of a worker that no request has changed."""
+    models, selection = models_of_file(model, revision, file), ModelSelection(names, ())
+    selection.check(models, {})
+    return list(selection.select(models, {}).configs.values())
 
 
 @pytest.fixture
@@ -162,8 +174,17 @@ def test_single_files(tmp_path: Path) -> None:
 def test_configs_to_serve_rejects_missing_component(file: Path) -> None:
     (file.parent / "ink.safetensors").unlink()
     with pytest.raises(StartupError, match=r"model 'photo': loras.ink: .*/ink.safetensors does not exist"):
-        configs_to_serve("photo", None, file, None)
-    assert len(configs_to_serve("photo", None, file, "org/large")) == 1, "components of other models are not checked"
+        configs_to_serve("photo", None, file, "photo")
+    assert len(configs_to_serve("photo", None, file, None)) == 2, "the other model can be served"
+
+
+def test_models_to_preload() -> None:
+    served = ["photo", "large"]
+    assert models_to_preload(None, served) == ["photo"]
+    assert models_to_preload("", served) == []
+    assert models_to_preload(" large,photo,large", served) == ["large", "photo"]
+    with pytest.raises(StartupError, match=r"IMG2IMG_PRELOAD: unknown model 'tiny'; this worker serves: photo, large"):
+        models_to_preload("tiny", served)
 
 
 def test_default_model_is_first_of_file(file: Path) -> None:
