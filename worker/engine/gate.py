@@ -12,6 +12,7 @@ from greenlet import getcurrent, greenlet
 from torch.utils import _pytree as pytree
 
 from .batching import GateCall, make_call, tensor_bytes
+from .row_probe import Independence
 from .task import EngineTask
 
 
@@ -47,7 +48,9 @@ class Parked:
 
     @property
     def signature(self) -> Hashable:
-        return self.call.signature
+        # A call that has to run alone is in another group than calls that can be merged.
+        is_alone = self.gate.limit_of(self.call) is not None
+        return (self.call.signature, id(self)) if is_alone else self.call.signature
 
     @property
     def rows(self) -> int:
@@ -65,6 +68,7 @@ class Gate:
             number of rows, and a cached output must be the output of the call alone.
         ignore: keyword arguments to drop, such as a generator that `run` does not use.
         shared: keyword arguments without a row dimension, such as position ids. They must never be written to.
+        merges: whether calls of several tasks may run as one.
     """
 
     def __init__(
@@ -75,11 +79,16 @@ class Gate:
         remember_bytes: int = 0,
         ignore: Sequence[str] = (),
         shared: Sequence[str] = (),
+        merges: bool = True,
     ) -> None:
         self.name = name
         self.run = run
         self._ignore = frozenset(ignore)
         self._shared = frozenset(shared)
+        # Set to False by the engine if the rows of its calls depend on each other.
+        self.merges = merges
+        # How independent rows are; None until the engine has found out by the first call.
+        self.independence: Independence | None = None
         self._memory: LRUCache[Hashable, Any] | None = (
             LRUCache(remember_bytes, getsizeof=_output_bytes) if remember_bytes else None
         )
@@ -101,6 +110,18 @@ class Gate:
             if _output_bytes(output) <= self._memory.maxsize:
                 self._memory[key] = output
         return output
+
+    def limit_of(self, call: GateCall) -> int | None:
+        """Return the most rows of a call that replaces `call` and equal ones; None if there is no limit."""
+        return call.rows if not self.merges or self.has_exact_single_rows(call) else None
+
+    def has_exact_single_rows(self, call: GateCall) -> bool:
+        """Return whether a call with one row has to run alone for the result of its task to be exact.
+
+        On a CPU, with 16-bit numbers, that is so where a matrix times a vector adds in another order than a matrix
+        times a matrix. On a GPU each number of rows may have kernels of its own, so that nothing would be merged.
+        """
+        return call.rows == 1 and call.is_half_on_cpu and self.independence is Independence.ROUNDING
 
     @property
     def has_memory(self) -> bool:
