@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean
+.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -87,6 +87,16 @@ openapi: $(VENV)/dev ## write openapi.json from the API server
 client: $(VENV)/dev ## write the generated files of img2img/client
 	$(BIN)/python scripts/generate_client.py
 
+web: web/node_modules/ready ## check and build the page in web/ into app/playground/static (needs Node 20.19)
+	cd web && npm run build && npm run lint && npm test
+
+test-web: $(VENV)/dev ## test the page in a browser, against the whole service (needs Chromium)
+	$(BIN)/python -m pytest tests/web
+
+web/node_modules/ready: web/package.json web/package-lock.json
+	cd web && npm ci --silent
+	@touch $@
+
 model-keys: $(VENV)/dev ## write the tables of keys in docs/models.md
 	$(BIN)/python -m scripts.model_keys
 
@@ -132,7 +142,7 @@ gallery: $(VENV)/dev ## generate the images of the README's tasks again, with th
 	$(BIN)/python -m img2img.demo_model.gallery
 
 clean: ## remove the virtual environments and the output of the demo
-	rm -rf $(VENV) .clients .locks .pythons demo-output.png
+	rm -rf $(VENV) web/node_modules .clients .locks .pythons demo-output.png
 
 $(VENV)/serve: pyproject.toml setup.py constraints.txt scripts/install.py
 	$(INSTALL) serve $(VENV)

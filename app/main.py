@@ -45,7 +45,9 @@ from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
 from .imaging.sandbox_limits import SandboxLimits
 from .imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
+from .openapi.docs_page import install_docs_page
 from .openapi.document import install_openapi
+from .playground.routes import playground_router
 from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
@@ -84,12 +86,15 @@ def create_app(settings: ApiSettings) -> FastAPI:
         version=version("img2img-server"),
         summary="Diffusion image-to-image as asynchronous jobs: submit an image, follow the job, download the result.",
         lifespan=lifespan,
+        docs_url=None,
     )
+    install_docs_page(app)
     install_middleware(app, settings, metrics)
-    for router in ROUTERS:
+    routers = (*ROUTERS, playground_router()) if settings.playground else ROUTERS
+    for router in routers:
         app.include_router(router)
     install_metrics(app, metrics)
-    for router in (app.router, *ROUTERS):
+    for router in (app.router, *routers):
         add_head_routes(app, router)
     install_tracing(app, tracer)
     install_error_handlers(app)

@@ -146,6 +146,7 @@ class ApiSettings(SharedSettings):
     result_redirect: Annotated[bool, Field(description="Redirect downloads of PNGs to a signed URL of the bucket.")] = (
         False
     )
+    playground: Annotated[bool, Field(description="Serve the web page at `/`.")] = True
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
     webhook_secret: Annotated[
         str,

@@ -51,6 +51,7 @@ SETTINGS = (
     "MIN_FREE_DISK",
     "MODEL",
     "MODELS_FILE",
+    "PLAYGROUND",
     "PORT",
     "PUBLISHED_HOST",
     "RATE_LIMIT",

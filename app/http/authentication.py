@@ -22,8 +22,8 @@ from .errors import InsufficientScope
 from .open_requests import OpenRequests
 from .problem_details import problem_response
 
-# Paths without authentication: health, and the documentation.
-PUBLIC_PATHS = re.compile(r"/(healthz|readyz|openapi\.json|redoc|docs(/.*)?|static-offline-docs/.*)")
+# Paths without authentication: health, the documentation, and the page, which asks for the key.
+PUBLIC_PATHS = re.compile(r"/(|assets/[^/]*|healthz|readyz|openapi\.json|redoc|docs(/.*)?|static-offline-docs/.*)")
 
 # Requests of the compatibility APIs whose responses contain no images.
 WITHOUT_IMAGES = frozenset({"/sdapi/v1/interrupt", "/sdapi/v1/options"})

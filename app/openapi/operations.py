@@ -14,6 +14,7 @@ from ..http.problem_details import PROBLEM_JSON, STATUS, problem_response
 from ..schemas.events import GoneEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from ..schemas.problems import Problem, status_phrase
 from ..schemas.responses import EXAMPLE_JOB_ID, ImageFormat, Job
+from . import examples
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -34,7 +35,7 @@ def ref(schema: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{schema}"}
 
 
-def request_body(name: str) -> dict[str, Any]:
+def request_body(name: str, json_examples: examples.Examples) -> dict[str, Any]:
     """Return a body that comes as JSON (schema `{name}Request`) or as a form (schema `{name}Form`).
 
     JSON comes first: generators that support one media type take the first, and some cannot express the nested fields
@@ -43,7 +44,7 @@ def request_body(name: str) -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": ref(f"{name}Request")},
+            "application/json": {"schema": ref(f"{name}Request"), "examples": json_examples},
             "multipart/form-data": {"schema": ref(f"{name}Form")},
         },
     }
@@ -89,9 +90,9 @@ def _message_schema(model: type, names: tuple[str, ...]) -> dict[str, Any]:
     return {"title": message_name(model), "type": "object", "required": list(fields), "properties": fields}
 
 
-SUBMIT_BODY = request_body("Img2Img")
-CONTROL_MAP_BODY = request_body("ControlMap")
-IMAGE_BODY = request_body("Image")
+SUBMIT_BODY = request_body("Img2Img", examples.IMG2IMG)
+CONTROL_MAP_BODY = request_body("ControlMap", examples.CONTROL_MAP)
+IMAGE_BODY = request_body("Image", examples.UPLOAD)
 
 REPLAYED_HEADER = {
     "Idempotency-Replayed": {

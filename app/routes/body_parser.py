@@ -61,16 +61,20 @@ def _describe_unknown_fields(error: RequestValidationError, model: type[BaseMode
 
 
 def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[str, str | bytes]:
-    """Return the fields by name. Raises ParameterError for a repeated field, or text in place of a file."""
+    """Return the fields by name, without those that are empty text: a form sends these for fields that were not filled.
+
+    Raises:
+        ParameterError: A field is sent more than once, or as text in place of a file.
+    """
     fields: dict[str, str | bytes] = {}
     for name, value in form:
+        if value == "":
+            continue
         if name in fields:
             raise ParameterError(name, "Field sent more than once")
         is_file_field = model.FILES.fullmatch(name) is not None
         is_reference = is_file_field and isinstance(value, str) and (parse_reference(value) or value == "alpha")
         is_known = is_file_field or name in model.model_fields
-        if is_known and value == "":
-            continue
         if is_known and not is_reference and isinstance(value, bytes) != is_file_field:
             raise ParameterError(name, f"In a form, this field is sent as {'a file' if is_file_field else 'text'}")
         fields[name] = value

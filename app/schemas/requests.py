@@ -221,8 +221,7 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         Text | None,
         Field(
             min_length=1,
-            description="Edit instruction: what to change in `image`, for models with the task `edit`.",
-            examples=["make it night"],
+            description="Edit instruction, such as `make it night`, for models with the task `edit`.",
         ),
     ] = None
     image_guidance_scale: Annotated[

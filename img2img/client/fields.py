@@ -146,7 +146,7 @@ class SubmitFields(TypedDict, total=False):
     image_prompts: Sequence[ImagePromptFields]
     """Images whose content or style the result should take up (IP-Adapter)."""
     instruction: str
-    """Edit instruction: what to change in `image`, for models with the task `edit`."""
+    """Edit instruction, such as `make it night`, for models with the task `edit`."""
     image_guidance_scale: float
     """How closely the result of an `instruction` follows `image`. Default: 1.5."""
     upscale: Literal[2, 4]

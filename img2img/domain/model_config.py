@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from .conditioning import ControlType, LoraName
-from .parameters import Scheduler
+from img2img.domain.conditioning import ControlType, LoraName
+from img2img.domain.parameters import Scheduler
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
 
@@ -51,7 +51,7 @@ def _for_all(value: object) -> object:
 
 
 Component = Annotated[ComponentSource, BeforeValidator(_expand)]
-# Key of `quantize` that stands for the components that it does not name.
+# Key of `quantize` for the components that it does not name.
 ALL = "*"
 Quantization = Literal["int8", "fp8", "int4", "nf4"]
 Offload = Literal["none", "model", "group", "layers"]

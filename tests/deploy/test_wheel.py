@@ -141,7 +141,8 @@ def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile, source: 
         prefix = "" if folder == "img2img" else "img2img/"
         for path in (source / folder).rglob("*"):
             data = (
-                path.suffix in (".py", ".lua", ".typed", ".toml", ".safetensors", ".json", ".gz")
+                path.suffix
+                in (".py", ".lua", ".typed", ".toml", ".safetensors", ".json", ".gz", ".js", ".css", ".html")
                 or path.name == "example.png"
             )
             if path.is_file() and data:

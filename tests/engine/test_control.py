@@ -19,6 +19,7 @@ from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_on, run_together
+from tests.support.images import largest_difference
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
@@ -143,10 +144,6 @@ CONTROLLED = [
     job(Task.CONTROL, control(scale=0.5), control(DEPTH), guidance_scale=1.0),
 ]
 OTHERS = [job(Task.IMG2IMG, seed=5), job(Task.INPAINT, seed=6, guidance_scale=1.0)]
-
-
-def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
-    return int(np.abs(a.astype(int) - b).max())
 
 
 def test_controls_give_stock_pixels_alone_and_batched(served: Served) -> None:

@@ -26,6 +26,7 @@ from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.image_processors import image_only_processor
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_on, run_together
+from tests.support.images import largest_difference
 from tests.support.models.tiny_families import (
     tiny_fill,
     tiny_flux,
@@ -268,10 +269,6 @@ def job(**changes: Any) -> JobSpec:
 @pytest.fixture(scope="module", params=CASES, ids=list(CASES))
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     return Served(CASES[request.param], tmp_path_factory.mktemp("model"))
-
-
-def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 def test_family_gives_stock_pixels_alone_and_batched(served: Served) -> None:

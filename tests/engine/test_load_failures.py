@@ -140,13 +140,13 @@ FOLDERS: dict[str, tuple[Damage, str]] = {
         ),
         "has weights of the variant ema, fp16 only; set `variant`",
     ),
-    "bitsandbytes": (
-        lambda f: edit_json(f / "unet/config.json", quantization_config={"quant_method": "bitsandbytes"}),
-        "is quantised with bitsandbytes, which needs the package bitsandbytes",
+    "gptq": (
+        lambda f: edit_json(f / "unet/config.json", quantization_config={"quant_method": "gptq"}),
+        "is quantised with gptq, which needs the package gptqmodel",
     ),
-    "torchao": (
-        lambda f: edit_json(f / "unet/config.json", quantization_config={"quant_method": "torchao"}),
-        "is quantised with torchao, which needs the package torchao",
+    "awq": (
+        lambda f: edit_json(f / "unet/config.json", quantization_config={"quant_method": "awq"}),
+        "is quantised with awq, which needs the package autoawq",
     ),
     "quanto": (
         lambda f: edit_json(f / "text_encoder/config.json", quantization_config={"quant_method": "quanto"}),

@@ -27,6 +27,7 @@ from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runner import to_pixels
 from tests.support.engines import run_on
+from tests.support.images import largest_difference
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
 
@@ -105,10 +106,6 @@ ALL = [
         itertools.product(DIFFUSION_SCHEDULERS, STRENGTHS, GUIDANCES)
     )
 ]
-
-
-def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 # In two parts, which can run at the same time. Each has half of the schedulers.

@@ -71,7 +71,8 @@ def every_route() -> list[tuple[str, str]]:
 
 def path_of(route: str, id: str = "0" * 32, index: int = 0) -> str:
     """Return a path that matches a route."""
-    return route.replace(":path}", "}").format(path="unknown", model="unknown", job_id=id, sha256=id, index=index)
+    unknown = dict.fromkeys(("path", "name", "model"), "unknown")
+    return route.replace(":path}", "}").format(**unknown, job_id=id, sha256=id, index=index)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 
@@ -17,3 +18,8 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def largest_difference(a: np.ndarray, b: np.ndarray) -> int:
+    """Return the largest difference of two arrays of 8-bit values."""
+    return int(np.abs(a.astype(int) - b.astype(int)).max())

@@ -83,7 +83,9 @@ class Quantizer:
         library: Any = diffusers if issubclass(kind, diffusers.ModelMixin) else transformers
         # The others can be quantised on the device only.
         where = self.load_device if chosen in ("int8", "fp8") else self.device
-        return {"quantization_config": self._configuration(chosen, library), "device_map": {"": where}}
+        # diffusers takes a `device_map` with the CPU as one for weights that are offloaded, and does not quantise them.
+        placed = {} if torch.device(where).type == "cpu" else {"device_map": {"": where}}
+        return {"quantization_config": self._configuration(chosen, library), **placed}
 
     def _configuration(self, kind: Quantization, library: Any) -> Any:
         if kind == "nf4":

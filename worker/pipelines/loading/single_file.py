@@ -111,9 +111,10 @@ class Checkpoint:
                 pipeline: DiffusionPipeline = kind.from_single_file(
                     str(self.file), config=str(folder), local_files_only=True, dtype=dtype, **given
                 )
+                quantise(pipeline, dtype, quantizer, set(given))
+                pipeline.to(device)
             check_tokenizers(pipeline, folder)
-        quantise(pipeline, dtype, quantizer, set(given))
-        return pipeline.to(device)
+        return pipeline
 
     def _check_kind(self) -> None:
         kind = kind_of_weights(self._weights.keys())

@@ -1,0 +1,95 @@
+import { t } from "../i18n";
+import { modesOf } from "../lib/capability";
+import { takes } from "../lib/request";
+import { fieldErrors, formError, type Mode, mode, set, values } from "../state/form";
+import { card } from "../state/models";
+import { situation } from "../state/situation";
+import { Controls } from "./controls";
+import { ImagePrompts } from "./image-prompts";
+import { Loras } from "./loras";
+import { MoreSettings } from "./more-settings";
+import { Settings } from "./settings";
+import { Strength } from "./strength";
+import { TextField } from "./text-field";
+
+export function Form() {
+  const now = situation.value;
+  if (!now) return null;
+  const { prompt = "", negative_prompt = "", instruction } = values.value;
+  return (
+    <div class="form">
+      <Modes />
+      {takes(now, "instruction") && (
+        <TextField
+          field="instruction"
+          label={t().form.instruction}
+          hint={t().form.instructionHint}
+          rows={2}
+          value={instruction ?? ""}
+          onChange={(text) => set({ instruction: text })}
+        />
+      )}
+      {takes(now, "prompt") && (
+        <TextField
+          field="prompt"
+          label={t().form.prompt}
+          hint={t().form.promptHint}
+          rows={2}
+          value={prompt}
+          onChange={(text) => set({ prompt: text })}
+        />
+      )}
+      {takes(now, "negative_prompt") && (
+        <TextField
+          field="negative_prompt"
+          label={t().form.negativePrompt}
+          hint={t().form.negativeHint}
+          rows={1}
+          value={negative_prompt}
+          onChange={(text) => set({ negative_prompt: text })}
+        />
+      )}
+      <Strength />
+      <Settings />
+      <Controls />
+      <ImagePrompts />
+      <Loras />
+      <MoreSettings />
+      <OtherErrors />
+    </div>
+  );
+}
+
+/** Tabs of the tasks that the model supports. */
+function Modes() {
+  const modes = card.value ? modesOf(card.value) : [];
+  if (modes.length < 2) return null;
+  return (
+    <div class="segmented" role="radiogroup" aria-label={t().mode.label}>
+      {modes.map((one: Mode) => (
+        <label key={one} class={situation.value?.mode === one ? "is-chosen" : ""}>
+          <input
+            type="radio"
+            name="mode"
+            value={one}
+            checked={situation.value?.mode === one}
+            onChange={() => (mode.value = one)}
+          />
+          {t().mode[one]}
+        </label>
+      ))}
+    </div>
+  );
+}
+
+/** Errors that no visible control shows: of the request as a whole, or of a field that the form does not have. */
+function OtherErrors() {
+  const shown = document.getElementsByName.bind(document);
+  const isShown = fieldErrors.value.some(({ field }) => shown(field.split(".")[0] ?? "").length > 0);
+  if (!formError.value || isShown) return null;
+  return (
+    <p class="error" role="alert">
+      {formError.value}
+    </p>
+  );
+}

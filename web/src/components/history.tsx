@@ -1,0 +1,71 @@
+import { useEffect } from "preact/hooks";
+import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
+import { t } from "../i18n";
+import { useResultUrl } from "../lib/result-url";
+import { addToHistory, historyIds, loadHistory, nextCursor } from "../state/history";
+import { viewOf } from "../state/jobs";
+import { runs, showJob } from "../state/runs";
+
+/** The jobs of the service that this caller may see, with thumbnails. */
+export function History() {
+  const submitted = runs.value.flatMap(({ cells }) => cells.flatMap(({ jobId }) => jobId ?? []));
+  useEffect(() => {
+    for (const id of submitted) if (!historyIds.value.includes(id)) addToHistory(id);
+  }, [submitted.length]);
+  const ids = historyIds.value.filter((id) => viewOf(id).value);
+  return (
+    <section class="history" aria-labelledby="history-title">
+      <h2 id="history-title">{t().history.title}</h2>
+      {ids.length === 0 ? (
+        <p class="hint">{t().history.empty}</p>
+      ) : (
+        <ul class="history-list">
+          {ids.map((id) => (
+            <li key={id}>
+              <Entry id={id} />
+            </li>
+          ))}
+        </ul>
+      )}
+      {nextCursor.value && (
+        <button type="button" onClick={() => void loadHistory(nextCursor.value ?? undefined)}>
+          {t().history.more}
+        </button>
+      )}
+    </section>
+  );
+}
+
+function Entry({ id }: { id: string }) {
+  const view = viewOf(id).value;
+  if (!view) return null;
+  const { job } = view;
+  const label = labelOf(job);
+  return (
+    <button
+      type="button"
+      class="history-entry"
+      title={label}
+      onClick={() => showJob(job, {} as Img2ImgRequest, null)}
+    >
+      {job.images.length > 0 ? <Thumbnail job={job} /> : <span class="history-state">{stateText(job)}</span>}
+      <span class="hidden">{t().history.open(label)}</span>
+    </button>
+  );
+}
+
+function Thumbnail({ job }: { job: Job }) {
+  const url = useResultUrl(job.id, 0, "webp");
+  return url ? <img src={url} alt="" loading="lazy" /> : null;
+}
+
+function labelOf({ request, created_at }: Job): string {
+  const { prompt, instruction } = request as { prompt?: string; instruction?: string };
+  return prompt || instruction || new Date(created_at).toLocaleString();
+}
+
+function stateText({ status, progress }: Job): string {
+  if (status === "failed") return t().run.failed;
+  if (status === "cancelled") return t().run.cancelled;
+  return status === "running" ? `${Math.round(progress.fraction * 100)} %` : "…";
+}

@@ -1,0 +1,115 @@
+import type { Img2ImgRequest, ServedModel, Task } from "../api/generated/types.gen";
+import type { Mode, Values } from "../state/form";
+import { has, takesAdapters, takesParameter, upscalerOf } from "./capability";
+
+/** References to the images of a request. */
+export interface Images {
+  image?: string;
+  mask?: string;
+  controls?: NonNullable<Img2ImgRequest["controls"]>;
+  image_prompts?: NonNullable<Img2ImgRequest["image_prompts"]>;
+}
+
+/** What decides which fields a request may have. */
+export interface Situation {
+  card: ServedModel;
+  mode: Mode;
+  values: Values;
+  hasImage: boolean;
+  hasMask: boolean;
+  hasControls: boolean;
+}
+
+const SIZE_FIELDS = ["width", "height", "resize"] as const;
+// Without guidance these have no effect, and the service refuses them.
+const GUIDED = ["negative_prompt", "guidance_rescale", "image_guidance_scale"] as const;
+const OPTIONAL = ["clip_skip", "denoising_start", "eta", "guidance_rescale"] as const;
+
+/** Return the task that the service will choose for the request of the form. */
+export function taskOf({ mode, values, hasImage, hasMask, hasControls }: Situation): Task {
+  if (mode === "edit") return "edit";
+  if (mode === "upscale") return "upscale";
+  if (hasMask || hasMargins(values)) return "inpaint";
+  return hasControls && !hasImage ? "control" : "img2img";
+}
+
+/** The guidance scale of the request, with the default of the model or of its super-resolution model. */
+export function guidanceOf({ card, mode, values }: Situation): number {
+  const upscaler = mode === "upscale" ? upscalerOf(card, values.upscale) : undefined;
+  const own = card.guidance === false ? 1 : (card.default_guidance_scale ?? 7.5);
+  return values.guidance_scale ?? upscaler?.default_guidance_scale ?? own;
+}
+
+function hasMargins({ outpaint }: Values): boolean {
+  return Object.values(outpaint ?? {}).some((pixels) => (pixels ?? 0) > 0);
+}
+
+/** Return whether the model takes a field in this situation. What it does not take is neither shown nor sent. */
+export function takes(situation: Situation, field: keyof Img2ImgRequest): boolean {
+  const { card, mode, values, hasControls } = situation;
+  const task = taskOf(situation);
+  const upscaler = task === "upscale" ? upscalerOf(card, values.upscale) : undefined;
+  if (includes(OPTIONAL, field)) {
+    const isTaken = upscaler
+      ? (upscaler.parameters ?? []).includes(field)
+      : takesParameter(card, field, task, hasControls);
+    if (!isTaken) return false;
+  }
+  if (includes(GUIDED, field) && guidanceOf(situation) <= 1) return false;
+  if (includes(SIZE_FIELDS, field)) return task !== "upscale";
+  switch (field) {
+    case "prompt":
+      return mode !== "edit";
+    case "instruction":
+      return mode === "edit";
+    case "image_guidance_scale":
+      return mode === "edit" && card.image_guidance !== false;
+    case "negative_prompt":
+      return upscaler !== undefined || card.negative_prompt !== false;
+    case "prompt_weighting":
+      return card.prompt_weighting === true;
+    case "guidance_scale":
+      return upscaler !== undefined || card.guidance !== false;
+    case "strength":
+      return task !== "edit" && task !== "control" && !upscaler && values.denoising_start == null;
+    case "mask":
+    case "mask_blur":
+    case "mask_padding":
+    case "outpaint":
+      return mode === "transform" && has(card, "inpaint");
+    case "controls":
+      return mode === "transform" && (card.controls ?? []).length > 0;
+    case "loras":
+      return (card.loras ?? []).length > 0 && takesAdapters(card, task) && !upscaler;
+    case "image_prompts":
+      return card.image_prompts === true && takesAdapters(card, task) && !upscaler;
+    case "upscale":
+      return mode === "upscale";
+    default:
+      return true;
+  }
+}
+
+/** Return the request of the form: the fields that the model takes and that differ from "not given". */
+export function buildRequest(situation: Situation, images: Images): Img2ImgRequest {
+  const { values, hasMask } = situation;
+  const request: Record<string, unknown> = {};
+  const task = taskOf(situation);
+  for (const [field, value] of Object.entries({ ...images, ...values })) {
+    const isMaskOption = (field === "mask_blur" || field === "mask_padding") && task !== "inpaint";
+    if (isEmpty(value) || isMaskOption || (field === "outpaint" && !hasMargins(values))) continue;
+    if (field === "mask" && !hasMask) continue;
+    if (takes(situation, field as keyof Img2ImgRequest)) request[field] = value;
+  }
+  return request;
+}
+
+function isEmpty(value: unknown): boolean {
+  return (
+    value === undefined || value === null || value === "" || (Array.isArray(value) && value.length === 0)
+  );
+}
+
+function includes(names: readonly string[], field: string): boolean {
+  return names.includes(field);
+}

@@ -1,0 +1,103 @@
+/** What a person does with the form: choose an image, run, use a result as the next input. */
+
+import { effect } from "@preact/signals";
+import { ApiError, fetchFromService } from "../api/client";
+import type { Img2ImgRequest } from "../api/generated/types.gen";
+import { t } from "../i18n";
+import { buildRequest, type Images, takes } from "../lib/request";
+import { controls, formError, imagePrompts, inputImage, mask } from "./form";
+import { restoreImage, type StoredImage, storeImage, uploaded } from "./images";
+import { showError, submit } from "./runs";
+import { saved } from "./saved";
+import { situation } from "./situation";
+
+/** Id of the input image in the browser's storage. */
+const inputId = saved<string | null>("input", null);
+
+/** Use a file as the input image. */
+export async function chooseInput(file: Blob, name: string): Promise<void> {
+  try {
+    replaceInput(await storeImage(file, name));
+    formError.value = "";
+  } catch {
+    formError.value = t().input.unreadable(name);
+  }
+}
+
+function replaceInput(image: StoredImage | null): void {
+  // Object URLs of earlier images stay valid: runs show them.
+  inputImage.value = image;
+  mask.value = null;
+  inputId.value = image?.id ?? null;
+}
+
+export function removeInput(): void {
+  replaceInput(null);
+}
+
+/** Bring back the input image of before a reload. */
+export async function restoreInput(): Promise<void> {
+  const id = inputId.value;
+  const image = id ? await restoreImage(id) : null;
+  if (image && inputImage.value === null) inputImage.value = image;
+}
+
+/** Use a result image of a job as the input image. */
+export async function useResult(jobId: string, index: number): Promise<void> {
+  const response = await fetchFromService(`/jobs/${jobId}/images/${index}`);
+  await chooseInput(await response.blob(), `${jobId}-${index}.png`);
+}
+
+/** Upload the images of the form and return the request. Throws ApiError. */
+export async function currentRequest(): Promise<Img2ImgRequest | null> {
+  const now = situation.value;
+  if (!now) return null;
+  const images: Images = {};
+  if (inputImage.value) images.image = await uploaded(inputImage.value);
+  if (mask.value && takes(now, "mask")) images.mask = await maskReference();
+  if (takes(now, "controls")) {
+    images.controls = await Promise.all(
+      controls.value.map(async ({ key: _, image, ...control }) =>
+        image ? { ...control, image: await uploaded(image) } : control,
+      ),
+    );
+  }
+  if (takes(now, "image_prompts")) {
+    const rows = imagePrompts.value.flatMap(({ image, scale }) => (image ? [{ image, scale }] : []));
+    images.image_prompts = await Promise.all(
+      rows.map(async ({ image, scale }) => ({ image: await uploaded(image), scale })),
+    );
+  }
+  return buildRequest(now, images);
+}
+
+async function maskReference(): Promise<string | undefined> {
+  const source = mask.value;
+  if (source === null || source === "alpha") return source ?? undefined;
+  return uploaded(await storeImage(await source(), "mask.png"));
+}
+
+/** A way to make several requests of one, with the layout of their results. */
+export interface Plan {
+  axes: string[];
+  columns: number;
+  requests: (base: Img2ImgRequest) => { label: string; request: Img2ImgRequest }[];
+}
+
+/** Submit the request of the form; with a plan, the requests that it makes of it. */
+export async function run(plan?: Plan): Promise<void> {
+  try {
+    const request = await currentRequest();
+    if (!request) return;
+    const requests = plan?.requests(request) ?? [{ label: "", request }];
+    await submit(requests, { ...plan, imageId: inputImage.value?.id ?? null });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    showError(error);
+  }
+}
+
+effect(() => {
+  // The choice of the image outlasts a reload only together with the image.
+  if (inputImage.value) inputId.value = inputImage.value.id;
+});
