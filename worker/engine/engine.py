@@ -122,9 +122,6 @@ class Engine:
 
     def _limit_of(self, parked: Parked) -> int:
         """Return the largest number of rows of calls like this one."""
-        only = parked.gate.limit_of(parked.call)
-        if only is not None:
-            return only
         limit = self._limits.limit_of(parked.signature)
         fitting = self._memory.limit_of(parked.gate, parked.call) if self._memory else None
         return limit if fitting is None else min(limit, max(fitting, parked.rows))
@@ -135,6 +132,10 @@ class Engine:
         if is_merged and gate.merges and gate.independence is None and not gate.has_memory:
             self._probe(gate, batch[0].call)
             batch = schedule(batch, self._limit_of)
+        if batch[0].runs_alone and len(batch) > 1:
+            for parked in batch:
+                self._run([parked])
+            return
         # The scheduler groups calls of a gate with memory only if they are equal: one call serves all of them.
         calls = [parked.call for parked in (batch[:1] if gate.has_memory else batch)]
         rows = [call.rows for call in calls]

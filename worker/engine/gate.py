@@ -48,9 +48,13 @@ class Parked:
 
     @property
     def signature(self) -> Hashable:
-        # A call that has to run alone is in another group than calls that can be merged.
-        is_alone = self.gate.limit_of(self.call) is not None
-        return (self.call.signature, id(self)) if is_alone else self.call.signature
+        # Calls that run alone are in another group than those that are merged.
+        return (self.call.signature, "alone") if self.runs_alone else self.call.signature
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether the call must not be merged."""
+        return not self.gate.merges or self.gate.has_exact_single_rows(self.call)
 
     @property
     def rows(self) -> int:
@@ -110,10 +114,6 @@ class Gate:
             if _output_bytes(output) <= self._memory.maxsize:
                 self._memory[key] = output
         return output
-
-    def limit_of(self, call: GateCall) -> int | None:
-        """Return the most rows of a call that replaces `call` and equal ones; None if there is no limit."""
-        return call.rows if not self.merges or self.has_exact_single_rows(call) else None
 
     def has_exact_single_rows(self, call: GateCall) -> bool:
         """Return whether a call with one row has to run alone for the result of its task to be exact.
