@@ -83,7 +83,8 @@ def serve(
         with running(settings, announce=lambda: _announce(settings)) as service:
             seconds = time.monotonic() - started_at
             echo(f"img2img serves {_served(settings)} at {settings.local_url} (Ctrl-C stops it)")
-            echo(f"img2img: ready after {seconds:.0f} s; API reference: {settings.local_url}/docs", err=True)
+            page = f"page: {settings.local_url}, " if settings.playground else ""
+            echo(f"img2img: ready after {seconds:.0f} s; {page}API reference: {settings.local_url}/docs", err=True)
             if settings.model == DEMO_MODEL:
                 echo(f"img2img: {DEMO_NOTE}", err=True)
             while True:

@@ -1,7 +1,6 @@
 """Serves the built files of the page: `static/`, which `make web` writes."""
 
 import gzip
-import mimetypes
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +22,15 @@ SECURITY_HEADERS = {
 }
 # Names of assets contain a hash of their content.
 IMMUTABLE = "public, max-age=31536000, immutable"
+# Not from the system's table, which may lack types or name others.
+MEDIA_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
 COMPRESSED = frozenset({"text/html", "text/javascript", "text/css", "image/svg+xml"})
 
 
@@ -38,8 +46,7 @@ class StaticFile:
     @classmethod
     def read(cls, path: Path) -> "StaticFile":
         body = path.read_bytes()
-        # Not from the system's table, which may lack types or name others.
-        media_type = "text/javascript" if path.suffix == ".js" else mimetypes.types_map[path.suffix]
+        media_type = MEDIA_TYPES[path.suffix]
         compressed = gzip.compress(body, mtime=0) if media_type in COMPRESSED else None
         return cls(media_type, body, compressed, sha256(body).hexdigest()[:32])
 

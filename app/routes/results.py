@@ -45,7 +45,8 @@ class ImageResponder:
         if_none_match: IfNoneMatch = None,
     ) -> None:
         self._method: Literal["GET", "HEAD"] = "HEAD" if request.method == "HEAD" else "GET"
-        self._redirect = settings.result_redirect
+        # The page at `/` may load images of its own origin only.
+        self._redirect = settings.result_redirect and request.headers.get("sec-fetch-site") != "same-origin"
         self._queue = queue
         self._store = store
         self._store_threads = store_threads

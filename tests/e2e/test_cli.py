@@ -221,7 +221,7 @@ def test_serve_says_what_it_starts_and_where_it_is(folder: Path) -> None:
         data, starting, ready, note, *_ = serve.stderr.read().splitlines()
     assert re.fullmatch(rf"img2img: data in {folder.resolve()}/data; \w+ \d+\.\d+\.\d+ \(.+/redis-server\)", data)
     assert starting == "img2img: starting a worker, which loads PyTorch and then demo"
-    assert re.fullmatch(rf"img2img: ready after \d+ s; API reference: {url}/docs", ready)
+    assert re.fullmatch(rf"img2img: ready after \d+ s; page: {url}, API reference: {url}/docs", ready)
     assert "landscapes" in note
     assert "img2img serve --model " in note
 

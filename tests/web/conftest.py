@@ -13,7 +13,7 @@ from tests.support.serving import serving
 
 # Other names of the same browser.
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-TIMEOUT_MS = 60_000
+TIMEOUT_MS = 30_000
 
 
 @pytest.fixture(scope="session")

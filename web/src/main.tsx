@@ -6,6 +6,7 @@ import "./styles/base.css";
 import "./styles/layout.css";
 import "./styles/form.css";
 import "./styles/input.css";
+import "./styles/canvas.css";
 import "./styles/result.css";
 import "./styles/history.css";
 

@@ -16,12 +16,12 @@ interface Props {
  */
 export function Compare({ before, after, alt, request }: Props) {
   const [share, setShare] = useState(50);
-  const { fit, inset } = placement(request);
+  const { fit, ...box } = placement(request);
   return (
     <div class="compare" style={{ "--split": `${share}%` }}>
       <img src={after} alt={alt} class="result-image" draggable={false} />
       <div class="compare-before" aria-hidden="true">
-        <img src={before} alt="" style={{ objectFit: fit, inset }} draggable={false} />
+        <img src={before} alt="" style={{ objectFit: fit, ...box }} draggable={false} />
       </div>
       <span class="compare-label is-before" aria-hidden="true">
         {t().result.before}

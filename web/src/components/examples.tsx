@@ -1,5 +1,5 @@
 import drawing from "../assets/drawing.png";
-import house from "../assets/house.png";
+import house from "../assets/house.webp";
 import { t } from "../i18n";
 import { chooseInput } from "../state/actions";
 import { set, values } from "../state/form";
@@ -31,6 +31,6 @@ export function Examples() {
 
 async function choose({ name, url, prompt }: (typeof EXAMPLES)[number]): Promise<void> {
   const response = await fetch(url);
-  await chooseInput(await response.blob(), `${name}.png`);
+  await chooseInput(await response.blob(), name);
   if (!values.value.prompt) set({ prompt });
 }

@@ -8,8 +8,10 @@ import { Controls } from "./controls";
 import { ImagePrompts } from "./image-prompts";
 import { Loras } from "./loras";
 import { MoreSettings } from "./more-settings";
+import { Presets } from "./presets";
 import { Settings } from "./settings";
 import { Strength } from "./strength";
+import { Strips } from "./strips";
 import { TextField } from "./text-field";
 
 export function Form() {
@@ -55,6 +57,8 @@ export function Form() {
       <ImagePrompts />
       <Loras />
       <MoreSettings />
+      <Strips />
+      <Presets />
       <OtherErrors />
     </div>
   );

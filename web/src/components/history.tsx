@@ -1,5 +1,5 @@
 import { useEffect } from "preact/hooks";
-import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
+import type { Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { useResultUrl } from "../lib/result-url";
 import { addToHistory, historyIds, loadHistory, nextCursor } from "../state/history";
@@ -42,12 +42,7 @@ function Entry({ id }: { id: string }) {
   const { job } = view;
   const label = labelOf(job);
   return (
-    <button
-      type="button"
-      class="history-entry"
-      title={label}
-      onClick={() => showJob(job, {} as Img2ImgRequest, null)}
-    >
+    <button type="button" class="history-entry" title={label} onClick={() => showJob(job)}>
       {job.images.length > 0 ? <Thumbnail job={job} /> : <span class="history-state">{stateText(job)}</span>}
       <span class="hidden">{t().history.open(label)}</span>
     </button>

@@ -1,8 +1,12 @@
 import { useEffect, useState } from "preact/hooks";
+import { ImageCanvas } from "../canvas";
 import { t } from "../i18n";
+import { takes } from "../lib/request";
 import { chooseInput, removeInput } from "../state/actions";
 import { inputImage } from "../state/form";
 import type { StoredImage } from "../state/images";
+import { restoreSettings } from "../state/settings";
+import { situation } from "../state/situation";
 import { Examples } from "./examples";
 import { FieldError } from "./field-error";
 
@@ -32,15 +36,29 @@ function Empty() {
 }
 
 function Chosen({ image }: { image: StoredImage }) {
+  const now = situation.value;
   return (
     <figure class="chosen">
-      <img src={image.url} alt={t().input.alt} width={image.width} height={image.height} decoding="async" />
+      {now && takes(now, "mask") ? (
+        <ImageCanvas image={image} />
+      ) : (
+        <img src={image.url} alt={t().input.alt} width={image.width} height={image.height} decoding="async" />
+      )}
       <figcaption>
         <span class="chosen-name" title={image.name}>
           {image.width} × {image.height}
         </span>
         <UploadState image={image} />
         <span class="spacer" />
+        {image.metadata && (
+          <button
+            type="button"
+            title={t().input.madeHere}
+            onClick={() => restoreSettings(image.metadata ?? {})}
+          >
+            {t().result.restore}
+          </button>
+        )}
         <FileButton label={t().input.replace} />
         <button type="button" onClick={removeInput}>
           {t().input.remove}

@@ -1,33 +1,55 @@
 import { useEffect, useState } from "preact/hooks";
+import { ApiError } from "../api/client";
 import type { Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { duration } from "../lib/duration";
+import { cancel, isOver, type JobView } from "../state/jobs";
+import { showError } from "../state/runs";
 
-interface Props {
-  job: Job;
-  /** Whether the job is one of several that are cancelled together. */
-  isGroup: boolean;
-  onCancel: () => void;
-}
-
-/** Where a job is: its place in the queue with an ETA, or its steps. */
-export function JobProgress({ job, isGroup, onCancel }: Props) {
-  const { status, queue_position, progress } = job;
+/** Where a job is that has not ended: its place in the queue with an ETA, or its steps. */
+export function JobProgress({ view: { job, lost } }: { view: JobView }) {
+  const { id, status, queue_position, progress } = job;
   const left = useTimeLeft(job);
   const texts = t().run;
+  if (isOver(job) || lost) return null;
   const parts: string[] = [];
   if (status === "queued") parts.push(queue_position ? texts.position(queue_position) : texts.next);
   else parts.push(texts.step(progress.step, progress.steps));
   if (left !== null) parts.push(texts.eta(duration(left)));
+  const stop = () =>
+    cancel(id).catch((error: unknown) => {
+      if (error instanceof ApiError) showError(error);
+    });
+  return (
+    <ProgressBar
+      status={status}
+      text={parts.join(" · ")}
+      share={status === "queued" ? undefined : progress.fraction}
+      cancelLabel={texts.cancel}
+      onCancel={() => void stop()}
+    />
+  );
+}
+
+interface BarProps {
+  status: string;
+  text: string;
+  /** Undefined while it is unknown. */
+  share: number | undefined;
+  cancelLabel: string;
+  onCancel: () => void;
+}
+
+export function ProgressBar({ status, text, share, cancelLabel, onCancel }: BarProps) {
   return (
     <div class="progress" data-status={status}>
       <div class="progress-text">
-        <span role="status">{parts.join(" · ")}</span>
+        <span role="status">{text}</span>
         <button type="button" onClick={onCancel}>
-          {isGroup ? texts.cancelAll : texts.cancel}
+          {cancelLabel}
         </button>
       </div>
-      <progress max={1} value={status === "queued" ? undefined : progress.fraction} aria-label={parts[0]} />
+      <progress max={1} value={share} aria-label={text} />
     </div>
   );
 }

@@ -1,26 +1,55 @@
-import type { Job, JobImage } from "../api/generated/types.gen";
+import type { Img2ImgRequest, Job, JobImage } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { duration } from "../lib/duration";
 import { useResultUrl } from "../lib/result-url";
-import { useResult } from "../state/actions";
+import { moreLikeThis, restoreJob, useResult } from "../state/actions";
 import { set } from "../state/form";
+import { CopyAs } from "./copy-as";
+
+interface Props {
+  job: Job;
+  image: JobImage;
+  /** The request that was sent; null if another client sent it. */
+  request: Img2ImgRequest | null;
+  imageId: string | null;
+}
 
 /** What can be done with a finished image. */
-export function ResultActions({ job, image }: { job: Job; image: JobImage }) {
+export function ResultActions({ job, image, request, imageId }: Props) {
   const url = useResultUrl(job.id, image.index);
+  const texts = t().result;
   const { run } = job.timings;
+  const isGenerated = job.request.task !== "control_map";
   return (
-    <div class="actions">
-      <a class="button" href={url ?? undefined} download={`${job.id}-${image.index}.png`}>
-        {t().result.download}
-      </a>
-      <button type="button" onClick={() => void useResult(job.id, image.index)}>
-        {t().result.useAsInput}
-      </button>
-      <button type="button" onClick={() => set({ seed: image.seed })} title={t().result.lockSeed}>
-        {t().result.seed(String(image.seed))}
-      </button>
-      {run !== undefined && <span class="hint">{t().run.took(duration(run))}</span>}
-    </div>
+    <>
+      <div class="actions">
+        <a class="button" href={url ?? undefined} download={`${job.id}-${image.index}.png`}>
+          {texts.download}
+        </a>
+        <button type="button" onClick={() => void useResult(job.id, image.index)}>
+          {texts.useAsInput}
+        </button>
+        {isGenerated && (
+          <>
+            <button type="button" title={texts.moreHint} onClick={() => void moreLikeThis(job, image.index)}>
+              {texts.moreLikeThis}
+            </button>
+            <button type="button" onClick={() => void restoreJob(job, imageId)}>
+              {texts.restore}
+            </button>
+            <button type="button" title={texts.lockSeed} onClick={() => set({ seed: image.seed })}>
+              {texts.seed(String(image.seed))}
+            </button>
+          </>
+        )}
+        {run !== undefined && <span class="hint">{t().run.took(duration(run))}</span>}
+      </div>
+      {request && isGenerated && <CopyAs request={request} seed={seedOf(job)} />}
+    </>
   );
+}
+
+/** The seed of the first image of the job, which is that of the request. */
+function seedOf({ images }: Job): number {
+  return images[0]?.seed ?? 0;
 }

@@ -1,23 +1,35 @@
 import { useEffect } from "preact/hooks";
+import type { JobImage } from "../api/generated/types.gen";
 import { t } from "../i18n";
-import { cancel, prefer, viewOf } from "../state/jobs";
-import { type Cell, cancelRun, type Run, shown, shownCell } from "../state/runs";
+import { isOver, type JobView, prefer, viewOf } from "../state/jobs";
+import { type Cell, type Run, shown, shownCell } from "../state/runs";
 import { Grid } from "./grid";
 import { JobProgress } from "./job-progress";
 import { ResultActions } from "./result-actions";
+import { RunProgress } from "./run-progress";
 import { Viewer } from "./viewer";
 
 /** The run that is shown: one image with its input, or a grid of images and the chosen one of them. */
 export function Result() {
   const run = shown.value;
-  if (!run) return <Empty />;
-  const images = imagesOf(run);
+  const images = run ? imagesOf(run) : [];
   const chosen = images[Math.min(shownCell.value, images.length - 1)];
-  if (!chosen) return <Empty />;
+  if (!run || !chosen) return <Empty />;
+  const { cell, index } = chosen;
+  const view = cell.jobId ? viewOf(cell.jobId).value : null;
+  const image = view?.lost ? undefined : view?.job.images[index];
   return (
-    <div class="result">
-      <Stage key={`${chosen.cell.jobId}-${chosen.index}`} run={run} image={chosen} />
+    <div class={`result ${images.length > 1 ? "has-grid" : ""}`}>
+      <Stage run={run} cell={cell} view={view} image={image} />
+      {run.cells.length > 1 ? (
+        <RunProgress run={run} />
+      ) : (
+        view && <JobProgress key={view.job.id} view={view} />
+      )}
       {images.length > 1 && <Grid run={run} images={images} />}
+      {view && image && (
+        <ResultActions job={view.job} image={image} request={cell.request} imageId={run.imageId} />
+      )}
     </div>
   );
 }
@@ -29,9 +41,13 @@ export interface RunImage {
 }
 
 function imagesOf({ cells }: Run): RunImage[] {
-  return cells.flatMap((cell) =>
-    Array.from({ length: cell.request.num_images ?? 1 }, (_, index) => ({ cell, index })),
-  );
+  return cells.flatMap((cell) => Array.from({ length: countOf(cell) }, (_, index) => ({ cell, index })));
+}
+
+/** The number of images that a cell has, or will have. */
+function countOf({ jobId, request }: Cell): number {
+  const job = jobId ? viewOf(jobId).value?.job.request : null;
+  return request?.num_images ?? (job && "num_images" in job ? job.num_images : 1) ?? 1;
 }
 
 function Empty() {
@@ -47,43 +63,28 @@ function Empty() {
   );
 }
 
-function Stage({ run, image }: { run: Run; image: RunImage }) {
-  const { cell, index } = image;
-  if (!cell.jobId) return <Waiting cell={cell} />;
-  return <JobStage run={run} jobId={cell.jobId} index={index} error={cell.error} />;
+interface StageProps {
+  run: Run;
+  cell: Cell;
+  view: JobView | null;
+  image: JobImage | undefined;
 }
 
-function Waiting({ cell }: { cell: Cell }) {
+/** The image, or its preview, or why there is none. */
+function Stage({ run, cell, view, image }: StageProps) {
+  const { jobId, error } = cell;
+  useEffect(() => (jobId ? prefer(jobId) : undefined), [jobId]);
+  if (view && image) {
+    return <Viewer key={`${jobId}-${image.index}`} job={view.job} image={image} imageId={run.imageId} />;
+  }
+  const message = error || view?.lost || view?.job.error?.message;
+  const isRunning = view && !isOver(view.job);
   return (
-    <div class="stage is-empty">
-      {cell.error ? <p class="error">{cell.error}</p> : <p role="status">{t().run.submitting}</p>}
+    <div class="stage is-waiting">
+      {isRunning && view.preview && <img class="preview" src={view.preview} alt={t().result.preview} />}
+      {message && <p class="error">{message}</p>}
+      {view?.job.status === "cancelled" && <p>{t().run.cancelled}</p>}
+      {!view && !message && <p role="status">{t().run.submitting}</p>}
     </div>
-  );
-}
-
-function JobStage({ run, jobId, index, error }: { run: Run; jobId: string; index: number; error: string }) {
-  const view = viewOf(jobId).value;
-  useEffect(() => prefer(jobId), [jobId]);
-  if (!view)
-    return <div class="stage is-empty">{error ? <p class="error">{error}</p> : <p role="status">…</p>}</div>;
-  const { job, preview, lost } = view;
-  const image = job.images[index];
-  const isRunning = job.status === "queued" || job.status === "running";
-  const stop = () => void (run.cells.length > 1 ? cancelRun(run) : cancel(jobId).catch(() => undefined));
-  return (
-    <>
-      {image && !lost ? (
-        <Viewer job={job} image={image} imageId={run.imageId} />
-      ) : (
-        <div class="stage is-waiting">
-          {preview && isRunning && <img class="preview" src={preview} alt={t().result.preview} />}
-          {lost && <p class="error">{lost}</p>}
-          {job.error && <p class="error">{job.error.message}</p>}
-          {job.status === "cancelled" && <p>{t().run.cancelled}</p>}
-        </div>
-      )}
-      {isRunning && !lost && <JobProgress job={job} isGroup={run.cells.length > 1} onCancel={stop} />}
-      {image && !lost && <ResultActions job={job} image={image} />}
-    </>
   );
 }

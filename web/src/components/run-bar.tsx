@@ -1,12 +1,10 @@
-import { signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { t } from "../i18n";
-import { run } from "../state/actions";
-import { inputImage } from "../state/form";
-import { isReachable } from "../state/session";
+import { takes } from "../lib/request";
+import { STRENGTHS } from "../lib/strips";
+import { planFor } from "../state/plans";
 import { situation } from "../state/situation";
-
-const isSubmitting = signal(false);
+import { isSubmitting, start, whyNot } from "../state/submitting";
 
 /** Run the form. Ctrl-Enter does the same from anywhere. */
 export function RunBar() {
@@ -20,32 +18,27 @@ export function RunBar() {
     return () => document.removeEventListener("keydown", onKey);
   }, []);
   const reason = whyNot();
+  const now = situation.value;
   return (
     <div class="run-bar">
-      <button type="button" class="primary run" disabled={reason !== ""} onClick={() => void start()}>
-        {isSubmitting.value ? t().run.submitting : t().run.run}
-        <kbd>{t().run.shortcut}</kbd>
-      </button>
+      <div class="run-buttons">
+        <button type="button" class="primary run" disabled={reason !== ""} onClick={() => void start()}>
+          {isSubmitting.value ? t().run.submitting : t().run.run}
+          <kbd>{t().run.shortcut}</kbd>
+        </button>
+        {now && takes(now, "strength") && (
+          <button
+            type="button"
+            class="strip"
+            disabled={reason !== ""}
+            title={t().strips.strengthHint}
+            onClick={() => void start(planFor({ field: "strength", values: STRENGTHS }))}
+          >
+            {t().strips.strength}
+          </button>
+        )}
+      </div>
       {reason && !isSubmitting.value && <p class="hint">{reason}</p>}
     </div>
   );
-}
-
-async function start(): Promise<void> {
-  if (whyNot() !== "") return;
-  isSubmitting.value = true;
-  try {
-    await run();
-  } finally {
-    isSubmitting.value = false;
-  }
-}
-
-/** Why the form cannot be run; empty if it can. */
-function whyNot(): string {
-  if (isSubmitting.value) return t().run.submitting;
-  if (!isReachable.value) return t().service.away;
-  const now = situation.value;
-  if (!now) return t().service.connecting;
-  return inputImage.value || now.hasControls ? "" : t().run.needsImage;
 }

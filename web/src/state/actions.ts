@@ -2,13 +2,15 @@
 
 import { effect } from "@preact/signals";
 import { ApiError, fetchFromService } from "../api/client";
-import type { Img2ImgRequest } from "../api/generated/types.gen";
+import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { buildRequest, type Images, takes } from "../lib/request";
-import { controls, formError, imagePrompts, inputImage, mask } from "./form";
+import { restored } from "../lib/restore";
+import { controls, formError, imagePrompts, inputImage, mask, values } from "./form";
 import { restoreImage, type StoredImage, storeImage, uploaded } from "./images";
 import { showError, submit } from "./runs";
 import { saved } from "./saved";
+import { apply, restoreSettings } from "./settings";
 import { situation } from "./situation";
 
 /** Id of the input image in the browser's storage. */
@@ -46,6 +48,28 @@ export async function restoreInput(): Promise<void> {
 export async function useResult(jobId: string, index: number): Promise<void> {
   const response = await fetchFromService(`/jobs/${jobId}/images/${index}`);
   await chooseInput(await response.blob(), `${jobId}-${index}.png`);
+}
+
+const SIMILAR = { strength: 0.5, num_images: 4 };
+
+/** Make variants of a result: it becomes the input image, with the prompt of its job and a moderate strength. */
+export async function moreLikeThis(job: Job, index: number): Promise<void> {
+  await useResult(job.id, index);
+  const { values: settings } = restored(job.request);
+  const prompt = settings.prompt ?? settings.instruction ?? "";
+  apply({
+    mode: "transform",
+    values: { ...values.value, ...SIMILAR, prompt, seed: undefined },
+    controls: [],
+  });
+  await run();
+}
+
+/** Put the settings of a job into the form, and its input image if the browser has it. */
+export async function restoreJob(job: Job, imageId: string | null): Promise<void> {
+  restoreSettings(job.request);
+  const image = imageId && imageId !== inputImage.value?.id ? await restoreImage(imageId) : null;
+  if (image) replaceInput(image);
 }
 
 /** Upload the images of the form and return the request. Throws ApiError. */

@@ -1,5 +1,6 @@
 import { type Signal, signal } from "@preact/signals";
 import { ApiError, uploadImage } from "../api/client";
+import { pngMetadata } from "../lib/png-metadata";
 import { scaledToFit } from "../lib/scale";
 import { keepImage, keptImage } from "./image-store";
 
@@ -21,6 +22,8 @@ export interface StoredImage {
   /** Size before it was scaled down; null if it was not. */
   scaledFrom: [number, number] | null;
   upload: Signal<Upload>;
+  /** The parameters by which this service made the image; null for another image. */
+  metadata: Record<string, unknown> | null;
 }
 
 const uploads = new WeakMap<StoredImage, Promise<string>>();
@@ -42,6 +45,7 @@ export async function storeImage(
     height,
     scaledFrom,
     upload: signal<Upload>({ state: "uploading" }),
+    metadata: await pngMetadata(file),
   };
   begin(image);
   void keepImage({ id, name, blob });

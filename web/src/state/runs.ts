@@ -14,7 +14,8 @@ export interface Cell {
   /** The value that distinguishes the job from the others of its run, such as `0.4`; empty for a single job. */
   label: string;
   error: string;
-  request: Img2ImgRequest;
+  /** Null if another client sent it. */
+  request: Img2ImgRequest | null;
 }
 
 /** Jobs that were submitted together, and are shown and cancelled together. */
@@ -78,7 +79,7 @@ export async function submit(
 async function submitCell(key: string, index: number, isRepeated = false): Promise<ApiError | null> {
   const cell = runs.value.find((run) => run.key === key)?.cells[index];
   // The run was cancelled or removed.
-  if (!cell || cell.error) return null;
+  if (!cell?.request || cell.error) return null;
   try {
     const headers = { "Idempotency-Key": `${key}-${index}` };
     const { data } = await submitImg2Img({ body: cell.request, headers, throwOnError: true });
@@ -124,12 +125,12 @@ function isFinished(id: string): boolean {
 }
 
 /** Show a job of the history as a run of its own. */
-export function showJob(job: Job, request: Img2ImgRequest, imageId: string | null): void {
+export function showJob(job: Job): void {
   track(job);
   const known = runs.value.find(({ cells }) => cells.some(({ jobId }) => jobId === job.id));
   if (!known) {
-    const cell = { jobId: job.id, label: "", error: "", request };
-    const run = { key: job.id, cells: [cell], axes: [], columns: 1, imageId };
+    const cell = { jobId: job.id, label: "", error: "", request: null };
+    const run = { key: job.id, cells: [cell], axes: [], columns: 1, imageId: null };
     runs.value = [run, ...runs.value].slice(-KEPT);
   }
   shownKey.value = known?.key ?? job.id;

@@ -8,6 +8,7 @@ import { pollJobs } from "./jobs";
 import { loadModels } from "./models";
 import { restoreRuns } from "./runs";
 import { isReachable, keyEntries, keyNeeded } from "./session";
+import { applyShared } from "./settings";
 
 const MODELS_MS = 15_000;
 const RETRY_MS = 2000;
@@ -18,6 +19,8 @@ export async function start(): Promise<void> {
     document.documentElement.lang = language.value;
   });
   const forever = new AbortController().signal;
+  applyShared();
+  addEventListener("hashchange", applyShared);
   void restoreInput();
   void pollJobs(forever);
   let loadedWith = -1;

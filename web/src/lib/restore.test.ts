@@ -1,0 +1,41 @@
+import { expect, it } from "vitest";
+import { restored } from "./restore";
+
+it("takes over what a request can have", () => {
+  const job = {
+    task: "img2img",
+    guidance_rows: 2,
+    image: "a".repeat(64),
+    prompt: "a house",
+    negative_prompt: "",
+    seed: 0,
+    eta: 0,
+    num_images: 1,
+    strength: 0.6,
+    width: 128,
+    height: 128,
+    loras: [{ name: "ink", scale: 0.8 }],
+    controls: [{ type: "canny", image: null, preprocess: true, scale: 0.5, start: 0, end: 1 }],
+  };
+  expect(restored(job)).toEqual({
+    mode: "transform",
+    values: {
+      prompt: "a house",
+      seed: 0,
+      strength: 0.6,
+      width: 128,
+      height: 128,
+      loras: [{ name: "ink", scale: 0.8 }],
+    },
+    controls: [{ type: "canny", preprocess: true, scale: 0.5, start: 0, end: 1 }],
+  });
+});
+
+it("knows margins and the mode", () => {
+  const region = { blur: 4, margins: { left: 32, top: 0, right: 0, bottom: 0 }, canvas: [160, 128] };
+  expect(restored({ task: "inpaint", region }).values).toEqual({ outpaint: region.margins, mask_blur: 4 });
+  expect(restored({ task: "edit", instruction: "make it night" })).toMatchObject({
+    mode: "edit",
+    values: { instruction: "make it night" },
+  });
+});

@@ -1,0 +1,28 @@
+import { signal } from "@preact/signals";
+import { t } from "../i18n";
+import { type Plan, run } from "./actions";
+import { inputImage } from "./form";
+import { isReachable } from "./session";
+import { situation } from "./situation";
+
+export const isSubmitting = signal(false);
+
+/** Run the form unless it cannot be run. */
+export async function start(plan?: Plan): Promise<void> {
+  if (whyNot() !== "") return;
+  isSubmitting.value = true;
+  try {
+    await run(plan);
+  } finally {
+    isSubmitting.value = false;
+  }
+}
+
+/** Why the form cannot be run; empty if it can. */
+export function whyNot(): string {
+  if (isSubmitting.value) return t().run.submitting;
+  if (!isReachable.value) return t().service.away;
+  const now = situation.value;
+  if (!now) return t().service.connecting;
+  return inputImage.value || now.hasControls ? "" : t().run.needsImage;
+}
