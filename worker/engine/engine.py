@@ -17,10 +17,11 @@ import torch
 
 from .batch_limits import BatchLimits
 from .batch_scheduler import schedule
-from .batching import collate, split
+from .batching import GateCall, collate, split
 from .errors import is_device_lost, is_out_of_memory, without_tensors
-from .gate import Parked, TaskGreenlet
+from .gate import Gate, Parked, TaskGreenlet
 from .row_memory import MemoryMeter, RowMemory
+from .row_probe import Independence, probe_rows
 from .task import EngineTask, TaskStopped
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,14 @@ class Engine:
 
     def _run(self, batch: Sequence[Parked]) -> None:
         gate = batch[0].gate
+        is_merged = len(batch) > 1 or batch[0].task.measures_memory
+        if is_merged and gate.merges and gate.independence is None and not gate.has_memory:
+            self._probe(gate, batch[0].call)
+            batch = schedule(batch, self._limit_of)
+        if batch[0].runs_alone and len(batch) > 1:
+            for parked in batch:
+                self._run([parked])
+            return
         # The scheduler groups calls of a gate with memory only if they are equal: one call serves all of them.
         calls = [parked.call for parked in (batch[:1] if gate.has_memory else batch)]
         rows = [call.rows for call in calls]
@@ -158,6 +167,19 @@ class Engine:
         for parked, output in zip(batch, outputs, strict=True):
             self._unpark(parked)
             self._resume(parked.greenlet, parked.greenlet.switch, output)
+
+    def _probe(self, gate: Gate, call: GateCall) -> None:
+        """Find out by its first call whether calls of a gate can be merged."""
+        try:
+            gate.independence = probe_rows(gate.run, call)
+        except Exception as error:
+            if is_device_lost(error):
+                raise
+            # The call itself fails as well, or it needs all its rows.
+            gate.independence = Independence.NONE
+        gate.merges = gate.independence is not Independence.NONE
+        if not gate.merges:
+            log.warning("the rows of %s depend on each other; its calls run one by one", gate.name)
 
     def _recover(self, batch: Sequence[Parked], error: Exception) -> None:
         """Handle a failed call.
