@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean
+.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -102,6 +102,9 @@ web/node_modules/ready: web/package.json web/package-lock.json
 
 model-keys: $(VENV)/dev ## write the tables of keys in docs/models.md
 	$(BIN)/python -m scripts.model_keys
+
+model-schema: $(VENV)/dev ## write docs/models.schema.json from the keys of a model
+	$(BIN)/python -m scripts.model_schema
 
 lock: .locks/ready ## write requirements/: the versions of constraints.txt with the hashes of their files (asks PyPI)
 	for extra in api worker dev; do \

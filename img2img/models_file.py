@@ -14,7 +14,7 @@ class InvalidModelsFile(Exception):
     """A model file cannot be read. The message is for the operator."""
 
 
-class _ModelsFile(BaseModel):
+class ModelsFile(BaseModel):
     """Content of a models.toml file."""
 
     model_config = ConfigDict(extra="forbid")
@@ -32,7 +32,7 @@ def read_models_file(path: Path) -> dict[str, ModelConfig]:
         InvalidModelsFile: if the file cannot be read or is not valid.
     """
     try:
-        models = _ModelsFile.model_validate(tomllib.loads(path.read_text())).models
+        models = ModelsFile.model_validate(tomllib.loads(path.read_text())).models
     except (OSError, ValueError) as error:
         if isinstance(error, ValidationError):
             raise InvalidModelsFile(f"the model file {path}: {_first_error(error)}") from error
@@ -61,6 +61,8 @@ def _make_absolute(config: ModelConfig, folder: Path) -> ModelConfig:
             return (folder / value.expanduser()).resolve()
         if isinstance(value, dict):
             return {key: resolve(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return tuple(map(resolve, value))
         return value
 
     changes = {name: resolve(getattr(config, name)) for name in ModelConfig.model_fields}

@@ -197,12 +197,12 @@ def _model(name: str, source: str, folder: Path) -> Finding:
     """
     if source == "demo":
         return Finding(OK, "model", "demo, part of this installation; small landscapes and houses only")
-    from img2img.domain.model_card import SINGLE_FILE, is_path
+    from img2img.domain.model_card import SINGLE_FILES, is_path
 
     label = name if name == source else f"{name} ({source})"
     path = folder / Path(source).expanduser()
     if is_path(source) or path.exists():
-        if path.is_file() and path.suffix == SINGLE_FILE:
+        if path.is_file() and path.suffix in SINGLE_FILES:
             return Finding(OK, "model", f"{label}: {path.stat().st_size / GB:.1f} GB")
         if (path / "model_index.json").is_file():
             return Finding(OK, "model", label)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from img2img.domain.conditioning import ControlType
+from img2img.domain.embeddings import named_embeddings
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import PipelineParameter, Requires, Task, requirements
 from img2img.errors import ParameterError
@@ -83,7 +84,11 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     for name, value in given_fields(request):
         _check_capability(name, value, request, task, card)
     _check_controls(request, card)
+    if len(request.image_prompts) > card.max_image_prompts:
+        most = f"at most {card.max_image_prompts}"
+        raise ParameterError("image_prompts", f"The model {card.name} takes {most}; leave the others out")
     _check_loras(request, card)
+    _check_embeddings(request, card)
 
 
 def _check_capability(name: str, value: Any, request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
@@ -125,6 +130,19 @@ def _check_loras(request: Img2ImgRequest, card: ModelCard) -> None:
             raise ParameterError(f"loras.{index}.name", _choices(card, "LoRA", card.loras), got=lora.name)
         if lora.name in [before.name for before in request.loras[:index]]:
             raise ParameterError(f"loras.{index}.name", "This LoRA is named twice", got=lora.name)
+
+
+def _check_embeddings(request: Img2ImgRequest, card: ModelCard) -> None:
+    """Check the embeddings that prompts name as `embedding:name` or, for models that can have some, as `<name>`."""
+    # A super-resolution model has its own text encoder.
+    names = () if card.upscaler(request.upscale) else card.embeddings
+    for field in ("prompt", "negative_prompt", "instruction"):
+        prompt = getattr(request, field) or ""
+        for written, name in named_embeddings(prompt):
+            is_known = name in {known.lower() for known in names}
+            if not is_known and (card.prompt_weighting or written.lower().startswith("embedding:")):
+                choices = f"it has: {', '.join(names)}" if names else "it has none"
+                raise ParameterError(field, f"The model {card.name} has no embedding {name}; {choices}", got=written)
 
 
 def _choices(card: ModelCard, kind: str, names: Collection[str]) -> str:

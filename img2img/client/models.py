@@ -117,6 +117,7 @@ class Model(_Response):
     preprocessors: tuple[str, ...] = ()
     image_prompts: bool = False
     loras: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
     upscales: tuple[int, ...] = ()
 
 

@@ -7,11 +7,11 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from img2img.domain.conditioning import ControlType, LoraName
+from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlType, EmbeddingName, LoraName
 from img2img.domain.parameters import Scheduler, Task
 
 # Suffix of a whole model in one file.
-SINGLE_FILE = ".safetensors"
+SINGLE_FILES = (".safetensors", ".gguf")
 # Slashes in the name of a file on the hub, at least.
 _HUB_FILE_SLASHES = 2
 
@@ -73,7 +73,11 @@ class ModelCard(BaseModel):
         tuple[ControlType, ...], Field(description="Types of control maps that it can make from an image.")
     ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
+    max_image_prompts: Annotated[int, Field(description="Largest number of `image_prompts`.")] = MAX_IMAGE_PROMPTS
     loras: Annotated[tuple[LoraName, ...], Field(description="Names that `loras` can give.")] = ()
+    embeddings: Annotated[
+        tuple[EmbeddingName, ...], Field(description="Textual inversions that prompts can name.")
+    ] = ()
     adapter_tasks: Annotated[
         tuple[Task, ...], Field(description="The tasks that `image_prompts` and `loras` go with.")
     ] = tuple(Task)
@@ -145,7 +149,7 @@ def size_buckets(native_size: int, multiple: int) -> tuple[tuple[int, int], ...]
 
 def model_name(source: str) -> str:
     """Return the name of a model for clients: a hub id unchanged, the last part of a folder, a file without suffix."""
-    if source.endswith(SINGLE_FILE):
+    if source.endswith(SINGLE_FILES):
         return Path(source).stem
     return Path(source).name if is_path(source) else source
 
@@ -153,5 +157,5 @@ def model_name(source: str) -> str:
 def is_path(source: str) -> bool:
     """Check whether a source is a path and not a hub id, nor a file on the hub (`org/name/file.safetensors`)."""
     return source.startswith((".", "/", "~")) or (
-        source.endswith(SINGLE_FILE) and source.count("/") < _HUB_FILE_SLASHES
+        source.endswith(SINGLE_FILES) and source.count("/") < _HUB_FILE_SLASHES
     )

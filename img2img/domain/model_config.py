@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from img2img.domain.conditioning import ControlType, LoraName
+from img2img.domain.conditioning import ControlType, EmbeddingName, LoraName
 from img2img.domain.parameters import Scheduler
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
@@ -50,7 +50,8 @@ def _for_all(value: object) -> object:
     return {ALL: value} if isinstance(value, str) else value
 
 
-Component = Annotated[ComponentSource, BeforeValidator(_expand)]
+Component = Annotated[ComponentSource, BeforeValidator(_expand, json_schema_input_type=str | ComponentSource)]
+Upscaler = Annotated[UpscalerSource, BeforeValidator(_expand, json_schema_input_type=str | UpscalerSource)]
 # Key of `quantize` for the components that it does not name.
 ALL = "*"
 Quantization = Literal["int8", "fp8", "int4", "nf4"]
@@ -68,8 +69,8 @@ class ModelConfig(BaseModel):
     source: Annotated[
         str,
         Field(
-            description="folder in diffusers format (with a `model_index.json`), hub id, safetensors file with a whole "
-            "model, or such a file on the hub (`org/name/file.safetensors`); required"
+            description="folder in diffusers format (with a `model_index.json`), hub id, safetensors or GGUF file, or "
+            "such a file on the hub (`org/name/file.safetensors`); required"
         ),
     ]
     revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
@@ -83,7 +84,7 @@ class ModelConfig(BaseModel):
     ] = None
     quantize: Annotated[
         dict[str, Quantization],
-        BeforeValidator(_for_all),
+        BeforeValidator(_for_all, json_schema_input_type=Quantization | dict[str, Quantization]),
         Field(
             description="`int8`, `fp8`, `int4` or `nf4`: weights of the denoiser and the text encoders in 8 or 4 bits; "
             "or a table: component, or `*` for the others -> one of them"
@@ -120,13 +121,28 @@ class ModelConfig(BaseModel):
         Component | None,
         Field(
             description="part: a model in diffusers format that has the configurations, the tokenizers and the "
-            "components that a single file lacks; Stable Diffusion 1, 2 and XL need none"
+            "components that a single file lacks, or another single file that has these components; Stable Diffusion "
+            "and FLUX.1 need none"
         ),
     ] = None
     prediction_type: Annotated[
         Literal["epsilon", "v_prediction"] | None,
         Field(description="`epsilon` or `v_prediction`; default: of the model"),
     ] = None
+    pipeline: Annotated[
+        str | None,
+        Field(
+            description="class of the pipeline, for a single file whose weights are those of another class too, such "
+            "as `FluxKontextPipeline`; default: by the weights"
+        ),
+    ] = None
+    text_encoders: Annotated[
+        tuple[Component, ...],
+        Field(
+            description="list of parts: CLIP and T5 text encoders in single files, for a single file that lacks them; "
+            "which is which is seen from the weights"
+        ),
+    ] = ()
     vae: Annotated[
         Component | None, Field(description="part: the VAE, a folder or a file; default: that of the model")
     ] = None
@@ -137,7 +153,7 @@ class ModelConfig(BaseModel):
             description="table: `depth`, `pose` or `segmentation` -> part, a transformers model that computes the map"
         ),
     ] = {}
-    ip_adapter: Annotated[Component | None, Field(description="part: the IP-Adapter")] = None
+    ip_adapter: Annotated[Component | None, Field(description="part: an IP-Adapter, or FLUX.1 Redux")] = None
     image_encoder: Annotated[
         Component | None,
         Field(
@@ -146,17 +162,22 @@ class ModelConfig(BaseModel):
         ),
     ] = None
     loras: Annotated[dict[LoraName, Component], Field(description="table: name -> part")] = {}
+    embeddings: Annotated[
+        dict[EmbeddingName, Component], Field(description="table: name in prompts -> part, a textual inversion")
+    ] = {}
     inpaint: Annotated[
         Component | None,
         Field(
-            description="part: a pipeline or UNet with 9 input channels, used for inpainting; default: the model itself"
+            description="part: a pipeline or UNet with 9 input channels, a folder or a file, used for inpainting; "
+            "default: the model itself"
         ),
     ] = None
     edit: Annotated[
-        Component | None, Field(description="part: a pipeline or UNet with 8 input channels (InstructPix2Pix)")
+        Component | None,
+        Field(description="part: a pipeline or UNet with 8 input channels (InstructPix2Pix), a folder or a file"),
     ] = None
     upscale: Annotated[
-        dict[UpscaleFactor, Annotated[UpscalerSource, BeforeValidator(_expand)]],
+        dict[UpscaleFactor, Upscaler],
         Field(description="table: factor (2 or 4) -> part, which also takes `steps` and `guidance_scale`"),
     ] = {}
     steps: Annotated[
@@ -182,5 +203,7 @@ class ModelConfig(BaseModel):
         yield "source", self.source
         for name in ModelConfig.model_fields:
             value = getattr(self, name)
+            if isinstance(value, tuple):
+                value = dict(enumerate(value))
             items = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
             yield from ((key, item.source) for key, item in items.items() if isinstance(item, ComponentSource))

@@ -214,7 +214,6 @@ def test_adapters_share_the_weights_of_the_model(served: Served) -> None:
         (lambda key, tensor: (key.replace("down_blocks.1", "down_blocks.9"), tensor), "does not fit"),
         (lambda key, tensor: (key, tensor[..., :-1] if "lora_A" in key else tensor), "size mismatch"),
         (lambda key, tensor: (key.replace("lora", "other"), tensor), "does not have the keys of a LoRA"),
-        (lambda key, tensor: (f"{key}.dora_scale", tensor), "DoRA"),
     ],
 )
 def test_load_model_rejects_lora_that_does_not_fit(

@@ -145,11 +145,11 @@ def test_card_lists_loras_and_their_tasks(served: Served) -> None:
 
 
 def test_load_model_rejects_unsupported_adapters(tmp_path: Path) -> None:
-    flux, z_image = tiny_flux(tmp_path / "flux"), tiny_z_image(tmp_path / "z")
+    flux, klein, z_image = tiny_flux(tmp_path / "flux"), tiny_klein(tmp_path / "klein"), tiny_z_image(tmp_path / "z")
     adapter = tiny_ip_adapter(tiny_sd(tmp_path / "sd"), tmp_path / "ip")
-    with pytest.raises(StartupError, match="IP-Adapter: not supported for Flux"):
+    with pytest.raises(StartupError, match="IP-Adapter: not supported for Flux2Klein"):
         load_model(
-            ModelConfig(name="m", source=str(flux), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
+            ModelConfig(name="m", source=str(klein), ip_adapter=ComponentSource(source=str(adapter))), device="cpu"
         )
     lora = tiny_lora(flux, tmp_path / "ink.safetensors", seed=1)
     with pytest.raises(StartupError, match="LoRAs are not supported for z-image models"):

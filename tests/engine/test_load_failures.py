@@ -95,7 +95,10 @@ FOLDERS: dict[str, tuple[Damage, str]] = {
     "broken index": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not valid JSON"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json: the download is incomplete"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "has no folder tokenizer: the download is incomplete"),
-    "no scheduler": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "has no scheduler_config.json"),
+    "no scheduler": (
+        lambda f: (shutil.rmtree(f / "scheduler"), edit_json(f / "unet/config.json", cross_attention_dim=1024)),
+        "has no scheduler/scheduler_config.json; copy it from the model that it is based on",
+    ),
     "no config": (lambda f: (f / "unet/config.json").unlink(), "unet has no config.json"),
     "unknown class": (
         lambda f: edit_json(f / "model_index.json", unet=["diffusers", "UNet9"]),
@@ -109,7 +112,7 @@ FOLDERS: dict[str, tuple[Damage, str]] = {
     "only pickles": (lambda f: as_pickle(f / "unet"), "has only pickle files (diffusion_pytorch_model.bin)"),
     "only GGUF": (
         lambda f: (f / "unet" / WEIGHTS).rename(f / "unet/unet-Q4.gguf"),
-        "unet has only GGUF weights (unet-Q4.gguf), which are not supported",
+        "unet has only GGUF weights (unet-Q4.gguf); set `source` to that file",
     ),
     "other name": (lambda f: (f / "unet" / WEIGHTS).rename(f / "unet/x.safetensors"), "x.safetensors has another name"),
     "part of a download": (
@@ -211,8 +214,11 @@ SD_KEY, SDXL_KEY = "model.diffusion_model.input_blocks.0.0.weight", "conditioner
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda f: checkpoint(f / "a.safetensors", SD_KEY), "no weights of the vae and text_encoder; set `config`"),
-        (lambda f: checkpoint(f / "a.safetensors", SD_KEY, SDXL_KEY), "no weights of the vae and text_encoder; set"),
+        (
+            lambda f: checkpoint(f / "a.safetensors", SD_KEY),
+            "no weights of the vae and text_encoder; set `text_encoders` and `vae`",
+        ),
+        (lambda f: checkpoint(f / "a.safetensors", SD_KEY, SDXL_KEY), "no weights of the vae and text_encoder"),
         (lambda f: checkpoint(f / "a.safetensors", "double_blocks.0.x.weight"), "a FLUX checkpoint without a denoiser"),
         (lambda f: checkpoint(f / "a.safetensors", "lora_unet_x.lora_up.weight"), "is a LoRA, not a whole model"),
         (
@@ -220,7 +226,7 @@ SD_KEY, SDXL_KEY = "model.diffusion_model.input_blocks.0.0.weight", "conditioner
             "has no .*json. It has the single file a.safetensors; give the path",
         ),
         (lambda f: touch(f / "a.ckpt"), "a.ckpt is a pickle, which can run code"),
-        (lambda f: touch(f / "flux-Q4_K.gguf"), "flux-Q4_K.gguf is a GGUF file, which is not supported"),
+        (lambda f: touch(f / "flux-Q4_K.gguf"), "flux-Q4_K.gguf cannot be read as GGUF: it is damaged"),
         (lambda f: touch(f / "a.safetensors"), "a.safetensors cannot be read as safetensors: it is damaged"),
         (lambda f: touch(f / "checkpoints/a.ckpt") and touch(f / "loras/b.safetensors") and f, "of a user interface"),
         (lambda f: touch(f / "Stable-diffusion/a.ckpt") and touch(f / "Lora/b.pt") and f, "of a user interface"),
@@ -313,13 +319,8 @@ def test_malformed_ip_adapter(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "kind"),
     [
-        (["lora_unet_x.hada_w1_a", "lora_unet_x.hada_w2_b"], "a LoHa"),
-        (["lora_unet_x.lokr_w1", "lora_unet_x.lokr_w2_a"], "a LoKr"),
         (["lora_unet_x.weight", "lora_unet_x.on_input"], "an IA3"),
         (["lora_unet_x.oft_blocks"], "an OFT"),
-        (["lora_unet_x.diff", "lora_unet_x.diff_b"], "a full difference"),
-        (["lora_unet_x.lora_mid.weight", "lora_unet_x.lora_up.weight"], "a LoCon with Tucker"),
-        (["lora_unet_x.dora_scale", "lora_unet_x.lora_up.weight"], "a DoRA"),
         (["emb_params"], "a textual inversion"),
         (["clip_g", "clip_l"], "a textual inversion"),
         (["<my-style>"], "a textual inversion"),

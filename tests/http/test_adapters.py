@@ -22,6 +22,9 @@ ABLE = CARD.model_copy(
         "name": "able",
         "loras": ("ink", "v1.5-clay"),
         "image_prompts": True,
+        "max_image_prompts": 2,
+        "embeddings": ("EasyNegative", "my-style"),
+        "prompt_weighting": True,
         "tasks": (Task.IMG2IMG, Task.INPAINT, Task.UPSCALE),
         "upscales": (2,),
         "adapter_tasks": (Task.IMG2IMG, Task.INPAINT),
@@ -81,6 +84,11 @@ def test_form_takes_adapters_as_json_and_images_as_files(post: Any, http: httpx.
         ({"image_prompts": [{"image": "IMAGE", "scale": -1}]}, "image_prompts.0.scale", "greater than or equal to 0"),
         ({"loras": INK, "upscale": 2}, "loras", "goes with image-to-image, inpainting and outpainting, and not with"),
         ({"image_prompts": [{"image": "IMAGE"}], "upscale": 2}, "image_prompts", "and not with upscaling"),
+        ({"image_prompts": [{"image": "IMAGE"}] * 3}, "image_prompts", "able takes at most 2"),
+        ({"prompt": "embedding:other"}, "prompt", "able has no embedding other; it has: EasyNegative, my-style"),
+        ({"prompt": "a <other> house"}, "prompt", "able has no embedding other; it has: EasyNegative, my-style"),
+        ({"negative_prompt": "(embedding:bad:1.2)"}, "negative_prompt", "able has no embedding bad"),
+        ({"prompt": "embedding:other", "model": "demo"}, "prompt", "demo has no embedding other; it has none"),
     ],
 )
 def test_unsupported_adapters_are_rejected(post: Any, fields: dict[str, Any], field: str, message: str) -> None:
@@ -93,6 +101,15 @@ def test_unsupported_adapters_are_rejected(post: Any, fields: dict[str, Any], fi
     assert message in error["message"]
 
 
+@pytest.mark.parametrize(
+    "prompt", ["easynegative, <my-style>", "embedding:EASYNEGATIVE", "1 < 2 <3 > <lora:ink:1>", "other embedding: x"]
+)
+def test_known_embeddings_and_words_are_accepted(post: Any, prompt: str) -> None:
+    response = post(prompt=prompt)
+    assert response.status_code == 202, response.text
+    assert response.json()["request"]["prompt"] == prompt
+
+
 def test_invalid_prompt_image_is_rejected_by_field(post: Any) -> None:
     response = post(image_prompts=[{"image": base64.b64encode(b"no image").decode()}])
     assert response.status_code in (415, 422)
@@ -103,6 +120,7 @@ def test_models_lists_loras_and_image_prompts(post: Any, http: httpx.Client) -> 
     models = {model["name"]: model for model in http.get("/models").json()["models"]}
     able, demo = models["able"], models["demo"]
     assert (able["loras"], able["image_prompts"]) == (["ink", "v1.5-clay"], True)
+    assert (able["embeddings"], able["max_image_prompts"]) == (["EasyNegative", "my-style"], 2)
     assert able["adapter_tasks"] == ["img2img", "inpaint"]
     assert (demo["loras"], demo["image_prompts"], demo["default"]) == ([], False, True)
     schema = http.get("/openapi.json").json()["components"]["schemas"]["ServedModel"]["properties"]

@@ -17,6 +17,12 @@ from img2img.worker.pipelines.model import Model
 from img2img.worker.runner import to_pixels
 
 
+def random_tensor(seed: int, width: int, height: int) -> torch.Tensor:
+    """Return a random image: (1, 3, height, width) in [0, 1]."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (1, 3, height, width), np.uint8)
+    return torch.from_numpy(pixels).float() / 255
+
+
 def run_together(model: Model, jobs: Sequence[tuple[JobSpec, Inputs]], slots: int = 16) -> list[np.ndarray]:
     """Return the pixels of each job, all run in one engine at the same time. Raises the first error of a job."""
     return run_on(Engine(slots=slots), model, jobs)

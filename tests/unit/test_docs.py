@@ -15,7 +15,7 @@ from img2img.domain.api_key import Scope
 from img2img.domain.job import TRANSITIONS, JobFailure
 from img2img.domain.parameters import Scheduler, Task
 from img2img.redis import job_queue
-from scripts import model_keys
+from scripts import model_keys, model_schema
 from tests.support.pages import PAGES, ROOT, blocks, names, page, page_id, table, without_code
 
 # Codes of errors that no class of img2img.errors and app/http/errors.py has: job failures, and HTTP errors by status.
@@ -137,6 +137,10 @@ def test_scopes_are_documented() -> None:
 
 def test_keys_of_the_model_file_are_those_of_the_code() -> None:
     assert model_keys.updated(page("docs/models.md")) == page("docs/models.md"), "run `make model-keys`"
+
+
+def test_schema_of_the_model_file_is_that_of_the_code() -> None:
+    assert model_schema.FILE.read_text("utf-8") == model_schema.text(), "run `make model-schema`"
 
 
 def test_commands_are_documented() -> None:

@@ -1,6 +1,6 @@
 """Engine tasks for job specs: the stock pipeline of the task and its arguments, for one result image each."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -20,11 +20,14 @@ from img2img.domain.spec import (
 
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
+from .conditioning.adapters import JobAdapters
 from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
+
+NO_ADAPTERS = JobAdapters()
 
 
 def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) -> TaskFunction:
@@ -33,8 +36,9 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
         return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
         return lambda _ticket: encode_decode(model, inputs.image)
-    image_prompts = model.adapters.image_prompt_kwargs(spec, inputs)
-    return lambda engine_task: denoise(model, spec, inputs, spec.image_seed(index), engine_task, image_prompts)
+    # The LoRAs of the model can change before the task starts.
+    adapters = model.adapters.for_job(spec, inputs)
+    return lambda engine_task: denoise(model, spec, inputs, spec.image_seed(index), engine_task, adapters)
 
 
 def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
@@ -69,17 +73,13 @@ def denoise(
     inputs: Inputs,
     seed: int,
     engine_task: EngineTask,
-    image_prompts: Mapping[str, Any],
+    adapters: JobAdapters = NO_ADAPTERS,
 ) -> torch.Tensor:
-    """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`.
-
-    Args:
-        image_prompts: Pipeline arguments for the image prompts.
-    """
+    """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`."""
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
     pipeline = model.pipeline(task, spec.scheduler, [control.type for control in spec.control_maps])
-    model.adapters.activate(pipeline, spec)
+    adapters.activate(pipeline)
     order = getattr(pipeline.scheduler, "order", 1)
 
     def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +98,9 @@ def denoise(
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type="pt",
         **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
-        **_arguments(model, pipeline, spec, inputs, takes),
+        **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, takes)),
         **optional_arguments(spec, takes),
-        **image_prompts,
+        **adapters.arguments,
     ).images
     # A schedule with `denoising_start` can have one step less.
     engine_task.step = spec.steps_run
@@ -110,15 +110,15 @@ def denoise(
 def _arguments(
     model: Model, pipeline: DiffusionPipeline, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]
 ) -> dict[str, Any]:
-    arguments = model.family.adapt(spec, {**_text(spec), **_conditions(model, spec, inputs, takes)})
+    arguments = model.family.adapt(spec, {**_text(model, spec), **_conditions(model, spec, inputs, takes)})
     return embed_prompts(pipeline, spec, arguments) if model.family.clip_prompts else arguments
 
 
-def _text(spec: DenoisingSpec) -> dict[str, Any]:
+def _text(model: Model, spec: DenoisingSpec) -> dict[str, Any]:
     return {
-        "prompt": spec.prompt,
+        "prompt": model.embeddings.expand(spec.prompt),
         # None means no negative prompt to a pipeline.
-        "negative_prompt": spec.negative_prompt or None,
+        "negative_prompt": model.embeddings.expand(spec.negative_prompt) or None,
         "guidance_scale": spec.guidance_scale,
     }
 

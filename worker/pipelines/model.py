@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import diffusers
 import torch
@@ -11,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard, size_buckets
-from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
@@ -21,16 +22,19 @@ from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
+from .conditioning.embeddings import Embeddings
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
 from .image_processors import check_processors
+from .loading.checkpoint import Checkpoint
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation, components
 from .loading.placement import Placement
 from .loading.quantization import Quantizer
-from .loading.single_file import Checkpoint, find_checkpoint, load_vae
+from .loading.single_file import find_checkpoint
+from .loading.vae_files import load_vae
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
@@ -68,6 +72,8 @@ class Model:
             StartupError: if a component cannot be loaded or does not fit the model.
         """
         self.family = family
+        self.embeddings = Embeddings(config, family)
+        self.embeddings.add_to(pipeline)
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
@@ -75,7 +81,7 @@ class Model:
         install_gates(pipeline, family.gate_denoiser)
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
-        self._pipelines |= load_concat_pipelines(config, family, pipeline, placement)
+        self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
         upscalers = load_upscalers(config, family, pipeline, placement)
         for other in (*self._pipelines.values(), *upscalers.values()):
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
@@ -91,6 +97,7 @@ class Model:
                 self._pipelines, pipeline, self.upscalers, self._controlnets, tuple(self.annotators)
             )
         )
+        card = card.model_copy(update={"embeddings": self.embeddings.names})
         self.card = self.adapters.add_to_card(card, self._pipelines)
         self.vae = pipeline.vae
         self.is_video_vae = family.video_vae
@@ -112,6 +119,24 @@ class Model:
     def close(self) -> None:
         """Remove the hooks and files of `offload`. The model cannot be used afterwards."""
         self._placement.close()
+
+    @torch.inference_mode()
+    def set_loras(self, loras: Mapping[str, ComponentSource], files: Mapping[str, Path] | None = None) -> None:
+        """Replace the LoRAs of the model, and update its card. Call it on the engine's thread, between steps.
+
+        Jobs that were prepared before keep their LoRAs until they end, also those that are removed. LoRAs whose files
+        have not changed are not read again.
+
+        Args:
+            loras: location by name of all LoRAs that the model then has.
+            files: file of each LoRA, from `lora_files`, which can be called on another thread. Without it, this
+                method looks them up, and the jobs in flight wait for requests to the hub and for downloads.
+
+        Raises:
+            StartupError: if a LoRA cannot be loaded or does not fit the model. The model is then unchanged.
+        """
+        self.adapters = self.adapters.with_loras(loras, files)
+        self.card = self.adapters.add_to_card(self.card, self._pipelines)
 
     @torch.inference_mode()
     def fit_preview(self) -> None:
@@ -141,7 +166,13 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
         source = location.file if isinstance(location, Checkpoint) else location.folder()
     with reporting_failures(label, lambda: memory_remedy(source, dtype, device)):
         if isinstance(location, Checkpoint):
-            pipeline = location.load(first, device=placement.load_device, dtype=dtype, quantizer=quantizer)
+            pipeline = location.load(
+                first,
+                device=placement.load_device,
+                dtype=dtype,
+                quantizer=quantizer,
+                load_components=family.load_components,
+            )
         else:
             loaded = dict(family.load_components(str(source)))
             if config.vae is not None:

@@ -42,7 +42,7 @@ def _tile(
 def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, engine_task: EngineTask) -> torch.Tensor:
     if spec.steps_run == 0:
         return encode_decode(model, inputs.image)
-    return denoise(model, spec, inputs, seed, engine_task, {})
+    return denoise(model, spec, inputs, seed, engine_task)
 
 
 def _seeds_and_noise(

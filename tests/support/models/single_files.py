@@ -1,4 +1,4 @@
-"""Checkpoints in one file: pipelines of Stable Diffusion 1, 2 and XL with the keys of the original implementations."""
+"""Checkpoints in one file: pipelines with the keys of the original implementations."""
 
 import json
 import re
@@ -12,15 +12,16 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig
+from transformers import AutoConfig, T5EncoderModel
 
-from img2img.worker.pipelines.loading.checkpoint_configs import LAYOUTS
+from img2img.worker.pipelines.loading.checkpoint_layouts import LAYOUTS
 from img2img.worker.pipelines.loading.locations import components
+from tests.support.models.transformer_files import flux_weights, sd3_weights
 
 Weights = dict[str, torch.Tensor]
 
-# Input channels of the UNets that have an image beside the latents.
-_IN_CHANNELS = {"inpainting": 9, "inpainting_v2": 9, "xl_inpaint": 9, "instruct-pix2pix": 8}
+# Input channels of UNets that take an image beside the latents.
+_IN_CHANNELS = {"inpainting": 9, "inpainting_v2": 9, "xl_inpaint": 9, "instruct-pix2pix": 8, "upscale": 7}
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -38,6 +39,7 @@ _UNET = {
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
+    "class_embedding": "label_emb",
     "mid_block.resnets.0": "middle_block.0",
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
@@ -54,6 +56,7 @@ _VAE_NAMES = {
     "to_v": "v",
     "to_out.0": "proj_out",
 }
+_TEXT_ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "T5": "t5xxl"}
 _OPENCLIP_NAMES = {
     "self_attn.out_proj": "attn.out_proj",
     "layer_norm1": "ln_1",
@@ -95,8 +98,13 @@ def write_header(kind: str, file: Path, folder: Path, metadata: Mapping[str, str
 
 def original_weights(pipeline: DiffusionPipeline) -> Weights:
     """Return the weights of a pipeline by their original keys."""
-    weights = _prefixed("model.diffusion_model.", unet_weights(pipeline.unet))
-    weights |= _prefixed("first_stage_model.", vae_weights(pipeline.vae))
+    weights = _prefixed("first_stage_model.", vae_weights(pipeline.vae))
+    transformer = pipeline.components.get("transformer")
+    if transformer is not None:
+        keys = flux_weights if type(transformer).__name__.startswith("Flux") else sd3_weights
+        weights |= _prefixed("model.diffusion_model.", keys(transformer))
+        return weights | text_encoder_weights(pipeline)
+    weights |= _prefixed("model.diffusion_model.", unet_weights(pipeline.unet))
     second = pipeline.components.get("text_encoder_2")
     if second is None:
         if pipeline.text_encoder.config.hidden_act == "gelu":
@@ -106,6 +114,31 @@ def original_weights(pipeline: DiffusionPipeline) -> Weights:
         return weights | _prefixed("conditioner.embedders.0.model.", openclip_weights(second))
     weights |= _prefixed("conditioner.embedders.0.transformer.", clip_weights(pipeline.text_encoder))
     return weights | _prefixed("conditioner.embedders.1.model.", openclip_weights(second))
+
+
+def text_encoder_weights(pipeline: DiffusionPipeline) -> Weights:
+    """Return the weights of the text encoders of Stable Diffusion 3 and FLUX by their keys in files of all components.
+
+    The first CLIP text encoder has no projection there.
+    """
+    weights = {}
+    for name, encoder in pipeline.components.items():
+        if not name.startswith("text_encoder") or encoder is None:
+            continue
+        prefix = _TEXT_ENCODERS["T5" if isinstance(encoder, T5EncoderModel) else name]
+        weights |= _prefixed(f"text_encoders.{prefix}.transformer.", text_encoder_file_weights(encoder))
+    weights.pop("text_encoders.clip_l.transformer.text_projection.weight", None)
+    return weights
+
+
+def text_encoder_file_weights(encoder: torch.nn.Module) -> Weights:
+    """Return the weights of a text encoder as in a file of its own. T5 has its embeddings once."""
+    if isinstance(encoder, T5EncoderModel):
+        return {key: value for key, value in encoder.state_dict().items() if key != "encoder.embed_tokens.weight"}
+    return {
+        key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": value
+        for key, value in encoder.state_dict().items()
+    }
 
 
 def unet_weights(unet: torch.nn.Module) -> Weights:
@@ -180,51 +213,6 @@ def openclip_weights(encoder: torch.nn.Module) -> Weights:
     return weights
 
 
-_SD3 = {
-    "pos_embed.pos_embed": "pos_embed",
-    "pos_embed.proj": "x_embedder.proj",
-    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
-    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
-    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
-    "norm_out.linear": "final_layer.adaLN_modulation.1",
-    "proj_out": "final_layer.linear",
-}
-_SD3_BLOCK = {
-    "attn.to_out.0": "x_block.attn.proj",
-    "attn.to_add_out": "context_block.attn.proj",
-    "norm1.linear": "x_block.adaLN_modulation.1",
-    "norm1_context.linear": "context_block.adaLN_modulation.1",
-    "ff.net.0.proj": "x_block.mlp.fc1",
-    "ff.net.2": "x_block.mlp.fc2",
-    "ff_context.net.0.proj": "context_block.mlp.fc1",
-    "ff_context.net.2": "context_block.mlp.fc2",
-}
-
-
-def sd3_weights(transformer: torch.nn.Module) -> Weights:
-    """Return the weights of a transformer of Stable Diffusion 3."""
-    source, weights = transformer.state_dict(), {}
-    last = transformer.config.num_layers - 1
-    for key, tensor in source.items():
-        match = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)\.(weight|bias)", key)
-        if match is None:
-            name = _replaced(key, _SD3)
-        elif match[2] in _SD3_BLOCK:
-            name = f"joint_blocks.{match[1]}.{_SD3_BLOCK[match[2]]}.{match[3]}"
-        else:
-            continue
-        # Shift and scale of the last normalisation are in the other order.
-        is_swapped = "norm_out.linear" in key or f"transformer_blocks.{last}.norm1_context" in key
-        weights[name] = torch.cat(tensor.chunk(2)[::-1]) if is_swapped else tensor
-    for block in range(last + 1):
-        for part in ("weight", "bias"):
-            for target, names in (("x", "to_q to_k to_v"), ("context", "add_q_proj add_k_proj add_v_proj")):
-                parts = [source[f"transformer_blocks.{block}.attn.{name}.{part}"] for name in names.split()]
-                weights[f"joint_blocks.{block}.{target}_block.attn.qkv.{part}"] = torch.cat(parts)
-    return weights
-
-
 def empty_pipeline(kind: str, folder: Path) -> DiffusionPipeline:
     """Return a pipeline of full size with the packaged configurations of a kind, whose weights are on the meta device.
 
@@ -232,14 +220,14 @@ def empty_pipeline(kind: str, folder: Path) -> DiffusionPipeline:
         folder: folder to write the configurations to.
     """
     layout = LAYOUTS[kind]
-    layout.write(folder, in_channels=_IN_CHANNELS.get(kind, 4), prediction_type=None, zero_snr=False)
+    layout.write(folder, in_channels=_IN_CHANNELS.get(kind, 4))
     modules: dict[str, Any] = {}
     with torch.device("meta"):
         for name, (library, class_name) in components(json.loads((folder / "model_index.json").read_text())).items():
             if library == "transformers" and name in layout.text_encoders:
-                config = CLIPTextConfig.from_pretrained(folder / name)
+                config = AutoConfig.from_pretrained(folder / name)
                 modules[name] = getattr(transformers, class_name)(config)
-            elif library == "diffusers" and name != "scheduler":
+            elif library == "diffusers" and not name.endswith("scheduler"):
                 config = json.loads((folder / name / "config.json").read_text())
                 modules[name] = getattr(diffusers, class_name).from_config(config)
     return SimpleNamespace(**{"text_encoder": None, **modules}, components=modules)  # type: ignore[return-value]

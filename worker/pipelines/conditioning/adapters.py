@@ -1,29 +1,54 @@
 """LoRAs and IP-Adapters of a model. Requests without adapters use the unmodified modules."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
+from img2img.domain.conditioning import MAX_IMAGE_PROMPTS
 from img2img.domain.model_card import ModelCard
-from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import DenoisingSpec
+from img2img.errors import JobError
 
 from ...engine.gate import Gate
+from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family
 from ..loading.placement import Placement
-from .ip_adapter import load_ip_adapter
-from .loras import adapters_in, load_loras, lora_components
+from .ip_adapter import IPAdapter
+from .lora_layers import lora_components
+from .loras import Loras, adapters_in
+from .redux import Redux, is_redux
 from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule
 
 PROMPT_CACHE_BYTES = 64 * 2**20
 IMAGE_CACHE_BYTES = 256 * 2**20
 
 
+@dataclass(frozen=True)
+class JobAdapters:
+    """The adapters of one job."""
+
+    # Components that replace those of the pipeline, with the adapters that are active in their calls.
+    modules: Mapping[str, tuple[SharedWeightModule, ActiveAdapters]] = field(default_factory=dict)
+    # Pipeline arguments for the image prompts.
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    # Adds image prompts to the prompt: (pipeline, its arguments) -> arguments. Runs in the job's engine task.
+    add_images: Callable[[DiffusionPipeline, dict[str, Any]], dict[str, Any]] = lambda _pipeline, arguments: arguments
+
+    def activate(self, pipeline: DiffusionPipeline) -> None:
+        """Give the pipeline object of the job its components."""
+        for name, (module, active) in self.modules.items():
+            setattr(pipeline, name, module.with_adapters(active))
+
+
 class Adapters:
-    """The adapters of one model."""
+    """The adapters of one model. Immutable: jobs keep those that they started with."""
 
     def __init__(self, config: ModelConfig, pipeline: DiffusionPipeline, family: Family, placement: Placement) -> None:
         """Load the adapters that `config` lists.
@@ -35,42 +60,66 @@ class Adapters:
         Raises:
             StartupError: if an adapter cannot be loaded or does not fit the model.
         """
+        self._family = family
+        self._pipeline = pipeline
+        self._placement = placement
         self._denoiser = denoiser_of(pipeline)
-        # PEFT allows no dots in adapter names, names of LoRAs in models.toml may have some.
-        self._peft_names = {name: f"lora{index}" for index, name in enumerate(config.loras)}
-        # By component, for components that a LoRA has weights for.
-        self._lora_modules: dict[str, SharedWeightModule] = {}
-        # UNets for 1, 2, ... image prompts.
-        self._ip_adapter_unets: list[SharedWeightModule] = []
-        lora_pipeline = load_loras(config, pipeline, family, self._peft_names) if config.loras else pipeline
-        if config.ip_adapter:
-            unet_loras = adapters_in(lora_pipeline, "unet") if config.loras else frozenset()
-            pipelines = load_ip_adapter(config, config.ip_adapter, pipeline, denoiser_of(lora_pipeline))
-            self._ip_adapter_unets = [
-                SharedWeightModule("unet", each, unet_loras, remember_bytes=0) for each in pipelines
-            ]
-            self._feature_extractor = pipeline.feature_extractor
+        source = config.ip_adapter
+        self._redux = Redux(source, pipeline, placement) if source and is_redux(source, pipeline) else None
+        self._ip_adapter = IPAdapter(config, source, pipeline) if source and not self._redux else None
+        if self._ip_adapter:
             encoder = pipeline.image_encoder
             placement.put("image_encoder", encoder)
             encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES)
-        for name in lora_components(lora_pipeline) if config.loras else []:
-            adapters = adapters_in(lora_pipeline, name)
+        self._use(Loras(pipeline, family, plain_only=placement.splits_modules).replaced_by(config.loras))
+
+    def with_loras(self, loras: Mapping[str, ComponentSource], files: Mapping[str, Path] | None) -> "Adapters":
+        """Return the adapters with other LoRAs; this object and the jobs that use it stay as they are.
+
+        Args:
+            files: file of each LoRA, from `lora_files`; None if they are not known yet.
+
+        Raises:
+            StartupError: if a LoRA cannot be loaded or does not fit the model.
+        """
+        if self._placement.offloads:
+            # Modules with the hooks of an offloaded model cannot be copied.
+            raise StartupError("the LoRAs of a model with `offload` cannot be changed; load the model again")
+        changed = copy.copy(self)
+        changed._use(self._loras.replaced_by(loras, files))
+        return changed
+
+    def _use(self, loras: Loras) -> None:
+        self._loras = loras
+        # By component, for components that a LoRA has weights for.
+        self._lora_modules: dict[str, SharedWeightModule] = {}
+        for name in lora_components(loras.pipeline) if loras.loaded else []:
+            adapters = adapters_in(loras.pipeline, name)
             is_text_encoder = name.startswith("text_encoder")
             if adapters:
                 self._lora_modules[name] = SharedWeightModule(
                     name,
-                    lora_pipeline,
+                    loras.pipeline,
                     adapters,
                     remember_bytes=PROMPT_CACHE_BYTES if is_text_encoder else 0,
-                    shared=() if is_text_encoder else family.unbatched,
+                    shared=() if is_text_encoder else self._family.unbatched,
                 )
-                placement.put(name, self._lora_modules[name].module)
-        for unet in self._ip_adapter_unets:
-            placement.put("unet", unet.module)
+                self._placement.put(name, self._lora_modules[name].module)
+        # Denoisers for 1, 2, ... image prompts.
+        self._image_modules: list[SharedWeightModule] = []
+        if self._ip_adapter:
+            name = self._ip_adapter.component
+            denoiser_loras = adapters_in(loras.pipeline, name) if loras.loaded else frozenset()
+            self._image_modules = [
+                SharedWeightModule(name, each, denoiser_loras, remember_bytes=0, shared=self._family.unbatched)
+                for each in self._ip_adapter.pipelines(denoiser_of(loras.pipeline))
+            ]
+            for each in self._image_modules:
+                self._placement.put(name, each.module)
 
     @property
     def modules(self) -> list[SharedWeightModule]:
-        return [*self._lora_modules.values(), *self._ip_adapter_unets]
+        return [*self._lora_modules.values(), *self._image_modules]
 
     def add_to_card(self, card: ModelCard, pipelines: Mapping[Task, DiffusionPipeline]) -> ModelCard:
         """Return the card with its adapters and the tasks that support them.
@@ -86,39 +135,49 @@ class Adapters:
             unsupported |= {Task.EDIT}
         return card.model_copy(
             update={
-                "loras": tuple(self._peft_names),
-                "image_prompts": bool(self._ip_adapter_unets),
+                "loras": tuple(self._loras.loaded),
+                "image_prompts": bool(self._image_modules or self._redux),
+                "max_image_prompts": MAX_IMAGE_PROMPTS if self._redux else len(self._image_modules),
                 "adapter_tasks": tuple(task for task in card.tasks if task not in unsupported),
             }
         )
 
-    def activate(self, pipeline: DiffusionPipeline, spec: DenoisingSpec) -> None:
-        """Give the pipeline object of one job the modules with the adapters that its spec names."""
+    def for_job(self, spec: DenoisingSpec, inputs: Inputs) -> JobAdapters:
+        """Return the adapters that a job names.
+
+        Preprocesses its image prompts, which takes milliseconds each, so do not call it on the engine's thread.
+
+        Raises:
+            JobError: a LoRA was removed after the job was submitted.
+        """
         loras = self._lora_scales(spec)
-        for name, module in self._lora_modules.items():
-            selected = module.select(loras)
-            if selected:
-                setattr(pipeline, name, module.with_adapters(ActiveAdapters(selected)))
-        image_scales = tuple(prompt.scale for prompt in spec.image_prompts if prompt.scale)
-        if image_scales:
-            module = self._ip_adapter_unets[len(image_scales) - 1]
-            pipeline.unet = module.with_adapters(ActiveAdapters(module.select(loras), image_scales))
+        modules = {
+            name: (module, ActiveAdapters(selected))
+            for name, module in self._lora_modules.items()
+            if (selected := module.select(loras))
+        }
+        prompts = [
+            (image, prompt.scale)
+            for image, prompt in zip(inputs.image_prompts, spec.image_prompts, strict=True)
+            if prompt.scale
+        ]
+        if prompts and self._redux:
+            images, scales = zip(*prompts, strict=True)
+            return JobAdapters(modules, add_images=self._redux.add_images(images, scales))
+        if not prompts or not self._ip_adapter:
+            return JobAdapters(modules)
+        module = self._image_modules[len(prompts) - 1]
+        active = ActiveAdapters(module.select(loras), tuple(scale for _, scale in prompts))
+        modules[self._ip_adapter.component] = (module, active)
+        return JobAdapters(modules, self._ip_adapter.arguments([image for image, _ in prompts]))
 
     def _lora_scales(self, spec: DenoisingSpec) -> LoraScales:
         """Return (PEFT name, scale) pairs, without those of scale 0."""
-        return tuple(sorted((self._peft_names[lora.name], lora.scale) for lora in spec.loras if lora.scale))
-
-    def image_prompt_kwargs(self, spec: DenoisingSpec, inputs: Inputs) -> Mapping[str, Any]:
-        """Return the pipeline arguments for the image prompts of a job.
-
-        Takes milliseconds per image, so do not call it on the engine's thread.
-        """
-        prompts = zip(spec.image_prompts, inputs.image_prompts, strict=True)
-        images = [image for prompt, image in prompts if prompt.scale]
-        if not images:
-            return {}
-        pixels = [self._feature_extractor(image, return_tensors="pt").pixel_values for image in images]
-        return {"ip_adapter_image": pixels}
+        loaded = self._loras.loaded
+        for lora in spec.loras:
+            if lora.name not in loaded:
+                raise JobError(f"the LoRA {lora.name!r} was removed from the model {spec.model!r}")
+        return tuple(sorted((loaded[lora.name].peft_name, lora.scale) for lora in spec.loras if lora.scale))
 
 
 def denoiser_of(pipeline: DiffusionPipeline) -> Any:

@@ -11,6 +11,9 @@ from ..loading.components import build_pipeline, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
 from ..loading.placement import Placement
+from ..loading.single_file import load_file_of
+from ..loading.weights import is_single_file
+from .embeddings import Embeddings
 
 
 def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:
@@ -44,7 +47,7 @@ def pipeline_classes(family: Family, base: DiffusionPipeline) -> dict[Task, type
 
 
 def load_concat_pipelines(
-    config: ModelConfig, family: Family, base: DiffusionPipeline, placement: Placement
+    config: ModelConfig, family: Family, base: DiffusionPipeline, placement: Placement, embeddings: Embeddings
 ) -> dict[Task, DiffusionPipeline]:
     """Load the `edit` and `inpaint` components of a model, by task.
 
@@ -62,7 +65,10 @@ def load_concat_pipelines(
         if kind is None or "unet" not in base.components:
             raise StartupError(f"`{task}` is not supported for {family.name} models; remove the key")
         with reporting_failures(f"`{task}`"):
-            pipelines[task] = _load(task, source, kind, base, placement)
+            pipeline = _load(task, source, kind, base, placement)
+            embeddings.add_to(pipeline)
+            placement.put_components(pipeline)
+            pipelines[task] = pipeline
     return pipelines
 
 
@@ -74,12 +80,13 @@ def _load(
     task: Task, source: ComponentSource, kind: type[DiffusionPipeline], base: DiffusionPipeline, placement: Placement
 ) -> DiffusionPipeline:
     """Load a pipeline with its VAE and text encoder, or a UNet that uses those of `base`."""
-    if is_pipeline(source):
+    if is_single_file(source):
+        pipeline = load_file_of(source, kind, base, placement.load_device)
+    elif is_pipeline(source):
         pipeline = build_pipeline(kind, load_pipeline_of(source, placement.load_device, base.dtype))
     else:
         pipeline = build_pipeline(kind, base, unet=load_unet(source, placement.load_device, base.dtype))
     unet_task = task_of_unet(pipeline.unet, pipeline.vae.config.latent_channels)
     if unet_task is not task:
         raise StartupError(f"the UNet of {source.source} is for `{unet_task}`, not for `{task}`")
-    placement.put_components(pipeline)
     return pipeline

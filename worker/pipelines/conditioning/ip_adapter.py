@@ -1,17 +1,21 @@
-"""Loads an IP-Adapter (Ye et al., 2023): its image encoder and one UNet per number of image prompts.
+"""Loads an IP-Adapter (Ye et al., 2023): its image encoder, and one denoiser per number of image prompts.
 
 Diffusers gives each loaded adapter one scale and one image, and adds up their attention outputs. A job with n image
-prompts, each with its scale, therefore uses a UNet into which the same weights were loaded n times.
+prompts, each with its scale, therefore uses a denoiser into which the same weights were loaded n times.
 """
 
 import copy
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders import FluxIPAdapterMixin, SD3IPAdapterMixin
 from safetensors.torch import load_file
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection, PreTrainedModel, SiglipImageProcessor, SiglipVisionModel
 
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS
 from img2img.domain.model_config import ComponentSource, ModelConfig
@@ -27,57 +31,149 @@ from .shared_weight_module import copy_sharing_weights
 # Folder of the image encoder beside the file of a published adapter.
 ENCODER_FOLDER = "image_encoder"
 
+LABEL = "IP-Adapter"
+
 # Tensors by name, under `image_proj` and `ip_adapter`.
 Weights = dict[str, dict[str, torch.Tensor]]
+# The group of tensors by the start of their keys; the last two are those of XLabs' adapters for FLUX.
+GROUPS = {
+    "image_proj": "image_proj",
+    "ip_adapter": "ip_adapter",
+    "ip_adapter_proj_model": "image_proj",
+    "double_blocks": "ip_adapter",
+}
+# Names of XLabs, and those of diffusers.
+XLABS = {
+    "processor.": "",
+    "ip_adapter_double_stream_k_proj": "to_k_ip",
+    "ip_adapter_double_stream_v_proj": "to_v_ip",
+}
 
 
-def load_ip_adapter(
-    config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline, unet: torch.nn.Module
-) -> list[DiffusionPipeline]:
-    """Return pipelines that take 1, 2, ... image prompts.
+@dataclass(frozen=True)
+class Kind:
+    """How diffusers loads the IP-Adapters of a family."""
 
-    Args:
-        source: location of the adapter.
-        pipeline: pipeline of the model; it gets the image encoder and the feature extractor.
-        unet: UNet that the pipelines copy, sharing its weights.
-
-    Raises:
-        StartupError: if the adapter cannot be loaded or does not fit.
-    """
-    label = "IP-Adapter"
-    if not hasattr(pipeline, "set_ip_adapter_scale") or not hasattr(pipeline, "unet"):
-        raise StartupError(f"{label}: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
-    weights = _load_weights(resolve_weights(source, label), label, pipeline)
-    if pipeline.image_encoder is None:
-        pipeline.register_modules(image_encoder=_load_image_encoder(config, source, pipeline, label))
-    return [_with_adapter(pipeline, unet, [weights] * count, label) for count in range(1, MAX_IMAGE_PROMPTS + 1)]
+    component: str
+    image_encoder: type[PreTrainedModel]
+    max_images: int
+    # (pipeline, weights once for each image) -> None.
+    load: Callable[[DiffusionPipeline, list[Weights]], None]
 
 
-def _with_adapter(
-    pipeline: DiffusionPipeline, unet: torch.nn.Module, weights: list[Weights], label: str
-) -> DiffusionPipeline:
-    adapted = copy.copy(pipeline)
-    adapted.unet = copy_sharing_weights(unet)
+def _load_into_unet(pipeline: DiffusionPipeline, weights: list[Weights]) -> None:
     unused = [""] * len(weights)
-    with reporting_failures(f"{label} does not fit the model"):
-        adapted.load_ip_adapter(weights, subfolder=unused, weight_name=unused, image_encoder_folder=None)
-    pipeline.register_modules(feature_extractor=adapted.feature_extractor)
-    return adapted
+    pipeline.load_ip_adapter(weights, subfolder=unused, weight_name=unused, image_encoder_folder=None)
 
 
-def _load_weights(file: Path, label: str, pipeline: DiffusionPipeline) -> Weights:
+def _load_into_flux(pipeline: DiffusionPipeline, weights: list[Weights]) -> None:
+    unused = [""] * len(weights)
+    pipeline.load_ip_adapter(
+        weights, subfolder=unused, weight_name=unused, image_encoder_pretrained_model_name_or_path=None
+    )
+
+
+def _load_into_sd3(pipeline: DiffusionPipeline, weights: list[Weights]) -> None:
+    pipeline.load_ip_adapter(weights[0], image_encoder_folder=None)
+
+
+UNET = Kind("unet", CLIPVisionModelWithProjection, MAX_IMAGE_PROMPTS, _load_into_unet)
+FLUX = Kind("transformer", CLIPVisionModelWithProjection, MAX_IMAGE_PROMPTS, _load_into_flux)
+# The transformer takes one image.
+SD3 = Kind("transformer", SiglipVisionModel, 1, _load_into_sd3)
+
+
+def _kind_of(pipeline: DiffusionPipeline) -> Kind | None:
+    if isinstance(pipeline, FluxIPAdapterMixin):
+        return FLUX
+    if isinstance(pipeline, SD3IPAdapterMixin):
+        return SD3
+    return UNET if hasattr(pipeline, "set_ip_adapter_scale") and hasattr(pipeline, "unet") else None
+
+
+class IPAdapter:
+    """The weights of an IP-Adapter."""
+
+    def __init__(self, config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline) -> None:
+        """Load the weights.
+
+        Args:
+            source: location of the adapter.
+            pipeline: pipeline of the model; it gets the image encoder and the feature extractor.
+
+        Raises:
+            StartupError: if the adapter cannot be loaded.
+        """
+        kind = _kind_of(pipeline)
+        if kind is None:
+            raise StartupError(f"{LABEL}: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
+        self._kind = kind
+        self._pipeline = pipeline
+        self._weights = _load_weights(resolve_weights(source, LABEL), pipeline, kind)
+        if pipeline.image_encoder is None:
+            _load_image_encoder(config.image_encoder or _default_image_encoder(source), pipeline, kind)
+
+    @property
+    def component(self) -> str:
+        """Name of the component that the adapter is for."""
+        return self._kind.component
+
+    def pipelines(self, denoiser: torch.nn.Module) -> list[DiffusionPipeline]:
+        """Return pipelines that take 1, 2, ... image prompts.
+
+        Args:
+            denoiser: UNet or transformer that the pipelines copy, sharing its weights.
+
+        Raises:
+            StartupError: if the adapter does not fit.
+        """
+        return [self._with_adapter(denoiser, count + 1) for count in range(self._kind.max_images)]
+
+    def arguments(self, images: list[Any]) -> dict[str, Any]:
+        """Return the pipeline arguments for image prompts. Preprocesses them."""
+        extract = self._pipeline.feature_extractor
+        pixels = [extract(image, return_tensors="pt").pixel_values for image in images]
+        if self._kind is SD3:
+            return {"ip_adapter_image": pixels[0]}
+        if self._kind is FLUX:
+            # The pipeline has a default for one image only. Jobs have no negative prompt, so it is not used.
+            return {"ip_adapter_image": pixels, "negative_ip_adapter_image": pixels}
+        return {"ip_adapter_image": pixels}
+
+    def _with_adapter(self, denoiser: torch.nn.Module, count: int) -> DiffusionPipeline:
+        adapted = copy.copy(self._pipeline)
+        setattr(adapted, self.component, copy_sharing_weights(denoiser))
+        with reporting_failures(f"{LABEL} does not fit the model"):
+            self._kind.load(adapted, [self._weights] * count)
+            _check_complete(getattr(adapted, self.component))
+        self._pipeline.register_modules(feature_extractor=adapted.feature_extractor)
+        return adapted
+
+
+def _check_complete(denoiser: torch.nn.Module) -> None:
+    """Check that all weights are there: diffusers loads what a file has and leaves the others without data."""
+    missing = sorted(name for name, parameter in denoiser.named_parameters() if parameter.is_meta)
+    if missing:
+        raise StartupError(f"{len(missing)} of its weights are missing in the file, such as {examples(missing)}")
+
+
+def _load_weights(file: Path, pipeline: DiffusionPipeline, kind: Kind) -> Weights:
     """Read the weights on the device and in the dtype of the model, so that all copies share them."""
     weights: Weights = {"image_proj": {}, "ip_adapter": {}}
     tensors = load_file(file)
     for key, tensor in tensors.items():
-        group, _, name = key.partition(".")
-        if group in weights:
-            weights[group][name] = tensor.to(pipeline.device, pipeline.unet.dtype)
+        start, _, name = key.partition(".")
+        if start in GROUPS:
+            for old, new in XLABS.items():
+                name = name.replace(old, new)
+            weights[GROUPS[start]][name] = tensor.to(pipeline.device, getattr(pipeline, kind.component).dtype)
     if not all(weights.values()):
-        kind = kind_of_weights(tensors) or f"a file with keys such as {examples(tensors)}"
-        raise StartupError(f"{label}: {file.name} has no `image_proj` and `ip_adapter` weights: it is {kind}")
-    if _is_face_id(weights["image_proj"]):
-        raise StartupError(f"{label}: {file.name} is a face ID adapter, which is not supported")
+        found = kind_of_weights(tensors) or f"a file with keys such as {examples(tensors)}"
+        raise StartupError(f"{LABEL}: {file.name} has no `image_proj` and `ip_adapter` weights: it is {found}")
+    if kind is UNET and _is_face_id(weights["image_proj"]):
+        raise StartupError(
+            f"{LABEL}: {file.name} is a Face ID adapter, which takes embeddings of faces and no images; choose another"
+        )
     return weights
 
 
@@ -87,16 +183,19 @@ def _is_face_id(projection: Mapping[str, torch.Tensor]) -> bool:
     return plain_mlp or "perceiver_resampler.proj_in.weight" in projection
 
 
-def _load_image_encoder(
-    config: ModelConfig, source: ComponentSource, pipeline: DiffusionPipeline, label: str
-) -> CLIPVisionModelWithProjection:
-    encoder = config.image_encoder or _default_image_encoder(source)
-    with reporting_failures(f"{label}: image encoder"):
-        folder = component_folder(encoder)
-        loaded: CLIPVisionModelWithProjection = load_component(
-            CLIPVisionModelWithProjection, folder, pipeline.unet.dtype
-        ).to(pipeline.device)
-        return loaded
+def _load_image_encoder(source: ComponentSource, pipeline: DiffusionPipeline, kind: Kind) -> None:
+    with reporting_failures(f"{LABEL}: image encoder"):
+        folder = component_folder(source)
+        dtype = getattr(pipeline, kind.component).dtype
+        given = json.loads((folder / "config.json").read_text()).get("architectures") or ["another model"]
+        if given[0] != kind.image_encoder.__name__:
+            raise StartupError(f"it is {given[0]}, and not {kind.image_encoder.__name__}; set `image_encoder`")
+        encoder = load_component(kind.image_encoder, folder, dtype).to(pipeline.device)
+        pipeline.register_modules(image_encoder=encoder)
+        if kind is SD3:
+            size = encoder.config.image_size
+            processor = SiglipImageProcessor(size={"height": size, "width": size})
+            pipeline.register_modules(feature_extractor=processor)
 
 
 def _default_image_encoder(source: ComponentSource) -> ComponentSource:

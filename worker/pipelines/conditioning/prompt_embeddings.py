@@ -34,8 +34,8 @@ def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: d
     """Replace the prompts in the arguments of a pipeline by embeddings, if they are long or weighted."""
     if spec.clip_skip:
         add_text_model(pipeline)
-    prompts = [spec.prompt, spec.negative_prompt]
-    encoders = _encoders(pipeline)
+    prompts = [arguments["prompt"], arguments.get("negative_prompt") or ""]
+    encoders = text_encoders(pipeline)
     is_long = any(
         len(tokenizer(prompt).input_ids) > tokenizer.model_max_length for tokenizer, _ in encoders for prompt in prompts
     )
@@ -68,13 +68,13 @@ def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: d
 
 def add_text_model(pipeline: DiffusionPipeline) -> None:
     """Add `text_model` to the text encoders: diffusers 0.42 reads it for `clip_skip`, transformers 5 has none."""
-    for _, encoder in _encoders(pipeline):
+    for _, encoder in text_encoders(pipeline):
         if not hasattr(encoder, "text_model"):
             # Not as a submodule: a module must not contain itself.
             object.__setattr__(encoder, "text_model", encoder)
 
 
-def _encoders(pipeline: DiffusionPipeline) -> list[tuple[Any, Any]]:
+def text_encoders(pipeline: DiffusionPipeline) -> list[tuple[Any, Any]]:
     """Return pairs of a tokenizer and its text encoder."""
     components = pipeline.components
     pairs = [(components.get(f"tokenizer{n}"), components.get(f"text_encoder{n}")) for n in ("", "_2")]

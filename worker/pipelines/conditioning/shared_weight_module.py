@@ -33,9 +33,16 @@ class ActiveAdapters:
 
 
 def copy_sharing_weights(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of a module tree that shares all parameters and buffers. Call it before gates are installed."""
-    shared = itertools.chain(module.parameters(), module.buffers())
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+    """Return a copy of a module tree that shares all parameters and buffers, without the gate of the module."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
+    gate = module.__dict__.get("forward")
+    if isinstance(gate, Gate):
+        # Copied to None instead: a gate refers to its module and to cached outputs.
+        memo[id(gate)] = None
+    copied = copy.deepcopy(module, memo)
+    if isinstance(gate, Gate):
+        del copied.forward
+    return copied
 
 
 class SharedWeightModule:
@@ -96,4 +103,6 @@ class SharedWeightModule:
             else:
                 self._module.set_adapters(names, scales)  # type: ignore[operator]
         if adapters.image_scales:
-            self._pipeline.set_ip_adapter_scale(list(adapters.image_scales))
+            # FLUX takes a list with one scale for a list of scales by layer, Stable Diffusion 3 takes no list.
+            images = list(adapters.image_scales)
+            self._pipeline.set_ip_adapter_scale(images[0] if len(images) == 1 else images)

@@ -22,6 +22,8 @@ from ..loading.components import build_pipeline, load_low_res_scheduler, load_pi
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
 from ..loading.placement import Placement
+from ..loading.single_file import load_file_of
+from ..loading.weights import is_single_file
 from ..parameters import call_parameters, optional_arguments, supported_parameters
 from ..schedulers import make_scheduler, name_of
 from .prompt_embeddings import add_text_model
@@ -53,6 +55,8 @@ def load_upscalers(
 
 
 def _load(family: Family, source: ComponentSource, base: DiffusionPipeline, placement: Placement) -> DiffusionPipeline:
+    if is_single_file(source):
+        return load_file_of(source, StableDiffusionUpscalePipeline, base, placement.load_device)
     if is_pipeline(source):
         return load_pipeline_of(source, placement.load_device, base.dtype)
     if not family.unet_upscalers:

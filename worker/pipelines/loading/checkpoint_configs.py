@@ -1,17 +1,9 @@
-"""Configurations of the components of Stable Diffusion 1, 2 and XL: the files beside the weights in diffusers' format.
+"""Configurations of the components of Stable Diffusion 1, 2 and XL."""
 
-A single-file checkpoint has weights only.
-"""
-
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-from .clip_tokenizer import END
-
-Config = Mapping[str, Any]
+from .checkpoint_layout import CLIP, OPENCLIP, Layout
 
 _UNET = {
     "_class_name": "UNet2DConditionModel",
@@ -66,7 +58,19 @@ _SDXL_REFINER_UNET = {
     "projection_class_embeddings_input_dim": 2560,
     "transformer_layers_per_block": 4,
 }
-_VAE = {
+_UPSCALER_UNET = {
+    **_UNET,
+    "attention_head_dim": 8,
+    "block_out_channels": [256, 512, 512, 1024],
+    "cross_attention_dim": 1024,
+    "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 3],
+    "up_block_types": [*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"],
+    "num_class_embeds": 1000,
+    "only_cross_attention": [True, True, True, False],
+    "sample_size": 128,
+    "use_linear_projection": True,
+}
+VAE = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
     "block_out_channels": [128, 256, 512, 512],
@@ -91,7 +95,7 @@ _TEXT_ENCODER = {
     "pad_token_id": 1,
     "vocab_size": 49408,
 }
-_CLIP_L = {
+CLIP_L = {
     **_TEXT_ENCODER,
     "architectures": ["CLIPTextModel"],
     "hidden_act": "quick_gelu",
@@ -112,7 +116,7 @@ _OPENCLIP_H = {
     "num_hidden_layers": 23,
     "projection_dim": 512,
 }
-_OPENCLIP_BIG_G = {
+OPENCLIP_BIG_G = {
     **_TEXT_ENCODER,
     "architectures": ["CLIPTextModelWithProjection"],
     "hidden_act": "gelu",
@@ -143,72 +147,12 @@ _EULER = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The components of a kind of checkpoint.
-
-    Attributes:
-        pads: padding token by tokenizer.
-        v_prediction: whether the denoiser predicts v if the file does not name its prediction type.
-        index: fields of model_index.json beside the components.
-    """
-
-    pipeline: str
-    unet: Config
-    vae: Config
-    text_encoders: Mapping[str, Config]
-    pads: Mapping[str, str]
-    scheduler: Config
-    v_prediction: bool = False
-    index: Mapping[str, Any]
-
-    def write(self, folder: Path, *, in_channels: int, prediction_type: str | None, zero_snr: bool) -> None:
-        """Write the configurations to a folder in diffusers' format. Tokenizers have no files.
-
-        Args:
-            in_channels: input channels of the UNet: 4, or 8 or 9 with an image beside the latents.
-            prediction_type: `epsilon` or `v_prediction`; None for that of the layout.
-            zero_snr: whether the noise schedule ends at a signal-to-noise ratio of zero.
-        """
-        chosen = prediction_type or ("v_prediction" if self.v_prediction else "epsilon")
-        scheduler = {**self.scheduler, "prediction_type": chosen}
-        if zero_snr:
-            scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        unet = {**self.unet, "in_channels": in_channels}
-        # Stable Diffusion 2 was published for 512 pixels with epsilon, for 768 pixels with v.
-        unet.setdefault("sample_size", 96 if chosen == "v_prediction" else 64)
-        parts = {"unet": unet, "vae": self.vae, **self.text_encoders}
-        index = {
-            **self.index,
-            "_class_name": self.pipeline,
-            "scheduler": ["diffusers", scheduler["_class_name"]],
-            **{name: ["transformers", "CLIPTokenizer"] for name in self.pads},
-            **{name: _reference(config) for name, config in parts.items()},
-        }
-        _write(folder / "model_index.json", index)
-        _write(folder / "scheduler" / "scheduler_config.json", scheduler)
-        for name, config in parts.items():
-            _write(folder / name / "config.json", config)
-
-
-def _reference(config: Config) -> list[str]:
-    """Return the library and the class of a component."""
-    if "_class_name" in config:
-        return ["diffusers", config["_class_name"]]
-    return ["transformers", *config["architectures"]]
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
-
-
 _SD1 = Layout(
     pipeline="StableDiffusionPipeline",
-    unet=_SD1_UNET,
-    vae={**_VAE, "sample_size": 512, "scaling_factor": 0.18215},
-    text_encoders={"text_encoder": _CLIP_L},
-    pads={"tokenizer": END},
+    denoiser=_SD1_UNET,
+    vae={**VAE, "sample_size": 512, "scaling_factor": 0.18215},
+    text_encoders={"text_encoder": CLIP_L},
+    tokenizers={"tokenizer": CLIP},
     scheduler={**_SCHEDULER, "_class_name": "PNDMScheduler"},
     index={
         "feature_extractor": [None, None],
@@ -219,37 +163,56 @@ _SD1 = Layout(
 )
 _SD2_INPAINTING = replace(
     _SD1,
-    unet=_SD2_UNET,
-    vae={**_VAE, "sample_size": 768, "scaling_factor": 0.18215},
+    denoiser=_SD2_UNET,
+    vae={**VAE, "sample_size": 768, "scaling_factor": 0.18215},
     text_encoders={"text_encoder": _OPENCLIP_H},
-    pads={"tokenizer": "!"},
+    tokenizers={"tokenizer": OPENCLIP},
     scheduler={**_SCHEDULER, "_class_name": "DDIMScheduler"},
+)
+_UPSCALER_SCHEDULER = {**_SCHEDULER, "beta_end": 0.02, "beta_start": 0.0001}
+_UPSCALER = replace(
+    _SD2_INPAINTING,
+    pipeline="StableDiffusionUpscalePipeline",
+    denoiser=_UPSCALER_UNET,
+    vae={
+        **VAE,
+        "block_out_channels": [128, 256, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "sample_size": 256,
+        "scaling_factor": 0.08333,
+    },
+    scheduler={**_UPSCALER_SCHEDULER, "_class_name": "DDIMScheduler"},
+    others={"low_res_scheduler": {**_UPSCALER_SCHEDULER, "_class_name": "DDPMScheduler", "clip_sample": True}},
+    v_prediction=True,
+    index={"max_noise_level": 350},
 )
 _SDXL_INDEX = {"feature_extractor": [None, None], "image_encoder": [None, None]}
 _SDXL = Layout(
     pipeline="StableDiffusionXLPipeline",
-    unet=_SDXL_BASE_UNET,
-    vae={**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
-    text_encoders={"text_encoder": _CLIP_L, "text_encoder_2": _OPENCLIP_BIG_G},
-    pads={"tokenizer": END, "tokenizer_2": "!"},
+    denoiser=_SDXL_BASE_UNET,
+    vae={**VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
+    text_encoders={"text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_BIG_G},
+    tokenizers={"tokenizer": CLIP, "tokenizer_2": OPENCLIP},
     scheduler=_EULER,
     index={**_SDXL_INDEX, "force_zeros_for_empty_prompt": True},
 )
 # By the type that diffusers infers from the weights.
-LAYOUTS: Mapping[str, Layout] = {
+UNET_LAYOUTS: Mapping[str, Layout] = {
     "v1": _SD1,
     "inpainting": _SD1,
     "instruct-pix2pix": _SD1,
-    "v2": replace(_SD2_INPAINTING, unet={**_SD2_UNET, "upcast_attention": True}, v_prediction=True),
+    "v2": replace(_SD2_INPAINTING, denoiser={**_SD2_UNET, "upcast_attention": True}, v_prediction=True),
     "inpainting_v2": _SD2_INPAINTING,
+    "upscale": _UPSCALER,
     "xl_base": _SDXL,
     "xl_inpaint": _SDXL,
     "xl_refiner": replace(
         _SDXL,
         pipeline="StableDiffusionXLImg2ImgPipeline",
-        unet=_SDXL_REFINER_UNET,
-        text_encoders={"text_encoder_2": _OPENCLIP_BIG_G},
-        pads={"tokenizer_2": "!"},
+        denoiser=_SDXL_REFINER_UNET,
+        text_encoders={"text_encoder_2": OPENCLIP_BIG_G},
+        tokenizers={"tokenizer_2": OPENCLIP},
         index={
             **_SDXL_INDEX,
             "text_encoder": [None, None],

@@ -3,7 +3,6 @@
 import inspect
 import re
 import tempfile
-from collections.abc import Container
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from img2img.domain.model_config import ComponentSource
 
 from ...devices import GB, memory_in_words
 from ...errors import StartupError
+from .default_schedulers import default_scheduler
 from .locations import PipelineLocation, component_class, component_folder, components
 from .quantization import UNQUANTISED, Quantizer
 from .weight_files import check_folder, weight_bytes
 
+SCHEDULER_CONFIG = "scheduler_config.json"
 # Settings of the low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler.
 LOW_RES_SCHEDULER = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 # Weights that published files lack and that no forward pass uses.
@@ -53,10 +54,15 @@ def load_pipeline(
     """
     folder = location.folder()
     parameters = inspect.signature(kind.__init__).parameters
-    modules: dict[str, Any] = dict(loaded)
+    # diffusers requires most of the components that a model_index.json has as null.
+    absent = {name: None for name, value in location.index.items() if value == [None, None] and name in parameters}
+    modules: dict[str, Any] = absent | loaded
     is_variant = variant is None
     for name, (library, class_name) in components(location.index).items():
         if name in modules or name not in parameters:
+            continue
+        if name == "scheduler" and not (folder / name / SCHEDULER_CONFIG).is_file():
+            modules[name] = default_scheduler(location.index, folder)
             continue
         _check_component(folder, name)
         module = module_class(library, class_name, folder / name)
@@ -97,18 +103,17 @@ def load_component(kind: Any, folder: Path, dtype: torch.dtype, **quantised: Any
     return _load_module(kind, folder, dtype, None, **quantised)[0]
 
 
-def quantise(pipeline: DiffusionPipeline, dtype: torch.dtype, quantizer: Quantizer, given: Container[str] = ()) -> None:
-    """Quantise the components of a loaded pipeline, except for those whose names are given.
+def quantise(module: Any, dtype: torch.dtype, **quantised: Any) -> Any:
+    """Return the quantised copy of a loaded module.
 
     diffusers and transformers quantise only what they read from a folder, so the weights are written to one.
+
+    Args:
+        quantised: arguments of a quantizer.
     """
-    for name, module in pipeline.components.items():
-        if module is None or name in given:
-            continue
-        if quantised := quantizer.arguments(name, type(module)):
-            with tempfile.TemporaryDirectory() as folder:
-                module.save_pretrained(folder)
-                setattr(pipeline, name, load_component(type(module), Path(folder), dtype, **quantised))
+    with tempfile.TemporaryDirectory() as folder:
+        module.save_pretrained(folder)
+        return load_component(type(module), Path(folder), dtype, **quantised)
 
 
 def load_unet(source: ComponentSource, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -153,8 +158,8 @@ def _check_component(folder: Path, name: str) -> None:
     part = folder / name
     if not part.is_dir():
         raise StartupError(f"{folder} has no folder {name}: the download is incomplete; download it again")
-    if name.endswith("scheduler") and not (part / "scheduler_config.json").is_file():
-        raise StartupError(f"{part} has no scheduler_config.json: the download is incomplete; download it again")
+    if name.endswith("scheduler") and not (part / SCHEDULER_CONFIG).is_file():
+        raise StartupError(f"{part} has no {SCHEDULER_CONFIG}: the download is incomplete; download it again")
     # Without merges a tokenizer loads, and splits all words into letters.
     has_merges = (part / "merges.txt").is_file() or (part / "tokenizer.json").is_file()
     if name.startswith("tokenizer") and (part / "vocab.json").is_file() and not has_merges:

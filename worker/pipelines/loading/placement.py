@@ -43,6 +43,16 @@ class Placement:
         self._folder = _Folder(config.offload_folder) if config.offload_folder else None
 
     @property
+    def offloads(self) -> bool:
+        """Whether weights are not on the device all the time."""
+        return self._mode != "none"
+
+    @property
+    def splits_modules(self) -> bool:
+        """Whether layers of a module are offloaded one by one or in groups, and are there in their calls only."""
+        return self._mode in ("group", "layers")
+
+    @property
     def load_device(self) -> torch.device:
         """Device on which modules are loaded, before `put`."""
         return self.device if self._mode == "none" else torch.device("cpu")

@@ -83,7 +83,9 @@ def _why_no_weights(names: Collection[str]) -> str:
     if pickle := ending(*_PICKLES):
         return f"has only pickle files ({pickle}), which can run code and are not loaded; choose safetensors weights"
     if gguf := ending(".gguf"):
-        return f"has only GGUF weights ({gguf}), which are not supported; choose safetensors weights"
+        return (
+            f"has only GGUF weights ({gguf}); set `source` to that file, and `config` to the folder of the whole model"
+        )
     if other := ending(".safetensors"):
         return (
             f"has no weights in diffusers' format: {other} has another name than `model` or `diffusion_pytorch_model`"
@@ -133,8 +135,10 @@ def check_file(file: Path) -> None:
 def weight_bytes(folder: Path, bytes_per_value: int) -> int:
     """Return the memory that a safetensors file, or those below a folder, need with values of a given size.
 
-    Files of several variants of one component count once.
+    Files of several variants of one component count once. A GGUF file needs its size.
     """
+    if folder.suffix == ".gguf":
+        return folder.stat().st_size
     if folder.is_file():
         return _values(folder) * bytes_per_value
     return sum(_largest_variant(path, bytes_per_value) for path in {file.parent for file in _weights_below(folder)})

@@ -60,3 +60,8 @@ def _download(source: ComponentSource, default: str | None) -> Path:
 def _check_suffix(name: str) -> None:
     if not name.endswith(".safetensors"):
         raise StartupError(f"{name} is not a safetensors file; other formats are not supported")
+
+
+def is_single_file(source: ComponentSource) -> bool:
+    """Return whether a part is one file, and not a folder or a repository."""
+    return source.weight_name is not None or Path(source.source).expanduser().is_file()
