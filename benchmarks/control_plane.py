@@ -29,6 +29,7 @@ from img2img.redis.job_queue import JobQueue
 from img2img.settings import embedded_redis_socket
 from img2img.worker.engine.timeline import Timeline
 from img2img.worker.queue.batch_worker import BatchWorker
+from tests.support.fixed_models import FixedModels
 from tests.support.memory_store import MemoryStore
 
 PNG = b"an image"
@@ -60,9 +61,10 @@ class NoOpRunner:
     """A runner without a model, whose jobs take no time."""
 
     slots = 16
-    cards = (CARD,)
 
-    def prepare(self, _spec: JobSpec, _pngs: Mapping[str, bytes], indices: Sequence[int]) -> FinishedJob:
+    def prepare(
+        self, _spec: JobSpec, _pngs: Mapping[str, bytes], indices: Sequence[int], _model: object
+    ) -> FinishedJob:
         return FinishedJob(indices)
 
 
@@ -121,7 +123,8 @@ def _work(redis: Redis, queue: JobQueue, store: MemoryStore) -> None:
 
     thread = threading.Thread(target=stop)
     thread.start()
-    BatchWorker(redis, store, NoOpRunner(), lease_s=20).serve(lambda: True)  # type: ignore[arg-type]
+    models = FixedModels({CARD.name: SimpleNamespace(card=CARD)})
+    BatchWorker(redis, store, NoOpRunner(), models, lease_s=20).serve(lambda: True)  # type: ignore[arg-type]
     thread.join()
 
 

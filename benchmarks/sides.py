@@ -60,9 +60,9 @@ class Stock:
 def in_engine(model: Model, slots: int, jobs: Sequence[Job]) -> list[bytes]:
     """Run jobs on this project's engine as a worker does: the engine in one thread, PNG encoding in another."""
     engine = Engine(slots=slots)
-    runner = JobRunner(engine, {model.card.name: model})
+    runner = JobRunner(engine)
     ended: SimpleQueue[int] = SimpleQueue()
-    renderings = [runner.prepare(job.spec, {job.spec.inputs[0]: job.png}, [0]) for job in jobs]
+    renderings = [runner.prepare(job.spec, {job.spec.inputs[0]: job.png}, [0], model) for job in jobs]
     for i, rendering in enumerate(renderings):
         rendering.start(partial(ended.put, i))
     pngs: dict[int, bytes] = {}

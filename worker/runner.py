@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from img2img.domain.infotext import infotext
-from img2img.domain.model_card import ModelCard
 from img2img.domain.spec import GenerationSpec, JobSpec
 from img2img.errors import Cancelled, JobError
 
@@ -132,31 +131,26 @@ class Rendering:
 class JobRunner:
     """Prepares jobs for an engine that runs on another thread."""
 
-    def __init__(self, engine: Engine, models: Mapping[str, Model]) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._models = models
 
     @property
     def slots(self) -> int:
         return self._engine.slots
 
-    @property
-    def cards(self) -> list[ModelCard]:
-        return [model.card for model in self._models.values()]
-
-    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int]) -> Rendering:
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], model: Model) -> Rendering:
         """Decode the inputs of a job and return a rendering that is ready to start.
 
         Args:
             spec: the job.
             pngs: its input images, by sha256.
             indices: indices of the images to render.
+            model: the model that renders them.
 
         Raises:
             JobError: an input does not fit the job.
             DeviceLost: the device failed.
         """
-        model = self._models[spec.model]
         with _raising_device_lost():
             inputs = load_inputs(spec, pngs, model.annotators)
         return Rendering(self._engine, model, spec, inputs, indices)

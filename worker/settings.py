@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import ByteSize, Field, StringConstraints, field_validator
 
 from img2img.settings import SharedSettings
 
@@ -17,6 +17,17 @@ class WorkerSettings(SharedSettings):
     serve: Annotated[
         str | None,
         Field(description="Comma-separated models to serve. Unset: all models in the model file."),
+    ] = None
+    preload: Annotated[
+        str | None,
+        Field(description="Comma-separated models to load at the start; empty for none. Unset: the first model."),
+    ] = None
+    max_loaded_models: Annotated[
+        int | None, Field(ge=1, description="Maximum number of models in memory. Unset: as many as fit.")
+    ] = None
+    model_memory: Annotated[
+        ByteSize | None,
+        Field(gt=0, description="Maximum memory of the weights of all models, such as `20GB`. Unset: the free memory."),
     ] = None
     lease_s: Annotated[
         int,

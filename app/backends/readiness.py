@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from anyio import CapacityLimiter
@@ -12,15 +12,17 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import BlobStore, is_disk_full
+from img2img.domain.model_status import ModelState
 from img2img.errors import StorageFull
 from img2img.free_disk import FreeDisk
 from img2img.redis import outage
 from img2img.redis.clock import redis_clock
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.model_reports import WorkerReports
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.redis.worker_starts import WorkerStarts
 
-from ..schemas.responses import DependencyStatus, Readiness
+from ..schemas.responses import DependencyStatus, ModelAvailability, NamedModel, Readiness, by_model
 
 # A result is used for this long.
 MAX_AGE_S = 1.0
@@ -76,6 +78,7 @@ class RedisReadiness(NamedTuple):
     redis: DependencyStatus
     workers: DependencyStatus
     webhooks: DependencyStatus | None
+    models: Sequence[NamedModel] = ()
 
 
 class ReadinessChecks:
@@ -83,6 +86,7 @@ class ReadinessChecks:
 
     Args:
         outbox: None if the service sends no webhooks.
+        default_model: Returns the model of requests that name none. Raises RedisError.
         with_errors: Whether to report why workers did not start. A client without an API key learns no paths.
     """
 
@@ -95,12 +99,15 @@ class ReadinessChecks:
         store: BlobStore,
         free_disk: FreeDisk,
         *,
+        default_model: Callable[[], str],
         with_errors: bool,
     ) -> None:
         self._redis = redis
         self._models = models
         self._clock = redis_clock(redis)
         self._starts = starts
+        self._reports = WorkerReports(redis)
+        self._default_model = default_model
         self._with_errors = with_errors
         self._outbox = outbox
         self._store = store
@@ -113,23 +120,39 @@ class ReadinessChecks:
         """Return the state of all parts of the service, after at most `WAIT_S`."""
         found, store = await asyncio.gather(self._redis_check.read(), self._store_check.read())
         ready = found.redis.ok and store.ok and found.workers.ok
-        return Readiness(ready=ready, redis=found.redis, store=store, workers=found.workers, webhooks=found.webhooks)
+        return Readiness(
+            ready=ready,
+            redis=found.redis,
+            store=store,
+            workers=found.workers,
+            models=list(found.models),
+            webhooks=found.webhooks,
+        )
 
     def _check_redis(self) -> RedisReadiness:
         try:
             self._clock.now()
             outage.check_writable(self._redis)
-            live = self._models.live()
+            states, default = self._models.states(), self._default_model()
             starting = self._starts.all().values()
+            reports = self._reports.read(states).values()
             webhooks = self._check_webhooks(self._outbox) if self._outbox else None
         except RedisError as error:
             status = DependencyStatus(ok=False, detail=outage.reason_of(error) or type(error).__name__)
             return RedisReadiness(status, UNKNOWN, UNKNOWN if self._outbox else None)
-        names = {worker for workers in live.values() for worker in workers}
-        details = [f"{len(names)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
-        workers = DependencyStatus(ok=bool(names), detail="; ".join(details))
+        models = [
+            NamedModel(name=name, state=ModelAvailability.best_of(s.state for s in statuses), statuses=statuses)
+            for name, statuses in sorted(by_model(states, with_paths=self._with_errors).items())
+        ]
+        details = [f"{len(states)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
+        details += [notice for report in reports for notice in report.notices(with_reason=self._with_errors)]
+        # A default model that no worker knows may be served by one that starts later: its jobs wait.
+        has_failed = (default, ModelState.FAILED) in [(model.name, model.state) for model in models]
+        if has_failed:
+            details.append(f"the default model {default} could not be loaded")
+        workers = DependencyStatus(ok=bool(states) and not has_failed, detail="; ".join(details))
         detail = f"responds; {self._clock.warning}" if self._clock.warning else "responds"
-        return RedisReadiness(DependencyStatus(ok=True, detail=detail), workers, webhooks)
+        return RedisReadiness(DependencyStatus(ok=True, detail=detail), workers, webhooks, models)
 
     def _check_webhooks(self, outbox: WebhookOutbox) -> DependencyStatus:
         is_running, pending = outbox.has_dispatcher(), outbox.pending_count()

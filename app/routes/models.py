@@ -1,24 +1,49 @@
 """The models that the service offers."""
 
-from fastapi import APIRouter
+from typing import Annotated
 
-from img2img.domain.model_card import model_name
+from fastapi import APIRouter, Depends, Path
+from starlette.convertors import PathConvertor, register_url_convertor
 
-from ..dependencies import ModelsDep, QueueDep, SettingsDep
+from img2img.domain.model_config import ModelName
+from img2img.errors import NotFound
+
+from ..backends.model_overview import ModelOverview
+from ..dependencies import CallerDep, QueueDep, ServicesDep
 from ..openapi import operations as openapi
-from ..schemas.responses import ModelList, ServedModel
+from ..schemas.model_details import ModelDetails
+from ..schemas.responses import ModelList
 
 router = APIRouter(tags=["models"])
 
 
+class ModelNameConvertor(PathConvertor):
+    """A name with slashes, such as `org/name`, that is not followed by a part of the model, such as `/loras/ink`."""
+
+    regex = r"(?!.*/loras/[^/]*$)(?!.*/reset$).+"
+
+
+register_url_convertor("model", ModelNameConvertor())
+
+ModelPath = Annotated[ModelName, Path(alias="name", description="Name of the model; it may contain slashes.")]
+
+
+def _overview(services: ServicesDep, queue: QueueDep, caller: CallerDep) -> ModelOverview:
+    return ModelOverview(services.redis, queue, services.default_model.name, is_admin=caller.may_administer)
+
+
+OverviewDep = Annotated[ModelOverview, Depends(_overview)]
+
+
 @router.get("/models", operation_id="list_models", responses=openapi.problems(503))
-def list_models(models: ModelsDep, queue: QueueDep, settings: SettingsDep) -> ModelList:
-    """List the models that live workers serve, and the capabilities of each."""
-    cards = models.known()
-    default = model_name(settings.model)
-    return ModelList(
-        models=[
-            ServedModel(**cards[name].model_dump(), workers=workers, queued=queue.depth(name), default=name == default)
-            for name, workers in sorted(models.live().items())
-        ]
-    )
+def list_models(overview: OverviewDep) -> ModelList:
+    """List the models that live workers serve, with the capabilities of each, and those that are being loaded."""
+    return overview.read_all()
+
+
+@router.get("/models/{name:model}", operation_id="get_model", responses=openapi.problems(404, 422, 503))
+def get_model(name: ModelPath, overview: OverviewDep) -> ModelDetails:
+    """Return one model: its state on each worker, its capabilities, and how requests have changed it."""
+    if not overview.exists(name):
+        raise NotFound(f"There is no model {name}.")
+    return overview.status(name)

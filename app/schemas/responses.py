@@ -1,6 +1,6 @@
 """Response bodies: jobs, models, uploaded images and health."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -10,9 +10,13 @@ from pydantic import BaseModel, Field
 
 from img2img.domain.job import ImageInfo, JobFailure, JobRecord, JobStatus, Priority
 from img2img.domain.model_card import ModelCard, WorkerThroughput
+from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Delivery, DeliveryStatus, Event
+from img2img.printable import without_paths
 from img2img.redis.fair_queue import QueuePosition
+
+from .model_details import ModelDetails
 
 EXAMPLE_JOB_ID = "3f0c9a52d7e84b6ea1c5f2b8d9036e71"
 EXAMPLE_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -222,7 +226,61 @@ class DryRunResult(BaseModel):
     eta_s: EtaS
 
 
-class ServedModel(ModelCard):
+class WorkerModel(BaseModel):
+    """A model in one worker."""
+
+    worker: Annotated[str, Field(examples=["gpu-1-4711-5be0"])]
+    state: Annotated[
+        ModelState,
+        Field(description="`loaded`: jobs start at once. `unloaded`: its weights are loaded when jobs need them."),
+    ]
+    percent: Annotated[
+        int | None,
+        Field(description="While it is `loading`: part of the weights that was read or downloaded.", examples=[43]),
+    ] = None
+    disk_bytes: Annotated[int | None, Field(description="Size of its weight files.")] = None
+    memory_bytes: Annotated[int | None, Field(description="Memory that its weights take, or will take.")] = None
+    error: Annotated[
+        str | None,
+        Field(description="Why it could not be loaded. Paths are left out unless the caller may see all jobs."),
+    ] = None
+
+    @classmethod
+    def from_status(cls, worker: str, status: ModelStatus, *, with_paths: bool) -> Self:
+        """Return the state of a model in a worker."""
+        error = status.error if with_paths or status.error is None else without_paths(status.error)
+        return cls(worker=worker, **status.model_dump(exclude={"error"}), error=error)
+
+
+class ModelAvailability(BaseModel):
+    """Where a model is loaded."""
+
+    state: Annotated[ModelState, Field(description="The best state in any worker.")]
+    statuses: Annotated[list[WorkerModel], Field(description="The state in each live worker.")]
+
+    @staticmethod
+    def best_of(states: Iterable[ModelState]) -> ModelState:
+        """Return the state that serves jobs soonest."""
+        return min(states, key=_BY_READINESS.index)
+
+
+_BY_READINESS = (ModelState.LOADED, ModelState.LOADING, ModelState.UNLOADED, ModelState.FAILED)
+
+
+def by_model(states: Mapping[str, Mapping[str, ModelStatus]], *, with_paths: bool) -> dict[str, list[WorkerModel]]:
+    """Return the states of models in workers, by model.
+
+    Args:
+        states: By worker and model.
+    """
+    found: dict[str, list[WorkerModel]] = {}
+    for worker, statuses in states.items():
+        for name, status in statuses.items():
+            found.setdefault(name, []).append(WorkerModel.from_status(worker, status, with_paths=with_paths))
+    return found
+
+
+class ServedModel(ModelAvailability, ModelCard):
     """A model that at least one live worker serves."""
 
     workers: Annotated[list[str], Field(examples=[["gpu-1-4711-5be0"]])]
@@ -231,9 +289,19 @@ class ServedModel(ModelCard):
 
 
 class ModelList(BaseModel):
-    """The models that live workers serve."""
+    """The models that live workers serve, and those that they do not serve yet."""
 
     models: list[ServedModel]
+    pending: Annotated[
+        list[ModelDetails],
+        Field(
+            description="Models that no live worker serves as they are defined now: they are being loaded or failed."
+        ),
+    ] = []
+    notices: Annotated[
+        list[str],
+        Field(description="Model files of workers that are invalid since their last change, and therefore ignored."),
+    ] = []
 
 
 class Liveness(BaseModel):
@@ -249,13 +317,25 @@ class DependencyStatus(BaseModel):
     detail: Annotated[str, Field(examples=["responds"])]
 
 
+class NamedModel(ModelAvailability):
+    """A model by its name, and where it is loaded."""
+
+    name: str
+
+
 class Readiness(BaseModel):
     """Whether a job submitted now would be run."""
 
     ready: bool
     redis: DependencyStatus
     store: DependencyStatus
-    workers: DependencyStatus
+    workers: Annotated[
+        DependencyStatus,
+        Field(description="Whether a worker is live, and the default model is loaded or can be loaded."),
+    ]
+    models: Annotated[
+        list[NamedModel], Field(description="The models of live workers, also those that could not be loaded.")
+    ] = []
     webhooks: Annotated[
         DependencyStatus | None,
         Field(

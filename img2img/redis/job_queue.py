@@ -1,7 +1,7 @@
 """The queue of jobs: one RQ queue per model, whose entries are job ids. Everything else is in the job record."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cache
 from itertools import chain
@@ -31,6 +31,8 @@ MAX_ATTEMPTS = 3
 WORKER_LOST = JobFailure(
     code="worker_lost", message=f"the workers that ran this job were lost {MAX_ATTEMPTS} times; it is not retried"
 )
+# The reason is added to the message.
+MODEL_UNAVAILABLE = JobFailure(code="model_unavailable", message="no worker can load the model")
 DEADLINE_EXCEEDED = JobFailure(code="deadline_exceeded", message="the job was not done by its deadline")
 
 
@@ -248,6 +250,32 @@ class JobQueue:
         elif record.execution is not None and record.worker is not None:
             send_stop_command(self._redis, record.worker, job_id, record.execution)
         return record
+
+    def fail_queued(self, job_id: str, failure: JobFailure) -> bool:
+        """Fail a job that no worker runs. Returns False if it was claimed or has ended since."""
+        record = self.job_store.get(job_id)
+        if record is None or record.status is not JobStatus.QUEUED or not self._queue(record.spec.model).remove(job_id):
+            return False
+        failed = self.job_store.fail(job_id, failure)
+        self._redis.delete(rq_job_key(job_id))
+        return failed
+
+    def oldest(self, models: Sequence[str]) -> dict[str, float]:
+        """Return the time of submission of the first job in each queue that has any, by model."""
+        if not models:
+            return {}
+        with self._redis.pipeline(transaction=False) as pipe:
+            for model in models:
+                pipe.lindex(self._queue(model).key, 0)
+            first = {model: job_id for model, job_id in zip(models, pipe.execute(), strict=True) if job_id}
+            for job_id in first.values():
+                pipe.hget(JOB.format(id=decode(job_id)), "created_at")
+            times = pipe.execute() if first else []
+        return {model: float(time or 0) for model, time in zip(first, times, strict=True)}
+
+    def queued_ids(self, model: str) -> list[str]:
+        """Return the ids of the jobs that wait for a model, oldest first."""
+        return list(map(decode, self._redis.lrange(self._queue(model).key, 0, -1)))
 
     def cancel_submitted_with(self, key: ApiKey) -> int:
         """Cancel the unfinished jobs that a revoked API key has submitted. Returns their number.

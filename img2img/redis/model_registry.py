@@ -1,14 +1,22 @@
 """The models that workers serve."""
 
-from collections.abc import Iterable
+import json
+import logging
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
+from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import ResponseError
 
 from img2img.domain.model_card import ModelCard, WorkerThroughput
+from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.redis import keys
 from img2img.redis.decode import decode
+
+log = logging.getLogger(__name__)
+
+LOADED = ModelStatus(state=ModelState.LOADED)
 
 
 class ModelRegistry:
@@ -17,11 +25,29 @@ class ModelRegistry:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    def register(self, worker: str, cards: Iterable[ModelCard], ttl_s: int) -> None:
-        """Register a worker and its models for ttl_s seconds. Repeat this before they are over."""
+    def register(
+        self,
+        worker: str,
+        cards: Iterable[ModelCard],
+        ttl_s: int,
+        statuses: Mapping[str, ModelStatus] | None = None,
+    ) -> None:
+        """Register a worker and its models for ttl_s seconds. Repeat this before they are over, and after changes.
+
+        Args:
+            statuses: States of the models, by name; also of those without a card. Default: all are loaded.
+        """
         cards = list(cards)
+        if statuses is None:
+            statuses = {card.name: LOADED for card in cards}
         with self._redis.pipeline() as pipe:
-            pipe.hset(keys.MODEL_CARDS, mapping={card.name: card.model_dump_json() for card in cards})
+            if cards:
+                pipe.hset(keys.MODEL_CARDS, mapping={card.name: card.model_dump_json() for card in cards})
+            pipe.set(
+                keys.WORKER_MODEL_STATES.format(worker=worker),
+                json.dumps({name: status.model_dump(mode="json") for name, status in statuses.items()}),
+                ex=ttl_s,
+            )
             pipe.set(keys.WORKER_MODELS.format(worker=worker), "\n".join(card.name for card in cards), ex=ttl_s)
             pipe.sadd(keys.WORKERS, worker)
             pipe.execute()
@@ -40,43 +66,106 @@ class ModelRegistry:
     def unregister(self, worker: str) -> None:
         """Remove a worker that stops."""
         with self._redis.pipeline() as pipe:
-            pipe.delete(keys.WORKER_MODELS.format(worker=worker), keys.WORKER_THROUGHPUT.format(worker=worker))
+            pipe.delete(
+                *(
+                    key.format(worker=worker)
+                    for key in (keys.WORKER_MODELS, keys.WORKER_MODEL_STATES, keys.WORKER_THROUGHPUT)
+                )
+            )
             pipe.srem(keys.WORKERS, worker)
             pipe.execute()
 
     def known(self) -> dict[str, ModelCard]:
         """Return the cards of all models that were ever registered, by name.
 
-        Jobs for a model without live workers wait until one starts.
+        Jobs for a model without live workers wait until one starts. A card of another version is read as far as this
+        version understands it.
         """
-        cards = self._redis.hgetall(keys.MODEL_CARDS)
-        return {decode(name): ModelCard.model_validate_json(card) for name, card in cards.items()}
+        cards = {decode(name): _read_card(card) for name, card in self._redis.hgetall(keys.MODEL_CARDS).items()}
+        return {name: card for name, card in cards.items() if card is not None}
 
     def find(self, name: str) -> ModelCard | None:
         """Return the card of a model that was ever registered, if there is one."""
         card = self._redis.hget(keys.MODEL_CARDS, name)
-        return None if card is None else ModelCard.model_validate_json(card)
+        return None if card is None else _read_card(card)
 
     def known_names(self) -> list[str]:
         """Return the names of all models that were ever registered."""
         return sorted(map(decode, self._redis.hkeys(keys.MODEL_CARDS)))
 
+    def forget(self, name: str) -> None:
+        """Remove the card of a model, so that requests for it are rejected."""
+        self._redis.hdel(keys.MODEL_CARDS, name)
+
     def live(self) -> dict[str, list[str]]:
-        """Return the models that live workers serve, each with the names of its workers."""
+        """Return the models that live workers serve, each with the names of its workers.
+
+        Not all of them need be loaded: see `states`.
+        """
+        served: dict[str, list[str]] = {}
+        for worker, names in self._live_workers().items():
+            for name in names:
+                served.setdefault(name, []).append(worker)
+        return served
+
+    def states(self) -> dict[str, dict[str, ModelStatus]]:
+        """Return the states of the models in each live worker, by worker and model."""
+        workers = self._live_workers()
+        if not workers:
+            return {}
+        reports = self._redis.mget([keys.WORKER_MODEL_STATES.format(worker=worker) for worker in workers])
+        return {
+            # A worker of an earlier version loads all of its models, and reports no states.
+            worker: dict.fromkeys(names, LOADED) if report is None else _read_statuses(report)
+            for (worker, names), report in zip(workers.items(), reports, strict=True)
+        }
+
+    def reserve_load(self, model: str, worker: str, ttl_s: int) -> bool:
+        """Reserve the loading of a model for ttl_s seconds, so that two workers do not load it for the same jobs."""
+        return bool(self._redis.set(keys.MODEL_LOAD.format(model=model), worker, nx=True, ex=ttl_s))
+
+    def _live_workers(self) -> dict[str, list[str]]:
+        """Return the names of the models of each live worker."""
         workers = sorted(map(decode, self._redis.smembers(keys.WORKERS)))
         if not workers:
             return {}
-        served: dict[str, list[str]] = {}
-        expired = []
         models = self._redis.mget([keys.WORKER_MODELS.format(worker=worker) for worker in workers])
-        for worker, names in zip(workers, models, strict=True):
-            if names is None:
-                expired.append(worker)
-                continue
-            for name in decode(names).split("\n"):
-                served.setdefault(name, []).append(worker)
-        if expired:
+        found = dict(zip(workers, models, strict=True))
+        if expired := [worker for worker, names in found.items() if names is None]:
             # Redis may reject writes, and answer reads.
             with suppress(ResponseError):
                 self._redis.srem(keys.WORKERS, *expired)
-        return served
+        return {
+            worker: list(filter(None, decode(names).split("\n")))
+            for worker, names in found.items()
+            if names is not None
+        }
+
+
+def _read_card(card: bytes | str) -> ModelCard | None:
+    """Read a card without the items of its lists that this version does not know; None if the rest is no card."""
+    content = json.loads(card)
+    while True:
+        try:
+            return ModelCard.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+        path = list(first["loc"])
+        while path and not isinstance(path[-1], int):
+            path.pop()
+        if not path:
+            log.warning("the card of %s cannot be read by this version: %s", content.get("name"), first["msg"])
+            return None
+        items = content
+        for step in path[:-1]:
+            items = items[step]
+        del items[path[-1]]
+
+
+def _read_statuses(report: bytes | str) -> dict[str, ModelStatus]:
+    """Read the states of a worker, without those that this version does not know."""
+    statuses = {}
+    for name, status in json.loads(report).items():
+        with suppress(ValidationError):
+            statuses[name] = ModelStatus.model_validate(status)
+    return statuses

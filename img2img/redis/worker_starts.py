@@ -22,6 +22,8 @@ class WorkerStart(BaseModel):
     # Bytes of files that are being downloaded from the model hub.
     downloaded: int = 0
     download_size: int = 0
+    # Part of the weights of the model that is being loaded, if that is known.
+    percent: int | None = None
     # Why the worker could not start.
     error: str | None = None
     # Whether the start before this one ended without a reason, as when the system kills a process.
@@ -36,7 +38,8 @@ class WorkerStart(BaseModel):
         if self.error is not None:
             return f"cannot start: {self.error}" if with_error else "cannot start: the reason is in its log"
         killed = "; its last start was killed while loading: out of memory?" if self.was_killed else ""
-        return f"{self.stage}{self._download()}, {self.seconds} s{killed}"
+        read = f": {self.percent} % read" if self.percent is not None and not self.downloaded else ""
+        return f"{self.stage}{self._download()}{read}, {self.seconds} s{killed}"
 
     def _download(self) -> str:
         if not self.downloaded:

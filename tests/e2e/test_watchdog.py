@@ -27,10 +27,10 @@ def run_worker_that_hangs(environment: dict[str, str], log: str) -> None:
     """Run a worker whose denoiser hangs in a call with a row above timestep 900."""
     import torch
 
-    import img2img.worker.__main__
     from img2img.domain.spec import Scheduler, Task
+    from img2img.worker.runtime import model_loader
 
-    load_model = img2img.worker.__main__.load_model
+    load_model = model_loader.load_model
 
     def load(*args: Any, **kwargs: Any) -> Any:
         model = load_model(*args, **kwargs)
@@ -46,9 +46,9 @@ def run_worker_that_hangs(environment: dict[str, str], log: str) -> None:
         return model
 
     ready = threading.Event()
-    warm_up = img2img.worker.__main__.warm_up
-    img2img.worker.__main__.load_model = load
-    img2img.worker.__main__.warm_up = lambda *args: (warm_up(*args), ready.set())  # type: ignore[assignment]
+    warm_up = model_loader.warm_up
+    model_loader.load_model = load
+    model_loader.warm_up = lambda *args: (warm_up(*args), ready.set())  # type: ignore[assignment]
     run_worker(environment, log)
 
 

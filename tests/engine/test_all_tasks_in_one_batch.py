@@ -117,8 +117,8 @@ def encoded(image: Image.Image) -> bytes:
 def run_jobs(model: Model, blobs: dict[str, bytes], *specs: JobSpec) -> tuple[Counter[str], list[np.ndarray]]:
     """Run the jobs in one engine; return the calls by gate and the pixels of the results."""
     engine = Engine(slots=64)
-    runner = JobRunner(engine, {"tiny": model})
-    running = [runner.prepare(spec, blobs, range(1)) for spec in specs]
+    runner = JobRunner(engine)
+    running = [runner.prepare(spec, blobs, range(1), model) for spec in specs]
     for rendering in running:
         rendering.start(lambda: None)
     engine.shut_down()

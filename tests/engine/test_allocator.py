@@ -14,6 +14,7 @@ from img2img.worker.pipelines.model import load_model
 from img2img.worker.queue.batch_worker import BatchWorker
 from img2img.worker.queue.execution import ExecutionState, JobExecution
 from img2img.worker.runner import JobRunner
+from tests.support.fixed_models import FixedModels
 from tests.support.processes import MODEL, Service, wait_for
 
 FREE_MOST_ALLOCATIONS = """
@@ -50,8 +51,8 @@ def test_ended_job_is_freed_without_garbage_collector(
     end: JobStatus, idle_service: Service, model_folder: Path, no_collector: None
 ) -> None:
     engine = Engine(slots=2)
-    runner = JobRunner(engine, {MODEL: load_model(config_for(str(model_folder)), device="cpu")})
-    worker = BatchWorker(idle_service.redis, idle_service.store, runner, lease_s=20)
+    models = FixedModels({MODEL: load_model(config_for(str(model_folder)), device="cpu")})
+    worker = BatchWorker(idle_service.redis, idle_service.store, JobRunner(engine), models, lease_s=20)
     job_id = idle_service.submit(num_images=2)
     assert worker._fetcher.fetch_one()
     [execution] = worker._in_flight.values()
@@ -70,5 +71,6 @@ def test_ended_job_is_freed_without_garbage_collector(
     worker._finisher.run()
     worker._loaders.shutdown()
     assert idle_service.record(job_id).status is end
+    assert models.leases == 0
     del execution, rendering, parts
     assert [ref() for ref in refs if ref() is not None] == []

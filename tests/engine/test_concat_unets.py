@@ -12,14 +12,14 @@ from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
-from img2img.worker.__main__ import warm_up
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.task import EngineTask
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.model import Model, load_model
-from tests.support.engines import run_together
+from img2img.worker.runtime.model_loader import warm_up
+from tests.support.engines import run_together, running_engine
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl, tiny_unet
 from tests.support.specs import make_spec
 
@@ -146,7 +146,8 @@ def test_model_with_concat_unet_supports_only_its_task(
         pipeline.save_pretrained(tmp_path / name)
         model = load_model(ModelConfig(name=name, source=str(tmp_path / name)), device="cpu")
         assert model.card.tasks == (task,)
-        warm_up(model, Engine(slots=1))
+        with running_engine() as engine:
+            warm_up(model, engine)
         spec = edit() if task is Task.EDIT else inpaint()
         [result] = run_together(model, [(spec, served.inputs())])
         assert np.abs(result.astype(int) - served.reference(spec)).max() <= 1

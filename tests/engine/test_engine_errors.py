@@ -107,10 +107,10 @@ def jobs() -> list[JobSpec]:
 def run(model: Model, specs: list[JobSpec]) -> list[np.ndarray | JobError]:
     """Run the jobs in one engine, and return the pixels or the error of each."""
     engine = Engine(slots=8)
-    runner = JobRunner(engine, {spec.model: model for spec in specs})
+    runner = JobRunner(engine)
     png = BytesIO()
     Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB").save(png, "PNG")
-    renderings = [runner.prepare(spec, {spec.inputs[0]: png.getvalue()}, [0]) for spec in specs]
+    renderings = [runner.prepare(spec, {spec.inputs[0]: png.getvalue()}, [0], model) for spec in specs]
     for rendering in renderings:
         rendering.start(lambda: None)
     engine.shut_down()

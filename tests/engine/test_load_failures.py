@@ -6,7 +6,6 @@ import logging
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -21,11 +20,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.telemetry.logging import make_handler
-from img2img.worker.__main__ import run_engine, warm_up
-from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.loading.failures import reporting_failures
+from img2img.worker.pipelines.loading.weightless import WeightFiles
 from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.runtime.model_loader import ModelLoader, warm_up
+from tests.support.engines import running_engine
 from tests.support.models.load_failures import load_failure
 from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_annotators import tiny_depth
@@ -395,12 +395,12 @@ def test_out_of_memory_names_the_memory(folder: Path, monkeypatch: pytest.Monkey
 def test_failure_of_the_warm_up(folder: Path) -> None:
     encoder = CLIPTextModel(text_config(hidden=16))
     encoder.save_pretrained(folder / "text_encoder")
-    loaded: Future[list[Model]] = Future()
     stages: list[str] = []
-    run_engine(Engine(slots=1), "cpu", [ModelConfig(name="photo", source=str(folder))], loaded, stages.append)
+    with running_engine() as engine:
+        loader = ModelLoader(engine, "cpu", stages.append)
+        with pytest.raises(StartupError, match=r"^cannot warm up model 'photo': RuntimeError: .*shapes"):
+            loader.load(ModelConfig(name="photo", source=str(folder)), WeightFiles())
     assert stages == ["loading photo on cpu", "warming up photo"]
-    with pytest.raises(StartupError, match=r"^cannot warm up model 'photo': RuntimeError: .*shapes"):
-        loaded.result(0)
 
 
 def test_weights_with_the_names_of_early_releases_are_complete(folder: Path) -> None:
@@ -450,7 +450,8 @@ def test_preview_and_warm_up_of_a_model_with_a_tiny_autoencoder(folder: Path) ->
     edit_json(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
     served = load(folder)
     served.fit_preview()
-    warm_up(served, Engine(slots=1))
+    with running_engine() as engine:
+        warm_up(served, engine)
     assert served.preview is not None
     assert served.preview.jpeg(torch.zeros(1, 4, 8, 8))
 

@@ -67,12 +67,12 @@ def upscaling(model: Model, times: int) -> Tiling:
 
 
 def start_jobs(engine: Engine, model: Model, jobs: Sequence[tuple[JobSpec, Image.Image]]) -> list[Rendering]:
-    runner = JobRunner(engine, {"tiny": model})
+    runner = JobRunner(engine)
     running = []
     for spec, image in jobs:
         file = io.BytesIO()
         image.save(file, "PNG")
-        running.append(runner.prepare(spec, {IMAGE: file.getvalue()}, range(spec.num_images)))
+        running.append(runner.prepare(spec, {IMAGE: file.getvalue()}, range(spec.num_images), model))
         running[-1].start(lambda: None)
     return running
 

@@ -120,15 +120,15 @@ def test_readiness_is_reported_in_time_while_the_store_hangs(hung: httpx.Client)
 
 def test_readiness_checks_of_many_clients_are_one_check(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = []
-    live = ModelRegistry.live
+    states = ModelRegistry.states
 
     def counted(self: ModelRegistry) -> object:
         checks.append(None)
         time.sleep(0.3)
-        return live(self)
+        return states(self)
 
     monkeypatch.setattr(readiness, "MAX_AGE_S", 1.0)
-    monkeypatch.setattr(ModelRegistry, "live", counted)
+    monkeypatch.setattr(ModelRegistry, "states", counted)
     with in_parallel(http, "/readyz") as responses:
         pass
     assert {response.result()[0].status_code for response in responses} == {200}

@@ -223,7 +223,14 @@ def test_models_lists_those_of_live_workers(http: httpx.Client, redis: Redis, su
         ("ddim-only", ["test-worker"], 0, False),
         ("demo", ["second", "test-worker"], 1, True),
     ]
-    assert models[0] == DDIM_ONLY.model_dump(mode="json") | {"workers": ["test-worker"], "queued": 0, "default": False}
+    [status] = models[0].pop("statuses")
+    assert (status["worker"], status["state"]) == ("test-worker", "loaded")
+    assert models[0] == DDIM_ONLY.model_dump(mode="json") | {
+        "state": "loaded",
+        "workers": ["test-worker"],
+        "queued": 0,
+        "default": False,
+    }
     registry.unregister("test-worker")
     registry.unregister("second")
     assert http.get("/models").json() == {"models": []}

@@ -22,6 +22,7 @@ from img2img.worker.engine.timeline import Timeline
 from img2img.worker.queue.batch_worker import BatchWorker
 from img2img.worker.queue.execution import ExecutionState, JobExecution
 from img2img.worker.queue.retention import Retention
+from tests.support.fixed_models import FixedModels
 from tests.support.images import encoded, gradient
 from tests.support.memory_store import MemoryStore
 from tests.support.processes import MODEL, SIDE, Service, wait_for
@@ -58,9 +59,9 @@ class FakeRunner:
     """A runner whose jobs run until the test ends them."""
 
     slots = 4
-    cards = [SimpleNamespace(name=MODEL)]
+    names = [MODEL]
 
-    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int]) -> FakeRendering:
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], model: Any) -> FakeRendering:
         return FakeRendering(indices)
 
 
@@ -76,7 +77,7 @@ class InstantRunner(FakeRunner):
     def __init__(self, error: JobError | None) -> None:
         self.error = error
 
-    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int]) -> FakeRendering:
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], model: Any) -> FakeRendering:
         rendering = InstantRendering(indices)
         rendering.error = self.error
         return rendering
@@ -104,7 +105,9 @@ def make_worker(idle_service: Service) -> Iterator[Callable[..., BatchWorker]]:
     def make(runner: Any = None, store: MemoryStore | None = None) -> BatchWorker:
         store = store or MemoryStore()
         store.put(input_key(idle_service.image), idle_service.input)
-        worker = BatchWorker(idle_service.redis, store, runner or FakeRunner(), lease_s=20)
+        runner = runner or FakeRunner()
+        models = FixedModels({name: SimpleNamespace(card=SimpleNamespace(name=name)) for name in runner.names})
+        worker = BatchWorker(idle_service.redis, store, runner, models, lease_s=20)
         workers.append(worker)
         return worker
 
@@ -273,7 +276,7 @@ def test_job_on_last_attempt_runs_alone(idle_service: Service, make_worker: Call
 
 
 class ServesTwoModels(FakeRunner):
-    cards = [SimpleNamespace(name="other"), SimpleNamespace(name=MODEL)]
+    names = ["other", MODEL]
 
 
 def test_worker_fetches_from_models_in_rotation(idle_service: Service, make_worker: Callable[..., BatchWorker]) -> None:

@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.model import Model
 from img2img.worker.runner import to_pixels
+from img2img.worker.runtime.engine_thread import start_engine
 
 
 def random_tensor(seed: int, width: int, height: int) -> torch.Tensor:
@@ -51,6 +53,16 @@ def run_functions(functions: Sequence[TaskFunction], engine: Engine) -> list[tor
         if task.error is not None:
             raise task.error
     return [task.result for task in tasks]
+
+
+@contextmanager
+def running_engine(slots: int = 1) -> Iterator[Engine]:
+    """Yield an engine that runs on its own thread."""
+    engine = Engine(slots=slots)
+    thread = start_engine(engine)
+    yield engine
+    engine.shut_down()
+    thread.join()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -28,6 +28,7 @@ from img2img.worker.queue.execution import (
     StorageUnavailable,
 )
 from tests.support.damage import DAMAGES, flip_bit
+from tests.support.fixed_models import FixedModels
 from tests.support.images import encoded, gradient
 from tests.support.memory_store import MemoryStore
 from tests.support.specs import make_spec
@@ -98,7 +99,7 @@ class FakeRunner:
         self.may_return.set()
         self.rendering: FakeRendering | None = None
 
-    def prepare(self, _spec: object, _pngs: object, indices: list[int]) -> FakeRendering:
+    def prepare(self, _spec: object, _pngs: object, indices: list[int], _model: object) -> FakeRendering:
         self.is_preparing.set()
         self.may_return.wait()
         if self.error is not None:
@@ -140,7 +141,10 @@ def make_execution(store: MemoryStore, *, attempts: int = 1, **changes: Any) -> 
         store.put(input_key(digest), INPUT)
     rendered: list[JobExecution] = []
     record = JobRecord(id="a", status=JobStatus.RUNNING, spec=spec, created_at=0.0, attempts=attempts)
-    execution = JobExecution(SimpleNamespace(), SimpleNamespace(), SimpleNamespace(id="e"), record, rendered.append)
+    lease = FixedModels({spec.model: SimpleNamespace()}).lease(spec.model)
+    execution = JobExecution(
+        SimpleNamespace(), SimpleNamespace(), SimpleNamespace(id="e"), record, lease, rendered.append
+    )
     return execution, rendered
 
 

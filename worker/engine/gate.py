@@ -1,5 +1,6 @@
 """Gates: replacements for module functions that suspend the calling task until the engine has run a batch."""
 
+import itertools
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,9 @@ class Parked:
         return self.call.rows
 
 
+_numbers = itertools.count()
+
+
 class Gate:
     """Replaces a function of a shared module: suspends the calling task until the engine has run its call.
 
@@ -78,6 +82,8 @@ class Gate:
     ) -> None:
         self.name = name
         self.run = run
+        # Not its `id`, which another gate may get once the model of this one was unloaded.
+        self._number = next(_numbers)
         self._ignore = frozenset(ignore)
         self._shared = frozenset(shared)
         self._memory: LRUCache[Hashable, Any] | None = (
@@ -89,7 +95,7 @@ class Gate:
         current = getcurrent()
         if not isinstance(current, TaskGreenlet):
             return self.run(*args, **kwargs)
-        call = make_call(id(self), args, kwargs, self._shared)
+        call = make_call(self._number, args, kwargs, self._shared)
         if self._memory is None:
             return current.park(self, call)
         key = (call.signature, *(_digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))

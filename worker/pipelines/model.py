@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -32,9 +33,11 @@ from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation, components
 from .loading.placement import Placement
-from .loading.quantization import Quantizer
+from .loading.quantization import Quantizer, saved_bytes
 from .loading.single_file import find_checkpoint
 from .loading.vae_files import load_vae
+from .loading.weightless import WeightFiles, without_weights
+from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
@@ -116,9 +119,33 @@ class Model:
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
         return pipeline
 
-    def close(self) -> None:
-        """Remove the hooks and files of `offload`. The model cannot be used afterwards."""
-        self._placement.close()
+    def modules(self) -> list[torch.nn.Module]:
+        """Return all modules with weights. Some share theirs."""
+        pipelines = [*self._pipelines.values(), *self._controlnets.pipelines.values()]
+        pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
+        parts = [part for pipeline in pipelines for part in pipeline.components.values()]
+        parts += [*self._controlnets.modules, *(annotator.model for annotator in self.annotators.values())]
+        parts += self.adapters.weights
+        return [part for part in parts if isinstance(part, torch.nn.Module)]
+
+    def saved_bytes(self, config: ModelConfig) -> int:
+        """Return by how many bytes the weights of a model without weights become smaller by `quantize`."""
+        quantizer = Quantizer(kinds=config.quantize)
+        components = next(iter(self._pipelines.values())).components
+        return sum(
+            saved_bytes(module, kind)
+            for name, module in components.items()
+            if isinstance(module, torch.nn.Module) and (kind := quantizer.kind_of(name))
+        )
+
+    def dismantle(self) -> None:
+        """Free the weights. No job may use the model any more.
+
+        Modules and their gates refer to each other. The garbage collector would free them, but it takes a quarter of a
+        second for all models and libraries, in which no thread runs, and they are excluded from it: see `freeze_gc`.
+        """
+        for part in {part for module in self.modules() for part in module.modules()}:
+            part.__dict__.clear()
 
     @torch.inference_mode()
     def set_loras(self, loras: Mapping[str, ComponentSource], files: Mapping[str, Path] | None = None) -> None:
@@ -138,11 +165,43 @@ class Model:
         self.adapters = self.adapters.with_loras(loras, files)
         self.card = self.adapters.add_to_card(self.card, self._pipelines)
 
+    def close(self) -> None:
+        """Remove the hooks and files of `offload`. The model cannot be used afterwards."""
+        self._placement.close()
+
     @torch.inference_mode()
     def fit_preview(self) -> None:
         """Fit the preview of latents to the VAE."""
         if not self.is_video_vae:
             self.preview = LatentPreview.fit(self.vae, self.device, self.dtype)
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Card and size of a model, known before its weights are loaded.
+
+    Attributes:
+        card: equal to the card of the loaded model.
+        disk_bytes: size of its weight files; None if some of them are not downloaded yet.
+        memory_bytes: size that its weights will have in memory.
+    """
+
+    card: ModelCard
+    disk_bytes: int | None
+    memory_bytes: int
+
+
+def describe_model(config: ModelConfig, *, device: str) -> ModelDescription:
+    """Describe a model that `load_model` would load on `device`, without reading its weights.
+
+    Raises:
+        StartupError: if the model is not supported, or files are missing or damaged.
+    """
+    files = WeightFiles()
+    with without_weights(files):
+        model = load_model(config, device=device)
+    memory = sum(size for _, size in tensor_sizes(model.modules()).values()) - model.saved_bytes(config)
+    return ModelDescription(model.card, files.size if files.is_complete else None, memory + model.adapters.file_bytes)
 
 
 def load_model(config: ModelConfig, *, device: str) -> Model:

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,8 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, WorkerStatus
 
 from img2img.blobs import BlobStore
+from img2img.domain.model_card import ModelCard
+from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.rq_adapter import InertJob, rq_queue
@@ -38,9 +40,11 @@ from .heartbeat import Heartbeat
 from .job_fetcher import JobFetcher
 from .job_metrics import JobMetrics
 from .leases import release_lease
+from .model_placement import ModelPlacement
 from .progress import ProgressPublisher
 from .reaper import Reaper
 from .retention import Retention
+from .served_models import ServedModels
 from .throughput import ThroughputMeter
 
 if TYPE_CHECKING:
@@ -52,15 +56,18 @@ IDLE_S = 0.02  # pause between polls of the queues
 OUTAGE_S = 0.5  # pause while Redis is unreachable
 SECOND_SIGNAL_S = 1  # a second signal sooner than this is the same Ctrl-C, delivered twice
 LOADER_THREADS = 2
+PLACEMENT_INTERVAL_S = 0.25  # between looks at the queues of models that are not loaded
+LOG_S = 10.0  # between lines about the progress of loading a model
 
 
 class BatchWorker(BaseWorker):
-    """Runs the jobs of a JobRunner's models.
+    """Runs jobs.
 
     Args:
         redis: client of the Redis with the queues.
         store: blob store for inputs and results.
         runner: prepares jobs for the engine.
+        models: the models to serve.
         lease_s: seconds without a heartbeat after which a job goes to another worker.
         metrics: gets the outcomes of jobs.
         live_file: a file that is touched at each heartbeat, for health checks.
@@ -73,12 +80,13 @@ class BatchWorker(BaseWorker):
         redis: Redis,
         store: BlobStore,
         runner: JobRunner,
+        models: ServedModels,
         *,
         lease_s: int,
         metrics: JobMetrics | None = None,
         live_file: Path | None = None,
     ) -> None:
-        queues = [rq_queue(card.name, redis) for card in runner.cards]
+        queues = [rq_queue(card.name, redis) for card in models.cards]
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         super().__init__(queues, name=name, connection=redis, serializer=JSONSerializer, log_job_description=False)
         metrics = metrics or JobMetrics()
@@ -91,12 +99,16 @@ class BatchWorker(BaseWorker):
         registry, throughput = ModelRegistry(redis), ThroughputMeter()
         reaper = Reaper(redis, lease_s=lease_s, on_lost=metrics.lost_leases.inc)
         self._finisher = Finisher(self, jobs, store, self._in_flight, throughput, metrics)
-        self._fetcher = JobFetcher(self, jobs, runner, self._in_flight, load=self._load, on_rendered=self._finisher.put)
+        self._models = models
+        self._fetcher = JobFetcher(
+            self, jobs, models, runner.slots, self._in_flight, load=self._load, on_rendered=self._finisher.put
+        )
+        self._placement = ModelPlacement(name, jobs, registry, models)
         self._heartbeat = Heartbeat(
             self,
             registry,
             reaper,
-            runner.cards,
+            models,
             self._in_flight,
             lease_s=lease_s,
             live_file=live_file,
@@ -110,6 +122,8 @@ class BatchWorker(BaseWorker):
         self._draining = threading.Event()
         self._draining_since = 0.0
         self._closed = threading.Event()
+        self._announced: tuple[dict[str, ModelStatus], list[ModelCard]] = {}, []
+        self._placed_at = self._logged_at = 0.0
 
     def serve(self, check_engine: Callable[[], None]) -> None:
         """Run jobs until a signal, then finish the jobs in flight.
@@ -144,11 +158,12 @@ class BatchWorker(BaseWorker):
         threading.Thread(target=self._heartbeat.run, args=(self._closed,), name="heartbeat", daemon=True).start()
         threading.Thread(target=self._retention.run, args=(self._closed,), name="retention", daemon=True).start()
         threading.Thread(target=self._finisher.run, name="finisher", daemon=True).start()
-        log.info("worker %s is ready; models: %s", self.name, ", ".join(card.name for card in self._runner.cards))
+        log.info("worker %s is ready; models: %s", self.name, ", ".join(card.name for card in self._models.cards))
 
     def _poll(self) -> None:
         """Fetch a job, or publish progress and sleep."""
         try:
+            self._place_models()
             if not self._draining.is_set() and self._fetcher.free_slots > 0 and self._fetcher.fetch_one():
                 return
             self._progress.publish()
@@ -156,6 +171,27 @@ class BatchWorker(BaseWorker):
             log.warning("Redis is unavailable, retrying: %s", error)
             time.sleep(OUTAGE_S)
         time.sleep(IDLE_S)
+
+    def _place_models(self) -> None:
+        """Load models whose jobs wait, and announce changes of states. Both at intervals. Raises RedisError."""
+        now = time.monotonic()
+        if now - self._placed_at < PLACEMENT_INTERVAL_S:
+            return
+        self._placed_at = now
+        if not self._draining.is_set():
+            self._placement.place()
+        models = dict(self._models.statuses()), self._models.announced_cards
+        if models != self._announced:
+            self._heartbeat.announce()
+            self._announced = models
+            self._log_progress(models[0], now)
+
+    def _log_progress(self, statuses: Mapping[str, ModelStatus], now: float) -> None:
+        loading = {name: status for name, status in statuses.items() if status.state is ModelState.LOADING}
+        if loading and now - self._logged_at >= LOG_S:
+            self._logged_at = now
+            for name, status in loading.items():
+                log.info("loading %s: %s %%", name, "?" if status.percent is None else status.percent)
 
     def _load(self, execution: JobExecution) -> None:
         self._loaders.submit(execution.load, self._store, self._runner)

@@ -26,6 +26,7 @@ from img2img.telemetry.logging import job_context
 from ..engine.timeline import Timeline
 from ..errors import DeviceLost
 from ..images.png import is_intact_png
+from .served_models import ModelLease
 
 if TYPE_CHECKING:
     from ..runner import JobRunner, RenderedImage, Rendering
@@ -78,6 +79,7 @@ class JobExecution:
         queue: the RQ queue from which it was fetched.
         rq_execution: RQ's execution, which is this worker's lease on the job.
         record: the job record at the start of this execution.
+        lease: keeps the job's model in memory until the execution ends.
         on_rendered: called once, on any thread, when the state becomes RENDERED.
     """
 
@@ -87,6 +89,7 @@ class JobExecution:
         queue: Queue,
         rq_execution: Execution,
         record: JobRecord,
+        lease: ModelLease,
         on_rendered: Callable[[JobExecution], None],
     ) -> None:
         self.job = job
@@ -96,11 +99,13 @@ class JobExecution:
         self.timeline = Timeline()
         self.rendered_at: float | None = None  # by the monotonic clock
         self.final_record: JobRecord | None = None  # the job record after this execution
+        self._lease = lease
         self._on_rendered = on_rendered
         self._lock = threading.Lock()
         self._state = ExecutionState.LOADING
         self._stopping = False
         self._rendering: Rendering | None = None
+        self._steps_done = 0  # of a rendering that has ended
         self._error: JobError | DeviceLost | None = None  # why loading failed
         self._stored: dict[int, bytes] = {}  # images that an earlier execution stored, by index
         self._images: list[RenderedImage] | None = None
@@ -146,7 +151,7 @@ class JobExecution:
     def steps_done(self) -> int:
         """Denoising steps that this execution has done."""
         with self._lock:
-            return self._rendering.steps_done if self._rendering is not None else 0
+            return self._rendering.steps_done if self._rendering is not None else self._steps_done
 
     @property
     def step(self) -> int:
@@ -187,7 +192,7 @@ class JobExecution:
         if not missing:
             return None
         pngs = self._retry(lambda: {digest: self._read_input(store, digest) for digest in spec.inputs})
-        return runner.prepare(spec, pngs, missing)
+        return runner.prepare(spec, pngs, missing, self._lease.model)
 
     def _read_input(self, store: BlobStore, digest: str) -> bytes:
         # The inputs of a job that is being deleted may be gone, which is no damage.
@@ -282,9 +287,14 @@ class JobExecution:
         return image.png
 
     def end(self) -> None:
-        """Mark the execution as over."""
+        """Mark the execution as over. Its model may be unloaded now."""
         with self._lock:
             self._transition(ExecutionState.ENDED)
+            # It refers to the model.
+            if self._rendering is not None:
+                self._steps_done = self._rendering.steps_done
+                self._rendering = None
+        self._lease.release()
 
     def _transition(self, to: ExecutionState) -> None:
         if to not in TRANSITIONS[self._state]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from redis.exceptions import RedisError
 from rq.worker import BaseWorker
 
-from img2img.domain.model_card import ModelCard
 from img2img.redis.clock import redis_clock
 from img2img.redis.model_registry import ModelRegistry
 
 from .execution import JobExecution
 from .reaper import Reaper
+from .served_models import ServedModels
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Heartbeat:
         worker: the RQ worker.
         registry: where the worker registers its models.
         reaper: requeues the jobs of dead workers.
-        cards: the models that the worker serves.
+        models: the models that the worker serves.
         in_flight: the worker's executions by id.
         lease_s: seconds without a heartbeat after which a job goes to another worker.
         live_file: a file that is touched at each heartbeat, for health checks.
@@ -40,7 +40,7 @@ class Heartbeat:
         worker: BaseWorker,
         registry: ModelRegistry,
         reaper: Reaper,
-        cards: Sequence[ModelCard],
+        models: ServedModels,
         in_flight: Mapping[str, JobExecution],
         *,
         lease_s: int,
@@ -50,7 +50,7 @@ class Heartbeat:
         self._worker = worker
         self._registry = registry
         self._reaper = reaper
-        self._cards = cards
+        self._models = models
         self._in_flight = in_flight
         self._lease_s = lease_s
         self._live_file = live_file
@@ -59,11 +59,25 @@ class Heartbeat:
 
     def register(self) -> None:
         """Announce the models of this worker for the time of a lease, and compare the clocks."""
-        self._registry.register(self._worker.name, self._cards, self._lease_s)
+        self.announce()
         self._clock.read()
         self._on_clock_skew(self._clock.skew_s or 0.0)
         if self._live_file:
             self._live_file.touch()
+            self._mark_completeness(self._live_file)
+
+    def _mark_completeness(self, live_file: Path) -> None:
+        """Create a file beside the live file while all models have all of their files, so that they need no hub."""
+        complete = live_file.with_name(f"{live_file.name}.complete")
+        if all(status.disk_bytes is not None for status in self._models.statuses().values()):
+            complete.touch()
+        else:
+            complete.unlink(missing_ok=True)
+
+    def announce(self) -> None:
+        """Announce the models of this worker and their states. Raises RedisError."""
+        models = self._models
+        self._registry.register(self._worker.name, models.announced_cards, self._lease_s, models.statuses())
 
     def run(self, closed: threading.Event) -> None:
         """Renew the leases four times per lease, until `closed` is set."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING
+from functools import cache
 
 from redis.exceptions import RedisError
 from rq import Queue
@@ -20,9 +20,7 @@ from img2img.redis.rq_adapter import InertJob, rq_queue
 from .execution import JobExecution
 from .leases import discard_job
 from .reaper import UNREADABLE
-
-if TYPE_CHECKING:
-    from ..runner import JobRunner
+from .served_models import ModelLease, ServedModels
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,8 @@ class JobFetcher:
     Args:
         worker: the RQ worker that gets the leases.
         jobs: the job queue.
-        runner: the models to fetch jobs for, and the number of slots.
+        models: the models to fetch jobs for. Those that are loaded get jobs.
+        slots: images or tiles in flight at once.
         in_flight: the worker's executions by id; new ones are added.
         load: called with each new execution once it is in `in_flight`.
         on_rendered: passed to each execution.
@@ -43,7 +42,8 @@ class JobFetcher:
         self,
         worker: BaseWorker,
         jobs: JobQueue,
-        runner: JobRunner,
+        models: ServedModels,
+        slots: int,
         in_flight: MutableMapping[str, JobExecution],
         *,
         load: Callable[[JobExecution], object],
@@ -53,12 +53,13 @@ class JobFetcher:
         self._redis = worker.connection
         self._jobs = jobs
         self._job_store = jobs.job_store
-        self._slots = runner.slots
+        self._models = models
+        self._slots = slots
         self._in_flight = in_flight
         self._load = load
         self._on_rendered = on_rendered
-        self._queues = {card.name: rq_queue(card.name, self._redis) for card in runner.cards}
-        self._rotation = list(self._queues)  # model names, the next one first
+        self._queue = cache(lambda model: rq_queue(model, self._redis))
+        self._rotation: list[str] = []  # model names, the next one first
         self._draining_for_exclusive = False  # whether the next job has to run alone
 
     @property
@@ -75,23 +76,28 @@ class JobFetcher:
         return self._slots - sum(e.remaining for e in executions)
 
     def fetch_one(self) -> bool:
-        """Fetch one job, of the first model in rotation that has any. Return whether a queue had one.
+        """Fetch one job, of the first loaded model in rotation that has any. Return whether a queue had one.
 
         The job is in one of RQ's lists at any time.
         """
+        names = [card.name for card in self._models.cards]
+        self._rotation = [name for name in self._rotation if name in names]
+        self._rotation += [name for name in names if name not in self._rotation]
         for model in list(self._rotation):
-            moved = self._jobs.claim(model)
-            if moved is None:
+            lease = self._models.lease(model)
+            if lease is None:
                 continue
-            queue = self._queues[model]
+            moved = None
             try:
-                self._start(decode(moved), queue)
-            except RedisError:
+                moved = self._jobs.claim(model)
+                if moved is not None:
+                    self._start_claimed(moved, model, lease)
+            except BaseException:
+                lease.release(used=False)
                 raise
-            except Exception:
-                log.exception("cannot read job %r in %s; the job fails", moved, queue.name)
-                self._redis.lrem(queue.intermediate_queue_key, 1, moved)  # type: ignore[arg-type]
-                self._job_store.fail(str(moved, errors="replace"), UNREADABLE)
+            if moved is None:
+                lease.release(used=False)
+                continue
             # A model whose job has to run alone stays first, until the worker is empty.
             if not self._draining_for_exclusive:
                 self._rotation.remove(model)
@@ -99,28 +105,44 @@ class JobFetcher:
             return True
         return False
 
-    def _start(self, job_id: str, queue: Queue) -> None:
+    def _start_claimed(self, moved: bytes, model: str, lease: ModelLease) -> None:
+        queue = self._queue(model)
+        try:
+            is_started = self._start(decode(moved), queue, lease)
+        except RedisError:
+            raise
+        except Exception:
+            log.exception("cannot read job %r in %s; the job fails", moved, queue.name)
+            self._redis.lrem(queue.intermediate_queue_key, 1, moved)  # type: ignore[arg-type]
+            self._job_store.fail(str(moved, errors="replace"), UNREADABLE)
+            is_started = False
+        if not is_started:
+            lease.release()
+
+    def _start(self, job_id: str, queue: Queue, lease: ModelLease) -> bool:
+        """Start an execution of a claimed job. Return False if it is not to be run now."""
         self._draining_for_exclusive = False
         try:
             job = InertJob.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
         except NoSuchJobError:
             # Cancelled while it was queued.
             queue.intermediate_queue.remove(job_id)
-            return
+            return False
         queued = self._job_store.get(job_id)
         is_last_attempt = queued is not None and queued.attempts == MAX_ATTEMPTS - 1
         self._draining_for_exclusive = is_last_attempt and bool(self._in_flight)
         if self._draining_for_exclusive:
             self._jobs.requeue(job_id)
-            return
+            return False
         rq_execution = self._worker.prepare_execution(job)
         self._job_store.start(job_id, execution=rq_execution.id, worker=self._worker.name)
         # Read the record instead of trusting the reply of `start`: after a lost connection the command is sent again.
         record = self._job_store.get(job_id)
         if record is None or record.status is not JobStatus.RUNNING or record.execution != rq_execution.id:
             discard_job(self._worker, job, queue, rq_execution, record)
-            return
+            return False
         self._worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
-        execution = JobExecution(job, queue, rq_execution, record, self._on_rendered)
+        execution = JobExecution(job, queue, rq_execution, record, lease, self._on_rendered)
         self._in_flight[execution.id] = execution
         self._load(execution)
+        return True

@@ -26,9 +26,13 @@ class StartReport:
         redis: Client of the Redis with the queues.
         worker: Name of the host and id of the process.
         downloads: Returns the downloaded and the total bytes.
+
+    Attributes:
+        percent: Returns which part of the weights of the model that is being loaded was read; None if that is unknown.
     """
 
     def __init__(self, redis: Redis, worker: str, downloads: Callable[[], tuple[int, int]]) -> None:
+        self.percent: Callable[[], int | None] = lambda: None
         self._starts = WorkerStarts(redis)
         self._worker = worker
         self._downloads = downloads
@@ -83,6 +87,7 @@ class StartReport:
             seconds=int(time.monotonic() - self._started_at),
             downloaded=downloaded,
             download_size=size,
+            percent=self.percent(),
             error=error,
             was_killed=self._was_killed,
         )

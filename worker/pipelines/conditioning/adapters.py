@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS
-from img2img.domain.model_card import ModelCard
+from img2img.domain.model_card import ModelCard, is_path
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import DenoisingSpec
@@ -20,9 +21,11 @@ from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family
 from ..loading.placement import Placement
-from .ip_adapter import IPAdapter
+from ..loading.weightless import add_unknown, is_weightless
+from ..loading.weights import resolve_weights
+from .ip_adapter import LABEL, IPAdapter, max_images
 from .lora_layers import lora_components
-from .loras import Loras, adapters_in
+from .loras import Loras, adapters_in, check_loras, label
 from .redux import Redux, is_redux
 from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule
 
@@ -64,14 +67,38 @@ class Adapters:
         self._pipeline = pipeline
         self._placement = placement
         self._denoiser = denoiser_of(pipeline)
+        # Bytes of the files of adapters that are not loaded.
+        self.file_bytes = 0
+        # By component, for components that a LoRA has weights for.
+        self._lora_modules: dict[str, SharedWeightModule] = {}
+        # Denoisers for 1, 2, ... image prompts.
+        self._image_modules: list[SharedWeightModule] = []
         source = config.ip_adapter
         self._redux = Redux(source, pipeline, placement) if source and is_redux(source, pipeline) else None
+        self._max_image_prompts = MAX_IMAGE_PROMPTS if self._redux else max_images(pipeline) if source else 0
+        if is_weightless():
+            self._describe(config)
+            return
         self._ip_adapter = IPAdapter(config, source, pipeline) if source and not self._redux else None
         if self._ip_adapter:
             encoder = pipeline.image_encoder
             placement.put("image_encoder", encoder)
             encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES)
         self._use(Loras(pipeline, family, plain_only=placement.splits_modules).replaced_by(config.loras))
+
+    def _describe(self, config: ModelConfig) -> None:
+        """Find out the names and the size of the adapters, without loading them."""
+        if config.loras:
+            check_loras(self._pipeline, self._family)
+        sources = {label(name): source for name, source in config.loras.items()}
+        if config.ip_adapter and not self._redux:
+            sources[LABEL] = config.ip_adapter
+        for name, source in sources.items():
+            if is_path(source.source) or Path(source.source).exists():
+                self.file_bytes += resolve_weights(source, name).stat().st_size
+            else:
+                add_unknown()
+        self._lora_names = tuple(config.loras)
 
     def with_loras(self, loras: Mapping[str, ComponentSource], files: Mapping[str, Path] | None) -> "Adapters":
         """Return the adapters with other LoRAs; this object and the jobs that use it stay as they are.
@@ -91,8 +118,8 @@ class Adapters:
 
     def _use(self, loras: Loras) -> None:
         self._loras = loras
-        # By component, for components that a LoRA has weights for.
-        self._lora_modules: dict[str, SharedWeightModule] = {}
+        self._lora_names = tuple(loras.loaded)
+        self._lora_modules = {}
         for name in lora_components(loras.pipeline) if loras.loaded else []:
             adapters = adapters_in(loras.pipeline, name)
             is_text_encoder = name.startswith("text_encoder")
@@ -105,8 +132,7 @@ class Adapters:
                     shared=() if is_text_encoder else self._family.unbatched,
                 )
                 self._placement.put(name, self._lora_modules[name].module)
-        # Denoisers for 1, 2, ... image prompts.
-        self._image_modules: list[SharedWeightModule] = []
+        self._image_modules = []
         if self._ip_adapter:
             name = self._ip_adapter.component
             denoiser_loras = adapters_in(loras.pipeline, name) if loras.loaded else frozenset()
@@ -120,6 +146,11 @@ class Adapters:
     @property
     def modules(self) -> list[SharedWeightModule]:
         return [*self._lora_modules.values(), *self._image_modules]
+
+    @property
+    def weights(self) -> list[torch.nn.Module]:
+        """All modules of the adapters."""
+        return [*(module.module for module in self.modules), *(self._redux.modules if self._redux else ())]
 
     def add_to_card(self, card: ModelCard, pipelines: Mapping[Task, DiffusionPipeline]) -> ModelCard:
         """Return the card with its adapters and the tasks that support them.
@@ -135,9 +166,9 @@ class Adapters:
             unsupported |= {Task.EDIT}
         return card.model_copy(
             update={
-                "loras": tuple(self._loras.loaded),
-                "image_prompts": bool(self._image_modules or self._redux),
-                "max_image_prompts": MAX_IMAGE_PROMPTS if self._redux else len(self._image_modules),
+                "loras": self._lora_names,
+                "image_prompts": self._max_image_prompts > 0,
+                "max_image_prompts": self._max_image_prompts,
                 "adapter_tasks": tuple(task for task in card.tasks if task not in unsupported),
             }
         )

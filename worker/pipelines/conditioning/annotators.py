@@ -44,7 +44,7 @@ class Annotator:
 
     def __init__(self, processor: Any, model: Any, device: torch.device) -> None:
         self._processor = processor
-        self._model = model
+        self.model = model
         self._device = device
         self._gate = Gate("annotate", self._run, remember_bytes=CACHE_BYTES)
 
@@ -85,8 +85,8 @@ class DepthAnnotator(Annotator):
     """Relative inverse depth in grey: near is bright."""
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        depth: torch.Tensor = self._model(pixel_values=pixels).predicted_depth
-        config = self._model.config
+        depth: torch.Tensor = self.model(pixel_values=pixels).predicted_depth
+        config = self.model.config
         if config.model_type in METRIC_DEPTH_MODELS or getattr(config, "depth_estimation_type", None) == "metric":
             return 1 / depth.clamp(min=1e-3)
         return depth
@@ -102,7 +102,7 @@ class SegmentationAnnotator(Annotator):
     """ADE20K classes in their colours."""
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits = self._model(pixel_values=pixels).logits
+        logits = self.model(pixel_values=pixels).logits
         if logits.shape[-2:] != pixels.shape[-2:]:
             logits = torch.nn.functional.interpolate(logits, size=pixels.shape[-2:], mode="bilinear")
         classes: torch.Tensor = logits.argmax(dim=1).to(torch.uint8)
@@ -120,10 +120,10 @@ class PoseAnnotator(Annotator):
         return {"boxes": _whole_image_box(size)}
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        experts = getattr(self._model.config.backbone_config, "num_experts", 1)
+        experts = getattr(self.model.config.backbone_config, "num_experts", 1)
         # Expert 0 of ViTPose++ was trained on human bodies (COCO).
         expert = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device) if experts > 1 else None
-        heatmaps: torch.Tensor = self._model(pixel_values=pixels, dataset_index=expert).heatmaps
+        heatmaps: torch.Tensor = self.model(pixel_values=pixels, dataset_index=expert).heatmaps
         return heatmaps
 
     def _draw(self, output: torch.Tensor, size: tuple[int, int]) -> Image.Image:

@@ -55,6 +55,10 @@ class ControlNets:
     def types(self) -> tuple[ControlType, ...]:
         return tuple(self._nets)
 
+    @property
+    def modules(self) -> list[ControlNetModel]:
+        return list(self._nets.values())
+
     def pipeline(self, task: Task, types: Sequence[ControlType]) -> DiffusionPipeline:
         """Return a pipeline object for one job with controls of these types, in this order."""
         pipeline = copy.copy(self.pipelines[task])

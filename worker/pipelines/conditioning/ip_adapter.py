@@ -91,6 +91,18 @@ def _kind_of(pipeline: DiffusionPipeline) -> Kind | None:
     return UNET if hasattr(pipeline, "set_ip_adapter_scale") and hasattr(pipeline, "unet") else None
 
 
+def _checked_kind_of(pipeline: DiffusionPipeline) -> Kind:
+    kind = _kind_of(pipeline)
+    if kind is None:
+        raise StartupError(f"{LABEL}: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
+    return kind
+
+
+def max_images(pipeline: DiffusionPipeline) -> int:
+    """Return how many image prompts an IP-Adapter takes. Raises StartupError if the pipeline takes no IP-Adapter."""
+    return _checked_kind_of(pipeline).max_images
+
+
 class IPAdapter:
     """The weights of an IP-Adapter."""
 
@@ -104,10 +116,7 @@ class IPAdapter:
         Raises:
             StartupError: if the adapter cannot be loaded.
         """
-        kind = _kind_of(pipeline)
-        if kind is None:
-            raise StartupError(f"{LABEL}: not supported for {type(pipeline).__name__}; remove `ip_adapter`")
-        self._kind = kind
+        self._kind = kind = _checked_kind_of(pipeline)
         self._pipeline = pipeline
         self._weights = _load_weights(resolve_weights(source, LABEL), pipeline, kind)
         if pipeline.image_encoder is None:

@@ -80,8 +80,7 @@ class Loras:
         if not sources:
             replaced.pipeline, replaced.loaded = self._model_pipeline, {}
             return replaced
-        if not self._family.loras or not hasattr(self.pipeline, "load_lora_weights"):
-            raise StartupError(f"LoRAs are not supported for {self._family.name} models; remove `loras`")
+        check_loras(self.pipeline, self._family)
         files = lora_files(sources) if files is None else files
         versions = {name: _version(file) for name, file in files.items()}
         kept = {
@@ -103,6 +102,12 @@ class Loras:
             if name not in kept:
                 _load(replaced.pipeline, lora.peft_name, files[name], label(name), plain_only=self._plain_only)
         return replaced
+
+
+def check_loras(pipeline: DiffusionPipeline, family: Family) -> None:
+    """Raise StartupError if the family has no LoRAs."""
+    if not family.loras or not hasattr(pipeline, "load_lora_weights"):
+        raise StartupError(f"LoRAs are not supported for {family.name} models; remove `loras`")
 
 
 def lora_files(sources: Mapping[str, ComponentSource]) -> dict[str, Path]:

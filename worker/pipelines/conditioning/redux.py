@@ -54,6 +54,10 @@ class Redux:
             placement.put("image_encoder", module)
             module.forward = Gate("encode_image", module.forward, remember_bytes=IMAGE_CACHE_BYTES)
 
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        return [self._prior.image_encoder, self._prior.image_embedder]
+
     def add_images(
         self, images: Sequence[Image.Image], scales: Sequence[float]
     ) -> Callable[[DiffusionPipeline, Arguments], Arguments]:

@@ -103,7 +103,7 @@ class Upscaler:
                 f"upscale.{factor}: the pipeline upscales by {pipeline.vae_scale_factor}, the scale factor of its VAE"
             )
         pipeline.set_progress_bar_config(disable=True)
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self.vae = pipeline.vae
         # Pixels of the result along a side of a latent.
         self.latent_scale: int = pipeline.vae_scale_factor
@@ -128,7 +128,7 @@ class Upscaler:
         Returns:
             Image of shape (1, 3, height, width) with values in [0, 1].
         """
-        pipeline = copy.copy(self._pipeline)
+        pipeline = copy.copy(self.pipeline)
         pipeline.scheduler = self._scheduler(spec.scheduler)
         if spec.clip_skip:
             add_text_model(pipeline)
@@ -148,9 +148,9 @@ class Upscaler:
         return image
 
     def _scheduler(self, name: Scheduler) -> SchedulerMixin:
-        base = self._pipeline.scheduler
+        base = self.pipeline.scheduler
         # The latent upscaler reads `scheduler.sigmas` in its loop, so it works with its Euler scheduler only.
-        if isinstance(self._pipeline, diffusers.StableDiffusionLatentUpscalePipeline):
+        if isinstance(self.pipeline, diffusers.StableDiffusionLatentUpscalePipeline):
             return diffusers.EulerDiscreteScheduler.from_config(base.config)
         return make_scheduler(name, base)
 

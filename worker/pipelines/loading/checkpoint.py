@@ -46,6 +46,7 @@ from .text_encoder_files import text_encoder_file
 from .vae_files import load_vae, reporting_incomplete
 from .weight_files import check_file
 from .weight_kinds import examples, kind_of_weights
+from .weightless import build_without_weights, is_weightless, reading
 from .weights import is_single_file, resolve_weights
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,8 @@ class Checkpoint:
                 modules["vae"] = load_vae(self._config.vae, folder, dtype)
             # Weights of a safety checker are never in the file.
             modules |= {"safety_checker": None} if "safety_checker" in self.index else {}
-            modules |= self._load_components(folder, dtype, quantizer, set(modules), others or {})
+            with reading([file.file for file in self._files]):
+                modules |= self._load_components(folder, dtype, quantizer, set(modules), others or {})
             return load_pipeline(kind, PipelineLocation(str(folder), None, None), device=device, dtype=dtype, **modules)
 
     def _load_components(
@@ -186,12 +188,14 @@ class Checkpoint:
             if quantised and self.is_gguf and name in _DENOISERS:
                 raise StartupError(f"`quantize`: the weights of {self.file.name} are quantised already; remove it")
             module = self._load_component(name, folder, dtype)
-            found[name] = quantise(module, dtype, **quantised) if quantised else module
+            found[name] = quantise(module, dtype, **quantised) if quantised and not is_weightless() else module
         return found
 
     def _load_component(self, name: str, folder: Path, dtype: torch.dtype) -> Any:
         """Load one component from the file."""
         library, class_name = components(self.index)[name]
+        if is_weightless():
+            return build_without_weights(module_class(library, class_name, folder / name), folder / name, dtype)
         weights = self._read(_keys_of(name), dtype)
         # Files of T5 have its embeddings once.
         if _T5_EMBEDDINGS in weights:

@@ -20,7 +20,8 @@ from ...errors import StartupError
 from .default_schedulers import default_scheduler
 from .locations import PipelineLocation, component_class, component_folder, components
 from .quantization import UNQUANTISED, Quantizer
-from .weight_files import check_folder, weight_bytes
+from .weight_files import check_folder, files_of_variant, has_weights, weight_bytes
+from .weightless import add_unknown, build_without_weights, is_in_hub_cache, is_weightless, reading
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 # Settings of the low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler.
@@ -187,16 +188,22 @@ def _load_module(
     """Load a module of diffusers or transformers whose weights are all in its files. Also return their variant."""
     if not (folder / "config.json").is_file():
         raise StartupError(f"{folder} has no config.json: the download is incomplete; download it again")
+    if is_weightless() and is_in_hub_cache(folder) and not has_weights(folder):
+        add_unknown()
+        return build_without_weights(kind, folder, dtype), variant
     chosen = check_folder(folder, variant)
-    module, info = kind.from_pretrained(
-        folder,
-        dtype=dtype,
-        use_safetensors=True,
-        variant=chosen,
-        local_files_only=True,
-        output_loading_info=True,
-        **quantised,
-    )
+    with reading(files_of_variant(folder, chosen)):
+        if is_weightless():
+            return build_without_weights(kind, folder, dtype), chosen
+        module, info = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            variant=chosen,
+            local_files_only=True,
+            output_loading_info=True,
+            **quantised,
+        )
     # Other buffers have the same values in every model.
     state = {name for name, _ in module.named_parameters()} | {
         name for name, _ in module.named_buffers() if _STATISTICS.search(name)

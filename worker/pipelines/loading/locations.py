@@ -13,6 +13,7 @@ from img2img.domain.model_config import ComponentSource
 from ...errors import StartupError
 from .hub import HubRepository
 from .weight_files import choose_variant, is_weight_file
+from .weightless import is_weightless
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
@@ -62,6 +63,8 @@ class PipelineLocation:
         """
         if self._repository is None or self._repository.files is None:
             return self._folder
+        if is_weightless():
+            return self._repository.folder([name for name in self._repository.files if name.endswith(TEXT_FILES)])
         variant = self._hub_variant(self._repository.files)
         return Path(
             DiffusionPipeline.download(self._source, revision=self._revision, variant=variant, use_safetensors=True)
@@ -136,7 +139,9 @@ def component_folder(source: ComponentSource) -> Path:
     if CONFIG not in names:
         raise StartupError(f"{where} has no {CONFIG}; check `subfolder`")
     variant = choose_variant(names, None, where)
-    chosen = [name for name in names if name.endswith(TEXT_FILES) or is_weight_file(name, variant)]
+    chosen = [
+        name for name in names if name.endswith(TEXT_FILES) or (is_weight_file(name, variant) and not is_weightless())
+    ]
     return repository.folder([prefix + name for name in chosen]) / prefix
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -17,6 +18,7 @@ from img2img.domain.model_config import ModelConfig
 
 from ...devices import empty_cache, with_index
 from ...errors import StartupError
+from .weightless import META, is_weightless
 
 # Name of the folders in `offload_folder`, and of the file that is locked while one is in use.
 _PREFIX, _LOCK = "img2img-", "lock"
@@ -40,7 +42,7 @@ class Placement:
         self._mode = config.offload
         _check(config, self.device)
         self._modules: list[torch.nn.Module] = []
-        self._folder = _Folder(config.offload_folder) if config.offload_folder else None
+        self._folder = _Folder(config.offload_folder) if config.offload_folder and not is_weightless() else None
 
     @property
     def offloads(self) -> bool:
@@ -55,6 +57,8 @@ class Placement:
     @property
     def load_device(self) -> torch.device:
         """Device on which modules are loaded, before `put`."""
+        if is_weightless():
+            return torch.device(META)
         return self.device if self._mode == "none" else torch.device("cpu")
 
     def put_components(self, pipeline: DiffusionPipeline) -> None:
@@ -69,12 +73,15 @@ class Placement:
         Args:
             name: component of a pipeline that it is.
         """
+        if is_weightless():
+            return
+        if self._mode == "none":
+            module.to(self.device)
+            return
         if any(module is known for known in self._modules):
             return
         self._modules.append(module)
         match self._mode:
-            case "none":
-                module.to(self.device)
             case "model":
                 add_hook_to_module(module, _WholeModule(self.device, "denoise" if name in _DENOISING else name, self))
             case "group":
@@ -132,32 +139,46 @@ class _WholeModule(CpuOffload):  # type: ignore[misc]
     """
 
     _hooks: "WeakSet[_WholeModule]" = WeakSet()
+    # Models are loaded and unloaded on another thread than the engine's.
+    _lock = threading.Lock()
 
     def __init__(self, device: torch.device, stage: str, model: object) -> None:
         super().__init__(execution_device=device)
         # Modules of a stage of a model stay on the device together.
         self._stage = (id(model), stage)
         self._module: torch.nn.Module | None = None
-        self._hooks.add(self)
+        with self._lock:
+            self._hooks.add(self)
 
     def init_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         """Move the module to main memory."""
         self._module = module
-        return module.to("cpu")
+        self._move_away()
+        return module
+
+    def _move_away(self) -> None:
+        """Move the module to main memory, except for the small layer that pipelines call by itself (`clip_skip`)."""
+        assert self._module is not None
+        self._module.to("cpu")
+        for name, layer in self._module.named_modules():
+            if name.endswith("final_layer_norm"):
+                layer.to(self.execution_device)
 
     def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Make room for the module and move it to the device."""
-        others = [hook for hook in self._hooks if hook._stage != self._stage and hook.is_on_device]
+        with self._lock:
+            hooks = list(self._hooks)
+        others = [hook for hook in hooks if hook._stage != self._stage and hook.is_on_device]
         for hook in others:
-            assert hook._module is not None
-            hook._module.to("cpu")
+            hook._move_away()
         if others:
             empty_cache(self.execution_device)
         return super().pre_forward(module, *args, **kwargs)
 
     def detach_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         """Forget the module."""
-        self._hooks.discard(self)
+        with self._lock:
+            self._hooks.discard(self)
         self._module = None
         return module
 

@@ -15,6 +15,7 @@ from ...errors import StartupError
 from .components import load_component
 from .failures import reporting_failures
 from .locations import PipelineLocation, component_class, component_folder, components
+from .weightless import build_without_weights, is_weightless
 from .weights import is_single_file, resolve_weights
 
 
@@ -36,6 +37,8 @@ def load_vae(source: ComponentSource, folder: Path, dtype: torch.dtype) -> Any:
                 raise StartupError(f"{part} is of the class {found}, and the model needs {class_name}")
             return load_component(kind, part, dtype)
         file = resolve_weights(source, "`weight_name`")
+        if is_weightless():
+            return build_without_weights(kind, folder / "vae", dtype)
         with reporting_incomplete(file):
             return kind.from_single_file(
                 str(file), config=str(folder), subfolder="vae", local_files_only=True, dtype=dtype

@@ -113,6 +113,16 @@ def check_folder(folder: Path, variant: str | None) -> str | None:
     return chosen
 
 
+def files_of_variant(folder: Path, variant: str | None) -> list[Path]:
+    """Return the weight files of one variant in a component's folder."""
+    return [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name) and _variant(path.name) == variant]
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether a component's folder has safetensors files of any variant."""
+    return any(_WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+
+
 def check_file(file: Path) -> None:
     """Check that a file is complete and in safetensors format, without reading its tensors.
 

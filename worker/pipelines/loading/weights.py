@@ -8,6 +8,7 @@ from img2img.domain.model_config import ComponentSource
 from ...errors import StartupError, first_line
 from .hub import HubRepository
 from .weight_files import check_file
+from .weightless import reading
 
 
 def resolve_weights(source: ComponentSource, label: str, default: str | None = None) -> Path:
@@ -27,6 +28,8 @@ def resolve_weights(source: ComponentSource, label: str, default: str | None = N
         file = _local_file(source, path) if is_local else _download(source, default)
         _check_suffix(file.name)
         check_file(file)
+        with reading([file]):
+            pass
     except StartupError as error:
         raise StartupError(f"{label}: {error}") from error
     except OSError as error:

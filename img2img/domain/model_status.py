@@ -1,0 +1,36 @@
+"""States of the models in a worker."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelState(StrEnum):
+    """Whether a worker can run jobs of a model."""
+
+    UNLOADED = "unloaded"  # its weights are not in memory; they are loaded when jobs need them
+    LOADING = "loading"
+    LOADED = "loaded"
+    FAILED = "failed"  # it could not be loaded
+
+
+class ModelStatus(BaseModel):
+    """State and size of a model in one worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: ModelState
+    percent: Annotated[
+        int | None,
+        Field(
+            description="While it is loading: bytes read, in percent of `disk_bytes`, or the part that was downloaded."
+        ),
+    ] = None
+    disk_bytes: Annotated[int | None, Field(description="Size of its weight files, if they are on the disk.")] = None
+    memory_bytes: Annotated[
+        int | None,
+        Field(description="Memory of its weights: measured once it was loaded, before that the size they will have."),
+    ] = None
+    # Why it could not be loaded. Can contain paths.
+    error: str | None = None

@@ -1,0 +1,137 @@
+"""Loads one model: reads the weights on the calling thread, and warms it up on the engine's thread."""
+
+import logging
+from collections.abc import Callable
+from hashlib import sha256
+from threading import Event
+from typing import Any
+
+import torch
+
+from img2img.domain.conditioning import InpaintRegion
+from img2img.domain.model_card import ModelCard
+from img2img.domain.model_config import ModelConfig
+from img2img.domain.parameters import Task
+from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
+
+from ..devices import memory_in_words
+from ..engine.engine import Engine
+from ..engine.task import EngineTask, TaskFunction
+from ..images.inputs import Inputs
+from ..pipelines.conditioning.loras import lora_files
+from ..pipelines.denoise import make_task_function
+from ..pipelines.loading.failures import reporting_failures
+from ..pipelines.loading.weightless import WeightFiles, counting
+from ..pipelines.model import Model, ModelDescription, describe_model, load_model
+
+log = logging.getLogger(__name__)
+
+SMALLER = "set a `dtype` of 2 bytes, or serve a smaller model"
+
+
+class ModelLoader:
+    """Loads models while the engine runs the jobs of others.
+
+    Weights are read on the thread that calls. Forward passes run on the engine's thread only, because each thread that
+    calls torch has its own OpenMP threads: with more of them than cores, GNU OpenMP suspends them after each of the
+    thousand parallel loops of a UNet pass. The warm-up is therefore a task of the engine, beside those of jobs.
+
+    Args:
+        engine: runs the warm-up.
+        device: where the models are loaded.
+        report: gets a line at each stage.
+    """
+
+    def __init__(self, engine: Engine, device: str, report: Callable[[str], None]) -> None:
+        self.device = device
+        self.report = report
+        self._engine = engine
+
+    def describe(self, config: ModelConfig) -> ModelDescription:
+        """Describe a model without loading it. Raises StartupError."""
+        return describe_model(config, device=self.device)
+
+    def load(self, config: ModelConfig, files: WeightFiles) -> Model:
+        """Load a model and warm it up.
+
+        Args:
+            files: counts the bytes that are read.
+
+        Raises:
+            StartupError: it cannot be loaded, or its first forward pass fails.
+        """
+        self.report(f"loading {config.name} on {self.device}")
+        with counting(files):
+            model = load_model(config, device=self.device)
+        self.report(f"warming up {config.name}")
+        with reporting_failures(
+            f"cannot warm up model {config.name!r}", lambda: f"{memory_in_words(self.device)}; {SMALLER}"
+        ):
+            warm_up(model, self._engine)
+        return model
+
+    def set_loras(self, model: Model, config: ModelConfig) -> None:
+        """Replace the LoRAs of a model while its jobs run.
+
+        Raises:
+            StartupError: a LoRA cannot be loaded or does not fit. The model then has the LoRAs from before.
+        """
+        self.report(f"loading LoRAs of {config.name}: {', '.join(config.loras) or 'none'}")
+        with reporting_failures(f"model {config.name!r}"):
+            files = lora_files(config.loras)
+            _run(self._engine, lambda _task: model.set_loras(config.loras, files))
+
+
+def warm_up(model: Model, engine: Engine) -> None:
+    """Render an image with one step: memory is allocated, kernels are chosen, and the memory of a row is measured.
+
+    On a GPU also one of the largest size, because not all kernels need memory in proportion to the size. Offloaded
+    weights would be measured as memory of a row, so the limit of such a model is only lowered when memory runs out.
+
+    Args:
+        engine: runs on another thread.
+
+    Raises:
+        Exception: the error of the forward pass.
+    """
+    card = model.card
+    _run(engine, lambda _task: model.fit_preview())
+    sizes = {card.native_size} if model.device.type == "cpu" else {card.native_size, card.max_size}
+    for size in sorted(sizes):
+        inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
+        _run(
+            engine,
+            make_task_function(model, _warm_up_spec(card, size), inputs, 0),
+            measures_memory=not model.is_offloaded,
+        )
+
+
+def _run(engine: Engine, function: TaskFunction, *, measures_memory: bool = False) -> None:
+    """Wait for a task of the engine, and raise its error."""
+    ended = Event()
+    task = EngineTask(function, lambda _task: ended.set(), measures_memory=measures_memory)
+    engine.submit([task])
+    ended.wait()
+    if task.error is not None:
+        raise task.error
+
+
+def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
+    generation: dict[str, Any] = {
+        "model": card.name,
+        "image": sha256(b"").hexdigest(),
+        "width": size,
+        "height": size,
+        "guidance_scale": 2 if card.guidance else 1,
+        "num_inference_steps": 1,
+        "scheduler": card.default_scheduler,
+        "seed": 0,
+    }
+    match card.tasks[0]:
+        case Task.EDIT:
+            scale = 1.5 if card.image_guidance else None
+            return EditSpec(instruction="", image_guidance_scale=scale, **generation)
+        case Task.INPAINT:
+            region = InpaintRegion(canvas=(size, size), box=(0, 0, size, size))
+            return InpaintSpec(prompt="", strength=1, region=region, **generation)
+    return Img2ImgSpec(prompt="", strength=1, **generation)
