@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema
+.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -135,6 +135,9 @@ benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machi
 
 benchmark-durability: $(VENV)/dev ## measure price and loss of each IMG2IMG_DURABILITY (a quarter of an hour, needs cc)
 	$(BIN)/python -m benchmarks.durability
+
+benchmark-memory: $(VENV)/dev ## measure memory and loss of dtype, quantize, offload and vae_tiling (minutes, 8 GB of memory)
+	$(BIN)/python -m benchmarks.memory
 
 benchmark-queue: $(VENV)/dev ## measure the cost of jobs in Redis, up to 1,000,000 queued ones (minutes, 4 GB of memory)
 	$(BIN)/python -m benchmarks.queue_memory

@@ -17,6 +17,7 @@ from img2img.redis.notifications import JobChangeListener
 from img2img.redis.previews import Previews
 from img2img.telemetry.tracing import Tracer
 
+from .backends.default_model import DefaultModel
 from .backends.readiness import ReadinessChecks
 from .backends.store_threads import StoreThreads
 from .http.authentication import Caller
@@ -34,8 +35,7 @@ class Services:
     """Long-lived objects of the API server. `app.main` builds them once, as `app.state.services`."""
 
     settings: ApiSettings
-    # Name of the model for requests that name none.
-    default_model: str
+    default_model: DefaultModel
     redis: Redis
     queue: JobQueue
     api_keys: ApiKeys
@@ -104,6 +104,7 @@ async def _decoder_share(request: Request, caller: CallerDep) -> DecoderShare:
 QueueDep = Annotated[JobQueue, Depends(_visible_queue)]
 DecodersDep = Annotated[DecoderShare, Depends(_decoder_share)]
 SettingsDep = Annotated[ApiSettings, _service(lambda services: services.settings)]
+DefaultModelDep = Annotated[DefaultModel, _service(lambda services: services.default_model)]
 RedisDep = Annotated[Redis, _service(lambda services: services.redis)]
 ModelsDep = Annotated[ModelRegistry, _service(lambda services: services.models)]
 FreeDiskDep = Annotated[FreeDisk, _service(lambda services: services.free_disk)]

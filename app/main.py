@@ -15,7 +15,6 @@ from redis import Redis
 
 from img2img.blobs import ObjectStore
 from img2img.container_limits import cpu_count, memory_bytes
-from img2img.domain.model_card import model_name
 from img2img.free_disk import FreeDisk
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.durability import TIMEOUT_S, Durability, DurableWrites
@@ -28,6 +27,7 @@ from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.redis.worker_starts import WorkerStarts
 from img2img.telemetry.tracing import Tracer
 
+from .backends.default_model import DefaultModel
 from .backends.readiness import ReadinessChecks
 from .backends.redis_client import RESPONSE_S, connect_redis
 from .backends.store_threads import StoreThreads
@@ -51,7 +51,7 @@ from .playground.routes import playground_router
 from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
-from .routes import control_maps, events, health, images, img2img, jobs, models, results
+from .routes import control_maps, events, health, images, img2img, jobs, model_changes, models, results
 from .settings import ApiSettings
 from .telemetry.access_log import AccessLogMiddleware
 from .telemetry.metrics import HttpMetrics, install_metrics
@@ -63,7 +63,20 @@ STORE_RETRY_S, STORE_RESPONSE_S = 2.0, 3.0
 MAX_INFLIGHT_BYTES = 512 * 1024 * 1024
 
 ROUTERS = tuple(
-    module.router for module in (img2img, control_maps, images, jobs, events, results, models, health, openai, a1111)
+    module.router
+    for module in (
+        img2img,
+        control_maps,
+        images,
+        jobs,
+        events,
+        results,
+        models,
+        model_changes,
+        health,
+        openai,
+        a1111,
+    )
 )
 
 
@@ -116,7 +129,9 @@ def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics
     app.add_middleware(InFlightMiddleware, budget=byte_budget(settings))
     app.add_middleware(BodySizeLimitMiddleware, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(ContentEncodingMiddleware)
-    app.add_middleware(AuthenticationMiddleware, required=settings.keys_required)
+    app.add_middleware(
+        AuthenticationMiddleware, required=settings.keys_required, anonymous_admin=settings.is_only_for_this_machine
+    )
     if not settings.keys_required:
         app.add_middleware(
             BrowserRequestMiddleware,
@@ -148,10 +163,11 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     queue = JobQueue(redis, _limits(settings), durable_writes(settings, redis))
     models, api_keys = ModelRegistry(redis), ApiKeys(redis)
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
+    default_model = DefaultModel(settings, lambda name: models.find(name) is not None)
     free_disk = FreeDisk(settings.resolved_store_url, settings.min_free_disk)
     return Services(
         settings=settings,
-        default_model=model_name(settings.model),
+        default_model=default_model,
         redis=redis,
         queue=queue,
         api_keys=api_keys,
@@ -168,7 +184,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
             WebhookOutbox(redis) if settings.webhook_secrets else None,
             store,
             free_disk,
-            default_model=model_name(settings.model),
+            default_model=lambda: default_model.name,
             with_errors=not settings.keys_required,
         ),
         parsers=CapacityLimiter(cpu_count()),

@@ -254,9 +254,14 @@ class ApiSettings(SharedSettings):
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
+    def is_only_for_this_machine(self) -> bool:
+        """Whether the service listens on loopback and requires no API keys."""
+        return not self.keys_required and is_loopback(self.published_host or self.host)
+
+    @property
     def accepted_hosts(self) -> frozenset[str] | None:
         """The names in `allowed_hosts`; None if all are accepted, because the service is not only for this machine."""
-        if self.keys_required or not is_loopback(self.published_host or self.host):
+        if not self.is_only_for_this_machine:
             return None
         return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 

@@ -1,13 +1,14 @@
 """Reads models.toml files."""
 
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .domain.model_card import is_path
-from .domain.model_config import ComponentSource, ModelConfig, ModelName
+from .domain.model_config import ModelConfig, ModelName
 
 
 class InvalidModelsFile(Exception):
@@ -37,9 +38,7 @@ def read_models_file(path: Path) -> dict[str, ModelConfig]:
         if isinstance(error, ValidationError):
             raise InvalidModelsFile(f"the model file {path}: {_first_error(error)}") from error
         raise InvalidModelsFile(f"cannot read the model file {path}: {error}") from error
-    return {
-        name: _make_absolute(config.model_copy(update={"name": name}), path.parent) for name, config in models.items()
-    }
+    return {name: _resolved(config.model_copy(update={"name": name}), path.parent) for name, config in models.items()}
 
 
 def _first_error(error: ValidationError) -> str:
@@ -51,24 +50,13 @@ def _first_error(error: ValidationError) -> str:
     return f"{key}: {first['msg']}, got {first['input']!r}"
 
 
-def _make_absolute(config: ModelConfig, folder: Path) -> ModelConfig:
-    """Return the configuration with sources that are paths resolved against `folder`."""
-
-    def resolve(value: object) -> object:
-        if isinstance(value, ComponentSource):
-            return value.model_copy(update={"source": _absolute(value.source, folder)})
-        if isinstance(value, Path):
-            return (folder / value.expanduser()).resolve()
-        if isinstance(value, dict):
-            return {key: resolve(item) for key, item in value.items()}
-        if isinstance(value, tuple):
-            return tuple(map(resolve, value))
-        return value
-
-    changes = {name: resolve(getattr(config, name)) for name in ModelConfig.model_fields}
-    return config.model_copy(update={**changes, "source": _absolute(config.source, folder)})
+def _resolved(config: ModelConfig, folder: Path) -> ModelConfig:
+    """Return the configuration with paths resolved against `folder`."""
+    offload_folder = config.offload_folder and (folder / config.offload_folder.expanduser()).resolve()
+    return config.with_sources(partial(_absolute, folder)).model_copy(update={"offload_folder": offload_folder})
 
 
-def _absolute(source: str, folder: Path) -> str:
+def _absolute(folder: Path, key: str, source: str) -> str:
+    """Return a source with a path resolved against `folder`."""
     path = folder / Path(source).expanduser()
-    return str(path.resolve()) if is_path(source) or path.is_file() else source
+    return str(path.resolve()) if key == "lora_folder" or is_path(source) or path.is_file() else source

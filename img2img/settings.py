@@ -4,13 +4,14 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from img2img.model_sources import parse_folders
 from img2img.telemetry.logging import LogFormat
 
 # Docker and Kubernetes mount secrets here, as files named img2img_redis_url and so on.
@@ -52,6 +53,7 @@ SETTINGS = (
     "MIN_FREE_DISK",
     "MODEL",
     "MODELS_FILE",
+    "MODEL_FOLDERS",
     "MODEL_MEMORY",
     "PLAYGROUND",
     "PORT",
@@ -127,6 +129,13 @@ class SharedSettings(BaseSettings):
         Path | None,
         Field(description="A models.toml file with the models to serve. Its first model is the default of requests."),
     ] = None
+    model_folders: Annotated[
+        str | None,
+        Field(
+            description="Folders from which models may be loaded that requests add, separated by commas; the first one "
+            "is that of relative paths. Unset: the folder of the model file, if there is one; else none."
+        ),
+    ] = None
     device: Annotated[
         str,
         Field(
@@ -168,18 +177,28 @@ class SharedSettings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_model_from_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _drop_empty_model(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values if values.get("model") else {name: value for name, value in values.items() if name != "model"}
+
+    @model_validator(mode="after")
+    def _default_model_from_file(self) -> Self:
         """Make the first model of the model file the default, unless `model` is set."""
-        file = values.get("models_file")
-        if not file or values.get("model"):
-            return values
-        try:
-            models = tomllib.loads(Path(file).read_text()).get("models")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read the model file {file}: {error}") from None
-        if not models or not isinstance(models, dict):
-            raise ValueError(f"the model file {file} has no table [models.<name>]")
-        return {**values, "model": next(iter(models))}
+        if self.models_file and self.model_of_file:
+            # Not as a field that was set, so that a child process follows the file, too.
+            self.__dict__["model"] = first_model(self.models_file)
+        return self
+
+    @property
+    def model_of_file(self) -> bool:
+        """Whether the default model is the first one of the model file, and follows it."""
+        return self.models_file is not None and "model" not in self.model_fields_set
+
+    @property
+    def resolved_model_folders(self) -> tuple[Path, ...]:
+        """The folders from which models may be loaded that requests add."""
+        if self.model_folders is not None:
+            return parse_folders(self.model_folders)
+        return (self.models_file.absolute().parent,) if self.models_file else ()
 
     @property
     def resolved_redis_url(self) -> str:
@@ -190,6 +209,17 @@ class SharedSettings(BaseSettings):
     def resolved_store_url(self) -> str:
         """URL of the configured blob store, or of a folder in the data directory."""
         return self.store_url or (self.data_dir.resolve() / "store").as_uri()
+
+
+def first_model(file: Path) -> str:
+    """Return the name of the first model in a model file. Raises ValueError."""
+    try:
+        models = tomllib.loads(file.read_text()).get("models")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the model file {file}: {error}") from None
+    if not models or not isinstance(models, dict):
+        raise ValueError(f"the model file {file} has no table [models.<name>]")
+    return str(next(iter(models)))
 
 
 def embedded_redis_socket(data_dir: Path) -> Path:

@@ -5,7 +5,6 @@ import os
 import socket
 import sys
 import threading
-import time
 
 from obstore.exceptions import BaseError as StoreError
 from pydantic import ValidationError
@@ -22,9 +21,9 @@ from img2img.telemetry.tracing import Tracer, TracingError
 
 from .devices import choose_device, describe_device, device_memory
 from .engine.engine import Engine
-from .errors import StartupError, WorkerDied
+from .errors import HubUnavailable, StartupError, WorkerDied
 from .pipelines.loading.downloads import count_downloads, download_progress
-from .pipelines.loading.served_models import configs_to_serve, models_to_preload
+from .pipelines.loading.served_models import ModelSelection, models_to_preload
 from .queue.batch_worker import BatchWorker
 from .queue.job_metrics import JobMetrics
 from .runner import JobRunner
@@ -35,18 +34,23 @@ from .runtime.memory_meter import memory_meter
 from .runtime.model_loader import ModelLoader
 from .runtime.model_memory import MemoryBudget, reader_of, total_memory
 from .runtime.model_pool import ModelPool
+from .runtime.model_watch import ModelWatch
 from .runtime.pool_metrics import PoolMetrics
 from .runtime.start_report import StartReport
+from .runtime.stay_down import stay_down
 from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
 
 CANNOT_START = 2
+# Not an exit code of the process, which ends with 1.
+MAY_START_LATER = 75
 
 
 def main() -> int:
     """Run a worker and return the exit code of the process.
 
-    0: stopped by a signal. 1: the process has to be replaced, or Redis is unreachable. 2: it cannot start.
+    0: stopped by a signal. 1: the process has to be replaced, or Redis or the model hub is unreachable. 2: it cannot
+    start.
     """
     configure_malloc()
     os.umask(UMASK)
@@ -64,7 +68,7 @@ def main() -> int:
             return _fail(first["msg"].removeprefix("Value error, "), CANNOT_START)
         return _fail(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", CANNOT_START)
     except (StartupError, TracingError) as error:
-        return _fail(str(error), CANNOT_START)
+        return _fail(str(error), MAY_START_LATER if isinstance(error, HubUnavailable) else CANNOT_START)
     except WorkerDied as error:
         return _fail(str(error), 1)
     except RedisError as error:
@@ -83,9 +87,9 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     count_downloads()
     with StartReport(redis, f"{socket.gethostname()}:{os.getpid()}", download_progress) as report:
         store = open_store(settings.resolved_store_url)
-        configs = configs_to_serve(settings.model, settings.revision, settings.models_file, settings.serve)
         device = choose_device(settings.device)
-        logging.getLogger(__name__).info("device: %s", describe_device(device))
+        # Not the name of this module, which is `__main__`.
+        logging.getLogger("img2img.worker").info("device: %s", describe_device(device))
         meter = memory_meter(device)
         engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=meter)
         metrics = serve_metrics(settings, tracer, engine, device)
@@ -95,7 +99,15 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
             max_loaded=settings.max_loaded_models,
             metrics=PoolMetrics(metrics.registry),
         )
-        pool.define({config.name: config for config in configs})
+        watch = ModelWatch(
+            redis,
+            ModelSelection(settings.serve, settings.resolved_model_folders),
+            model=settings.model,
+            revision=settings.revision,
+            file=settings.models_file,
+            models=pool,
+        )
+        watch.start()
         report.percent = pool.percent
         engine_thread = start_engine(engine)
 
@@ -104,7 +116,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
                 raise WorkerDied("the engine thread has died")
             pool.check()
 
-        pool.start(models_to_preload(settings.preload, [config.name for config in configs]), check_threads)
+        pool.start(models_to_preload(settings.preload, watch.names), check_threads)
         loader.report = logging.getLogger(__name__).info
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
     watchdog = Watchdog(engine, stall_s=settings.stall_s)
@@ -113,7 +125,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         check_threads()
         watchdog.check()
 
-    BatchWorker(
+    worker = BatchWorker(
         redis,
         store,
         JobRunner(engine),
@@ -121,7 +133,9 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         lease_s=settings.lease_s,
         metrics=metrics,
         live_file=settings.live_file,
-    ).serve(check)
+    )
+    with watch.running(worker.name):
+        worker.serve(check)
     pool.close()
     engine.shut_down()
     engine_thread.join()
@@ -184,8 +198,8 @@ if __name__ == "__main__":
     exit_code = main()
     logging.shutdown()
     sys.stderr.flush()
-    if exit_code == CANNOT_START:
-        # Compose restarts a container at once, and each start may ask the model hub. A signal ends the pause.
-        time.sleep(float(os.environ.get("START_RETRY_S") or 0))
+    if exit_code in (CANNOT_START, MAY_START_LATER) and (retry_s := os.environ.get("START_RETRY_S")):
+        # A container is restarted at once, whatever the exit code is.
+        stay_down(float(retry_s) if exit_code == MAY_START_LATER else None)
     # `sys.exit` would abort the process if the engine is in a forward pass.
-    os._exit(exit_code)
+    os._exit(1 if exit_code == MAY_START_LATER else exit_code)

@@ -33,8 +33,8 @@ def choose_device(setting: str) -> str:
     count = _module(device).device_count() if _module(device).is_available() else 0
     if not count:
         raise StartupError(
-            f"IMG2IMG_DEVICE: PyTorch {torch.__version__} finds no {device.type} device; `img2img doctor` tells why. "
-            "IMG2IMG_DEVICE=auto uses what there is"
+            f"IMG2IMG_DEVICE: PyTorch {torch.__version__} finds no {device.type} device; see `img2img doctor`, or set "
+            "IMG2IMG_DEVICE=auto"
         )
     if (device.index or 0) >= count:
         raise StartupError(

@@ -18,6 +18,19 @@ class StartupError(Exception):
         super().__init__(line if len(line) <= MAX_LENGTH else f"{line[:_START]} ... {line[-_END:]}")
 
 
+class HubUnavailable(StartupError):
+    """The model hub does not respond as it should. It may do so later."""
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Return whether the cause of an error may pass without a change of the settings."""
+    while error is not None:
+        if isinstance(error, HubUnavailable):
+            return True
+        error = error.__cause__
+    return False
+
+
 class DeviceLost(Exception):
     """The device failed. The results on it are lost, and this process has to be replaced."""
 

@@ -18,6 +18,7 @@ from img2img.free_disk import FreeDisk
 from img2img.redis import outage
 from img2img.redis.clock import redis_clock
 from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.model_reports import WorkerReports
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.redis.worker_starts import WorkerStarts
 
@@ -85,7 +86,7 @@ class ReadinessChecks:
 
     Args:
         outbox: None if the service sends no webhooks.
-        default_model: Model of requests that name none.
+        default_model: Returns the model of requests that name none. Raises RedisError.
         with_errors: Whether to report why workers did not start. A client without an API key learns no paths.
     """
 
@@ -98,13 +99,14 @@ class ReadinessChecks:
         store: BlobStore,
         free_disk: FreeDisk,
         *,
-        default_model: str,
+        default_model: Callable[[], str],
         with_errors: bool,
     ) -> None:
         self._redis = redis
         self._models = models
         self._clock = redis_clock(redis)
         self._starts = starts
+        self._reports = WorkerReports(redis)
         self._default_model = default_model
         self._with_errors = with_errors
         self._outbox = outbox
@@ -131,8 +133,9 @@ class ReadinessChecks:
         try:
             self._clock.now()
             outage.check_writable(self._redis)
-            states = self._models.states()
+            states, default = self._models.states(), self._default_model()
             starting = self._starts.all().values()
+            reports = self._reports.read(states).values()
             webhooks = self._check_webhooks(self._outbox) if self._outbox else None
         except RedisError as error:
             status = DependencyStatus(ok=False, detail=outage.reason_of(error) or type(error).__name__)
@@ -142,10 +145,11 @@ class ReadinessChecks:
             for name, statuses in sorted(by_model(states, with_paths=self._with_errors).items())
         ]
         details = [f"{len(states)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
+        details += [notice for report in reports for notice in report.notices(with_reason=self._with_errors)]
         # A default model that no worker knows may be served by one that starts later: its jobs wait.
-        has_failed = (self._default_model, ModelState.FAILED) in [(model.name, model.state) for model in models]
+        has_failed = (default, ModelState.FAILED) in [(model.name, model.state) for model in models]
         if has_failed:
-            details.append(f"the default model {self._default_model} could not be loaded")
+            details.append(f"the default model {default} could not be loaded")
         workers = DependencyStatus(ok=bool(states) and not has_failed, detail="; ".join(details))
         detail = f"responds; {self._clock.warning}" if self._clock.warning else "responds"
         return RedisReadiness(DependencyStatus(ok=True, detail=detail), workers, webhooks, models)

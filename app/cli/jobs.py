@@ -1,4 +1,4 @@
-"""Commands that list, show, cancel and delete jobs, and list models."""
+"""Commands that list, show, cancel and delete jobs."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -116,22 +116,6 @@ def delete_image(
             return {"sha256": digest, "deleted": True}
 
         _for_each(digests, deleted, as_json, lambda answer: f"{answer['sha256']} deleted", name="sha256")
-
-
-def models(as_json: AsJson = False, url: Url = LOCAL, api_key: ApiKey = None) -> None:
-    """List the models that the service has."""
-    with client_errors(), connect(url, api_key) as client:
-        found = client.list_models()
-        if as_json:
-            for model in found:
-                echo(to_json(response_document(model)))
-            return
-        table = new_table("model", "tasks", "sizes", "workers", "queued")
-        for model in found:
-            name = f"{model.name} (default)" if model.default else model.name
-            sizes = f"{model.min_size} to {model.max_size} by {model.size_multiple}"
-            add_row(table, name, " ".join(model.tasks), sizes, str(len(model.workers)), str(model.queued))
-        print_table(table)
 
 
 def _for_each(

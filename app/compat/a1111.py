@@ -17,13 +17,12 @@ from redis import Redis
 
 from img2img.domain.infotext import WEB_UI_NAMES, infotext, parse_infotext
 from img2img.domain.job import JobRecord, JobStatus
-from img2img.domain.model_card import model_name
 from img2img.domain.spec import StrengthSpec
 from img2img.errors import Gone, NotFound, ParameterError
 from img2img.redis.decode import decode
 from img2img.redis.keys import A1111_JOBS
 
-from ..dependencies import PreviewsDep, SettingsDep
+from ..dependencies import DefaultModelDep, PreviewsDep
 from ..http.request_body import read_json
 from ..imaging.file_types import identify
 from ..imaging.parts import check_parts
@@ -188,9 +187,9 @@ def sd_models(jobs: BlockingJobsDep) -> list[dict[str, Any]]:
 
 
 @router.get("/loras")
-def loras(jobs: BlockingJobsDep, settings: SettingsDep) -> list[dict[str, Any]]:
+def loras(jobs: BlockingJobsDep, default: DefaultModelDep) -> list[dict[str, Any]]:
     """Lists the LoRAs of the default model, for tags in prompts."""
-    card = jobs.models.find(model_name(settings.model))
+    card = jobs.models.find(default.name)
     return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in (card.loras if card else ())]
 
 
@@ -218,17 +217,17 @@ def _png_info(image: bytes) -> dict[str, Any]:
 
 
 @router.get("/options")
-def options(settings: SettingsDep) -> dict[str, Any]:
+def options(default: DefaultModelDep) -> dict[str, Any]:
     """Returns the only option: the default model."""
-    return {"sd_model_checkpoint": model_name(settings.model)}
+    return {"sd_model_checkpoint": default.name}
 
 
 @router.post("/options")
-async def set_options(request: Request, settings: SettingsDep) -> dict[str, Any]:
+async def set_options(request: Request, default: DefaultModelDep) -> dict[str, Any]:
     """Accepts only options that have this value already: they would apply to all clients."""
     options = await read_json(request, dict[str, Any], strict=False)
     for name, value in options.items():
-        if (name, value) != ("sd_model_checkpoint", model_name(settings.model)):
+        if (name, value) != ("sd_model_checkpoint", default.name):
             message = "Options cannot be set for all clients; a request can name its model in `override_settings`"
             raise ParameterError(name, message, got=value)
     return {}

@@ -25,6 +25,8 @@ from .problem_details import problem_response
 # Paths without authentication: health, the documentation, and the page, which asks for the key.
 PUBLIC_PATHS = re.compile(r"/(|assets/[^/]*|healthz|readyz|openapi\.json|redoc|docs(/.*)?|static-offline-docs/.*)")
 
+# Changes of models are below this path.
+MODELS_PATH = "/models/"
 # Requests of the compatibility APIs whose responses contain no images.
 WITHOUT_IMAGES = frozenset({"/sdapi/v1/interrupt", "/sdapi/v1/options"})
 
@@ -46,22 +48,31 @@ class Caller:
         visible_owner: Owner of the jobs that it may see; None: those of all owners.
         key_id: Id of its API key, "" if keys are not required.
         may_prioritize: Whether its jobs may have a high priority.
+        may_administer: Whether it may change the models of the service.
     """
 
     owner: str
     visible_owner: str | None
     key_id: str
     may_prioritize: bool
+    may_administer: bool
+
+    @property
+    def actor(self) -> str:
+        """The caller in the audit log."""
+        return f"key {self.key_id}" if self.key_id else "a client without API key"
 
 
-ANONYMOUS = Caller("", None, "", True)
+def anonymous_caller(*, may_administer: bool) -> Caller:
+    """Return the caller of a request to a service that requires no API keys."""
+    return Caller("", None, "", may_prioritize=True, may_administer=may_administer)
 
 
 def caller_for_key(key: ApiKey) -> Caller:
     """Return the caller that an API key identifies. A key with the scope `admin` sees all jobs."""
     owner = owner_of(key)
-    visible_owner = None if KeyScope.ADMIN in key.scopes else owner
-    return Caller(owner, visible_owner, key.id, key.allows(KeyScope.PRIORITY))
+    is_admin = KeyScope.ADMIN in key.scopes
+    return Caller(owner, None if is_admin else owner, key.id, key.allows(KeyScope.PRIORITY), is_admin)
 
 
 def api_key_from_headers(headers: Headers) -> str | None:
@@ -79,6 +90,11 @@ def api_key_from_headers(headers: Headers) -> str | None:
     return headers.get("x-api-key")
 
 
+def changes_models(scope: Scope) -> bool:
+    """Return whether a request would change the models of the service."""
+    return scope["path"].startswith(MODELS_PATH) and scope.get("method") not in ("GET", "HEAD")
+
+
 def required_scopes(scope: Scope) -> tuple[KeyScope, ...]:
     """Return the scopes that an API key needs for a request."""
     path = scope["path"]
@@ -87,6 +103,8 @@ def required_scopes(scope: Scope) -> tuple[KeyScope, ...]:
         return (KeyScope.METRICS,)
     if scope.get("method") in ("GET", "HEAD"):
         return (KeyScope.READ,)
+    if changes_models(scope):
+        return (KeyScope.ADMIN,)
     # The compatibility APIs respond to a submit with its images.
     if path.startswith(("/v1/", "/sdapi/")) and path not in WITHOUT_IMAGES:
         return (KeyScope.SUBMIT, KeyScope.READ)
@@ -100,11 +118,13 @@ class AuthenticationMiddleware:
 
     Args:
         required: Whether requests need an API key. If not, every caller is anonymous and sees all jobs.
+        anonymous_admin: Whether anonymous callers may change models.
     """
 
-    def __init__(self, app: ASGIApp, required: bool) -> None:
+    def __init__(self, app: ASGIApp, required: bool, anonymous_admin: bool = False) -> None:
         self._app = app
         self._required = required
+        self._anonymous = anonymous_caller(may_administer=anonymous_admin)
         self._cache: TTLCache[str, ApiKey] = TTLCache(CACHE_SIZE, CACHE_TTL_S)
         self._recorded: TTLCache[str, None] = TTLCache(CACHE_SIZE, USE_RECORDED_S)
 
@@ -134,7 +154,7 @@ class AuthenticationMiddleware:
             Unavailable: The key cannot be checked.
         """
         if not self._required:
-            return ANONYMOUS
+            return self._anonymous
         if PUBLIC_PATHS.fullmatch(scope["path"]):
             return None
         secret = api_key_from_headers(Headers(scope=scope))

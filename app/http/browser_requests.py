@@ -16,6 +16,7 @@ from img2img.errors import RequestError
 
 from ..schemas.problems import truncate
 from ..settings import is_loopback
+from .authentication import changes_models
 from .errors import ForbiddenHost, ForbiddenOrigin
 from .problem_details import problem_response
 
@@ -34,13 +35,14 @@ class BrowserRequestMiddleware:
         self._allowed_origins = allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = None if scope["type"] == "lifespan" else self._error(Headers(scope=scope), scope.get("method", ""))
+        error = None if scope["type"] == "lifespan" else self._error(scope)
         if error is not None:
             await problem_response(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _error(self, headers: Headers, method: str) -> RequestError | None:
+    def _error(self, scope: Scope) -> RequestError | None:
+        headers, method = Headers(scope=scope), scope.get("method", "")
         # A browser always sends the header.
         host = headers.get("host", "localhost").lower()
         if not self._is_allowed_host(host):
@@ -49,7 +51,11 @@ class BrowserRequestMiddleware:
                 "to IMG2IMG_ALLOWED_HOSTS, or require API keys with IMG2IMG_KEYS=required."
             )
         origin = _origin_of_page(headers, method)
-        if origin is None or urlsplit(origin).netloc == host or self._is_allowed_origin(origin):
+        if origin is None or urlsplit(origin).netloc == host:
+            return None
+        if self._is_allowed_origin(origin):
+            if changes_models(scope):
+                return ForbiddenOrigin("Without API keys, no web page of another origin may change models.")
             return None
         return ForbiddenOrigin(
             f"Without API keys, this service accepts no requests of web pages of {truncate(origin)}. Add the origin to "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-ALLOWED_METHODS = ("GET", "HEAD", "POST", "DELETE")
+ALLOWED_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 ALLOWED_HEADERS = (
     "Authorization",
     "X-API-Key",

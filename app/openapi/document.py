@@ -7,6 +7,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from img2img.domain.model_config import ComponentSource, ModelConfig
+
 from ..http.authentication import PUBLIC_PATHS
 from ..schemas.events import GoneEvent, JobEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from ..schemas.problems import Problem
@@ -84,7 +86,8 @@ def _rename_item_schemas(document: dict[str, Any]) -> None:
 
 def _model_schemas() -> dict[str, Any]:
     """Return the schemas of models that no route names as a parameter or return type."""
-    models = [*((model, "validation") for model in (*REQUESTS, Problem)), *((e, "serialization") for e in STREAM_DATA)]
+    documents = (*REQUESTS, ComponentSource, ModelConfig, Problem)
+    models = [*((model, "validation") for model in documents), *((e, "serialization") for e in STREAM_DATA)]
     _, definitions = models_json_schema(models, ref_template=ref("{model}")["$ref"])  # type: ignore[arg-type]
     schemas: dict[str, Any] = definitions["$defs"]
     return schemas

@@ -12,6 +12,7 @@ from img2img.errors import Img2ImgError, ParameterError
 from ..http.errors import InsufficientScope
 from ..http.problem_details import PROBLEM_JSON, STATUS, problem_response
 from ..schemas.events import GoneEvent, PreviewEvent, ProgressEvent, QueuedEvent
+from ..schemas.model_details import ModelDetails
 from ..schemas.problems import Problem, status_phrase
 from ..schemas.responses import EXAMPLE_JOB_ID, ImageFormat, Job
 from . import examples
@@ -48,6 +49,11 @@ def request_body(name: str, json_examples: examples.Examples) -> dict[str, Any]:
             "multipart/form-data": {"schema": ref(f"{name}Form")},
         },
     }
+
+
+def json_body(schema: str) -> dict[str, Any]:
+    """Return a JSON body with this schema."""
+    return {"required": True, "content": {"application/json": {"schema": ref(schema)}}}
 
 
 def problems(*statuses: int) -> Responses:
@@ -111,6 +117,13 @@ SUBMITTED: Responses = {
             name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in JOB_OPERATIONS
         },
     }
+}
+MODEL_CHANGE: Responses = {
+    200: {"description": "The change was made before: nothing changes.", "model": ModelDetails},
+    202: {
+        "description": "The change was stored. Workers follow it within 2 seconds, and load what it needs.",
+        "headers": {"Location": {"description": "URL of the model.", "schema": {"type": "string"}}},
+    },
 }
 UPLOADED: Responses = {201: {"description": "The image was stored.", "headers": REPLAYED_HEADER}}
 # Some generators take the lowest success status for the only one, so its schema covers every body of a submit.

@@ -16,6 +16,7 @@ from ..schemas.request_fields import nest_form_fields
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
 from ..settings import ApiSettings
 
+Document = TypeVar("Document", bound=BaseModel)
 Body = TypeVar("Body", Img2ImgRequest, ControlMapRequest, ImageRequest)
 
 
@@ -32,6 +33,15 @@ async def read_control_map(request: Request, settings: SettingsDep) -> ControlMa
 async def read_image(request: Request, settings: SettingsDep) -> ImageRequest:
     """Read the body of `POST /images`."""
     return await _read(request, settings, ImageRequest)
+
+
+async def read_document(request: Request, model: type[Document]) -> Document:
+    """Read and validate a JSON body."""
+    try:
+        return await read_json(request, model, strict=True)
+    except RequestValidationError as error:
+        _describe_unknown_fields(error, model)
+        raise
 
 
 async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> Body:

@@ -1,37 +1,49 @@
 """The models that the service offers."""
 
-from fastapi import APIRouter
+from typing import Annotated
 
-from img2img.domain.model_card import model_name
+from fastapi import APIRouter, Depends, Path
+from starlette.convertors import PathConvertor, register_url_convertor
 
-from ..dependencies import CallerDep, ModelsDep, QueueDep, SettingsDep
+from img2img.domain.model_config import ModelName
+from img2img.errors import NotFound
+
+from ..backends.model_overview import ModelOverview
+from ..dependencies import CallerDep, QueueDep, ServicesDep
 from ..openapi import operations as openapi
-from ..schemas.responses import ModelAvailability, ModelList, ServedModel, by_model
+from ..schemas.model_details import ModelDetails
+from ..schemas.responses import ModelList
 
 router = APIRouter(tags=["models"])
 
 
-@router.get("/models", operation_id="list_models", responses=openapi.problems(503))
-def list_models(models: ModelsDep, queue: QueueDep, settings: SettingsDep, caller: CallerDep) -> ModelList:
-    """List the models that live workers serve: the capabilities of each, and whether it is loaded.
+class ModelNameConvertor(PathConvertor):
+    """A name with slashes, such as `org/name`, that is not followed by a part of the model, such as `/loras/ink`."""
 
-    Jobs can be submitted for all of them. A model that is not loaded is loaded when its jobs need it.
-    """
-    cards = models.known()
-    default = model_name(settings.model)
-    served = {name: workers for name, workers in sorted(models.live().items()) if name in cards}
-    states = by_model(models.states(), with_paths=caller.visible_owner is None)
-    return ModelList(
-        models=[
-            ServedModel(
-                **cards[name].model_dump(),
-                state=ModelAvailability.best_of(status.state for status in states[name]),
-                statuses=states[name],
-                workers=workers,
-                queued=queue.depth(name),
-                default=name == default,
-            )
-            for name, workers in served.items()
-            if name in states
-        ]
-    )
+    regex = r"(?!.*/loras/[^/]*$)(?!.*/reset$).+"
+
+
+register_url_convertor("model", ModelNameConvertor())
+
+ModelPath = Annotated[ModelName, Path(alias="name", description="Name of the model; it may contain slashes.")]
+
+
+def _overview(services: ServicesDep, queue: QueueDep, caller: CallerDep) -> ModelOverview:
+    return ModelOverview(services.redis, queue, services.default_model.name, is_admin=caller.may_administer)
+
+
+OverviewDep = Annotated[ModelOverview, Depends(_overview)]
+
+
+@router.get("/models", operation_id="list_models", responses=openapi.problems(503))
+def list_models(overview: OverviewDep) -> ModelList:
+    """List the models that live workers serve, with the capabilities of each, and those that are being loaded."""
+    return overview.read_all()
+
+
+@router.get("/models/{name:model}", operation_id="get_model", responses=openapi.problems(404, 422, 503))
+def get_model(name: ModelPath, overview: OverviewDep) -> ModelDetails:
+    """Return one model: its state on each worker, its capabilities, and how requests have changed it."""
+    if not overview.exists(name):
+        raise NotFound(f"There is no model {name}.")
+    return overview.status(name)

@@ -16,6 +16,8 @@ from img2img.domain.webhook import Delivery, DeliveryStatus, Event
 from img2img.printable import without_paths
 from img2img.redis.fair_queue import QueuePosition
 
+from .model_details import ModelDetails
+
 EXAMPLE_JOB_ID = "3f0c9a52d7e84b6ea1c5f2b8d9036e71"
 EXAMPLE_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
@@ -287,9 +289,19 @@ class ServedModel(ModelAvailability, ModelCard):
 
 
 class ModelList(BaseModel):
-    """The models that live workers serve."""
+    """The models that live workers serve, and those that they do not serve yet."""
 
     models: list[ServedModel]
+    pending: Annotated[
+        list[ModelDetails],
+        Field(
+            description="Models that no live worker serves as they are defined now: they are being loaded or failed."
+        ),
+    ] = []
+    notices: Annotated[
+        list[str],
+        Field(description="Model files of workers that are invalid since their last change, and therefore ignored."),
+    ] = []
 
 
 class Liveness(BaseModel):

@@ -108,7 +108,7 @@ class JobSubmitter:
 
     def model_card(self, model: str | None) -> ModelCard:
         """Return the card of the named model, or of the default model. Raises ParameterError or Unavailable."""
-        return resolve_model(model, self.services.default_model, self.services.models)
+        return resolve_model(model, self.services.default_model.name, self.services.models)
 
     def _visible_queue(self) -> JobQueue:
         """Return the queue, limited to the jobs and input images that the caller may see."""

@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError as StoreError
 from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
+from img2img.model_sources import SEPARATOR
 from img2img.private_files import make_private
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.durability import Durability, DurableWrites, UnsupportedDurability
@@ -70,7 +71,7 @@ class Supervisor:
 
     def __init__(self, settings: ApiSettings) -> None:
         self._settings = settings
-        self._environment = settings.as_environment()
+        self._environment = settings.as_environment() | _model_folders(settings)
         self._processes: list[ManagedProcess] = []
         self._workers: list[ManagedProcess] = []
         self._reported = ""
@@ -165,6 +166,15 @@ def is_ready(http: httpx.Client, report: Callable[[str], None] = lambda _: None)
         if reasons:
             report("; ".join(reasons))
     return response.status_code == 200
+
+
+def _model_folders(settings: ApiSettings) -> dict[str, str]:
+    """Return the folders of models that requests add: any, where only users of this machine can make requests."""
+    if settings.model_folders is not None or not settings.is_only_for_this_machine:
+        return {}
+    # Relative paths are those of a model file.
+    base = settings.models_file.absolute().parent if settings.models_file else Path.cwd()
+    return {"IMG2IMG_MODEL_FOLDERS": f"{base}{SEPARATOR}/"}
 
 
 def _ensure_secret(data_dir: Path) -> None:

@@ -47,10 +47,13 @@ from .models import (
     JobImage,
     JobProgress,
     Model,
+    ModelDetails,
+    ModelPage,
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
     UploadedImage,
+    WorkerModel,
 )
 from .sync_client import Client
 
@@ -78,6 +81,8 @@ __all__ = [
     "JobProgress",
     "LoraFields",
     "Model",
+    "ModelDetails",
+    "ModelPage",
     "PaddingFields",
     "PermissionDenied",
     "PreviewEvent",
@@ -92,5 +97,6 @@ __all__ = [
     "UploadedImage",
     "WaitTimeout",
     "WebhookFields",
+    "WorkerModel",
     "is_image_reference",
 ]

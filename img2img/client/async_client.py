@@ -1,9 +1,9 @@
 """The client for asyncio. `sync_client.py` is generated from this file by `make client`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 from httpx_sse import EventSource
@@ -12,7 +12,7 @@ from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_id
 from .events import Event, EventStream
 from .fields import ControlMapFields, SubmitFields
 from .images import ImageInput
-from .models import DryRun, Job, JobImage, Model, UploadedImage
+from .models import DryRun, Job, JobImage, Model, ModelDetails, ModelPage, UploadedImage
 
 T = TypeVar("T")
 
@@ -186,6 +186,58 @@ class AsyncClient:
     async def list_models(self) -> list[Model]:
         """Return the models that live workers serve."""
         return await self._run(self._operations.list_models())
+
+    async def model_page(self) -> ModelPage:
+        """Return the models that live workers serve, those that are being loaded or failed, and notices."""
+        return await self._run(self._operations.model_page())
+
+    async def get_model(self, name: str) -> ModelDetails:
+        """Return one model: its state on each worker, its capabilities, and how requests have changed it.
+
+        Raises:
+            JobNotFound: There is no such model.
+        """
+        return await self._run(self._operations.get_model(name))
+
+    async def put_model(self, name: str, definition: Mapping[str, Any] | str) -> ModelDetails:
+        """Add or replace a model. Workers follow within 2 seconds: see `wait_for_model`.
+
+        Args:
+            definition: The keys of a model in a model file, or its source alone.
+
+        Raises:
+            InvalidRequest: A key is invalid, or a path is not permitted.
+            PermissionDenied: The API key lacks the scope `admin`.
+        """
+        return await self._run(self._operations.put_model(name, definition))
+
+    async def delete_model(self, name: str) -> ModelDetails:
+        """Remove a model from all workers. Its queued and running jobs are finished first."""
+        return await self._run(self._operations.delete_model(name))
+
+    async def reset_model(self, name: str) -> ModelDetails:
+        """Forget how requests have changed a model, so that the model files of the workers decide again."""
+        return await self._run(self._operations.reset_model(name))
+
+    async def put_lora(self, model: str, name: str, source: Mapping[str, Any] | str) -> ModelDetails:
+        """Add or replace a LoRA of a model.
+
+        Args:
+            source: Path or hub id, or a table with `source`, `revision`, `subfolder` and `weight_name`.
+        """
+        return await self._run(self._operations.put_lora(model, name, source))
+
+    async def delete_lora(self, model: str, name: str) -> ModelDetails:
+        """Remove a LoRA of a model. Running jobs keep it."""
+        return await self._run(self._operations.delete_lora(model, name))
+
+    async def wait_for_model(self, name: str, *, timeout_s: float | None = None) -> ModelDetails:
+        """Return a model when workers serve it as it is defined now, or could not load it.
+
+        Raises:
+            WaitTimeout: It was still being loaded after `timeout_s`.
+        """
+        return await self._run(self._operations.wait_for_model(name, timeout_s))
 
     async def download(
         self, image: Job | JobImage | str, index: int = 0, *, format: str | None = None, quality: int | None = None

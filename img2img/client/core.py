@@ -19,7 +19,17 @@ import httpx
 from .errors import InvalidResponse, ServiceUnavailable, ServiceUnreachable, TooManyRequests, WaitTimeout, error_of
 from .events import Reconnects
 from .images import ImageInput, load_image
-from .models import DryRun, Job, JobImage, JobPage, Model, ModelPage, UploadedImage, parse_response
+from .models import (
+    DryRun,
+    Job,
+    JobImage,
+    JobPage,
+    Model,
+    ModelDetails,
+    ModelPage,
+    UploadedImage,
+    parse_response,
+)
 
 LOCAL_URL = "http://127.0.0.1:8000"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -27,6 +37,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BUSY_S = 120.0
 # One long poll of `wait`; the service allows 60 s.
 POLL_S = 30.0
+# Pause between two looks at a model that is being loaded.
+MODEL_POLL_S = 0.5
 # The most jobs that a page of `GET /jobs` can have.
 PAGE = 100
 IMAGE_FIELDS = ("image", "mask")
@@ -77,6 +89,20 @@ def job_id_of(job: Job | str) -> str:
 def job_path(job: Job | str) -> str:
     """Return the path of a job. An id that is no id is sent as such, so that the service rejects it."""
     return f"/jobs/{quote(job_id_of(job), safe='')}"
+
+
+def model_path(name: str) -> str:
+    """Return the path of a model."""
+    return f"/models/{quote(name)}"
+
+
+def _lora_path(model: str, name: str) -> str:
+    return f"{model_path(model)}/loras/{quote(name, safe='')}"
+
+
+def _definition(definition: Mapping[str, Any] | str) -> dict[str, Any]:
+    """Return a definition that is given as a whole, or as its source alone."""
+    return {"source": definition} if isinstance(definition, str) else dict(definition)
 
 
 def _digest_of(image: Job | JobImage | str, index: int) -> str | None:
@@ -150,6 +176,43 @@ class Operations:
     def list_models(self) -> Flow[list[Model]]:
         response = yield from self._call("GET", "/models")
         return list(parse_response(ModelPage, response.content).models)
+
+    def model_page(self) -> Flow[ModelPage]:
+        response = yield from self._call("GET", "/models")
+        return parse_response(ModelPage, response.content)
+
+    def get_model(self, name: str) -> Flow[ModelDetails]:
+        return (yield from self._model("GET", model_path(name)))
+
+    def put_model(self, name: str, definition: Mapping[str, Any] | str) -> Flow[ModelDetails]:
+        return (yield from self._model("PUT", model_path(name), json=_definition(definition)))
+
+    def delete_model(self, name: str) -> Flow[ModelDetails]:
+        return (yield from self._model("DELETE", model_path(name)))
+
+    def reset_model(self, name: str) -> Flow[ModelDetails]:
+        return (yield from self._model("POST", f"{model_path(name)}/reset"))
+
+    def put_lora(self, model: str, name: str, source: Mapping[str, Any] | str) -> Flow[ModelDetails]:
+        return (yield from self._model("PUT", _lora_path(model, name), json=_definition(source)))
+
+    def delete_lora(self, model: str, name: str) -> Flow[ModelDetails]:
+        return (yield from self._model("DELETE", _lora_path(model, name)))
+
+    def wait_for_model(self, name: str, timeout_s: float | None) -> Flow[ModelDetails]:
+        """Poll until workers serve the model, or could not load it."""
+        give_up_at = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
+        while True:
+            model = yield from self.get_model(name)
+            if model.is_served or model.state == "failed":
+                return model
+            if time.monotonic() >= give_up_at:
+                raise WaitTimeout(f"the model {name} is {model.state} after {timeout_s:g} s: {model.detail}")
+            yield Pause(MODEL_POLL_S)
+
+    def _model(self, method: str, url: str, **options: Any) -> Flow[ModelDetails]:
+        response = yield from self._call(method, url, **options)
+        return parse_response(ModelDetails, response.content)
 
     def download(
         self, image: Job | JobImage | str, index: int = 0, format: str | None = None, quality: int | None = None

@@ -98,7 +98,7 @@ class PermissionDenied(ApiError):
 
 
 class JobNotFound(ApiError):
-    """The job or the uploaded image does not exist, or belongs to another API key."""
+    """The job, the uploaded image or the model does not exist, or belongs to another API key."""
 
 
 class ResultNotReady(ApiError):

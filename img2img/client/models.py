@@ -123,6 +123,32 @@ class Model(_Response):
     upscales: tuple[int, ...] = ()
 
 
+class WorkerModel(_Response):
+    """A model on one worker."""
+
+    worker: str
+    state: str
+    detail: str | None = None
+
+
+class ModelDetails(_Response):
+    """A model, its state on the workers, and how requests have changed it."""
+
+    name: str
+    state: str
+    detail: str = ""
+    default: bool = False
+    queued: int = 0
+    workers: tuple[WorkerModel, ...] = ()
+    card: Model | None = None
+    change: dict[str, Any] | None = None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether workers run jobs of the model as it is defined now."""
+        return self.state in ("loaded", "unloaded")
+
+
 class JobPage(_Response):
     """A page of the job list, newest first."""
 
@@ -134,6 +160,8 @@ class ModelPage(_Response):
     """The response of `GET /models`."""
 
     models: tuple[Model, ...]
+    pending: tuple[ModelDetails, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 class QueuedEvent(_Response):

@@ -6,7 +6,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-LoraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+LoraName = Annotated[str, Field(pattern=LORA_NAME)]
 EmbeddingName = LoraName
 MAX_CONTROLS = 4
 MAX_IMAGE_PROMPTS = 4

@@ -3,9 +3,9 @@
 Clients name models, LoRAs and control types; they never name files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -162,6 +162,13 @@ class ModelConfig(BaseModel):
         ),
     ] = None
     loras: Annotated[dict[LoraName, Component], Field(description="table: name -> part")] = {}
+    lora_folder: Annotated[
+        str | None,
+        Field(
+            description="folder whose safetensors files are LoRAs, named by their file names without the suffix; files "
+            "that are added and removed later are followed. An entry of `loras` takes precedence"
+        ),
+    ] = None
     embeddings: Annotated[
         dict[EmbeddingName, Component], Field(description="table: name in prompts -> part, a textual inversion")
     ] = {}
@@ -198,12 +205,38 @@ class ModelConfig(BaseModel):
         ),
     ] = None
 
-    def sources(self) -> Iterator[tuple[str, str]]:
-        """Yield each source of the model with its key."""
-        yield "source", self.source
+    def components(self) -> Iterator[tuple[str, ComponentSource]]:
+        """Yield each component of the model with its key."""
         for name in ModelConfig.model_fields:
             value = getattr(self, name)
             if isinstance(value, tuple):
                 value = dict(enumerate(value))
             items = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
-            yield from ((key, item.source) for key, item in items.items() if isinstance(item, ComponentSource))
+            yield from ((key, item) for key, item in items.items() if isinstance(item, ComponentSource))
+
+    def sources(self) -> Iterator[tuple[str, str]]:
+        """Yield each source of the model with its key."""
+        yield "source", self.source
+        yield from ((key, component.source) for key, component in self.components())
+        if self.lora_folder is not None:
+            yield "lora_folder", self.lora_folder
+
+    def with_sources(self, replace: Callable[[str, str], str]) -> Self:
+        """Return the configuration with other sources.
+
+        Args:
+            replace: gets the key and the value of a source, and returns its new value.
+        """
+
+        def replaced(key: str, value: object) -> object:
+            if isinstance(value, ComponentSource):
+                return value.model_copy(update={"source": replace(key, value.source)})
+            if isinstance(value, dict):
+                return {name: replaced(f"{key}.{name}", item) for name, item in value.items()}
+            if isinstance(value, tuple):
+                return tuple(replaced(f"{key}.{index}", item) for index, item in enumerate(value))
+            return value
+
+        changes = {name: replaced(name, getattr(self, name)) for name in ModelConfig.model_fields}
+        folder = {"lora_folder": replace("lora_folder", self.lora_folder)} if self.lora_folder is not None else {}
+        return self.model_copy(update={**changes, "source": replace("source", self.source), **folder})

@@ -81,6 +81,8 @@ PREVIEW = Key("preview:{id}", "hash", "`step` and `jpeg` of the latest preview; 
 
 # Workers
 MODEL_CARDS = Key("models", "hash", "model name -> card; kept when its workers stop", WORKER)
+MODEL_CHANGES = Key("models:changes", "hash", "model name -> its change by request, as JSON", WORKER)
+MODEL_REVISION = Key("models:revision", "string", "number of changes of models by request", WORKER)
 WORKERS = Key("workers", "set", "names of registered workers", WORKER)
 WORKER_MODELS = Key(
     "workers:{worker}", "string", "names of the models that a worker serves, one a line; expires", WORKER
@@ -92,6 +94,9 @@ MODEL_LOAD = Key("workers:loading:{model}", "string", "name of the worker that b
 STARTING_WORKERS = Key("workers:starting", "set", "names of workers that load models or could not start", WORKER)
 WORKER_START = Key(
     "workers:starting:{worker}", "string", "progress or error of the start of a worker, as JSON; expires", WORKER
+)
+WORKER_REPORT = Key(
+    "workers:{worker}:report", "string", "how a worker follows changes of its models, as JSON; expires", WORKER
 )
 WORKER_THROUGHPUT = Key("throughput:{worker}", "string", "`{work per second} {work in flight}`; expires", WORKER)
 WRITE_PROBE = Key("probe", "string", "never set: a write of nothing to it shows that Redis accepts writes", WORKER)

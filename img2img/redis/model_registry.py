@@ -93,6 +93,10 @@ class ModelRegistry:
         """Return the names of all models that were ever registered."""
         return sorted(map(decode, self._redis.hkeys(keys.MODEL_CARDS)))
 
+    def forget(self, name: str) -> None:
+        """Remove the card of a model, so that requests for it are rejected."""
+        self._redis.hdel(keys.MODEL_CARDS, name)
+
     def live(self) -> dict[str, list[str]]:
         """Return the models that live workers serve, each with the names of its workers.
 

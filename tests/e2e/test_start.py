@@ -102,16 +102,32 @@ def test_model_that_cannot_be_loaded_ends_the_worker_with_one_line(folder: Path,
     assert len(failed) < 300
 
 
-def test_container_waits_before_a_start_that_fails_again(folder: Path) -> None:
-    with (
-        api_server(folder) as (settings, client),
-        worker(IMG2IMG_MODEL="./no-such-folder", START_RETRY_S="600", **settings) as process,
-    ):
+def test_container_that_cannot_start_stays_down_until_its_models_change(folder: Path, model_folder: Path) -> None:
+    file, live = folder / "models.toml", folder / "live"
+    file.write_text('[models.photo]\nsource = "./no-such-folder"')
+    options = {"IMG2IMG_MODELS_FILE": str(file), "IMG2IMG_LIVE_FILE": str(live), "START_RETRY_S": "0"}
+    with api_server(folder) as (settings, client), worker(**options, **settings) as process:
         while "cannot start" not in workers(client):
             assert process.poll() is None
             time.sleep(0.1)
         assert process.stderr
         assert "no-such-folder" in process.stderr.readline()
-        assert process.poll() is None
+        while not live.with_name("live.down").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        file.write_text(f'[models.photo]\nsource = "{model_folder}"')
+        assert process.wait(60) == 2
+    with api_server(folder) as (settings, client), worker(**options, **settings) as process:
+        while "1 live" not in workers(client):
+            assert process.poll() is None
+            time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(60) == 0
+
+
+def test_container_starts_again_when_the_hub_may_be_back(folder: Path) -> None:
+    options = {"IMG2IMG_MODEL": "org/name", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    with api_server(folder) as (settings, client):
+        with worker(**options, START_RETRY_S="1", **settings) as process:
+            assert process.wait(120) == 1
+        assert "cannot be reached" in workers(client)

@@ -226,3 +226,21 @@ def test_4_bits_refuse_loras(sd: Path, tmp_path: Path) -> None:
     quantizer = Quantizer("cuda", "cuda", torch.bfloat16, {"*": "nf4"})
     with pytest.raises(StartupError, match="nf4 weights take no LoRAs; choose int8 or fp8"):
         quantizer.check(["unet", "text_encoder"], config)
+
+
+def test_nf4_weights_are_those_of_stock_diffusers(sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the weights: diffusers refuses to run them on a CPU, and bitsandbytes runs other widths there."""
+    pytest.importorskip("bitsandbytes")
+    from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuantizer
+
+    monkeypatch.setattr(BnB4BitDiffusersQuantizer, "validate_environment", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr(Quantizer, "_why_not", lambda *_args: None)
+    unet = next(iter(load(sd, quantize="nf4")._pipelines.values())).unet
+    config = diffusers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    stock = diffusers.UNet2DConditionModel.from_pretrained(
+        sd, subfolder="unet", quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    expected = dict(stock.named_parameters())
+    quantised = [name for name, weight in unet.named_parameters() if weight.dtype is torch.uint8]
+    assert len(quantised) > 20
+    assert all(torch.equal(unet.get_parameter(name), expected[name]) for name in quantised)

@@ -144,10 +144,16 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/sdapi/v1/png-info"): lambda ids: [{"json": {"image": one}} for one in references(ids)],
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
     ("POST", "/sdapi/v1/txt2img"): lambda _: [{"json": {"prompt": "x"}}],
+    ("PUT", "/models/{name:model}"): lambda _: [{"json": {"source": "org/model"}}],
+    ("DELETE", "/models/{name:model}"): no_ids,
+    ("POST", "/models/{name:path}/reset"): no_ids,
+    ("PUT", "/models/{name:path}/loras/{lora}"): lambda _: [{"json": {"source": "org/lora"}}],
+    ("DELETE", "/models/{name:path}/loras/{lora}"): no_ids,
 }
 ATTEMPTS |= dict.fromkeys(
     [
         ("GET", "/models"),
+        ("GET", "/models/{name:model}"),
         ("GET", "/metrics"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),

@@ -44,6 +44,7 @@ CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 BLOCKING = [path for path in CREATING if path.startswith(("/v1/", "/sdapi/"))]
 CREATES_NOTHING = {
     "/jobs/{job_id}/cancel",
+    "/models/{name:path}/reset",
     "/sdapi/v1/interrupt",
     "/sdapi/v1/options",
     "/sdapi/v1/png-info",

@@ -34,6 +34,12 @@ OPERATIONS = {
     "get_image": ("get", "/jobs/{job_id}/images/{index}"),
     "get_result": ("get", "/jobs/{job_id}/result"),
     "list_models": ("get", "/models"),
+    "get_model": ("get", "/models/{name}"),
+    "put_model": ("put", "/models/{name}"),
+    "delete_model": ("delete", "/models/{name}"),
+    "reset_model": ("post", "/models/{name}/reset"),
+    "put_lora": ("put", "/models/{name}/loras/{lora}"),
+    "delete_lora": ("delete", "/models/{name}/loras/{lora}"),
     "get_health": ("get", "/healthz"),
     "get_readiness": ("get", "/readyz"),
 }

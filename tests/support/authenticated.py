@@ -1,6 +1,7 @@
 """A service that requires API keys, and clients with keys."""
 
 import pkgutil
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -71,8 +72,8 @@ def every_route() -> list[tuple[str, str]]:
 
 def path_of(route: str, id: str = "0" * 32, index: int = 0) -> str:
     """Return a path that matches a route."""
-    unknown = dict.fromkeys(("path", "name", "model"), "unknown")
-    return route.replace(":path}", "}").format(**unknown, job_id=id, sha256=id, index=index)
+    names = dict.fromkeys(("path", "model", "name", "lora"), "unknown")
+    return re.sub(r":\w+}", "}", route).format(**names, job_id=id, sha256=id, index=index)
 
 
 @contextmanager

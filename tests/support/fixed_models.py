@@ -32,6 +32,10 @@ class FixedModels:
     def cards(self) -> list[Any]:
         return [model.card for model in self._models.values()]
 
+    @property
+    def announced_cards(self) -> list[Any]:
+        return self.cards
+
     def statuses(self) -> dict[str, ModelStatus]:
         return {name: ModelStatus(state=ModelState.LOADED) for name in self._models}
 

@@ -12,10 +12,22 @@ from img2img.domain.parameters import Scheduler
 from img2img.models_file import InvalidModelsFile, read_models_file
 from img2img.settings import SharedSettings
 from img2img.worker.errors import StartupError
-from img2img.worker.pipelines.loading.served_models import config_for, configs_to_serve, models_to_preload
+from img2img.worker.pipelines.loading.served_models import (
+    ModelSelection,
+    config_for,
+    models_of_file,
+    models_to_preload,
+)
 from img2img.worker.pipelines.loading.weights import resolve_weights
 
 ROOT = Path(__file__).parents[2]
+
+
+def configs_to_serve(model: str, revision: str | None, file: Path | None, names: str | None) -> list[ModelConfig]:
+    """The models of a worker that no request has changed."""
+    models, selection = models_of_file(model, revision, file), ModelSelection(names, ())
+    selection.check(models, {})
+    return list(selection.select(models, {}).configs.values())
 
 
 @pytest.fixture
@@ -50,6 +62,29 @@ def test_read_models_file_returns_configs_by_name(file: Path) -> None:
     assert (large.source, large.revision, large.variant) == ("org/large", "abc", "fp16")
 
 
+def test_keys_for_memory(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text("""
+        [models.a]
+        source = "org/a"
+        quantize = "int8"
+        offload = "layers"
+        offload_folder = "offloaded"
+        vae_tiling = "auto"
+
+        [models.b]
+        source = "org/b"
+        quantize = { "*" = "int8", text_encoder = "fp8" }
+        offload_folder = "/mnt/fast"
+        vae_tiling = true
+    """)
+    a, b = read_models_file(path).values()
+    assert (a.quantize, b.quantize) == ({"*": "int8"}, {"*": "int8", "text_encoder": "fp8"})
+    assert (a.offload_folder, b.offload_folder) == (tmp_path / "offloaded", Path("/mnt/fast"))
+    assert (a.offload, b.offload) == ("layers", "none")
+    assert (a.vae_tiling, b.vae_tiling) == ("auto", True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -58,6 +93,13 @@ def test_read_models_file_returns_configs_by_name(file: Path) -> None:
         ("[models.a]\nsource = 'x'\nscheduler = 'magic'", "models.a.scheduler: Input should be 'ddim'"),
         ("[models.a]\nsource = 'x'\nsteps = 0", "models.a.steps: Input should be greater than or equal to 1, got 0"),
         ("[models.a]\nsteps = 3", "models.a.source: Field required"),
+        (
+            "[models.a]\nsource = 'x'\nquantize = 'int9'",
+            "models.a.quantize.*: Input should be 'int8', 'fp8', 'int4' or",
+        ),
+        ("[models.a]\nsource = 'x'\nquantize.unet = 'q'", "models.a.quantize.unet: Input should be 'int8', 'fp8'"),
+        ("[models.a]\nsource = 'x'\noffload = 'disk'", "models.a.offload: Input should be 'none', 'model', 'group' or"),
+        ("[models.a]\nsource = 'x'\nvae_tiling = 'always'", "models.a.vae_tiling"),
         ("[models.'a b']\nsource = 'x'", "models.a b: String should match pattern"),
         ("[model.a]\nsource = 'x'", "models: Field required"),
         ("[models]", "models: Dictionary should have at least 1 item"),

@@ -180,7 +180,7 @@ class BatchWorker(BaseWorker):
         self._placed_at = now
         if not self._draining.is_set():
             self._placement.place()
-        models = dict(self._models.statuses()), self._models.cards
+        models = dict(self._models.statuses()), self._models.announced_cards
         if models != self._announced:
             self._heartbeat.announce()
             self._announced = models

@@ -77,7 +77,7 @@ class Heartbeat:
     def announce(self) -> None:
         """Announce the models of this worker and their states. Raises RedisError."""
         models = self._models
-        self._registry.register(self._worker.name, models.cards, self._lease_s, models.statuses())
+        self._registry.register(self._worker.name, models.announced_cards, self._lease_s, models.statuses())
 
     def run(self, closed: threading.Event) -> None:
         """Renew the leases four times per lease, until `closed` is set."""

@@ -27,6 +27,10 @@ class ServedModels(Protocol):
     def cards(self) -> list[ModelCard]:
         """The cards of the models whose card is known."""
 
+    @property
+    def announced_cards(self) -> list[ModelCard]:
+        """The cards of the models that take further jobs."""
+
     def statuses(self) -> Mapping[str, ModelStatus]:
         """Return the states of all models."""
 

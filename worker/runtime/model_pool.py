@@ -8,7 +8,7 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.model_status import ModelState, ModelStatus
 
-from ..errors import StartupError
+from ..errors import HubUnavailable, StartupError
 from ..pipelines.model import Model
 from .model_loader import ModelLoader
 from .model_memory import MemoryBudget
@@ -65,8 +65,9 @@ class ModelPool:
         self._state = PoolState(loader.device, budget, max_loaded)
         self._changed = self._state.changed
         self._thread = PoolThread(self._state, loader, metrics or PoolMetrics())
+        self._finishing: frozenset[str] = frozenset()
 
-    def define(self, configs: Mapping[str, ModelConfig]) -> None:
+    def define(self, configs: Mapping[str, ModelConfig], finishing: Collection[str] = ()) -> None:
         """Set the models that the worker serves, by name: at the start, and at any later time. Returns at once.
 
         New models are described on the pool's thread, and loaded when jobs need them. Removed ones take no new jobs,
@@ -74,8 +75,13 @@ class ModelPool:
         running jobs keep the old model. A model that differs only in its LoRAs stays loaded.
 
         A configuration that cannot be used makes the model `failed`.
+
+        Args:
+            configs: all models, by name.
+            finishing: names of models that only run the jobs that wait already, and are not announced.
         """
         with self._changed:
+            self._finishing = frozenset(finishing)
             before, after = self._state.models, {}
             for name, config in configs.items():
                 old = before.get(name)
@@ -111,6 +117,11 @@ class ModelPool:
         """The cards of the models whose card is known."""
         with self._changed:
             return [model.card for model in self._state.models.values() if model.card is not None]
+
+    @property
+    def announced_cards(self) -> list[ModelCard]:
+        """The cards of the models that take further jobs."""
+        return [card for card in self.cards if card.name not in self._finishing]
 
     def statuses(self) -> dict[str, ModelStatus]:
         """Return the states of all models, by name."""
@@ -191,19 +202,22 @@ class ModelPool:
             check: called often; raises if the engine has died.
 
         Raises:
-            StartupError: no model can be served.
+            StartupError: no model can be served; HubUnavailable if the reason may pass.
         """
         self._thread.start()
+        if not self._state.models:
+            # Requests have removed all of them, and may add others.
+            return
         names = list(names)
         loaded = [self._load_now(name, check) for name in names]
         if names and not any(loaded):
             others = [name for name in self._state.models if name not in names]
             if not any(self._load_now(name, check) for name in others):
-                raise StartupError(self._first_error())
+                raise self._start_error()
         # Requests can then name all models when the worker takes its first job.
         self._wait(lambda: not any(m.needs_description for m in self._state.models.values()), check, DESCRIPTIONS_S)
         if not self.cards:
-            raise StartupError(self._first_error())
+            raise self._start_error()
         for error in self._errors():
             log.error("%s", error)
         self._thread.logs_failures = True
@@ -219,8 +233,12 @@ class ModelPool:
     def _errors(self) -> list[str]:
         return [status.error for status in self.statuses().values() if status.error]
 
-    def _first_error(self) -> str:
-        return next(iter(self._errors()), f"no model was described within {DESCRIPTIONS_S:g} s")
+    def _start_error(self) -> StartupError:
+        """Return why no model can be served."""
+        failed = next((model for model in self._state.models.values() if model.error), None)
+        if failed is None:
+            return StartupError(f"no model was described within {DESCRIPTIONS_S:g} s")
+        return (HubUnavailable if failed.may_pass else StartupError)(str(failed.error))
 
     def _wait(self, condition: Callable[[], bool], check: Callable[[], None], timeout_s: float | None = None) -> None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

@@ -11,7 +11,7 @@ from img2img.domain.model_status import ModelState
 
 from ..devices import GB, empty_cache, memory_in_words, with_index
 from ..engine.errors import is_device_lost, is_out_of_memory
-from ..errors import StartupError, WorkerDied
+from ..errors import StartupError, WorkerDied, may_pass
 from ..pipelines.memory import memory_by_device
 from ..pipelines.model import Model
 from .allocator import collect, freeze_gc
@@ -88,7 +88,7 @@ class PoolThread:
         try:
             description = self._loader.describe(pooled.config)
         except StartupError as error:
-            self._fail(pooled, str(error))
+            self._fail(pooled, str(error), may_pass=may_pass(error))
             return False
         with self._changed:
             pooled.describe(description)
@@ -160,9 +160,9 @@ class PoolThread:
         self._record_memory()
         log.info("loaded %s in %.1f s; its weights take %.2f GB", pooled.name, seconds, sum(memory.values()) / GB)
 
-    def _fail(self, pooled: PooledModel, message: str) -> None:
+    def _fail(self, pooled: PooledModel, message: str, *, may_pass: bool = False) -> None:
         with self._changed:
-            pooled.fail(message)
+            pooled.fail(message, may_pass=may_pass)
             self._changed.notify_all()
         self._metrics.record_failure(pooled.name)
         if self.logs_failures:

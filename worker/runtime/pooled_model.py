@@ -40,6 +40,8 @@ class PooledModel:
     retry_at: float = 0.0
     load_s: float = 0.0
     failures: int = 0
+    # Whether the reason of the failure may pass without a change of the settings.
+    may_pass: bool = False
     # The same with other LoRAs, which are still to be loaded.
     next_config: ModelConfig | None = None
     # Whether its card is that of the LoRAs before.
@@ -101,9 +103,10 @@ class PooledModel:
         self.loaded_at = self.used_at = time.monotonic()
         self.is_draining = self.is_retired
 
-    def fail(self, error: str) -> None:
+    def fail(self, error: str, *, may_pass: bool = False) -> None:
         """Set the state to failed."""
         self.state, self.error, self.files = ModelState.FAILED, error, None
+        self.may_pass = may_pass
         self.retry_at = time.monotonic() + min(RETRY_S * 2**self.failures, MAX_RETRY_S)
         self.failures += 1
 

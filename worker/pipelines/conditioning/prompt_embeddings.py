@@ -97,9 +97,10 @@ def _encode(
     by_encoder = []
     for tokenizer, encoder in encoders:
         # The stock pipelines skip no layers for the negative prompt.
+        plain = _Encoder(encoder, device)
         providers = [
-            EmbeddingsProvider(tokenizer, each, truncate=False, returned_embeddings_type=layer, device=device)
-            for each in (_SkippingEncoder(encoder, clip_skip, is_xl) if clip_skip else encoder, encoder)
+            EmbeddingsProvider(tokenizer, each, truncate=False, returned_embeddings_type=layer)
+            for each in (_SkippingEncoder(encoder, device, clip_skip, is_xl) if clip_skip else plain, plain)
         ]
         embeddings = [
             provider.get_embeddings_for_weighted_prompt_fragments(
@@ -113,20 +114,32 @@ def _encode(
     return embeds, negative_embeds
 
 
-class _SkippingEncoder:
-    """A text encoder without its last layers, for compel.
+class _Encoder:
+    """A text encoder for compel, which reads its device: that of its weights is another one if they are offloaded."""
+
+    def __init__(self, encoder: Any, device: torch.device) -> None:
+        self._encoder = encoder
+        self.device = device
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the encoder, such as its dtype."""
+        return getattr(self._encoder, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the output of the encoder."""
+        return self._encoder(*args, **kwargs)
+
+
+class _SkippingEncoder(_Encoder):
+    """A text encoder without its last layers.
 
     The layer is the one that the stock pipelines choose. Stable Diffusion applies the final layer norm, SDXL does not.
     """
 
-    def __init__(self, encoder: Any, clip_skip: int, is_xl: bool) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: Any, device: torch.device, clip_skip: int, is_xl: bool) -> None:
+        super().__init__(encoder, device)
         self._clip_skip = clip_skip
         self._is_xl = is_xl
-
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the encoder, such as its device and dtype."""
-        return getattr(self._encoder, name)
 
     def __call__(self, *args: Any, output_hidden_states: bool, return_dict: bool) -> SimpleNamespace:
         """Return the fields of a text encoder's output that compel reads."""

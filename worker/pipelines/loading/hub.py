@@ -1,6 +1,7 @@
 """Files on the model hub: which a repository has, and the true cause if they cannot be had."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,19 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ...errors import StartupError, first_line
+from ...errors import HubUnavailable, StartupError, first_line
 
 log = logging.getLogger(__name__)
 
 # A hub that does not answer within this time, in seconds, counts as unreachable. huggingface_hub retries for longer.
 TIMEOUT_S = 5.0
 _HTTP_UNAUTHORIZED, _HTTP_FORBIDDEN = 401, 403
+
+
+def allow_downloads() -> None:
+    """Permit requests to the hub after a change of the models, unless the operator forbids them with HF_HUB_OFFLINE."""
+    if os.environ.get("OFFLINE_UNTIL_CHANGE"):
+        constants.HF_HUB_OFFLINE = False
 
 
 class HubRepository:
@@ -93,7 +100,8 @@ class HubRepository:
 
     def not_cached(self, name: str) -> StartupError:
         """Return the error about a file that is not in the cache."""
-        return StartupError(f"{self.source}: {name} is not in the cache {constants.HF_HUB_CACHE}, and {self._why_not}")
+        kind = StartupError if constants.HF_HUB_OFFLINE else HubUnavailable
+        return kind(f"{self.source}: {name} is not in the cache {constants.HF_HUB_CACHE}, and {self._why_not}")
 
 
 @contextmanager
@@ -116,7 +124,7 @@ def _reporting(source: str, revision: str | None) -> Iterator[None]:
     except HFValidationError as error:
         raise StartupError(f"{source!r} is neither an existing folder nor a hub id such as org/name") from error
     except LocalEntryNotFoundError as error:
-        raise StartupError(
+        raise HubUnavailable(
             f"the download of {source} failed: {first_line(error.__cause__ or error)}; start again to go on with it"
         ) from error
     except EntryNotFoundError as error:
@@ -127,4 +135,4 @@ def _reporting(source: str, revision: str | None) -> Iterator[None]:
             raise StartupError(
                 f"no access to {source}: set HF_TOKEN to a token that may read {page} (the hub answered {status})"
             ) from error
-        raise StartupError(f"{constants.ENDPOINT} answered with {status} for {source}; try again later") from error
+        raise HubUnavailable(f"{constants.ENDPOINT} answered with {status} for {source}; try again later") from error

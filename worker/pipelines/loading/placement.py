@@ -73,12 +73,15 @@ class Placement:
         Args:
             name: component of a pipeline that it is.
         """
-        if is_weightless() or any(module is known for known in self._modules):
+        if is_weightless():
+            return
+        if self._mode == "none":
+            module.to(self.device)
+            return
+        if any(module is known for known in self._modules):
             return
         self._modules.append(module)
         match self._mode:
-            case "none":
-                module.to(self.device)
             case "model":
                 add_hook_to_module(module, _WholeModule(self.device, "denoise" if name in _DENOISING else name, self))
             case "group":
@@ -150,7 +153,16 @@ class _WholeModule(CpuOffload):  # type: ignore[misc]
     def init_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         """Move the module to main memory."""
         self._module = module
-        return module.to("cpu")
+        self._move_away()
+        return module
+
+    def _move_away(self) -> None:
+        """Move the module to main memory, except for the small layer that pipelines call by itself (`clip_skip`)."""
+        assert self._module is not None
+        self._module.to("cpu")
+        for name, layer in self._module.named_modules():
+            if name.endswith("final_layer_norm"):
+                layer.to(self.execution_device)
 
     def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Make room for the module and move it to the device."""
@@ -158,8 +170,7 @@ class _WholeModule(CpuOffload):  # type: ignore[misc]
             hooks = list(self._hooks)
         others = [hook for hook in hooks if hook._stage != self._stage and hook.is_on_device]
         for hook in others:
-            assert hook._module is not None
-            hook._module.to("cpu")
+            hook._move_away()
         if others:
             empty_cache(self.execution_device)
         return super().pre_forward(module, *args, **kwargs)

@@ -1,6 +1,5 @@
 """Quantised weights: the configurations by which diffusers and transformers quantise a component while they load it."""
 
-import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -91,9 +90,11 @@ class Quantizer:
         library: Any = diffusers if issubclass(kind, diffusers.ModelMixin) else transformers
         # The others can be quantised on the device only.
         where = self.load_device if chosen in ("int8", "fp8") else self.device
-        # diffusers takes a `device_map` with the CPU as one for weights that are offloaded, and does not quantise them.
-        placed = {} if torch.device(where).type == "cpu" else {"device_map": {"": where}}
-        return {"quantization_config": self._configuration(chosen, library), **placed}
+        arguments: dict[str, Any] = {"quantization_config": self._configuration(chosen, library)}
+        # With torchao, a `device_map` with the CPU means weights that are offloaded, which are not quantised.
+        if torch.device(where).type != "cpu" or chosen == "nf4":
+            arguments["device_map"] = {"": where}
+        return arguments
 
     def _configuration(self, kind: Quantization, library: Any) -> Any:
         if kind == "nf4":
@@ -104,8 +105,6 @@ class Quantizer:
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=self.dtype,
             )
-        # Libraries of other devices, which it tries to load, are no concern of the operator.
-        logging.getLogger("torchao").setLevel(logging.ERROR)
         from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
         if kind == "int4":

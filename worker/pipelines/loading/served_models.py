@@ -1,14 +1,21 @@
 """Chooses the models that a worker serves."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from img2img.domain.model_card import is_path, model_name
+from img2img.domain.model_change import ModelChange, apply_changes
 from img2img.domain.model_config import ModelConfig
+from img2img.model_sources import InvalidSource, component_within_folders, within_folders
 from img2img.models_file import InvalidModelsFile, read_models_file
 
 from ...errors import StartupError
+from .lora_folder import LoraFolders
+
+T = TypeVar("T")
 
 # Name of the bundled model.
 DEMO = "demo"
@@ -28,36 +35,117 @@ def _demo() -> ModelConfig:
     return _read(Path(spec.origin).parent / "models.toml")[DEMO]
 
 
-def configs_to_serve(model: str, revision: str | None, file: Path | None, names: str | None) -> list[ModelConfig]:
-    """Return the configurations of the models that a worker serves.
+def models_of_file(model: str, revision: str | None, file: Path | None) -> dict[str, ModelConfig]:
+    """Return the models of a model file, or without one the model of the settings, by name.
 
     Args:
         model: model to serve if there is no models.toml file.
         revision: revision of `model` on the hub.
         file: path of models.toml.
-        names: comma-separated names of the models in `file` to serve. Default: all of them.
 
     Raises:
-        StartupError: if the settings contradict each other, a name is unknown, or no model has all of its local paths.
+        StartupError: if the settings contradict each other, or the file is invalid.
     """
     if file is None:
         config = config_for(model, revision)
-        known = {config.name: config}
-    elif revision is not None:
+        return {config.name: config}
+    if revision is not None:
         raise StartupError("IMG2IMG_REVISION cannot be used with a model file; set `revision` in the file")
-    else:
-        known = _read(file)
-    chosen = list(known)
-    if names is not None:
-        chosen = _parse_names(names)
-        known = {DEMO: _demo(), **known} if DEMO in chosen else known
-    for name in chosen:
-        if name not in known:
-            raise StartupError(f"IMG2IMG_SERVE: unknown model {name!r}; known: {', '.join(sorted({DEMO, *known}))}")
-    problems = [_missing_source(known[name]) for name in chosen]
-    if all(problems):
-        raise StartupError(str(problems[0]))
-    return [known[name] for name in chosen]
+    return _read(file)
+
+
+class ModelSelection:
+    """Chooses the models that a worker serves: those of its model file as requests have changed them.
+
+    Args:
+        names: comma-separated names of the models to serve. Default: all of them.
+        folders: folders from which models may be loaded that requests define.
+
+    Raises:
+        StartupError: `names` is empty.
+    """
+
+    def __init__(self, names: str | None, folders: Sequence[Path]) -> None:
+        self._names = None if names is None else _parse_names(names)
+        self._folders = folders
+        self._lora_folders = LoraFolders()
+
+    def check(self, file: Mapping[str, ModelConfig], changes: Mapping[str, ModelChange]) -> None:
+        """Check the models of a model file at the start of a worker.
+
+        Raises:
+            StartupError: if a name to serve is unknown, or no model of the file has all of its local paths.
+        """
+        known = {*self._with_demo(file), *changes}
+        for name in self._names or ():
+            if name not in known:
+                raise StartupError(f"IMG2IMG_SERVE: unknown model {name!r}; known: {', '.join(sorted({DEMO, *known}))}")
+        problems = [_missing_source(config) for config in self._chosen(self._with_demo(file)).values()]
+        if problems and all(problems) and not changes:
+            raise StartupError(str(problems[0]))
+
+    def select(self, file: Mapping[str, ModelConfig], changes: Mapping[str, ModelChange]) -> "Selection":
+        """Return the models to serve now."""
+        file, changes = self._with_demo(file), self._chosen(changes)
+        permitted, refused = {}, {}
+        for name, change in changes.items():
+            try:
+                permitted[name] = self._permitted(change)
+            except InvalidSource as error:
+                refused[name] = f"{error.key}: {error}, got {error.got!r}"
+        removed = {
+            name: change.before_removal().apply(file.get(name), name)
+            for name, change in permitted.items()
+            if change.removed
+        }
+        return Selection(
+            {name: self._expanded(config, permitted) for name, config in self._of(file, permitted).items()},
+            {name: self._expanded(config, permitted) for name, config in removed.items() if config is not None},
+            refused,
+        )
+
+    def reject_lora(self, config: ModelConfig, name: str) -> bool:
+        """Leave out a LoRA of the folder of a model that does not fit it. Returns whether it is one of the folder."""
+        return self._lora_folders.reject(config, name)
+
+    def _of(self, file: Mapping[str, ModelConfig], changes: Mapping[str, ModelChange]) -> dict[str, ModelConfig]:
+        """Return the models after the changes, in the order of the names to serve."""
+        return self._chosen(apply_changes(file, changes))
+
+    def _chosen(self, known: Mapping[str, T]) -> dict[str, T]:
+        names = known if self._names is None else self._names
+        return {name: known[name] for name in names if name in known}
+
+    def _with_demo(self, file: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
+        return {DEMO: _demo(), **file} if self._names and DEMO in self._names else file
+
+    def _permitted(self, change: ModelChange) -> ModelChange:
+        """Return a change with absolute paths. Raises InvalidSource."""
+        model = change.model and within_folders(change.model, self._folders)
+        loras = {
+            name: source and component_within_folders(source, self._folders, f"loras.{name}")
+            for name, source in change.loras.items()
+        }
+        return change.model_copy(update={"model": model, "loras": loras})
+
+    def _expanded(self, config: ModelConfig, changes: Mapping[str, ModelChange]) -> ModelConfig:
+        loras = changes[config.name].loras if config.name in changes else {}
+        return self._lora_folders.expand(config, {name for name, source in loras.items() if source is None})
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The models that a worker serves.
+
+    Attributes:
+        configs: models by name.
+        removed: models that requests have removed; only jobs that wait already are run.
+        refused: why a change by request is left out, by name of the model.
+    """
+
+    configs: dict[str, ModelConfig]
+    removed: dict[str, ModelConfig]
+    refused: dict[str, str]
 
 
 def _missing_source(config: ModelConfig) -> str | None:

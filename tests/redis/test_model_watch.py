@@ -1,0 +1,140 @@
+"""The worker's watch of its models, with a real Redis and no models."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.domain.model_status import ModelState, ModelStatus
+from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_definitions import ModelDefinitions
+from img2img.redis.model_registry import ModelRegistry
+from img2img.redis.model_reports import WorkerReports
+from img2img.worker.errors import StartupError
+from img2img.worker.pipelines.loading.served_models import ModelSelection
+from img2img.worker.runtime.model_watch import ModelWatch
+from tests.support.model_cards import CARD
+from tests.support.specs import make_spec
+
+WORKER = "test-worker"
+PHOTO = ModelConfig(source="org/photo")
+
+
+class Defined:
+    """Keeps how the models were defined last."""
+
+    def __init__(self) -> None:
+        self.configs: dict[str, ModelConfig] = {}
+        self.finishing: frozenset[str] = frozenset()
+        self.count = 0
+
+    def define(self, configs: Mapping[str, ModelConfig], finishing: Collection[str] = ()) -> None:
+        self.configs, self.finishing, self.count = dict(configs), frozenset(finishing), self.count + 1
+
+    def statuses(self) -> dict[str, ModelStatus]:
+        return dict.fromkeys(self.configs, ModelStatus(state=ModelState.LOADED))
+
+
+@pytest.fixture
+def defined() -> Defined:
+    return Defined()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "models.toml"
+    path.write_text('[models.demo]\nsource = "org/demo"')
+    return path
+
+
+@pytest.fixture
+def watch(redis: Redis, file: Path, defined: Defined) -> ModelWatch:
+    redis.flushall()
+    ModelRegistry(redis).register(WORKER, [CARD], ttl_s=60)
+    watch = ModelWatch(
+        redis, ModelSelection(None, (file.parent,)), model="demo", revision=None, file=file, models=defined
+    )
+    watch.start()
+    return watch
+
+
+def test_changes_by_request_are_followed(watch: ModelWatch, redis: Redis, defined: Defined) -> None:
+    watch.poll(WORKER)
+    assert (list(defined.configs), defined.count) == (["demo"], 1)
+    definitions = ModelDefinitions(redis)
+    definitions.put("org/photo", PHOTO)
+    definitions.put_lora("demo", "ink", ComponentSource(source="./ink"))
+    watch.poll(WORKER)
+    assert (list(defined.configs), defined.count) == (["demo", "org/photo"], 2)
+    assert defined.configs["demo"].loras["ink"].source.startswith("/")
+    # The revision is reported after the states that belong to it.
+    assert WorkerReports(redis).read([WORKER])[WORKER].revision == 0
+    watch.poll(WORKER)
+    assert WorkerReports(redis).read([WORKER])[WORKER].revision == 2
+    definitions.put("org/photo", ModelConfig(source="/etc/passwd"))
+    watch.poll(WORKER)
+    assert list(defined.configs) == ["demo"]
+    assert "IMG2IMG_MODEL_FOLDERS" in WorkerReports(redis).read([WORKER])[WORKER].refused["org/photo"]
+
+
+def test_removed_model_is_served_until_no_job_waits(watch: ModelWatch, redis: Redis, defined: Defined) -> None:
+    job = JobQueue(redis).submit(make_spec(model="demo"))
+    ModelDefinitions(redis).remove("demo")
+    # A worker that has not followed yet registers the model again.
+    ModelRegistry(redis).register(WORKER, [CARD], ttl_s=60)
+    watch.poll(WORKER)
+    assert (list(defined.configs), defined.finishing) == (["demo"], {"demo"})
+    assert ModelRegistry(redis).find("demo") is None
+    JobQueue(redis).cancel(job.id)
+    watch.poll(WORKER)
+    assert (defined.configs, defined.finishing) == ({}, frozenset())
+    ModelDefinitions(redis).reset("demo")
+    watch.poll(WORKER)
+    assert (list(defined.configs), defined.finishing) == (["demo"], frozenset())
+
+
+def test_worker_that_starts_runs_the_jobs_of_a_removed_model(redis: Redis, file: Path, defined: Defined) -> None:
+    redis.flushall()
+    ModelDefinitions(redis).put("photo", PHOTO)
+    JobQueue(redis).submit(make_spec(model="photo"))
+    ModelDefinitions(redis).remove("photo")
+    selection = ModelSelection(None, ())
+    ModelWatch(redis, selection, model="demo", revision=None, file=file, models=defined).start()
+    assert (list(defined.configs), defined.finishing) == (["demo", "photo"], {"photo"})
+
+
+def test_model_file_is_followed(watch: ModelWatch, redis: Redis, file: Path, defined: Defined) -> None:
+    JobQueue(redis).submit(make_spec(model="demo"))
+    file.write_text('[models.demo]\nsource = "org/dem')
+    for _ in range(3):
+        watch.poll(WORKER)
+    assert (list(defined.configs), defined.count) == (["demo"], 1)
+    error = WorkerReports(redis).read([WORKER])[WORKER].file_error
+    assert error is not None
+    assert "cannot read the model file" in error
+    file.write_text('[models.photo]\nsource = "org/photo"')
+    for _ in range(3):
+        watch.poll(WORKER)
+    assert (list(defined.configs), defined.finishing) == (["photo", "demo"], {"demo"})
+    assert WorkerReports(redis).read([WORKER])[WORKER].file_error is None
+
+
+def test_invalid_model_file_prevents_the_start(redis: Redis, file: Path, defined: Defined) -> None:
+    file.write_text("[models.")
+    selection = ModelSelection(None, ())
+    watch = ModelWatch(redis, selection, model="demo", revision=None, file=file, models=defined)
+    with pytest.raises(StartupError, match="cannot read the model file"):
+        watch.start()
+
+
+def test_two_changes_at_the_same_time_are_both_made(redis: Redis) -> None:
+    redis.flushall()
+    first, second = ModelDefinitions(redis), ModelDefinitions(redis)
+    assert first.put_lora("demo", "ink", ComponentSource(source="org/ink"))
+    assert second.put_lora("demo", "pen", ComponentSource(source="org/pen"))
+    change = first.find("demo")
+    assert (sorted(change.loras), change.revision, second.revision()) == (["ink", "pen"], 2, 2)
+    redis.hset("i2i:models:changes", "later", '{"model": {"source": "a", "key_of_a_later_version": 1}}')
+    assert list(first.read().by_model) == ["demo"]
