@@ -61,7 +61,6 @@ class ModelLoader:
         Raises:
             StartupError: it cannot be loaded, or its first forward pass fails.
         """
-        self.report(f"loading {config.name} on {self.device}")
         with counting(files):
             model = load_model(config, device=self.device)
         self.report(f"warming up {config.name}")
