@@ -49,8 +49,8 @@ def test_compose_passes_every_setting() -> None:
     services = compose()["services"]
     inside = {"IMG2IMG_DATA_DIR", "IMG2IMG_LIVE_FILE"}
     assert environment(services["worker"]) >= WORKER - inside
-    # Only for the worker that `img2img serve` starts.
-    only_serve = {"IMG2IMG_SLOTS"}
+    # Only for the workers that `img2img serve` starts.
+    only_serve = {"IMG2IMG_DEVICE", "IMG2IMG_SLOTS"}
     assert environment(services["api"]) >= API - inside - only_serve
 
 
