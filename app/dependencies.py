@@ -18,6 +18,7 @@ from img2img.redis.previews import Previews
 from img2img.telemetry.tracing import Tracer
 
 from .backends.default_model import DefaultModel
+from .backends.moderation import RequestModeration
 from .backends.readiness import ReadinessChecks
 from .backends.store_threads import StoreThreads
 from .http.authentication import Caller
@@ -55,6 +56,8 @@ class Services:
     previews: Previews
     job_changes: JobChangeListener
     tracer: Tracer
+    # None: requests are not moderated.
+    moderation: RequestModeration | None
 
 
 async def _services(request: Request) -> Services:

@@ -16,6 +16,7 @@ from redis import Redis
 from img2img.blobs import ObjectStore
 from img2img.container_limits import cpu_count, memory_bytes
 from img2img.free_disk import FreeDisk
+from img2img.moderation import moderator_for
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.durability import TIMEOUT_S, Durability, DurableWrites
 from img2img.redis.job_queue import JobQueue
@@ -28,6 +29,7 @@ from img2img.redis.worker_starts import WorkerStarts
 from img2img.telemetry.tracing import Tracer
 
 from .backends.default_model import DefaultModel
+from .backends.moderation import MAX_OPEN, RequestModeration
 from .backends.readiness import ReadinessChecks
 from .backends.redis_client import RESPONSE_S, connect_redis
 from .backends.store_threads import StoreThreads
@@ -197,7 +199,15 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         previews=Previews(redis),
         job_changes=JobChangeListener(settings.resolved_redis_url),
         tracer=tracer,
+        moderation=_moderation(settings),
     )
+
+
+def _moderation(settings: ApiSettings) -> RequestModeration | None:
+    moderator = moderator_for(settings, "prompt", "input")
+    # Without API keys, all clients are one owner.
+    share = MAX_OPEN // 2 if settings.keys_required else MAX_OPEN
+    return RequestModeration(moderator, settings.moderated, share=share) if moderator else None
 
 
 def _limits(settings: ApiSettings) -> QueueLimits:

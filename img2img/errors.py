@@ -12,7 +12,8 @@ Img2ImgError
 ├── NotFound
 ├── Gone                        the job ended without the result, for good
 │   ├── Expired
-│   └── Deleted
+│   ├── Deleted
+│   └── Withheld
 ├── ResultDamaged               the stored image is not the one that the job made
 ├── Unavailable                 the service cannot do it now; try again later
 │   ├── QueueFull
@@ -21,6 +22,7 @@ Img2ImgError
 │   └── QuotaExceeded
 └── JobError                    ends one job as failed; the worker continues
     ├── Cancelled
+    ├── Flagged
     ├── InputDamaged
     └── InvalidPixels
 """
@@ -124,6 +126,12 @@ class Deleted(Gone):
     code = "deleted"
 
 
+class Withheld(Gone):
+    """The image was flagged and is not delivered."""
+
+    code = "flagged"
+
+
 class ResultDamaged(Img2ImgError):
     """The image is damaged or missing in the blob store; submit the job again."""
 
@@ -178,6 +186,12 @@ class Cancelled(JobError):
     """The job was cancelled."""
 
     code = "cancelled"
+
+
+class Flagged(JobError):
+    """Every image of the job was flagged, so none is delivered; another prompt, image or seed may help."""
+
+    code = "flagged"
 
 
 class InputDamaged(JobError):

@@ -4,10 +4,10 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -55,6 +55,11 @@ SETTINGS = (
     "MODELS_FILE",
     "MODEL_FOLDERS",
     "MODEL_MEMORY",
+    "MODERATION_CHECKS",
+    "MODERATION_FAIL_OPEN",
+    "MODERATION_KEY",
+    "MODERATION_TIMEOUT_S",
+    "MODERATION_URL",
     "PLAYGROUND",
     "PORT",
     "PRELOAD",
@@ -89,6 +94,37 @@ def check_names(names: Iterable[str], place: str) -> None:
         nearest = difflib.get_close_matches(setting, SETTINGS, n=1)
         hint = f"did you mean {PREFIX}{nearest[0]}?" if nearest else ".env.example lists all settings"
         raise ValueError(f"{name} in {place} is not a setting; {hint}")
+
+
+def check_moderation_url(url: str | None) -> str | None:
+    """Return the URL, None for an empty one. Raises ValueError if nothing can be posted to it."""
+    if not url:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it should be a URL with http or https, such as http://moderation:8080/v1/moderations")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("it should have no user name and password; set IMG2IMG_MODERATION_KEY to a bearer token")
+    return url
+
+
+def check_moderation_key(key: str) -> str:
+    """Return the key. Raises ValueError if it cannot be sent in a header."""
+    if not key.isascii() or not key.isprintable() or key != key.strip():
+        raise ValueError("it should be printable ASCII without spaces around it")
+    return key
+
+
+def check_moderated(names: str) -> str:
+    """Return the names. Raises ValueError for an unknown one."""
+    known = {"prompt", "input", "result"}
+    if not names.strip() or not set(_names_in(names)) <= known:
+        raise ValueError("it should list some of: prompt, input, result")
+    return names
+
+
+def _names_in(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 class _Names(PydanticBaseSettingsSource):
@@ -151,6 +187,33 @@ class SharedSettings(BaseSettings):
     store_url: Annotated[
         str | None, Field(description="Blob store for images, such as s3://bucket/prefix. Default: the data directory.")
     ] = None
+
+    moderation_url: Annotated[
+        str | None,
+        AfterValidator(check_moderation_url),
+        Field(description="Endpoint in the format of OpenAI's moderation API that prompts and images are sent to."),
+    ] = None
+    moderation_key: Annotated[
+        str,
+        AfterValidator(check_moderation_key),
+        Field(repr=False, description="Bearer token for the moderation endpoint."),
+    ] = ""
+    moderation_checks: Annotated[
+        str,
+        AfterValidator(check_moderated),
+        Field(description="Subjects of moderation, separated by commas: prompt, input (images), result."),
+    ] = "prompt,result"
+    moderation_timeout_s: Annotated[
+        float, Field(gt=0, le=300, description="Timeout in seconds of an attempt to reach the moderation endpoint.")
+    ] = 10.0
+    moderation_fail_open: Annotated[
+        bool, Field(description="Accept and deliver content that the moderation endpoint gives no verdict on.")
+    ] = False
+
+    @property
+    def moderated(self) -> frozenset[Literal["prompt", "input", "result"]]:
+        """The subjects in `moderation_checks`."""
+        return frozenset(_names_in(self.moderation_checks))  # type: ignore[arg-type]
 
     log_format: Annotated[LogFormat, Field(description="Text, or one JSON object per line.")] = "text"
     metrics_host: Annotated[str, Field(description="Address of the metrics ports.")] = "127.0.0.1"

@@ -12,7 +12,7 @@ from prometheus_client import Counter
 from img2img.blobs import BlobStore
 from img2img.domain.blob_keys import input_key, result_key, without_hashes
 from img2img.domain.job import JobRecord
-from img2img.errors import InputDamaged, ResultDamaged
+from img2img.errors import InputDamaged, ResultDamaged, Withheld
 from img2img.redis.job_store import JobStore
 from img2img.telemetry.logging import job_extra
 
@@ -33,10 +33,13 @@ def read_result(store: BlobStore, job_store: JobStore, record: JobRecord, index:
     """Return a result image of a job that has succeeded.
 
     Raises:
+        Withheld: The image is not delivered.
         ResultDamaged: The image is not stored, or not as the worker has stored it.
         Expired, Deleted: The job was removed while the image was read.
     """
-    image, key = record.images[index], result_key(record.id, index)
+    image, key = record.image(index), result_key(record.id, index)
+    if image is None:
+        raise Withheld(f"Image {index} of the job was flagged and is not delivered.")
     png = store.get(key)
     if png is None:
         job_store.find(record.id)

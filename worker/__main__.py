@@ -12,6 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
+from img2img.moderation import moderator_for
 from img2img.printable import printable
 from img2img.private_files import UMASK
 from img2img.redis import keys
@@ -22,6 +23,7 @@ from img2img.telemetry.tracing import Tracer, TracingError
 from .devices import choose_device, describe_device, device_memory
 from .engine.engine import Engine
 from .errors import HubUnavailable, StartupError, WorkerDied
+from .moderation import ResultModeration
 from .pipelines.loading.downloads import count_downloads, download_progress
 from .pipelines.loading.served_models import ModelSelection, models_to_preload
 from .queue.batch_worker import BatchWorker
@@ -125,10 +127,11 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         check_threads()
         watchdog.check()
 
+    moderator = moderator_for(settings, "result")
     worker = BatchWorker(
         redis,
         store,
-        JobRunner(engine),
+        JobRunner(engine, ResultModeration(moderator) if moderator else None),
         pool,
         lease_s=settings.lease_s,
         metrics=metrics,

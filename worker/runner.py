@@ -3,6 +3,7 @@
 Connects the queue, which knows no tensors, to the engine, which knows no jobs.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,16 +19,23 @@ from .engine.timeline import Timeline
 from .errors import DeviceLost
 from .images.inputs import Inputs, load_inputs, to_pixels
 from .images.png import Pixels, encode_png
+from .moderation import ResultModeration
 from .pipelines.model import Model
+from .pipelines.safety_checker import ImageChecker
 from .pipelines.tiled_denoise import make_task_functions
 
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """One result image."""
+    """One result image. Without a PNG, it was flagged and is not delivered.
+
+    Attributes:
+        categories: why moderation flagged it.
+    """
 
     index: int
-    png: bytes
+    png: bytes | None
+    categories: tuple[str, ...] = ()
 
 
 class Rendering:
@@ -39,18 +47,29 @@ class Rendering:
         spec: the job.
         inputs: the decoded inputs of the job.
         indices: indices of the images to render.
+        moderation: checks the images; None: they are not moderated.
     """
 
-    def __init__(self, engine: Engine, model: Model, spec: JobSpec, inputs: Inputs, indices: Sequence[int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        model: Model,
+        spec: JobSpec,
+        inputs: Inputs,
+        indices: Sequence[int],
+        moderation: ResultModeration | None = None,
+    ) -> None:
         self.indices = indices
         self._engine = engine
         self._model = model
         self._spec = spec
         self._inputs = inputs
+        self._moderation = moderation
         self._tasks_per_image = spec.passes // spec.num_images
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
         self.tasks = [EngineTask(function, self._task_done) for function in functions]  # image by image
         self.remaining = len(self.tasks)  # tasks that have not ended
+        self._checks: list[EngineTask] = []  # of the safety checker
 
     def start(self, on_done: Callable[[], None]) -> None:
         """Submit the tasks. `on_done` is called on the engine's thread when all of them have ended."""
@@ -59,7 +78,7 @@ class Rendering:
 
     def stop(self) -> None:
         """Request the end of all tasks at the engine's next iteration. Safe from any thread, also before `start`."""
-        for task in self.tasks:
+        for task in (*self.tasks, *self._checks):
             task.stop()
 
     def _task_done(self, task: EngineTask) -> None:
@@ -85,14 +104,19 @@ class Rendering:
         return timeline
 
     def preview(self) -> bytes | None:
-        """Return a small JPEG of the first unfinished image, or None if there is no preview."""
+        """Return a small JPEG of the first unfinished image, or None if there is no preview.
+
+        There is none where images can be withheld: it would show an image that is not checked yet.
+        """
+        if self._moderation or (self._model.safety_checker and self._model.safety_checker.withholds):
+            return None
         latents = next((t.latents for t in self.tasks if t.latents is not None and t.result is None), None)
         if latents is None or self._model.preview is None or latents.dim() != 4 or self._inputs.tiled_image:
             return None
         return self._model.preview.jpeg(latents)
 
     def render(self) -> list[RenderedImage]:
-        """Return the finished images. Call it once all tasks have ended.
+        """Return the finished images. Call it once all tasks have ended, and not on the engine's thread.
 
         Raises:
             JobError: the job failed or was stopped.
@@ -101,11 +125,61 @@ class Rendering:
         errors = [task.error for task in self.tasks if task.error is not None]
         if errors:
             raise _to_job_error(next((error for error in errors if not isinstance(error, TaskStopped)), errors[0]))
+        images = self._checked_images()
+        return self._moderated(self._moderation, images) if self._moderation else images
+
+    @property
+    def waits(self) -> bool:
+        """Whether `render` waits for the engine or for moderation."""
+        return self._model.safety_checker is not None or self._moderation is not None
+
+    def _checked_images(self) -> list[RenderedImage]:
+        checker = self._model.safety_checker
         with _raising_device_lost():
-            return [
-                RenderedImage(index, encode_png(self._pixels(i), self._metadata(index), self._infotext(index)))
-                for i, index in enumerate(self.indices)
-            ]
+            if checker is None:
+                return [self._image(index, self._pixels(i), {}) for i, index in enumerate(self.indices)]
+            images = [self._pixels(i) for i in range(len(self.indices))]
+            flags = self._check(checker, images)
+        return [
+            RenderedImage(index, None)
+            if is_flagged and checker.withholds
+            else self._image(index, pixels, {"flagged": True} if is_flagged else {})
+            for index, pixels, is_flagged in zip(self.indices, images, flags, strict=True)
+        ]
+
+    def _moderated(self, moderation: ResultModeration, images: Sequence[RenderedImage]) -> list[RenderedImage]:
+        """Return the images, without the PNGs that moderation flags."""
+        pngs = {image.index: image.png for image in images if image.png is not None}
+        verdicts = dict(zip(pngs, moderation.verdicts(list(pngs.values())), strict=True))
+        flagged = {index: verdict.categories for index, verdict in verdicts.items() if verdict.flagged}
+        return [
+            RenderedImage(image.index, None, flagged[image.index]) if image.index in flagged else image
+            for image in images
+        ]
+
+    def _check(self, checker: ImageChecker, images: Sequence[Pixels]) -> list[bool]:
+        """Return which images the safety checker flags. The engine checks them together with those of other jobs."""
+        ended = threading.Semaphore(0)
+        prepared = [checker.prepare(pixels) for pixels in images]
+        functions = [lambda _task, one=one: checker.is_flagged(one) for one in prepared]
+        self._checks = [EngineTask(function, lambda _task: ended.release()) for function in functions]
+        if any(task.is_stopping for task in self.tasks):
+            self.stop()
+        self._engine.submit_short(self._checks)
+        for _ in self._checks:
+            ended.acquire()
+        for task in self._checks:
+            if task.error is not None:
+                raise _to_job_error(task.error)
+        return [task.result for task in self._checks]
+
+    def _image(self, index: int, pixels: Pixels, more: Mapping[str, object]) -> RenderedImage:
+        """Return an image as a PNG.
+
+        Args:
+            more: metadata besides the parameters.
+        """
+        return RenderedImage(index, encode_png(pixels, {**self._metadata(index), **more}, self._infotext(index)))
 
     def _pixels(self, i: int) -> Pixels:
         """Return the pixels of the i-th rendered image."""
@@ -129,10 +203,16 @@ class Rendering:
 
 
 class JobRunner:
-    """Prepares jobs for an engine that runs on another thread."""
+    """Prepares jobs for an engine that runs on another thread.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: runs the tasks.
+        moderation: checks all results; None: they are not moderated.
+    """
+
+    def __init__(self, engine: Engine, moderation: ResultModeration | None = None) -> None:
         self._engine = engine
+        self._moderation = moderation
 
     @property
     def slots(self) -> int:
@@ -153,7 +233,7 @@ class JobRunner:
         """
         with _raising_device_lost():
             inputs = load_inputs(spec, pngs, model.annotators)
-        return Rendering(self._engine, model, spec, inputs, indices)
+        return Rendering(self._engine, model, spec, inputs, indices, self._moderation)
 
 
 @contextmanager

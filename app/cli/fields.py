@@ -41,6 +41,7 @@ PANELS = {
         "scheduler",
         "eta",
         "denoising_start",
+        "denoising_end",
         "seed",
         "num_images",
     ),

@@ -356,6 +356,9 @@ class JobBatch:
                 continue
             outputs.write(path, data)
             files.append(path)
+        if job.withheld:
+            self._failed = True
+            complain(f"{entry.input}: flagged, and not delivered: image {', '.join(map(str, job.withheld))}")
         if job.status is not JobStatus.SUCCEEDED:
             self._failed = True
             reason = job.error.message if job.error else f"the job was {job.status}"

@@ -109,7 +109,7 @@ class Outputs:
     def path(self, name: str, image: "JobImage", job: "Job") -> Path:
         """Return a path for an image: neither an input, nor a result of this command or of another input."""
         wanted = Path(self._name(stem(name), image.index, image.seed, job.id))
-        if len(job.images) > 1 and not self._has("index", "seed"):
+        if len(job.images) + len(job.withheld) > 1 and not self._has("index", "seed"):
             wanted = wanted.with_stem(f"{wanted.stem}-{image.index}")
         others = {path for path, owner in self._owners.items() if owner != name}
         path = self._free(wanted, self._inputs | self._taken | others)

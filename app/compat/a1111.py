@@ -102,13 +102,14 @@ def _add_unfinished(redis: Redis, record: JobRecord) -> None:
 def _info(record: JobRecord) -> dict[str, Any]:
     spec = record.spec
     assert isinstance(spec, StrengthSpec)
-    seeds = [spec.seed + index for index in range(spec.num_images)]
+    withheld = record.withheld
+    seeds = [spec.image_seed(index) for index in range(spec.num_images) if index not in withheld]
     width, height = spec.result_size
     return {
         "prompt": spec.prompt,
-        "all_prompts": [spec.prompt] * spec.num_images,
+        "all_prompts": [spec.prompt] * len(seeds),
         "negative_prompt": spec.negative_prompt,
-        "all_negative_prompts": [spec.negative_prompt] * spec.num_images,
+        "all_negative_prompts": [spec.negative_prompt] * len(seeds),
         "seed": spec.seed,
         "all_seeds": seeds,
         "width": width,

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
 from img2img.domain.job import JobRecord, JobStatus
-from img2img.errors import Gone, Unavailable
+from img2img.errors import Flagged, Gone, Unavailable
 from img2img.stored_images import read_result
 
 from ..dependencies import (
@@ -23,6 +23,7 @@ from ..dependencies import (
     StoreDep,
     StoreThreadsDep,
 )
+from ..http.errors import FlaggedRequest
 from ..progress.long_poll import wait_for_end
 from ..schemas.requests import Img2ImgRequest
 from ..submission.submit import JobSubmitterDep
@@ -90,17 +91,20 @@ class BlockingJobs:
         """Return the images of a job that has succeeded.
 
         Raises:
+            FlaggedRequest: All images were flagged.
             Gone: The job has failed or was cancelled. Not an error that clients retry.
             ResultDamaged: A stored image is damaged or missing.
         """
         if record.status is not JobStatus.SUCCEEDED:
+            if record.error and record.error.code == Flagged.code:
+                raise FlaggedRequest("result")
             raise Gone(record.error.message if record.error else f"The job was {record.status}.")
         self.held_bytes.add(RESULT_COPIES * sum(image.bytes for image in record.images))
         return await self.store_threads.run(self._read_pngs, record)
 
     def _read_pngs(self, record: JobRecord) -> Sequence[bytes]:
         job_store = self.queue.job_store
-        return [read_result(self.store, job_store, record, index) for index in range(len(record.images))]
+        return [read_result(self.store, job_store, record, index) for index in (image.index for image in record.images)]
 
 
 BlockingJobsDep = Annotated[BlockingJobs, Depends(BlockingJobs)]

@@ -32,7 +32,7 @@ from img2img.errors import Img2ImgError, NotFound, ParameterError
 from img2img.redis.previews import Preview
 
 from ..dependencies import PreviewsDep
-from ..http.errors import UnsupportedMedia
+from ..http.errors import FlaggedRequest, UnsupportedMedia
 from ..http.open_requests import ERROR_EVENT
 from ..http.problem_details import status_of
 from ..http.request_body import media_type_of, read_form, read_json, validated
@@ -95,10 +95,10 @@ class OpenAIRoute(APIRoute):
                 return await handle(request)
             except RequestValidationError as error:
                 first = FieldProblem.from_pydantic(error.errors()[0])
-                return _error_response(422, f"{first.field}: {first.message}", first.field, ParameterError.code)
+                body = _error(422, f"{first.field}: {first.message}", first.field, ParameterError.code)
+                return _error_response(422, body)
             except Img2ImgError as error:
-                field = getattr(error, "field", None)
-                return _error_response(status_of(error), error.message, field, error.code)
+                return _error_response(*_status_and_error(error))
 
         return handle_errors
 
@@ -318,7 +318,7 @@ async def _events(jobs: BlockingJobs, record: JobRecord, body: Edit, previews: P
 
 
 def _error_event(error: Img2ImgError) -> bytes:
-    data = json.dumps(_error(status_of(error), error.message, None, error.code))
+    data = json.dumps(_status_and_error(error)[1])
     return f"event: error\ndata: {data}\n\n".encode()
 
 
@@ -343,9 +343,18 @@ def _event(kind: str, png: bytes, body: Edit, more: dict[str, Any]) -> bytes:
     return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
 
 
-def _error_response(status: int, message: str, field: str | None, code: str) -> Response:
+def _status_and_error(error: Img2ImgError) -> tuple[int, dict[str, Any]]:
+    """Return the status and the body of a response. Flagged content has the ones that clients of OpenAI know."""
+    if isinstance(error, FlaggedRequest):
+        kind, code = "image_generation_user_error", "moderation_blocked"
+        return HTTPStatus.BAD_REQUEST, {"error": {"message": error.message, "type": kind, "param": None, "code": code}}
+    status = status_of(error)
+    return status, _error(status, error.message, getattr(error, "field", None), error.code)
+
+
+def _error_response(status: int, body: dict[str, Any]) -> Response:
     headers = {"Cache-Control": "no-store"} if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
-    return JSONResponse(_error(status, message, field, code), status_code=status, headers=headers)
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _error(status: int, message: str, field: str | None, code: str) -> dict[str, Any]:

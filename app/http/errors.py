@@ -6,6 +6,7 @@ RequestError                    (img2img.errors)
 ├── PayloadTooLarge
 ├── RequestTimeout
 ├── HeadersTooLarge
+├── FlaggedRequest
 ├── JobTooExpensive
 ├── InsufficientScope
 ├── ForbiddenHost
@@ -18,7 +19,17 @@ Unavailable                     (img2img.errors)
 └── Overloaded
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 from img2img.errors import Img2ImgError, RequestError, TooManyRequests, Unavailable
+
+# Beginnings of messages, by what was flagged.
+FLAGGED = {
+    "prompt": "The prompt was",
+    "input": "An image of the request was",
+    "result": "The result is not delivered: it was",
+}
 
 
 class UnsupportedMedia(RequestError):
@@ -57,6 +68,21 @@ class JobTooExpensive(RequestError):
     """The job costs more than the rate limit allows for a whole period."""
 
     code = "job_too_expensive"
+
+
+class FlaggedRequest(RequestError):
+    """Moderation has flagged the request or its result.
+
+    Args:
+        subject: What was flagged.
+        categories: Categories that the moderation endpoint names.
+    """
+
+    code = "flagged"
+
+    def __init__(self, subject: Literal["prompt", "input", "result"], categories: Sequence[str] = ()) -> None:
+        names = f" ({', '.join(categories)})" if categories else ""
+        super().__init__(f"{FLAGGED[subject]} flagged{names}.", categories=list(categories))
 
 
 class InsufficientScope(RequestError):

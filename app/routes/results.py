@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from img2img.domain.blob_keys import result_key
 from img2img.domain.job import ImageInfo, JobRecord, JobStatus
-from img2img.errors import Gone, NotFound
+from img2img.errors import Gone, NotFound, Withheld
 from img2img.stored_images import read_result
 
 from ..dependencies import DecodersDep, HeldBytesDep, QueueDep, SettingsDep, StoreDep, StoreThreadsDep
@@ -56,8 +56,11 @@ class ImageResponder:
         self._quality = quality
         self._if_none_match = if_none_match
 
-    async def respond(self, job_id: str, index: int) -> Response:
+    async def respond(self, job_id: str, index: int | None) -> Response:
         """Return the image, a redirect to it, or 304. A client that has the image already gets 304 without a check.
+
+        Args:
+            index: None for the first image that is delivered.
 
         Raises:
             NotFound, NotReady, Gone, ParameterError: There is no such image.
@@ -66,6 +69,7 @@ class ImageResponder:
         suffix = etag_suffix(self._format, self._quality)
         record = await run_sync(self._queue.job_store.find, job_id)
         info = _result_image(record, index)
+        index = info.index
         etag = f"{info.sha256}{suffix}"
         headers = {
             "ETag": f'"{etag}"',
@@ -109,18 +113,21 @@ async def get_image(job_id: JobId, index: Index, responder: ImageResponderDep) -
     responses=openapi.RESULT_IMAGE | openapi.problems(404, 409, 410, 422, 500, 503),
 )
 async def get_result(job_id: JobId, responder: ImageResponderDep) -> Response:
-    """Download the first image of the job."""
-    return await responder.respond(job_id, 0)
+    """Download the first image of the job that is not withheld."""
+    return await responder.respond(job_id, None)
 
 
-def _result_image(record: JobRecord, index: int) -> ImageInfo:
-    if index >= record.spec.num_images:
+def _result_image(record: JobRecord, index: int | None) -> ImageInfo:
+    if index is not None and index >= record.spec.num_images:
         raise NotFound(f"The job has {record.spec.num_images} image(s), numbered from 0.")
     if not record.status.is_terminal:
         raise NotReady(f"The job is {record.status}; try again when it has ended.", job_status=record.status)
     if record.status is not JobStatus.SUCCEEDED:
         raise Gone(f"The job {record.status} without a result.", job_status=record.status, error=record.error)
-    return record.images[index]
+    image = record.images[0] if index is None else record.image(index)
+    if image is None:
+        raise Withheld(f"Image {index} of the job was flagged and is not delivered.")
+    return image
 
 
 def _matches(if_none_match: str, etag: str) -> bool:

@@ -81,8 +81,8 @@ def _fetch_result(field: str, reference: ResultReference, queue: "JobQueue", sto
         raise ParameterError(field, error.message, got=path) from None
     if record.status is not JobStatus.SUCCEEDED:
         raise ParameterError(field, f"That job is {record.status}; only a job that succeeded has images", got=path)
-    if reference.index >= len(record.images):
-        raise ParameterError(field, f"That job has {len(record.images)} image(s), counted from 0", got=path)
+    if reference.index >= record.spec.num_images:
+        raise ParameterError(field, f"That job has {record.spec.num_images} image(s), counted from 0", got=path)
     try:
         return read_result(store, queue.job_store, record, reference.index)
     except Gone as error:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from img2img.domain.conditioning import (
     MAX_CONTROLS,
     MAX_IMAGE_PROMPTS,
-    ControlType,
+    ControlName,
     ControlWeight,
     Padding,
 )
@@ -67,7 +67,7 @@ class ControlRequest(ControlWeight):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    type: Annotated[ControlType, Field(description="One of the `controls` of the model's entry in `GET /models`.")]
+    type: Annotated[ControlName, Field(description="One of the `controls` of the model's entry in `GET /models`.")]
     image: Annotated[
         ImageOrReference | None,
         Field(
@@ -150,6 +150,22 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             description="Image i uses seed + i. Default, and with -1: random, and reported in the job.",
         ),
         AfterValidator(lambda seed: None if seed == RANDOM_SEED else seed),
+    ] = None
+    denoising_end: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="For models with a `refiner`: the share of the schedule after which it takes over, by default "
+            "`default_denoising_end` of the model. 1: it is not used.",
+        ),
+        Requires(
+            tasks=frozenset({Task.IMG2IMG, Task.INPAINT}),
+            excludes=("controls",),
+            capability="refiner",
+            lacking="has no refiner; leave `denoising_end` out",
+            neutral=1,
+        ),
     ] = None
     width: Annotated[Width, Requires(tasks=ALL_TASKS - {Task.UPSCALE})] = None
     height: Annotated[Height, Requires(tasks=ALL_TASKS - {Task.UPSCALE})] = None
@@ -280,7 +296,7 @@ class ControlMapRequest(BaseModel):
     FILES: ClassVar[re.Pattern[str]] = re.compile("image")
 
     image: ImageOrReference
-    type: Annotated[ControlType, Field(description="One of the `preprocessors` of the model's entry in `GET /models`.")]
+    type: Annotated[ControlName, Field(description="One of the `preprocessors` of the model's entry in `GET /models`.")]
     width: Width = None
     height: Height = None
     resize: Annotated[Resize, Field(description="How the image is brought to that size.")] = Resize.CROP

@@ -152,7 +152,11 @@ class Job(BaseModel):
     eta_s: EtaS
     progress: JobProgress
     request: ResolvedSpec
-    images: list[JobImage]
+    images: Annotated[list[JobImage], Field(description="The images, except for those in `withheld`.")]
+    withheld: Annotated[
+        list[int],
+        Field(description="Indices of images that were flagged and are not delivered. If all are, the job fails."),
+    ] = []
     error: JobFailure | None
     timings: Annotated[
         dict[str, float],
@@ -182,6 +186,7 @@ class Job(BaseModel):
             images=[
                 JobImage(url=f"/jobs/{record.id}/images/{image.index}", **image.model_dump()) for image in record.images
             ],
+            withheld=list(record.withheld),
             error=record.error,
             timings=_timings(record),
             worker=record.worker,

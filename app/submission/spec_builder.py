@@ -38,8 +38,10 @@ EMPTY_ALPHA = "`image` is not transparent anywhere; send a mask"
 EMPTY_MASK = "The mask is black all over; white pixels are regenerated, and transparent pixels count as black"
 FLAT_MAP = "The control map has one colour all over, so there is nothing to follow; transparent pixels count as black"
 FLAT_IMAGE = "The image has one colour all over, so no map can be made of it; transparent pixels count as white"
-# Controls for which a map of one colour can have a meaning.
-MAY_BE_FLAT = (ControlType.TILE, ControlType.SEGMENTATION)
+# Controls whose map has a meaning by its contours only, so that a map of one colour has none.
+NEVER_FLAT = frozenset(
+    (ControlType.CANNY, ControlType.SCRIBBLE, ControlType.LINEART, ControlType.SOFTEDGE, ControlType.MLSD)
+) | {ControlType.DEPTH, ControlType.NORMAL, ControlType.POSE}
 # Tiles overlap by at least this part of their side.
 TILE_OVERLAP = 8
 # Pixels along a side of an image prompt. Its encoder sees a few hundred pixels.
@@ -115,7 +117,8 @@ class SpecBuilder:
     def _img2img(self) -> Img2ImgSpec:
         image, size = _fit_image(self.request, self.card, self.reader)
         strength, controls = self._strength(DEFAULT_STRENGTH), self._controls(size)
-        return Img2ImgSpec(image=image, **strength, **controls, **self._generation(size))
+        refined = self._refined(strength["strength"])
+        return Img2ImgSpec(image=image, **strength, **refined, **controls, **self._generation(size))
 
     def _control(self) -> ControlSpec:
         request = self.request
@@ -195,7 +198,8 @@ class SpecBuilder:
             box=box,
         )
         image_digest = self.reader.add_blob(pixels)
-        return InpaintSpec(image=image_digest, region=region, **strength, **controls, **generation)
+        refined = self._refined(strength["strength"])
+        return InpaintSpec(image=image_digest, region=region, **strength, **refined, **controls, **generation)
 
     def _too_large(self, size: Size) -> str:
         return f"The result would have {size[0]} x {size[1]} pixels; at most {self.max_pixels:,} are made"
@@ -226,6 +230,19 @@ class SpecBuilder:
         resolved = 1.0 if request.denoising_start is not None else default
         return {"prompt": request.prompt, "strength": resolved if request.strength is None else request.strength}
 
+    def _refined(self, strength: float) -> dict[str, Any]:
+        """Return where the refiner takes over. ControlNets work without it."""
+        request, end = self.request, self.request.denoising_end
+        if not self.card.refiner or request.controls or end == 1:
+            return {}
+        end = end or self.card.default_denoising_end
+        start = 1 - strength if request.denoising_start is None else request.denoising_start
+        base_only = [name for name in ("loras", "image_prompts") if getattr(request, name)]
+        if end is not None and strength > 0 and start >= end and base_only:
+            message = "All steps are after `denoising_end`, and the refiner that runs them takes none: give "
+            raise ParameterError(base_only[0], message + "a higher strength, or `denoising_end` 1 for no refiner")
+        return {"denoising_end": end}
+
     def _controls(
         self, size: Size, *, image_size: Size | None = None, first: Image.Image | None = None
     ) -> dict[str, Any]:
@@ -243,7 +260,7 @@ class SpecBuilder:
                 with self.reader.open(f"controls.{index}.image", control.image) as image:
                     fitted_size = image.size if image.size == image_size else size
                     fitted = image.fit(*fitted_size, resize, is_map=not control.preprocess)
-            if fitted is not None and control.type not in MAY_BE_FLAT and _is_flat(fitted):
+            if fitted is not None and control.type in NEVER_FLAT and _is_flat(fitted):
                 raise ParameterError(f"controls.{index}.image", FLAT_MAP if not control.preprocess else FLAT_IMAGE)
             blob = self.reader.add_blob(fitted) if fitted is not None else None
             weight = control.model_dump(include=set(ControlWeight.model_fields))
@@ -267,10 +284,9 @@ def build_control_map_spec(request: ControlMapRequest, card: ModelCard, reader: 
     Raises:
         ParameterError, ImageError, UnsupportedMedia: The request cannot be served.
     """
-    supported = tuple(dict.fromkeys((*card.preprocessors, ControlType.TILE)))
-    if request.type not in supported:
-        message = f"The model {card.name} can make maps of these types: {', '.join(supported)}"
-        raise ParameterError("type", message, got=request.type.value)
+    if request.type not in card.preprocessors:
+        message = f"The model {card.name} can make maps of these types: {', '.join(card.preprocessors) or 'none'}"
+        raise ParameterError("type", message, got=request.type)
     image, (width, height) = _fit_image(request, card, reader)
     return ControlMapSpec(
         model=card.name, image=image, type=request.type, width=width, height=height, resize=request.resize

@@ -91,12 +91,14 @@ class JobSubmitter:
         await run_sync(self.services.queue.check_limits, options.owner)
         spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
         self.held_bytes.add(sum(map(len, blobs.values())))
+        await self._moderate(spec, blobs)
         return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
         options = self._options(request)
-        spec, _ = await self.decoders.run(self._build_spec, request, images=_images(request))
+        spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
+        await self._moderate(spec, blobs)
         estimate = await run_sync(self.services.eta.estimate_next, spec, options)
         return DryRunResult(
             request=spec,
@@ -105,6 +107,11 @@ class JobSubmitter:
             queue_position=estimate.queue_position,
             eta_s=estimate.eta_s,
         )
+
+    async def _moderate(self, spec: JobSpec, blobs: Mapping[str, bytes]) -> None:
+        """Ask the moderation endpoint, if there is one. Raises FlaggedRequest, ModerationUnavailable or Overloaded."""
+        if self.services.moderation is not None:
+            await self.services.moderation.check(spec, blobs, self.caller.owner)
 
     def model_card(self, model: str | None) -> ModelCard:
         """Return the card of the named model, or of the default model. Raises ParameterError or Unavailable."""

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from img2img.domain.conditioning import ControlType
 from img2img.domain.embeddings import named_embeddings
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import PipelineParameter, Requires, Task, requirements
@@ -117,7 +116,7 @@ def _check_controls(request: Img2ImgRequest, card: ModelCard) -> None:
     for index, control in enumerate(request.controls):
         if control.type not in card.controls:
             raise ParameterError(f"controls.{index}.type", _choices(card, "ControlNet", card.controls), control.type)
-        if control.preprocess and control.type not in (*card.preprocessors, ControlType.TILE):
+        if control.preprocess and control.type not in card.preprocessors:
             message = f"The model {card.name} cannot make {control.type} maps: send the map, with `preprocess: false`"
             raise ParameterError(f"controls.{index}.preprocess", message)
         if control.image is None and request.image is None:

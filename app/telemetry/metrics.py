@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder, start_http_server
 
+from img2img.moderation import MODERATION_CHECKS
 from img2img.stored_images import DAMAGED_IMAGES
 
 PATH = "/metrics"
@@ -25,6 +26,7 @@ class HttpMetrics:
             version("img2img-server")
         ).set(1)
         self.registry.register(DAMAGED_IMAGES)
+        self.registry.register(MODERATION_CHECKS)
         self.requests = Counter(
             "img2img_http_requests",
             "Requests by route template; route `none`: rejected before routing, or no such route.",

@@ -5,8 +5,6 @@ from typing import Literal, Required, TypedDict
 
 from .images import ImageInput
 
-ControlType = Literal["canny", "depth", "pose", "segmentation", "scribble", "lineart", "softedge", "tile"]
-
 Priority = Literal["low", "normal", "high"]
 
 Resize = Literal["crop", "pad", "stretch"]
@@ -41,7 +39,7 @@ class ControlFields(TypedDict, total=False):
     """Share of the steps after which the control begins."""
     end: float
     """Share of the steps after which the control ends."""
-    type: Required[ControlType]
+    type: Required[str]
     """One of the `controls` of the model's entry in `GET /models`."""
     image: ImageInput
     """Default: the request's `image`. The image is resized to the size of the result. With `outpaint`, an image of the
@@ -122,6 +120,9 @@ class SubmitFields(TypedDict, total=False):
     """The sampler. Default: the model's."""
     seed: int
     """Image i uses seed + i. Default, and with -1: random, and reported in the job."""
+    denoising_end: float
+    """For models with a `refiner`: the share of the schedule after which it takes over, by default
+    `default_denoising_end` of the model. 1: it is not used."""
     width: int
     """Width of the result. Default: derived from `height`, or the nearest bucket of the model."""
     height: int

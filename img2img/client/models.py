@@ -27,6 +27,7 @@ class JobImage(_Response):
     height: int
     sha256: str
     bytes: int
+    flagged: bool = False
 
 
 class JobProgress(_Response):
@@ -60,6 +61,7 @@ class Job(_Response):
     progress: JobProgress = JobProgress()
     request: dict[str, Any] = {}
     images: tuple[JobImage, ...] = ()
+    withheld: tuple[int, ...] = ()
     error: JobError | None = None
     timings: dict[str, float] = {}
     worker: str | None = None
@@ -100,6 +102,7 @@ class Model(_Response):
     """A model that live workers serve, and its capabilities."""
 
     name: str
+    description: str = ""
     family: str = ""
     default: bool = False
     workers: tuple[str, ...] = ()
@@ -121,6 +124,7 @@ class Model(_Response):
     loras: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     upscales: tuple[int, ...] = ()
+    safety_checker: str = "off"
 
 
 class WorkerModel(_Response):

@@ -16,7 +16,7 @@ MAX_PADDING = 4096  # pixels per side
 
 
 class ControlType(StrEnum):
-    """The kind of a control map. A model has a ControlNet for each type that it can follow."""
+    """The well-known control types. A model file can give its ControlNets any other name, see `ControlName`."""
 
     CANNY = "canny"
     DEPTH = "depth"
@@ -26,6 +26,20 @@ class ControlType(StrEnum):
     LINEART = "lineart"
     SOFTEDGE = "softedge"
     TILE = "tile"
+    NORMAL = "normal"
+    MLSD = "mlsd"
+    SHUFFLE = "shuffle"
+    IP2P = "ip2p"
+    BLUR = "blur"
+    GRAY = "gray"
+    LOW_QUALITY = "low_quality"
+
+
+# The kind of a control map. A model has a ControlNet for each kind that it can follow.
+ControlName = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,49}$", examples=[str(known) for known in ControlType]),
+]
 
 
 class _Frozen(BaseModel):
@@ -49,7 +63,7 @@ class ControlWeight(_Frozen):
 class Control(ControlWeight):
     """A control map for a ControlNet."""
 
-    type: ControlType
+    type: ControlName
     # A blob of width x height pixels; of an inpainting job, of the size of its image or its canvas. None: the job's
     # image.
     image: Sha256 | None

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Delivery, Webhook
@@ -78,6 +79,10 @@ class ImageInfo(BaseModel):
     height: int
     sha256: str
     bytes: int
+    flagged: Annotated[
+        bool,
+        Field(description="Whether the safety checker flagged it, where the model's `safety_checker` is `report`."),
+    ] = False
 
 
 class JobFailure(BaseModel):
@@ -100,6 +105,8 @@ class JobRecord(BaseModel):
         attempts: How many executions have started the job.
         step: Denoising steps done, summed over the images.
         steps: Denoising steps in all.
+        images: The images of a job that has succeeded, except for those in `withheld`.
+        withheld: Indices of images that were flagged and are not delivered.
         timings: Seconds by stage of the execution.
         revision: Number of changes of the record.
         result_ttl_s: How long the job is kept after its end.
@@ -126,6 +133,7 @@ class JobRecord(BaseModel):
     step: int = 0
     steps: int = 0
     images: tuple[ImageInfo, ...] = ()
+    withheld: tuple[int, ...] = ()
     error: JobFailure | None = None
     timings: dict[str, float] = {}
     revision: int = 1
@@ -135,3 +143,7 @@ class JobRecord(BaseModel):
     webhook: Webhook | None = None
     traceparent: str | None = None
     delivery: Delivery | None = None
+
+    def image(self, index: int) -> ImageInfo | None:
+        """Return the result image with this index, or None if there is none, or if it was withheld."""
+        return next((image for image in self.images if image.index == index), None)

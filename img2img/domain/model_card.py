@@ -2,18 +2,30 @@
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlType, EmbeddingName, LoraName
+from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlName, EmbeddingName, LoraName
 from img2img.domain.parameters import Scheduler, Task
 
 # Suffix of a whole model in one file.
 SINGLE_FILES = (".safetensors", ".gguf")
 # Slashes in the name of a file on the hub, at least.
 _HUB_FILE_SLASHES = 2
+
+
+class SafetyChecker(StrEnum):
+    """What happens with images that the safety checker of a model flags."""
+
+    # Nothing is checked.
+    OFF = "off"
+    # They are delivered, with `flagged` set.
+    REPORT = "report"
+    # They are not delivered.
+    ON = "on"
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
+    description: Annotated[str, Field(description="What it makes, and what it was trained on; may be empty.")] = ""
     family: str
     native_size: Annotated[int, Field(description="Pixels along a side of the square that it was trained on.")]
     size_multiple: Annotated[int, Field(description="Width and height are multiples of this.")]
@@ -67,10 +80,10 @@ class ModelCard(BaseModel):
         tuple[Task, ...], Field(description="Supported tasks. The fields of a request select one of the tasks.")
     ] = (Task.IMG2IMG,)
     controls: Annotated[
-        tuple[ControlType, ...], Field(description="Types of `controls` that it has a ControlNet for.")
+        tuple[ControlName, ...], Field(description="Types of `controls` that it has a ControlNet for.")
     ] = ()
     preprocessors: Annotated[
-        tuple[ControlType, ...], Field(description="Types of control maps that it can make from an image.")
+        tuple[ControlName, ...], Field(description="Types of control maps that it can make from an image.")
     ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
     max_image_prompts: Annotated[int, Field(description="Largest number of `image_prompts`.")] = MAX_IMAGE_PROMPTS
@@ -92,6 +105,10 @@ class ModelCard(BaseModel):
         int, Field(description="Rows of a pass with guidance. 1: guidance is an input of the model and costs nothing.")
     ] = 2
     prompt_weighting: Annotated[bool, Field(description="Whether it takes `prompt_weighting`.")] = False
+    refiner: Annotated[bool, Field(description="Whether it has a refiner, for `denoising_end`.")] = False
+    default_denoising_end: Annotated[
+        float | None, Field(description="Share of the schedule after which the refiner takes over; null without one.")
+    ] = None
     image_guidance: Annotated[bool, Field(description="Whether an edit takes an `image_guidance_scale`.")] = True
     parameters: Annotated[
         dict[str, tuple[Task, ...]],
@@ -104,6 +121,13 @@ class ModelCard(BaseModel):
         dict[str, tuple[Scheduler, ...]],
         Field(description="Optional parameters that only some schedulers use, with these schedulers."),
     ] = {}
+    safety_checker: Annotated[
+        SafetyChecker,
+        Field(
+            description="`on`: images that the safety checker flags are withheld; `report`: they are delivered with "
+            "`flagged` set; `off`: images are not checked."
+        ),
+    ] = SafetyChecker.OFF
     dtype: Annotated[str, Field(description="Number format in which it computes.")] = "float32"
     revision: Annotated[str | None, Field(description="Revision of its weights on the hub, if one was chosen.")] = None
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from img2img.domain.conditioning import ControlType, EmbeddingName, LoraName
+from img2img.domain.conditioning import ControlName, EmbeddingName, LoraName
+from img2img.domain.model_card import SafetyChecker
 from img2img.domain.parameters import Scheduler
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
@@ -29,6 +30,17 @@ class ComponentSource(BaseModel):
     weight_name: Annotated[str | None, Field(description="file name, for a source with several files")] = None
 
 
+class ControlNetSource(ComponentSource):
+    """Location of a ControlNet."""
+
+    mode: Annotated[
+        int | None,
+        Field(
+            ge=0, description="control mode of a union ControlNet; default: by the control type; only in `controlnets`"
+        ),
+    ] = None
+
+
 class UpscalerSource(ComponentSource):
     """Location of an upscaler, with the defaults of requests that use it."""
 
@@ -42,6 +54,8 @@ class UpscalerSource(ComponentSource):
 
 def _expand(value: object) -> object:
     """Expand the short form `"folder"` to `{ source = "folder" }`."""
+    if isinstance(value, ComponentSource):
+        return value.model_dump(exclude_unset=True)
     return {"source": value} if isinstance(value, str) else value
 
 
@@ -73,6 +87,13 @@ class ModelConfig(BaseModel):
             "such a file on the hub (`org/name/file.safetensors`); required"
         ),
     ]
+    description: Annotated[
+        str,
+        Field(
+            max_length=1000,
+            description="text for clients: what the model makes, and what it was trained on; default: empty",
+        ),
+    ] = ""
     revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
     variant: Annotated[str | None, Field(description="variant of the weight files, such as `fp16`")] = None
     dtype: Annotated[
@@ -146,11 +167,15 @@ class ModelConfig(BaseModel):
     vae: Annotated[
         Component | None, Field(description="part: the VAE, a folder or a file; default: that of the model")
     ] = None
-    controlnets: Annotated[dict[ControlType, Component], Field(description="table: control type -> part")] = {}
+    controlnets: Annotated[
+        dict[ControlName, Annotated[ControlNetSource, BeforeValidator(_expand)]],
+        Field(description="table: control type, any name -> part, which also takes `mode`; a folder or a file"),
+    ] = {}
     preprocessors: Annotated[
-        dict[ControlType, Component],
+        dict[ControlName, Component],
         Field(
-            description="table: `depth`, `pose` or `segmentation` -> part, a transformers model that computes the map"
+            description="table: `depth`, `normal`, `pose` or `segmentation` -> part, a transformers model that "
+            "computes the map; `person` -> part, the detector of the people whose poses are drawn"
         ),
     ] = {}
     ip_adapter: Annotated[Component | None, Field(description="part: an IP-Adapter, or FLUX.1 Redux")] = None
@@ -187,6 +212,22 @@ class ModelConfig(BaseModel):
         dict[UpscaleFactor, Upscaler],
         Field(description="table: factor (2 or 4) -> part, which also takes `steps` and `guidance_scale`"),
     ] = {}
+    refiner: Annotated[
+        Component | None,
+        Field(
+            description="part: a second Stable Diffusion XL model, a folder, hub id or file, that runs the last steps "
+            "of image-to-image and inpainting"
+        ),
+    ] = None
+    denoising_end: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="default of requests, between 0 and 1: the share of the schedule after which the refiner takes "
+            "over; default: 0.8",
+        ),
+    ] = None
     steps: Annotated[
         int | None, Field(ge=1, le=150, description="default of requests, 1 to 150; default: of the family, usually 30")
     ] = None
@@ -196,6 +237,20 @@ class ModelConfig(BaseModel):
     ] = None
     scheduler: Annotated[
         Scheduler | None, Field(description="default of requests; default: the scheduler of the model")
+    ] = None
+    safety_checker: Annotated[
+        SafetyChecker | None,
+        Field(
+            description="`on`: images that the safety checker flags are withheld; `report`: they are delivered and "
+            "marked; `off`: it is not loaded; default: `on` if the model has a checker, else `off`"
+        ),
+    ] = None
+    safety_checker_source: Annotated[
+        Component | None,
+        Field(
+            description="part: the safety checker, a `StableDiffusionSafetyChecker`, for a model without one; it works "
+            "with models of every family; default: that of the model"
+        ),
     ] = None
     guidance: Annotated[
         bool | None,

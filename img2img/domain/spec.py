@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypeAliasType
 
-from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Sha256
+from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, Sha256
 from img2img.domain.parameters import (
     FLOW_SCHEDULERS,
     MAX_IMAGES,
@@ -162,7 +162,14 @@ class ControlledSpec(GenerationSpec):
         return self.controls
 
 
-class Img2ImgSpec(StrengthSpec, ControlledSpec):
+class RefinedSpec(StrengthSpec, ControlledSpec):
+    """A job whose last steps a refiner can run."""
+
+    # Share of the schedule after which the refiner takes over; None: it is not used.
+    denoising_end: Annotated[float | None, Field(gt=0, lt=1)] = None
+
+
+class Img2ImgSpec(RefinedSpec):
     """Image-to-image, with or without controls."""
 
     task: Literal[Task.IMG2IMG] = Task.IMG2IMG
@@ -176,7 +183,7 @@ class Img2ImgSpec(StrengthSpec, ControlledSpec):
         return max(1, min(math.ceil(steps * (1 - self.denoising_start)), steps))
 
 
-class InpaintSpec(StrengthSpec, ControlledSpec):
+class InpaintSpec(RefinedSpec):
     """Inpainting and outpainting. The image has the size of the region's canvas without its margins."""
 
     task: Literal[Task.INPAINT] = Task.INPAINT
@@ -256,7 +263,7 @@ class ControlMapSpec(BaseSpec):
 
     task: Literal[Task.CONTROL_MAP] = Task.CONTROL_MAP
     image: Sha256 | None
-    type: ControlType
+    type: ControlName
     resize: Resize = Resize.CROP
 
     @property

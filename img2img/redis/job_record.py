@@ -12,7 +12,7 @@ from img2img.redis.decode import decode
 # The type of a field of a Redis hash.
 Scalar = bytes | str | int | float
 
-_JSON_FIELDS = ("images", "error", "timings", "webhook", "delivery")
+_JSON_FIELDS = ("images", "withheld", "error", "timings", "webhook", "delivery")
 
 
 def to_fields(record: JobRecord) -> dict[str, Scalar]:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Self
@@ -162,9 +162,20 @@ class JobStore:
         return self._transition(job_id, JobStatus.QUEUED, fields, execution=execution)
 
     def succeed(
-        self, job_id: str, *, execution: str, images: Iterable[ImageInfo], timings: Mapping[str, float], steps: int
+        self,
+        job_id: str,
+        *,
+        execution: str,
+        images: Iterable[ImageInfo],
+        timings: Mapping[str, float],
+        steps: int,
+        withheld: Sequence[int] = (),
     ) -> bool:
-        """End the job with its images. Returns False and changes nothing if `execution` no longer owns it."""
+        """End the job with its images. Returns False and changes nothing if `execution` no longer owns it.
+
+        Args:
+            withheld: Indices of the images that were flagged and are not delivered.
+        """
         fields: dict[str, Scalar] = {
             "images": json.dumps([image.model_dump() for image in images]),
             "timings": json.dumps({stage: round(seconds, 6) for stage, seconds in timings.items()}),
@@ -172,6 +183,8 @@ class JobStore:
             "steps": steps,
             "finished_at": self._clock.now(),
         }
+        if withheld:
+            fields["withheld"] = json.dumps(withheld)
         return self._transition(job_id, JobStatus.SUCCEEDED, fields, execution=execution)
 
     def fail(self, job_id: str, failure: JobFailure, *, execution: str = "") -> bool:

@@ -10,6 +10,8 @@ from img2img.redis.decode import decode
 LOADING_TTL_S = 60
 # Longer than a container waits before it starts a worker again, and loads its models.
 ERROR_TTL_S = 600
+# Smaller downloads, as of configurations, are not mentioned.
+_SHOWN_BYTES = 50_000
 
 
 class WorkerStart(BaseModel):
@@ -42,7 +44,7 @@ class WorkerStart(BaseModel):
         return f"{self.stage}{self._download()}{read}, {self.seconds} s{killed}"
 
     def _download(self) -> str:
-        if not self.downloaded:
+        if self.downloaded < _SHOWN_BYTES:
             return ""
         size = max(self.download_size, self.downloaded)
         unit, divisor = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)

@@ -70,6 +70,8 @@ def test_bucket_stores_a_job_from_submit_to_delete(
     digest = job["images"][0]["sha256"]  # type: ignore[index]
     redirect = client.get(result)
     assert (redirect.status_code, redirect.headers["cache-control"], redirect.content) == (307, "no-store", b"")
+    # The security policy of the page at `/` permits no other origin.
+    assert client.get(result, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
     url = redirect.headers["location"]
     assert url.startswith(f"{bucket.endpoint}/images/img2img/{result_key(job_id, 0)}?")
     assert "X-Amz-Expires=60&" in url

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from img2img.domain.conditioning import Control, ControlType, ImagePrompt, InpaintRegion, Lora, Padding
-from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.domain.model_config import ComponentSource, ControlNetSource, ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.errors import StartupError
@@ -58,7 +58,7 @@ class Served:
             source=str(self.folder),
             loras={name: ComponentSource(source=str(file)) for name, file in self.loras.items()},
             ip_adapter=ComponentSource(source=str(self.ip_adapter)),
-            controlnets={ControlType.CANNY: ComponentSource(source=str(self.canny))},
+            controlnets={ControlType.CANNY: ControlNetSource(source=str(self.canny))},
         )
         self.model: Model = load_model(config, device="cpu")
         self.plain: Model = load_model(ModelConfig(name="tiny", source=str(self.folder)), device="cpu")

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    AutoImageProcessor,
     AutoModelForDepthEstimation,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     VitPoseForPoseEstimation,
 )
@@ -26,12 +28,12 @@ from img2img.worker.pipelines.conditioning.pose_drawing import draw_pose
 from img2img.worker.pipelines.model import Model, load_model
 from tests.engine.test_control import calls_of
 from tests.support.engines import run_together
-from tests.support.models.tiny_annotators import tiny_depth, tiny_pose, tiny_segmentation
+from tests.support.models.tiny_annotators import tiny_depth, tiny_detector, tiny_pose, tiny_segmentation
 from tests.support.models.tiny_models import tiny_sd
 from tests.support.specs import make_spec
 
 SIDE = 64
-DEPTH, SEGMENTATION, POSE = ControlType.DEPTH, ControlType.SEGMENTATION, ControlType.POSE
+DEPTH, SEGMENTATION, POSE, NORMAL = ControlType.DEPTH, ControlType.SEGMENTATION, ControlType.POSE, ControlType.NORMAL
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[ControlType, Path]
         DEPTH: tiny_depth(folder / "depth"),
         SEGMENTATION: tiny_segmentation(folder / "segmentation"),
         POSE: tiny_pose(folder / "pose"),
+        NORMAL: tiny_depth(folder / "normal"),
     }
 
 
@@ -112,6 +115,59 @@ def test_pose_map_draws_detected_keypoints(model: Model, folders: dict[ControlTy
     assert pixels.any()
 
 
+def test_normal_map_points_where_surfaces_face(model: Model) -> None:
+    annotator = model.annotators[NORMAL]
+    across = np.linspace(0, 1, 32)
+    # A pyramid with its top in the middle, which is near. Left half and upper half face left and up.
+    pyramid = np.minimum(np.minimum(across, 1 - across)[:, None], np.minimum(across, 1 - across)[None])
+    drawn = np.asarray(annotator._draw(torch.from_numpy(pyramid)[None].float(), (128, 128))).astype(int)
+    left, right, top, bottom = drawn[64, 20], drawn[64, 108], drawn[20, 64], drawn[108, 64]
+    assert left[0] > 160 > 95 > right[0], "red faces left"
+    assert top[1] > 160 > 95 > bottom[1], "green faces up"
+    assert abs(left[1] - 128) < 8
+    assert (drawn[..., 2] > 128).all(), "blue faces the viewer"
+    flat = np.asarray(annotator._draw(torch.ones(1, 32, 32), (64, 64)))
+    assert (flat == (128, 128, 255)).all()
+    pixels = make_map(model, NORMAL, random_image())
+    assert np.ptp(pixels[..., 0]) > 20
+
+
+def test_pose_map_draws_everyone_that_the_detector_finds(folders: dict[ControlType, Path], tmp_path: Path) -> None:
+    detector = tiny_detector(tmp_path / "detector")
+    preprocessors = {
+        "pose": ComponentSource(source=str(folders[POSE])),
+        "person": ComponentSource(source=str(detector)),
+    }
+    source = str(tiny_sd(tmp_path / "sd"))
+    model = load_model(ModelConfig(name="tiny", source=source, preprocessors=preprocessors), device="cpu")
+    assert "person" not in model.card.preprocessors
+    find = AutoImageProcessor.from_pretrained(detector, backend="pil")
+    processor = VitPoseImageProcessorPil.from_pretrained(folders[POSE])
+    counts = set()
+    for seed in range(4):
+        image = random_image(seed)
+        with torch.no_grad():
+            output = AutoModelForObjectDetection.from_pretrained(detector)(**find(image, return_tensors="pt"))
+            [found] = find.post_process_object_detection(output, threshold=0.5, target_sizes=[(SIDE, SIDE)])
+            boxes = [
+                [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+                for box, label in zip(found["boxes"].tolist(), found["labels"].tolist(), strict=True)
+                if label == 1
+            ]
+            people = []
+            for box in boxes:
+                crops = processor(image, boxes=[[box]], return_tensors="pt")
+                pose = VitPoseForPoseEstimation.from_pretrained(folders[POSE])(**crops)
+                [[person]] = processor.post_process_pose_estimation(pose, [[box]])
+                people.append({i: (float(x), float(y)) for i, (x, y) in enumerate(person["keypoints"])})
+        counts.add(len(boxes))
+        assert any(label == 0 for label in found["labels"]) or boxes
+        pixels = make_map(model, POSE, image)
+        assert (pixels == draw_pose(people, (SIDE, SIDE))).mean() > 0.99
+        assert pixels.any() == bool(boxes)
+    assert max(counts) > 1, "several people at once"
+
+
 def test_maps_are_made_one_per_call_and_cached(model: Model) -> None:
     for kind in model.annotators:
         jobs = [map_job(model, kind, random_image(seed)) for seed in (7, 8, 9, 7)]
@@ -124,7 +180,7 @@ def test_maps_are_made_one_per_call_and_cached(model: Model) -> None:
 
 
 def test_card_lists_preprocessors(model: Model) -> None:
-    assert {DEPTH, SEGMENTATION, POSE} <= set(model.card.preprocessors)
+    assert {DEPTH, SEGMENTATION, POSE, NORMAL} <= set(model.card.preprocessors)
 
 
 def test_load_model_rejects_invalid_preprocessors(tmp_path: Path) -> None:
@@ -134,10 +190,23 @@ def test_load_model_rejects_invalid_preprocessors(tmp_path: Path) -> None:
         (ControlType.CANNY, too_many, "not made by a model"),
         (DEPTH, tmp_path / "nowhere", "cannot load"),
         (SEGMENTATION, too_many, "has 151 classes"),
+        ("qr", too_many, "`preprocessors` can be: depth, normal, segmentation, pose, person"),
+        ("person", too_many, "it finds the people for `pose`, which is not listed"),
     ):
         config = ModelConfig(name="m", source=source, preprocessors={kind: ComponentSource(source=str(folder))})
         with pytest.raises(StartupError, match=reason):
             load_model(config, device="cpu")
+
+
+def test_load_model_rejects_detectors_without_people(folders: dict[ControlType, Path], tmp_path: Path) -> None:
+    detector = tiny_detector(tmp_path / "detector", label="dog")
+    preprocessors = {
+        "pose": ComponentSource(source=str(folders[POSE])),
+        "person": ComponentSource(source=str(detector)),
+    }
+    config = ModelConfig(name="m", source=str(tiny_sd(tmp_path / "sd")), preprocessors=preprocessors)
+    with pytest.raises(StartupError, match="preprocessor person: it has no class `person`"):
+        load_model(config, device="cpu")
 
 
 def test_draw_pose_uses_openpose_colours() -> None:

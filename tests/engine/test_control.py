@@ -10,11 +10,12 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
-from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.domain.model_config import ControlNetSource, ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
+from img2img.worker.images.control_maps import PREPROCESSORS
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.model import Model, load_model
@@ -51,7 +52,7 @@ class Served:
         self.config = ModelConfig(
             name="tiny",
             source=str(self.folder),
-            controlnets={kind: ComponentSource(source=str(net)) for kind, net in self.nets.items()},
+            controlnets={kind: ControlNetSource(source=str(net)) for kind, net in self.nets.items()},
         )
         self.model: Model = load_model(self.config, device="cpu")
         self.stock = STOCK[tiny]  # type: ignore[index]
@@ -196,7 +197,7 @@ def test_card_lists_controls_and_preprocessors(served: Served) -> None:
     card = served.model.card
     assert card.controls == (CANNY, DEPTH)
     assert card.tasks == (Task.IMG2IMG, Task.INPAINT, Task.CONTROL, Task.UPSCALE)
-    assert set(card.preprocessors) == {CANNY, ControlType.SCRIBBLE, ControlType.LINEART, ControlType.SOFTEDGE, "tile"}
+    assert set(card.preprocessors) == set(PREPROCESSORS)
 
 
 def test_load_model_rejects_controlnet_that_does_not_fit(tmp_path: Path) -> None:
@@ -206,9 +207,8 @@ def test_load_model_rejects_controlnet_that_does_not_fit(tmp_path: Path) -> None
         (net, "its cross_attention_dim is 64, that of the model is 32"),
         (tmp_path / "nowhere", "cannot load"),
         (sd / "unet", "is a UNet2DConditionModel"),
-        (net / "diffusion_pytorch_model.safetensors", "must be a folder"),
     ):
-        config = ModelConfig(name="m", source=str(sd), controlnets={CANNY: ComponentSource(source=str(source))})
+        config = ModelConfig(name="m", source=str(sd), controlnets={CANNY: ControlNetSource(source=str(source))})
         with pytest.raises(StartupError, match=reason):
             load_model(config, device="cpu")
 
@@ -218,7 +218,7 @@ def test_load_model_rejects_pickled_controlnet(tmp_path: Path) -> None:
     net = tiny_controlnet(sd, tmp_path / "net", seed=0)
     ControlNetModel.from_pretrained(net).save_pretrained(tmp_path / "pickled", safe_serialization=False)
     config = ModelConfig(
-        name="m", source=str(sd), controlnets={CANNY: ComponentSource(source=str(tmp_path / "pickled"))}
+        name="m", source=str(sd), controlnets={CANNY: ControlNetSource(source=str(tmp_path / "pickled"))}
     )
     with pytest.raises(StartupError, match="cannot load"):
         load_model(config, device="cpu")

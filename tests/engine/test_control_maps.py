@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from img2img.app.imaging.decode import encode_png
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
@@ -18,7 +18,7 @@ from img2img.worker.images.control_maps import PREPROCESSORS
 from img2img.worker.images.inputs import load_inputs, to_tensor
 from tests.support.specs import make_spec
 
-EDGES = [ControlType.CANNY, ControlType.SOFTEDGE, ControlType.SCRIBBLE, ControlType.LINEART]
+EDGES = [ControlType.CANNY, ControlType.SOFTEDGE, ControlType.SCRIBBLE, ControlType.LINEART, ControlType.MLSD]
 SIDE = 128
 # Left and right, and top and bottom, of the square.
 FROM, TO = 40, 88
@@ -76,9 +76,30 @@ def test_preprocessors_are_deterministic_across_threads(kind: ControlType) -> No
     assert image.tobytes() == Image.fromarray(np.asarray(image)).tobytes()
 
 
-def test_tile_preprocessor_returns_the_image() -> None:
+def test_tile_and_ip2p_preprocessors_return_the_image() -> None:
     image = square("red", "green")
-    assert PREPROCESSORS[ControlType.TILE](image).tobytes() == image.tobytes()
+    for kind in (ControlType.TILE, ControlType.IP2P):
+        assert PREPROCESSORS[kind](image).tobytes() == image.tobytes()
+
+
+def test_mlsd_preprocessor_draws_long_straight_lines_only() -> None:
+    image = Image.new("RGB", (SIDE * 2, SIDE * 2), "white")
+    draw = ImageDraw.Draw(image)
+    draw.line((20, 30, 230, 90), "black", 5)
+    draw.ellipse((120, 120, 140, 140), "black")
+    draw.line((40, 200, 48, 204), "black", 3)
+    lines = np.asarray(PREPROCESSORS[ControlType.MLSD](image))[..., 0]
+    assert set(np.unique(lines)) == {0, 255}
+    assert lines[50:70, 100:130].any(), "the long line"
+    assert not lines[110:].any(), "neither the circle nor the short line"
+
+
+def test_blur_and_gray_preprocessors_remove_details_and_colours() -> None:
+    rng = np.random.default_rng(0)
+    noisy = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    blurred, gray = (np.asarray(PREPROCESSORS[kind](noisy)) for kind in (ControlType.BLUR, ControlType.GRAY))
+    assert blurred.std() < 10 < np.asarray(noisy).std()
+    assert (gray == np.asarray(noisy.convert("L"))[..., None]).all()
 
 
 def control(image: str | None = None, **changes: object) -> Control:

@@ -16,6 +16,7 @@ from img2img.worker.engine import batching
 from img2img.worker.engine.batching import collate, make_call, split, tensor_bytes
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
+from img2img.worker.engine.row_probe import Independence
 from img2img.worker.engine.task import EngineTask, TaskStopped
 
 
@@ -80,6 +81,13 @@ class DependsOnRows(Doubler):
         return output if len(x) == 1 else torch.nextafter(output, torch.full_like(output, torch.inf))
 
 
+def probed_gate(run: Callable[..., Any]) -> Gate:
+    """A gate that the engine does not probe, so that tests see the calls of tasks only."""
+    gate = Gate("double", run)
+    gate.independence = Independence.EXACT
+    return gate
+
+
 def repeat(gate: Gate, x: float, times: int, shape: tuple[int, ...] = (1, 2)) -> Callable[[EngineTask], float]:
     def function(_task: EngineTask) -> float:
         tensor = torch.full(shape, x)
@@ -92,7 +100,7 @@ def repeat(gate: Gate, x: float, times: int, shape: tuple[int, ...] = (1, 2)) ->
 
 def test_engine_merges_tasks_of_different_lengths():
     module = Doubler()
-    gate = Gate("double", module)
+    gate = probed_gate(module)
     tasks = run_all(Engine(slots=8), [repeat(gate, float(i), times) for i, times in enumerate([1, 2, 3, 3])])
     assert results(tasks) == [0 * 2, 1 * 4, 2 * 8, 3 * 8]
     assert module.rows == [4, 3, 2]
@@ -100,7 +108,7 @@ def test_engine_merges_tasks_of_different_lengths():
 
 def test_engine_runs_different_shapes_separately_without_starvation():
     module = Doubler()
-    gate = Gate("double", module)
+    gate = probed_gate(module)
     functions = [repeat(gate, 1.0, 3), repeat(gate, 1.0, 3, shape=(1, 5)), repeat(gate, 1.0, 3)]
     assert results(run_all(Engine(slots=8), functions)) == [8, 8, 8]
     assert sorted(module.rows) == [1, 1, 1, 2, 2, 2]
@@ -108,14 +116,14 @@ def test_engine_runs_different_shapes_separately_without_starvation():
 
 def test_engine_limits_tasks_in_flight_to_slots():
     module = Doubler()
-    gate = Gate("double", module)
+    gate = probed_gate(module)
     results(run_all(Engine(slots=2), [repeat(gate, 1.0, 2) for _ in range(5)]))
     assert max(module.rows) == 2
 
 
 def test_new_task_joins_batch_at_next_iteration():
     module = Doubler()
-    gate = Gate("double", module)
+    gate = probed_gate(module)
     engine = Engine(slots=8)
     late = EngineTask(repeat(gate, 1.0, 2), lambda _task: None)
 
@@ -132,7 +140,7 @@ def test_new_task_joins_batch_at_next_iteration():
 
 
 def test_failing_rows_fail_only_their_task():
-    gate = Gate("double", FailsOnNegative())
+    gate = probed_gate(FailsOnNegative())
     tasks = run_all(Engine(slots=8), [repeat(gate, x, 2) for x in (1.0, -1.0, 3.0)])
     assert [task.result for task in tasks] == [4, None, 12]
     assert isinstance(tasks[1].error, ValueError)
@@ -140,13 +148,13 @@ def test_failing_rows_fail_only_their_task():
 
 def test_out_of_memory_halves_rows_and_fails_no_task():
     module = RunsOutOfMemory()
-    gate = Gate("double", module)
+    gate = probed_gate(module)
     assert results(run_all(Engine(slots=16), [repeat(gate, 1.0, 2) for _ in range(16)])) == [4] * 16
     assert max(module.rows) == 4
 
 
 def test_task_too_large_for_memory_alone_fails():
-    gate = Gate("double", RunsOutOfMemory())
+    gate = probed_gate(RunsOutOfMemory())
     tasks = run_all(Engine(slots=4), [repeat(gate, 1.0, 1, shape=(5, 2)), repeat(gate, 1.0, 1)])
     assert isinstance(tasks[0].error, torch.OutOfMemoryError)
     assert tasks[1].result == 2
@@ -154,16 +162,16 @@ def test_task_too_large_for_memory_alone_fails():
 
 def test_output_without_rows_is_not_shared_between_tasks():
     module = DropsRows()
-    tasks = run_all(Engine(slots=4), [repeat(Gate("share", module), 1.0, 1) for _ in range(1)])
+    tasks = run_all(Engine(slots=4), [repeat(probed_gate(module), 1.0, 1) for _ in range(1)])
     assert results(tasks) == [2]
-    gate = Gate("share", module)
+    gate = probed_gate(module)
     assert results(run_all(Engine(slots=4), [repeat(gate, float(i), 1) for i in range(3)])) == [0, 2, 4]
     with pytest.raises(TypeError, match="cannot be split"):
         split(torch.zeros(5), [1, 2])
 
 
 def test_exception_in_task_ends_only_that_task():
-    gate = Gate("double", Doubler())
+    gate = probed_gate(Doubler())
 
     def fails(_task: EngineTask) -> None:
         gate(torch.ones(1, 2))
@@ -176,7 +184,7 @@ def test_exception_in_task_ends_only_that_task():
 
 def test_stopped_task_ends_at_next_iteration_and_cannot_swallow_stop():
     module = Doubler()
-    gate = Gate("double", module)
+    gate = probed_gate(module)
 
     def swallows_errors(task: EngineTask) -> None:
         x = torch.ones(1, 2)
@@ -194,7 +202,7 @@ def test_stopped_task_ends_at_next_iteration_and_cannot_swallow_stop():
 
 def test_task_stopped_before_admission_calls_no_module():
     module = Doubler()
-    task = EngineTask(repeat(Gate("double", module), 1.0, 1), lambda _task: None)
+    task = EngineTask(repeat(probed_gate(module), 1.0, 1), lambda _task: None)
     task.stop()
     engine = Engine(slots=1)
     engine.submit([task])
@@ -253,18 +261,18 @@ def test_gate_with_memory_does_not_cache_failed_call(kind: type[Exception]):
 
 
 def test_gate_outside_task_runs_directly():
-    assert Gate("double", Doubler())(torch.ones(1)).item() == 2
+    assert probed_gate(Doubler())(torch.ones(1)).item() == 2
 
 
 def test_task_records_time_by_stage():
-    gate = Gate("double", Doubler())
+    gate = probed_gate(Doubler())
     (task,) = run_all(Engine(slots=1), [repeat(gate, 1.0, 3)])
     assert set(task.timeline.stages) == {"wait", "double"}
     assert all(seconds >= 0 for seconds in task.timeline.seconds().values())
 
 
 def test_submit_from_other_threads_while_engine_runs():
-    gate = Gate("double", Doubler())
+    gate = probed_gate(Doubler())
     engine = Engine(slots=4)
     loop = threading.Thread(target=engine.run)
     loop.start()
@@ -338,7 +346,7 @@ def test_error_keeps_traceback_without_tensors(parked: bool, no_collector: None)
         created.append(weakref.ref(activations))
         raise torch.OutOfMemoryError("too many activations")
 
-    gate = Gate("run_out", run_out)
+    gate = probed_gate(run_out)
     [task] = run_all(Engine(slots=1), [lambda _task: (gate if parked else run_out)(torch.ones(1, 2))])
     assert isinstance(task.error, torch.OutOfMemoryError)
     assert "run_out" in [frame.name for frame in traceback.extract_tb(task.error.__traceback__)]

@@ -1,6 +1,5 @@
 """UNets and whole checkpoints in single files as parts of a model, and files without some components."""
 
-import dataclasses
 from pathlib import Path
 
 import diffusers
@@ -9,23 +8,23 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_utils
-from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from img2img.domain.conditioning import InpaintRegion, Padding
-from img2img.domain.model_config import ComponentSource, ModelConfig, UpscalerSource
+from img2img.domain.model_config import UpscalerSource
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.images.inputs import Inputs
-from img2img.worker.pipelines.loading.checkpoint_layout import CLIP, OPENCLIP, Layout
+from img2img.worker.pipelines.loading.checkpoint_layout import CLIP, OPENCLIP
 from img2img.worker.pipelines.loading.checkpoint_layouts import LAYOUTS
 from img2img.worker.pipelines.loading.checkpoint_weights import unet_channels
-from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.model import Model
 from tests.engine.test_tiling import job, noise
 from tests.engine.test_upscale import pixels, run_jobs, upscaling
 from tests.support.engines import random_tensor, run_on
 from tests.support.models.load_failures import load_failure
+from tests.support.models.model_files import layout_of, load, part, write
 from tests.support.models.single_files import (
     original_weights,
     text_encoder_file_weights,
@@ -34,7 +33,6 @@ from tests.support.models.single_files import (
     write_checkpoint,
 )
 from tests.support.models.tiny_models import autoencoder, tiny_unet, tiny_x4_upscaler
-from tests.support.models.transformer_files import Weights
 from tests.support.specs import make_spec
 
 INPAINT = diffusers.StableDiffusionInpaintPipeline
@@ -64,33 +62,6 @@ def tiny(in_channels: int, *, seed: int = 1) -> DiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-def layout_of(pipeline: DiffusionPipeline, kind: str) -> Layout:
-    packaged = LAYOUTS[kind]
-    encoder = {**pipeline.text_encoder.config.to_dict(), "architectures": ["CLIPTextModel"]}
-    return Layout(
-        pipeline=packaged.pipeline,
-        denoiser={**pipeline.unet.config, "_class_name": "UNet2DConditionModel"},
-        vae={**pipeline.vae.config, "_class_name": "AutoencoderKL"},
-        text_encoders={"text_encoder": encoder},
-        tokenizers=packaged.tokenizers,
-        scheduler=packaged.scheduler,
-        index=packaged.index,
-    )
-
-
-def load(file: Path, **keys: object) -> Model:
-    return load_model(ModelConfig(name="photo", source=str(file), **keys), device="cpu")  # type: ignore[arg-type]
-
-
-def part(path: Path) -> ComponentSource:
-    return ComponentSource(source=str(path))
-
-
-def write(weights: Weights, file: Path) -> Path:
-    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, file)
-    return file
 
 
 def jobs(task: Task) -> list[JobSpec]:
@@ -209,8 +180,7 @@ def test_upscaler_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     base = tiny(4)
     upscaler.register_modules(text_encoder=base.text_encoder, tokenizer=OPENCLIP.make())
     packaged = LAYOUTS["upscale"]
-    layout = layout_of(upscaler, "upscale")
-    monkeypatch.setitem(LAYOUTS, "upscale", dataclasses.replace(layout, others=packaged.others, v_prediction=True))
+    monkeypatch.setitem(LAYOUTS, "upscale", layout_of(upscaler, "upscale"))
     # diffusers knows the upscaler by the number of its blocks.
     original = single_file_utils.infer_diffusers_model_type
     monkeypatch.setattr(

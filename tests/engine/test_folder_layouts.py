@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from tests.engine.test_transformer_files import check, load, sized
+from tests.engine.test_transformer_files import check, sized
+from tests.support.models.model_files import load
 from tests.support.models.tiny_families import tiny_flux, tiny_schnell, tiny_sd3, tiny_z_image
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 

@@ -12,8 +12,9 @@ from gguf import GGMLQuantizationType as Type
 
 from img2img.domain.conditioning import Lora
 from img2img.worker.pipelines.loading.checkpoint_layouts import LAYOUTS
-from tests.engine.test_transformer_files import CASES, check, flux, layout_of, load, part, sized, write
+from tests.engine.test_transformer_files import CASES, check, flux, sized
 from tests.support.models.load_failures import load_failure
+from tests.support.models.model_files import layout_of, load, part, write
 from tests.support.models.single_files import text_encoder_file_weights, vae_weights
 from tests.support.models.tiny_adapters import tiny_lora
 from tests.support.models.tiny_families import tiny_flux
@@ -116,3 +117,13 @@ def test_gguf_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     kept = {key: tensor for key, tensor in weights.items() if "layers.0.feed_forward.w1" not in key}
     file = write_gguf(kept, tmp_path / "z.gguf", Type.Q8_0, "lumina2")
     assert "z.gguf lacks some weights of a component" in load_failure(lambda: load(file, config=part(folder)))
+
+
+def test_gguf_is_not_quantised_again(tmp_path: Path) -> None:
+    case = CASES["z-image"]
+    folder = case.make(tmp_path / "whole")
+    weights = case.weights(case.stock.from_pretrained(folder).transformer)
+    file = write_gguf(weights, tmp_path / "z.gguf", Type.Q8_0, "lumina2")
+    message = load_failure(lambda: load(file, config=part(folder), quantize="int8"))
+    assert "`quantize`: the weights of z.gguf are quantised already; remove it" in message
+    assert load(file, config=part(folder), quantize={"text_encoder": "int8"}).card.dtype == "float32"

@@ -1,11 +1,14 @@
 """LoRAs of LyCORIS and DoRAs give the pixels of stock pipelines whose weights have the same changes."""
 
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -128,6 +131,64 @@ def test_jobs_with_equal_loras_share_passes(served: Served) -> None:
     assert (engine.calls_run["denoise"], engine.rows_run["denoise"]) == (4, 24)
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("metadata", [False, True], ids=["plain", "with metadata"])
+def test_files_of_diffusers_give_stock_pixels(tmp_path: Path, dora: bool, metadata: bool) -> None:
+    """The metadata of diffusers' files has their alpha, and they can be DoRAs."""
+    folder = tiny_sd(tmp_path / "model")
+    stock = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(folder)
+    torch.manual_seed(1)
+    stock.unet.add_adapter(
+        LoraConfig(r=4, lora_alpha=9, use_dora=dora, target_modules=["to_q", "to_k"], init_lora_weights=False)
+    )
+    for name, parameter in stock.unet.named_parameters():
+        if "magnitude" in name:
+            parameter.data *= 1.3
+    stock.save_lora_weights(
+        tmp_path,
+        weight_name="ink.safetensors",
+        unet_lora_layers=get_peft_model_state_dict(stock.unet, adapter_name="default"),
+        **(_collate_lora_metadata({"unet": stock.unet}) if metadata else {}),
+    )
+    image = gradient(64, 64)
+    model = _load(folder, tmp_path / "ink.safetensors")
+    specs = [job(("ink", scale)) for scale in (1.0, 0.4, -0.5)]
+    results = run_together(model, [(spec, Inputs(to_tensor(image))) for spec in specs])
+    stock = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    stock.scheduler = diffusers.DDIMScheduler.from_config(stock.scheduler.config)
+    stock.load_lora_weights(tmp_path / "ink.safetensors", adapter_name="ink")
+    for spec, result in zip(specs, results, strict=True):
+        stock.set_adapters(["ink"], [spec.loras[0].scale])
+        reference = stock(
+            prompt=spec.prompt,
+            image=image,
+            strength=spec.strength,
+            num_inference_steps=spec.num_inference_steps,
+            guidance_scale=spec.guidance_scale,
+            generator=torch.Generator().manual_seed(spec.seed),
+        ).images[0]
+        assert difference(result, np.asarray(reference)) <= 1, spec.loras
+    assert difference(results[0], results[1]) > 1
+
+
+def test_changes_of_quantised_weights(tmp_path: Path) -> None:
+    pytest.importorskip("torchao.quantization")
+    folder = tiny_sd(tmp_path / "model")
+    image = Inputs(to_tensor(gradient(64, 64)))
+    tiny_lycoris(folder, tmp_path / "loha.safetensors", "loha")
+    tiny_lycoris(folder, tmp_path / "dora.safetensors", "dora-of-outputs")
+    model, plain = (
+        _load(folder, tmp_path / "loha.safetensors", **keys) for keys in ({"quantize": {"unet": "int8"}}, {})
+    )
+    quantised, without = run_together(model, [(job(("ink", 0.8)), image), (job(), image)])
+    [exact] = run_together(plain, [(job(("ink", 0.8)), image)])
+    # The change itself is not quantised.
+    assert difference(quantised, exact) < difference(quantised, without)
+    with pytest.raises(StartupError, match="a DoRA needs weights that are not quantised; remove `quantize`"):
+        _load(folder, tmp_path / "dora.safetensors", quantize={"unet": "int8"})
+
+
 @pytest.mark.parametrize("layout", ["peft", "two projections of the text encoder"])
 def test_plain_loras_that_diffusers_refuses_give_the_pixels_of_those_that_it_loads(tmp_path: Path, layout: str) -> None:
     folder = tiny_sd(tmp_path / "model")
@@ -225,10 +286,9 @@ def test_load_model_rejects_lora_for_another_base_by_shapes(tmp_path: Path, kohy
             _load(folder, tmp_path / "wide.safetensors")
 
 
-def _load(folder: Path, lora: Path) -> Model:
-    return load_model(
-        ModelConfig(name="m", source=str(folder), loras={"ink": ComponentSource(source=str(lora))}), device="cpu"
-    )
+def _load(folder: Path, lora: Path, **keys: Any) -> Model:
+    loras = {"ink": ComponentSource(source=str(lora))}
+    return load_model(ModelConfig(name="m", source=str(folder), loras=loras, **keys), device="cpu")
 
 
 def _sd1(folder: Path) -> Path:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
@@ -205,22 +204,3 @@ def test_repeated_prompt_is_encoded_once(served: Served) -> None:
     served.run([job(prompt="a repeated prompt", seed=i) for i in range(4)], slots=1)
     encoders = 2 if hasattr(served.stock, "text_encoder_2") else 1
     assert served.engine.rows_run["encode_prompt"] <= 2 * encoders
-
-
-def test_force_upcast_vae_stays_in_float32_when_shared(tmp_path: Path) -> None:
-    """The stock SDXL pipeline in float16 casts its VAE to float32 and back around each use."""
-    folder = tiny_sdxl(tmp_path)
-    model = load_model(ModelConfig(source=str(folder), dtype="bfloat16"), device="cpu")
-    engine = Engine(slots=4)
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    tasks = [
-        EngineTask(make_task_function(model, job(seed=i, strength=0.1 + i / 5), Inputs(image), 0), lambda _task: None)
-        for i in range(4)
-    ]
-    engine.submit(tasks)
-    engine.shut_down()
-    engine.run()
-    assert model.vae.dtype == torch.float32
-    for task in tasks:
-        assert task.error is None
-        assert to_pixels(task.result).std() > 0

@@ -1,6 +1,8 @@
 """Row limits from the measured memory of calls."""
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from img2img.container_limits import memory_bytes
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.task import EngineTask
-from img2img.worker.runtime.memory_meter import CpuMeter, memory_meter
+from img2img.worker.runtime.memory_meter import memory_meter
 from tests.support.engines import one_thread, run_functions  # noqa: F401
 
 SIDE = 256
@@ -22,11 +24,15 @@ def denoise(sample: torch.Tensor) -> torch.Tensor:
     return sample.repeat(1, 16, 1, 1).sin_().sum(dim=1, keepdim=True)
 
 
-class LimitedMeter(CpuMeter):
-    """A meter of a device with as many bytes as it is told."""
+class LimitedMeter:
+    """A meter of a device with `free` bytes, on which `denoise` uses `ROW_BYTES` for each row."""
 
     def __init__(self, free: int) -> None:
         self._free = free
+
+    def measure(self, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+        output = run()
+        return output, 16 * output.nbytes
 
     def free(self) -> int:
         return self._free
@@ -54,12 +60,27 @@ def rows(request: pytest.FixtureRequest) -> Iterator[int]:
     return request.param  # type: ignore[no-any-return]
 
 
-def test_meter_measures_the_peak_of_a_call(gate: Gate, rows: int) -> None:
-    # The code that it needs is in memory after the first call.
-    denoise(torch.zeros(rows, 1, SIDE, SIDE))
-    for count in (rows, 4 * rows, rows):
-        _, used = CpuMeter().measure(lambda count=count: denoise(torch.zeros(count, 1, SIDE, SIDE)))
-        assert used == pytest.approx(count * ROW_BYTES, rel=0.3)
+MEASURE = """
+import sys
+import torch
+from img2img.worker.runtime.allocator import configure_malloc
+from img2img.worker.runtime.memory_meter import CpuMeter
+configure_malloc()
+torch.set_num_threads(1)
+def denoise(rows):
+    torch.zeros(rows, 16, 256, 256).sin_().sum(dim=1)
+denoise(2)
+print(*(CpuMeter().measure(lambda rows=int(rows): denoise(rows))[1] for rows in sys.argv[1:]))
+"""
+
+
+def test_meter_measures_the_peak_of_a_call() -> None:
+    """In a process with the allocator of a worker, where memory of earlier calls is free but resident."""
+    counts = (2, 8, 4, 16, 2)
+    command = [sys.executable, "-c", MEASURE, *map(str, counts)]
+    used = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    for count, found in zip(counts, used, strict=True):
+        assert found == pytest.approx(count * ROW_BYTES, rel=0.3)
 
 
 def test_batch_fits_into_the_free_memory(gate: Gate, rows: int) -> None:

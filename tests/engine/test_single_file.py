@@ -239,7 +239,13 @@ def test_files_that_are_no_models_are_refused_by_name(sd: tuple[Path, Path], tmp
     for source in ("nowhere.ckpt", "./nowhere.safetensors", "~/a/b/nowhere.safetensors", "/a/b/nowhere.safetensors"):
         assert f"{source} does not exist" in failure(source)
     assert "is a URL" in failure("https://example.org/name/x.safetensors")
-    assert "`config` is for a `source` that is a single file" in failure(tiny_sd(tmp_path / "m"), config=part(folder))
+    whole = tiny_sd(tmp_path / "m")
+    for key, value in (
+        ("config", part(folder)),
+        ("text_encoders", [part(folder)]),
+        ("pipeline", "FluxKontextPipeline"),
+    ):
+        assert f"`{key}` is for a `source` that is a single file" in failure(whole, **{key: value})
 
 
 def test_incomplete_file_is_refused(sd: tuple[Path, Path], tmp_path: Path) -> None:

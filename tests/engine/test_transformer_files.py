@@ -14,10 +14,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_utils
-from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
@@ -25,9 +23,10 @@ from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.loading.checkpoint_layout import CLIP, OPENCLIP, T5, Layout
 from img2img.worker.pipelines.loading.checkpoint_layouts import LAYOUTS
 from img2img.worker.pipelines.loading.t5_tokenizer import t5_tokenizer
-from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.model import Model
 from tests.support.engines import random_tensor, run_on
 from tests.support.models.load_failures import load_failure
+from tests.support.models.model_files import layout_of, load, part, write
 from tests.support.models.single_files import (
     empty_pipeline,
     text_encoder_file_weights,
@@ -55,19 +54,6 @@ Arguments = Callable[[JobSpec], Mapping[str, Any]]
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-def load(file: Path, **keys: object) -> Model:
-    return load_model(ModelConfig(name="photo", source=str(file), **keys), device="cpu")  # type: ignore[arg-type]
-
-
-def part(path: Path) -> ComponentSource:
-    return ComponentSource(source=str(path))
-
-
-def write(weights: Weights, file: Path) -> Path:
-    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, file)
-    return file
 
 
 def prefixed(prefix: str, weights: Weights) -> Weights:
@@ -134,26 +120,6 @@ def clip(kind: type, width: int) -> torch.nn.Module:
 
 def t5(width: int) -> T5EncoderModel:
     return T5EncoderModel(T5Config(vocab_size=32128, d_model=width, d_kv=8, d_ff=37, num_layers=2, num_heads=4))
-
-
-def layout_of(pipeline: DiffusionPipeline, kind: str) -> Layout:
-    """Return the layout of a kind with the configurations of a tiny pipeline, and the tokenizers of the package."""
-    encoders = {
-        name: {**module.config.to_dict(), "architectures": [type(module).__name__]}
-        for name, module in pipeline.components.items()
-        if name.startswith("text_encoder")
-    }
-    packaged = LAYOUTS[kind]
-    return Layout(
-        pipeline=packaged.pipeline,
-        denoiser={**pipeline.transformer.config, "_class_name": type(pipeline.transformer).__name__},
-        vae={**pipeline.vae.config, "_class_name": "AutoencoderKL"},
-        text_encoders=encoders,
-        tokenizers=packaged.tokenizers,
-        scheduler=packaged.scheduler,
-        optional=packaged.optional,
-        index=packaged.index,
-    )
 
 
 def stock_folder(layout: Layout, folder: Path, **how: Any) -> Path:

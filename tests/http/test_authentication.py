@@ -161,7 +161,7 @@ def test_every_route_rejects_an_expired_key(url: str, keys: ApiKeys, method: str
 
 
 @pytest.mark.parametrize(
-    "path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
+    "path", ["/", "/healthz", "/readyz", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
 )
 def test_public_paths_need_no_key(anonymous: httpx.Client, path: str) -> None:
     assert anonymous.get(path).status_code == 200

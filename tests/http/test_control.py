@@ -24,7 +24,7 @@ WITH_CONTROLNETS = CARD.model_copy(
     update={
         "name": "with-controlnets",
         "tasks": (Task.IMG2IMG, Task.INPAINT, Task.CONTROL),
-        "controls": (ControlType.CANNY, ControlType.DEPTH),
+        "controls": (ControlType.CANNY, ControlType.DEPTH, "qr"),
         "preprocessors": (ControlType.CANNY, ControlType.SCRIBBLE),
     }
 )
@@ -126,9 +126,11 @@ def test_outpainting_fits_control_maps_to_the_canvas(
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
-        ({"controls": [{"type": "pose"}]}, "controls.0.type", "input should be one of: canny, depth"),
+        ({"controls": [{"type": "pose"}]}, "controls.0.type", "input should be one of: canny, depth, qr"),
         ({"controls": [{"type": "depth"}]}, "controls.0.preprocess", "send the map, with `preprocess: false`"),
         ({"controls": [{"type": "canny", "start": 0.6, "end": 0.6}]}, "controls.0", "`start` should be less"),
+        ({"controls": [{"type": "qr"}]}, "controls.0.preprocess", "cannot make qr maps: send the map, with `preproc"),
+        ({"controls": [{"type": "QR code"}]}, "controls.0.type", "match"),
         ({"controls": [{"type": "canny", "scale": 3}]}, "controls.0.scale", "less than or equal to 2"),
         ({"controls": [{"type": "canny"}] * 5}, "controls", "at most 4"),
         ({"controls": [{"type": "canny"}], "image": None}, "controls.0.image", "has no `image`"),
@@ -176,8 +178,8 @@ def test_control_map_accepts_a_form_and_a_reference(http: httpx.Client, post: Ca
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
-        ({"type": "pose"}, "type", "can make maps of these types: canny, scribble, tile"),
-        ({"type": "shape"}, "type", "Input should be"),
+        ({"type": "pose"}, "type", "can make maps of these types: canny, scribble"),
+        ({"type": "shape"}, "type", "can make maps of these types: canny, scribble"),
         ({}, "type", "Field required"),
         ({"type": "canny", "strength": 0.5}, "strength", "Unknown field"),
         ({"type": "canny", "width": 7, "height": 64}, "width", "multiple of 8"),
@@ -220,6 +222,12 @@ def test_control_image_of_one_colour_is_refused(
         [error] = response.json()["errors"]
         assert error["field"] == "controls.0.image"
         assert message in error["message"]
+
+
+def test_control_of_a_type_that_the_model_file_names_takes_any_map(submit_spec: Callable[..., JobSpec]) -> None:
+    flat = base64.b64encode(encoded(Image.new("RGB", (160, 120), "grey"))).decode()
+    spec = submit_spec(controls=[{"type": "qr", "preprocess": False, "image": flat}], image=image_base64(64, 64))
+    assert [(each.type, each.preprocess) for each in spec.controls] == [("qr", False)]
 
 
 @pytest.mark.parametrize(("colour", "preprocess", "background"), [("white", False, 0), ("black", True, 255)])

@@ -32,6 +32,7 @@ DEFAULTS = {
     "prompt_weighting": False,
     "strength": 0.8,
     "denoising_start": None,
+    "denoising_end": None,
     "eta": 0.0,
     "clip_skip": 0,
     "guidance_rescale": 0.0,

@@ -33,6 +33,8 @@ PNG, EARLIER_PNG = (encoded(gradient(SIDE, SIDE, blue)) for blue in (0, 200))
 class FakeRendering:
     """A rendering without an engine: the test ends it."""
 
+    waits = False
+
     def __init__(self, indices: Sequence[int]) -> None:
         self.indices = indices
         self.steps_done = 0

@@ -1,5 +1,6 @@
 """Complete jobs as a worker does."""
 
+from collections.abc import Sequence
 from hashlib import sha256
 from uuid import uuid4
 
@@ -10,14 +11,20 @@ from img2img.redis.job_queue import JobQueue
 from tests.support.images import encoded, gradient
 
 
-def succeed(job_id: str, queue: JobQueue, store: ObjectStore, result: bytes | None = None) -> bytes:
-    """Complete a job as a worker does, and return its first PNG: `result`, or a gradient."""
+def succeed(
+    job_id: str, queue: JobQueue, store: ObjectStore, result: bytes | None = None, *, withheld: Sequence[int] = ()
+) -> bytes:
+    """Complete a job as a worker does, and return its first PNG: `result`, or a gradient.
+
+    Args:
+        withheld: Indices of images that are not delivered.
+    """
     record = queue.job_store.get(job_id)
     assert record is not None
     execution = uuid4().hex
     assert queue.job_store.start(job_id, execution=execution, worker="test-worker")
     spec, images, pngs = record.spec, [], []
-    for index in range(spec.num_images):
+    for index in (index for index in range(spec.num_images) if index not in withheld):
         png = result or encoded(gradient(spec.width, spec.height, blue=index))
         store.put(result_key(job_id, index), png)
         images.append(
@@ -32,6 +39,6 @@ def succeed(job_id: str, queue: JobQueue, store: ObjectStore, result: bytes | No
         )
         pngs.append(png)
     assert queue.job_store.succeed(
-        job_id, execution=execution, images=images, timings={"denoise": 0.25}, steps=record.steps
+        job_id, execution=execution, images=images, timings={"denoise": 0.25}, steps=record.steps, withheld=withheld
     )
     return pngs[0]

@@ -3,11 +3,12 @@
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -16,10 +17,11 @@ from obstore.exceptions import GenericError
 
 from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobRecord, JobStatus
-from img2img.errors import Cancelled, InputDamaged, JobError
+from img2img.errors import Cancelled, Flagged, InputDamaged, JobError
 from img2img.stored_images import DAMAGED_IMAGES
 from img2img.worker.engine.timeline import Timeline
 from img2img.worker.errors import DeviceLost
+from img2img.worker.images.png import encode_png
 from img2img.worker.queue.execution import (
     TRANSITIONS,
     ExecutionState,
@@ -41,6 +43,8 @@ PNG, EARLIER_PNG = (encoded(gradient(32, 32, blue)) for blue in (0, 200))
 
 class FakeRendering:
     """A rendering that ends when the test ends it, or when it is stopped after its start."""
+
+    waits = False
 
     def __init__(self, indices: list[int], on_start: Callable[["FakeRendering"], None] = lambda _r: None) -> None:
         self.indices = indices
@@ -186,6 +190,57 @@ def test_execution_passes_through_all_states():
     assert set(execution.timeline.stages) == {"load", "denoise"}
     with pytest.raises(IllegalTransition):
         execution.end()
+
+
+def checked_execution(store: MemoryStore, withheld: Iterable[int], **changes: Any) -> JobExecution:
+    """Return an execution whose images are checked, and of which some are withheld."""
+    execution, _ = make_execution(store, **changes)
+    execution.load(store, FakeRunner())
+    rendering = execution._rendering
+    rendering.waits = True
+    rendering.end()
+    rendering.render = lambda: [
+        SimpleNamespace(index=i, png=None if i in withheld else PNG, categories=("violence",))
+        for i in rendering.indices
+    ]
+    assert execution.waits_for_checks
+    execution.check()
+    return execution
+
+
+def test_withheld_images_are_neither_stored_nor_described():
+    store = MemoryStore()
+    execution = checked_execution(store, {1}, num_images=3)
+    assert [image.index for image in execution.publish(store)] == [0, 2]
+    assert execution.withheld == (1,)
+    assert store.get(result_key("a", 1)) is None
+
+
+def test_job_fails_if_all_its_images_are_withheld():
+    store = MemoryStore()
+    execution = checked_execution(store, {0, 1}, num_images=2)
+    with pytest.raises(Flagged, match=r"was flagged \(violence\), so none"):
+        execution.publish(store)
+    assert all(store.get(result_key("a", index)) is None for index in range(2))
+
+
+def test_images_that_an_earlier_execution_stored_are_delivered_without_the_withheld_ones():
+    store = MemoryStore()
+    flagged = encode_png(np.zeros((32, 32, 3), np.uint8), {"flagged": True})
+    store.put(result_key("a", 0), flagged)
+    execution = checked_execution(store, {1}, num_images=2, attempts=2)
+    [image] = execution.publish(store)
+    assert (image.index, image.flagged, execution.withheld) == (0, True, (1,))
+
+
+def test_error_of_a_check_is_raised_by_publish():
+    store, runner = MemoryStore(), FakeRunner()
+    execution, _ = make_execution(store)
+    execution.load(store, runner)
+    runner.rendering.end(DeviceLost("gone"))
+    execution.check()
+    with pytest.raises(DeviceLost):
+        execution.publish(store)
 
 
 def test_missing_input_of_a_job_that_was_deleted_is_no_damage(caplog: pytest.LogCaptureFixture):

@@ -41,30 +41,46 @@ def test_axe_finds_no_violations(page: Page, demo_url: str, axe: str, colors: st
     open_form(page, demo_url)
     check("empty")
     put_image(page)
-    for name in ("Control maps", "Image prompts", "LoRAs", "More settings"):
+    for name in ("Control maps", "Image prompts", "LoRAs", "More settings", "Strips and tables", "Presets and sharing"):
         page.get_by_text(name, exact=True).click()
     page.get_by_role("button", name="Add a control").click()
     page.get_by_role("button", name="Add an image prompt").click()
     page.locator("[name=priority]").wait_for()
     check("all settings")
+    for tool in ("Brush", "Outpaint"):
+        page.locator(".canvas-tools label").filter(has_text=tool).click()
+        if tool == "Brush":
+            page.get_by_role("button", name="Invert").click()
+        check(tool)
+    page.get_by_role("button", name="Clear").click()
     page.get_by_role("button", name="Remove", exact=True).last.click()
     set_number(page, "Steps", "0")
-    page.get_by_role("button", name="Generate").click()
+    page.locator(".run").click()
     page.locator(".error").first.wait_for()
     check("refused")
     set_number(page, "Steps", FEW)
     set_number(page, "Images", "2")
-    page.get_by_role("button", name="Generate").click()
+    page.locator(".run").click()
     page.locator(".progress").first.wait_for()
     check("running")
     result(page).wait_for()
     page.locator(".tile img").nth(1).wait_for()
+    page.get_by_text("Copy as code").click()
     check("result")
     page.get_by_text("Edit", exact=True).click()
     check("edit")
     page.get_by_text("Upscale", exact=True).click()
     check("upscale")
     assert violations == {}
+
+
+def test_language_is_chosen_and_kept(page: Page, demo_url: str) -> None:
+    open_form(page, demo_url)
+    page.get_by_label("Language").select_option("zh")
+    expect(page.get_by_label("提示词", exact=True)).to_be_visible()
+    page.reload()
+    expect(page.locator(".run")).to_contain_text("生成")
+    assert page.evaluate("document.documentElement.lang") == "zh"
 
 
 @pytest.fixture
@@ -90,7 +106,7 @@ def test_key_is_asked_for_and_used(page: Page, keyed: tuple[str, str]) -> None:
     expect(dialog).to_have_count(0)
     set_number(page, "Steps", FEW)
     put_image(page)
-    page.get_by_role("button", name="Generate").click()
+    page.locator(".run").click()
     # An <img> sends no key, so the page fetches the image.
     expect(result(page)).to_have_attribute("src", re.compile("^blob:"))
     page.reload()

@@ -94,6 +94,11 @@ def test_rejected_field_shows_the_sentence_of_the_service(form: Page, demo_url: 
     [sentence] = [one["message"] for one in refused if one["field"] == "num_inference_steps"]
     expect(error).to_have_text(sentence)
     expect(form.get_by_role("spinbutton", name="Steps")).to_have_attribute("aria-invalid", "true")
+    # A section that is closed opens for an error in it.
+    form.get_by_text("Settings", exact=True).click()
+    expect(error).to_be_hidden()
+    form.get_by_role("button", name="Generate").click()
+    expect(error).to_be_visible()
     set_number(form, "Steps", FEW)
     expect(error).to_have_count(0)
 
@@ -137,7 +142,7 @@ def test_form_shows_only_what_the_model_can_do(page: Page, demo_url: str) -> Non
         assert page.get_by_text(name, exact=True).count() == 0, name
     page.get_by_label("Model").select_option("able")
     for name in hidden:
-        expect(page.get_by_text(name, exact=True)).to_be_visible()
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
 
 
 def test_service_that_is_away_comes_back(form: Page, context: BrowserContext) -> None:

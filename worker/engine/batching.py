@@ -34,6 +34,7 @@ class GateCall:
     signature: Hashable
     rows: int
     row_size: int  # values in a row of the first tensor
+    is_half_on_cpu: bool  # whether the first tensor has 16-bit numbers and is in the memory of the CPU
 
 
 def make_call(
@@ -64,7 +65,9 @@ def make_call(
         kinds.append(kind)
         parts.append(part)
     signature = (target, structure, tuple(kinds), tuple(parts))
-    return GateCall(args, kwargs, leaves, structure, tuple(kinds), signature, rows, first[0].numel())
+    return GateCall(
+        args, kwargs, leaves, structure, tuple(kinds), signature, rows, first[0].numel(), is_half_on_cpu(first)
+    )
 
 
 def _describe(leaf: Any, rows: int) -> tuple[str, Hashable]:
@@ -74,8 +77,22 @@ def _describe(leaf: Any, rows: int) -> tuple[str, Hashable]:
         # The dtype is not compared: integer and float timesteps are equivalent.
         return "scalar", leaf.device
     if leaf.shape[0] == rows:
-        return "rows", (leaf.shape[1:], leaf.dtype, leaf.device)
+        return "rows", (leaf.shape[1:], leaf.dtype, leaf.device, _layout(leaf))
     return _describe_shared(leaf, tensor_bytes(leaf))
+
+
+def _layout(tensor: torch.Tensor) -> bool:
+    """Return what has to be equal of the order of two tensors in memory, so that merging them is exact.
+
+    A convolution of 16-bit numbers on a CPU rounds differently if the channels of a pixel are adjacent, and merged
+    tensors have one order. Elsewhere merging rounds anyway.
+    """
+    return is_half_on_cpu(tensor) and tensor.dim() == 4 and not tensor.is_contiguous()
+
+
+def is_half_on_cpu(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has 16-bit numbers and is in the memory of the CPU."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float16, torch.bfloat16)
 
 
 def _describe_shared(tensor: torch.Tensor, content: bytes) -> tuple[str, Hashable]:

@@ -17,10 +17,11 @@ import torch
 
 from .batch_limits import BatchLimits
 from .batch_scheduler import schedule
-from .batching import collate, split
+from .batching import GateCall, collate, split
 from .errors import is_device_lost, is_out_of_memory, without_tensors
-from .gate import Parked, TaskGreenlet
+from .gate import Gate, Parked, TaskGreenlet
 from .row_memory import MemoryMeter, RowMemory
+from .row_probe import Independence, probe_rows
 from .task import EngineTask, TaskStopped
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Engine:
         self._limits = BatchLimits(max_rows)
         self._memory = RowMemory(meter) if meter else None
         self._pending: deque[EngineTask] = deque()
+        self._short: deque[EngineTask] = deque()
         self._parked: list[Parked] = []  # oldest call first
         self._changed = threading.Condition()
         self._shutting_down = False
@@ -58,12 +60,18 @@ class Engine:
     @property
     def is_busy(self) -> bool:
         """Whether there is work. A busy engine whose `iteration` does not change is still in that iteration."""
-        return self._stepping or bool(self._pending or self._parked)
+        return self._stepping or bool(self._pending or self._short or self._parked)
 
     def submit(self, tasks: Sequence[EngineTask]) -> None:
         """Queue tasks. Those for which there are slots are admitted in the same iteration."""
         with self._changed:
             self._pending.extend(tasks)
+            self._changed.notify()
+
+    def submit_short(self, tasks: Sequence[EngineTask]) -> None:
+        """Queue tasks of a single call. They are admitted in the next iteration, also if no slot is free."""
+        with self._changed:
+            self._short.extend(tasks)
             self._changed.notify()
 
     def shut_down(self) -> None:
@@ -96,7 +104,7 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not self._pending and not self._parked:
+            while not (self._pending or self._short or self._parked):
                 if self._shutting_down:
                     return False
                 self._changed.wait()
@@ -105,7 +113,8 @@ class Engine:
     def _admit(self) -> None:
         with self._changed:
             count = min(len(self._pending), self.slots - len(self._parked))
-            admitted = [self._pending.popleft() for _ in range(count)]
+            admitted = [*self._short, *(self._pending.popleft() for _ in range(count))]
+            self._short.clear()
         for task in admitted:
             task.timeline.add("wait", task.submitted_at, time.perf_counter())
             if task.is_stopping:
@@ -127,6 +136,14 @@ class Engine:
 
     def _run(self, batch: Sequence[Parked]) -> None:
         gate = batch[0].gate
+        is_merged = len(batch) > 1 or batch[0].task.measures_memory
+        if is_merged and gate.merges and gate.independence is None and not gate.has_memory:
+            self._probe(gate, batch[0].call)
+            batch = schedule(batch, self._limit_of)
+        if batch[0].runs_alone and len(batch) > 1:
+            for parked in batch:
+                self._run([parked])
+            return
         # The scheduler groups calls of a gate with memory only if they are equal: one call serves all of them.
         calls = [parked.call for parked in (batch[:1] if gate.has_memory else batch)]
         rows = [call.rows for call in calls]
@@ -150,6 +167,19 @@ class Engine:
         for parked, output in zip(batch, outputs, strict=True):
             self._unpark(parked)
             self._resume(parked.greenlet, parked.greenlet.switch, output)
+
+    def _probe(self, gate: Gate, call: GateCall) -> None:
+        """Find out by its first call whether calls of a gate can be merged."""
+        try:
+            gate.independence = probe_rows(gate.run, call)
+        except Exception as error:
+            if is_device_lost(error):
+                raise
+            # The call itself fails as well, or it needs all its rows.
+            gate.independence = Independence.NONE
+        gate.merges = gate.independence is not Independence.NONE
+        if not gate.merges:
+            log.warning("the rows of %s depend on each other; its calls run one by one", gate.name)
 
     def _recover(self, batch: Sequence[Parked], error: Exception) -> None:
         """Handle a failed call.

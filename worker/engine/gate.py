@@ -13,6 +13,7 @@ from greenlet import getcurrent, greenlet
 from torch.utils import _pytree as pytree
 
 from .batching import GateCall, make_call, tensor_bytes
+from .row_probe import Independence
 from .task import EngineTask
 
 
@@ -48,7 +49,13 @@ class Parked:
 
     @property
     def signature(self) -> Hashable:
-        return self.call.signature
+        # Calls that run alone are in another group than those that are merged.
+        return (self.call.signature, "alone") if self.runs_alone else self.call.signature
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether the call must not be merged."""
+        return not self.gate.merges or self.gate.has_exact_single_rows(self.call)
 
     @property
     def rows(self) -> int:
@@ -69,6 +76,7 @@ class Gate:
             number of rows, and a cached output must be the output of the call alone.
         ignore: keyword arguments to drop, such as a generator that `run` does not use.
         shared: keyword arguments without a row dimension, such as position ids. They must never be written to.
+        merges: whether calls of several tasks may run as one.
     """
 
     def __init__(
@@ -79,6 +87,7 @@ class Gate:
         remember_bytes: int = 0,
         ignore: Sequence[str] = (),
         shared: Sequence[str] = (),
+        merges: bool = True,
     ) -> None:
         self.name = name
         self.run = run
@@ -86,6 +95,10 @@ class Gate:
         self._number = next(_numbers)
         self._ignore = frozenset(ignore)
         self._shared = frozenset(shared)
+        # Set to False by the engine if the rows of its calls depend on each other.
+        self.merges = merges
+        # How independent rows are; None until the engine has found out by the first call.
+        self.independence: Independence | None = None
         self._memory: LRUCache[Hashable, Any] | None = (
             LRUCache(remember_bytes, getsizeof=_output_bytes) if remember_bytes else None
         )
@@ -107,6 +120,14 @@ class Gate:
             if _output_bytes(output) <= self._memory.maxsize:
                 self._memory[key] = output
         return output
+
+    def has_exact_single_rows(self, call: GateCall) -> bool:
+        """Return whether a call with one row has to run alone for the result of its task to be exact.
+
+        On a CPU, with 16-bit numbers, that is so where a matrix times a vector adds in another order than a matrix
+        times a matrix. On a GPU each number of rows may have kernels of its own, so that nothing would be merged.
+        """
+        return call.rows == 1 and call.is_half_on_cpu and self.independence is Independence.ROUNDING
 
     @property
     def has_memory(self) -> bool:

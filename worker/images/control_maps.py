@@ -2,9 +2,11 @@
 
 Maps are white on black, as the published ControlNets were trained. Edge detectors that are neural networks are
 approximated by gradients: softedge by gradients of several scales, scribble by the thickened ridges of a softedge map,
-lineart by an extended difference of Gaussians (Winnemöller et al., XDoG, 2012).
+lineart by an extended difference of Gaussians (Winnemöller et al., XDoG, 2012), mlsd by a line segment detector
+(Grompone von Gioi et al., LSD, 2010).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +28,9 @@ CANNY_LOW, CANNY_HIGH = 100, 200  # of the published canny ControlNets
 SOFTEDGE_SIGMAS = (1.0, 2.5)
 LINEART_SIGMAS = (0.7, 1.4)
 XDOG_SIGMA, XDOG_RATIO, XDOG_SHARPNESS, XDOG_LEVEL, XDOG_SLOPE = 0.8, 1.6, 18.0, 0.75, 8.0
+BLUR_SIGMA = 6.0
+MLSD_SIGMA = 1.2  # before lines are looked for, so that noise makes none
+MLSD_MIN_LENGTH = 24  # of a line
 SCRIBBLE_THRESHOLD = 0.25  # of the ridges of a softedge map
 SCRIBBLE_SIGMA = 2.0  # smooths strokes, and removes spurs
 SCRIBBLE_MIN_PIXELS = 24  # shorter strokes are texture
@@ -68,17 +73,45 @@ def lineart(image: Image.Image) -> Image.Image:
     return _to_image(np.maximum(strokes, thin))
 
 
-def tile(image: Image.Image) -> Image.Image:
+def mlsd(image: Image.Image) -> Image.Image:
+    """Straight lines, without curves and texture: the longer segments that a line segment detector finds."""
+    scale = _scale(image)
+    smooth = _blur(np.asarray(image), MLSD_SIGMA * scale).round().astype(np.uint8)
+    lines = np.zeros(smooth.shape[:2], np.uint8)
+    # Each channel, as colours may differ where brightness does not.
+    for channel in cv2.split(smooth):
+        found = cv2.createLineSegmentDetector().detect(channel)[0]
+        for x0, y0, x1, y1 in () if found is None else found.reshape(-1, 4):
+            if math.hypot(x1 - x0, y1 - y0) >= MLSD_MIN_LENGTH * scale:
+                cv2.line(lines, (round(x0), round(y0)), (round(x1), round(y1)), 255, max(1, round(scale)))
+    return Image.fromarray(lines).convert("RGB")
+
+
+def unchanged(image: Image.Image) -> Image.Image:
     """The image itself."""
     return image
 
 
-PREPROCESSORS: Mapping[ControlType, Callable[[Image.Image], Image.Image]] = {
+def blur(image: Image.Image) -> Image.Image:
+    """The image without its details."""
+    return Image.fromarray(_blur(np.asarray(image), BLUR_SIGMA * _scale(image)).round().astype(np.uint8))
+
+
+def gray(image: Image.Image) -> Image.Image:
+    """The image without its colours."""
+    return image.convert("L").convert("RGB")
+
+
+PREPROCESSORS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     ControlType.CANNY: canny,
     ControlType.SCRIBBLE: scribble,
     ControlType.LINEART: lineart,
     ControlType.SOFTEDGE: softedge,
-    ControlType.TILE: tile,
+    ControlType.MLSD: mlsd,
+    ControlType.TILE: unchanged,
+    ControlType.IP2P: unchanged,
+    ControlType.BLUR: blur,
+    ControlType.GRAY: gray,
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from img2img.domain.conditioning import Control, ControlType
+from img2img.domain.conditioning import Control, ControlName
 from img2img.domain.spec import ControlMapSpec, ControlSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.errors import InvalidPixels, JobError
 
@@ -43,7 +43,7 @@ class ImagePreprocessor(Protocol):
 
 
 def load_inputs(
-    spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlType, ImagePreprocessor] = {}
+    spec: JobSpec, pngs: Mapping[str, bytes], annotators: Mapping[ControlName, ImagePreprocessor] = {}
 ) -> Inputs:
     """Decode the inputs of a job.
 
@@ -103,7 +103,7 @@ def _control_image(
 
 
 def _preprocess(
-    control: Control, image: Image.Image, annotators: Mapping[ControlType, ImagePreprocessor]
+    control: Control, image: Image.Image, annotators: Mapping[ControlName, ImagePreprocessor]
 ) -> torch.Tensor:
     if not control.preprocess:
         return to_tensor(image)
@@ -120,10 +120,13 @@ def _check_size(name: str, image: Image.Image, size: tuple[int, int]) -> None:
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """Convert an image to a tensor of shape (1, channels, height, width), float32 in [0, 1]."""
+    """Convert an image to a tensor of shape (1, channels, height, width), float32 in [0, 1].
+
+    The channels of a pixel are adjacent in memory, as in the tensors of diffusers' image processor: kernels choose
+    their order of additions by it.
+    """
     pixels = np.asarray(image, dtype=np.float32) / 255
-    channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(channels_first[None]))
+    return torch.from_numpy(pixels.reshape(1, image.height, image.width, -1)).permute(0, 3, 1, 2)
 
 
 def to_pixels(image: torch.Tensor) -> Pixels:

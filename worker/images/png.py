@@ -50,6 +50,14 @@ def decode_png(data: bytes) -> Image.Image:
         return image.convert("L" if image.mode == "L" else "RGB")
 
 
+def read_metadata(data: bytes) -> dict[str, Any]:
+    """Return the metadata that `encode_png` has written; empty if there is none."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        # Not `image.text`, which decodes the pixels.
+        metadata = json.loads(image.info.get("img2img") or "{}")
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def is_intact_png(data: bytes, size: tuple[int, int]) -> bool:
     """Return whether a file is a complete PNG of this size (width, height) in pixels. Compares all checksums."""
     try:

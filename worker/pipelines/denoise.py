@@ -1,6 +1,6 @@
 """Engine tasks for job specs: the stock pipeline of the task and its arguments, for one result image each."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from img2img.domain.spec import (
     ControlSpec,
     DenoisingSpec,
     EditSpec,
+    Img2ImgSpec,
     InpaintSpec,
     JobSpec,
+    RefinedSpec,
     StrengthSpec,
     UpscaleSpec,
 )
@@ -21,7 +23,6 @@ from img2img.domain.spec import (
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from .conditioning.adapters import JobAdapters
-from .conditioning.controlnets import control_arguments
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
@@ -78,39 +79,120 @@ def denoise(
     """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`."""
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
-    pipeline = model.pipeline(task, spec.scheduler, [control.type for control in spec.control_maps])
-    adapters.activate(pipeline)
+    pipeline = model.pipeline(task, spec.scheduler, controls=bool(spec.control_maps))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    if isinstance(spec, RefinedSpec) and spec.denoising_end is not None:
+        images = _refine(model, pipeline, spec, inputs, generator, engine_task, adapters)
+    else:
+        adapters.activate(pipeline)
+        if inputs.noise is not None:
+            _start_from(inputs.noise, pipeline)
+        controlled: dict[str, Any] = {}
+        if spec.control_maps:
+            maps = control_maps(model, spec, inputs)
+            controlled = model.controlnets.attach(
+                pipeline, spec.task, spec.control_maps, maps, generator=generator, guidance_scale=spec.guidance_scale
+            )
+        images = _call(model, pipeline, spec, inputs, generator, engine_task, adapters, controlled)
+    # A schedule with `denoising_start` can have one step less.
+    engine_task.step = spec.steps_run
+    return images
+
+
+def _refine(
+    model: Model,
+    base: DiffusionPipeline,
+    spec: Img2ImgSpec | InpaintSpec,
+    inputs: Inputs,
+    generator: torch.Generator,
+    engine_task: EngineTask,
+    adapters: JobAdapters,
+) -> torch.Tensor:
+    """Run the base model up to `denoising_end`, and the refiner from there. One without a step is left out."""
+    assert spec.denoising_end is not None
+    refiner = model.refiner(spec.task, spec.scheduler)
+    base_steps = _steps_before(model.pipeline(spec.task, spec.scheduler), spec)
+    if not base_steps:
+        return _call(model, refiner, spec, inputs, generator, engine_task, NO_ADAPTERS)
+    adapters.activate(base)
+    if not _steps_before(model.refiner(spec.task, spec.scheduler), spec, after=True):
+        return _call(model, base, spec, inputs, generator, engine_task, adapters)
+    until = {"denoising_end": spec.denoising_end, "output_type": "latent"}
+    latents = _call(model, base, spec, inputs, generator, engine_task, adapters, until)
+    since = {"image": latents, "denoising_start": spec.denoising_end, "strength": None}
+    return _call(model, refiner, spec, inputs, generator, engine_task, NO_ADAPTERS, since, steps_done=base_steps)
+
+
+def _steps_before(pipeline: DiffusionPipeline, spec: Img2ImgSpec | InpaintSpec, *, after: bool = False) -> int:
+    """Return how many steps of a job are before `denoising_end`, as the pipelines count them.
+
+    Args:
+        pipeline: a pipeline object with a scheduler that is not used otherwise.
+        after: count the steps after it instead.
+    """
+    scheduler, end = pipeline.scheduler, spec.denoising_end
+    assert end is not None
+    scheduler.set_timesteps(spec.num_inference_steps)
+    # The pipelines do not count 0 as a start.
+    start = spec.denoising_start or None
+    timesteps, _ = pipeline.get_timesteps(
+        spec.num_inference_steps, _strength_that_steps(spec), "cpu", denoising_start=start
+    )
+    last = scheduler.config.num_train_timesteps
+    cutoff = round(last - end * last)
+    calls = int((timesteps < cutoff if after else timesteps >= cutoff).sum())
+    return -(-calls // getattr(scheduler, "order", 1))
+
+
+def _call(
+    model: Model,
+    pipeline: DiffusionPipeline,
+    spec: DenoisingSpec,
+    inputs: Inputs,
+    generator: torch.Generator,
+    engine_task: EngineTask,
+    adapters: JobAdapters,
+    more: Mapping[str, Any] = {},
+    *,
+    steps_done: int = 0,
+) -> torch.Tensor:
+    """Call a pipeline object of a job and return its images or latents.
+
+    Args:
+        more: further arguments, which replace those of the spec; None removes one.
+        steps_done: steps that another pipeline has done before.
+    """
     order = getattr(pipeline.scheduler, "order", 1)
 
     def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         engine_task.latents = kwargs.get("latents")
         # A second-order scheduler calls back twice per step.
-        engine_task.step = min(-(-(i + 1) // order), spec.steps_run)
+        engine_task.step = min(steps_done - (-(i + 1) // order), spec.steps_run)
         return {}
 
-    if inputs.noise is not None:
-        _start_from(inputs.noise, pipeline)
     takes = call_parameters(pipeline)
     # Older pipelines take `callback`.
     has_step_end = "callback_on_step_end" in takes
-    images: torch.Tensor = pipeline(
-        num_inference_steps=spec.num_inference_steps,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        output_type="pt",
+    arguments = {
+        "num_inference_steps": spec.num_inference_steps,
+        "generator": generator,
+        "output_type": "pt",
         **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
         **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, takes)),
         **optional_arguments(spec, takes),
         **adapters.arguments,
+        **more,
+    }
+    images: torch.Tensor = pipeline(
+        **{name: value for name, value in arguments.items() if value is not None or name not in more}
     ).images
-    # A schedule with `denoising_start` can have one step less.
-    engine_task.step = spec.steps_run
     return images
 
 
 def _arguments(
     model: Model, pipeline: DiffusionPipeline, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]
 ) -> dict[str, Any]:
-    arguments = model.family.adapt(spec, {**_text(model, spec), **_conditions(model, spec, inputs, takes)})
+    arguments = model.family.adapt(spec, {**_text(model, spec), **_conditions(spec, inputs, takes)})
     return embed_prompts(pipeline, spec, arguments) if model.family.clip_prompts else arguments
 
 
@@ -123,7 +205,7 @@ def _text(model: Model, spec: DenoisingSpec) -> dict[str, Any]:
     }
 
 
-def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
+def _conditions(spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> dict[str, Any]:
     """Return the arguments by which the pipelines of the tasks differ.
 
     Args:
@@ -140,11 +222,6 @@ def _conditions(model: Model, spec: DenoisingSpec, inputs: Inputs, takes: Contai
         conditions |= {"mask_image": inputs.mask}
     if isinstance(spec, InpaintSpec | ControlSpec):
         conditions |= size
-    if spec.control_maps:
-        maps = control_maps(model, spec, inputs)
-        scales = [control.scale for control in spec.control_maps]
-        spans = [(control.start, control.end) for control in spec.control_maps]
-        conditions |= control_arguments(spec.task, maps, scales, spans)
     return conditions
 
 

@@ -12,7 +12,14 @@ from img2img.domain.parameters import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, Sch
 from img2img.domain.spec import DenoisingSpec
 
 from . import pipeline_arguments
-from .gates import Forward, gate_list_inputs, gate_rows
+from .conditioning.controlled_transformers import (
+    ControlledTransformer,
+    FluxTransformer,
+    QwenTransformer,
+    SD3Transformer,
+    ZImageTransformer,
+)
+from .gates import Forward, ListInputsGate, gate_rows
 from .image_processors import image_only_processor
 from .pipeline_arguments import Arguments
 
@@ -31,13 +38,16 @@ class Family:
     class_names: tuple[str, ...]
     # Pipelines that need no components beyond those of the model itself, by task.
     pipelines: Pipelines
-    # Pipelines with ControlNets; empty if ControlNets are not supported.
+    # Classes of the ControlNets.
+    controlnet_classes: tuple[str, ...] = ("ControlNetModel", "ControlNetUnionModel")
+    # Pipelines for jobs with controls; empty if ControlNets are not supported.
     controlnet_pipelines: Pipelines = field(default_factory=dict)
+    # Runs ControlNets before the transformer; None if `controlnet_pipelines` run them.
+    controlled_transformer: type[ControlledTransformer] | None = None
     # Pipeline for an InstructPix2Pix UNet (8 input channels for 4 latent channels).
     instruct_pix2pix: type[DiffusionPipeline] | None = None
     # Whether a x4 upscaler can be given as a UNet that works with the model's VAE and text encoder.
     unet_upscalers: bool = False
-    loras: bool = True
     schedulers: tuple[Scheduler, ...] = DIFFUSION_SCHEDULERS
     cuda_dtype: str = "float16"
     # Side of the square of latents that the denoiser reads as one token.
@@ -174,6 +184,13 @@ FAMILIES = (
             Task.IMG2IMG: diffusers.StableDiffusion3Img2ImgPipeline,
             Task.INPAINT: diffusers.StableDiffusion3InpaintPipeline,
         },
+        controlnet_classes=("SD3ControlNetModel",),
+        controlnet_pipelines={
+            Task.IMG2IMG: diffusers.StableDiffusion3Img2ImgPipeline,
+            Task.INPAINT: diffusers.StableDiffusion3InpaintPipeline,
+            Task.CONTROL: diffusers.StableDiffusion3Pipeline,
+        },
+        controlled_transformer=SD3Transformer,
         schedulers=FLOW_SCHEDULERS,
         patch_size=2,
         steps=28,
@@ -184,6 +201,13 @@ FAMILIES = (
         name="flux",
         class_names=("FluxPipeline", "FluxImg2ImgPipeline"),
         pipelines={Task.IMG2IMG: diffusers.FluxImg2ImgPipeline, Task.INPAINT: diffusers.FluxInpaintPipeline},
+        controlnet_classes=("FluxControlNetModel",),
+        controlnet_pipelines={
+            Task.IMG2IMG: diffusers.FluxImg2ImgPipeline,
+            Task.INPAINT: diffusers.FluxInpaintPipeline,
+            Task.CONTROL: diffusers.FluxPipeline,
+        },
+        controlled_transformer=FluxTransformer,
         adapt=pipeline_arguments.flux,
         **_FLUX,  # type: ignore[arg-type]
     ),
@@ -232,6 +256,13 @@ FAMILIES = (
             Task.IMG2IMG: diffusers.QwenImageImg2ImgPipeline,
             Task.INPAINT: diffusers.QwenImageInpaintPipeline,
         },
+        controlnet_classes=("QwenImageControlNetModel",),
+        controlnet_pipelines={
+            Task.IMG2IMG: diffusers.QwenImageImg2ImgPipeline,
+            Task.INPAINT: diffusers.QwenImageInpaintPipeline,
+            Task.CONTROL: diffusers.QwenImagePipeline,
+        },
+        controlled_transformer=QwenTransformer,
         adapt=pipeline_arguments.qwen,
         **_QWEN,  # type: ignore[arg-type]
     ),
@@ -249,14 +280,19 @@ FAMILIES = (
         name="z-image",
         class_names=("ZImagePipeline", "ZImageImg2ImgPipeline"),
         pipelines={Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline, Task.INPAINT: diffusers.ZImageInpaintPipeline},
-        # Adapters call the transformer with batched tensors; this one takes lists of tensors.
-        loras=False,
+        controlnet_classes=("ZImageControlNetModel",),
+        controlnet_pipelines={
+            Task.IMG2IMG: diffusers.ZImageImg2ImgPipeline,
+            Task.INPAINT: diffusers.ZImageInpaintPipeline,
+            Task.CONTROL: diffusers.ZImagePipeline,
+        },
+        controlled_transformer=ZImageTransformer,
         schedulers=SIGMAS_SCHEDULERS,
         cuda_dtype="bfloat16",
         patch_size=2,
         steps=30,
         guidance_scale=5.0,
-        denoiser_gate=gate_list_inputs,
+        denoiser_gate=ListInputsGate,
         adapt=pipeline_arguments.z_image,
     ),
 )

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch.utils import _pytree as pytree
 
 from ..engine.batching import register_container
 from ..engine.gate import Gate
@@ -45,25 +44,45 @@ def gate_rows(forward: Forward, unbatched: tuple[str, ...]) -> Forward:
     return Gate("denoise", forward, shared=unbatched)
 
 
-def gate_list_inputs(forward: Forward, unbatched: tuple[str, ...] = ()) -> Forward:
-    """Return the gate of a denoiser that takes and returns lists with one tensor per row (Z-Image).
+class ListInputsGate:
+    """The gate of a denoiser that takes and returns lists with one tensor per row (Z-Image).
 
     Captions differ in length. The gate gets them padded in one tensor; `forward` gets lists without the padding.
     """
 
-    def run(x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor, lengths: torch.Tensor, **kwargs: Any) -> Any:
-        unpadded = [caption[:length] for caption, length in zip(captions, lengths.tolist(), strict=True)]
-        return torch.stack(forward(list(x.unbind(0)), t, unpadded, return_dict=False, **kwargs)[0])
+    def __init__(self, forward: Forward, unbatched: tuple[str, ...] = ()) -> None:
+        self.forward = forward
+        self._gate = Gate("denoise", self._run, shared=unbatched)
 
-    gate = Gate("denoise", run, shared=unbatched)
+    def __call__(
+        self,
+        x: list[torch.Tensor],
+        t: torch.Tensor,
+        cap_feats: list[torch.Tensor],
+        *,
+        return_dict: bool = False,  # noqa: ARG002  # always a tuple
+        **kwargs: Any,
+    ) -> Any:
+        return (list(self._gate(torch.stack(x), t, *pad_captions(cap_feats), **kwargs).unbind(0)),)
 
-    def call(x: list[torch.Tensor], t: torch.Tensor, cap_feats: list[torch.Tensor], **kwargs: Any) -> Any:
-        # On the CPU, so that reading the lengths does not wait for the device.
-        lengths = torch.tensor([len(caption) for caption in cap_feats])
-        padded = [torch.nn.functional.pad(c, (0, 0, 0, MAX_CAPTION_TOKENS - len(c))) for c in cap_feats]
-        return (list(gate(torch.stack(x), t, torch.stack(padded), lengths, **kwargs).unbind(0)),)
+    def _run(
+        self, x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor, lengths: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        unpadded = unpad_captions(captions, lengths)
+        return torch.stack(self.forward(list(x.unbind(0)), t, unpadded, return_dict=False, **kwargs)[0])
 
-    return call
+
+def pad_captions(captions: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return captions in one tensor of shape (rows, MAX_CAPTION_TOKENS, width), and their lengths."""
+    # On the CPU, so that reading the lengths does not wait for the device.
+    lengths = torch.tensor([len(caption) for caption in captions])
+    padded = [torch.nn.functional.pad(c, (0, 0, 0, MAX_CAPTION_TOKENS - len(c))) for c in captions]
+    return torch.stack(padded), lengths
+
+
+def unpad_captions(captions: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+    """Return the captions that `pad_captions` got."""
+    return [caption[:length] for caption, length in zip(captions, lengths.tolist(), strict=True)]
 
 
 def install_gates(pipeline: DiffusionPipeline, gate_denoiser: Callable[[Forward], Forward]) -> None:
@@ -80,27 +99,51 @@ def install_gates(pipeline: DiffusionPipeline, gate_denoiser: Callable[[Forward]
     if not getattr(denoiser, "has_gate", False):
         denoiser.forward = gate_denoiser(denoiser.forward)
         denoiser.has_gate = True
-    vae = pipeline.vae
-    if isinstance(vae.decode, Gate):
-        return
-    if vae.config.get("force_upcast") and "unet" in pipeline.components:
-        # Stock pipelines cast such a VAE to float32 and back around every use. Jobs that share the VAE would see it
-        # in the wrong dtype, so it stays in float32 and the gate casts inputs and outputs instead.
+    if not isinstance(pipeline.vae.decode, Gate):
+        _gate_vae(pipeline.vae, upcasts=hasattr(pipeline, "upcast_vae"))
+
+
+def _gate_vae(vae: Any, *, upcasts: bool) -> None:
+    """Replace the methods of a VAE by gates.
+
+    Its calls are not merged: with 16-bit numbers the result of a merged call depends on the number of rows by up to
+    8/255, and on a CPU a merged call takes as long as its parts.
+
+    Args:
+        upcasts: whether the stock pipelines convert it to float32 where its configuration has `force_upcast`: always to
+            encode, and from float16 also to decode. They do so around every use, which jobs that share the VAE would
+            disturb. Here the dtype of an input tells what the pipeline asks for.
+    """
+    dtype, kind, move = vae.dtype, type(vae), vae.to
+    if upcasts and dtype == torch.float16 and vae.config.get("force_upcast"):
         vae.to(torch.float32)
-        vae.register_to_config(force_upcast=False)
-    vae.encode = Gate("encode", _cast_to_vae(vae, vae.encode))
+
+    def move_only(_self: Any, *args: Any, **kwargs: Any) -> Any:
+        device, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        return vae if device is None else move(device)
+
+    vae.__class__ = type(kind.__name__, (kind,), {"dtype": property(lambda _self: dtype), "to": move_only})
+    vae.encode = Gate("encode", _in_input_dtype(vae, vae.encode, move), merges=False)
     # AutoencoderKL.decode accepts a generator and does not use it.
-    vae.decode = Gate("decode", _cast_to_vae(vae, vae.decode), ignore=("generator",))
+    vae.decode = Gate("decode", _in_input_dtype(vae, vae.decode, move), ignore=("generator",), merges=False)
 
 
-def _cast_to_vae(vae: Any, run: Forward) -> Forward:
-    """Wrap a method of the VAE: compute in the VAE's dtype, return tensors in the dtype of the input."""
+def _in_input_dtype(vae: Any, run: Forward, convert: Forward) -> Forward:
+    """Wrap a method of the VAE: compute in the dtype of its weights, or in float32 if that of the input is float32.
+
+    Args:
+        convert: changes the dtype of the VAE.
+    """
+    dtype = next(vae.parameters()).dtype
 
     def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if x.dtype == vae.dtype:
+        if x.dtype == dtype or dtype == torch.float32:
+            return run(x.to(dtype), *args, **kwargs)
+        convert(torch.float32)
+        try:
             return run(x, *args, **kwargs)
-        output = run(x.to(vae.dtype), *args, **kwargs)
-        return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(x.dtype), output)
+        finally:
+            convert(dtype)
 
     return call
 

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 
-from img2img.domain.conditioning import ControlType
+from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ComponentSource, ModelConfig
-from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
 from ..errors import StartupError
@@ -24,6 +24,7 @@ from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
 from .conditioning.embeddings import Embeddings
+from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
@@ -40,6 +41,7 @@ from .loading.weightless import WeightFiles, without_weights
 from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
+from .safety_checker import ImageChecker, load_safety_checker, mode_of
 from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
 from .vae_memory import limit_vae_memory
 
@@ -59,6 +61,8 @@ for library in (diffusers, transformers):
 
 # Factors of tiled image-to-image upscaling.
 TILED_UPSCALES = (2, 4)
+# Share of the schedule after which a refiner takes over by default: that of the published models.
+DENOISING_END = 0.8
 
 
 class Model:
@@ -75,6 +79,7 @@ class Model:
             StartupError: if a component cannot be loaded or does not fit the model.
         """
         self.family = family
+        refiner = load_refiner(config, family, pipeline)
         self.embeddings = Embeddings(config, family)
         self.embeddings.add_to(pipeline)
         # Adapters copy modules, so they come before the gates.
@@ -85,23 +90,28 @@ class Model:
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
+        if refiner is not None:
+            placement.put_components(refiner)
+        self._refiners = refiner_pipelines(refiner, family) if refiner is not None else {}
         upscalers = load_upscalers(config, family, pipeline, placement)
-        for other in (*self._pipelines.values(), *upscalers.values()):
+        for other in (*self._pipelines.values(), *upscalers.values(), *self._refiners.values()):
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
         self.upscalers = {
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
             for factor, upscaler in upscalers.items()
         }
-        self._controlnets = ControlNets(config, family, pipeline, placement)
+        self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
         card = _base_card(config, family, pipeline).model_copy(
             update=_component_fields(
-                self._pipelines, pipeline, self.upscalers, self._controlnets, tuple(self.annotators)
+                self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
         card = card.model_copy(update={"embeddings": self.embeddings.names})
         self.card = self.adapters.add_to_card(card, self._pipelines)
+        # Set by `set_safety_checker`. None: images are not checked.
+        self.safety_checker: ImageChecker | None = None
         self.vae = pipeline.vae
         self.is_video_vae = family.video_vae
         # Pixels along a side of a latent.
@@ -113,18 +123,26 @@ class Model:
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
 
-    def pipeline(self, task: Task, scheduler: Scheduler, controls: Sequence[ControlType] = ()) -> DiffusionPipeline:
-        """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler."""
-        pipeline = self._controlnets.pipeline(task, controls) if controls else copy.copy(self._pipelines[task])
+    def pipeline(self, task: Task, scheduler: Scheduler, *, controls: bool = False) -> DiffusionPipeline:
+        """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler.
+
+        Args:
+            controls: whether the job has controls.
+        """
+        pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
         return pipeline
 
     def modules(self) -> list[torch.nn.Module]:
         """Return all modules with weights. Some share theirs."""
-        pipelines = [*self._pipelines.values(), *self._controlnets.pipelines.values()]
+        pipelines = [*self._pipelines.values(), *self.controlnets.pipelines.values()]
         pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
+        pipelines += self._refiners.values()
         parts = [part for pipeline in pipelines for part in pipeline.components.values()]
-        parts += [*self._controlnets.modules, *(annotator.model for annotator in self.annotators.values())]
+        parts += [
+            *self.controlnets.modules,
+            *(part for annotator in self.annotators.values() for part in annotator.modules),
+        ]
         parts += self.adapters.weights
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
@@ -147,6 +165,21 @@ class Model:
         for part in {part for module in self.modules() for part in module.modules()}:
             part.__dict__.clear()
 
+    def refiner(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
+        """Return a pipeline object of the refiner for one job."""
+        pipeline = copy.copy(self._refiners[task])
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        return pipeline
+
+    def set_safety_checker(self, checker: ImageChecker | None) -> None:
+        """Check the finished images of this model."""
+        self.safety_checker = checker
+        self.card = self.card.model_copy(update={"safety_checker": mode_of(checker)})
+
+    def close(self) -> None:
+        """Remove the hooks and files of `offload`. The model cannot be used afterwards."""
+        self._placement.close()
+
     @torch.inference_mode()
     def set_loras(self, loras: Mapping[str, ComponentSource], files: Mapping[str, Path] | None = None) -> None:
         """Replace the LoRAs of the model, and update its card. Call it on the engine's thread, between steps.
@@ -164,10 +197,6 @@ class Model:
         """
         self.adapters = self.adapters.with_loras(loras, files)
         self.card = self.adapters.add_to_card(self.card, self._pipelines)
-
-    def close(self) -> None:
-        """Remove the hooks and files of `offload`. The model cannot be used afterwards."""
-        self._placement.close()
 
     @torch.inference_mode()
     def fit_preview(self) -> None:
@@ -248,7 +277,10 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
         check_scheduler(pipeline.scheduler)
         if config.prediction_type is not None:
             pipeline.scheduler = with_prediction_type(pipeline.scheduler, config.prediction_type)
-        return Model(config, family, pipeline, placement)
+        model = Model(config, family, pipeline, placement)
+        place = None if isinstance(location, Checkpoint) else location
+        model.set_safety_checker(load_safety_checker(config, place, placement, dtype))
+        return model
 
 
 def _find_family(class_name: str) -> Family:
@@ -266,8 +298,11 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
     multiple = max(8, scale * family.patch_size)
     native = _latent_size(pipeline) * scale
     guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
+    default_scheduler = config.scheduler or _default_scheduler(family, pipeline)
+    _check_defaults(config, family, default_scheduler, has_guidance=family.has_guidance(pipeline))
     return ModelCard(
         name=config.name,
+        description=config.description,
         family=family.name,
         tasks=tuple(family.pipelines),
         native_size=native,
@@ -276,7 +311,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         max_size=native * 2,
         sizes=family.sizes or size_buckets(native, multiple),
         schedulers=family.schedulers,
-        default_scheduler=config.scheduler or _default_scheduler(family, pipeline),
+        default_scheduler=default_scheduler,
         default_steps=config.steps or family.steps,
         default_guidance_scale=(config.guidance_scale or family.guidance_scale) if guidance else 1.0,
         # A negative prompt has no effect without guidance.
@@ -285,10 +320,26 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         guidance_rows=family.guidance_rows,
         scheduler_parameters=scheduler_parameters(family.schedulers),
         prompt_weighting=family.clip_prompts,
+        refiner=config.refiner is not None,
+        default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
         image_guidance=family.image_guidance,
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
         revision=config.revision,
     )
+
+
+def _check_defaults(config: ModelConfig, family: Family, scheduler: Scheduler, *, has_guidance: bool) -> None:
+    """Raise StartupError for defaults that no request could have."""
+    if config.guidance is False and (config.guidance_scale or 1) > 1:
+        raise StartupError("`guidance_scale` has no effect with `guidance = false`; remove one of them")
+    if not has_guidance and (config.guidance or (config.guidance_scale or 1) > 1):
+        key = "guidance" if config.guidance else "guidance_scale"
+        raise StartupError(f"the model was made to run without guidance; remove `{key}`")
+    if scheduler not in family.schedulers:
+        supported = ", ".join(family.schedulers)
+        raise StartupError(f"`scheduler` {scheduler} is not for {family.name} models; choose one of: {supported}")
+    if (config.steps or 1) > MAX_STEPS_OF.get(scheduler, MAX_STEPS):
+        raise StartupError(f"`steps` is at most {MAX_STEPS_OF[scheduler]} with the scheduler {scheduler}")
 
 
 def _component_fields(
@@ -296,7 +347,7 @@ def _component_fields(
     pipeline: DiffusionPipeline,
     upscalers: Mapping[int, Upscaler],
     controlnets: ControlNets,
-    annotators: tuple[ControlType, ...],
+    annotators: tuple[ControlName, ...],
 ) -> dict[str, object]:
     """Return the fields of the card that depend on the components of a model."""
     tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()

@@ -32,6 +32,7 @@ from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.rq_adapter import InertJob, rq_queue
+from img2img.telemetry.logging import job_context
 
 from ..errors import WorkerDied
 from .execution import JobExecution
@@ -101,7 +102,7 @@ class BatchWorker(BaseWorker):
         self._finisher = Finisher(self, jobs, store, self._in_flight, throughput, metrics)
         self._models = models
         self._fetcher = JobFetcher(
-            self, jobs, models, runner.slots, self._in_flight, load=self._load, on_rendered=self._finisher.put
+            self, jobs, models, runner.slots, self._in_flight, load=self._load, on_rendered=self._check
         )
         self._placement = ModelPlacement(name, jobs, registry, models)
         self._heartbeat = Heartbeat(
@@ -119,6 +120,8 @@ class BatchWorker(BaseWorker):
         )
         self._retention = Retention(redis, store)
         self._loaders = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="load")
+        # Checks wait: more threads than slots would have nothing to do.
+        self._checkers = ThreadPoolExecutor(runner.slots, thread_name_prefix="check")
         self._draining = threading.Event()
         self._draining_since = 0.0
         self._closed = threading.Event()
@@ -197,9 +200,25 @@ class BatchWorker(BaseWorker):
         self._loaders.submit(execution.load, self._store, self._runner)
         self._metrics.record_start(execution)
 
+    def _check(self, execution: JobExecution) -> None:
+        """Let an execution that has left the engine be checked, where needed, and ended. Called on any thread."""
+        if execution.waits_for_checks:
+            self._checkers.submit(self._check_and_finish, execution)
+        else:
+            self._finisher.put(execution)
+
+    def _check_and_finish(self, execution: JobExecution) -> None:
+        try:
+            with job_context(execution.job_id, execution.record.traceparent):
+                execution.check()
+        finally:
+            self._finisher.put(execution)
+
     def _tear_down(self) -> None:
         self._closed.set()
         self._loaders.shutdown()
+        # Without an engine, the last checks would wait forever.
+        self._checkers.shutdown(wait=False, cancel_futures=True)
         self._progress.close()
         self._finisher.close()
         try:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,14 +18,14 @@ from rq.job import Job
 from img2img.blobs import BlobStore
 from img2img.domain.blob_keys import result_key, without_hashes
 from img2img.domain.job import ImageInfo, JobRecord
-from img2img.errors import Cancelled, JobError
+from img2img.errors import Cancelled, Flagged, JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.stored_images import read_input, report_damage
 from img2img.telemetry.logging import job_context
 
 from ..engine.timeline import Timeline
 from ..errors import DeviceLost
-from ..images.png import is_intact_png
+from ..images.png import is_intact_png, read_metadata
 from .served_models import ModelLease
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ class StorageUnavailable(JobError):
 class JobExecution:
     """One execution of one job, as a state machine.
 
-    `load` is called on a loader thread, `publish` and `end` on the finisher's thread, and `stop` on any. The engine's
-    thread reports the end of the rendering. One lock guards the state and the fields that these threads share.
+    `load` is called on a loader thread, `check` on a thread for checks, `publish` and `end` on the finisher's thread,
+    and `stop` on any. The engine's thread reports the end of the rendering. One lock guards the state and the fields
+    that these threads share.
 
     Args:
         job: the job in RQ.
@@ -108,6 +109,7 @@ class JobExecution:
         self._steps_done = 0  # of a rendering that has ended
         self._error: JobError | DeviceLost | None = None  # why loading failed
         self._stored: dict[int, bytes] = {}  # images that an earlier execution stored, by index
+        self.withheld: tuple[int, ...] = ()  # indices of images that were flagged and are not delivered
         self._images: list[RenderedImage] | None = None
 
     @property
@@ -243,6 +245,21 @@ class JobExecution:
             self._transition(ExecutionState.RENDERED)
         self._on_rendered(self)
 
+    @property
+    def waits_for_checks(self) -> bool:
+        """Whether `check` has to be called before `publish`."""
+        return self._rendering is not None and self._rendering.waits
+
+    def check(self) -> None:
+        """Prepare the images that `publish` stores. It may wait for the engine, so it is not for the finisher."""
+        started = time.perf_counter()
+        try:
+            self._images = self._render()
+        except (JobError, DeviceLost) as error:
+            self._error = error
+        else:
+            self.timeline.add("check", started, time.perf_counter())
+
     def stop(self) -> None:
         """Free the job's rows at the engine's next iteration. Valid in every state."""
         with self._lock:
@@ -266,25 +283,29 @@ class JobExecution:
         if self._images is None:
             self._images = self._render()
         pngs = dict(self._stored)
+        self.withheld = tuple(image.index for image in self._images if image.png is None)
+        if self.withheld and not pngs and len(self.withheld) == len(self._images):
+            raise _flagged(self._images)
         try:
             for image in self._images:
-                pngs[image.index] = self._store(store, image)
+                if image.png is not None:
+                    pngs[image.index] = self._store(store, image.index, image.png)
         except Exception as error:
             raise StorageUnavailable(f"the images could not be stored: {error}") from error
         with self._lock:
             self._transition(ExecutionState.PUBLISHED)
         return [self._describe(index, png) for index, png in sorted(pngs.items())]
 
-    def _store(self, store: BlobStore, image: RenderedImage) -> bytes:
+    def _store(self, store: BlobStore, index: int, png: bytes) -> bytes:
         """Store an image, and return the stored one: that of an earlier execution, unless it is damaged."""
-        key = result_key(self.job_id, image.index)
-        if store.put(key, image.png):
-            return image.png
+        key = result_key(self.job_id, index)
+        if store.put(key, png):
+            return png
         earlier = store.get(key)
         if earlier is not None and self._is_intact(key, earlier):
             return earlier
-        store.replace(key, image.png)
-        return image.png
+        store.replace(key, png)
+        return png
 
     def end(self) -> None:
         """Mark the execution as over. Its model may be unloaded now."""
@@ -318,7 +339,15 @@ class JobExecution:
             height=spec.result_size[1],
             sha256=hashlib.sha256(png).hexdigest(),
             bytes=len(png),
+            # Of the file, because an earlier execution may have made it.
+            flagged=bool(read_metadata(png).get("flagged")),
         )
+
+
+def _flagged(images: Sequence[RenderedImage]) -> Flagged:
+    categories = sorted({category for image in images for category in image.categories})
+    reason = f"flagged ({', '.join(categories)})" if categories else "flagged"
+    return Flagged(Flagged().message.replace("flagged", reason, 1))
 
 
 def _first_line(error: Exception) -> str:

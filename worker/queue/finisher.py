@@ -113,7 +113,12 @@ class Finisher:
             timings, steps = execution.timeline.seconds(), execution.record.spec.total_steps
             is_ours = retry_until_redis_answers(
                 lambda: self._job_store.succeed(
-                    job_id, execution=execution.id, images=images, timings=timings, steps=steps
+                    job_id,
+                    execution=execution.id,
+                    images=images,
+                    timings=timings,
+                    steps=steps,
+                    withheld=execution.withheld,
                 )
             )
             if is_ours:

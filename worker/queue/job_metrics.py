@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from prometheus_client.exposition import start_http_server
 
 from img2img.domain.job import JobStatus
+from img2img.moderation import MODERATION_CHECKS
 from img2img.stored_images import DAMAGED_IMAGES
 from img2img.telemetry.tracing import SpanData, Tracer, Value
 
@@ -40,6 +41,7 @@ class JobMetrics:
             version("img2img-server")
         ).set(1)
         registry.register(DAMAGED_IMAGES)
+        registry.register(MODERATION_CHECKS)
         self._queue_waits = Histogram(
             "img2img_queue_wait_seconds",
             "Time from the submission of a job to its first start.",

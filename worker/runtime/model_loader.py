@@ -6,6 +6,7 @@ from hashlib import sha256
 from threading import Event
 from typing import Any
 
+import numpy as np
 import torch
 
 from img2img.domain.conditioning import InpaintRegion
@@ -60,7 +61,6 @@ class ModelLoader:
         Raises:
             StartupError: it cannot be loaded, or its first forward pass fails.
         """
-        self.report(f"loading {config.name} on {self.device}")
         with counting(files):
             model = load_model(config, device=self.device)
         self.report(f"warming up {config.name}")
@@ -104,6 +104,10 @@ def warm_up(model: Model, engine: Engine) -> None:
             make_task_function(model, _warm_up_spec(card, size), inputs, 0),
             measures_memory=not model.is_offloaded,
         )
+    checker = model.safety_checker
+    if checker is not None:
+        prepared = checker.prepare(np.zeros((card.native_size, card.native_size, 3), np.uint8))
+        _run(engine, lambda _task: checker.is_flagged(prepared), measures_memory=not model.is_offloaded)
 
 
 def _run(engine: Engine, function: TaskFunction, *, measures_memory: bool = False) -> None:
@@ -134,4 +138,7 @@ def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
         case Task.INPAINT:
             region = InpaintRegion(canvas=(size, size), box=(0, 0, size, size))
             return InpaintSpec(prompt="", strength=1, region=region, **generation)
+    if card.refiner:
+        # One step of the model, and one of the refiner.
+        return Img2ImgSpec(prompt="", strength=1, denoising_end=0.5, **{**generation, "num_inference_steps": 2})
     return Img2ImgSpec(prompt="", strength=1, **generation)

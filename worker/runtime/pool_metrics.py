@@ -39,6 +39,8 @@ class PoolMetrics:
         """Count a model that was loaded."""
         self._loads.labels(model, "loaded").inc()
         self._seconds.labels(model).observe(seconds)
+        # A counter that begins at 0 shows the first increase.
+        self._evictions.labels(model)
 
     def record_failure(self, model: str) -> None:
         """Count a model that could not be loaded."""

@@ -97,6 +97,7 @@ class PoolThread:
 
     def _load(self, pooled: PooledModel) -> None:
         """Load a requested model, once the models that make room for it have no jobs any more."""
+        self._loader.report(f"loading {pooled.name} on {self._loader.device}")
         try:
             if pooled.card is not None or self._describe(pooled):
                 with self._changed:

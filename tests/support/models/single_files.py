@@ -153,7 +153,7 @@ def unet_weights(unet: torch.nn.Module) -> Weights:
         names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
         number += 1
     number = 0
-    for level, block in enumerate(unet.up_blocks):
+    for level, block in enumerate(getattr(unet, "up_blocks", ())):
         for layer in range(layers + 1):
             names[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{number}.0"
             names[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{number}.1"
@@ -162,12 +162,30 @@ def unet_weights(unet: torch.nn.Module) -> Weights:
         names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{place}.conv"
     weights = {}
     for key, tensor in unet.state_dict().items():
-        start = max((name for name in names if key.startswith(f"{name}.")), key=len)
+        start = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
+        if start is None:
+            continue
         rest = key.removeprefix(start)
         if "resnets" in start:
             rest = re.sub(r"^\.(\w+)", lambda match: f".{_RESNET[match[1]]}", rest)
         weights[names[start] + rest] = tensor
     return weights
+
+
+def controlnet_weights(net: torch.nn.Module) -> Weights:
+    """Return the weights of a ControlNet: those of half a UNet, and its own."""
+    weights = unet_weights(net)
+    blocks = len(net.controlnet_cond_embedding.blocks)
+    own = {"conv_in": "0", "conv_out": "14", **{f"blocks.{block}": f"{2 * block + 2}" for block in range(blocks)}}
+    for key, tensor in net.state_dict().items():
+        name, part = key.rpartition(".")[::2]
+        if name.startswith("controlnet_cond_embedding."):
+            weights[f"input_hint_block.{own[name.partition('.')[2]]}.{part}"] = tensor
+        elif name == "controlnet_mid_block":
+            weights[f"middle_block_out.0.{part}"] = tensor
+        elif name.startswith("controlnet_down_blocks."):
+            weights[f"zero_convs.{name.rpartition('.')[2]}.0.{part}"] = tensor
+    return _prefixed("control_model.", weights)
 
 
 def vae_weights(vae: torch.nn.Module) -> Weights:

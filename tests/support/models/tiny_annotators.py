@@ -6,6 +6,9 @@ import torch
 from transformers import (
     DPTConfig,
     DPTForDepthEstimation,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrResNetConfig,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     VitPoseBackboneConfig,
@@ -13,6 +16,7 @@ from transformers import (
     VitPoseForPoseEstimation,
 )
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
 
@@ -65,4 +69,39 @@ def tiny_pose(folder: Path) -> Path:
     torch.nn.init.constant_(model.head.conv.bias, 1.0)
     model.save_pretrained(folder)
     VitPoseImageProcessorPil(size={"height": 64, "width": 48}).save_pretrained(folder)
+    return folder
+
+
+def tiny_detector(folder: Path, *, label: str = "person") -> Path:
+    """Save an RT-DETR that finds some people in any image, of classes `car` and `label`."""
+    torch.manual_seed(3)
+    backbone = RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = RTDetrConfig(
+        backbone_config=backbone,
+        encoder_in_channels=[8, 16, 16],
+        encoder_hidden_dim=16,
+        encoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        d_model=16,
+        decoder_in_channels=[16, 16, 16],
+        decoder_ffn_dim=16,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        num_queries=6,
+        num_denoising=0,
+        id2label={0: "car", 1: label},
+        label2id={"car": 0, label: 1},
+    )
+    model = RTDetrForObjectDetection(config)
+    for head in (model.model.enc_score_head, *model.model.decoder.class_embed):
+        # Scores that depend on the place in the image.
+        torch.nn.init.normal_(head.weight, std=300.0)
+        head.bias.data = torch.tensor([-1.0, 0.6])
+    model.save_pretrained(folder)
+    RTDetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder

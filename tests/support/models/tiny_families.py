@@ -42,12 +42,12 @@ def t5(width: int = 32) -> T5EncoderModel:
     )
 
 
-def shifted_autoencoder(latent_channels: int) -> AutoencoderKL:
+def shifted_autoencoder(latent_channels: int, *, widths: tuple[int, ...] = (8, 16)) -> AutoencoderKL:
     """Return a VAE as flow models have it: latents are shifted and scaled."""
     return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         norm_num_groups=4,
         latent_channels=latent_channels,
         sample_size=64,
@@ -102,6 +102,13 @@ def flux_components(*, guidance: bool = True, seed: int = 0, masked: bool = Fals
 def tiny_flux(folder: Path) -> Path:
     """FLUX.1-dev in miniature: the guidance scale is an input."""
     diffusers.FluxPipeline(**flux_components()).save_pretrained(folder)
+    return folder
+
+
+def tiny_flux_small_latents(folder: Path) -> Path:
+    """FLUX.1-dev in miniature, whose latents are 8 times smaller than the image, as those of the published model."""
+    components = {**flux_components(), "vae": shifted_autoencoder(4, widths=(8, 8, 16, 16))}
+    diffusers.FluxPipeline(**components).save_pretrained(folder)
     return folder
 
 

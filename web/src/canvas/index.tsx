@@ -17,7 +17,7 @@ export function ImageCanvas({ image }: { image: StoredImage }) {
   const { scale, x, y } = view.value;
   return (
     <>
-      <div class={`image-canvas is-${tool.value}`} {...navigation}>
+      <div class={`image-canvas is-${tool.value} ${scale > 1 ? "is-enlarged" : ""}`} {...navigation}>
         <div
           class="frame"
           style={{

@@ -24,7 +24,14 @@ export function MaskLayer({ image }: { image: StoredImage }) {
     if (context) draw(context, operations.value);
   }, [operations.value, image.id]);
 
+  /** Two fingers zoom: what the first one has painted so far is removed. */
+  const abandon = () => {
+    const context = ref.current?.getContext("2d");
+    if (stroke.current && context) draw(context, operations.value);
+    stroke.current = null;
+  };
   const begin = (event: PointerEvent) => {
+    if (!event.isPrimary) abandon();
     if (!isPainting || event.button !== 0 || !event.isPrimary) return;
     ref.current?.setPointerCapture(event.pointerId);
     const isEraser = tool.value === "eraser";

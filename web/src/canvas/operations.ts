@@ -99,7 +99,8 @@ const WHITE_FROM = 128;
 export function lightToMask(data: Uint8ClampedArray): void {
   for (let at = 0; at < data.length; at += 4) {
     const [r = 0, g = 0, b = 0, a = 0] = data.subarray(at, at + 4);
-    const light = (0.299 * r + 0.587 * g + 0.114 * b) * (a / 255);
-    data.set([RED, GREEN, BLUE, light >= WHITE_FROM ? 255 : 0], at);
+    // In integers: 128 times these fractions would be less than 128.
+    const light = (299 * r + 587 * g + 114 * b) * a;
+    data.set([RED, GREEN, BLUE, light >= WHITE_FROM * 1000 * 255 ? 255 : 0], at);
   }
 }

@@ -1,5 +1,4 @@
 import { ApiError } from "../api/client";
-import type { ControlType } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { takes } from "../lib/request";
 import { useResultUrl } from "../lib/result-url";
@@ -37,14 +36,14 @@ export function Controls() {
   );
 }
 
-function add(type: ControlType | undefined): void {
+function add(type: string | undefined): void {
   if (!type) return;
   const row = { key: crypto.randomUUID(), type, scale: 1, start: 0, end: 1, image: null };
   controls.value = [...controls.value, { ...row, preprocess: canMake(type) }];
 }
 
 /** Whether the service can make a map of this type from an image. */
-function canMake(type: ControlType): boolean {
+function canMake(type: string): boolean {
   return (situation.value?.card.preprocessors ?? []).includes(type);
 }
 
@@ -53,7 +52,7 @@ function change(key: string, changes: Partial<ControlRow>): void {
   controls.value = controls.value.map((row) => (row.key === key ? { ...row, ...changes } : row));
 }
 
-function Row({ row, index, types }: { row: ControlRow; index: number; types: ControlType[] }) {
+function Row({ row, index, types }: { row: ControlRow; index: number; types: string[] }) {
   const texts = t().controls;
   const field = `controls.${index}`;
   return (
@@ -65,7 +64,7 @@ function Row({ row, index, types }: { row: ControlRow; index: number; types: Con
           aria-label={texts.type}
           value={row.type}
           onChange={({ currentTarget: { value } }) => {
-            const type = value as ControlType;
+            const type = value;
             change(row.key, { type, preprocess: canMake(type) });
           }}
         >

@@ -1,11 +1,19 @@
+import { useEffect, useRef } from "preact/hooks";
 import { fieldErrors } from "../state/form";
 
 /** The errors of the service for a field, in its own words. */
 export function FieldError({ field }: { field: string }) {
+  const ref = useRef<HTMLParagraphElement>(null);
   const errors = errorsOf(field);
-  if (errors.length === 0) return null;
+  const isRejected = errors.length > 0;
+  useEffect(() => {
+    const section = ref.current?.closest("details");
+    if (section) section.open = true;
+    ref.current?.scrollIntoView({ block: "nearest" });
+  }, [isRejected]);
+  if (!isRejected) return null;
   return (
-    <p class="error" id={errorId(field)} data-field={field}>
+    <p class="error" ref={ref} id={errorId(field)} data-field={field}>
       {errors.map(({ message }) => message).join("; ")}
     </p>
   );

@@ -1,3 +1,4 @@
+import { useEffect, useState } from "preact/hooks";
 import { t } from "../i18n";
 import { modesOf } from "../lib/capability";
 import { takes } from "../lib/request";
@@ -86,14 +87,16 @@ function Modes() {
   );
 }
 
-/** Errors that no visible control shows: of the request as a whole, or of a field that the form does not have. */
+/** The error of a request that no field shows. */
 function OtherErrors() {
-  const shown = document.getElementsByName.bind(document);
-  const isShown = fieldErrors.value.some(({ field }) => shown(field.split(".")[0] ?? "").length > 0);
-  if (!formError.value || isShown) return null;
+  const [isShown, setIsShown] = useState(false);
+  const [message, errors] = [formError.value, fieldErrors.value];
+  // After the fields have shown theirs.
+  useEffect(() => setIsShown(document.querySelector("[data-field]") !== null), [message, errors]);
+  if (!message || isShown) return null;
   return (
     <p class="error" role="alert">
-      {formError.value}
+      {message}
     </p>
   );
 }

@@ -45,8 +45,8 @@ function Tile({ image: { cell, index }, position }: { image: RunImage; position:
 }
 
 function stateText(error: string, status: string | undefined, fraction = 0): string {
+  if (status === "cancelled" || error === t().run.cancelled) return t().run.cancelled;
   if (error || status === "failed") return t().run.failed;
-  if (status === "cancelled") return t().run.cancelled;
   return status === "running" ? `${Math.round(fraction * 100)} %` : "…";
 }
 

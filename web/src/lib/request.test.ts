@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import type { Values } from "../state/form";
 import { buildRequest, takes, taskOf } from "./request";
 import { CARD, situationWith } from "./testing";
 
@@ -55,6 +56,11 @@ describe("buildRequest", () => {
     expect(edit).toEqual({ ...IMAGE, instruction: "make it night" });
     const transform = buildRequest(situationWith({ values }), IMAGE);
     expect(transform).toEqual({ ...IMAGE, prompt: "a house", strength: 0.4 });
+  });
+
+  it("takes no webhook and no images from the values of a link", () => {
+    const values = { prompt: "x", webhook: "https://evil.example", image: "b".repeat(64) } as Values;
+    expect(buildRequest(situationWith({ values }), IMAGE)).toEqual({ ...IMAGE, prompt: "x" });
   });
 
   it("sends the options of a mask only with a mask", () => {

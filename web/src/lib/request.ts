@@ -90,12 +90,16 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
   }
 }
 
+// Values can come from a link of another person, which must not send images or the URL of a webhook.
+const NOT_SETTINGS = new Set(["webhook", "image", "mask", "controls", "image_prompts"]);
+
 /** Return the request of the form: the fields that the model takes and that differ from "not given". */
 export function buildRequest(situation: Situation, images: Images): Img2ImgRequest {
   const { values, hasMask } = situation;
   const request: Record<string, unknown> = {};
   const task = taskOf(situation);
-  for (const [field, value] of Object.entries({ ...images, ...values })) {
+  const settings = Object.entries(values).filter(([name]) => !NOT_SETTINGS.has(name));
+  for (const [field, value] of [...Object.entries(images), ...settings]) {
     const isMaskOption = (field === "mask_blur" || field === "mask_padding") && task !== "inpaint";
     if (isEmpty(value) || isMaskOption || (field === "outpaint" && !hasMargins(values))) continue;
     if (field === "mask" && !hasMask) continue;

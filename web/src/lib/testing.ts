@@ -36,6 +36,8 @@ export const CARD: ServedModel = {
     },
   ],
   parameters: { eta: ["img2img"] },
+  state: "loaded",
+  statuses: [],
   workers: ["w"],
   queued: 0,
   default: true,

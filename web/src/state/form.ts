@@ -1,5 +1,5 @@
 import { signal } from "@preact/signals";
-import type { ControlType, FieldProblem, Img2ImgRequest } from "../api/generated/types.gen";
+import type { ControlRequest, FieldProblem, Img2ImgRequest } from "../api/generated/types.gen";
 import type { StoredImage } from "./images";
 import { saved } from "./saved";
 
@@ -10,7 +10,7 @@ export type Values = Omit<Img2ImgRequest, "image" | "mask" | "controls" | "image
 
 export interface ControlRow {
   key: string;
-  type: ControlType;
+  type: ControlRequest["type"];
   scale: number;
   start: number;
   end: number;

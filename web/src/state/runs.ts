@@ -2,6 +2,7 @@ import { computed, signal } from "@preact/signals";
 import { ApiError } from "../api/client";
 import { getJob, submitImg2Img } from "../api/generated/sdk.gen";
 import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
+import { t } from "../i18n";
 import { fieldErrors, formError } from "./form";
 import { uploadForgotten } from "./images";
 import { cancel, isOver, track, viewOf } from "./jobs";
@@ -111,7 +112,7 @@ export function showError(error: ApiError): void {
 /** Cancel every job of a run that has not ended, and those that are not submitted yet. */
 export async function cancelRun(run: Run): Promise<void> {
   run.cells.forEach((cell, index) => {
-    if (!cell.jobId) change(run.key, index, { error: "cancelled" });
+    if (!cell.jobId) change(run.key, index, { error: t().run.cancelled });
   });
   const ids = run.cells.flatMap(({ jobId }) => (jobId ? [jobId] : []));
   await Promise.all(

@@ -2,6 +2,7 @@ import { signal } from "@preact/signals";
 import { t } from "../i18n";
 import { type Plan, run } from "./actions";
 import { inputImage } from "./form";
+import { shownKey } from "./runs";
 import { isReachable } from "./session";
 import { situation } from "./situation";
 
@@ -12,10 +13,17 @@ export async function start(plan?: Plan): Promise<void> {
   if (whyNot() !== "") return;
   isSubmitting.value = true;
   try {
+    const before = shownKey.value;
     await run(plan);
+    if (shownKey.value !== before) showResult();
   } finally {
     isSubmitting.value = false;
   }
+}
+
+/** In one column, the result is below the form. */
+function showResult(): void {
+  if (matchMedia("(max-width: 860px)").matches) document.getElementById("result")?.scrollIntoView();
 }
 
 /** Why the form cannot be run; empty if it can. */

@@ -27,7 +27,7 @@ from .ip_adapter import LABEL, IPAdapter, max_images
 from .lora_layers import lora_components
 from .loras import Loras, adapters_in, check_loras, label
 from .redux import Redux, is_redux
-from .shared_weight_module import ActiveAdapters, LoraScales, SharedWeightModule
+from .shared_weight_module import ActiveAdapters, Forward, LoraScales, SharedWeightModule
 
 PROMPT_CACHE_BYTES = 64 * 2**20
 IMAGE_CACHE_BYTES = 256 * 2**20
@@ -122,22 +122,16 @@ class Adapters:
         self._lora_modules = {}
         for name in lora_components(loras.pipeline) if loras.loaded else []:
             adapters = adapters_in(loras.pipeline, name)
-            is_text_encoder = name.startswith("text_encoder")
             if adapters:
-                self._lora_modules[name] = SharedWeightModule(
-                    name,
-                    loras.pipeline,
-                    adapters,
-                    remember_bytes=PROMPT_CACHE_BYTES if is_text_encoder else 0,
-                    shared=() if is_text_encoder else self._family.unbatched,
-                )
+                gate = _gate_text_encoder if name.startswith("text_encoder") else self._family.gate_denoiser
+                self._lora_modules[name] = SharedWeightModule(name, loras.pipeline, adapters, gate)
                 self._placement.put(name, self._lora_modules[name].module)
         self._image_modules = []
         if self._ip_adapter:
             name = self._ip_adapter.component
             denoiser_loras = adapters_in(loras.pipeline, name) if loras.loaded else frozenset()
             self._image_modules = [
-                SharedWeightModule(name, each, denoiser_loras, remember_bytes=0, shared=self._family.unbatched)
+                SharedWeightModule(name, each, denoiser_loras, self._family.gate_denoiser)
                 for each in self._ip_adapter.pipelines(denoiser_of(loras.pipeline))
             ]
             for each in self._image_modules:
@@ -209,6 +203,10 @@ class Adapters:
             if lora.name not in loaded:
                 raise JobError(f"the LoRA {lora.name!r} was removed from the model {spec.model!r}")
         return tuple(sorted((loaded[lora.name].peft_name, lora.scale) for lora in spec.loras if lora.scale))
+
+
+def _gate_text_encoder(forward: Forward) -> Forward:
+    return Gate("encode_prompt", forward, remember_bytes=PROMPT_CACHE_BYTES)
 
 
 def denoiser_of(pipeline: DiffusionPipeline) -> Any:

@@ -1,84 +1,39 @@
-"""Control maps by transformers models: depth, segmentation and pose.
+"""Control maps by transformers models: depth, normals, segmentation and poses."""
 
-A map is made in three steps. The load thread preprocesses the image with NumPy and Pillow. The job that needs the map
-then calls the model on the engine's thread, through a gate: torch on another thread would start more OpenMP threads,
-and jobs with the same image share one call. Postprocessing (colours, resize) takes a few milliseconds there.
-"""
-
+from collections.abc import Mapping
 from typing import Any
 
+import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForDepthEstimation,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     VitPoseForPoseEstimation,
 )
-from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput
 
-from img2img.domain.conditioning import ControlType
+from img2img.domain.conditioning import ControlName, ControlType
 from img2img.domain.model_config import ComponentSource, ModelConfig
 
-from ...engine.gate import Gate
 from ...errors import StartupError
-from ...images.inputs import to_tensor
 from ..loading.components import load_component
 from ..loading.failures import reporting_failures
 from ..loading.locations import component_folder
 from ..loading.placement import Placement
 from .ade20k import PALETTE
-from .pose_drawing import draw_pose
+from .annotator import Annotator
+from .pose_annotators import PERSON, PeopleAnnotator, PersonDetector, PoseAnnotator
 
-# The images of a job share a map, and so do jobs that try several prompts with one image.
-CACHE_BYTES = 64 * 2**20
-# Minimum confidence of a keypoint.
-KEYPOINT_THRESHOLD = 0.3
 # Model types that predict distance; other depth models predict inverse distance.
 METRIC_DEPTH_MODELS = frozenset({"depth_pro", "glpn", "zoedepth"})
-
-
-class Annotator:
-    """Makes control maps of one type."""
-
-    def __init__(self, processor: Any, model: Any, device: torch.device) -> None:
-        self._processor = processor
-        self.model = model
-        self._device = device
-        self._gate = Gate("annotate", self._run, remember_bytes=CACHE_BYTES)
-
-    def prepare(self, image: Image.Image) -> torch.Tensor:
-        """Preprocess an RGB image for the model, on any thread.
-
-        Returns:
-            Tensor of shape (1, 3, height, width) of the model's input size.
-        """
-        pixels = self._processor(images=image, return_tensors="np", **self._processor_kwargs(image.size))
-        return torch.from_numpy(np.ascontiguousarray(pixels["pixel_values"], np.float32))
-
-    def make_map(self, prepared: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Make the control map, on the engine's thread.
-
-        Args:
-            prepared: output of `prepare`.
-            size: (width, height) of the map in pixels.
-
-        Returns:
-            Tensor of shape (1, 3, height, width) with values in [0, 1].
-        """
-        output = self._gate(prepared.to(self._device))
-        return to_tensor(self._draw(output.float().cpu(), size).convert("RGB"))
-
-    def _processor_kwargs(self, size: tuple[int, int]) -> dict[str, Any]:  # noqa: ARG002
-        return {}
-
-    def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Run the model. The first dimension of the output is the batch."""
-        raise NotImplementedError
-
-    def _draw(self, output: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-        raise NotImplementedError
+# Of normals: the extent of the scene in depth, in shorter sides of the image. Relative depth has no unit.
+SCENE_DEPTH = 0.5
+# Smooths depth before its slope is computed; in pixels of an image of this side.
+NORMAL_SIGMA, NORMAL_SIDE = 1.5, 512
 
 
 class DepthAnnotator(Annotator):
@@ -92,10 +47,25 @@ class DepthAnnotator(Annotator):
         return depth
 
     def _draw(self, output: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-        depth = output[0].numpy()
-        spread = max(float(np.ptp(depth)), 1e-6)
-        grey = Image.fromarray(((depth - depth.min()) / spread * 255).round().astype(np.uint8))
+        grey = Image.fromarray((_relative(output) * 255).round().astype(np.uint8))
         return grey.resize(size, Image.Resampling.BICUBIC)
+
+
+class NormalAnnotator(DepthAnnotator):
+    """Surface normals from the slopes of relative inverse depth.
+
+    Colours are those of the published ControlNets: red faces left, green faces up, blue faces the viewer.
+    """
+
+    def _draw(self, output: torch.Tensor, size: tuple[int, int]) -> Image.Image:
+        side = min(size)
+        depth = cv2.resize(_relative(output) * SCENE_DEPTH * side, size, interpolation=cv2.INTER_CUBIC)
+        depth = cv2.GaussianBlur(depth, (0, 0), NORMAL_SIGMA * max(1.0, side / NORMAL_SIDE))
+        # Sobel sums eight differences over one pixel each.
+        left, up = cv2.Sobel(depth, cv2.CV_32F, 1, 0) / 8, cv2.Sobel(depth, cv2.CV_32F, 0, 1) / 8
+        facing = np.stack([left, up, np.ones_like(left)], axis=2)
+        normals = facing / np.linalg.norm(facing, axis=2, keepdims=True)
+        return Image.fromarray(((normals + 1) / 2 * 255).round().astype(np.uint8))
 
 
 class SegmentationAnnotator(Annotator):
@@ -113,66 +83,63 @@ class SegmentationAnnotator(Annotator):
         return colours.resize(size, Image.Resampling.NEAREST)
 
 
-class PoseAnnotator(Annotator):
-    """OpenPose drawing of one person whose bounding box is the whole image."""
-
-    def _processor_kwargs(self, size: tuple[int, int]) -> dict[str, Any]:
-        return {"boxes": _whole_image_box(size)}
-
-    def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        experts = getattr(self.model.config.backbone_config, "num_experts", 1)
-        # Expert 0 of ViTPose++ was trained on human bodies (COCO).
-        expert = torch.zeros(len(pixels), dtype=torch.int64, device=pixels.device) if experts > 1 else None
-        heatmaps: torch.Tensor = self.model(pixel_values=pixels, dataset_index=expert).heatmaps
-        return heatmaps
-
-    def _draw(self, output: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-        found = self._processor.post_process_pose_estimation(
-            VitPoseEstimatorOutput(heatmaps=output), boxes=_whole_image_box(size), threshold=KEYPOINT_THRESHOLD
-        )
-        people = [
-            {int(label): (float(x), float(y)) for label, (x, y) in zip(one["labels"], one["keypoints"], strict=True)}
-            for one in found[0]
-        ]
-        return Image.fromarray(draw_pose(people, size))
+def _relative(output: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return inverse depth from 0 (far) to 1 (near)."""
+    depth = output[0].numpy()
+    spread = max(float(np.ptp(depth)), 1e-6)
+    return np.asarray((depth - depth.min()) / spread, np.float32)
 
 
-def _whole_image_box(size: tuple[int, int]) -> list[list[list[float]]]:
-    """Return the boxes (left, top, width, height) of the people in a batch of one image."""
-    return [[[0.0, 0.0, float(size[0]), float(size[1])]]]
-
-
-_ANNOTATORS: dict[ControlType, tuple[type[Annotator], Any]] = {
+_ANNOTATORS: Mapping[str, tuple[type[Annotator], Any]] = {
     ControlType.DEPTH: (DepthAnnotator, AutoModelForDepthEstimation),
+    ControlType.NORMAL: (NormalAnnotator, AutoModelForDepthEstimation),
     ControlType.SEGMENTATION: (SegmentationAnnotator, AutoModelForSemanticSegmentation),
     ControlType.POSE: (PoseAnnotator, VitPoseForPoseEstimation),
 }
 
 
-def load_annotators(config: ModelConfig, placement: Placement) -> dict[ControlType, Annotator]:
+def load_annotators(config: ModelConfig, placement: Placement) -> dict[ControlName, Annotator]:
     """Load the `preprocessors` of a model. Safetensors only, no remote code.
 
     Raises:
         StartupError: if one is not supported or cannot be loaded.
     """
-    return {
-        control_type: _load(control_type, source, placement) for control_type, source in config.preprocessors.items()
-    }
+    sources = dict(config.preprocessors)
+    person = sources.pop(PERSON, None)
+    detector = None
+    if person is not None:
+        with reporting_failures(f"preprocessor {PERSON}"):
+            if ControlType.POSE not in sources:
+                raise StartupError(f"it finds the people for `{ControlType.POSE}`, which is not listed; add it")
+            processor, model = _parts(AutoModelForObjectDetection, person)
+            detector = PersonDetector(processor, model, placement.device)
+            placement.put(PERSON, model)
+    return {name: _load(name, source, placement, detector) for name, source in sources.items()}
 
 
-def _load(control_type: ControlType, source: ComponentSource, placement: Placement) -> Annotator:
+def _load(
+    control_type: ControlName, source: ComponentSource, placement: Placement, detector: PersonDetector | None
+) -> Annotator:
     label = f"preprocessor {control_type}"
     if control_type not in _ANNOTATORS:
-        raise StartupError(f"{label}: not made by a model; `preprocessors` can be: {', '.join(_ANNOTATORS)}")
+        known = ", ".join((*_ANNOTATORS, PERSON))
+        raise StartupError(f"{label}: not made by a model; `preprocessors` can be: {known}")
     annotator, kind = _ANNOTATORS[control_type]
     with reporting_failures(label):
-        folder = component_folder(source)
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        # In float32 regardless of the dtype of the file: the models are small and their inputs are float32.
-        model = load_component(kind, folder, torch.float32)
-    if control_type is ControlType.SEGMENTATION and model.config.num_labels > len(PALETTE):
+        processor, model = _parts(kind, source)
+    if control_type == ControlType.SEGMENTATION and model.config.num_labels > len(PALETTE):
         raise StartupError(
             f"{label}: {source.source} has {model.config.num_labels} classes; the maximum is {len(PALETTE)} (ADE20K)"
         )
-    placement.put(control_type, model.eval())
+    placement.put(control_type, model)
+    if annotator is PoseAnnotator and detector is not None:
+        return PeopleAnnotator(processor, model, placement.device, detector)
     return annotator(processor, model, placement.device)
+
+
+def _parts(kind: Any, source: ComponentSource) -> tuple[Any, Any]:
+    """Load the image processor and the model of a preprocessor."""
+    folder = component_folder(source)
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    # In float32 regardless of the dtype of the file: the models are small and their inputs are float32.
+    return processor, load_component(kind, folder, torch.float32).eval()

@@ -92,12 +92,13 @@ class DeltaLayer(nn.Module, BaseTunerLayer):
             StartupError: if it is a DoRA and the weight is quantised.
         """
         weight = self.get_base_weight()
-        is_quantised = not weight.is_floating_point()
-        dtype = cast(torch.dtype, self.base_layer.compute_dtype) if is_quantised else weight.dtype
+        # torchao's tensors have the shape and the dtype of the weight, those of bitsandbytes do not.
+        is_packed = not weight.is_floating_point()
+        dtype = cast(torch.dtype, self.base_layer.compute_dtype) if is_packed else weight.dtype
         placed = {name: tensor.to(weight.device, dtype).contiguous() for name, tensor in factors.items()}
         changed = change_of_weight(placed, self._shape)
         if "dora_scale" in placed:
-            if is_quantised:
+            if is_packed or type(weight) not in (torch.Tensor, nn.Parameter):
                 raise StartupError("a DoRA needs weights that are not quantised; remove `quantize`")
             decomposed(weight + changed, placed["dora_scale"])
         if "diff_b" in placed:

@@ -106,7 +106,7 @@ class Loras:
 
 def check_loras(pipeline: DiffusionPipeline, family: Family) -> None:
     """Raise StartupError if the family has no LoRAs."""
-    if not family.loras or not hasattr(pipeline, "load_lora_weights"):
+    if not hasattr(pipeline, "load_lora_weights"):
         raise StartupError(f"LoRAs are not supported for {family.name} models; remove `loras`")
 
 

@@ -8,7 +8,7 @@ batched call runs.
 import copy
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ...engine.gate import Gate
 
+Forward = Callable[..., Any]
 LoraScales = tuple[tuple[str, float], ...]
 
 
@@ -53,9 +54,7 @@ class SharedWeightModule:
         name: str,
         pipeline: DiffusionPipeline,
         adapters: frozenset[str],
-        *,
-        remember_bytes: int,
-        shared: Sequence[str] = (),
+        gate: Callable[[Forward], Forward],
     ) -> None:
         """Wrap a component.
 
@@ -63,15 +62,13 @@ class SharedWeightModule:
             name: component of `pipeline`, a copy that shares weights.
             pipeline: pipeline through which diffusers sets the scales of IP-Adapters.
             adapters: PEFT names of the LoRAs that have weights in the component.
-            remember_bytes: output cache of the gate, in bytes.
-            shared: keyword arguments of the component without a batch dimension.
+            gate: returns the gate of the component's forward.
         """
         self._module: torch.nn.Module = getattr(pipeline, name)
         self._pipeline = pipeline
         self._adapters = adapters
         self._active: ActiveAdapters | None = None
-        stage = "encode_prompt" if name.startswith("text_encoder") else "denoise"
-        self._gate = Gate(stage, self._run, remember_bytes=remember_bytes, shared=shared)
+        self._gate = gate(self._run)
 
     @property
     def module(self) -> torch.nn.Module:

@@ -75,7 +75,7 @@ _T5_INPUTS = "text_encoders.t5xxl.transformer.encoder.embed_tokens.weight"
 _KEYS = {
     "a LoRA": "list it in `loras` of a model",
     "an IP-Adapter": "give it as `ip_adapter` of a model",
-    "a ControlNet": "list it in `controlnets` of a model, in diffusers' format",
+    "a ControlNet": "list it in `controlnets` of a model",
     "an autoencoder (VAE)": "give it as `vae` of a model",
     "a text encoder": "list it in `text_encoders` of a model",
 }

@@ -26,6 +26,8 @@ from .weightless import add_unknown, build_without_weights, is_in_hub_cache, is_
 SCHEDULER_CONFIG = "scheduler_config.json"
 # Settings of the low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler.
 LOW_RES_SCHEDULER = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+# Components of Stable Diffusion pipelines: `ImageChecker` checks their finished images.
+NO_SAFETY_CHECKER = {"safety_checker": None, "requires_safety_checker": False}
 # Weights that published files lack and that no forward pass uses.
 _UNUSED = re.compile(r"^neck\.fusion_stage\.layers\.0\.residual_layer1\.")
 _STATISTICS = re.compile(r"\brunning_(?:mean|var)$")
@@ -57,7 +59,8 @@ def load_pipeline(
     parameters = inspect.signature(kind.__init__).parameters
     # diffusers requires most of the components that a model_index.json has as null.
     absent = {name: None for name, value in location.index.items() if value == [None, None] and name in parameters}
-    modules: dict[str, Any] = absent | loaded
+    off = {name: value for name, value in NO_SAFETY_CHECKER.items() if name in parameters}
+    modules: dict[str, Any] = absent | off | loaded
     is_variant = variant is None
     for name, (library, class_name) in components(location.index).items():
         if name in modules or name not in parameters:

@@ -119,6 +119,8 @@ def component_folder(source: ComponentSource) -> Path:
         StartupError: there is no such folder, or no access to it.
     """
     path = Path(source.source).expanduser()
+    if source.weight_name:
+        raise StartupError(f"{source.source} must be a folder or hub id in diffusers' format; remove `weight_name`")
     if path.is_file():
         raise StartupError(f"{path} must be a folder or hub id in diffusers' format, not a file")
     if path.is_dir():
