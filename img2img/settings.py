@@ -51,6 +51,7 @@ SETTINGS = (
     "METRICS_HOST",
     "METRICS_PORT",
     "MIN_FREE_DISK",
+    "MODE",
     "MODEL",
     "MODELS_FILE",
     "MODEL_FOLDERS",

@@ -96,7 +96,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=meter)
         metrics = serve_metrics(settings, tracer, engine, device)
         pool = ModelPool(
-            loader := ModelLoader(engine, device, report.stage),
+            loader := ModelLoader(engine, device, report.stage, mode=settings.mode),
             MemoryBudget(settings.model_memory, reader_of(device, meter), total_memory(device)),
             max_loaded=settings.max_loaded_models,
             metrics=PoolMetrics(metrics.registry),

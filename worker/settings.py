@@ -1,7 +1,7 @@
 """Settings of the worker, read from `IMG2IMG_*` variables."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field, StringConstraints, field_validator
 
@@ -29,6 +29,13 @@ class WorkerSettings(SharedSettings):
         ByteSize | None,
         Field(gt=0, description="Maximum memory of the weights of all models, such as `20GB`. Unset: the free memory."),
     ] = None
+    mode: Annotated[
+        Literal["auto", "speed", "memory"],
+        Field(
+            description="What a worker does for memory: `auto` offloads the weights of a model that does not fit, "
+            "`memory` those of every model, `speed` none. Keys of the model file come first."
+        ),
+    ] = "auto"
     lease_s: Annotated[
         int,
         Field(ge=2, le=3600, description="Seconds without a heartbeat before the jobs of a worker are requeued."),

@@ -360,6 +360,20 @@ def test_loras_change_while_the_model_stays_loaded(
     render(served.engine, lease.model, spec)
 
 
+def test_offloaded_model_is_loaded_again_for_other_loras(
+    serve: Callable[..., Served], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    offloaded = ModelConfig(name="a", source=str(folders["a"]), offload="layers", offload_folder=tmp_path / "weights")
+    served = serve(a=offloaded)
+    lora = tiny_lora(folders["a"], tmp_path / "oil.safetensors", seed=3)
+    changed = offloaded.model_copy(update={"loras": {"oil": ComponentSource(source=str(lora))}})
+    served.pool.define(served.configs | {"a": changed})
+    wait_for(lambda: served.states()["a"] is LOADED and served.pool.cards[0].loras == ("oil",))
+    spec = make_spec(**SPEC.model_dump() | {"loras": [{"name": "oil", "scale": 1.0}]})
+    plain, with_lora = (render(served.engine, served.lease("a").model, one) for one in (SPEC, spec))
+    assert not torch.equal(plain, with_lora)
+
+
 def test_unloaded_model_leaves_no_memory_after_a_change_of_loras(
     serve: Callable[..., Served], folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,11 +213,13 @@ class ModelDescription:
         card: equal to the card of the loaded model.
         disk_bytes: size of its weight files; None if some of them are not downloaded yet.
         memory_bytes: size that its weights will have in memory.
+        largest_bytes: size of the largest module, and of the ControlNets, which are used with the denoiser.
     """
 
     card: ModelCard
     disk_bytes: int | None
     memory_bytes: int
+    largest_bytes: int
 
 
 def describe_model(config: ModelConfig, *, device: str) -> ModelDescription:
@@ -229,8 +231,18 @@ def describe_model(config: ModelConfig, *, device: str) -> ModelDescription:
     files = WeightFiles()
     with without_weights(files):
         model = load_model(config, device=device)
-    memory = sum(size for _, size in tensor_sizes(model.modules()).values()) - model.saved_bytes(config)
-    return ModelDescription(model.card, files.size if files.is_complete else None, memory + model.adapters.file_bytes)
+    memory = _bytes_of(model.modules()) - model.saved_bytes(config)
+    largest = max(_bytes_of([module]) for module in model.modules()) + _bytes_of(model.controlnets.modules)
+    return ModelDescription(
+        card=model.card,
+        disk_bytes=files.size if files.is_complete else None,
+        memory_bytes=memory + model.adapters.file_bytes,
+        largest_bytes=min(memory, largest),
+    )
+
+
+def _bytes_of(modules: Iterable[torch.nn.Module]) -> int:
+    return sum(size for _, size in tensor_sizes(modules).values())
 
 
 def load_model(config: ModelConfig, *, device: str) -> Model:

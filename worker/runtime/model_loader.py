@@ -24,6 +24,8 @@ from ..pipelines.denoise import make_task_function
 from ..pipelines.loading.failures import reporting_failures
 from ..pipelines.loading.weightless import WeightFiles, counting
 from ..pipelines.model import Model, ModelDescription, describe_model, load_model
+from .memory_mode import MemoryMode, configure_memory
+from .model_memory import MemoryBudget
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,13 @@ class ModelLoader:
         engine: runs the warm-up.
         device: where the models are loaded.
         report: gets a line at each stage.
+        mode: what is done for memory.
     """
 
-    def __init__(self, engine: Engine, device: str, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, engine: Engine, device: str, report: Callable[[str], None], *, mode: MemoryMode = "auto"
+    ) -> None:
+        self._mode = mode
         self.device = device
         self.report = report
         self._engine = engine
@@ -51,6 +57,10 @@ class ModelLoader:
     def describe(self, config: ModelConfig) -> ModelDescription:
         """Describe a model without loading it. Raises StartupError."""
         return describe_model(config, device=self.device)
+
+    def with_mode(self, config: ModelConfig, needed: int, largest: int, budget: MemoryBudget) -> ModelConfig:
+        """Return the configuration with which a model fits into the free memory, see `configure_memory`."""
+        return configure_memory(config, self._mode, self.device, needed, largest, budget.free_bytes())
 
     def load(self, config: ModelConfig, files: WeightFiles) -> Model:
         """Load a model and warm it up.

@@ -54,6 +54,12 @@ class MemoryBudget:
             return needed + loaded - freed <= self._max_bytes
         return self._free is None or needed <= self._free() + freed - self._reserve
 
+    def free_bytes(self) -> int | None:
+        """Return the free memory of the device, at most the limit; None if it is not known."""
+        free = None if self._free is None else self._free()
+        known = [value for value in (free, self._max_bytes) if value is not None]
+        return min(known, default=None)
+
     def why_too_large(self, needed: int) -> str | None:
         """Return why a model cannot fit, even alone; None if it may. Only a limit is certain: memory may be swapped."""
         if self._max_bytes is None or needed <= self._max_bytes:

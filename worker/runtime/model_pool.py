@@ -25,6 +25,12 @@ CHECK_S = 0.2
 DESCRIPTIONS_S = 30.0
 
 
+def _is_kept(old: PooledModel, config: ModelConfig) -> bool:
+    """Return whether a model can go on with a configuration: an equal one, or one with other LoRAs."""
+    before = old.wanted_config
+    return before == config or (old.can_change_loras and before.model_copy(update={"loras": config.loras}) == config)
+
+
 class ModelLease:
     """A use of a loaded model by one job. The model stays in memory until it is released."""
 
@@ -85,7 +91,7 @@ class ModelPool:
             before, after = self._state.models, {}
             for name, config in configs.items():
                 old = before.get(name)
-                if old is not None and old.wanted_config.model_copy(update={"loras": config.loras}) == config:
+                if old is not None and _is_kept(old, config):
                     old.next_config = config if config != old.config else None
                     after[name] = old
                 else:

@@ -126,14 +126,16 @@ class PoolThread:
             return self._state.fits(pooled)
 
     def _load_weights(self, pooled: PooledModel) -> None:
-        if reason := self._state.budget.why_too_large(pooled.bytes_on(self._state.device)):
+        config = self._loader.with_mode(pooled.config, pooled.expected_bytes, pooled.largest_bytes, self._state.budget)
+        needed = pooled.bytes_on(self._state.device) if config.offload == "none" else 0
+        if reason := self._state.budget.why_too_large(needed):
             self._fail(pooled, f"cannot load model {pooled.name!r}: {reason}; {SMALLER}")
             return
         while not pooled.is_retired:
             started = time.monotonic()
             try:
                 assert pooled.files is not None
-                model = self._loader.load(pooled.config, pooled.files)
+                model = self._loader.load(config, pooled.files)
             except StartupError as error:
                 message, is_lost, lacks_memory = str(error), *_causes(error)
             else:

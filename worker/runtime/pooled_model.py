@@ -27,6 +27,8 @@ class PooledModel:
     memory: dict[str, int] = field(default_factory=dict)
     # Size of the weights without having loaded them.
     expected_bytes: int = 0
+    # Size of the largest part of the weights that is used at once.
+    largest_bytes: int = 0
     files: WeightFiles | None = None
     model: Model | None = None
     in_flight: int = 0
@@ -70,6 +72,11 @@ class PooledModel:
         return self.next_config or self.config
 
     @property
+    def can_change_loras(self) -> bool:
+        """Whether LoRAs can be replaced in the loaded model. Hooks of offloaded weights are made when it is loaded."""
+        return self.model is None or not self.model.is_offloaded
+
+    @property
     def needs_description(self) -> bool:
         """Whether the card is unknown, and was not tried a short time ago without success."""
         if self.card is not None and not self.is_stale:
@@ -86,6 +93,7 @@ class PooledModel:
         """Set card and size."""
         self.card, self.is_stale = description.card, False
         self.disk_bytes, self.expected_bytes = description.disk_bytes, description.memory_bytes
+        self.largest_bytes = description.largest_bytes
         if self.state is ModelState.FAILED:
             self.state, self.error = ModelState.UNLOADED, None
 

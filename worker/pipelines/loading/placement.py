@@ -40,7 +40,7 @@ class Placement:
         """
         self.device = with_index(device)
         self._mode = config.offload
-        _check(config, self.device)
+        check_offload(config, self.device)
         self._modules: list[torch.nn.Module] = []
         self._folder = _Folder(config.offload_folder) if config.offload_folder and not is_weightless() else None
 
@@ -229,7 +229,7 @@ def _remove_unused(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check(config: ModelConfig, device: torch.device) -> None:
+def check_offload(config: ModelConfig, device: torch.device) -> None:
     """Raise StartupError for keys that do not go together."""
     mode, has_folder, kinds = config.offload, config.offload_folder is not None, set(config.quantize.values())
     adapters = [name for name in ("loras", "ip_adapter") if getattr(config, name)]
