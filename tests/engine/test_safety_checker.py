@@ -252,7 +252,7 @@ def test_images_that_may_be_withheld_have_no_preview(by_mode: dict[str, Model], 
 def test_checker_is_warmed_up(strict: Path) -> None:
     model, shapes = load(strict), []
     assert model.safety_checker is not None
-    model.safety_checker._module.register_forward_pre_hook(
+    model.safety_checker.module.register_forward_pre_hook(
         lambda _module, _args, kwargs: shapes.append(kwargs["clip_input"].shape), with_kwargs=True
     )
     with running_engine() as engine:

@@ -94,6 +94,7 @@ class ModelPool:
             for name, old in before.items():
                 if after.get(name) is not old:
                     self._retire(old, after.get(name))
+            self._state.cancel_evictions()
             self._changed.notify_all()
 
     def _retire(self, old: PooledModel, successor: PooledModel | None) -> None:
