@@ -118,7 +118,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
                 raise WorkerDied("the engine thread has died")
             pool.check()
 
-        pool.start(models_to_preload(settings.preload, watch.names), check_threads)
+        pool.start(models_to_preload(settings.preload, watch.names, watch.removed), check_threads)
         loader.report = logging.getLogger(__name__).info
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
     watchdog = Watchdog(engine, stall_s=settings.stall_s)
