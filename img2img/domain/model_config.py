@@ -168,7 +168,10 @@ class ModelConfig(BaseModel):
         Component | None, Field(description="part: the VAE, a folder or a file; default: that of the model")
     ] = None
     controlnets: Annotated[
-        dict[ControlName, Annotated[ControlNetSource, BeforeValidator(_expand)]],
+        dict[
+            ControlName,
+            Annotated[ControlNetSource, BeforeValidator(_expand, json_schema_input_type=str | ControlNetSource)],
+        ],
         Field(description="table: control type, any name -> part, which also takes `mode`; a folder or a file"),
     ] = {}
     preprocessors: Annotated[

@@ -122,8 +122,8 @@ class SD3Transformer(ControlledTransformer):
     """Stable Diffusion 3 and 3.5."""
 
     def __init__(self, *args: Any, generator: torch.Generator, **kwargs: Any) -> None:
-        # The stock pipeline encodes maps with the global generator. This one stands for it, so that equal seeds give
-        # equal images.
+        # The stock pipeline encodes maps with the global generator. This one replaces it: equal seeds give equal
+        # images.
         own = torch.Generator("cpu").manual_seed(generator.initial_seed())
         super().__init__(*args, generator=own, **kwargs)
 

@@ -80,7 +80,7 @@ def _load_file(file: Path, classes: Sequence[str], denoiser: Any) -> Any:
 
 @contextmanager
 def _naming(file: Path, folder: Path) -> Iterator[None]:
-    """Name the file in errors, which name the folder that stands for it."""
+    """Name the file in errors, which name the folder made from it."""
     try:
         yield
     except (OSError, RuntimeError, StartupError, ValueError) as error:
