@@ -364,6 +364,22 @@ def test_loras_change_while_the_model_stays_loaded(
     render(served.engine, lease.model, spec)
 
 
+def test_offloaded_model_is_loaded_again_for_other_loras(
+    serve: Callable[..., Served], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    offloaded = ModelConfig(name="a", source=str(folders["a"]), offload="layers", offload_folder=tmp_path / "offloaded")
+    served = serve(a=offloaded)
+    lora = tiny_lora(folders["a"], tmp_path / "oil.safetensors", seed=3)
+    loras = {"oil": ComponentSource(source=str(lora))}
+    served.pool.define(served.configs | {"a": offloaded.model_copy(update={"loras": loras})})
+    wait_for(lambda: served.states()["a"] is LOADED)
+    assert served.pool.cards[0].loras == ("oil",)
+    plain, with_lora = (make_spec(**SPEC.model_dump() | {"loras": [{"name": "oil", "scale": s}]}) for s in (0, 1.0))
+    lease = served.lease("a")
+    images = [render(served.engine, lease.model, spec) for spec in (plain, with_lora)]
+    assert not torch.equal(*images)
+
+
 def test_unloaded_model_leaves_no_memory_after_a_change_of_loras(
     serve: Callable[..., Served], folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -72,7 +72,7 @@ class ModelPool:
 
         New models are described on the pool's thread, and loaded when jobs need them. Removed ones take no new jobs,
         and are unloaded when their running jobs have ended. For changed ones, new jobs get the new configuration, and
-        running jobs keep the old model. A model that differs only in its LoRAs stays loaded.
+        running jobs keep the old model. A model that differs only in its LoRAs stays loaded, unless it is offloaded.
 
         A configuration that cannot be used makes the model `failed`.
 
@@ -85,7 +85,7 @@ class ModelPool:
             before, after = self._state.models, {}
             for name, config in configs.items():
                 old = before.get(name)
-                if old is not None and old.wanted_config.model_copy(update={"loras": config.loras}) == config:
+                if old is not None and _can_become(old.wanted_config, config):
                     old.next_config = config if config != old.config else None
                     after[name] = old
                 else:
@@ -265,3 +265,11 @@ class ModelPool:
         with self._changed:
             self._state.is_closed = True
             self._changed.notify_all()
+
+
+def _can_become(old: ModelConfig, new: ModelConfig) -> bool:
+    """Return whether a model need not be loaded again for its new configuration."""
+    if old == new:
+        return True
+    # The modules of an offloaded model have hooks, and cannot be copied for other LoRAs.
+    return new.offload == "none" and old.model_copy(update={"loras": new.loras}) == new
