@@ -3,7 +3,7 @@ import type { Mode } from "../state/form";
 
 /** The fields of a request that a job or the metadata of a result also has, under the same name. */
 const FIELDS = (
-  "prompt negative_prompt prompt_weighting instruction strength denoising_start guidance_scale image_guidance_scale " +
+  "prompt negative_prompt prompt_weighting instruction strength denoising_start denoising_end guidance_scale image_guidance_scale " +
   "guidance_rescale num_inference_steps scheduler seed num_images width height resize upscale eta clip_skip loras model"
 ).split(" ");
 // Values that count as not given.

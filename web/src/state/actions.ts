@@ -1,7 +1,7 @@
 /** What a person does with the form: choose an image, run, use a result as the next input. */
 
 import { effect } from "@preact/signals";
-import { ApiError, fetchFromService } from "../api/client";
+import { ApiError, fetchFromService, uploadImage } from "../api/client";
 import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { buildRequest, type Images, takes } from "../lib/request";
@@ -98,7 +98,8 @@ export async function currentRequest(): Promise<Img2ImgRequest | null> {
 async function maskReference(): Promise<string | undefined> {
   const source = mask.value;
   if (source === null || source === "alpha") return source ?? undefined;
-  return uploaded(await storeImage(await source(), "mask.png"));
+  // Not stored in the browser, where the masks of many runs would take the place of input images.
+  return (await uploadImage(await source())).sha256;
 }
 
 /** A way to make several requests of one, with the layout of their results. */
