@@ -33,7 +33,8 @@ export function restored(request: Job["request"] | Record<string, unknown>): Res
   }
   const region = job.region as { blur?: number; margins?: Record<string, number> } | undefined;
   if (Object.values(region?.margins ?? {}).some((pixels) => pixels > 0)) values.outpaint = region?.margins;
-  if (region?.blur) values.mask_blur = region.blur;
+  // 0 is not the default of a request, and is left out of the metadata.
+  if (region) values.mask_blur = region.blur ?? 0;
   const mode = job.task === "edit" || job.task === "upscale" ? job.task : "transform";
   const controls = ((job.controls ?? []) as (RestoredControl & { image?: unknown })[]).map(
     ({ image: _, ...control }) => control,
