@@ -34,7 +34,7 @@ class ImageChecker:
     """A safety checker behind a gate, so that the images of several jobs are checked in one call.
 
     Attributes:
-        module: the safety checker itself.
+        module: the safety checker.
         withholds: whether flagged images are not delivered.
     """
 
