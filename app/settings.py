@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import limits
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from img2img.domain.job import RESULT_TTL_S
 from img2img.free_disk import parse_reserve
@@ -85,20 +84,6 @@ def check_secrets(text: str) -> str:
 def webhook_secret_file(data_dir: Path) -> Path:
     """Return the path of the secret that `img2img serve` generates if none is configured."""
     return data_dir / "webhook-secret"
-
-
-def describe_errors(error: ValidationError) -> str:
-    """Return the errors in one line that contains no secret."""
-    return "; ".join(map(_describe_error, error.errors()))
-
-
-def _describe_error(error: ErrorDetails) -> str:
-    # An error without a location concerns several settings.
-    if not error["loc"]:
-        return error["msg"].removeprefix("Value error, ")
-    name = f"IMG2IMG_{'_'.join(map(str, error['loc'])).upper()}"
-    got = "" if "webhook_secret" in error["loc"] else f", got {error['input']!r}"
-    return f"{name}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 
 class ApiSettings(SharedSettings):

@@ -120,7 +120,7 @@ def _measure(redis: Redis, queued: int) -> Row:
     row |= _spread("submit", [_ms(filler.submit) for _ in range(SAMPLES)])
     row |= _spread("position", [_ms(lambda r=record: queue.job_store.fair_queue.positions([r])) for record in records])
     row |= _spread("claim", [_ms(lambda: queue.claim(SPEC.model)) for _ in range(SAMPLES)])
-    row["sweep_ms"] = _ms(lambda: Reaper(redis, lease_s=20).reap([SPEC.model]))
+    row["sweep_ms"] = _ms(lambda: Reaper(redis, lease_s=20).reap())
     return row
 
 

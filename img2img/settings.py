@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from img2img.model_sources import parse_folders
@@ -17,6 +18,8 @@ from img2img.telemetry.logging import LogFormat
 # Docker and Kubernetes mount secrets here, as files named img2img_redis_url and so on.
 SECRETS = Path("/run/secrets")
 PREFIX = "IMG2IMG_"
+# Settings whose values contain secrets, also invalid ones.
+_NOT_SHOWN = frozenset(("moderation_key", "moderation_url", "webhook_secret"))
 # Key of the names of the variables among the values.
 NAMES = "_names"
 
@@ -289,6 +292,20 @@ def first_model(file: Path) -> str:
 def embedded_redis_socket(data_dir: Path) -> Path:
     """Return the unix socket of the embedded Redis server, which `img2img serve` starts."""
     return data_dir.resolve() / "redis.sock"
+
+
+def describe_errors(error: ValidationError) -> str:
+    """Return the errors in one line that contains no secret."""
+    return "; ".join(map(_describe_error, error.errors()))
+
+
+def _describe_error(error: ErrorDetails) -> str:
+    # An error without a location concerns several settings.
+    if not error["loc"]:
+        return error["msg"].removeprefix("Value error, ")
+    name = f"{PREFIX}{'_'.join(map(str, error['loc'])).upper()}"
+    got = "" if _NOT_SHOWN.intersection(error["loc"]) else f", got {error['input']!r}"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}{got}"
 
 
 def without_password(url: str) -> str:

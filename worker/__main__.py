@@ -16,7 +16,7 @@ from img2img.moderation import moderator_for
 from img2img.printable import printable
 from img2img.private_files import UMASK
 from img2img.redis import keys
-from img2img.settings import without_password
+from img2img.settings import describe_errors, without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
 
@@ -65,10 +65,7 @@ def main() -> int:
         finally:
             tracer.close()
     except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:
-            return _fail(first["msg"].removeprefix("Value error, "), CANNOT_START)
-        return _fail(f"IMG2IMG_{str(first['loc'][0]).upper()}: {first['msg']}, got {first['input']!r}", CANNOT_START)
+        return _fail(describe_errors(error), CANNOT_START)
     except (StartupError, TracingError) as error:
         return _fail(str(error), MAY_START_LATER if isinstance(error, HubUnavailable) else CANNOT_START)
     except WorkerDied as error:
@@ -118,7 +115,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
                 raise WorkerDied("the engine thread has died")
             pool.check()
 
-        pool.start(models_to_preload(settings.preload, watch.names), check_threads)
+        pool.start(models_to_preload(settings.preload, watch.names, watch.removed), check_threads)
         loader.report = logging.getLogger(__name__).info
     threading.Thread(target=run_malloc_trim, name="trim", daemon=True).start()
     watchdog = Watchdog(engine, stall_s=settings.stall_s)

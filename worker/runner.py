@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from img2img.domain.infotext import infotext
 from img2img.domain.spec import GenerationSpec, JobSpec
 from img2img.errors import Cancelled, JobError
+from img2img.printable import without_paths
 
 from .engine.engine import Engine
 from .engine.errors import is_device_lost, is_out_of_memory
 from .engine.task import EngineTask, TaskStopped
 from .engine.timeline import Timeline
-from .errors import DeviceLost
+from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
 from .images.png import Pixels, encode_png
 from .moderation import ResultModeration
@@ -253,6 +254,7 @@ def _to_job_error(error: BaseException) -> JobError:
         return Cancelled()
     if is_out_of_memory(error):
         return JobError("the image does not fit into the worker's memory; request a smaller one")
-    job_error = JobError(f"the pipeline failed: {type(error).__name__}: {error}")
+    # Clients get one line; the log has the whole error.
+    job_error = JobError(f"the pipeline failed: {type(error).__name__}: {without_paths(first_line(error))}")
     job_error.__cause__ = error
     return job_error

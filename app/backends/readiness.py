@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from anyio import CapacityLimiter
@@ -12,13 +12,13 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import BlobStore, is_disk_full
-from img2img.domain.model_status import ModelState
+from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.errors import StorageFull
 from img2img.free_disk import FreeDisk
 from img2img.redis import outage
 from img2img.redis.clock import redis_clock
 from img2img.redis.model_registry import ModelRegistry
-from img2img.redis.model_reports import WorkerReports
+from img2img.redis.model_reports import IN_THE_LOG, WorkerReports
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.redis.worker_starts import WorkerStarts
 
@@ -87,7 +87,8 @@ class ReadinessChecks:
     Args:
         outbox: None if the service sends no webhooks.
         default_model: Returns the model of requests that name none. Raises RedisError.
-        with_errors: Whether to report why workers did not start. A client without an API key learns no paths.
+        with_errors: Whether to report why workers did not start and models were not loaded. Otherwise clients without
+            an API key would read it.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class ReadinessChecks:
         try:
             self._clock.now()
             outage.check_writable(self._redis)
-            states, default = self._models.states(), self._default_model()
+            states, default = self._read_states(), self._default_model()
             starting = self._starts.all().values()
             reports = self._reports.read(states).values()
             webhooks = self._check_webhooks(self._outbox) if self._outbox else None
@@ -142,7 +143,7 @@ class ReadinessChecks:
             return RedisReadiness(status, UNKNOWN, UNKNOWN if self._outbox else None)
         models = [
             NamedModel(name=name, state=ModelAvailability.best_of(s.state for s in statuses), statuses=statuses)
-            for name, statuses in sorted(by_model(states, with_paths=self._with_errors).items())
+            for name, statuses in sorted(by_model(states, with_paths=True).items())
         ]
         details = [f"{len(states)} live", *(start.describe(with_error=self._with_errors) for start in starting)]
         details += [notice for report in reports for notice in report.notices(with_reason=self._with_errors)]
@@ -153,6 +154,18 @@ class ReadinessChecks:
         workers = DependencyStatus(ok=bool(states) and not has_failed, detail="; ".join(details))
         detail = f"responds; {self._clock.warning}" if self._clock.warning else "responds"
         return RedisReadiness(DependencyStatus(ok=True, detail=detail), workers, webhooks, models)
+
+    def _read_states(self) -> Mapping[str, Mapping[str, ModelStatus]]:
+        states = self._models.states()
+        if self._with_errors:
+            return states
+        return {
+            worker: {
+                name: status.model_copy(update={"error": IN_THE_LOG}) if status.error else status
+                for name, status in statuses.items()
+            }
+            for worker, statuses in states.items()
+        }
 
     def _check_webhooks(self, outbox: WebhookOutbox) -> DependencyStatus:
         is_running, pending = outbox.has_dispatcher(), outbox.pending_count()

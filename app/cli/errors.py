@@ -68,9 +68,9 @@ def server_errors(extra: str) -> Iterator[None]:
 def _settings_errors() -> Iterator[None]:
     from pydantic import ValidationError
 
+    from img2img.settings import describe_errors
     from img2img.telemetry.tracing import TracingError
 
-    from ..settings import describe_errors
     from ..supervisor.errors import ServeError, TemporaryServeError
     from ..supervisor.redis_server import RedisUnavailable
 

@@ -236,7 +236,9 @@ class SpecBuilder:
         if not self.card.refiner or request.controls or end == 1:
             return {}
         end = end or self.card.default_denoising_end
-        start = 1 - strength if request.denoising_start is None else request.denoising_start
+        steps = self.resolved["num_inference_steps"]
+        # Pipelines run whole steps only.
+        start = 1 - int(steps * strength) / steps if request.denoising_start is None else request.denoising_start
         base_only = [name for name in ("loras", "image_prompts") if getattr(request, name)]
         if end is not None and strength > 0 and start >= end and base_only:
             message = "All steps are after `denoising_end`, and the refiner that runs them takes none: give "

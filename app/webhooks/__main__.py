@@ -9,10 +9,11 @@ from redis import Redis
 
 from img2img.printable import printable
 from img2img.redis.webhook_outbox import WebhookOutbox
+from img2img.settings import describe_errors
 from img2img.telemetry import logging
 from img2img.telemetry.tracing import Tracer, TracingError
 
-from ..settings import ApiSettings, describe_errors
+from ..settings import ApiSettings
 from .dispatcher import WebhookDispatcher
 from .http_sender import HttpSender
 from .pinned_transport import PinnedTransport

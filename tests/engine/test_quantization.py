@@ -22,7 +22,8 @@ from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.loading import quantization
 from img2img.worker.pipelines.loading.quantization import Quantizer
 from img2img.worker.pipelines.model import Model, load_model
-from tests.support.engines import run_on, run_together
+from img2img.worker.runtime.model_loader import ModelLoader
+from tests.support.engines import run_on, run_together, running_engine
 from tests.support.images import largest_difference
 from tests.support.models.load_failures import load_failure
 from tests.support.models.single_files import write_checkpoint
@@ -244,3 +245,15 @@ def test_nf4_weights_are_those_of_stock_diffusers(sd: Path, monkeypatch: pytest.
     quantised = [name for name, weight in unet.named_parameters() if weight.dtype is torch.uint8]
     assert len(quantised) > 20
     assert all(torch.equal(unet.get_parameter(name), expected[name]) for name in quantised)
+
+
+def test_loras_are_not_added_later_to_weights_that_take_none(sd: Path, tmp_path: Path) -> None:
+    lora = ComponentSource(source=str(tiny_lora(sd, tmp_path / "ink.safetensors", seed=1)))
+    config = ModelConfig(name="photo", source=str(sd), quantize={"unet": "nf4"}, loras={"ink": lora})
+    # nf4 does not run on a CPU: the weights are plain, the configuration is that of a GPU.
+    model = load(sd)
+    with running_engine() as engine:
+        loader = ModelLoader(engine, "cpu", lambda _stage: None)
+        with pytest.raises(StartupError, match="nf4 weights take no LoRAs"):
+            loader.set_loras(model, config)
+    assert model.card.loras == ()

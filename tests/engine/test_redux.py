@@ -127,6 +127,21 @@ def test_scale_of_an_image_leaves_the_text_as_it_is(served: Served) -> None:
     assert np.array_equal(weaker, plain)
 
 
+def test_redux_works_with_a_quantised_transformer(served: Served) -> None:
+    pytest.importorskip("torchao")
+    config = ModelConfig(
+        name="tiny",
+        source=str(served.folder),
+        ip_adapter=ComponentSource(source=str(served.redux)),
+        quantize={"*": "int8"},
+    )
+    quantised = load_model(config, device="cpu")
+    inputs = Inputs(to_tensor(served.image), image_prompts=tuple(served.styles[:1]))
+    [result] = run_together(quantised, [(job(1.0), inputs)])
+    [expected], [plain] = served.run(job(1.0)), served.run(job())
+    assert np.abs(result.astype(int) - expected).mean() < np.abs(result.astype(int) - plain).mean()
+
+
 def test_card_has_image_prompts(served: Served) -> None:
     assert (served.model.card.image_prompts, served.model.card.max_image_prompts) == (True, 4)
 

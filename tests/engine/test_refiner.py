@@ -14,6 +14,7 @@ from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
+from img2img.errors import JobError
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.task import EngineTask
 from img2img.worker.errors import StartupError
@@ -239,6 +240,16 @@ def test_lora_changes_the_steps_of_the_base_only(folders: tuple[Path, Path], tmp
     pixels = served.run([plain, inked])
     assert largest_difference(*pixels) > 1
     assert largest_difference(pixels[0], served.reference(plain)) <= 1
+
+
+def test_lora_of_a_job_without_steps_of_the_base_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    tiny_lora(folders[0], tmp_path / "ink.safetensors", seed=1)
+    served = Served(*folders, loras={"ink": str(tmp_path / "ink.safetensors")})
+    # The strength would reach into the steps of the base, but gives one step only, which is after them.
+    late = {"num_inference_steps": 4, "strength": 0.49, "denoising_end": 0.7}
+    with pytest.raises(JobError, match="the refiner that runs them takes no LoRAs"):
+        served.run([job(**late, loras=[{"name": "ink", "scale": 1.0}])])
+    served.run([job(**late, loras=[{"name": "ink", "scale": 0.0}])])
 
 
 def test_card_has_the_default_of_the_refiner(served: Served, folders: tuple[Path, Path]) -> None:

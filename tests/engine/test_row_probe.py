@@ -81,3 +81,20 @@ def test_error_of_the_first_call_reaches_its_task_only() -> None:
         run_functions([lambda _: gate(torch.ones(1, 3), torch.ones(1))], engine)
     [result] = run_functions([lambda _: gate(torch.ones(1, 8), torch.ones(1))], Engine(slots=1))
     assert len(result) == 1
+
+
+def test_lack_of_memory_does_not_count_as_dependence() -> None:
+    is_full = True
+
+    def run(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if is_full and len(x) > 1:
+            raise torch.OutOfMemoryError("two rows")
+        return independent(x, t)
+
+    gate, engine = Gate("denoise", run), Engine(slots=4)
+    tasks = [lambda _, i=i: gate(torch.full((1, 2), float(i)), torch.ones(1)) for i in range(4)]
+    assert [result[0, 0].item() for result in run_functions(tasks, engine)] == [0, 1, 2, 3]
+    assert max(rows for _, rows in engine.batches_run) == 1
+    is_full, engine = False, Engine(slots=4)
+    run_functions(tasks, engine)
+    assert engine.batches_run["denoise", 4] == 1

@@ -25,7 +25,8 @@ from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.task import EngineTask
 from img2img.worker.errors import StartupError
 from img2img.worker.images.png import read_metadata
-from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.memory import tensor_sizes
+from img2img.worker.pipelines.model import Model, describe_model, load_model
 from img2img.worker.runner import JobRunner, RenderedImage, Rendering
 from img2img.worker.runtime.model_loader import warm_up
 from tests.support.engines import run_functions, running_engine
@@ -252,12 +253,13 @@ def test_images_that_may_be_withheld_have_no_preview(by_mode: dict[str, Model], 
 def test_checker_is_warmed_up(strict: Path) -> None:
     model, shapes = load(strict), []
     assert model.safety_checker is not None
-    model.safety_checker._module.register_forward_pre_hook(
+    model.safety_checker.module.register_forward_pre_hook(
         lambda _module, _args, kwargs: shapes.append(kwargs["clip_input"].shape), with_kwargs=True
     )
     with running_engine() as engine:
         warm_up(model, engine)
-    assert shapes == [(1, 3, 32, 32)]
+    # Then two rows, to find out whether calls can be merged.
+    assert shapes[0] == (1, 3, 32, 32)
 
 
 def test_checker_of_a_model_is_on_by_default(strict: Path, by_mode: dict[str, Model]) -> None:
@@ -324,3 +326,15 @@ def test_offloaded_checker_flags_the_same(strict: Path, tmp_path: Path) -> None:
     model = load(strict, offload="layers", offload_folder=str(tmp_path / "offload"))
     assert render(model, job()) == [RenderedImage(0, None)]
     model.close()
+
+
+def test_checker_counts_as_a_module_of_the_model(strict: Path) -> None:
+    config = ModelConfig(name="m", source=str(strict))
+    model = load_model(config, device="cpu")
+    assert model.safety_checker is not None
+    assert model.safety_checker.module in model.modules()
+    held = sum(size for _, size in tensor_sizes(model.modules()).values())
+    assert describe_model(config, device="cpu").memory_bytes == held
+    parts = list(model.safety_checker.module.modules())
+    model.dismantle()
+    assert not any(vars(part) for part in parts)

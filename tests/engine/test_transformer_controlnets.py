@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from img2img.domain.conditioning import Control
-from img2img.domain.model_config import ControlNetSource, ModelConfig
+from img2img.domain.conditioning import Control, Lora
+from img2img.domain.model_config import ComponentSource, ControlNetSource, ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.errors import StartupError
@@ -26,6 +26,7 @@ from img2img.worker.pipelines.model import Model, load_model
 from tests.engine.test_control import calls_of
 from tests.engine.test_families import HEIGHT, REGION, WIDTH, largest_difference
 from tests.support.engines import run_together
+from tests.support.models.tiny_adapters import tiny_lora
 from tests.support.models.tiny_controlnets import (
     tiny_flux_controlnet,
     tiny_qwen_controlnet,
@@ -408,3 +409,23 @@ def test_load_model_rejects_controlnets_that_do_not_fit(tmp_path: Path) -> None:
         sources = {f"type{i}": ControlNetSource(source=str(net)) for i, net in enumerate(nets)}
         with pytest.raises(StartupError, match=reason):
             load_model(ModelConfig(name="m", source=str(model), controlnets=sources), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["z-image", "flux"])
+def test_loras_and_controls_together_give_stock_pixels(tmp_path: Path, name: str) -> None:
+    served = Served(CASES[name], tmp_path)
+    lora = tiny_lora(tmp_path / "model", tmp_path / "ink.safetensors", seed=1)
+    served.model.set_loras({"ink": ComponentSource(source=str(lora))})
+    with_lora = job(Task.CONTROL, control(), loras=(Lora(name="ink", scale=2.0),))
+    plain = job(Task.CONTROL, control())
+    # In this order the ControlNet gets the blocks with LoRAs, those without and those with.
+    [alone], [unchanged], [again] = served.run(with_lora), served.run(plain), served.run(with_lora)
+    together = served.run(plain, with_lora)
+    assert largest_difference(unchanged, served.reference(plain)) <= 1
+    served.base.load_lora_weights(lora, adapter_name="ink")
+    served.base.set_adapters(["ink"], [2.0])
+    reference = served.reference(with_lora)
+    for result in (alone, again, together[1]):
+        assert largest_difference(result, reference) <= 1
+    assert largest_difference(together[0], unchanged) <= 1
+    assert largest_difference(reference, unchanged) > 1

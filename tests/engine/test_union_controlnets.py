@@ -155,3 +155,16 @@ def test_load_model_rejects_types_that_a_union_lacks(tmp_path: Path) -> None:
         sources = {kind: ControlNetSource(source=str(net), mode=mode)}
         with pytest.raises(StartupError, match=reason):
             load_model(ModelConfig(name="m", source=str(model), controlnets=sources), device="cpu")
+
+
+def test_attention_over_the_maps_does_not_keep_jobs_apart(tmp_path: Path) -> None:
+    """It takes rows for a sequence, which the engine finds where its weights are large."""
+    served = Served(tmp_path)
+    for layer in served.model.controlnets.modules[0].transformer_layes:
+        layer.attn.out_proj.weight.data *= 200
+    specs = [job(Task.IMG2IMG, control(), seed=seed) for seed in (1, 2, 3)]
+    alone = [served.run(spec)[0] for spec in specs]
+    engine = calls_of(served.model, [(spec, served.inputs(spec)) for spec in specs])
+    assert engine.calls_run["control"] == specs[0].steps_run
+    for result, expected in zip(served.run(*specs), alone, strict=True):
+        assert largest_difference(result, expected) <= 1

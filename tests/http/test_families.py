@@ -123,6 +123,12 @@ def test_refiner_takes_over_at_the_default_or_given_step(
         ({"denoising_end": 0.5, "upscale": 2}, "denoising_end", "cannot be combined with `upscale`"),
         ({"denoising_end": 0.5, "instruction": "night"}, "denoising_end", "cannot be combined with `instruction`"),
         ({"loras": INK, "strength": 0.2}, "loras", "give a higher strength, or `denoising_end` 1 for no refiner"),
+        # One step, the last one.
+        (
+            {"loras": INK, "num_inference_steps": 4, "strength": 0.49, "denoising_end": 0.7},
+            "loras",
+            "the refiner that runs them takes none",
+        ),
         ({"loras": INK, "denoising_start": 0.9}, "loras", "the refiner that runs them takes none"),
     ],
 )

@@ -89,7 +89,7 @@ def test_paths_are_for_administrators(settings: ApiSettings, redis: Redis) -> No
             with client_with(url, keys, scope) as client:
                 assert models(client)["demo"]["statuses"][0]["error"] == error
         ready = httpx.get(f"{url}/readyz").json()
-        assert ready["models"][0]["statuses"][0]["error"] == WITHOUT_PATHS
+        assert ready["models"][0]["statuses"][0]["error"] == "the reason is in the log of the worker"
 
 
 @pytest.mark.parametrize("change", ["scheduler", "default"])

@@ -18,7 +18,7 @@ from img2img.redis.keys import DEADLINES, EXPIRING_JOBS, INPUT_IMAGES, OUTBOX
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.worker.queue.reaper import Reaper
 from img2img.worker.queue.retention import Retention
-from tests.support.processes import MODEL, Service, run_worker
+from tests.support.processes import Service, run_worker
 from tests.support.specs import make_spec
 
 SKEW_S = 40.0
@@ -95,14 +95,14 @@ def test_lease_goes_by_redis(idle_service: Service, skewed: Skewed) -> None:
     registry = idle_service.queue.started_job_registry.key
     with skewed():
         DyingWorker(idle_service).run(job_id)
-        Reaper(idle_service.redis, lease_s=1).reap([MODEL])
+        Reaper(idle_service.redis, lease_s=1).reap()
     [(_, end)] = idle_service.redis.zrange(registry, 0, -1, withscores=True)
     assert end == pytest.approx(time.time() + 1, abs=0.9)
-    Reaper(idle_service.redis, lease_s=1).reap([MODEL])
+    Reaper(idle_service.redis, lease_s=1).reap()
     assert idle_service.record(job_id).status is JobStatus.RUNNING
     time.sleep(1.1)
     with skewed():
-        Reaper(idle_service.redis, lease_s=1).reap([MODEL])
+        Reaper(idle_service.redis, lease_s=1).reap()
     assert idle_service.record(job_id).status is JobStatus.QUEUED
 
 

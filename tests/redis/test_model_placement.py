@@ -54,12 +54,15 @@ class Workers:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.registry = ModelRegistry(service.redis)
+        self.placements: dict[str, ModelPlacement] = {}
 
     def place(self, worker: str, models: RecordedModels) -> list[str]:
         """Let a worker decide once, and return the models that it has requested so far."""
         self.announce(worker, **models.states)
-        placement: Any = models
-        ModelPlacement(worker, self.service.jobs, self.registry, placement).place()
+        served: Any = models
+        placement = self.placements.setdefault(worker, ModelPlacement(worker, self.service.jobs, self.registry, served))
+        placement._models = served
+        placement.place()
         return models.requested
 
     def announce(self, worker: str, **states: ModelState) -> None:
@@ -135,13 +138,24 @@ def test_model_whose_job_has_waited_longest_is_loaded_first(workers: Workers) ->
     assert workers.place("a", RecordedModels(tiny=UNLOADED, other=UNLOADED)) == [OTHER]
 
 
-def test_jobs_of_a_failed_model_wait_for_other_workers_and_then_fail(workers: Workers) -> None:
+def test_jobs_of_a_failed_model_wait_for_other_workers_and_then_fail(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = workers.service.jobs.clock
+    started_at = clock.now()
     models = RecordedModels(tiny=FAILED)
     workers.announce("other", tiny=UNLOADED)
-    old, new = workers.submit(age_s=UNAVAILABLE_S + 1), workers.submit()
+    old, new = workers.submit(), workers.submit(age_s=-UNAVAILABLE_S)
     workers.place("a", models)
-    assert workers.service.record(old).status is JobStatus.QUEUED
+    monkeypatch.setattr(clock, "now", lambda: started_at + 1.5 * UNAVAILABLE_S)
+    workers.place("a", models)
+    assert workers.service.record(old).status is JobStatus.QUEUED, "the other worker may load it"
     workers.announce("other", tiny=FAILED)
+    workers.place("a", models)
+    assert workers.service.record(old).status is JobStatus.QUEUED, "a load may fail once"
+    workers.place("a", RecordedModels(tiny=LOADING))
+    monkeypatch.setattr(clock, "now", lambda: started_at + 2.6 * UNAVAILABLE_S)
+    workers.service.redis.hincrbyfloat(JOB.format(id=new), "created_at", UNAVAILABLE_S)
     workers.place("a", models)
     record = workers.service.record(old)
     assert record.status is JobStatus.FAILED

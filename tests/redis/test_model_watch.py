@@ -2,10 +2,14 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from redis import Redis
+from rq.worker import BaseWorker
 
+from img2img.domain.model_card import ModelCard
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.redis.job_queue import JobQueue
@@ -14,12 +18,15 @@ from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.model_reports import WorkerReports
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.loading.served_models import ModelSelection
+from img2img.worker.queue.heartbeat import Heartbeat
+from img2img.worker.queue.reaper import Reaper
 from img2img.worker.runtime.model_watch import ModelWatch
 from tests.support.model_cards import CARD
 from tests.support.specs import make_spec
 
 WORKER = "test-worker"
 PHOTO = ModelConfig(source="org/photo")
+OTHER_CARD = CARD.model_copy(update={"name": "other"})
 
 
 class Defined:
@@ -138,3 +145,26 @@ def test_two_changes_at_the_same_time_are_both_made(redis: Redis) -> None:
     assert (sorted(change.loras), change.revision, second.revision()) == (["ink", "pen"], 2, 2)
     redis.hset("i2i:models:changes", "later", '{"model": {"source": "a", "key_of_a_later_version": 1}}')
     assert list(first.read().by_model) == ["demo"]
+
+
+class RemovedMeanwhile:
+    """Models of which one is removed while it is announced."""
+
+    def __init__(self) -> None:
+        self.announced = [[CARD, OTHER_CARD], [OTHER_CARD]]
+
+    @property
+    def announced_cards(self) -> list[ModelCard]:
+        return self.announced.pop(0)
+
+    def statuses(self) -> dict[str, ModelStatus]:
+        return {}
+
+
+def test_model_that_is_removed_while_it_is_announced_is_forgotten(redis: Redis) -> None:
+    redis.flushall()
+    registry, worker, models = ModelRegistry(redis), Mock(BaseWorker, connection=redis), RemovedMeanwhile()
+    worker.name = WORKER
+    heartbeat = Heartbeat(worker, registry, Mock(Reaper), cast("Any", models), {}, lease_s=60, live_file=None)
+    heartbeat.announce()
+    assert registry.known().keys() == {OTHER_CARD.name}

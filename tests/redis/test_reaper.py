@@ -11,6 +11,8 @@ from rq.worker import BaseWorker
 from img2img.domain.job import JobFailure, JobStatus
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.redis.keys import JOB, REAPER_LOCK
+from img2img.redis.model_definitions import ModelDefinitions
+from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.rq_adapter import InertJob
 from img2img.worker.queue.reaper import Reaper
 from tests.support.processes import MODEL, Service
@@ -87,7 +89,7 @@ def reap_long_enough(service: Service) -> None:
     """Run a reaper for longer than all of its time limits."""
     reaper = Reaper(service.redis, lease_s=LEASE_S)
     for _ in range(11):
-        reaper.reap(["tiny"])
+        reaper.reap()
         time.sleep(LEASE_S / 2)
 
 
@@ -133,6 +135,22 @@ def test_job_with_valid_lease_is_not_touched(
     assert idle_service.queue.get_job_ids() == []
 
 
+def test_jobs_of_a_removed_model_are_watched_as_all_others(idle_service: Service) -> None:
+    lost, running = idle_service.submit(), idle_service.submit()
+    worker = DyingWorker(idle_service)
+    execution = worker.run(lost)
+    held = DyingWorker(idle_service).run(running)
+    ModelDefinitions(idle_service.redis).remove(MODEL)
+    assert MODEL not in ModelRegistry(idle_service.redis).known()
+    idle_service.redis.zadd(
+        idle_service.queue.started_job_registry.key, {execution.composite_key: 1, held.composite_key: time.time() + 60}
+    )
+    reap_long_enough(idle_service)
+    assert idle_service.record(lost).status is JobStatus.QUEUED
+    assert idle_service.queue.get_job_ids() == [lost]
+    assert idle_service.record(running).execution == held.id, "its worker is alive"
+
+
 def test_expired_lease_does_not_take_job_from_live_worker(idle_service: Service) -> None:
     job_id = idle_service.submit()
     dead, live = DyingWorker(idle_service), DyingWorker(idle_service)
@@ -157,7 +175,7 @@ def test_job_lost_too_often_fails_and_is_removed(idle_service: Service) -> None:
         DyingWorker(idle_service).run(job_id)
         assert idle_service.record(job_id).attempts == attempt
         end_leases(idle_service)
-        Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+        Reaper(idle_service.redis, lease_s=LEASE_S).reap()
     record = idle_service.record(job_id)
     assert record.status is JobStatus.FAILED
     assert record.error is not None
@@ -189,7 +207,7 @@ def test_unreadable_record_fails_alone(idle_service: Service) -> None:
     worker.run(other)
     idle_service.redis.hset(JOB.format(id=unreadable), "spec", '{"from": "the future"}')
     end_leases(idle_service)
-    Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+    Reaper(idle_service.redis, lease_s=LEASE_S).reap()
     assert_queued(idle_service, other)
     assert idle_service.redis.hget(JOB.format(id=unreadable), "status") == b"failed"
     assert idle_service.job_store.active_ids() == [other]
@@ -200,9 +218,9 @@ def test_one_reaper_works_at_a_time(idle_service: Service) -> None:
     DyingWorker(idle_service).run(job_id)
     end_leases(idle_service)
     with idle_service.redis.lock(REAPER_LOCK, timeout=10):
-        Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+        Reaper(idle_service.redis, lease_s=LEASE_S).reap()
         assert idle_service.queue.get_job_ids() == []
-    Reaper(idle_service.redis, lease_s=LEASE_S).reap(["tiny"])
+    Reaper(idle_service.redis, lease_s=LEASE_S).reap()
     assert_queued(idle_service, job_id)
 
 
@@ -224,19 +242,20 @@ def test_orphaned_job_is_found_among_many_jobs(idle_service: Service, monkeypatc
     reaper = Reaper(idle_service.redis, lease_s=LEASE_S)
     monkeypatch.setattr(reaper._jobs.job_store, "active_ids", lambda: audits.append("all") or active_ids())
     time.sleep(LEASE_S * 2)
-    reaper.reap([MODEL])
+    reaper.reap()
     assert not audits, "the counts show that all jobs are listed"
     idle_service.queue.remove(ids[1])
     for _ in range(2):
         time.sleep(LEASE_S * 3.5)
-        reaper.reap([MODEL])
+        reaper.reap()
     assert audits
     assert sorted(idle_service.queue.get_job_ids()) == sorted(ids)
 
 
 def test_expired_results_are_deleted_from_registries_of_rq(idle_service: Service) -> None:
+    idle_service.submit()
     registries = [idle_service.queue.finished_job_registry.key, idle_service.queue.failed_job_registry.key]
     for key in registries:
         idle_service.redis.zadd(key, {"expired": time.time() - 10, "kept": time.time() + 60})
-    Reaper(idle_service.redis, lease_s=LEASE_S).reap([MODEL])
+    Reaper(idle_service.redis, lease_s=LEASE_S).reap()
     assert [idle_service.redis.zrange(key, 0, -1) for key in registries] == [[b"kept"]] * 2

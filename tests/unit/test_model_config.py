@@ -185,6 +185,7 @@ def test_models_to_preload() -> None:
     assert models_to_preload(" large,photo,large", served) == ["large", "photo"]
     with pytest.raises(StartupError, match=r"IMG2IMG_PRELOAD: unknown model 'tiny'; this worker serves: photo, large"):
         models_to_preload("tiny", served)
+    assert models_to_preload("tiny,large", served, {"tiny"}) == ["large"], "a request has removed it"
 
 
 def test_default_model_is_first_of_file(file: Path) -> None:

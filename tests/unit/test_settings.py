@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from img2img.app.settings import ApiSettings
-from img2img.settings import PREFIX, SETTINGS, SharedSettings, check_names
+from img2img.settings import PREFIX, SETTINGS, SharedSettings, check_names, describe_errors
 from img2img.worker.settings import WorkerSettings
 from tests.support.pages import page
 
@@ -53,3 +53,16 @@ def test_every_process_refuses_a_misspelt_variable(
 @pytest.mark.parametrize("file", ["docker-compose.yml", "docker-compose.gpu.yml", ".env.example"])
 def test_containers_and_the_example_use_only_known_names(file: str) -> None:
     check_names(re.findall(r"IMG2IMG_[A-Z0-9_]+", page(file)), file)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("moderation_key", "hunter2\n"), ("moderation_url", "https://user:hunter2@moderation.example/v1/moderations")],
+)
+@pytest.mark.parametrize("settings", [ApiSettings, WorkerSettings])
+def test_invalid_secret_of_moderation_is_not_shown(settings: type[SharedSettings], name: str, value: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        settings(_env_file=None, **{name: value})  # type: ignore[call-arg, arg-type]
+    message = describe_errors(error.value)
+    assert message.startswith(f"IMG2IMG_{name.upper()}: ")
+    assert "hunter2" not in message

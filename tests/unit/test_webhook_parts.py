@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from img2img.app.settings import ApiSettings, describe_errors
+from img2img.app.settings import ApiSettings
 from img2img.app.webhooks.dispatcher import MAX_IN_FLIGHT, delivery_after_attempt, owner_limit
 from img2img.app.webhooks.host_timeouts import HostTimeouts
 from img2img.app.webhooks.http_sender import DeliveryResponse
@@ -21,6 +21,7 @@ from img2img.app.webhooks.signing import WebhookSigner, ensure_secret
 from img2img.app.webhooks.ssrf_guard import check_webhook, is_public
 from img2img.domain.webhook import DeliveryStatus, Webhook
 from img2img.errors import ParameterError
+from img2img.settings import describe_errors
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # from the example in the specification
 OTHER_SECRET = "whsec_" + base64.b64encode(b"x" * 32).decode()

@@ -175,6 +175,11 @@ class Engine:
         except Exception as error:
             if is_device_lost(error):
                 raise
+            if is_out_of_memory(error):
+                # Nothing is known about the rows. The calls run one by one until the limit is raised.
+                self._limits.record_out_of_memory(call.signature, call.rows, call.rows)
+                log.warning("out of memory with two rows of %s; its calls run one by one for now", gate.name)
+                return
             # The call itself fails as well, or it needs all its rows.
             gate.independence = Independence.NONE
         gate.merges = gate.independence is not Independence.NONE

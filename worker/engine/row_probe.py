@@ -8,6 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .batching import GateCall, split
+from .errors import is_out_of_memory
 
 # Largest difference by rounding, relative to the largest value of the output. Float32 rounds by 1e-7; the kernels that
 # are chosen for another number of rows add in another order, in each of hundreds of layers.
@@ -31,7 +32,7 @@ def probe_rows(run: Callable[..., Any], call: GateCall) -> Independence:
         call: any call of it.
 
     Raises:
-        Exception: the error of running the first row alone, such as an error of the device.
+        Exception: the error of running the first row alone, such as an error of the device, or a lack of memory.
     """
     first = [_first_row(leaf, kind) for leaf, kind in zip(call.leaves, call.kinds, strict=True)]
     second = [_changed(leaf, kind) for leaf, kind in zip(first, call.kinds, strict=True)]
@@ -41,7 +42,9 @@ def probe_rows(run: Callable[..., Any], call: GateCall) -> Independence:
         pair = [(first, second)[i] for i in order]
         try:
             outputs = split(_run(run, call, _merged(pair, call.kinds)), [1, 1])
-        except (TypeError, ValueError, RuntimeError, IndexError):
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
             # It needs a certain number of rows, or its output has none.
             return Independence.NONE
         for i, output in zip(order, outputs, strict=True):

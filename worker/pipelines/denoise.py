@@ -19,6 +19,7 @@ from img2img.domain.spec import (
     StrengthSpec,
     UpscaleSpec,
 )
+from img2img.errors import JobError
 
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
@@ -108,11 +109,20 @@ def _refine(
     engine_task: EngineTask,
     adapters: JobAdapters,
 ) -> torch.Tensor:
-    """Run the base model up to `denoising_end`, and the refiner from there. One without a step is left out."""
+    """Run the base model up to `denoising_end`, and the refiner from there. One without a step is left out.
+
+    Raises:
+        JobError: the base model has no step, and the job has adapters, which only the base model takes.
+    """
     assert spec.denoising_end is not None
     refiner = model.refiner(spec.task, spec.scheduler)
     base_steps = _steps_before(model.pipeline(spec.task, spec.scheduler), spec)
     if not base_steps:
+        if adapters.modules:
+            raise JobError(
+                "all steps are after `denoising_end`, and the refiner that runs them takes no LoRAs and no image "
+                "prompts; give a higher strength, or `denoising_end` 1 for no refiner"
+            )
         return _call(model, refiner, spec, inputs, generator, engine_task, NO_ADAPTERS)
     adapters.activate(base)
     if not _steps_before(model.refiner(spec.task, spec.scheduler), spec, after=True):

@@ -144,6 +144,8 @@ class Model:
             *(part for annotator in self.annotators.values() for part in annotator.modules),
         ]
         parts += self.adapters.weights
+        if self.safety_checker is not None:
+            parts.append(self.safety_checker.module)
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def saved_bytes(self, config: ModelConfig) -> int:

@@ -34,6 +34,7 @@ class ImageChecker:
     """A safety checker behind a gate, so that the images of several jobs are checked in one call.
 
     Attributes:
+        module: the safety checker.
         withholds: whether flagged images are not delivered.
     """
 
@@ -41,7 +42,7 @@ class ImageChecker:
         self, module: StableDiffusionSafetyChecker, processor: Any, device: torch.device, *, withholds: bool
     ) -> None:
         self.withholds = withholds
-        self._module = module
+        self.module = module
         self._device, self._dtype = device, module.dtype
         self._processor = processor
         self._gate = Gate("check", self._run)
@@ -66,7 +67,7 @@ class ImageChecker:
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return a flag for each row."""
         # The module overwrites the flagged ones of `images`, which are not needed.
-        _, flags = self._module(clip_input=pixels, images=[np.zeros(1) for _ in pixels])
+        _, flags = self.module(clip_input=pixels, images=[np.zeros(1) for _ in pixels])
         return torch.tensor(flags)
 
 

@@ -163,7 +163,9 @@ class JobExecution:
 
     def preview(self) -> bytes | None:
         """Return a small JPEG of the first unfinished image, or None if there is no preview."""
-        return self._rendering.preview() if self._rendering is not None else None
+        # Another thread may end the execution meanwhile.
+        rendering = self._rendering
+        return rendering.preview() if rendering is not None else None
 
     def load(self, store: BlobStore, runner: JobRunner) -> None:
         """Fetch and decode the inputs, and start the rendering."""

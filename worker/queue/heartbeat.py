@@ -77,7 +77,11 @@ class Heartbeat:
     def announce(self) -> None:
         """Announce the models of this worker and their states. Raises RedisError."""
         models = self._models
-        self._registry.register(self._worker.name, models.announced_cards, self._lease_s, models.statuses())
+        cards = models.announced_cards
+        self._registry.register(self._worker.name, cards, self._lease_s, models.statuses())
+        # Those that were removed meanwhile, on another thread.
+        for name in {card.name for card in cards} - {card.name for card in models.announced_cards}:
+            self._registry.forget(name)
 
     def run(self, closed: threading.Event) -> None:
         """Renew the leases four times per lease, until `closed` is set."""
@@ -95,7 +99,7 @@ class Heartbeat:
                 if last_beat - previous_beat > self._lease_s / 2:
                     reap_after = last_beat + self._lease_s
                 if last_beat >= reap_after:
-                    self._reaper.reap(self._registry.known())
+                    self._reaper.reap()
             except RedisError as error:
                 log.warning("Redis is unavailable, retrying the heartbeat: %s", error)
             except Exception:

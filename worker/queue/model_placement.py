@@ -21,7 +21,7 @@ PATIENCE_S = 10.0
 COURTESY_S = 1.0
 # A model keeps its turn for so many times the time of its load, so that most of the time is spent on jobs.
 LOAD_SHARE = 2.0
-# Jobs of a model that cannot be loaded fail after this time, which another worker has to start and load it.
+# Jobs fail when they have waited for this time, and no worker could load their model for as long.
 UNAVAILABLE_S = 60.0
 # A worker announces its load within this time.
 RESERVATION_S = 5
@@ -57,10 +57,18 @@ class ModelPlacement:
         self._models = models
         self._patience_s = patience_s
         self._unavailable_s = unavailable_s
+        # Since when no worker can load a model that jobs wait for, by Redis' clock.
+        self._unavailable_since: dict[str, float] = {}
 
     def place(self) -> None:
         """Begin to load a model, if there is one to be loaded. Raises RedisError."""
         statuses = self._models.statuses()
+        served = (ModelState.LOADED, ModelState.UNLOADED)
+        self._unavailable_since = {
+            model: since
+            for model, since in self._unavailable_since.items()
+            if model in statuses and statuses[model].state not in served
+        }
         if all(status.state is ModelState.LOADED for status in statuses.values()):
             return
         now = self._jobs.clock.now()
@@ -102,6 +110,10 @@ class ModelPlacement:
         """Fail the jobs that have waited for too long for a model that no live worker can load."""
         states = [statuses[model].state for statuses in others.values() if model in statuses]
         if any(state is not ModelState.FAILED for state in states):
+            self._unavailable_since.pop(model, None)
+            return
+        # The first failure may be one that passes, and jobs may have waited for others before.
+        if now - self._unavailable_since.setdefault(model, now) < self._unavailable_s:
             return
         reason = without_paths(status.error or "")
         failure = MODEL_UNAVAILABLE.model_copy(update={"message": f"{MODEL_UNAVAILABLE.message} {model}: {reason}"})

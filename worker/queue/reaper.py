@@ -18,7 +18,7 @@ from img2img.redis.clock import redis_clock
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.job_store import job_index
 from img2img.redis.keys import REAPER_LOCK
-from img2img.redis.rq_adapter import lease_registry, rq_queue
+from img2img.redis.rq_adapter import lease_registry, queued_models, rq_queue
 from img2img.telemetry.logging import job_extra
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ UNREADABLE = JobFailure(code="unreadable", message="the job's record cannot be r
 
 
 class Reaper:
-    """Finds lost jobs in the queues of all known models.
+    """Finds lost jobs in the queues of all models, also of removed ones whose last jobs still run.
 
     Args:
         redis: client of the Redis with the queues.
@@ -49,9 +49,9 @@ class Reaper:
         self._audited_at = 0.0
         self._on_lost = on_lost
 
-    def reap(self, models: Iterable[str]) -> None:
-        """Requeue the lost jobs of these models, unless another worker is doing it. Raises RedisError."""
-        queues = [rq_queue(model, self._redis) for model in models]
+    def reap(self) -> None:
+        """Requeue the lost jobs, unless another worker is doing it. Raises RedisError."""
+        queues = [rq_queue(model, self._redis) for model in queued_models(self._redis)]
         if not self._lock.acquire():
             return
         try:

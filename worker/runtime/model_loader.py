@@ -22,6 +22,7 @@ from ..images.inputs import Inputs
 from ..pipelines.conditioning.loras import lora_files
 from ..pipelines.denoise import make_task_function
 from ..pipelines.loading.failures import reporting_failures
+from ..pipelines.loading.quantization import check_loras_with
 from ..pipelines.loading.weightless import WeightFiles, counting
 from ..pipelines.model import Model, ModelDescription, describe_model, load_model
 from .memory_mode import MemoryMode, configure_memory
@@ -88,6 +89,7 @@ class ModelLoader:
         """
         self.report(f"loading LoRAs of {config.name}: {', '.join(config.loras) or 'none'}")
         with reporting_failures(f"model {config.name!r}"):
+            check_loras_with(config.quantize, config)
             files = lora_files(config.loras)
             _run(self._engine, lambda _task: model.set_loras(config.loras, files))
 

@@ -26,7 +26,7 @@ DESCRIPTIONS_S = 30.0
 
 
 def _is_kept(old: PooledModel, config: ModelConfig) -> bool:
-    """Return whether a model can go on with a configuration: an equal one, or one with other LoRAs."""
+    """Return whether a model need not be loaded again for a configuration: an equal one, or one with other LoRAs."""
     before = old.wanted_config
     return before == config or (old.can_change_loras and before.model_copy(update={"loras": config.loras}) == config)
 
@@ -78,7 +78,7 @@ class ModelPool:
 
         New models are described on the pool's thread, and loaded when jobs need them. Removed ones take no new jobs,
         and are unloaded when their running jobs have ended. For changed ones, new jobs get the new configuration, and
-        running jobs keep the old model. A model that differs only in its LoRAs stays loaded.
+        running jobs keep the old model. A model that differs only in its LoRAs stays loaded, unless it is offloaded.
 
         A configuration that cannot be used makes the model `failed`.
 
@@ -100,6 +100,7 @@ class ModelPool:
             for name, old in before.items():
                 if after.get(name) is not old:
                     self._retire(old, after.get(name))
+            self._state.cancel_evictions()
             self._changed.notify_all()
 
     def _retire(self, old: PooledModel, successor: PooledModel | None) -> None:

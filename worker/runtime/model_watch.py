@@ -98,6 +98,11 @@ class ModelWatch:
         """Names of the models that are defined now, in their order."""
         return list(self._defined)
 
+    @property
+    def removed(self) -> set[str]:
+        """Names of the models that requests have removed."""
+        return {name for name, change in self._changes.by_model.items() if change.removed}
+
     @contextmanager
     def running(self, worker: str) -> Iterator[None]:
         """Follow changes on a thread while the context lasts.

@@ -27,6 +27,12 @@ class PoolState:
         self.budget = budget
         self._max_loaded = max_loaded
 
+    def cancel_evictions(self) -> None:
+        """Let models take jobs again that were to make room for another one, if that is not wanted any more."""
+        if not self.requested:
+            for model in self.models.values():
+                model.is_draining = False
+
     def loaded(self) -> list[PooledModel]:
         """Return the defined models in memory, those first that should be unloaded first."""
         found = [model for model in self.models.values() if model.model is not None]

@@ -108,6 +108,7 @@ class PoolThread:
             with self._changed:
                 if pooled in self._state.requested:
                     self._state.requested.remove(pooled)
+                self._state.cancel_evictions()
                 if pooled.is_retired and pooled.model is not None and pooled not in self._state.retired:
                     self._state.retired.append(pooled)
                 self._changed.notify_all()
@@ -118,7 +119,7 @@ class PoolThread:
         for victim in draining:
             self._evict(victim)
         # At the start, and after a change of the configuration, no victims were chosen.
-        while not self._has_room(pooled) and self._evict_one():
+        while not pooled.is_retired and not self._has_room(pooled) and self._evict_one():
             pass
 
     def _has_room(self, pooled: PooledModel) -> bool:
@@ -206,7 +207,10 @@ class PoolThread:
 
     def _evict(self, victim: PooledModel) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: victim.in_flight == 0 or self._state.is_closed)
+            # It is kept if the model that needs its memory is removed meanwhile.
+            self._changed.wait_for(lambda: victim.in_flight == 0 or not victim.is_draining or self._state.is_closed)
+            if not victim.is_draining:
+                return
         self._unload(victim)
 
     def _unload(self, pooled: PooledModel) -> None:

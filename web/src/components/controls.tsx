@@ -1,5 +1,6 @@
 import { ApiError } from "../api/client";
 import { t } from "../i18n";
+import { newId } from "../lib/new-id";
 import { takes } from "../lib/request";
 import { useResultUrl } from "../lib/result-url";
 import { forgetMap, mapJobs, previewMap } from "../state/control-maps";
@@ -38,7 +39,7 @@ export function Controls() {
 
 function add(type: string | undefined): void {
   if (!type) return;
-  const row = { key: crypto.randomUUID(), type, scale: 1, start: 0, end: 1, image: null };
+  const row = { key: newId(), type, scale: 1, start: 0, end: 1, image: null };
   controls.value = [...controls.value, { ...row, preprocess: canMake(type) }];
 }
 

@@ -1,10 +1,11 @@
 import { useEffect } from "preact/hooks";
+import { ApiError } from "../api/client";
 import type { Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { useResultUrl } from "../lib/result-url";
 import { addToHistory, historyIds, loadHistory, nextCursor } from "../state/history";
 import { viewOf } from "../state/jobs";
-import { runs, showJob } from "../state/runs";
+import { runs, showError, showJob } from "../state/runs";
 
 /** The jobs of the service that this caller may see, with thumbnails. */
 export function History() {
@@ -28,12 +29,21 @@ export function History() {
         </ul>
       )}
       {nextCursor.value && (
-        <button type="button" onClick={() => void loadHistory(nextCursor.value ?? undefined)}>
+        <button type="button" onClick={() => void loadMore()}>
           {t().history.more}
         </button>
       )}
     </section>
   );
+}
+
+async function loadMore(): Promise<void> {
+  try {
+    await loadHistory(nextCursor.value ?? undefined);
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    showError(error);
+  }
 }
 
 function Entry({ id }: { id: string }) {

@@ -1,4 +1,5 @@
 import { t } from "../i18n";
+import { newId } from "../lib/new-id";
 import { takes } from "../lib/request";
 import { formError, type ImagePromptRow, imagePrompts } from "../state/form";
 import { situation } from "../state/situation";
@@ -6,7 +7,6 @@ import { FieldError } from "./field-error";
 import { ImageSlot } from "./image-slot";
 import { Slider } from "./slider";
 
-const MAX_IMAGE_PROMPTS = 4;
 const DEFAULT_SCALE = 0.6;
 
 /** Images whose content or style the result takes up. */
@@ -15,7 +15,7 @@ export function ImagePrompts() {
   if (!now || !takes(now, "image_prompts")) return null;
   const rows = imagePrompts.value;
   const add = () => {
-    imagePrompts.value = [...rows, { key: crypto.randomUUID(), scale: DEFAULT_SCALE, image: null }];
+    imagePrompts.value = [...rows, { key: newId(), scale: DEFAULT_SCALE, image: null }];
   };
   return (
     <details class="settings" open={rows.length > 0}>
@@ -25,7 +25,7 @@ export function ImagePrompts() {
         <Row key={row.key} row={row} index={index} />
       ))}
       <FieldError field="image_prompts" />
-      {rows.length < MAX_IMAGE_PROMPTS && (
+      {rows.length < (now.card.max_image_prompts ?? 0) && (
         <button type="button" onClick={add}>
           {t().imagePrompts.add}
         </button>

@@ -38,6 +38,15 @@ describe("takes", () => {
     expect(takes(situationWith(), "clip_skip")).toBe(false);
   });
 
+  it("knows where a refiner works", () => {
+    const card = { ...CARD, refiner: true };
+    expect(takes(situationWith(), "denoising_end")).toBe(false);
+    expect(takes(situationWith({ card }), "denoising_end")).toBe(true);
+    expect(takes(situationWith({ card, hasMask: true }), "denoising_end")).toBe(true);
+    expect(takes(situationWith({ card, hasControls: true }), "denoising_end")).toBe(false);
+    expect(takes(situationWith({ card, mode: "upscale" }), "denoising_end")).toBe(false);
+  });
+
   it("leaves strength out where a super-resolution model works", () => {
     expect(takes(situationWith({ mode: "upscale", values: { upscale: 4 } }), "strength")).toBe(false);
     expect(takes(situationWith({ mode: "upscale", values: { upscale: 2 } }), "strength")).toBe(true);

@@ -83,6 +83,8 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
       return (card.loras ?? []).length > 0 && takesAdapters(card, task) && !upscaler;
     case "image_prompts":
       return card.image_prompts === true && takesAdapters(card, task) && !upscaler;
+    case "denoising_end":
+      return card.refiner === true && (task === "img2img" || task === "inpaint") && !hasControls;
     case "upscale":
       return mode === "upscale";
     default:

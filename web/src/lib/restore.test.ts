@@ -12,6 +12,7 @@ it("takes over what a request can have", () => {
     eta: 0,
     num_images: 1,
     strength: 0.6,
+    denoising_end: 0.7,
     width: 128,
     height: 128,
     loras: [{ name: "ink", scale: 0.8 }],
@@ -23,6 +24,7 @@ it("takes over what a request can have", () => {
       prompt: "a house",
       seed: 0,
       strength: 0.6,
+      denoising_end: 0.7,
       width: 128,
       height: 128,
       loras: [{ name: "ink", scale: 0.8 }],
@@ -34,6 +36,7 @@ it("takes over what a request can have", () => {
 it("knows margins and the mode", () => {
   const region = { blur: 4, margins: { left: 32, top: 0, right: 0, bottom: 0 }, canvas: [160, 128] };
   expect(restored({ task: "inpaint", region }).values).toEqual({ outpaint: region.margins, mask_blur: 4 });
+  expect(restored({ task: "inpaint", region: { canvas: [160, 128] } }).values).toEqual({ mask_blur: 0 });
   expect(restored({ task: "edit", instruction: "make it night" })).toMatchObject({
     mode: "edit",
     values: { instruction: "make it night" },

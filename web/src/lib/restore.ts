@@ -3,7 +3,7 @@ import type { Mode } from "../state/form";
 
 /** The fields of a request that a job or the metadata of a result also has, under the same name. */
 const FIELDS = (
-  "prompt negative_prompt prompt_weighting instruction strength denoising_start guidance_scale image_guidance_scale " +
+  "prompt negative_prompt prompt_weighting instruction strength denoising_start denoising_end guidance_scale image_guidance_scale " +
   "guidance_rescale num_inference_steps scheduler seed num_images width height resize upscale eta clip_skip loras model"
 ).split(" ");
 // Values that count as not given.
@@ -33,7 +33,8 @@ export function restored(request: Job["request"] | Record<string, unknown>): Res
   }
   const region = job.region as { blur?: number; margins?: Record<string, number> } | undefined;
   if (Object.values(region?.margins ?? {}).some((pixels) => pixels > 0)) values.outpaint = region?.margins;
-  if (region?.blur) values.mask_blur = region.blur;
+  // 0 is not the default of a request, and is left out of the metadata.
+  if (region) values.mask_blur = region.blur ?? 0;
   const mode = job.task === "edit" || job.task === "upscale" ? job.task : "transform";
   const controls = ((job.controls ?? []) as (RestoredControl & { image?: unknown })[]).map(
     ({ image: _, ...control }) => control,

@@ -1,12 +1,12 @@
 /** What a person does with the form: choose an image, run, use a result as the next input. */
 
 import { effect } from "@preact/signals";
-import { ApiError, fetchFromService } from "../api/client";
+import { ApiError, fetchFromService, uploadImage } from "../api/client";
 import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { buildRequest, type Images, takes } from "../lib/request";
 import { restored } from "../lib/restore";
-import { controls, formError, imagePrompts, inputImage, mask, values } from "./form";
+import { controls, fieldErrors, formError, imagePrompts, inputImage, mask, values } from "./form";
 import { restoreImage, type StoredImage, storeImage, uploaded } from "./images";
 import { showError, submit } from "./runs";
 import { saved } from "./saved";
@@ -21,6 +21,7 @@ export async function chooseInput(file: Blob, name: string): Promise<void> {
   try {
     replaceInput(await storeImage(file, name));
     formError.value = "";
+    fieldErrors.value = fieldErrors.value.filter(({ field }) => field !== "image");
   } catch {
     formError.value = t().input.unreadable(name);
   }
@@ -44,17 +45,24 @@ export async function restoreInput(): Promise<void> {
   if (image && inputImage.value === null) inputImage.value = image;
 }
 
-/** Use a result image of a job as the input image. */
-export async function useResult(jobId: string, index: number): Promise<void> {
-  const response = await fetchFromService(`/jobs/${jobId}/images/${index}`);
-  await chooseInput(await response.blob(), `${jobId}-${index}.png`);
+/** Use a result image of a job as the input image. Returns whether the service still had it. */
+export async function useResult(jobId: string, index: number): Promise<boolean> {
+  try {
+    const response = await fetchFromService(`/jobs/${jobId}/images/${index}`);
+    await chooseInput(await response.blob(), `${jobId}-${index}.png`);
+    return true;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    showError(error);
+    return false;
+  }
 }
 
 const SIMILAR = { strength: 0.5, num_images: 4 };
 
 /** Make variants of a result: it becomes the input image, with the prompt of its job and a moderate strength. */
 export async function moreLikeThis(job: Job, index: number): Promise<void> {
-  await useResult(job.id, index);
+  if (!(await useResult(job.id, index))) return;
   const { values: settings } = restored(job.request);
   const prompt = settings.prompt ?? settings.instruction ?? "";
   apply({
@@ -98,7 +106,8 @@ export async function currentRequest(): Promise<Img2ImgRequest | null> {
 async function maskReference(): Promise<string | undefined> {
   const source = mask.value;
   if (source === null || source === "alpha") return source ?? undefined;
-  return uploaded(await storeImage(await source(), "mask.png"));
+  // Not stored in the browser, where the masks of many runs would take the place of input images.
+  return (await uploadImage(await source())).sha256;
 }
 
 /** A way to make several requests of one, with the layout of their results. */

@@ -1,5 +1,6 @@
 import { type Signal, signal } from "@preact/signals";
 import { ApiError, uploadImage } from "../api/client";
+import { newId } from "../lib/new-id";
 import { pngMetadata } from "../lib/png-metadata";
 import { scaledToFit } from "../lib/scale";
 import { keepImage, keptImage } from "./image-store";
@@ -30,11 +31,7 @@ const uploads = new WeakMap<StoredImage, Promise<string>>();
 const bySha256 = new Map<string, StoredImage>();
 
 /** Read an image file and begin to upload it. Throws an Error if the browser cannot read it. */
-export async function storeImage(
-  file: Blob,
-  name: string,
-  id = crypto.randomUUID() as string,
-): Promise<StoredImage> {
+export async function storeImage(file: Blob, name: string, id = newId()): Promise<StoredImage> {
   const { blob, width, height, scaledFrom } = await scaledToFit(file);
   const image: StoredImage = {
     id,

@@ -3,6 +3,7 @@ import { ApiError } from "../api/client";
 import { getJob, submitImg2Img } from "../api/generated/sdk.gen";
 import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
+import { newId } from "../lib/new-id";
 import { fieldErrors, formError } from "./form";
 import { uploadForgotten } from "./images";
 import { cancel, isOver, track, viewOf } from "./jobs";
@@ -51,7 +52,7 @@ export async function submit(
 ): Promise<void> {
   const cells = requests.map((one) => ({ ...one, jobId: null, error: "" }));
   const { axes = [], columns = cells.length, imageId = null } = layout;
-  const run = { key: crypto.randomUUID(), cells, axes, columns, imageId };
+  const run = { key: newId(), cells, axes, columns, imageId };
   fieldErrors.value = [];
   formError.value = "";
   const before = runs.value;
@@ -78,7 +79,7 @@ export async function submit(
 
 /** Submit a cell of a run. Returns the error of the service, if there is one. */
 async function submitCell(key: string, index: number, isRepeated = false): Promise<ApiError | null> {
-  const cell = runs.value.find((run) => run.key === key)?.cells[index];
+  const cell = cellOf(key, index);
   // The run was cancelled or removed.
   if (!cell?.request || cell.error) return null;
   try {
@@ -87,6 +88,8 @@ async function submitCell(key: string, index: number, isRepeated = false): Promi
     const job = data as Job;
     track(job);
     change(key, index, { jobId: job.id });
+    // It was cancelled before the service had answered.
+    if (cellOf(key, index)?.error) await cancel(job.id);
     return null;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
@@ -94,6 +97,10 @@ async function submitCell(key: string, index: number, isRepeated = false): Promi
     change(key, index, { error: error.message });
     return error;
   }
+}
+
+function cellOf(key: string, index: number): Cell | undefined {
+  return runs.value.find((run) => run.key === key)?.cells[index];
 }
 
 function change(key: string, index: number, changes: Partial<Cell>): void {

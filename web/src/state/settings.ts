@@ -1,6 +1,7 @@
 /** The settings of the form as one value: to restore, to share and to keep as a preset. */
 
 import type { Job } from "../api/generated/types.gen";
+import { newId } from "../lib/new-id";
 import { type Restored, type RestoredControl, restored } from "../lib/restore";
 import { fromHash, toHash } from "../lib/share";
 import { controls, fieldErrors, formError, mode, type Values, values } from "./form";
@@ -24,7 +25,7 @@ export function apply({ mode: newMode, values: newValues, controls: rows }: Rest
   mode.value = newMode;
   values.value = newValues as Values;
   const base = { scale: 1, start: 0, end: 1, preprocess: true, image: null };
-  controls.value = rows.map((row) => ({ ...base, ...row, key: crypto.randomUUID() }));
+  controls.value = rows.map((row) => ({ ...base, ...row, key: newId() }));
   fieldErrors.value = [];
   formError.value = "";
 }

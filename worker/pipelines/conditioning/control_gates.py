@@ -28,7 +28,7 @@ class PerRequestScale:
         self._gate = Gate("control", net.forward)
         if isinstance(net, ControlNetUnionModel):
             self._gate = Gate("control", _attending_within_calls(net))
-            self._calls: Iterator[int] | None = itertools.count()
+            self._calls: Iterator[int] | None = itertools.count(1)
         else:
             self._calls = None
         self._parameters = inspect.signature(type(net).forward)
@@ -43,7 +43,8 @@ class PerRequestScale:
         arguments = {name: value for name, value in bound.arguments.items() if name not in ("self", "return_dict")}
         scale, sample = arguments.pop("conditioning_scale"), arguments["sample"]
         if self._calls is not None:
-            arguments["caller"] = torch.full((len(sample),), next(self._calls))
+            # Two-dimensional numbers that are not 0: the engine's probe makes another caller of them.
+            arguments["caller"] = torch.full((len(sample), 1), next(self._calls), dtype=torch.float64)
         if isinstance(scale, Sequence):
             down, middle = self._gate(**arguments, conditioning_scale=scale, return_dict=False)
             return list(down), middle
@@ -66,7 +67,7 @@ def _attending_within_calls(net: Any) -> Callable[..., Any]:
     forward = net.forward
 
     def run(*, caller: torch.Tensor, **kwargs: Any) -> Any:
-        is_other = caller[:, None] != caller
+        is_other = caller != caller.T
         mask = torch.zeros(is_other.shape).masked_fill(is_other, float("-inf")) if is_other.any() else None
         for layer in net.transformer_layes:
             layer.attn_mask = mask

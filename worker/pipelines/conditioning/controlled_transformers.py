@@ -250,8 +250,8 @@ class ZImageTransformer(ControlledTransformer):
 
     @classmethod
     def gate(cls, net: Any, transformer: Any) -> Callable[..., Any]:
+        # The weights count as the ControlNet's own, also before the first call.
         net.from_transformer(net, transformer)
-        forward = transformer.forward.forward
 
         def run(
             x: torch.Tensor,
@@ -260,18 +260,24 @@ class ZImageTransformer(ControlledTransformer):
             lengths: torch.Tensor,
             contexts: Sequence[torch.Tensor],
             *,
+            denoiser: Callable[..., Any],
             nets: Sequence[Any],
             scales: Sequence[float],
             **kwargs: Any,
         ) -> torch.Tensor:
             unpadded, latents = unpad_captions(captions, lengths), list(x.unbind(0))
-            samples: dict[int, torch.Tensor] = {}
-            for each, context, scale in zip(nets, contexts, scales, strict=True):
-                for layer, sample in each(latents, t, unpadded, list(context), conditioning_scale=scale).items():
-                    samples[layer] = samples[layer] + sample if layer in samples else sample
-            return torch.stack(
-                forward(latents, t, unpadded, controlnet_block_samples=samples, **kwargs, return_dict=False)[0]
-            )
+
+            def prepare(used: Any) -> dict[str, Any]:
+                samples: dict[int, torch.Tensor] = {}
+                for each, context, scale in zip(nets, contexts, scales, strict=True):
+                    # Some blocks are those of the transformer, which has LoRAs in one call and none in the next.
+                    each.from_transformer(each, used)
+                    for layer, sample in each(latents, t, unpadded, list(context), conditioning_scale=scale).items():
+                        samples[layer] = samples[layer] + sample if layer in samples else sample
+                return {"controlnet_block_samples": samples}
+
+            more = {"prepare": prepare} if "adapters" in kwargs else prepare(transformer)
+            return torch.stack(denoiser(latents, t, unpadded, **more, **kwargs, return_dict=False)[0])
 
         return Gate("denoise", run)
 
@@ -292,14 +298,18 @@ class ZImageTransformer(ControlledTransformer):
         **kwargs: Any,
     ) -> Any:
         controls = [self._controls[index] for index in active]
+        # With LoRAs, the forward is a gate with its argument `adapters`.
+        gate, adapters = getattr(self._forward, "func", self._forward), getattr(self._forward, "keywords", {})
         # The gate of any of them: the ControlNets are arguments of the call.
         output = controls[0].run(
             torch.stack(x),
             t,
             *pad_captions(cap_feats),
             [self._inputs[index].repeat(len(x), 1, 1, 1, 1) for index in active],
+            denoiser=gate.forward,
             nets=tuple(control.net for control in controls),
             scales=tuple(control.weight.scale for control in controls),
+            **adapters,
             **kwargs,
         )
         return (list(output.unbind(0)),)

@@ -84,13 +84,25 @@ class SharedWeightModule:
         module.forward = functools.partial(self._gate, adapters=adapters)
         return module
 
-    def _run(self, *args: Any, adapters: ActiveAdapters, **kwargs: Any) -> Any:
+    def _run(
+        self,
+        *args: Any,
+        adapters: ActiveAdapters,
+        prepare: Callable[[torch.nn.Module], dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call the module with its adapters.
+
+        Args:
+            prepare: returns more arguments of the call. It gets the module once the adapters are active.
+        """
         if adapters != self._active:
             # Unknown until the switch has succeeded.
             self._active = None
             self._activate(adapters)
             self._active = adapters
-        return self._module(*args, **kwargs)
+        more = prepare(self._module) if prepare else {}
+        return self._module(*args, **kwargs, **more)
 
     def _activate(self, adapters: ActiveAdapters) -> None:
         if self._adapters:

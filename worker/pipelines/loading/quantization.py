@@ -36,6 +36,13 @@ def saved_bytes(module: torch.nn.Module, kind: Quantization) -> int:
     return int(sum(weight.numel() * (weight.element_size() - _BYTES[kind]) for weight in weights))
 
 
+def check_loras_with(kinds: Mapping[str, Quantization], config: ModelConfig) -> None:
+    """Raise StartupError if a model has LoRAs, and weights of kinds that take none."""
+    kind = next((kind for kind in kinds.values() if kind in ("int4", "nf4")), None)
+    if kind is not None and config.loras:
+        raise StartupError(f"`quantize`: {kind} weights take no LoRAs; choose int8 or fp8, or remove `loras`")
+
+
 @dataclass(frozen=True)
 class Quantizer:
     """Quantises the components of one model while they are loaded on its device."""
@@ -66,9 +73,8 @@ class Quantizer:
                 raise StartupError(f"`quantize`: {kind} needs the package {_PACKAGES[kind]}; {_INSTALL}")
             if reason := self._why_not(kind):
                 raise StartupError(f"`quantize`: {reason}")
-            if kind in ("int4", "nf4") and config.loras:
-                raise StartupError(f"`quantize`: {kind} weights take no LoRAs; choose int8 or fp8, or remove `loras`")
-        if config.ip_adapter is not None and self.kind_of("unet") is not None:
+        check_loras_with(self.kinds, config)
+        if config.ip_adapter is not None and "unet" in possible and self.kind_of("unet") is not None:
             raise StartupError(
                 "`quantize`: an IP-Adapter needs a UNet that is not quantised; remove `ip_adapter`, or quantise the "
                 'text encoder only: `quantize = { text_encoder = "int8" }`'

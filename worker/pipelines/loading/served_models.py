@@ -1,7 +1,7 @@
 """Chooses the models that a worker serves."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -155,19 +155,20 @@ def _missing_source(config: ModelConfig) -> str | None:
     return None
 
 
-def models_to_preload(names: str | None, served: Sequence[str]) -> list[str]:
+def models_to_preload(names: str | None, served: Sequence[str], removed: Collection[str] = ()) -> list[str]:
     """Return the names of the models to load at the start.
 
     Args:
         names: comma-separated names; None for the first model.
         served: names of the models that the worker serves.
+        removed: names of models that requests have removed. They are left out.
 
     Raises:
         StartupError: if a name is unknown.
     """
     if names is None:
         return list(served[:1])
-    chosen = _split(names)
+    chosen = [name for name in _split(names) if name in served or name not in removed]
     for name in chosen:
         if name not in served:
             raise StartupError(f"IMG2IMG_PRELOAD: unknown model {name!r}; this worker serves: {', '.join(served)}")
