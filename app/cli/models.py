@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from .errors import REFUSED, USAGE, WrongUsage, client_errors, fail, server_errors
+from .help import Group
 from .options import LOCAL, ApiKey, AsJson, Url, connect
 from .printing import add_row, echo, new_table, print_table, response_document, to_json
 
@@ -27,7 +28,7 @@ Source = Annotated[
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once, and not when workers follow the change.")]
 
-app = typer.Typer(help="List, show, add, remove and download models.")
+app = typer.Typer(cls=Group, help="List, show, add, remove and download models.")
 
 
 @app.callback(invoke_without_command=True)

@@ -71,6 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             self.respond(200, "text/event-stream", f"event: failed\nid: 1\ndata: {data}\n\n")
         elif path in ("/jobs", "/models"):
             self.respond(200, "application/json", json.dumps({"jobs": [JOB], "models": [MODEL], "next_cursor": None}))
+        elif path.startswith("/models/"):
+            self.respond(200, "application/json", json.dumps(MODEL))
         elif "dry_run" in self.path:
             self.respond(200, "application/json", json.dumps({"request": JOB["request"], HOSTILE: HOSTILE}))
         elif self.command == "DELETE":
@@ -130,13 +132,14 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "cancel": [[ID], [HOSTILE]],
     "delete": [[ID], [HOSTILE]],
     "delete-image": [[DIGEST], [HOSTILE]],
-    "models": [[]],
+    "models": [[], ["list"], ["show", ID], ["show", HOSTILE]],
 }
 
 
 def test_every_command_is_tried() -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert set(ARGUMENTS) == names - RUN
+    groups = {group.name for group in app.registered_groups} - {"keys"}
+    assert set(ARGUMENTS) == (names | groups) - RUN
 
 
 def assert_harmless(text: str) -> None:

@@ -69,10 +69,10 @@ class Quantizer:
                 raise StartupError(
                     f"`quantize.{name}`: the components of this model that can be quantised are {', '.join(possible)}"
                 )
-            if find_spec(_PACKAGES[kind]) is None:
-                raise StartupError(f"`quantize`: {kind} needs the package {_PACKAGES[kind]}; {_INSTALL}")
             if reason := self._why_not(kind):
                 raise StartupError(f"`quantize`: {reason}")
+            if find_spec(_PACKAGES[kind]) is None:
+                raise StartupError(f"`quantize`: {kind} needs the package {_PACKAGES[kind]}; {_INSTALL}")
         check_loras_with(self.kinds, config)
         if config.ip_adapter is not None and "unet" in possible and self.kind_of("unet") is not None:
             raise StartupError(
