@@ -1,6 +1,5 @@
 """Commands that list, show, cancel and delete jobs."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ from img2img.domain.job import JobStatus
 
 from .errors import REFUSED, WrongUsage, client_errors, complain
 from .options import LOCAL, ApiKey, AsJson, Url, connect
-from .printing import add_row, echo, new_table, print_table, problem_document, response_document, to_json
+from .printing import add_row, echo, new_table, print_fields, print_table, problem_document, response_document, to_json
 from .submit import unfinished
 
 if TYPE_CHECKING:
@@ -61,13 +60,7 @@ def show(
         if as_json:
             echo(to_json(job))
             return
-        for name, value in job.items():
-            if isinstance(value, dict) and value:
-                echo(f"{name}:")
-                for inner_name, inner in value.items():
-                    echo(f"  {inner_name}: {_text(inner)}")
-            elif value not in (None, [], {}):
-                echo(f"{name}: {_text(value)}")
+        print_fields(job)
 
 
 def cancel(
@@ -158,7 +151,3 @@ def _status(job: "Job") -> str:
     if job.status is JobStatus.QUEUED and job.queue_position is not None:
         return f"queued, {job.queue_position} ahead"
     return job.status.value
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -13,7 +13,7 @@ import typer
 from .errors import REFUSED, USAGE, WrongUsage, client_errors, fail, server_errors
 from .help import Group
 from .options import LOCAL, ApiKey, AsJson, Url, connect
-from .printing import add_row, echo, new_table, print_table, response_document, to_json
+from .printing import add_row, echo, new_table, print_fields, print_table, response_document, to_json
 
 if TYPE_CHECKING:
     from img2img.client import Client, ModelDetails
@@ -78,16 +78,8 @@ def show(name: Name, as_json: AsJson = False, url: Url = LOCAL, api_key: ApiKey 
     if as_json:
         echo(to_json(document))
         return
-    for key, value in document.items():
-        if isinstance(value, dict) and value:
-            echo(f"{key}:")
-            for inner_key, inner in value.items():
-                echo(f"  {inner_key}: {_text(inner)}")
-        elif key == "workers":
-            for worker in model.workers:
-                echo(f"worker {worker.worker}: {worker.state}{f': {worker.detail}' if worker.detail else ''}")
-        elif value not in (None, [], {}):
-            echo(f"{key}: {_text(value)}")
+    workers = {one.worker: f"{one.state}{f': {one.detail}' if one.detail else ''}" for one in model.workers}
+    print_fields(document | {"workers": workers})
 
 
 @app.command()
@@ -213,7 +205,3 @@ def _value(text: str) -> Any:
 
 def _size(size: int) -> str | None:
     return f"{size / GB:.1f} GB" if size else None
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -56,6 +56,21 @@ def response_document(response: BaseModel) -> dict[str, Any]:
     return response.model_dump(mode="json", exclude_unset=True)
 
 
+def print_fields(document: dict[str, Any]) -> None:
+    """Print the fields of a document that are not empty, one a line."""
+    for name, value in document.items():
+        if isinstance(value, dict) and value:
+            echo(f"{name}:")
+            for inner_name, inner in value.items():
+                echo(f"  {inner_name}: {_text(inner)}")
+        elif value not in (None, [], {}):
+            echo(f"{name}: {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def problem_document(error: "ClientError") -> dict[str, Any]:
     """Return the problem document of an error that the service responded with."""
     return {"problem": getattr(error, "problem", {"detail": str(error)})}

@@ -15,6 +15,7 @@ from img2img.redis.model_definitions import ModelDefinitions
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.rq_adapter import InertJob
 from img2img.worker.queue.reaper import Reaper
+from tests.support.model_cards import CARD
 from tests.support.processes import MODEL, Service
 
 LEASE_S = 0.2  # of the reapers; RQ's clock has whole seconds, so the tests set expiry times directly
@@ -259,3 +260,26 @@ def test_expired_results_are_deleted_from_registries_of_rq(idle_service: Service
         idle_service.redis.zadd(key, {"expired": time.time() - 10, "kept": time.time() + 60})
     Reaper(idle_service.redis, lease_s=LEASE_S).reap()
     assert [idle_service.redis.zrange(key, 0, -1) for key in registries] == [[b"kept"]] * 2
+
+
+def test_jobs_of_a_removed_model_fail(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("img2img.worker.queue.reaper.REMOVED_S", 0.2)
+    reaper, registry = Reaper(service.redis, lease_s=60), ModelRegistry(service.redis)
+    registry.register("worker", [CARD.model_copy(update={"name": MODEL})], ttl_s=60)
+    registry.unregister("worker")
+    job_id = service.submit()
+    for _ in range(2):
+        # Its workers may all be down for a while.
+        reaper.reap()
+        time.sleep(0.3)
+    assert service.record(job_id).status is JobStatus.QUEUED
+    registry.forget(MODEL)
+    reaper.reap()
+    assert service.record(job_id).status is JobStatus.QUEUED, "another worker may still have it"
+    time.sleep(0.3)
+    reaper.reap()
+    record = service.record(job_id)
+    assert record.status is JobStatus.FAILED
+    assert record.error is not None
+    assert record.error.code == "model_unavailable"
+    assert service.queue.count == 0

@@ -15,15 +15,17 @@ from rq import Queue
 
 from img2img.domain.job import JobFailure, JobStatus
 from img2img.redis.clock import redis_clock
-from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_queue import MODEL_UNAVAILABLE, JobQueue
 from img2img.redis.job_store import job_index
 from img2img.redis.keys import REAPER_LOCK
+from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.rq_adapter import lease_registry, queued_models, rq_queue
 from img2img.telemetry.logging import job_extra
 
 log = logging.getLogger(__name__)
 
 LOCK_S = 10  # a round takes milliseconds; after this time the lock of a killed worker is free again
+REMOVED_S = 60.0  # time that a job waits for a model that was removed, which another worker may still have
 MAX_AUDITED_JOBS = 10_000  # with more unfinished jobs, the audit compares counts before it looks at single jobs
 
 UNREADABLE = JobFailure(code="unreadable", message="the job's record cannot be read by this version of the worker")
@@ -46,12 +48,15 @@ class Reaper:
         self._max_orphaned_s = lease_s * 3  # time that a job may be in no list
         self._stuck_since: dict[str, float] = {}
         self._orphaned_since: dict[str, float] = {}
+        self._registry = ModelRegistry(redis)
+        self._removed_since: dict[str, float] = {}
         self._audited_at = 0.0
         self._on_lost = on_lost
 
     def reap(self) -> None:
         """Requeue the lost jobs, unless another worker is doing it. Raises RedisError."""
-        queues = [rq_queue(model, self._redis) for model in queued_models(self._redis)]
+        models = queued_models(self._redis)
+        queues = [rq_queue(model, self._redis) for model in models]
         if not self._lock.acquire():
             return
         try:
@@ -59,6 +64,7 @@ class Reaper:
                 self._requeue_expired(queue)
             self._requeue_stuck(queues)
             self._delete_expired_results(queues)
+            self._fail_jobs_of_removed(models)
             if time.monotonic() - self._audited_at > self._max_orphaned_s / 2:
                 self._requeue_orphaned(queues)
                 self._audited_at = time.monotonic()
@@ -91,6 +97,20 @@ class Reaper:
                 self._requeue(job_id)
                 queue.intermediate_queue.remove(job_id)
         self._stuck_since = seen
+
+    def _fail_jobs_of_removed(self, models: Iterable[str]) -> None:
+        """Fail jobs that came back to the queue of a model after it was removed. No worker would ever take them."""
+        served = {model for statuses in self._registry.states().values() for model in statuses}
+        removed = set(models) - served - set(self._registry.known_names())
+        seen = {model: self._removed_since.get(model, time.monotonic()) for model in removed if self._jobs.depth(model)}
+        for model, since in seen.items():
+            if time.monotonic() - since < REMOVED_S:
+                continue
+            failure = MODEL_UNAVAILABLE.model_copy(update={"message": f"{MODEL_UNAVAILABLE.message} {model}: removed"})
+            for job_id in self._jobs.queued_ids(model):
+                if self._jobs.fail_queued(job_id, failure):
+                    log.warning("its model was removed; the job fails", extra=job_extra(job_id))
+        self._removed_since = seen
 
     def _delete_expired_results(self, queues: Iterable[Queue]) -> None:
         """Delete expired entries of RQ's registries of ended jobs, as RQ's own workers would.
