@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -24,6 +24,8 @@ GB = 1e9
 # Free space below which downloads or results may not fit.
 LITTLE_DISK = 10 * GB
 NO_DISK = 0.5 * GB
+# Part of the free memory that weights may take.
+FILLED = 0.85
 # The first NVIDIA drivers that run CUDA 12 and 13.
 DRIVERS = {"12": 525, "13": 580}
 
@@ -187,6 +189,39 @@ def _models(settings: "ApiSettings") -> Iterator[Finding]:
         yield _model(name, str(model.get("source", "")), settings.models_file.parent)
 
 
+def _fit(settings: "ApiSettings") -> Iterator[Finding]:
+    """Yield a line for each model whose files are here: what its weights need, and whether they fit."""
+    if find_spec("torch") is None:
+        return
+    from ..supervisor.devices import model_report
+
+    try:
+        report = model_report(settings.as_environment())
+    except RuntimeError as error:
+        yield Finding(FAULT, "models", str(error))
+        return
+    for model in report["models"]:
+        if "error" in model:
+            # That a model is not downloaded yet is said elsewhere.
+            if "is not in the cache" not in model["error"]:
+                yield Finding(FAULT, "weights", model["error"])
+            continue
+        yield _memory_of(model, report["device"], report["free"])
+
+
+def _memory_of(model: dict[str, Any], device: str, free: int) -> Finding:
+    needed = model["needed"]
+    text = f"{model['name']}: {needed / GB:.1f} GB of weights in {model['dtype']}, {device} has {free / GB:.1f} GB free"
+    if needed <= FILLED * free:
+        return Finding(OK, "weights", text)
+    if model["offload"] != "none":
+        return Finding(OK, "weights", f"{text}; with offload = {model['offload']}")
+    smaller = "`quantize` or a `dtype` of 2 bytes makes it smaller"
+    if device.startswith(("cuda", "xpu")):
+        return Finding(NOTE, "weights", f"{text}: IMG2IMG_MODE=auto offloads it; {smaller}")
+    return Finding(NOTE, "weights", f"{text}: it may not fit; {smaller}")
+
+
 def _model(name: str, source: str, folder: Path) -> Finding:
     """Return a line about a model.
 
@@ -251,4 +286,5 @@ CHECKS: tuple[Callable[["ApiSettings"], Iterator[Finding]], ...] = (
     _redis,
     _address,
     _models,
+    _fit,
 )

@@ -16,9 +16,24 @@ AUTO = "auto"
 METRICS_PORT, LIVE_FILE = "IMG2IMG_METRICS_PORT", "IMG2IMG_LIVE_FILE"
 
 
-def device_report(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+def device_report() -> dict[str, Any]:
     """Return what PyTorch finds, from a process of the worker. Raises RuntimeError."""
-    command = [*PYTHON, "img2img.worker.runtime.device_report"]
+    return _report_of("device_report", os.environ)
+
+
+def model_report(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the configured models need, from a process of the worker that asks no hub. Raises RuntimeError."""
+    # One device of several: they are usually alike.
+    several = {"IMG2IMG_DEVICE": AUTO} if _is_list(environment.get("IMG2IMG_DEVICE", "")) else {}
+    return _report_of("model_report", {**environment, **several, "HF_HUB_OFFLINE": "1"})
+
+
+def _is_list(device: str) -> bool:
+    return "," in device or device.endswith(":all")
+
+
+def _report_of(module: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    command = [*PYTHON, f"img2img.worker.runtime.{module}"]
     done = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, timeout=300, check=False, env=environment
     )

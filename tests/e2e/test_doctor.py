@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from img2img.app.cli.doctor import _memory_of
 from img2img.app.supervisor.supervisor import free_port
 from tests.e2e.test_cli import serving
 from tests.support.cli_command import img2img
@@ -39,6 +40,9 @@ def test_healthy_machine(folder: Path) -> None:
     assert re.match(r"(Redis|Valkey) \d+\.\d+\.\d+, /", found["Redis"][1])
     assert found["data"][1].startswith(f"{(folder / 'data').resolve()}, created at the first start; ")
     assert found["model"] == ("ok", "demo, part of this installation; small landscapes and houses only")
+    level, text = found["weights"]
+    assert level == "ok"
+    assert re.fullmatch(r"demo: 0\.\d GB of weights in float32, cpu has \d+\.\d GB free", text)
     # It changes nothing.
     assert list(folder.iterdir()) == []
 
@@ -95,8 +99,24 @@ def test_model_in_the_cache_of_the_hub(folder: Path) -> None:
 
 def test_model_in_one_file(folder: Path) -> None:
     (folder / "photo.safetensors").write_bytes(bytes(10**8))
-    found = doctor(folder, IMG2IMG_MODEL="./photo.safetensors")
+    found = doctor(folder, 2, IMG2IMG_MODEL="./photo.safetensors")
     assert found["model"] == ("ok", "./photo.safetensors: 0.1 GB")
+    level, text = found["weights"]
+    assert level == "FAULT"
+    assert "photo.safetensors cannot be read as safetensors" in text
+
+
+def test_model_that_does_not_fit(folder: Path, model_folder: Path) -> None:
+    found = doctor(folder, IMG2IMG_MODEL=str(model_folder), IMG2IMG_DEVICE="cpu,cpu")
+    assert found["weights"][0] == "ok"
+    demo = {"name": "flux", "needed": 34 * 10**9, "dtype": "bfloat16", "offload": "none"}
+    level, text = _memory_of(demo, "cuda:0", 24 * 10**9)[::2]
+    assert level == "note"
+    assert text.startswith(
+        "flux: 34.0 GB of weights in bfloat16, cuda:0 has 24.0 GB free: IMG2IMG_MODE=auto offloads it"
+    )
+    assert _memory_of(demo | {"offload": "group"}, "cuda:0", 24 * 10**9).level == "ok"
+    assert "it may not fit" in _memory_of(demo, "cpu", 24 * 10**9).text
 
 
 @pytest.mark.parametrize(
