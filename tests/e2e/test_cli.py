@@ -208,11 +208,11 @@ def test_misspelt_setting_stops_every_command(folder: Path, command: str) -> Non
 
 @pytest.mark.parametrize("module", ["img2img.worker", "img2img.app.webhooks"])
 def test_misspelt_setting_stops_a_process_that_is_started_directly(folder: Path, module: str) -> None:
-    inherited = environment(IMG2IMG_MODLE="x") | {"PYTHONPATH": ""}
+    inherited = environment(IMG2IMG_SLOST="x") | {"PYTHONPATH": ""}
     done = subprocess.run(
         [*COMMAND[:3], module], cwd=folder, env=inherited, capture_output=True, text=True, timeout=120
     )
-    assert one_line(done, 2).endswith("IMG2IMG_MODLE in the environment is not a setting; did you mean IMG2IMG_MODEL?")
+    assert one_line(done, 2).endswith("IMG2IMG_SLOST in the environment is not a setting; did you mean IMG2IMG_SLOTS?")
 
 
 def test_serve_says_what_it_starts_and_where_it_is(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import UnidentifiedImageError
+from redis import Redis
 
 from img2img.blobs import ObjectStore
 from img2img.client import Client, ServerError
@@ -19,9 +20,11 @@ from img2img.domain.blob_keys import input_key, result_key, upload_key
 from img2img.erasure import Eraser
 from img2img.errors import Deleted
 from img2img.redis.job_queue import JobQueue
+from img2img.redis.model_registry import ModelRegistry
 from img2img.stored_images import read_result
 from tests.support.damage import DAMAGES, damage, flip_bit
 from tests.support.finished_jobs import succeed
+from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 
 Submit = Callable[..., httpx.Response]
@@ -105,9 +108,10 @@ def test_client_with_the_image_needs_no_check(http: httpx.Client, store: ObjectS
 
 @every_damage
 def test_damaged_result_is_no_input(
-    http: httpx.Client, store: ObjectStore, done: tuple[str, bytes], change: Change
+    http: httpx.Client, redis: Redis, store: ObjectStore, done: tuple[str, bytes], change: Change
 ) -> None:
     job_id, _ = done
+    ModelRegistry(redis).register("maps", [CARD.model_copy(update={"preprocessors": ("tile",)})], ttl_s=60)
     damage(store, result_key(job_id, 0), change)
     reference = f"/jobs/{job_id}/images/0"
     assert_problem(http.post("/img2img", json={"image": reference}), 500, "result_damaged")

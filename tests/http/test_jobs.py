@@ -57,6 +57,7 @@ def test_succeeded_job_has_images(http: httpx.Client, job_id: str, finish: Finis
         "seed": 7,
         "sha256": sha256(png).hexdigest(),
         "bytes": len(png),
+        "flagged": False,
     }
     assert set(job["timings"]) == {"queued", "run", "denoise"}
     assert job["timings"]["denoise"] == 0.25
@@ -233,7 +234,7 @@ def test_models_lists_those_of_live_workers(http: httpx.Client, redis: Redis, su
     }
     registry.unregister("test-worker")
     registry.unregister("second")
-    assert http.get("/models").json() == {"models": []}
+    assert http.get("/models").json() == {"models": [], "pending": [], "notices": []}
     assert submit().status_code == 202  # jobs are accepted without a live worker
 
 

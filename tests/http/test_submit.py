@@ -349,7 +349,7 @@ def test_form_rejects_repeated_unknown_and_misplaced_fields(http: httpx.Client, 
         ([image, image], "image", "more than once"),
         ([image, ("seed", (None, "1")), ("seed", (None, "2"))], "seed", "more than once"),
         ([("image", (None, "text"))], "image", "as a file"),
-        ([image, ("colour", (None, ""))], "colour", "Unknown field"),
+        ([image, ("colour", (None, "red"))], "colour", "Unknown field"),
         ([image, ("prompt", ("p.txt", b"hello"))], "prompt", "as text"),
         ([image, ("extra", ("e.png", image_bytes))], "extra", "Unknown field"),
     ]:
