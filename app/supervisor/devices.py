@@ -23,7 +23,7 @@ def device_report() -> dict[str, Any]:
 
 def model_report(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return what the configured models need, from a process of the worker that asks no hub. Raises RuntimeError."""
-    # One device of several: they are usually alike.
+    # One device of several.
     several = {"IMG2IMG_DEVICE": AUTO} if _is_list(environment.get("IMG2IMG_DEVICE", "")) else {}
     return _report_of("model_report", {**environment, **several, "HF_HUB_OFFLINE": "1"})
 

@@ -1,4 +1,4 @@
-"""Text encoders in single files of their own, as user interfaces keep them beside FLUX and Stable Diffusion 3."""
+"""Text encoders in separate files, as user interfaces keep them beside FLUX and Stable Diffusion 3."""
 
 from collections.abc import Mapping
 from pathlib import Path
