@@ -141,5 +141,6 @@ def test_photo_of_40_megapixels_does_not_freeze_the_page(page: Page, demo_url: s
     page.locator(".file-button input[type=file]").set_input_files(tmp_path / "photo.jpg")
     page.locator("[data-upload=done]").first.wait_for(state="attached")
     expect(page.locator("[data-upload]").first).to_contain_text("Scaled from 8000")
-    assert max(page.evaluate("window.tasks"), default=0) < 200
+    # 50 ms on an idle machine. Scaling it on the page's thread takes more than a second.
+    assert max(page.evaluate("window.tasks"), default=0) < 600
     generate(page)
