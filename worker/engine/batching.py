@@ -66,7 +66,7 @@ def make_call(
         parts.append(part)
     signature = (target, structure, tuple(kinds), tuple(parts))
     return GateCall(
-        args, kwargs, leaves, structure, tuple(kinds), signature, rows, first[0].numel(), is_half_on_cpu(first)
+        args, kwargs, leaves, structure, tuple(kinds), signature, rows, first.numel() // rows, is_half_on_cpu(first)
     )
 
 

@@ -112,7 +112,7 @@ def _gate_vae(vae: Any, *, upcasts: bool) -> None:
     Args:
         upcasts: whether the stock pipelines convert it to float32 where its configuration has `force_upcast`: always to
             encode, and from float16 also to decode. They do so around every use, which jobs that share the VAE would
-            disturb. Here the dtype of an input tells what the pipeline asks for.
+            disturb. Here the dtype of an input shows what the pipeline asks for.
     """
     dtype, kind, move = vae.dtype, type(vae), vae.to
     if upcasts and dtype == torch.float16 and vae.config.get("force_upcast"):

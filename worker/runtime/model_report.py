@@ -4,13 +4,13 @@ import json
 import sys
 from typing import Any
 
-from img2img.container_limits import free_memory_bytes
-
-from ..devices import choose_device, device_memory
+from ..devices import choose_device
 from ..errors import StartupError
 from ..pipelines.loading.served_models import ModelSelection, models_of_file
 from ..pipelines.model import describe_model
 from ..settings import WorkerSettings
+from .memory_meter import memory_meter
+from .model_memory import reader_of, total_memory
 
 
 def model_report(settings: WorkerSettings) -> dict[str, Any]:
@@ -32,7 +32,8 @@ def model_report(settings: WorkerSettings) -> dict[str, Any]:
         else:
             sizes = {"needed": description.memory_bytes}
             models.append({"name": name, "dtype": description.card.dtype, "offload": config.offload} | sizes)
-    return {"device": device, "free": device_memory(device).get("free") or free_memory_bytes(), "models": models}
+    read_free = reader_of(device, memory_meter(device))
+    return {"device": device, "free": read_free() if read_free else total_memory(device), "models": models}
 
 
 if __name__ == "__main__":

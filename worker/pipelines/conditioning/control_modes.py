@@ -1,4 +1,4 @@
-"""Control modes of union ControlNets: the number that tells one the kind of a control map."""
+"""Control modes of union ControlNets: the numbers by which they know the kind of a control map."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 # Tensors that trainers add to files of models with v-prediction and with a noise schedule of zero SNR.
 _V_PREDICTION, _ZERO_SNR = "v_pred", "ztsnr"
 _STEP = "global_step"
-# Last training step of stable-diffusion-2-base, by which diffusers tells it from models with v-prediction.
+# Last training step of stable-diffusion-2-base, by which diffusers distinguishes it from models with v-prediction.
 _SD2_BASE_STEP = 875_000
 # The keys by which diffusers finds a CLIP text encoder; it is the one of the width of its tensor.
 _CLIP_KEYS = tuple(
