@@ -24,6 +24,7 @@ from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
+from tests.support.stock import call_stock
 from tests.unit.test_model_config import CodeInPickle
 
 SIDE = 64
@@ -109,16 +110,14 @@ class Served:
             stock.set_adapters([f"a{i}" for i in range(len(spec.loras))], [lora.scale for lora in spec.loras])
         if spec.task is Task.INPAINT:
             conditions |= {"mask_image": self.mask, "width": SIDE, "height": SIDE}
-        image = stock(
+        return call_stock(
+            stock,
+            spec,
             prompt=spec.prompt,
             image=self.image,
             strength=spec.strength,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
             **conditions,
-        ).images[0]
-        return np.asarray(image)
+        )
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])

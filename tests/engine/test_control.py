@@ -5,7 +5,6 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
-import torch
 from diffusers import ControlNetModel
 from PIL import Image
 
@@ -24,6 +23,7 @@ from tests.support.images import largest_difference
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
+from tests.support.stock import call_stock
 
 SIDE = 64
 CANNY, DEPTH = ControlType.CANNY, ControlType.DEPTH
@@ -84,16 +84,14 @@ class Served:
             arguments |= {"image": self.image, "strength": spec.strength}
         if spec.task is Task.INPAINT:
             arguments |= {"mask_image": self.mask}
-        image = pipeline(
+        return call_stock(
+            pipeline,
+            spec,
             prompt=spec.prompt,
             width=spec.width,
             height=spec.height,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
             **arguments,
-        ).images[0]
-        return np.asarray(image)
+        )
 
     def inputs(self, spec: JobSpec) -> Inputs:
         maps = tuple(to_tensor(self.maps[control.type]) for control in spec.controls)

@@ -24,6 +24,7 @@ from tests.support.models.tiny_adapters import tiny_lora
 from tests.support.models.tiny_families import tiny_flux
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
+from tests.support.stock import call_stock
 
 # Name in models.toml -> (token in the stock pipeline, number of vectors, layout of the file).
 EMBEDDINGS = {
@@ -103,15 +104,13 @@ class Served:
         # The tiny tokenizers make one token per letter.
         if spec.prompt_weighting or len(prompt) > stock.tokenizer.model_max_length:
             texts = self.weighted(stock, prompt, negative)
-        image = stock(
+        return call_stock(
+            stock,
+            spec,
             image=self.image,
             strength=spec.strength,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
             **texts,
-        ).images[0]
-        return np.asarray(image)
+        )
 
     @torch.no_grad()
     def weighted(self, stock: Any, prompt: str, negative: str) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from img2img.domain.conditioning import InpaintRegion, Padding
@@ -19,6 +18,7 @@ from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_together
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
+from tests.support.stock import call_stock
 
 SIDE = 64
 STOCK = {tiny_sd: diffusers.StableDiffusionInpaintPipeline, tiny_sdxl: diffusers.StableDiffusionXLInpaintPipeline}
@@ -38,18 +38,16 @@ class Served:
 
     def reference(self, spec: JobSpec) -> np.ndarray:
         self.stock.scheduler = diffusers.DDIMScheduler.from_config(self.stock.scheduler.config)
-        image = self.stock(
+        return call_stock(
+            self.stock,
+            spec,
             prompt=spec.prompt,
             image=self.image,
             mask_image=self.mask,
             width=spec.width,
             height=spec.height,
             strength=spec.strength,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
-        ).images[0]
-        return np.asarray(image)
+        )
 
     def inputs(self, spec: JobSpec) -> Inputs:
         canvas = InpaintCanvas(self.image, self.mask, spec.region)

@@ -25,6 +25,7 @@ from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_lycoris import KINDS, tiny_lycoris
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
+from tests.support.stock import call_stock
 
 
 class Served:
@@ -71,16 +72,14 @@ class Served:
             stock.load_ip_adapter(str(self.ip_adapter), subfolder="", weight_name="ip-adapter.safetensors")
             stock.set_ip_adapter_scale(spec.image_prompts[0].scale)
             prompt = {"ip_adapter_image": self.style}
-        image = stock(
+        return call_stock(
+            stock,
+            spec,
             prompt=spec.prompt,
             image=self.image,
             strength=spec.strength,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
             **prompt,
-        ).images[0]
-        return np.asarray(image)
+        )
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])

@@ -29,6 +29,7 @@ from tests.support.engines import run_on
 from tests.support.images import largest_difference
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
+from tests.support.stock import call_stock
 
 STEPS = 20
 STRENGTHS = (0.05, 0.3, 0.6, 1.0)
@@ -66,16 +67,14 @@ class Served:
 
     def reference(self, spec: JobSpec) -> np.ndarray:
         self.stock.scheduler = STOCK_SCHEDULERS[spec.scheduler.value](self.config)
-        image = self.stock(
+        return call_stock(
+            self.stock,
+            spec,
             prompt=spec.prompt,
             negative_prompt=spec.negative_prompt or None,
             image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(self.image.permute(0, 2, 3, 1).numpy()),
             strength=spec.strength,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
-        ).images[0]
-        return np.asarray(image)
+        )
 
     def run(self, specs: list[JobSpec], slots: int) -> list[np.ndarray]:
         self.engine = Engine(slots=slots)

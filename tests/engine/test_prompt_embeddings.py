@@ -17,6 +17,7 @@ from img2img.worker.pipelines.model import load_model
 from tests.support.engines import run_on, run_together
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
+from tests.support.stock import call_stock
 
 # The tiny tokenizer makes one token per letter, so this is several times 77 tokens.
 LONG = "a red house by the lake, " * 8 + "at sunset."
@@ -60,15 +61,13 @@ class Served:
             _, _, pooled, negative_pooled = self.stock.encode_prompt(plain, negative_prompt=spec.negative_prompt)
             embeddings |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": negative_pooled}
         self.stock.scheduler = diffusers.DDIMScheduler.from_config(self.stock.scheduler.config)
-        image = self.stock(
+        return call_stock(
+            self.stock,
+            spec,
             image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(self.image.permute(0, 2, 3, 1).numpy()),
             strength=spec.strength,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
             **embeddings,
-        ).images[0]
-        return np.asarray(image)
+        )
 
     def run(self, specs: list[JobSpec]) -> list[np.ndarray]:
         return run_together(self.model, [(spec, Inputs(self.image)) for spec in specs])

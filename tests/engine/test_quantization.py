@@ -31,6 +31,7 @@ from tests.support.models.tiny_adapters import tiny_ip_adapter, tiny_lora
 from tests.support.models.tiny_families import tiny_flux, tiny_sd3, tiny_z_image
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
+from tests.support.stock import call_stock
 
 torchao = pytest.importorskip("torchao.quantization")
 
@@ -78,16 +79,14 @@ def specs(scheduler: Scheduler = Scheduler.DDIM, **changes: Any) -> list[JobSpec
 
 def stock_pixels(pipeline: DiffusionPipeline, spec: JobSpec) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline(
+    return call_stock(
+        pipeline,
+        spec,
         prompt=spec.prompt,
         image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(IMAGE.permute(0, 2, 3, 1).numpy()),
         strength=spec.strength,
-        num_inference_steps=spec.num_inference_steps,
-        guidance_scale=spec.guidance_scale,
-        generator=torch.Generator().manual_seed(spec.seed),
         **({"width": SIDE, "height": SIDE} if "width" in inspect.signature(pipeline.__call__).parameters else {}),
-    ).images[0]
-    return np.asarray(image)
+    )
 
 
 def stock_configuration(pipeline_folder: Path, config: Any) -> PipelineQuantizationConfig:

@@ -33,6 +33,7 @@ from tests.support.models.tiny_families import tiny_sd3
 from tests.support.models.tiny_models import autoencoder, tiny_sd, tiny_sdxl, tiny_unet
 from tests.support.models.transformer_files import sd3_weights
 from tests.support.specs import make_spec
+from tests.support.stock import call_stock
 
 
 @pytest.fixture(autouse=True)
@@ -79,17 +80,15 @@ def run(model: Model, specs: list[JobSpec]) -> list[np.ndarray]:
 
 def reference(stock: DiffusionPipeline, spec: JobSpec) -> np.ndarray:
     stock.set_progress_bar_config(disable=True)
-    image = stock(
+    return call_stock(
+        stock,
+        spec,
         prompt=spec.prompt,
         image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(
             random_tensor(1, 32, 32).permute(0, 2, 3, 1).numpy()
         ),
         strength=spec.strength,
-        num_inference_steps=spec.num_inference_steps,
-        guidance_scale=spec.guidance_scale,
-        generator=torch.Generator().manual_seed(spec.seed),
-    ).images[0]
-    return np.asarray(image)
+    )
 
 
 def jobs(scheduler: Scheduler) -> list[JobSpec]:

@@ -5,7 +5,6 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
-import torch
 from diffusers import ControlNetModel, ControlNetUnionModel
 from PIL import Image
 
@@ -20,6 +19,7 @@ from tests.engine.test_control import REGION, SIDE, calls_of, control, job, larg
 from tests.support.engines import run_together
 from tests.support.models.tiny_controlnets import tiny_controlnet, tiny_union
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
+from tests.support.stock import call_stock
 
 CANNY, DEPTH, TILE = ControlType.CANNY, ControlType.DEPTH, ControlType.TILE
 # A control of the union with its own name and mode.
@@ -72,16 +72,14 @@ class Served:
             arguments |= {"mask_image": self.mask}
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
-        image = pipeline(
+        return call_stock(
+            pipeline,
+            spec,
             prompt=spec.prompt,
             width=spec.width,
             height=spec.height,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
             **arguments,
-        ).images[0]
-        return np.asarray(image)
+        )
 
     def inputs(self, spec: JobSpec) -> Inputs:
         maps = tuple(to_tensor(self.maps[each.type]) for each in spec.controls)
