@@ -73,8 +73,8 @@ def rejects_writes(client: httpx.Client, disk: Path) -> bool:
         return outage.why_not_writable(redis) is not None
 
 
-def settings_of(reserve: str) -> dict[str, str]:
-    return {"IMG2IMG_RESULT_TTL": str(TTL_S), "IMG2IMG_MIN_FREE_DISK": reserve, "IMG2IMG_LEASE_S": "4"}
+def settings_of(reserve: str, ttl_s: int = TTL_S) -> dict[str, str]:
+    return {"IMG2IMG_RESULT_TTL": str(ttl_s), "IMG2IMG_MIN_FREE_DISK": reserve, "IMG2IMG_LEASE_S": "4"}
 
 
 def assert_job_runs(client: httpx.Client) -> None:
@@ -119,7 +119,8 @@ def test_service_that_is_restarted_on_a_full_disk_recovers(disk: Path, tmp_path:
 
 
 def test_uploads_and_inputs_leave_a_reserve_that_results_may_use(disk: Path) -> None:
-    with serving(disk, Path("demo"), **settings_of("20%")) as client:
+    # Long enough for the upload to be there after the disk was filled.
+    with serving(disk, Path("demo"), **settings_of("20%", ttl_s=45)) as client:
         image = client.post("/images", files={"image": noise(16)}).json()["sha256"]
         running = submit(client, num_inference_steps="60").json()["id"]
         problem = assert_problem(upload_until_refused(client, disk), 507, "storage_full")
@@ -132,4 +133,4 @@ def test_uploads_and_inputs_leave_a_reserve_that_results_may_use(disk: Path) -> 
         assert client.get("/readyz").json()["store"]["ok"] is False
         assert client.get(f"/jobs/{running}", params={"wait": 60}).json()["status"] == "succeeded"
         assert client.get(f"/jobs/{running}/result").status_code == 200
-        wait_for(lambda: submit(client).status_code == 202, 60)
+        wait_for(lambda: submit(client).status_code == 202, 120)

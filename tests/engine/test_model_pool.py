@@ -202,7 +202,6 @@ def test_unloaded_model_leaves_no_memory(serve: Callable[..., Served], tmp_path:
     lease.release()
     del lease
     assert size > 100e6
-    assert resident_bytes() - before > 0.8 * size
     served.load("a")
     assert module() is None
     assert [tensor for tensor in tensors if tensor() is not None] == []

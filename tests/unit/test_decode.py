@@ -108,7 +108,8 @@ def test_jpeg_without_end_marker_is_decoded(options: dict[str, Any], size: tuple
 def test_truncated_jpeg_is_refused_unless_all_pixels_are_there(options: dict[str, Any]) -> None:
     data = jpeg(**options)
     whole, refused = decoded(data), 0
-    for missing in (*range(1, 60), *range(60, len(data), 97)):
+    # Without its first bytes it is no JPEG file.
+    for missing in (*range(1, 60), *range(60, len(data) - 16, 97)):
         try:
             assert difference(decoded(data[:-missing]), whole) == 0
         except ImageError:
