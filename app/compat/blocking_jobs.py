@@ -25,7 +25,7 @@ from ..dependencies import (
 )
 from ..http.errors import FlaggedRequest
 from ..progress.long_poll import wait_for_end
-from ..schemas.requests import Img2ImgRequest
+from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..submission.submit import JobSubmitterDep
 
 # Seconds between checks that the client is still connected.
@@ -50,8 +50,8 @@ class BlockingJobs:
     redis: RedisDep
     submitter: JobSubmitterDep
 
-    async def start(self, request: Img2ImgRequest) -> JobRecord:
-        """Queue a job. Raises the errors of `POST /img2img`."""
+    async def start(self, request: Img2ImgRequest | ControlMapRequest) -> JobRecord:
+        """Queue a job. Raises the errors of `POST /img2img` or `POST /control-maps`."""
         return (await self.submitter.submit(request)).record
 
     async def end(self, job_id: str) -> JobRecord:

@@ -106,7 +106,7 @@ def required_scopes(scope: Scope) -> tuple[KeyScope, ...]:
     if changes_models(scope):
         return (KeyScope.ADMIN,)
     # The compatibility APIs respond to a submit with its images.
-    if path.startswith(("/v1/", "/sdapi/")) and path not in WITHOUT_IMAGES:
+    if path.startswith(("/v1/", "/sdapi/", "/controlnet/")) and path not in WITHOUT_IMAGES:
         return (KeyScope.SUBMIT, KeyScope.READ)
     return (KeyScope.SUBMIT,)
 

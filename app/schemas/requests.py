@@ -12,6 +12,7 @@ from img2img.domain.conditioning import (
     MAX_IMAGE_PROMPTS,
     ControlName,
     ControlWeight,
+    MaskContent,
     Padding,
 )
 from img2img.domain.job import Priority
@@ -24,6 +25,7 @@ from img2img.domain.parameters import (
     Requires,
     Resize,
     Scheduler,
+    Sigmas,
     Task,
     Text,
 )
@@ -142,6 +144,14 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         ),
     ] = None
     scheduler: Annotated[Scheduler | None, Field(description="The sampler. Default: the model's.")] = None
+    sigmas: Annotated[
+        Sigmas | None,
+        Field(
+            description="Noise levels of the steps (schedule type): one of those that the model's entry in "
+            "`GET /models` lists for the scheduler in `scheduler_sigmas`. Default: those of the scheduler itself, or "
+            "without `scheduler` the model's."
+        ),
+    ] = None
     seed: Annotated[
         int | None,
         Field(
@@ -197,6 +207,14 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         ),
         Requires(tasks=frozenset({Task.INPAINT})),
     ] = None
+    mask_content: Annotated[
+        MaskContent,
+        Field(
+            description="What the masked part holds before noise is added, below strength 1: the image, latents of "
+            "noise, or latents of zeros."
+        ),
+        Requires(tasks=frozenset({Task.INPAINT}), capability="mask_content", lacking="takes the original only"),
+    ] = MaskContent.ORIGINAL
     mask_padding: Annotated[
         int | None,
         Field(

@@ -4,7 +4,16 @@ import secrets
 from typing import Any
 
 from img2img.domain.model_card import ModelCard
-from img2img.domain.parameters import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, PipelineParameter, Scheduler
+from img2img.domain.parameters import (
+    COMBINED_SCHEDULERS,
+    MAX_SEED,
+    MAX_STEPS,
+    MAX_STEPS_OF,
+    NOISY_SCHEDULERS,
+    PipelineParameter,
+    Scheduler,
+    Sigmas,
+)
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
@@ -24,7 +33,7 @@ def resolve_generation(request: Img2ImgRequest, card: ModelCard, *, is_tiled: bo
     Raises:
         ParameterError: The model or the scheduler does not support a value.
     """
-    scheduler = resolve_scheduler(request, card, is_tiled=is_tiled)
+    scheduler, sigmas = _resolve_sigmas(request, resolve_scheduler(request, card, is_tiled=is_tiled), card)
     guidance_scale = request.guidance_scale or (card.default_guidance_scale if card.guidance else 1.0)
     steps = resolve_steps(request.num_inference_steps, scheduler, card)
     seed = resolve_seed(request.seed, request.num_images)
@@ -34,6 +43,7 @@ def resolve_generation(request: Img2ImgRequest, card: ModelCard, *, is_tiled: bo
         "guidance_rows": card.guidance_rows,
         "num_inference_steps": steps,
         "scheduler": scheduler,
+        "sigmas": sigmas,
         "seed": seed,
     }
 
@@ -57,6 +67,27 @@ def resolve_scheduler(request: Img2ImgRequest, card: ModelCard, *, is_tiled: boo
         )
         raise ParameterError("scheduler", message, got=request.scheduler.value)
     return request.scheduler
+
+
+def _resolve_sigmas(request: Img2ImgRequest, scheduler: Scheduler, card: ModelCard) -> tuple[Scheduler, Sigmas | None]:
+    """Return the scheduler and its sigmas; None: those of the scheduler itself."""
+    sigmas = request.sigmas
+    if sigmas is None:
+        is_default = request.scheduler is None and scheduler is card.default_scheduler
+        return scheduler, card.default_sigmas if is_default else None
+    plain, included = COMBINED_SCHEDULERS.get(scheduler, (scheduler, None))
+    if included is not None and request.scheduler is not None and sigmas is not included:
+        message = f"The scheduler {scheduler} has {included} sigmas: leave it out, or give the scheduler {plain}"
+        raise ParameterError("sigmas", message, got=sigmas.value)
+    supported = card.scheduler_sigmas.get(plain, ())
+    if sigmas not in supported:
+        others = [name for name, values in card.scheduler_sigmas.items() if sigmas in values]
+        message = f"With the scheduler {plain}, input should be " + (
+            f"one of: {', '.join(supported)}" if supported else "absent"
+        )
+        known = f"; {sigmas} goes with: {', '.join(others)}" if others else ""
+        raise ParameterError("sigmas", message + known, got=sigmas.value)
+    return plain, sigmas
 
 
 def check_resolved(request: Img2ImgRequest, card: ModelCard, guidance_scale: float, scheduler: Scheduler) -> None:

@@ -193,6 +193,7 @@ class SpecBuilder:
         region = InpaintRegion(
             mask=self.reader.add_blob(mask) if mask else None,
             blur=DEFAULT_MASK_BLUR if request.mask_blur is None else request.mask_blur,
+            content=request.mask_content,
             margins=margins,
             canvas=canvas,
             box=box,

@@ -5,6 +5,8 @@ from typing import Literal, Required, TypedDict
 
 from .images import ImageInput
 
+MaskContent = Literal["original", "noise", "nothing"]
+
 Priority = Literal["low", "normal", "high"]
 
 Resize = Literal["crop", "pad", "stretch"]
@@ -20,6 +22,13 @@ Scheduler = Literal[
     "dpmpp_2m",
     "dpmpp_2m_karras",
     "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_a",
+    "dpm2",
+    "dpm2_a",
     "unipc",
     "deis",
     "lcm",
@@ -28,6 +37,8 @@ Scheduler = Literal[
     "flow_euler_beta",
     "flow_heun",
 ]
+
+Sigmas = Literal["karras", "exponential", "beta", "normal", "simple", "sgm_uniform", "ddim_uniform"]
 
 
 class ControlFields(TypedDict, total=False):
@@ -91,8 +102,8 @@ class SubmitFields(TypedDict, total=False):
     negative_prompt: str
     """What the result should not show."""
     prompt_weighting: bool
-    """Read `(text:1.3)` in both prompts as that text with that weight. The default weight is 1; weights cannot be
-    nested."""
+    """Read `(text:1.3)` in both prompts as that text with that weight, `BREAK` as the begin of a new chunk of 77
+    tokens, and `\(` as a bracket. The default weight is 1; weights cannot be nested."""
     clip_skip: int
     """Layers of the CLIP text encoder to skip for `prompt`: 1 is `Clip skip: 2` of the AUTOMATIC1111 web UI. For models
     with `clip_skip` in `parameters`."""
@@ -118,6 +129,9 @@ class SubmitFields(TypedDict, total=False):
     """Steps of the whole schedule; about `strength` times as many are run. Default: the model's."""
     scheduler: Scheduler
     """The sampler. Default: the model's."""
+    sigmas: Sigmas
+    """Noise levels of the steps (schedule type): one of those that the model's entry in `GET /models` lists for the
+    scheduler in `scheduler_sigmas`. Default: those of the scheduler itself, or without `scheduler` the model's."""
     seed: int
     """Image i uses seed + i. Default, and with -1: random, and reported in the job."""
     denoising_end: float
@@ -137,6 +151,9 @@ class SubmitFields(TypedDict, total=False):
     mask_blur: int
     """Pixels over which the new content fades into the old, inside the mask, at most half the thickness of the mask.
     Default: 4."""
+    mask_content: MaskContent
+    """What the masked part holds before noise is added, below strength 1: the image, latents of noise, or latents of
+    zeros."""
     mask_padding: int
     """Crops the model's view to the regenerated area plus this many pixels on each side, so that small areas are
     generated at the model's full resolution. Default: the model sees the whole image."""

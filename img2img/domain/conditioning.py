@@ -99,6 +99,17 @@ class Padding(_Frozen):
         return bool(self.left or self.top or self.right or self.bottom)
 
 
+class MaskContent(StrEnum):
+    """What the masked part of an image holds before noise is added."""
+
+    # The image itself.
+    ORIGINAL = "original"
+    # Latents of noise.
+    NOISE = "noise"
+    # Latents of zeros.
+    NOTHING = "nothing"
+
+
 class InpaintRegion(_Frozen):
     """The part of an image that is regenerated. All other pixels are returned unchanged."""
 
@@ -106,6 +117,7 @@ class InpaintRegion(_Frozen):
     mask: Sha256 | None = None
     # Pixels over which the new content fades into the old, within the mask.
     blur: Annotated[int, Field(ge=0)] = 0
+    content: MaskContent = MaskContent.ORIGINAL
     margins: Padding = Padding()
     # Width and height of the image with its margins.
     canvas: tuple[int, int]

@@ -1,4 +1,4 @@
-"""The text in which the AUTOMATIC1111 web UI writes the parameters of an image, and the web UI's names of samplers.
+"""The text in which the AUTOMATIC1111 web UI writes the parameters of an image.
 
 Other software for images reads it from the PNG chunk `parameters`.
 """
@@ -6,36 +6,25 @@ Other software for images reads it from the PNG chunk `parameters`.
 import json
 import re
 
-from img2img.domain.parameters import Scheduler
+from img2img.domain.sampler_names import web_ui_names
 from img2img.domain.spec import EditSpec, GenerationSpec, InpaintSpec, StrengthSpec
 
-# Name of the sampler and its schedule type. Schedulers of the web UI that are not here have the names of diffusers.
-WEB_UI_NAMES: dict[Scheduler, tuple[str, str]] = {
-    Scheduler.DDIM: ("DDIM", "Automatic"),
-    Scheduler.PNDM: ("PLMS", "Automatic"),
-    Scheduler.LMS: ("LMS", "Automatic"),
-    Scheduler.EULER: ("Euler", "Automatic"),
-    Scheduler.EULER_A: ("Euler a", "Automatic"),
-    Scheduler.HEUN: ("Heun", "Automatic"),
-    Scheduler.DPMPP_2M: ("DPM++ 2M", "Uniform"),
-    Scheduler.DPMPP_2M_KARRAS: ("DPM++ 2M", "Karras"),
-    Scheduler.DPMPP_2M_SDE: ("DPM++ 2M SDE", "Uniform"),
-    Scheduler.UNIPC: ("UniPC", "Automatic"),
-    Scheduler.LCM: ("LCM", "Automatic"),
-}
 # A name and a value on the last line. A value with a comma or colon is a JSON string.
 FIELD = re.compile(r'\s*(\w[\w \-/]{1,60}):\s*("(?:\\[\\"/bfnrt]|\\u[0-9a-fA-F]{4}|[^\\"\x00-\x1f])*"|[^",]*)(?:,|$)')
 # A last line with fewer fields is part of the prompt, as in the web UI.
 MIN_FIELDS = 3
 # Longer lines would take long to parse.
 MAX_LINE = 5000
-WEIGHTED = re.compile(r"\(([^()]+):([0-9]+(?:\.[0-9]+)?)\)|[()\[\]\\]")
+# A weight, a bracket that is escaped already, or one that is not.
+WEIGHTED = re.compile(r"(\((?:[^()\\]|\\[()\\]|\\(?![()\\]))+:[0-9]+(?:\.[0-9]+)?\)|\\[()\\])|[()\[\]\\]")
+PLAIN = re.compile(r"[()\[\]\\]")
+SQUARE = re.compile(r"[\[\]]")
 
 
 def infotext(spec: GenerationSpec, seed: int) -> str:
     """Return the parameters of one image as the web UI writes them."""
     width, height = spec.result_size
-    sampler, schedule = WEB_UI_NAMES.get(spec.scheduler, (spec.scheduler.value, "Automatic"))
+    sampler, schedule = web_ui_names(spec.scheduler, spec.sigmas)
     fields: dict[str, object] = {
         "Steps": spec.num_inference_steps,
         "Sampler": sampler,
@@ -81,8 +70,7 @@ def _prompt(spec: GenerationSpec) -> str:
 
 def _in_web_ui_language(prompt: str, spec: GenerationSpec) -> str:
     """Escape the brackets of a prompt that are not part of weights."""
-
-    def escape(match: re.Match[str]) -> str:
-        return match[0] if match[1] and spec.prompt_weighting else re.sub(r"[()\[\]\\]", r"\\\g<0>", match[0])
-
-    return WEIGHTED.sub(escape, prompt)
+    if not spec.prompt_weighting:
+        return PLAIN.sub(r"\\\g<0>", prompt)
+    # Weights and escapes are the same in the web UI; square brackets are characters here.
+    return WEIGHTED.sub(lambda match: SQUARE.sub(r"\\\g<0>", match[0]) if match[1] else f"\\{match[0]}", prompt)

@@ -9,7 +9,12 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlName, EmbeddingName, LoraName
-from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Sigmas, Task
+
+SchedulerSigmas = Annotated[
+    dict[str, tuple[Sigmas, ...]],
+    Field(description="Schedulers that take `sigmas`, with the values that they take."),
+]
 
 # Suffix of a whole model in one file.
 SINGLE_FILES = (".safetensors", ".gguf")
@@ -48,6 +53,8 @@ class UpscalerCard(BaseModel):
     size_multiple: int
     schedulers: tuple[Scheduler, ...]
     default_scheduler: Scheduler
+    default_sigmas: Sigmas | None = None
+    scheduler_sigmas: SchedulerSigmas = {}
     default_steps: int
     default_guidance_scale: float
     parameters: Annotated[
@@ -74,6 +81,10 @@ class ModelCard(BaseModel):
     ]
     schedulers: tuple[Scheduler, ...]
     default_scheduler: Scheduler
+    default_sigmas: Annotated[
+        Sigmas | None, Field(description="Sigmas with the default scheduler; null: those of the scheduler itself.")
+    ] = None
+    scheduler_sigmas: SchedulerSigmas = {}
     default_steps: int = 30
     default_guidance_scale: float = 7.5
     tasks: Annotated[
@@ -109,6 +120,9 @@ class ModelCard(BaseModel):
     default_denoising_end: Annotated[
         float | None, Field(description="Share of the schedule after which the refiner takes over; null without one.")
     ] = None
+    mask_content: Annotated[
+        bool, Field(description="Whether it takes other values of `mask_content` than `original`.")
+    ] = False
     image_guidance: Annotated[bool, Field(description="Whether an edit takes an `image_guidance_scale`.")] = True
     parameters: Annotated[
         dict[str, tuple[Task, ...]],

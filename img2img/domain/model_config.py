@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from img2img.domain.conditioning import ControlName, EmbeddingName, LoraName
 from img2img.domain.model_card import SafetyChecker
-from img2img.domain.parameters import Scheduler
+from img2img.domain.parameters import Scheduler, Sigmas
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
 
@@ -240,6 +240,9 @@ class ModelConfig(BaseModel):
     ] = None
     scheduler: Annotated[
         Scheduler | None, Field(description="default of requests; default: the scheduler of the model")
+    ] = None
+    sigmas: Annotated[
+        Sigmas | None, Field(description="default of requests that name no scheduler; default: those of the scheduler")
     ] = None
     safety_checker: Annotated[
         SafetyChecker | None,

@@ -39,6 +39,13 @@ class Scheduler(StrEnum):
     DPMPP_2M = "dpmpp_2m"
     DPMPP_2M_KARRAS = "dpmpp_2m_karras"
     DPMPP_2M_SDE = "dpmpp_2m_sde"
+    DPMPP_2M_SDE_HEUN = "dpmpp_2m_sde_heun"
+    DPMPP_3M_SDE = "dpmpp_3m_sde"
+    DPMPP_SDE = "dpmpp_sde"
+    DPMPP_2S = "dpmpp_2s"
+    DPMPP_2S_A = "dpmpp_2s_a"
+    DPM2 = "dpm2"
+    DPM2_A = "dpm2_a"
     UNIPC = "unipc"
     DEIS = "deis"
     LCM = "lcm"
@@ -52,7 +59,43 @@ class Scheduler(StrEnum):
 FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
 DIFFUSION_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler not in FLOW_SCHEDULERS)
 # Schedulers that draw new noise at every step. Tiles of one image would each draw different noise.
-NOISY_SCHEDULERS = (Scheduler.DDPM, Scheduler.EULER_A, Scheduler.DPMPP_2M_SDE, Scheduler.LCM, Scheduler.TCD)
+NOISY_SCHEDULERS = (
+    Scheduler.DDPM,
+    Scheduler.EULER_A,
+    Scheduler.DPMPP_2M_SDE,
+    Scheduler.DPMPP_2M_SDE_HEUN,
+    Scheduler.DPMPP_3M_SDE,
+    Scheduler.DPMPP_SDE,
+    Scheduler.DPMPP_2S_A,
+    Scheduler.DPM2_A,
+    Scheduler.LCM,
+    Scheduler.TCD,
+)
+
+
+class Sigmas(StrEnum):
+    """The noise levels of the steps: the schedule types that a request may name.
+
+    The first three replace the noise levels of the timesteps; the others choose other timesteps.
+    """
+
+    KARRAS = "karras"
+    EXPONENTIAL = "exponential"
+    BETA = "beta"
+    # Timesteps from the first to the last one, in equal steps.
+    NORMAL = "normal"
+    # Timesteps counted from the last one (`trailing`). Both names are in use.
+    SIMPLE = "simple"
+    SGM_UNIFORM = "sgm_uniform"
+    # Timesteps counted from the first one (`leading`).
+    DDIM_UNIFORM = "ddim_uniform"
+
+
+# Names of a scheduler together with its sigmas.
+COMBINED_SCHEDULERS: dict[Scheduler, tuple[Scheduler, Sigmas]] = {
+    Scheduler.DPMPP_2M_KARRAS: (Scheduler.DPMPP_2M, Sigmas.KARRAS),
+    Scheduler.FLOW_EULER_BETA: (Scheduler.FLOW_EULER, Sigmas.BETA),
+}
 
 MAX_STEPS = 150
 # Distilled samplers use a schedule that is fixed at training time and cannot take more steps than it has.
@@ -149,8 +192,8 @@ class GenerationParameters(BaseModel):
     prompt_weighting: Annotated[
         bool,
         Field(
-            description="Read `(text:1.3)` in both prompts as that text with that weight. The default weight is 1; "
-            "weights cannot be nested."
+            description="Read `(text:1.3)` in both prompts as that text with that weight, `BREAK` as the begin of a "
+            "new chunk of 77 tokens, and `\\(` as a bracket. The default weight is 1; weights cannot be nested."
         ),
         Requires(capability="prompt_weighting", lacking="does not support weights in prompts; leave it out"),
     ] = False

@@ -17,6 +17,7 @@ from img2img.domain.parameters import (
     GenerationParameters,
     Resize,
     Scheduler,
+    Sigmas,
     Task,
 )
 from img2img.domain.tiling import Grid, Tiling
@@ -106,6 +107,8 @@ class GenerationSpec(GenerationParameters, BaseSpec):
     guidance_rows: Annotated[int, Field(ge=1, le=2)] = 2
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     scheduler: Scheduler
+    # None: those of the scheduler itself.
+    sigmas: Sigmas | None = None
     # Image i uses seed + i.
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     image_prompts: tuple[ImagePrompt, ...] = ()

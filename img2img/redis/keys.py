@@ -52,6 +52,7 @@ GONE_JOB = Key("gone:{id}", "string", "`{reason} {owner}` of a deleted or expire
 JOB_CHANGES = Key("changes", "channel", "`{id} {status}` or `{id}` of every job that has changed", WORKER)
 IDEMPOTENT_REQUEST = Key("idempotency:{owner}:{digest}", "string", "`{fingerprint} {job id}` of a request; expires")
 A1111_JOBS = Key("a1111:{owner}", "sorted set", "ids of an owner's unfinished jobs of the A1111 API, by creation time")
+A1111_OPTIONS = Key("a1111-options:{owner}", "hash", "options that an owner has set in the A1111 API, as JSON; expires")
 
 # Append-only file of Redis
 ERASURES = Key("erasures", "string", "number of deletions since the file was rewritten", WORKER, WEBHOOKS)

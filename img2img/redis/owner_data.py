@@ -65,8 +65,8 @@ class OwnerData:
         return self._delete(key for key in gone if decode(self._redis.get(key) or "").endswith(f" {self._owner}"))
 
     def delete_lists(self) -> None:
-        """Delete the list of unfinished jobs of the AUTOMATIC1111 API."""
-        self._redis.delete(keys.A1111_JOBS.format(owner=self._owner))
+        """Delete the list of unfinished jobs, and the options, of the AUTOMATIC1111 API."""
+        self._redis.delete(keys.A1111_JOBS.format(owner=self._owner), keys.A1111_OPTIONS.format(owner=self._owner))
 
     def _scan(self, pattern: str) -> Iterator[str]:
         return map(decode, self._redis.scan_iter(pattern, count=SCAN_COUNT))

@@ -12,7 +12,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderTiny, EulerDiscreteScheduler
+from diffusers import AutoencoderTiny, EulerDiscreteScheduler, IPNDMScheduler
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextModel
@@ -456,15 +456,27 @@ def test_preview_and_warm_up_of_a_model_with_a_tiny_autoencoder(folder: Path) ->
     assert served.preview.jpeg(torch.zeros(1, 4, 8, 8))
 
 
-def test_scheduler_outside_of_the_table_is_logged_and_keeps_its_schedule(folder: Path, log: io.StringIO) -> None:
-    EulerDiscreteScheduler(use_karras_sigmas=True).save_pretrained(folder / "scheduler")
-    edit_json(folder / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
-    assert load(folder).card.default_scheduler == "dpmpp_2m_karras"
-    assert "the scheduler of the model, EulerDiscreteScheduler, is not one that requests can name" in log.getvalue()
-    EulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    assert load(folder).card.default_scheduler == "euler"
-    edit_json(folder / "scheduler/scheduler_config.json", use_exponential_sigmas=True)
+def test_scheduler_outside_of_the_table_is_logged(folder: Path, log: io.StringIO) -> None:
+    IPNDMScheduler().save_pretrained(folder / "scheduler")
+    edit_json(folder / "model_index.json", scheduler=["diffusers", "IPNDMScheduler"])
     assert load(folder).card.default_scheduler == "dpmpp_2m"
+    assert "the scheduler of the model, IPNDMScheduler, is not one that requests can name" in log.getvalue()
+
+
+def test_sigmas_of_the_model_are_the_default(folder: Path) -> None:
+    def defaults(**settings: object) -> tuple[str, str | None]:
+        EulerDiscreteScheduler(**settings).save_pretrained(folder / "scheduler")
+        card = load(folder).card
+        return card.default_scheduler, card.default_sigmas
+
+    edit_json(folder / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
+    assert defaults(use_karras_sigmas=True) == ("euler", "karras")
+    assert defaults() == ("euler", None)
+    assert defaults(use_exponential_sigmas=True) == ("euler", "exponential")
+    assert load(folder, scheduler="dpmpp_2m_karras").card.default_sigmas is None
+    assert load(folder, sigmas="beta").card.default_sigmas == "beta"
+    with pytest.raises(StartupError, match="`sigmas` karras is not for the scheduler ddim; choose one of: normal"):
+        load(folder, scheduler="ddim", sigmas="karras")
 
 
 def test_libraries_do_not_write_to_stderr(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -33,9 +33,11 @@ from tests.support.stock import call_stock
 
 STEPS = 20
 STRENGTHS = (0.05, 0.3, 0.6, 1.0)
-GUIDANCES = (1.0, 5.0)
+# Each strength goes with one of them for one scheduler and with the other one for the next.
+GUIDANCES = (1.0, 5.0, 5.0, 1.0, 5.0, 1.0, 1.0, 5.0)
 
 DPM = diffusers.DPMSolverMultistepScheduler
+SINGLE = diffusers.DPMSolverSinglestepScheduler
 STOCK_SCHEDULERS = {
     "ddim": lambda config: diffusers.DDIMScheduler.from_config(config),
     "ddpm": lambda config: diffusers.DDPMScheduler.from_config(config),
@@ -47,10 +49,27 @@ STOCK_SCHEDULERS = {
     "dpmpp_2m": lambda config: DPM.from_config(config),
     "dpmpp_2m_karras": lambda config: DPM.from_config(config, use_karras_sigmas=True),
     "dpmpp_2m_sde": lambda config: DPM.from_config(config, algorithm_type="sde-dpmsolver++"),
+    "dpmpp_2m_sde_heun": lambda config: DPM.from_config(config, algorithm_type="sde-dpmsolver++", solver_type="heun"),
+    "dpmpp_3m_sde": lambda config: DPM.from_config(config, algorithm_type="sde-dpmsolver++", solver_order=3),
+    "dpmpp_sde": lambda config: diffusers.DPMSolverSDEScheduler.from_config(config),
+    "dpmpp_2s": lambda config: SINGLE.from_config(config, lower_order_final=True),
+    "dpmpp_2s_a": lambda config: SINGLE.from_config(config, lower_order_final=True, algorithm_type="sde-dpmsolver++"),
+    "dpm2": lambda config: diffusers.KDPM2DiscreteScheduler.from_config(config),
+    "dpm2_a": lambda config: diffusers.KDPM2AncestralDiscreteScheduler.from_config(config),
     "unipc": lambda config: diffusers.UniPCMultistepScheduler.from_config(config),
     "deis": lambda config: diffusers.DEISMultistepScheduler.from_config(config, algorithm_type="deis"),
     "lcm": lambda config: diffusers.LCMScheduler.from_config(config),
     "tcd": lambda config: diffusers.TCDScheduler.from_config(config),
+}
+STOCK_SIGMAS = {
+    None: {},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
+    "normal": {"timestep_spacing": "linspace"},
+    "simple": {"timestep_spacing": "trailing"},
+    "sgm_uniform": {"timestep_spacing": "trailing"},
+    "ddim_uniform": {"timestep_spacing": "leading"},
 }
 
 
@@ -65,14 +84,25 @@ class Served:
         self.config = self.stock.scheduler.config
         self.image = image
 
-    def reference(self, spec: JobSpec) -> np.ndarray:
-        self.stock.scheduler = STOCK_SCHEDULERS[spec.scheduler.value](self.config)
+    def reference(self, spec: JobSpec, image: torch.Tensor | None = None) -> np.ndarray:
+        """Return the pixels of the stock pipeline.
+
+        Args:
+            image: As a tensor, with which convolutions round as in the engine. Default: the image as a PIL image.
+        """
+        pil = diffusers.image_processor.VaeImageProcessor.numpy_to_pil
+        scheduler = STOCK_SCHEDULERS[spec.scheduler.value](self.config)
+        if spec.sigmas:
+            scheduler = type(scheduler).from_config(scheduler.config, **STOCK_SIGMAS[spec.sigmas.value])
+        if spec.scheduler is Scheduler.DPMPP_SDE:
+            scheduler.noise_sampler_seed = spec.seed
+        self.stock.scheduler = scheduler
         return call_stock(
             self.stock,
             spec,
             prompt=spec.prompt,
             negative_prompt=spec.negative_prompt or None,
-            image=diffusers.image_processor.VaeImageProcessor.numpy_to_pil(self.image.permute(0, 2, 3, 1).numpy()),
+            image=pil(self.image.permute(0, 2, 3, 1).numpy()) if image is None else image,
             strength=spec.strength,
         )
 
@@ -100,8 +130,8 @@ ALL = [
         prompt=f"house {seed % 3}",
         negative_prompt="blurry" if seed % 2 else "",
     )
-    for seed, (scheduler, strength, guidance) in enumerate(
-        itertools.product(DIFFUSION_SCHEDULERS, STRENGTHS, GUIDANCES)
+    for seed, ((scheduler, strength), guidance) in enumerate(
+        zip(itertools.product(DIFFUSION_SCHEDULERS, STRENGTHS), itertools.cycle(GUIDANCES))
     )
 ]
 
@@ -118,6 +148,21 @@ def test_schedulers_strengths_and_guidance_give_stock_pixels_alone_and_batched(
         reference = served.reference(spec)
         (alone,) = served.run([spec], slots=1)
         assert largest_difference(alone, reference) <= 1, spec
+        assert largest_difference(batched, reference) <= 1, spec
+
+
+@pytest.mark.parametrize("served", [tiny_sd], indirect=True)
+def test_every_pair_of_scheduler_and_sigmas_gives_stock_pixels_alone_and_batched(served: Served) -> None:
+    pairs = [(name, sigmas) for name, known in served.model.card.scheduler_sigmas.items() for sigmas in known]
+    assert {sigmas.value for _, sigmas in pairs} == set(STOCK_SIGMAS) - {None}
+    jobs = [
+        job(scheduler=name, sigmas=sigmas, seed=seed, num_inference_steps=6, strength=0.6 + 0.4 * (seed % 2))
+        for seed, (name, sigmas) in enumerate(pairs)
+    ]
+    for spec, batched in zip(jobs, served.run(jobs, slots=16), strict=True):
+        reference = served.reference(spec, served.image)
+        (alone,) = served.run([spec], slots=1)
+        assert largest_difference(alone, reference) == 0, spec
         assert largest_difference(batched, reference) <= 1, spec
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from img2img.domain.conditioning import MaskContent
 from img2img.domain.parameters import FLOW_SCHEDULERS, Task
 from img2img.domain.spec import (
     ControlMapSpec,
@@ -24,10 +25,12 @@ from img2img.errors import JobError
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from .conditioning.adapters import JobAdapters
+from .conditioning.mask_content import replace_masked_latents
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
+from .schedulers import seed_noise
 
 NO_ADAPTERS = JobAdapters()
 
@@ -80,7 +83,7 @@ def denoise(
     """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`."""
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
-    pipeline = model.pipeline(task, spec.scheduler, controls=bool(spec.control_maps))
+    pipeline = model.pipeline(task, spec.scheduler, spec.sigmas, controls=bool(spec.control_maps))
     generator = torch.Generator("cpu").manual_seed(seed)
     if isinstance(spec, RefinedSpec) and spec.denoising_end is not None:
         images = _refine(model, pipeline, spec, inputs, generator, engine_task, adapters)
@@ -115,8 +118,8 @@ def _refine(
         JobError: the base model has no step, and the job has adapters, which only the base model takes.
     """
     assert spec.denoising_end is not None
-    refiner = model.refiner(spec.task, spec.scheduler)
-    base_steps = _steps_before(model.pipeline(spec.task, spec.scheduler), spec)
+    refiner = model.refiner(spec.task, spec.scheduler, spec.sigmas)
+    base_steps = _steps_before(model.pipeline(spec.task, spec.scheduler, spec.sigmas), spec)
     if not base_steps:
         if adapters.modules:
             raise JobError(
@@ -125,7 +128,7 @@ def _refine(
             )
         return _call(model, refiner, spec, inputs, generator, engine_task, NO_ADAPTERS)
     adapters.activate(base)
-    if not _steps_before(model.refiner(spec.task, spec.scheduler), spec, after=True):
+    if not _steps_before(model.refiner(spec.task, spec.scheduler, spec.sigmas), spec, after=True):
         return _call(model, base, spec, inputs, generator, engine_task, adapters)
     until = {"denoising_end": spec.denoising_end, "output_type": "latent"}
     latents = _call(model, base, spec, inputs, generator, engine_task, adapters, until)
@@ -172,6 +175,13 @@ def _call(
         more: further arguments, which replace those of the spec; None removes one.
         steps_done: steps that another pipeline has done before.
     """
+    seed = generator.initial_seed()
+    seed_noise(pipeline.scheduler, seed)
+    # At strength 1 pipelines start from pure noise.
+    if isinstance(spec, InpaintSpec) and spec.strength < 1 and "image" not in more:
+        assert inputs.mask is not None
+        if spec.region.content is not MaskContent.ORIGINAL:
+            replace_masked_latents(pipeline, spec.region.content, inputs.mask, seed)
     order = getattr(pipeline.scheduler, "order", 1)
 
     def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

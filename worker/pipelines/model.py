@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ComponentSource, ModelConfig
-from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
+from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Sigmas, Task
 
 from ..devices import default_dtype, why_no_dtype
 from ..errors import StartupError
@@ -42,7 +42,9 @@ from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .safety_checker import ImageChecker, load_safety_checker, mode_of
-from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
+from .scheduler_defaults import choose_defaults
+from .scheduler_kinds import sigmas_of
+from .schedulers import check_scheduler, make_scheduler, with_prediction_type
 from .vae_memory import limit_vae_memory
 
 log = logging.getLogger(__name__)
@@ -123,14 +125,16 @@ class Model:
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
 
-    def pipeline(self, task: Task, scheduler: Scheduler, *, controls: bool = False) -> DiffusionPipeline:
+    def pipeline(
+        self, task: Task, scheduler: Scheduler, sigmas: Sigmas | None = None, *, controls: bool = False
+    ) -> DiffusionPipeline:
         """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler.
 
         Args:
             controls: whether the job has controls.
         """
         pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler, sigmas)
         return pipeline
 
     def modules(self) -> list[torch.nn.Module]:
@@ -167,10 +171,10 @@ class Model:
         for part in {part for module in self.modules() for part in module.modules()}:
             part.__dict__.clear()
 
-    def refiner(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
+    def refiner(self, task: Task, scheduler: Scheduler, sigmas: Sigmas | None = None) -> DiffusionPipeline:
         """Return a pipeline object of the refiner for one job."""
         pipeline = copy.copy(self._refiners[task])
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler, sigmas)
         return pipeline
 
     def set_safety_checker(self, checker: ImageChecker | None) -> None:
@@ -312,8 +316,8 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
     multiple = max(8, scale * family.patch_size)
     native = _latent_size(pipeline) * scale
     guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
-    default_scheduler = config.scheduler or _default_scheduler(family, pipeline)
-    _check_defaults(config, family, default_scheduler, has_guidance=family.has_guidance(pipeline))
+    default_scheduler, default_sigmas = choose_defaults(config, family, pipeline.scheduler)
+    _check_defaults(config, default_scheduler, has_guidance=family.has_guidance(pipeline))
     return ModelCard(
         name=config.name,
         description=config.description,
@@ -326,6 +330,8 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         sizes=family.sizes or size_buckets(native, multiple),
         schedulers=family.schedulers,
         default_scheduler=default_scheduler,
+        default_sigmas=default_sigmas,
+        scheduler_sigmas=sigmas_of(family.schedulers),
         default_steps=config.steps or family.steps,
         default_guidance_scale=(config.guidance_scale or family.guidance_scale) if guidance else 1.0,
         # A negative prompt has no effect without guidance.
@@ -342,16 +348,13 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
     )
 
 
-def _check_defaults(config: ModelConfig, family: Family, scheduler: Scheduler, *, has_guidance: bool) -> None:
+def _check_defaults(config: ModelConfig, scheduler: Scheduler, *, has_guidance: bool) -> None:
     """Raise StartupError for defaults that no request could have."""
     if config.guidance is False and (config.guidance_scale or 1) > 1:
         raise StartupError("`guidance_scale` has no effect with `guidance = false`; remove one of them")
     if not has_guidance and (config.guidance or (config.guidance_scale or 1) > 1):
         key = "guidance" if config.guidance else "guidance_scale"
         raise StartupError(f"the model was made to run without guidance; remove `{key}`")
-    if scheduler not in family.schedulers:
-        supported = ", ".join(family.schedulers)
-        raise StartupError(f"`scheduler` {scheduler} is not for {family.name} models; choose one of: {supported}")
     if (config.steps or 1) > MAX_STEPS_OF.get(scheduler, MAX_STEPS):
         raise StartupError(f"`steps` is at most {MAX_STEPS_OF[scheduler]} with the scheduler {scheduler}")
 
@@ -372,6 +375,7 @@ def _component_fields(
     return {
         "tasks": (*pipelines, *more),
         "controls": controlnets.types,
+        "mask_content": Task.INPAINT in pipelines and "unet" in pipeline.components,
         # Preprocessors without a model work with every model.
         "preprocessors": (*PREPROCESSORS, *annotators),
         "upscales": tuple(upscales),
@@ -386,17 +390,3 @@ def _latent_size(pipeline: DiffusionPipeline) -> int:
     if "unet" in pipeline.components:
         return int(pipeline.unet.config.sample_size)
     return int(getattr(pipeline, "default_sample_size", 128))
-
-
-def _default_scheduler(family: Family, pipeline: DiffusionPipeline) -> Scheduler:
-    """Return the scheduler of the model, or a similar one if requests cannot name it."""
-    name = name_of(pipeline.scheduler)
-    if name in family.schedulers:
-        return name
-    fallback = fallback_for(pipeline.scheduler, family.schedulers)
-    log.warning(
-        "the scheduler of the model, %s, is not one that requests can name; the default is %s",
-        type(pipeline.scheduler).__name__,
-        fallback,
-    )
-    return fallback

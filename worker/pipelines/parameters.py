@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.parameters import GenerationParameters, PipelineParameter, Scheduler, Task, requirements
 
-from .schedulers import scheduler_class
+from .scheduler_kinds import scheduler_class
 
 PARAMETERS: Mapping[str, PipelineParameter] = {
     name: requires

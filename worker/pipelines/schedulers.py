@@ -1,63 +1,25 @@
-"""The diffusers class and settings of every scheduler that a request can name."""
+"""Makes the scheduler of a job, and finds the names of the scheduler of a model."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import diffusers
 from diffusers import SchedulerMixin
 
-from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler
+from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler, Sigmas
 
 from ..errors import StartupError
-
-# Settings on top of the config of the model's scheduler (betas, prediction type, timestep spacing). Settings that the
-# scheduler of a model may have and that would change another scheduler are reset here.
-_PLAIN_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-_DPMPP = {"solver_order": 2, "solver_type": "midpoint", "lower_order_final": True, **_PLAIN_SIGMAS}
-
-_TABLE: dict[Scheduler, tuple[str, dict[str, Any]]] = {
-    Scheduler.DDIM: ("DDIMScheduler", {}),
-    Scheduler.DDPM: ("DDPMScheduler", {"variance_type": "fixed_small"}),
-    Scheduler.PNDM: ("PNDMScheduler", {"skip_prk_steps": True}),
-    Scheduler.LMS: ("LMSDiscreteScheduler", _PLAIN_SIGMAS),
-    Scheduler.EULER: ("EulerDiscreteScheduler", _PLAIN_SIGMAS),
-    Scheduler.EULER_A: ("EulerAncestralDiscreteScheduler", {}),
-    Scheduler.HEUN: ("HeunDiscreteScheduler", _PLAIN_SIGMAS),
-    Scheduler.DPMPP_2M: ("DPMSolverMultistepScheduler", {**_DPMPP, "algorithm_type": "dpmsolver++"}),
-    Scheduler.DPMPP_2M_KARRAS: (
-        "DPMSolverMultistepScheduler",
-        {**_DPMPP, "algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-    ),
-    Scheduler.DPMPP_2M_SDE: ("DPMSolverMultistepScheduler", {**_DPMPP, "algorithm_type": "sde-dpmsolver++"}),
-    Scheduler.UNIPC: ("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh2", **_PLAIN_SIGMAS}),
-    Scheduler.DEIS: (
-        "DEISMultistepScheduler",
-        {"algorithm_type": "deis", "solver_order": 2, "solver_type": "logrho", **_PLAIN_SIGMAS},
-    ),
-    Scheduler.LCM: ("LCMScheduler", {}),
-    Scheduler.TCD: ("TCDScheduler", {}),
-    # The flow matching schedulers that image-to-image pipelines can start midway and that draw no noise themselves.
-    Scheduler.FLOW_EULER: ("FlowMatchEulerDiscreteScheduler", _PLAIN_SIGMAS),
-    Scheduler.FLOW_EULER_BETA: ("FlowMatchEulerDiscreteScheduler", {**_PLAIN_SIGMAS, "use_beta_sigmas": True}),
-    Scheduler.FLOW_HEUN: ("FlowMatchHeunDiscreteScheduler", {}),
-}
-# Settings in which two schedulers of one class differ.
-_DISTINCTIVE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "algorithm_type")
+from .scheduler_kinds import DISTINCTIVE, PLAIN_SIGMAS, SCHEDULERS, SIGMAS, scheduler_class
 
 
-def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
-    """Return the diffusers class of a scheduler."""
-    scheduler: type[SchedulerMixin] = getattr(diffusers, _TABLE[name][0])
-    return scheduler
-
-
-def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
+def make_scheduler(name: Scheduler, base: SchedulerMixin, sigmas: Sigmas | None = None) -> SchedulerMixin:
     """Create a scheduler.
 
     Args:
         base: scheduler of the model, whose config is the base of the new one.
+        sigmas: noise levels, of those in `sigmas_of`; None: those of the scheduler itself.
     """
-    _, settings = _TABLE[name]
+    _, settings = SCHEDULERS[name]
+    if sigmas is not None:
+        settings = {**settings, **SIGMAS[sigmas]}
     if name not in FLOW_SCHEDULERS:
         # The class default clips samples to [-1, 1]. That is for models of pixels; latents exceed that range.
         settings = {"clip_sample": base.config.get("clip_sample", False), **settings}
@@ -65,14 +27,27 @@ def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
     return scheduler
 
 
-def name_of(base: SchedulerMixin) -> Scheduler | None:
-    """Return the name of a scheduler, or None if requests cannot name it."""
-    config = {**_PLAIN_SIGMAS, "algorithm_type": "dpmsolver++", **base.config}
-    for name, (class_name, settings) in _TABLE.items():
-        distinctive = {key: settings[key] for key in _DISTINCTIVE if key in settings}
-        if class_name == type(base).__name__ and all(config[key] == value for key, value in distinctive.items()):
-            return name
-    return None
+def seed_noise(scheduler: SchedulerMixin, seed: int) -> None:
+    """Seed the noise of a scheduler that does not draw it from the generator of its pipeline."""
+    if hasattr(scheduler, "noise_sampler_seed"):
+        scheduler.noise_sampler_seed = seed
+
+
+def names_of(base: SchedulerMixin) -> tuple[Scheduler | None, Sigmas | None]:
+    """Return the name of a scheduler and of its sigmas, each None if requests cannot name it."""
+    config = {**PLAIN_SIGMAS, **DISTINCTIVE, **base.config}
+    candidates = {
+        name: sum(config[key] == value for key, value in settings.items() if key in (*PLAIN_SIGMAS, *DISTINCTIVE))
+        for name, (class_name, settings) in SCHEDULERS.items()
+        if class_name == type(base).__name__
+        and settings.get("algorithm_type", config["algorithm_type"]) == config["algorithm_type"]
+    }
+    if not candidates:
+        return None, None
+    name = max(candidates, key=lambda candidate: candidates[candidate])
+    _, settings = SCHEDULERS[name]
+    flags = [flag for flag in PLAIN_SIGMAS if config[flag] and not settings.get(flag)]
+    return name, next((sigmas for sigmas, given in SIGMAS.items() if flags and flags[0] in given), None)
 
 
 def check_scheduler(base: SchedulerMixin) -> None:

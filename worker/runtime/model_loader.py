@@ -141,6 +141,7 @@ def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
         "guidance_scale": 2 if card.guidance else 1,
         "num_inference_steps": 1,
         "scheduler": card.default_scheduler,
+        "sigmas": card.default_sigmas,
         "seed": 0,
     }
     match card.tasks[0]:

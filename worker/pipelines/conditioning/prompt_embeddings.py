@@ -1,7 +1,8 @@
 """Embeddings of prompts that are longer than CLIP's 77 tokens or have weights: `a (red:1.3) house`.
 
 Uses compel: a long prompt is encoded in chunks that are split between sentences, phrases or words, and a weight scales
-the difference between an embedding and that of the empty prompt. Text encoders are called through their gates.
+the difference between an embedding and that of the empty prompt. `BREAK` begins a new chunk. Text encoders are called
+through their gates.
 """
 
 import re
@@ -14,7 +15,10 @@ from diffusers import DiffusionPipeline
 
 from img2img.domain.spec import DenoisingSpec
 
-_WEIGHTED = re.compile(r"\(([^()]+):([0-9]+(?:\.[0-9]+)?)\)")
+# Brackets after a backslash are characters of the text.
+_WEIGHTED = re.compile(r"\\[()\\]|\(((?:[^()\\]|\\[()\\]|\\(?![()\\]))+):([0-9]+(?:\.[0-9]+)?)\)")
+_ESCAPED = re.compile(r"\\([()\\])")
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
 # Pieces of a prompt with their weights.
 Fragments = list[tuple[str, float]]
@@ -24,10 +28,17 @@ def parse_weights(text: str) -> Fragments:
     """Split a prompt at `(text:weight)`. Weights cannot be nested; the rest of the prompt has weight 1."""
     fragments, end = [], 0
     for match in _WEIGHTED.finditer(text):
-        fragments += [(text[end : match.start()], 1.0), (match[1], float(match[2]))]
-        end = match.end()
+        if match[1] is not None:
+            fragments += [(text[end : match.start()], 1.0), (match[1], float(match[2]))]
+            end = match.end()
     fragments.append((text[end:], 1.0))
-    return [(piece, weight) for piece, weight in fragments if piece.strip()] or [("", 1.0)]
+    pieces = [(_ESCAPED.sub(r"\1", piece), weight) for piece, weight in fragments if piece.strip()]
+    return pieces or [("", 1.0)]
+
+
+def parse_weighted(text: str) -> list[Fragments]:
+    """Split a prompt at `BREAK`, and each part at its weights."""
+    return [parse_weights(part) for part in _BREAK.split(text)]
 
 
 def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -41,10 +52,10 @@ def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: d
     )
     if not spec.prompt_weighting and not is_long:
         return arguments
-    fragments = [parse_weights(prompt) if spec.prompt_weighting else [(prompt, 1.0)] for prompt in prompts]
-    plain, negative_plain = ("".join(piece for piece, _ in pieces) for pieces in fragments)
+    parsed = [parse_weighted(prompt) if spec.prompt_weighting else [[(prompt, 1.0)]] for prompt in prompts]
+    plain, negative_plain = (" ".join("".join(piece for piece, _ in part) for part in parts) for parts in parsed)
     is_xl = hasattr(pipeline, "text_encoder_2")
-    embeds, negative_embeds = _encode(encoders, fragments, is_xl, spec.clip_skip, pipeline._execution_device)
+    embeds, negative_embeds = _encode(encoders, parsed, is_xl, spec.clip_skip, pipeline._execution_device)
     others = {name: value for name, value in arguments.items() if name not in ("prompt", "negative_prompt")}
     if not is_xl:
         return {**others, "prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
@@ -82,7 +93,7 @@ def text_encoders(pipeline: DiffusionPipeline) -> list[tuple[Any, Any]]:
 
 
 def _encode(
-    encoders: list[tuple[Any, Any]], prompts: list[Fragments], is_xl: bool, clip_skip: int, device: torch.device
+    encoders: list[tuple[Any, Any]], prompts: list[list[Fragments]], is_xl: bool, clip_skip: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode a prompt and a negative prompt; the shorter one is padded with the embedding of the empty prompt.
 
@@ -103,15 +114,20 @@ def _encode(
             for each in (_SkippingEncoder(encoder, device, clip_skip, is_xl) if clip_skip else plain, plain)
         ]
         embeddings = [
-            provider.get_embeddings_for_weighted_prompt_fragments(
-                [[piece for piece, _ in fragments]], [[weight for _, weight in fragments]], device=device
-            )
-            for provider, fragments in zip(providers, prompts, strict=True)
+            torch.cat([_embed(provider, fragments, device) for fragments in parts], dim=1)
+            for provider, parts in zip(providers, prompts, strict=True)
         ]
         length = max(embedding.shape[1] for embedding in embeddings)
         by_encoder.append([_pad(*pair, length) for pair in zip(embeddings, providers, strict=True)])
     embeds, negative_embeds = (torch.cat(parts, dim=-1) for parts in zip(*by_encoder, strict=True))
     return embeds, negative_embeds
+
+
+def _embed(provider: EmbeddingsProvider, fragments: Fragments, device: torch.device) -> torch.Tensor:
+    embedding: torch.Tensor = provider.get_embeddings_for_weighted_prompt_fragments(
+        [[piece for piece, _ in fragments]], [[weight for _, weight in fragments]], device=device
+    )
+    return embedding
 
 
 class _Encoder:

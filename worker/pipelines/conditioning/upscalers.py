@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin, StableDiffusionUpscaleP
 
 from img2img.domain.model_card import UpscalerCard
 from img2img.domain.model_config import ComponentSource, ModelConfig, UpscalerSource
-from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler, Task
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler, Sigmas, Task
 from img2img.domain.spec import DenoisingSpec, UpscaleSpec
 
 from ...engine.task import EngineTask
@@ -25,7 +25,8 @@ from ..loading.placement import Placement
 from ..loading.single_file import load_file_of
 from ..loading.weights import is_single_file
 from ..parameters import call_parameters, optional_arguments, supported_parameters
-from ..schedulers import make_scheduler, name_of
+from ..scheduler_kinds import sigmas_of
+from ..schedulers import make_scheduler, names_of, seed_noise
 from .prompt_embeddings import add_text_model
 
 FACTORS = {"StableDiffusionUpscalePipeline": 4, "StableDiffusionLatentUpscalePipeline": 2}
@@ -109,12 +110,15 @@ class Upscaler:
         self.latent_scale: int = pipeline.vae_scale_factor
         # The UNet must be able to halve the latents at each level, and the low-resolution image has whole pixels.
         multiple = self.latent_scale * math.lcm(2**pipeline.unet.num_upsamplers, factor)
+        own, own_sigmas = names_of(pipeline.scheduler)
         self.card = UpscalerCard(
             times=factor,
             native_size=pipeline.unet.config.sample_size * self.latent_scale,
             size_multiple=multiple,
             schedulers=DIFFUSION_SCHEDULERS if factor == 4 else (Scheduler.EULER,),
-            default_scheduler=(name_of(pipeline.scheduler) or Scheduler.DDIM) if factor == 4 else Scheduler.EULER,
+            default_scheduler=(own or Scheduler.DDIM) if factor == 4 else Scheduler.EULER,
+            default_sigmas=own_sigmas if factor == 4 else None,
+            scheduler_sigmas=sigmas_of(DIFFUSION_SCHEDULERS) if factor == 4 else {},
             default_steps=source.steps or (30 if factor == 4 else 20),
             default_guidance_scale=source.guidance_scale or (9.0 if factor == 4 else 1.0),
             parameters=tuple(supported_parameters({Task.UPSCALE: pipeline})),
@@ -129,7 +133,8 @@ class Upscaler:
             Image of shape (1, 3, height, width) with values in [0, 1].
         """
         pipeline = copy.copy(self.pipeline)
-        pipeline.scheduler = self._scheduler(spec.scheduler)
+        pipeline.scheduler = self._scheduler(spec.scheduler, spec.sigmas)
+        seed_noise(pipeline.scheduler, seed)
         if spec.clip_skip:
             add_text_model(pipeline)
         noise = inputs.noise
@@ -147,12 +152,12 @@ class Upscaler:
         ).images
         return image
 
-    def _scheduler(self, name: Scheduler) -> SchedulerMixin:
+    def _scheduler(self, name: Scheduler, sigmas: Sigmas | None) -> SchedulerMixin:
         base = self.pipeline.scheduler
         # The latent upscaler reads `scheduler.sigmas` in its loop, so it works with its Euler scheduler only.
         if isinstance(self.pipeline, diffusers.StableDiffusionLatentUpscalePipeline):
             return diffusers.EulerDiscreteScheduler.from_config(base.config)
-        return make_scheduler(name, base)
+        return make_scheduler(name, base, sigmas)
 
 
 def step_callback(spec: DenoisingSpec, engine_task: EngineTask) -> Callable[[int, Any, Any], None]:

@@ -12,41 +12,43 @@ TAG = re.compile(r"<(\w+):([^<>]*)>")
 TOKEN = re.compile(r"\\[\\()\[\]]|:\s*([0-9]*\.?[0-9]+)\s*\)|[()\[\]]|[^\\()\[\]:]+|[\\:]")
 # `[from:to:when]` and `[one|other]`.
 EDITING = re.compile(r".*:\s*[0-9.]+\s*|.*\|.*", re.DOTALL)
-# Keywords, which are upper case in the web UI.
-KEYWORDS = {
-    "BREAK": re.compile(r"\bBREAK\b"),
-    "AND": re.compile(r"\bAND\b"),
-}
+AND = re.compile(r"\bAND\b")
+BREAK = re.compile(r"\bBREAK\b")
+# Characters that the weighted language of `POST /img2img` reads as part of it.
+SPECIAL = re.compile(r"[()\\]")
 ROUND, SQUARE = 1.1, 1 / 1.1
 MAX_DEPTH = 30
 
 
 @dataclass(frozen=True)
 class WebUIPrompt:
-    """A prompt in the language of `POST /img2img`."""
+    """A prompt of the web UI."""
 
-    text: str
-    # Whether the text has weights: `(text:1.3)`.
-    is_weighted: bool = False
+    # Pieces of the text with their weights: neighbours differ.
+    fragments: tuple[tuple[str, float], ...]
     # Names and scales.
     loras: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether a piece has another weight than 1, or the text is divided by `BREAK`."""
+        return any(weight != 1 or BREAK.search(piece) for piece, weight in self.fragments)
+
+    def text(self, *, weighted: bool) -> str:
+        """Return the prompt in the language of `POST /img2img`, with `prompt_weighting` or without."""
+        if not weighted:
+            return "".join(piece for piece, _ in self.fragments)
+        return "".join(_weighted(piece, weight) for piece, weight in self.fragments)
 
 
 def parse_prompt(field: str, prompt: str) -> WebUIPrompt:
     """Convert a prompt of the web UI. Raises ParameterError for syntax that has no equivalent."""
     loras = tuple(_lora(field, tag) for tag in TAG.finditer(prompt))
     text = TAG.sub("", prompt).strip() if loras else prompt
-    for keyword, pattern in KEYWORDS.items():
-        if pattern.search(text):
-            message = f"The web UI's `{keyword}` is not supported; write it in lower case if it is only a word"
-            raise ParameterError(field, message, got=prompt)
-    fragments = _fragments(field, text)
-    is_weighted = any(weight != 1 for _, weight in fragments)
-    if not is_weighted:
-        return WebUIPrompt("".join(piece for piece, _ in fragments), loras=loras)
-    if any(bracket in piece for piece, _ in fragments for bracket in "()"):
-        raise ParameterError(field, "Brackets as characters cannot be combined with weights", got=prompt)
-    return WebUIPrompt("".join(_weighted(*fragment) for fragment in fragments), is_weighted=True, loras=loras)
+    if AND.search(text):
+        message = "The web UI's `AND` is not supported; write it in lower case if it is only a word"
+        raise ParameterError(field, message, got=prompt)
+    return WebUIPrompt(tuple(_fragments(field, text)), loras)
 
 
 def _lora(field: str, tag: re.Match[str]) -> tuple[str, float]:
@@ -114,8 +116,18 @@ def _merged(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
 
 
 def _weighted(piece: str, weight: float) -> str:
-    """Return a piece with its weight; white space around it stays outside, where words are separated."""
-    if weight == 1 or not piece.strip():
-        return piece
-    start, end = len(piece) - len(piece.lstrip()), len(piece.rstrip())
-    return f"{piece[:start]}({piece[start:end]}:{weight:.4f}".rstrip("0").rstrip(".") + f"){piece[end:]}"
+    """Return a piece with its weight; white space around it stays outside, where words are separated.
+
+    `BREAK` stays outside as well: it divides the prompt, not a piece of it.
+    """
+    return "".join(
+        part if part == "BREAK" else _weighted_part(part, weight) for part in re.split(r"\b(BREAK)\b", piece)
+    )
+
+
+def _weighted_part(part: str, weight: float) -> str:
+    escaped = SPECIAL.sub(r"\\\g<0>", part)
+    if weight == 1 or not part.strip():
+        return escaped
+    start, end = len(escaped) - len(escaped.lstrip()), len(escaped.rstrip())
+    return f"{escaped[:start]}({escaped[start:end]}:{weight:.4f}".rstrip("0").rstrip(".") + f"){escaped[end:]}"

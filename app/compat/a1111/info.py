@@ -1,0 +1,43 @@
+"""The `info` of a response: the parameters of a job as the web UI reports them."""
+
+from typing import Any
+
+from img2img.domain.infotext import infotext
+from img2img.domain.job import JobRecord, JobStatus
+from img2img.domain.sampler_names import web_ui_names
+from img2img.domain.spec import GenerationSpec
+
+
+def info_of(record: JobRecord) -> dict[str, Any]:
+    """Return the parameters of a job that has ended. Images that were withheld are left out."""
+    spec = record.spec
+    assert isinstance(spec, GenerationSpec)
+    prompt = getattr(spec, "prompt", "")
+    seeds = [spec.image_seed(index) for index in range(spec.num_images) if index not in record.withheld]
+    width, height = spec.result_size
+    return {
+        "prompt": prompt,
+        "all_prompts": [prompt] * len(seeds),
+        "negative_prompt": spec.negative_prompt,
+        "all_negative_prompts": [spec.negative_prompt] * len(seeds),
+        "seed": spec.seed,
+        "all_seeds": seeds,
+        "subseed": spec.seed,
+        "all_subseeds": seeds,
+        "subseed_strength": 0,
+        "width": width,
+        "height": height,
+        "sampler_name": web_ui_names(spec.scheduler, spec.sigmas)[0],
+        "cfg_scale": spec.guidance_scale,
+        "steps": spec.num_inference_steps,
+        "batch_size": spec.num_images,
+        "restore_faces": False,
+        "denoising_strength": getattr(spec, "strength", 1.0),
+        "clip_skip": spec.clip_skip + 1,
+        "sd_model_name": spec.model,
+        "infotexts": [infotext(spec, seed) for seed in seeds],
+        "styles": [],
+        "index_of_first_image": 0,
+        "job_id": record.id,
+        "interrupted": record.status is JobStatus.CANCELLED,
+    }
