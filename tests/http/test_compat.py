@@ -7,47 +7,27 @@ from io import BytesIO
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image
 from redis import Redis
 
-from img2img.app.compat.a1111_request import WebUIRequest
+from img2img.app.compat.a1111.request import WebUIRequest
 from img2img.app.compat.openai import Edit
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
-from img2img.domain.infotext import infotext
 from img2img.domain.parameters import Task
 from img2img.domain.spec import InpaintSpec, JobSpec
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
-from img2img.worker.images.png import encode_png
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
-from tests.support.specs import make_spec
 
 IMAGE = encoded(gradient(160, 120))
 TEXT = base64.b64encode(IMAGE).decode()
 ABLE = CARD.model_copy(update={"tasks": tuple(Task), "loras": ("ink", "line"), "prompt_weighting": True})
-
-# The example body of /docs of the web UI 1.10, with nothing in place of its placeholders "string" and true.
-WEB_UI_DEFAULTS = json.loads("""{
-  "prompt": "", "negative_prompt": "", "styles": [], "seed": -1, "subseed": -1, "subseed_strength": 0,
-  "seed_resize_from_h": -1, "seed_resize_from_w": -1, "sampler_name": null, "scheduler": null, "batch_size": 1,
-  "n_iter": 1, "steps": 50, "cfg_scale": 7.0, "restore_faces": null, "tiling": null, "do_not_save_samples": false,
-  "do_not_save_grid": false, "eta": null, "denoising_strength": 0.75, "s_min_uncond": null, "s_churn": null,
-  "s_tmax": null, "s_tmin": null, "s_noise": null, "override_settings": null,
-  "override_settings_restore_afterwards": true, "refiner_checkpoint": null, "refiner_switch_at": null,
-  "disable_extra_networks": false, "firstpass_image": null, "comments": null, "resize_mode": 0,
-  "image_cfg_scale": null, "mask": null, "mask_blur_x": 4, "mask_blur_y": 4, "mask_blur": null, "mask_round": true,
-  "inpainting_fill": 0, "inpaint_full_res": true, "inpaint_full_res_padding": 0, "inpainting_mask_invert": 0,
-  "initial_noise_multiplier": null, "latent_mask": null, "force_task_id": null, "sampler_index": "Euler",
-  "include_init_images": false, "script_name": null, "script_args": [], "send_images": true, "save_images": false,
-  "alwayson_scripts": {}, "infotext": null
-}""")
 
 
 @pytest.fixture
@@ -55,20 +35,6 @@ def http(http: httpx.Client, redis: Redis) -> httpx.Client:
     """A client of a service with a model that can do everything."""
     ModelRegistry(redis).register("test-worker", [ABLE], ttl_s=60)
     return http
-
-
-@pytest.fixture
-def web_ui(http: httpx.Client, queue: JobQueue, fake_worker: None) -> Callable[..., JobSpec]:
-    """Make an image by the web UI's API and return the spec of its job."""
-
-    def post(**fields: Any) -> JobSpec:
-        response = http.post("/sdapi/v1/img2img", json={"init_images": [TEXT], **fields})
-        assert response.status_code == 200, response.text
-        record = queue.job_store.get(json.loads(response.json()["info"])["job_id"])
-        assert record is not None
-        return record.spec
-
-    return post
 
 
 @pytest.fixture
@@ -83,130 +49,6 @@ def openai(http: httpx.Client, queue: JobQueue, fake_worker: None) -> Callable[.
         return record.spec
 
     return post
-
-
-class TestWebUI:
-    def test_defaults_ask_for_nothing(self, web_ui: Callable[..., JobSpec]) -> None:
-        spec = web_ui(**WEB_UI_DEFAULTS)
-        assert (spec.task, spec.scheduler, spec.num_inference_steps, spec.strength) == ("img2img", "euler", 50, 0.75)
-        assert (spec.width, spec.height) == (144, 112)
-
-    def test_null_is_a_default(self, web_ui: Callable[..., JobSpec]) -> None:
-        spec = web_ui(**{name: None for name in WebUIRequest.model_fields if name != "init_images"})
-        assert (spec.guidance_scale, spec.num_inference_steps) == (7.0, 50)
-
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {"alwayson_scripts": {"x": None}},
-            {"alwayson_scripts": {"x": {}}},
-            {"alwayson_scripts": {"x": {"args": None}}},
-            {"alwayson_scripts": {"x": {"args": [False, None, "", "None", {}, {"enabled": False}]}}},
-            {"script_name": "None", "script_args": [1]},
-            {"override_settings": {"sd_model_checkpoint": None}},
-            {"s_noise": 0, "s_tmax": 1, "sampler_name": "Euler"},
-            {"refiner_switch_at": 0.8, "refiner_checkpoint": ""},
-            {"init_images": ["data:image/png;base64," + TEXT]},
-            {"mask": ""},
-        ],
-    )
-    def test_fields_that_ask_for_nothing_are_accepted(
-        self, web_ui: Callable[..., JobSpec], fields: dict[str, Any]
-    ) -> None:
-        assert web_ui(**fields).task is Task.IMG2IMG
-
-    @pytest.mark.parametrize(
-        ("fields", "field"),
-        [
-            ({"alwayson_scripts": {"x": {"args": 3}}}, "alwayson_scripts.x.args"),
-            ({"alwayson_scripts": {"x": 3}}, "alwayson_scripts.x"),
-            ({"alwayson_scripts": {"x": {"args": [True]}}}, "alwayson_scripts.x"),
-            ({"alwayson_scripts": {"x": {"args": [{"ad_model": "face.pt"}]}}}, "alwayson_scripts.x"),
-            ({"refiner_checkpoint": "xl"}, "refiner_checkpoint"),
-            ({"firstpass_image": "x"}, "firstpass_image"),
-            ({"infotext": "Steps: 1"}, "infotext"),
-            ({"mask_round": False}, "mask_round"),
-            ({"s_churn": 1}, "s_churn"),
-            ({"s_noise": 0, "sampler_name": "Euler a"}, "s_noise"),
-            ({"mask": TEXT, "mask_blur_x": 3}, "mask_blur_y"),
-            ({"prompt": "a [b:c:0.5]"}, "prompt"),
-            ({"prompt": "<lora:nothing:1>"}, "prompt"),
-            ({"negative_prompt": "<lora:ink:1>"}, "negative_prompt"),
-            ({"prompt": "<lora:ink:3>"}, "loras.0.scale"),
-            ({"prompt": "<lora:ink:1>" * 9}, "prompt"),
-            ({"prompt": "a\0b"}, "prompt"),
-            ({"width": 100}, "width"),
-            ({"override_settings": {"sd_model_checkpoint": "nothing"}}, "override_settings.sd_model_checkpoint"),
-            ({"init_images": ["photo.png"]}, "init_images.0"),
-        ],
-    )
-    def test_what_cannot_be_done_is_refused_by_name(
-        self, http: httpx.Client, fields: dict[str, Any], field: str
-    ) -> None:
-        response = http.post("/sdapi/v1/img2img", json={"init_images": [TEXT], **fields})
-        assert {error["field"] for error in assert_problem(response, 422)["errors"]} == {field}
-
-    def test_prompt_language_is_understood(self, web_ui: Callable[..., JobSpec]) -> None:
-        spec = web_ui(prompt="a (red:1.5) house <lora:ink:0.8>", negative_prompt="[rain]")
-        assert (spec.prompt, spec.negative_prompt, spec.prompt_weighting) == (
-            "a (red:1.5) house",
-            "(rain:0.9091)",
-            True,
-        )
-        assert [(lora.name, lora.scale) for lora in spec.loras] == [("ink", 0.8)]
-        spec = web_ui(prompt=r"a house \(red\) <lora:ink:0.8>", disable_extra_networks=True)
-        assert (spec.prompt, spec.prompt_weighting, spec.loras) == ("a house (red)", False, ())
-
-    def test_model_without_weights_refuses_them(self, http: httpx.Client, redis: Redis) -> None:
-        ModelRegistry(redis).register("test-worker", [CARD], ttl_s=60)
-        response = http.post("/sdapi/v1/img2img", json={"init_images": [TEXT], "prompt": "a (red:1.5) house"})
-        [error] = assert_problem(response, 422)["errors"]
-        assert (error["field"], "weights" in error["message"]) == ("prompt", True)
-
-    @pytest.mark.parametrize("full_res", [True, False])
-    @pytest.mark.parametrize("mode", ["L", "RGBA"])
-    def test_thin_mask_and_mask_by_opacity_are_kept(
-        self, web_ui: Callable[..., JobSpec], store: ObjectStore, full_res: bool, mode: str
-    ) -> None:
-        mask = Image.new("L", (800, 600))
-        ImageDraw.Draw(mask).line((100, 101, 700, 101), fill=255)
-        large, sent = gradient(800, 600), mask
-        if mode == "RGBA":
-            sent = large.convert("RGBA")
-            sent.putalpha(mask)
-        spec = web_ui(
-            init_images=[base64.b64encode(encoded(large)).decode()],
-            mask=base64.b64encode(encoded(sent)).decode(),
-            inpaint_full_res=full_res,
-            width=128,
-            height=96,
-            mask_blur_x=3,
-            mask_blur_y=3,
-        )
-        assert isinstance(spec, InpaintSpec)
-        assert spec.region.blur == 3
-        stored = stored_mask(spec, store)
-        assert stored.getbbox() == ((100, 101, 701, 102) if full_res else (16, 16, 113, 17))
-
-    def test_parameters_of_a_result_are_read(self, http: httpx.Client) -> None:
-        spec = make_spec(prompt="a (red) h\xe4uschen", negative_prompt="rain")
-        result = encode_png(np.zeros((2, 2, 3), np.uint8), {"a": 1}, infotext(spec, 7))
-        body = http.post("/sdapi/v1/png-info", json={"image": base64.b64encode(result).decode()}).json()
-        assert body["info"] == infotext(spec, 7)
-        assert body["items"] == {"img2img": '{"a": 1}', "parameters": body["info"]}
-        assert body["parameters"]["Negative prompt"] == "rain"
-        assert body["parameters"]["Seed"] == "7"
-        assert http.post("/sdapi/v1/png-info", json={"image": TEXT}).json()["info"] == ""
-        assert_problem(http.post("/sdapi/v1/png-info", json={"image": "aGVsbG8="}), 415)
-
-    def test_loras_are_listed(self, http: httpx.Client) -> None:
-        assert [lora["name"] for lora in http.get("/sdapi/v1/loras").json()] == ["ink", "line"]
-
-    def test_endpoints_that_are_not_supported_name_those_that_are(self, http: httpx.Client) -> None:
-        assert "/sdapi/v1/img2img" in assert_problem(http.post("/sdapi/v1/txt2img", json={}), 404)["detail"]
-        for path in ("extra-single-image", "interrogate", "a/b"):
-            assert "/sdapi/v1/png-info" in assert_problem(http.post(f"/sdapi/v1/{path}", json={}), 404)["detail"]
-        assert "/sdapi/v1/samplers" in assert_problem(http.get("/sdapi/v1/upscalers"), 404)["detail"]
 
 
 class TestOpenAI:

@@ -3,8 +3,8 @@
 import pytest
 
 from img2img.domain.conditioning import InpaintRegion, Lora
-from img2img.domain.infotext import WEB_UI_NAMES, infotext, parse_infotext
-from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.infotext import infotext, parse_infotext
+from img2img.domain.parameters import Task
 from tests.support.specs import make_spec
 
 
@@ -45,6 +45,7 @@ def test_every_task_that_generates_has_it(task: Task) -> None:
         ("a (red:1.3) photo", False, r"a \(red:1.3\) photo"),
         ("a (red:1.3) photo (35mm)", True, r"a (red:1.3) photo \(35mm\)"),
         (r"[a] \ b", False, r"\[a\] \\ b"),
+        (r"a \(b\) ([c]:2)", True, r"a \(b\) (\[c\]:2)"),
     ],
 )
 def test_prompt_is_in_the_language_of_the_web_ui(prompt: str, weighted: bool, expected: str) -> None:
@@ -56,9 +57,19 @@ def test_loras_are_tags() -> None:
     assert infotext(spec, 1).split("\n")[0] == "a red house <lora:ink:0.8> <lora:line:1>"
 
 
-def test_names_are_those_of_diffusion_schedulers() -> None:
-    assert set(WEB_UI_NAMES) <= set(Scheduler)
-    assert len(set(WEB_UI_NAMES.values())) == len(WEB_UI_NAMES)
+@pytest.mark.parametrize(
+    ("scheduler", "sigmas", "names"),
+    [
+        ("euler", None, ("Euler", "Automatic")),
+        ("dpmpp_2m", None, ("DPM++ 2M", "Uniform")),
+        ("dpmpp_sde", "karras", ("DPM++ SDE", "Karras")),
+        ("deis", "beta", ("deis", "Beta")),
+        ("flow_euler_beta", None, ("flow_euler", "Beta")),
+    ],
+)
+def test_sampler_and_schedule(scheduler: str, sigmas: str | None, names: tuple[str, str]) -> None:
+    fields = parse_infotext(infotext(make_spec(scheduler=scheduler, sigmas=sigmas), 1))
+    assert (fields["Sampler"], fields["Schedule type"]) == names
 
 
 @pytest.mark.parametrize(

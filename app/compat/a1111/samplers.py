@@ -3,7 +3,7 @@
 import re
 
 from img2img.domain.model_card import ModelCard
-from img2img.domain.parameters import COMBINED_SCHEDULERS, FLOW_SCHEDULERS, Scheduler, Sigmas
+from img2img.domain.parameters import COMBINED_SCHEDULERS, Scheduler, Sigmas
 from img2img.domain.sampler_names import (
     AUTOMATIC,
     AUTOMATIC_SIGMAS,
@@ -58,9 +58,6 @@ def _for_model(scheduler: Scheduler, sigmas: Sigmas | None, card: ModelCard) -> 
     flow = FLOW.get(scheduler)
     if flow in card.schedulers and scheduler not in card.schedulers:
         scheduler = flow
-    plain, included = COMBINED_SCHEDULERS.get(scheduler, (scheduler, None))
-    if included is not None:
-        return (scheduler, None) if sigmas in (None, included) else (plain, sigmas)
     if sigmas in EQUAL_STEPS and sigmas not in card.scheduler_sigmas.get(scheduler, ()):
         return scheduler, None
     return scheduler, sigmas
@@ -82,7 +79,8 @@ _SCHEDULERS = {
     _normalized(name): scheduler
     for names in (COMFYUI_SAMPLERS, WEB_UI_SAMPLERS, {known: known.value for known in Scheduler})
     for scheduler, name in names.items()
-    if scheduler not in FLOW_SCHEDULERS or names is not WEB_UI_SAMPLERS
+    # Their names are those of a scheduler and of its sigmas.
+    if scheduler not in COMBINED_SCHEDULERS
 }
 _SIGMAS = {_normalized(name): sigmas for sigmas in Sigmas for name in (sigmas.value, WEB_UI_SCHEDULES[sigmas])}
 _OWN = (_normalized(AUTOMATIC), _normalized(UNIFORM))
