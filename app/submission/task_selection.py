@@ -45,7 +45,7 @@ def choose_task(request: Img2ImgRequest) -> Task:
 
 def given_fields(request: Img2ImgRequest) -> Iterator[tuple[str, Any]]:
     """Yield name and value of the fields that differ from their default or neutral value."""
-    for name, field in type(request).model_fields.items():
+    for name, field in Img2ImgRequest.model_fields.items():
         value = getattr(request, name)
         if value not in (field.default, None, REQUIREMENTS[name].neutral):
             yield name, value

@@ -12,13 +12,14 @@ from img2img.redis.decode import decode
 # The type of a field of a Redis hash.
 Scalar = bytes | str | int | float
 
-_JSON_FIELDS = ("images", "withheld", "error", "timings", "webhook", "delivery")
+_JSON_FIELDS = ("images", "withheld", "error", "timings", "webhook", "delivery", "batch")
 
 
 def to_fields(record: JobRecord) -> dict[str, Scalar]:
     """Return the fields of a new record.
 
-    Beside the fields of `JobRecord` these are `inputs`, `model`, `cost`, `webhook_on` and `webhook_host`, for scripts.
+    Beside the fields of `JobRecord` these are `inputs`, `model`, `cost`, `webhook_on`, `webhook_host` and `batch_id`,
+    for scripts.
     """
     spec = record.spec
     fields: dict[str, Scalar] = {
@@ -46,6 +47,9 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
         fields["webhook"] = record.webhook.model_dump_json()
         fields["webhook_on"] = ",".join(record.webhook.statuses)
         fields["webhook_host"] = record.webhook.host
+    if record.batch is not None:
+        fields["batch"] = record.batch.model_dump_json()
+        fields["batch_id"] = record.batch.id
     return fields
 
 

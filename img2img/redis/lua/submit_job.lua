@@ -1,10 +1,12 @@
 -- Queues a new job, unless its idempotency key is in use or a limit is reached.
 -- KEYS: RQ's job hash, RQ's list of waiting jobs, RQ's set of queues.
 -- ARGV: the job as JSON; the number of arguments of its record; field, value, ... of the record; then of RQ's job hash.
+-- A job of a batch is queued once, and only while the batch exists and is not cancelled; then 'batch_gone'.
 -- Returns 'created', 'revoked', 'owner_limit', 'limit', 'inputs_deleted' if inputs were deleted since they were retained,
 -- or '=' and the value of the idempotency key; or 'quota', bytes stored and the time at which there is room.
 -- include: fair_queue
 -- include: image_quota
+-- include: job_batches
 -- include: job_indices
 
 local job, record_size = cjson.decode(ARGV[1]), tonumber(ARGV[2])
@@ -16,6 +18,11 @@ end
 
 -- With this check, no job is queued with a key after its revocation.
 if job.key_id and redis.call('HEXISTS', keys.API_KEYS, job.key_id) == 0 then return 'revoked' end
+if job.batch then
+  local status, stopped = unpack(redis.call('HMGET', batch_key(job.batch), 'status', 'stopped'))
+  if not status or stopped then return 'batch_gone' end
+  if redis.call('EXISTS', key(keys.JOB, {id = job.id})) == 1 then return 'created' end
+end
 if job.idempotency_key then
   local earlier = redis.call('GET', job.idempotency_key)
   if earlier then return '=' .. earlier end
@@ -34,6 +41,7 @@ if exceeded then return 'quota ' .. exceeded[2] .. ' ' .. exceeded[3] end
 redis.call('HSET', key(keys.JOB, {id = job.id}), unpack(ARGV, 3, 2 + record_size))
 for _, index in ipairs(indices_of_all(job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
 for _, index in ipairs(indices_by_status('queued', job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
+if job.batch then add_to_batch(job.batch, job.id, job.batch_index) end
 if job.deadline_at then redis.call('ZADD', keys.DEADLINES, job.deadline_at, job.id) end
 for _, input in ipairs(job.inputs) do
   count_owner(input, job.owner)
