@@ -83,8 +83,8 @@ async def read_batch(request: Request, webhook: WebhookQuery = None) -> BatchBod
     if media_type in JSON_LINES:
         hook = validated(_Webhook, {"webhook": webhook}).webhook
         body = bytes(await read_bytes(request))
-        digest = await run_sync(lambda: sha256(body).hexdigest())
-        return BatchBody(Lines.of(body), hook, f"{digest} {hook.url if hook else ''}")
+        digest = await run_sync(lambda: sha256(f"{hook.url if hook else ''}\n".encode() + body).hexdigest())
+        return BatchBody(Lines.of(body), hook, digest)
     if media_type != "application/json":
         raise UnsupportedMedia("The content type should be application/json, or application/jsonl for JSON lines.")
     if webhook is not None:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cache
-from itertools import chain
 from typing import Self
 from uuid import uuid4
 
@@ -25,7 +24,7 @@ from img2img.redis.job_batches import JobBatches
 from img2img.redis.job_store import JobStore, job_index
 from img2img.redis.keys import JOB
 from img2img.redis.queue_limits import QueueLimits
-from img2img.redis.rq_adapter import rq_job_fields, rq_job_key, rq_queue, send_stop_command
+from img2img.redis.rq_adapter import RQFields, rq_job_fields, rq_job_key, rq_queue, send_stop_command, text_of
 
 MAX_ATTEMPTS = 3
 
@@ -191,11 +190,16 @@ class JobQueue:
                 may be queued.
         """
         calls = []
+        # The same for all jobs of a queue, and slow to make.
+        rq_fields: dict[str, RQFields] = {}
         for spec, options in jobs:
             assert options.batch
             # The order of lists by time is that of the batch.
             record = _new_record(spec, options, created_at + options.batch.index * 1e-6)
-            calls.append(self._submit_arguments(record, None, generations))
+            fields = rq_fields.get(spec.model)
+            if fields is None:
+                fields = rq_fields[spec.model] = RQFields.of(self._queue(spec.model), record.id)
+            calls.append(self._submit_arguments(record, None, generations, fields))
         for reply in self.writes.run_all(self._submit_script, calls):
             self._check_reply(reply)
 
@@ -203,15 +207,19 @@ class JobQueue:
         self, record: JobRecord, key: IdempotencyKey | None, generations: Mapping[str, str] | None
     ) -> str | None:
         """Queue a new job in one step. Returns the id of the job that has used the idempotency key before, if any."""
-        keys, args = self._submit_arguments(record, key, generations or {})
+        rq_fields = RQFields.of(self._queue(record.spec.model), record.id)
+        keys, args = self._submit_arguments(record, key, generations or {}, rq_fields)
         reply: bytes = self.writes.run(self._submit_script, keys=keys, args=args)
         self._check_reply(reply)
         return key.job_id(decode(reply[1:])) if key is not None and reply.startswith(b"=") else None
 
     def _submit_arguments(
-        self, record: JobRecord, key: IdempotencyKey | None, generations: Mapping[str, str]
-    ) -> tuple[list[str], list[str | bytes | int | float]]:
-        """Return the keys and the arguments of the script that queues a job."""
+        self, record: JobRecord, key: IdempotencyKey | None, generations: Mapping[str, str], rq_fields: RQFields
+    ) -> tuple[list[str], list[str | bytes]]:
+        """Return the keys and the arguments of the script that queues a job.
+
+        Fields are in one argument as JSON, because the client takes long to send many; except for those with bytes.
+        """
         queue = self._queue(record.spec.model)
         inputs = list(map(input_key, record.spec.inputs))
         job = {
@@ -235,9 +243,10 @@ class JobQueue:
             job |= {"batch": record.batch.id, "batch_index": record.batch.index}
         # Lua decodes null as a value that counts as true.
         known = {name: value for name, value in job.items() if value is not None}
-        fields = list(chain.from_iterable(job_record.to_fields(record).items()))
+        known["record"] = [text_of(item) for field in job_record.to_fields(record).items() for item in field]
+        known["rq"] = rq_fields.text
         names = [rq_job_key(record.id), queue.key, queue.redis_queues_keys]
-        return names, [json.dumps(known), len(fields), *fields, *rq_job_fields(queue, record.id)]
+        return names, [json.dumps(known, ensure_ascii=False), *rq_fields.binary]
 
     def _check_reply(self, reply: bytes) -> None:
         """Raise the error that a reply of the script stands for, if any."""
