@@ -32,6 +32,7 @@ SETTINGS = (
     "BODY_TIMEOUT",
     "CORS_ORIGINS",
     "DATA_DIR",
+    "DETERMINISTIC",
     "DEVICE",
     "DURABILITY",
     "HOST",

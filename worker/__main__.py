@@ -128,7 +128,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     worker = BatchWorker(
         redis,
         store,
-        JobRunner(engine, ResultModeration(moderator) if moderator else None),
+        JobRunner(engine, ResultModeration(moderator) if moderator else None, deterministic=settings.deterministic),
         pool,
         lease_s=settings.lease_s,
         metrics=metrics,

@@ -36,6 +36,12 @@ class WorkerSettings(SharedSettings):
             "`memory` those of every model, `speed` none. Keys of the model file come first."
         ),
     ] = "auto"
+    deterministic: Annotated[
+        bool,
+        Field(
+            description="Run all jobs as with `deterministic: true`: images do not depend on other jobs, to the bit."
+        ),
+    ] = False
     lease_s: Annotated[
         int,
         Field(ge=2, le=3600, description="Seconds without a heartbeat before the jobs of a worker are requeued."),

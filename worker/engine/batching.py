@@ -111,6 +111,15 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
+def half_of(call: GateCall, half: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the `first` or `last` half of its rows."""
+    middle = call.rows // 2
+    rows = slice(0, middle) if half == "first" else slice(middle, None)
+    leaves = [leaf[rows] if kind == "rows" else leaf for leaf, kind in zip(call.leaves, call.kinds, strict=True)]
+    args, kwargs = pytree.tree_unflatten(leaves, call.structure)
+    return args, kwargs
+
+
 def collate(calls: Sequence[GateCall]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of one call that replaces `calls`, which have equal signatures.
 

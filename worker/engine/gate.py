@@ -12,9 +12,12 @@ from cachetools import LRUCache
 from greenlet import getcurrent, greenlet
 from torch.utils import _pytree as pytree
 
-from .batching import GateCall, make_call, tensor_bytes
+from .batching import GateCall, half_of, make_call, tensor_bytes
 from .row_probe import Independence
 from .task import EngineTask
+
+# Names of the gates whose calls have rows with and without the prompt.
+GUIDED = ("denoise", "control")
 
 
 class TaskGreenlet(greenlet):
@@ -55,7 +58,7 @@ class Parked:
     @property
     def runs_alone(self) -> bool:
         """Whether the call must not be merged."""
-        return not self.gate.merges or self.gate.has_exact_single_rows(self.call)
+        return not self.gate.merges or self.task.runs_alone or self.gate.has_exact_single_rows(self.call)
 
     @property
     def rows(self) -> int:
@@ -109,6 +112,9 @@ class Gate:
         if not isinstance(current, TaskGreenlet):
             return self.run(*args, **kwargs)
         call = make_call(self._number, args, kwargs, self._shared)
+        half = current.task.conditional
+        if half and self.name in GUIDED and call.rows % 2 == 0:
+            return _twice(current.park(self, make_call(self._number, *half_of(call, half), self._shared)))
         if self._memory is None:
             return current.park(self, call)
         key = (call.signature, *(_digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))
@@ -132,6 +138,11 @@ class Gate:
     @property
     def has_memory(self) -> bool:
         return self._memory is not None
+
+
+def _twice(output: Any) -> Any:
+    """Return the output of the rows with the prompt as that of both halves: guidance then changes nothing."""
+    return pytree.tree_map_only(torch.Tensor, lambda leaf: torch.cat([leaf, leaf]), output)
 
 
 def _digest(tensor: torch.Tensor) -> bytes:

@@ -178,6 +178,8 @@ def _call(
         engine_task.latents = kwargs.get("latents")
         # A second-order scheduler calls back twice per step.
         engine_task.step = min(steps_done - (-(i + 1) // order), spec.steps_run)
+        if engine_task.step >= spec.guided_steps and spec.guidance_until < 1:
+            engine_task.conditional = model.family.conditional
         return {}
 
     takes = call_parameters(pipeline)

@@ -333,6 +333,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         guidance=guidance,
         guidance_rows=family.guidance_rows,
         scheduler_parameters=scheduler_parameters(family.schedulers),
+        guidance_until=guidance and family.conditional is not None,
         prompt_weighting=family.clip_prompts,
         refiner=config.refiner is not None,
         default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
