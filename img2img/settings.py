@@ -26,14 +26,18 @@ NAMES = "_names"
 # The settings of all processes, without the prefix. One `.env` configures all of them, so each process knows all names.
 SETTINGS = (
     "ALLOWED_HOSTS",
+    "ALLOW_TF32",
     "AOF_REWRITE_INTERVAL",
     "API_KEY",
     "API_METRICS_PORT",
     "BODY_TIMEOUT",
+    "COMPILE",
     "CORS_ORIGINS",
+    "CUDNN_BENCHMARK",
     "DATA_DIR",
     "DETERMINISTIC",
     "DEVICE",
+    "DTYPE",
     "DURABILITY",
     "HOST",
     "INSECURE",

@@ -100,7 +100,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         )
         watch = ModelWatch(
             redis,
-            ModelSelection(settings.serve, settings.resolved_model_folders),
+            ModelSelection(settings.serve, settings.resolved_model_folders, settings.model_defaults),
             model=settings.model,
             revision=settings.revision,
             file=settings.models_file,

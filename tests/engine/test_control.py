@@ -1,6 +1,7 @@
 """ControlNets: pixels equal those of the stock pipelines, alone and batched with every other task."""
 
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -67,7 +68,7 @@ class Served:
         self.mask = Image.new("L", (SIDE, SIDE))
         self.mask.paste(255, (8, 20, 40, 60))
 
-    def reference(self, spec: JobSpec) -> np.ndarray:
+    def reference(self, spec: JobSpec, **more: object) -> np.ndarray:
         nets = [self.reference_nets[control.type] for control in spec.controls]
         pipeline = self.stock[spec.task].from_pipe(self.base, controlnet=nets if len(nets) > 1 else nets[0])
         pipeline.set_progress_bar_config(disable=True)
@@ -91,6 +92,7 @@ class Served:
             width=spec.width,
             height=spec.height,
             **arguments,
+            **more,
         )
 
     def inputs(self, spec: JobSpec) -> Inputs:
@@ -161,6 +163,21 @@ def test_control_and_its_scale_change_the_image(served: Served) -> None:
     plain, full, weak = served.run(job(), job(Task.IMG2IMG, control()), job(Task.IMG2IMG, control(scale=0.5)))
     assert largest_difference(plain, full) > 20
     assert largest_difference(full, weak) > 20
+
+
+def test_guidance_until_gives_stock_pixels(served: Served) -> None:
+    def turn_off(pipeline: Any, index: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+        # The rows without the prompt stay, with the weight 0.
+        pipeline._guidance_scale = 1 + 1e-12 if index == 2 else pipeline._guidance_scale
+        return {}
+
+    specs = [
+        job(task, control(scale=0.8, end=0.9), control(DEPTH), strength=1.0, guidance_until=0.5, guidance_scale=60.0)
+        for task in (Task.IMG2IMG, Task.INPAINT, Task.CONTROL)
+    ]
+    for spec, found in zip(specs, served.run(*specs, *OTHERS), strict=False):
+        assert largest_difference(found, served.reference(spec, callback_on_step_end=turn_off)) <= 1, spec
+        assert largest_difference(found, served.reference(spec)) > 1, spec
 
 
 def test_jobs_with_different_scales_and_controls_are_batched(served: Served) -> None:

@@ -136,6 +136,13 @@ class Gate:
         return call.rows == 1 and call.is_half_on_cpu and self.independence is Independence.ROUNDING
 
     @property
+    def batching(self) -> str:
+        """How calls of several tasks are merged: `exact`, with `rounding`, `alone`, or `unknown` before the first."""
+        if self.has_memory or not self.merges:
+            return "alone"
+        return self.independence.value if self.independence else "unknown"
+
+    @property
     def has_memory(self) -> bool:
         return self._memory is not None
 

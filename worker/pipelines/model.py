@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.domain.model_status import Batching
 from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
@@ -27,7 +28,7 @@ from .conditioning.embeddings import Embeddings
 from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
-from .gates import install_gates
+from .gates import gate_of, gate_vae, install_gates
 from .image_processors import check_processors
 from .loading.checkpoint import Checkpoint
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
@@ -36,7 +37,7 @@ from .loading.locations import PipelineLocation, components
 from .loading.placement import Placement
 from .loading.quantization import Quantizer, saved_bytes
 from .loading.single_file import find_checkpoint
-from .loading.vae_files import load_vae
+from .loading.vae_files import load_fast_vae, load_vae
 from .loading.weightless import WeightFiles, without_weights
 from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
@@ -86,7 +87,13 @@ class Model:
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
         limit_vae_memory(pipeline.vae, config, pipeline.vae_scale_factor)
+        fast_vae = load_fast_vae(config.fast_vae, pipeline.vae, pipeline.dtype) if config.fast_vae else None
         install_gates(pipeline, family.gate_denoiser)
+        if fast_vae is not None:
+            placement.put("vae", fast_vae)
+            limit_vae_memory(fast_vae, config, pipeline.vae_scale_factor)
+            gate_vae(fast_vae, upcasts=hasattr(pipeline, "upcast_vae"))
+        self.fast_vae: torch.nn.Module | None = fast_vae
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
@@ -108,7 +115,7 @@ class Model:
                 self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
-        card = card.model_copy(update={"embeddings": self.embeddings.names})
+        card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
         self.card = self.adapters.add_to_card(card, self._pipelines)
         # Set by `set_safety_checker`. None: images are not checked.
         self.safety_checker: ImageChecker | None = None
@@ -123,15 +130,35 @@ class Model:
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
 
-    def pipeline(self, task: Task, scheduler: Scheduler, *, controls: bool = False) -> DiffusionPipeline:
+    def pipeline(
+        self, task: Task, scheduler: Scheduler, *, controls: bool = False, fast_vae: bool = False
+    ) -> DiffusionPipeline:
         """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler.
 
         Args:
             controls: whether the job has controls.
+            fast_vae: whether the job uses the small VAE.
         """
         pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        if fast_vae:
+            pipeline.vae = self.fast_vae
         return pipeline
+
+    @property
+    def batching(self) -> dict[str, Batching]:
+        """How calls of each module by several jobs are merged, by component: of several the least exact."""
+        parts = {"fast_vae": [self.fast_vae], "controlnet": self.controlnets.modules}
+        for pipeline in (*self._pipelines.values(), *self._refiners.values()):
+            for name, module in pipeline.components.items():
+                parts.setdefault(name, []).append(module)
+        for factor, upscaler in self.upscalers.items():
+            parts[f"upscale.{factor}"] = [upscaler.pipeline.unet]
+        found = {
+            name: [Batching(gate.batching) for module in modules if (gate := gate_of(module))]
+            for name, modules in parts.items()
+        }
+        return {name: max(values, key=list(Batching).index) for name, values in found.items() if values}
 
     def modules(self) -> list[torch.nn.Module]:
         """Return all modules with weights. Some share theirs."""
@@ -146,6 +173,7 @@ class Model:
         parts += self.adapters.weights
         if self.safety_checker is not None:
             parts.append(self.safety_checker.module)
+        parts.append(self.fast_vae)
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def saved_bytes(self, config: ModelConfig) -> int:
@@ -167,10 +195,12 @@ class Model:
         for part in {part for module in self.modules() for part in module.modules()}:
             part.__dict__.clear()
 
-    def refiner(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
+    def refiner(self, task: Task, scheduler: Scheduler, *, fast_vae: bool = False) -> DiffusionPipeline:
         """Return a pipeline object of the refiner for one job."""
         pipeline = copy.copy(self._refiners[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        if fast_vae:
+            pipeline.vae = self.fast_vae
         return pipeline
 
     def set_safety_checker(self, checker: ImageChecker | None) -> None:
