@@ -106,8 +106,8 @@ class ModelConfig(BaseModel):
     compile: Annotated[
         Literal["off", "regional", "full"] | None,
         Field(
-            description="`regional`: the repeated blocks of the denoiser are compiled, `full`: the whole denoiser; that "
-            "takes longer; default: `IMG2IMG_COMPILE`, else `off`"
+            description="`regional`: the repeated blocks of the denoiser are compiled; `full`: all of it, with a "
+            "longer start; default: `IMG2IMG_COMPILE`, else `off`"
         ),
     ] = None
     channels_last: Annotated[

@@ -175,7 +175,9 @@ def test_guidance_until_gives_stock_pixels(served: Served) -> None:
         job(task, control(scale=0.8, end=0.9), control(DEPTH), strength=1.0, guidance_until=0.5, guidance_scale=60.0)
         for task in (Task.IMG2IMG, Task.INPAINT, Task.CONTROL)
     ]
-    for spec, found in zip(specs, served.run(*specs, *OTHERS), strict=False):
+    for spec in specs:
+        # Such a high guidance scale would increase the rounding of a batch.
+        [found] = served.run(spec)
         assert largest_difference(found, served.reference(spec, callback_on_step_end=turn_off)) <= 1, spec
         assert largest_difference(found, served.reference(spec)) > 1, spec
 

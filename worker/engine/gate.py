@@ -12,7 +12,8 @@ from cachetools import LRUCache
 from greenlet import getcurrent, greenlet
 from torch.utils import _pytree as pytree
 
-from .batching import GateCall, half_of, make_call, tensor_bytes
+from .batching import GateCall, collate, first_row, half_of, make_call, tensor_bytes, with_rows
+from .row_buckets import bucket_of
 from .row_probe import Independence
 from .task import EngineTask
 
@@ -102,6 +103,9 @@ class Gate:
         self.merges = merges
         # How independent rows are; None until the engine has found out by the first call.
         self.independence: Independence | None = None
+        # Whether its calls have fixed numbers of rows, see `row_buckets`. Set by `use_buckets`.
+        self.has_buckets = False
+        self._example: GateCall | None = None
         self._memory: LRUCache[Hashable, Any] | None = (
             LRUCache(remember_bytes, getsizeof=_output_bytes) if remember_bytes else None
         )
@@ -112,6 +116,9 @@ class Gate:
         if not isinstance(current, TaskGreenlet):
             return self.run(*args, **kwargs)
         call = make_call(self._number, args, kwargs, self._shared)
+        if self.has_buckets:
+            call = make_call(self._number, *with_rows(call), self._shared)
+            self._example = self._example or first_row(call)
         half = current.task.conditional
         if half and self.name in GUIDED and call.rows % 2 == 0:
             return _twice(current.park(self, make_call(self._number, *half_of(call, half), self._shared)))
@@ -134,6 +141,24 @@ class Gate:
         times a matrix. On a GPU each number of rows may have other kernels, so that nothing would be merged.
         """
         return call.rows == 1 and call.is_half_on_cpu and self.independence is Independence.ROUNDING
+
+    def use_buckets(self, run: Callable[..., Any]) -> None:
+        """Run calls with fixed numbers of rows from now on, and timesteps as one float32 value per row.
+
+        Args:
+            run: replaces the original function.
+        """
+        self.run, self.has_buckets = run, True
+
+    def warm_up(self, rows: int) -> None:
+        """Run a call like the first one with `rows` rows, on the engine's thread. Without a first one, do nothing."""
+        if self._example is not None:
+            args, kwargs = collate([self._example], padding=rows - 1)
+            self.run(*args, **kwargs)
+
+    def padding_of(self, rows: int) -> int:
+        """Return how many rows a call gets in addition."""
+        return bucket_of(rows) - rows if self.has_buckets else 0
 
     @property
     def batching(self) -> str:

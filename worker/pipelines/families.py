@@ -75,6 +75,8 @@ class Family:
     unbatched: tuple[str, ...] = ()
     # Replaces the forward of the denoiser: (forward, unbatched) -> gated forward.
     denoiser_gate: Callable[[Forward, tuple[str, ...]], Forward] = gate_rows
+    # Whether the shapes of denoiser calls depend on the size of the image only, and not on the prompt: see `compile`.
+    fixed_shapes: bool = True
     # Extra components to pass to `from_pretrained`: folder of the model -> components by name.
     load_components: Callable[[str], Mapping[str, Any]] = lambda _folder: {}
     # Converts the arguments of a Stable Diffusion pipeline to those of this family.
@@ -136,6 +138,7 @@ _QWEN = {
     "steps": 50,
     "guidance_scale": 4.0,
     "conditional": None,
+    "fixed_shapes": False,
     "video_vae": True,
 }
 _QWEN_EDIT = {
@@ -301,6 +304,7 @@ FAMILIES = (
         guidance_scale=5.0,
         conditional="first",
         denoiser_gate=ListInputsGate,
+        fixed_shapes=False,
         adapt=pipeline_arguments.z_image,
     ),
 )

@@ -30,7 +30,9 @@ from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import gate_of, gate_vae, install_gates
 from .image_processors import check_processors
+from .loading.acceleration import accelerate_pipeline
 from .loading.checkpoint import Checkpoint
+from .loading.compilation import CompiledRun, check_compile, compile_denoiser
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation, components
@@ -38,7 +40,7 @@ from .loading.placement import Placement
 from .loading.quantization import Quantizer, saved_bytes
 from .loading.single_file import find_checkpoint
 from .loading.vae_files import load_fast_vae, load_vae
-from .loading.weightless import WeightFiles, without_weights
+from .loading.weightless import WeightFiles, is_weightless, without_weights
 from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
@@ -83,6 +85,7 @@ class Model:
         refiner = load_refiner(config, family, pipeline)
         self.embeddings = Embeddings(config, family)
         self.embeddings.add_to(pipeline)
+        accelerate_pipeline(config, pipeline)
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
@@ -104,6 +107,8 @@ class Model:
         for other in (*self._pipelines.values(), *upscalers.values(), *self._refiners.values()):
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
+        # The compiled denoisers: its own, and that of the refiner.
+        self.compiled = [] if is_weightless() else self._compile(config, pipeline)
         self.upscalers = {
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
             for factor, upscaler in upscalers.items()
@@ -129,6 +134,18 @@ class Model:
         self.dtype: torch.dtype = pipeline.dtype
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
+
+    def _compile(self, config: ModelConfig, pipeline: DiffusionPipeline) -> list[CompiledRun]:
+        """Compile the denoisers of a pipeline and of the refiner, as configured."""
+        if config.compile in (None, "off"):
+            return []
+        compiled = []
+        for part in (pipeline, *self._refiners.values()):
+            denoiser = part.components.get("unet") or part.transformer
+            gate = gate_of(denoiser)
+            if gate is not None and not gate.has_buckets:
+                compiled.append(compile_denoiser(denoiser, gate, config.compile))
+        return compiled
 
     def pipeline(
         self, task: Task, scheduler: Scheduler, *, controls: bool = False, fast_vae: bool = False
@@ -292,6 +309,7 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
             raise StartupError(f"`dtype`: {reason}; choose float16 or float32")
         dtype = getattr(torch, config.dtype or default_dtype(family.cuda_dtype, device))
         placement = Placement(config, device)
+        check_compile(config, placement.device, family.name, has_fixed_shapes=family.fixed_shapes)
         first = next(iter(family.pipelines.values()))
         quantizer = Quantizer(device, str(placement.load_device), dtype, config.quantize)
         quantizer.check(components(location.index), config)
