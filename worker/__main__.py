@@ -40,6 +40,7 @@ from .runtime.model_watch import ModelWatch
 from .runtime.pool_metrics import PoolMetrics
 from .runtime.start_report import StartReport
 from .runtime.stay_down import stay_down
+from .runtime.torch_options import configure_cuda, configure_environment
 from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
 
@@ -82,6 +83,8 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         StartupError: a setting, a model or the blob store cannot be used.
         WorkerDied: Redis is unreachable at the start, or the worker has to end.
     """
+    configure_environment(settings.data_dir)
+    configure_cuda(allow_tf32=settings.allow_tf32, benchmark=settings.cudnn_benchmark)
     redis = connect(settings.resolved_redis_url)
     count_downloads()
     with StartReport(redis, f"{socket.gethostname()}:{os.getpid()}", download_progress) as report:

@@ -49,8 +49,12 @@ class WorkerSettings(SharedSettings):
         Field(description="How the denoiser of models that set no `compile` is compiled."),
     ] = "off"
     allow_tf32: Annotated[
-        bool, Field(description="Compute float32 on CUDA with 10 bits of mantissa (TF32): faster, with other pixels.")
-    ] = False
+        bool | None,
+        Field(
+            description="Whether float32 on CUDA has 10 bits of mantissa (TF32): faster, with other pixels. Unset: as "
+            "PyTorch does, in convolutions only."
+        ),
+    ] = None
     cudnn_benchmark: Annotated[
         bool,
         Field(
