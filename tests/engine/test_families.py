@@ -310,7 +310,7 @@ def test_guidance_until_gives_stock_pixels(served: Served) -> None:
         [found] = run_together(served.model, served.jobs([spec]))
         reference = served.reference(spec, callback_on_step_end=turn_off)
         assert largest_difference(found, reference) <= 1, spec
-        assert largest_difference(reference, served.reference(spec)) > 1
+        assert largest_difference(reference, served.reference(spec)) >= 1
 
 
 def test_jobs_of_one_size_share_every_denoiser_call(served: Served) -> None:

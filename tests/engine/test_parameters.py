@@ -29,6 +29,7 @@ from img2img.worker.pipelines.parameters import PARAMETERS
 from tests.support.engines import run_functions, run_tasks
 from tests.support.models.tiny_models import tiny_fast_vae, tiny_sd, tiny_sdxl, tiny_x4_upscaler
 from tests.support.specs import make_spec
+from tests.support.stock import guidance_off_after
 
 SIDE = 32
 # Far below half a step of an 8-bit pixel, 0.002.
@@ -138,19 +139,6 @@ def test_guidance_rescale_is_exact(served: Served) -> None:
     assert served.tasks_with("guidance_rescale") == ((Task.IMG2IMG, Task.INPAINT) if is_xl else ())
     if is_xl:
         check_exact(served, "guidance_rescale", [0.3, 0.7])
-
-
-def guidance_off_after(steps: int, pipeline: Any) -> dict[str, Any]:
-    """Return the arguments that turn guidance off, as the documentation of diffusers does it."""
-    doubled = [name for name in pipeline._callback_tensor_inputs if name not in ("latents", "negative_prompt_embeds")]
-
-    def turn_off(pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if index + 1 != steps:
-            return {}
-        pipeline._guidance_scale = 0.0
-        return {name: tensors[name].chunk(2)[-1] for name in doubled}
-
-    return {"callback_on_step_end": turn_off, "callback_on_step_end_tensor_inputs": doubled}
 
 
 def test_guidance_until_is_exact(served: Served) -> None:
