@@ -9,6 +9,7 @@ import torch
 
 from img2img.domain.conditioning import Lora
 from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_status import Batching
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
@@ -125,6 +126,14 @@ def test_compile_without_a_compiler_is_refused(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(compilation, "has_cpp_compiler", lambda: False)
     with pytest.raises(StartupError, match="needs a C\\+\\+ compiler on the CPU: install g\\+\\+"):
         load(folder, compile="full")
+
+
+def test_model_reports_how_calls_are_merged(folder: Path) -> None:
+    model = load(folder)
+    alone = {"text_encoder": Batching.ALONE, "vae": Batching.ALONE}
+    assert model.batching == {"unet": Batching.UNKNOWN, **alone}
+    run(model, Engine(slots=4), job(seed=1), job(seed=2))
+    assert model.batching["unet"] in (Batching.EXACT, Batching.ROUNDING)
 
 
 def test_channels_last_changes_rounding_only(folder: Path) -> None:

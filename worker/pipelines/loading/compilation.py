@@ -1,5 +1,7 @@
 """Compiles denoisers with torch.compile, for the fixed shapes that are warmed up before a model is ready."""
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +64,7 @@ def check_compile(config: ModelConfig, device: torch.device, family: str, *, has
     if device.type == "cpu" and not has_cpp_compiler():
         raise StartupError("`compile` needs a C++ compiler on the CPU: install g++, or remove it")
     if device.type != "cpu" and not has_triton():
-        raise StartupError("`compile` needs the package triton on a GPU: install it, or remove `compile`")
+        raise StartupError("`compile` needs triton and a C compiler on a GPU: install them, or remove `compile`")
 
 
 def has_cpp_compiler() -> bool:
@@ -79,10 +81,11 @@ def has_cpp_compiler() -> bool:
 
 
 def has_triton() -> bool:
-    """Return whether torch.compile finds triton, which it needs on a GPU."""
+    """Return whether torch.compile finds triton, which it needs on a GPU, and the C compiler that triton calls."""
     from torch.utils._triton import has_triton as find
 
-    return bool(find())
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+    return any(map(shutil.which, compilers)) and bool(find())
 
 
 def compile_denoiser(denoiser: Any, gate: Gate, mode: str) -> CompiledRun:
