@@ -113,6 +113,7 @@ def test_buckets() -> None:
         (tiny_sd3, {"compile": "regional"}, 'SD3Transformer2DModel has no repeated blocks; set `compile = "full"`'),
         (tiny_sd, {"attention": "flash"}, "`attention` does not work with a UNet2DConditionModel"),
         (tiny_sd, {"attention": "fast"}, "`attention`: 'fast' is unknown; choose one such as native"),
+        (tiny_sd, {"attention": "flash_hub"}, "`attention`: 'flash_hub' is unknown"),
         (tiny_qwen_image, {"attention": "flash"}, "`attention`: Flash Attention backend 'flash' is not usable"),
     ],
 )

@@ -33,7 +33,8 @@ def _put_channels_last(module: torch.nn.Module) -> None:
 
 
 def _set_attention(denoiser: Any, backend: str) -> None:
-    known = sorted(name.value for name in AttentionBackendName)
+    # The others download code from the hub and run it.
+    known = [name.value for name in AttentionBackendName if "hub" not in name.value]
     if backend not in known:
         raise StartupError(f"`attention`: {backend!r} is unknown; choose one such as native, flash, _flash_3 or sage")
     processors = [getattr(module, "processor", None) for module in denoiser.modules()]
