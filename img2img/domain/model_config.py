@@ -110,6 +110,13 @@ class ModelConfig(BaseModel):
             "longer start; default: `IMG2IMG_COMPILE`, else `off`"
         ),
     ] = None
+    compile_sizes: Annotated[
+        tuple[tuple[int, int], ...],
+        Field(
+            description="list of `[width, height]`: sizes of images for which it is compiled, others run eagerly; "
+            "default: the native size"
+        ),
+    ] = ()
     channels_last: Annotated[
         bool,
         Field(

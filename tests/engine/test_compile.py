@@ -66,7 +66,7 @@ def test_compiled_model_gives_the_pixels_of_the_eager_one(
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
     model, eager = load(folder, compile=mode), load(folder)
-    assert warm(model, 2) == [f"compiling tiny for {rows} rows, up to 4" for rows in (1, 2, 4)]
+    assert warm(model, 2) == [f"compiling tiny at 64x64 for {rows} rows, up to 4" for rows in (1, 2, 4)]
     assert list(cache.rglob("*.so"))
     compiled_before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     specs = [job(seed=1), job(seed=2, guidance_scale=1.0), job(seed=3, loras=(Lora(name="ink"),)), job(width=32)]
@@ -111,6 +111,7 @@ def test_buckets() -> None:
     [
         (tiny_qwen_image, {"compile": "regional"}, "another shape for each length of a prompt"),
         (tiny_sd3, {"compile": "regional"}, 'SD3Transformer2DModel has no repeated blocks; set `compile = "full"`'),
+        (tiny_sd, {"compile_sizes": [(64, 20)]}, "`compile_sizes`: 20 is not a multiple of 8 from 32 to 128"),
         (tiny_sd, {"attention": "flash"}, "`attention` does not work with a UNet2DConditionModel"),
         (tiny_sd, {"attention": "fast"}, "`attention`: 'fast' is unknown; choose one such as native"),
         (tiny_sd, {"attention": "flash_hub"}, "`attention`: 'flash_hub' is unknown"),

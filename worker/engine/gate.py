@@ -150,8 +150,12 @@ class Gate:
         """
         self.run, self.has_buckets = run, True
 
+    def forget_example(self) -> None:
+        """Take the next call as the example of `warm_up`. Until then it is the first one."""
+        self._example = None
+
     def warm_up(self, rows: int) -> None:
-        """Run a call like the first one with `rows` rows, on the engine's thread. Without a first one, do nothing."""
+        """Run a call like the example with `rows` rows, on the engine's thread. Without an example, do nothing."""
         if self._example is not None:
             args, kwargs = collate([self._example], padding=rows - 1)
             self.run(*args, **kwargs)

@@ -122,6 +122,7 @@ class Model:
         )
         card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
         self.card = self.adapters.add_to_card(card, self._pipelines)
+        self.compile_sizes = _compile_sizes(config, self.card)
         # Set by `set_safety_checker`. None: images are not checked.
         self.safety_checker: ImageChecker | None = None
         self.vae = pipeline.vae
@@ -389,6 +390,17 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
         revision=config.revision,
     )
+
+
+def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int], ...]:
+    """Return the sizes for which a model is compiled. Raises StartupError for one that the model cannot make."""
+    for side in (side for size in config.compile_sizes for side in size):
+        if side % card.size_multiple or not card.min_size <= side <= card.max_size:
+            raise StartupError(
+                f"`compile_sizes`: {side} is not a multiple of {card.size_multiple} from {card.min_size} to "
+                f"{card.max_size}"
+            )
+    return config.compile_sizes or ((card.native_size, card.native_size),)
 
 
 def _check_defaults(config: ModelConfig, family: Family, scheduler: Scheduler, *, has_guidance: bool) -> None:

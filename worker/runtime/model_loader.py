@@ -115,12 +115,7 @@ def warm_up(model: Model, engine: Engine, report: Callable[[str], None] = lambda
     _run(engine, lambda _task: model.fit_preview())
     sizes = {card.native_size} if model.device.type == "cpu" else {card.native_size, card.max_size}
     for size in sorted(sizes):
-        inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
-        _run(
-            engine,
-            make_task_function(model, _warm_up_spec(card, size), inputs, 0),
-            measures_memory=not model.is_offloaded,
-        )
+        _run(engine, _warm_up_function(model, size, size), measures_memory=not model.is_offloaded)
     compile_shapes(model, engine, report)
     checker = model.safety_checker
     if checker is not None:
@@ -129,28 +124,30 @@ def warm_up(model: Model, engine: Engine, report: Callable[[str], None] = lambda
 
 
 def compile_shapes(model: Model, engine: Engine, report: Callable[[str], None]) -> None:
-    """Compile the denoisers for each number of rows that a call can have, at the native size.
+    """Compile the denoisers for each number of rows that a call can have, at the sizes of `compile_sizes`.
 
-    A worker that has done so before finds the result in its data directory. Other sizes run without it.
+    A worker that has done so before finds the result in its data directory.
 
     Args:
         report: gets a line at each number of rows.
     """
     card = model.card
     rows_of_a_job = 3 if Task.EDIT in card.tasks and card.image_guidance else card.guidance_rows
-    buckets = buckets_up_to(min(engine.slots * rows_of_a_job, engine.max_rows)) if model.compiled else []
-    for rows in buckets:
-        report(f"compiling {card.name} for {rows} rows, up to {buckets[-1]}")
-        try:
-            for compiled in model.compiled:
-                _run(engine, partial(_compile, compiled, rows))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            log.warning("%s: calls of %d rows do not fit into memory", card.name, rows)
-            break
-    for compiled in model.compiled:
-        compiled.freeze()
+    buckets = buckets_up_to(min(engine.slots * rows_of_a_job, engine.max_rows))
+    for width, height in model.compile_sizes if model.compiled else ():
+        for compiled in model.compiled:
+            compiled.begin_size()
+        _run(engine, _warm_up_function(model, width, height))
+        for rows in buckets:
+            report(f"compiling {card.name} at {width}x{height} for {rows} rows, up to {buckets[-1]}")
+            try:
+                for compiled in model.compiled:
+                    _run(engine, partial(_compile, compiled, rows))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("%s: calls of %d rows do not fit into memory", card.name, rows)
+                break
 
 
 def _compile(compiled: CompiledRun, rows: int, _task: EngineTask) -> None:
@@ -167,12 +164,17 @@ def _run(engine: Engine, function: TaskFunction, *, measures_memory: bool = Fals
         raise task.error
 
 
-def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
+def _warm_up_function(model: Model, width: int, height: int) -> TaskFunction:
+    inputs = Inputs(torch.zeros(1, 3, height, width), torch.ones(1, 1, height, width))
+    return make_task_function(model, _warm_up_spec(model.card, width, height), inputs, 0)
+
+
+def _warm_up_spec(card: ModelCard, width: int, height: int) -> JobSpec:
     generation: dict[str, Any] = {
         "model": card.name,
         "image": sha256(b"").hexdigest(),
-        "width": size,
-        "height": size,
+        "width": width,
+        "height": height,
         "guidance_scale": 2 if card.guidance else 1,
         "num_inference_steps": 1,
         "scheduler": card.default_scheduler,
@@ -183,7 +185,7 @@ def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
             scale = 1.5 if card.image_guidance else None
             return EditSpec(instruction="", image_guidance_scale=scale, **generation)
         case Task.INPAINT:
-            region = InpaintRegion(canvas=(size, size), box=(0, 0, size, size))
+            region = InpaintRegion(canvas=(width, height), box=(0, 0, width, height))
             return InpaintSpec(prompt="", strength=1, region=region, **generation)
     if card.refiner:
         # One step of the model, and one of the refiner.

@@ -19,22 +19,26 @@ MAX_SHAPES = 1024
 class CompiledRun:
     """The function of a gate whose modules are compiled.
 
-    Until `freeze`, each new shape is compiled, which takes seconds to minutes. Afterwards, other shapes run eagerly, so
-    that jobs never wait for the compiler, and so that an image does not depend on the jobs before.
+    Only `warm_up` compiles, which takes seconds to minutes. Calls of other shapes run eagerly, so that jobs never wait
+    for the compiler, and so that an image does not depend on the jobs before.
     """
 
     def __init__(self, gate: Gate, run: Callable[..., Any]) -> None:
         self._gate, self._run = gate, run
-        self._stance = "default"
+        self._stance = "force_eager"
         gate.use_buckets(self)
 
-    def warm_up(self, rows: int) -> None:
-        """Compile for calls with a number of rows. Call it on the engine's thread, after the first call of the gate."""
-        self._gate.warm_up(rows)
+    def begin_size(self) -> None:
+        """Take the next call of the gate as the example that `warm_up` repeats."""
+        self._gate.forget_example()
 
-    def freeze(self) -> None:
-        """Run shapes that are not compiled yet eagerly from now on."""
-        self._stance = "eager_on_recompile"
+    def warm_up(self, rows: int) -> None:
+        """Compile for calls with a number of rows. Call it on the engine's thread, after a call of the gate."""
+        self._stance = "default"
+        try:
+            self._gate.warm_up(rows)
+        finally:
+            self._stance = "eager_on_recompile"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with torch.compiler.set_stance(self._stance):
