@@ -248,7 +248,7 @@ class _Requests:
 def _queueable(
     batch_id: str, index: int, spec: str, options: JobOptions, name: str | None
 ) -> tuple[JobSpec, JobOptions]:
-    return parse_spec(spec), replace(options, batch=BatchMember(id=batch_id, index=index, name=name))
+    return parse_spec(spec)[0], replace(options, batch=BatchMember(id=batch_id, index=index, name=name))
 
 
 def _headers(record: BatchRecord) -> dict[str, str]:

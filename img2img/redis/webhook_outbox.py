@@ -11,6 +11,7 @@ from redis import Redis
 from img2img.domain.job import JobRecord
 from img2img.domain.job_batch import BatchRecord
 from img2img.domain.webhook import Delivery, DeliveryStatus
+from img2img.errors import UnreadableJob
 from img2img.redis import job_batches, job_record, keys, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
@@ -95,9 +96,9 @@ class WebhookOutbox:
         try:
             is_batch = "total" in fields
             record = job_batches.from_fields(job_id, fields) if is_batch else job_record.from_fields(job_id, fields)
-        except (ValueError, KeyError):
+        except (UnreadableJob, ValueError):
+            # It can be claimed again after the lease, also by a process of a later version.
             log.warning("the event cannot be read", extra=job_extra(job_id))
-            self._record_attempt(job_id, claim, Delivery(status=DeliveryStatus.FAILED, last_error="unreadable"))
             return None
         return ClaimedDelivery(record, claim, int(fields["tries"]), lease_until)
 
