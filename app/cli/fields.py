@@ -44,6 +44,7 @@ PANELS = {
         "denoising_end",
         "seed",
         "num_images",
+        "speed",
     ),
     "Size": ("width", "height", "resize", "upscale"),
     "Inpainting and outpainting": ("mask", "mask_blur", "mask_padding", "outpaint"),

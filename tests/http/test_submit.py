@@ -36,6 +36,7 @@ DEFAULTS = {
     "eta": 0.0,
     "clip_skip": 0,
     "guidance_rescale": 0.0,
+    "speed": "exact",
     "guidance_scale": 7.5,
     "guidance_rows": 2,
     "num_inference_steps": 30,

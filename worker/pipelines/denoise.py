@@ -28,6 +28,7 @@ from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
+from .step_cache import step_cache
 
 NO_ADAPTERS = JobAdapters()
 
@@ -193,9 +194,10 @@ def _call(
         **adapters.arguments,
         **more,
     }
-    images: torch.Tensor = pipeline(
-        **{name: value for name, value in arguments.items() if value is not None or name not in more}
-    ).images
+    with step_cache(pipeline, spec.speed, spec.guidance_scale, engine_task.timeline):
+        images: torch.Tensor = pipeline(
+            **{name: value for name, value in arguments.items() if value is not None or name not in more}
+        ).images
     return images
 
 
