@@ -1,7 +1,6 @@
 """Predicted outputs of the denoiser: exact where the noise is linear in the step, and without effect on other jobs."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import diffusers

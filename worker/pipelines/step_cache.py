@@ -17,11 +17,9 @@ tolerances: standard deviations of latents, whose own is about 1.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import Any
 
 import torch
@@ -29,8 +27,10 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch.utils import _pytree as pytree
 
 from img2img.domain.parameters import Speed
+from img2img.domain.spec import DenoisingSpec
 
 from ..engine.timeline import Timeline
+from .parameters import call_parameters
 
 Forward = Callable[..., Any]
 
@@ -50,44 +50,36 @@ class Tolerance:
 
 TOLERANCES = {Speed.FAST: Tolerance(0.1, 3), Speed.TURBO: Tolerance(0.4, 4)}
 COMPENSATION = 0.5
+FIRST_MADE = 3
+MEMORY = 0.5
+GROWTH = 0.0
 
 
-@contextmanager
-def step_cache(pipeline: DiffusionPipeline, speed: Speed, guidance_scale: float, timeline: Timeline) -> Iterator[None]:
-    """Use a step cache for one call of a job's pipeline object. `Speed.EXACT` changes nothing.
+def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, timeline: Timeline) -> Callable[[], None]:
+    """Give the pipeline object of a job a step cache for one call of it. `Speed.EXACT` changes nothing.
 
     Args:
         pipeline: has its own scheduler; its other components are shared.
         timeline: of the job; skipped calls are counted there.
+
+    Returns:
+        Function to call after each step of the scheduler.
     """
-    if speed is Speed.EXACT:
-        yield
-        return
-    scheduler = pipeline.scheduler
-    cache = StepCache(TOLERANCES[speed], guidance_scale, scheduler, timeline)
+    if spec.speed is Speed.EXACT:
+        return lambda: None
+    # Older pipelines call back after some steps only.
+    has_step_end = "callback_on_step_end" in call_parameters(pipeline)
+    cache = StepCache(
+        TOLERANCES[spec.speed], spec.guidance_scale, pipeline.scheduler, timeline, one_pass=not has_step_end
+    )
     wrappers = {"unet": cache.wrap_denoiser, "transformer": cache.wrap_denoiser, "controlnet": cache.wrap_controlnet}
-    shared = {name: module for name in wrappers if (module := getattr(pipeline, name, None)) is not None}
-    for name, module in shared.items():
-        wrapped = copy(module)
-        wrapped.forward = wrappers[name](module.forward)
-        setattr(pipeline, name, wrapped)
-    step = scheduler.step
-
-    # Pipelines look up the parameters of `step`.
-    @wraps(step)
-    def count_step(*args: Any, **kwargs: Any) -> Any:
-        cache.end_call()
-        return step(*args, **kwargs)
-
-    scheduler.step = count_step
-    try:
-        yield
-    finally:
-        # Cycles of references would keep tensors in memory until the garbage collector runs.
-        scheduler.step = step
-        cache.scheduler = None
-        for name, module in shared.items():
-            setattr(pipeline, name, module)
+    for name, wrap in wrappers.items():
+        module = getattr(pipeline, name, None)
+        if module is not None:
+            wrapped = copy(module)
+            wrapped.forward = wrap(module.forward)
+            setattr(pipeline, name, wrapped)
+    return cache.end_call if has_step_end else lambda: None
 
 
 @dataclass
@@ -116,9 +108,21 @@ class StepCache:
     """The state of one job."""
 
     def __init__(
-        self, tolerance: Tolerance, guidance_scale: float, scheduler: SchedulerMixin, timeline: Timeline
+        self,
+        tolerance: Tolerance,
+        guidance_scale: float,
+        scheduler: SchedulerMixin,
+        timeline: Timeline,
+        *,
+        one_pass: bool = False,
     ) -> None:
-        self.scheduler = scheduler
+        """Take the limits of the job.
+
+        Args:
+            one_pass: whether each call of the denoiser is one step of the scheduler, so that `end_call` is not needed.
+        """
+        self._scheduler = scheduler
+        self._one_pass = one_pass
         self._tolerance = tolerance
         self._guidance_scale = guidance_scale
         self._timeline = timeline
@@ -131,6 +135,7 @@ class StepCache:
         self._skips: bool | None = None
         # Expected error of `p` for each call since the last one that was made.
         self._error = math.inf
+        self._measured = 0.0
         self._last_made = 0
         # Expected change of the result by the calls skipped since.
         self._change = 0.0
@@ -141,6 +146,8 @@ class StepCache:
         def call(*args: Any, **kwargs: Any) -> Any:
             latents = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
             timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
+            if self._one_pass and self._passes_done:
+                self.end_call()
             if self._passes_done == len(self._passes):
                 self._passes.append(_Outputs())
             outputs = self._passes[self._passes_done]
@@ -182,13 +189,13 @@ class StepCache:
         """Return whether to skip the current call, which is the same for all its forward passes."""
         if self._skips is None:
             if not self._levels:
-                self._levels = noise_levels(self.scheduler, timestep)
+                self._levels = noise_levels(self._scheduler, timestep)
             self._skips = self._is_negligible()
         return self._skips
 
     def _is_negligible(self) -> bool:
         distance = self._call - self._last_made
-        if self._call < 2 or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
+        if self._call < FIRST_MADE or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
             return False
         change = self._change + abs(self._delta(self._call)) * self._error * distance
         if not change <= self._tolerance.change:
@@ -224,7 +231,7 @@ class StepCache:
 
     def _noise_in(self, latents: Any, output: torch.Tensor) -> tuple[float, torch.Tensor | float]:
         """Return the numbers a and b with which p is a times the output of the denoiser plus b."""
-        config = self.scheduler.config
+        config = self._scheduler.config
         if config.get("prediction_type") != "v_prediction":
             return 1.0, 0.0
         signal = 1 / math.sqrt(1 + self._levels[self._call] ** 2)
@@ -251,7 +258,10 @@ class StepCache:
             # Guidance multiplies the difference between the rows.
             guided = [first + self._guidance_scale * (other - first) for other in others] or [first]
             rms = torch.stack([error.square().mean() for error in guided]).max().sqrt().item()
-            self._error = rms / (self._call - self._last_made)
+            error = rms / (self._call - self._last_made)
+            growth = 1.0 if self._call == 1 or not self._measured else max(1.0, error / self._measured) ** GROWTH
+            self._error = max(error * growth, MEMORY * self._measured)
+            self._measured = error
 
 
 def noise_levels(scheduler: SchedulerMixin, timestep: Any) -> list[float]:
