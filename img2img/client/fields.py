@@ -111,6 +111,15 @@ class SubmitFields(TypedDict, total=False):
     """`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these calls: about 2 and 2.7
     times fewer calls at 30 steps, with a result that differs a little. For the schedulers in `scheduler_parameters` of
     the model's entry in `GET /models`."""
+    guidance_until: float
+    """Share of the steps that run with guidance: the others, at the end, run without it, which halves their work. For
+    models with `guidance_until` in `GET /models`."""
+    fast_vae: bool
+    """Encode and decode with the small VAE of the model (TAESD): faster, with slightly other details. For models with
+    `fast_vae` in `GET /models`."""
+    deterministic: bool
+    """Make the same image to the last bit whatever other jobs the worker runs: the calls of the model are not merged
+    with those of other jobs, which takes longer on a busy worker."""
     num_images: int
     """How many variants to make."""
     loras: Sequence[LoraFields]

@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 from img2img.domain.parameters import Speed
 from img2img.domain.spec import DenoisingSpec
 
-from ..engine.timeline import Timeline
+from ..engine.task import EngineTask
 from .parameters import call_parameters
 
 Forward = Callable[..., Any]
@@ -55,12 +55,12 @@ MEMORY = 0.5
 GROWTH = 0.0
 
 
-def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, timeline: Timeline) -> Callable[[], None]:
+def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, task: EngineTask) -> Callable[[], None]:
     """Give the pipeline object of a job a step cache for one call of it. `Speed.EXACT` changes nothing.
 
     Args:
         pipeline: has its own scheduler; its other components are shared.
-        timeline: of the job; skipped calls are counted there.
+        task: of the job; skipped calls are counted in its timeline.
 
     Returns:
         Function to call after each step of the scheduler.
@@ -69,9 +69,7 @@ def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, timeline
         return lambda: None
     # Older pipelines call back after some steps only.
     has_step_end = "callback_on_step_end" in call_parameters(pipeline)
-    cache = StepCache(
-        TOLERANCES[spec.speed], spec.guidance_scale, pipeline.scheduler, timeline, one_pass=not has_step_end
-    )
+    cache = StepCache(TOLERANCES[spec.speed], spec.guidance_scale, pipeline.scheduler, task, one_pass=not has_step_end)
     wrappers = {"unet": cache.wrap_denoiser, "transformer": cache.wrap_denoiser, "controlnet": cache.wrap_controlnet}
     for name, wrap in wrappers.items():
         module = getattr(pipeline, name, None)
@@ -112,7 +110,7 @@ class StepCache:
         tolerance: Tolerance,
         guidance_scale: float,
         scheduler: SchedulerMixin,
-        timeline: Timeline,
+        task: EngineTask,
         *,
         one_pass: bool = False,
     ) -> None:
@@ -125,9 +123,11 @@ class StepCache:
         self._one_pass = one_pass
         self._tolerance = tolerance
         self._guidance_scale = guidance_scale
-        self._timeline = timeline
+        self._task = task
         # Sigma at each call, and after the last.
         self._levels: list[float] = []
+        # Changes where guidance ends: the rows without the prompt are then those with it.
+        self._conditional = task.conditional
         self._call = 0
         self._passes: list[_Outputs] = []
         # Forward passes of the current call.
@@ -148,10 +148,10 @@ class StepCache:
             timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
             if self._one_pass and self._passes_done:
                 self.end_call()
+            skips = self._decide(timestep)
             if self._passes_done == len(self._passes):
                 self._passes.append(_Outputs())
             outputs = self._passes[self._passes_done]
-            skips = self._decide(timestep)
             self._passes_done += 1
             if not skips:
                 return self._make(outputs, latents, forward(*args, **kwargs))
@@ -190,8 +190,15 @@ class StepCache:
         if self._skips is None:
             if not self._levels:
                 self._levels = noise_levels(self._scheduler, timestep)
+            if self._conditional is not self._task.conditional:
+                self._forget()
             self._skips = self._is_negligible()
         return self._skips
+
+    def _forget(self) -> None:
+        """Predict nothing until two more calls were made."""
+        self._conditional = self._task.conditional
+        self._passes, self._error, self._measured = [], math.inf, 0.0
 
     def _is_negligible(self) -> bool:
         distance = self._call - self._last_made
@@ -222,7 +229,7 @@ class StepCache:
 
     def _skip(self, outputs: _Outputs, latents: Any) -> Any:
         """Return a predicted result of the denoiser."""
-        self._timeline.skipped_calls += 1
+        self._task.timeline.skipped_calls += 1
         p = outputs.predict(self._call)
         outputs.skipped.append((self._call, p))
         scale, signal = self._noise_in(latents, p)
