@@ -205,7 +205,7 @@ def test_control_outside_its_range_makes_no_calls(served: Served) -> None:
 def test_speed_skips_controlnets(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TOLERANCES, Speed.FAST, Tolerance(math.inf, 2))
     jobs = [
-        job(task, *controls, strength=1.0, num_inference_steps=10, speed=Speed.FAST)
+        job(task, *controls, strength=1.0, num_inference_steps=11, speed=Speed.FAST)
         for task, controls in [
             (Task.IMG2IMG, [control(scale=0.5)]),
             (Task.INPAINT, [control(DEPTH), control()]),
@@ -214,8 +214,8 @@ def test_speed_skips_controlnets(served: Served, monkeypatch: pytest.MonkeyPatch
     ]
     for spec in jobs:
         engine = calls_of(served.model, [(spec, served.inputs(spec))])
-        assert engine.calls_run["denoise"] == 5
-        assert engine.calls_run["control"] == 5 * len(spec.control_maps)
+        assert engine.calls_run["denoise"] == 6
+        assert engine.calls_run["control"] == 6 * len(spec.control_maps)
 
 
 def calls_of(model: Model, jobs: list[tuple[JobSpec, Inputs]]) -> Engine:

@@ -329,16 +329,16 @@ def test_speed_skips_calls_of_every_task(served: Served, monkeypatch: pytest.Mon
     if scheduler in NOISY_SCHEDULERS:
         assert card.scheduler_parameters["speed"] == ()
         return
-    common = {"strength": 1.0, "guidance_scale": 5.0 if card.guidance else 1.0, "num_inference_steps": 10}
+    common = {"strength": 1.0, "guidance_scale": 5.0 if card.guidance else 1.0, "num_inference_steps": 11}
     for task in served.case.stock:
         exact, turbo = (job(task=task, scheduler=scheduler, **common, speed=speed) for speed in ("exact", "turbo"))
         every = Engine(slots=1)
         [expected] = run_on(every, served.model, served.jobs([exact]))
-        # The first two calls and the last one are made, and one after every two that are skipped.
+        # Of 11 calls, 0, 1, 2, 5, 8 and 10 are made.
         monkeypatch.setitem(TOLERANCES, Speed.TURBO, Tolerance(math.inf, 2))
         engine = Engine(slots=1)
         [predicted] = run_on(engine, served.model, served.jobs([turbo]))
-        assert 2 * engine.calls_run["denoise"] == every.calls_run["denoise"]
+        assert engine.calls_run["denoise"] == every.calls_run["denoise"] * 6 // 11
         assert largest_difference(predicted, expected) > 0
         monkeypatch.setitem(TOLERANCES, Speed.TURBO, Tolerance(-1.0, 2))
         [without] = run_on(Engine(slots=1), served.model, served.jobs([turbo]))

@@ -320,12 +320,12 @@ def test_speed_skips_controlnets(served: Served, monkeypatch: pytest.MonkeyPatch
     """A span ends at the same step as without `speed`."""
     monkeypatch.setitem(TOLERANCES, Speed.TURBO, Tolerance(math.inf, 2))
     first = served.types[0]
-    spec = job(Task.CONTROL, control(first, end=0.75), num_inference_steps=10, guidance_scale=1.0)
+    spec = job(Task.CONTROL, control(first, end=0.75), num_inference_steps=11, guidance_scale=1.0)
     ends = [calls_of(served.model, [(each, served.inputs(each))]) for each in (spec, as_turbo(spec))]
-    # Calls 0 to 6 are within the span: 0, 1 and 4 are made.
+    # Of 11 calls, 0, 1, 2, 5, 8 and 10 are made. The span has 0 to 7.
     if "control" in ends[0].calls_run:
-        assert [engine.calls_run["control"] for engine in ends] == [7, 3]
-    assert [engine.calls_run["denoise"] for engine in ends] == [10, 5]
+        assert [engine.calls_run["control"] for engine in ends] == [8, 4]
+    assert [engine.calls_run["denoise"] for engine in ends] == [11, 6]
 
 
 def as_turbo(spec: JobSpec) -> JobSpec:
