@@ -10,7 +10,6 @@ from img2img.domain.parameters import (
     MAX_STEPS,
     MAX_STEPS_OF,
     NOISY_SCHEDULERS,
-    PipelineParameter,
     Scheduler,
     Sigmas,
 )
@@ -97,11 +96,12 @@ def check_resolved(request: Img2ImgRequest, card: ModelCard, guidance_scale: flo
         if requires.guidance and guidance_scale == 1:
             message = "Without guidance it has no effect: leave it out, or give a `guidance_scale` above 1"
             raise ParameterError(name, message, got=value)
-        if isinstance(requires, PipelineParameter) and requires.by_scheduler:
+        if requires.by_scheduler:
             schedulers = card.scheduler_parameters.get(name, ())
             if scheduler not in schedulers:
-                message = f"With the scheduler {scheduler} it has no effect: leave it out, or give one of: "
-                raise ParameterError(name, message + ", ".join(schedulers), got=value)
+                choices = f", or give one of: {', '.join(schedulers)}" if schedulers else ""
+                message = f"With the scheduler {scheduler} {requires.not_with_scheduler}: leave it out{choices}"
+                raise ParameterError(name, message, got=value)
 
 
 def resolve_steps(given: int | None, scheduler: Scheduler, card: ModelCard) -> int:

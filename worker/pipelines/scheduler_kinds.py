@@ -9,6 +9,8 @@ from diffusers import SchedulerMixin
 
 from img2img.domain.parameters import COMBINED_SCHEDULERS, Scheduler, Sigmas
 
+from . import midway_schedulers
+
 Settings = Mapping[str, Any]
 
 # Settings on top of the config of the model's scheduler (betas, prediction type, timestep spacing). Settings that the
@@ -66,8 +68,9 @@ _DISTILLED = (Scheduler.LCM, Scheduler.TCD)
 
 
 def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
-    """Return the diffusers class of a scheduler."""
-    scheduler: type[SchedulerMixin] = getattr(diffusers, SCHEDULERS[name][0])
+    """Return the class of a scheduler: that of diffusers, or a subclass that can start midway."""
+    class_name = SCHEDULERS[name][0]
+    scheduler: type[SchedulerMixin] = getattr(midway_schedulers, class_name, None) or getattr(diffusers, class_name)
     return scheduler
 
 
