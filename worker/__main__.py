@@ -131,7 +131,12 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     worker = BatchWorker(
         redis,
         store,
-        JobRunner(engine, ResultModeration(moderator) if moderator else None, deterministic=settings.deterministic),
+        JobRunner(
+            engine,
+            ResultModeration(moderator) if moderator else None,
+            deterministic=settings.deterministic,
+            metadata=settings.png_metadata,
+        ),
         pool,
         lease_s=settings.lease_s,
         metrics=metrics,

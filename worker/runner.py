@@ -50,6 +50,7 @@ class Rendering:
         indices: indices of the images to render.
         moderation: checks the images; None: they are not moderated.
         deterministic: whether the calls of the job are not merged with those of others, even if it did not ask.
+        metadata: whether the images hold the parameters of the job.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Rendering:
         moderation: ResultModeration | None = None,
         *,
         deterministic: bool = False,
+        metadata: bool = True,
     ) -> None:
         self.indices = indices
         self._engine = engine
@@ -69,6 +71,7 @@ class Rendering:
         self._spec = spec
         self._inputs = inputs
         self._moderation = moderation
+        self._has_metadata = metadata
         self._tasks_per_image = spec.passes // spec.num_images
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
         self._runs_alone = deterministic or (isinstance(spec, GenerationSpec) and spec.deterministic)
@@ -187,6 +190,8 @@ class Rendering:
         Args:
             more: metadata besides the parameters.
         """
+        if not self._has_metadata:
+            return RenderedImage(index, encode_png(pixels, None))
         return RenderedImage(index, encode_png(pixels, {**self._metadata(index), **more}, self._infotext(index)))
 
     def _pixels(self, i: int) -> Pixels:
@@ -217,14 +222,21 @@ class JobRunner:
         engine: runs the tasks.
         moderation: checks all results; None: they are not moderated.
         deterministic: whether no job shares calls of the models with another one.
+        metadata: whether images hold the parameters of their jobs.
     """
 
     def __init__(
-        self, engine: Engine, moderation: ResultModeration | None = None, *, deterministic: bool = False
+        self,
+        engine: Engine,
+        moderation: ResultModeration | None = None,
+        *,
+        deterministic: bool = False,
+        metadata: bool = True,
     ) -> None:
         self._engine = engine
         self._moderation = moderation
         self._deterministic = deterministic
+        self._metadata = metadata
 
     @property
     def slots(self) -> int:
@@ -246,7 +258,14 @@ class JobRunner:
         with _raising_device_lost():
             inputs = load_inputs(spec, pngs, model.annotators)
         return Rendering(
-            self._engine, model, spec, inputs, indices, self._moderation, deterministic=self._deterministic
+            self._engine,
+            model,
+            spec,
+            inputs,
+            indices,
+            self._moderation,
+            deterministic=self._deterministic,
+            metadata=self._metadata,
         )
 
 

@@ -62,6 +62,10 @@ class WorkerSettings(SharedSettings):
             "a restart; not with `IMG2IMG_DETERMINISTIC`."
         ),
     ] = False
+    png_metadata: Annotated[
+        bool,
+        Field(description="Write the parameters into results, also as the AUTOMATIC1111 web UI does."),
+    ] = True
     lease_s: Annotated[
         int,
         Field(ge=2, le=3600, description="Seconds without a heartbeat before the jobs of a worker are requeued."),

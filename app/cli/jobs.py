@@ -10,6 +10,7 @@ from img2img.domain.job import JobStatus
 
 from .errors import REFUSED, WrongUsage, client_errors, complain
 from .options import LOCAL, ApiKey, AsJson, Url, connect
+from .png_parameters import print_parameters
 from .printing import add_row, echo, new_table, print_fields, print_table, problem_document, response_document, to_json
 from .submit import unfinished
 
@@ -49,12 +50,16 @@ def jobs(
 
 
 def show(
-    job_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    job_id: Annotated[str, typer.Argument(metavar="ID|FILE", show_default=False)],
     as_json: AsJson = False,
     url: Url = LOCAL,
     api_key: ApiKey = None,
 ) -> None:
-    """Show all fields of a job."""
+    """Show all fields of a job, or the parameters that a result holds as a file."""
+    if Path(job_id).is_file():
+        with client_errors():
+            print_parameters(Path(job_id), as_json=as_json)
+        return
     with client_errors(), connect(url, api_key) as client:
         job = response_document(client.get_job(job_id))
         if as_json:

@@ -15,12 +15,12 @@ from img2img.png import END, UP_FILTER, png_file
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 
 
-def encode_png(pixels: Pixels, metadata: Mapping[str, Any], parameters: str | None = None) -> bytes:
+def encode_png(pixels: Pixels, metadata: Mapping[str, Any] | None, parameters: str | None = None) -> bytes:
     """Return a PNG (ISO/IEC 15948) of 8-bit RGB pixels.
 
     Args:
-        metadata: for an iTXt chunk named `img2img`, as JSON.
-        parameters: text for a chunk named `parameters`, which other software reads.
+        metadata: for an iTXt chunk named `img2img`, as JSON; None: there is none.
+        parameters: text for a chunk named `parameters`, which other software reads; None: there is none.
     """
     height, width, channels = pixels.shape
     assert channels == 3, pixels.shape
@@ -29,8 +29,10 @@ def encode_png(pixels: Pixels, metadata: Mapping[str, Any], parameters: str | No
     flat = pixels.reshape(height, width * 3)
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
-    text = b"img2img\0\0\0\0\0" + json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()
-    chunks = [(b"iTXt", text)]
+    chunks = []
+    if metadata is not None:
+        text = b"img2img\0\0\0\0\0" + json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()
+        chunks.append((b"iTXt", text))
     if parameters is not None:
         chunks.append(_parameters_chunk(parameters))
     return png_file(width, height, channels, rows, *chunks)
