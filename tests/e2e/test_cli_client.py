@@ -113,6 +113,12 @@ def test_cancel_result_jobs_show_and_delete(
     assert [json.loads(line)["id"] for line in listed] == [done]
     assert "\n  width: 64\n" in img2img(folder, "show", done, **settings).stdout
     assert json.loads(img2img(folder, "show", done, "--json", **settings).stdout) == http.get(f"/jobs/{done}").json()
+    # A file needs no service.
+    file = str(folder / "out" / f"{done}.png")
+    assert "num_inference_steps: " in img2img(folder, "show", file, "--url", "http://127.0.0.1:1").stdout
+    assert json.loads(img2img(folder, "show", file, "--json").stdout)["width"] == 64
+    empty = img2img(folder, "show", "a.png")
+    assert (empty.returncode, empty.stderr) == (2, "img2img: a.png holds no parameters\n")
     deleted = img2img(folder, "delete", done, "no-such-job", **settings)
     assert (deleted.returncode, deleted.stdout) == (1, f"{done} deleted\n")
     assert deleted.stderr.startswith("img2img: no-such-job: ")

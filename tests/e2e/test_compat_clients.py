@@ -151,6 +151,35 @@ class TestWebUI:
             expected = Image.open(io.BytesIO(client.get(f"/jobs/{job['id']}/images/{index}").content))
             assert np.array_equal(np.asarray(image), np.asarray(expected))
 
+    @pytest.mark.parametrize(
+        ("names", "expected"),
+        [
+            (("DPM++ SDE", "Karras"), ("dpmpp_sde", "karras")),
+            (("DPM++ 3M SDE", "Automatic"), ("dpmpp_3m_sde", "exponential")),
+            (("DPM++ 2M", "SGM Uniform"), ("dpmpp_2m", "sgm_uniform")),
+            (("Euler a", "Normal"), ("euler_a", "normal")),
+        ],
+    )
+    def test_samplers_and_schedules(
+        self,
+        webui: webuiapi.WebUIApi,
+        client: httpx.Client,
+        names: tuple[str, str],
+        expected: tuple[str, str],
+    ) -> None:
+        fields = {"steps": 2, "width": SIZE, "height": SIZE, "prompt": "a (house:1.2) BREAK a tree"}
+        response = webui.img2img(images=[random_image()], sampler_name=names[0], scheduler=names[1], **fields)
+        request = client.get(f"/jobs/{response.info['job_id']}").json()["request"]
+        assert (request["scheduler"], request["sigmas"]) == expected
+
+    def test_extras_and_maps(self, webui: webuiapi.WebUIApi) -> None:
+        enlarged = webui.extra_single_image(random_image(), upscaler_1="Lanczos", upscaling_resize=2).image
+        assert enlarged.size == (2 * SIZE, 2 * SIZE)
+        [name] = [one["name"] for one in webui.get_upscalers() if one["name"].endswith(" x2")]
+        assert webui.extra_single_image(random_image(), upscaler_1=name).image.size == (2 * SIZE, 2 * SIZE)
+        [image] = webui.controlnet_detect([random_image()], module="canny").images
+        assert image.size == (SIZE, SIZE)
+
     def test_parameters_of_a_result_are_read(self, webui: webuiapi.WebUIApi) -> None:
         image = webui.img2img(
             images=[random_image()], prompt="a (red:1.2) house", seed=5, steps=2, width=SIZE, height=SIZE
@@ -209,20 +238,28 @@ class TestWebUI:
         assert webui.get_options()["sd_model_checkpoint"] == model["name"]
         webui.set_options({"sd_model_checkpoint": model["name"]})
         assert client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "other"}).status_code == 422
-        assert webui.get_scripts() == {"txt2img": [], "img2img": []}
+        assert webui.get_scripts() == {"txt2img": [], "img2img": ["sd upscale"]}
+        assert [one["name"] for one in webui.get_upscalers()][:2] == ["None", "Lanczos"]
+        assert webui.get_prompt_styles() == webui.get_sd_vae() == webui.get_face_restorers() == []
+        assert webui.get_memory()["ram"]["total"] > 0
+        assert webui.controlnet_version() >= 2
+        assert webui.controlnet_model_list() == []
+        assert "canny" in webui.controlnet_module_list()
 
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"sampler_name": "DPM adaptive"}, "should be one of: DDIM"),
+            ({"sampler_name": "DPM adaptive"}, "should be one of: DPM++ 2M"),
             ({"restore_faces": True}, "restore_faces"),
             ({"styles": ["cinematic"]}, "styles"),
-            ({"inpainting_fill": 2}, "inpainting_fill"),
             ({"subseed_strength": 0.5}, "subseed_strength"),
-            ({"script_name": "SD upscale"}, "script_name"),
-            ({"alwayson_scripts": {"ControlNet": {"args": [{"enabled": True, "module": "canny"}]}}}, "controls"),
-            ({"override_settings": {"sd_vae": "other"}}, "override_settings"),
-            ({"resize_mode": 3}, "resize_mode"),
+            ({"script_name": "Outpainting mk2"}, "script_name"),
+            ({"alwayson_scripts": {"ADetailer": {"args": [{"ad_model": "face.pt"}]}}}, "alwayson_scripts"),
+            ({"override_settings": {"sd_vae": "other"}}, "sd_vae"),
+            (
+                {"controlnet_units": [webuiapi.ControlNetUnit(module="canny", model="canny", image=random_image())]},
+                "has no ControlNet",
+            ),
         ],
     )
     def test_unsupported_parameter_is_refused(

@@ -6,13 +6,15 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from img2img.domain.conditioning import InpaintRegion, Padding
+from img2img.domain.conditioning import InpaintRegion, MaskContent, Padding
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
+from img2img.worker.pipelines.conditioning.mask_content import replace_masked_latents
 from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_together
@@ -95,6 +97,39 @@ def test_inpaint_keeps_pixels_outside_the_mask(served: Served) -> None:
         outside = np.asarray(served.mask) == 0
         assert (whole[outside] == np.asarray(served.image)[outside]).all()
         assert (whole[~outside] != np.asarray(served.image)[~outside]).mean() > 0.5
+
+
+@pytest.mark.parametrize("content", [MaskContent.NOISE, MaskContent.NOTHING])
+@torch.inference_mode()
+def test_masked_latents_of_the_image_are_replaced(served: Served, content: MaskContent) -> None:
+    pipeline, (image, mask) = copy(served.stock), (to_tensor(served.image), to_tensor(served.mask))
+
+    def encode() -> torch.Tensor:
+        return pipeline._encode_vae_image(image=image, generator=torch.Generator().manual_seed(1))
+
+    plain = encode()
+    replace_masked_latents(pipeline, content, mask, seed=5)
+    replaced, second = encode(), encode()
+    scale = SIDE // plain.shape[-1]
+    masked = (mask[:, :, ::scale, ::scale] > 0.5).expand_as(plain)
+    assert torch.equal(replaced[~masked], plain[~masked])
+    assert torch.equal(second, plain), "the masked image is encoded after it"
+    noise = torch.randn(plain.shape, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(replaced[masked], noise[masked] if content is MaskContent.NOISE else 0 * plain[masked])
+
+
+def test_content_of_the_mask_acts_alone_and_batched(served: Served) -> None:
+    assert served.model.card.mask_content
+    regions = [job().region.model_copy(update={"content": content}) for content in MaskContent]
+    specs = [job(region=region, strength=0.6) for region in regions]
+    together = run_together(served.model, [(spec, served.inputs(spec)) for spec in specs])
+    for spec, batched in zip(specs, together, strict=True):
+        [alone] = run_together(served.model, [(spec, served.inputs(spec))])
+        assert np.abs(alone.astype(int) - batched).max() <= 1
+    assert len({result.tobytes() for result in together}) == 3
+    full = [job(region=region, strength=1.0) for region in regions]
+    equal = run_together(served.model, [(spec, served.inputs(spec)) for spec in full])
+    assert max(np.abs(result.astype(int) - equal[0]).max() for result in equal) <= 1
 
 
 @pytest.mark.parametrize("box", [(3, 10, 61, 11), (30, 3, 32, 60), (41, 41, 44, 43)], ids=["row", "column", "spot"])

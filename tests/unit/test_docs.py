@@ -15,7 +15,7 @@ from img2img.domain.api_key import Scope
 from img2img.domain.job import TRANSITIONS, JobFailure
 from img2img.domain.parameters import Scheduler, Task
 from img2img.redis import job_queue
-from scripts import model_keys, model_schema
+from scripts import model_keys, model_schema, sampler_table
 from tests.support.pages import PAGES, ROOT, blocks, names, page, page_id, table, without_code
 
 # Codes of errors that no class of img2img.errors and app/http/errors.py has: job failures, and HTTP errors by status.
@@ -133,6 +133,10 @@ def all_errors(kind: type[errors.Img2ImgError]) -> set[type[errors.Img2ImgError]
 def test_scopes_are_documented() -> None:
     rows = table(page("docs/authentication.md"), "## Scopes")
     assert [names(row[0])[0] for row in rows] == [scope.value for scope in Scope]
+
+
+def test_tables_of_schedulers_are_up_to_date() -> None:
+    assert sampler_table.updated(page("docs/schedulers.md")) == page("docs/schedulers.md"), "run `make sampler-table`"
 
 
 def test_keys_of_the_model_file_are_those_of_the_code() -> None:

@@ -1,10 +1,15 @@
 """The text of the web UI's parameters, as other software reads it from results."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import sd_parsers
 
 from img2img.domain.conditioning import InpaintRegion, Lora
 from img2img.domain.infotext import infotext, parse_infotext
 from img2img.domain.parameters import Task
+from img2img.worker.images.png import encode_png
 from tests.support.specs import make_spec
 
 
@@ -77,3 +82,20 @@ def test_sampler_and_schedule(scheduler: str, sigmas: str | None, names: tuple[s
 )
 def test_any_text_is_parsed(text: str) -> None:
     assert "Prompt" in parse_infotext(text)
+
+
+def test_other_software_reads_the_parameters_of_a_result(tmp_path: Path) -> None:
+    file, pixels = tmp_path / "result.png", np.zeros((8, 8, 3), np.uint8)
+    spec = make_spec(negative_prompt="rain", scheduler="dpmpp_sde", sigmas="karras", strength=0.5)
+    file.write_bytes(encode_png(pixels, {"seed": 7}, infotext(spec, 7)))
+    info = sd_parsers.ParserManager().parse(file)
+    assert info is not None
+    assert info.generator is sd_parsers.Generators.AUTOMATIC1111
+    assert ([prompt.value for prompt in info.prompts], info.metadata["Denoising strength"]) == (["a red house"], "0.5")
+    [sampler] = info.samplers
+    assert sampler.name == "DPM++ SDE"
+    assert sampler.parameters == {"scheduler": "Karras", "cfg_scale": "5", "seed": "7", "steps": "10"}
+    # Without metadata, there is nothing to read.
+    file.write_bytes(encode_png(pixels, None))
+    assert sd_parsers.ParserManager().parse(file) is None
+    assert b"tEXt" not in file.read_bytes()
