@@ -40,6 +40,7 @@ PANELS = {
         "guidance_rescale",
         "guidance_until",
         "scheduler",
+        "sigmas",
         "eta",
         "denoising_start",
         "denoising_end",
@@ -50,8 +51,8 @@ PANELS = {
         "deterministic",
     ),
     "Size": ("width", "height", "resize", "upscale"),
-    "Inpainting and outpainting": ("mask", "mask_blur", "mask_padding", "outpaint"),
-    "Controls, image prompts and LoRAs": ("controls", "image_prompts", "loras"),
+    "Inpainting and outpainting": ("mask", "mask_blur", "mask_padding", "mask_content", "outpaint"),
+    "Controls, image prompts and LoRAs": ("controls", "guess_mode", "image_prompts", "loras"),
     "Job": ("model", "deadline_s", "priority", "webhook"),
 }
 OTHER_PANEL = "Job"

@@ -131,6 +131,9 @@ class SubmitFields(TypedDict, total=False):
     deterministic: bool
     """Make the same image to the last bit whatever other jobs the worker runs: the calls of the model are not merged
     with those of other jobs, which takes longer on a busy worker."""
+    guess_mode: bool
+    """Let `controls` act in the prediction with the prompt only, which makes them stronger than the prompt: `ControlNet
+    is more important` of the AUTOMATIC1111 web UI. For models with `guess_mode` in `control_parameters`."""
     num_images: int
     """How many variants to make."""
     loras: Sequence[LoraFields]

@@ -305,6 +305,18 @@ class GenerationParameters(BaseModel):
             "model are not merged with those of other jobs, which takes longer on a busy worker."
         ),
     ] = False
+    guess_mode: Annotated[
+        bool,
+        Field(
+            description="Let `controls` act in the prediction with the prompt only, which makes them stronger than the "
+            "prompt: `ControlNet is more important` of the AUTOMATIC1111 web UI. For models with `guess_mode` in "
+            "`control_parameters`."
+        ),
+        PipelineParameter(
+            tasks=frozenset({Task.IMG2IMG, Task.INPAINT, Task.CONTROL}),
+            lacking="takes `guess_mode` only with `controls` of Stable Diffusion and SDXL; leave it out",
+        ),
+    ] = False
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
     loras: Annotated[
         tuple[Lora, ...],

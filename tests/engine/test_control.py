@@ -136,6 +136,20 @@ def job(task: Task = Task.IMG2IMG, *controls: Control, **changes: object) -> Job
     return make_spec(**{**defaults, **changes})
 
 
+def test_guess_mode_gives_stock_pixels_alone_and_batched(served: Served) -> None:
+    tasks = (Task.IMG2IMG, Task.INPAINT, Task.CONTROL)
+    assert set(served.model.card.control_parameters["guess_mode"]) == set(tasks)
+    assert "guess_mode" not in served.model.card.parameters
+    plain = [job(task, control(scale=0.8), control(DEPTH, end=0.5)) for task in tasks]
+    specs = [spec.model_copy(update={"guess_mode": True}) for spec in plain]
+    for spec, batched, other in zip(specs, served.run(*specs, *plain), served.run(*plain), strict=False):
+        reference = served.reference(spec, guess_mode=True)
+        [alone] = served.run(spec)
+        assert largest_difference(alone, reference) <= 1, spec
+        assert largest_difference(batched, reference) <= 1, spec
+        assert largest_difference(reference, other) > 1, spec
+
+
 CONTROLLED = [
     job(Task.IMG2IMG, control()),
     job(Task.IMG2IMG, control(scale=0.4, start=0.3, end=0.8), strength=1.0, guidance_scale=1.0),

@@ -41,7 +41,7 @@ ABLE = CARD.model_copy(
         "image_prompts": True,
         "upscales": (2, 4),
         "parameters": dict.fromkeys(("clip_skip", "eta"), tuple(Task)),
-        "control_parameters": dict.fromkeys(("clip_skip", "eta"), tuple(Task)),
+        "control_parameters": dict.fromkeys(("clip_skip", "eta", "guess_mode"), tuple(Task)),
         "scheduler_parameters": {"eta": ("ddim",)},
         "scheduler_sigmas": {"euler_a": (Sigmas.NORMAL,), "dpmpp_2m": tuple(Sigmas), "dpmpp_sde": tuple(Sigmas)},
     }
@@ -358,7 +358,7 @@ GIMP = {
 GIMP_UNIT = {
     **{"input_image": SMALL, "mask": "", "module": "canny", "model": "canny", "weight": 1.0, "processor_res": 64},
     **{"resize_mode": "Scale to Fit (Inner Fit)", "lowvram": False, "threshold_a": 64, "threshold_b": 64},
-    **{"guidance": 1.0, "guidance_start": 0.0, "guidance_end": 1.0, "guessmode": False},
+    **{"guidance": 1.0, "guidance_start": 0.0, "guidance_end": 1.0, "guessmode": True},
 }
 NPM = {
     **{"init_images": [SMALL], "resize_mode": 0, "denoising_strength": 0.75, "image_cfg_scale": 1.5, "mask": None},
@@ -401,6 +401,9 @@ def test_units_of_clients_are_served(web_ui: Callable[..., JobSpec], http: httpx
     [depth, canny] = spec.control_maps
     assert (depth.type, depth.preprocess, depth.scale, depth.start, depth.end) == ("depth", False, 0.5, 0.1, 0.7)
     assert (canny.type, canny.preprocess, canny.image) == ("canny", True, None)
+    assert not spec.guess_mode
+    stronger = {"model": "canny", "module": "canny", "control_mode": "ControlNet is more important"}
+    assert web_ui(alwayson_scripts={"controlnet": {"args": [stronger]}}).guess_mode
     prompt = {"module": "ip-adapter_clip_sd15", "model": "ip-adapter_sd15 [6a3f6166]", "image": SMALL, "weight": 0.4}
     assert web_ui(alwayson_scripts={"ControlNet": {"args": [prompt]}}).image_prompts[0].scale == 0.4
 
@@ -408,8 +411,8 @@ def test_units_of_clients_are_served(web_ui: Callable[..., JobSpec], http: httpx
 @pytest.mark.parametrize(
     ("unit", "field"),
     [
-        ({"guessmode": True}, "guessmode"),
-        ({"control_mode": "ControlNet is more important"}, "control_mode"),
+        ({"control_mode": "My prompt is more important"}, "control_mode"),
+        ({"control_mode": 1}, "control_mode"),
         ({"mask": SMALL}, "mask"),
         ({"module": "reference_only"}, "module"),
         ({"module": "depth_midas"}, "module"),

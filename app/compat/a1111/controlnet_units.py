@@ -61,7 +61,8 @@ RESIZES = {
     "1": Resize.CROP,
     "2": Resize.PAD,
 }
-BALANCED = ("balanced", "0", "controlmode.balanced")
+# Control modes: whether the controls are more important than the prompt.
+CONTROL_MODES = {"balanced": False, "0": False, "controlnet is more important": True, "2": True}
 
 
 def _as_text(value: Any) -> Any:
@@ -117,6 +118,7 @@ def convert_units(
         ParameterError, ImageError: A unit asks for something that cannot be done.
     """
     controls: list[dict[str, Any]] = []
+    modes: list[bool] = []
     prompts: list[dict[str, Any]] = []
     for index, unit in enumerate(units):
         if not unit.enabled:
@@ -130,18 +132,19 @@ def convert_units(
         end = min(unit.guidance_end, unit.guidance)
         kind = control_type(field, unit, card)
         weight = {"scale": unit.weight, "start": unit.guidance_start, "end": end}
+        modes.append(unit.guessmode or CONTROL_MODES[unit.control_mode.lower()])
+        if modes[-1] is not modes[0]:
+            message = "All units of a request have the same control mode here: give that of the first unit"
+            raise ParameterError(f"{field}.control_mode", message, got=unit.control_mode)
         controls.append({"type": kind, "preprocess": unit.module not in NONE, **weight, **image})
-    return {"controls": controls, "image_prompts": prompts}
+    return {"controls": controls, "image_prompts": prompts, "guess_mode": any(modes)}
 
 
 def _check(field: str, unit: Unit) -> None:
     if unit.mask not in NONE:
         raise ParameterError(f"{field}.mask", "Masks of single units are not supported; leave it out")
-    if unit.guessmode:
-        message = "Guess mode (`ControlNet is more important`) is not supported; give false"
-        raise ParameterError(f"{field}.guessmode", message, got=True)
-    if unit.control_mode.lower() not in BALANCED:
-        message = "Input should be Balanced or 0; give a higher or lower `weight` instead"
+    if unit.control_mode.lower() not in CONTROL_MODES:
+        message = "Input should be Balanced or ControlNet is more important; for the prompt, give a lower `weight`"
         raise ParameterError(f"{field}.control_mode", message, got=unit.control_mode)
     if unit.resize_mode.lower() not in RESIZES:
         message = "Input should be one of: Just Resize, Crop and Resize, Resize and Fill"

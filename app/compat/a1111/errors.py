@@ -25,6 +25,7 @@ FIELDS = {
     "mask_content": "inpainting_fill",
     "upscale": "script_args",
     "controls": "controlnet",
+    "guess_mode": "controlnet",
     "image_prompts": "controlnet",
 }
 
