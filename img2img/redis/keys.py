@@ -92,6 +92,7 @@ PREVIEW = Key("preview:{id}", "hash", "`step` and `jpeg` of the latest preview; 
 
 # Workers
 MODEL_CARDS = Key("models", "hash", "model name -> card; kept when its workers stop", WORKER)
+MODELS_SEEN = Key("models:seen", "sorted set", "model names by the time when a worker last reported them", WORKER)
 MODEL_CHANGES = Key("models:changes", "hash", "model name -> its change by request, as JSON", WORKER)
 MODEL_REVISION = Key("models:revision", "string", "number of changes of models by request", WORKER)
 WORKERS = Key("workers", "set", "names of registered workers", WORKER)
