@@ -55,8 +55,8 @@ A1111_JOBS = Key("a1111:{owner}", "sorted set", "ids of an owner's unfinished jo
 
 # Batches of jobs
 BATCH = Key("batch:{id}", "hash", "batch record, field by field", WORKER, WEBHOOKS)
-BATCH_JOBS = Key("batch:{id}:jobs", "sorted set", "ids of the jobs of a batch by their index", WORKER)
-BATCH_ENDED_JOBS = Key("batch:{id}:ended", "list", "ids of its jobs in the order in which they have ended", WORKER)
+BATCH_JOBS = Key("batch:{id}:jobs", "sorted set", "ids of the jobs of a batch by their index", WORKER, WEBHOOKS)
+BATCH_ENDED_JOBS = Key("batch:{id}:ended", "list", "ids of its ended jobs in order", WORKER, WEBHOOKS)
 BATCHES = Key("batches", "sorted set", "ids of all batches by creation time", WORKER)
 BATCHES_OF_OWNER = Key("batches:of:{owner}", "sorted set", "ids of the batches of one owner by creation time", WORKER)
 EXPIRING_BATCHES = Key(
