@@ -15,7 +15,7 @@ from img2img.blobs import ObjectStore, UnusableStore
 from img2img.moderation import moderator_for
 from img2img.printable import printable
 from img2img.private_files import UMASK
-from img2img.redis import keys
+from img2img.redis import connection, keys
 from img2img.settings import describe_errors, without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -166,7 +166,7 @@ def connect(url: str) -> Redis:
     """
     safe_url = without_password(url)
     try:
-        redis = Redis.from_url(url)
+        redis = connection.connect(url)
     except ValueError as error:
         raise StartupError(f"cannot connect to Redis at {safe_url}: {error}") from error
     try:
