@@ -11,12 +11,14 @@ from importlib.metadata import version
 from anyio.to_thread import run_sync
 from redis.exceptions import RedisError
 
-from img2img.domain.webhook import Delivery, DeliveryStatus
+from img2img.domain.job import JobRecord
+from img2img.domain.webhook import Delivery, DeliveryStatus, PredictionWebhook, Webhook
 from img2img.redis.webhook_outbox import ClaimedDelivery, WebhookOutbox
 from img2img.telemetry.logging import job_context
 from img2img.telemetry.tracing import Tracer
 
 from ..schemas.events import JobEvent
+from ..schemas.predictions import Prediction
 from .host_timeouts import HostTimeouts
 from .http_sender import DeliveryResponse, HttpSender
 from .retry_policy import retry_delay_s
@@ -118,7 +120,7 @@ class WebhookDispatcher:
     async def _send(self, claimed: ClaimedDelivery) -> DeliveryResponse:
         webhook = claimed.record.webhook
         assert webhook is not None
-        body = JobEvent.from_record(claimed.record).model_dump_json()
+        body = _body(claimed.record, webhook)
         signature = self._signer.headers(claimed.record.id, body, time.time())
         headers = {"content-type": "application/json", "user-agent": USER_AGENT, **signature}
         timeout_s = self._timeouts.timeout_s(webhook.host)
@@ -166,6 +168,14 @@ def delivery_after_attempt(attempt: int, response: DeliveryResponse, now: float,
 def owner_limit(active_owners: int) -> int:
     """Return how many attempts of one owner may be in flight: an equal share, with one to spare for another owner."""
     return max(1, MAX_IN_FLIGHT // (max(1, active_owners) + 1))
+
+
+def _body(record: JobRecord, webhook: Webhook) -> str:
+    """Return the body of a webhook: the event, or the prediction as which the job was submitted."""
+    if isinstance(webhook, PredictionWebhook):
+        without_inputs = record.model_copy(update={"spec": record.spec.without_inputs()})
+        return Prediction.from_record(without_inputs, webhook.base_url).model_dump_json()
+    return JobEvent.from_record(record).model_dump_json()
 
 
 def _owner_and_host(claimed: ClaimedDelivery) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from redis import Redis
 
 from img2img.app.compat.a1111_request import WebUIRequest
-from img2img.app.compat.openai import Edit
+from img2img.app.compat.openai.requests import Edit
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
 from img2img.domain.infotext import infotext
@@ -255,20 +255,23 @@ class TestOpenAI:
         ("body", "param", "message"),
         [
             ({"prompt": "x"}, "image", "Exactly one image"),
-            ({"images": [{"image_url": TEXT}] * 2, "prompt": "x"}, "image", "Exactly one image"),
+            ({"images": [{"image_url": TEXT}] * 2, "prompt": "x"}, "images", "Exactly one image"),
             ({"images": [{"file_id": "file-1"}], "prompt": "x"}, "images", "image_url"),
             ({"images": [{"image_url": "https://example.com/a.png"}], "prompt": "x"}, "images", "POST /images"),
             ({"images": [7], "prompt": "x"}, "images", "base64"),
             ({"images": TEXT, "prompt": "x", "size": "128x128", "width": 128}, "size", "cannot be combined"),
             ({"images": TEXT, "prompt": "x", "width": 100}, "width", "the nearest is 96"),
             ({"images": TEXT}, "prompt", "Field required"),
-            ({"images": TEXT, "prompt": "x", "background": "transparent"}, "background", "auto"),
+            ({"images": TEXT, "prompt": "x", "background": "pink"}, "background", "auto"),
+            ({"images": TEXT, "prompt": "x", "size": "100x100"}, "size", "the nearest is 96"),
+            ({"images": TEXT, "prompt": "x", "n": 9}, "n", "less than or equal to 8"),
+            ({"images": "aGVsbG8=", "prompt": "x"}, "images", "Only PNG, JPEG and WebP"),
             ([], "body", "object"),
         ],
     )
     def test_invalid_json_is_refused(self, http: httpx.Client, body: Any, param: str, message: str) -> None:
         response = http.post("/v1/images/edits", json=body)
-        assert response.status_code == 422
+        assert response.status_code == 400
         assert response.json()["error"]["param"] == param
         assert message in response.json()["error"]["message"]
 
