@@ -1,4 +1,4 @@
-"""Errors in the formats of the compatible APIs, also those of requests that are rejected before routing; request ids."""
+"""Errors in the formats of the compatible APIs, also of requests rejected before routing; ids of requests."""
 
 import json
 import re
@@ -26,7 +26,7 @@ UUID = "0af76519-16cd-43dd-8448-eb211c80319c"
 
 @pytest.fixture(scope="module")
 def guarded_url(settings: ApiSettings) -> Iterator[str]:
-    with authenticated_server(settings, rate_limit="0.001/minute", body_timeout=2) as url:
+    with authenticated_server(settings, rate_limit="1/hour", body_timeout=2) as url:
         yield url
 
 
@@ -82,10 +82,17 @@ class TestOpenAI:
 
     def test_rate_limit_and_cost(self, guarded_url: str, keys: ApiKeys) -> None:
         secret, _ = keys.create("busy", [Scope.READ, Scope.SUBMIT])
+        client = sdk(guarded_url, secret)
         with pytest.raises(openai.BadRequestError, match="rate limit"):
-            sdk(guarded_url, secret).images.edit(image=("a.png", IMAGE), prompt="x")
+            client.images.edit(image=("a.png", IMAGE), prompt="x", n=8)
+        headers = {"X-API-Key": secret}
+        while httpx.post(f"{guarded_url}/img2img", files={"image": IMAGE}, headers=headers).status_code == 202:
+            pass
+        with pytest.raises(openai.RateLimitError, match="rate limit") as error:
+            client.images.edit(image=("a.png", IMAGE), prompt="x")
+        assert error.value.response.headers["retry-after"]
 
-    def test_full_queue(self, http: httpx.Client, redis: Redis) -> None:
+    def test_unavailable(self, http: httpx.Client, redis: Redis) -> None:
         redis.flushall()
         with pytest.raises(openai.InternalServerError, match="No worker has registered the model demo yet") as error:
             sdk(str(http.base_url), "none").images.edit(image=("a.png", IMAGE), prompt="x")
