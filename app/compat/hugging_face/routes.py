@@ -16,7 +16,8 @@ from ..blocking_jobs import BlockingJobsDep
 from ..request_fields import client_names, prompt_field
 
 # Hugging Face's names of fields of `POST /img2img`.
-NAMES = {"image": "inputs", "width": "target_size", "height": "target_size", "instruction": "prompt"}
+NAMES = {"image": "inputs", "instruction": "prompt"}
+SIZE_NAMES = {"width": "target_size", "height": "target_size"}
 GIVEN_OTHERWISE = {"image": "`inputs`", "model": "the URL"}
 
 router = APIRouter(prefix="/hf", include_in_schema=False)
@@ -67,7 +68,7 @@ async def transform(request: Request, jobs: BlockingJobsDep, model: str | None) 
     card = await run_sync(jobs.submitter.model_card, model or None)
     fields = _fields(body)
     fields |= prompt_field(body.parameters.prompt or "", card, fields)
-    with client_names({own: name for own, name in NAMES.items() if own not in fields or own == "image"}):
+    with client_names(NAMES | (SIZE_NAMES if body.parameters.target_size else {})):
         record = await jobs.start(validated(Img2ImgRequest, {**fields, "model": card.name}))
     del body, fields
     jobs.release_body()

@@ -37,8 +37,8 @@ class PredictionRequest(BaseModel):
     # The prediction has no URL of a stream, as predictions of models without streams.
     stream: bool = False
 
-    def to_request(self, card: ModelCard, base_url: str) -> Img2ImgRequest:
-        """Return the request to submit.
+    def to_request(self, card: ModelCard, base_url: str) -> tuple[Img2ImgRequest, dict[str, str]]:
+        """Return the request to submit, and the client's names of its fields.
 
         Args:
             base_url: Address of the service in the request, without a slash at the end.
@@ -63,8 +63,10 @@ class PredictionRequest(BaseModel):
         fields |= prompt_field(prompt, card, fields)
         names["instruction"] = names.get("instruction", "prompt")
         prefixed = {own: f"input.{names.get(own, own)}" for own in {*Img2ImgRequest.model_fields, *fields}}
-        with client_names(prefixed | {"webhook": "webhook"}):
-            return validated(Img2ImgRequest, {**fields, "model": card.name, "webhook": self._webhook(base_url)})
+        prefixed["webhook"] = "webhook"
+        with client_names(prefixed):
+            request = validated(Img2ImgRequest, {**fields, "model": card.name, "webhook": self._webhook(base_url)})
+        return request, prefixed
 
     def _webhook(self, base_url: str) -> PredictionWebhook | None:
         url = self.webhook or self.webhook_completed

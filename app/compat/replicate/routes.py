@@ -23,6 +23,7 @@ from ...schemas.requests import Img2ImgRequest
 from ...submission.submit import REPLAYED
 from ...submission.uploads import Uploader
 from ..blocking_jobs import BlockingJobs, BlockingJobsDep
+from ..request_fields import client_names
 from .requests import PredictionRequest
 
 PAGE = 100
@@ -70,8 +71,10 @@ async def _create(
     prefer: str | None,
 ) -> Prediction:
     """Submit a job, and wait for its end as long as the client prefers."""
-    submitted = await jobs.submitter.submit(await run_sync(body.to_request, card, base_url_of(request)))
-    del body
+    job_request, names = await run_sync(body.to_request, card, base_url_of(request))
+    with client_names(names):
+        submitted = await jobs.submitter.submit(job_request)
+    del body, job_request
     jobs.release_body()
     response.headers.update(submitted.headers)
     wait_s = preferred_wait(prefer)
