@@ -265,7 +265,7 @@ class TestOpenAI:
             ({"images": TEXT, "prompt": "x", "background": "pink"}, "background", "auto"),
             ({"images": TEXT, "prompt": "x", "size": "100x100"}, "size", "the nearest is 96"),
             ({"images": TEXT, "prompt": "x", "n": 9}, "n", "less than or equal to 8"),
-            ({"images": "aGVsbG8=", "prompt": "x"}, "images", "Only PNG, JPEG and WebP"),
+            ({"images": "aGVsbG8=", "prompt": "x"}, "images", "not a PNG, JPEG or WebP"),
             ([], "body", "object"),
         ],
     )
