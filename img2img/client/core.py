@@ -298,12 +298,16 @@ def _body(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a form, which carries images as they are, or JSON if a field has structure or is a data: URI."""
     loaded = {name: _loaded(name, value) for name, value in fields.items() if value is not None}
     if any(isinstance(value, list | tuple | dict) for value in loaded.values()) or any(
-        str(loaded.get(name, "")).startswith("data:") for name in IMAGE_FIELDS
+        map(_is_data_uri, loaded.values())
     ):
         return {"json": {name: _encoded(value) for name, value in loaded.items()}}
     files = {name: (name, value) for name, value in loaded.items() if isinstance(value, bytes)}
     texts = {name: (None, _text(value)) for name, value in loaded.items() if not isinstance(value, bytes)}
     return {"files": files | texts}
+
+
+def _is_data_uri(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("data:")
 
 
 def _loaded(name: str, value: Any) -> Any:

@@ -229,6 +229,39 @@ class TestOpenAI:
         assert (spec.width, spec.height, spec.num_images) == (144, 112, 1)
 
     @pytest.mark.parametrize(
+        ("fields", "applied", "not_applied"),
+        [
+            ({}, {}, {}),
+            ({"quality": "low"}, {"num_inference_steps": 15}, {}),
+            ({"quality": "high"}, {"num_inference_steps": 45}, {}),
+            ({"quality": "hd", "num_inference_steps": 7}, {"num_inference_steps": 7}, {"quality"}),
+            ({"quality": "medium"}, {"num_inference_steps": 30}, {}),
+            ({"input_fidelity": "high"}, {"image_guidance_scale": 2.0}, {}),
+            ({"input_fidelity": "high", "strength": 0.9}, {"strength": 0.9}, {"input_fidelity"}),
+            ({"input_fidelity": "high", "prompt": "", "seed": 1}, {"strength": 0.6}, {}),
+            ({"moderation": "low", "background": "transparent"}, {}, {"moderation", "background"}),
+            ({"output_compression": 50}, {}, {"output_compression"}),
+            ({"output_compression": 0, "output_format": "webp"}, {}, {}),
+        ],
+    )
+    def test_hints_are_applied_or_reported(
+        self,
+        http: httpx.Client,
+        queue: JobQueue,
+        fake_worker: None,
+        fields: dict[str, Any],
+        applied: dict[str, Any],
+        not_applied: set[str],
+    ) -> None:
+        response = http.post("/v1/images/edits", json={"images": TEXT, "prompt": "x", **fields}).json()
+        assert response.get("not_applied", {}).keys() == set(not_applied)
+        assert (response["background"], response["size"]) == ("opaque", "144x112")
+        assert response["quality"] == ("auto" if "quality" in not_applied else fields.get("quality", "auto"))
+        record = queue.job_store.get(http.get("/jobs?limit=1").json()["jobs"][0]["id"])
+        assert record is not None
+        assert {name: getattr(record.spec, name) for name in applied} == applied
+
+    @pytest.mark.parametrize(
         "images",
         [
             {"images": [{"image_url": f"data:image/png;base64,{TEXT}"}]},
