@@ -41,9 +41,14 @@ def list_jobs(
     limit: Limit = 20,
 ) -> JobList:
     """List jobs, newest first. A page may have fewer than `limit` jobs if some have expired."""
-    records, last = queue.job_store.page(status, Cursor.parse(cursor) if cursor else None, limit)
+    records, last = queue.job_store.page(status, parse_cursor(cursor), limit)
     jobs = [Job.from_record(*pair) for pair in zip(records, eta.estimate(records), strict=True)]
     return JobList(jobs=jobs, next_cursor=str(last) if last else None)
+
+
+def parse_cursor(cursor: str | None) -> Cursor | None:
+    """Return the position in a list of a cursor."""
+    return Cursor.parse(cursor) if cursor else None
 
 
 @router.get("/{job_id}", operation_id="get_job", responses=openapi.JOB | openapi.problems(404, 410, 422, 503))

@@ -12,11 +12,13 @@ from anyio.to_thread import run_sync
 from redis.exceptions import RedisError
 
 from img2img.domain.job import JobRecord
-from img2img.domain.webhook import Delivery, DeliveryStatus, PredictionWebhook, Webhook
+from img2img.domain.job_batch import BatchRecord
+from img2img.domain.webhook import Delivery, DeliveryStatus, PredictionWebhook
 from img2img.redis.webhook_outbox import ClaimedDelivery, WebhookOutbox
 from img2img.telemetry.logging import job_context
 from img2img.telemetry.tracing import Tracer
 
+from ..schemas.batches import BatchEvent
 from ..schemas.events import JobEvent
 from ..schemas.predictions import Prediction
 from .host_timeouts import HostTimeouts
@@ -120,7 +122,7 @@ class WebhookDispatcher:
     async def _send(self, claimed: ClaimedDelivery) -> DeliveryResponse:
         webhook = claimed.record.webhook
         assert webhook is not None
-        body = _body(claimed.record, webhook)
+        body = event_of(claimed.record).model_dump_json()
         signature = self._signer.headers(claimed.record.id, body, time.time())
         headers = {"content-type": "application/json", "user-agent": USER_AGENT, **signature}
         timeout_s = self._timeouts.timeout_s(webhook.host)
@@ -140,6 +142,14 @@ class WebhookDispatcher:
                 await asyncio.sleep(OUTAGE_S)
         result = delivery.last_error or f"status {delivery.last_status}"
         log.info("webhook attempt %d: %s (%s)", delivery.attempts, delivery.status, result)
+
+
+def event_of(record: JobRecord | BatchRecord) -> JobEvent | BatchEvent | Prediction:
+    """Return the body of the webhook for the end of a job or of a batch. A prediction has the body of Replicate's."""
+    if isinstance(record, JobRecord) and isinstance(record.webhook, PredictionWebhook):
+        without_inputs = record.model_copy(update={"spec": record.spec.without_inputs()})
+        return Prediction.from_record(without_inputs, record.webhook.base_url)
+    return BatchEvent.from_record(record) if isinstance(record, BatchRecord) else JobEvent.from_record(record)
 
 
 def delivery_after_attempt(attempt: int, response: DeliveryResponse, now: float, jitter: float) -> Delivery:
@@ -168,14 +178,6 @@ def delivery_after_attempt(attempt: int, response: DeliveryResponse, now: float,
 def owner_limit(active_owners: int) -> int:
     """Return how many attempts of one owner may be in flight: an equal share, with one to spare for another owner."""
     return max(1, MAX_IN_FLIGHT // (max(1, active_owners) + 1))
-
-
-def _body(record: JobRecord, webhook: Webhook) -> str:
-    """Return the body of a webhook: the event, or the prediction as which the job was submitted."""
-    if isinstance(webhook, PredictionWebhook):
-        without_inputs = record.model_copy(update={"spec": record.spec.without_inputs()})
-        return Prediction.from_record(without_inputs, webhook.base_url).model_dump_json()
-    return JobEvent.from_record(record).model_dump_json()
 
 
 def _owner_and_host(claimed: ClaimedDelivery) -> tuple[str, str]:

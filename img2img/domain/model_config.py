@@ -106,8 +106,36 @@ class ModelConfig(BaseModel):
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         Field(
-            description="`float32`, `float16` or `bfloat16`; default: `float16` on CUDA (`bfloat16` for families that "
-            "need it), else `float32`"
+            description="`float32`, `float16` or `bfloat16`; default: `IMG2IMG_DTYPE`, or `float16` on CUDA "
+            "(`bfloat16` for families that need it), else `float32`"
+        ),
+    ] = None
+    compile: Annotated[
+        Literal["off", "regional", "full"] | None,
+        Field(
+            description="`regional`: the repeated blocks of the denoiser are compiled; `full`: all of it, with a "
+            "longer start; default: `IMG2IMG_COMPILE`, else `off`"
+        ),
+    ] = None
+    compile_sizes: Annotated[
+        tuple[tuple[int, int], ...],
+        Field(
+            description="list of `[width, height]`: sizes of images for which it is compiled, others run eagerly; "
+            "default: the native size"
+        ),
+    ] = ()
+    channels_last: Annotated[
+        bool,
+        Field(
+            description="`true`: weights of convolutions have their channels last, which is faster on GPUs in 16 bit, "
+            "and for the VAE in `bfloat16` on a CPU; default: `false`"
+        ),
+    ] = False
+    attention: Annotated[
+        str | None,
+        Field(
+            description="attention backend of diffusers for the denoiser, such as `flash`, `_flash_3` or `sage`, which "
+            "needs its package; not for UNets; default: that of PyTorch"
         ),
     ] = None
     quantize: Annotated[
@@ -115,9 +143,10 @@ class ModelConfig(BaseModel):
         BeforeValidator(_for_all, json_schema_input_type=Quantization | dict[str, Quantization]),
         Field(
             description="`int8`, `fp8`, `int4` or `nf4`: weights of the denoiser and the text encoders in 8 or 4 bits; "
-            "or a table: component, or `*` for the others -> one of them"
+            "or a table: component, or `*` for the others -> one of them",
         ),
-    ] = {}
+        # Generators of clients cannot declare `{}` as the default of a union; a factory is no part of the schema.
+    ] = Field(default_factory=dict)
     offload: Annotated[
         Offload,
         Field(
@@ -173,6 +202,13 @@ class ModelConfig(BaseModel):
     ] = ()
     vae: Annotated[
         Component | None, Field(description="part: the VAE, a folder or a file; default: that of the model")
+    ] = None
+    fast_vae: Annotated[
+        Component | None,
+        Field(
+            description="part: a small VAE of the class `AutoencoderTiny`, such as TAESD, for requests with "
+            "`fast_vae`; a folder or hub id"
+        ),
     ] = None
     controlnets: Annotated[
         dict[
