@@ -10,8 +10,9 @@ from typing import Any
 
 from img2img.errors import Img2ImgError, ParameterError
 
+from ..http.error_formats import PROBLEM_JSON
 from ..http.errors import InsufficientScope
-from ..http.problem_details import PROBLEM_JSON, STATUS, problem_response
+from ..http.problem_details import STATUS, problem_response
 from ..schemas.events import GoneEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from ..schemas.model_details import ModelDetails
 from ..schemas.problems import Problem, status_phrase

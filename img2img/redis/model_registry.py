@@ -92,9 +92,17 @@ class ModelRegistry:
         return {name: card for name, card in cards.items() if card is not None}
 
     def find(self, name: str) -> ModelCard | None:
-        """Return the card of a model that was ever registered, if there is one."""
+        """Return the card of a model that was ever registered, by its name or an alias, if there is one."""
         card = self._redis.hget(keys.MODEL_CARDS, name)
-        return None if card is None else _read_card(card)
+        return self._find_by_alias(name) if card is None else _read_card(card)
+
+    def _find_by_alias(self, alias: str) -> ModelCard | None:
+        """Return the card of the model with this alias. Of several, one that is served comes first."""
+        cards = [card for _, card in sorted(self.known().items()) if alias in card.aliases]
+        if len(cards) > 1:
+            live = self.live()
+            cards.sort(key=lambda card: card.name not in live)
+        return cards[0] if cards else None
 
     def known_names(self) -> list[str]:
         """Return the names of all models that were ever registered."""
