@@ -13,7 +13,7 @@ tolerances: standard deviations of latents, whose own is about 1.
   error for each call since the last one made, and calls are skipped while the expected change of the result is small.
 - A call that is made also shows, by interpolation, the errors of the predictions since the one before. Half of their
   effect is compensated: all of it is too much for schedulers that combine several outputs in each step.
-- The first two calls and the last one are always made.
+- The first three calls and the last one are always made.
 """
 
 import math
