@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits on connections and headers, and problem documents for requests that cannot be parsed.
+"""uvicorn's HTTP protocol with limits on connections and headers, and problem documents for invalid requests.
 
 uvicorn has no such limits: clients that open many connections and send nothing, send endless headers, or do not read
 their responses could occupy all of its connections and memory.
