@@ -36,6 +36,7 @@ Scheduler = Literal[
     "flow_euler",
     "flow_euler_beta",
     "flow_heun",
+    "model",
 ]
 
 Sigmas = Literal["karras", "exponential", "beta", "normal", "simple", "sgm_uniform", "ddim_uniform"]

@@ -12,13 +12,14 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderTiny, EulerDiscreteScheduler, IPNDMScheduler
+from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, EulerDiscreteScheduler, IPNDMScheduler
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.domain.parameters import Scheduler, Task
 from img2img.telemetry.logging import make_handler
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.loading.failures import reporting_failures
@@ -456,7 +457,17 @@ def test_preview_and_warm_up_of_a_model_with_a_tiny_autoencoder(folder: Path) ->
     assert served.preview.jpeg(torch.zeros(1, 4, 8, 8))
 
 
-def test_scheduler_outside_of_the_table_is_logged(folder: Path, log: io.StringIO) -> None:
+def test_scheduler_outside_of_the_table_is_kept(folder: Path, log: io.StringIO) -> None:
+    settings = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+    DPMSolverMultistepScheduler(**settings).save_pretrained(folder / "scheduler")
+    edit_json(folder / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
+    served = load(folder)
+    assert served.card.default_scheduler == served.card.schedulers[-1] == "model"
+    assert "model" in served.card.scheduler_parameters["speed"]
+    assert "model" not in served.card.scheduler_sigmas
+    own, named = (served.pipeline(Task.IMG2IMG, name).scheduler for name in (Scheduler.MODEL, Scheduler.DPMPP_2M))
+    assert (own.config.algorithm_type, named.config.algorithm_type) == ("dpmsolver", "dpmsolver++")
+    # Image-to-image cannot start it midway.
     IPNDMScheduler().save_pretrained(folder / "scheduler")
     edit_json(folder / "model_index.json", scheduler=["diffusers", "IPNDMScheduler"])
     assert load(folder).card.default_scheduler == "dpmpp_2m"
@@ -472,6 +483,7 @@ def test_sigmas_of_the_model_are_the_default(folder: Path) -> None:
     edit_json(folder / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
     assert defaults(use_karras_sigmas=True) == ("euler", "karras")
     assert defaults() == ("euler", None)
+    assert "model" not in load(folder).card.schedulers
     assert defaults(use_exponential_sigmas=True) == ("euler", "exponential")
     assert load(folder, scheduler="dpmpp_2m_karras").card.default_sigmas is None
     assert load(folder, sigmas="beta").card.default_sigmas == "beta"

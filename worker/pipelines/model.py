@@ -15,7 +15,7 @@ from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.model_status import Batching
-from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Sigmas, Task
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, MAX_STEPS, MAX_STEPS_OF, Scheduler, Sigmas, Task
 
 from ..devices import default_dtype, why_no_dtype
 from ..errors import StartupError
@@ -47,7 +47,7 @@ from .preview import LatentPreview
 from .safety_checker import ImageChecker, load_safety_checker, mode_of
 from .scheduler_defaults import choose_defaults
 from .scheduler_kinds import sigmas_of
-from .schedulers import check_scheduler, make_scheduler, with_prediction_type
+from .schedulers import check_scheduler, has_own_schedule, make_scheduler, with_prediction_type
 from .vae_memory import limit_vae_memory
 
 log = logging.getLogger(__name__)
@@ -371,11 +371,15 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
     multiple = max(8, scale * family.patch_size)
     native = _latent_size(pipeline) * scale
     guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
-    default_scheduler, default_sigmas = choose_defaults(config, family, pipeline.scheduler)
+    schedulers = family.schedulers
+    if family.schedulers == DIFFUSION_SCHEDULERS and has_own_schedule(pipeline.scheduler):
+        schedulers = (*schedulers, Scheduler.MODEL)
+    default_scheduler, default_sigmas = choose_defaults(config, family.name, schedulers, pipeline.scheduler)
     _check_defaults(config, default_scheduler, has_guidance=family.has_guidance(pipeline))
     return ModelCard(
         name=config.name,
         description=config.description,
+        aliases=config.aliases,
         family=family.name,
         tasks=tuple(family.pipelines),
         native_size=native,
@@ -383,7 +387,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         min_size=native // 2,
         max_size=native * 2,
         sizes=family.sizes or size_buckets(native, multiple),
-        schedulers=family.schedulers,
+        schedulers=schedulers,
         default_scheduler=default_scheduler,
         default_sigmas=default_sigmas,
         scheduler_sigmas=sigmas_of(family.schedulers),
@@ -393,7 +397,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         negative_prompt=family.negative_prompt and guidance,
         guidance=guidance,
         guidance_rows=family.guidance_rows,
-        scheduler_parameters=scheduler_parameters(family.schedulers),
+        scheduler_parameters=scheduler_parameters(schedulers),
         guidance_until=guidance and family.conditional is not None,
         prompt_weighting=family.clip_prompts,
         refiner=config.refiner is not None,

@@ -51,6 +51,17 @@ SCHEDULERS: Mapping[Scheduler, tuple[str, Settings]] = {
     Scheduler.FLOW_EULER_BETA: ("FlowMatchEulerDiscreteScheduler", {**PLAIN_SIGMAS, "use_beta_sigmas": True}),
     Scheduler.FLOW_HEUN: ("FlowMatchHeunDiscreteScheduler", {}),
 }
+# Classes whose settings are served as they are: image-to-image can start them midway, and they draw no noise.
+OWN = (
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+)
 # Settings in which two schedulers of one class differ, with their defaults.
 DISTINCTIVE: Settings = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 
@@ -69,7 +80,11 @@ _DISTILLED = (Scheduler.LCM, Scheduler.TCD)
 
 def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
     """Return the class of a scheduler: that of diffusers, or a subclass that can start midway."""
-    class_name = SCHEDULERS[name][0]
+    return class_named(SCHEDULERS[name][0])
+
+
+def class_named(class_name: str) -> type[SchedulerMixin]:
+    """Return a class of diffusers, or the subclass of this name that can start midway."""
     scheduler: type[SchedulerMixin] = getattr(midway_schedulers, class_name, None) or getattr(diffusers, class_name)
     return scheduler
 
@@ -78,7 +93,7 @@ def sigmas_of(schedulers: Iterable[Scheduler]) -> dict[str, tuple[Sigmas, ...]]:
     """Return the sigmas that each scheduler can have: those whose setting its diffusers class has."""
     supported = {}
     for name in schedulers:
-        if name in COMBINED_SCHEDULERS or name in _DISTILLED:
+        if name not in SCHEDULERS or name in COMBINED_SCHEDULERS or name in _DISTILLED:
             continue
         takes = inspect.signature(scheduler_class(name).__init__).parameters
         values = tuple(sigmas for sigmas, settings in SIGMAS.items() if settings.keys() <= takes.keys())

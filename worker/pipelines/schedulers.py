@@ -7,7 +7,7 @@ from diffusers import SchedulerMixin
 from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler, Sigmas
 
 from ..errors import StartupError
-from .scheduler_kinds import DISTINCTIVE, PLAIN_SIGMAS, SCHEDULERS, SIGMAS, scheduler_class
+from .scheduler_kinds import DISTINCTIVE, OWN, PLAIN_SIGMAS, SCHEDULERS, SIGMAS, class_named, scheduler_class
 
 
 def make_scheduler(name: Scheduler, base: SchedulerMixin, sigmas: Sigmas | None = None) -> SchedulerMixin:
@@ -17,6 +17,9 @@ def make_scheduler(name: Scheduler, base: SchedulerMixin, sigmas: Sigmas | None 
         base: scheduler of the model, whose config is the base of the new one.
         sigmas: noise levels, of those in `sigmas_of`; None: those of the scheduler itself.
     """
+    if name is Scheduler.MODEL:
+        own: SchedulerMixin = class_named(type(base).__name__).from_config(base.config)
+        return own
     _, settings = SCHEDULERS[name]
     if sigmas is not None:
         settings = {**settings, **SIGMAS[sigmas]}
@@ -48,6 +51,12 @@ def names_of(base: SchedulerMixin) -> tuple[Scheduler | None, Sigmas | None]:
     _, settings = SCHEDULERS[name]
     flags = [flag for flag in PLAIN_SIGMAS if config[flag] and not settings.get(flag)]
     return name, next((sigmas for sigmas, given in SIGMAS.items() if flags and flags[0] in given), None)
+
+
+def has_own_schedule(base: SchedulerMixin) -> bool:
+    """Return whether `Scheduler.MODEL` is offered for a model with this scheduler."""
+    is_noisy = str(base.config.get("algorithm_type")).startswith("sde-")
+    return names_of(base)[0] is None and type(base).__name__ in OWN and not is_noisy
 
 
 def check_scheduler(base: SchedulerMixin) -> None:
