@@ -1,7 +1,7 @@
 """Jobs of compatibility APIs, which respond when the job has ended."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from anyio.to_thread import run_sync
@@ -50,8 +50,15 @@ class BlockingJobs:
     redis: RedisDep
     submitter: JobSubmitterDep
 
-    async def start(self, request: Img2ImgRequest | ControlMapRequest) -> JobRecord:
-        """Queue a job. Raises the errors of `POST /img2img` or `POST /control-maps`."""
+    async def start(self, request: Img2ImgRequest | ControlMapRequest, part: int = 0) -> JobRecord:
+        """Queue a job. Raises the errors of `POST /img2img` or `POST /control-maps`.
+
+        Args:
+            part: Number of the job within the request, which has one idempotency key for all.
+        """
+        key = self.submitter.idempotency_key
+        if part and key:
+            return (await replace(self.submitter, idempotency_key=f"{key}/{part}").submit(request)).record
         return (await self.submitter.submit(request)).record
 
     async def end(self, job_id: str) -> JobRecord:

@@ -23,7 +23,7 @@ from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.images.png import encode_png
 from tests.http.test_compat import stored_mask
 from tests.support.images import encoded, gradient
-from tests.support.model_cards import CARD
+from tests.support.model_cards import CARD, DDIM_ONLY
 from tests.support.problems import assert_problem
 from tests.support.specs import make_spec
 
@@ -138,7 +138,10 @@ def test_fields_that_ask_for_nothing_are_accepted(web_ui: Callable[..., JobSpec]
         ({"sampler_name": "Euler a", "scheduler": "Karras"}, "scheduler"),
         ({"override_settings": {"sd_vae": "other"}}, "override_settings.sd_vae"),
         ({"override_settings": {"token_merging_ratio": 0.5}}, "override_settings.token_merging_ratio"),
-        ({"clip_skip": 3, "override_settings": {"CLIP_stop_at_last_layers": 2}}, "clip_skip"),
+        (
+            {"clip_skip": 3, "override_settings": {"CLIP_stop_at_last_layers": 2}},
+            "override_settings.CLIP_stop_at_last_layers",
+        ),
         ({"script_name": "outpainting mk2"}, "script_name"),
         ({"script_name": "sd upscale", "script_args": ["", 64, "Lanczos", 3]}, "script_args.3"),
         ({"script_name": "sd upscale", "script_args": ["", 64, "ESRGAN_4x", 2]}, "script_args.2"),
@@ -286,9 +289,13 @@ def test_options_are_written_and_read_back(http: httpx.Client) -> None:
         assert_problem(http.post("/sdapi/v1/options", json=options), 422)
 
 
-def test_model_of_the_options_is_that_of_requests(web_ui: Callable[..., JobSpec], http: httpx.Client) -> None:
+def test_model_of_the_options_is_that_of_requests(
+    web_ui: Callable[..., JobSpec], http: httpx.Client, redis: Redis
+) -> None:
+    ModelRegistry(redis).register("test-worker", [ABLE, DDIM_ONLY], ttl_s=60)
     assert web_ui().model == "demo"
-    http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "ddim-only"})
+    assert http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "ddim-only"}).status_code == 200
+    assert http.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "ddim-only"
     assert web_ui(sampler_name="DDIM").model == "ddim-only"
     assert http.get("/sdapi/v1/loras").json() == []
     assert web_ui(override_settings={"sd_model_checkpoint": "demo"}).model == "demo"
@@ -416,10 +423,10 @@ def test_units_of_clients_are_served(web_ui: Callable[..., JobSpec], http: httpx
         ({"mask": SMALL}, "mask"),
         ({"module": "reference_only"}, "module"),
         ({"module": "depth_midas"}, "module"),
-        ({"model": "control_v11p_sd15_mlsd [aca30ff0]"}, "type"),
+        ({"model": "control_v11p_sd15_mlsd [aca30ff0]"}, "module"),
         ({"threshold_a": 50}, "threshold_a"),
         ({"resize_mode": "Bigger"}, "resize_mode"),
-        ({"guidance_start": 0.8, "guidance_end": 0.2}, ""),
+        ({"guidance_start": 0.8, "guidance_end": 0.2}, "guidance_end"),
         ({"module": "ip-adapter", "guidance_end": 0.5}, "guidance_start"),
     ],
 )
@@ -427,7 +434,7 @@ def test_units_that_cannot_be_served_name_the_field(http: httpx.Client, unit: di
     args = [{"module": "canny", "model": "canny", "image": SMALL, **unit}]
     body = {"init_images": [TEXT], "alwayson_scripts": {"controlnet": {"args": args}}}
     [error] = assert_problem(http.post("/sdapi/v1/img2img", json=body), 422)["errors"]
-    assert error["field"] == f"controlnet.0.{field}".removesuffix(".")
+    assert error["field"] == f"controlnet.0.{field}"
 
 
 def test_maps_are_detected(http: httpx.Client, fake_worker: None) -> None:

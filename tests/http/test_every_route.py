@@ -145,6 +145,8 @@ def edits(ids: Ids) -> list[Attempt]:
 def web_ui(ids: Ids) -> list[Attempt]:
     bodies = [{"init_images": [one]} for one in references(ids)]
     bodies += [{"init_images": [OWN], "mask": one} for one in references(ids)]  # type: ignore[dict-item]
+    units = [{"model": "canny", "module": "canny", "image": one} for one in references(ids)]
+    bodies += [{"init_images": [OWN], "controlnet_units": [unit]} for unit in units]  # type: ignore[dict-item]
     return [{"json": body} for body in bodies]
 
 
@@ -173,6 +175,11 @@ def files(ids: Ids) -> list[Attempt]:
     return [{"files": {"content": ("a.png", one.encode())}} for one in references(ids)]
 
 
+WEB_UI_LISTS = (
+    *("embeddings", "upscalers", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "sd-vae"),
+    *("latent-upscale-modes", "script-info", "extensions", "cmd-flags", "memory"),
+)
+CONTROLNET_LISTS = ("version", "model_list", "module_list", "control_types", "settings")
 # Attempts for each route. A route with an id in its path is tried with every id as well.
 ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/img2img"): submits,
@@ -184,6 +191,14 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/v1/images/edits"): edits,
     ("POST", "/v1/images/variations"): forms,
     ("POST", "/sdapi/v1/img2img"): web_ui,
+    ("POST", "/controlnet/img2img"): web_ui,
+    ("POST", "/controlnet/detect"): lambda ids: [
+        {"json": {"controlnet_module": "canny", "controlnet_input_images": [one]}} for one in references(ids)
+    ],
+    ("POST", "/sdapi/v1/extra-single-image"): lambda ids: [{"json": {"image": one}} for one in references(ids)],
+    ("POST", "/sdapi/v1/extra-batch-images"): lambda ids: [
+        {"json": {"imageList": [{"data": one}]}} for one in references(ids)
+    ],
     ("POST", "/hf"): hugging_face,
     ("POST", "/hf/{model:path}"): hugging_face,
     ("POST", "/replicate/v1/predictions"): predictions_of_versions,
@@ -235,6 +250,13 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/sdapi/v1/options"),
         ("GET", "/sdapi/v1/scripts"),
         ("GET", "/sdapi/v1/loras"),
+        *(("GET", f"/sdapi/v1/{name}") for name in WEB_UI_LISTS),
+        *(("POST", f"/sdapi/v1/refresh-{name}") for name in ("checkpoints", "loras", "embeddings", "vae")),
+        ("POST", "/sdapi/v1/interrogate"),
+        *(("GET", f"/controlnet/{name}") for name in CONTROLNET_LISTS),
+        ("POST", "/controlnet/txt2img"),
+        ("GET", "/controlnet/{path:path}"),
+        ("POST", "/controlnet/{path:path}"),
         ("GET", "/sdapi/v1/{path:path}"),
         ("POST", "/sdapi/v1/{path:path}"),
     ],

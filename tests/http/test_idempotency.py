@@ -13,6 +13,7 @@ from redis import Redis
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
+from img2img.domain.parameters import Task
 from img2img.redis.idempotency import KEPT_S
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -55,8 +56,24 @@ CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"json": {"init_images": [b64encode(IMAGE).decode()], **WEB_UI}},
         {"json": {"init_images": [b64encode(OTHER).decode()], **WEB_UI}},
     ),
+    "/sdapi/v1/extra-single-image": (
+        {"json": {"image": b64encode(IMAGE).decode(), "upscaler_1": "demo x2"}},
+        {"json": {"image": b64encode(OTHER).decode(), "upscaler_1": "demo x2"}},
+    ),
+    "/sdapi/v1/extra-batch-images": (
+        {"json": {"imageList": [{"data": b64encode(IMAGE).decode()}], "upscaler_1": "demo x2"}},
+        {"json": {"imageList": [{"data": b64encode(OTHER).decode()}], "upscaler_1": "demo x2"}},
+    ),
+    "/controlnet/img2img": (
+        {"json": {"init_images": [b64encode(IMAGE).decode()], **WEB_UI}},
+        {"json": {"init_images": [b64encode(OTHER).decode()], **WEB_UI}},
+    ),
+    "/controlnet/detect": (
+        {"json": {"controlnet_input_images": [b64encode(IMAGE).decode()], "controlnet_module": "canny"}},
+        {"json": {"controlnet_input_images": [b64encode(OTHER).decode()], "controlnet_module": "canny"}},
+    ),
 }
-BLOCKING = [path for path in CREATING if path.startswith(("/v1/", "/sdapi/", "/hf"))]
+BLOCKING = [path for path in CREATING if path.startswith(("/v1/", "/sdapi/", "/controlnet/", "/hf"))]
 UPLOADS = ("/images", "/replicate/v1/files")
 CREATES_NOTHING = {
     "/batches/{batch_id}/cancel",
@@ -66,6 +83,13 @@ CREATES_NOTHING = {
     "/sdapi/v1/options",
     "/sdapi/v1/png-info",
     "/sdapi/v1/txt2img",
+    "/sdapi/v1/interrogate",
+    "/sdapi/v1/refresh-checkpoints",
+    "/sdapi/v1/refresh-embeddings",
+    "/sdapi/v1/refresh-loras",
+    "/sdapi/v1/refresh-vae",
+    "/controlnet/txt2img",
+    "/controlnet/{path:path}",
     "/replicate/v1/predictions/{job_id}/cancel",
     "/replicate/v1/{path:path}",
     "/sdapi/v1/{path:path}",
@@ -148,8 +172,9 @@ def test_invalid_idempotency_keys_are_rejected(http: httpx.Client, image_bytes: 
 
 @pytest.fixture
 def able(http: httpx.Client, redis: Redis) -> httpx.Client:
-    """A client of a service with a model that makes control maps."""
-    ModelRegistry(redis).register("w", [CARD.model_copy(update={"preprocessors": (ControlType.CANNY,)})], ttl_s=60)
+    """A client of a service with a model that makes control maps and upscales."""
+    able = {"preprocessors": (ControlType.CANNY,), "tasks": (Task.IMG2IMG, Task.UPSCALE), "upscales": (2,)}
+    ModelRegistry(redis).register("w", [CARD.model_copy(update=able)], ttl_s=60)
     return http
 
 

@@ -102,7 +102,8 @@ async def detect(request: Request, jobs: BlockingJobsDep) -> dict[str, Any]:
         kind = control_type("controlnet", unit, card)
         for index, text in enumerate(body.controlnet_input_images):
             image = parse_web_image(f"controlnet_input_images.{index}", text)
-            job = await jobs.start(validated(ControlMapRequest, {"image": image, "type": kind, "model": card.name}))
+            map_request = validated(ControlMapRequest, {"image": image, "type": kind, "model": card.name})
+            job = await jobs.start(map_request, part=index)
             [png] = await jobs.pngs(await jobs.end(job.id))
             images.append(await run_sync(encoded, png))
     return {"images": images, "info": "Success"}

@@ -143,6 +143,9 @@ def convert_units(
 def _check(field: str, unit: Unit) -> None:
     if unit.mask not in NONE:
         raise ParameterError(f"{field}.mask", "Masks of single units are not supported; leave it out")
+    if unit.guidance_start >= min(unit.guidance_end, unit.guidance):
+        message = "Input should be more than `guidance_start`"
+        raise ParameterError(f"{field}.guidance_end", message, got=min(unit.guidance_end, unit.guidance))
     if unit.control_mode.lower() not in CONTROL_MODES:
         message = "Input should be Balanced or ControlNet is more important; for the prompt, give a lower `weight`"
         raise ParameterError(f"{field}.control_mode", message, got=unit.control_mode)

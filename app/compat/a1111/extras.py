@@ -93,11 +93,11 @@ async def extra_batch_images(request: Request, jobs: BlockingJobsDep) -> dict[st
     with web_ui_fields():
         for index, item in enumerate(body.images):
             image = parse_web_image(f"imageList.{index}.data", item.data)
-            images.append(await run_sync(encoded, await _enlarge(body, image, jobs)))
+            images.append(await run_sync(encoded, await _enlarge(body, image, jobs, index)))
     return {"html_info": "", "images": images}
 
 
-async def _enlarge(body: ExtrasRequest, image: bytes, jobs: BlockingJobs) -> bytes:
+async def _enlarge(body: ExtrasRequest, image: bytes, jobs: BlockingJobs, part: int = 0) -> bytes:
     check_unknown({name: value for name, value in body.unknown.items() if name not in IGNORED})
     if body.upscaler_1 in RESAMPLING:
         return await jobs.decoders.run(_resample, body, image, jobs, images=[image])
@@ -110,7 +110,7 @@ async def _enlarge(body: ExtrasRequest, image: bytes, jobs: BlockingJobs) -> byt
     factor = factors[body.upscaler_1]
     size = await jobs.decoders.run(_target, body, image, factor, jobs, images=[image])
     fields = {"image": image, "upscale": factor, "model": card.name}
-    record = await jobs.end((await jobs.start(validated(Img2ImgRequest, fields))).id)
+    record = await jobs.end((await jobs.start(validated(Img2ImgRequest, fields), part)).id)
     [enlarged, *_] = await jobs.pngs(record)
     return await jobs.decoders.convert(_fitted, enlarged, size)
 

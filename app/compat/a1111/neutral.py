@@ -53,7 +53,6 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "seed_resize_from_h": (-1,),
     "seed_resize_from_w": (-1,),
     "initial_noise_multiplier": (1,),
-    "mask_round": (True,),
     "distilled_cfg_scale": (3.5,),
 }
 REASONS: Mapping[str, str] = {
@@ -68,7 +67,6 @@ REASONS: Mapping[str, str] = {
     "s_churn": "The sampler's `s_churn` cannot be set; leave it out",
     "refiner_checkpoint": "A refiner belongs to its model here and is used by default; leave it out",
     "enable_hr": "There is no second pass; send the result to the script `sd upscale`, or to `extra-single-image`",
-    "mask_round": "Masks are black and white; leave it out, or give true",
     "firstpass_image": "There is no second pass; give the image in `init_images`",
     "latent_mask": "Give the mask in `mask`",
     "infotext": "Parameters are read from the fields only; give them there",

@@ -101,6 +101,8 @@ class WebUIRequest(WebUIModel):
     mask_blur: Annotated[int, Field(ge=0, le=256)] | None = None
     mask_blur_x: Annotated[int, Field(ge=0, le=256)] = 4
     mask_blur_y: Annotated[int, Field(ge=0, le=256)] = 4
+    # Whether grey of a mask is rounded to black and white.
+    mask_round: Literal[True] = True
     inpainting_fill: Literal[0, 1, 2, 3] = 0
     inpaint_full_res: bool = True
     inpaint_full_res_padding: Annotated[int, Field(ge=0, le=4096)] = 0
@@ -196,8 +198,9 @@ def _clip_skip(body: WebUIRequest) -> int:
     """Return the number of skipped layers. Clients send it as a field, as an option, or as both."""
     given = {body.clip_skip or 1, body.override_settings.CLIP_stop_at_last_layers}
     if len(given - {1}) > 1:
-        message = "It differs from `override_settings.CLIP_stop_at_last_layers`; leave one of the two out"
-        raise ParameterError("clip_skip", message, got=body.clip_skip)
+        message = "It differs from `clip_skip`; leave one of the two out"
+        field = "override_settings.CLIP_stop_at_last_layers"
+        raise ParameterError(field, message, got=body.override_settings.CLIP_stop_at_last_layers)
     return max(given) - 1
 
 
