@@ -90,7 +90,7 @@ def test_other_software_reads_the_parameters_of_a_result(tmp_path: Path) -> None
     file.write_bytes(encode_png(pixels, {"seed": 7}, infotext(spec, 7)))
     info = sd_parsers.ParserManager().parse(file)
     assert info is not None
-    assert info.generator is sd_parsers.Generators.AUTOMATIC1111
+    assert info.generator.value == "AUTOMATIC1111"
     assert ([prompt.value for prompt in info.prompts], info.metadata["Denoising strength"]) == (["a red house"], "0.5")
     [sampler] = info.samplers
     assert sampler.name == "DPM++ SDE"
