@@ -123,3 +123,14 @@ def test_parse_weights() -> None:
         assert parse_weights(text) == [(text, 1.0)]
     assert parse_weights("a house (red)") == [("a house (red)", 1.0)]
     assert parse_weights("") == [("", 1.0)]
+
+
+def test_break_begins_a_new_chunk(served: Served) -> None:
+    spec = job("a red house BREAK a (tree:1.4)", prompt_weighting=True)
+    reference = served.reference(spec, '("a red house", "a (tree)1.4").and()', "a red house a tree")
+    others = [job(r"a \(red\) house", prompt_weighting=True), job("a (red) house")]
+    batched, escaped, plain = served.run([spec, *others])
+    [alone] = served.run([spec])
+    assert difference(alone, reference) <= 1
+    assert difference(batched, reference) <= 1
+    assert difference(escaped, plain) <= 1
