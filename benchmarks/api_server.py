@@ -116,7 +116,7 @@ def run_api_server() -> Iterator[ApiServer]:
             )
             with Redis.from_url(settings.resolved_redis_url) as redis:
                 ModelRegistry(redis).register("benchmark", [CARD], ttl_s=3600)
-                service = ApiServer(settings, redis, children[-1].pid)
+                service = ApiServer(settings, redis, children[-1].process.pid)
                 while not service.is_up():
                     _check_running(children)
                     time.sleep(0.1)

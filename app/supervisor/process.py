@@ -49,11 +49,6 @@ class ManagedProcess:
         self._is_terminated = False
 
     @property
-    def pid(self) -> int:
-        """Id of the process."""
-        return self._process.pid
-
-    @property
     def exit_code(self) -> int | None:
         """Exit code; None while the process runs."""
         return self.process.poll()
