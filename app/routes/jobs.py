@@ -50,7 +50,7 @@ def list_jobs(
 
 
 def parse_cursor(cursor: str | None) -> Cursor | None:
-    """Return the position in a list that a cursor stands for."""
+    """Return the position in a list of a cursor."""
     if cursor is None:
         return None
     created_at, _, job_id = cursor.partition("-")

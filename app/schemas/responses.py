@@ -173,7 +173,9 @@ class Job(BaseModel):
     timings: Annotated[
         dict[str, float],
         Field(
-            description="Seconds: `queued`, `run`, then the stages of the run.", examples=[{"queued": 2.0, "run": 3.0}]
+            description="Seconds: `queued`, `run`, then the stages of the run. `skipped_calls` is the number of "
+            "denoiser calls that `speed` saved.",
+            examples=[{"queued": 2.0, "run": 3.0}],
         ),
     ]
     worker: Annotated[str | None, Field(examples=["gpu-1-4711-5be0"])]

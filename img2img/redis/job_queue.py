@@ -249,7 +249,7 @@ class JobQueue:
         return names, [json.dumps(known, ensure_ascii=False), *rq_fields.binary]
 
     def _check_reply(self, reply: bytes) -> None:
-        """Raise the error that a reply of the script stands for, if any."""
+        """Raise the error that a reply of the script means, if any."""
         if reply == b"revoked":
             raise InvalidApiKey
         if reply == b"owner_limit":
