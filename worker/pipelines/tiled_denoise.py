@@ -11,7 +11,7 @@ from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs, to_pixels, to_tensor
 from ..images.png import Pixels
 from ..images.tiled_image import TiledImage
-from .denoise import denoise, encode_decode, make_task_function
+from .denoise import denoise, encode_decode, make_task_function, prepare
 from .model import Model
 
 # (inputs of a tile, seed, engine task) -> image of the tile.
@@ -42,7 +42,7 @@ def _tile(
 def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, engine_task: EngineTask) -> torch.Tensor:
     if spec.steps_run == 0:
         return encode_decode(model, inputs.image)
-    return denoise(model, spec, inputs, seed, engine_task)
+    return denoise(model, spec, inputs, prepare(model, spec, inputs, seed), engine_task)
 
 
 def _seeds_and_noise(
