@@ -99,7 +99,7 @@ def counting_syncs() -> Iterator[Counter[tuple[str, str]]]:
 
     Copies to the device with `non_blocking` do not count: `upload` makes them from pinned memory.
     """
-    global _syncs  # noqa: PLW0603
+    global _syncs
     _syncs = Counter()
     try:
         yield _syncs

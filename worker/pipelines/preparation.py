@@ -64,14 +64,14 @@ class Preparation:
         """
         tokenizers = [part for part in vars(pipeline).values() if isinstance(part, PreTrainedTokenizerBase)]
         for tokenizer, prompt in itertools.product(tokenizers, prompts):
-            tokenizer.kept.prepare(prompt)
+            tokenizer.kept.prepare(tokenizer, prompt)
             if hasattr(pipeline, "_maybe_convert_prompt"):
                 pipeline._maybe_convert_prompt(prompt, tokenizer)
         images = list(images)
         for name, image in zip(("image_processor", "mask_processor"), images, strict=False):
             processor = vars(pipeline).get(name)
             if hasattr(processor, "kept"):
-                processor.kept.prepare(image)
+                processor.kept.prepare(processor, image)
 
     def generator(self, kind: Hashable, seed: int) -> JobGenerator:
         """Return the generator of a job.
@@ -104,15 +104,15 @@ def _up_to(size: int, draws: Draws) -> Draws:
 def _keep_results(part: Any, keeper: type["_Kept"], device: torch.device) -> None:
     """Give a tokenizer or an image processor a subclass of its class that keeps results, unless it has one."""
     if not hasattr(part, "kept"):
-        object.__setattr__(part, "kept", keeper(part, device))
         kind: Any = type(part)
+        object.__setattr__(part, "kept", keeper(kind, device))
         object.__setattr__(part, "__class__", _class_that_keeps(kind, keeper.method))
 
 
 @cache
 def _class_that_keeps(kind: type[Any], method: str) -> type[Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.kept.get(*args, **kwargs)
+        return self.kept.get(self, *args, **kwargs)
 
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, method: call})
 
@@ -120,22 +120,24 @@ def _class_that_keeps(kind: type[Any], method: str) -> type[Any]:
 class _Kept:
     """Results of one method of an object.
 
+    Methods take the object, because a reference to it would be a cycle, which only the garbage collector frees.
+
     Args:
-        part: the object, before its class is changed.
+        kind: class of the object, before it is changed.
         device: where the results will be used.
     """
 
     method: str
 
-    def __init__(self, part: Any, device: torch.device) -> None:
-        self._run = getattr(type(part), self.method).__get__(part)
+    def __init__(self, kind: type[Any], device: torch.device) -> None:
+        self._run = getattr(kind, self.method)
         self._is_for_device = device.type != "cpu"
         # Arguments beside the first one.
         self._ways: LRUCache[Any, None] = LRUCache(_WAYS)
         self._lock = threading.RLock()
 
-    def _call(self, value: Any, kwargs: Any) -> Any:
-        result = self._run(value, **dict(kwargs))
+    def _call(self, part: Any, value: Any, kwargs: Any) -> Any:
+        result = self._run(part, value, **dict(kwargs))
         return on_host(result) if self._is_for_device else result
 
 
@@ -144,12 +146,12 @@ class _KeptTokens(_Kept):
 
     method = "__call__"
 
-    def __init__(self, part: Any, device: torch.device) -> None:
-        super().__init__(part, device)
+    def __init__(self, kind: type[Any], device: torch.device) -> None:
+        super().__init__(kind, device)
         self._results: LRUCache[Hashable, Any] = LRUCache(_PROMPTS)
         self._converted: LRUCache[str, str] = LRUCache(_PROMPTS)
 
-    def get(self, *args: Any, **kwargs: Any) -> Any:
+    def get(self, part: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the tokens of a text, or of several: the first argument."""
         text: Any = args[0] if args else None
         is_list = isinstance(text, list)
@@ -159,15 +161,15 @@ class _KeptTokens(_Kept):
         with self._lock:
             # Callers may change lists, but not tensors.
             if len(args) != 1 or kwargs.get("return_tensors") != "pt" or not _is_hashable(key):
-                return self._run(*args, **kwargs)
+                return self._run(part, *args, **kwargs)
             if key not in self._results:
-                self._results[key] = self._call(text, way[1])
+                self._results[key] = self._call(part, text, way[1])
             self._ways[way] = None
             # Encodings are moved to devices in place.
             return copy.copy(self._results[key])
 
-    def _call(self, value: Any, kwargs: Any) -> Any:
-        encoding = self._run(value, **dict(kwargs))
+    def _call(self, part: Any, value: Any, kwargs: Any) -> Any:
+        encoding = self._run(part, value, **dict(kwargs))
         if self._is_for_device:
             encoding.data = on_host(encoding.data)
         return encoding
@@ -179,12 +181,12 @@ class _KeptTokens(_Kept):
                 self._converted[prompt] = convert()
             return self._converted[prompt]
 
-    def prepare(self, prompt: str) -> None:
+    def prepare(self, part: Any, prompt: str) -> None:
         """Make the tokens of a prompt in the ways in which those of others were asked for."""
         with self._lock:
             ways = list(self._ways)
         for is_list, kwargs in ways:
-            self.get([prompt] if is_list else prompt, **dict(kwargs))
+            self.get(part, [prompt] if is_list else prompt, **dict(kwargs))
 
 
 class _KeptImages(_Kept):
@@ -192,28 +194,28 @@ class _KeptImages(_Kept):
 
     method = "preprocess"
 
-    def __init__(self, part: Any, device: torch.device) -> None:
-        super().__init__(part, device)
+    def __init__(self, kind: type[Any], device: torch.device) -> None:
+        super().__init__(kind, device)
         self._results: MutableMapping[torch.Tensor, dict[Hashable, Any]] = WeakTensorKeyDictionary()
 
-    def get(self, *args: Any, **kwargs: Any) -> Any:
+    def get(self, part: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the converted image: the first argument."""
         image = args[0] if args else kwargs.get("image")
         way = tuple(kwargs.items())
         if len(args) != 1 or not isinstance(image, torch.Tensor) or not _is_hashable(way):
-            return self._run(*args, **kwargs)
+            return self._run(part, *args, **kwargs)
         with self._lock:
             self._ways[way] = None
             known = self._results.setdefault(image, {})
             if way in known:
                 return known[way]
-        return self._call(image, way)
+        return self._call(part, image, way)
 
-    def prepare(self, image: torch.Tensor) -> None:
+    def prepare(self, part: Any, image: torch.Tensor) -> None:
         """Convert an image in the ways in which others were."""
         with self._lock:
             ways = list(self._ways)
-        results = {way: self._call(image, way) for way in ways}
+        results = {way: self._call(part, image, way) for way in ways}
         with self._lock:
             self._results[image] = results
 
