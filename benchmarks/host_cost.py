@@ -1,6 +1,7 @@
 """Time of the host: what a job and a step take on the engine's thread if the modules of the model take none.
 
     python -m benchmarks.host_cost
+    python -m benchmarks.host_cost --step-tables       # a model with `step_tables = true`
     python -m benchmarks.host_cost --profile sdxl      # functions by time
 
 The processor time of the engine's thread is measured, so that other programs disturb less. Jobs have prompts of their
@@ -48,7 +49,7 @@ def main() -> None:
         _profile(thin_model(options.profile))
         return
     print("| model | one job, one step: ms of the engine's thread | of 8 jobs, each |\n|---|---:|---:|")
-    models = {name: thin_model(name) for name in ("sd15", "sdxl")}
+    models = {name: thin_model(name, step_tables=options.step_tables) for name in ("sd15", "sdxl")}
     for name, model in models.items():
         alone, several = (_best(model, (Scheduler.EULER,), 1, count, options.rounds) for count in (1, 8))
         print(f"| {name} | {1e3 * alone[0]:.1f} | {1e3 * several[0] / 8:.1f} |", flush=True)
@@ -65,6 +66,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="the fastest counts")
     parser.add_argument("--in-flight", type=int, nargs="*", default=[1, 16])
     parser.add_argument("--schedulers", type=Scheduler, nargs="*", default=list(DIFFUSION_SCHEDULERS))
+    parser.add_argument("--step-tables", action="store_true", help="set the key of the model file")
     parser.add_argument("--profile", choices=("sd15", "sdxl"), help="print where the time of one-step jobs goes")
     return parser.parse_args()
 

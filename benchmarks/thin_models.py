@@ -27,13 +27,13 @@ _TOKENS = 77
 _SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
-def thin_model(name: str) -> Model:
+def thin_model(name: str, *, step_tables: bool = False) -> Model:
     """Return the model `sd15` or `sdxl` on the CPU."""
     pipeline = _sdxl() if name == "sdxl" else _sd15()
     for module in pipeline.components.values():
         if isinstance(module, torch.nn.Module):
             _fill(module)
-    config = ModelConfig(name=name, source=name)
+    config = ModelConfig(name=name, source=name, step_tables=step_tables)
     family = family_of(type(pipeline).__name__)
     assert family is not None
     model = Model(config, family, pipeline, Placement(config, "cpu"))

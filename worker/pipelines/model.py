@@ -28,7 +28,7 @@ from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import install_gates
-from .host_schedulers import on_host, unused_copy
+from .host_schedulers import on_host, unused_copy, with_tables
 from .image_processors import check_processors
 from .loading.checkpoint import Checkpoint
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
@@ -127,6 +127,7 @@ class Model:
         self.preview: LatentPreview | None = None
         # By name and by the scheduler whose config is their base; never used, but copied.
         self._schedulers: dict[tuple[Scheduler, int], SchedulerMixin] = {}
+        self._uses_tables = config.step_tables
         for other in self._all_pipelines():
             keep_lookups(other, self.device)
         for module in self.modules():
@@ -147,7 +148,8 @@ class Model:
         """Return a new scheduler for one job. Creating it from a config takes 2 ms, copying it a hundredth of that."""
         key = name, id(base)
         if key not in self._schedulers:
-            self._schedulers[key] = on_host(make_scheduler(name, base))
+            made = on_host(make_scheduler(name, base))
+            self._schedulers[key] = with_tables(made) if self._uses_tables else made
         return unused_copy(self._schedulers[key])
 
     def modules(self) -> list[torch.nn.Module]:

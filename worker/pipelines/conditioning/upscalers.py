@@ -18,6 +18,7 @@ from ...engine.task import EngineTask
 from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family
+from ..host_schedulers import on_host
 from ..loading.components import build_pipeline, load_low_res_scheduler, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
@@ -152,7 +153,7 @@ class Upscaler:
         # The latent upscaler reads `scheduler.sigmas` in its loop, so it works with its Euler scheduler only.
         if isinstance(self.pipeline, diffusers.StableDiffusionLatentUpscalePipeline):
             return diffusers.EulerDiscreteScheduler.from_config(base.config)
-        return make_scheduler(name, base)
+        return on_host(make_scheduler(name, base))
 
 
 def step_callback(spec: DenoisingSpec, engine_task: EngineTask) -> Callable[[int, Any, Any], None]:
