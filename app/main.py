@@ -53,7 +53,7 @@ from .playground.routes import playground_router
 from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
-from .routes import control_maps, events, health, images, img2img, jobs, model_changes, models, results
+from .routes import batches, control_maps, events, health, images, img2img, jobs, model_changes, models, results
 from .settings import ApiSettings
 from .telemetry.access_log import AccessLogMiddleware
 from .telemetry.metrics import HttpMetrics, install_metrics
@@ -73,6 +73,7 @@ ROUTERS = tuple(
         jobs,
         events,
         results,
+        batches,
         models,
         model_changes,
         health,

@@ -43,13 +43,14 @@ def list_jobs(
     limit: Limit = 20,
 ) -> JobList:
     """List jobs, newest first. A page may have fewer than `limit` jobs if some have expired."""
-    records, last = queue.job_store.page(status, _parse_cursor(cursor), limit)
+    records, last = queue.job_store.page(status, parse_cursor(cursor), limit)
     next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
     jobs = [Job.from_record(*pair) for pair in zip(records, eta.estimate(records), strict=True)]
     return JobList(jobs=jobs, next_cursor=next_cursor)
 
 
-def _parse_cursor(cursor: str | None) -> Cursor | None:
+def parse_cursor(cursor: str | None) -> Cursor | None:
+    """Return the position in a list of a cursor."""
     if cursor is None:
         return None
     created_at, _, job_id = cursor.partition("-")
@@ -67,14 +68,14 @@ async def get_job(
     prefer: Prefer = None,
 ) -> Job:
     """Get the status, progress, resolved parameters and images of a job. With `wait`, respond when it has ended."""
-    preferred = _preferred_wait(prefer) if wait is None else None
+    preferred = preferred_wait(prefer) if wait is None else None
     if preferred is not None:
         response.headers["Preference-Applied"] = f"wait={preferred}"
     record = await wait_for_end(job_id, wait or preferred or 0, queue, job_changes)
     return Job.from_record(record, *await run_sync(eta.estimate, [record]))
 
 
-def _preferred_wait(prefer: str | None) -> int | None:
+def preferred_wait(prefer: str | None) -> int | None:
     """Return the seconds of `Prefer: wait=30` (RFC 7240), limited to MAX_WAIT_S."""
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", prefer or "", re.IGNORECASE)
     return min(int(found[1]), MAX_WAIT_S) if found else None

@@ -11,11 +11,14 @@ from importlib.metadata import version
 from anyio.to_thread import run_sync
 from redis.exceptions import RedisError
 
+from img2img.domain.job import JobRecord
+from img2img.domain.job_batch import BatchRecord
 from img2img.domain.webhook import Delivery, DeliveryStatus
 from img2img.redis.webhook_outbox import ClaimedDelivery, WebhookOutbox
 from img2img.telemetry.logging import job_context
 from img2img.telemetry.tracing import Tracer
 
+from ..schemas.batches import BatchEvent
 from ..schemas.events import JobEvent
 from .host_timeouts import HostTimeouts
 from .http_sender import DeliveryResponse, HttpSender
@@ -118,7 +121,7 @@ class WebhookDispatcher:
     async def _send(self, claimed: ClaimedDelivery) -> DeliveryResponse:
         webhook = claimed.record.webhook
         assert webhook is not None
-        body = JobEvent.from_record(claimed.record).model_dump_json()
+        body = event_of(claimed.record).model_dump_json()
         signature = self._signer.headers(claimed.record.id, body, time.time())
         headers = {"content-type": "application/json", "user-agent": USER_AGENT, **signature}
         timeout_s = self._timeouts.timeout_s(webhook.host)
@@ -138,6 +141,11 @@ class WebhookDispatcher:
                 await asyncio.sleep(OUTAGE_S)
         result = delivery.last_error or f"status {delivery.last_status}"
         log.info("webhook attempt %d: %s (%s)", delivery.attempts, delivery.status, result)
+
+
+def event_of(record: JobRecord | BatchRecord) -> JobEvent | BatchEvent:
+    """Return the body of the webhook for the end of a job or of a batch."""
+    return BatchEvent.from_record(record) if isinstance(record, BatchRecord) else JobEvent.from_record(record)
 
 
 def delivery_after_attempt(attempt: int, response: DeliveryResponse, now: float, jitter: float) -> Delivery:

@@ -13,6 +13,7 @@ from typing_extensions import TypeAliasType
 
 from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, Sha256
 from img2img.domain.parameters import (
+    EXPECTED_SPEEDUP,
     FLOW_SCHEDULERS,
     MAX_IMAGES,
     MAX_SEED,
@@ -61,8 +62,13 @@ class BaseSpec(BaseModel):
         A row is an image or a tile. Encoding and decoding together count as one step, a control as a third of the
         denoiser.
         """
-        steps = self.total_steps + self.passes
+        steps = (self._steps_paid + 1) * self.passes
         return self._pixels * steps * self._rows * (1 + len(self.control_maps) / 3) / 1e6
+
+    @property
+    def _steps_paid(self) -> float:
+        """Denoising steps of each image or tile, without those that `speed` is expected to save."""
+        return self.steps_run
 
     @property
     def _pixels(self) -> float:
@@ -70,8 +76,8 @@ class BaseSpec(BaseModel):
         return self.width * self.height
 
     @property
-    def _rows(self) -> int:
-        """Rows of the denoiser's batch for one image or tile."""
+    def _rows(self) -> float:
+        """Rows of the denoiser's batch for one image or tile, on average over the steps."""
         return 1
 
     @property
@@ -118,8 +124,22 @@ class GenerationSpec(GenerationParameters, BaseSpec):
         return self.num_inference_steps
 
     @property
-    def _rows(self) -> int:
-        return self.guidance_rows if self.guidance_scale > 1 else 1
+    def _steps_paid(self) -> float:
+        # The first two calls and the last one are always made.
+        return min(self.steps_run, max(3, self.steps_run / EXPECTED_SPEEDUP[self.speed]))
+
+    @property
+    def guided_steps(self) -> int:
+        """Denoising steps with guidance, if there is any: the others come after them."""
+        # Rounded first: 0.1 * 30 is 3.0000000000000004.
+        return math.ceil(round(self.guidance_until * self.steps_run, 6))
+
+    @property
+    def _rows(self) -> float:
+        if self.guidance_scale == 1:
+            return 1
+        share = self.guided_steps / self.steps_run if self.steps_run else 1
+        return 1 + (self.guidance_rows - 1) * share
 
     def _images(self) -> Iterator[Sha256 | None]:
         yield from super()._images()
@@ -226,7 +246,7 @@ class EditSpec(GenerationSpec):
         return self.instruction
 
     @property
-    def _rows(self) -> int:
+    def _rows(self) -> float:
         return 3 if self.image_guidance_scale and self.guidance_scale > 1 else super()._rows
 
     def _images(self) -> Iterator[Sha256 | None]:

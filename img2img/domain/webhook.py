@@ -17,8 +17,8 @@ def _without_credentials(url: HttpUrl) -> HttpUrl:
     return url
 
 
-class Webhook(BaseModel):
-    """URL that receives an event when the job ends."""
+class BatchWebhook(BaseModel):
+    """URL that receives an event when the last job of a batch has ended."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,16 +29,21 @@ class Webhook(BaseModel):
             description="URL that receives a signed POST request. Must be https, unless private addresses are allowed."
         ),
     ]
-    events: Annotated[
-        list[Event],
-        Field(min_length=1, description="Events to send."),
-        AfterValidator(lambda events: [event for event in EVENTS if event in events]),
-    ] = list(EVENTS)
 
     @property
     def host(self) -> str:
         """The host of the URL, in lower case and punycode; an IPv6 address in brackets."""
         return self.url.host or ""
+
+
+class Webhook(BatchWebhook):
+    """URL that receives an event when the job ends."""
+
+    events: Annotated[
+        list[Event],
+        Field(min_length=1, description="Events to send."),
+        AfterValidator(lambda events: [event for event in EVENTS if event in events]),
+    ] = list(EVENTS)
 
     @property
     def statuses(self) -> list[str]:

@@ -30,6 +30,10 @@ CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"files": {"image": IMAGE}, "data": {"type": "canny"}},
         {"files": {"image": OTHER}, "data": {"type": "canny"}},
     ),
+    "/batches": (
+        {"json": {"request": {"image": b64encode(IMAGE).decode()}}},
+        {"json": {"request": {"image": b64encode(OTHER).decode()}}},
+    ),
     "/images": ({"files": {"image": IMAGE}}, {"files": {"image": OTHER}}),
     "/v1/images/edits": (
         {"files": {"image": IMAGE}, "data": {"prompt": "x", "n": "2"}},
@@ -43,6 +47,7 @@ CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 BLOCKING = [path for path in CREATING if path.startswith(("/v1/", "/sdapi/"))]
 CREATES_NOTHING = {
+    "/batches/{batch_id}/cancel",
     "/jobs/{job_id}/cancel",
     "/models/{name:path}/reset",
     "/sdapi/v1/interrupt",

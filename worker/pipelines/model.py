@@ -11,14 +11,14 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from img2img.domain.conditioning import ControlName
-from img2img.domain.model_card import ModelCard, size_buckets
+from img2img.domain.model_card import ModelCard
 from img2img.domain.model_config import ComponentSource, ModelConfig
-from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
+from img2img.domain.model_status import Batching
+from img2img.domain.parameters import Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
 from ..errors import StartupError
-from ..images.control_maps import PREPROCESSORS
+from .card import base_card, component_fields
 from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
@@ -27,25 +27,26 @@ from .conditioning.embeddings import Embeddings
 from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
-from .gates import install_gates
+from .gates import gate_of, gate_vae, install_gates
 from .host_schedulers import on_host, unused_copy, with_tables
 from .image_processors import check_processors
+from .loading.acceleration import accelerate_pipeline
 from .loading.checkpoint import Checkpoint
+from .loading.compilation import CompiledRun, check_compile, compile_denoiser
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation, components
 from .loading.placement import Placement
 from .loading.quantization import Quantizer, saved_bytes
 from .loading.single_file import find_checkpoint
-from .loading.vae_files import load_vae
-from .loading.weightless import WeightFiles, without_weights
+from .loading.vae_files import load_fast_vae, load_vae
+from .loading.weightless import WeightFiles, is_weightless, without_weights
 from .lookups import keep_lookups, keep_module_lookups
 from .memory import tensor_sizes
-from .parameters import scheduler_parameters, supported_parameters
 from .preparation import Preparation
 from .preview import LatentPreview
 from .safety_checker import ImageChecker, load_safety_checker, mode_of
-from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
+from .schedulers import check_scheduler, make_scheduler, with_prediction_type
 from .vae_memory import limit_vae_memory
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,6 @@ for library in (diffusers, transformers):
     library.utils.logging.enable_propagation()
     # Warnings would quote the truncated part of long prompts.
     library.utils.logging.set_verbosity_error()
-
-# Factors of tiled image-to-image upscaling.
-TILED_UPSCALES = (2, 4)
-# Share of the schedule after which a refiner takes over by default: that of the published models.
-DENOISING_END = 0.8
 
 
 class Model:
@@ -85,11 +81,18 @@ class Model:
         refiner = load_refiner(config, family, pipeline)
         self.embeddings = Embeddings(config, family)
         self.embeddings.add_to(pipeline)
+        accelerate_pipeline(config, pipeline)
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
         limit_vae_memory(pipeline.vae, config, pipeline.vae_scale_factor)
+        fast_vae = load_fast_vae(config.fast_vae, pipeline.vae, pipeline.dtype) if config.fast_vae else None
         install_gates(pipeline, family.gate_denoiser)
+        if fast_vae is not None:
+            placement.put("vae", fast_vae)
+            limit_vae_memory(fast_vae, config, pipeline.vae_scale_factor)
+            gate_vae(fast_vae, upcasts=hasattr(pipeline, "upcast_vae"))
+        self.fast_vae: torch.nn.Module | None = fast_vae
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
@@ -100,19 +103,20 @@ class Model:
         for other in (*self._pipelines.values(), *upscalers.values(), *self._refiners.values()):
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
+        # The compiled denoisers: its own, and that of the refiner.
+        self.compiled = [] if is_weightless() else self._compile(config, pipeline)
         self.upscalers = {
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
             for factor, upscaler in upscalers.items()
         }
         self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
-        card = _base_card(config, family, pipeline).model_copy(
-            update=_component_fields(
-                self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
-            )
+        card = base_card(config, family, pipeline).model_copy(
+            update=component_fields(self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators))
         )
-        card = card.model_copy(update={"embeddings": self.embeddings.names})
+        card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
         self.card = self.adapters.add_to_card(card, self._pipelines)
+        self.compile_sizes = _compile_sizes(config, self.card)
         # Set by `set_safety_checker`. None: images are not checked.
         self.safety_checker: ImageChecker | None = None
         self.vae = pipeline.vae
@@ -134,14 +138,31 @@ class Model:
             keep_module_lookups(module, self.device)
         self.preparation = Preparation(self._all_pipelines(), self.device)
 
-    def pipeline(self, task: Task, scheduler: Scheduler, *, controls: bool = False) -> DiffusionPipeline:
+    def _compile(self, config: ModelConfig, pipeline: DiffusionPipeline) -> list[CompiledRun]:
+        """Compile the denoisers of a pipeline and of the refiner, as configured."""
+        if config.compile in (None, "off"):
+            return []
+        compiled = []
+        for part in (pipeline, *self._refiners.values()):
+            denoiser = part.components.get("unet") or part.transformer
+            gate = gate_of(denoiser)
+            if gate is not None and not gate.has_buckets:
+                compiled.append(compile_denoiser(denoiser, gate, config.compile))
+        return compiled
+
+    def pipeline(
+        self, task: Task, scheduler: Scheduler, *, controls: bool = False, fast_vae: bool = False
+    ) -> DiffusionPipeline:
         """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler.
 
         Args:
             controls: whether the job has controls.
+            fast_vae: whether the job uses the small VAE.
         """
         pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = self._scheduler(scheduler, pipeline.scheduler)
+        if fast_vae:
+            pipeline.vae = self.fast_vae
         return pipeline
 
     def _scheduler(self, name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
@@ -151,6 +172,21 @@ class Model:
             made = on_host(make_scheduler(name, base))
             self._schedulers[key] = with_tables(made) if self._uses_tables else made
         return unused_copy(self._schedulers[key])
+
+    @property
+    def batching(self) -> dict[str, Batching]:
+        """How calls of each module by several jobs are merged, by component: of several the least exact."""
+        parts = {"fast_vae": [self.fast_vae], "controlnet": self.controlnets.modules}
+        for pipeline in (*self._pipelines.values(), *self._refiners.values()):
+            for name, module in pipeline.components.items():
+                parts.setdefault(name, []).append(module)
+        for factor, upscaler in self.upscalers.items():
+            parts[f"upscale.{factor}"] = [upscaler.pipeline.unet]
+        found = {
+            name: [Batching(gate.batching) for module in modules if (gate := gate_of(module))]
+            for name, modules in parts.items()
+        }
+        return {name: max(values, key=list(Batching).index) for name, values in found.items() if values}
 
     def modules(self) -> list[torch.nn.Module]:
         """Return all modules with weights. Some share theirs."""
@@ -162,6 +198,7 @@ class Model:
         parts += self.adapters.weights
         if self.safety_checker is not None:
             parts.append(self.safety_checker.module)
+        parts.append(self.fast_vae)
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def _all_pipelines(self) -> list[DiffusionPipeline]:
@@ -188,10 +225,12 @@ class Model:
         for part in {part for module in self.modules() for part in module.modules()}:
             part.__dict__.clear()
 
-    def refiner(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
+    def refiner(self, task: Task, scheduler: Scheduler, *, fast_vae: bool = False) -> DiffusionPipeline:
         """Return a pipeline object of the refiner for one job."""
         pipeline = copy.copy(self._refiners[task])
         pipeline.scheduler = self._scheduler(scheduler, pipeline.scheduler)
+        if fast_vae:
+            pipeline.vae = self.fast_vae
         return pipeline
 
     def set_safety_checker(self, checker: ImageChecker | None) -> None:
@@ -283,6 +322,7 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
             raise StartupError(f"`dtype`: {reason}; choose float16 or float32")
         dtype = getattr(torch, config.dtype or default_dtype(family.cuda_dtype, device))
         placement = Placement(config, device)
+        check_compile(config, placement.device, family.name, has_fixed_shapes=family.fixed_shapes)
         first = next(iter(family.pipelines.values()))
         quantizer = Quantizer(device, str(placement.load_device), dtype, config.quantize)
         quantizer.check(components(location.index), config)
@@ -326,98 +366,12 @@ def _find_family(class_name: str) -> Family:
     return family
 
 
-def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
-    """Return the card of a model without its optional components."""
-    scale = pipeline.vae_scale_factor
-    # Pipelines require multiples of 8, even if the scale factor of the VAE is smaller.
-    multiple = max(8, scale * family.patch_size)
-    native = _latent_size(pipeline) * scale
-    guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
-    default_scheduler = config.scheduler or _default_scheduler(family, pipeline)
-    _check_defaults(config, family, default_scheduler, has_guidance=family.has_guidance(pipeline))
-    return ModelCard(
-        name=config.name,
-        description=config.description,
-        family=family.name,
-        tasks=tuple(family.pipelines),
-        native_size=native,
-        size_multiple=multiple,
-        min_size=native // 2,
-        max_size=native * 2,
-        sizes=family.sizes or size_buckets(native, multiple),
-        schedulers=family.schedulers,
-        default_scheduler=default_scheduler,
-        default_steps=config.steps or family.steps,
-        default_guidance_scale=(config.guidance_scale or family.guidance_scale) if guidance else 1.0,
-        # A negative prompt has no effect without guidance.
-        negative_prompt=family.negative_prompt and guidance,
-        guidance=guidance,
-        guidance_rows=family.guidance_rows,
-        scheduler_parameters=scheduler_parameters(family.schedulers),
-        prompt_weighting=family.clip_prompts,
-        refiner=config.refiner is not None,
-        default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
-        image_guidance=family.image_guidance,
-        dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
-        revision=config.revision,
-    )
-
-
-def _check_defaults(config: ModelConfig, family: Family, scheduler: Scheduler, *, has_guidance: bool) -> None:
-    """Raise StartupError for defaults that no request could have."""
-    if config.guidance is False and (config.guidance_scale or 1) > 1:
-        raise StartupError("`guidance_scale` has no effect with `guidance = false`; remove one of them")
-    if not has_guidance and (config.guidance or (config.guidance_scale or 1) > 1):
-        key = "guidance" if config.guidance else "guidance_scale"
-        raise StartupError(f"the model was made to run without guidance; remove `{key}`")
-    if scheduler not in family.schedulers:
-        supported = ", ".join(family.schedulers)
-        raise StartupError(f"`scheduler` {scheduler} is not for {family.name} models; choose one of: {supported}")
-    if (config.steps or 1) > MAX_STEPS_OF.get(scheduler, MAX_STEPS):
-        raise StartupError(f"`steps` is at most {MAX_STEPS_OF[scheduler]} with the scheduler {scheduler}")
-
-
-def _component_fields(
-    pipelines: Mapping[Task, DiffusionPipeline],
-    pipeline: DiffusionPipeline,
-    upscalers: Mapping[int, Upscaler],
-    controlnets: ControlNets,
-    annotators: tuple[ControlName, ...],
-) -> dict[str, object]:
-    """Return the fields of the card that depend on the components of a model."""
-    tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()
-    upscales = sorted({*upscalers, *tiled})
-    more = [task for task, supported in ((Task.CONTROL, controlnets.types), (Task.UPSCALE, upscales)) if supported]
-    # Tiles are upscaled by the image-to-image pipeline.
-    tiles = {Task.UPSCALE: pipelines[Task.IMG2IMG]} if tiled else {}
-    return {
-        "tasks": (*pipelines, *more),
-        "controls": controlnets.types,
-        # Preprocessors without a model work with every model.
-        "preprocessors": (*PREPROCESSORS, *annotators),
-        "upscales": tuple(upscales),
-        "upscalers": tuple(upscaler.card for upscaler in upscalers.values()),
-        "parameters": supported_parameters({**pipelines, **tiles}),
-        "control_parameters": supported_parameters(controlnets.pipelines),
-    }
-
-
-def _latent_size(pipeline: DiffusionPipeline) -> int:
-    """Return the side, in latents, of the square images that the model was trained on."""
-    if "unet" in pipeline.components:
-        return int(pipeline.unet.config.sample_size)
-    return int(getattr(pipeline, "default_sample_size", 128))
-
-
-def _default_scheduler(family: Family, pipeline: DiffusionPipeline) -> Scheduler:
-    """Return the scheduler of the model, or a similar one if requests cannot name it."""
-    name = name_of(pipeline.scheduler)
-    if name in family.schedulers:
-        return name
-    fallback = fallback_for(pipeline.scheduler, family.schedulers)
-    log.warning(
-        "the scheduler of the model, %s, is not one that requests can name; the default is %s",
-        type(pipeline.scheduler).__name__,
-        fallback,
-    )
-    return fallback
+def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int], ...]:
+    """Return the sizes for which a model is compiled. Raises StartupError for one that the model cannot make."""
+    for side in (side for size in config.compile_sizes for side in size):
+        if side % card.size_multiple or not card.min_size <= side <= card.max_size:
+            raise StartupError(
+                f"`compile_sizes`: {side} is not a multiple of {card.size_multiple} from {card.min_size} to "
+                f"{card.max_size}"
+            )
+    return config.compile_sizes or ((card.native_size, card.native_size),)

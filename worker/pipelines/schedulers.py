@@ -9,6 +9,7 @@ from diffusers import SchedulerMixin
 from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler
 
 from ..errors import StartupError
+from . import midway_schedulers
 
 # Settings on top of the config of the model's scheduler (betas, prediction type, timestep spacing). Settings that the
 # scheduler of a model may have and that would change another scheduler are reset here.
@@ -46,8 +47,9 @@ _DISTINCTIVE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"
 
 
 def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
-    """Return the diffusers class of a scheduler."""
-    scheduler: type[SchedulerMixin] = getattr(diffusers, _TABLE[name][0])
+    """Return the class of a scheduler: that of diffusers, or a subclass that can start midway."""
+    class_name = _TABLE[name][0]
+    scheduler: type[SchedulerMixin] = getattr(midway_schedulers, class_name, None) or getattr(diffusers, class_name)
     return scheduler
 
 

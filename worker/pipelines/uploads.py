@@ -79,4 +79,5 @@ def upload_arguments(run: Callable[..., Any]) -> Callable[..., Any]:
         args, kwargs = pytree.tree_map_only(torch.Tensor, follow, (args, kwargs))
         return run(*args, **kwargs)
 
+    call.uploads_for = run  # type: ignore[attr-defined]
     return call
