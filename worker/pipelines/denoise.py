@@ -1,14 +1,13 @@
 """Engine tasks for job specs: the stock pipeline of the task and its arguments, for one result image each."""
 
-from collections.abc import Container, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
-from img2img.domain.parameters import FLOW_SCHEDULERS, Task
+from img2img.domain.parameters import FLOW_SCHEDULERS
 from img2img.domain.spec import (
     ControlMapSpec,
     ControlSpec,
@@ -19,19 +18,19 @@ from img2img.domain.spec import (
     JobSpec,
     RefinedSpec,
     StrengthSpec,
-    UpscaleSpec,
 )
 from img2img.errors import JobError
 
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from .conditioning.adapters import JobAdapters
-from .conditioning.prompt_embeddings import embed_prompts, is_long
+from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
-from .job_noise import JobGenerator
 from .model import Model
 from .parameters import call_parameters, optional_arguments
+from .prepared_job import PreparedJob, prepare
 from .step_cache import attach_step_cache
+from .uploads import upload
 
 NO_ADAPTERS = JobAdapters()
 
@@ -46,36 +45,6 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
     adapters = model.adapters.for_job(spec, inputs)
     job = prepare(model, spec, inputs, spec.image_seed(index))
     return lambda engine_task: denoise(model, spec, inputs, job, engine_task, adapters)
-
-
-@dataclass(frozen=True)
-class PreparedJob:
-    """What an image needs that can be made before its turn, on another thread than the engine's.
-
-    Attributes:
-        kind: jobs of a kind draw the same amounts of noise.
-        pipeline: pipeline object with a scheduler of its own.
-        has_long_prompt: whether a prompt has more tokens than a text encoder takes.
-    """
-
-    kind: Hashable
-    pipeline: DiffusionPipeline
-    generator: JobGenerator
-    has_long_prompt: bool
-
-
-def prepare(model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int) -> PreparedJob:
-    """Prepare one image, with a CPU generator for `seed`."""
-    # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
-    task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
-    pipeline = model.pipeline(task, spec.scheduler, controls=bool(spec.control_maps), fast_vae=spec.fast_vae)
-    images = [image for image in (inputs.image, inputs.mask) if image is not None]
-    prompts = [text or "" for name, text in _text(model, spec).items() if name in ("prompt", "negative_prompt")]
-    model.preparation.prepare(pipeline, prompts, images)
-    parameters = {"seed", "prompt", "negative_prompt", "instruction", "image"}
-    kind = type(pipeline), spec.model_dump_json(exclude=parameters)
-    has_long_prompt = model.family.clip_prompts and is_long(pipeline, prompts)
-    return PreparedJob(kind, pipeline, model.preparation.generator(kind, seed), has_long_prompt)
 
 
 def encode_decode(model: Model, image: torch.Tensor | None, *, fast_vae: bool) -> torch.Tensor:
@@ -290,7 +259,7 @@ def _start_from(noise: torch.Tensor, pipeline: DiffusionPipeline) -> None:
 
     def add_given_noise(latents: torch.Tensor, sampled: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         assert sampled.shape == noise.shape
-        noised: torch.Tensor = add_noise(latents, noise.to(sampled), timesteps)
+        noised: torch.Tensor = add_noise(latents, upload(noise, sampled.device, sampled.dtype), timesteps)
         return noised
 
     pipeline.scheduler.add_noise = add_given_noise

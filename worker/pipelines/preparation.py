@@ -206,9 +206,9 @@ class _KeptImages(_Kept):
             return self._run(part, *args, **kwargs)
         with self._lock:
             self._ways[way] = None
-            known = self._results.setdefault(image, {})
-            if way in known:
-                return known[way]
+            known = self._results.get(image)
+        if known is not None and way in known:
+            return known[way]
         return self._call(part, image, way)
 
     def prepare(self, part: Any, image: torch.Tensor) -> None:

@@ -11,8 +11,9 @@ from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs, to_pixels, to_tensor
 from ..images.png import Pixels
 from ..images.tiled_image import TiledImage
-from .denoise import denoise, encode_decode, make_task_function, prepare
+from .denoise import denoise, encode_decode, make_task_function
 from .model import Model
+from .prepared_job import prepare
 
 # (inputs of a tile, seed, engine task) -> image of the tile.
 MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]
