@@ -9,6 +9,8 @@ from torch.utils import _pytree as pytree
 
 from ..engine.batching import remember_bytes, tensor_bytes
 
+# Devices whose copies from memory that is not pinned have to be waited for.
+_WITHOUT_PINNING = ("mps", "xpu")
 # Larger tensors are not compared by their content: images.
 _MAX_COMPARED_BYTES = 2**16
 
@@ -23,7 +25,7 @@ def upload(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None
     if device.type == "cpu":
         return tensor.to(dtype)
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
-    copy = pinned.to(device, non_blocking=True).to(dtype)
+    copy = pinned.to(device, non_blocking=device.type not in _WITHOUT_PINNING).to(dtype)
     if not copy.is_floating_point() and copy.nbytes <= _MAX_COMPARED_BYTES:
         # Token ids, by which gates know prompts: reading them back would wait for the device.
         remember_bytes(copy, tensor_bytes(tensor.to(dtype)))
