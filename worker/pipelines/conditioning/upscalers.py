@@ -19,6 +19,7 @@ from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family
 from ..host_schedulers import on_host
+from ..job_noise import JobGenerator
 from ..loading.components import build_pipeline, load_low_res_scheduler, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
@@ -140,7 +141,7 @@ class Upscaler:
             image=inputs.image,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(seed),
+            generator=JobGenerator(seed),
             latents=None if noise is None else noise.to(pipeline.unet.dtype),
             output_type="pt",
             callback=step_callback(spec, engine_task),
