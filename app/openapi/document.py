@@ -15,6 +15,7 @@ from ..schemas.events import GoneEvent, JobEvent, PreviewEvent, ProgressEvent, Q
 from ..schemas.problems import Problem
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
 from . import batches
+from .completion import complete, remove_unused
 from .operations import SUBMITTED_OR_DRY_RUN, message_schemas, problems, ref
 
 SECURITY_SCHEMES = {
@@ -67,6 +68,8 @@ def _build(app: FastAPI, keys_required: bool) -> dict[str, Any]:
     _rename_item_schemas(document)
     accepted = document["paths"]["/img2img"]["post"]["responses"]["202"]
     accepted["content"]["application/json"]["schema"] = ref("Job")
+    complete(document)
+    remove_unused(document)
     return document
 
 
@@ -91,6 +94,8 @@ def _rename_item_schemas(document: dict[str, Any]) -> None:
                 for content in response.get("content", {}).values():
                     if "itemSchema" in content:
                         content["x-item-schema"] = content.pop("itemSchema")
+                        events = {"type": "array", "items": content["x-item-schema"]}
+                        content["schema"] = {"type": "string", "contentSchema": events}
 
 
 def _model_schemas() -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from img2img.errors import Img2ImgError, ParameterError
 
+from ..http.error_formats import PROBLEM_JSON
 from ..http.errors import InsufficientScope
-from ..http.problem_details import PROBLEM_JSON, STATUS, problem_response
+from ..http.problem_details import STATUS, problem_response
 from ..schemas.events import GoneEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from ..schemas.model_details import ModelDetails
 from ..schemas.problems import Problem, status_phrase
@@ -91,7 +92,7 @@ def event_messages(
         prefix: Of the names of the schemas.
         events: Names of the events by the model of their data.
         with_id: Models of events with an id.
-        id_description: What the id is.
+        id_description: Description of the id.
     """
     schemas = {}
     for model, names in events.items():

@@ -1,6 +1,7 @@
 """Waits for the end of a job or a batch."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,10 +17,18 @@ from img2img.redis.notifications import JobChangeListener
 
 Record = TypeVar("Record")
 
+# Longest wait that a request can ask for.
+MAX_WAIT_S = 60
 # A record is read again after this time even if no change was announced.
 REREAD_S = 15.0
 # Pause before reading again while Redis is unavailable.
 OUTAGE_S = 0.5
+
+
+def preferred_wait(prefer: str | None) -> int | None:
+    """Return the seconds of `Prefer: wait=30` (RFC 7240), limited to MAX_WAIT_S."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", prefer or "", re.IGNORECASE)
+    return min(int(found[1]), MAX_WAIT_S) if found else None
 
 
 async def wait_for_end(job_id: str, wait_s: float, queue: JobQueue, job_changes: JobChangeListener) -> JobRecord:

@@ -21,13 +21,13 @@ from ..openapi.operations import problems
 from ..progress import batch_events
 from ..progress.batch_archive import BatchArchive
 from ..progress.image_formats import convert_image, etag_suffix
-from ..progress.long_poll import wait_until
+from ..progress.long_poll import preferred_wait, wait_until
 from ..schemas.batches import Batch, BatchList
 from ..schemas.responses import ImageFormat, Job, JobList
 from ..submission.batch_submit import BatchSubmitterDep
 from .body_parser import BatchBodyDep
 from .events import RETRY_MS, LastEventId
-from .jobs import CursorQuery, Limit, Prefer, StatusFilter, Wait, parse_cursor, preferred_wait
+from .jobs import CursorQuery, Limit, Prefer, StatusFilter, Wait, parse_cursor
 from .results import Format, Quality
 
 router = APIRouter(prefix="/batches", tags=["batches"])

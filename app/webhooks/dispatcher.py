@@ -13,13 +13,14 @@ from redis.exceptions import RedisError
 
 from img2img.domain.job import JobRecord
 from img2img.domain.job_batch import BatchRecord
-from img2img.domain.webhook import Delivery, DeliveryStatus
+from img2img.domain.webhook import Delivery, DeliveryStatus, PredictionWebhook
 from img2img.redis.webhook_outbox import ClaimedDelivery, WebhookOutbox
 from img2img.telemetry.logging import job_context
 from img2img.telemetry.tracing import Tracer
 
 from ..schemas.batches import BatchEvent
 from ..schemas.events import JobEvent
+from ..schemas.predictions import Prediction
 from .host_timeouts import HostTimeouts
 from .http_sender import DeliveryResponse, HttpSender
 from .retry_policy import retry_delay_s
@@ -143,8 +144,11 @@ class WebhookDispatcher:
         log.info("webhook attempt %d: %s (%s)", delivery.attempts, delivery.status, result)
 
 
-def event_of(record: JobRecord | BatchRecord) -> JobEvent | BatchEvent:
-    """Return the body of the webhook for the end of a job or of a batch."""
+def event_of(record: JobRecord | BatchRecord) -> JobEvent | BatchEvent | Prediction:
+    """Return the body of the webhook for the end of a job or of a batch. A prediction has the body of Replicate's."""
+    if isinstance(record, JobRecord) and isinstance(record.webhook, PredictionWebhook):
+        without_inputs = record.model_copy(update={"spec": record.spec.without_inputs()})
+        return Prediction.from_record(without_inputs, record.webhook.base_url)
     return BatchEvent.from_record(record) if isinstance(record, BatchRecord) else JobEvent.from_record(record)
 
 

@@ -296,13 +296,17 @@ class JobPages:
 
 
 def _body(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a form, which carries images as they are, or JSON if a field has structure."""
+    """Return a form, which carries images as they are, or JSON if a field has structure or is a data: URI."""
     loaded = loaded_fields(fields)
-    if any(isinstance(value, list | tuple | dict) for value in loaded.values()):
+    if any(isinstance(value, list | tuple | dict) or _is_data_uri(value) for value in loaded.values()):
         return {"json": encoded_fields(loaded)}
     files = {name: (name, value) for name, value in loaded.items() if isinstance(value, bytes)}
     texts = {name: (None, _text(value)) for name, value in loaded.items() if not isinstance(value, bytes)}
     return {"files": files | texts}
+
+
+def _is_data_uri(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("data:")
 
 
 def loaded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.job_batch import BatchMember
 from img2img.domain.spec import JobSpec
-from img2img.domain.webhook import Delivery, Webhook
+from img2img.domain.webhook import Delivery, PredictionWebhook, Webhook
 
 
 class JobStatus(StrEnum):
@@ -147,7 +147,7 @@ class JobRecord(BaseModel):
     result_ttl_s: float = RESULT_TTL_S
     expires_at: float | None = None
     deadline_at: float | None = None
-    webhook: Webhook | None = None
+    webhook: PredictionWebhook | Webhook | None = None
     traceparent: str | None = None
     delivery: Delivery | None = None
     batch: BatchMember | None = None

@@ -51,6 +51,16 @@ class Webhook(BatchWebhook):
         return [event.removeprefix("job.") for event in self.events]
 
 
+class PredictionWebhook(Webhook):
+    """Webhook of a job that was submitted as a prediction of Replicate's API: its body is the prediction.
+
+    Attributes:
+        base_url: Address of the service in the request, without a slash at the end.
+    """
+
+    base_url: str
+
+
 class DeliveryStatus(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"

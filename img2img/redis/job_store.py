@@ -25,12 +25,25 @@ GONE_S = 24 * 3600
 log = logging.getLogger(__name__)
 
 
+# Pattern of a cursor as text.
+CURSOR = r"^[0-9]{1,11}(\.[0-9]{1,9})?-[0-9a-f]{32}$"
+
+
 @dataclass(frozen=True, order=True)
 class Cursor:
     """A job's position in a list by creation time."""
 
     created_at: float
     job_id: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the cursor that `str` has written."""
+        created_at, _, job_id = text.partition("-")
+        return cls(float(created_at), job_id)
+
+    def __str__(self) -> str:
+        return f"{self.created_at!r}-{self.job_id}"
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,31 @@ def web_ui(ids: Ids) -> list[Attempt]:
     return [{"json": body} for body in bodies]
 
 
+def predictions(ids: Ids) -> list[Attempt]:
+    bodies = [{"input": attempt["json"]} for attempt in submits(ids)]
+    return [{"json": body} for body in bodies]
+
+
+def predictions_of_versions(ids: Ids) -> list[Attempt]:
+    return [{"json": attempt["json"] | {"version": "demo"}} for attempt in predictions(ids)]
+
+
+def hugging_face(ids: Ids) -> list[Attempt]:
+    bodies: list[dict[str, Any]] = [{"inputs": one} for one in references(ids)]
+    for one in references(ids):
+        bodies += [
+            {"inputs": OWN, "parameters": {"mask": one}},
+            {"inputs": OWN, "parameters": {"controls": [{"type": "canny", "image": one}]}},
+            {"inputs": OWN, "parameters": {"image_prompts": [{"image": one}]}},
+        ]
+    raw = [{"content": one.encode()} for one in references(ids)]
+    return [*({"json": body} for body in bodies), *raw]
+
+
+def files(ids: Ids) -> list[Attempt]:
+    return [{"files": {"content": ("a.png", one.encode())}} for one in references(ids)]
+
+
 # Attempts for each route. A route with an id in its path is tried with every id as well.
 ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/img2img"): submits,
@@ -159,6 +184,14 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/v1/images/edits"): edits,
     ("POST", "/v1/images/variations"): forms,
     ("POST", "/sdapi/v1/img2img"): web_ui,
+    ("POST", "/hf"): hugging_face,
+    ("POST", "/hf/{model:path}"): hugging_face,
+    ("POST", "/replicate/v1/predictions"): predictions_of_versions,
+    ("POST", "/replicate/v1/models/{owner}/{name}/predictions"): predictions,
+    ("POST", "/replicate/v1/files"): files,
+    ("GET", "/replicate/v1/predictions"): lambda ids: [
+        attempt for attempt in lists(ids) if "status" not in attempt.get("params", {})
+    ],
     ("POST", "/sdapi/v1/png-info"): lambda ids: [{"json": {"image": one}} for one in references(ids)],
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
     ("POST", "/sdapi/v1/txt2img"): lambda _: [{"json": {"prompt": "x"}}],
@@ -187,6 +220,13 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/v1/models/{model:path}"),
         ("GET", "/v1/{path:path}"),
         ("POST", "/v1/{path:path}"),
+        ("GET", "/hf/{path:path}"),
+        ("GET", "/replicate/v1/models"),
+        ("GET", "/replicate/v1/models/{owner}/{name}"),
+        ("GET", "/replicate/v1/models/{owner}/{name}/versions"),
+        ("GET", "/replicate/v1/models/{owner}/{name}/versions/{version}"),
+        ("GET", "/replicate/v1/{path:path}"),
+        ("POST", "/replicate/v1/{path:path}"),
         ("GET", "/sdapi/v1/progress"),
         ("POST", "/sdapi/v1/interrupt"),
         ("GET", "/sdapi/v1/samplers"),
