@@ -58,8 +58,8 @@ DIFFUSION_SCHEDULERS = tuple(
 # Schedulers that draw new noise at every step. Tiles of one image would each draw different noise.
 NOISY_SCHEDULERS = (Scheduler.DDPM, Scheduler.EULER_A, Scheduler.DPMPP_2M_SDE, Scheduler.LCM, Scheduler.TCD)
 
-# Schedulers with which outputs of the denoiser can be predicted: without new noise, and without the large factors by which
-# `lms` and `pndm` combine the outputs of four steps.
+# Schedulers with which outputs of the denoiser can be predicted: without new noise, and without the large factors by
+# which `lms` and `pndm` combine the outputs of four steps.
 SPEED_SCHEDULERS = tuple(
     scheduler for scheduler in Scheduler if scheduler not in (*NOISY_SCHEDULERS, Scheduler.LMS, Scheduler.PNDM)
 )
