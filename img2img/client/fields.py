@@ -180,6 +180,12 @@ class SubmitFields(TypedDict, total=False):
     """URL that is called when the job ends, and the events to send; all events if only a URL."""
 
 
+class BatchItemFields(SubmitFields, total=False):
+    """Fields of `POST /img2img`, and a name, for `POST /batches`."""
+
+    name: str
+
+
 class ControlMapFields(TypedDict, total=False):
     """Fields of `POST /control-maps`."""
 

@@ -369,6 +369,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
     return ModelCard(
         name=config.name,
         description=config.description,
+        aliases=config.aliases,
         family=family.name,
         tasks=tuple(family.pipelines),
         native_size=native,
