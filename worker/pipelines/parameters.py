@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from img2img.domain.parameters import (
-    NOISY_SCHEDULERS,
+    SPEED_SCHEDULERS,
     GenerationParameters,
     PipelineParameter,
     Scheduler,
@@ -69,4 +69,4 @@ def scheduler_parameters(schedulers: Iterable[Scheduler]) -> dict[str, tuple[Sch
         for name, requires in PARAMETERS.items()
         if requires.by_scheduler
     }
-    return {**passed_on, "speed": tuple(scheduler for scheduler in schedulers if scheduler not in NOISY_SCHEDULERS)}
+    return {**passed_on, "speed": tuple(scheduler for scheduler in schedulers if scheduler in SPEED_SCHEDULERS)}
