@@ -32,7 +32,7 @@ class RequestModeration:
     """Checks the prompts and images of requests. Used by one event loop.
 
     Args:
-        subjects: What is checked.
+        subjects: The parts that are checked.
         share: Requests of one owner that are checked at once.
     """
 

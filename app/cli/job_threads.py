@@ -63,7 +63,7 @@ class Sender:
     """Submits a job for each image, one after the other.
 
     Args:
-        updates: Gets what became of each image.
+        updates: Gets the outcome for each image.
         service: URL of the service.
         journal: Where inputs and jobs are recorded, so that no image is submitted again.
         restart: Submit all images, also those that the journal has.

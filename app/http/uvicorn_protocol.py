@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits on connections and headers, and problem documents for what cannot be parsed.
+"""uvicorn's HTTP protocol with limits on connections and headers, and problem documents for invalid requests.
 
 uvicorn has no such limits: clients that open many connections and send nothing, send endless headers, or do not read
 their responses could occupy all of its connections and memory.
@@ -212,7 +212,7 @@ class ServerProtocol(HttpToolsProtocol):
         self._stalled_since = self.loop.time()
 
     def resume_writing(self) -> None:
-        """Called when the client has received most of what was written."""
+        """Called when the client has received most of the written data."""
         super().resume_writing()
         self._stalled_since = None
 

@@ -92,7 +92,7 @@ def event_messages(
         prefix: Of the names of the schemas.
         events: Names of the events by the model of their data.
         with_id: Models of events with an id.
-        id_description: What the id is.
+        id_description: Description of the id.
     """
     schemas = {}
     for model, names in events.items():

@@ -25,7 +25,7 @@ TIME = (1980, 1, 1, 0, 0, 0)
 
 
 class _Chunks:
-    """A file that cannot be read or seeked: it gives what was written to it."""
+    """A file that cannot be read or seeked: it gives the bytes that were written to it."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -42,7 +42,7 @@ class _Chunks:
         """Do nothing."""
 
     def take(self) -> bytes:
-        """Return what was written since the last call."""
+        """Return the bytes written since the last call."""
         data = b"".join(self._parts)
         self._parts.clear()
         return data

@@ -84,7 +84,7 @@ async def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep, store_thre
     Images that were uploaded with `POST /images`, and inputs that another job needs, are kept. A webhook that is not
     delivered yet is discarded. Deleting a job again has no effect.
     """
-    # After an error, a repeated request deletes what was left.
+    # After an error, a repeated request deletes the rest.
     with suppress(Deleted, Expired):
         await run_sync(queue.job_store.find, job_id)
     await store_threads.run(Eraser(queue, store).delete_job, job_id)

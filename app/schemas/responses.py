@@ -290,7 +290,7 @@ class ModelAvailability(BaseModel):
     @staticmethod
     def best_of(states: Iterable[ModelState]) -> ModelState:
         """Return the state that serves jobs soonest."""
-        return min(states, key=_BY_READINESS.index)
+        return min(states, key=_BY_READINESS.index, default=ModelState.UNLOADED)
 
 
 _BY_READINESS = (ModelState.LOADED, ModelState.LOADING, ModelState.UNLOADED, ModelState.FAILED)
@@ -310,15 +310,15 @@ def by_model(states: Mapping[str, Mapping[str, ModelStatus]], *, with_paths: boo
 
 
 class ServedModel(ModelAvailability, ModelCard):
-    """A model that at least one live worker serves."""
+    """A model that a live worker serves, or without any live worker one that was served last."""
 
-    workers: Annotated[list[str], Field(examples=[["gpu-1-4711-5be0"]])]
+    workers: Annotated[list[str], Field(description="Live workers that serve it.", examples=[["gpu-1-4711-5be0"]])]
     queued: Annotated[int, Field(description="Jobs waiting for this model.", examples=[2])]
     default: Annotated[bool, Field(description="Whether it is used by requests that name no model.")]
 
 
 class ModelList(BaseModel):
-    """The models that live workers serve, and those that they do not serve yet."""
+    """The models that live workers serve (without workers: served last), and those that they do not serve yet."""
 
     models: list[ServedModel]
     pending: Annotated[

@@ -18,7 +18,7 @@ MAX_KEPT_BYTES = 64 * 1024 * 1024
 
 @dataclass
 class BatchImageReader(ImageReader):
-    """Opens images like `ImageReader`, and keeps what was made of them.
+    """Opens images like `ImageReader`, and keeps the results.
 
     Attributes:
         images: Images of the batch, by sha256, beside those that the service has.

@@ -125,8 +125,8 @@ class GenerationSpec(GenerationParameters, BaseSpec):
 
     @property
     def _steps_paid(self) -> float:
-        # The first two calls and the last one are always made.
-        return min(self.steps_run, max(3, self.steps_run / EXPECTED_SPEEDUP[self.speed]))
+        # The first three calls and the last one are always made.
+        return min(self.steps_run, max(4, self.steps_run / EXPECTED_SPEEDUP[self.speed]))
 
     @property
     def guided_steps(self) -> int:

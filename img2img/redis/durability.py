@@ -29,7 +29,7 @@ Command = tuple[str | int, ...]
 
 
 class Durability(StrEnum):
-    """What Redis has done with a write before it is acknowledged.
+    """The state of a write in Redis when it is acknowledged.
 
     EVERYSEC: it is in the memory of Redis, and on disk a second later.
     ALWAYS: it is on the disk of Redis.

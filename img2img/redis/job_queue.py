@@ -111,7 +111,7 @@ class JobQueue:
         return record
 
     def find_id(self, key: IdempotencyKey) -> str | None:
-        """Return the id of what the same request has made before, if anything. Raises IdempotencyKeyReused."""
+        """Return the id that the same request has got before, if any. Raises IdempotencyKeyReused."""
         stored = self._redis.get(key.redis_key)
         return None if stored is None else key.job_id(stored)
 

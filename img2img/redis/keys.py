@@ -55,8 +55,8 @@ A1111_JOBS = Key("a1111:{owner}", "sorted set", "ids of an owner's unfinished jo
 
 # Batches of jobs
 BATCH = Key("batch:{id}", "hash", "batch record, field by field", WORKER, WEBHOOKS)
-BATCH_JOBS = Key("batch:{id}:jobs", "sorted set", "ids of the jobs of a batch by their index", WORKER)
-BATCH_ENDED_JOBS = Key("batch:{id}:ended", "list", "ids of its jobs in the order in which they have ended", WORKER)
+BATCH_JOBS = Key("batch:{id}:jobs", "sorted set", "ids of the jobs of a batch by their index", WORKER, WEBHOOKS)
+BATCH_ENDED_JOBS = Key("batch:{id}:ended", "list", "ids of its ended jobs in order", WORKER, WEBHOOKS)
 BATCHES = Key("batches", "sorted set", "ids of all batches by creation time", WORKER)
 BATCHES_OF_OWNER = Key("batches:of:{owner}", "sorted set", "ids of the batches of one owner by creation time", WORKER)
 EXPIRING_BATCHES = Key(
@@ -92,6 +92,7 @@ PREVIEW = Key("preview:{id}", "hash", "`step` and `jpeg` of the latest preview; 
 
 # Workers
 MODEL_CARDS = Key("models", "hash", "model name -> card; kept when its workers stop", WORKER)
+MODELS_SEEN = Key("models:seen", "sorted set", "model names by the time when a worker last reported them", WORKER)
 MODEL_CHANGES = Key("models:changes", "hash", "model name -> its change by request, as JSON", WORKER)
 MODEL_REVISION = Key("models:revision", "string", "number of changes of models by request", WORKER)
 WORKERS = Key("workers", "set", "names of registered workers", WORKER)

@@ -9,11 +9,12 @@ an error of p at one call changes the result by about that error times the chang
 tolerances: standard deviations of latents, whose own is about 1.
 
 - A prediction of p is linear in the number of the call, through the last two calls that were made.
-- A call that is made shows the error that its prediction would have had. Later predictions are assumed to have that
-  error for each call since the last one made, and calls are skipped while the expected change of the result is small.
+- A call that is made shows the error that its prediction would have had. The next predictions are assumed to have that
+  error for each call since the last one made, or more if the errors are growing, and calls are skipped while the
+  expected change of the result is small.
 - A call that is made also shows, by interpolation, the errors of the predictions since the one before. Half of their
   effect is compensated: all of it is too much for schedulers that combine several outputs in each step.
-- The first two calls and the last one are always made.
+- The first three calls and the last one are always made.
 """
 
 import math
@@ -48,11 +49,14 @@ class Tolerance:
     calls: int
 
 
-TOLERANCES = {Speed.FAST: Tolerance(0.1, 3), Speed.TURBO: Tolerance(0.4, 4)}
+TOLERANCES = {Speed.FAST: Tolerance(0.15, 2), Speed.TURBO: Tolerance(0.5, 4)}
+# Calls at the start that are always made.
+FIRST_CALLS = 3
+# Share of the effect of known errors that is compensated.
 COMPENSATION = 0.5
-FIRST_MADE = 3
-MEMORY = 0.5
-GROWTH = 0.0
+# Attributes of schedulers that combine several outputs in each step, and how much more they make of an error.
+HISTORIES = ("model_outputs", "derivatives", "ets")
+HISTORY_GAIN = 2.0
 
 
 def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, task: EngineTask) -> Callable[[], None]:
@@ -133,10 +137,11 @@ class StepCache:
         # Forward passes of the current call.
         self._passes_done = 0
         self._skips: bool | None = None
-        # Expected error of `p` for each call since the last one that was made.
-        self._error = math.inf
+        # Error of `p` at the last call that was made, for each call since the one before, and the error expected next.
         self._measured = 0.0
+        self._error = math.inf
         self._last_made = 0
+        self._gain = HISTORY_GAIN if any(hasattr(scheduler, name) for name in HISTORIES) else 1.0
         # Expected change of the result by the calls skipped since.
         self._change = 0.0
 
@@ -202,9 +207,9 @@ class StepCache:
 
     def _is_negligible(self) -> bool:
         distance = self._call - self._last_made
-        if self._call < FIRST_MADE or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
+        if self._call < FIRST_CALLS or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
             return False
-        change = self._change + abs(self._delta(self._call)) * self._error * distance
+        change = self._change + self._gain * abs(self._delta(self._call)) * self._error * distance
         if not change <= self._tolerance.change:
             return False
         self._change = change
@@ -266,8 +271,8 @@ class StepCache:
             guided = [first + self._guidance_scale * (other - first) for other in others] or [first]
             rms = torch.stack([error.square().mean() for error in guided]).max().sqrt().item()
             error = rms / (self._call - self._last_made)
-            growth = 1.0 if self._call == 1 or not self._measured else max(1.0, error / self._measured) ** GROWTH
-            self._error = max(error * growth, MEMORY * self._measured)
+            growth = error / self._measured if self._measured else 1.0
+            self._error = error * max(1.0, growth)
             self._measured = error
 
 
