@@ -1,4 +1,4 @@
-"""Clients generated from openapi.json, and JavaScript clients of compatible APIs: each submits an image, waits for the job and saves the PNG.
+"""Clients generated from openapi.json, and JavaScript clients of compatible APIs: each saves the PNG of its job.
 
 `make test-clients` installs the generators; without them these tests are skipped.
 """
