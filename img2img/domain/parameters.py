@@ -62,8 +62,7 @@ FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FL
 DIFFUSION_SCHEDULERS = tuple(
     scheduler for scheduler in Scheduler if scheduler not in (*FLOW_SCHEDULERS, Scheduler.MODEL)
 )
-# Schedulers that draw new noise at every step. Tiles of one image would each draw different noise, and outputs of the
-# denoiser cannot be predicted from earlier ones.
+# Schedulers that draw new noise at every step. Tiles of one image would each draw different noise.
 NOISY_SCHEDULERS = (
     Scheduler.DDPM,
     Scheduler.EULER_A,
@@ -101,6 +100,12 @@ COMBINED_SCHEDULERS: dict[Scheduler, tuple[Scheduler, Sigmas]] = {
     Scheduler.DPMPP_2M_KARRAS: (Scheduler.DPMPP_2M, Sigmas.KARRAS),
     Scheduler.FLOW_EULER_BETA: (Scheduler.FLOW_EULER, Sigmas.BETA),
 }
+
+# Schedulers with which outputs of the denoiser can be predicted: without new noise, and without the large factors by
+# which `lms` and `pndm` combine the outputs of four steps.
+SPEED_SCHEDULERS = tuple(
+    scheduler for scheduler in Scheduler if scheduler not in (*NOISY_SCHEDULERS, Scheduler.LMS, Scheduler.PNDM)
+)
 
 MAX_STEPS = 150
 # Distilled samplers use a schedule that is fixed at training time and cannot take more steps than it has.
@@ -270,7 +275,7 @@ class GenerationParameters(BaseModel):
         Requires(
             excludes=("eta",),
             by_scheduler=True,
-            not_with_scheduler="no denoiser call can be skipped, because it draws new noise at every step",
+            not_with_scheduler="denoiser calls cannot be skipped without harm to the image",
             not_by_upscaler="`speed` is for the model's own denoiser",
         ),
     ] = Speed.EXACT

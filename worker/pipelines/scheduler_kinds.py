@@ -51,11 +51,9 @@ SCHEDULERS: Mapping[Scheduler, tuple[str, Settings]] = {
     Scheduler.FLOW_EULER_BETA: ("FlowMatchEulerDiscreteScheduler", {**PLAIN_SIGMAS, "use_beta_sigmas": True}),
     Scheduler.FLOW_HEUN: ("FlowMatchHeunDiscreteScheduler", {}),
 }
-# Classes whose settings are served as they are: image-to-image can start them midway, and they draw no noise.
+# Classes whose settings are served as they are: image-to-image can start them midway, they draw no noise, and `speed`
+# goes with them.
 OWN = (
-    "DDIMScheduler",
-    "PNDMScheduler",
-    "LMSDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "DPMSolverMultistepScheduler",
@@ -80,11 +78,7 @@ _DISTILLED = (Scheduler.LCM, Scheduler.TCD)
 
 def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
     """Return the class of a scheduler: that of diffusers, or a subclass that can start midway."""
-    return class_named(SCHEDULERS[name][0])
-
-
-def class_named(class_name: str) -> type[SchedulerMixin]:
-    """Return a class of diffusers, or the subclass of this name that can start midway."""
+    class_name = SCHEDULERS[name][0]
     scheduler: type[SchedulerMixin] = getattr(midway_schedulers, class_name, None) or getattr(diffusers, class_name)
     return scheduler
 

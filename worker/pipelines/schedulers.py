@@ -7,7 +7,7 @@ from diffusers import SchedulerMixin
 from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler, Sigmas
 
 from ..errors import StartupError
-from .scheduler_kinds import DISTINCTIVE, OWN, PLAIN_SIGMAS, SCHEDULERS, SIGMAS, class_named, scheduler_class
+from .scheduler_kinds import DISTINCTIVE, OWN, PLAIN_SIGMAS, SCHEDULERS, SIGMAS, scheduler_class
 
 
 def make_scheduler(name: Scheduler, base: SchedulerMixin, sigmas: Sigmas | None = None) -> SchedulerMixin:
@@ -18,7 +18,7 @@ def make_scheduler(name: Scheduler, base: SchedulerMixin, sigmas: Sigmas | None 
         sigmas: noise levels, of those in `sigmas_of`; None: those of the scheduler itself.
     """
     if name is Scheduler.MODEL:
-        own: SchedulerMixin = class_named(type(base).__name__).from_config(base.config)
+        own: SchedulerMixin = type(base).from_config(base.config)
         return own
     _, settings = SCHEDULERS[name]
     if sigmas is not None:
