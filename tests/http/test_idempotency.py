@@ -57,12 +57,12 @@ CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"json": {"init_images": [b64encode(OTHER).decode()], **WEB_UI}},
     ),
     "/sdapi/v1/extra-single-image": (
-        {"json": {"image": b64encode(IMAGE).decode(), "upscaler_1": "demo x2"}},
-        {"json": {"image": b64encode(OTHER).decode(), "upscaler_1": "demo x2"}},
+        {"json": {"image": b64encode(IMAGE).decode(), "upscaler_1": "demo x2", "upscaling_resize": 1}},
+        {"json": {"image": b64encode(OTHER).decode(), "upscaler_1": "demo x2", "upscaling_resize": 1}},
     ),
     "/sdapi/v1/extra-batch-images": (
-        {"json": {"imageList": [{"data": b64encode(IMAGE).decode()}], "upscaler_1": "demo x2"}},
-        {"json": {"imageList": [{"data": b64encode(OTHER).decode()}], "upscaler_1": "demo x2"}},
+        {"json": {"imageList": [{"data": b64encode(IMAGE).decode()}], "upscaler_1": "demo x2", "upscaling_resize": 1}},
+        {"json": {"imageList": [{"data": b64encode(OTHER).decode()}], "upscaler_1": "demo x2", "upscaling_resize": 1}},
     ),
     "/controlnet/img2img": (
         {"json": {"init_images": [b64encode(IMAGE).decode()], **WEB_UI}},

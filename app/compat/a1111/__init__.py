@@ -17,16 +17,13 @@ NOT_FOR_TEXT = (
 )
 
 router = APIRouter(include_in_schema=False)
-for _module in (routes, options, lists, extras):
-    router.include_router(_module.router, prefix=WEB_UI)
-router.include_router(controlnet.router, prefix=CONTROLNET)
-_KNOWN = [
-    f"{prefix}{route.path}"
-    for prefix, modules in ((WEB_UI, (routes, options, lists, extras)), (CONTROLNET, (controlnet,)))
-    for module in modules
-    for route in module.router.routes
-    if isinstance(route, APIRoute)
-]
+_KNOWN: list[str] = []
+for _prefix, _module in (*((WEB_UI, one) for one in (routes, options, lists, extras)), (CONTROLNET, controlnet)):
+    for _route in _module.router.routes:
+        if isinstance(_route, APIRoute):
+            # In one list, for those who look through the routes.
+            router.add_api_route(_prefix + _route.path, _route.endpoint, methods=list(_route.methods or ()))
+            _KNOWN.append(_prefix + _route.path)
 
 
 @router.post(f"{WEB_UI}/txt2img")
