@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from img2img.domain.parameters import MAX_IMAGES
 from img2img.errors import ParameterError
@@ -35,7 +35,15 @@ class DetectRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     controlnet_module: str = NONE
-    controlnet_input_images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)]
+    # The second name is that of `webuiapi`.
+    controlnet_input_images: Annotated[
+        list[str],
+        Field(
+            min_length=1,
+            max_length=MAX_IMAGES,
+            validation_alias=AliasChoices("controlnet_input_images", "controlnet_images"),
+        ),
+    ]
     controlnet_masks: list[str] = []
     controlnet_threshold_a: float | None = None
     controlnet_threshold_b: float | None = None
