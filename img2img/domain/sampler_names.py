@@ -50,7 +50,7 @@ WEB_UI_SCHEDULES: dict[Sigmas, str] = {
     Sigmas.SGM_UNIFORM: "SGM Uniform",
     Sigmas.DDIM_UNIFORM: "DDIM",
 }
-# The schedule of the web UI that stands for the sampler's own, and the one for the sigmas of the scheduler itself.
+# The schedule of the web UI that is the one of the sampler there, and the one with the sigmas of the scheduler itself.
 AUTOMATIC, UNIFORM = "Automatic", "Uniform"
 # Sigmas of samplers in the web UI if the schedule is `Automatic`. Of the others, those of the scheduler itself.
 AUTOMATIC_SIGMAS: dict[Scheduler, Sigmas] = {
