@@ -202,10 +202,14 @@ class JobQueue:
             raise self.input_images.quota_error("owner", int(used), frees_at)
         return key.job_id(decode(reply[1:])) if key is not None and reply.startswith(b"=") else None
 
-    def claim(self, model: str) -> bytes | None:
-        """Move the next job of a model to the intermediate list of its RQ queue. Returns its id, or None."""
-        queue = self._queue(model)
-        return self.job_store.fair_queue.claim(model, queue.key, queue.intermediate_queue_key)
+    def claim(self, model: str, *, beyond_slots: bool = False) -> bytes | None:
+        """Move the next job of a model to the intermediate list of its RQ queue. Returns its id, or None.
+
+        Args:
+            beyond_slots: Whether to take a job only while jobs of high priority wait, see `FairQueue.claim`.
+        """
+        queue, fair_queue = self._queue(model), self.job_store.fair_queue
+        return fair_queue.claim(model, queue.key, queue.intermediate_queue_key, beyond_slots=beyond_slots)
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
         """Queue a job that no worker runs any more before all others of its model; fail it after MAX_ATTEMPTS.
@@ -293,9 +297,10 @@ class JobQueue:
         return count
 
     def cancel_overdue(self) -> None:
-        """Cancel the jobs that have missed their deadline."""
+        """Cancel the jobs that have missed their deadline, or mark those that go on."""
         for job_id in self.job_store.overdue_ids():
-            self.cancel(job_id, DEADLINE_EXCEEDED)
+            if not self.job_store.miss_deadline(job_id):
+                self.cancel(job_id, DEADLINE_EXCEEDED)
 
     def depth(self, model: str) -> int:
         """Return the number of jobs that wait for a model."""
@@ -314,6 +319,7 @@ def _new_record(spec: JobSpec, options: JobOptions, created_at: float) -> JobRec
         steps=spec.total_steps,
         result_ttl_s=options.result_ttl_s,
         deadline_at=created_at + options.deadline_s if options.deadline_s is not None else None,
+        deadline_policy=options.deadline_policy,
         webhook=options.webhook,
         traceparent=options.traceparent,
     )

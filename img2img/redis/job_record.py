@@ -40,6 +40,7 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
         fields["key_id"] = record.key_id
     if record.deadline_at is not None:
         fields["deadline_at"] = record.deadline_at
+        fields["deadline_policy"] = record.deadline_policy.value
     if record.traceparent is not None:
         fields["traceparent"] = record.traceparent
     if record.webhook is not None:

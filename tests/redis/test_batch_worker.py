@@ -63,7 +63,7 @@ class FakeRunner:
     slots = 4
     names = [MODEL]
 
-    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], model: Any) -> FakeRendering:
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], *_: Any) -> FakeRendering:
         return FakeRendering(indices)
 
 
@@ -79,7 +79,7 @@ class InstantRunner(FakeRunner):
     def __init__(self, error: JobError | None) -> None:
         self.error = error
 
-    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], model: Any) -> FakeRendering:
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], *_: Any) -> FakeRendering:
         rendering = InstantRendering(indices)
         rendering.error = self.error
         return rendering

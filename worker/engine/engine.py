@@ -7,6 +7,7 @@ pass, although the pipeline code is written for one image.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -16,13 +17,14 @@ from typing import Any
 import torch
 
 from .batch_limits import BatchLimits
-from .batch_scheduler import schedule
+from .batch_scheduler import Scheduler
 from .batching import GateCall, collate, split
+from .call_times import CallTimes
 from .errors import is_device_lost, is_out_of_memory, without_tensors
 from .gate import Gate, Parked, TaskGreenlet
 from .row_memory import MemoryMeter, RowMemory
 from .row_probe import Independence, probe_rows
-from .task import EngineTask, TaskStopped
+from .task import HIGHEST, EngineTask, TaskStopped
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,11 @@ log = logging.getLogger(__name__)
 class Engine:
     """Runs tasks together. One thread calls `run`; the other methods are safe from any thread.
 
+    A task of the highest priority is admitted at once, and pauses those of others at their next gates. There can be as
+    many paused tasks as slots.
+
     Args:
-        slots: tasks in flight at once.
+        slots: tasks in flight at once, besides those that are paused.
         max_rows: rows of a merged call; fewer if more would not fit into memory.
         meter: measures the memory of the calls of tasks with `measures_memory`. None: the limit is only lowered, per
             signature, when memory runs out.
@@ -45,7 +50,9 @@ class Engine:
         self.batches_run: Counter[tuple[str, int]] = Counter()  # calls, by gate name and rows
         self._limits = BatchLimits(max_rows)
         self._memory = RowMemory(meter) if meter else None
-        self._pending: deque[EngineTask] = deque()
+        self._times = CallTimes()
+        self._scheduler = Scheduler(self._times)
+        self._pending: list[EngineTask] = []
         self._short: deque[EngineTask] = deque()
         self._parked: list[Parked] = []  # oldest call first
         self._changed = threading.Condition()
@@ -99,7 +106,7 @@ class Engine:
         self._admit()
         self._drop_stopped()
         if self._parked:
-            self._run(schedule(self._parked, self._limit_of))
+            self._run(self._pick())
         self._stepping = False
 
     def _wait_for_work(self) -> bool:
@@ -112,8 +119,7 @@ class Engine:
 
     def _admit(self) -> None:
         with self._changed:
-            count = min(len(self._pending), self.slots - len(self._parked))
-            admitted = [*self._short, *(self._pending.popleft() for _ in range(count))]
+            admitted = [*self._short, *self._admissible()]
             self._short.clear()
         for task in admitted:
             task.timeline.add("wait", task.submitted_at, time.perf_counter())
@@ -122,6 +128,21 @@ class Engine:
                 continue
             greenlet = TaskGreenlet(task)
             self._resume(greenlet, greenlet.switch)
+
+    def _admissible(self) -> list[EngineTask]:
+        """Take the pending tasks for which there is room: by priority, then by deadline, then in order."""
+        self._pending.sort(key=lambda task: (task.priority, math.inf if task.deadline is None else task.deadline))
+        count, parked = 0, len(self._parked)
+        for task in self._pending:
+            if parked + count >= (2 * self.slots if task.priority == HIGHEST else self.slots):
+                break
+            count += 1
+        admitted = self._pending[:count]
+        del self._pending[:count]
+        return admitted
+
+    def _pick(self) -> Sequence[Parked]:
+        return self._scheduler.pick(self._parked, self._limit_of, time.perf_counter())
 
     def _drop_stopped(self) -> None:
         for parked in [parked for parked in self._parked if parked.task.is_stopping]:
@@ -139,14 +160,14 @@ class Engine:
         is_merged = len(batch) > 1 or batch[0].task.measures_memory
         if is_merged and gate.merges and gate.independence is None and not gate.has_memory:
             self._probe(gate, batch[0].call)
-            batch = schedule(batch, self._limit_of)
-        if batch[0].runs_alone and len(batch) > 1:
-            for parked in batch:
-                self._run([parked])
-            return
+            batch = self._pick()
+        if batch[0].runs_alone:
+            # The others follow in the next iterations, so that a call of higher priority does not wait for all of them.
+            batch = batch[:1]
         # The scheduler groups calls of a gate with memory only if they are equal: one call serves all of them.
         calls = [parked.call for parked in (batch[:1] if gate.has_memory else batch)]
         rows = [call.rows for call in calls]
+        started = time.perf_counter()
         try:
             args, kwargs = collate(calls)
             if self._memory and len(calls) == 1 and batch[0].task.measures_memory:
@@ -161,6 +182,7 @@ class Engine:
         self.calls_run[gate.name] += 1
         self.rows_run[gate.name] += sum(rows)
         self.batches_run[gate.name, sum(rows)] += 1
+        self._times.record(gate.name, batch[0].signature, sum(rows), time.perf_counter() - started)
         self._limits.record_success(calls[0].signature, sum(rows))
         if gate.has_memory:
             outputs *= len(batch)
@@ -210,6 +232,8 @@ class Engine:
 
     def _unpark(self, parked: Parked) -> None:
         self._parked.remove(parked)
+        if parked.is_step:
+            parked.task.step_calls += 1
         parked.task.timeline.add(parked.gate.name, parked.since, time.perf_counter())
 
     def _resume(self, greenlet: TaskGreenlet, resume: Callable[..., Any], *value: Any) -> None:

@@ -16,6 +16,9 @@ from .batching import GateCall, make_call, tensor_bytes
 from .row_probe import Independence
 from .task import EngineTask
 
+# Names of the gates that each denoising step calls.
+STEP_STAGES = frozenset({"denoise", "control"})
+
 
 class TaskGreenlet(greenlet):
     """The greenlet of an admitted task. Create it in the greenlet of the engine's loop."""
@@ -60,6 +63,11 @@ class Parked:
     @property
     def rows(self) -> int:
         return self.call.rows
+
+    @property
+    def is_step(self) -> bool:
+        """Whether calls like this one repeat with each step of a job."""
+        return self.gate.name in STEP_STAGES
 
 
 _numbers = itertools.count()

@@ -1,8 +1,9 @@
-"""Fetches jobs for a worker, one at a time while the engine has free slots, from its models in rotation."""
+"""Fetches jobs for a worker, one at a time while the engine has room for them, from its models in rotation."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, MutableMapping
 from functools import cache
 
@@ -12,11 +13,12 @@ from rq.exceptions import NoSuchJobError
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 
-from img2img.domain.job import JobStatus
+from img2img.domain.job import JobRecord, JobStatus, Priority
 from img2img.redis.decode import decode
 from img2img.redis.job_queue import MAX_ATTEMPTS, JobQueue
 from img2img.redis.rq_adapter import InertJob, rq_queue
 
+from ..engine.task import Urgency
 from .execution import JobExecution
 from .leases import discard_job
 from .reaper import UNREADABLE
@@ -24,9 +26,15 @@ from .served_models import ModelLease, ServedModels
 
 log = logging.getLogger(__name__)
 
+# The engine's priorities: 0 is the highest.
+PRIORITIES = {priority: number for number, priority in enumerate(reversed(Priority))}
+
 
 class JobFetcher:
     """Turns queued jobs into executions of this worker.
+
+    While jobs of high priority wait, jobs are also fetched when all slots are taken, up to twice as many images as
+    slots: the engine pauses those of lower priorities.
 
     Args:
         worker: the RQ worker that gets the leases.
@@ -65,6 +73,9 @@ class JobFetcher:
     @property
     def free_slots(self) -> int:
         """Images or tiles that can be fetched now."""
+        return self._room(self._slots)
+
+    def _room(self, slots: int) -> int:
         executions = list(self._in_flight.values())
         # A job on its last attempt runs alone. Its worker was lost in each attempt before, so it may be the job that
         # crashes workers, and no other job should be lost with it again.
@@ -73,12 +84,21 @@ class JobFetcher:
         # A blob store slower than the engine would fill the memory with rendered images.
         if sum(not e.occupies_slots for e in executions) >= self._slots:
             return 0
-        return self._slots - sum(e.remaining for e in executions)
+        return slots - sum(e.remaining for e in executions)
 
-    def fetch_one(self) -> bool:
+    def fetch(self) -> bool:
+        """Fetch one job if there is room for it. Return whether a queue had one."""
+        if self.free_slots > 0:
+            return self.fetch_one()
+        return self._room(2 * self._slots) > 0 and self.fetch_one(beyond_slots=True)
+
+    def fetch_one(self, *, beyond_slots: bool = False) -> bool:
         """Fetch one job, of the first loaded model in rotation that has any. Return whether a queue had one.
 
         The job is in one of RQ's lists at any time.
+
+        Args:
+            beyond_slots: whether a queue without jobs of high priority counts as empty.
         """
         names = [card.name for card in self._models.cards]
         self._rotation = [name for name in self._rotation if name in names]
@@ -89,7 +109,7 @@ class JobFetcher:
                 continue
             moved = None
             try:
-                moved = self._jobs.claim(model)
+                moved = self._jobs.claim(model, beyond_slots=beyond_slots)
                 if moved is not None:
                     self._start_claimed(moved, model, lease)
             except BaseException:
@@ -142,7 +162,13 @@ class JobFetcher:
             discard_job(self._worker, job, queue, rq_execution, record)
             return False
         self._worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
-        execution = JobExecution(job, queue, rq_execution, record, lease, self._on_rendered)
+        execution = JobExecution(job, queue, rq_execution, record, lease, self._urgency(record), self._on_rendered)
         self._in_flight[execution.id] = execution
         self._load(execution)
         return True
+
+    def _urgency(self, record: JobRecord) -> Urgency:
+        deadline = None
+        if record.deadline_at is not None:
+            deadline = time.perf_counter() + record.deadline_at - self._jobs.clock.estimate()
+        return Urgency(PRIORITIES[record.priority], deadline)
