@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from img2img.blobs import BlobStore
 from img2img.domain.blob_keys import result_keys, upload_key
-from img2img.errors import Deleted, Expired, NotFound
+from img2img.errors import Deleted, Expired, NotFound, UnreadableJob
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.owner_data import OwnerData
 
@@ -50,7 +50,7 @@ class Eraser:
         Can be repeated after an error of the store. Errors leave nothing for good: retention deletes the blobs later.
         """
         # A record that cannot be read is deleted too.
-        with suppress(ValueError, KeyError):
+        with suppress(UnreadableJob):
             self._jobs.cancel(job_id)
         unused = self._jobs.job_store.forget(job_id, Deleted, again_at=self._jobs.clock.now() + LATE_IMAGES_S)
         self._store.delete(*result_keys(job_id))

@@ -61,6 +61,8 @@ class JobOptions:
         result_ttl_s: How long the job is kept after its end.
         deadline_s: Time after which the job should have ended.
         deadline_policy: What happens if it has not.
+        unknown_fields: Fields of the spec that a later version has written. This version can show the job without them,
+            but not run it.
         owner: Owner of the job, see `owner_of`; empty without authentication.
         key_id: Id of the API key that submitted the job; empty without authentication.
         priority: Priority in the queue.
@@ -133,6 +135,7 @@ class JobRecord(BaseModel):
     id: str
     status: JobStatus
     spec: JobSpec
+    unknown_fields: tuple[str, ...] = ()
     owner: str = ""
     key_id: str = ""
     priority: Priority = Priority.NORMAL

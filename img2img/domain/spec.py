@@ -1,11 +1,14 @@
 """JobSpec: the resolved parameters of a job, one class per task. Images are referred to by the sha256 of a blob."""
 
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
 from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, Sha256
@@ -284,9 +287,40 @@ JobSpec = TypeAliasType("JobSpec", Annotated[DenoisingSpec | ControlMapSpec, Fie
 _JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
 
-def parse_spec(text: str | bytes) -> JobSpec:
-    """Return the spec that the JSON text holds. Raises ValueError if it holds none."""
-    return _JOB_SPEC.validate_json(text)
+# Of stored specs. Increased when the meaning or the default of a field changes; a new field needs no new version.
+SPEC_VERSION = 1
+
+
+def dump_spec(spec: JobSpec) -> str:
+    """Return the spec as JSON.
+
+    Fields with default values are left out, so that earlier versions can read the specs of requests that use nothing
+    new.
+    """
+    return json.dumps(spec.model_dump(mode="json", exclude_defaults=True) | {"task": spec.task})
+
+
+def parse_spec(text: str | bytes) -> tuple[JobSpec, tuple[str, ...]]:
+    """Return the spec that the JSON text holds, and the names of the fields that this version does not know.
+
+    Such fields are not in the spec: it can be shown, but not run.
+
+    Raises:
+        ValueError: The rest is no spec.
+    """
+    content = json.loads(text)
+    unknown: list[str] = []
+    while True:
+        try:
+            return _JOB_SPEC.validate_json(json.dumps(content)), tuple(unknown)
+        except ValidationError as error:
+            # The first element is the task.
+            paths = [found["loc"][1:] for found in error.errors() if found["type"] == "extra_forbidden"]
+            if not paths:
+                raise
+        for *parents, name in paths:
+            unknown.append(".".join(map(str, [*parents, name])))
+            del reduce(getitem, parents, content)[name]
 
 
 Model = TypeVar("Model", bound=BaseModel)

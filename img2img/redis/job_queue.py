@@ -219,21 +219,23 @@ class JobQueue:
         Args:
             execution: The execution that lost the job; a job that another execution owns is left alone.
         """
-        record = self.job_store.get(job_id)
-        if record is None or record.status.is_terminal:
+        # Not the whole record, which a later version may have written.
+        names = ("status", "model", "execution", "attempts")
+        fields = self._redis.hmget(JOB.format(id=job_id), *names)
+        status, model, owner, attempts = (decode(field or "") for field in fields)
+        if not status or JobStatus(status).is_terminal:
             self._redis.delete(rq_job_key(job_id))
             return
-        if record.status is JobStatus.RUNNING:
-            owner = record.execution or ""
+        if status == JobStatus.RUNNING:
             if execution not in (None, owner):
                 return
-            if record.attempts >= MAX_ATTEMPTS:
+            if int(attempts or 0) >= MAX_ATTEMPTS:
                 self.job_store.fail(job_id, WORKER_LOST, execution=owner)
                 self._redis.delete(rq_job_key(job_id))
                 return
             if not self.job_store.release(job_id, execution=owner):
                 return
-        queue = self._queue(record.spec.model)
+        queue = self._queue(model)
         self._requeue_script(
             keys=[rq_job_key(job_id), queue.key, queue.redis_queues_keys, queue.intermediate_queue_key],
             args=[job_id, *rq_job_fields(queue, job_id)],

@@ -10,7 +10,7 @@ from typing import Self
 from redis import Redis
 
 from img2img.domain.job import TRANSITIONS, ImageInfo, JobFailure, JobRecord, JobStatus
-from img2img.errors import Deleted, Expired, Gone, Img2ImgError, NotFound
+from img2img.errors import Deleted, Expired, Gone, Img2ImgError, NotFound, UnreadableJob
 from img2img.redis import job_record, keys, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
@@ -95,6 +95,12 @@ class JobStore:
             return _not_found(job_id)
         reasons: dict[str, Img2ImgError] = {kind.code: kind() for kind in (Expired, Deleted)}
         return reasons.get(reason) or _not_found(job_id)
+
+    def unreadable_s(self, job_id: str) -> float:
+        """Return the seconds since this was first called for a job: since a worker could not read it."""
+        name, now = keys.JOB.format(id=job_id), self._clock.now()
+        self._redis.hsetnx(name, "unreadable_since", now)
+        return now - float(self._redis.hget(name, "unreadable_since") or now)
 
     def page(
         self, status: JobStatus | None, before: Cursor | None, limit: int
@@ -238,7 +244,7 @@ class JobStore:
         for cursor, fields in zip(cursors, hashes, strict=False):
             try:
                 record = job_record.from_fields(cursor.job_id, fields) if fields else None
-            except (ValueError, KeyError):
+            except UnreadableJob:
                 log.warning("the record cannot be read", extra=job_extra(cursor.job_id))
                 continue
             if record and not self._has_expired(record):

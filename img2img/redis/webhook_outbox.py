@@ -10,6 +10,7 @@ from redis import Redis
 
 from img2img.domain.job import JobRecord
 from img2img.domain.webhook import Delivery, DeliveryStatus
+from img2img.errors import UnreadableJob
 from img2img.redis import job_record, keys, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
@@ -93,9 +94,9 @@ class WebhookOutbox:
         fields = {decode(name): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         try:
             record = job_record.from_fields(job_id, fields)
-        except (ValueError, KeyError):
+        except UnreadableJob:
+            # It can be claimed again after the lease, also by a process of a later version.
             log.warning("the event cannot be read", extra=job_extra(job_id))
-            self._record_attempt(job_id, claim, Delivery(status=DeliveryStatus.FAILED, last_error="unreadable"))
             return None
         return ClaimedDelivery(record, claim, int(fields["tries"]), lease_until)
 
