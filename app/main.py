@@ -53,6 +53,7 @@ from .playground.routes import playground_router
 from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
+from .progress.job_reads import JobReads
 from .routes import control_maps, events, health, images, img2img, jobs, model_changes, models, results
 from .settings import ApiSettings
 from .telemetry.access_log import AccessLogMiddleware
@@ -167,6 +168,8 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
     default_model = DefaultModel(settings, lambda name: models.find(name) is not None)
     free_disk = FreeDisk(settings.resolved_store_url, settings.min_free_disk)
+    eta, previews = EtaEstimator(queue.job_store.fair_queue, models), Previews(redis)
+    job_changes = JobChangeListener(settings.resolved_redis_url)
     return Services(
         settings=settings,
         default_model=default_model,
@@ -195,9 +198,10 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
             # Without API keys, all clients are one owner.
             max_waiting_per_owner=MAX_WAITING_PER_OWNER if settings.keys_required else MAX_WAITING,
         ),
-        eta=EtaEstimator(queue.job_store.fair_queue, models),
-        previews=Previews(redis),
-        job_changes=JobChangeListener(settings.resolved_redis_url),
+        eta=eta,
+        previews=previews,
+        job_reads=JobReads(queue.job_store, eta, previews, job_changes),
+        job_changes=job_changes,
         tracer=tracer,
         moderation=_moderation(settings),
     )
