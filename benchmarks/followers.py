@@ -44,9 +44,10 @@ class Followers:
         status = await reader.readline()
         if b" 200 " not in status:
             raise SystemExit(f"the API server responded with {status.decode()}")
-        self._tasks.add(asyncio.create_task(self._count(reader)))
+        self._tasks.add(asyncio.create_task(self._count(reader, writer)))
 
-    async def _count(self, reader: asyncio.StreamReader) -> None:
+    async def _count(self, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        # The connection is closed with the last reference to the writer.
         while data := await reader.read(65536):
             self.events += data.count(b"event: ")
 

@@ -279,9 +279,9 @@ class JobQueue:
             times = pipe.execute() if first else []
         return {model: float(time or 0) for model, time in zip(first, times, strict=True)}
 
-    def queued_ids(self, model: str) -> list[str]:
-        """Return the ids of the jobs that wait for a model, oldest first."""
-        return list(map(decode, self._redis.lrange(self._queue(model).key, 0, -1)))
+    def queued_ids(self, model: str, limit: int = 0) -> list[str]:
+        """Return the ids of the jobs that wait for a model, oldest first, at most `limit` if it is not 0."""
+        return list(map(decode, self._redis.lrange(self._queue(model).key, 0, limit - 1)))
 
     def cancel_submitted_with(self, key: ApiKey) -> int:
         """Cancel the unfinished jobs that a revoked API key has submitted. Returns their number.
