@@ -14,6 +14,7 @@ import torch
 
 from img2img.worker.engine import batching
 from img2img.worker.engine.batching import collate, make_call, split, tensor_bytes
+from img2img.worker.engine.device_clock import DeviceClock
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.row_probe import Independence
@@ -416,3 +417,38 @@ def test_there_are_at_most_as_many_paused_tasks_as_slots():
     engine.run()
     assert results(tasks) == [8] * 8
     assert max(most) == 4
+
+
+class QueuedEvent:
+    """An event of a device that ends its work when someone waits for it."""
+
+    unfinished = 0
+
+    def record(self) -> None:
+        self.is_past = False
+        QueuedEvent.unfinished += 1
+
+    def query(self) -> bool:
+        return self.is_past
+
+    def synchronize(self) -> None:
+        QueuedEvent.unfinished -= not self.is_past
+        self.is_past = True
+
+    def elapsed_time(self, _later: "QueuedEvent") -> float:
+        return 1.0
+
+
+def test_engine_is_at_most_two_calls_ahead_of_the_device():
+    ahead = []
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        ahead.append(QueuedEvent.unfinished)
+        return 2 * x
+
+    engine = Engine(slots=4, clock=DeviceClock(QueuedEvent))
+    tasks = run_all(engine, [repeat(probed_gate(call), 1.0, 6)])
+    assert results(tasks) == [64]
+    assert ahead == [0, *[1] * 5], "one call is on the device while the next one is queued"
+    assert tasks[0].timeline.seconds()["double"] >= 0
+    assert QueuedEvent.unfinished == 0

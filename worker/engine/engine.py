@@ -11,7 +11,8 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .batch_limits import BatchLimits
 from .batch_scheduler import Scheduler
 from .batching import GateCall, collate, split
 from .call_times import CallTimes
+from .device_clock import DeviceClock, DeviceMoment
 from .errors import is_device_lost, is_out_of_memory, without_tensors
 from .gate import Gate, Parked, TaskGreenlet
 from .row_memory import MemoryMeter, RowMemory
@@ -27,6 +29,19 @@ from .row_probe import Independence, probe_rows
 from .task import HIGHEST, EngineTask, TaskStopped
 
 log = logging.getLogger(__name__)
+
+RUN_AHEAD = 2  # calls that the device may have in its queue
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """A call whose function has returned, although the device may not have ended it."""
+
+    stage: str
+    signature: Hashable
+    rows: int
+    started_at: float
+    end: DeviceMoment
 
 
 class Engine:
@@ -40,9 +55,18 @@ class Engine:
         max_rows: rows of a merged call; fewer if more would not fit into memory.
         meter: measures the memory of the calls of tasks with `measures_memory`. None: the limit is only lowered, per
             signature, when memory runs out.
+        clock: times the calls of a device that computes while the engine goes on, and bounds how far it goes on. None:
+            a call has ended when its function returns.
     """
 
-    def __init__(self, *, slots: int, max_rows: int = 64, meter: MemoryMeter | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int,
+        max_rows: int = 64,
+        meter: MemoryMeter | None = None,
+        clock: DeviceClock | None = None,
+    ) -> None:
         self.slots = slots
         self.iteration = 0
         self.rows_run: Counter[str] = Counter()  # by gate name
@@ -50,6 +74,9 @@ class Engine:
         self.batches_run: Counter[tuple[str, int]] = Counter()  # calls, by gate name and rows
         self._limits = BatchLimits(max_rows)
         self._memory = RowMemory(meter) if meter else None
+        self._clock = clock
+        self._launched: deque[_Launch] = deque()  # calls that the device may not have ended
+        self._device_free_at = 0.0
         self._times = CallTimes()
         self._scheduler = Scheduler(self._times)
         self._pending: list[EngineTask] = []
@@ -103,11 +130,32 @@ class Engine:
         """Run one iteration: at most one forward pass of one module."""
         self._stepping = True
         self.iteration += 1
+        self._wait_for_device()
         self._admit()
         self._drop_stopped()
         if self._parked:
             self._run(self._pick())
         self._stepping = False
+
+    def _wait_for_device(self) -> None:
+        """Wait for the call before the last one. A task that is stopped leaves the device within two calls."""
+        while len(self._launched) >= RUN_AHEAD:
+            launch = self._launched.popleft()
+            launch.end.wait()
+            ended_at = launch.end.at()
+            seconds = ended_at - max(launch.started_at, self._device_free_at)
+            self._device_free_at = ended_at
+            self._times.record(launch.stage, launch.signature, launch.rows, seconds)
+
+    def _end_of_call(self, stage: str, signature: Hashable, rows: int, started_at: float) -> float | DeviceMoment:
+        """Return the end of the call whose function has returned, and count its time once it is known."""
+        if self._clock is None:
+            ended_at = time.perf_counter()
+            self._times.record(stage, signature, rows, ended_at - started_at)
+            return ended_at
+        end = self._clock.now()
+        self._launched.append(_Launch(stage, signature, rows, started_at, end))
+        return end
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -182,12 +230,12 @@ class Engine:
         self.calls_run[gate.name] += 1
         self.rows_run[gate.name] += sum(rows)
         self.batches_run[gate.name, sum(rows)] += 1
-        self._times.record(gate.name, batch[0].signature, sum(rows), time.perf_counter() - started)
+        ended = self._end_of_call(gate.name, batch[0].signature, sum(rows), started)
         self._limits.record_success(calls[0].signature, sum(rows))
         if gate.has_memory:
             outputs *= len(batch)
         for parked, output in zip(batch, outputs, strict=True):
-            self._unpark(parked)
+            self._unpark(parked, ended)
             self._resume(parked.greenlet, parked.greenlet.switch, output)
 
     def _probe(self, gate: Gate, call: GateCall) -> None:
@@ -216,7 +264,7 @@ class Engine:
         """
         first, gate = batch[0], batch[0].gate
         if len(batch) == 1:
-            self._unpark(first)
+            self._unpark(first, time.perf_counter())
             self._resume(first.greenlet, first.greenlet.throw, type(error), error, without_tensors(error).__traceback__)
         elif is_out_of_memory(error) and not gate.has_memory:
             rows = sum(parked.rows for parked in batch)
@@ -230,11 +278,11 @@ class Engine:
             for parked in batch:
                 self._run([parked])
 
-    def _unpark(self, parked: Parked) -> None:
+    def _unpark(self, parked: Parked, ended: float | DeviceMoment) -> None:
         self._parked.remove(parked)
         if parked.is_step:
             parked.task.step_calls += 1
-        parked.task.timeline.add(parked.gate.name, parked.since, time.perf_counter())
+        parked.task.timeline.add(parked.gate.name, parked.since, ended)
 
     def _resume(self, greenlet: TaskGreenlet, resume: Callable[..., Any], *value: Any) -> None:
         """Run a task until its next gate, where it is parked, or to its end."""
