@@ -133,6 +133,8 @@ class ApiSettings(SharedSettings):
     )
     playground: Annotated[bool, Field(description="Serve the web page at `/`.")] = True
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
+    dtype: Annotated[str | None, Field(description="Number format of the models that `serve` loads.")] = None
+    compile: Annotated[str | None, Field(description="How models that `serve` loads are compiled.")] = None
     webhook_secret: Annotated[
         str,
         AfterValidator(check_secrets),

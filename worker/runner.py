@@ -49,6 +49,7 @@ class Rendering:
         inputs: the decoded inputs of the job.
         indices: indices of the images to render.
         moderation: checks the images; None: they are not moderated.
+        deterministic: whether the calls of the job are not merged with those of others, even if it did not ask.
         urgency: how soon the tasks should run.
         on_task_done: called on the engine's thread when a task has ended, except for the last one.
     """
@@ -62,6 +63,8 @@ class Rendering:
         indices: Sequence[int],
         moderation: ResultModeration | None = None,
         urgency: Urgency = Urgency(),  # noqa: B008  # frozen
+        *,
+        deterministic: bool = False,
         on_task_done: Callable[[], object] | None = None,
     ) -> None:
         self.indices = indices
@@ -74,9 +77,12 @@ class Rendering:
         self._on_task_done = on_task_done
         self._tasks_per_image = spec.passes // spec.num_images
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
-        steps = spec.steps_run
+        self._runs_alone = deterministic or (isinstance(spec, GenerationSpec) and spec.deterministic)
         # Image by image.
-        self.tasks = [EngineTask(f, self._task_done, urgency=urgency, steps=steps) for f in functions]
+        self.tasks = [
+            EngineTask(f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.steps_run)
+            for f in functions
+        ]
         self.remaining = len(self.tasks)  # tasks that have not ended
         self._checks: list[EngineTask] = []  # of the safety checker
 
@@ -173,7 +179,10 @@ class Rendering:
         ended = threading.Semaphore(0)
         prepared = [checker.prepare(pixels) for pixels in images]
         functions = [lambda _task, one=one: checker.is_flagged(one) for one in prepared]
-        self._checks = [EngineTask(f, lambda _task: ended.release(), urgency=self._urgency) for f in functions]
+        self._checks = [
+            EngineTask(f, lambda _task: ended.release(), runs_alone=self._runs_alone, urgency=self._urgency)
+            for f in functions
+        ]
         if any(task.is_stopping for task in self.tasks):
             self.stop()
         self._engine.submit_short(self._checks)
@@ -219,11 +228,15 @@ class JobRunner:
     Args:
         engine: runs the tasks.
         moderation: checks all results; None: they are not moderated.
+        deterministic: whether no job shares calls of the models with another one.
     """
 
-    def __init__(self, engine: Engine, moderation: ResultModeration | None = None) -> None:
+    def __init__(
+        self, engine: Engine, moderation: ResultModeration | None = None, *, deterministic: bool = False
+    ) -> None:
         self._engine = engine
         self._moderation = moderation
+        self._deterministic = deterministic
         # Called on the engine's thread when an image or tile has ended, unless the job has ended with it.
         self.on_slot_free: Callable[[], object] | None = None
 
@@ -255,7 +268,15 @@ class JobRunner:
         with _raising_device_lost():
             inputs = load_inputs(spec, pngs, model.annotators)
         return Rendering(
-            self._engine, model, spec, inputs, indices, self._moderation, urgency, on_task_done=self.on_slot_free
+            self._engine,
+            model,
+            spec,
+            inputs,
+            indices,
+            self._moderation,
+            urgency,
+            deterministic=self._deterministic,
+            on_task_done=self.on_slot_free,
         )
 
 

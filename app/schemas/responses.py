@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from img2img.domain.job import ImageInfo, JobFailure, JobRecord, JobStatus, Priority
 from img2img.domain.model_card import ModelCard, WorkerThroughput
-from img2img.domain.model_status import ModelState, ModelStatus
+from img2img.domain.model_status import Batching, ModelState, ModelStatus
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Delivery, DeliveryStatus, Event
 from img2img.printable import without_paths
@@ -257,6 +257,14 @@ class WorkerModel(BaseModel):
     ] = None
     disk_bytes: Annotated[int | None, Field(description="Size of its weight files.")] = None
     memory_bytes: Annotated[int | None, Field(description="Memory that its weights take, or will take.")] = None
+    batching: Annotated[
+        dict[str, Batching],
+        Field(
+            description="How calls of its modules by several jobs are merged, while it is loaded: `exact` to the bit, "
+            "`rounding` with other last bits, `alone` not, `unknown` before the first such call.",
+            examples=[{"unet": "rounding", "vae": "alone"}],
+        ),
+    ] = {}
     error: Annotated[
         str | None,
         Field(description="Why it could not be loaded. Paths are left out unless the caller may see all jobs."),

@@ -107,6 +107,15 @@ class SubmitFields(TypedDict, total=False):
     guidance_rescale: float
     """Rescales the guided prediction to reduce overexposure: 0 is off, 0.7 is usual (https://arxiv.org/abs/2305.08891,
     section 3.4). For models with `guidance_rescale` in `parameters`."""
+    guidance_until: float
+    """Share of the steps that run with guidance: the others, at the end, run without it, which halves their work. For
+    models with `guidance_until` in `GET /models`."""
+    fast_vae: bool
+    """Encode and decode with the small VAE of the model (TAESD): faster, with slightly other details. For models with
+    `fast_vae` in `GET /models`."""
+    deterministic: bool
+    """Make the same image to the last bit whatever other jobs the worker runs: the calls of the model are not merged
+    with those of other jobs, which takes longer on a busy worker."""
     num_images: int
     """How many variants to make."""
     loras: Sequence[LoraFields]

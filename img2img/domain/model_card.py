@@ -115,6 +115,8 @@ class ModelCard(BaseModel):
     guidance_rows: Annotated[
         int, Field(description="Rows of a pass with guidance. 1: guidance is an input of the model and costs nothing.")
     ] = 2
+    guidance_until: Annotated[bool, Field(description="Whether it takes a `guidance_until` below 1.")] = False
+    fast_vae: Annotated[bool, Field(description="Whether it has a small VAE, for `fast_vae`.")] = False
     prompt_weighting: Annotated[bool, Field(description="Whether it takes `prompt_weighting`.")] = False
     refiner: Annotated[bool, Field(description="Whether it has a refiner, for `denoising_end`.")] = False
     default_denoising_end: Annotated[

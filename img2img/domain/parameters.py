@@ -201,6 +201,41 @@ class GenerationParameters(BaseModel):
         ),
         PipelineParameter(guidance=True, lacking="does not support `guidance_rescale`; leave it out"),
     ] = 0.0
+    guidance_until: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Share of the steps that run with guidance: the others, at the end, run without it, which "
+            "halves their work. For models with `guidance_until` in `GET /models`.",
+        ),
+        Requires(
+            tasks=ALL_TASKS - {Task.EDIT},
+            capability="guidance_until",
+            lacking="cannot stop guidance at a step; leave it out",
+            guidance=True,
+            not_by_upscaler="all of its steps have guidance",
+        ),
+    ] = 1.0
+    fast_vae: Annotated[
+        bool,
+        Field(
+            description="Encode and decode with the small VAE of the model (TAESD): faster, with slightly other "
+            "details. For models with `fast_vae` in `GET /models`."
+        ),
+        Requires(
+            capability="fast_vae",
+            lacking="has no `fast_vae`; leave it out",
+            not_by_upscaler="it works with its own VAE",
+        ),
+    ] = False
+    deterministic: Annotated[
+        bool,
+        Field(
+            description="Make the same image to the last bit whatever other jobs the worker runs: the calls of the "
+            "model are not merged with those of other jobs, which takes longer on a busy worker."
+        ),
+    ] = False
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
     loras: Annotated[
         tuple[Lora, ...],

@@ -70,8 +70,8 @@ class BaseSpec(BaseModel):
         return self.width * self.height
 
     @property
-    def _rows(self) -> int:
-        """Rows of the denoiser's batch for one image or tile."""
+    def _rows(self) -> float:
+        """Rows of the denoiser's batch for one image or tile, on average over the steps."""
         return 1
 
     @property
@@ -118,8 +118,17 @@ class GenerationSpec(GenerationParameters, BaseSpec):
         return self.num_inference_steps
 
     @property
-    def _rows(self) -> int:
-        return self.guidance_rows if self.guidance_scale > 1 else 1
+    def guided_steps(self) -> int:
+        """Denoising steps with guidance, if there is any: the others come after them."""
+        # Rounded first: 0.1 * 30 is 3.0000000000000004.
+        return math.ceil(round(self.guidance_until * self.steps_run, 6))
+
+    @property
+    def _rows(self) -> float:
+        if self.guidance_scale == 1:
+            return 1
+        share = self.guided_steps / self.steps_run if self.steps_run else 1
+        return 1 + (self.guidance_rows - 1) * share
 
     def _images(self) -> Iterator[Sha256 | None]:
         yield from super()._images()
@@ -226,7 +235,7 @@ class EditSpec(GenerationSpec):
         return self.instruction
 
     @property
-    def _rows(self) -> int:
+    def _rows(self) -> float:
         return 3 if self.image_guidance_scale and self.guidance_scale > 1 else super()._rows
 
     def _images(self) -> Iterator[Sha256 | None]:

@@ -23,7 +23,7 @@ from tests.support.images import largest_difference
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
-from tests.support.stock import call_stock
+from tests.support.stock import call_stock, guidance_off_after
 
 SIDE = 64
 CANNY, DEPTH = ControlType.CANNY, ControlType.DEPTH
@@ -67,7 +67,7 @@ class Served:
         self.mask = Image.new("L", (SIDE, SIDE))
         self.mask.paste(255, (8, 20, 40, 60))
 
-    def reference(self, spec: JobSpec) -> np.ndarray:
+    def reference(self, spec: JobSpec, **more: object) -> np.ndarray:
         nets = [self.reference_nets[control.type] for control in spec.controls]
         pipeline = self.stock[spec.task].from_pipe(self.base, controlnet=nets if len(nets) > 1 else nets[0])
         pipeline.set_progress_bar_config(disable=True)
@@ -91,6 +91,7 @@ class Served:
             width=spec.width,
             height=spec.height,
             **arguments,
+            **more,
         )
 
     def inputs(self, spec: JobSpec) -> Inputs:
@@ -161,6 +162,20 @@ def test_control_and_its_scale_change_the_image(served: Served) -> None:
     plain, full, weak = served.run(job(), job(Task.IMG2IMG, control()), job(Task.IMG2IMG, control(scale=0.5)))
     assert largest_difference(plain, full) > 20
     assert largest_difference(full, weak) > 20
+
+
+def test_guidance_until_gives_stock_pixels(served: Served) -> None:
+    # The callback of the inpainting pipeline cannot change its mask.
+    for task in (Task.IMG2IMG, Task.CONTROL):
+        spec = job(task, control(scale=0.8, end=0.9), control(DEPTH), strength=1.0, guidance_until=0.5)
+        reference = served.reference(spec, **guidance_off_after(3, served.stock[task]))
+        [alone], [batched, *_] = served.run(spec), served.run(spec, *OTHERS)
+        assert largest_difference(alone, reference) <= 1
+        assert largest_difference(batched, reference) <= 1
+        strong = spec.model_copy(update={"guidance_scale": 60.0})
+        reference = served.reference(strong, **guidance_off_after(3, served.stock[task]))
+        assert largest_difference(served.run(strong)[0], reference) <= 1
+        assert largest_difference(reference, served.reference(strong)) > 1
 
 
 def test_jobs_with_different_scales_and_controls_are_batched(served: Served) -> None:

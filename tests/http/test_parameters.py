@@ -25,6 +25,8 @@ ABLE = CARD.model_copy(
             "guidance_rescale": (Task.IMG2IMG, Task.INPAINT),
         },
         "control_parameters": {"eta": (Task.INPAINT,)},
+        "guidance_until": True,
+        "fast_vae": True,
         "scheduler_parameters": {"eta": (Scheduler.DDIM, Scheduler.TCD)},
     }
 )
@@ -38,11 +40,26 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
     return lambda **fields: submit(**{"model": "able", **fields})
 
 
-@pytest.mark.parametrize(("name", "value"), [("clip_skip", 2), ("eta", 0.5), ("guidance_rescale", 0.7)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("clip_skip", 2),
+        ("eta", 0.5),
+        ("guidance_rescale", 0.7),
+        ("guidance_until", 0.5),
+        ("fast_vae", True),
+        ("deterministic", True),
+    ],
+)
 def test_parameters_reach_the_job(send: Callable[..., httpx.Response], name: str, value: float) -> None:
     response = send(**{name: value})
     assert response.status_code == 202, response.text
     assert response.json()["request"][name] == value
+
+
+def test_parameters_that_ask_for_nothing_are_accepted(send: Callable[..., httpx.Response]) -> None:
+    response = send(model="demo", guidance_until=1, fast_vae="false", deterministic="false", guidance_scale=1)
+    assert response.status_code == 202, response.text
 
 
 @pytest.mark.parametrize(
@@ -57,6 +74,10 @@ def test_parameters_reach_the_job(send: Callable[..., httpx.Response], name: str
         ({"guidance_rescale": 0.5, "guidance_scale": 1}, "guidance_rescale", "Without guidance it has no effect"),
         ({"guidance_rescale": 0.5, "controls": CONTROLS}, "guidance_rescale", "does not support `guidance_rescale`"),
         ({"guidance_rescale": 1.5}, "guidance_rescale", "less than or equal to 1"),
+        ({"guidance_until": 0.5, "model": "demo"}, "guidance_until", "cannot stop guidance at a step; leave it out"),
+        ({"guidance_until": 0.5, "guidance_scale": 1}, "guidance_until", "Without guidance it has no effect"),
+        ({"guidance_until": 0}, "guidance_until", "greater than 0"),
+        ({"fast_vae": True, "model": "demo"}, "fast_vae", "The model demo has no `fast_vae`; leave it out"),
         ({"clip_skip": 1, "model": "demo"}, "clip_skip", "does not support `clip_skip`; leave it out"),
         ({"clip_skip": 11}, "clip_skip", "less than or equal to 10"),
         ({"eta": 1.5}, "eta", "less than or equal to 1"),

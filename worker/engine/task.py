@@ -4,10 +4,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .timeline import Timeline
 
+Half = Literal["first", "last"]
 TaskFunction = Callable[["EngineTask"], Any]
 
 
@@ -39,6 +40,8 @@ class EngineTask:
         function: called with this task in its greenlet.
         on_done: called with this task on the engine's thread once its result or error is set. Must be quick.
         measures_memory: whether the memory of its calls is measured, which takes time.
+        runs_alone: whether its calls are never merged with those of other tasks, so that the last bits of its result
+            do not depend on them.
         urgency: how soon it should run.
         steps: denoising steps that it will do.
     """
@@ -49,10 +52,12 @@ class EngineTask:
         on_done: Callable[["EngineTask"], None],
         *,
         measures_memory: bool = False,
+        runs_alone: bool = False,
         urgency: Urgency = Urgency(),  # frozen
         steps: int = 0,
     ) -> None:
         self.measures_memory = measures_memory
+        self.runs_alone = runs_alone
         self.priority = urgency.priority
         self.deadline = urgency.deadline
         self.steps = steps
@@ -62,6 +67,8 @@ class EngineTask:
         # Denoising steps done, and the latents after the last of them. Both are set by the function.
         self.step = 0
         self.latents: Any = None
+        # Half of the rows of a call with guidance that has the prompt: once set, only that half is computed.
+        self.conditional: Half | None = None
         self.timeline = Timeline()  # by gate name, and "wait" for the time until admission
         self.result: Any = None
         self.error: BaseException | None = None

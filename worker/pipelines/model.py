@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.domain.model_status import Batching
 from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
@@ -27,17 +28,19 @@ from .conditioning.embeddings import Embeddings
 from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
-from .gates import install_gates
+from .gates import gate_of, gate_vae, install_gates
 from .image_processors import check_processors
+from .loading.acceleration import accelerate_pipeline
 from .loading.checkpoint import Checkpoint
+from .loading.compilation import CompiledRun, check_compile, compile_denoiser
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation, components
 from .loading.placement import Placement
 from .loading.quantization import Quantizer, saved_bytes
 from .loading.single_file import find_checkpoint
-from .loading.vae_files import load_vae
-from .loading.weightless import WeightFiles, without_weights
+from .loading.vae_files import load_fast_vae, load_vae
+from .loading.weightless import WeightFiles, is_weightless, without_weights
 from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
@@ -82,11 +85,18 @@ class Model:
         refiner = load_refiner(config, family, pipeline)
         self.embeddings = Embeddings(config, family)
         self.embeddings.add_to(pipeline)
+        accelerate_pipeline(config, pipeline)
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
         limit_vae_memory(pipeline.vae, config, pipeline.vae_scale_factor)
+        fast_vae = load_fast_vae(config.fast_vae, pipeline.vae, pipeline.dtype) if config.fast_vae else None
         install_gates(pipeline, family.gate_denoiser)
+        if fast_vae is not None:
+            placement.put("vae", fast_vae)
+            limit_vae_memory(fast_vae, config, pipeline.vae_scale_factor)
+            gate_vae(fast_vae, upcasts=hasattr(pipeline, "upcast_vae"))
+        self.fast_vae: torch.nn.Module | None = fast_vae
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
@@ -97,6 +107,8 @@ class Model:
         for other in (*self._pipelines.values(), *upscalers.values(), *self._refiners.values()):
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
+        # The compiled denoisers: its own, and that of the refiner.
+        self.compiled = [] if is_weightless() else self._compile(config, pipeline)
         self.upscalers = {
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
             for factor, upscaler in upscalers.items()
@@ -108,8 +120,9 @@ class Model:
                 self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
-        card = card.model_copy(update={"embeddings": self.embeddings.names})
+        card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
         self.card = self.adapters.add_to_card(card, self._pipelines)
+        self.compile_sizes = _compile_sizes(config, self.card)
         # Set by `set_safety_checker`. None: images are not checked.
         self.safety_checker: ImageChecker | None = None
         self.vae = pipeline.vae
@@ -123,15 +136,47 @@ class Model:
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
 
-    def pipeline(self, task: Task, scheduler: Scheduler, *, controls: bool = False) -> DiffusionPipeline:
+    def _compile(self, config: ModelConfig, pipeline: DiffusionPipeline) -> list[CompiledRun]:
+        """Compile the denoisers of a pipeline and of the refiner, as configured."""
+        if config.compile in (None, "off"):
+            return []
+        compiled = []
+        for part in (pipeline, *self._refiners.values()):
+            denoiser = part.components.get("unet") or part.transformer
+            gate = gate_of(denoiser)
+            if gate is not None and not gate.has_buckets:
+                compiled.append(compile_denoiser(denoiser, gate, config.compile))
+        return compiled
+
+    def pipeline(
+        self, task: Task, scheduler: Scheduler, *, controls: bool = False, fast_vae: bool = False
+    ) -> DiffusionPipeline:
         """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler.
 
         Args:
             controls: whether the job has controls.
+            fast_vae: whether the job uses the small VAE.
         """
         pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        if fast_vae:
+            pipeline.vae = self.fast_vae
         return pipeline
+
+    @property
+    def batching(self) -> dict[str, Batching]:
+        """How calls of each module by several jobs are merged, by component: of several the least exact."""
+        parts = {"fast_vae": [self.fast_vae], "controlnet": self.controlnets.modules}
+        for pipeline in (*self._pipelines.values(), *self._refiners.values()):
+            for name, module in pipeline.components.items():
+                parts.setdefault(name, []).append(module)
+        for factor, upscaler in self.upscalers.items():
+            parts[f"upscale.{factor}"] = [upscaler.pipeline.unet]
+        found = {
+            name: [Batching(gate.batching) for module in modules if (gate := gate_of(module))]
+            for name, modules in parts.items()
+        }
+        return {name: max(values, key=list(Batching).index) for name, values in found.items() if values}
 
     def modules(self) -> list[torch.nn.Module]:
         """Return all modules with weights. Some share theirs."""
@@ -146,6 +191,7 @@ class Model:
         parts += self.adapters.weights
         if self.safety_checker is not None:
             parts.append(self.safety_checker.module)
+        parts.append(self.fast_vae)
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def saved_bytes(self, config: ModelConfig) -> int:
@@ -167,10 +213,12 @@ class Model:
         for part in {part for module in self.modules() for part in module.modules()}:
             part.__dict__.clear()
 
-    def refiner(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
+    def refiner(self, task: Task, scheduler: Scheduler, *, fast_vae: bool = False) -> DiffusionPipeline:
         """Return a pipeline object of the refiner for one job."""
         pipeline = copy.copy(self._refiners[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        if fast_vae:
+            pipeline.vae = self.fast_vae
         return pipeline
 
     def set_safety_checker(self, checker: ImageChecker | None) -> None:
@@ -262,6 +310,7 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
             raise StartupError(f"`dtype`: {reason}; choose float16 or float32")
         dtype = getattr(torch, config.dtype or default_dtype(family.cuda_dtype, device))
         placement = Placement(config, device)
+        check_compile(config, placement.device, family.name, has_fixed_shapes=family.fixed_shapes)
         first = next(iter(family.pipelines.values()))
         quantizer = Quantizer(device, str(placement.load_device), dtype, config.quantize)
         quantizer.check(components(location.index), config)
@@ -333,6 +382,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         guidance=guidance,
         guidance_rows=family.guidance_rows,
         scheduler_parameters=scheduler_parameters(family.schedulers),
+        guidance_until=guidance and family.conditional is not None,
         prompt_weighting=family.clip_prompts,
         refiner=config.refiner is not None,
         default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
@@ -340,6 +390,17 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
         revision=config.revision,
     )
+
+
+def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int], ...]:
+    """Return the sizes for which a model is compiled. Raises StartupError for one that the model cannot make."""
+    for side in (side for size in config.compile_sizes for side in size):
+        if side % card.size_multiple or not card.min_size <= side <= card.max_size:
+            raise StartupError(
+                f"`compile_sizes`: {side} is not a multiple of {card.size_multiple} from {card.min_size} to "
+                f"{card.max_size}"
+            )
+    return config.compile_sizes or ((card.native_size, card.native_size),)
 
 
 def _check_defaults(config: ModelConfig, family: Family, scheduler: Scheduler, *, has_guidance: bool) -> None:

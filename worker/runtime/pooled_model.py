@@ -133,5 +133,6 @@ class PooledModel:
             percent=self.files.percent if self.files is not None else None,
             disk_bytes=self.disk_bytes,
             memory_bytes=self.memory_bytes or None,
+            batching=self.model.batching if self.model is not None else {},
             error=self.error,
         )

@@ -4,13 +4,14 @@ import type { Mode } from "../state/form";
 /** The fields of a request that a job or the metadata of a result also has, under the same name. */
 const FIELDS = (
   "prompt negative_prompt prompt_weighting instruction strength denoising_start denoising_end guidance_scale image_guidance_scale " +
-  "guidance_rescale num_inference_steps scheduler seed num_images width height resize upscale eta clip_skip loras model"
+  "guidance_rescale guidance_until fast_vae deterministic num_inference_steps scheduler seed num_images width height resize upscale eta clip_skip loras model"
 ).split(" ");
 // Values that count as not given.
 const NEUTRAL: Record<string, unknown> = {
   clip_skip: 0,
   eta: 0,
   guidance_rescale: 0,
+  guidance_until: 1,
   num_images: 1,
   resize: "crop",
 };

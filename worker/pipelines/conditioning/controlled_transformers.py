@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
 from img2img.domain.conditioning import ControlWeight
 
@@ -115,7 +116,7 @@ class ControlledTransformer:
         pixels = control.pixels.to(self._pipeline._execution_device, self._pipeline.dtype).repeat(rows, 1, 1, 1)
         if self._pipeline.vae.config.get("z_dim"):  # of a video
             pixels = pixels.unsqueeze(2)
-        return vae.encode(pixels).latent_dist.sample(generator)
+        return retrieve_latents(vae.encode(pixels), generator)
 
 
 class SD3Transformer(ControlledTransformer):
@@ -317,7 +318,8 @@ class ZImageTransformer(ControlledTransformer):
     def encode(self, control: ActiveControl, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG002
         pipeline, config = self._pipeline, self._pipeline.vae.config
         pixels = control.pixels.to(pipeline._execution_device, pipeline.dtype)
-        latents = (pipeline.vae.encode(pixels).latent_dist.mode() - config.shift_factor) * config.scaling_factor
+        encoded = retrieve_latents(pipeline.vae.encode(pixels), sample_mode="argmax")
+        latents = (encoded - config.shift_factor) * config.scaling_factor
         latents = latents.unsqueeze(2)
         # Channels for inpainting are zero, as in the stock text-to-image pipeline.
         missing = control.net.config.control_in_dim - latents.shape[1]
