@@ -9,7 +9,6 @@ from typing import Any
 from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
-from fastapi.sse import EventSourceResponse
 from fastapi_offline import FastAPIOffline
 from redis import Redis
 
@@ -121,7 +120,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
 def add_head_routes(app: FastAPI, router: APIRouter) -> None:
     """Answer HEAD where there is GET (RFC 9110, section 9.1), except for streams. The server leaves out the body."""
     for route in list(router.routes):
-        if not isinstance(route, APIRoute) or route.response_class is EventSourceResponse:
+        if not isinstance(route, APIRoute) or route.response_class is events.EventStreamResponse:
             continue
         if "GET" in (route.methods or ()):
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)

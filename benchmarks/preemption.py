@@ -33,6 +33,7 @@ from img2img.domain.model_card import ModelCard
 
 FIELDS = ("prompt", "strength", "guidance_scale", "num_inference_steps", "scheduler", "seed", "width", "height")
 POLL_S = 0.05
+ROUNDS = 2  # in which both sides are measured
 TIMEOUT_S = 60
 # Deadlines, as multiples of the time of a job alone.
 URGENT, PATIENT = 4.0, 40.0
@@ -82,8 +83,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="demo, or a diffusers folder")
     parser.add_argument("--slots", type=int, default=16, help="slots of the worker")
-    parser.add_argument("--high", type=int, default=30, help="jobs of high priority")
-    parser.add_argument("--jobs", type=int, default=80, help="jobs with deadlines")
+    parser.add_argument("--high", type=int, default=40, help="jobs of high priority")
+    parser.add_argument("--jobs", type=int, default=60, help="jobs with deadlines")
     parser.add_argument("--load", type=float, default=1.0, help="arrivals as a part of the measured throughput")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write all times to this file")
@@ -91,6 +92,7 @@ def main() -> None:
     started_at = time.monotonic()
     with _client(options.model, options.slots) as client:
         high = _measure_priority(client, options)
+        print("\n".join([*_priority_table(high), ""]), flush=True)
         deadlines = _measure_deadlines(client, options, float(np.median(high["alone"])))
     load = os.getloadavg()[0]
     configuration = {
@@ -101,7 +103,7 @@ def main() -> None:
         "other jobs": MIXES["mixed"],
         "time": f"{time.monotonic() - started_at:.0f} s in all",
     }
-    print("\n".join([*_priority_table(high), "", *_deadline_table(deadlines), ""]))
+    print("\n".join([*_deadline_table(deadlines), ""]))
     print("\n".join(f"- {name}: {value}" for name, value in configuration.items()))
     if options.json:
         result = {"configuration": configuration, "priority": high, "deadlines": deadlines}
@@ -124,13 +126,12 @@ def _measure_priority(client: Client, options: argparse.Namespace) -> dict[str, 
     found: dict[str, list[float]] = {"alone": [], "saturated": [], "saturated, normal": []}
     for warm_up in [client.submit(next(background)) for _ in range(options.slots)]:
         client.seconds(warm_up)
-    rounds = 5
-    for part in range(rounds):
-        _log(f"priorities: round {part + 1} of {rounds}")
-        for _ in range(options.high // rounds):
+    for part in range(ROUNDS):
+        _log(f"priorities: round {part + 1} of {ROUNDS}")
+        for _ in range(options.high // ROUNDS):
             found["alone"].append(client.seconds(client.submit(probes.pop())))
         waiting: list[str] = []
-        for _ in range(options.high // rounds):
+        for _ in range(options.high // ROUNDS):
             # As many jobs wait as there are slots, and the jobs in the slots are at different steps.
             while client.queued() < options.slots:
                 waiting.append(client.submit(next(background)))
