@@ -46,7 +46,9 @@ class WorkerThroughput:
         """Return the remaining cost of the jobs that the engine does not pause for a job that it gets now."""
         if priority is Priority.HIGH:
             return self.left_high
-        return self.left_high + self.left_due if has_deadline else self.left
+        if priority is Priority.NORMAL and has_deadline:
+            return self.left_high + self.left_due
+        return self.left
 
 
 class UpscalerCard(BaseModel):

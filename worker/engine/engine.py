@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .batch_limits import BatchLimits
-from .batch_scheduler import Scheduler
+from .batch_scheduler import Scheduler, schedule
 from .batching import GateCall, collate, split
 from .call_times import CallTimes
 from .device_clock import DeviceClock, DeviceMoment
@@ -137,7 +137,7 @@ class Engine:
         self._admit()
         self._drop_stopped()
         if self._parked:
-            self._run(self._pick())
+            self._run(self._scheduler.pick(self._parked, self._limit_of, time.perf_counter()))
         self._stepping = False
 
     def _wait_for_device(self) -> None:
@@ -192,9 +192,6 @@ class Engine:
         del self._pending[:count]
         return admitted
 
-    def _pick(self) -> Sequence[Parked]:
-        return self._scheduler.pick(self._parked, self._limit_of, time.perf_counter())
-
     def _drop_stopped(self) -> None:
         for parked in [parked for parked in self._parked if parked.task.is_stopping]:
             self._parked.remove(parked)
@@ -212,7 +209,7 @@ class Engine:
         is_merged = len(batch) > 1 or batch[0].task.measures_memory
         if is_merged and gate.merges and gate.independence is None and not gate.has_memory:
             self._probe(gate, batch[0].call)
-            batch = self._pick()
+            batch = schedule(batch, self._limit_of)
         if batch[0].runs_alone:
             # The others follow in the next iterations, so that a call of higher priority does not wait for all of them.
             batch = batch[:1]
