@@ -17,8 +17,9 @@ from img2img.worker.engine.batching import collate, make_call, split, tensor_byt
 from img2img.worker.engine.device_clock import DeviceClock
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
+from img2img.worker.engine.priority_shares import HIGHEST
 from img2img.worker.engine.row_probe import Independence
-from img2img.worker.engine.task import HIGHEST, EngineTask, TaskStopped, Urgency
+from img2img.worker.engine.task import EngineTask, TaskStopped, Urgency
 
 
 def run_all(engine: Engine, functions: Sequence[Callable[[EngineTask], Any]]) -> list[EngineTask]:

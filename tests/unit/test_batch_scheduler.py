@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from img2img.worker.engine.batch_limits import RETRY_AFTER_CALLS, BatchLimits
-from img2img.worker.engine.batch_scheduler import FINISH_S, MAX_PAUSE_S, Scheduler, schedule
+from img2img.worker.engine.batch_scheduler import FINISH_S, MAX_PAUSE_S, SHORT_BATCHES_S, Scheduler, schedule
 from img2img.worker.engine.call_times import CallTimes
-from img2img.worker.engine.priority_shares import PriorityShares
+from img2img.worker.engine.priority_shares import BURST, PriorityShares
 
 
 @dataclass(eq=False)
@@ -109,9 +109,28 @@ def test_others_join_a_batch_that_takes_hardly_longer_with_them():
     assert pick([low, normal, high], seconds=lambda rows: 1 + rows / 20) == [high, normal]
 
 
+def test_batches_are_kept_short_where_jobs_of_highest_priority_come():
+    def seconds(rows: int) -> float:
+        return 0.1 + rows / 10
+
+    chosen, others = scheduler(seconds), [denoise() for _ in range(16)]
+    assert len(chosen.pick(others, lambda _call: 64, 0.0)) == 16
+    chosen.pick([*others, denoise(0)], lambda _call: 64, 1.0)
+    # A row takes 0.103 s in the full batch, and 0.1125 s in one of eight rows.
+    assert len(chosen.pick(others, lambda _call: 64, 2.0)) == 4
+    assert len(chosen.pick(others, lambda _call: 64, 2.0 + SHORT_BATCHES_S)) == 16
+    steep = scheduler(lambda rows: 1.0 + rows / 100)
+    steep.pick([denoise(0)], lambda _call: 64, 1.0)
+    assert len(steep.pick(others, lambda _call: 64, 2.0)) == 15, "larger batches are more efficient"
+
+
 def test_paused_priorities_keep_their_shares():
     chosen, calls = scheduler(), [denoise(0), denoise(1), denoise(2)]
     rows: Counter[int] = Counter()
+    chosen.pick(calls[1:], lambda _call: 64, 0.0)
+    # The first job of the highest priority has a few rows before that.
+    turns = [chosen.pick(calls, lambda _call: 64, 0.0)[0].task.priority for _ in range(BURST // 2 + 7)]
+    assert turns == [0] * len(turns)
     for _ in range(570):
         for call in chosen.pick(calls, lambda _call: 64, 0.0):
             rows[call.task.priority] += call.rows
@@ -124,16 +143,18 @@ def test_lower_priority_runs_no_more_rows_than_its_share_has_paid_for():
     assert {len(batch) for batch in batches} == {1}
 
 
-def test_priority_that_was_idle_has_no_credit():
+def test_priority_that_was_idle_has_little_credit():
     shares = PriorityShares()
     for _ in range(1000):
         shares.next({1: 2})
         shares.charge(1, 2)
     turns = []
-    for _ in range(8):
+    for _ in range(BURST // 2 + 8):
         turns.append(shares.next({0: 2, 1: 2})[0])
         shares.charge(turns[-1], 2)
-    assert turns == [0] * 7 + [1]
+    assert turns == [*[0] * (BURST // 2 + 7), 1]
+    assert shares.next({1: 2, 2: 2})[0] == 1
+    assert shares.next({0: 2, 1: 2, 2: 2})[0] == 0
 
 
 def test_all_run_while_every_deadline_can_be_met_in_a_full_batch():

@@ -1,11 +1,12 @@
 """Choice of the parked calls that run next. Plain Python, so that unit tests need no torch."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
 
 from .call_times import CallTimes
-from .priority_shares import PriorityShares
+from .priority_shares import HIGHEST, PriorityShares
 
 # A call waits at most this long for jobs with a deadline.
 MAX_PAUSE_S = 10.0
@@ -15,6 +16,8 @@ FULL_BATCH = 0.8
 SMALL_BATCH = 0.8
 # Time from the last call of a job to its end, for the image file and the records.
 FINISH_S = 0.1
+# After a call of the highest priority, batches of others are kept short for this time, because the next one may come.
+SHORT_BATCHES_S = 600.0
 # Calls of lower priorities join a batch that takes at most this many times as long with them.
 JOINING = 1.1
 
@@ -72,6 +75,7 @@ class Scheduler:
 
     1. Priorities: a call of the highest one pauses all others, whose tasks keep nothing but their latents. A lower one
        gets the share that the queue gives it, so that none starves. Its calls also join a batch that they hardly delay.
+       A worker that gets jobs of the highest priority keeps batches of others as short as is efficient.
     2. Deadlines, among equals: while all jobs would end in time in a full batch, all run. A job that would not is
        pressed: the batch is made small enough for the pressed job with the earliest deadline. What cannot end in time
        even alone has no deadline any more, so that it delays no other job in vain.
@@ -84,6 +88,7 @@ class Scheduler:
     def __init__(self, times: CallTimes) -> None:
         self._times = times
         self._shares = PriorityShares()
+        self._short_until = 0.0
 
     def pick(self, calls: Sequence[C], row_limit: RowLimit[C], now: float) -> list[C]:
         """Return the calls to run as one batch: at least one, all of the same signature.
@@ -96,6 +101,10 @@ class Scheduler:
         first_of: dict[int, C] = {}
         for call in calls:
             first_of.setdefault(call.task.priority, call)
+        if HIGHEST in first_of:
+            self._short_until = now + SHORT_BATCHES_S
+        elif now < self._short_until:
+            row_limit = self._short(calls, row_limit)
         if len(first_of) == 1:
             return self._pick_equals(calls, row_limit, now)
         priority, paid = self._shares.next({p: call.rows for p, call in first_of.items()})
@@ -106,6 +115,15 @@ class Scheduler:
         for call in batch:
             self._shares.charge(call.task.priority, call.rows)
         return batch
+
+    def _short(self, calls: Sequence[C], row_limit: RowLimit[C]) -> RowLimit[C]:
+        rows = _rows_waiting(calls)
+
+        def limit(call: C) -> int:
+            most = min(row_limit(call), rows[call.signature])
+            return self._times.efficient_rows(call.signature, call.rows, max(most, call.rows))
+
+        return limit
 
     def _join(self, batch: list[C], others: Sequence[C], limit: int) -> None:
         """Add calls of lower priorities to a batch, as long as they hardly delay it."""
@@ -136,9 +154,7 @@ class Scheduler:
 
     def _pick_pressed(self, calls: Sequence[C], row_limit: RowLimit[C], now: float) -> list[C]:
         """Return the batch of the pressed job with the earliest deadline; empty if no job is pressed."""
-        rows: dict[Hashable, int] = {}
-        for call in calls:
-            rows[call.signature] = rows.get(call.signature, 0) + call.rows
+        rows = _rows_waiting(calls)
         end_s = self._times.of_stage("decode") + FINISH_S
         head, head_s = None, 0.0  # and the time that its call may take
         late = set()
@@ -170,6 +186,13 @@ class Scheduler:
             batch.append(call)
             rows += call.rows
         return batch
+
+
+def _rows_waiting(calls: Sequence[PendingCall]) -> Counter[Hashable]:
+    rows: Counter[Hashable] = Counter()
+    for call in calls:
+        rows[call.signature] += call.rows
+    return rows
 
 
 def _deadline(call: PendingCall) -> float:

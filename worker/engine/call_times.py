@@ -7,6 +7,8 @@ from cachetools import LRUCache
 SMOOTHING = 0.3  # weight of the latest call
 MAX_SIGNATURES = 1000
 MAX_ROW_COUNTS = 16  # per signature
+# A batch is efficient if its rows take at most this many times as long as those of the largest one.
+EFFICIENT = 1.1
 
 
 class CallTimes:
@@ -49,6 +51,17 @@ class CallTimes:
         # No call takes less than its share of the fastest one by row.
         fastest = min(s / r for r, s in known.items())
         return max(mean_s + slope * (rows - mean_rows), rows * min(slope, fastest))
+
+    def efficient_rows(self, signature: Hashable, rows: int, most: int) -> int:
+        """Return the fewest rows with nearly the throughput of `most` rows: a multiple of `rows`, or `most`."""
+        full_s = self.predict(signature, most)
+        if full_s is None:
+            return most
+        for fewer in range(rows, most, rows):
+            seconds = self.predict(signature, fewer)
+            if seconds is not None and seconds / fewer <= EFFICIENT * full_s / most:
+                return fewer
+        return most
 
 
 def _average(known: float | None, seconds: float) -> float:

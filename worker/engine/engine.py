@@ -24,10 +24,11 @@ from .call_times import CallTimes
 from .device_clock import DeviceClock, DeviceMoment
 from .errors import is_device_lost, is_out_of_memory, without_tensors
 from .gate import Gate, Parked, TaskGreenlet
+from .priority_shares import HIGHEST
 from .row_buckets import largest_bucket
 from .row_memory import MemoryMeter, RowMemory
 from .row_probe import Independence, probe_rows
-from .task import HIGHEST, EngineTask, TaskStopped
+from .task import EngineTask, TaskStopped
 
 log = logging.getLogger(__name__)
 

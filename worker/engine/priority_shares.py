@@ -3,15 +3,19 @@
 import math
 from collections.abc import Mapping
 
+HIGHEST = 0
 # While calls of two neighbouring priorities wait, the higher one gets so many times the rows of the lower one. As in
 # img2img/redis/lua/fair_queue.lua.
 SHARE = 7
+# Rows of a priority that has none above it before others get their share: about those of one job.
+BURST = 64
 
 
 class PriorityShares:
     """Start-time fair queueing between priorities: the highest goes first, and a lower one once its share has paid.
 
-    A priority is a number, 0 the highest. One without waiting calls is forgotten: idle time gives no credit.
+    A priority is a number, 0 the highest. One without waiting calls is forgotten: idle time gives no more credit than
+    `BURST` rows.
     """
 
     def __init__(self) -> None:
@@ -24,8 +28,9 @@ class PriorityShares:
             rows: rows of the next call of each priority that has any.
         """
         latest = max(self._times.values(), default=0.0)
-        self._times = {priority: self._times.get(priority, latest) for priority in rows}
         highest = min(rows)
+        starts = {highest: latest - BURST * _pace(highest)} if len(self._times) else {}
+        self._times = {p: self._times.get(p, starts.get(p, latest)) for p in rows}
 
         def turn(priority: int) -> tuple[float, bool]:
             is_highest = priority == highest

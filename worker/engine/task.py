@@ -13,7 +13,6 @@ TaskFunction = Callable[["EngineTask"], Any]
 
 
 NORMAL = 1
-HIGHEST = 0
 
 
 @dataclass(frozen=True)
