@@ -77,6 +77,7 @@ fuzz: $(VENV)/dev ## send 10,000 fuzzed inputs to the API server (minutes); FUZZ
 chaos: $(VENV)/dev ## run a thousand jobs under faults of processes, networks, clocks and disks (minutes; some need root and cc)
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.chaos --store bucket --jobs 300 --kills 16
+	$(BIN)/python -m tests.chaos --redis sentinel
 
 soak: $(VENV)/dev ## run at 80 % of capacity for half an hour: memory, threads and connections must stay flat
 	$(BIN)/python -m benchmarks.soak

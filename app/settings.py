@@ -20,7 +20,7 @@ HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 ORIGIN = re.compile(r"https?://[^/\s,]+")
 # Default quota, and default number of queued jobs, of an API key.
 STORED_BYTES_PER_KEY = 10 * 1024**3
-MAX_QUEUED_PER_KEY = 1000
+MAX_QUEUED_PER_KEY = 10_000
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
 
@@ -179,7 +179,7 @@ class ApiSettings(SharedSettings):
     ] = None
     max_queued_per_key: Annotated[
         int | None,
-        Field(ge=1, description="Queued jobs per API key; unset: 1000 where keys are required, else no limit."),
+        Field(ge=1, description="Queued jobs per API key; unset: 10,000 where keys are required, else no limit."),
     ] = None
     max_queued: Annotated[int | None, Field(ge=1, description="Queued jobs in total; unset: no limit.")] = None
     max_stored_bytes_per_key: Annotated[

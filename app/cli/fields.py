@@ -45,6 +45,7 @@ PANELS = {
         "denoising_end",
         "seed",
         "num_images",
+        "speed",
         "fast_vae",
         "deterministic",
     ),

@@ -220,7 +220,7 @@ def demo(model: Model = None) -> None:
 
         from ..supervisor.supervisor import free_port, running
         from .inputs import Input
-        from .job_runner import JobBatch
+        from .job_runner import JobRunner
         from .outputs import Outputs
 
         settings = settings_of(
@@ -231,7 +231,7 @@ def demo(model: Model = None) -> None:
         echo(f"Starting the service with the model {settings.model} ...")
         with running(settings) as service, Client(settings.local_url) as client:
             started_at = time.monotonic()
-            with JobBatch(client, on_idle=service.tick, echo=lambda _: None) as batch:
+            with JobRunner(client, on_idle=service.tick, echo=lambda _: None) as batch:
                 batch.run([Input(image)], DEMO_PARAMETERS, outputs)
             seconds = time.monotonic() - started_at
     echo(f"{DEMO_OUTPUT.resolve()} in {seconds:.1f} s")

@@ -122,6 +122,14 @@ class WebhookDelivery(BaseModel):
         )
 
 
+class JobBatch(BaseModel):
+    """The batch to which a job belongs."""
+
+    id: Annotated[str, Field(description="Id of the batch, see `GET /batches/{id}`.")]
+    index: Annotated[int, Field(description="Position of the job in the batch, from 0.")]
+    name: Annotated[str | None, Field(description="Name that the request gave the job.")] = None
+
+
 class JobWebhook(BaseModel):
     """The webhook of a job and its delivery status."""
 
@@ -151,7 +159,11 @@ class Job(BaseModel):
         bool | None, Field(description="Whether it did not end by its deadline; null without a deadline.")
     ] = None
     expires_at: Annotated[
-        Moment | None, Field(description="When the job and its images are deleted; null until it has ended.")
+        Moment | None,
+        Field(
+            description="When the job and its images are deleted; null until it has ended, and for a job of a batch, "
+            "which is deleted with the batch."
+        ),
     ]
     queue_position: Annotated[
         int | None,
@@ -172,11 +184,14 @@ class Job(BaseModel):
     timings: Annotated[
         dict[str, float],
         Field(
-            description="Seconds: `queued`, `run`, then the stages of the run.", examples=[{"queued": 2.0, "run": 3.0}]
+            description="Seconds: `queued`, `run`, then the stages of the run. `skipped_calls` is the number of "
+            "denoiser calls that `speed` saved.",
+            examples=[{"queued": 2.0, "run": 3.0}],
         ),
     ]
     worker: Annotated[str | None, Field(examples=["gpu-1-4711-5be0"])]
     webhook: JobWebhook | None = None
+    batch: Annotated[JobBatch | None, Field(description="Null for a job that was submitted alone.")] = None
 
     @classmethod
     def from_record(cls, record: JobRecord, estimate: QueueEstimate | None = None) -> Self:
@@ -203,6 +218,7 @@ class Job(BaseModel):
             timings=_timings(record),
             worker=record.worker,
             webhook=JobWebhook.from_record(record),
+            batch=JobBatch(**record.batch.model_dump()) if record.batch else None,
         )
 
 
@@ -286,7 +302,7 @@ class ModelAvailability(BaseModel):
     @staticmethod
     def best_of(states: Iterable[ModelState]) -> ModelState:
         """Return the state that serves jobs soonest."""
-        return min(states, key=_BY_READINESS.index)
+        return min(states, key=_BY_READINESS.index, default=ModelState.UNLOADED)
 
 
 _BY_READINESS = (ModelState.LOADED, ModelState.LOADING, ModelState.UNLOADED, ModelState.FAILED)
@@ -306,15 +322,15 @@ def by_model(states: Mapping[str, Mapping[str, ModelStatus]], *, with_paths: boo
 
 
 class ServedModel(ModelAvailability, ModelCard):
-    """A model that at least one live worker serves."""
+    """A model that a live worker serves, or without any live worker one that was served last."""
 
-    workers: Annotated[list[str], Field(examples=[["gpu-1-4711-5be0"]])]
+    workers: Annotated[list[str], Field(description="Live workers that serve it.", examples=[["gpu-1-4711-5be0"]])]
     queued: Annotated[int, Field(description="Jobs waiting for this model.", examples=[2])]
     default: Annotated[bool, Field(description="Whether it is used by requests that name no model.")]
 
 
 class ModelList(BaseModel):
-    """The models that live workers serve, and those that they do not serve yet."""
+    """The models that live workers serve (without workers: served last), and those that they do not serve yet."""
 
     models: list[ServedModel]
     pending: Annotated[

@@ -6,8 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from img2img.domain.job_batch import BatchMember
 from img2img.domain.spec import JobSpec
-from img2img.domain.webhook import Delivery, Webhook
+from img2img.domain.webhook import Delivery, PredictionWebhook, Webhook
 
 
 class JobStatus(StrEnum):
@@ -68,6 +69,7 @@ class JobOptions:
         priority: Priority in the queue.
         webhook: Where to send the event of the job's end.
         traceparent: Trace of the request, in the format of W3C Trace Context.
+        batch: The batch to which the job belongs, and its place in it.
     """
 
     result_ttl_s: float = RESULT_TTL_S
@@ -78,6 +80,7 @@ class JobOptions:
     priority: Priority = Priority.NORMAL
     webhook: Webhook | None = None
     traceparent: str | None = None
+    batch: BatchMember | None = None
 
 
 class ImageInfo(BaseModel):
@@ -122,12 +125,13 @@ class JobRecord(BaseModel):
         timings: Seconds by stage of the execution.
         revision: Number of changes of the record.
         result_ttl_s: How long the job is kept after its end.
-        expires_at: When it is deleted; set at its end.
+        expires_at: When it is deleted; set at its end, except for a job of a batch, which is deleted with it.
         deadline_at: When it should have ended.
         deadline_policy: What happens if it has not.
         deadline_missed: Whether it had not.
         traceparent: Trace of the request that submitted the job.
         delivery: State of the webhook's delivery, once the job has ended. Its changes do not count as revisions.
+        batch: The batch to which the job belongs, and its place in it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -157,9 +161,10 @@ class JobRecord(BaseModel):
     deadline_at: float | None = None
     deadline_policy: DeadlinePolicy = DeadlinePolicy.CANCEL
     deadline_missed: bool = False
-    webhook: Webhook | None = None
+    webhook: PredictionWebhook | Webhook | None = None
     traceparent: str | None = None
     delivery: Delivery | None = None
+    batch: BatchMember | None = None
 
     @property
     def has_missed_deadline(self) -> bool:

@@ -76,6 +76,7 @@ class ModelCard(BaseModel):
 
     name: str
     description: Annotated[str, Field(description="What it makes, and what it was trained on; may be empty.")] = ""
+    aliases: Annotated[tuple[str, ...], Field(description="Other names that requests can give.")] = ()
     family: str
     native_size: Annotated[int, Field(description="Pixels along a side of the square that it was trained on.")]
     size_multiple: Annotated[int, Field(description="Width and height are multiples of this.")]

@@ -94,6 +94,13 @@ class ModelConfig(BaseModel):
             description="text for clients: what the model makes, and what it was trained on; default: empty",
         ),
     ] = ""
+    aliases: Annotated[
+        tuple[ModelName, ...],
+        Field(
+            description="list of other names that requests can give, such as `gpt-image-1`; default: none. The name of "
+            "another model takes precedence"
+        ),
+    ] = ()
     revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
     variant: Annotated[str | None, Field(description="variant of the weight files, such as `fp16`")] = None
     dtype: Annotated[

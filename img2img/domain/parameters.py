@@ -46,12 +46,17 @@ class Scheduler(StrEnum):
     FLOW_EULER = "flow_euler"
     FLOW_EULER_BETA = "flow_euler_beta"
     FLOW_HEUN = "flow_heun"
+    # The scheduler of the model with its own settings, if none of the others has them.
+    MODEL = "model"
 
 
 # A model is trained for diffusion or for flow matching and works only with schedulers of the same kind.
 FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
-DIFFUSION_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler not in FLOW_SCHEDULERS)
-# Schedulers that draw new noise at every step. Tiles of one image would each draw different noise.
+DIFFUSION_SCHEDULERS = tuple(
+    scheduler for scheduler in Scheduler if scheduler not in (*FLOW_SCHEDULERS, Scheduler.MODEL)
+)
+# Schedulers that draw new noise at every step. Tiles of one image would each draw different noise, and outputs of the
+# denoiser cannot be predicted from earlier ones.
 NOISY_SCHEDULERS = (Scheduler.DDPM, Scheduler.EULER_A, Scheduler.DPMPP_2M_SDE, Scheduler.LCM, Scheduler.TCD)
 
 MAX_STEPS = 150
@@ -78,6 +83,18 @@ Text = Annotated[
 ]
 
 
+class Speed(StrEnum):
+    """How many denoiser calls may be replaced by predictions from earlier ones."""
+
+    EXACT = "exact"
+    FAST = "fast"
+    TURBO = "turbo"
+
+
+# Denoiser calls without `speed`, per call with it: the figures of benchmarks/step_cache.py, which vary with the job.
+EXPECTED_SPEEDUP = {Speed.EXACT: 1.0, Speed.FAST: 2.0, Speed.TURBO: 2.7}
+
+
 class Resize(StrEnum):
     """How an image is brought to the size of the result."""
 
@@ -100,6 +117,8 @@ class Requires:
         lacking: Completes "The model NAME ..." in the message if the capability is missing.
         tasks_of_model: Attribute of the model card that lists the tasks with which the model takes the field.
         guidance: Whether the field has no effect without guidance.
+        by_scheduler: Whether only the schedulers that `scheduler_parameters` of the model card lists go with the field.
+        not_with_scheduler: Reason why other schedulers do not; by default, the field has no effect with them.
         not_by_upscaler: Reason why super-resolution models do not take the field.
         neutral: Value that counts as not given, besides the default.
     """
@@ -110,6 +129,8 @@ class Requires:
     lacking: str = ""
     tasks_of_model: str = ""
     guidance: bool = False
+    by_scheduler: bool = False
+    not_with_scheduler: str = "it has no effect"
     not_by_upscaler: str = ""
     neutral: Any = None
 
@@ -118,14 +139,9 @@ class Requires:
 class PipelineParameter(Requires):
     """Marks a parameter that is passed by name to the `__call__` of pipelines whose signature has it.
 
-    The model card lists the tasks whose pipelines do.
-
-    Attributes:
-        by_scheduler: Whether the pipelines pass it on to the scheduler's `step`, which must have it, too.
-        lacking: Completes "The model NAME ..." in the message if no pipeline of the model has it.
+    The model card lists the tasks whose pipelines do. With `by_scheduler`, they pass it on to the scheduler's `step`,
+    which must have it, too.
     """
-
-    by_scheduler: bool = False
 
 
 def requirements(model: type[BaseModel]) -> dict[str, Requires]:
@@ -201,6 +217,20 @@ class GenerationParameters(BaseModel):
         ),
         PipelineParameter(guidance=True, lacking="does not support `guidance_rescale`; leave it out"),
     ] = 0.0
+    speed: Annotated[
+        Speed,
+        Field(
+            description="`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these "
+            "calls: about 2 and 2.7 times fewer calls at 30 steps, with a result that differs a little. "
+            "For the schedulers in `scheduler_parameters` of the model's entry in `GET /models`."
+        ),
+        Requires(
+            excludes=("eta",),
+            by_scheduler=True,
+            not_with_scheduler="no denoiser call can be skipped, because it draws new noise at every step",
+            not_by_upscaler="`speed` is for the model's own denoiser",
+        ),
+    ] = Speed.EXACT
     guidance_until: Annotated[
         float,
         Field(

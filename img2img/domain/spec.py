@@ -13,6 +13,7 @@ from typing_extensions import TypeAliasType
 
 from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, Sha256
 from img2img.domain.parameters import (
+    EXPECTED_SPEEDUP,
     FLOW_SCHEDULERS,
     MAX_IMAGES,
     MAX_SEED,
@@ -61,8 +62,13 @@ class BaseSpec(BaseModel):
         A row is an image or a tile. Encoding and decoding together count as one step, a control as a third of the
         denoiser.
         """
-        steps = self.total_steps + self.passes
+        steps = (self._steps_paid + 1) * self.passes
         return self._pixels * steps * self._rows * (1 + len(self.control_maps) / 3) / 1e6
+
+    @property
+    def _steps_paid(self) -> float:
+        """Denoising steps of each image or tile, without those that `speed` is expected to save."""
+        return self.steps_run
 
     @property
     def _pixels(self) -> float:
@@ -116,6 +122,11 @@ class GenerationSpec(GenerationParameters, BaseSpec):
     @property
     def steps_run(self) -> int:
         return self.num_inference_steps
+
+    @property
+    def _steps_paid(self) -> float:
+        # The first three calls and the last one are always made.
+        return min(self.steps_run, max(4, self.steps_run / EXPECTED_SPEEDUP[self.speed]))
 
     @property
     def guided_steps(self) -> int:

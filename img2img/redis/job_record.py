@@ -13,14 +13,14 @@ from img2img.redis.decode import decode
 # The type of a field of a Redis hash.
 Scalar = bytes | str | int | float
 
-_JSON_FIELDS = ("images", "withheld", "error", "timings", "webhook", "delivery")
+_JSON_FIELDS = ("images", "withheld", "error", "timings", "webhook", "delivery", "batch")
 
 
 def to_fields(record: JobRecord) -> dict[str, Scalar]:
     """Return the fields of a new record.
 
-    Beside the fields of `JobRecord` these are `spec_version`, and for scripts `inputs`, `model`, `cost`, `webhook_on`
-    and `webhook_host`.
+    Beside the fields of `JobRecord` these are `spec_version`, and for scripts `inputs`, `model`, `cost`, `webhook_on`,
+    `webhook_host` and `batch_id`.
     """
     spec = record.spec
     fields: dict[str, Scalar] = {
@@ -51,6 +51,9 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
         fields["webhook"] = record.webhook.model_dump_json()
         fields["webhook_on"] = ",".join(record.webhook.statuses)
         fields["webhook_host"] = record.webhook.host
+    if record.batch is not None:
+        fields["batch"] = record.batch.model_dump_json()
+        fields["batch_id"] = record.batch.id
     return fields
 
 

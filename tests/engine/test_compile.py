@@ -74,6 +74,7 @@ def warm(model: Model, slots: int) -> list[str]:
 
 
 @needs_compiler
+@pytest.mark.timeout(1200)  # compilers are slow on a busy machine
 @pytest.mark.parametrize("mode", ["regional", "full"])
 def test_compiled_model_gives_the_pixels_of_the_eager_one(
     mode: str, folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 """ControlNets: pixels equal those of the stock pipelines, alone and batched with every other task."""
 
+import math
 from pathlib import Path
 
 import diffusers
@@ -10,7 +11,7 @@ from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
 from img2img.domain.model_config import ControlNetSource, ModelConfig
-from img2img.domain.parameters import Task
+from img2img.domain.parameters import Speed, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
@@ -18,6 +19,7 @@ from img2img.worker.images.control_maps import PREPROCESSORS
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.step_cache import TOLERANCES, Tolerance
 from tests.support.engines import run_on, run_together
 from tests.support.images import largest_difference
 from tests.support.models.tiny_controlnets import tiny_controlnet
@@ -198,6 +200,22 @@ def test_control_outside_its_range_makes_no_calls(served: Served) -> None:
     served.run(spec)
     engine = calls_of(served.model, [(spec, served.inputs(spec))])
     assert engine.calls_run["control"] == spec.steps_run // 2
+
+
+def test_speed_skips_controlnets(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOLERANCES, Speed.FAST, Tolerance(math.inf, 2))
+    jobs = [
+        job(task, *controls, strength=1.0, num_inference_steps=11, speed=Speed.FAST)
+        for task, controls in [
+            (Task.IMG2IMG, [control(scale=0.5)]),
+            (Task.INPAINT, [control(DEPTH), control()]),
+            (Task.CONTROL, [control()]),
+        ]
+    ]
+    for spec in jobs:
+        engine = calls_of(served.model, [(spec, served.inputs(spec))])
+        assert engine.calls_run["denoise"] == 6
+        assert engine.calls_run["control"] == 6 * len(spec.control_maps)
 
 
 def calls_of(model: Model, jobs: list[tuple[JobSpec, Inputs]]) -> Engine:

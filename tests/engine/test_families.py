@@ -4,6 +4,7 @@ The reference is a second copy of a tiny random model, called through diffusers 
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from transformers.utils import is_torchvision_available
 
 from img2img.domain.conditioning import InpaintRegion, Padding
 from img2img.domain.model_config import ModelConfig
-from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.parameters import NOISY_SCHEDULERS, Scheduler, Speed, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.image_processors import image_only_processor
 from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.step_cache import TOLERANCES, Tolerance
 from tests.support.engines import run_on, run_together
 from tests.support.images import largest_difference
 from tests.support.models.tiny_families import (
@@ -320,6 +322,27 @@ def test_jobs_of_one_size_share_every_denoiser_call(served: Served) -> None:
     run_on(engine, served.model, served.jobs(specs))
     assert engine.rows_run["denoise"] == 4 * 4
     assert engine.calls_run["denoise"] == 4
+
+
+def test_speed_skips_calls_of_every_task(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, card = served.case.scheduler, served.model.card
+    if scheduler in NOISY_SCHEDULERS:
+        assert card.scheduler_parameters["speed"] == ()
+        return
+    common = {"strength": 1.0, "guidance_scale": 5.0 if card.guidance else 1.0, "num_inference_steps": 11}
+    for task in served.case.stock:
+        exact, turbo = (job(task=task, scheduler=scheduler, **common, speed=speed) for speed in ("exact", "turbo"))
+        every = Engine(slots=1)
+        [expected] = run_on(every, served.model, served.jobs([exact]))
+        # Of 11 calls, 0, 1, 2, 5, 8 and 10 are made.
+        monkeypatch.setitem(TOLERANCES, Speed.TURBO, Tolerance(math.inf, 2))
+        engine = Engine(slots=1)
+        [predicted] = run_on(engine, served.model, served.jobs([turbo]))
+        assert engine.calls_run["denoise"] == every.calls_run["denoise"] * 6 // 11
+        assert largest_difference(predicted, expected) > 0
+        monkeypatch.setitem(TOLERANCES, Speed.TURBO, Tolerance(-1.0, 2))
+        [without] = run_on(Engine(slots=1), served.model, served.jobs([turbo]))
+        assert without.tobytes() == expected.tobytes()
 
 
 def test_card_lists_capabilities_of_the_family(served: Served) -> None:

@@ -27,7 +27,10 @@ ABLE = CARD.model_copy(
         "control_parameters": {"eta": (Task.INPAINT,)},
         "guidance_until": True,
         "fast_vae": True,
-        "scheduler_parameters": {"eta": (Scheduler.DDIM, Scheduler.TCD)},
+        "scheduler_parameters": {
+            "eta": (Scheduler.DDIM, Scheduler.TCD),
+            "speed": (Scheduler.DDIM, Scheduler.EULER),
+        },
     }
 )
 CONTROLS = '[{"type": "canny"}]'
@@ -49,6 +52,7 @@ def send(submit: Callable[..., httpx.Response], redis: Redis) -> Callable[..., h
         ("guidance_until", 0.5),
         ("fast_vae", True),
         ("deterministic", True),
+        ("speed", "fast"),
     ],
 )
 def test_parameters_reach_the_job(send: Callable[..., httpx.Response], name: str, value: float) -> None:
@@ -62,6 +66,10 @@ def test_parameters_that_ask_for_nothing_are_accepted(send: Callable[..., httpx.
     assert response.status_code == 202, response.text
 
 
+def test_default_speed_goes_with_every_scheduler(send: Callable[..., httpx.Response]) -> None:
+    assert send(speed="exact", scheduler="euler_a").status_code == 202
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
@@ -70,6 +78,15 @@ def test_parameters_that_ask_for_nothing_are_accepted(send: Callable[..., httpx.
         ({"eta": 0.5, "upscale": 2}, "eta", "cannot be combined with `upscale`"),
         ({"eta": 0.5, "outpaint": OUTPAINT}, "eta", "it goes with image-to-image, and not with inpainting"),
         ({"eta": 0.5, "controls": CONTROLS}, "eta", "and `controls` it goes with inpainting and outpainting"),
+        (
+            {"speed": "fast", "scheduler": "euler_a"},
+            "speed",
+            "With the scheduler euler_a no denoiser call can be skipped, because it draws new noise at every step: "
+            "leave it out, or give one of: ddim, euler",
+        ),
+        ({"speed": "turbo", "eta": 0.5}, "speed", "cannot be combined with `eta`"),
+        ({"speed": "turbo", "model": "demo"}, "speed", "no denoiser call can be skipped"),
+        ({"speed": "quick"}, "speed", "'exact', 'fast' or 'turbo'"),
         ({"guidance_rescale": 0.5, "model": "demo"}, "guidance_rescale", "does not support `guidance_rescale`"),
         ({"guidance_rescale": 0.5, "guidance_scale": 1}, "guidance_rescale", "Without guidance it has no effect"),
         ({"guidance_rescale": 0.5, "controls": CONTROLS}, "guidance_rescale", "does not support `guidance_rescale`"),

@@ -36,6 +36,7 @@ DEFAULTS = {
     "eta": 0.0,
     "clip_skip": 0,
     "guidance_rescale": 0.0,
+    "speed": "exact",
     "guidance_until": 1.0,
     "fast_vae": False,
     "deterministic": False,

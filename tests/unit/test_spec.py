@@ -89,3 +89,10 @@ def test_without_inputs_leaves_out_every_hash(task: Task) -> None:
     if "image_prompts" in type(spec).model_fields:
         assert without.image_prompts[0].scale == 0.5
     assert spec.inputs == tuple(digests), "the original spec is unchanged"
+
+
+def test_cost_counts_the_calls_that_speed_is_expected_to_make() -> None:
+    exact, fast, turbo = (make_spec(num_inference_steps=30, speed=speed).cost for speed in ("exact", "fast", "turbo"))
+    assert exact > 1.7 * fast > 1.7 * turbo
+    few = [make_spec(num_inference_steps=3, speed=speed).cost for speed in ("exact", "turbo")]
+    assert few[0] == few[1], "the first calls and the last one are always made"

@@ -29,6 +29,8 @@ class Timeline:
         self._later: list[tuple[str, float, Moment]] = []
         self._parallel: list[Timeline] = []
         self._last_end = 0.0  # of those with a moment
+        # Calls of the denoiser that `speed` saved.
+        self.skipped_calls = 0
 
     def add(self, name: str, start: float, end: float | Moment) -> None:
         """Add time to a stage. It ends at a time, or at a moment that is known later."""
@@ -46,7 +48,9 @@ class Timeline:
 
         A merged stage lasts from its first start to its last end. Its seconds are those of the slowest task.
         """
-        self._parallel += parallel
+        for timeline in parallel:
+            self._parallel.append(timeline)
+            self.skipped_calls += timeline.skipped_calls
 
     @property
     def stages(self) -> dict[str, Stage]:

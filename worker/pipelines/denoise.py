@@ -29,6 +29,7 @@ from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
+from .step_cache import attach_step_cache
 
 NO_ADAPTERS = JobAdapters()
 
@@ -175,8 +176,10 @@ def _call(
         steps_done: steps that another pipeline has done before.
     """
     order = getattr(pipeline.scheduler, "order", 1)
+    end_call = attach_step_cache(pipeline, spec, engine_task)
 
     def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        end_call()
         engine_task.latents = kwargs.get("latents")
         # A second-order scheduler calls back twice per step.
         engine_task.step = min(steps_done - (-(i + 1) // order), spec.steps_run)

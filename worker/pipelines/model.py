@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.model_status import Batching
-from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
 from ..errors import StartupError
@@ -45,7 +45,7 @@ from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .safety_checker import ImageChecker, load_safety_checker, mode_of
-from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
+from .schedulers import check_scheduler, fallback_for, has_own_schedule, make_scheduler, name_of, with_prediction_type
 from .vae_memory import limit_vae_memory
 
 log = logging.getLogger(__name__)
@@ -361,11 +361,15 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
     multiple = max(8, scale * family.patch_size)
     native = _latent_size(pipeline) * scale
     guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
-    default_scheduler = config.scheduler or _default_scheduler(family, pipeline)
-    _check_defaults(config, family, default_scheduler, has_guidance=family.has_guidance(pipeline))
+    schedulers = family.schedulers
+    if family.schedulers == DIFFUSION_SCHEDULERS and has_own_schedule(pipeline.scheduler):
+        schedulers = (*schedulers, Scheduler.MODEL)
+    default_scheduler = config.scheduler or _default_scheduler(schedulers, pipeline)
+    _check_defaults(config, family, schedulers, default_scheduler, has_guidance=family.has_guidance(pipeline))
     return ModelCard(
         name=config.name,
         description=config.description,
+        aliases=config.aliases,
         family=family.name,
         tasks=tuple(family.pipelines),
         native_size=native,
@@ -373,7 +377,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         min_size=native // 2,
         max_size=native * 2,
         sizes=family.sizes or size_buckets(native, multiple),
-        schedulers=family.schedulers,
+        schedulers=schedulers,
         default_scheduler=default_scheduler,
         default_steps=config.steps or family.steps,
         default_guidance_scale=(config.guidance_scale or family.guidance_scale) if guidance else 1.0,
@@ -381,7 +385,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         negative_prompt=family.negative_prompt and guidance,
         guidance=guidance,
         guidance_rows=family.guidance_rows,
-        scheduler_parameters=scheduler_parameters(family.schedulers),
+        scheduler_parameters=scheduler_parameters(schedulers),
         guidance_until=guidance and family.conditional is not None,
         prompt_weighting=family.clip_prompts,
         refiner=config.refiner is not None,
@@ -403,15 +407,22 @@ def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int
     return config.compile_sizes or ((card.native_size, card.native_size),)
 
 
-def _check_defaults(config: ModelConfig, family: Family, scheduler: Scheduler, *, has_guidance: bool) -> None:
+def _check_defaults(
+    config: ModelConfig,
+    family: Family,
+    schedulers: Sequence[Scheduler],
+    scheduler: Scheduler,
+    *,
+    has_guidance: bool,
+) -> None:
     """Raise StartupError for defaults that no request could have."""
     if config.guidance is False and (config.guidance_scale or 1) > 1:
         raise StartupError("`guidance_scale` has no effect with `guidance = false`; remove one of them")
     if not has_guidance and (config.guidance or (config.guidance_scale or 1) > 1):
         key = "guidance" if config.guidance else "guidance_scale"
         raise StartupError(f"the model was made to run without guidance; remove `{key}`")
-    if scheduler not in family.schedulers:
-        supported = ", ".join(family.schedulers)
+    if scheduler not in schedulers:
+        supported = ", ".join(schedulers)
         raise StartupError(f"`scheduler` {scheduler} is not for {family.name} models; choose one of: {supported}")
     if (config.steps or 1) > MAX_STEPS_OF.get(scheduler, MAX_STEPS):
         raise StartupError(f"`steps` is at most {MAX_STEPS_OF[scheduler]} with the scheduler {scheduler}")
@@ -449,12 +460,14 @@ def _latent_size(pipeline: DiffusionPipeline) -> int:
     return int(getattr(pipeline, "default_sample_size", 128))
 
 
-def _default_scheduler(family: Family, pipeline: DiffusionPipeline) -> Scheduler:
+def _default_scheduler(schedulers: Sequence[Scheduler], pipeline: DiffusionPipeline) -> Scheduler:
     """Return the scheduler of the model, or a similar one if requests cannot name it."""
     name = name_of(pipeline.scheduler)
-    if name in family.schedulers:
+    if name is not None and name in schedulers:
         return name
-    fallback = fallback_for(pipeline.scheduler, family.schedulers)
+    if Scheduler.MODEL in schedulers:
+        return Scheduler.MODEL
+    fallback = fallback_for(pipeline.scheduler, schedulers)
     log.warning(
         "the scheduler of the model, %s, is not one that requests can name; the default is %s",
         type(pipeline.scheduler).__name__,

@@ -48,7 +48,7 @@ class ModelLoader:
         engine: runs the warm-up.
         device: where the models are loaded.
         report: gets a line at each stage.
-        mode: what is done for memory.
+        mode: how memory is saved.
     """
 
     def __init__(

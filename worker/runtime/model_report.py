@@ -1,4 +1,4 @@
-"""Prints what the models need, as JSON: `python -m img2img.worker.runtime.model_report`. It loads no weights."""
+"""Prints the needs of the models as JSON: `python -m img2img.worker.runtime.model_report`. It loads no weights."""
 
 import json
 import sys

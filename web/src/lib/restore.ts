@@ -32,10 +32,13 @@ export function restored(request: Job["request"] | Record<string, unknown>): Res
   for (const name of FIELDS) {
     if (isGiven(name, job[name])) values[name] = job[name];
   }
-  const region = job.region as { blur?: number; margins?: Record<string, number> } | undefined;
+  const region = job.region as
+    | { blur?: number; padding?: number | null; margins?: Record<string, number> }
+    | undefined;
   if (Object.values(region?.margins ?? {}).some((pixels) => pixels > 0)) values.outpaint = region?.margins;
   // 0 is not the default of a request, and is left out of the metadata.
   if (region) values.mask_blur = region.blur ?? 0;
+  if (region?.padding != null) values.mask_padding = region.padding;
   const mode = job.task === "edit" || job.task === "upscale" ? job.task : "transform";
   const controls = ((job.controls ?? []) as (RestoredControl & { image?: unknown })[]).map(
     ({ image: _, ...control }) => control,

@@ -87,6 +87,10 @@ class ControlledTransformer:
             return self._forward(*args, **kwargs)
         return self._forward(*args, **kwargs, **self.samples(active, kwargs))
 
+    def skip_step(self) -> None:
+        """Count a step that does without a call."""
+        self._step += 1
+
     def encode(self, control: ActiveControl, generator: torch.Generator) -> torch.Tensor:
         """Return the input of the ControlNet for its map."""
         raise NotImplementedError
@@ -216,6 +220,10 @@ class QwenTransformer(ControlledTransformer):
             active = self._active()
             self._last = self.samples(active, kwargs) if active else {}
         return self._forward(*args, **kwargs, **self._last)
+
+    def skip_step(self) -> None:
+        if self._context_name != "uncond":
+            super().skip_step()
 
     def encode(self, control: ActiveControl, generator: torch.Generator) -> torch.Tensor:
         pipeline, config = self._pipeline, self._pipeline.vae.config
