@@ -9,6 +9,7 @@ from typing import Any
 from anyio import CapacityLimiter
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from fastapi.sse import EventSourceResponse
 from fastapi_offline import FastAPIOffline
 from redis import Redis
 
@@ -65,6 +66,7 @@ from .telemetry.queue_collector import QueueCollector
 from .telemetry.tracing import install_tracing
 
 # A client waits for the response while a request to the store is repeated, or is not answered.
+EVENT_STREAMS = (EventSourceResponse, events.EventStreamResponse)
 STORE_RETRY_S, STORE_RESPONSE_S = 2.0, 3.0
 MAX_INFLIGHT_BYTES = 512 * 1024 * 1024
 
@@ -127,7 +129,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
 def add_head_routes(app: FastAPI, router: APIRouter) -> None:
     """Answer HEAD where there is GET (RFC 9110, section 9.1), except for streams. The server leaves out the body."""
     for route in list(router.routes):
-        if not isinstance(route, APIRoute) or route.response_class is events.EventStreamResponse:
+        if not isinstance(route, APIRoute) or route.response_class in EVENT_STREAMS:
             continue
         if "GET" in (route.methods or ()):
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
