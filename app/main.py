@@ -65,8 +65,8 @@ from .telemetry.metrics import HttpMetrics, install_metrics
 from .telemetry.queue_collector import QueueCollector
 from .telemetry.tracing import install_tracing
 
-# A client waits for the response while a request to the store is repeated, or is not answered.
 EVENT_STREAMS = (EventSourceResponse, events.EventStreamResponse)
+# A client waits for the response while a request to the store is repeated, or is not answered.
 STORE_RETRY_S, STORE_RESPONSE_S = 2.0, 3.0
 MAX_INFLIGHT_BYTES = 512 * 1024 * 1024
 

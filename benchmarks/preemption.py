@@ -36,7 +36,7 @@ POLL_S = 0.05
 ROUNDS = 2  # in which both sides are measured
 TIMEOUT_S = 60
 # Deadlines, as multiples of the time of a job alone.
-URGENT, PATIENT = 4.0, 40.0
+URGENT, PATIENT = 3.0, 20.0
 GOAL_RATIO, GOAL_POINTS = 1.3, 30
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16, help="slots of the worker")
     parser.add_argument("--high", type=int, default=40, help="jobs of high priority")
     parser.add_argument("--jobs", type=int, default=60, help="jobs with deadlines")
-    parser.add_argument("--load", type=float, default=1.0, help="arrivals as a part of the measured throughput")
+    parser.add_argument("--load", type=float, default=1.2, help="arrivals as a part of the measured throughput")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write all times to this file")
     options = parser.parse_args()
