@@ -87,7 +87,7 @@ async def _measure(server: ApiServer, ids: Sequence[str], count: int, seconds: f
     latencies: list[float] = []
     changes = asyncio.create_task(asyncio.to_thread(_change, server, ids, seconds))
     await asyncio.sleep(1.0)
-    followers.events, cpu_s, started = 0, _cpu_s(server.pid), time.monotonic()
+    followers.events, cpu_s, started = 0, _cpu_s(server.api_pid), time.monotonic()
     async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60) as http:
         at = 0
         while not changes.done():
@@ -98,7 +98,7 @@ async def _measure(server: ApiServer, ids: Sequence[str], count: int, seconds: f
             await asyncio.sleep(GET_S)
     await changes
     passed = time.monotonic() - started
-    events, cpu = followers.events / passed, (_cpu_s(server.pid) - cpu_s) / passed
+    events, cpu = followers.events / passed, (_cpu_s(server.api_pid) - cpu_s) / passed
     await followers.close()
     p50, p95, most = (1000 * value for value in np.percentile(latencies, (50, 95, 100)))
     return (

@@ -29,6 +29,7 @@ SHORT_FORMS = {
     "image_prompts": ("image_prompt", "FILE[:SCALE]", "An image prompt, e.g. `style.png:0.5`. Can be repeated."),
     "loras": ("lora", "NAME[:SCALE]", "A LoRA, e.g. `ink:0.8`. Can be repeated."),
 }
+LINK = re.compile(r" \(https?://[^)]*\)")
 MARGINS = re.compile(r"\d+(,\d+){3}")
 PANELS = {
     "Prompt": ("prompt", "negative_prompt", "prompt_weighting", "clip_skip", "instruction"),
@@ -136,7 +137,8 @@ def _options(name: str, field: FieldInfo) -> Iterator[tuple[str, Any]]:
                 typer.Option(_flag(short), metavar=form, help=escape(text), show_default=False, rich_help_panel=panel),
             ],
         )
-    words = [field.description or ""]
+    # Links are wider than the column of the help.
+    words = [LINK.sub("", field.description or "")]
     if bytes in members:
         words.append(IMAGE_HELP)
     elif name == "outpaint":
