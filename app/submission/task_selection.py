@@ -80,6 +80,9 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     if request.upscale and request.upscale not in card.upscales:
         supported = ", ".join(map(str, card.upscales))
         raise ParameterError("upscale", f"With the model {card.name}, input should be one of: {supported}")
+    if task in card.full_strength and request.strength not in (None, 1):
+        message = f"With the model {card.name}, {NAMES[task][1]} starts from pure noise: input should be 1 or absent"
+        raise ParameterError("strength", message, got=request.strength)
     for name, value in given_fields(request):
         _check_capability(name, value, request, task, card)
     _check_controls(request, card)

@@ -27,6 +27,7 @@ Scheduler = Literal[
     "flow_euler",
     "flow_euler_beta",
     "flow_heun",
+    "model",
 ]
 
 

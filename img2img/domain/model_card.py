@@ -28,6 +28,13 @@ class SafetyChecker(StrEnum):
     ON = "on"
 
 
+class Batching(StrEnum):
+    """Whether a forward pass of a model has images of several jobs."""
+
+    MERGED = "merged"
+    ALONE = "alone"
+
+
 @dataclass(frozen=True)
 class WorkerThroughput:
     """Throughput and backlog of a worker, in units of a job's cost."""
@@ -121,6 +128,16 @@ class ModelCard(BaseModel):
         dict[str, tuple[Scheduler, ...]],
         Field(description="Optional parameters that only some schedulers use, with these schedulers."),
     ] = {}
+    full_strength: Annotated[
+        tuple[Task, ...], Field(description="Tasks that always start from pure noise: `strength` can only be 1.")
+    ] = ()
+    batching: Annotated[
+        Batching,
+        Field(
+            description="`merged`: a forward pass has images of several jobs; `alone`: the images of a pass would "
+            "change each other, so each has its own passes."
+        ),
+    ] = Batching.MERGED
     safety_checker: Annotated[
         SafetyChecker,
         Field(

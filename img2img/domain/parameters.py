@@ -46,11 +46,15 @@ class Scheduler(StrEnum):
     FLOW_EULER = "flow_euler"
     FLOW_EULER_BETA = "flow_euler_beta"
     FLOW_HEUN = "flow_heun"
+    # The scheduler that the files of the model name, with its settings; for models that work with no other.
+    MODEL = "model"
 
 
 # A model is trained for diffusion or for flow matching and works only with schedulers of the same kind.
 FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FLOW_HEUN)
-DIFFUSION_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler not in FLOW_SCHEDULERS)
+DIFFUSION_SCHEDULERS = tuple(
+    scheduler for scheduler in Scheduler if scheduler not in (*FLOW_SCHEDULERS, Scheduler.MODEL)
+)
 # Schedulers that draw new noise at every step. Tiles of one image would each draw different noise.
 NOISY_SCHEDULERS = (Scheduler.DDPM, Scheduler.EULER_A, Scheduler.DPMPP_2M_SDE, Scheduler.LCM, Scheduler.TCD)
 

@@ -49,11 +49,16 @@ def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
     The shift and scale that pipelines apply to latents are left out: they undo them before decoding.
     """
     assert image is not None
+    if model.vae is None:
+        return image.clone()
     pixels = (2 * image - 1).to(model.device, model.dtype)
     if model.is_video_vae:
         pixels = pixels.unsqueeze(2)  # one frame
     encoded = model.vae.encode(pixels)
-    decoded: torch.Tensor = model.vae.decode(encoded.latent_dist.mode(), return_dict=False)[0]
+    # Vector-quantised autoencoders return latents, and quantise what they decode unless told otherwise.
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
+    exact = {"force_not_quantize": True} if hasattr(model.vae, "quantize") else {}
+    decoded: torch.Tensor = model.vae.decode(latents, return_dict=False, **exact)[0]
     if model.is_video_vae:
         decoded = decoded[:, :, 0]
     return (decoded / 2 + 0.5).clamp(0, 1)
@@ -78,6 +83,15 @@ def denoise(
     adapters: JobAdapters = NO_ADAPTERS,
 ) -> torch.Tensor:
     """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`."""
+    if model.turns is None:
+        return _denoise(model, spec, inputs, seed, engine_task, adapters)
+    with model.turns.take():
+        return _denoise(model, spec, inputs, seed, engine_task, adapters)
+
+
+def _denoise(
+    model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int, engine_task: EngineTask, adapters: JobAdapters
+) -> torch.Tensor:
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
     pipeline = model.pipeline(task, spec.scheduler, controls=bool(spec.control_maps))
@@ -181,21 +195,22 @@ def _call(
         return {}
 
     takes = call_parameters(pipeline)
-    # Older pipelines take `callback`.
-    has_step_end = "callback_on_step_end" in takes
+    callbacks: dict[str, Any] = {"callback_on_step_end": count_step}
+    if "callback_on_step_end" not in takes:
+        # Older pipelines take `callback`, and some take none.
+        callbacks = {"callback": step_callback(spec, engine_task)} if "callback" in takes else {}
     arguments = {
         "num_inference_steps": spec.num_inference_steps,
         "generator": generator,
         "output_type": "pt",
-        **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
+        **callbacks,
         **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, takes)),
         **optional_arguments(spec, takes),
         **adapters.arguments,
         **more,
     }
-    images: torch.Tensor = pipeline(
-        **{name: value for name, value in arguments.items() if value is not None or name not in more}
-    ).images
+    output = pipeline(**{name: value for name, value in arguments.items() if value is not None or name not in more})
+    images: torch.Tensor = output.images
     return images
 
 

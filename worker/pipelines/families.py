@@ -76,6 +76,12 @@ class Family:
     load_components: Callable[[str], Mapping[str, Any]] = lambda _folder: {}
     # Converts the arguments of a Stable Diffusion pipeline to those of this family.
     adapt: Callable[[DenoisingSpec, Arguments], Arguments] = lambda _spec, arguments: arguments
+    # Whether it was made by `generic_family`: nothing is known about the components.
+    is_generic: bool = False
+    # Whether only one job at a time can run, because pipelines change the modules that jobs share.
+    runs_alone: bool = False
+    # Tasks whose pipelines always start from pure noise.
+    full_strength: tuple[Task, ...] = ()
 
     def gate_denoiser(self, forward: Forward) -> Forward:
         """Return the gated forward of a denoiser of this family."""

@@ -12,11 +12,12 @@ import transformers
 from diffusers import DiffusionPipeline
 
 from img2img.domain.conditioning import ControlName
-from img2img.domain.model_card import ModelCard, size_buckets
+from img2img.domain.model_card import Batching, ModelCard, size_buckets
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
+from ..engine.gate import Gate
 from ..errors import StartupError
 from ..images.control_maps import PREPROCESSORS
 from .conditioning.adapters import Adapters
@@ -26,8 +27,19 @@ from .conditioning.controlnets import ControlNets
 from .conditioning.embeddings import Embeddings
 from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
-from .families import FAMILIES, Family, family_of
+from .families import Family, family_of
 from .gates import install_gates
+from .generic_family import generic_family
+from .generic_jobs import (
+    Turns,
+    autoencoder,
+    copy_for_job,
+    denoisers,
+    install_module_gates,
+    is_video,
+    latent_scale,
+    patch_size_of,
+)
 from .image_processors import check_processors
 from .loading.checkpoint import Checkpoint
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
@@ -61,6 +73,8 @@ for library in (diffusers, transformers):
 
 # Factors of tiled image-to-image upscaling.
 TILED_UPSCALES = (2, 4)
+# Latents along a side of the square images that most models are trained on, for those that do not declare it.
+_SAMPLE_SIZE = 128
 # Share of the schedule after which a refiner takes over by default: that of the published models.
 DENOISING_END = 0.8
 
@@ -85,8 +99,14 @@ class Model:
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
-        limit_vae_memory(pipeline.vae, config, pipeline.vae_scale_factor)
-        install_gates(pipeline, family.gate_denoiser)
+        self.vae = autoencoder(pipeline)
+        # Pixels along a side of a latent.
+        self.latent_scale = latent_scale(pipeline)
+        limit_vae_memory(self.vae, config, self.latent_scale)
+        if family.is_generic:
+            install_module_gates(pipeline)
+        else:
+            install_gates(pipeline, family.gate_denoiser)
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
@@ -95,6 +115,9 @@ class Model:
         self._refiners = refiner_pipelines(refiner, family) if refiner is not None else {}
         upscalers = load_upscalers(config, family, pipeline, placement)
         for other in (*self._pipelines.values(), *upscalers.values(), *self._refiners.values()):
+            if family.is_generic:
+                install_module_gates(other)
+                continue
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
         self.upscalers = {
@@ -105,17 +128,16 @@ class Model:
         self.annotators = load_annotators(config, placement)
         card = _base_card(config, family, pipeline).model_copy(
             update=_component_fields(
-                self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
+                family, self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
         card = card.model_copy(update={"embeddings": self.embeddings.names})
         self.card = self.adapters.add_to_card(card, self._pipelines)
         # Set by `set_safety_checker`. None: images are not checked.
         self.safety_checker: ImageChecker | None = None
-        self.vae = pipeline.vae
-        self.is_video_vae = family.video_vae
-        # Pixels along a side of a latent.
-        self.latent_scale: int = pipeline.vae_scale_factor
+        self.is_video_vae = family.video_vae or is_video(self.vae)
+        # Of jobs that cannot run at the same time.
+        self.turns = Turns() if family.runs_alone else None
         self.device: torch.device = placement.device
         self._placement = placement
         self.is_offloaded = config.offload != "none"
@@ -129,7 +151,10 @@ class Model:
         Args:
             controls: whether the job has controls.
         """
-        pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
+        if self.family.is_generic:
+            pipeline = copy_for_job(self._pipelines[task])
+        else:
+            pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
         return pipeline
 
@@ -167,6 +192,13 @@ class Model:
         for part in {part for module in self.modules() for part in module.modules()}:
             part.__dict__.clear()
 
+    def card_in_use(self, card: ModelCard) -> ModelCard:
+        """Return a card of this model with what its first merged calls have shown about `batching`."""
+        forwards = [getattr(module, "forward", None) for module in self.modules()]
+        if all(gate.merges for gate in forwards if isinstance(gate, Gate) and gate.name == "denoise"):
+            return card
+        return card.model_copy(update={"batching": Batching.ALONE})
+
     def refiner(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
         """Return a pipeline object of the refiner for one job."""
         pipeline = copy.copy(self._refiners[task])
@@ -203,7 +235,8 @@ class Model:
     @torch.inference_mode()
     def fit_preview(self) -> None:
         """Fit the preview of latents to the VAE."""
-        if not self.is_video_vae:
+        # Of a generic family, what the latents in a callback are is not known.
+        if not self.is_video_vae and not self.family.is_generic:
             self.preview = LatentPreview.fit(self.vae, self.device, self.dtype)
 
 
@@ -256,7 +289,7 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
     label = f"cannot load model {config.name!r}"
     with reporting_failures(label):
         location = find_checkpoint(config) or PipelineLocation(config.source, config.revision, config.variant)
-        family = _find_family(location.index["_class_name"])
+        family = family_of(location.index["_class_name"]) or generic_family(location.index)
         check_processors(location.index)
         if config.dtype is not None and (reason := why_no_dtype(config.dtype, device)):
             raise StartupError(f"`dtype`: {reason}; choose float16 or float32")
@@ -297,19 +330,12 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
         return model
 
 
-def _find_family(class_name: str) -> Family:
-    family = family_of(class_name)
-    if family is None:
-        supported = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
-        raise StartupError(f"{class_name} is not supported; supported families: {supported}")
-    return family
-
-
 def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
     """Return the card of a model without its optional components."""
-    scale = pipeline.vae_scale_factor
+    scale = latent_scale(pipeline)
+    patch_size = patch_size_of(pipeline) if family.is_generic else family.patch_size
     # Pipelines require multiples of 8, even if the scale factor of the VAE is smaller.
-    multiple = max(8, scale * family.patch_size)
+    multiple = max(8, scale * patch_size)
     native = _latent_size(pipeline) * scale
     guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
     default_scheduler = config.scheduler or _default_scheduler(family, pipeline)
@@ -337,7 +363,9 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         refiner=config.refiner is not None,
         default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
         image_guidance=family.image_guidance,
-        dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
+        full_strength=family.full_strength,
+        batching=Batching.ALONE if family.runs_alone else Batching.MERGED,
+        dtype=str(next(denoisers(pipeline)).dtype).removeprefix("torch."),
         revision=config.revision,
     )
 
@@ -357,6 +385,7 @@ def _check_defaults(config: ModelConfig, family: Family, scheduler: Scheduler, *
 
 
 def _component_fields(
+    family: Family,
     pipelines: Mapping[Task, DiffusionPipeline],
     pipeline: DiffusionPipeline,
     upscalers: Mapping[int, Upscaler],
@@ -364,7 +393,8 @@ def _component_fields(
     annotators: tuple[ControlName, ...],
 ) -> dict[str, object]:
     """Return the fields of the card that depend on the components of a model."""
-    tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()
+    has_tiles = Task.IMG2IMG in pipelines and "unet" in pipeline.components and not family.is_generic
+    tiled = TILED_UPSCALES if has_tiles else ()
     upscales = sorted({*upscalers, *tiled})
     more = [task for task, supported in ((Task.CONTROL, controlnets.types), (Task.UPSCALE, upscales)) if supported]
     # Tiles are upscaled by the image-to-image pipeline.
@@ -384,8 +414,8 @@ def _component_fields(
 def _latent_size(pipeline: DiffusionPipeline) -> int:
     """Return the side, in latents, of the square images that the model was trained on."""
     if "unet" in pipeline.components:
-        return int(pipeline.unet.config.sample_size)
-    return int(getattr(pipeline, "default_sample_size", 128))
+        return int(pipeline.unet.config.get("sample_size") or _SAMPLE_SIZE)
+    return int(getattr(pipeline, "default_sample_size", _SAMPLE_SIZE))
 
 
 def _default_scheduler(family: Family, pipeline: DiffusionPipeline) -> Scheduler:

@@ -45,7 +45,11 @@ def supported_parameters(pipelines: Mapping[Task, DiffusionPipeline]) -> dict[st
 
 def scheduler_parameters(schedulers: Iterable[Scheduler]) -> dict[str, tuple[Scheduler, ...]]:
     """Return each optional parameter that schedulers use in `step`, with the schedulers that do."""
-    steps = {scheduler: inspect.signature(scheduler_class(scheduler).step).parameters for scheduler in schedulers}
+    steps = {
+        scheduler: inspect.signature(scheduler_class(scheduler).step).parameters
+        for scheduler in schedulers
+        if scheduler is not Scheduler.MODEL
+    }
     return {
         name: tuple(scheduler for scheduler, step in steps.items() if name in step)
         for name, requires in PARAMETERS.items()

@@ -31,7 +31,7 @@ def flux_kontext(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
 
 def flux2(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """FLUX.2: like FLUX.1, with a list of PIL images as context."""
-    return {**flux(spec, _without_img2img(arguments)), "image": [_to_pil(arguments["image"])]}
+    return {**flux(spec, _without_img2img(arguments)), "image": [to_pil(arguments["image"])]}
 
 
 def qwen(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
@@ -44,7 +44,7 @@ def qwen(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
 
 def qwen_edit(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """Qwen-Image-Edit: like Qwen-Image, with a PIL image."""
-    return {**qwen(spec, _without_img2img(arguments)), "image": _to_pil(arguments["image"])}
+    return {**qwen(spec, _without_img2img(arguments)), "image": to_pil(arguments["image"])}
 
 
 def z_image(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
@@ -63,7 +63,7 @@ def _without_img2img(arguments: Arguments) -> Arguments:
     return _without(arguments, "strength", "image_guidance_scale")
 
 
-def _to_pil(image: torch.Tensor) -> Image.Image:
+def to_pil(image: torch.Tensor) -> Image.Image:
     """Convert an image of shape (1, 3, height, width) with values in [0, 1]."""
     converted: Image.Image
     [converted] = VaeImageProcessor.numpy_to_pil(image.permute(0, 2, 3, 1).numpy())

@@ -1,5 +1,6 @@
 """The diffusers class and settings of every scheduler that a request can name."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,8 @@ def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
     Args:
         base: scheduler of the model, whose config is the base of the new one.
     """
+    if name is Scheduler.MODEL:
+        return copy.deepcopy(base)
     _, settings = _TABLE[name]
     if name not in FLOW_SCHEDULERS:
         # The class default clips samples to [-1, 1]. That is for models of pixels; latents exceed that range.
