@@ -108,9 +108,10 @@ class ModelConfig(BaseModel):
         BeforeValidator(_for_all, json_schema_input_type=Quantization | dict[str, Quantization]),
         Field(
             description="`int8`, `fp8`, `int4` or `nf4`: weights of the denoiser and the text encoders in 8 or 4 bits; "
-            "or a table: component, or `*` for the others -> one of them"
+            "or a table: component, or `*` for the others -> one of them",
         ),
-    ] = {}
+        # Generators of clients cannot declare `{}` as the default of a union; a factory is no part of the schema.
+    ] = Field(default_factory=dict)
     offload: Annotated[
         Offload,
         Field(

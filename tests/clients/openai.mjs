@@ -9,7 +9,7 @@ const image = await toFile(createReadStream(input), "input.png", { type: "image/
 const answer = await api.images.edit({ image, prompt: "a pencil sketch", n: 2, strength: 0.6 });
 if (answer.data.length !== 2) throw new Error(`${answer.data.length} images instead of 2`);
 await writeFile(output, Buffer.from(answer.data[0].b64_json, "base64"));
-const rejected = await api.images.edit({ image, prompt: "x", quality: "high" }).catch((error) => error);
-if (rejected.status !== 422 || rejected.param !== "quality") throw rejected;
+const rejected = await api.images.edit({ image, prompt: "x", strength: 2 }).catch((error) => error);
+if (rejected.status !== 422 || rejected.param !== "strength") throw rejected;
 const again = await api.images.edit({ image, prompt: "a pencil sketch", strength: 0.6, response_format: "url" });
 console.log(new URL(again.data[0].url).pathname.split("/")[2]);
