@@ -34,7 +34,7 @@ def choose_task(request: Img2ImgRequest) -> Task:
     if "instruction" in given and "upscale" in given:
         raise ParameterError("upscale", "It cannot be combined with `instruction`; upscale the result in a second job")
     task = _task_of(given)
-    if task is not Task.CONTROL and request.image is None:
+    if task is not Task.CONTROL and request.image is None and "images" not in given:
         raise ParameterError("image", "Field required")
     for name in given:
         _check_task(name, REQUIREMENTS[name], task, given)
@@ -89,6 +89,10 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     if len(request.image_prompts) > card.max_image_prompts:
         most = f"at most {card.max_image_prompts}"
         raise ParameterError("image_prompts", f"The model {card.name} takes {most}; leave the others out")
+    count = len(request.images) + (request.image is not None)
+    if request.images and count > card.max_images:
+        most = "one image" if card.max_images == 1 else f"at most {card.max_images} images, and not {count}"
+        raise ParameterError("images", f"The model {card.name} takes {most}; leave the others out")
     _check_loras(request, card)
     _check_embeddings(request, card)
 

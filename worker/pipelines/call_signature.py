@@ -74,7 +74,7 @@ class CallSignature:
 
     @property
     def takes_list(self) -> bool:
-        """Whether the image is the only element of a list."""
+        """Whether the images are the elements of a list."""
         return self.image.endswith("s") or str(self.parameters[self.image].annotation).startswith(("list[", "List["))
 
     @property
@@ -98,8 +98,10 @@ class CallSignature:
         Args:
             given: those of a Stable Diffusion pipeline.
         """
-        image: Any = to_pil(given["image"])
-        arguments: Arguments = {"prompt": given["prompt"], self.image: [image] if self.takes_list else image}
+        images = [to_pil(given["image"]), *given.get("references", ())]
+        arguments: Arguments = {"prompt": given["prompt"], self.image: images if self.takes_list else images[0]}
+        if self.image == "input_images":
+            arguments["prompt"] = _naming_images(given["prompt"], len(images))
         if spec.task is Task.INPAINT and self.mask is not None:
             arguments[self.mask] = to_pil(given["mask_image"])
         if self.has_strength and "strength" in given:
@@ -160,6 +162,12 @@ def _why_not(parameters: Mapping[str, inspect.Parameter]) -> str | None:
     if "layers" in parameters:
         return "it returns the layers of an image, and a job returns whole images"
     return None
+
+
+def _naming_images(prompt: str, count: int) -> str:
+    """Return a prompt of OmniGen that names each image. Those that it does not name come first."""
+    names = [f"<img><|image_{i + 1}|></img>" for i in range(count)]
+    return " ".join((*(name for name in names if name not in prompt), prompt))
 
 
 def _number(value: Any) -> float:

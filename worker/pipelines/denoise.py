@@ -239,7 +239,8 @@ def _conditions(spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> d
     size = {"width": spec.width, "height": spec.height}
     if isinstance(spec, EditSpec):
         guidance = {"image_guidance_scale": spec.image_guidance_scale}
-        return {"image": inputs.image, **guidance, **(size if "width" in takes else {})}
+        references = {"references": inputs.references} if inputs.references else {}
+        return {"image": inputs.image, **references, **guidance, **(size if "width" in takes else {})}
     conditions: dict[str, Any] = {}
     if not isinstance(spec, ControlSpec):
         conditions |= {"image": inputs.image, "strength": _strength_that_steps(spec)}

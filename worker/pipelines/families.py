@@ -8,6 +8,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
+from img2img.domain.conditioning import MAX_REFERENCE_IMAGES
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, Scheduler, Task
 from img2img.domain.spec import DenoisingSpec
 
@@ -62,6 +63,8 @@ class Family:
     clip_prompts: bool = False
     # Whether edits take `image_guidance_scale` (InstructPix2Pix).
     image_guidance: bool = True
+    # Largest number of images of an edit.
+    max_images: int = 1
     # Whether a loaded model supports guidance.
     has_guidance: Callable[[DiffusionPipeline], bool] = lambda _pipeline: True
     # Rows of a denoiser call with guidance; 1 if the guidance scale is an input of the denoiser.
@@ -222,6 +225,7 @@ FAMILIES = (
         class_names=("FluxKontextPipeline",),
         pipelines={Task.EDIT: diffusers.FluxKontextPipeline, Task.INPAINT: diffusers.FluxKontextInpaintPipeline},
         sizes=tuple(PREFERRED_KONTEXT_RESOLUTIONS),
+        max_images=4,
         adapt=pipeline_arguments.flux_kontext,
         **_FLUX,  # type: ignore[arg-type]
     ),
@@ -236,6 +240,7 @@ FAMILIES = (
         name="flux-2",
         class_names=("Flux2Pipeline",),
         pipelines={Task.EDIT: diffusers.Flux2Pipeline},
+        max_images=10,
         adapt=pipeline_arguments.flux2,
         **{**_FLUX, "steps": 50, "guidance_scale": 4.0},  # type: ignore[arg-type]
     ),
@@ -243,6 +248,7 @@ FAMILIES = (
         name="flux-2-klein",
         class_names=("Flux2KleinPipeline",),
         pipelines={Task.EDIT: diffusers.Flux2KleinPipeline},
+        max_images=10,
         schedulers=SIGMAS_SCHEDULERS,
         cuda_dtype="bfloat16",
         patch_size=2,
@@ -280,7 +286,8 @@ FAMILIES = (
     Family(
         class_names=("QwenImageEditPlusPipeline",),
         pipelines={Task.EDIT: diffusers.QwenImageEditPlusPipeline},
-        **{**_QWEN_EDIT, "steps": 40},  # type: ignore[arg-type]
+        max_images=MAX_REFERENCE_IMAGES,
+        **{**_QWEN_EDIT, "steps": 40, "adapt": pipeline_arguments.qwen_edit_plus},  # type: ignore[arg-type]
     ),
     Family(
         name="z-image",

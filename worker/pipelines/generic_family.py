@@ -9,6 +9,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.pipelines import auto_pipeline
 
+from img2img.domain.conditioning import MAX_REFERENCE_IMAGES
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler, Task
 from img2img.domain.spec import DenoisingSpec
 
@@ -80,6 +81,7 @@ def _family(class_name: str, calls: Mapping[Task, CallSignature], index: Mapping
         negative_prompt=all(call.negative_prompt for call in calls.values()),
         image_guidance=any("image_guidance_scale" in call.parameters for call in calls.values()),
         has_guidance=lambda pipeline: first.scale is not None and _guides(pipeline, first),
+        max_images=MAX_REFERENCE_IMAGES if first.takes_list else 1,
         guidance_rows=2 if first.negative_prompt else 1,
         unbatched=("img_ids", "txt_ids"),
         adapt=adapt,

@@ -363,6 +363,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         refiner=config.refiner is not None,
         default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
         image_guidance=family.image_guidance,
+        max_images=family.max_images,
         full_strength=family.full_strength,
         batching=Batching.ALONE if family.runs_alone else Batching.MERGED,
         dtype=str(next(denoisers(pipeline)).dtype).removeprefix("torch."),
