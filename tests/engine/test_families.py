@@ -161,7 +161,11 @@ CASES = {
         negative="blurry",
     ),
     "flux-2": Case(tiny_flux2, {Task.EDIT: diffusers.Flux2Pipeline}, klein_arguments),
-    "flux-2-klein": Case(tiny_klein, {Task.EDIT: diffusers.Flux2KleinPipeline}, klein_arguments),
+    "flux-2-klein": Case(
+        tiny_klein,
+        {Task.EDIT: diffusers.Flux2KleinPipeline, Task.INPAINT: diffusers.Flux2KleinInpaintPipeline},
+        lambda spec: {**klein_arguments(spec), **({"strength": spec.strength} if spec.task is Task.INPAINT else {})},
+    ),
     "qwen-image": Case(
         tiny_qwen_image,
         {Task.IMG2IMG: diffusers.QwenImageImg2ImgPipeline, Task.INPAINT: diffusers.QwenImageInpaintPipeline},

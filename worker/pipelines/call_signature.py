@@ -104,6 +104,9 @@ class CallSignature:
             arguments["prompt"] = _naming_images(given["prompt"], len(images))
         if spec.task is Task.INPAINT and self.mask is not None:
             arguments[self.mask] = to_pil(given["mask_image"])
+        # The size of a request is one that the model can make.
+        if "use_resolution_binning" in self.parameters:
+            arguments["use_resolution_binning"] = False
         if self.has_strength and "strength" in given:
             arguments["strength"] = given["strength"]
         for name, value in (("width", spec.width), ("height", spec.height)):

@@ -22,7 +22,7 @@ from img2img.domain.spec import (
 from img2img.errors import JobError
 
 from ..engine.task import EngineTask, TaskFunction
-from ..images.inputs import Inputs
+from ..images.inputs import Inputs, to_tensor
 from .conditioning.adapters import JobAdapters
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
@@ -202,7 +202,8 @@ def _call(
     arguments = {
         "num_inference_steps": spec.num_inference_steps,
         "generator": generator,
-        "output_type": "pt",
+        # Pipelines that are not known may return other values than those in [0, 1] as tensors.
+        "output_type": "pil" if model.family.is_generic else "pt",
         **callbacks,
         **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, takes)),
         **optional_arguments(spec, takes),
@@ -210,8 +211,9 @@ def _call(
         **more,
     }
     output = pipeline(**{name: value for name, value in arguments.items() if value is not None or name not in more})
-    images: torch.Tensor = output.images
-    return images
+    # Not by name, which differs.
+    images: Any = output[0]
+    return to_tensor(images[0].convert("RGB")) if model.family.is_generic else images
 
 
 def _arguments(

@@ -247,7 +247,7 @@ FAMILIES = (
     Family(
         name="flux-2-klein",
         class_names=("Flux2KleinPipeline",),
-        pipelines={Task.EDIT: diffusers.Flux2KleinPipeline},
+        pipelines={Task.EDIT: diffusers.Flux2KleinPipeline, Task.INPAINT: diffusers.Flux2KleinInpaintPipeline},
         max_images=10,
         schedulers=SIGMAS_SCHEDULERS,
         cuda_dtype="bfloat16",
@@ -280,7 +280,10 @@ FAMILIES = (
     ),
     Family(
         class_names=("QwenImageEditPipeline",),
-        pipelines={Task.EDIT: diffusers.QwenImageEditPipeline},
+        pipelines={
+            Task.EDIT: diffusers.QwenImageEditPipeline,
+            Task.INPAINT: diffusers.QwenImageEditInpaintPipeline,
+        },
         **_QWEN_EDIT,  # type: ignore[arg-type]
     ),
     Family(

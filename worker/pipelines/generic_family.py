@@ -16,6 +16,7 @@ from img2img.domain.spec import DenoisingSpec
 from ..errors import StartupError
 from .call_signature import CallSignature, read_call
 from .families import SIGMAS_SCHEDULERS, Family
+from .image_processors import image_only_processor
 from .pipeline_arguments import Arguments
 
 # Ends of the names of classes that share the components of another one.
@@ -84,6 +85,7 @@ def _family(class_name: str, calls: Mapping[Task, CallSignature], index: Mapping
         max_images=MAX_REFERENCE_IMAGES if first.takes_list else 1,
         guidance_rows=2 if first.negative_prompt else 1,
         unbatched=("img_ids", "txt_ids"),
+        load_components=image_only_processor,
         adapt=adapt,
         is_generic=True,
         runs_alone=any(_changes_modules(call.kind) for call in calls.values()),

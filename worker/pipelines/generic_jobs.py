@@ -14,6 +14,8 @@ from ..engine.gate import Gate
 
 # Components that are autoencoders: pipelines call their `encode` and `decode`.
 AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")
+# Words in the names of components that read an image once.
+_IMAGE_ENCODERS = ("image_encoder", "vision", "siglip", "clip", "depth", "qformer")
 # Keyword arguments of denoisers without a row dimension.
 _UNBATCHED = ("img_ids", "txt_ids")
 
@@ -46,7 +48,7 @@ def install_module_gates(pipeline: DiffusionPipeline) -> None:
 def _stage(component: str) -> str:
     if "text" in component:
         return "encode_prompt"
-    return "encode_image" if "image_encoder" in component or "vision" in component else "denoise"
+    return "encode_image" if any(word in component for word in _IMAGE_ENCODERS) else "denoise"
 
 
 def autoencoder(pipeline: DiffusionPipeline) -> Any:
@@ -79,7 +81,7 @@ def patch_size_of(pipeline: DiffusionPipeline) -> int:
     """Return the latents along a side that the denoiser makes one of: a token, or the smallest level of a UNet."""
     denoiser = next(denoisers(pipeline))
     levels = denoiser.config.get("block_out_channels")
-    if levels:
+    if isinstance(levels, list | tuple):
         return int(2 ** (len(levels) - 1))
     size = denoiser.config.get("patch_size")
     # Pipelines of transformers that read single latents pack two by two of them before.

@@ -108,7 +108,7 @@ class Model:
         else:
             install_gates(pipeline, family.gate_denoiser)
         kinds = pipeline_classes(family, pipeline)
-        self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
+        self._pipelines = {task: _pipeline_of(kind, pipeline, family) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
         if refiner is not None:
             placement.put_components(refiner)
@@ -321,13 +321,22 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
                 quantizer=quantizer,
                 **loaded,
             )
-        check_scheduler(pipeline.scheduler)
+        if Scheduler.MODEL not in family.schedulers:
+            check_scheduler(pipeline.scheduler)
         if config.prediction_type is not None:
             pipeline.scheduler = with_prediction_type(pipeline.scheduler, config.prediction_type)
         model = Model(config, family, pipeline, placement)
         place = None if isinstance(location, Checkpoint) else location
         model.set_safety_checker(load_safety_checker(config, place, placement, dtype))
         return model
+
+
+def _pipeline_of(kind: type[DiffusionPipeline], base: DiffusionPipeline, family: Family) -> DiffusionPipeline:
+    if family.is_generic and type(base) is kind:
+        # Building a pipeline a second time may change the settings of its scheduler.
+        base.set_progress_bar_config(disable=True)
+        return base
+    return build_pipeline(kind, base)
 
 
 def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:

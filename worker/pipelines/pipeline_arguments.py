@@ -36,7 +36,9 @@ def flux_kontext(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
 
 
 def flux2(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
-    """FLUX.2: like FLUX.1, with a list of PIL images as context."""
+    """FLUX.2: like FLUX.1, with a list of PIL images as context of an edit."""
+    if spec.task is Task.INPAINT:
+        return flux(spec, arguments)
     return {**flux(spec, _without_img2img(arguments)), "image": _images(arguments)}
 
 
@@ -50,7 +52,8 @@ def qwen(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
 
 def qwen_edit(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """Qwen-Image-Edit: like Qwen-Image, with a PIL image."""
-    return {**qwen(spec, _without_img2img(arguments)), "image": to_pil(arguments["image"])}
+    given = arguments if spec.task is Task.INPAINT else _without_img2img(arguments)
+    return {**qwen(spec, given), "image": to_pil(arguments["image"])}
 
 
 def qwen_edit_plus(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
