@@ -53,6 +53,9 @@ NEVER_FLAT = frozenset(
 ) | {ControlType.DEPTH, ControlType.NORMAL, ControlType.POSE}
 # Tiles overlap by at least this part of their side.
 TILE_OVERLAP = 8
+# FLUX.2 takes no reference images with a shorter side, or of another aspect ratio.
+MIN_REFERENCE_SIDE = 64
+MAX_REFERENCE_RATIO = 8
 # Pixels along a side of an image prompt. Its encoder sees a few hundred pixels.
 MAX_PROMPT_SIDE = 1024
 
@@ -156,7 +159,11 @@ class SpecBuilder:
     def _reference(self, name: str, image: bytes | ImageReference) -> ReferenceImage:
         """Return a reference image in its aspect ratio, with at most as many pixels as the model was trained on."""
         with self.reader.open(name, image) as opened:
+            if max(opened.size) > MAX_REFERENCE_RATIO * min(opened.size):
+                message = f"It is more than {MAX_REFERENCE_RATIO} times as long as wide; crop it"
+                raise ParameterError(name, message)
             scale = min(1.0, self.card.native_size / math.sqrt(opened.size[0] * opened.size[1]))
+            scale = max(scale, MIN_REFERENCE_SIDE / min(opened.size))
             width, height = (max(1, round(side * scale)) for side in opened.size)
             fitted = opened.fit(width, height, Resize.STRETCH)
         return ReferenceImage(image=self.reader.add_blob(fitted), width=width, height=height)

@@ -323,7 +323,7 @@ def test_card_lists_capabilities_of_the_family(served: Served) -> None:
 def test_several_reference_images_give_stock_pixels_alone_and_batched(served: Served) -> None:
     if served.model.card.max_images == 1:
         pytest.skip("takes one image")
-    sizes = [((64, 64),), ((64, 64),), ((64, 64), (48, 80)), ((48, 80),)]
+    sizes = [((64, 64),), ((64, 64),), ((64, 64), (64, 96)), ((64, 96),)]
     specs = [job(task=Task.EDIT, seed=i, scheduler=served.case.scheduler) for i in range(len(sizes))]
     specs = [
         spec.model_copy(

@@ -77,6 +77,7 @@ PHOTO_WITH_HOLE = b64(photo_with_hole())
 
 # Of the size at which the model works, and of another aspect ratio.
 REFERENCES = [b64(encoded(gradient(*size))) for size in ((64, 96), (400, 200))]
+LONG = b64(encoded(gradient(200, 20)))
 SQUARE = b64(encoded(gradient(128, 128)))
 IMAGES_OF_AN_EDIT = ([SQUARE], [SQUARE, SQUARE])
 
@@ -316,6 +317,7 @@ def assert_rejected(response: httpx.Response, field: str, message: str) -> None:
         ({"images": [IMAGE] * 4, "instruction": "x"}, "images", "takes at most 3 images, and not 4"),
         ({"images": [IMAGE] * 17, "instruction": "x"}, "images", "at most 16 items"),
         ({"images": [IMAGE, b64(b"GIF89a")], "instruction": "x"}, "images.1", "PNG, JPEG or WebP"),
+        ({"images": [IMAGE, LONG], "instruction": "x"}, "images.1", "more than 8 times as long as wide"),
         ({"model": "editor", "images": [IMAGE] * 2, "instruction": "x"}, "images", "takes one image"),
         ({"model": "distilled", "image": IMAGE, "strength": 0.5, "mask": MASK}, "strength", "starts from pure noise"),
         ({"model": "distilled", "image": IMAGE, "negative_prompt": "x"}, "negative_prompt", "no negative prompt"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from img2img.domain.conditioning import ControlName
 from img2img.domain.model_card import Batching, ModelCard, size_buckets
@@ -332,11 +332,14 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
 
 
 def _pipeline_of(kind: type[DiffusionPipeline], base: DiffusionPipeline, family: Family) -> DiffusionPipeline:
-    if family.is_generic and type(base) is kind:
-        # Building a pipeline a second time may change the settings of its scheduler.
+    if not family.is_generic:
+        return build_pipeline(kind, base)
+    if type(base) is kind:
         base.set_progress_bar_config(disable=True)
         return base
-    return build_pipeline(kind, base)
+    # A pipeline may change the settings of its scheduler when it is built.
+    parts = {name: part for name, part in base.components.items() if isinstance(part, SchedulerMixin)}
+    return build_pipeline(kind, base, **copy.deepcopy(parts))
 
 
 def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
@@ -430,6 +433,8 @@ def _latent_size(pipeline: DiffusionPipeline) -> int:
 
 def _default_scheduler(family: Family, pipeline: DiffusionPipeline) -> Scheduler:
     """Return the scheduler of the model, or a similar one if requests cannot name it."""
+    if Scheduler.MODEL in family.schedulers:
+        return Scheduler.MODEL
     name = name_of(pipeline.scheduler)
     if name in family.schedulers:
         return name
