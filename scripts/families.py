@@ -67,6 +67,14 @@ A model of such a class is refused at its start, with the reason.
 | class | reason |
 |---|---|
 """
+PACKAGES = """
+## Served with another package
+
+Of these diffusers has only a name here, because a package is not installed. They are served by their signature with it.
+
+| class | packages |
+|---|---|
+"""
 VIDEOS = """
 ## Videos
 
@@ -84,6 +92,16 @@ def classes() -> dict[str, type[DiffusionPipeline]]:
             parameters = inspect.signature(kind.__call__).parameters
             if any(argument in parameters for argument in IMAGE):
                 found[name] = kind
+    return found
+
+
+def substitutes() -> dict[str, str]:
+    """Return the packages that image-to-image classes without a signature need, by class."""
+    found = {}
+    for name in sorted(dir(diffusers)):
+        packages = getattr(getattr(diffusers, name), "_backends", ())
+        if re.search(r"(Img2Img|Inpaint|Edit)Pipeline$", name) and packages and not name.startswith("Onnx"):
+            found[name] = ", ".join(package for package in packages if package not in ("torch", "transformers"))
     return found
 
 
@@ -124,6 +142,7 @@ def text(rows: Mapping[str, Row]) -> str:
         NOT_MEASURED + _lines(unmeasured),
         PARTS + _lines(parts),
         REFUSED + _lines(refused),
+        PACKAGES + _lines([f"| `{name}` | {packages} |" for name, packages in substitutes().items()]),
         VIDEOS.format(names=", ".join(videos)),
     ]
     return "".join(parts_of_page)
