@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory
+.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ test-hosts: $(VENV)/dev ## run the service on several network namespaces and dis
 test-torch-index: $(VENV)/dev ## install the packages of the worker image with an index that has only torch (asks PyPI; a minute)
 	TEST_TORCH_INDEX=1 $(BIN)/python -m pytest tests/deploy/test_torch_index.py
 
+test-upgrade: $(VENV)/dev ## run an earlier release beside this version, in every order; RELEASE=v0.1.0 names it (a minute)
+	TEST_UPGRADE=1 $(BIN)/python -m pytest tests/deploy/test_upgrade.py
+
 test-checkpoints: $(VENV)/dev ## serve checkpoints of full size that have random weights (7 GB of disk, 16 GB of memory; minutes)
 	TEST_CHECKPOINTS=1 $(BIN)/python -m pytest -s tests/e2e/test_full_size_checkpoints.py
 
@@ -74,6 +77,7 @@ fuzz: $(VENV)/dev ## send 10,000 fuzzed inputs to the API server (minutes); FUZZ
 chaos: $(VENV)/dev ## run a thousand jobs under faults of processes, networks, clocks and disks (minutes; some need root and cc)
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.chaos --store bucket --jobs 300 --kills 16
+	$(BIN)/python -m tests.chaos --redis sentinel
 
 soak: $(VENV)/dev ## run at 80 % of capacity for half an hour: memory, threads and connections must stay flat
 	$(BIN)/python -m benchmarks.soak

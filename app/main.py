@@ -33,7 +33,10 @@ from .backends.moderation import MAX_OPEN, RequestModeration
 from .backends.readiness import ReadinessChecks
 from .backends.redis_client import RESPONSE_S, connect_redis
 from .backends.store_threads import StoreThreads
-from .compat import a1111, openai
+from .compat import a1111
+from .compat.hugging_face import routes as hugging_face
+from .compat.openai import routes as openai
+from .compat.replicate import routes as replicate
 from .dependencies import Services
 from .http.authentication import AuthenticationMiddleware
 from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
@@ -45,6 +48,7 @@ from .http.in_flight import OWNER_SHARE, ByteBudget, InFlightMiddleware
 from .http.open_requests import OpenRequests
 from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
+from .http.request_id import RequestIdMiddleware
 from .imaging.sandbox_limits import SandboxLimits
 from .imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from .openapi.docs_page import install_docs_page
@@ -53,7 +57,7 @@ from .playground.routes import playground_router
 from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
-from .routes import control_maps, events, health, images, img2img, jobs, model_changes, models, results
+from .routes import batches, control_maps, events, health, images, img2img, jobs, model_changes, models, results
 from .settings import ApiSettings
 from .telemetry.access_log import AccessLogMiddleware
 from .telemetry.metrics import HttpMetrics, install_metrics
@@ -73,10 +77,13 @@ ROUTERS = tuple(
         jobs,
         events,
         results,
+        batches,
         models,
         model_changes,
         health,
         openai,
+        hugging_face,
+        replicate,
         a1111,
     )
 )
@@ -144,6 +151,7 @@ def install_middleware(app: FastAPI, settings: ApiSettings, metrics: HttpMetrics
     install_cors(app, settings.allowed_origins)
     app.add_middleware(BodyTimeoutMiddleware, timeout_s=settings.body_timeout)
     app.add_middleware(AccessLogMiddleware, metrics=metrics)
+    app.add_middleware(RequestIdMiddleware)
 
 
 def byte_budget(settings: ApiSettings) -> ByteBudget:

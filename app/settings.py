@@ -20,7 +20,7 @@ HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
 ORIGIN = re.compile(r"https?://[^/\s,]+")
 # Default quota, and default number of queued jobs, of an API key.
 STORED_BYTES_PER_KEY = 10 * 1024**3
-MAX_QUEUED_PER_KEY = 1000
+MAX_QUEUED_PER_KEY = 10_000
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
 
@@ -133,6 +133,8 @@ class ApiSettings(SharedSettings):
     )
     playground: Annotated[bool, Field(description="Serve the web page at `/`.")] = True
     slots: Annotated[int | None, Field(ge=1, description="Jobs in flight in the worker that `serve` starts.")] = None
+    dtype: Annotated[str | None, Field(description="Number format of the models that `serve` loads.")] = None
+    compile: Annotated[str | None, Field(description="How models that `serve` loads are compiled.")] = None
     webhook_secret: Annotated[
         str,
         AfterValidator(check_secrets),
@@ -177,7 +179,7 @@ class ApiSettings(SharedSettings):
     ] = None
     max_queued_per_key: Annotated[
         int | None,
-        Field(ge=1, description="Queued jobs per API key; unset: 1000 where keys are required, else no limit."),
+        Field(ge=1, description="Queued jobs per API key; unset: 10,000 where keys are required, else no limit."),
     ] = None
     max_queued: Annotated[int | None, Field(ge=1, description="Queued jobs in total; unset: no limit.")] = None
     max_stored_bytes_per_key: Annotated[

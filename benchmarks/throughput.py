@@ -3,6 +3,7 @@
     python -m benchmarks.throughput                     # the demo model
     python -m benchmarks.throughput --model random      # its architecture with random weights
     python -m benchmarks.throughput --model FOLDER      # any diffusers folder
+    python -m benchmarks.throughput --dtype bfloat16 --batch-sizes --in-flight 16     # and the engine in bfloat16
 
 Every side takes and returns PNGs. Sides are measured in turns, once per round; the fastest round counts, because other
 processes can only slow a side down. The images of every side are compared with those of the stock pipeline.
@@ -30,10 +31,13 @@ import img2img.demo_model
 from benchmarks.random_model import make_random_model
 from benchmarks.sides import Stock, in_engine, litserve
 from benchmarks.workload import MIXES, Job, jobs
+from img2img.worker.engine.engine import Engine
 from img2img.worker.images.png import decode_png
 from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runtime.allocator import configure_malloc
+from img2img.worker.runtime.engine_thread import start_engine
+from img2img.worker.runtime.model_loader import warm_up
 
 
 class Result(TypedDict):
@@ -68,6 +72,7 @@ def main() -> None:
         configuration = _configuration(options, stock, model)
         _log("\n".join(f"{name}: {value}" for name, value in configuration.items()))
         sides = {STOCK: stock.one_by_one, **_sides(options, folder, model, stack)}
+        sides |= _variants(options, folder)
         results = {mix: _measure(mix, sides, model, options.jobs, options.rounds) for mix in options.mixes}
     print(_markdown(configuration, results))
     if options.json:
@@ -81,6 +86,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads of every side")
     parser.add_argument("--in-flight", type=int, nargs="*", default=[1, 4, 8, 16], help="slots of the engine")
+    parser.add_argument("--dtype", nargs="*", choices=("bfloat16", "float16"), default=[], help="further dtypes")
+    parser.add_argument("--compile", nargs="*", choices=("regional", "full"), default=[], help="compile the denoiser")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[4, 8, 16], help="max_batch_size of LitServe")
     parser.add_argument("--mixes", nargs="*", choices=MIXES, default=list(MIXES))
     parser.add_argument("--json", type=Path, help="write all results to this file")
@@ -115,6 +122,22 @@ def _sides(options: argparse.Namespace, folder: str, model: Model, stack: ExitSt
         _log(f"starting LitServe with max_batch_size={size}")
         server = stack.enter_context(litserve(folder, size, CLIENTS, options.threads))
         sides[f"LitServe, max_batch_size {size}"] = server
+    return sides
+
+
+def _variants(options: argparse.Namespace, folder: str) -> dict[str, Side]:
+    """Return the engine with other options of the model, with the most jobs in flight."""
+    slots = max(options.in_flight)
+    variants = [{"dtype": dtype} for dtype in options.dtype] + [{"compile": mode} for mode in options.compile]
+    sides: dict[str, Side] = {}
+    for variant in variants:
+        model = load_model(config_for(folder).model_copy(update=variant), device="cpu")
+        engine = Engine(slots=slots)
+        start_engine(engine)
+        warm_up(model, engine, _log)
+        engine.shut_down()
+        [(key, value)] = variant.items()
+        sides[f"this engine, {slots} in flight, {key} {value}"] = partial(in_engine, model, slots)
     return sides
 
 

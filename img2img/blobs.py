@@ -24,7 +24,7 @@ RETRY_DELAY_S = 0.5
 # Setting of obstore for another algorithm.
 CHECKSUM = "AWS_CHECKSUM_ALGORITHM"
 
-# What a local store has in its folder.
+# Contents of the folder of a local store.
 LOCAL_ENTRIES = ("inputs", "uploads", "results", "checks", "check", UNFINISHED)
 
 # Response headers of a bucket when a client fetches a result by a signed URL.

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 from img2img.blobs import BlobStore
 from img2img.domain.blob_keys import result_keys, upload_key
-from img2img.errors import Deleted, Expired, NotFound
+from img2img.errors import Deleted, Expired, Gone, NotFound, UnreadableJob
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.owner_data import OwnerData
 
 # A worker may store an image of a job that is being deleted. It deletes the image itself when it notices; if it dies,
 # the image is deleted after this time.
 LATE_IMAGES_S = 300
+# Jobs of a batch that are deleted before others get a turn.
+DELETED_AT_ONCE = 200
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,39 @@ class Eraser:
         Can be repeated after an error of the store. Errors leave nothing for good: retention deletes the blobs later.
         """
         # A record that cannot be read is deleted too.
-        with suppress(ValueError, KeyError):
+        with suppress(UnreadableJob):
             self._jobs.cancel(job_id)
         unused = self._jobs.job_store.forget(job_id, Deleted, again_at=self._jobs.clock.now() + LATE_IMAGES_S)
         self._store.delete(*result_keys(job_id))
         self.delete_claimed(*self._images.claim(unused or ()))
+
+    def delete_batch(self, batch_id: str, reason: type[Gone] = Deleted) -> None:
+        """Delete a batch with its jobs, as `delete_job` does. Can be repeated after an error."""
+        batches = self._jobs.batches
+        batches.mark_cancelled(batch_id)
+        while page := batches.last_job_ids(batch_id, DELETED_AT_ONCE):
+            self._jobs.cancel_jobs(page)
+            for job_id in page:
+                self.delete_job(job_id)
+            batches.unlist(batch_id, page)
+        batches.forget(batch_id, reason)
+
+    def expire_batch(self, batch_id: str) -> None:
+        """Delete some of the jobs of a batch whose time is over; with the last of them, the batch.
+
+        A batch that was never completed is deleted: its client was never told about it.
+        """
+        batches = self._jobs.batches
+        record = batches.get(batch_id)
+        if record is not None and not record.has_ended:
+            self.delete_batch(batch_id)
+            return
+        page = batches.last_job_ids(batch_id, DELETED_AT_ONCE)
+        for job_id in page:
+            self.expire_job(job_id)
+        batches.unlist(batch_id, page)
+        if len(page) < DELETED_AT_ONCE:
+            batches.forget(batch_id, Expired)
 
     def expire_job(self, job_id: str) -> None:
         """Delete a job whose time is over. Its pending webhook is still delivered."""
@@ -82,9 +112,13 @@ class Eraser:
                 self.delete_job(job_id)
                 data.unlist(job_id)
                 jobs += 1
+        for batch_id in data.batch_ids():
+            self.delete_batch(batch_id)
         webhooks = data.expired_jobs_with_webhook()
         for job_id in webhooks:
             self.delete_job(job_id)
+            # The event may be that of a batch.
+            self._jobs.batches.forget(job_id, Deleted)
         uploads = data.uploads()
         for key in uploads:
             data.end_upload(key)

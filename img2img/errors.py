@@ -17,6 +17,7 @@ Img2ImgError
 ├── ResultDamaged               the stored image is not the one that the job made
 ├── Unavailable                 the service cannot do it now; try again later
 │   ├── QueueFull
+│   ├── UnreadableJob
 │   └── NotConfirmed            it may have been done, but is not yet durable
 ├── StorageFull                 there is no room for an image; older images expire
 │   └── QuotaExceeded
@@ -148,6 +149,12 @@ class QueueFull(Unavailable):
     """The queue is full; try again when some of the waiting jobs are done."""
 
     code = "queue_full"
+
+
+class UnreadableJob(Unavailable):
+    """A later version of the service has written this job, and this server cannot read it; try again in a moment."""
+
+    code = "unreadable_job"
 
 
 class NotConfirmed(Unavailable):

@@ -1,11 +1,12 @@
 """Reads models.toml files."""
 
 import tomllib
+from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .domain.model_card import is_path
 from .domain.model_config import ModelConfig, ModelName
@@ -21,6 +22,15 @@ class ModelsFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     models: Annotated[dict[ModelName, ModelConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _with_distinct_names(self) -> Self:
+        names = Counter([*self.models, *(alias for config in self.models.values() for alias in set(config.aliases))])
+        for name, config in self.models.items():
+            for alias in config.aliases:
+                if names[alias] > 1:
+                    raise ValueError(f"models.{name}.aliases: {alias} is also a name or an alias of another model")
+        return self
 
 
 def read_models_file(path: Path) -> dict[str, ModelConfig]:
@@ -47,6 +57,8 @@ def _first_error(error: ValidationError) -> str:
     key = ".".join(str(step) for step in first["loc"] if step != "[key]")
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key"
+    if not key:
+        return first["msg"].removeprefix("Value error, ")
     return f"{key}: {first['msg']}, got {first['input']!r}"
 
 

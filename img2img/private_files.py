@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 # For processes: new files get mode 0600, new folders 0700.
 UMASK = 0o077
 OTHERS = 0o077
-# What a file system has in its root folder.
+# Contents of the root folder of a file system.
 FOREIGN = ("lost+found",)
 
 

@@ -1,6 +1,7 @@
 """Settings that the API server, the workers and the webhook dispatcher share. Each process reads them once."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,13 +27,18 @@ NAMES = "_names"
 # The settings of all processes, without the prefix. One `.env` configures all of them, so each process knows all names.
 SETTINGS = (
     "ALLOWED_HOSTS",
+    "ALLOW_TF32",
     "AOF_REWRITE_INTERVAL",
     "API_KEY",
     "API_METRICS_PORT",
     "BODY_TIMEOUT",
+    "COMPILE",
     "CORS_ORIGINS",
+    "CUDNN_BENCHMARK",
     "DATA_DIR",
+    "DETERMINISTIC",
     "DEVICE",
+    "DTYPE",
     "DURABILITY",
     "HOST",
     "INSECURE",
@@ -309,6 +315,8 @@ def _describe_error(error: ErrorDetails) -> str:
 
 
 def without_password(url: str) -> str:
-    """Return a URL with its password replaced by asterisks."""
+    """Return a URL with its passwords replaced by asterisks."""
     parts = urlsplit(url)
-    return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl() if parts.password else url
+    query = re.sub(r"(password=)[^&]*", r"\1***", parts.query)
+    netloc = f"***@{parts.netloc.rpartition('@')[2]}" if parts.password else parts.netloc
+    return parts._replace(netloc=netloc, query=query).geturl() if parts.password or query != parts.query else url

@@ -36,8 +36,8 @@ SERVED = """
 
 *Shared passes*: images of several jobs are in one forward pass. Before the first one, the engine compares two rows
 alone, together and in exchanged order; where they depend on each other, or the call changes modules that jobs share,
-jobs run one by one (`batching` in `GET /models`). The differences are the largest ones of a channel, of 255, from the
-pipeline called directly: of a job alone, and of jobs in company.
+jobs run one by one (`batching` in the `statuses` of `GET /models`). The differences are the largest ones of a channel,
+of 255, from the pipeline called directly: of a job alone, and of jobs in company.
 
 | class | family | tasks | shared passes | alone | in company |
 |---|---|---|---|---|---|

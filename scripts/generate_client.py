@@ -1,7 +1,7 @@
 """Generates the parts of `img2img.client` that follow from other files: `make client`.
 
 - `fields.py` from the request models of the API server, so that the client has every field with its description;
-- `sync_client.py` from `async_client.py`, as httpcore does it.
+- `sync_client.py` and `sync_batches.py` from their files for asyncio, as httpcore does it.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from img2img.app.schemas.batches import BatchItem
 from img2img.app.schemas.requests import ControlMapRequest, Img2ImgRequest
 
 Json = dict[str, Any]
@@ -35,24 +36,35 @@ IMAGE_FIELDS = {"image": "ImageInput", "mask": "ImageInput", "images": "Sequence
 # Of `Client.control_map`, positional arguments.
 POSITIONAL = ("image", "type")
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
+# Files for asyncio, and those that are generated from them.
+SYNC_FILES = {"async_client.py": "sync_client.py", "async_batches.py": "sync_batches.py"}
 SYNC = (
     (
         r'"""The client for asyncio. .*"""',
         '"""The client that blocks. Generated from `async_client.py` by `make client`."""',
     ),
+    (
+        r'"""Batches of jobs, for asyncio\. `.*"""',
+        '"""Batches of jobs. Generated from `async_batches.py` by `make client`."""',
+    ),
+    (r"Batches of jobs, for asyncio: up", "Batches of jobs: up"),
     (r"Client of one service, for asyncio\.", "Client of one service. Threads may share it."),
-    (r"\bAsync(Client|Iterator)\b", r"\1"),
+    (r"AsyncIterator, Callable, Iterable, Mapping", "Callable, Iterable, Iterator, Mapping"),
+    # In the order of imports.
+    (r"from \.async_batches import AsyncBatches\n", ""),
+    (r"(from \.models import DryRun.*\n)", r"\1from .sync_batches import Batches\n"),
+    (r"\bAsync(Client|Iterator|Batches)\b", r"\1"),
     (r"\b(async|await) ", ""),
     (r"\basyncio\b", "time"),
     (r"__a(enter|exit)__", r"__\1__"),
-    (r"\ba(close|read|iter_sse)\(", r"\1("),
-    (r"for job in (.*):\n +yield job", r"yield from \1"),
+    (r"\ba(close|read|iter_sse|iter_bytes)\(", r"\1("),
+    (r"for (job|event|batch) in (.*):\n +yield \1", r"yield from \2"),
 )
 
 
-def sync_source() -> str:
-    """Return the source of `sync_client.py`."""
-    source = (CLIENT / "async_client.py").read_text("utf-8")
+def sync_source(name: str) -> str:
+    """Return the source that is generated from a file for asyncio."""
+    source = (CLIENT / name).read_text("utf-8")
     for pattern, replacement in SYNC:
         source = re.sub(pattern, replacement, source)
     return source
@@ -60,7 +72,7 @@ def sync_source() -> str:
 
 def fields_source() -> str:
     """Return the source of `fields.py`."""
-    submit, control_map = _schema(Img2ImgRequest), _schema(ControlMapRequest)
+    submit, control_map, item = _schema(Img2ImgRequest), _schema(ControlMapRequest), _schema(BatchItem)
     definitions: Json = submit["$defs"] | control_map["$defs"]
     control_map["properties"] = {
         name: field for name, field in control_map["properties"].items() if name not in POSITIONAL
@@ -72,6 +84,10 @@ def fields_source() -> str:
     for name, typed_dict in NAMES.items():
         parts.append("\n" + _typed_dict(typed_dict, definitions[name]))
     parts.append("\n" + _typed_dict("SubmitFields", submit, "Fields of `POST /img2img`."))
+    names = {"name": item["properties"]["name"]}
+    item = item | {"properties": names}
+    batch_item = _typed_dict("BatchItemFields", item, "Fields of `POST /img2img`, and a name, for `POST /batches`.")
+    parts.append("\n" + batch_item.replace("TypedDict, total=False", "SubmitFields, total=False"))
     parts.append("\n" + _typed_dict("ControlMapFields", control_map, "Fields of `POST /control-maps`."))
     return "\n".join(parts)
 
@@ -124,7 +140,8 @@ def _quoted(value: Any) -> str:
 
 def main() -> None:
     (CLIENT / "fields.py").write_text(fields_source(), "utf-8")
-    (CLIENT / "sync_client.py").write_text(sync_source(), "utf-8")
+    for name, sync_name in SYNC_FILES.items():
+        (CLIENT / sync_name).write_text(sync_source(name), "utf-8")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from img2img.blobs import ObjectStore, UnusableStore
 from img2img.moderation import moderator_for
 from img2img.printable import printable
 from img2img.private_files import UMASK
-from img2img.redis import keys
+from img2img.redis import connection, keys
 from img2img.settings import describe_errors, without_password
 from img2img.telemetry import logging as logs
 from img2img.telemetry.tracing import Tracer, TracingError
@@ -40,6 +40,7 @@ from .runtime.model_watch import ModelWatch
 from .runtime.pool_metrics import PoolMetrics
 from .runtime.start_report import StartReport
 from .runtime.stay_down import stay_down
+from .runtime.torch_options import configure_cuda, configure_environment
 from .runtime.watchdog import Watchdog
 from .settings import WorkerSettings
 
@@ -82,6 +83,8 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         StartupError: a setting, a model or the blob store cannot be used.
         WorkerDied: Redis is unreachable at the start, or the worker has to end.
     """
+    configure_environment(settings.data_dir)
+    configure_cuda(allow_tf32=settings.allow_tf32, benchmark=settings.cudnn_benchmark)
     redis = connect(settings.resolved_redis_url)
     count_downloads()
     with StartReport(redis, f"{socket.gethostname()}:{os.getpid()}", download_progress) as report:
@@ -100,7 +103,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         )
         watch = ModelWatch(
             redis,
-            ModelSelection(settings.serve, settings.resolved_model_folders),
+            ModelSelection(settings.serve, settings.resolved_model_folders, settings.model_defaults),
             model=settings.model,
             revision=settings.revision,
             file=settings.models_file,
@@ -128,7 +131,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     worker = BatchWorker(
         redis,
         store,
-        JobRunner(engine, ResultModeration(moderator) if moderator else None),
+        JobRunner(engine, ResultModeration(moderator) if moderator else None, deterministic=settings.deterministic),
         pool,
         lease_s=settings.lease_s,
         metrics=metrics,
@@ -163,7 +166,7 @@ def connect(url: str) -> Redis:
     """
     safe_url = without_password(url)
     try:
-        redis = Redis.from_url(url)
+        redis = connection.connect(url)
     except ValueError as error:
         raise StartupError(f"cannot connect to Redis at {safe_url}: {error}") from error
     try:

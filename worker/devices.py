@@ -1,4 +1,4 @@
-"""Devices of PyTorch: which one a worker uses, its memory, and what some of them cannot do."""
+"""Devices of PyTorch: which one a worker uses, its memory, and limits of some of them."""
 
 import os
 from collections.abc import Mapping

@@ -49,6 +49,7 @@ class Rendering:
         inputs: the decoded inputs of the job.
         indices: indices of the images to render.
         moderation: checks the images; None: they are not moderated.
+        deterministic: whether the calls of the job are not merged with those of others, even if it did not ask.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Rendering:
         inputs: Inputs,
         indices: Sequence[int],
         moderation: ResultModeration | None = None,
+        *,
+        deterministic: bool = False,
     ) -> None:
         self.indices = indices
         self._engine = engine
@@ -68,7 +71,9 @@ class Rendering:
         self._moderation = moderation
         self._tasks_per_image = spec.passes // spec.num_images
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
-        self.tasks = [EngineTask(function, self._task_done) for function in functions]  # image by image
+        self._runs_alone = deterministic or (isinstance(spec, GenerationSpec) and spec.deterministic)
+        # Image by image.
+        self.tasks = [EngineTask(function, self._task_done, runs_alone=self._runs_alone) for function in functions]
         self.remaining = len(self.tasks)  # tasks that have not ended
         self._checks: list[EngineTask] = []  # of the safety checker
 
@@ -163,7 +168,9 @@ class Rendering:
         ended = threading.Semaphore(0)
         prepared = [checker.prepare(pixels) for pixels in images]
         functions = [lambda _task, one=one: checker.is_flagged(one) for one in prepared]
-        self._checks = [EngineTask(function, lambda _task: ended.release()) for function in functions]
+        self._checks = [
+            EngineTask(function, lambda _task: ended.release(), runs_alone=self._runs_alone) for function in functions
+        ]
         if any(task.is_stopping for task in self.tasks):
             self.stop()
         self._engine.submit_short(self._checks)
@@ -209,11 +216,15 @@ class JobRunner:
     Args:
         engine: runs the tasks.
         moderation: checks all results; None: they are not moderated.
+        deterministic: whether no job shares calls of the models with another one.
     """
 
-    def __init__(self, engine: Engine, moderation: ResultModeration | None = None) -> None:
+    def __init__(
+        self, engine: Engine, moderation: ResultModeration | None = None, *, deterministic: bool = False
+    ) -> None:
         self._engine = engine
         self._moderation = moderation
+        self._deterministic = deterministic
 
     @property
     def slots(self) -> int:
@@ -234,7 +245,9 @@ class JobRunner:
         """
         with _raising_device_lost():
             inputs = load_inputs(spec, pngs, model.annotators)
-        return Rendering(self._engine, model, spec, inputs, indices, self._moderation)
+        return Rendering(
+            self._engine, model, spec, inputs, indices, self._moderation, deterministic=self._deterministic
+        )
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Settings of the worker, read from `IMG2IMG_*` variables."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import ByteSize, Field, StringConstraints, field_validator
+from pydantic import ByteSize, Field, StringConstraints, field_validator, model_validator
 
 from img2img.settings import SharedSettings
 
@@ -36,6 +36,32 @@ class WorkerSettings(SharedSettings):
             "`memory` those of every model, `speed` none. Keys of the model file come first."
         ),
     ] = "auto"
+    deterministic: Annotated[
+        bool,
+        Field(description="Run all jobs as with `deterministic: true`: no image depends on other jobs, to the bit."),
+    ] = False
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        Field(description="Number format of models that set no `dtype`. Unset: by device and family."),
+    ] = None
+    compile: Annotated[
+        Literal["off", "regional", "full"],
+        Field(description="How the denoiser of models that set no `compile` is compiled."),
+    ] = "off"
+    allow_tf32: Annotated[
+        bool | None,
+        Field(
+            description="Whether float32 on CUDA has 10 bits of mantissa (TF32): faster, with other pixels. Unset: as "
+            "PyTorch does, in convolutions only."
+        ),
+    ] = None
+    cudnn_benchmark: Annotated[
+        bool,
+        Field(
+            description="Let cuDNN choose the convolutions of each shape by measurements. Images can then differ after "
+            "a restart; not with `IMG2IMG_DETERMINISTIC`."
+        ),
+    ] = False
     lease_s: Annotated[
         int,
         Field(ge=2, le=3600, description="Seconds without a heartbeat before the jobs of a worker are requeued."),
@@ -51,6 +77,19 @@ class WorkerSettings(SharedSettings):
         Path | None, Field(description="File that is touched at each heartbeat, for health checks.")
     ] = None
     log_level: Annotated[str, StringConstraints(to_upper=True)] = "INFO"
+
+    @property
+    def model_defaults(self) -> dict[str, str]:
+        """Values of keys that a model does not set."""
+        return {"compile": self.compile} | ({"dtype": self.dtype} if self.dtype else {})
+
+    @model_validator(mode="after")
+    def _check_deterministic(self) -> Self:
+        if self.deterministic and self.cudnn_benchmark:
+            raise ValueError(
+                "IMG2IMG_CUDNN_BENCHMARK makes images depend on measurements of time; unset it or IMG2IMG_DETERMINISTIC"
+            )
+        return self
 
     @field_validator("device")
     @classmethod

@@ -93,14 +93,14 @@ class ModelOverview:
         served = [
             ServedModel(
                 **found.cards[name].model_dump(),
-                state=ModelAvailability.best_of(status.state for status in statuses[name]),
-                statuses=statuses[name],
+                state=ModelAvailability.best_of(status.state for status in statuses.get(name, ())),
+                statuses=statuses.get(name, []),
                 workers=workers,
                 queued=self._queue.depth(name),
                 default=name == self._default,
             )
             for name, workers in sorted(found.live.items())
-            if name in found.cards and name in statuses
+            if name in found.cards and (name in statuses or not workers)
         ]
         reports = found.reports.items()
         notices = {worker: report.file_notice(with_reason=self._is_admin) for worker, report in reports}
@@ -117,6 +117,9 @@ class ModelOverview:
 
     def _read(self) -> _Found:
         live, cards, states = self._models.live(), self._models.known(), self._models.states()
+        if not states:
+            # Jobs for them wait for a worker, which a scaler may start.
+            live = {name: [] for name in self._models.served_last()}
         return _Found(live, cards, states, self._reports.read(states), self._definitions.read())
 
     def _status(self, found: _Found, name: str) -> ModelDetails:

@@ -32,7 +32,7 @@ class RequestModeration:
     """Checks the prompts and images of requests. Used by one event loop.
 
     Args:
-        subjects: What is checked.
+        subjects: The parts that are checked.
         share: Requests of one owner that are checked at once.
     """
 
@@ -46,7 +46,7 @@ class RequestModeration:
         """Ask about the job of a request.
 
         Args:
-            blobs: The images of the job, by sha256.
+            blobs: The images of the job to check, by sha256.
 
         Raises:
             FlaggedRequest: The endpoint has flagged it.
@@ -78,7 +78,7 @@ class RequestModeration:
             contents.append(("prompt", given))
         if "input" in self._subjects:
             mask = spec.region.mask if isinstance(spec, InpaintSpec) else None
-            contents += [("input", (blobs[digest],)) for digest in spec.inputs if digest != mask]
+            contents += [("input", (blobs[digest],)) for digest in spec.inputs if digest != mask and digest in blobs]
         return contents
 
     @contextmanager

@@ -73,7 +73,7 @@ class SharedCheck(Generic[T]):
 
 
 class RedisReadiness(NamedTuple):
-    """What can be read from Redis. `webhooks` is None if the service sends none."""
+    """The state that Redis gives. `webhooks` is None if the service sends none."""
 
     redis: DependencyStatus
     workers: DependencyStatus

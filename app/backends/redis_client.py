@@ -10,6 +10,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from img2img.redis.connection import connect
+
 from .circuit_breaker import CircuitBreaker, CircuitOpen
 
 CONNECT_S, RESPONSE_S = 1.0, 1.5
@@ -50,4 +52,4 @@ def connect_redis(url: str, response_s: float = RESPONSE_S) -> Redis:
     Args:
         response_s: How long to wait for the reply to a command.
     """
-    return Redis.from_url(url, socket_timeout=response_s, socket_connect_timeout=CONNECT_S, retry=FailFast())
+    return connect(url, socket_timeout=response_s, socket_connect_timeout=CONNECT_S, retry=FailFast())

@@ -1,4 +1,4 @@
-"""`img2img doctor`: what the service finds on this machine, on one page."""
+"""`img2img doctor`: the state of this machine for the service, on one page."""
 
 import os
 import platform
@@ -190,7 +190,7 @@ def _models(settings: "ApiSettings") -> Iterator[Finding]:
 
 
 def _fit(settings: "ApiSettings") -> Iterator[Finding]:
-    """Yield a line for each model whose files are here: what its weights need, and whether they fit."""
+    """Yield a line for each model whose files are here: the memory of its weights, and whether it is there."""
     if find_spec("torch") is None:
         return
     from ..supervisor.devices import model_report

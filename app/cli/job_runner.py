@@ -1,75 +1,30 @@
 """The jobs of one command: submit them, follow them, save their images and report."""
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from hashlib import sha256
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
 
 import typer
 
-from img2img.client import (
-    Client,
-    ClientError,
-    Event,
-    Job,
-    JobGone,
-    JobNotFound,
-    PreviewEvent,
-    ServiceUnavailable,
-    ServiceUnreachable,
-    TooManyRequests,
-)
+from img2img.client import Client, ClientError, Job, PreviewEvent, ServiceUnreachable
 from img2img.domain.job import JobStatus
 
 from .errors import INTERRUPTED, REFUSED, complain
 from .inputs import Input
-from .journal import Entry, Journal, key_of
+from .job_threads import EventReaders, Finished, Rejected, Sender, Submitted, Update
+from .journal import Entry, Journal
 from .outputs import Outputs
 from .printing import echo, problem_document, response_document, to_json
 from .progress_display import ProgressDisplay
 from .serve import DEMO_MODEL, DEMO_NOTE
 
-# Event streams that are open at once. Jobs end about in the order in which they were submitted.
-STREAMS = 16
 IDLE_S = 0.2
 
 
-@dataclass(frozen=True)
-class Submitted:
-    """A job that was submitted by this command, or an earlier one."""
-
-    entry: Entry
-    job: Job
-    is_new: bool
-
-
-@dataclass(frozen=True)
-class Finished:
-    """An input whose results were saved by an earlier command."""
-
-    entry: Entry
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """An input without a job."""
-
-    name: str
-    error: ClientError | OSError
-
-
-# What the threads report: an input was sent, an event of a job or the error that ended its stream, or an error that
-# ends the command.
-Update = Submitted | Finished | Rejected | tuple[str, Event | Exception] | Exception
-
-
-class JobBatch:
+class JobRunner:
     """The jobs of one command.
 
     On leaving, the exit code reports failed jobs. An interrupt or a lost connection prints how to continue.
@@ -96,21 +51,16 @@ class JobBatch:
         echo: Callable[[str], None] = echo,
     ) -> None:
         self._client = client
-        self._service = service
         self._as_json = as_json
         self._journal = journal
-        self._restart = restart
         self._continuation = continuation
         self._on_idle = on_idle
         self._echo = echo
         self._failed = False
         self._several = False
-        # Entries by the ids of the jobs that may not have ended. One thread adds to them, one removes.
-        self._active: dict[str, Entry] = {}
-        self._unsent = 0
         self._updates: SimpleQueue[Update] = SimpleQueue()
-        self._to_follow: SimpleQueue[str] = SimpleQueue()
-        self._streams = 0
+        self._sender = Sender(client, self._updates, service=service, journal=journal, restart=restart)
+        self._readers = EventReaders(client, self._updates)
 
     def __enter__(self) -> Self:
         return self
@@ -119,8 +69,8 @@ class JobBatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         is_interrupted = isinstance(error, KeyboardInterrupt)
-        if (is_interrupted and self._unsent and self._continuation) or (
-            self._active and (is_interrupted or isinstance(error, ServiceUnreachable))
+        if (is_interrupted and self._sender.unsent and self._continuation) or (
+            self._sender.active and (is_interrupted or isinstance(error, ServiceUnreachable))
         ):
             complain(self._how_to_continue())
         if is_interrupted:
@@ -150,7 +100,7 @@ class JobBatch:
             ServiceUnreachable: The service cannot be reached.
         """
         self._several = len(inputs) > 1
-        self._start_sender(inputs, fields, outputs, idempotency_key)
+        self._sender.start(inputs, fields, outputs, idempotency_key)
         with ProgressDisplay(len(inputs)) as display:
             for _ in inputs:
                 match self._next():
@@ -187,7 +137,7 @@ class JobBatch:
             OSError: A result cannot be written.
         """
         self._several = len(inputs) > 1
-        self._start_sender(inputs, fields, outputs, idempotency_key)
+        self._sender.start(inputs, fields, outputs, idempotency_key)
         self._follow(len(inputs), outputs, watch=watch)
 
     def save(self, entries: list[Entry], outputs: Outputs) -> None:
@@ -200,7 +150,7 @@ class JobBatch:
         self._several = len(entries) > 1
         for entry in entries:
             self._updates.put(Submitted(entry, Job(id=entry.id, status=JobStatus.QUEUED), is_new=True))
-        self._active = {entry.id: entry for entry in entries}
+        self._sender.active = {entry.id: entry for entry in entries}
         self._follow(len(entries), outputs)
 
     def _follow(self, total: int, outputs: Outputs, *, watch: bool = False) -> None:
@@ -217,7 +167,7 @@ class JobBatch:
                             complain(DEMO_NOTE)
                             seen["note"] += 1
                         display.add(entry.input, job)
-                        self._open_stream(job.id, preview=watch and display.is_visible)
+                        self._readers.follow(job.id, preview=watch and display.is_visible)
                         continue
                     case Finished(entry):
                         seen["finished"] += 1
@@ -245,102 +195,16 @@ class JobBatch:
                 return self._updates.get(timeout=IDLE_S)
             self._on_idle()
 
-    def _open_stream(self, job_id: str, *, preview: bool) -> None:
-        """Follow a job. Daemon threads read the streams, so that Ctrl-C interrupts the main thread at once."""
-        self._to_follow.put(job_id)
-        if self._streams < STREAMS:
-            self._streams += 1
-            threading.Thread(target=self._read_streams, args=(preview,), daemon=True).start()
-
-    def _read_streams(self, preview: bool) -> None:
-        while True:
-            job_id = self._to_follow.get()
-            try:
-                for event in self._client.stream_events(job_id, preview=preview):
-                    self._updates.put((job_id, event))
-            # The main thread handles it.
-            except Exception as error:
-                self._updates.put((job_id, error))
-
-    def _start_sender(
-        self, inputs: list[Input], fields: Mapping[str, Any], outputs: Outputs, idempotency_key: str | None
-    ) -> None:
-        """Send the images in a thread, one after the other. The main thread handles errors."""
-        keys = _Keys(idempotency_key, several=len(inputs) > 1)
-        settings = (self._service, outputs.pattern, outputs.format, outputs.quality, idempotency_key)
-        self._unsent = len(inputs)
-
-        def send() -> None:
-            for one in inputs:
-                try:
-                    update: Update = self._send(one, fields, keys, settings)
-                except ServiceUnreachable as error:
-                    self._updates.put(error)
-                    return
-                except (ClientError, OSError) as error:
-                    update = Rejected(one.name, error)
-                except Exception as error:
-                    self._updates.put(error)
-                    return
-                self._unsent -= 1
-                self._updates.put(update)
-
-        threading.Thread(target=send, daemon=True).start()
-
-    def _send(
-        self, one: Input, fields: Mapping[str, Any], keys: "_Keys", settings: tuple[Any, ...]
-    ) -> Submitted | Finished:
-        image = one.read()
-        key = key_of(one.name, one.repeat, image, fields, settings)
-        entry = self._journal.find(key) if self._journal and not self._restart else None
-        if entry and self._journal and self._journal.is_done(entry):
-            return Finished(entry)
-        if entry and entry.id:
-            job = self._unless_lost(entry.id)
-            if job:
-                self._active[job.id] = entry
-                return Submitted(entry, job, is_new=False)
-            entry = None
-        if entry is None:
-            entry = Entry(key, one.name, keys.next(image))
-            self._record(entry)
-        job = self._submit_when_possible(entry, {"image": image, **fields})
-        entry = replace(entry, id=job.id)
-        self._active[job.id] = entry
-        self._record(entry)
-        return Submitted(entry, job, is_new=True)
-
-    def _submit_when_possible(self, entry: Entry, fields: Mapping[str, Any]) -> Job:
-        """Submit a job. While the queue is full, wait for the jobs that were submitted before."""
-        while True:
-            try:
-                return self._client.submit(idempotency_key=entry.idempotency_key, **fields)
-            except (TooManyRequests, ServiceUnavailable) as error:
-                if error.retry_after_s is None or not self._active:
-                    raise
-
-    def _unless_lost(self, job_id: str) -> Job | None:
-        """Return an earlier job, or None if it has no results: it is submitted again."""
-        try:
-            job = self._client.get_job(job_id)
-        except (JobNotFound, JobGone):
-            return None
-        return None if job.status in (JobStatus.FAILED, JobStatus.CANCELLED) else job
-
-    def _record(self, entry: Entry) -> None:
-        if self._journal:
-            self._journal.record(entry)
-
     def _ended(self, job_id: str, end: Job | Exception, outputs: Outputs) -> None:
         """Save the results of a job, or report why it has none."""
         if isinstance(end, ServiceUnreachable) or not isinstance(end, ClientError | Job):
             raise end
-        entry = self._active[job_id]
+        entry = self._sender.active[job_id]
         if isinstance(end, Job):
             self._save(entry, end, outputs)
         else:
             self._reject(entry.input, end, job_id=job_id)
-        del self._active[job_id]
+        del self._sender.active[job_id]
 
     def _save(self, entry: Entry, job: Job, outputs: Outputs) -> None:
         files = []
@@ -386,38 +250,14 @@ class JobBatch:
         return [str(path) for path in self._journal.paths(entry)] if self._journal else []
 
     def _how_to_continue(self) -> str:
-        jobs = len(self._active)
+        jobs = len(self._sender.active)
         lines = [f"{jobs} job{'s go' if jobs != 1 else ' goes'} on in the service"]
-        if self._unsent:
-            lines[0] += f"; {self._unsent} image{'s were' if self._unsent != 1 else ' was'} not submitted"
+        if self._sender.unsent:
+            lines[0] += f"; {self._sender.unsent} image{'s were' if self._sender.unsent != 1 else ' was'} not submitted"
         if self._continuation:
             lines.append(self._continuation)
         else:
-            ids = " ".join(list(self._active))
+            ids = " ".join(list(self._sender.active))
             lines.append(f"to wait for results: img2img result {ids}")
             lines.append(f"to cancel: img2img cancel {ids}")
         return "\n".join(lines)
-
-
-class _Keys:
-    """Makes the idempotency keys of a command.
-
-    Args:
-        given: Key that the user chose. Each of several images gets a key derived from it and from the image, so that
-            the keys do not depend on the order of the images.
-    """
-
-    def __init__(self, given: str | None, *, several: bool) -> None:
-        self._given = given
-        self._several = several
-        self._seen: Counter[str] = Counter()
-
-    def next(self, image: bytes | str) -> str:
-        """Return the key for the next image."""
-        if not self._given:
-            return uuid4().hex
-        if not self._several:
-            return self._given
-        key = f"{self._given}-{sha256(image if isinstance(image, bytes) else image.encode()).hexdigest()[:16]}"
-        self._seen[key] += 1
-        return key if self._seen[key] == 1 else f"{key}-{self._seen[key]}"

@@ -7,7 +7,7 @@ from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,20 @@ Device = Annotated[
     str | None,
     typer.Option(
         help="Where workers run: cpu, cuda:1, cuda:all or cuda:0,cuda:1 (a worker for each).", show_default="auto"
+    ),
+]
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    typer.Option(
+        help="Number format of models that set none. bfloat16 is faster on most CPUs, with slightly other images.",
+        show_default="that of the model",
+    ),
+]
+Compile = Annotated[
+    Literal["off", "regional", "full"] | None,
+    typer.Option(
+        help="Compile the denoiser: a longer first start, faster images.",
+        show_default="off",
     ),
 ]
 Insecure = Annotated[
@@ -60,6 +74,8 @@ def serve(
     model: Model = None,
     models_file: ModelsFile = None,
     device: Device = None,
+    dtype: Dtype = None,
+    compile: Compile = None,
     slots: Slots = None,
     redis_url: RedisUrl = None,
     insecure: Insecure = None,
@@ -76,6 +92,8 @@ def serve(
             model=model,
             models_file=models_file,
             device=device,
+            dtype=dtype,
+            compile=compile,
             slots=slots,
             redis_url=redis_url,
             insecure=insecure,
@@ -162,6 +180,8 @@ def worker(
     model: Model = None,
     models_file: ModelsFile = None,
     device: Device = None,
+    dtype: Dtype = None,
+    compile: Compile = None,
     slots: Slots = None,
     redis_url: RedisUrl = None,
 ) -> None:
@@ -171,7 +191,14 @@ def worker(
         from ..supervisor.supervisor import check_torch
 
         settings = settings_of(
-            data_dir=data_dir, model=model, models_file=models_file, device=device, slots=slots, redis_url=redis_url
+            data_dir=data_dir,
+            model=model,
+            models_file=models_file,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+            slots=slots,
+            redis_url=redis_url,
         )
         check_torch()
         os.execve(sys.executable, [*PYTHON, "img2img.worker"], settings.as_environment())  # noqa: S606
@@ -193,7 +220,7 @@ def demo(model: Model = None) -> None:
 
         from ..supervisor.supervisor import free_port, running
         from .inputs import Input
-        from .job_runner import JobBatch
+        from .job_runner import JobRunner
         from .outputs import Outputs
 
         settings = settings_of(
@@ -204,7 +231,7 @@ def demo(model: Model = None) -> None:
         echo(f"Starting the service with the model {settings.model} ...")
         with running(settings) as service, Client(settings.local_url) as client:
             started_at = time.monotonic()
-            with JobBatch(client, on_idle=service.tick, echo=lambda _: None) as batch:
+            with JobRunner(client, on_idle=service.tick, echo=lambda _: None) as batch:
                 batch.run([Input(image)], DEMO_PARAMETERS, outputs)
             seconds = time.monotonic() - started_at
     echo(f"{DEMO_OUTPUT.resolve()} in {seconds:.1f} s")

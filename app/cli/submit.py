@@ -109,7 +109,7 @@ def submit(
 ) -> None:
     """Submit images, wait for their jobs and save the results."""
     from .inputs import find_inputs
-    from .job_runner import JobBatch
+    from .job_runner import JobRunner
     from .journal import Journal
     from .progress_display import check_previews
 
@@ -150,7 +150,7 @@ def submit(
             inputs = [one for one in inputs if not outputs.exists(one.name, count)]
         with (
             connect(url, api_key) as client,
-            JobBatch(
+            JobRunner(
                 client,
                 service=url,
                 as_json=as_json,
@@ -188,7 +188,7 @@ def result(
 
     Results get the names of their inputs if `submit` wrote or would write into the same folder, else those of the jobs.
     """
-    from .job_runner import JobBatch
+    from .job_runner import JobRunner
     from .journal import Entry, Journal
 
     with client_errors():
@@ -198,7 +198,7 @@ def result(
         journal = Journal(outputs.folder)
         outputs.keep(journal.results())
         entries = [journal.entry_of_job(job_id) or Entry("", job_id, id=job_id) for job_id in dict.fromkeys(ids)]
-        with connect(url, api_key) as client, JobBatch(client, as_json=as_json, journal=journal) as batch:
+        with connect(url, api_key) as client, JobRunner(client, as_json=as_json, journal=journal) as batch:
             batch.save(entries, outputs)
 
 

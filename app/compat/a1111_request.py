@@ -61,7 +61,7 @@ class WebUIRequest(_WebUIModel):
     mask: str | None = None
     prompt: Text = ""
     negative_prompt: Text = ""
-    # Whether to leave out what the prompt names by tags.
+    # Whether to leave out the LoRAs that the prompt names by tags.
     disable_extra_networks: bool = False
     denoising_strength: Annotated[float, Field(ge=0, le=1)] = 0.75
     cfg_scale: Annotated[float, Field(ge=1)] = 7.0

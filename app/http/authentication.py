@@ -28,7 +28,9 @@ PUBLIC_PATHS = re.compile(r"/(|assets/[^/]*|healthz|readyz|openapi\.json|redoc|d
 # Changes of models are below this path.
 MODELS_PATH = "/models/"
 # Requests of the compatibility APIs whose responses contain no images.
-WITHOUT_IMAGES = frozenset({"/sdapi/v1/interrupt", "/sdapi/v1/options"})
+WITHOUT_IMAGES = re.compile(r"/sdapi/v1/(interrupt|options)|/replicate/v1/(files(/.*)?|predictions/[^/]*/cancel)")
+# The compatibility APIs respond to a submit with its images.
+WITH_IMAGES = re.compile(r"/(v1|sdapi|hf|replicate)(/.*)?")
 
 # A key is looked up again after this time, which delays a revocation by as much.
 CACHE_TTL_S = 1.0
@@ -78,11 +80,11 @@ def caller_for_key(key: ApiKey) -> Caller:
 def api_key_from_headers(headers: Headers) -> str | None:
     """Return the API key of a request, or None if it has none.
 
-    Accepts a bearer token (RFC 6750), the header `X-API-Key`, and the password of Basic authentication (RFC 7617),
-    which is all that some clients support.
+    Accepts a bearer token (RFC 6750), the header `X-API-Key`, the password of Basic authentication (RFC 7617), which is
+    all that some clients support, and `Token`, which clients of Replicate send.
     """
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
+    if scheme.lower() in ("bearer", "token"):
         return credentials.strip()
     if scheme.lower() == "basic":
         with suppress(ValueError):
@@ -105,8 +107,7 @@ def required_scopes(scope: Scope) -> tuple[KeyScope, ...]:
         return (KeyScope.READ,)
     if changes_models(scope):
         return (KeyScope.ADMIN,)
-    # The compatibility APIs respond to a submit with its images.
-    if path.startswith(("/v1/", "/sdapi/")) and path not in WITHOUT_IMAGES:
+    if WITH_IMAGES.fullmatch(path) and not WITHOUT_IMAGES.fullmatch(path):
         return (KeyScope.SUBMIT, KeyScope.READ)
     return (KeyScope.SUBMIT,)
 

@@ -14,6 +14,7 @@ ALLOWED_HEADERS = (
     "If-None-Match",
     "Last-Event-ID",
     "Prefer",
+    "X-Request-ID",
 )
 EXPOSED_HEADERS = (
     "ETag",
@@ -24,6 +25,7 @@ EXPOSED_HEADERS = (
     "RateLimit-Policy",
     "Retry-After",
     "WWW-Authenticate",
+    "X-Request-ID",
 )
 
 

@@ -24,7 +24,7 @@ from typing import Literal
 
 from img2img.errors import Img2ImgError, RequestError, TooManyRequests, Unavailable
 
-# Beginnings of messages, by what was flagged.
+# Beginnings of messages, by the flagged part.
 FLAGGED = {
     "prompt": "The prompt was",
     "input": "An image of the request was",
@@ -74,7 +74,7 @@ class FlaggedRequest(RequestError):
     """Moderation has flagged the request or its result.
 
     Args:
-        subject: What was flagged.
+        subject: The flagged part.
         categories: Categories that the moderation endpoint names.
     """
 

@@ -1,4 +1,4 @@
-"""Maps errors to HTTP responses: `application/problem+json` documents (RFC 9457)."""
+"""Maps errors to HTTP responses: problem documents (RFC 9457), or the formats of compatible APIs."""
 
 import logging
 from collections.abc import Mapping
@@ -32,6 +32,7 @@ from img2img.redis import outage
 from img2img.telemetry.logging import job_extra
 
 from ..schemas.problems import MAX_SHOWN, FieldProblem, Problem, encodable, status_phrase, truncate
+from .error_formats import ProblemResponse
 from .errors import (
     FlaggedRequest,
     ForbiddenHost,
@@ -46,6 +47,7 @@ from .errors import (
     RequestTimeout,
     UnsupportedMedia,
 )
+from .request_id import HEADER as REQUEST_ID_HEADER
 
 STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     RequestError: HTTPStatus.BAD_REQUEST,
@@ -69,7 +71,6 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
-PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 5
 # Images expire after hours.
 STORAGE_RETRY_AFTER_S = 60
@@ -85,8 +86,8 @@ def status_of(error: Img2ImgError) -> HTTPStatus:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the problem+json response for `error`."""
+def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = None) -> ProblemResponse:
+    """Return the response for `error`: problem+json, or the format of the compatible API that was called."""
     status = status_of(error)
     extra: dict[str, Any] = dict(error.details)
     detail = error.message
@@ -121,10 +122,11 @@ def _headers(error: Img2ImgError) -> dict[str, str]:
     return {}
 
 
-def _problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extra: Any) -> Response:
+def _problem(
+    status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extra: Any
+) -> ProblemResponse:
     problem = Problem(title=status_phrase(status), status=status, detail=detail, code=code, **extra)
-    body = problem.model_dump_json(exclude_none=True)
-    return Response(body, status_code=status, headers=headers, media_type=PROBLEM_JSON)
+    return ProblemResponse(problem, headers)
 
 
 async def _handle_img2img_error(_request: Request, error: Exception) -> Response:
@@ -193,10 +195,12 @@ async def _handle_disconnect(_request: Request, _error: Exception) -> Response:
     return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
-async def _handle_unexpected_error(_request: Request, _error: Exception) -> Response:
+async def _handle_unexpected_error(request: Request, _error: Exception) -> Response:
     detail = "The server encountered an unexpected error."
-    # uvicorn closes the connection after an unexpected error, and the client should not use it again.
-    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail, {"Connection": "close"})
+    # uvicorn closes the connection after an unexpected error, and the client should not use it again. This response is
+    # made outside of all middleware.
+    headers = {"Connection": "close", REQUEST_ID_HEADER: request.state.request_id}
+    return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail, headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:

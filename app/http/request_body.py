@@ -4,6 +4,7 @@ FastAPI is not used for this: it parses JSON on the event loop, and builds an er
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from anyio.to_thread import run_sync
@@ -46,12 +47,13 @@ def media_type_of(request: Request) -> tuple[str, dict[bytes, bytes]]:
     return media_type.decode("latin-1"), options
 
 
-async def read_json(request: Request, kind: type[T], *, strict: bool) -> T:
+async def read_json(request: Request, kind: type[T], *, strict: bool, max_values: int = MAX_JSON_VALUES) -> T:
     """Read a JSON body and validate it.
 
     Args:
         kind: A model or another type that pydantic can validate.
         strict: Whether JSON types have to match: "30" and true are not numbers.
+        max_values: Most values of the body.
 
     Raises:
         RequestError: The body has too many values, or is not UTF-8.
@@ -60,6 +62,12 @@ async def read_json(request: Request, kind: type[T], *, strict: bool) -> T:
     """
     if media_type_of(request)[0] != "application/json":
         raise UnsupportedMedia("The content type should be application/json.")
+    body = await read_bytes(request)
+    return await run_sync(_parse_json, body, kind, strict, max_values, limiter=request.app.state.services.parsers)
+
+
+async def read_bytes(request: Request) -> bytearray:
+    """Read a body as it is."""
     body = bytearray()
     # Not `request.body()`, which keeps the body for as long as the request.
     try:
@@ -69,18 +77,23 @@ async def read_json(request: Request, kind: type[T], *, strict: bool) -> T:
         # The error refers to this frame until its response is sent.
         body.clear()
         raise
-    return await run_sync(_parse_json, body, kind, strict, limiter=request.app.state.services.parsers)
+    return body
 
 
-def _parse_json(body: bytearray, kind: type[T], strict: bool) -> T:
+def parse_json(body: bytearray, kind: type[T], *, strict: bool) -> T:
+    """Parse and validate JSON text. Raises the errors of `read_json`."""
+    return _parse_json(body, kind, strict, MAX_JSON_VALUES)
+
+
+def _parse_json(body: bytearray, kind: type[T], strict: bool, max_values: int) -> T:
     tokens = sum(map(body.count, (b",", b"[", b"{")))
-    if tokens > MAX_JSON_TOKENS:
+    if tokens > MAX_JSON_TOKENS + max_values - MAX_JSON_VALUES:
         raise RequestError(TOO_MANY_VALUES)
-    if tokens > MAX_JSON_VALUES:
+    if tokens > max_values:
         # Either long texts or too many values, each of which could have an error.
-        _check_value_count(body)
+        _check_value_count(body, max_values)
     remove_byte_order_mark(body)
-    adapter = TypeAdapter(kind)
+    adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
     try:
         try:
             return adapter.validate_json(body, strict=strict)
@@ -93,13 +106,28 @@ def _parse_json(body: bytearray, kind: type[T], strict: bool) -> T:
         raise _as_request_error(error) from None
 
 
-def _check_value_count(body: bytearray) -> None:
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def describe_unknown_fields(error: RequestValidationError, model: type[BaseModel]) -> None:
+    """Add the names of all fields to the first error for an unknown field."""
+    known = f"; known are {', '.join(model.model_fields)}"
+    for item in error.errors():
+        if item["type"] == "extra_forbidden":
+            is_nested = len(item["loc"]) > 1
+            item["msg"] = f"Unknown field{'' if is_nested else known}"
+            known = known if is_nested else ""
+
+
+def _check_value_count(body: bytearray, max_values: int) -> None:
     try:
         value = from_json(body)
     except ValueError:
         # Reported with its position by the validation.
         return
-    if count_values(value) > MAX_JSON_VALUES:
+    if count_values(value) > max_values:
         raise RequestError(TOO_MANY_VALUES)
 
 

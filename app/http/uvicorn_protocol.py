@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits on connections and headers, and problem documents for what cannot be parsed.
+"""uvicorn's HTTP protocol with limits on connections and headers, and problem documents for invalid requests.
 
 uvicorn has no such limits: clients that open many connections and send nothing, send endless headers, or do not read
 their responses could occupy all of its connections and memory.
@@ -15,6 +15,8 @@ from img2img.errors import Img2ImgError, RequestError
 from .connection_limit import SPARE_PART
 from .errors import HeadersTooLarge, Overloaded
 from .problem_details import problem_response
+from .request_id import HEADER as REQUEST_ID_HEADER
+from .request_id import new_request_id
 
 # From the connection, or the first byte after a response, to the end of the headers.
 HEADER_TIMEOUT_S = 15.0
@@ -185,7 +187,8 @@ class ServerProtocol(HttpToolsProtocol):
             if is_started:
                 self.transport.close()
                 return
-        response = problem_response(error)
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        response = problem_response(error, {REQUEST_ID_HEADER: new_request_id()}).for_path(path)
         self.transport.write(STATUS_LINE[response.status_code])
         for name, value in (*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")):
             self.transport.write(b"%s: %s\r\n" % (name, value))
@@ -209,7 +212,7 @@ class ServerProtocol(HttpToolsProtocol):
         self._stalled_since = self.loop.time()
 
     def resume_writing(self) -> None:
-        """Called when the client has received most of what was written."""
+        """Called when the client has received most of the written data."""
         super().resume_writing()
         self._stalled_since = None
 

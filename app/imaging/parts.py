@@ -1,4 +1,4 @@
-"""Limits on the number of chunks of a PNG and of segments of a JPEG: each costs time, whatever its size."""
+"""Limits on the number of chunks of a PNG and of segments of a JPEG: each costs time, also a small one."""
 
 import struct
 

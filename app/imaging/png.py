@@ -50,7 +50,7 @@ def is_valid(data: memoryview, chunk: Chunk) -> bool:
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bool]:
-    """Return the file without what is not needed for its pixels, and whether it can have an orientation.
+    """Return the file without the chunks that its pixels do not need, and whether it can have an orientation.
 
     Like libpng, ignores ancillary chunks with a wrong checksum.
     """

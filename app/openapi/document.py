@@ -10,9 +10,12 @@ from pydantic.json_schema import models_json_schema
 from img2img.domain.model_config import ComponentSource, ModelConfig
 
 from ..http.authentication import PUBLIC_PATHS
+from ..schemas.batches import BatchEvent, BatchItem, BatchProgressEvent, BatchRequest
 from ..schemas.events import GoneEvent, JobEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from ..schemas.problems import Problem
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
+from . import batches
+from .completion import complete, remove_unused
 from .operations import SUBMITTED_OR_DRY_RUN, message_schemas, problems, ref
 
 SECURITY_SCHEMES = {
@@ -20,7 +23,7 @@ SECURITY_SCHEMES = {
     "ApiKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
 }
 REQUESTS = (Img2ImgRequest, ControlMapRequest, ImageRequest)
-STREAM_DATA = (QueuedEvent, ProgressEvent, PreviewEvent, GoneEvent)
+STREAM_DATA = (QueuedEvent, ProgressEvent, PreviewEvent, GoneEvent, BatchProgressEvent)
 
 
 def install_openapi(app: FastAPI, *, keys_required: bool) -> None:
@@ -35,6 +38,13 @@ def install_openapi(app: FastAPI, *, keys_required: bool) -> None:
     app.webhooks.add_api_route(
         "job.ended", job_ended_webhook, methods=["POST"], operation_id="job_ended_webhook", status_code=204
     )
+    app.webhooks.add_api_route(
+        "batch.ended", batch_ended_webhook, methods=["POST"], operation_id="batch_ended_webhook", status_code=204
+    )
+
+
+def batch_ended_webhook(event: BatchEvent) -> None:
+    """The last job of a batch has ended. Signed and acknowledged like `job.ended`."""
 
 
 def job_ended_webhook(event: JobEvent) -> None:
@@ -51,13 +61,15 @@ def _build(app: FastAPI, keys_required: bool) -> dict[str, Any]:
     )
     schemas = document["components"]["schemas"]
     _remove_default_validation_errors(document)
-    schemas |= _model_schemas() | message_schemas() | {"Submitted": SUBMITTED_OR_DRY_RUN}
+    schemas |= _model_schemas() | message_schemas() | batches.message_schemas() | {"Submitted": SUBMITTED_OR_DRY_RUN}
     schemas |= {_form_name(request): _form_schema(request, schemas[request.__name__]) for request in REQUESTS}
     _add_security(document, keys_required)
     _remove_null(document)
     _rename_item_schemas(document)
     accepted = document["paths"]["/img2img"]["post"]["responses"]["202"]
     accepted["content"]["application/json"]["schema"] = ref("Job")
+    complete(document)
+    remove_unused(document)
     return document
 
 
@@ -82,11 +94,13 @@ def _rename_item_schemas(document: dict[str, Any]) -> None:
                 for content in response.get("content", {}).values():
                     if "itemSchema" in content:
                         content["x-item-schema"] = content.pop("itemSchema")
+                        events = {"type": "array", "items": content["x-item-schema"]}
+                        content["schema"] = {"type": "string", "contentSchema": events}
 
 
 def _model_schemas() -> dict[str, Any]:
     """Return the schemas of models that no route names as a parameter or return type."""
-    documents = (*REQUESTS, ComponentSource, ModelConfig, Problem)
+    documents = (*REQUESTS, BatchRequest, BatchItem, ComponentSource, ModelConfig, Problem)
     models = [*((model, "validation") for model in documents), *((e, "serialization") for e in STREAM_DATA)]
     _, definitions = models_json_schema(models, ref_template=ref("{model}")["$ref"])  # type: ignore[arg-type]
     schemas: dict[str, Any] = definitions["$defs"]

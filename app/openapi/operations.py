@@ -4,13 +4,15 @@ Bodies come in two media types, and responses have headers, links, images, event
 """
 
 import json
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from img2img.errors import Img2ImgError, ParameterError
 
+from ..http.error_formats import PROBLEM_JSON
 from ..http.errors import InsufficientScope
-from ..http.problem_details import PROBLEM_JSON, STATUS, problem_response
+from ..http.problem_details import STATUS, problem_response
 from ..schemas.events import GoneEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from ..schemas.model_details import ModelDetails
 from ..schemas.problems import Problem, status_phrase
@@ -21,7 +23,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 JOB_OPERATIONS = ("get_job", "stream_job_events", "cancel_job", "delete_job", "get_result")
 # Names of the events of a job's stream, by the model of their data.
-STREAM_EVENTS = {
+STREAM_EVENTS: dict[type, tuple[str, ...]] = {
     QueuedEvent: ("queued",),
     ProgressEvent: ("progress",),
     PreviewEvent: ("preview",),
@@ -76,24 +78,63 @@ def _problem_example(status: int) -> Any:
     return json.loads(bytes(problem_response(error).body))
 
 
-def message_name(model: type) -> str:
+def message_name(prefix: str, model: type) -> str:
     """Return the name of the schema of a server-sent event that carries `model`."""
-    return f"{model.__name__}Message"
+    return f"{'' if model.__name__.startswith(prefix) else prefix}{model.__name__}Message"
+
+
+def event_messages(
+    prefix: str, events: Mapping[type, tuple[str, ...]], with_id: Collection[type], id_description: str
+) -> dict[str, Any]:
+    """Return the schemas of the events of a stream, as fields of the Server-Sent Events format.
+
+    Args:
+        prefix: Of the names of the schemas.
+        events: Names of the events by the model of their data.
+        with_id: Models of events with an id.
+        id_description: Description of the id.
+    """
+    schemas = {}
+    for model, names in events.items():
+        fields: dict[str, Any] = {
+            "event": {"type": "string", "enum": list(names)},
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": ref(model.__name__)},
+        }
+        if model in with_id:
+            fields["id"] = {"type": "string", "description": id_description}
+        name = message_name(prefix, model)
+        schemas[name] = {"title": name, "type": "object", "required": list(fields), "properties": fields}
+    return schemas
+
+
+def event_stream(prefix: str, events: Mapping[type, tuple[str, ...]], description: str, example: str) -> dict[str, Any]:
+    """Return the response that is a stream of these events."""
+    return {
+        "description": description,
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "itemSchema": {
+                    "oneOf": [ref(message_name(prefix, model)) for model in events],
+                    "discriminator": {
+                        "propertyName": "event",
+                        "mapping": {
+                            name: ref(message_name(prefix, model))["$ref"]
+                            for model, names in events.items()
+                            for name in names
+                        },
+                    },
+                },
+                "example": example,
+            }
+        },
+    }
 
 
 def message_schemas() -> dict[str, Any]:
     """Return the schemas of the events of a job's stream, as fields of the Server-Sent Events format."""
-    return {message_name(model): _message_schema(model, names) for model, names in STREAM_EVENTS.items()}
-
-
-def _message_schema(model: type, names: tuple[str, ...]) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "event": {"type": "string", "enum": list(names)},
-        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": ref(model.__name__)},
-    }
-    if model not in (PreviewEvent, GoneEvent, Problem):
-        fields["id"] = {"type": "string", "description": "Revision of the job, for `Last-Event-ID`."}
-    return {"title": message_name(model), "type": "object", "required": list(fields), "properties": fields}
+    with_id = (QueuedEvent, ProgressEvent, Job)
+    return event_messages("", STREAM_EVENTS, with_id, "Revision of the job, for `Last-Event-ID`.")
 
 
 SUBMIT_BODY = request_body("Img2Img", examples.IMG2IMG)
@@ -150,33 +191,16 @@ JOB: Responses = {
     }
 }
 EVENTS: Responses = {
-    200: {
-        "description": "Events whose `data` is a QueuedEvent, ProgressEvent, PreviewEvent, Job, GoneEvent or Problem "
-        "as JSON.",
-        "content": {
-            "text/event-stream": {
-                "schema": {"type": "string"},
-                "itemSchema": {
-                    "oneOf": [ref(message_name(model)) for model in STREAM_EVENTS],
-                    "discriminator": {
-                        "propertyName": "event",
-                        "mapping": {
-                            name: ref(message_name(model))["$ref"]
-                            for model, names in STREAM_EVENTS.items()
-                            for name in names
-                        },
-                    },
-                },
-                "example": (
-                    f'event: queued\nid: 1\ndata: {{"id":"{EXAMPLE_JOB_ID}","status":"queued",'
-                    '"queue_position":2,"eta_s":14.5}\n\n'
-                    f'event: progress\nid: 5\ndata: {{"id":"{EXAMPLE_JOB_ID}","status":"running",'
-                    '"progress":{"step":6,"steps":24,"fraction":0.25}}\n\n'
-                    f'event: succeeded\nid: 24\ndata: {{"id":"{EXAMPLE_JOB_ID}","status":"succeeded",...}}\n\n'
-                ),
-            }
-        },
-    },
+    200: event_stream(
+        "",
+        STREAM_EVENTS,
+        "Events whose `data` is a QueuedEvent, ProgressEvent, PreviewEvent, Job, GoneEvent or Problem as JSON.",
+        f'event: queued\nid: 1\ndata: {{"id":"{EXAMPLE_JOB_ID}","status":"queued",'
+        '"queue_position":2,"eta_s":14.5}\n\n'
+        f'event: progress\nid: 5\ndata: {{"id":"{EXAMPLE_JOB_ID}","status":"running",'
+        '"progress":{"step":6,"steps":24,"fraction":0.25}}\n\n'
+        f'event: succeeded\nid: 24\ndata: {{"id":"{EXAMPLE_JOB_ID}","status":"succeeded",...}}\n\n',
+    ),
     204: {"description": "The job has ended and the client has received its last event."},
 }
 RESULT_IMAGE: Responses = {

@@ -1,20 +1,49 @@
 """Parses request bodies: multipart or JSON, with one model for both."""
 
+import json
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Request
+from anyio.to_thread import run_sync
+from fastapi import Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 
+from img2img.domain.job_batch import MAX_JOBS
+from img2img.domain.webhook import BatchWebhook
 from img2img.errors import ParameterError
 
 from ..dependencies import SettingsDep
 from ..http.errors import UnsupportedMedia
-from ..http.request_body import media_type_of, read_form, read_json, validated
+from ..http.request_body import (
+    describe_unknown_fields,
+    media_type_of,
+    read_bytes,
+    read_form,
+    read_json,
+    validated,
+)
+from ..schemas.batches import BatchRequest, Hook
 from ..schemas.image_references import parse_reference
 from ..schemas.request_fields import FormValue, nest_form_fields
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
 from ..settings import ApiSettings
+from ..submission.batch_items import BatchItems, Combinations, Lines
+
+# Media types of JSON lines.
+JSON_LINES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines", "application/jsonlines")
+# Enough for the values of a batch.
+MAX_BATCH_VALUES = MAX_JOBS + 2000
+
+WebhookQuery = Annotated[
+    str | None, Query(description="For JSON lines: URL that is called once, when the last job has ended.")
+]
+
+
+class _Webhook(BaseModel):
+    webhook: Hook = None
+
 
 Document = TypeVar("Document", bound=BaseModel)
 Body = TypeVar("Body", Img2ImgRequest, ControlMapRequest, ImageRequest)
@@ -35,12 +64,44 @@ async def read_image(request: Request, settings: SettingsDep) -> ImageRequest:
     return await _read(request, settings, ImageRequest)
 
 
+@dataclass(frozen=True)
+class BatchBody:
+    """The body of `POST /batches`.
+
+    Attributes:
+        fingerprint: Hash of the body.
+    """
+
+    items: BatchItems
+    webhook: BatchWebhook | None
+    fingerprint: str
+
+
+async def read_batch(request: Request, webhook: WebhookQuery = None) -> BatchBody:
+    """Read the body of `POST /batches`: JSON lines, or one request with values to vary."""
+    media_type, _ = media_type_of(request)
+    if media_type in JSON_LINES:
+        hook = validated(_Webhook, {"webhook": webhook}).webhook
+        body = bytes(await read_bytes(request))
+        digest = await run_sync(lambda: sha256(f"{hook.url if hook else ''}\n".encode() + body).hexdigest())
+        return BatchBody(Lines.of(body), hook, digest)
+    if media_type != "application/json":
+        raise UnsupportedMedia("The content type should be application/json, or application/jsonl for JSON lines.")
+    if webhook is not None:
+        raise ParameterError("webhook", "It is a field of the JSON document; the query parameter is for JSON lines")
+    document = await read_json(request, BatchRequest, strict=True, max_values=MAX_BATCH_VALUES)
+    combinations = await run_sync(Combinations.of, document)
+    parts = (combinations.request, combinations.vary, str(document.webhook.url) if document.webhook else "")
+    digest = sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return BatchBody(combinations, document.webhook, digest)
+
+
 async def read_document(request: Request, model: type[Document]) -> Document:
     """Read and validate a JSON body."""
     try:
         return await read_json(request, model, strict=True)
     except RequestValidationError as error:
-        _describe_unknown_fields(error, model)
+        describe_unknown_fields(error, model)
         raise
 
 
@@ -55,19 +116,9 @@ async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> B
             # Strict, because JSON has types.
             return await read_json(request, model, strict=True)
     except RequestValidationError as error:
-        _describe_unknown_fields(error, model)
+        describe_unknown_fields(error, model)
         raise
     raise UnsupportedMedia("The content type should be multipart/form-data or application/json.")
-
-
-def _describe_unknown_fields(error: RequestValidationError, model: type[BaseModel]) -> None:
-    # Listed once, in the first error for an unknown field.
-    known = f"; known are {', '.join(model.model_fields)}"
-    for item in error.errors():
-        if item["type"] == "extra_forbidden":
-            is_nested = len(item["loc"]) > 1
-            item["msg"] = f"Unknown field{'' if is_nested else known}"
-            known = known if is_nested else ""
 
 
 def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[str, FormValue]:
@@ -97,6 +148,7 @@ def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[
     return fields | lists
 
 
+BatchBodyDep = Annotated[BatchBody, Depends(read_batch)]
 RequestDep = Annotated[Img2ImgRequest, Depends(read_img2img)]
 ControlMapRequestDep = Annotated[ControlMapRequest, Depends(read_control_map)]
 ImageRequestDep = Annotated[ImageRequest, Depends(read_image)]

@@ -1,6 +1,5 @@
 """Jobs: list, get, cancel and delete."""
 
-import re
 from contextlib import suppress
 from typing import Annotated
 
@@ -10,11 +9,11 @@ from fastapi import APIRouter, Header, Query, Response
 from img2img.domain.job import JobStatus
 from img2img.erasure import Eraser
 from img2img.errors import Deleted, Expired
-from img2img.redis.job_store import Cursor
+from img2img.redis.job_store import CURSOR, Cursor
 
 from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep, StoreThreadsDep
 from ..openapi import operations as openapi
-from ..progress.long_poll import wait_for_end
+from ..progress.long_poll import MAX_WAIT_S, preferred_wait, wait_for_end
 from ..schemas.responses import Job, JobList
 from .parameters import JobId
 
@@ -23,9 +22,8 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 StatusFilter = Annotated[JobStatus | None, Query(description="Only jobs with this status.")]
 CursorQuery = Annotated[
     str | None,
-    Query(pattern=r"^[0-9]{1,11}(\.[0-9]{1,9})?-[0-9a-f]{32}$", description="`next_cursor` of the previous page."),
+    Query(pattern=CURSOR, description="`next_cursor` of the previous page."),
 ]
-MAX_WAIT_S = 60
 Wait = Annotated[
     float | None,
     Query(ge=0, le=MAX_WAIT_S, description="Respond when the job has ended, or after this many seconds."),
@@ -43,17 +41,14 @@ def list_jobs(
     limit: Limit = 20,
 ) -> JobList:
     """List jobs, newest first. A page may have fewer than `limit` jobs if some have expired."""
-    records, last = queue.job_store.page(status, _parse_cursor(cursor), limit)
-    next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
+    records, last = queue.job_store.page(status, parse_cursor(cursor), limit)
     jobs = [Job.from_record(*pair) for pair in zip(records, eta.estimate(records), strict=True)]
-    return JobList(jobs=jobs, next_cursor=next_cursor)
+    return JobList(jobs=jobs, next_cursor=str(last) if last else None)
 
 
-def _parse_cursor(cursor: str | None) -> Cursor | None:
-    if cursor is None:
-        return None
-    created_at, _, job_id = cursor.partition("-")
-    return Cursor(float(created_at), job_id)
+def parse_cursor(cursor: str | None) -> Cursor | None:
+    """Return the position in a list of a cursor."""
+    return Cursor.parse(cursor) if cursor else None
 
 
 @router.get("/{job_id}", operation_id="get_job", responses=openapi.JOB | openapi.problems(404, 410, 422, 503))
@@ -67,17 +62,11 @@ async def get_job(
     prefer: Prefer = None,
 ) -> Job:
     """Get the status, progress, resolved parameters and images of a job. With `wait`, respond when it has ended."""
-    preferred = _preferred_wait(prefer) if wait is None else None
+    preferred = preferred_wait(prefer) if wait is None else None
     if preferred is not None:
         response.headers["Preference-Applied"] = f"wait={preferred}"
     record = await wait_for_end(job_id, wait or preferred or 0, queue, job_changes)
     return Job.from_record(record, *await run_sync(eta.estimate, [record]))
-
-
-def _preferred_wait(prefer: str | None) -> int | None:
-    """Return the seconds of `Prefer: wait=30` (RFC 7240), limited to MAX_WAIT_S."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", prefer or "", re.IGNORECASE)
-    return min(int(found[1]), MAX_WAIT_S) if found else None
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_job", responses=openapi.problems(404, 410, 503))
@@ -95,7 +84,7 @@ async def delete_job(job_id: JobId, queue: QueueDep, store: StoreDep, store_thre
     Images that were uploaded with `POST /images`, and inputs that another job needs, are kept. A webhook that is not
     delivered yet is discarded. Deleting a job again has no effect.
     """
-    # After an error, a repeated request deletes what was left.
+    # After an error, a repeated request deletes the rest.
     with suppress(Deleted, Expired):
         await run_sync(queue.job_store.find, job_id)
     await store_threads.run(Eraser(queue, store).delete_job, job_id)

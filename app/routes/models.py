@@ -37,7 +37,10 @@ OverviewDep = Annotated[ModelOverview, Depends(_overview)]
 
 @router.get("/models", operation_id="list_models", responses=openapi.problems(503))
 def list_models(overview: OverviewDep) -> ModelList:
-    """List the models that live workers serve, with the capabilities of each, and those that are being loaded."""
+    """List the models that live workers serve, with the capabilities of each, and those that are being loaded.
+
+    While no worker is live, these are the models that were served last: jobs for them wait for a worker.
+    """
     return overview.read_all()
 
 

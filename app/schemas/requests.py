@@ -33,7 +33,7 @@ from img2img.domain.webhook import Webhook
 from .request_fields import ImageBytes, ImageOrReference, MaskOrReference, UpscaleFactor, webhook_fields
 
 MAX_DEADLINE_S = 7 * 24 * 3600
-# What clients of other software send for no seed.
+# The seed of clients of other software that want any.
 RANDOM_SEED = -1
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from img2img.domain.job import ImageInfo, JobFailure, JobRecord, JobStatus, Priority
 from img2img.domain.model_card import ModelCard, WorkerThroughput
-from img2img.domain.model_status import ModelState, ModelStatus
+from img2img.domain.model_status import Batching, ModelState, ModelStatus
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Delivery, DeliveryStatus, Event
 from img2img.printable import without_paths
@@ -114,6 +114,14 @@ class WebhookDelivery(BaseModel):
         )
 
 
+class JobBatch(BaseModel):
+    """The batch to which a job belongs."""
+
+    id: Annotated[str, Field(description="Id of the batch, see `GET /batches/{id}`.")]
+    index: Annotated[int, Field(description="Position of the job in the batch, from 0.")]
+    name: Annotated[str | None, Field(description="Name that the request gave the job.")] = None
+
+
 class JobWebhook(BaseModel):
     """The webhook of a job and its delivery status."""
 
@@ -140,7 +148,11 @@ class Job(BaseModel):
     finished_at: Moment | None
     deadline_at: Annotated[Moment | None, Field(description="When the job is cancelled unless it has ended.")]
     expires_at: Annotated[
-        Moment | None, Field(description="When the job and its images are deleted; null until it has ended.")
+        Moment | None,
+        Field(
+            description="When the job and its images are deleted; null until it has ended, and for a job of a batch, "
+            "which is deleted with the batch."
+        ),
     ]
     queue_position: Annotated[
         int | None,
@@ -161,11 +173,14 @@ class Job(BaseModel):
     timings: Annotated[
         dict[str, float],
         Field(
-            description="Seconds: `queued`, `run`, then the stages of the run.", examples=[{"queued": 2.0, "run": 3.0}]
+            description="Seconds: `queued`, `run`, then the stages of the run. `skipped_calls` is the number of "
+            "denoiser calls that `speed` saved.",
+            examples=[{"queued": 2.0, "run": 3.0}],
         ),
     ]
     worker: Annotated[str | None, Field(examples=["gpu-1-4711-5be0"])]
     webhook: JobWebhook | None = None
+    batch: Annotated[JobBatch | None, Field(description="Null for a job that was submitted alone.")] = None
 
     @classmethod
     def from_record(cls, record: JobRecord, estimate: QueueEstimate | None = None) -> Self:
@@ -191,6 +206,7 @@ class Job(BaseModel):
             timings=_timings(record),
             worker=record.worker,
             webhook=JobWebhook.from_record(record),
+            batch=JobBatch(**record.batch.model_dump()) if record.batch else None,
         )
 
 
@@ -245,6 +261,14 @@ class WorkerModel(BaseModel):
     ] = None
     disk_bytes: Annotated[int | None, Field(description="Size of its weight files.")] = None
     memory_bytes: Annotated[int | None, Field(description="Memory that its weights take, or will take.")] = None
+    batching: Annotated[
+        dict[str, Batching],
+        Field(
+            description="How calls of its modules by several jobs are merged, while it is loaded: `exact` to the bit, "
+            "`rounding` with other last bits, `alone` not, `unknown` before the first such call.",
+            examples=[{"unet": "rounding", "vae": "alone"}],
+        ),
+    ] = {}
     error: Annotated[
         str | None,
         Field(description="Why it could not be loaded. Paths are left out unless the caller may see all jobs."),
@@ -266,7 +290,7 @@ class ModelAvailability(BaseModel):
     @staticmethod
     def best_of(states: Iterable[ModelState]) -> ModelState:
         """Return the state that serves jobs soonest."""
-        return min(states, key=_BY_READINESS.index)
+        return min(states, key=_BY_READINESS.index, default=ModelState.UNLOADED)
 
 
 _BY_READINESS = (ModelState.LOADED, ModelState.LOADING, ModelState.UNLOADED, ModelState.FAILED)
@@ -286,15 +310,15 @@ def by_model(states: Mapping[str, Mapping[str, ModelStatus]], *, with_paths: boo
 
 
 class ServedModel(ModelAvailability, ModelCard):
-    """A model that at least one live worker serves."""
+    """A model that a live worker serves, or without any live worker one that was served last."""
 
-    workers: Annotated[list[str], Field(examples=[["gpu-1-4711-5be0"]])]
+    workers: Annotated[list[str], Field(description="Live workers that serve it.", examples=[["gpu-1-4711-5be0"]])]
     queued: Annotated[int, Field(description="Jobs waiting for this model.", examples=[2])]
     default: Annotated[bool, Field(description="Whether it is used by requests that name no model.")]
 
 
 class ModelList(BaseModel):
-    """The models that live workers serve, and those that they do not serve yet."""
+    """The models that live workers serve (without workers: served last), and those that they do not serve yet."""
 
     models: list[ServedModel]
     pending: Annotated[

@@ -4,7 +4,7 @@ import secrets
 from typing import Any
 
 from img2img.domain.model_card import ModelCard
-from img2img.domain.parameters import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, PipelineParameter, Scheduler
+from img2img.domain.parameters import MAX_SEED, MAX_STEPS, MAX_STEPS_OF, NOISY_SCHEDULERS, Scheduler
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
@@ -66,11 +66,12 @@ def check_resolved(request: Img2ImgRequest, card: ModelCard, guidance_scale: flo
         if requires.guidance and guidance_scale == 1:
             message = "Without guidance it has no effect: leave it out, or give a `guidance_scale` above 1"
             raise ParameterError(name, message, got=value)
-        if isinstance(requires, PipelineParameter) and requires.by_scheduler:
+        if requires.by_scheduler:
             schedulers = card.scheduler_parameters.get(name, ())
             if scheduler not in schedulers:
-                message = f"With the scheduler {scheduler} it has no effect: leave it out, or give one of: "
-                raise ParameterError(name, message + ", ".join(schedulers), got=value)
+                choices = f", or give one of: {', '.join(schedulers)}" if schedulers else ""
+                message = f"With the scheduler {scheduler} {requires.not_with_scheduler}: leave it out{choices}"
+                raise ParameterError(name, message, got=value)
 
 
 def resolve_steps(given: int | None, scheduler: Scheduler, card: ModelCard) -> int:

@@ -223,6 +223,7 @@ class SpecBuilder:
             margins=margins,
             canvas=canvas,
             box=box,
+            padding=request.mask_padding,
         )
         image_digest = self.reader.add_blob(pixels)
         refined = self._refined(strength["strength"])

@@ -15,7 +15,7 @@ from img2img.domain.job import JobOptions, JobRecord, Priority
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
-from img2img.domain.webhook import Webhook
+from img2img.domain.webhook import BatchWebhook
 from img2img.erasure import Eraser
 from img2img.errors import Img2ImgError, ParameterError, Unavailable
 from img2img.redis.idempotency import IdempotencyKey
@@ -80,25 +80,25 @@ class JobSubmitter:
         Raises:
             Img2ImgError: The request is refused.
         """
-        options = self._options(request)
+        options = self.options(request)
         key = None
         if self.idempotency_key:
             fingerprint = await run_sync(request.fingerprint, limiter=self.services.parsers)
             key = IdempotencyKey(self.idempotency_key, fingerprint, options.owner)
-            earlier = await run_sync(self._visible_queue().find_by_idempotency_key, key)
+            earlier = await run_sync(self.visible_queue().find_by_idempotency_key, key)
             if earlier:
                 return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
         spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
         self.held_bytes.add(sum(map(len, blobs.values())))
-        await self._moderate(spec, blobs)
+        await self.moderate(spec, blobs)
         return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
-        options = self._options(request)
+        options = self.options(request)
         spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
-        await self._moderate(spec, blobs)
+        await self.moderate(spec, blobs)
         estimate = await run_sync(self.services.eta.estimate_next, spec, options)
         return DryRunResult(
             request=spec,
@@ -108,7 +108,7 @@ class JobSubmitter:
             eta_s=estimate.eta_s,
         )
 
-    async def _moderate(self, spec: JobSpec, blobs: Mapping[str, bytes]) -> None:
+    async def moderate(self, spec: JobSpec, blobs: Mapping[str, bytes]) -> None:
         """Ask the moderation endpoint, if there is one. Raises FlaggedRequest, ModerationUnavailable or Overloaded."""
         if self.services.moderation is not None:
             await self.services.moderation.check(spec, blobs, self.caller.owner)
@@ -117,11 +117,11 @@ class JobSubmitter:
         """Return the card of the named model, or of the default model. Raises ParameterError or Unavailable."""
         return resolve_model(model, self.services.default_model.name, self.services.models)
 
-    def _visible_queue(self) -> JobQueue:
+    def visible_queue(self) -> JobQueue:
         """Return the queue, limited to the jobs and input images that the caller may see."""
         return self.services.queue.visible_to(self.caller.visible_owner)
 
-    def _options(self, request: Request) -> JobOptions:
+    def options(self, request: Request) -> JobOptions:
         """Return the options of the job. Raises InsufficientScope."""
         options = JobOptions(
             result_ttl_s=self.services.settings.result_ttl,
@@ -143,25 +143,31 @@ class JobSubmitter:
     def _build_spec(self, request: Request) -> tuple[JobSpec, Mapping[str, bytes]]:
         """Return the spec of the request, and the blobs that it refers to by their sha256."""
         services = self.services
-        card = self.model_card(request.model)
         reader = ImageReader(
             self.decoders,
             services.store,
             services.store_threads.call,
-            self._visible_queue,
+            self.visible_queue,
             services.settings.result_ttl,
         )
+        card = self.model_card(request.model)
         if isinstance(request, ControlMapRequest):
             return build_control_map_spec(request, card, reader), reader.blobs
+        return self.build_spec(request, card, reader), reader.blobs
+
+    def build_spec(self, request: Img2ImgRequest, card: ModelCard, reader: ImageReader) -> JobSpec:
+        """Return the spec of a request. Its images are added to those of the reader."""
+        services = self.services
         if request.webhook is not None:
-            self._check_webhook(request.webhook)
+            self.check_webhook(request.webhook)
         task = choose_task(request)
         check_model(request, task, card)
         resolved = resolve_generation(request, card) if task is not Task.UPSCALE else {}
         builder = SpecBuilder(request, card, reader, services.settings.max_pixels, resolved)
-        return builder.build(task), reader.blobs
+        return builder.build(task)
 
-    def _check_webhook(self, webhook: Webhook) -> None:
+    def check_webhook(self, webhook: BatchWebhook) -> None:
+        """Raise ParameterError for a webhook that the service would not call."""
         settings = self.services.settings
         if not settings.webhook_secrets:
             message = "This service sends no webhooks: its operator has to set IMG2IMG_WEBHOOK_SECRET"

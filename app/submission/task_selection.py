@@ -11,6 +11,10 @@ from img2img.errors import ParameterError
 from ..schemas.requests import Img2ImgRequest
 
 REQUIREMENTS = requirements(Img2ImgRequest)
+# Of each field: the name, and the values that ask for nothing.
+NOT_GIVEN = tuple(
+    (name, field.default, None, REQUIREMENTS[name].neutral) for name, field in Img2ImgRequest.model_fields.items()
+)
 # The field to name if a model does not have the task, and the task in words.
 NAMES: dict[Task, tuple[str, str]] = {
     Task.IMG2IMG: ("image", "image-to-image"),
@@ -45,9 +49,9 @@ def choose_task(request: Img2ImgRequest) -> Task:
 
 def given_fields(request: Img2ImgRequest) -> Iterator[tuple[str, Any]]:
     """Yield name and value of the fields that differ from their default or neutral value."""
-    for name, field in type(request).model_fields.items():
+    for name, *not_given in NOT_GIVEN:
         value = getattr(request, name)
-        if value not in (field.default, None, REQUIREMENTS[name].neutral):
+        if value not in not_given:
             yield name, value
 
 

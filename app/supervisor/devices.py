@@ -1,4 +1,4 @@
-"""The devices of this machine: what PyTorch finds, and one worker for each device that `IMG2IMG_DEVICE` lists."""
+"""The devices that PyTorch finds on this machine, and one worker for each device that `IMG2IMG_DEVICE` lists."""
 
 import json
 import os
@@ -17,12 +17,12 @@ METRICS_PORT, LIVE_FILE = "IMG2IMG_METRICS_PORT", "IMG2IMG_LIVE_FILE"
 
 
 def device_report() -> dict[str, Any]:
-    """Return what PyTorch finds, from a process of the worker. Raises RuntimeError."""
+    """Return the devices that PyTorch finds, from a process of the worker. Raises RuntimeError."""
     return _report_of("device_report", os.environ)
 
 
 def model_report(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the configured models need, from a process of the worker that asks no hub. Raises RuntimeError."""
+    """Return the needs of the configured models, from a process of the worker that asks no hub. Raises RuntimeError."""
     # One device of several.
     several = {"IMG2IMG_DEVICE": AUTO} if _is_list(environment.get("IMG2IMG_DEVICE", "")) else {}
     return _report_of("model_report", {**environment, **several, "HF_HUB_OFFLINE": "1"})

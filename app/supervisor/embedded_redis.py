@@ -8,7 +8,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, ConnectionError, ResponseError, TimeoutError
 from redis.retry import Retry
 
-from img2img.redis import outage
+from img2img.redis import connection, outage
 from img2img.redis.durability import Durability
 from img2img.settings import embedded_redis_socket
 
@@ -48,12 +48,12 @@ def redis_command(data_dir: Path, durability: Durability = Durability.EVERYSEC) 
 
 def connect(url: str) -> Redis:
     """Return a client for a command line: without retries, so that an unavailable Redis is reported soon."""
-    return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+    return connection.connect(url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
 
 
 def is_redis_ready(url: str) -> bool:
     """Whether Redis responds and has loaded its files."""
-    with Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1) as redis:
+    with connection.connect(url, socket_timeout=1, socket_connect_timeout=1) as redis:
         try:
             return bool(redis.ping())
         except ResponseError as error:

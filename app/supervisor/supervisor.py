@@ -30,7 +30,7 @@ from .errors import ServeError, TemporaryServeError
 from .process import ManagedProcess
 from .redis_server import RedisUnavailable
 
-# What `img2img serve` has in the data directory.
+# Contents of the data directory of `img2img serve`.
 DATA_ENTRIES = ("redis", "redis.sock", "store", "serve.lock", "webhook-secret")
 # Exit code of a worker that cannot start and has logged the reason.
 CANNOT_START = 2

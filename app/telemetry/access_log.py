@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class AccessLogMiddleware:
-    """Counts, times and logs every request. The outermost middleware."""
+    """Counts, times and logs every request. Outside of it, there is only the id of the request."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app

@@ -5,9 +5,9 @@ import signal
 import sys
 
 from pydantic import ValidationError
-from redis import Redis
 
 from img2img.printable import printable
+from img2img.redis.connection import connect
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.settings import describe_errors
 from img2img.telemetry import logging
@@ -48,7 +48,7 @@ async def run(settings: ApiSettings, tracer: Tracer) -> None:
     allow_private, timeout_s = settings.webhook_allow_private, settings.webhook_timeout_s
     sender = HttpSender(PinnedTransport(allow_private=allow_private), timeout_s=timeout_s, allow_http=allow_private)
     signer = WebhookSigner(settings.webhook_secrets)
-    with Redis.from_url(
+    with connect(
         settings.resolved_redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
     ) as redis:
         dispatcher = WebhookDispatcher(WebhookOutbox(redis), sender, signer, timeout_s=timeout_s, tracer=tracer)

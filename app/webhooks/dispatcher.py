@@ -11,12 +11,16 @@ from importlib.metadata import version
 from anyio.to_thread import run_sync
 from redis.exceptions import RedisError
 
-from img2img.domain.webhook import Delivery, DeliveryStatus
+from img2img.domain.job import JobRecord
+from img2img.domain.job_batch import BatchRecord
+from img2img.domain.webhook import Delivery, DeliveryStatus, PredictionWebhook
 from img2img.redis.webhook_outbox import ClaimedDelivery, WebhookOutbox
 from img2img.telemetry.logging import job_context
 from img2img.telemetry.tracing import Tracer
 
+from ..schemas.batches import BatchEvent
 from ..schemas.events import JobEvent
+from ..schemas.predictions import Prediction
 from .host_timeouts import HostTimeouts
 from .http_sender import DeliveryResponse, HttpSender
 from .retry_policy import retry_delay_s
@@ -118,7 +122,7 @@ class WebhookDispatcher:
     async def _send(self, claimed: ClaimedDelivery) -> DeliveryResponse:
         webhook = claimed.record.webhook
         assert webhook is not None
-        body = JobEvent.from_record(claimed.record).model_dump_json()
+        body = event_of(claimed.record).model_dump_json()
         signature = self._signer.headers(claimed.record.id, body, time.time())
         headers = {"content-type": "application/json", "user-agent": USER_AGENT, **signature}
         timeout_s = self._timeouts.timeout_s(webhook.host)
@@ -138,6 +142,14 @@ class WebhookDispatcher:
                 await asyncio.sleep(OUTAGE_S)
         result = delivery.last_error or f"status {delivery.last_status}"
         log.info("webhook attempt %d: %s (%s)", delivery.attempts, delivery.status, result)
+
+
+def event_of(record: JobRecord | BatchRecord) -> JobEvent | BatchEvent | Prediction:
+    """Return the body of the webhook for the end of a job or of a batch. A prediction has the body of Replicate's."""
+    if isinstance(record, JobRecord) and isinstance(record.webhook, PredictionWebhook):
+        without_inputs = record.model_copy(update={"spec": record.spec.without_inputs()})
+        return Prediction.from_record(without_inputs, record.webhook.base_url)
+    return BatchEvent.from_record(record) if isinstance(record, BatchRecord) else JobEvent.from_record(record)
 
 
 def delivery_after_attempt(attempt: int, response: DeliveryResponse, now: float, jitter: float) -> Delivery:

@@ -6,7 +6,7 @@ networks below are special, but global in some releases.
 
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from img2img.domain.webhook import Webhook
+from img2img.domain.webhook import BatchWebhook
 from img2img.errors import ParameterError
 
 NOT_PUBLIC_V4 = (
@@ -42,7 +42,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     return not address.is_reserved and not any(address in network for network in NOT_PUBLIC_V4)
 
 
-def check_webhook(webhook: Webhook, *, allow_private: bool) -> None:
+def check_webhook(webhook: BatchWebhook, *, allow_private: bool) -> None:
     """Reject URLs that are invalid without a DNS lookup. Raises ParameterError.
 
     Host names are checked when a webhook is sent, by `PinnedTransport`.

@@ -29,8 +29,9 @@ from .errors import (
     TooManyRequests,
     WaitTimeout,
 )
-from .events import Event
+from .events import BatchStreamEvent, Event
 from .fields import (
+    BatchItemFields,
     ControlFields,
     ControlMapFields,
     ImagePromptFields,
@@ -41,8 +42,12 @@ from .fields import (
 )
 from .images import ImageInput, is_image_reference
 from .models import (
+    Batch,
+    BatchCounts,
+    BatchProgressEvent,
     DryRun,
     Job,
+    JobBatch,
     JobError,
     JobImage,
     JobProgress,
@@ -61,6 +66,11 @@ __all__ = [
     "ApiError",
     "AsyncClient",
     "AuthenticationError",
+    "Batch",
+    "BatchCounts",
+    "BatchItemFields",
+    "BatchProgressEvent",
+    "BatchStreamEvent",
     "Client",
     "ClientError",
     "ControlFields",
@@ -73,6 +83,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidResponse",
     "Job",
+    "JobBatch",
     "JobError",
     "JobFailed",
     "JobGone",

@@ -8,8 +8,10 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 from httpx_sse import EventSource
 
-from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_id_of
-from .events import Event, EventStream
+from .async_batches import AsyncBatches
+from .batches import BatchOperations
+from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_path
+from .events import Event, EventStream, job_events
 from .fields import ControlMapFields, SubmitFields
 from .images import ImageInput
 from .models import DryRun, Job, JobImage, Model, ModelDetails, ModelPage, UploadedImage
@@ -24,12 +26,16 @@ class AsyncClient:
         url: URL of the service. Default: `IMG2IMG_URL` from the environment, else `http://127.0.0.1:8000`.
         api_key: Sent with every request. Default: `IMG2IMG_API_KEY` from the environment, if set.
         timeout_s: Seconds to wait for the connection and for each part of a response.
+
+    Attributes:
+        batches: Methods for batches of jobs.
     """
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None, timeout_s: float = 60.0) -> None:
         options = http_options(url, api_key, timeout_s)
         self._http = httpx.AsyncClient(**options)
         self._operations = Operations(options["base_url"])
+        self.batches = AsyncBatches(self._http, self._run, self._stream, BatchOperations(self._operations))
 
     async def __aenter__(self) -> Self:
         return self
@@ -126,24 +132,8 @@ class AsyncClient:
             AuthenticationError: The API key was revoked or has expired.
             ServiceUnreachable: The connection broke and could not be restored.
         """
-        stream = EventStream(self._operations.url, job_id_of(job), preview=preview)
-        while True:
-            try:
-                async with self._http.stream(**stream.request) as response:
-                    if response.is_success:
-                        async for sse in EventSource(response).aiter_sse():
-                            event = stream.parse(sse)
-                            if event is not None:
-                                yield event
-                            if stream.ended:
-                                return
-                        pause_s = stream.pause_after_end()
-                    else:
-                        await response.aread()
-                        pause_s = stream.pause_after_response(response)
-            except httpx.TransportError as error:
-                pause_s = stream.pause_after_transport_error(error)
-            await asyncio.sleep(pause_s)
+        async for event in self._stream(job_events(self._operations.url, job_path(job), preview=preview)):
+            yield event
 
     async def get_job(self, job: Job | str) -> Job:
         """Return the current state of a job."""
@@ -255,6 +245,26 @@ class AsyncClient:
     async def download_images(self, job: Job | str) -> list[bytes]:
         """Download all images of a job as PNG."""
         return await self._run(self._operations.download_images(job))
+
+    async def _stream(self, stream: EventStream[Any]) -> AsyncIterator[Any]:
+        """Yield the events of a stream until its last one. Reconnects after an interruption."""
+        while True:
+            try:
+                async with self._http.stream(**stream.request) as response:
+                    if response.is_success:
+                        async for sse in EventSource(response).aiter_sse():
+                            event = stream.parse(sse)
+                            if event is not None:
+                                yield event
+                            if stream.ended:
+                                return
+                        pause_s = stream.pause_after_end()
+                    else:
+                        await response.aread()
+                        pause_s = stream.pause_after_response(response)
+            except httpx.TransportError as error:
+                pause_s = stream.pause_after_transport_error(error)
+            await asyncio.sleep(pause_s)
 
     async def _run(self, flow: Flow[T]) -> T:
         answer: Answer = None

@@ -123,25 +123,25 @@ class Operations:
     def submit(self, fields: Mapping[str, Any], idempotency_key: str | None = None) -> Flow[Job]:
         """Create a job. An idempotency key makes it safe to repeat the request after a 503."""
         headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
-        response = yield from self._until_taken(Call("POST", "/img2img", {"headers": headers, **_body(fields)}))
+        response = yield from self.until_taken(Call("POST", "/img2img", {"headers": headers, **_body(fields)}))
         return parse_response(Job, response.content)
 
     def dry_run(self, fields: Mapping[str, Any]) -> Flow[DryRun]:
-        response = yield from self._call("POST", "/img2img", params={"dry_run": "true"}, **_body(fields))
+        response = yield from self.call("POST", "/img2img", params={"dry_run": "true"}, **_body(fields))
         return parse_response(DryRun, response.content)
 
     def control_map(self, image: ImageInput, kind: str, fields: Mapping[str, Any]) -> Flow[Job]:
         headers = {"Idempotency-Key": uuid4().hex}
         body = _body({"image": image, "type": kind, **fields})
-        response = yield from self._until_taken(Call("POST", "/control-maps", {"headers": headers, **body}))
+        response = yield from self.until_taken(Call("POST", "/control-maps", {"headers": headers, **body}))
         return parse_response(Job, response.content)
 
     def upload_image(self, image: ImageInput) -> Flow[UploadedImage]:
-        response = yield from self._until_taken(Call("POST", "/images", _body({"image": image})))
+        response = yield from self.until_taken(Call("POST", "/images", _body({"image": image})))
         return parse_response(UploadedImage, response.content)
 
     def get_job(self, job: Job | str) -> Flow[Job]:
-        response = yield from self._call("GET", job_path(job))
+        response = yield from self.call("GET", job_path(job))
         return parse_response(Job, response.content)
 
     def wait(self, job: Job | str, timeout_s: float | None) -> Flow[Job]:
@@ -151,7 +151,7 @@ class Operations:
         while True:
             poll_s = max(min(POLL_S, give_up_at - time.monotonic()), 0)
             try:
-                response = yield from self._call("GET", path, params={"wait": poll_s}, timeout=poll_s + POLL_S)
+                response = yield from self.call("GET", path, params={"wait": poll_s}, timeout=poll_s + POLL_S)
             except (ServiceUnreachable, ServiceUnavailable) as error:
                 yield Pause(reconnects.pause_after(error))
                 continue
@@ -163,22 +163,22 @@ class Operations:
                 raise WaitTimeout(f"job {current.id} is {current.status} after {timeout_s:g} s")
 
     def cancel(self, job: Job | str) -> Flow[Job]:
-        response = yield from self._call("POST", f"{job_path(job)}/cancel")
+        response = yield from self.call("POST", f"{job_path(job)}/cancel")
         return parse_response(Job, response.content)
 
     def delete(self, job: Job | str) -> Flow[None]:
-        yield from self._call("DELETE", job_path(job))
+        yield from self.call("DELETE", job_path(job))
 
     def delete_image(self, image: UploadedImage | str) -> Flow[None]:
         digest = image.sha256 if isinstance(image, UploadedImage) else image
-        yield from self._call("DELETE", f"/images/{quote(digest, safe='')}")
+        yield from self.call("DELETE", f"/images/{quote(digest, safe='')}")
 
     def list_models(self) -> Flow[list[Model]]:
-        response = yield from self._call("GET", "/models")
+        response = yield from self.call("GET", "/models")
         return list(parse_response(ModelPage, response.content).models)
 
     def model_page(self) -> Flow[ModelPage]:
-        response = yield from self._call("GET", "/models")
+        response = yield from self.call("GET", "/models")
         return parse_response(ModelPage, response.content)
 
     def get_model(self, name: str) -> Flow[ModelDetails]:
@@ -211,7 +211,7 @@ class Operations:
             yield Pause(MODEL_POLL_S)
 
     def _model(self, method: str, url: str, **options: Any) -> Flow[ModelDetails]:
-        response = yield from self._call(method, url, **options)
+        response = yield from self.call(method, url, **options)
         return parse_response(ModelDetails, response.content)
 
     def download(
@@ -224,7 +224,7 @@ class Operations:
         url = image.url if isinstance(image, JobImage) else f"{job_path(image)}/images/{index}"
         params = {"format": format, "quality": quality}
         given = {name: value for name, value in params.items() if value is not None}
-        response = yield from self._call("GET", url, params=given, follow_redirects=True)
+        response = yield from self.call("GET", url, params=given, follow_redirects=True)
         digest = _digest_of(image, index)
         if digest and format in (None, "png") and sha256(response.content).hexdigest() != digest:
             raise InvalidResponse(f"{self.url}: the image is damaged: its SHA-256 is not that of the job")
@@ -247,10 +247,11 @@ class Operations:
         return (yield from self.download_images(job.raise_for_status()))
 
     def list_page(self, pages: "JobPages") -> Flow[tuple[Job, ...]]:
-        response = yield from self._call("GET", "/jobs", params=pages.params)
+        response = yield from self.call("GET", "/jobs", params=pages.params)
         return pages.add(parse_response(JobPage, response.content))
 
-    def _call(self, method: str, url: str, **options: Any) -> Generator[Step, Answer, httpx.Response]:
+    def call(self, method: str, url: str, **options: Any) -> Generator[Step, Answer, httpx.Response]:
+        """Send a request. Raises ServiceUnreachable, or the error of the response."""
         answer = yield Call(method, url, options)
         if isinstance(answer, httpx.TransportError):
             raise ServiceUnreachable(f"{self.url} cannot be reached: {answer}") from answer
@@ -259,12 +260,12 @@ class Operations:
             raise error_of(answer, self.url)
         return answer
 
-    def _until_taken(self, call: Call) -> Generator[Step, Answer, httpx.Response]:
+    def until_taken(self, call: Call) -> Generator[Step, Answer, httpx.Response]:
         """Send the call; repeat it while the service is busy and its response has a `Retry-After`."""
         give_up_at = time.monotonic() + BUSY_S
         while True:
             try:
-                return (yield from self._call(call.method, call.url, **call.options))
+                return (yield from self.call(call.method, call.url, **call.options))
             except (TooManyRequests, ServiceUnavailable) as error:
                 pause_s = max(error.retry_after_s or 0, 0.1)
                 if error.retry_after_s is None or time.monotonic() + pause_s > give_up_at:
@@ -295,13 +296,27 @@ class JobPages:
 
 
 def _body(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a form, which carries images as they are, or JSON if a field has structure."""
-    loaded = {name: _loaded(name, value) for name, value in fields.items() if value is not None}
-    if any(isinstance(value, list | tuple | dict) for value in loaded.values()):
-        return {"json": {name: _encoded(value) for name, value in loaded.items()}}
+    """Return a form, which carries images as they are, or JSON if a field has structure or is a data: URI."""
+    loaded = loaded_fields(fields)
+    if any(isinstance(value, list | tuple | dict) or _is_data_uri(value) for value in loaded.values()):
+        return {"json": encoded_fields(loaded)}
     files = {name: (name, value) for name, value in loaded.items() if isinstance(value, bytes)}
     texts = {name: (None, _text(value)) for name, value in loaded.items() if not isinstance(value, bytes)}
     return {"files": files | texts}
+
+
+def _is_data_uri(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("data:")
+
+
+def loaded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that are given, with images as bytes or references. Raises OSError."""
+    return {name: _loaded(name, value) for name, value in fields.items() if value is not None}
+
+
+def encoded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields as JSON, with images as base64."""
+    return {name: _encoded(value) for name, value in fields.items()}
 
 
 def _loaded(name: str, value: Any) -> Any:

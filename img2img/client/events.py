@@ -1,13 +1,13 @@
-"""The event stream of a job: parsing, and reconnecting after the connection broke."""
+"""The event stream of a job or a batch: parsing, and reconnecting after the connection broke."""
 
-from typing import Any, TypeAlias
-from urllib.parse import quote
+from collections.abc import Mapping
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import httpx
 from httpx_sse import ServerSentEvent
 
 from .errors import ApiError, ClientError, JobGone, ServiceUnreachable, error_of, error_of_problem
-from .models import Job, PreviewEvent, ProgressEvent, QueuedEvent, parse_response
+from .models import Batch, BatchProgressEvent, Job, PreviewEvent, ProgressEvent, QueuedEvent, parse_response
 
 # Pauses before reconnecting, in seconds. After the last one the stream is given up.
 RECONNECT_S: tuple[float, ...] = (0.5, 1, 2, 4, 8)
@@ -17,6 +17,9 @@ SILENCE_S = 60.0
 Event: TypeAlias = QueuedEvent | ProgressEvent | PreviewEvent | Job
 """An event of a job. The last one of a stream is the `Job` after its end."""
 
+BatchStreamEvent: TypeAlias = BatchProgressEvent | Job | Batch
+"""An event of a batch: each `Job` that has ended, the numbers of the others, and last the `Batch` after its end."""
+
 EVENTS: dict[str, type[Event]] = {
     "queued": QueuedEvent,
     "progress": ProgressEvent,
@@ -25,6 +28,20 @@ EVENTS: dict[str, type[Event]] = {
     "failed": Job,
     "cancelled": Job,
 }
+BATCH_EVENTS: dict[str, type[BatchStreamEvent]] = {"progress": BatchProgressEvent, "job": Job, "ended": Batch}
+
+AnyEvent = TypeVar("AnyEvent", bound=Event | BatchStreamEvent)
+
+
+def job_events(url: str, path: str, *, preview: bool) -> "EventStream[Event]":
+    """Return the stream of the job at a path."""
+    params = {"preview": "true"} if preview else {}
+    return EventStream(url, f"{path}/events", EVENTS, Job, params)
+
+
+def batch_events(url: str, path: str) -> "EventStream[BatchStreamEvent]":
+    """Return the stream of the batch at a path."""
+    return EventStream(url, f"{path}/events", BATCH_EVENTS, Batch, {})
 
 
 class Reconnects:
@@ -44,13 +61,24 @@ class Reconnects:
         return RECONNECT_S[self._failures - 1]
 
 
-class EventStream:
-    """State of one stream over several connections."""
+class EventStream(Generic[AnyEvent]):
+    """State of one stream over several connections.
 
-    def __init__(self, url: str, job_id: str, *, preview: bool) -> None:
+    Args:
+        url: URL of the service.
+        path: Path of the stream.
+        events: Models of the events, by their names.
+        last: Model of the last event.
+    """
+
+    def __init__(
+        self, url: str, path: str, events: Mapping[str, type[AnyEvent]], last: type, params: Mapping[str, str]
+    ) -> None:
         self._url = url
-        self._job_id = job_id
-        self._preview = preview
+        self._path = path
+        self._events = events
+        self._last = last
+        self._params = params
         self._last_event_id = ""
         self._reconnects = Reconnects()
         self.ended = False
@@ -61,17 +89,17 @@ class EventStream:
         last_event_id = {"Last-Event-ID": self._last_event_id} if self._last_event_id else {}
         return {
             "method": "GET",
-            "url": f"/jobs/{quote(self._job_id, safe='')}/events",
-            "params": {"preview": "true"} if self._preview else {},
+            "url": self._path,
+            "params": dict(self._params),
             "headers": {"Accept": "text/event-stream", "Cache-Control": "no-store", **last_event_id},
             "timeout": SILENCE_S,
         }
 
-    def parse(self, sse: ServerSentEvent) -> Event | None:
+    def parse(self, sse: ServerSentEvent) -> AnyEvent | None:
         """Return the event, None if this version does not know it.
 
         Raises:
-            JobGone: The job was deleted.
+            JobGone: The job or the batch was deleted.
             AuthenticationError: The API key was revoked or has expired.
         """
         self._last_event_id = sse.id or self._last_event_id
@@ -81,14 +109,14 @@ class EventStream:
             raise JobGone(problem["message"], problem={"detail": problem["message"], "code": problem["code"]})
         if sse.event == "error":
             raise error_of_problem(sse.json())
-        model = EVENTS.get(sse.event)
+        model = self._events.get(sse.event)
         event = parse_response(model, sse.data) if model else None
-        self.ended = isinstance(event, Job)
+        self.ended = isinstance(event, self._last)
         return event
 
     def pause_after_end(self) -> float:
-        """Return the pause after a connection that ended before the job did."""
-        return self._pause(ServiceUnreachable(f"{self._url} ended the events of job {self._job_id} too early"))
+        """Return the pause after a connection that ended before the last event."""
+        return self._pause(ServiceUnreachable(f"{self._url} ended the stream {self._path} too early"))
 
     def pause_after_transport_error(self, error: httpx.TransportError) -> float:
         """Return the pause after a connection that failed."""

@@ -45,6 +45,14 @@ class JobError(_Response):
     message: str
 
 
+class JobBatch(_Response):
+    """The batch to which a job belongs, and its place in it."""
+
+    id: str
+    index: int
+    name: str | None = None
+
+
 class Job(_Response):
     """A job at the time of the response. Times are in UTC, durations in seconds."""
 
@@ -66,6 +74,7 @@ class Job(_Response):
     timings: dict[str, float] = {}
     worker: str | None = None
     webhook: dict[str, Any] | None = None
+    batch: JobBatch | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -167,6 +176,54 @@ class ModelPage(_Response):
     models: tuple[Model, ...]
     pending: tuple[ModelDetails, ...] = ()
     notices: tuple[str, ...] = ()
+
+
+class BatchCounts(_Response):
+    """Number of the jobs of a batch, by their status."""
+
+    queued: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    deleted: int = 0
+
+
+class Batch(_Response):
+    """Jobs that were submitted by one request."""
+
+    id: str
+    status: str
+    total: int
+    counts: BatchCounts = BatchCounts()
+    cancelled: bool = False
+    created_at: datetime | None = None
+    finished_at: datetime | None = None
+    expires_at: datetime | None = None
+    eta_s: float | None = None
+    webhook: dict[str, Any] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every job has ended."""
+        return self.status == "ended"
+
+
+class BatchPage(_Response):
+    """A page of batches, newest first."""
+
+    batches: tuple[Batch, ...]
+    next_cursor: str | None = None
+
+
+class BatchProgressEvent(_Response):
+    """How far a batch is."""
+
+    id: str
+    status: str
+    total: int
+    counts: BatchCounts = BatchCounts()
+    eta_s: float | None = None
 
 
 class QueuedEvent(_Response):

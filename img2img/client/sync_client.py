@@ -8,11 +8,13 @@ from typing import Any, Self, TypeVar, Unpack
 import httpx
 from httpx_sse import EventSource
 
-from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_id_of
-from .events import Event, EventStream
+from .batches import BatchOperations
+from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_path
+from .events import Event, EventStream, job_events
 from .fields import ControlMapFields, SubmitFields
 from .images import ImageInput
 from .models import DryRun, Job, JobImage, Model, ModelDetails, ModelPage, UploadedImage
+from .sync_batches import Batches
 
 T = TypeVar("T")
 
@@ -24,12 +26,16 @@ class Client:
         url: URL of the service. Default: `IMG2IMG_URL` from the environment, else `http://127.0.0.1:8000`.
         api_key: Sent with every request. Default: `IMG2IMG_API_KEY` from the environment, if set.
         timeout_s: Seconds to wait for the connection and for each part of a response.
+
+    Attributes:
+        batches: Methods for batches of jobs.
     """
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None, timeout_s: float = 60.0) -> None:
         options = http_options(url, api_key, timeout_s)
         self._http = httpx.Client(**options)
         self._operations = Operations(options["base_url"])
+        self.batches = Batches(self._http, self._run, self._stream, BatchOperations(self._operations))
 
     def __enter__(self) -> Self:
         return self
@@ -126,24 +132,7 @@ class Client:
             AuthenticationError: The API key was revoked or has expired.
             ServiceUnreachable: The connection broke and could not be restored.
         """
-        stream = EventStream(self._operations.url, job_id_of(job), preview=preview)
-        while True:
-            try:
-                with self._http.stream(**stream.request) as response:
-                    if response.is_success:
-                        for sse in EventSource(response).iter_sse():
-                            event = stream.parse(sse)
-                            if event is not None:
-                                yield event
-                            if stream.ended:
-                                return
-                        pause_s = stream.pause_after_end()
-                    else:
-                        response.read()
-                        pause_s = stream.pause_after_response(response)
-            except httpx.TransportError as error:
-                pause_s = stream.pause_after_transport_error(error)
-            time.sleep(pause_s)
+        yield from self._stream(job_events(self._operations.url, job_path(job), preview=preview))
 
     def get_job(self, job: Job | str) -> Job:
         """Return the current state of a job."""
@@ -254,6 +243,26 @@ class Client:
     def download_images(self, job: Job | str) -> list[bytes]:
         """Download all images of a job as PNG."""
         return self._run(self._operations.download_images(job))
+
+    def _stream(self, stream: EventStream[Any]) -> Iterator[Any]:
+        """Yield the events of a stream until its last one. Reconnects after an interruption."""
+        while True:
+            try:
+                with self._http.stream(**stream.request) as response:
+                    if response.is_success:
+                        for sse in EventSource(response).iter_sse():
+                            event = stream.parse(sse)
+                            if event is not None:
+                                yield event
+                            if stream.ended:
+                                return
+                        pause_s = stream.pause_after_end()
+                    else:
+                        response.read()
+                        pause_s = stream.pause_after_response(response)
+            except httpx.TransportError as error:
+                pause_s = stream.pause_after_transport_error(error)
+            time.sleep(pause_s)
 
     def _run(self, flow: Flow[T]) -> T:
         answer: Answer = None

@@ -121,6 +121,8 @@ class InpaintRegion(_Frozen):
     canvas: tuple[int, int]
     # Left, top, right and bottom on the canvas of the part that the model sees.
     box: tuple[int, int, int, int]
+    # Pixels around the regenerated area from which the box was made; None: the whole canvas. The box decides.
+    padding: Annotated[int, Field(ge=0)] | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from img2img.domain.job_batch import BatchMember
 from img2img.domain.spec import JobSpec
-from img2img.domain.webhook import Delivery, Webhook
+from img2img.domain.webhook import Delivery, PredictionWebhook, Webhook
 
 
 class JobStatus(StrEnum):
@@ -52,11 +53,14 @@ class JobOptions:
     Attributes:
         result_ttl_s: How long the job is kept after its end.
         deadline_s: The job is cancelled if it has not ended after this time.
+        unknown_fields: Fields of the spec that a later version has written. This version can show the job without them,
+            but not run it.
         owner: Owner of the job, see `owner_of`; empty without authentication.
         key_id: Id of the API key that submitted the job; empty without authentication.
         priority: Priority in the queue.
         webhook: Where to send the event of the job's end.
         traceparent: Trace of the request, in the format of W3C Trace Context.
+        batch: The batch to which the job belongs, and its place in it.
     """
 
     result_ttl_s: float = RESULT_TTL_S
@@ -66,6 +70,7 @@ class JobOptions:
     priority: Priority = Priority.NORMAL
     webhook: Webhook | None = None
     traceparent: str | None = None
+    batch: BatchMember | None = None
 
 
 class ImageInfo(BaseModel):
@@ -110,10 +115,11 @@ class JobRecord(BaseModel):
         timings: Seconds by stage of the execution.
         revision: Number of changes of the record.
         result_ttl_s: How long the job is kept after its end.
-        expires_at: When it is deleted; set at its end.
+        expires_at: When it is deleted; set at its end, except for a job of a batch, which is deleted with it.
         deadline_at: When it is cancelled if it has not ended.
         traceparent: Trace of the request that submitted the job.
         delivery: State of the webhook's delivery, once the job has ended. Its changes do not count as revisions.
+        batch: The batch to which the job belongs, and its place in it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -121,6 +127,7 @@ class JobRecord(BaseModel):
     id: str
     status: JobStatus
     spec: JobSpec
+    unknown_fields: tuple[str, ...] = ()
     owner: str = ""
     key_id: str = ""
     priority: Priority = Priority.NORMAL
@@ -140,9 +147,10 @@ class JobRecord(BaseModel):
     result_ttl_s: float = RESULT_TTL_S
     expires_at: float | None = None
     deadline_at: float | None = None
-    webhook: Webhook | None = None
+    webhook: PredictionWebhook | Webhook | None = None
     traceparent: str | None = None
     delivery: Delivery | None = None
+    batch: BatchMember | None = None
 
     def image(self, index: int) -> ImageInfo | None:
         """Return the result image with this index, or None if there is none, or if it was withheld."""

@@ -28,13 +28,6 @@ class SafetyChecker(StrEnum):
     ON = "on"
 
 
-class Batching(StrEnum):
-    """Whether a forward pass of a model has images of several jobs."""
-
-    MERGED = "merged"
-    ALONE = "alone"
-
-
 @dataclass(frozen=True)
 class WorkerThroughput:
     """Throughput and backlog of a worker, in units of a job's cost."""
@@ -70,6 +63,7 @@ class ModelCard(BaseModel):
 
     name: str
     description: Annotated[str, Field(description="What it makes, and what it was trained on; may be empty.")] = ""
+    aliases: Annotated[tuple[str, ...], Field(description="Other names that requests can give.")] = ()
     family: str
     native_size: Annotated[int, Field(description="Pixels along a side of the square that it was trained on.")]
     size_multiple: Annotated[int, Field(description="Width and height are multiples of this.")]
@@ -112,6 +106,8 @@ class ModelCard(BaseModel):
     guidance_rows: Annotated[
         int, Field(description="Rows of a pass with guidance. 1: guidance is an input of the model and costs nothing.")
     ] = 2
+    guidance_until: Annotated[bool, Field(description="Whether it takes a `guidance_until` below 1.")] = False
+    fast_vae: Annotated[bool, Field(description="Whether it has a small VAE, for `fast_vae`.")] = False
     prompt_weighting: Annotated[bool, Field(description="Whether it takes `prompt_weighting`.")] = False
     refiner: Annotated[bool, Field(description="Whether it has a refiner, for `denoising_end`.")] = False
     default_denoising_end: Annotated[
@@ -132,13 +128,6 @@ class ModelCard(BaseModel):
     full_strength: Annotated[
         tuple[Task, ...], Field(description="Tasks that always start from pure noise: `strength` can only be 1.")
     ] = ()
-    batching: Annotated[
-        Batching,
-        Field(
-            description="`merged`: a forward pass has images of several jobs; `alone`: the images of a pass would "
-            "change each other, so each has its own passes."
-        ),
-    ] = Batching.MERGED
     safety_checker: Annotated[
         SafetyChecker,
         Field(

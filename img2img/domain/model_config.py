@@ -94,13 +94,48 @@ class ModelConfig(BaseModel):
             description="text for clients: what the model makes, and what it was trained on; default: empty",
         ),
     ] = ""
+    aliases: Annotated[
+        tuple[ModelName, ...],
+        Field(
+            description="list of other names that requests can give, such as `gpt-image-1`; default: none. The name of "
+            "another model takes precedence"
+        ),
+    ] = ()
     revision: Annotated[str | None, Field(description="revision of the hub repository; default: the latest")] = None
     variant: Annotated[str | None, Field(description="variant of the weight files, such as `fp16`")] = None
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         Field(
-            description="`float32`, `float16` or `bfloat16`; default: `float16` on CUDA (`bfloat16` for families that "
-            "need it), else `float32`"
+            description="`float32`, `float16` or `bfloat16`; default: `IMG2IMG_DTYPE`, or `float16` on CUDA "
+            "(`bfloat16` for families that need it), else `float32`"
+        ),
+    ] = None
+    compile: Annotated[
+        Literal["off", "regional", "full"] | None,
+        Field(
+            description="`regional`: the repeated blocks of the denoiser are compiled; `full`: all of it, with a "
+            "longer start; default: `IMG2IMG_COMPILE`, else `off`"
+        ),
+    ] = None
+    compile_sizes: Annotated[
+        tuple[tuple[int, int], ...],
+        Field(
+            description="list of `[width, height]`: sizes of images for which it is compiled, others run eagerly; "
+            "default: the native size"
+        ),
+    ] = ()
+    channels_last: Annotated[
+        bool,
+        Field(
+            description="`true`: weights of convolutions have their channels last, which is faster on GPUs in 16 bit, "
+            "and for the VAE in `bfloat16` on a CPU; default: `false`"
+        ),
+    ] = False
+    attention: Annotated[
+        str | None,
+        Field(
+            description="attention backend of diffusers for the denoiser, such as `flash`, `_flash_3` or `sage`, which "
+            "needs its package; not for UNets; default: that of PyTorch"
         ),
     ] = None
     quantize: Annotated[
@@ -167,6 +202,13 @@ class ModelConfig(BaseModel):
     ] = ()
     vae: Annotated[
         Component | None, Field(description="part: the VAE, a folder or a file; default: that of the model")
+    ] = None
+    fast_vae: Annotated[
+        Component | None,
+        Field(
+            description="part: a small VAE of the class `AutoencoderTiny`, such as TAESD, for requests with "
+            "`fast_vae`; a folder or hub id"
+        ),
     ] = None
     controlnets: Annotated[
         dict[

@@ -15,6 +15,15 @@ class ModelState(StrEnum):
     FAILED = "failed"  # it could not be loaded
 
 
+class Batching(StrEnum):
+    """How calls of a module by several jobs are merged, from the most exact."""
+
+    EXACT = "exact"  # each row as in a call of one job, to the bit, as far as two rows show
+    ROUNDING = "rounding"  # each row as in a call of one job, except for the last bits
+    ALONE = "alone"  # not: rows depend on each other, or a merged call gains nothing
+    UNKNOWN = "unknown"  # two jobs have not met yet
+
+
 class ModelStatus(BaseModel):
     """State and size of a model in one worker."""
 
@@ -32,5 +41,12 @@ class ModelStatus(BaseModel):
         int | None,
         Field(description="Memory of its weights: measured once it was loaded, before that the size they will have."),
     ] = None
+    batching: Annotated[
+        dict[str, Batching],
+        Field(
+            description="How calls of its modules by several jobs are merged, while it is loaded: `exact` to the bit, "
+            "`rounding` with other last bits, `alone` not, `unknown` before the first such call."
+        ),
+    ] = {}
     # Why it could not be loaded. Can contain paths.
     error: str | None = None

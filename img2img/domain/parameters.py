@@ -46,7 +46,7 @@ class Scheduler(StrEnum):
     FLOW_EULER = "flow_euler"
     FLOW_EULER_BETA = "flow_euler_beta"
     FLOW_HEUN = "flow_heun"
-    # The scheduler that the files of the model name, with its settings; for models that work with no other.
+    # The scheduler of the model with its own settings, if none of the others has them.
     MODEL = "model"
 
 
@@ -55,7 +55,8 @@ FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FL
 DIFFUSION_SCHEDULERS = tuple(
     scheduler for scheduler in Scheduler if scheduler not in (*FLOW_SCHEDULERS, Scheduler.MODEL)
 )
-# Schedulers that draw new noise at every step. Tiles of one image would each draw different noise.
+# Schedulers that draw new noise at every step. Tiles of one image would each draw different noise, and outputs of the
+# denoiser cannot be predicted from earlier ones.
 NOISY_SCHEDULERS = (Scheduler.DDPM, Scheduler.EULER_A, Scheduler.DPMPP_2M_SDE, Scheduler.LCM, Scheduler.TCD)
 
 MAX_STEPS = 150
@@ -82,6 +83,18 @@ Text = Annotated[
 ]
 
 
+class Speed(StrEnum):
+    """How many denoiser calls may be replaced by predictions from earlier ones."""
+
+    EXACT = "exact"
+    FAST = "fast"
+    TURBO = "turbo"
+
+
+# Denoiser calls without `speed`, per call with it: the figures of benchmarks/step_cache.py, which vary with the job.
+EXPECTED_SPEEDUP = {Speed.EXACT: 1.0, Speed.FAST: 2.0, Speed.TURBO: 2.7}
+
+
 class Resize(StrEnum):
     """How an image is brought to the size of the result."""
 
@@ -104,6 +117,8 @@ class Requires:
         lacking: Completes "The model NAME ..." in the message if the capability is missing.
         tasks_of_model: Attribute of the model card that lists the tasks with which the model takes the field.
         guidance: Whether the field has no effect without guidance.
+        by_scheduler: Whether only the schedulers that `scheduler_parameters` of the model card lists go with the field.
+        not_with_scheduler: Reason why other schedulers do not; by default, the field has no effect with them.
         not_by_upscaler: Reason why super-resolution models do not take the field.
         neutral: Value that counts as not given, besides the default.
     """
@@ -114,6 +129,8 @@ class Requires:
     lacking: str = ""
     tasks_of_model: str = ""
     guidance: bool = False
+    by_scheduler: bool = False
+    not_with_scheduler: str = "it has no effect"
     not_by_upscaler: str = ""
     neutral: Any = None
 
@@ -122,14 +139,9 @@ class Requires:
 class PipelineParameter(Requires):
     """Marks a parameter that is passed by name to the `__call__` of pipelines whose signature has it.
 
-    The model card lists the tasks whose pipelines do.
-
-    Attributes:
-        by_scheduler: Whether the pipelines pass it on to the scheduler's `step`, which must have it, too.
-        lacking: Completes "The model NAME ..." in the message if no pipeline of the model has it.
+    The model card lists the tasks whose pipelines do. With `by_scheduler`, they pass it on to the scheduler's `step`,
+    which must have it, too.
     """
-
-    by_scheduler: bool = False
 
 
 def requirements(model: type[BaseModel]) -> dict[str, Requires]:
@@ -205,6 +217,55 @@ class GenerationParameters(BaseModel):
         ),
         PipelineParameter(guidance=True, lacking="does not support `guidance_rescale`; leave it out"),
     ] = 0.0
+    speed: Annotated[
+        Speed,
+        Field(
+            description="`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these "
+            "calls: about 2 and 2.7 times fewer calls at 30 steps, with a result that differs a little. "
+            "For the schedulers in `scheduler_parameters` of the model's entry in `GET /models`."
+        ),
+        Requires(
+            excludes=("eta",),
+            by_scheduler=True,
+            not_with_scheduler="no denoiser call can be skipped, because it draws new noise at every step",
+            not_by_upscaler="`speed` is for the model's own denoiser",
+        ),
+    ] = Speed.EXACT
+    guidance_until: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Share of the steps that run with guidance: the others, at the end, run without it, which "
+            "halves their work. For models with `guidance_until` in `GET /models`.",
+        ),
+        Requires(
+            tasks=ALL_TASKS - {Task.EDIT},
+            capability="guidance_until",
+            lacking="cannot stop guidance at a step; leave it out",
+            guidance=True,
+            not_by_upscaler="all of its steps have guidance",
+        ),
+    ] = 1.0
+    fast_vae: Annotated[
+        bool,
+        Field(
+            description="Encode and decode with the small VAE of the model (TAESD): faster, with slightly other "
+            "details. For models with `fast_vae` in `GET /models`."
+        ),
+        Requires(
+            capability="fast_vae",
+            lacking="has no `fast_vae`; leave it out",
+            not_by_upscaler="it works with its own VAE",
+        ),
+    ] = False
+    deterministic: Annotated[
+        bool,
+        Field(
+            description="Make the same image to the last bit whatever other jobs the worker runs: the calls of the "
+            "model are not merged with those of other jobs, which takes longer on a busy worker."
+        ),
+    ] = False
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
     loras: Annotated[
         tuple[Lora, ...],

@@ -1,15 +1,19 @@
 """JobSpec: the resolved parameters of a job, one class per task. Images are referred to by the sha256 of a blob."""
 
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
 from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Sha256
 from img2img.domain.parameters import (
+    EXPECTED_SPEEDUP,
     FLOW_SCHEDULERS,
     MAX_IMAGES,
     MAX_SEED,
@@ -58,8 +62,13 @@ class BaseSpec(BaseModel):
         A row is an image or a tile. Encoding and decoding together count as one step, a control as a third of the
         denoiser.
         """
-        steps = self.total_steps + self.passes
+        steps = (self._steps_paid + 1) * self.passes
         return self._pixels * steps * self._rows * (1 + len(self.control_maps) / 3) / 1e6
+
+    @property
+    def _steps_paid(self) -> float:
+        """Denoising steps of each image or tile, without those that `speed` is expected to save."""
+        return self.steps_run
 
     @property
     def _pixels(self) -> float:
@@ -67,8 +76,8 @@ class BaseSpec(BaseModel):
         return self.width * self.height
 
     @property
-    def _rows(self) -> int:
-        """Rows of the denoiser's batch for one image or tile."""
+    def _rows(self) -> float:
+        """Rows of the denoiser's batch for one image or tile, on average over the steps."""
         return 1
 
     @property
@@ -115,8 +124,22 @@ class GenerationSpec(GenerationParameters, BaseSpec):
         return self.num_inference_steps
 
     @property
-    def _rows(self) -> int:
-        return self.guidance_rows if self.guidance_scale > 1 else 1
+    def _steps_paid(self) -> float:
+        # The first three calls and the last one are always made.
+        return min(self.steps_run, max(4, self.steps_run / EXPECTED_SPEEDUP[self.speed]))
+
+    @property
+    def guided_steps(self) -> int:
+        """Denoising steps with guidance, if there is any: the others come after them."""
+        # Rounded first: 0.1 * 30 is 3.0000000000000004.
+        return math.ceil(round(self.guidance_until * self.steps_run, 6))
+
+    @property
+    def _rows(self) -> float:
+        if self.guidance_scale == 1:
+            return 1
+        share = self.guided_steps / self.steps_run if self.steps_run else 1
+        return 1 + (self.guidance_rows - 1) * share
 
     def _images(self) -> Iterator[Sha256 | None]:
         yield from super()._images()
@@ -230,7 +253,7 @@ class EditSpec(GenerationSpec):
         return super()._pixels + sum(reference.width * reference.height for reference in self.references)
 
     @property
-    def _rows(self) -> int:
+    def _rows(self) -> float:
         return 3 if self.image_guidance_scale and self.guidance_scale > 1 else super()._rows
 
     def _images(self) -> Iterator[Sha256 | None]:
@@ -292,9 +315,40 @@ JobSpec = TypeAliasType("JobSpec", Annotated[DenoisingSpec | ControlMapSpec, Fie
 _JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
 
-def parse_spec(text: str | bytes) -> JobSpec:
-    """Return the spec that the JSON text holds. Raises ValueError if it holds none."""
-    return _JOB_SPEC.validate_json(text)
+# Of stored specs. Increased when the meaning or the default of a field changes; a new field needs no new version.
+SPEC_VERSION = 1
+
+
+def dump_spec(spec: JobSpec) -> str:
+    """Return the spec as JSON.
+
+    Fields with default values are left out, so that earlier versions can read the specs of requests that use nothing
+    new.
+    """
+    return json.dumps(spec.model_dump(mode="json", exclude_defaults=True) | {"task": spec.task})
+
+
+def parse_spec(text: str | bytes) -> tuple[JobSpec, tuple[str, ...]]:
+    """Return the spec that the JSON text holds, and the names of the fields that this version does not know.
+
+    Such fields are not in the spec: it can be shown, but not run.
+
+    Raises:
+        ValueError: The rest is no spec.
+    """
+    content = json.loads(text)
+    unknown: list[str] = []
+    while True:
+        try:
+            return _JOB_SPEC.validate_json(json.dumps(content)), tuple(unknown)
+        except ValidationError as error:
+            # The first element is the task.
+            paths = [found["loc"][1:] for found in error.errors() if found["type"] == "extra_forbidden"]
+            if not paths:
+                raise
+        for *parents, name in paths:
+            unknown.append(".".join(map(str, [*parents, name])))
+            del reduce(getitem, parents, content)[name]
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -17,8 +17,8 @@ def _without_credentials(url: HttpUrl) -> HttpUrl:
     return url
 
 
-class Webhook(BaseModel):
-    """URL that receives an event when the job ends."""
+class BatchWebhook(BaseModel):
+    """URL that receives an event when the last job of a batch has ended."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,6 +29,16 @@ class Webhook(BaseModel):
             description="URL that receives a signed POST request. Must be https, unless private addresses are allowed."
         ),
     ]
+
+    @property
+    def host(self) -> str:
+        """The host of the URL, in lower case and punycode; an IPv6 address in brackets."""
+        return self.url.host or ""
+
+
+class Webhook(BatchWebhook):
+    """URL that receives an event when the job ends."""
+
     events: Annotated[
         list[Event],
         Field(min_length=1, description="Events to send."),
@@ -36,14 +46,19 @@ class Webhook(BaseModel):
     ] = list(EVENTS)
 
     @property
-    def host(self) -> str:
-        """The host of the URL, in lower case and punycode; an IPv6 address in brackets."""
-        return self.url.host or ""
-
-    @property
     def statuses(self) -> list[str]:
         """The job statuses that cause an event."""
         return [event.removeprefix("job.") for event in self.events]
+
+
+class PredictionWebhook(Webhook):
+    """Webhook of a job that was submitted as a prediction of Replicate's API: its body is the prediction.
+
+    Attributes:
+        base_url: Address of the service in the request, without a slash at the end.
+    """
+
+    base_url: str
 
 
 class DeliveryStatus(StrEnum):

@@ -29,7 +29,7 @@ Command = tuple[str | int, ...]
 
 
 class Durability(StrEnum):
-    """What Redis has done with a write before it is acknowledged.
+    """The state of a write in Redis when it is acknowledged.
 
     EVERYSEC: it is in the memory of Redis, and on disk a second later.
     ALWAYS: it is on the disk of Redis.
@@ -77,6 +77,26 @@ class DurableWrites:
         except NoScriptError:
             self._redis.script_load(script.script)
             return self._execute(("EVALSHA", script.sha, len(keys), *keys, *args))
+
+    def run_all(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Run a script several times in one round trip. Returns the replies, in order.
+
+        Args:
+            calls: Keys and arguments of each call.
+
+        Raises:
+            NotConfirmed, UnsupportedDurability: As for `run`.
+        """
+        if self._durability is not Durability.EVERYSEC:
+            self._check_from_time_to_time()
+        # The first call of a process loads it.
+        self._redis.script_load(script.script)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for keys, args in calls:
+                pipe.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            replies = pipe.execute()
+        self.confirm()
+        return replies
 
     def confirm(self) -> None:
         """Wait for all earlier writes, of any client. Raises NotConfirmed or UnsupportedDurability."""

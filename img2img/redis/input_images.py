@@ -110,7 +110,12 @@ class InputImageRefs:
 
     def has_upload(self, blob_key: str, owner: str) -> bool:
         """Return whether `owner` has uploaded the image and it was not deleted since."""
-        return self._redis.zscore(keys.UPLOAD_OWNERS.format(key=blob_key), owner) is not None
+        return self.upload_kept_until(blob_key, owner) is not None
+
+    def upload_kept_until(self, blob_key: str, owner: str) -> float | None:
+        """Return the time until which an upload of `owner` is kept, None if there is no such upload."""
+        kept_until: float | None = self._redis.zscore(keys.UPLOAD_OWNERS.format(key=blob_key), owner)
+        return kept_until
 
     def delete_upload(self, blob_key: str) -> bool:
         """Make an upload due for deletion, unless other owners have uploaded the image too.

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cache
-from itertools import chain
 from typing import Self
 from uuid import uuid4
 
@@ -21,10 +20,11 @@ from img2img.redis.decode import decode
 from img2img.redis.durability import DurableWrites
 from img2img.redis.idempotency import KEPT_S, IdempotencyKey
 from img2img.redis.input_images import InputImageRefs
+from img2img.redis.job_batches import JobBatches
 from img2img.redis.job_store import JobStore, job_index
 from img2img.redis.keys import JOB
 from img2img.redis.queue_limits import QueueLimits
-from img2img.redis.rq_adapter import rq_job_fields, rq_job_key, rq_queue, send_stop_command
+from img2img.redis.rq_adapter import RQFields, rq_job_fields, rq_job_key, rq_queue, send_stop_command, text_of
 
 MAX_ATTEMPTS = 3
 
@@ -38,6 +38,10 @@ DEADLINE_EXCEEDED = JobFailure(code="deadline_exceeded", message="the job was no
 
 class InputsDeleted(Img2ImgError):
     """Inputs of the job were deleted after they were retained. They have to be stored again."""
+
+
+class BatchGone(Img2ImgError):
+    """The batch of the job was cancelled or deleted."""
 
 
 class JobQueue:
@@ -61,6 +65,7 @@ class JobQueue:
         self.clock = redis_clock(redis)
         self.job_store = JobStore(redis, self.writes)
         self.input_images = InputImageRefs(redis, limits)
+        self.batches = JobBatches(redis, limits, self.writes)
         self._queue = cache(lambda model: rq_queue(model, redis))
         self._submit_script = scripts.register(redis, "submit_job")
         self._requeue_script = scripts.register(redis, "requeue_job")
@@ -70,6 +75,7 @@ class JobQueue:
         restricted = copy(self)
         restricted.job_store = self.job_store.visible_to(owner)
         restricted.input_images = self.input_images.visible_to(owner)
+        restricted.batches = self.batches.visible_to(owner)
         return restricted
 
     def check_limits(self, owner: str) -> None:
@@ -97,12 +103,21 @@ class JobQueue:
             IdempotencyKeyReused: Another request came with this key.
             NotFound, Expired, Deleted: The job is gone.
         """
-        stored = self._redis.get(key.redis_key)
-        if stored is None:
+        job_id = self.find_id(key)
+        if job_id is None:
             return None
-        record = self.job_store.find(key.job_id(stored))
+        record = self.job_store.find(job_id)
         self.writes.confirm()
         return record
+
+    def find_id(self, key: IdempotencyKey) -> str | None:
+        """Return the id that the same request has got before, if any. Raises IdempotencyKeyReused."""
+        stored = self._redis.get(key.redis_key)
+        return None if stored is None else key.job_id(stored)
+
+    def release_idempotency_key(self, key: IdempotencyKey) -> None:
+        """Let the key be used again, because what was made with it is deleted."""
+        self._redis.delete(key.redis_key)
 
     def reserve_idempotency_key(self, key: IdempotencyKey, result_id: str) -> bool:
         """Reserve a key for a request that makes no job. Returns False if the same request has done so before.
@@ -159,11 +174,54 @@ class JobQueue:
         earlier_id = self._submit(record, key, generations)
         return (record, True) if earlier_id is None else (self.job_store.find(earlier_id), False)
 
+    def submit_to_batch(
+        self, jobs: Sequence[tuple[JobSpec, JobOptions]], generations: Mapping[str, str], created_at: float
+    ) -> None:
+        """Queue jobs of a batch, in one round trip. Those that are queued already are left as they are.
+
+        Args:
+            jobs: Spec and options of each; the options name the batch and the place in it.
+            generations: Generations of their inputs, as for `submit`.
+            created_at: Time of the batch.
+
+        Raises:
+            BatchGone: The batch was cancelled or deleted.
+            QueueFull, TooManyQueued, QuotaExceeded, InputsDeleted, InvalidApiKey: As for `submit`. Some of the jobs
+                may be queued.
+        """
+        calls = []
+        # The same for all jobs of a queue, and slow to make.
+        rq_fields: dict[str, RQFields] = {}
+        for spec, options in jobs:
+            assert options.batch
+            # The order of lists by time is that of the batch.
+            record = _new_record(spec, options, created_at + options.batch.index * 1e-6)
+            fields = rq_fields.get(spec.model)
+            if fields is None:
+                fields = rq_fields[spec.model] = RQFields.of(self._queue(spec.model), record.id)
+            calls.append(self._submit_arguments(record, None, generations, fields))
+        for reply in self.writes.run_all(self._submit_script, calls):
+            self._check_reply(reply)
+
     def _submit(
         self, record: JobRecord, key: IdempotencyKey | None, generations: Mapping[str, str] | None
     ) -> str | None:
         """Queue a new job in one step. Returns the id of the job that has used the idempotency key before, if any."""
+        rq_fields = RQFields.of(self._queue(record.spec.model), record.id)
+        keys, args = self._submit_arguments(record, key, generations or {}, rq_fields)
+        reply: bytes = self.writes.run(self._submit_script, keys=keys, args=args)
+        self._check_reply(reply)
+        return key.job_id(decode(reply[1:])) if key is not None and reply.startswith(b"=") else None
+
+    def _submit_arguments(
+        self, record: JobRecord, key: IdempotencyKey | None, generations: Mapping[str, str], rq_fields: RQFields
+    ) -> tuple[list[str], list[str | bytes]]:
+        """Return the keys and the arguments of the script that queues a job.
+
+        Fields are in one argument as JSON, because the client takes long to send many; except for those with bytes.
+        """
         queue = self._queue(record.spec.model)
+        inputs = list(map(input_key, record.spec.inputs))
         job = {
             "id": record.id,
             "model": record.spec.model,
@@ -173,22 +231,25 @@ class JobQueue:
             "cost": record.spec.cost,
             "created_at": record.created_at,
             "deadline_at": record.deadline_at,
-            "inputs": list(map(input_key, record.spec.inputs)),
-            "generations": dict(generations or {}),
+            "inputs": inputs,
+            "generations": {name: generations[name] for name in inputs if name in generations},
             "max_queued": self._limits.max_queued,
             "max_queued_per_owner": self._limits.max_queued_per_owner,
             "max_stored_bytes_per_owner": self._limits.max_stored_bytes_per_owner,
         }
         if key is not None:
             job |= {"idempotency_key": key.redis_key, "fingerprint": key.fingerprint, "idempotency_ttl_s": KEPT_S}
+        if record.batch is not None:
+            job |= {"batch": record.batch.id, "batch_index": record.batch.index}
         # Lua decodes null as a value that counts as true.
         known = {name: value for name, value in job.items() if value is not None}
-        fields = list(chain.from_iterable(job_record.to_fields(record).items()))
-        reply: bytes = self.writes.run(
-            self._submit_script,
-            keys=[rq_job_key(record.id), queue.key, queue.redis_queues_keys],
-            args=[json.dumps(known), len(fields), *fields, *rq_job_fields(queue, record.id)],
-        )
+        known["record"] = [text_of(item) for field in job_record.to_fields(record).items() for item in field]
+        known["rq"] = rq_fields.text
+        names = [rq_job_key(record.id), queue.key, queue.redis_queues_keys]
+        return names, [json.dumps(known, ensure_ascii=False), *rq_fields.binary]
+
+    def _check_reply(self, reply: bytes) -> None:
+        """Raise the error that a reply of the script means, if any."""
         if reply == b"revoked":
             raise InvalidApiKey
         if reply == b"owner_limit":
@@ -197,10 +258,11 @@ class JobQueue:
             raise QueueFull
         if reply == b"inputs_deleted":
             raise InputsDeleted
+        if reply == b"batch_gone":
+            raise BatchGone
         if reply.startswith(b"quota "):
             used, frees_at = decode(reply).split(" ")[1:]
             raise self.input_images.quota_error("owner", int(used), frees_at)
-        return key.job_id(decode(reply[1:])) if key is not None and reply.startswith(b"=") else None
 
     def claim(self, model: str) -> bytes | None:
         """Move the next job of a model to the intermediate list of its RQ queue. Returns its id, or None."""
@@ -215,21 +277,23 @@ class JobQueue:
         Args:
             execution: The execution that lost the job; a job that another execution owns is left alone.
         """
-        record = self.job_store.get(job_id)
-        if record is None or record.status.is_terminal:
+        # Not the whole record, which a later version may have written.
+        names = ("status", "model", "execution", "attempts")
+        fields = self._redis.hmget(JOB.format(id=job_id), *names)
+        status, model, owner, attempts = (decode(field or "") for field in fields)
+        if not status or JobStatus(status).is_terminal:
             self._redis.delete(rq_job_key(job_id))
             return
-        if record.status is JobStatus.RUNNING:
-            owner = record.execution or ""
+        if status == JobStatus.RUNNING:
             if execution not in (None, owner):
                 return
-            if record.attempts >= MAX_ATTEMPTS:
+            if int(attempts or 0) >= MAX_ATTEMPTS:
                 self.job_store.fail(job_id, WORKER_LOST, execution=owner)
                 self._redis.delete(rq_job_key(job_id))
                 return
             if not self.job_store.release(job_id, execution=owner):
                 return
-        queue = self._queue(record.spec.model)
+        queue = self._queue(model)
         self._requeue_script(
             keys=[rq_job_key(job_id), queue.key, queue.redis_queues_keys, queue.intermediate_queue_key],
             args=[job_id, *rq_job_fields(queue, job_id)],
@@ -250,6 +314,24 @@ class JobQueue:
         elif record.execution is not None and record.worker is not None:
             send_stop_command(self._redis, record.worker, job_id, record.execution)
         return record
+
+    def cancel_jobs(self, job_ids: Sequence[str]) -> None:
+        """Cancel jobs: those that wait together, and those that run one by one."""
+        waiting = self.job_store.cancel_queued(job_ids)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in waiting:
+                pipe.hget(JOB.format(id=job_id), "model")
+            models = list(map(decode, pipe.execute()))
+            for job_id, model in zip(waiting, models, strict=True):
+                # New jobs are at the end of the list.
+                pipe.lrem(self._queue(model).key, -1, job_id)
+            removed = pipe.execute()
+            for job_id, count in zip(waiting, removed, strict=True):
+                if count:
+                    pipe.delete(rq_job_key(job_id))
+            pipe.execute()
+        for job_id in set(job_ids) - set(waiting):
+            self.cancel(job_id)
 
     def fail_queued(self, job_id: str, failure: JobFailure) -> bool:
         """Fail a job that no worker runs. Returns False if it was claimed or has ended since."""
@@ -304,7 +386,7 @@ class JobQueue:
 
 def _new_record(spec: JobSpec, options: JobOptions, created_at: float) -> JobRecord:
     return JobRecord(
-        id=uuid4().hex,
+        id=options.batch.job_id if options.batch else uuid4().hex,
         status=JobStatus.QUEUED,
         spec=spec,
         owner=options.owner,
@@ -316,4 +398,5 @@ def _new_record(spec: JobSpec, options: JobOptions, created_at: float) -> JobRec
         deadline_at=created_at + options.deadline_s if options.deadline_s is not None else None,
         webhook=options.webhook,
         traceparent=options.traceparent,
+        batch=options.batch,
     )

@@ -6,24 +6,27 @@ from typing import Any
 
 from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobRecord
-from img2img.domain.spec import parse_spec
+from img2img.domain.spec import SPEC_VERSION, dump_spec, parse_spec
+from img2img.errors import UnreadableJob
 from img2img.redis.decode import decode
 
 # The type of a field of a Redis hash.
 Scalar = bytes | str | int | float
 
-_JSON_FIELDS = ("images", "withheld", "error", "timings", "webhook", "delivery")
+_JSON_FIELDS = ("images", "withheld", "error", "timings", "webhook", "delivery", "batch")
 
 
 def to_fields(record: JobRecord) -> dict[str, Scalar]:
     """Return the fields of a new record.
 
-    Beside the fields of `JobRecord` these are `inputs`, `model`, `cost`, `webhook_on` and `webhook_host`, for scripts.
+    Beside the fields of `JobRecord` these are `spec_version`, and for scripts `inputs`, `model`, `cost`, `webhook_on`,
+    `webhook_host` and `batch_id`.
     """
     spec = record.spec
     fields: dict[str, Scalar] = {
         "status": record.status.value,
-        "spec": spec.model_dump_json(),
+        "spec": dump_spec(spec),
+        "spec_version": SPEC_VERSION,
         "inputs": " ".join(map(input_key, spec.inputs)),
         "model": spec.model,
         "owner": record.owner,
@@ -46,6 +49,9 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
         fields["webhook"] = record.webhook.model_dump_json()
         fields["webhook_on"] = ",".join(record.webhook.statuses)
         fields["webhook_host"] = record.webhook.host
+    if record.batch is not None:
+        fields["batch"] = record.batch.model_dump_json()
+        fields["batch_id"] = record.batch.id
     return fields
 
 
@@ -53,12 +59,20 @@ def from_fields(job_id: str, fields: Mapping[Any, bytes | str]) -> JobRecord:
     """Return the record that a hash holds. An empty field counts as absent.
 
     Raises:
-        ValueError: A field has an invalid value.
-        KeyError: The hash has no job spec.
+        UnreadableJob: A later version of the service has written it, with values that this one does not know.
     """
     text = {decode(name): decode(value) for name, value in fields.items() if value}
+    if int(text.get("spec_version", 1)) > SPEC_VERSION:
+        raise UnreadableJob
+    try:
+        return _parse(job_id, text)
+    except (ValueError, KeyError) as error:
+        raise UnreadableJob from error
+
+
+def _parse(job_id: str, text: Mapping[str, str]) -> JobRecord:
     parsed: dict[str, object] = {"id": job_id, **text}
-    parsed["spec"] = parse_spec(text["spec"])
+    parsed["spec"], parsed["unknown_fields"] = parse_spec(text["spec"])
     for name in _JSON_FIELDS:
         if name in text:
             parsed[name] = json.loads(text[name])

@@ -10,7 +10,7 @@ from typing import Self
 from redis import Redis
 
 from img2img.domain.job import TRANSITIONS, ImageInfo, JobFailure, JobRecord, JobStatus
-from img2img.errors import Deleted, Expired, Gone, Img2ImgError, NotFound
+from img2img.errors import Deleted, Expired, Gone, Img2ImgError, NotFound, UnreadableJob
 from img2img.redis import job_record, keys, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
@@ -25,12 +25,25 @@ GONE_S = 24 * 3600
 log = logging.getLogger(__name__)
 
 
+# Pattern of a cursor as text.
+CURSOR = r"^[0-9]{1,11}(\.[0-9]{1,9})?-[0-9a-f]{32}$"
+
+
 @dataclass(frozen=True, order=True)
 class Cursor:
     """A job's position in a list by creation time."""
 
     created_at: float
     job_id: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the cursor that `str` has written."""
+        created_at, _, job_id = text.partition("-")
+        return cls(float(created_at), job_id)
+
+    def __str__(self) -> str:
+        return f"{self.created_at!r}-{self.job_id}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,14 @@ class JobStore:
         fields = self._redis.hgetall(keys.JOB.format(id=job_id))
         return job_record.from_fields(job_id, fields) if fields else None
 
+    def get_all(self, job_ids: Sequence[str]) -> list[JobRecord | None]:
+        """Return the records of jobs, of any owner; None for each that is gone or cannot be read."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(keys.JOB.format(id=job_id))
+            hashes = pipe.execute()
+        return [_readable(job_id, fields) for job_id, fields in zip(job_ids, hashes, strict=True)]
+
     def find(self, job_id: str) -> JobRecord:
         """Return the record.
 
@@ -94,6 +115,12 @@ class JobStore:
             return _not_found(job_id)
         reasons: dict[str, Img2ImgError] = {kind.code: kind() for kind in (Expired, Deleted)}
         return reasons.get(reason) or _not_found(job_id)
+
+    def unreadable_s(self, job_id: str) -> float:
+        """Return the seconds since this was first called for a job: since a worker could not read it."""
+        name, now = keys.JOB.format(id=job_id), self._clock.now()
+        self._redis.hsetnx(name, "unreadable_since", now)
+        return now - float(self._redis.hget(name, "unreadable_since") or now)
 
     def page(
         self, status: JobStatus | None, before: Cursor | None, limit: int
@@ -192,6 +219,13 @@ class JobStore:
         fields: dict[str, Scalar] = {"error": failure.model_dump_json(), "finished_at": self._clock.now()}
         return self._transition(job_id, JobStatus.FAILED, fields, execution=execution)
 
+    def cancel_queued(self, job_ids: Sequence[str]) -> list[str]:
+        """Cancel those of the jobs that wait, in one round trip. Returns their ids."""
+        finished_at = self._clock.now()
+        args = [JobStatus.CANCELLED.value, JobStatus.QUEUED.value, "", finished_at, 0, "finished_at", finished_at]
+        replies = self._writes.run_all(self._transition_script, [((), (job_id, *args)) for job_id in job_ids])
+        return [job_id for job_id, reply in zip(job_ids, replies, strict=True) if decode(reply) == "ok"]
+
     def cancel(self, job_id: str, *, execution: str = "", reason: JobFailure | None = None) -> bool:
         """Cancel a queued or running job; if an execution is given, only while that owns the job."""
         fields: dict[str, Scalar] = {"finished_at": self._clock.now()}
@@ -231,11 +265,7 @@ class JobStore:
         """Return the records of a page, except for those that were deleted or that another version has written."""
         records = []
         for cursor, fields in zip(cursors, hashes, strict=False):
-            try:
-                record = job_record.from_fields(cursor.job_id, fields) if fields else None
-            except (ValueError, KeyError):
-                log.warning("the record cannot be read", extra=job_extra(cursor.job_id))
-                continue
+            record = _readable(cursor.job_id, fields)
             if record and not self._has_expired(record):
                 records.append(record)
         return records
@@ -251,6 +281,15 @@ class JobStore:
         args: list[Scalar] = [job_id, to.value, sources, execution, ended_at, int(attempt)]
         args += [item for field in fields.items() for item in field]
         return decode(self._writes.run(self._transition_script, args=args)) == "ok"
+
+
+def _readable(job_id: str, fields: Mapping[bytes | str, bytes | str]) -> JobRecord | None:
+    """Return the record of a hash, or None if there is none or it cannot be read."""
+    try:
+        return job_record.from_fields(job_id, fields) if fields else None
+    except UnreadableJob:
+        log.warning("the record cannot be read", extra=job_extra(job_id))
+        return None
 
 
 def job_index(owner: str | None, status: JobStatus | None = None) -> str:

@@ -49,9 +49,20 @@ ENDED_JOBS = Key("jobs:ended", "hash", "number of jobs that ever ended, by `{sta
 EXPIRING_JOBS = Key("expiring", "sorted set", "ids of ended jobs by the time at which they are deleted", WORKER)
 DEADLINES = Key("deadlines", "sorted set", "ids of unfinished jobs with a deadline, by deadline", WORKER)
 GONE_JOB = Key("gone:{id}", "string", "`{reason} {owner}` of a deleted or expired job; expires", WORKER)
-JOB_CHANGES = Key("changes", "channel", "`{id} {status}` or `{id}` of every job that has changed", WORKER)
+JOB_CHANGES = Key("changes", "channel", "`{id} {status}` or `{id}` of every job or batch that has changed", WORKER)
 IDEMPOTENT_REQUEST = Key("idempotency:{owner}:{digest}", "string", "`{fingerprint} {job id}` of a request; expires")
 A1111_JOBS = Key("a1111:{owner}", "sorted set", "ids of an owner's unfinished jobs of the A1111 API, by creation time")
+
+# Batches of jobs
+BATCH = Key("batch:{id}", "hash", "batch record, field by field", WORKER, WEBHOOKS)
+BATCH_JOBS = Key("batch:{id}:jobs", "sorted set", "ids of the jobs of a batch by their index", WORKER, WEBHOOKS)
+BATCH_ENDED_JOBS = Key("batch:{id}:ended", "list", "ids of its ended jobs in order", WORKER, WEBHOOKS)
+BATCHES = Key("batches", "sorted set", "ids of all batches by creation time", WORKER)
+BATCHES_OF_OWNER = Key("batches:of:{owner}", "sorted set", "ids of the batches of one owner by creation time", WORKER)
+EXPIRING_BATCHES = Key(
+    "batches:expiring", "sorted set", "ids of batches by the time at which they, and their jobs, are deleted", WORKER
+)
+GONE_BATCH = Key("batches:gone:{id}", "string", "`{reason} {owner}` of a deleted or expired batch; expires", WORKER)
 
 # Append-only file of Redis
 ERASURES = Key("erasures", "string", "number of deletions since the file was rewritten", WORKER, WEBHOOKS)
@@ -81,6 +92,7 @@ PREVIEW = Key("preview:{id}", "hash", "`step` and `jpeg` of the latest preview; 
 
 # Workers
 MODEL_CARDS = Key("models", "hash", "model name -> card; kept when its workers stop", WORKER)
+MODELS_SEEN = Key("models:seen", "sorted set", "model names by the time when a worker last reported them", WORKER)
 MODEL_CHANGES = Key("models:changes", "hash", "model name -> its change by request, as JSON", WORKER)
 MODEL_REVISION = Key("models:revision", "string", "number of changes of models by request", WORKER)
 WORKERS = Key("workers", "set", "names of registered workers", WORKER)

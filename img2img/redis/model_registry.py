@@ -12,9 +12,13 @@ from redis.exceptions import ResponseError
 from img2img.domain.model_card import ModelCard, WorkerThroughput
 from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.redis import keys
+from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 
 log = logging.getLogger(__name__)
+
+# Without workers, these models are expected to be served again.
+LAST_S = 24 * 3600
 
 LOADED = ModelStatus(state=ModelState.LOADED)
 
@@ -24,6 +28,7 @@ class ModelRegistry:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._clock = redis_clock(redis)
 
     def register(
         self,
@@ -40,9 +45,11 @@ class ModelRegistry:
         cards = list(cards)
         if statuses is None:
             statuses = {card.name: LOADED for card in cards}
+        now = self._clock.now()
         with self._redis.pipeline() as pipe:
             if cards:
                 pipe.hset(keys.MODEL_CARDS, mapping={card.name: card.model_dump_json() for card in cards})
+                pipe.zadd(keys.MODELS_SEEN, {card.name: now for card in cards})
             pipe.set(
                 keys.WORKER_MODEL_STATES.format(worker=worker),
                 json.dumps({name: status.model_dump(mode="json") for name, status in statuses.items()}),
@@ -85,9 +92,17 @@ class ModelRegistry:
         return {name: card for name, card in cards.items() if card is not None}
 
     def find(self, name: str) -> ModelCard | None:
-        """Return the card of a model that was ever registered, if there is one."""
+        """Return the card of a model that was ever registered, by its name or an alias, if there is one."""
         card = self._redis.hget(keys.MODEL_CARDS, name)
-        return None if card is None else _read_card(card)
+        return self._find_by_alias(name) if card is None else _read_card(card)
+
+    def _find_by_alias(self, alias: str) -> ModelCard | None:
+        """Return the card of the model with this alias. Of several, one that is served comes first."""
+        cards = [card for _, card in sorted(self.known().items()) if alias in card.aliases]
+        if len(cards) > 1:
+            live = self.live()
+            cards.sort(key=lambda card: card.name not in live)
+        return cards[0] if cards else None
 
     def known_names(self) -> list[str]:
         """Return the names of all models that were ever registered."""
@@ -95,7 +110,14 @@ class ModelRegistry:
 
     def forget(self, name: str) -> None:
         """Remove the card of a model, so that requests for it are rejected."""
-        self._redis.hdel(keys.MODEL_CARDS, name)
+        with self._redis.pipeline() as pipe:
+            pipe.hdel(keys.MODEL_CARDS, name)
+            pipe.zrem(keys.MODELS_SEEN, name)
+            pipe.execute()
+
+    def is_served_by_others(self, name: str, worker: str) -> bool:
+        """Return whether a live worker other than this one serves a model."""
+        return any(other != worker for other in self.live().get(name, ()))
 
     def live(self) -> dict[str, list[str]]:
         """Return the models that live workers serve, each with the names of its workers.
@@ -107,6 +129,14 @@ class ModelRegistry:
             for name in names:
                 served.setdefault(name, []).append(worker)
         return served
+
+    def served_last(self) -> list[str]:
+        """Return the models that were served within LAST_S before the last worker stopped."""
+        newest = self._redis.zrange(keys.MODELS_SEEN, -1, -1, withscores=True)
+        if not newest:
+            return []
+        oldest = float(newest[0][1]) - LAST_S
+        return sorted(map(decode, self._redis.zrangebyscore(keys.MODELS_SEEN, oldest, "+inf")))
 
     def states(self) -> dict[str, dict[str, ModelStatus]]:
         """Return the states of the models in each live worker, by worker and model."""

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from img2img.domain.job import JobStatus
+from img2img.redis.connection import connect_async
 from img2img.redis.keys import JOB_CHANGES
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class JobChangeListener:
 
     async def _listen(self) -> None:
         async with (
-            Redis.from_url(self._redis_url, socket_connect_timeout=1, health_check_interval=PING_S) as redis,
+            connect_async(self._redis_url, socket_connect_timeout=1, health_check_interval=PING_S) as redis,
             redis.pubsub(ignore_subscribe_messages=True) as subscription,
         ):
             await subscription.subscribe(JOB_CHANGES)

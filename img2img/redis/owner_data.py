@@ -1,6 +1,7 @@
 """Everything in Redis that belongs to one owner, beside its jobs and images: found by a search through all keys."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 from redis import Redis
 
@@ -25,13 +26,17 @@ class OwnerData:
         """Return ids of up to `limit` jobs."""
         return list(map(decode, self._redis.zrange(job_index(self._owner), 0, limit - 1)))
 
+    def batch_ids(self) -> list[str]:
+        """Return the ids of all batches of jobs."""
+        return list(map(decode, self._redis.zrange(keys.BATCHES_OF_OWNER.format(owner=self._owner), 0, -1)))
+
     def unlist(self, job_id: str) -> None:
         """Remove a job from the lists of the owner, also if it has no record any more."""
         for status in (None, *JobStatus):
             self._redis.zrem(job_index(self._owner, status), job_id)
 
     def expired_jobs_with_webhook(self) -> list[str]:
-        """Return the ids of jobs whose webhook is pending."""
+        """Return the ids of jobs, and of batches, whose webhook is pending."""
         return [
             decode(job_id)
             for job_id, _ in self._redis.zscan_iter(keys.OUTBOX)
@@ -60,8 +65,8 @@ class OwnerData:
         return self._delete(self._scan(f"{keys.RATE_LIMITS}*/{self._owner}/*"))
 
     def delete_records_of_gone_jobs(self) -> int:
-        """Delete the records of deleted and expired jobs. They are then unknown ids. Returns their number."""
-        gone = self._scan(keys.GONE_JOB.pattern)
+        """Delete the records of deleted and expired jobs and batches: then unknown ids. Returns their number."""
+        gone = chain(self._scan(keys.GONE_JOB.pattern), self._scan(keys.GONE_BATCH.pattern))
         return self._delete(key for key in gone if decode(self._redis.get(key) or "").endswith(f" {self._owner}"))
 
     def delete_lists(self) -> None:

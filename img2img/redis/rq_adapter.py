@@ -6,6 +6,9 @@ RQ writes times of the worker's clock. Of these only the end of a lease is compa
 get Redis' time here. The others, such as the last heartbeat, are for RQ's tools.
 """
 
+from dataclasses import dataclass
+from typing import Self
+
 from redis import Redis
 from redis.client import Pipeline
 from rq import Queue
@@ -80,6 +83,32 @@ def queued_models(redis: Redis) -> list[str]:
 def rq_job_key(job_id: str) -> str:
     """Return the key of RQ's job hash."""
     return Job.key_for(job_id)
+
+
+@dataclass(frozen=True)
+class RQFields:
+    """Field, value, ... of RQ's job hash: those with text, and those with bytes."""
+
+    text: list[str]
+    binary: list[str | bytes]
+
+    @classmethod
+    def of(cls, queue: Queue, job_id: str) -> Self:
+        """Return the fields of a job. They do not contain its id."""
+        fields = rq_job_fields(queue, job_id)
+        text: list[str] = []
+        binary: list[str | bytes] = []
+        for name, value in zip(map(text_of, fields[::2]), fields[1::2], strict=True):
+            if isinstance(value, bytes):
+                binary += [name, value]
+            else:
+                text += [name, text_of(value)]
+        return cls(text, binary)
+
+
+def text_of(value: str | bytes | float) -> str:
+    """Return a value that is not bytes as the Redis client sends it."""
+    return value if isinstance(value, str) else repr(value)
 
 
 def rq_job_fields(queue: Queue, job_id: str) -> list[str | bytes | float]:

@@ -1,4 +1,4 @@
-"""The outbox of webhook events. The script that ends a job adds its event; webhook dispatchers deliver it."""
+"""The outbox of webhook events. Scripts add the event of a job or batch at its end; webhook dispatchers deliver it."""
 
 import json
 import logging
@@ -9,8 +9,10 @@ from uuid import uuid4
 from redis import Redis
 
 from img2img.domain.job import JobRecord
+from img2img.domain.job_batch import BatchRecord
 from img2img.domain.webhook import Delivery, DeliveryStatus
-from img2img.redis import job_record, keys, scripts
+from img2img.errors import UnreadableJob
+from img2img.redis import job_batches, job_record, keys, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 from img2img.telemetry.logging import job_extra
@@ -30,13 +32,13 @@ class ClaimedDelivery:
     """An event that one dispatcher delivers until its lease ends.
 
     Attributes:
-        record: The job as it was when it ended.
+        record: The job, or the batch of jobs, as it was when it ended.
         claim: Id of the claim.
         attempt: Number of this attempt, from 1.
         lease_until: End of the lease, in seconds since the epoch, by the clock of Redis.
     """
 
-    record: JobRecord
+    record: JobRecord | BatchRecord
     claim: str
     attempt: int
     lease_until: float
@@ -92,10 +94,11 @@ class WebhookOutbox:
         job_id, flat = decode(event[0]), event[1]
         fields = {decode(name): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         try:
-            record = job_record.from_fields(job_id, fields)
-        except (ValueError, KeyError):
+            is_batch = "total" in fields
+            record = job_batches.from_fields(job_id, fields) if is_batch else job_record.from_fields(job_id, fields)
+        except (UnreadableJob, ValueError):
+            # It can be claimed again after the lease, also by a process of a later version.
             log.warning("the event cannot be read", extra=job_extra(job_id))
-            self._record_attempt(job_id, claim, Delivery(status=DeliveryStatus.FAILED, last_error="unreadable"))
             return None
         return ClaimedDelivery(record, claim, int(fields["tries"]), lease_until)
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -37,10 +37,19 @@ _context: ContextVar[dict[str, str] | None] = ContextVar("context", default=None
 _quotes_exceptions: ContextVar[bool] = ContextVar("quotes_exceptions", default=False)
 
 
-@contextmanager
-def job_context(job_id: str, traceparent: str | None = None) -> Iterator[None]:
+def job_context(job_id: str, traceparent: str | None = None) -> AbstractContextManager[None]:
     """Add the job's id, and its trace id if it has one, to all log records within this context."""
-    token = _context.set(job_extra(job_id) | ({"trace_id": traceparent.split("-")[1]} if traceparent else {}))
+    return _context_of(job_extra(job_id) | ({"trace_id": traceparent.split("-")[1]} if traceparent else {}))
+
+
+def request_context(request_id: str) -> AbstractContextManager[None]:
+    """Add the id of the HTTP request to all log records within this context."""
+    return _context_of({"request_id": request_id})
+
+
+@contextmanager
+def _context_of(fields: dict[str, str]) -> Iterator[None]:
+    token = _context.set(fields)
     try:
         yield
     finally:
@@ -155,7 +164,7 @@ class _JsonFormatter(JsonFormatter):
 
 
 class _TextFormatter(logging.Formatter):
-    """Time, level, logger, job and message."""
+    """Time, level, logger, job, message and request."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -166,6 +175,8 @@ class _TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         attributes: dict[str, Any] = vars(record)
         message = f"job {attributes['job_id']}: {record.message}" if "job_id" in attributes else record.message
+        if "request_id" in attributes:
+            message += f" [request {attributes['request_id']}]"
         return self._style._fmt % {**attributes, "message": printable(message)}
 
     def formatException(self, info: ExcInfo) -> str:  # noqa: N802

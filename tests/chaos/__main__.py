@@ -2,6 +2,7 @@
 
     python -m tests.chaos                   # images in a directory, whose disk becomes full
     python -m tests.chaos --store bucket    # images in a bucket, which hangs and disconnects
+    python -m tests.chaos --redis sentinel  # a Redis with replicas; each kill of Redis kills the primary
 
 Every acknowledged job is recorded. After the last fault it is checked that no job was lost, published twice or reported
 differently to two clients. Prints a table. The exit code is 1 if a guarantee was violated.
@@ -32,7 +33,7 @@ from img2img.redis.job_store import JobStore
 from img2img.redis.keys import OUTBOX
 from tests.chaos import checks
 from tests.chaos.deadlines import StatusTimes
-from tests.chaos.deployment import Deployment
+from tests.chaos.deployment import Deployment, Primary
 from tests.chaos.faults import FaultInjector, make_faults, small_disk
 from tests.chaos.load import LoadGenerator, plan_jobs
 from tests.chaos.observations import Observations
@@ -40,6 +41,7 @@ from tests.chaos.preload import compile_library
 from tests.chaos.recovery import RecoveryMonitor
 from tests.support.buckets import s3_server
 from tests.support.processes import MODEL, make_tiny_model
+from tests.support.replicated_redis import ReplicatedRedis
 from tests.support.webhook_receivers import receiving
 
 LIBRARY = "CHAOS_LIBRARY"  # environment variable with the path of the loaded library
@@ -60,6 +62,7 @@ class Plan:
     lease_s: int = 20
     seed: int = 0
     store: Literal["directory", "bucket"] = "directory"
+    redis: Literal["single", "sentinel"] = "single"
 
 
 def main() -> int:
@@ -124,6 +127,7 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.
         if not has_disk and plan.others:
             log.warning("SKIPPED: the full disk; it needs a small file system, which only root can mount")
         receiver = stack.enter_context(receiving())
+        replicated = ReplicatedRedis(folder) if plan.redis == "sentinel" else None
         model = folder / MODEL
         make_tiny_model(model)
         if logs:
@@ -137,6 +141,7 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.
             workers=plan.workers,
             bucket=bucket,
             preload=preload,
+            replicated=replicated,
         )
         stack.callback(deployment.stop)
         deployment.start()
@@ -147,8 +152,10 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.
         stack.callback(times.stop)
         times.start()
         has_bucket = bucket is not None
+        # The other faults are of the proxies to Redis, of its disk and of its one process.
+        others = 0 if replicated else plan.others
         faults = make_faults(
-            plan.kills, plan.others, plan.lease_s, plan.seed, disk=has_disk, preload=preload, bucket=has_bucket
+            plan.kills, others, plan.lease_s, plan.seed, disk=has_disk, preload=preload, bucket=has_bucket
         )
         injector = FaultInjector(deployment, recovery, faults, plan.seed)
         jobs = plan_jobs(plan.jobs, plan.poisons, receiver.url, plan.seed)
@@ -174,7 +181,11 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.
         for process in deployment.processes:
             process.faulted.acquire()
             process.kill()
-        figures |= checks.check_states(observations, data)
+        if isinstance(deployment.redis_server, Primary):
+            failovers = deployment.redis_server.failovers_s
+            figures["failovers"] = f"{len(failovers)}, {max(failovers, default=0):.1f} s at most"
+        else:
+            figures |= checks.check_states(observations, data)
         figures |= injector.figures | count_faults(injector, deployment, observations)
         figures |= dict(sorted(observations.counts.items()))
         figures["from the last fault to the last end"] = f"{wait_s:.1f} s"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
@@ -24,6 +23,7 @@ from img2img.app.supervisor.supervisor import PYTHON, free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.redis.api_keys import ApiKeys
+from img2img.redis.connection import connect
 from img2img.redis.keys import AOF_REWRITE
 from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import embedded_redis_socket
@@ -32,6 +32,7 @@ from tests.chaos.proxy import Proxies
 from tests.chaos.workers import run as run_worker
 from tests.support.buckets import Bucket
 from tests.support.processes import MODEL, Forked, wait_for
+from tests.support.replicated_redis import ReplicatedRedis
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 WEBHOOK_TIMEOUT_S = 3
@@ -91,6 +92,40 @@ class Process:
             self.faulted.release()
 
 
+class Primary(Process):
+    """The primary of a replicated Redis. A killed one comes back as a replica after another was promoted.
+
+    Attributes:
+        failovers_s: Seconds from each kill until a new primary accepted writes.
+    """
+
+    def __init__(self, replicated: ReplicatedRedis) -> None:
+        super().__init__("redis", "redis", start=_never, preloaded=None)
+        self._replicated = replicated
+        self._lost: int | None = None
+        self.failovers_s: list[float] = []
+
+    def begin(self) -> None:
+        """Start all servers, or wait for the promotion and start the killed one again."""
+        if self._lost is None:
+            self._replicated.start()
+            return
+        self._replicated.wait_for_failover(self._lost)
+        self.failovers_s.append(time.monotonic() - self.started_at)
+        self._replicated.restart_lost()
+
+    def kill(self) -> None:
+        self._lost = self._replicated.kill_primary()
+        self.started_at = time.monotonic()
+
+    def restart_if_dead(self) -> None:
+        """Nothing: the Sentinels replace a dead primary."""
+
+
+def _never() -> ProcessHandle:
+    raise AssertionError("a replicated Redis starts its processes itself")
+
+
 class Deployment:
     """All processes of a run.
 
@@ -103,6 +138,8 @@ class Deployment:
         workers: number of workers.
         bucket: where the images are stored; None for a directory.
         preload: whether the present process has loaded the library of `preload.c`.
+        replicated: a Redis with replicas, which all processes reach through its Sentinels; None for one server that
+            they reach through proxies.
     """
 
     def __init__(
@@ -116,13 +153,16 @@ class Deployment:
         workers: int,
         bucket: Bucket | None,
         preload: bool,
+        replicated: ReplicatedRedis | None = None,
     ) -> None:
         self.folder, self.data, self.lease_s, self.bucket = folder, data, lease_s, bucket
         self.socket = embedded_redis_socket(data)
         self.proxies = Proxies()
         self._preload = preload
         self.store = ObjectStore(bucket.url if bucket else (data / "store").as_uri())
-        self.redis = Redis.from_url(f"unix://{self.socket}", socket_timeout=2)  # without a proxy
+        self._replicated = replicated
+        # Without a proxy.
+        self.redis = connect(replicated.url if replicated else f"unix://{self.socket}", socket_timeout=2)
         self._settings = {
             "IMG2IMG_DATA_DIR": str(data),
             "IMG2IMG_MODEL": str(model),
@@ -135,9 +175,15 @@ class Deployment:
             "IMG2IMG_WEBHOOK_ALLOW_PRIVATE": "true",
             "IMG2IMG_WEBHOOK_TIMEOUT_S": str(WEBHOOK_TIMEOUT_S),
         }
+        if replicated:
+            self._settings["IMG2IMG_DURABILITY"] = "replica"
         self.receiver = receiver
         preloaded = self._preloaded("redis")
-        self.redis_server = Process("redis", "redis", partial(self._start_redis, preloaded), preloaded)
+        self.redis_server = (
+            Primary(replicated)
+            if replicated
+            else Process("redis", "redis", partial(self._start_redis, preloaded), preloaded)
+        )
         self.ports = [free_port() for _ in range(3)]
         *self.urls, self.upload_url = [f"http://127.0.0.1:{port}" for port in self.ports]
         self.workers = [self._process("worker", i, self._start_worker) for i in range(workers)]
@@ -161,7 +207,8 @@ class Deployment:
     def start(self) -> None:
         """Start all processes, and wait until each worker is live."""
         self.redis_server.begin()
-        wait_for(lambda: is_redis_ready(f"unix://{self.socket}"))
+        if not self._replicated:
+            wait_for(lambda: is_redis_ready(f"unix://{self.socket}"))
         # No process may rewrite the append-only file, because it is the history of all jobs that is checked at the end.
         self.redis.set(AOF_REWRITE, 1)
         scopes = [Scope.READ, Scope.SUBMIT, Scope.PRIORITY]
@@ -192,6 +239,8 @@ class Deployment:
         for process in reversed(self.processes):
             if hasattr(process, "handle"):
                 process.kill()
+        if self._replicated:
+            self._replicated.stop()
         self.redis.close()
         self.proxies.close()
 
@@ -205,8 +254,10 @@ class Deployment:
 
     def _process(self, kind: str, index: int, start: Callable[..., ProcessHandle], *command: str) -> Process:
         name = f"{kind}-{index}"
-        redis_port = self.proxies.port(name, self.socket)
-        environment = {**self._settings, "IMG2IMG_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0"}
+        redis_url = self._replicated.url if self._replicated else ""
+        if not redis_url:
+            redis_url = f"redis://127.0.0.1:{self.proxies.port(name, self.socket)}/0"
+        environment = {**self._settings, "IMG2IMG_REDIS_URL": redis_url}
         if self.bucket:
             store_port = self.proxies.port(store_of(name), urlsplit(self.bucket.endpoint).port or 0)
             endpoint = f"http://127.0.0.1:{store_port}"

@@ -9,7 +9,10 @@ const image = await toFile(createReadStream(input), "input.png", { type: "image/
 const answer = await api.images.edit({ image, prompt: "a pencil sketch", n: 2, strength: 0.6 });
 if (answer.data.length !== 2) throw new Error(`${answer.data.length} images instead of 2`);
 await writeFile(output, Buffer.from(answer.data[0].b64_json, "base64"));
-const rejected = await api.images.edit({ image, prompt: "x", strength: 2 }).catch((error) => error);
-if (rejected.status !== 422 || rejected.param !== "strength") throw rejected;
+const rejected = await api.images.edit({ image, prompt: "x", quality: "best" }).catch((error) => error);
+if (rejected.status !== 400 || rejected.param !== "quality" || !rejected.requestID) throw rejected;
+if (!rejected.message.includes("Input should be")) throw rejected;
+const unsupported = await api.images.generate({ prompt: "x" }).catch((error) => error);
+if (unsupported.status !== 404 || !unsupported.message.includes("is not supported")) throw unsupported;
 const again = await api.images.edit({ image, prompt: "a pencil sketch", strength: 0.6, response_format: "url" });
 console.log(new URL(again.data[0].url).pathname.split("/")[2]);

@@ -50,7 +50,7 @@ def test_compose_passes_every_setting() -> None:
     inside = {"IMG2IMG_DATA_DIR", "IMG2IMG_LIVE_FILE"}
     assert environment(services["worker"]) >= WORKER - inside
     # Only for the workers that `img2img serve` starts.
-    only_serve = {"IMG2IMG_DEVICE", "IMG2IMG_SLOTS"}
+    only_serve = {"IMG2IMG_DEVICE", "IMG2IMG_SLOTS", "IMG2IMG_DTYPE", "IMG2IMG_COMPILE"}
     assert environment(services["api"]) >= API - inside - only_serve
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from img2img.app.cli.inputs import find_inputs
-from img2img.app.cli.job_runner import JobBatch
+from img2img.app.cli.job_runner import JobRunner
 from img2img.app.cli.journal import NAME
 from img2img.app.cli.outputs import Outputs
 from img2img.app.settings import ApiSettings
@@ -270,7 +270,7 @@ def test_batch_larger_than_the_queue_waits_for_its_own_jobs(
     with (
         authenticated_server(settings, keys="auto", max_queued=1) as url,
         Client(url) as client,
-        JobBatch(client, on_idle=work) as batch,
+        JobRunner(client, on_idle=work) as batch,
     ):
         batch.run(inputs, {}, outputs)
     assert sorted(path.name for path in Path("out").iterdir()) == [f"IMG_000{index}.png" for index in range(3)]

@@ -114,12 +114,12 @@ class TestOpenAI:
         ("fields", "param", "message"),
         [
             ({"quality": "best"}, "quality", "'auto'"),
-            ({"background": "transparent"}, "background", "'auto' or 'opaque'"),
+            ({"background": "pink"}, "background", "'auto', 'opaque' or 'transparent'"),
             ({"input_fidelity": "exact"}, "input_fidelity", "'low' or 'high'"),
-            ({"size": "100x100"}, "width", "multiple of 8"),
+            ({"size": "100x100"}, "size", "multiple of 8"),
             ({"model": "dall-e-2"}, "model", "should be one of"),
             ({"mask": file(random_image())}, "mask", "should be transparent"),
-            ({"image": [file(random_image()), file(random_image())]}, "image", "Exactly one image"),
+            ({"image": [file(random_image()), file(random_image())]}, "image[]", "Exactly one image"),
             ({"extra_body": {"strength": 2}}, "strength", "less than or equal to 1"),
             ({"n": 9}, "n", "less than or equal to 8"),
         ],
@@ -127,7 +127,7 @@ class TestOpenAI:
     def test_unsupported_parameter_is_refused(
         self, ai: openai.OpenAI, fields: dict[str, object], param: str, message: str
     ) -> None:
-        with pytest.raises(openai.UnprocessableEntityError) as refused:
+        with pytest.raises(openai.BadRequestError) as refused:
             ai.images.edit(**{"image": file(random_image()), "prompt": "x", **fields})  # type: ignore[call-overload]
         assert refused.value.param == param
         assert message in str(refused.value)

@@ -148,6 +148,10 @@ def fill(scene: Scene, owner: str, blue: int, *, marker: str) -> tuple[str, str]
     inpainted = client.post("/img2img", json={"image": digest, "mask": mask, "prompt": marker, **SIZE})
     assert inpainted.status_code == 202, inpainted.text
     ended(client, inpainted.json()["id"])
+    line = json.dumps({"image": digest, "prompt": marker, "name": marker, **SIZE})
+    batch = client.post("/batches", content=line, headers={"content-type": "application/jsonl"})
+    assert batch.status_code == 202, batch.text
+    assert client.get(f"/batches/{batch.json()['id']}?wait=60").json()["counts"]["succeeded"] == 1
     return done, digest
 
 
@@ -178,7 +182,15 @@ def test_everything_of_a_key_is_forgotten(scene: Scene) -> None:
         stream = pool.submit(follow, ada, running[0], previews)
         assert previews.wait(60)
         wait_for(lambda: redis.keys("i2i:a1111:*"))
-        for pattern in ("idempotency:{}:*", "rate*/{}/*", "jobs:of:{}", "preview:*", "outbox:*", "gone:*"):
+        for pattern in (
+            "idempotency:{}:*",
+            "rate*/{}/*",
+            "jobs:of:{}",
+            "batches:of:{}",
+            "preview:*",
+            "outbox:*",
+            "gone:*",
+        ):
             assert redis.keys("i2i:" + pattern.format(scene.keys["ada"])), pattern
         assert scene.on_disk()
 
@@ -190,12 +202,12 @@ def test_everything_of_a_key_is_forgotten(scene: Scene) -> None:
         assert stream.result(60) in ("cancelled", "gone")
     counts = {name: int(number) for number, name in re.findall(r"^ *(\d+) (.+) deleted$", output, re.MULTILINE)}
     assert counts == {
-        "jobs": 2 + 8 + 1,
+        "jobs": 3 + 8 + 1,
         "uploaded images": 1,
         "pending webhooks of expired jobs": 1,
         "idempotency keys": 1 + 8,
         "rate limit counters": counts["rate limit counters"],
-        "records of deleted jobs": 11 + 2,
+        "records of deleted jobs": 12 + 1 + 2,
     }
     assert counts["rate limit counters"] >= 1
     assert "rewrote the append-only file of Redis" in output

@@ -1,5 +1,6 @@
 """ControlNets: pixels equal those of the stock pipelines, alone and batched with every other task."""
 
+import math
 from pathlib import Path
 
 import diffusers
@@ -10,7 +11,7 @@ from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
 from img2img.domain.model_config import ControlNetSource, ModelConfig
-from img2img.domain.parameters import Task
+from img2img.domain.parameters import Speed, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
@@ -18,12 +19,13 @@ from img2img.worker.images.control_maps import PREPROCESSORS
 from img2img.worker.images.inpaint_canvas import InpaintCanvas
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.step_cache import TOLERANCES, Tolerance
 from tests.support.engines import run_on, run_together
 from tests.support.images import largest_difference
 from tests.support.models.tiny_controlnets import tiny_controlnet
 from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
-from tests.support.stock import call_stock
+from tests.support.stock import call_stock, guidance_off_after
 
 SIDE = 64
 CANNY, DEPTH = ControlType.CANNY, ControlType.DEPTH
@@ -67,7 +69,7 @@ class Served:
         self.mask = Image.new("L", (SIDE, SIDE))
         self.mask.paste(255, (8, 20, 40, 60))
 
-    def reference(self, spec: JobSpec) -> np.ndarray:
+    def reference(self, spec: JobSpec, **more: object) -> np.ndarray:
         nets = [self.reference_nets[control.type] for control in spec.controls]
         pipeline = self.stock[spec.task].from_pipe(self.base, controlnet=nets if len(nets) > 1 else nets[0])
         pipeline.set_progress_bar_config(disable=True)
@@ -91,6 +93,7 @@ class Served:
             width=spec.width,
             height=spec.height,
             **arguments,
+            **more,
         )
 
     def inputs(self, spec: JobSpec) -> Inputs:
@@ -163,6 +166,20 @@ def test_control_and_its_scale_change_the_image(served: Served) -> None:
     assert largest_difference(full, weak) > 20
 
 
+def test_guidance_until_gives_stock_pixels(served: Served) -> None:
+    # The callback of the inpainting pipeline cannot change its mask.
+    for task in (Task.IMG2IMG, Task.CONTROL):
+        spec = job(task, control(scale=0.8, end=0.9), control(DEPTH), strength=1.0, guidance_until=0.5)
+        reference = served.reference(spec, **guidance_off_after(3, served.stock[task]))
+        [alone], [batched, *_] = served.run(spec), served.run(spec, *OTHERS)
+        assert largest_difference(alone, reference) <= 1
+        assert largest_difference(batched, reference) <= 1
+        strong = spec.model_copy(update={"guidance_scale": 60.0})
+        reference = served.reference(strong, **guidance_off_after(3, served.stock[task]))
+        assert largest_difference(served.run(strong)[0], reference) <= 1
+        assert largest_difference(reference, served.reference(strong)) > 1
+
+
 def test_jobs_with_different_scales_and_controls_are_batched(served: Served) -> None:
     specs = [
         job(Task.IMG2IMG, control(scale=0.3)),
@@ -183,6 +200,22 @@ def test_control_outside_its_range_makes_no_calls(served: Served) -> None:
     served.run(spec)
     engine = calls_of(served.model, [(spec, served.inputs(spec))])
     assert engine.calls_run["control"] == spec.steps_run // 2
+
+
+def test_speed_skips_controlnets(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOLERANCES, Speed.FAST, Tolerance(math.inf, 2))
+    jobs = [
+        job(task, *controls, strength=1.0, num_inference_steps=11, speed=Speed.FAST)
+        for task, controls in [
+            (Task.IMG2IMG, [control(scale=0.5)]),
+            (Task.INPAINT, [control(DEPTH), control()]),
+            (Task.CONTROL, [control()]),
+        ]
+    ]
+    for spec in jobs:
+        engine = calls_of(served.model, [(spec, served.inputs(spec))])
+        assert engine.calls_run["denoise"] == 6
+        assert engine.calls_run["control"] == 6 * len(spec.control_maps)
 
 
 def calls_of(model: Model, jobs: list[tuple[JobSpec, Inputs]]) -> Engine:

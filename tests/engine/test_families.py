@@ -4,6 +4,7 @@ The reference is a second copy of a tiny random model, called through diffusers 
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from transformers.utils import is_torchvision_available
 
 from img2img.domain.conditioning import InpaintRegion, Padding, ReferenceImage
 from img2img.domain.model_config import ModelConfig
-from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.parameters import NOISY_SCHEDULERS, Scheduler, Speed, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.image_processors import image_only_processor
 from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.step_cache import TOLERANCES, Tolerance
 from tests.support.engines import run_on, run_together
 from tests.support.images import largest_difference
 from tests.support.models.tiny_families import (
@@ -218,7 +220,7 @@ class Served:
         self.mask = Image.new("L", (WIDTH, HEIGHT))
         self.mask.paste(255, (8, 12, 40, 40))
 
-    def reference(self, spec: JobSpec, images: Sequence[Image.Image] = ()) -> np.ndarray:
+    def reference(self, spec: JobSpec, images: Sequence[Image.Image] = (), **more: Any) -> np.ndarray:
         pipeline = self.stock[spec.task]
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = SCHEDULERS[spec.scheduler](pipeline.scheduler.config)
@@ -228,7 +230,7 @@ class Served:
             image=self.case.join(images) if images else self.rotated(self.image, spec),
             num_inference_steps=spec.num_inference_steps,
             generator=torch.Generator().manual_seed(spec.seed),
-            **{**self.case.arguments(spec), **masked},
+            **{**self.case.arguments(spec), **masked, **more},
         ).images[0]
         return np.asarray(image)
 
@@ -302,6 +304,36 @@ def test_family_gives_stock_pixels_alone_and_batched(served: Served) -> None:
     assert len({result.tobytes() for result in together}) == len(specs), "every parameter must change the pixels"
 
 
+def test_guidance_until_gives_stock_pixels(served: Served) -> None:
+    if not served.model.card.guidance_until:
+        assert served.model.family.conditional is None or not served.model.card.guidance
+        return
+    # Rows without the prompt stay, because the callback cannot take all of them away. Their weight becomes 0.
+    off = 0.0 if served.model.family.conditional == "first" else 1 + 1e-12
+
+    def turn_off(pipeline: Any, index: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+        pipeline._guidance_scale = off if index == 1 else pipeline._guidance_scale
+        return {}
+
+    specs = [
+        job(
+            task=task,
+            strength=1.0,
+            guidance_scale=60.0,
+            negative_prompt=served.case.negative,
+            scheduler=served.case.scheduler,
+            guidance_until=0.5,
+        )
+        for task in served.case.stock
+    ]
+    for spec in specs:
+        # Such a high guidance scale would increase the rounding of a batch.
+        [found] = run_together(served.model, served.jobs([spec]))
+        reference = served.reference(spec, callback_on_step_end=turn_off)
+        assert largest_difference(found, reference) <= 1, spec
+        assert largest_difference(reference, served.reference(spec)) >= 1
+
+
 def test_jobs_of_one_size_share_every_denoiser_call(served: Served) -> None:
     task = next(iter(served.case.stock))
     specs = [job(task=task, strength=1.0, seed=seed, scheduler=served.case.scheduler) for seed in range(4)]
@@ -309,6 +341,27 @@ def test_jobs_of_one_size_share_every_denoiser_call(served: Served) -> None:
     run_on(engine, served.model, served.jobs(specs))
     assert engine.rows_run["denoise"] == 4 * 4
     assert engine.calls_run["denoise"] == 4
+
+
+def test_speed_skips_calls_of_every_task(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, card = served.case.scheduler, served.model.card
+    if scheduler in NOISY_SCHEDULERS:
+        assert card.scheduler_parameters["speed"] == ()
+        return
+    common = {"strength": 1.0, "guidance_scale": 5.0 if card.guidance else 1.0, "num_inference_steps": 11}
+    for task in served.case.stock:
+        exact, turbo = (job(task=task, scheduler=scheduler, **common, speed=speed) for speed in ("exact", "turbo"))
+        every = Engine(slots=1)
+        [expected] = run_on(every, served.model, served.jobs([exact]))
+        # Of 11 calls, 0, 1, 2, 5, 8 and 10 are made.
+        monkeypatch.setitem(TOLERANCES, Speed.TURBO, Tolerance(math.inf, 2))
+        engine = Engine(slots=1)
+        [predicted] = run_on(engine, served.model, served.jobs([turbo]))
+        assert engine.calls_run["denoise"] == every.calls_run["denoise"] * 6 // 11
+        assert largest_difference(predicted, expected) > 0
+        monkeypatch.setitem(TOLERANCES, Speed.TURBO, Tolerance(-1.0, 2))
+        [without] = run_on(Engine(slots=1), served.model, served.jobs([turbo]))
+        assert without.tobytes() == expected.tobytes()
 
 
 def test_card_lists_capabilities_of_the_family(served: Served) -> None:

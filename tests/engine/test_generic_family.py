@@ -14,8 +14,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from img2img.domain.model_card import Batching
 from img2img.domain.model_config import ModelConfig
+from img2img.domain.model_status import Batching
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
@@ -197,11 +197,12 @@ def test_unknown_class_is_served_by_the_signature_of_its_call(tmp_path: Path, re
     folder = blend(tmp_path)
     model = serve(folder)
     card = model.card
-    assert (card.tasks, card.family, card.batching) == ((Task.IMG2IMG,), "blend", Batching.MERGED)
+    assert (card.tasks, card.family) == ((Task.IMG2IMG,), "blend")
     assert (card.default_steps, card.default_guidance_scale, card.negative_prompt) == (12, 3.0, True)
     engine = check_pixels(BlendPipeline, folder, model)
     steps = [spec.steps_run for spec in specs()]
     assert engine.calls_run["denoise"] < sum(steps), "calls of jobs are merged"
+    assert model.batching["unet"] in (Batching.EXACT, Batching.ROUNDING)
     assert engine.rows_run["denoise"] >= sum(steps)
 
 
@@ -210,13 +211,13 @@ def test_unknown_class_whose_rows_depend_on_each_other_is_not_merged(tmp_path: P
     model = serve(folder)
     engine = check_pixels(BlendPipeline, folder, model)
     assert engine.calls_run["denoise"] == sum(spec.steps_run for spec in specs())
-    assert model.card_in_use(model.card).batching is Batching.ALONE
+    assert model.batching["unet"] is Batching.ALONE
 
 
 def test_unknown_class_that_changes_shared_modules_runs_one_job_at_a_time(tmp_path: Path, release: None) -> None:
     folder = blend(tmp_path, ReplacingPipeline)
     model = serve(folder)
-    assert model.card.batching is Batching.ALONE
+    assert model.batching["unet"] is Batching.ALONE
     check_pixels(ReplacingPipeline, folder, model)
 
 

@@ -19,6 +19,7 @@ from transformers import CLIPConfig, CLIPTextModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from img2img.domain.model_config import ComponentSource, ModelConfig
+from img2img.domain.parameters import Scheduler, Task
 from img2img.telemetry.logging import make_handler
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.loading.failures import reporting_failures
@@ -456,15 +457,23 @@ def test_preview_and_warm_up_of_a_model_with_a_tiny_autoencoder(folder: Path) ->
     assert served.preview.jpeg(torch.zeros(1, 4, 8, 8))
 
 
-def test_scheduler_outside_of_the_table_is_logged_and_keeps_its_schedule(folder: Path, log: io.StringIO) -> None:
+def test_scheduler_outside_of_the_table_is_kept(folder: Path, log: io.StringIO) -> None:
     EulerDiscreteScheduler(use_karras_sigmas=True).save_pretrained(folder / "scheduler")
     edit_json(folder / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
-    assert load(folder).card.default_scheduler == "dpmpp_2m_karras"
-    assert "the scheduler of the model, EulerDiscreteScheduler, is not one that requests can name" in log.getvalue()
+    served = load(folder)
+    assert served.card.default_scheduler == served.card.schedulers[-1] == "model"
+    assert "model" in served.card.scheduler_parameters["speed"]
+    own, named = (served.pipeline(Task.IMG2IMG, name).scheduler for name in (Scheduler.MODEL, Scheduler.EULER))
+    assert type(own).__name__ == type(named).__name__ == "EulerDiscreteScheduler"
+    assert (own.config.use_karras_sigmas, named.config.use_karras_sigmas) == (True, False)
     EulerDiscreteScheduler().save_pretrained(folder / "scheduler")
-    assert load(folder).card.default_scheduler == "euler"
-    edit_json(folder / "scheduler/scheduler_config.json", use_exponential_sigmas=True)
+    plain = load(folder).card
+    assert plain.default_scheduler == "euler"
+    assert "model" not in plain.schedulers
+    # It draws noise at every step, which upscaling in tiles has to know.
+    edit_json(folder / "model_index.json", scheduler=["diffusers", "KDPM2AncestralDiscreteScheduler"])
     assert load(folder).card.default_scheduler == "dpmpp_2m"
+    assert "KDPM2AncestralDiscreteScheduler, is not one that requests can name" in log.getvalue()
 
 
 def test_libraries_do_not_write_to_stderr(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -163,6 +163,11 @@ def test_description_of_a_quantised_model(quantize: object, tmp_path: Path) -> N
     compare(ModelConfig.model_validate(config), tolerance=0.1)
 
 
+def test_description_of_a_model_with_a_small_vae(tmp_path: Path) -> None:
+    fast = tiny_models.tiny_fast_vae(tmp_path / "fast")
+    compare(ModelConfig(name="tiny", source=str(tiny_models.tiny_sd(tmp_path / "tiny")), fast_vae=str(fast)))
+
+
 def test_description_of_an_offloaded_model(tmp_path: Path) -> None:
     config = {"name": "tiny", "source": str(tiny_models.tiny_sd(tmp_path / "tiny")), "offload": "layers"}
     config["offload_folder"] = str(tmp_path / "offload")

@@ -21,14 +21,15 @@ from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
 from img2img.domain.tiling import Tiling
 from img2img.worker.engine.engine import Engine
+from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.conditioning.prompt_embeddings import add_text_model
-from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import load_model
 from img2img.worker.pipelines.parameters import PARAMETERS
 from tests.support.engines import run_functions, run_tasks
-from tests.support.models.tiny_models import tiny_sd, tiny_sdxl, tiny_x4_upscaler
+from tests.support.models.tiny_models import tiny_fast_vae, tiny_sd, tiny_sdxl, tiny_x4_upscaler
 from tests.support.specs import make_spec
+from tests.support.stock import guidance_off_after
 
 SIDE = 32
 # Far below half a step of an 8-bit pixel, 0.002.
@@ -50,7 +51,9 @@ class Served:
     """A tiny model, in the engine and as stock pipelines."""
 
     def __init__(self, folder: Path, kinds: dict[Task, Any]) -> None:
-        self.model = load_model(config_for(str(folder)), device="cpu")
+        fast = tiny_fast_vae(folder / "fast")
+        self.fast_vae = diffusers.AutoencoderTiny.from_pretrained(fast)
+        self.model = load_model(ModelConfig(name="tiny", source=str(folder), fast_vae=str(fast)), device="cpu")
         self.stock = {task: kind.from_pretrained(folder) for task, kind in kinds.items()}
         for pipeline in self.stock.values():
             add_text_model(pipeline)
@@ -64,6 +67,7 @@ class Served:
         schedulers = {Scheduler.DDIM: diffusers.DDIMScheduler, Scheduler.TCD: diffusers.TCDScheduler}
         pipeline.scheduler = schedulers[spec.scheduler].from_config(pipeline.scheduler.config)
         mask = {"mask_image": to_tensor(self.mask), "width": SIDE, "height": SIDE}
+        own, pipeline.vae = pipeline.vae, self.fast_vae if spec.fast_vae else pipeline.vae
         image: torch.Tensor = pipeline(
             prompt=spec.prompt,
             negative_prompt=spec.negative_prompt or None,
@@ -76,6 +80,7 @@ class Served:
             **(mask if spec.task is Task.INPAINT else {}),
             **parameters,
         ).images
+        pipeline.vae = own
         return image
 
     def run(self, *specs: JobSpec) -> list[torch.Tensor]:
@@ -134,6 +139,69 @@ def test_guidance_rescale_is_exact(served: Served) -> None:
     assert served.tasks_with("guidance_rescale") == ((Task.IMG2IMG, Task.INPAINT) if is_xl else ())
     if is_xl:
         check_exact(served, "guidance_rescale", [0.3, 0.7])
+
+
+def test_guidance_until_is_exact(served: Served) -> None:
+    assert served.model.card.guidance_until
+    shares = {0.2: 1, 0.75: 3, 0.8: 4}
+    specs = [
+        job(task=task, region=REGION, guidance_until=share, negative_prompt="blurry")
+        for task in served.stock
+        for share in shares
+    ]
+    assert [spec.guided_steps for spec in specs[:3]] == list(shares.values())
+    plain = job(negative_prompt="blurry")
+    batch = served.run(*specs, plain)
+    for spec, batched in zip(specs, batch, strict=False):
+        turning_off = guidance_off_after(spec.guided_steps, served.stock[spec.task])
+        expected = served.reference(spec, **turning_off)
+        [alone] = served.run(spec)
+        assert torch.equal(alone, expected), spec
+        torch.testing.assert_close(batched, expected, rtol=0, atol=BATCH_TOLERANCE)
+    torch.testing.assert_close(batch[-1], served.reference(plain), rtol=0, atol=BATCH_TOLERANCE)
+    assert len({image.numpy().tobytes() for image in batch}) == len(batch) - 1, "a share of 0.8 is all 4 steps"
+
+
+def test_guidance_until_frees_a_row(served: Served) -> None:
+    engine, spec = Engine(slots=1), job(guidance_until=0.5)
+    run_tasks(served.model, [(spec, Inputs(to_tensor(served.image)))], engine)
+    assert (engine.batches_run["denoise", 2], engine.batches_run["denoise", 1]) == (2, 2)
+    assert spec.cost == pytest.approx(job().cost * 1.5 / 2)
+
+
+def test_fast_vae_is_exact(served: Served) -> None:
+    assert served.model.card.fast_vae
+    specs = [
+        job(task=task, region=REGION, fast_vae=fast, strength=strength)
+        for task in served.stock
+        for strength in (0.6, 1.0)
+        for fast in (True, False)
+    ]
+    batch = served.run(*specs, job(strength=0.0, fast_vae=True), job(strength=0.0))
+    for spec, batched in zip(specs, batch, strict=False):
+        expected = served.reference(spec)
+        [alone] = served.run(spec)
+        assert torch.equal(alone, expected), spec
+        torch.testing.assert_close(batched, expected, rtol=0, atol=BATCH_TOLERANCE)
+    with torch.inference_mode():
+        latents = served.fast_vae.encode(2 * to_tensor(served.image) - 1).latents
+        expected = (served.fast_vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    assert torch.equal(batch[-2], expected)
+    assert len({image.numpy().tobytes() for image in batch}) == len(batch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_channels": 8}, "its latents have 8 channels and are 2 times smaller than the image"),
+        ({"name": "vae"}, "is of the class AutoencoderKL, not AutoencoderTiny"),
+    ],
+)
+def test_fast_vae_of_another_model_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = tiny_sd(tmp_path / "base")
+    fast = folder / "vae" if "name" in changes else tiny_fast_vae(tmp_path / "fast", **changes)
+    with pytest.raises(StartupError, match=f"`fast_vae`: .*{message}"):
+        load_model(ModelConfig(name="tiny", source=str(folder), fast_vae=str(fast)), device="cpu")
 
 
 def test_clip_skip_is_exact(served: Served) -> None:

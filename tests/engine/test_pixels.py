@@ -15,15 +15,17 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from img2img.domain.parameters import DIFFUSION_SCHEDULERS, Scheduler
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, NOISY_SCHEDULERS, Scheduler
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.task import EngineTask
 from img2img.worker.images.inputs import Inputs
+from img2img.worker.pipelines import midway_schedulers
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.schedulers import make_scheduler
 from img2img.worker.runner import to_pixels
 from tests.support.engines import run_on
 from tests.support.images import largest_difference
@@ -39,8 +41,9 @@ DPM = diffusers.DPMSolverMultistepScheduler
 STOCK_SCHEDULERS = {
     "ddim": lambda config: diffusers.DDIMScheduler.from_config(config),
     "ddpm": lambda config: diffusers.DDPMScheduler.from_config(config),
-    "pndm": lambda config: diffusers.PNDMScheduler.from_config(config, skip_prk_steps=True),
-    "lms": lambda config: diffusers.LMSDiscreteScheduler.from_config(config),
+    # Those of diffusers leave noise in the image below strength 1.
+    "pndm": lambda config: midway_schedulers.PNDMScheduler.from_config(config, skip_prk_steps=True),
+    "lms": lambda config: midway_schedulers.LMSDiscreteScheduler.from_config(config),
     "euler": lambda config: diffusers.EulerDiscreteScheduler.from_config(config),
     "euler_a": lambda config: diffusers.EulerAncestralDiscreteScheduler.from_config(config),
     "heun": lambda config: diffusers.HeunDiscreteScheduler.from_config(config),
@@ -203,3 +206,46 @@ def test_repeated_prompt_is_encoded_once(served: Served) -> None:
     served.run([job(prompt="a repeated prompt", seed=i) for i in range(4)], slots=1)
     encoders = 2 if hasattr(served.stock, "text_encoder_2") else 1
     assert served.engine.rows_run["encode_prompt"] <= 2 * encoders
+
+
+BASE = diffusers.DDIMScheduler(
+    beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=True
+)
+
+
+def denoised(scheduler: Any, steps: int, begin: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return latents, and the result of a denoiser that knows the noise in them, from one of the steps on."""
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps[begin * scheduler.order :]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin * scheduler.order)
+    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    sample = scheduler.add_noise(latents, noise, timesteps[:1])
+    for timestep in timesteps:
+        scaled = scheduler.scale_model_input(sample, timestep)
+        alpha = BASE.alphas_cumprod[int(timestep)]
+        known = (scaled - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+        sample = scheduler.step(known, timestep, sample, return_dict=False)[0]
+    return latents, sample
+
+
+@pytest.mark.parametrize("name", sorted(set(DIFFUSION_SCHEDULERS) - {*NOISY_SCHEDULERS, Scheduler.DEIS}))
+@pytest.mark.parametrize(("steps", "begin"), [(10, 0), (10, 1), (10, 2), (10, 7), (10, 9), (4, 2), (3, 1), (1, 0)])
+def test_no_noise_is_left_wherever_a_schedule_starts(name: Scheduler, steps: int, begin: int) -> None:
+    latents, result = denoised(make_scheduler(name, BASE), steps, begin)
+    torch.testing.assert_close(result, latents, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["LMSDiscreteScheduler", "PNDMScheduler"])
+def test_schedulers_that_start_midway_are_stock_from_the_start(kind: str) -> None:
+    results = []
+    for library in (midway_schedulers, diffusers):
+        scheduler = getattr(library, kind).from_config(BASE.config, skip_prk_steps=True)
+        scheduler.set_timesteps(10)
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randn(1, 4, 8, 8, generator=generator)
+        for timestep in scheduler.timesteps:
+            output = scheduler.scale_model_input(sample, timestep).tanh()
+            sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+        results.append(sample)
+    assert torch.equal(*results)

@@ -5,6 +5,7 @@ job with an image is compared with such a pipeline that starts from the noised l
 the stock image-to-image pipeline.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,12 @@ from PIL import Image
 
 from img2img.domain.conditioning import Control, Lora
 from img2img.domain.model_config import ComponentSource, ControlNetSource, ModelConfig
-from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Speed, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.model import Model, load_model
+from img2img.worker.pipelines.step_cache import TOLERANCES, Tolerance
 from tests.engine.test_control import calls_of
 from tests.engine.test_families import HEIGHT, REGION, WIDTH, largest_difference
 from tests.support.engines import run_together
@@ -312,6 +314,22 @@ def jobs_of(served: Served) -> list[JobSpec]:
         specs.append(job(Task.INPAINT, control(first, scale=0.8), seed=8))
         specs.append(job(Task.INPAINT, control(second), control(first, start=0.4), seed=9, strength=1.0))
     return specs
+
+
+def test_speed_skips_controlnets(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span ends at the same step as without `speed`."""
+    monkeypatch.setitem(TOLERANCES, Speed.TURBO, Tolerance(math.inf, 2))
+    first = served.types[0]
+    spec = job(Task.CONTROL, control(first, end=0.75), num_inference_steps=11, guidance_scale=1.0)
+    ends = [calls_of(served.model, [(each, served.inputs(each))]) for each in (spec, as_turbo(spec))]
+    # Of 11 calls, 0, 1, 2, 5, 8 and 10 are made. The span has 0 to 7.
+    if "control" in ends[0].calls_run:
+        assert [engine.calls_run["control"] for engine in ends] == [8, 4]
+    assert [engine.calls_run["denoise"] for engine in ends] == [11, 6]
+
+
+def as_turbo(spec: JobSpec) -> JobSpec:
+    return spec.model_copy(update={"speed": Speed.TURBO})
 
 
 def test_controls_give_stock_pixels_alone_and_batched(served: Served) -> None:

@@ -102,11 +102,18 @@ def test_insufficient_scope_names_the_required_scope(url: str, keys: ApiKeys, me
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [(method, path) for method, path in every_route() if path.startswith(("/v1/", "/sdapi/"))]
+    ("method", "path"),
+    [(method, path) for method, path in every_route() if path.startswith(("/v1/", "/sdapi/", "/hf", "/replicate/"))],
 )
 def test_submit_alone_receives_no_images(url: str, keys: ApiKeys, method: str, path: str) -> None:
     """The compatibility APIs respond to a submit with its images."""
-    without_images = {"/sdapi/v1/interrupt", "/sdapi/v1/options"}
+    without_images = {
+        "/sdapi/v1/interrupt",
+        "/sdapi/v1/options",
+        "/replicate/v1/files",
+        "/replicate/v1/files/{sha256}",
+        "/replicate/v1/predictions/{job_id}/cancel",
+    }
     needed = {Scope.READ} if method in ("GET", "HEAD") else {Scope.SUBMIT}
     needed |= {Scope.READ} - ({Scope.READ} if path in without_images else set())
     for missing in needed:
@@ -114,7 +121,7 @@ def test_submit_alone_receives_no_images(url: str, keys: ApiKeys, method: str, p
             rejected = client.request(method, path_of(path))
         assert rejected.status_code == 403
         if method != "HEAD":
-            assert f"`{missing}`" in assert_problem(rejected, 403, "insufficient_scope")["detail"]
+            assert f"`{missing}`" in rejected.text
     with client_with(url, keys, *needed) as client:
         assert client.request(method, path_of(path)).status_code not in (401, 403)
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from redis import Redis
 
 from img2img.app.compat.a1111_request import WebUIRequest
-from img2img.app.compat.openai import Edit
+from img2img.app.compat.openai.requests import Edit
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
 from img2img.domain.infotext import infotext
@@ -229,6 +229,39 @@ class TestOpenAI:
         assert (spec.width, spec.height, spec.num_images) == (144, 112, 1)
 
     @pytest.mark.parametrize(
+        ("fields", "applied", "not_applied"),
+        [
+            ({}, {}, {}),
+            ({"quality": "low"}, {"num_inference_steps": 15}, {}),
+            ({"quality": "high"}, {"num_inference_steps": 45}, {}),
+            ({"quality": "hd", "num_inference_steps": 7}, {"num_inference_steps": 7}, {"quality"}),
+            ({"quality": "medium"}, {"num_inference_steps": 30}, {}),
+            ({"input_fidelity": "high"}, {"image_guidance_scale": 2.0}, {}),
+            ({"input_fidelity": "high", "strength": 0.9}, {"strength": 0.9}, {"input_fidelity"}),
+            ({"input_fidelity": "high", "prompt": "", "seed": 1}, {"strength": 0.6}, {}),
+            ({"moderation": "low", "background": "transparent"}, {}, {"moderation", "background"}),
+            ({"output_compression": 50}, {}, {"output_compression"}),
+            ({"output_compression": 0, "output_format": "webp"}, {}, {}),
+        ],
+    )
+    def test_hints_are_applied_or_reported(
+        self,
+        http: httpx.Client,
+        queue: JobQueue,
+        fake_worker: None,
+        fields: dict[str, Any],
+        applied: dict[str, Any],
+        not_applied: set[str],
+    ) -> None:
+        response = http.post("/v1/images/edits", json={"images": TEXT, "prompt": "x", **fields}).json()
+        assert response.get("not_applied", {}).keys() == set(not_applied)
+        assert (response["background"], response["size"]) == ("opaque", "144x112")
+        assert response["quality"] == ("auto" if "quality" in not_applied else fields.get("quality", "auto"))
+        record = queue.job_store.get(http.get("/jobs?limit=1").json()["jobs"][0]["id"])
+        assert record is not None
+        assert {name: getattr(record.spec, name) for name in applied} == applied
+
+    @pytest.mark.parametrize(
         "images",
         [
             {"images": [{"image_url": f"data:image/png;base64,{TEXT}"}]},
@@ -255,20 +288,23 @@ class TestOpenAI:
         ("body", "param", "message"),
         [
             ({"prompt": "x"}, "image", "Exactly one image"),
-            ({"images": [{"image_url": TEXT}] * 2, "prompt": "x"}, "image", "Exactly one image"),
+            ({"images": [{"image_url": TEXT}] * 2, "prompt": "x"}, "images", "Exactly one image"),
             ({"images": [{"file_id": "file-1"}], "prompt": "x"}, "images", "image_url"),
             ({"images": [{"image_url": "https://example.com/a.png"}], "prompt": "x"}, "images", "POST /images"),
             ({"images": [7], "prompt": "x"}, "images", "base64"),
             ({"images": TEXT, "prompt": "x", "size": "128x128", "width": 128}, "size", "cannot be combined"),
             ({"images": TEXT, "prompt": "x", "width": 100}, "width", "the nearest is 96"),
             ({"images": TEXT}, "prompt", "Field required"),
-            ({"images": TEXT, "prompt": "x", "background": "transparent"}, "background", "auto"),
+            ({"images": TEXT, "prompt": "x", "background": "pink"}, "background", "auto"),
+            ({"images": TEXT, "prompt": "x", "size": "100x100"}, "size", "the nearest is 96"),
+            ({"images": TEXT, "prompt": "x", "n": 9}, "n", "less than or equal to 8"),
+            ({"images": "aGVsbG8=", "prompt": "x"}, "images", "not a PNG, JPEG or WebP"),
             ([], "body", "object"),
         ],
     )
     def test_invalid_json_is_refused(self, http: httpx.Client, body: Any, param: str, message: str) -> None:
         response = http.post("/v1/images/edits", json=body)
-        assert response.status_code == 422
+        assert response.status_code == 400
         assert response.json()["error"]["param"] == param
         assert message in response.json()["error"]["message"]
 

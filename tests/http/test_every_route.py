@@ -60,6 +60,7 @@ class Ids:
     edited: str = "6a" * 16  # two images submitted to /v1; running
     sent: str = "3a" * 32  # SHA-256 of an image sent to POST /images
     used: str = "4a" * 32  # SHA-256 of the input image of a job
+    group: str = "7a" * 16  # a batch of jobs
 
 
 ABSENT = Ids()
@@ -92,6 +93,21 @@ def submits(ids: Ids) -> list[Attempt]:
             {"image": OWN, "images": [one], "instruction": "x"},
         ]
     return [{"json": body, "params": {"dry_run": dry_run}} for body in bodies for dry_run in (False, True)]
+
+
+def batches(ids: Ids) -> list[Attempt]:
+    """Batches with references in every field, as JSON lines and as values."""
+    requests = [attempt["json"] for attempt in submits(ids)[::2]]
+    lines = {"content-type": "application/jsonl"}
+    attempts: list[Attempt] = [
+        {"content": f"{json.dumps({'image': OWN})}\n{json.dumps(one)}", "headers": lines} for one in requests
+    ]
+    attempts += [{"json": {"request": one, "vary": {"seed": [1, 2]}}} for one in requests]
+    return attempts + [{"json": {"request": {}, "vary": {"image": [OWN, one]}}} for one in references(ids)]
+
+
+def batch_lists(ids: Ids) -> list[Attempt]:
+    return [{}, {"params": {"cursor": f"{time.time() + 60}-{ids.group}"}}]
 
 
 def control_maps(ids: Ids) -> list[Attempt]:
@@ -134,15 +150,50 @@ def web_ui(ids: Ids) -> list[Attempt]:
     return [{"json": body} for body in bodies]
 
 
+def predictions(ids: Ids) -> list[Attempt]:
+    bodies = [{"input": attempt["json"]} for attempt in submits(ids)]
+    return [{"json": body} for body in bodies]
+
+
+def predictions_of_versions(ids: Ids) -> list[Attempt]:
+    return [{"json": attempt["json"] | {"version": "demo"}} for attempt in predictions(ids)]
+
+
+def hugging_face(ids: Ids) -> list[Attempt]:
+    bodies: list[dict[str, Any]] = [{"inputs": one} for one in references(ids)]
+    for one in references(ids):
+        bodies += [
+            {"inputs": OWN, "parameters": {"mask": one}},
+            {"inputs": OWN, "parameters": {"controls": [{"type": "canny", "image": one}]}},
+            {"inputs": OWN, "parameters": {"image_prompts": [{"image": one}]}},
+        ]
+    raw = [{"content": one.encode()} for one in references(ids)]
+    return [*({"json": body} for body in bodies), *raw]
+
+
+def files(ids: Ids) -> list[Attempt]:
+    return [{"files": {"content": ("a.png", one.encode())}} for one in references(ids)]
+
+
 # Attempts for each route. A route with an id in its path is tried with every id as well.
 ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/img2img"): submits,
     ("POST", "/control-maps"): control_maps,
+    ("POST", "/batches"): batches,
+    ("GET", "/batches"): batch_lists,
     ("POST", "/images"): uploads,
     ("GET", "/jobs"): lists,
     ("POST", "/v1/images/edits"): edits,
     ("POST", "/v1/images/variations"): forms,
     ("POST", "/sdapi/v1/img2img"): web_ui,
+    ("POST", "/hf"): hugging_face,
+    ("POST", "/hf/{model:path}"): hugging_face,
+    ("POST", "/replicate/v1/predictions"): predictions_of_versions,
+    ("POST", "/replicate/v1/models/{owner}/{name}/predictions"): predictions,
+    ("POST", "/replicate/v1/files"): files,
+    ("GET", "/replicate/v1/predictions"): lambda ids: [
+        attempt for attempt in lists(ids) if "status" not in attempt.get("params", {})
+    ],
     ("POST", "/sdapi/v1/png-info"): lambda ids: [{"json": {"image": one}} for one in references(ids)],
     ("POST", "/sdapi/v1/options"): lambda _: [{"json": {}}],
     ("POST", "/sdapi/v1/txt2img"): lambda _: [{"json": {"prompt": "x"}}],
@@ -171,6 +222,13 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/v1/models/{model:path}"),
         ("GET", "/v1/{path:path}"),
         ("POST", "/v1/{path:path}"),
+        ("GET", "/hf/{path:path}"),
+        ("GET", "/replicate/v1/models"),
+        ("GET", "/replicate/v1/models/{owner}/{name}"),
+        ("GET", "/replicate/v1/models/{owner}/{name}/versions"),
+        ("GET", "/replicate/v1/models/{owner}/{name}/versions/{version}"),
+        ("GET", "/replicate/v1/{path:path}"),
+        ("POST", "/replicate/v1/{path:path}"),
         ("GET", "/sdapi/v1/progress"),
         ("POST", "/sdapi/v1/interrupt"),
         ("GET", "/sdapi/v1/samplers"),
@@ -193,7 +251,7 @@ ATTEMPTS |= {
 
 def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
     """Return the paths and requests that try to reach the data of these ids."""
-    if "{job_id}" in path or "{sha256}" in path:
+    if any(name in path for name in ("{job_id}", "{sha256}", "{batch_id}")):
         values = [getattr(ids, one.name) for one in fields(Ids)]
         return [(path_of(path, value, index), {}) for value in values for index in (0, 1)]
     assert (method, path) in ATTEMPTS, f"add requests for {method} {path} with another owner's ids to ATTEMPTS"
@@ -230,7 +288,8 @@ class Scene:
         results += [png for png in (store.get(result_key(batch, 1)),) if png]
         sent = self.ada.post("/images", files={"image": IMAGE}).json()["sha256"]
         used = self.ada.get(f"/jobs/{waiting}").json()["request"]["image"]
-        self.ids = Ids(waiting, running, done, batch, edited, sent, used)
+        group = self.ada.post("/batches", json={"request": {"image": sent, "prompt": PROMPT}}).json()["id"]
+        self.ids = Ids(waiting, running, done, batch, edited, sent, used, group)
         self.secrets = [PROMPT.encode(), b64encode(JPEG), *results, *map(b64encode, results)]
 
     def _submit_to_web_ui(self) -> None:
@@ -281,10 +340,11 @@ def test_no_route_shows_or_changes_another_owners_data(scene: Scene, method: str
     before = scene.state()
     tried, absent = (attempts_at(method, path, ids) for ids in (scene.ids, ABSENT))
     for (theirs_at, theirs), (none_at, none) in zip(tried, absent, strict=True):
-        response = scene.bob.request(method, theirs_at, headers=ORDER, **theirs)
+        theirs = theirs | {"headers": ORDER | theirs.get("headers", {})}
+        response = scene.bob.request(method, theirs_at, **theirs)
         assert scene.state() == before
         assert not [secret for secret in scene.secrets if secret in response.content]
-        if (theirs_at, theirs) == (none_at, none):
+        if (theirs_at, theirs) == (none_at, none | {"headers": theirs["headers"]}):
             assert not [one for one in fields(Ids) if getattr(scene.ids, one.name) in response.text]
         else:
             as_if = scene.bob.request(method, none_at, **none)
@@ -304,7 +364,7 @@ def test_admin_sees_and_interrupts_only_its_own_web_ui_jobs(scene: Scene) -> Non
 
 def test_attempts_succeed_for_the_owner(scene: Scene) -> None:
     """They are rejected because of the owner, not because of anything else in the request."""
-    for attempts, path in ((submits, "/img2img"), (control_maps, "/control-maps")):
+    for attempts, path in ((submits, "/img2img"), (control_maps, "/control-maps"), (batches, "/batches")):
         for attempt in attempts(scene.ids):
             response = scene.ada.post(path, **attempt)
             assert response.status_code in (200, 202), response.text

@@ -42,6 +42,7 @@ def test_state_of_each_worker(http: httpx.Client, redis: Redis) -> None:
             "percent": 43,
             "disk_bytes": 6_900_000_000,
             "memory_bytes": None,
+            "batching": {},
             "error": None,
         }
     ]

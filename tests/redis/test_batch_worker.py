@@ -1,6 +1,7 @@
 """BatchWorker with runners and blob stores that misbehave, and without an engine."""
 
 import errno
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +14,16 @@ from rq.job import Job
 
 from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobStatus
-from img2img.domain.spec import JobSpec
+from img2img.domain.spec import SPEC_VERSION, JobSpec
 from img2img.erasure import Eraser
 from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
-from img2img.redis.keys import EXPIRING_JOBS
+from img2img.redis.keys import EXPIRING_JOBS, JOB
 from img2img.worker.engine.timeline import Timeline
 from img2img.worker.queue.batch_worker import BatchWorker
 from img2img.worker.queue.execution import ExecutionState, JobExecution
+from img2img.worker.queue.job_fetcher import UNREADABLE_S
+from img2img.worker.queue.reaper import UNREADABLE, Reaper
 from img2img.worker.queue.retention import Retention
 from tests.support.fixed_models import FixedModels
 from tests.support.images import encoded, gradient
@@ -135,6 +138,58 @@ def rendering_of(execution: JobExecution) -> FakeRendering:
 
 def finish_one(worker: BatchWorker) -> None:
     assert worker._finisher.finish_next()
+
+
+def make_new(service: Service, job_id: str, **fields: Any) -> bytes:
+    """Let the job have fields of a later version. Returns the spec as it was."""
+    name = JOB.format(id=job_id)
+    spec = service.redis.hget(name, "spec")
+    assert isinstance(spec, bytes)
+    service.redis.hset(name, mapping={"spec": json.dumps(json.loads(spec) | {"new": 1}), **fields})
+    return spec
+
+
+@pytest.mark.parametrize("fields", [{}, {"spec_version": SPEC_VERSION + 1}])
+def test_job_of_a_later_version_is_left_to_a_later_worker(
+    make_worker: Callable[..., BatchWorker], idle_service: Service, fields: dict[str, Any]
+) -> None:
+    new, other = idle_service.submit(), idle_service.submit()
+    spec = make_new(idle_service, new, **fields)
+    earlier, later = make_worker(), make_worker()
+    assert earlier._fetcher.fetch_one()
+    assert not earlier._fetcher.fetch_one(), "it waits, so that the other worker is first"
+    assert idle_service.queue.get_job_ids() == [new, other]
+    idle_service.redis.hset(JOB.format(id=new), mapping={"spec": spec, "spec_version": SPEC_VERSION})
+    assert fetch(later).job_id == new
+    wait_for(lambda: earlier._fetcher.fetch_one())
+    assert [execution.job_id for execution in earlier._in_flight.values()] == [other]
+
+
+def test_job_of_a_later_version_blocks_no_others(
+    make_worker: Callable[..., BatchWorker], idle_service: Service
+) -> None:
+    new, other = idle_service.submit(), idle_service.submit()
+    spec = make_new(idle_service, new)
+    worker = make_worker()
+    assert worker._fetcher.fetch_one()
+    wait_for(worker._fetcher.fetch_one)
+    assert fetch(worker).job_id == other
+    # The reaper finds it, and a worker of a later version may have been started since.
+    Reaper(idle_service.redis, lease_s=0)._requeue_orphaned([idle_service.queue])
+    assert idle_service.queue.get_job_ids() == [new]
+    idle_service.redis.hset(JOB.format(id=new), "spec", spec)
+    assert fetch(worker).job_id == new
+
+
+def test_job_that_no_worker_reads_for_long_fails(
+    make_worker: Callable[..., BatchWorker], idle_service: Service
+) -> None:
+    job = idle_service.submit()
+    make_new(idle_service, job, unreadable_since=time.time() - UNREADABLE_S - 1)
+    make_worker()._fetcher.fetch_one()
+    record = idle_service.record(job)
+    assert (record.status, record.error) == (JobStatus.FAILED, UNREADABLE)
+    assert idle_service.is_idle()
 
 
 @pytest.mark.parametrize("error", [None, JobError("broken")])

@@ -2,6 +2,7 @@
 
 import time
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis import Redis
@@ -9,7 +10,8 @@ from redis import Redis
 from img2img.app.http.rate_limit import RateLimiter
 from img2img.domain.blob_keys import input_key, result_key, upload_key
 from img2img.domain.job import JobOptions
-from img2img.domain.webhook import Webhook
+from img2img.domain.job_batch import BatchMember, BatchRecord, BatchStatus
+from img2img.domain.webhook import BatchWebhook, Webhook
 from img2img.erasure import Eraser, Forgotten
 from img2img.errors import Expired
 from img2img.redis.idempotency import IdempotencyKey
@@ -65,6 +67,7 @@ class Data:
         for digest in (shared, own):
             self.jobs.input_images.retain_upload(upload_key(digest), 9, 600, owner)
             self.store.put(upload_key(digest), b"png")
+        self.submit_batch(owner)
         RateLimiter("100/hour", self.redis).spend(owner, 1)
         self.redis.zadd(A1111_JOBS.format(owner=owner), {running: time.time()})
 
@@ -75,6 +78,26 @@ class Data:
         generations = self.jobs.input_images.retain({input_key(image): 9}, owner)
         record, _ = self.jobs.submit_idempotent(IdempotencyKey(key, "f", owner), spec, options, generations)
         return record.id
+
+    def submit_batch(self, owner: str) -> None:
+        """Submit a batch of one job and cancel it, so that the webhook of the batch is pending."""
+        hook = BatchWebhook.model_validate({"url": "https://example.com/batch"})
+        batch = BatchRecord(
+            id=uuid4().hex,
+            status=BatchStatus.ACCEPTING,
+            owner=owner,
+            created_at=time.time(),
+            result_ttl_s=600,
+            total=1,
+            webhook=hook,
+        )
+        self.jobs.batches.open(batch, "", None)
+        options = JobOptions(owner=owner, batch=BatchMember(id=batch.id, index=0))
+        spec = make_spec(image=OWN_IMAGES[owner], prompt=f"a prompt of {owner}")
+        self.jobs.submit_to_batch([(spec, options)], {}, batch.created_at)
+        self.jobs.batches.complete(batch.id)
+        self.jobs.cancel_jobs(self.jobs.batches.last_job_ids(batch.id, 1))
+        assert self.redis.hexists(f"i2i:outbox:{batch.id}", "webhook_host")
 
     def forget(self, owner: str) -> Forgotten:
         return self.eraser.forget_owner(OwnerData(self.redis, owner))
@@ -88,6 +111,7 @@ class Data:
                 "hash": self.redis.hgetall,
                 "string": self.redis.get,
                 "zset": lambda key: self.redis.zrange(key, 0, -1),
+                "list": lambda key: self.redis.lrange(key, 0, -1),
             }[kind](key)
             if key == STORED_BYTES:
                 value = value.get(f"of:{owner}".encode()) and f"of {owner}: {int(value[f'of:{owner}'.encode()])}"
@@ -114,7 +138,7 @@ def test_data_of_one_owner_is_deleted(data: Data) -> None:
     assert len(without_shared(data.of(ADA))) == len(bobs) > 20
     forgotten = data.forget(ADA)
     assert forgotten == Forgotten(
-        jobs=6, uploads=2, webhooks=1, idempotency_keys=8, rate_limits=forgotten.rate_limits, gone_jobs=8
+        jobs=7, uploads=2, webhooks=1, idempotency_keys=8, rate_limits=forgotten.rate_limits, gone_jobs=10
     )
     assert forgotten.rate_limits >= 1
     assert data.of(ADA) == {}

@@ -9,6 +9,7 @@ from rq.job import Job
 from rq.worker import BaseWorker
 
 from img2img.domain.job import JobFailure, JobStatus
+from img2img.errors import UnreadableJob
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.redis.keys import JOB, REAPER_LOCK
 from img2img.redis.model_definitions import ModelDefinitions
@@ -201,7 +202,7 @@ def test_ended_job_is_not_requeued(end: str, idle_service: Service) -> None:
     assert not idle_service.redis.exists(Job.key_for(job_id))
 
 
-def test_unreadable_record_fails_alone(idle_service: Service) -> None:
+def test_unreadable_record_is_left_to_a_later_version(idle_service: Service) -> None:
     unreadable, other = idle_service.submit(), idle_service.submit()
     worker = DyingWorker(idle_service)
     worker.run(unreadable)
@@ -209,9 +210,11 @@ def test_unreadable_record_fails_alone(idle_service: Service) -> None:
     idle_service.redis.hset(JOB.format(id=unreadable), "spec", '{"from": "the future"}')
     end_leases(idle_service)
     Reaper(idle_service.redis, lease_s=LEASE_S).reap()
-    assert_queued(idle_service, other)
-    assert idle_service.redis.hget(JOB.format(id=unreadable), "status") == b"failed"
-    assert idle_service.job_store.active_ids() == [other]
+    assert idle_service.record(other).status is JobStatus.QUEUED
+    assert idle_service.redis.hget(JOB.format(id=unreadable), "status") == b"queued"
+    assert sorted(idle_service.queue.get_job_ids()) == sorted([unreadable, other])
+    with pytest.raises(UnreadableJob):
+        idle_service.record(unreadable)
 
 
 def test_one_reaper_works_at_a_time(idle_service: Service) -> None:

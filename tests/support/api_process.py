@@ -34,15 +34,18 @@ class ApiProcess:
 
 
 @contextmanager
-def api_process(data_dir: Path, log: Path, prefix: Sequence[str] = (), **settings: str) -> Iterator[ApiProcess]:
+def api_process(
+    data_dir: Path, log: Path, prefix: Sequence[str] = (), port: int | None = None, **settings: str
+) -> Iterator[ApiProcess]:
     """Run an API server on the Redis in `data_dir`.
 
     Args:
         log: File for its output.
         prefix: Command that runs the command of the server.
+        port: Default: a free one.
         settings: Environment variables.
     """
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "img2img.app.cli", "api", "--port", str(port), "--data-dir", str(data_dir)]
     with log.open("ab") as output:
         process = subprocess.Popen(

@@ -72,8 +72,12 @@ def every_route() -> list[tuple[str, str]]:
 
 def path_of(route: str, id: str = "0" * 32, index: int = 0) -> str:
     """Return a path that matches a route."""
-    names = dict.fromkeys(("path", "model", "name", "lora"), "unknown")
-    return re.sub(r":\w+}", "}", route).format(**names, job_id=id, sha256=id, index=index)
+    names = dict.fromkeys(("path", "name", "lora", "version"), "unknown")
+    # The compatible APIs with a model in the path.
+    names |= {"owner": "img2img", "model": "unknown"}
+    if route.endswith("/predictions") or route.startswith("/hf/"):
+        names |= {"name": "demo", "model": "demo"}
+    return re.sub(r":\w+}", "}", route).format(**names, job_id=id, batch_id=id, sha256=id, index=index)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel
 
 from img2img import client
-from img2img.app.schemas import events, responses
+from img2img.app.schemas import batches, events, responses
+from img2img.domain.job_batch import BatchCounts
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "img2img" / "client"
@@ -26,7 +27,8 @@ def generate_client() -> ModuleType:
 
 def test_generated_files_are_up_to_date(generate_client: ModuleType) -> None:
     assert (CLIENT / "fields.py").read_text() == generate_client.fields_source(), "run `make client`"
-    assert (CLIENT / "sync_client.py").read_text() == generate_client.sync_source(), "run `make client`"
+    for name, sync_name in generate_client.SYNC_FILES.items():
+        assert (CLIENT / sync_name).read_text() == generate_client.sync_source(name), "run `make client`"
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,10 @@ def test_generated_files_are_up_to_date(generate_client: ModuleType) -> None:
         (client.JobProgress, responses.JobProgress),
         (client.DryRun, responses.DryRunResult),
         (client.UploadedImage, responses.UploadedImage),
+        (client.Batch, batches.Batch),
+        (client.BatchCounts, BatchCounts),
+        (client.BatchProgressEvent, batches.BatchProgressEvent),
+        (client.JobBatch, responses.JobBatch),
         (client.QueuedEvent, events.QueuedEvent),
         (client.ProgressEvent, events.ProgressEvent),
         (client.PreviewEvent, events.PreviewEvent),

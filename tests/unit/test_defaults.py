@@ -131,8 +131,8 @@ def test_seed_of_the_last_image_must_be_in_range() -> None:
     ("configured", "limit"),
     [
         ({"host": "127.0.0.1"}, None),
-        ({"host": "127.0.0.1", "keys": "required"}, 1000),
-        ({"host": "192.0.2.1"}, 1000),
+        ({"host": "127.0.0.1", "keys": "required"}, 10_000),
+        ({"host": "192.0.2.1"}, 10_000),
         ({"host": "192.0.2.1", "insecure": True}, None),
         ({"host": "192.0.2.1", "max_queued_per_key": 7}, 7),
         ({"host": "127.0.0.1", "max_queued_per_key": 7}, 7),

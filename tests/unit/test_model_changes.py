@@ -83,8 +83,8 @@ def test_every_key_that_could_name_a_file_is_known() -> None:
         for name, field in ModelConfig.model_fields.items()
         if {str, Path} & {field.annotation, *typing.get_args(field.annotation)}
     }
-    # Names of components, of a class, and a text for people.
-    assert texts - {"quantize", "pipeline", "description"} == {
+    # Names of components, of a class, of a kernel, and a text for people.
+    assert texts - {"quantize", "pipeline", "attention", "description"} == {
         "name",
         "source",
         "revision",

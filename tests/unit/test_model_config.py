@@ -6,7 +6,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from img2img.app.settings import ApiSettings
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Scheduler
 from img2img.models_file import InvalidModelsFile, read_models_file
@@ -19,6 +21,7 @@ from img2img.worker.pipelines.loading.served_models import (
     models_to_preload,
 )
 from img2img.worker.pipelines.loading.weights import resolve_weights
+from img2img.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,20 @@ def configs_to_serve(model: str, revision: str | None, file: Path | None, names:
     models, selection = models_of_file(model, revision, file), ModelSelection(names, ())
     selection.check(models, {})
     return list(selection.select(models, {}).configs.values())
+
+
+def test_settings_are_defaults_of_keys_that_a_model_does_not_set() -> None:
+    settings = WorkerSettings(dtype="bfloat16", compile="regional")
+    file = {
+        "plain": ModelConfig(name="plain", source="a"),
+        "set": ModelConfig(name="set", source="b", dtype="float32", compile="off"),
+    }
+    configs = ModelSelection(None, (), settings.model_defaults).select(file, {}).configs
+    assert (configs["plain"].dtype, configs["plain"].compile) == ("bfloat16", "regional")
+    assert (configs["set"].dtype, configs["set"].compile) == ("float32", "off")
+    assert ApiSettings(dtype="bfloat16").as_environment()["IMG2IMG_DTYPE"] == "bfloat16"
+    with pytest.raises(ValidationError, match="images depend on measurements of time"):
+        WorkerSettings(deterministic=True, cudnn_benchmark=True)
 
 
 @pytest.fixture

@@ -25,13 +25,13 @@ def form(page: Page, demo_url: str) -> Page:
 
 
 def submitted(page: Page, count: int, act: Callable[[], None]) -> list[dict[str, Any]]:
-    """Return the jobs that an action submits."""
-    jobs: list[dict[str, Any]] = []
-    page.on("response", lambda response: jobs.append(response.json()) if response.url.endswith("/img2img") else None)
-    act()
+    """Return the jobs that an action submits, as one batch."""
+    with page.expect_response(lambda response: "/batches/" in response.url and "/jobs?" in response.url) as listed:
+        act()
+    jobs: list[dict[str, Any]] = listed.value.json()["jobs"]
     expect(page.locator(".tile")).to_have_count(count)
-    while len(jobs) < count:
-        page.wait_for_timeout(50)
+    assert len(jobs) == count
+    assert len({job["batch"]["id"] for job in jobs}) == 1
     return jobs
 
 
@@ -55,8 +55,9 @@ def test_table_is_cancelled_as_one(form: Page, demo_url: str) -> None:
     assert form.locator(".grid").evaluate(COLUMNS) == 5
     form.get_by_role("button", name="Cancel all").click()
     expect(form.locator(".progress")).to_have_count(0)
-    ended = {httpx.get(f"{demo_url}/jobs/{job['id']}").json()["status"] for job in jobs}
-    assert "cancelled" in ended <= {"cancelled", "succeeded"}
+    batch = httpx.get(f"{demo_url}/batches/{jobs[0]['batch']['id']}").json()
+    assert (batch["status"], batch["cancelled"]) == ("ended", True)
+    assert batch["counts"]["cancelled"] + batch["counts"]["succeeded"] == 25
 
 
 def test_settings_are_restored_from_a_job_a_file_and_a_link(form: Page, demo_url: str, tmp_path: Path) -> None:

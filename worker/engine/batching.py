@@ -10,7 +10,7 @@ call. Each leaf of the arguments is then one of four kinds:
 """
 
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -111,18 +111,50 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def collate(calls: Sequence[GateCall]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def half_of(call: GateCall, half: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the `first` or `last` half of its rows."""
+    middle = call.rows // 2
+    rows = slice(0, middle) if half == "first" else slice(middle, None)
+    leaves = [leaf[rows] if kind == "rows" else leaf for leaf, kind in zip(call.leaves, call.kinds, strict=True)]
+    args, kwargs = pytree.tree_unflatten(leaves, call.structure)
+    return args, kwargs
+
+
+def first_row(call: GateCall) -> GateCall:
+    """Return a call with the first row of another one. Its tensors are copies."""
+    leaves = [leaf[:1].clone() if kind == "rows" else leaf for leaf, kind in zip(call.leaves, call.kinds, strict=True)]
+    args, kwargs = pytree.tree_unflatten(leaves, call.structure)
+    return replace(call, args=args, kwargs=kwargs, leaves=leaves, rows=1)
+
+
+def with_rows(call: GateCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with its scalars as one value per row, in float32: the form of merged calls."""
+    leaves = [
+        leaf.to(torch.float32).expand(call.rows).contiguous() if kind == "scalar" else leaf
+        for leaf, kind in zip(call.leaves, call.kinds, strict=True)
+    ]
+    args, kwargs = pytree.tree_unflatten(leaves, call.structure)
+    return args, kwargs
+
+
+def collate(calls: Sequence[GateCall], padding: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of one call that replaces `calls`, which have equal signatures.
 
     A single call is returned unchanged.
+
+    Args:
+        padding: rows to add: copies of the last one. For calls without scalars.
     """
     first = calls[0]
-    if len(calls) == 1:
+    if len(calls) == 1 and not padding:
         return first.args, dict(first.kwargs)
     merged = []
     for i, kind in enumerate(first.kinds):
         if kind == "rows":
-            merged.append(torch.cat([call.leaves[i] for call in calls]))
+            rows = [call.leaves[i] for call in calls]
+            if padding:
+                rows.append(rows[-1][-1:].expand(padding, *rows[-1].shape[1:]))
+            merged.append(torch.cat(rows))
         elif kind == "scalar":
             merged.append(torch.cat([call.leaves[i].expand(call.rows) for call in calls]))
         else:

@@ -20,6 +20,7 @@ from .batch_scheduler import schedule
 from .batching import GateCall, collate, split
 from .errors import is_device_lost, is_out_of_memory, without_tensors
 from .gate import Gate, Parked, TaskGreenlet
+from .row_buckets import largest_bucket
 from .row_memory import MemoryMeter, RowMemory
 from .row_probe import Independence, probe_rows
 from .task import EngineTask, TaskStopped
@@ -39,8 +40,10 @@ class Engine:
 
     def __init__(self, *, slots: int, max_rows: int = 64, meter: MemoryMeter | None = None) -> None:
         self.slots = slots
+        self.max_rows = max_rows
         self.iteration = 0
         self.rows_run: Counter[str] = Counter()  # by gate name
+        self.rows_padded: Counter[str] = Counter()  # by gate name
         self.calls_run: Counter[str] = Counter()  # by gate name
         self.batches_run: Counter[tuple[str, int]] = Counter()  # calls, by gate name and rows
         self._limits = BatchLimits(max_rows)
@@ -132,7 +135,8 @@ class Engine:
         """Return the largest number of rows of calls like this one."""
         limit = self._limits.limit_of(parked.signature)
         fitting = self._memory.limit_of(parked.gate, parked.call) if self._memory else None
-        return limit if fitting is None else min(limit, max(fitting, parked.rows))
+        limit = limit if fitting is None else min(limit, max(fitting, parked.rows))
+        return max(largest_bucket(limit), parked.rows) if parked.gate.has_buckets else limit
 
     def _run(self, batch: Sequence[Parked]) -> None:
         gate = batch[0].gate
@@ -147,12 +151,14 @@ class Engine:
         # The scheduler groups calls of a gate with memory only if they are equal: one call serves all of them.
         calls = [parked.call for parked in (batch[:1] if gate.has_memory else batch)]
         rows = [call.rows for call in calls]
+        padding = gate.padding_of(sum(rows))
         try:
-            args, kwargs = collate(calls)
+            args, kwargs = collate(calls, padding)
             if self._memory and len(calls) == 1 and batch[0].task.measures_memory:
-                outputs = [self._memory.measure(gate, calls[0], lambda: gate.run(*args, **kwargs))]
+                output = self._memory.measure(gate, calls[0], lambda: gate.run(*args, **kwargs))
             else:
-                outputs = split(gate.run(*args, **kwargs), rows)
+                output = gate.run(*args, **kwargs)
+            outputs = split(output, [*rows, padding] if padding else rows)[: len(calls)]
         except Exception as error:
             if is_device_lost(error):
                 raise
@@ -160,6 +166,7 @@ class Engine:
             return
         self.calls_run[gate.name] += 1
         self.rows_run[gate.name] += sum(rows)
+        self.rows_padded[gate.name] += padding
         self.batches_run[gate.name, sum(rows)] += 1
         self._limits.record_success(calls[0].signature, sum(rows))
         if gate.has_memory:

@@ -12,9 +12,13 @@ from cachetools import LRUCache
 from greenlet import getcurrent, greenlet
 from torch.utils import _pytree as pytree
 
-from .batching import GateCall, make_call, tensor_bytes
+from .batching import GateCall, collate, first_row, half_of, make_call, tensor_bytes, with_rows
+from .row_buckets import bucket_of
 from .row_probe import Independence
 from .task import EngineTask
+
+# Names of the gates whose calls have rows with and without the prompt.
+GUIDED = ("denoise", "control")
 
 
 class TaskGreenlet(greenlet):
@@ -55,7 +59,7 @@ class Parked:
     @property
     def runs_alone(self) -> bool:
         """Whether the call must not be merged."""
-        return not self.gate.merges or self.gate.has_exact_single_rows(self.call)
+        return not self.gate.merges or self.task.runs_alone or self.gate.has_exact_single_rows(self.call)
 
     @property
     def rows(self) -> int:
@@ -99,6 +103,9 @@ class Gate:
         self.merges = merges
         # How independent rows are; None until the engine has found out by the first call.
         self.independence: Independence | None = None
+        # Whether its calls have fixed numbers of rows, see `row_buckets`. Set by `use_buckets`.
+        self.has_buckets = False
+        self._example: GateCall | None = None
         self._memory: LRUCache[Hashable, Any] | None = (
             LRUCache(remember_bytes, getsizeof=_output_bytes) if remember_bytes else None
         )
@@ -109,6 +116,12 @@ class Gate:
         if not isinstance(current, TaskGreenlet):
             return self.run(*args, **kwargs)
         call = make_call(self._number, args, kwargs, self._shared)
+        if self.has_buckets:
+            call = make_call(self._number, *with_rows(call), self._shared)
+            self._example = self._example or first_row(call)
+        half = current.task.conditional
+        if half and self.name in GUIDED and call.rows % 2 == 0:
+            return _twice(current.park(self, make_call(self._number, *half_of(call, half), self._shared)))
         if self._memory is None:
             return current.park(self, call)
         key = (call.signature, *(_digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))
@@ -129,9 +142,43 @@ class Gate:
         """
         return call.rows == 1 and call.is_half_on_cpu and self.independence is Independence.ROUNDING
 
+    def use_buckets(self, run: Callable[..., Any]) -> None:
+        """Run calls with fixed numbers of rows from now on, and timesteps as one float32 value per row.
+
+        Args:
+            run: replaces the original function.
+        """
+        self.run, self.has_buckets = run, True
+
+    def forget_example(self) -> None:
+        """Take the next call as the example of `warm_up`. Until then it is the first one."""
+        self._example = None
+
+    def warm_up(self, rows: int) -> None:
+        """Run a call like the example with `rows` rows, on the engine's thread. Without an example, do nothing."""
+        if self._example is not None:
+            args, kwargs = collate([self._example], padding=rows - 1)
+            self.run(*args, **kwargs)
+
+    def padding_of(self, rows: int) -> int:
+        """Return how many rows a call gets in addition."""
+        return bucket_of(rows) - rows if self.has_buckets else 0
+
+    @property
+    def batching(self) -> str:
+        """How calls of several tasks are merged: `exact`, with `rounding`, `alone`, or `unknown` before the first."""
+        if self.has_memory or not self.merges:
+            return "alone"
+        return self.independence.value if self.independence else "unknown"
+
     @property
     def has_memory(self) -> bool:
         return self._memory is not None
+
+
+def _twice(output: Any) -> Any:
+    """Return the output of the rows with the prompt as that of both halves: guidance then changes nothing."""
+    return pytree.tree_map_only(torch.Tensor, lambda leaf: torch.cat([leaf, leaf]), output)
 
 
 def _digest(tensor: torch.Tensor) -> bytes:

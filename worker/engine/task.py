@@ -3,10 +3,11 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from .timeline import Timeline
 
+Half = Literal["first", "last"]
 TaskFunction = Callable[["EngineTask"], Any]
 
 
@@ -21,17 +22,27 @@ class EngineTask:
         function: called with this task in its greenlet.
         on_done: called with this task on the engine's thread once its result or error is set. Must be quick.
         measures_memory: whether the memory of its calls is measured, which takes time.
+        runs_alone: whether its calls are never merged with those of other tasks, so that the last bits of its result
+            do not depend on them.
     """
 
     def __init__(
-        self, function: TaskFunction, on_done: Callable[["EngineTask"], None], *, measures_memory: bool = False
+        self,
+        function: TaskFunction,
+        on_done: Callable[["EngineTask"], None],
+        *,
+        measures_memory: bool = False,
+        runs_alone: bool = False,
     ) -> None:
         self.measures_memory = measures_memory
+        self.runs_alone = runs_alone
         self.function = function
         self.on_done = on_done
         # Denoising steps done, and the latents after the last of them. Both are set by the function.
         self.step = 0
         self.latents: Any = None
+        # Half of the rows of a call with guidance that has the prompt: once set, only that half is computed.
+        self.conditional: Half | None = None
         self.timeline = Timeline()  # by gate name, and "wait" for the time until admission
         self.result: Any = None
         self.error: BaseException | None = None

@@ -18,6 +18,8 @@ class Timeline:
 
     def __init__(self) -> None:
         self.stages: dict[str, Stage] = {}
+        # Calls of the denoiser that `speed` saved.
+        self.skipped_calls = 0
 
     def add(self, name: str, start: float, end: float) -> None:
         """Add time to a stage."""
@@ -30,6 +32,7 @@ class Timeline:
         A merged stage lasts from its first start to its last end. Its seconds are those of the slowest task.
         """
         for timeline in parallel:
+            self.skipped_calls += timeline.skipped_calls
             for name, new in timeline.stages.items():
                 known = self.stages.get(name, new)
                 self.stages[name] = Stage(

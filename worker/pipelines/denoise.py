@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
 from img2img.domain.parameters import FLOW_SCHEDULERS, Task
 from img2img.domain.spec import (
@@ -28,6 +29,7 @@ from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
+from .step_cache import attach_step_cache
 
 NO_ADAPTERS = JobAdapters()
 
@@ -37,13 +39,13 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
     if isinstance(spec, ControlMapSpec):
         return lambda _ticket: control_maps(model, spec, inputs)[0]
     if spec.steps_run == 0:
-        return lambda _ticket: encode_decode(model, inputs.image)
+        return lambda _ticket: encode_decode(model, inputs.image, fast_vae=spec.fast_vae)
     # The LoRAs of the model can change before the task starts.
     adapters = model.adapters.for_job(spec, inputs)
     return lambda engine_task: denoise(model, spec, inputs, spec.image_seed(index), engine_task, adapters)
 
 
-def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
+def encode_decode(model: Model, image: torch.Tensor | None, *, fast_vae: bool) -> torch.Tensor:
     """Return an image, (1, 3, height, width) in [0, 1], after encoding and decoding it: the result at strength 0.
 
     The shift and scale that pipelines apply to latents are left out: they undo them before decoding.
@@ -54,11 +56,11 @@ def encode_decode(model: Model, image: torch.Tensor | None) -> torch.Tensor:
     pixels = (2 * image - 1).to(model.device, model.dtype)
     if model.is_video_vae:
         pixels = pixels.unsqueeze(2)  # one frame
-    encoded = model.vae.encode(pixels)
-    # Vector-quantised autoencoders return latents, and quantise what they decode unless told otherwise.
-    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
-    exact = {"force_not_quantize": True} if hasattr(model.vae, "quantize") else {}
-    decoded: torch.Tensor = model.vae.decode(latents, return_dict=False, **exact)[0]
+    vae: Any = model.fast_vae if fast_vae else model.vae
+    latents = retrieve_latents(vae.encode(pixels), sample_mode="argmax")
+    # Vector-quantised autoencoders quantise what they decode unless told otherwise.
+    exact = {"force_not_quantize": True} if hasattr(vae, "quantize") else {}
+    decoded: torch.Tensor = vae.decode(latents, return_dict=False, **exact)[0]
     if model.is_video_vae:
         decoded = decoded[:, :, 0]
     return (decoded / 2 + 0.5).clamp(0, 1)
@@ -94,7 +96,7 @@ def _denoise(
 ) -> torch.Tensor:
     # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
-    pipeline = model.pipeline(task, spec.scheduler, controls=bool(spec.control_maps))
+    pipeline = model.pipeline(task, spec.scheduler, controls=bool(spec.control_maps), fast_vae=spec.fast_vae)
     generator = torch.Generator("cpu").manual_seed(seed)
     if isinstance(spec, RefinedSpec) and spec.denoising_end is not None:
         images = _refine(model, pipeline, spec, inputs, generator, engine_task, adapters)
@@ -129,7 +131,7 @@ def _refine(
         JobError: the base model has no step, and the job has adapters, which only the base model takes.
     """
     assert spec.denoising_end is not None
-    refiner = model.refiner(spec.task, spec.scheduler)
+    refiner = model.refiner(spec.task, spec.scheduler, fast_vae=spec.fast_vae)
     base_steps = _steps_before(model.pipeline(spec.task, spec.scheduler), spec)
     if not base_steps:
         if adapters.modules:
@@ -187,11 +189,15 @@ def _call(
         steps_done: steps that another pipeline has done before.
     """
     order = getattr(pipeline.scheduler, "order", 1)
+    end_call = attach_step_cache(pipeline, spec, engine_task)
 
     def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        end_call()
         engine_task.latents = kwargs.get("latents")
         # A second-order scheduler calls back twice per step.
         engine_task.step = min(steps_done - (-(i + 1) // order), spec.steps_run)
+        if engine_task.step >= spec.guided_steps and spec.guidance_until < 1:
+            engine_task.conditional = model.family.conditional
         return {}
 
     takes = call_parameters(pipeline)

@@ -12,6 +12,7 @@ from img2img.domain.conditioning import MAX_REFERENCE_IMAGES
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, Scheduler, Task
 from img2img.domain.spec import DenoisingSpec
 
+from ..engine.task import Half
 from . import pipeline_arguments
 from .conditioning.controlled_transformers import (
     ControlledTransformer,
@@ -69,12 +70,16 @@ class Family:
     has_guidance: Callable[[DiffusionPipeline], bool] = lambda _pipeline: True
     # Rows of a denoiser call with guidance; 1 if the guidance scale is an input of the denoiser.
     guidance_rows: int = 2
+    # Half of the rows of a denoiser call with guidance that has the prompt; None if a call has one of the two only.
+    conditional: Half | None = "last"
     # Whether the VAE is a video VAE: its tensors are (batch, channels, frames, height, width).
     video_vae: bool = False
     # Denoiser arguments without a batch dimension, such as position ids.
     unbatched: tuple[str, ...] = ()
     # Replaces the forward of the denoiser: (forward, unbatched) -> gated forward.
     denoiser_gate: Callable[[Forward, tuple[str, ...]], Forward] = gate_rows
+    # Whether the shapes of denoiser calls depend on the size of the image only, and not on the prompt: see `compile`.
+    fixed_shapes: bool = True
     # Extra components to pass to `from_pretrained`: folder of the model -> components by name.
     load_components: Callable[[str], Mapping[str, Any]] = lambda _folder: {}
     # Converts the arguments of a Stable Diffusion pipeline to those of this family.
@@ -132,6 +137,7 @@ _FLUX = {
     "image_guidance": False,
     "has_guidance": _is_guidance_distilled,
     "guidance_rows": 1,
+    "conditional": None,
     "unbatched": ("img_ids", "txt_ids"),
 }
 _QWEN = {
@@ -140,6 +146,8 @@ _QWEN = {
     "patch_size": 2,
     "steps": 50,
     "guidance_scale": 4.0,
+    "conditional": None,
+    "fixed_shapes": False,
     "video_vae": True,
 }
 _QWEN_EDIT = {
@@ -177,6 +185,7 @@ FAMILIES = (
         # The guidance scale is an input of the UNet.
         negative_prompt=False,
         guidance_rows=1,
+        conditional=None,
     ),
     Family(
         class_names=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
@@ -257,6 +266,7 @@ FAMILIES = (
         negative_prompt=False,
         image_guidance=False,
         has_guidance=lambda pipeline: not pipeline.config.is_distilled,
+        conditional=None,
         # They have a batch dimension, but the transformer reads the first row only.
         unbatched=("img_ids", "txt_ids"),
         adapt=pipeline_arguments.flux2,
@@ -308,7 +318,9 @@ FAMILIES = (
         patch_size=2,
         steps=30,
         guidance_scale=5.0,
+        conditional="first",
         denoiser_gate=ListInputsGate,
+        fixed_shapes=False,
         adapt=pipeline_arguments.z_image,
     ),
 )

@@ -100,10 +100,10 @@ def install_gates(pipeline: DiffusionPipeline, gate_denoiser: Callable[[Forward]
         denoiser.forward = gate_denoiser(denoiser.forward)
         denoiser.has_gate = True
     if not isinstance(pipeline.vae.decode, Gate):
-        _gate_vae(pipeline.vae, upcasts=hasattr(pipeline, "upcast_vae"))
+        gate_vae(pipeline.vae, upcasts=hasattr(pipeline, "upcast_vae"))
 
 
-def _gate_vae(vae: Any, *, upcasts: bool) -> None:
+def gate_vae(vae: Any, *, upcasts: bool) -> None:
     """Replace the methods of a VAE by gates.
 
     Its calls are not merged: with 16-bit numbers the result of a merged call depends on the number of rows by up to
@@ -126,6 +126,17 @@ def _gate_vae(vae: Any, *, upcasts: bool) -> None:
     vae.encode = Gate("encode", _in_input_dtype(vae, vae.encode, move), merges=False)
     # AutoencoderKL.decode accepts a generator and does not use it.
     vae.decode = Gate("decode", _in_input_dtype(vae, vae.decode, move), ignore=("generator",), merges=False)
+
+
+def gate_of(module: Any) -> Gate | None:
+    """Return the gate that replaces the forward of a module, or one method of a VAE."""
+    if not isinstance(module, torch.nn.Module):
+        return None
+    function = vars(module).get("decode") or vars(module).get("forward")
+    while function is not None and not isinstance(function, Gate):
+        # Some denoisers have a function around their gate.
+        function = getattr(function, "func", None) or getattr(function, "_gate", None)
+    return function
 
 
 def _in_input_dtype(vae: Any, run: Forward, convert: Forward) -> Forward:

@@ -88,6 +88,8 @@ def _family(class_name: str, calls: Mapping[Task, CallSignature], index: Mapping
         load_components=image_only_processor,
         adapt=adapt,
         is_generic=True,
+        fixed_shapes=False,
+        conditional=None,
         runs_alone=any(_changes_modules(call.kind) for call in calls.values()),
         full_strength=tuple(task for task, call in calls.items() if task is Task.INPAINT and not call.has_strength),
     )

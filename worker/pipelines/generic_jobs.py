@@ -10,7 +10,10 @@ import torch
 from diffusers import ConfigMixin, DiffusionPipeline
 from torch.utils import _pytree as pytree
 
+from img2img.domain.parameters import Scheduler
+
 from ..engine.gate import Gate
+from .schedulers import make_scheduler
 
 # Components that are autoencoders: pipelines call their `encode` and `decode`.
 AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")
@@ -88,7 +91,7 @@ def patch_size_of(pipeline: DiffusionPipeline) -> int:
     return max(2, size) if isinstance(size, int) else 2
 
 
-def copy_for_job(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+def copy_for_job(pipeline: DiffusionPipeline, scheduler: Scheduler = Scheduler.MODEL) -> DiffusionPipeline:
     """Return a pipeline object that shares modules and tokenizers, with its own schedulers and inner pipelines."""
     copied = copy.copy(pipeline)
     for name, value in vars(pipeline).items():
@@ -96,6 +99,8 @@ def copy_for_job(pipeline: DiffusionPipeline) -> DiffusionPipeline:
             setattr(copied, name, copy_for_job(value))
         elif isinstance(value, ConfigMixin) and not isinstance(value, torch.nn.Module):
             setattr(copied, name, copy.deepcopy(value))
+    if scheduler is not Scheduler.MODEL:
+        copied.scheduler = make_scheduler(scheduler, copied.scheduler)
     return copied
 
 

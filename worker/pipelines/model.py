@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,12 @@ import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from img2img.domain.conditioning import ControlName
-from img2img.domain.model_card import Batching, ModelCard, size_buckets
+from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.model_config import ComponentSource, ModelConfig
-from img2img.domain.parameters import MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
+from img2img.domain.model_status import Batching
+from img2img.domain.parameters import DIFFUSION_SCHEDULERS, MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
-from ..engine.gate import Gate
 from ..errors import StartupError
 from ..images.control_maps import PREPROCESSORS
 from .conditioning.adapters import Adapters
@@ -28,7 +28,7 @@ from .conditioning.embeddings import Embeddings
 from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import Family, family_of
-from .gates import install_gates
+from .gates import gate_of, gate_vae, install_gates
 from .generic_family import generic_family
 from .generic_jobs import (
     Turns,
@@ -41,20 +41,22 @@ from .generic_jobs import (
     patch_size_of,
 )
 from .image_processors import check_processors
+from .loading.acceleration import accelerate_pipeline
 from .loading.checkpoint import Checkpoint
+from .loading.compilation import CompiledRun, check_compile, compile_denoiser
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
 from .loading.locations import PipelineLocation, components
 from .loading.placement import Placement
 from .loading.quantization import Quantizer, saved_bytes
 from .loading.single_file import find_checkpoint
-from .loading.vae_files import load_vae
-from .loading.weightless import WeightFiles, without_weights
+from .loading.vae_files import load_fast_vae, load_vae
+from .loading.weightless import WeightFiles, is_weightless, without_weights
 from .memory import tensor_sizes
 from .parameters import scheduler_parameters, supported_parameters
 from .preview import LatentPreview
 from .safety_checker import ImageChecker, load_safety_checker, mode_of
-from .schedulers import check_scheduler, fallback_for, make_scheduler, name_of, with_prediction_type
+from .schedulers import check_scheduler, fallback_for, has_own_schedule, make_scheduler, name_of, with_prediction_type
 from .vae_memory import limit_vae_memory
 
 log = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ class Model:
         refiner = load_refiner(config, family, pipeline)
         self.embeddings = Embeddings(config, family)
         self.embeddings.add_to(pipeline)
+        accelerate_pipeline(config, pipeline)
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
@@ -103,10 +106,18 @@ class Model:
         # Pixels along a side of a latent.
         self.latent_scale = latent_scale(pipeline)
         limit_vae_memory(self.vae, config, self.latent_scale)
+        if config.fast_vae and family.is_generic:
+            raise StartupError(f"`fast_vae` is not supported for {family.name} models; remove it")
+        fast_vae = load_fast_vae(config.fast_vae, self.vae, pipeline.dtype) if config.fast_vae else None
         if family.is_generic:
             install_module_gates(pipeline)
         else:
             install_gates(pipeline, family.gate_denoiser)
+        if fast_vae is not None:
+            placement.put("vae", fast_vae)
+            limit_vae_memory(fast_vae, config, self.latent_scale)
+            gate_vae(fast_vae, upcasts=hasattr(pipeline, "upcast_vae"))
+        self.fast_vae: torch.nn.Module | None = fast_vae
         kinds = pipeline_classes(family, pipeline)
         self._pipelines = {task: _pipeline_of(kind, pipeline, family) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
@@ -120,6 +131,8 @@ class Model:
                 continue
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
+        # The compiled denoisers: its own, and that of the refiner.
+        self.compiled = [] if is_weightless() else self._compile(config, pipeline)
         self.upscalers = {
             factor: Upscaler(factor, upscaler, config.upscale[factor], pipeline)
             for factor, upscaler in upscalers.items()
@@ -131,8 +144,9 @@ class Model:
                 family, self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
-        card = card.model_copy(update={"embeddings": self.embeddings.names})
+        card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
         self.card = self.adapters.add_to_card(card, self._pipelines)
+        self.compile_sizes = _compile_sizes(config, self.card)
         # Set by `set_safety_checker`. None: images are not checked.
         self.safety_checker: ImageChecker | None = None
         self.is_video_vae = family.video_vae or is_video(self.vae)
@@ -145,18 +159,52 @@ class Model:
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
 
-    def pipeline(self, task: Task, scheduler: Scheduler, *, controls: bool = False) -> DiffusionPipeline:
+    def _compile(self, config: ModelConfig, pipeline: DiffusionPipeline) -> list[CompiledRun]:
+        """Compile the denoisers of a pipeline and of the refiner, as configured."""
+        if config.compile in (None, "off"):
+            return []
+        compiled = []
+        for part in (pipeline, *self._refiners.values()):
+            denoiser = part.components.get("unet") or part.transformer
+            gate = gate_of(denoiser)
+            if gate is not None and not gate.has_buckets:
+                compiled.append(compile_denoiser(denoiser, gate, config.compile))
+        return compiled
+
+    def pipeline(
+        self, task: Task, scheduler: Scheduler, *, controls: bool = False, fast_vae: bool = False
+    ) -> DiffusionPipeline:
         """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler.
 
         Args:
             controls: whether the job has controls.
+            fast_vae: whether the job uses the small VAE.
         """
         if self.family.is_generic:
-            pipeline = copy_for_job(self._pipelines[task])
-        else:
-            pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
+            return copy_for_job(self._pipelines[task], scheduler)
+        pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        if fast_vae:
+            pipeline.vae = self.fast_vae
         return pipeline
+
+    @property
+    def batching(self) -> dict[str, Batching]:
+        """How calls of each module by several jobs are merged, by component: of several the least exact."""
+        if self.turns is not None:
+            names = next(iter(self._pipelines.values())).components
+            return {name: Batching.ALONE for name, part in names.items() if isinstance(part, torch.nn.Module)}
+        parts = {"fast_vae": [self.fast_vae], "controlnet": self.controlnets.modules}
+        for pipeline in (*self._pipelines.values(), *self._refiners.values()):
+            for name, module in pipeline.components.items():
+                parts.setdefault(name, []).append(module)
+        for factor, upscaler in self.upscalers.items():
+            parts[f"upscale.{factor}"] = [upscaler.pipeline.unet]
+        found = {
+            name: [Batching(gate.batching) for module in modules if (gate := gate_of(module))]
+            for name, modules in parts.items()
+        }
+        return {name: max(values, key=list(Batching).index) for name, values in found.items() if values}
 
     def modules(self) -> list[torch.nn.Module]:
         """Return all modules with weights. Some share theirs."""
@@ -171,6 +219,7 @@ class Model:
         parts += self.adapters.weights
         if self.safety_checker is not None:
             parts.append(self.safety_checker.module)
+        parts.append(self.fast_vae)
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def saved_bytes(self, config: ModelConfig) -> int:
@@ -192,17 +241,12 @@ class Model:
         for part in {part for module in self.modules() for part in module.modules()}:
             part.__dict__.clear()
 
-    def card_in_use(self, card: ModelCard) -> ModelCard:
-        """Return a card of this model with what its first merged calls have shown about `batching`."""
-        forwards = [getattr(module, "forward", None) for module in self.modules()]
-        if all(gate.merges for gate in forwards if isinstance(gate, Gate) and gate.name == "denoise"):
-            return card
-        return card.model_copy(update={"batching": Batching.ALONE})
-
-    def refiner(self, task: Task, scheduler: Scheduler) -> DiffusionPipeline:
+    def refiner(self, task: Task, scheduler: Scheduler, *, fast_vae: bool = False) -> DiffusionPipeline:
         """Return a pipeline object of the refiner for one job."""
         pipeline = copy.copy(self._refiners[task])
         pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        if fast_vae:
+            pipeline.vae = self.fast_vae
         return pipeline
 
     def set_safety_checker(self, checker: ImageChecker | None) -> None:
@@ -295,6 +339,7 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
             raise StartupError(f"`dtype`: {reason}; choose float16 or float32")
         dtype = getattr(torch, config.dtype or default_dtype(family.cuda_dtype, device))
         placement = Placement(config, device)
+        check_compile(config, placement.device, family.name, has_fixed_shapes=family.fixed_shapes)
         first = next(iter(family.pipelines.values()))
         quantizer = Quantizer(device, str(placement.load_device), dtype, config.quantize)
         quantizer.check(components(location.index), config)
@@ -350,11 +395,15 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
     multiple = max(8, scale * patch_size)
     native = _latent_size(pipeline) * scale
     guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
-    default_scheduler = config.scheduler or _default_scheduler(family, pipeline)
-    _check_defaults(config, family, default_scheduler, has_guidance=family.has_guidance(pipeline))
+    schedulers = family.schedulers
+    if family.schedulers == DIFFUSION_SCHEDULERS and has_own_schedule(pipeline.scheduler):
+        schedulers = (*schedulers, Scheduler.MODEL)
+    default_scheduler = config.scheduler or _default_scheduler(schedulers, pipeline)
+    _check_defaults(config, family, schedulers, default_scheduler, has_guidance=family.has_guidance(pipeline))
     return ModelCard(
         name=config.name,
         description=config.description,
+        aliases=config.aliases,
         family=family.name,
         tasks=tuple(family.pipelines),
         native_size=native,
@@ -362,7 +411,7 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         min_size=native // 2,
         max_size=native * 2,
         sizes=family.sizes or size_buckets(native, multiple),
-        schedulers=family.schedulers,
+        schedulers=schedulers,
         default_scheduler=default_scheduler,
         default_steps=config.steps or family.steps,
         default_guidance_scale=(config.guidance_scale or family.guidance_scale) if guidance else 1.0,
@@ -370,28 +419,51 @@ def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline)
         negative_prompt=family.negative_prompt and guidance,
         guidance=guidance,
         guidance_rows=family.guidance_rows,
-        scheduler_parameters=scheduler_parameters(family.schedulers),
+        scheduler_parameters={
+            name: takers
+            for name, takers in scheduler_parameters(schedulers).items()
+            # What a step of an unknown pipeline does is not known.
+            if name != "speed" or not family.is_generic
+        },
+        guidance_until=guidance and family.conditional is not None,
         prompt_weighting=family.clip_prompts,
         refiner=config.refiner is not None,
         default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
         image_guidance=family.image_guidance,
         max_images=family.max_images,
         full_strength=family.full_strength,
-        batching=Batching.ALONE if family.runs_alone else Batching.MERGED,
         dtype=str(next(denoisers(pipeline)).dtype).removeprefix("torch."),
         revision=config.revision,
     )
 
 
-def _check_defaults(config: ModelConfig, family: Family, scheduler: Scheduler, *, has_guidance: bool) -> None:
+def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int], ...]:
+    """Return the sizes for which a model is compiled. Raises StartupError for one that the model cannot make."""
+    for side in (side for size in config.compile_sizes for side in size):
+        if side % card.size_multiple or not card.min_size <= side <= card.max_size:
+            raise StartupError(
+                f"`compile_sizes`: {side} is not a multiple of {card.size_multiple} from {card.min_size} to "
+                f"{card.max_size}"
+            )
+    return config.compile_sizes or ((card.native_size, card.native_size),)
+
+
+def _check_defaults(
+    config: ModelConfig,
+    family: Family,
+    schedulers: Sequence[Scheduler],
+    scheduler: Scheduler,
+    *,
+    has_guidance: bool,
+) -> None:
     """Raise StartupError for defaults that no request could have."""
     if config.guidance is False and (config.guidance_scale or 1) > 1:
         raise StartupError("`guidance_scale` has no effect with `guidance = false`; remove one of them")
     if not has_guidance and (config.guidance or (config.guidance_scale or 1) > 1):
         key = "guidance" if config.guidance else "guidance_scale"
         raise StartupError(f"the model was made to run without guidance; remove `{key}`")
-    if scheduler not in family.schedulers:
-        supported = ", ".join(family.schedulers)
+    if scheduler not in schedulers:
+        supported = ", ".join(schedulers)
         raise StartupError(f"`scheduler` {scheduler} is not for {family.name} models; choose one of: {supported}")
     if (config.steps or 1) > MAX_STEPS_OF.get(scheduler, MAX_STEPS):
         raise StartupError(f"`steps` is at most {MAX_STEPS_OF[scheduler]} with the scheduler {scheduler}")
@@ -431,14 +503,14 @@ def _latent_size(pipeline: DiffusionPipeline) -> int:
     return int(getattr(pipeline, "default_sample_size", _SAMPLE_SIZE))
 
 
-def _default_scheduler(family: Family, pipeline: DiffusionPipeline) -> Scheduler:
+def _default_scheduler(schedulers: Sequence[Scheduler], pipeline: DiffusionPipeline) -> Scheduler:
     """Return the scheduler of the model, or a similar one if requests cannot name it."""
-    if Scheduler.MODEL in family.schedulers:
-        return Scheduler.MODEL
     name = name_of(pipeline.scheduler)
-    if name in family.schedulers:
+    if name is not None and name in schedulers:
         return name
-    fallback = fallback_for(pipeline.scheduler, family.schedulers)
+    if Scheduler.MODEL in schedulers:
+        return Scheduler.MODEL
+    fallback = fallback_for(pipeline.scheduler, schedulers)
     log.warning(
         "the scheduler of the model, %s, is not one that requests can name; the default is %s",
         type(pipeline.scheduler).__name__,

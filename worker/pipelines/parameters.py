@@ -6,7 +6,14 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from img2img.domain.parameters import GenerationParameters, PipelineParameter, Scheduler, Task, requirements
+from img2img.domain.parameters import (
+    NOISY_SCHEDULERS,
+    GenerationParameters,
+    PipelineParameter,
+    Scheduler,
+    Task,
+    requirements,
+)
 
 from .schedulers import scheduler_class
 
@@ -44,14 +51,16 @@ def supported_parameters(pipelines: Mapping[Task, DiffusionPipeline]) -> dict[st
 
 
 def scheduler_parameters(schedulers: Iterable[Scheduler]) -> dict[str, tuple[Scheduler, ...]]:
-    """Return each optional parameter that schedulers use in `step`, with the schedulers that do."""
+    """Return each optional parameter that goes with some schedulers only, with these schedulers."""
+    schedulers = list(schedulers)
     steps = {
         scheduler: inspect.signature(scheduler_class(scheduler).step).parameters
         for scheduler in schedulers
         if scheduler is not Scheduler.MODEL
     }
-    return {
+    passed_on = {
         name: tuple(scheduler for scheduler, step in steps.items() if name in step)
         for name, requires in PARAMETERS.items()
         if requires.by_scheduler
     }
+    return {**passed_on, "speed": tuple(scheduler for scheduler in schedulers if scheduler not in NOISY_SCHEDULERS)}

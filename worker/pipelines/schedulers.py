@@ -1,6 +1,5 @@
 """The diffusers class and settings of every scheduler that a request can name."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from diffusers import SchedulerMixin
 from img2img.domain.parameters import FLOW_SCHEDULERS, Scheduler
 
 from ..errors import StartupError
+from . import midway_schedulers
 
 # Settings on top of the config of the model's scheduler (betas, prediction type, timestep spacing). Settings that the
 # scheduler of a model may have and that would change another scheduler are reset here.
@@ -42,13 +42,28 @@ _TABLE: dict[Scheduler, tuple[str, dict[str, Any]]] = {
     Scheduler.FLOW_EULER_BETA: ("FlowMatchEulerDiscreteScheduler", {**_PLAIN_SIGMAS, "use_beta_sigmas": True}),
     Scheduler.FLOW_HEUN: ("FlowMatchHeunDiscreteScheduler", {}),
 }
+# Classes whose settings are served as they are: image-to-image can start them midway, and they draw no noise.
+_OWN = (
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+)
 # Settings in which two schedulers of one class differ.
 _DISTINCTIVE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "algorithm_type")
 
 
 def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
-    """Return the diffusers class of a scheduler."""
-    scheduler: type[SchedulerMixin] = getattr(diffusers, _TABLE[name][0])
+    """Return the class of a scheduler: that of diffusers, or a subclass that can start midway."""
+    return _class_named(_TABLE[name][0])
+
+
+def _class_named(class_name: str) -> type[SchedulerMixin]:
+    scheduler: type[SchedulerMixin] = getattr(midway_schedulers, class_name, None) or getattr(diffusers, class_name)
     return scheduler
 
 
@@ -59,7 +74,8 @@ def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
         base: scheduler of the model, whose config is the base of the new one.
     """
     if name is Scheduler.MODEL:
-        return copy.deepcopy(base)
+        own: SchedulerMixin = _class_named(type(base).__name__).from_config(base.config)
+        return own
     _, settings = _TABLE[name]
     if name not in FLOW_SCHEDULERS:
         # The class default clips samples to [-1, 1]. That is for models of pixels; latents exceed that range.
@@ -76,6 +92,12 @@ def name_of(base: SchedulerMixin) -> Scheduler | None:
         if class_name == type(base).__name__ and all(config[key] == value for key, value in distinctive.items()):
             return name
     return None
+
+
+def has_own_schedule(base: SchedulerMixin) -> bool:
+    """Return whether `Scheduler.MODEL` is offered for a model with this scheduler."""
+    is_noisy = str(base.config.get("algorithm_type")).startswith("sde-")
+    return name_of(base) is None and type(base).__name__ in _OWN and not is_noisy
 
 
 def check_scheduler(base: SchedulerMixin) -> None:

@@ -41,7 +41,7 @@ def _tile(
 
 def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, engine_task: EngineTask) -> torch.Tensor:
     if spec.steps_run == 0:
-        return encode_decode(model, inputs.image)
+        return encode_decode(model, inputs.image, fast_vae=spec.fast_vae)
     return denoise(model, spec, inputs, seed, engine_task)
 
 

@@ -111,6 +111,8 @@ class Finisher:
         else:
             execution.timeline.add("save", started, time.perf_counter())
             timings, steps = execution.timeline.seconds(), execution.record.spec.total_steps
+            if execution.timeline.skipped_calls:
+                timings["skipped_calls"] = execution.timeline.skipped_calls
             is_ours = retry_until_redis_answers(
                 lambda: self._job_store.succeed(
                     job_id,

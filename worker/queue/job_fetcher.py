@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, MutableMapping
 from functools import cache
 
@@ -13,9 +14,11 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 
 from img2img.domain.job import JobStatus
+from img2img.errors import UnreadableJob
 from img2img.redis.decode import decode
 from img2img.redis.job_queue import MAX_ATTEMPTS, JobQueue
 from img2img.redis.rq_adapter import InertJob, rq_queue
+from img2img.telemetry.logging import job_extra
 
 from .execution import JobExecution
 from .leases import discard_job
@@ -23,6 +26,9 @@ from .reaper import UNREADABLE
 from .served_models import ModelLease, ServedModels
 
 log = logging.getLogger(__name__)
+
+UNREADABLE_S = 3600.0  # time that a job waits for a worker that can read it
+PAUSE_S = 1.0  # in which other workers can take such a job
 
 
 class JobFetcher:
@@ -61,6 +67,8 @@ class JobFetcher:
         self._queue = cache(lambda model: rq_queue(model, self._redis))
         self._rotation: list[str] = []  # model names, the next one first
         self._draining_for_exclusive = False  # whether the next job has to run alone
+        self._unreadable: set[str] = set()
+        self._paused_until: dict[str, float] = {}
 
     @property
     def free_slots(self) -> int:
@@ -84,6 +92,8 @@ class JobFetcher:
         self._rotation = [name for name in self._rotation if name in names]
         self._rotation += [name for name in names if name not in self._rotation]
         for model in list(self._rotation):
+            if self._paused_until.get(self._queue(model).name, 0) > time.monotonic():
+                continue
             lease = self._models.lease(model)
             if lease is None:
                 continue
@@ -122,6 +132,9 @@ class JobFetcher:
     def _start(self, job_id: str, queue: Queue, lease: ModelLease) -> bool:
         """Start an execution of a claimed job. Return False if it is not to be run now."""
         self._draining_for_exclusive = False
+        if not self._is_readable(job_id):
+            self._leave_to_later_version(job_id, queue)
+            return False
         try:
             job = InertJob.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
         except NoSuchJobError:
@@ -146,3 +159,25 @@ class JobFetcher:
         self._in_flight[execution.id] = execution
         self._load(execution)
         return True
+
+    def _is_readable(self, job_id: str) -> bool:
+        """Return whether this version can run the job. A later one may have written values that it does not know."""
+        try:
+            record = self._job_store.get(job_id)
+        except UnreadableJob:
+            return False
+        return record is None or not record.unknown_fields
+
+    def _leave_to_later_version(self, job_id: str, queue: Queue) -> None:
+        """Queue the job again for another worker. If none takes it, the reaper queues it from time to time."""
+        if self._job_store.unreadable_s(job_id) > UNREADABLE_S:
+            log.error("no worker of a later version took the job; it fails", extra=job_extra(job_id))
+            self._job_store.fail(job_id, UNREADABLE)
+        elif job_id not in self._unreadable:
+            log.warning("a later version has submitted the job; it is left to other workers", extra=job_extra(job_id))
+            self._unreadable.add(job_id)
+            self._jobs.requeue(job_id)
+            self._paused_until[queue.name] = time.monotonic() + PAUSE_S
+            return
+        self._unreadable.discard(job_id)
+        queue.intermediate_queue.remove(job_id)

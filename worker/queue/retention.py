@@ -74,7 +74,8 @@ class Retention:
         try:
             self._jobs.cancel_overdue()
             self._outbox.drop_stale()
-            jobs, images = self._jobs.job_store, self._jobs.input_images
+            jobs, images, batches = self._jobs.job_store, self._jobs.input_images, self._jobs.batches
+            self._delete(batches.expired_ids(), self._eraser.expire_batch, batches.postpone)
             expired = self._delete(jobs.expired_ids(), self._eraser.expire_job, jobs.postpone)
             unused = self._delete(images.claim_unused(), self._eraser.delete_claimed, images.postpone)
         except RedisError as error:

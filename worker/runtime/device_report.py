@@ -1,4 +1,4 @@
-"""Prints what PyTorch finds on this machine, as JSON: `python -m img2img.worker.runtime.device_report`."""
+"""Prints the devices that PyTorch finds, as JSON: `python -m img2img.worker.runtime.device_report`."""
 
 import json
 import sys

@@ -39,7 +39,7 @@ class EngineCollector(Collector):
     def _rows(self) -> Iterator[Metric]:
         rows = CounterMetricFamily(
             "img2img_engine_rows",
-            "Rows of forward passes, useful or padded. This engine runs batches without padding.",
+            "Rows of forward passes, of jobs (useful) or to fill the fixed shapes of compiled models (padded).",
             labels=["stage", "kind"],
         )
         batches = HistogramMetricFamily("img2img_engine_batch_rows", "Rows of a forward pass.", labels=["stage"])
@@ -50,7 +50,7 @@ class EngineCollector(Collector):
         for stage, by_size in sorted(calls.items()):
             useful = sum(size * count for size, count in by_size.items())
             rows.add_metric([stage, "useful"], useful)
-            rows.add_metric([stage, "padded"], 0)
+            rows.add_metric([stage, "padded"], self._engine.rows_padded[stage])
             counts = [
                 (str(float(limit)), sum(n for size, n in by_size.items() if size <= limit)) for limit in ROW_BUCKETS
             ]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from threading import Event
 from typing import Any
@@ -17,10 +18,13 @@ from img2img.domain.spec import EditSpec, Img2ImgSpec, InpaintSpec, JobSpec
 
 from ..devices import memory_in_words
 from ..engine.engine import Engine
+from ..engine.errors import is_out_of_memory
+from ..engine.row_buckets import buckets_up_to
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs
 from ..pipelines.conditioning.loras import lora_files
 from ..pipelines.denoise import make_task_function
+from ..pipelines.loading.compilation import CompiledRun
 from ..pipelines.loading.failures import reporting_failures
 from ..pipelines.loading.quantization import check_loras_with
 from ..pipelines.loading.weightless import WeightFiles, counting
@@ -44,7 +48,7 @@ class ModelLoader:
         engine: runs the warm-up.
         device: where the models are loaded.
         report: gets a line at each stage.
-        mode: what is done for memory.
+        mode: how memory is saved.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class ModelLoader:
         with reporting_failures(
             f"cannot warm up model {config.name!r}", lambda: f"{memory_in_words(self.device)}; {SMALLER}"
         ):
-            warm_up(model, self._engine)
+            warm_up(model, self._engine, self.report)
         return model
 
     def set_loras(self, model: Model, config: ModelConfig) -> None:
@@ -94,7 +98,7 @@ class ModelLoader:
             _run(self._engine, lambda _task: model.set_loras(config.loras, files))
 
 
-def warm_up(model: Model, engine: Engine) -> None:
+def warm_up(model: Model, engine: Engine, report: Callable[[str], None] = lambda _line: None) -> None:
     """Render an image with one step: memory is allocated, kernels are chosen, and the memory of a row is measured.
 
     On a GPU also one of the largest size, because not all kernels need memory in proportion to the size. Offloaded
@@ -102,6 +106,7 @@ def warm_up(model: Model, engine: Engine) -> None:
 
     Args:
         engine: runs on another thread.
+        report: gets a line at each stage.
 
     Raises:
         Exception: the error of the forward pass.
@@ -110,16 +115,43 @@ def warm_up(model: Model, engine: Engine) -> None:
     _run(engine, lambda _task: model.fit_preview())
     sizes = {card.native_size} if model.device.type == "cpu" else {card.native_size, card.max_size}
     for size in sorted(sizes):
-        inputs = Inputs(torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size))
-        _run(
-            engine,
-            make_task_function(model, _warm_up_spec(card, size), inputs, 0),
-            measures_memory=not model.is_offloaded,
-        )
+        _run(engine, _warm_up_function(model, size, size), measures_memory=not model.is_offloaded)
+    compile_shapes(model, engine, report)
     checker = model.safety_checker
     if checker is not None:
         prepared = checker.prepare(np.zeros((card.native_size, card.native_size, 3), np.uint8))
         _run(engine, lambda _task: checker.is_flagged(prepared), measures_memory=not model.is_offloaded)
+
+
+def compile_shapes(model: Model, engine: Engine, report: Callable[[str], None]) -> None:
+    """Compile the denoisers for each number of rows that a call can have, at the sizes of `compile_sizes`.
+
+    A worker that has done so before finds the result in its data directory.
+
+    Args:
+        report: gets a line at each number of rows.
+    """
+    card = model.card
+    rows_of_a_job = 3 if Task.EDIT in card.tasks and card.image_guidance else card.guidance_rows
+    buckets = buckets_up_to(min(engine.slots * rows_of_a_job, engine.max_rows))
+    for width, height in model.compile_sizes if model.compiled else ():
+        for compiled in model.compiled:
+            compiled.begin_size()
+        _run(engine, _warm_up_function(model, width, height))
+        for rows in buckets:
+            report(f"compiling {card.name} at {width}x{height} for {rows} rows, up to {buckets[-1]}")
+            try:
+                for compiled in model.compiled:
+                    _run(engine, partial(_compile, compiled, rows))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("%s: calls of %d rows do not fit into memory", card.name, rows)
+                break
+
+
+def _compile(compiled: CompiledRun, rows: int, _task: EngineTask) -> None:
+    compiled.warm_up(rows)
 
 
 def _run(engine: Engine, function: TaskFunction, *, measures_memory: bool = False) -> None:
@@ -132,12 +164,17 @@ def _run(engine: Engine, function: TaskFunction, *, measures_memory: bool = Fals
         raise task.error
 
 
-def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
+def _warm_up_function(model: Model, width: int, height: int) -> TaskFunction:
+    inputs = Inputs(torch.zeros(1, 3, height, width), torch.ones(1, 1, height, width))
+    return make_task_function(model, _warm_up_spec(model.card, width, height), inputs, 0)
+
+
+def _warm_up_spec(card: ModelCard, width: int, height: int) -> JobSpec:
     generation: dict[str, Any] = {
         "model": card.name,
         "image": sha256(b"").hexdigest(),
-        "width": size,
-        "height": size,
+        "width": width,
+        "height": height,
         "guidance_scale": 2 if card.guidance else 1,
         "num_inference_steps": 1,
         "scheduler": card.default_scheduler,
@@ -148,7 +185,7 @@ def _warm_up_spec(card: ModelCard, size: int) -> JobSpec:
             scale = 1.5 if card.image_guidance else None
             return EditSpec(instruction="", image_guidance_scale=scale, **generation)
         case Task.INPAINT:
-            region = InpaintRegion(canvas=(size, size), box=(0, 0, size, size))
+            region = InpaintRegion(canvas=(width, height), box=(0, 0, width, height))
             return InpaintSpec(prompt="", strength=1, region=region, **generation)
     if card.refiner:
         # One step of the model, and one of the refiner.

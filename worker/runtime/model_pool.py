@@ -123,7 +123,7 @@ class ModelPool:
     def cards(self) -> list[ModelCard]:
         """The cards of the models whose card is known."""
         with self._changed:
-            return [card for model in self._state.models.values() if (card := model.card_in_use) is not None]
+            return [model.card for model in self._state.models.values() if model.card is not None]
 
     @property
     def announced_cards(self) -> list[ModelCard]:

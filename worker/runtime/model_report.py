@@ -1,4 +1,4 @@
-"""Prints what the models need, as JSON: `python -m img2img.worker.runtime.model_report`. It loads no weights."""
+"""Prints the needs of the models as JSON: `python -m img2img.worker.runtime.model_report`. It loads no weights."""
 
 import json
 import sys
@@ -24,7 +24,8 @@ def model_report(settings: WorkerSettings) -> dict[str, Any]:
     device = choose_device(settings.device)
     known = models_of_file(settings.model, settings.revision, settings.models_file)
     models: list[dict[str, Any]] = []
-    for name, config in ModelSelection(settings.serve, ()).select(known, {}).configs.items():
+    selection = ModelSelection(settings.serve, (), settings.model_defaults)
+    for name, config in selection.select(known, {}).configs.items():
         try:
             description = describe_model(config, device=device)
         except StartupError as error:

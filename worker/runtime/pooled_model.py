@@ -56,11 +56,6 @@ class PooledModel:
         return self.config.name
 
     @property
-    def card_in_use(self) -> ModelCard | None:
-        """The card, with what the calls of the loaded model have shown; None if it is unknown."""
-        return self.model.card_in_use(self.card) if self.model and self.card else self.card
-
-    @property
     def memory_bytes(self) -> int:
         """Memory of the weights: measured, or before the first load as they will be."""
         return sum(self.memory.values()) or self.expected_bytes
@@ -140,5 +135,6 @@ class PooledModel:
             percent=self.files.percent if self.files is not None else None,
             disk_bytes=self.disk_bytes,
             memory_bytes=self.memory_bytes or None,
+            batching=self.model.batching if self.model is not None else {},
             error=self.error,
         )

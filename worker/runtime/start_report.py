@@ -63,7 +63,7 @@ class StartReport:
                 self._starts.finish(self._worker)
 
     def stage(self, stage: str) -> None:
-        """Set and log what the worker does now."""
+        """Set and log the present activity of the worker."""
         self._stage, self._started_at = stage, time.monotonic()
         log.info("%s", stage)
 

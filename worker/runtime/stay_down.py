@@ -7,10 +7,10 @@ import time
 from contextlib import suppress
 
 from pydantic import ValidationError
-from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.file_watch import FileWatch
+from img2img.redis.connection import connect
 from img2img.redis.model_definitions import ModelDefinitions
 from img2img.redis.worker_starts import WorkerStarts
 
@@ -32,7 +32,7 @@ def stay_down(retry_s: float | None) -> None:
     give_up_at = time.monotonic() + retry_s if retry_s is not None else float("inf")
     try:
         settings = WorkerSettings()
-        redis = Redis.from_url(settings.resolved_redis_url)
+        redis = connect(settings.resolved_redis_url)
     except (ValidationError, ValueError):
         # The settings of this process do not change.
         while time.monotonic() < give_up_at:

@@ -4,6 +4,7 @@
 
 local id, claim, delivery, next_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local event, record = key(keys.OUTBOX_EVENT, {id = id}), key(keys.JOB, {id = id})
+if redis.call('HEXISTS', event, 'total') == 1 then record = key(keys.BATCH, {id = id}) end
 if claim ~= '' and redis.call('HGET', event, 'claim') ~= claim then return 0 end
 if next_at == '' then
   redis.call('DEL', event)

@@ -1,13 +1,15 @@
 -- Queues a new job, unless its idempotency key is in use or a limit is reached.
 -- KEYS: RQ's job hash, RQ's list of waiting jobs, RQ's set of queues.
--- ARGV: the job as JSON; the number of arguments of its record; field, value, ... of the record; then of RQ's job hash.
+-- ARGV: the job as JSON, with field, value, ... of its record and of RQ's job hash; then fields of the latter with bytes.
+-- A job of a batch is queued once, and only while the batch exists and is not cancelled; then 'batch_gone'.
 -- Returns 'created', 'revoked', 'owner_limit', 'limit', 'inputs_deleted' if inputs were deleted since they were retained,
 -- or '=' and the value of the idempotency key; or 'quota', bytes stored and the time at which there is room.
 -- include: fair_queue
 -- include: image_quota
+-- include: job_batches
 -- include: job_indices
 
-local job, record_size = cjson.decode(ARGV[1]), tonumber(ARGV[2])
+local job = cjson.decode(ARGV[1])
 
 local function is_full(limit, owner)
   local indices = indices_by_status('queued', owner)
@@ -16,6 +18,11 @@ end
 
 -- With this check, no job is queued with a key after its revocation.
 if job.key_id and redis.call('HEXISTS', keys.API_KEYS, job.key_id) == 0 then return 'revoked' end
+if job.batch then
+  local status, stopped = unpack(redis.call('HMGET', batch_key(job.batch), 'status', 'stopped'))
+  if not status or stopped then return 'batch_gone' end
+  if redis.call('EXISTS', key(keys.JOB, {id = job.id})) == 1 then return 'created' end
+end
 if job.idempotency_key then
   local earlier = redis.call('GET', job.idempotency_key)
   if earlier then return '=' .. earlier end
@@ -31,9 +38,10 @@ for _, input in ipairs(job.inputs) do sizes[#sizes + 1] = {input, image_bytes(in
 local exceeded = find_exceeded(job.owner, sizes, job.max_stored_bytes_per_owner)
 if exceeded then return 'quota ' .. exceeded[2] .. ' ' .. exceeded[3] end
 
-redis.call('HSET', key(keys.JOB, {id = job.id}), unpack(ARGV, 3, 2 + record_size))
+redis.call('HSET', key(keys.JOB, {id = job.id}), unpack(job.record))
 for _, index in ipairs(indices_of_all(job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
 for _, index in ipairs(indices_by_status('queued', job.owner)) do redis.call('ZADD', index, job.created_at, job.id) end
+if job.batch then add_to_batch(job.batch, job.id, job.batch_index) end
 if job.deadline_at then redis.call('ZADD', keys.DEADLINES, job.deadline_at, job.id) end
 for _, input in ipairs(job.inputs) do
   count_owner(input, job.owner)
@@ -45,7 +53,8 @@ if job.idempotency_key then
 end
 
 enqueue(job.model, job.id, job.priority, job.owner, job.cost)
-redis.call('HSET', KEYS[1], unpack(ARGV, 3 + record_size))
+redis.call('HSET', KEYS[1], unpack(job.rq))
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 if redis.call('RPUSH', KEYS[2], job.id) == 1 then redis.call('SADD', KEYS[3], KEYS[2]) end
 redis.call('PUBLISH', keys.JOB_CHANGES, job.id .. ' queued')
 return 'created'

@@ -3,13 +3,14 @@
 --   '1' to count an attempt, then field, value, ... to set.
 -- Returns 'ok', or the reason against it: 'missing', 'lost' or the present status.
 -- include: fair_queue
+-- include: job_batches
 -- include: job_indices
 
 local id, to, sources, execution, ended_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local record = key(keys.JOB, {id = id})
 local from, owning_execution, owner, created_at = unpack(
   redis.call('HMGET', record, 'status', 'execution', 'owner', 'created_at'))
-local model, priority, cost = unpack(redis.call('HMGET', record, 'model', 'priority', 'cost'))
+local model, priority, cost, batch = unpack(redis.call('HMGET', record, 'model', 'priority', 'cost', 'batch_id'))
 owner, model = owner or '', model or ''
 
 local function contains(list, item)
@@ -26,9 +27,12 @@ local function queue_webhook()
 end
 
 local function finish()
-  local kept_until = string.format('%.6f', tonumber(ended_at) + (redis.call('HGET', record, 'result_ttl_s') or 0))
-  redis.call('HSET', record, 'expires_at', kept_until)
-  redis.call('ZADD', keys.EXPIRING_JOBS, kept_until, id)
+  -- A job of a batch expires with the batch.
+  if not batch or redis.call('EXISTS', batch_key(batch)) == 0 then
+    local kept_until = string.format('%.6f', tonumber(ended_at) + (redis.call('HGET', record, 'result_ttl_s') or 0))
+    redis.call('HSET', record, 'expires_at', kept_until)
+    redis.call('ZADD', keys.EXPIRING_JOBS, kept_until, id)
+  end
   redis.call('ZREM', keys.DEADLINES, id)
   redis.call('HINCRBY', keys.ENDED_JOBS, to .. ' ' .. model, 1)
   queue_webhook()
@@ -47,5 +51,6 @@ for _, index in ipairs(indices_by_status(to, owner)) do redis.call('ZADD', index
 -- A job that is released joins the fair queue again when RQ's list has it.
 if from == 'queued' then remove(model, id, priority or '', owner, cost) end
 if ended_at ~= '' then finish() end
+if batch then move_in_batch(batch, id, from, to, ended_at) end
 redis.call('PUBLISH', keys.JOB_CHANGES, id .. ' ' .. to)
 return 'ok'

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import httpx
@@ -39,7 +40,9 @@ class Stack:
 
     def __init__(self, compose: list[str]) -> None:
         self.name = f"img2img-test-{os.getpid()}"
-        self._compose = [*compose, "--project-name", self.name, "--env-file", os.devnull]
+        # An empty file, so that a .env file is not read. docker-compose 1.29 does not take /dev/null.
+        self._empty = NamedTemporaryFile(prefix="img2img-", suffix=".env")  # noqa: SIM115  # deleted with this object
+        self._compose = [*compose, "--project-name", self.name, "--env-file", self._empty.name]
         port = free_port()
         self._environment = {"IMG2IMG_PORT": str(port), "IMG2IMG_HOST": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     DDPMScheduler,
     EulerDiscreteScheduler,
@@ -48,6 +49,23 @@ def autoencoder(*, force_upcast: bool = True, widths: tuple[int, ...] = (32, 64)
         sample_size=64,
         force_upcast=force_upcast,
     )
+
+
+def tiny_fast_vae(folder: Path, **changes: object) -> Path:
+    """A small VAE like TAESD, for models whose VAE is `autoencoder()`."""
+    torch.manual_seed(4)
+    widths = (8, 8)
+    AutoencoderTiny(
+        **{
+            "encoder_block_out_channels": widths,
+            "decoder_block_out_channels": widths,
+            "num_encoder_blocks": (1, 1),
+            "num_decoder_blocks": (1, 1),
+            "latent_channels": 4,
+            **changes,
+        }
+    ).save_pretrained(folder)
+    return folder
 
 
 def tiny_sd(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, vae: AutoencoderKL | None = None) -> Path:

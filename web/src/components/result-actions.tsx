@@ -2,7 +2,7 @@ import type { Img2ImgRequest, Job, JobImage } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { duration } from "../lib/duration";
 import { useResultUrl } from "../lib/result-url";
-import { moreLikeThis, restoreJob, useResult } from "../state/actions";
+import { isMakingMore, moreLikeThis, restoreJob, useResult } from "../state/actions";
 import { set } from "../state/form";
 import { CopyAs } from "./copy-as";
 
@@ -31,7 +31,12 @@ export function ResultActions({ job, image, request, imageId }: Props) {
         </button>
         {isGenerated && (
           <>
-            <button type="button" title={texts.moreHint} onClick={() => void moreLikeThis(job, image.index)}>
+            <button
+              type="button"
+              title={texts.moreHint}
+              disabled={isMakingMore.value}
+              onClick={() => void moreLikeThis(job, image.index)}
+            >
               {texts.moreLikeThis}
             </button>
             <button type="button" onClick={() => void restoreJob(job, imageId)}>

@@ -31,6 +31,10 @@ describe("codeFor", () => {
     expect(command).toContain("--steps 4 \\\n  --prompt-weighting \\\n");
   });
 
+  it("keeps a value that begins with a hyphen apart from the options", () => {
+    expect(codeFor("cli", { image: SHA, prompt: "-a" }, OPEN)).toContain("--prompt=-a \\\n");
+  });
+
   it("never contains the key", () => {
     for (const language of ["curl", "python", "typescript"] as const) {
       expect(codeFor(language, REQUEST, KEYED)).toContain("IMG2IMG_API_KEY");

@@ -100,5 +100,7 @@ function option(name: string, value: unknown): string {
   const flag = `--${(OPTION_NAMES[name] ?? name).replaceAll("_", "-")}`;
   if (value === true) return flag;
   if (value === false) return `--no-${flag.slice(2)}`;
-  return `${flag} ${quoted(typeof value === "object" ? JSON.stringify(value) : String(value))}`;
+  const text = typeof value === "object" ? JSON.stringify(value) : String(value);
+  // A value that begins with a hyphen looks like another option.
+  return `${flag}${text.startsWith("-") ? "=" : " "}${quoted(text)}`;
 }

@@ -22,7 +22,7 @@ export interface Situation {
 
 const SIZE_FIELDS = ["width", "height", "resize"] as const;
 // Without guidance these have no effect, and the service refuses them.
-const GUIDED = ["negative_prompt", "guidance_rescale", "image_guidance_scale"] as const;
+const GUIDED = ["negative_prompt", "guidance_rescale", "guidance_until", "image_guidance_scale"] as const;
 const OPTIONAL = ["clip_skip", "denoising_start", "eta", "guidance_rescale"] as const;
 
 /** Return the task that the service will choose for the request of the form. */
@@ -68,6 +68,10 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
       return upscaler !== undefined || card.negative_prompt !== false;
     case "prompt_weighting":
       return card.prompt_weighting === true;
+    case "fast_vae":
+      return card.fast_vae === true && !upscaler;
+    case "guidance_until":
+      return card.guidance_until === true && task !== "edit" && !upscaler;
     case "guidance_scale":
       return upscaler !== undefined || card.guidance !== false;
     case "strength":

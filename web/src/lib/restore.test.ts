@@ -37,6 +37,10 @@ it("knows margins and the mode", () => {
   const region = { blur: 4, margins: { left: 32, top: 0, right: 0, bottom: 0 }, canvas: [160, 128] };
   expect(restored({ task: "inpaint", region }).values).toEqual({ outpaint: region.margins, mask_blur: 4 });
   expect(restored({ task: "inpaint", region: { canvas: [160, 128] } }).values).toEqual({ mask_blur: 0 });
+  expect(restored({ task: "inpaint", region: { blur: 4, padding: 0 } }).values.mask_padding).toBe(0);
+  expect(restored({ task: "inpaint", region: { blur: 4, padding: null } }).values).not.toHaveProperty(
+    "mask_padding",
+  );
   expect(restored({ task: "edit", instruction: "make it night" })).toMatchObject({
     mode: "edit",
     values: { instruction: "make it night" },

@@ -4,13 +4,14 @@ import type { Mode } from "../state/form";
 /** The fields of a request that a job or the metadata of a result also has, under the same name. */
 const FIELDS = (
   "prompt negative_prompt prompt_weighting instruction strength denoising_start denoising_end guidance_scale image_guidance_scale " +
-  "guidance_rescale num_inference_steps scheduler seed num_images width height resize upscale eta clip_skip loras model"
+  "guidance_rescale guidance_until fast_vae deterministic num_inference_steps scheduler seed num_images width height resize upscale eta clip_skip loras model"
 ).split(" ");
 // Values that count as not given.
 const NEUTRAL: Record<string, unknown> = {
   clip_skip: 0,
   eta: 0,
   guidance_rescale: 0,
+  guidance_until: 1,
   num_images: 1,
   resize: "crop",
 };
@@ -31,10 +32,13 @@ export function restored(request: Job["request"] | Record<string, unknown>): Res
   for (const name of FIELDS) {
     if (isGiven(name, job[name])) values[name] = job[name];
   }
-  const region = job.region as { blur?: number; margins?: Record<string, number> } | undefined;
+  const region = job.region as
+    | { blur?: number; padding?: number | null; margins?: Record<string, number> }
+    | undefined;
   if (Object.values(region?.margins ?? {}).some((pixels) => pixels > 0)) values.outpaint = region?.margins;
   // 0 is not the default of a request, and is left out of the metadata.
   if (region) values.mask_blur = region.blur ?? 0;
+  if (region?.padding != null) values.mask_padding = region.padding;
   const mode = job.task === "edit" || job.task === "upscale" ? job.task : "transform";
   const controls = ((job.controls ?? []) as (RestoredControl & { image?: unknown })[]).map(
     ({ image: _, ...control }) => control,

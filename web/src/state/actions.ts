@@ -1,6 +1,6 @@
 /** What a person does with the form: choose an image, run, use a result as the next input. */
 
-import { effect } from "@preact/signals";
+import { effect, signal } from "@preact/signals";
 import { ApiError, fetchFromService, uploadImage } from "../api/client";
 import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
@@ -58,10 +58,24 @@ export async function useResult(jobId: string, index: number): Promise<boolean> 
   }
 }
 
+/** Whether variants of a result are being submitted. */
+export const isMakingMore = signal(false);
+
 const SIMILAR = { strength: 0.5, num_images: 4 };
 
 /** Make variants of a result: it becomes the input image, with the prompt of its job and a moderate strength. */
 export async function moreLikeThis(job: Job, index: number): Promise<void> {
+  // A second click while the first one is being followed would make four more.
+  if (isMakingMore.value) return;
+  isMakingMore.value = true;
+  try {
+    await makeVariants(job, index);
+  } finally {
+    isMakingMore.value = false;
+  }
+}
+
+async function makeVariants(job: Job, index: number): Promise<void> {
   if (!(await useResult(job.id, index))) return;
   const { values: settings } = restored(job.request);
   const prompt = settings.prompt ?? settings.instruction ?? "";

@@ -29,6 +29,7 @@ export interface StoredImage {
 
 const uploads = new WeakMap<StoredImage, Promise<string>>();
 const bySha256 = new Map<string, StoredImage>();
+const restoredById = new Map<string, Promise<StoredImage | null>>();
 
 /** Read an image file and begin to upload it. Throws an Error if the browser cannot read it. */
 export async function storeImage(file: Blob, name: string, id = newId()): Promise<StoredImage> {
@@ -50,7 +51,14 @@ export async function storeImage(file: Blob, name: string, id = newId()): Promis
 }
 
 /** Return an image that was kept for a reload; null if the browser no longer has it. */
-export async function restoreImage(id: string): Promise<StoredImage | null> {
+export function restoreImage(id: string): Promise<StoredImage | null> {
+  // Once: each call would upload the image again.
+  const known = restoredById.get(id) ?? readImage(id);
+  restoredById.set(id, known);
+  return known;
+}
+
+async function readImage(id: string): Promise<StoredImage | null> {
   const kept = await keptImage(id);
   return kept && storeImage(kept.blob, kept.name, id);
 }
@@ -63,9 +71,9 @@ export function uploaded(image: StoredImage): Promise<string> {
 
 /** Upload images again that the service no longer has. Returns whether the error is about such images. */
 export async function uploadForgotten(error: ApiError): Promise<boolean> {
-  const forgotten = error.fields.flatMap(({ got }) => bySha256.get(got ?? "") ?? []);
-  await Promise.all(forgotten.map(begin));
-  return forgotten.length > 0;
+  const forgotten = new Set(error.fields.flatMap(({ got }) => bySha256.get(got ?? "") ?? []));
+  const uploaded = await Promise.allSettled([...forgotten].map(begin));
+  return uploaded.length > 0 && uploaded.every(({ status }) => status === "fulfilled");
 }
 
 function begin(image: StoredImage): Promise<string> {

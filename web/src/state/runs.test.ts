@@ -44,6 +44,43 @@ it("cancels a job whose run was cancelled while it was sent", async () => {
   ]);
 });
 
+it("submits several requests as one batch, and cancels it as one", async () => {
+  const calls: string[] = [];
+  const jobs = ["b0", "b1"].map((id, index) => ({ ...JOB, id, batch: { id: "b", index, name: null } }));
+  let sent = "";
+  vi.stubGlobal("fetch", async (input: Request | string, init?: RequestInit) => {
+    const { url, method } = typeof input === "string" ? { url: input, method: init?.method ?? "GET" } : input;
+    const path = new URL(url).pathname;
+    calls.push(`${method} ${path}`);
+    if (path.endsWith("/events")) return new Promise<Response>(() => undefined);
+    if (path.endsWith("/batches")) sent = String(init?.body);
+    const body = path.endsWith("/batches/b/jobs") ? { jobs, next_cursor: null } : { id: "b" };
+    return json(body, path.endsWith("/batches") ? 202 : 200);
+  });
+  await submit([
+    { label: "1", request: { image: "x", seed: 1 } },
+    { label: "2", request: { image: "x", seed: 2 } },
+  ]);
+  expect(sent).toBe('{"image":"x","seed":1}\n{"image":"x","seed":2}');
+  const run = runs.value.at(-1);
+  expect(run?.cells.map(({ jobId }) => jobId)).toEqual(["b0", "b1"]);
+  if (run) await cancelRun(run);
+  const changing = calls.filter((call) => call.startsWith("POST"));
+  expect(changing).toEqual(["POST /batches", "POST /batches/b/cancel"]);
+});
+
+it("shows the errors of a batch at the fields of the form", async () => {
+  const errors = [0, 1].map((at) => ({ field: `items.${at}.strength`, message: "too high" }));
+  vi.stubGlobal("fetch", () => Promise.resolve(json({ detail: "wrong", errors }, 422)));
+  const before = runs.value.length;
+  await submit([
+    { label: "1", request: { image: "x", strength: 2 } },
+    { label: "2", request: { image: "x", strength: 3 } },
+  ]);
+  expect(fieldErrors.value).toEqual([{ field: "strength", message: "too high" }]);
+  expect(runs.value).toHaveLength(before);
+});
+
 it("shows why a result cannot be used", async () => {
   vi.stubGlobal("fetch", () => Promise.resolve(json({ detail: "The job has expired." }, 410)));
   fieldErrors.value = [];

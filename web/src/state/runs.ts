@@ -1,9 +1,11 @@
 import { computed, signal } from "@preact/signals";
-import { ApiError } from "../api/client";
-import { getJob, submitImg2Img } from "../api/generated/sdk.gen";
-import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
+import { ApiError, fetchFromService } from "../api/client";
+import { followBatch } from "../api/events";
+import { cancelBatch, getJob, listBatchJobs, submitImg2Img } from "../api/generated/sdk.gen";
+import type { Batch, Img2ImgRequest, Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { newId } from "../lib/new-id";
+import { MAX_CELLS } from "../lib/strips";
 import { fieldErrors, formError } from "./form";
 import { uploadForgotten } from "./images";
 import { cancel, isOver, track, viewOf } from "./jobs";
@@ -29,10 +31,10 @@ export interface Run {
   columns: number;
   /** Id of the input image in the browser's storage; null if it is unknown. */
   imageId: string | null;
+  /** Id of the batch of several jobs; null until the service has taken it, and for a single job. */
+  batchId?: string | null;
 }
 
-// Requests that are sent at the same time. A browser has six connections to a server.
-const CONCURRENCY = 3;
 const KEPT = 20;
 
 /** The runs of this tab, newest last. */
@@ -59,26 +61,67 @@ export async function submit(
   runs.value = [...before, run].slice(-KEPT);
   shownKey.value = run.key;
   shownCell.value = 0;
-  const waiting = cells.map((_, index) => index);
-  const errors: ApiError[] = [];
-  await Promise.all(
-    Array.from({ length: CONCURRENCY }, async () => {
-      for (let index = waiting.shift(); index !== undefined; index = waiting.shift()) {
-        const error = await submitCell(run.key, index);
-        if (error) errors.push(error);
-      }
-    }),
-  );
-  if (errors.length < cells.length) return;
+  const error = cells.length > 1 ? await submitBatch(run.key) : await submitCell(run.key);
+  if (!error) return;
   // Nothing was taken: the form shows why, and the result stays as it was.
   runs.value = runs.value.filter(({ key }) => key !== run.key);
   shownKey.value = before.at(-1)?.key ?? null;
-  const [error] = errors;
-  if (error) showError(error);
+  showError(error);
 }
 
-/** Submit a cell of a run. Returns the error of the service, if there is one. */
-async function submitCell(key: string, index: number, isRepeated = false): Promise<ApiError | null> {
+/** Submit the jobs of a run as one batch. Returns the error of the service, if there is one. */
+async function submitBatch(key: string, isRepeated = false): Promise<ApiError | null> {
+  const run = runOf(key);
+  // The run was cancelled or removed.
+  if (!run || run.cells.some(({ request, error }) => !request || error)) return null;
+  try {
+    const body = run.cells.map(({ request }) => JSON.stringify(request)).join("\n");
+    const headers = { "Content-Type": "application/jsonl", "Idempotency-Key": key };
+    const response = await fetchFromService("/batches", { method: "POST", body, headers });
+    const batch: Batch = await response.json();
+    changeRun(key, { batchId: batch.id });
+    await loadBatch(key, batch.id);
+    // It was cancelled before the service had answered.
+    if (runOf(key)?.cells.some(({ error }) => error)) await cancelBatchOf(key, batch.id);
+    return null;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    if (!isRepeated && (await uploadForgotten(error))) return submitBatch(key, true);
+    run.cells.forEach((_, index) => {
+      change(key, index, { error: error.message });
+    });
+    return error;
+  }
+}
+
+/** Load the jobs of a batch, and follow it. Throws ApiError. */
+async function loadBatch(key: string, id: string): Promise<void> {
+  const query = { limit: MAX_CELLS };
+  const { data } = await listBatchJobs({ path: { batch_id: id }, query, throwOnError: true });
+  for (const job of data.jobs) {
+    track(job);
+    if (job.batch) change(key, job.batch.index, { jobId: job.id });
+  }
+  if (!data.jobs.every(isOver)) void followRun(id);
+}
+
+async function followRun(id: string): Promise<void> {
+  try {
+    await followBatch(id, ({ name, data }) => name === "job" && track(data), new AbortController().signal);
+  } catch (error) {
+    // Its jobs are polled as well.
+    if (!(error instanceof ApiError)) throw error;
+  }
+}
+
+async function cancelBatchOf(key: string, id: string): Promise<void> {
+  await cancelBatch({ path: { batch_id: id }, throwOnError: true });
+  await loadBatch(key, id);
+}
+
+/** Submit the only job of a run. Returns the error of the service, if there is one. */
+async function submitCell(key: string, isRepeated = false): Promise<ApiError | null> {
+  const index = 0;
   const cell = cellOf(key, index);
   // The run was cancelled or removed.
   if (!cell?.request || cell.error) return null;
@@ -93,26 +136,36 @@ async function submitCell(key: string, index: number, isRepeated = false): Promi
     return null;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    if (!isRepeated && (await uploadForgotten(error))) return submitCell(key, index, true);
+    if (!isRepeated && (await uploadForgotten(error))) return submitCell(key, true);
     change(key, index, { error: error.message });
     return error;
   }
 }
 
+function runOf(key: string): Run | undefined {
+  return runs.value.find((run) => run.key === key);
+}
+
 function cellOf(key: string, index: number): Cell | undefined {
-  return runs.value.find((run) => run.key === key)?.cells[index];
+  return runOf(key)?.cells[index];
+}
+
+function changeRun(key: string, changes: Partial<Run>): void {
+  runs.value = runs.value.map((run) => (run.key === key ? { ...run, ...changes } : run));
 }
 
 function change(key: string, index: number, changes: Partial<Cell>): void {
-  runs.value = runs.value.map((run) =>
-    run.key === key
-      ? { ...run, cells: run.cells.map((cell, at) => (at === index ? { ...cell, ...changes } : cell)) }
-      : run,
-  );
+  const cells = runOf(key)?.cells.map((cell, at) => (at === index ? { ...cell, ...changes } : cell));
+  if (cells) changeRun(key, { cells });
 }
 
 export function showError(error: ApiError): void {
-  fieldErrors.value = error.fields;
+  // Of a batch, the form shows the errors of all jobs at the same fields.
+  const fields = error.fields.map((one) => ({ ...one, field: one.field.replace(/^items\.\d+\./, "") }));
+  fieldErrors.value = fields.filter(
+    ({ field, message }, at) =>
+      fields.findIndex((one) => one.field === field && one.message === message) === at,
+  );
   formError.value = error.message;
 }
 
@@ -121,6 +174,11 @@ export async function cancelRun(run: Run): Promise<void> {
   run.cells.forEach((cell, index) => {
     if (!cell.jobId) change(run.key, index, { error: t().run.cancelled });
   });
+  const { batchId } = runOf(run.key) ?? run;
+  if (batchId) {
+    await cancelBatchOf(run.key, batchId).catch((error) => showError(error));
+    return;
+  }
   const ids = run.cells.flatMap(({ jobId }) => (jobId ? [jobId] : []));
   await Promise.all(
     ids.filter((id) => !isFinished(id)).map((id) => cancel(id).catch((error) => showError(error))),
@@ -147,19 +205,32 @@ export function showJob(job: Job): void {
 
 /** Load the jobs of the runs that this tab knew before it was reloaded. */
 export async function restoreRuns(): Promise<void> {
-  for (const { key, cells } of runs.value) {
-    for (const [index, { jobId, error }] of cells.entries()) {
-      if (!jobId) {
-        // The page was closed before the answer came: the idempotency key finds the job, or makes it.
-        if (!error) await submitCell(key, index);
-        continue;
-      }
+  for (const { key, cells, batchId } of runs.value) {
+    if (batchId) {
+      await loadBatch(key, batchId).catch((problem) => lose(key, problem));
+      continue;
+    }
+    // The page was closed before the answer came: the idempotency key finds the jobs, or makes them.
+    if (cells.every(({ jobId, error }) => !jobId && !error)) {
+      await (cells.length > 1 ? submitBatch(key) : submitCell(key));
+      continue;
+    }
+    for (const [index, { jobId }] of cells.entries()) {
+      if (!jobId) continue;
       try {
         track((await getJob({ path: { job_id: jobId }, throwOnError: true })).data);
       } catch (problem) {
-        if (!(problem instanceof ApiError)) throw problem;
-        if (!problem.isOutage && problem.status !== 401) change(key, index, { error: problem.message });
+        lose(key, problem, index);
       }
     }
   }
+}
+
+/** Show why jobs of a run cannot be loaded; not during an outage. */
+function lose(key: string, problem: unknown, index?: number): void {
+  if (!(problem instanceof ApiError)) throw problem;
+  if (problem.isOutage || problem.status === 401) return;
+  runOf(key)?.cells.forEach((_, at) => {
+    if (index === undefined || index === at) change(key, at, { error: problem.message });
+  });
 }

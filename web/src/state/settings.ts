@@ -52,6 +52,7 @@ function isSettings(value: unknown): value is Restored {
   const settings = value as Partial<Restored> | null;
   return (
     typeof settings?.values === "object" &&
+    settings.values !== null &&
     Array.isArray(settings.controls) &&
     ["transform", "edit", "upscale"].includes(settings.mode ?? "")
   );

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
 from img2img.domain.conditioning import ControlWeight
 
@@ -86,6 +87,10 @@ class ControlledTransformer:
             return self._forward(*args, **kwargs)
         return self._forward(*args, **kwargs, **self.samples(active, kwargs))
 
+    def skip_step(self) -> None:
+        """Count a step that does without a call."""
+        self._step += 1
+
     def encode(self, control: ActiveControl, generator: torch.Generator) -> torch.Tensor:
         """Return the input of the ControlNet for its map."""
         raise NotImplementedError
@@ -115,7 +120,7 @@ class ControlledTransformer:
         pixels = control.pixels.to(self._pipeline._execution_device, self._pipeline.dtype).repeat(rows, 1, 1, 1)
         if self._pipeline.vae.config.get("z_dim"):  # of a video
             pixels = pixels.unsqueeze(2)
-        return vae.encode(pixels).latent_dist.sample(generator)
+        return retrieve_latents(vae.encode(pixels), generator)
 
 
 class SD3Transformer(ControlledTransformer):
@@ -215,6 +220,10 @@ class QwenTransformer(ControlledTransformer):
             active = self._active()
             self._last = self.samples(active, kwargs) if active else {}
         return self._forward(*args, **kwargs, **self._last)
+
+    def skip_step(self) -> None:
+        if self._context_name != "uncond":
+            super().skip_step()
 
     def encode(self, control: ActiveControl, generator: torch.Generator) -> torch.Tensor:
         pipeline, config = self._pipeline, self._pipeline.vae.config
@@ -317,7 +326,8 @@ class ZImageTransformer(ControlledTransformer):
     def encode(self, control: ActiveControl, generator: torch.Generator) -> torch.Tensor:  # noqa: ARG002
         pipeline, config = self._pipeline, self._pipeline.vae.config
         pixels = control.pixels.to(pipeline._execution_device, pipeline.dtype)
-        latents = (pipeline.vae.encode(pixels).latent_dist.mode() - config.shift_factor) * config.scaling_factor
+        encoded = retrieve_latents(pipeline.vae.encode(pixels), sample_mode="argmax")
+        latents = (encoded - config.shift_factor) * config.scaling_factor
         latents = latents.unsqueeze(2)
         # Channels for inpainting are zero, as in the stock text-to-image pipeline.
         missing = control.net.config.control_in_dim - latents.shape[1]

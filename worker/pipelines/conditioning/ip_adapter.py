@@ -160,7 +160,7 @@ class IPAdapter:
 
 
 def _check_complete(denoiser: torch.nn.Module) -> None:
-    """Check that all weights are there: diffusers loads what a file has and leaves the others without data."""
+    """Check that all weights are there: diffusers loads those of the file and leaves the others without data."""
     missing = sorted(name for name, parameter in denoiser.named_parameters() if parameter.is_meta)
     if missing:
         raise StartupError(f"{len(missing)} of its weights are missing in the file, such as {examples(missing)}")

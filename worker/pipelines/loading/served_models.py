@@ -60,12 +60,14 @@ class ModelSelection:
     Args:
         names: comma-separated names of the models to serve. Default: all of them.
         folders: folders from which models may be loaded that requests define.
+        defaults: values of keys that a model does not set.
 
     Raises:
         StartupError: `names` is empty.
     """
 
-    def __init__(self, names: str | None, folders: Sequence[Path]) -> None:
+    def __init__(self, names: str | None, folders: Sequence[Path], defaults: Mapping[str, str] = {}) -> None:
+        self._defaults = defaults
         self._names = None if names is None else _parse_names(names)
         self._folders = folders
         self._lora_folders = LoraFolders()
@@ -129,6 +131,8 @@ class ModelSelection:
         return change.model_copy(update={"model": model, "loras": loras})
 
     def _expanded(self, config: ModelConfig, changes: Mapping[str, ModelChange]) -> ModelConfig:
+        unset = {key: value for key, value in self._defaults.items() if getattr(config, key) is None}
+        config = config.model_copy(update=unset)
         loras = changes[config.name].loras if config.name in changes else {}
         return self._lora_folders.expand(config, {name for name, source in loras.items() if source is None})
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers import AutoencoderTiny
 from diffusers.loaders import single_file_utils
 
 from img2img.domain.model_config import ComponentSource
@@ -43,6 +44,38 @@ def load_vae(source: ComponentSource, folder: Path, dtype: torch.dtype) -> Any:
             return kind.from_single_file(
                 str(file), config=str(folder), subfolder="vae", local_files_only=True, dtype=dtype
             )
+
+
+def load_fast_vae(source: ComponentSource, vae: Any, dtype: torch.dtype) -> AutoencoderTiny:
+    """Load the small VAE that jobs can use instead of that of the model.
+
+    Args:
+        vae: VAE of the model, without gates.
+
+    Raises:
+        StartupError: it cannot be loaded, or has other latents than the VAE of the model.
+    """
+    with reporting_failures("`fast_vae`"):
+        if not isinstance(vae, diffusers.AutoencoderKL):
+            raise StartupError(f"there is none for models whose VAE is a {type(vae).__name__}; remove it")
+        if is_single_file(source):
+            raise StartupError("a single file lacks the configuration; give a folder in diffusers format, or a hub id")
+        part = component_folder(source)
+        if (found := component_class(part)) != AutoencoderTiny.__name__:
+            raise StartupError(f"{part} is of the class {found}, not {AutoencoderTiny.__name__}")
+        fast: AutoencoderTiny = load_component(AutoencoderTiny, part, dtype)
+        latents, wanted = _latents_of(fast), _latents_of(vae)
+        if latents != wanted:
+            raise StartupError(
+                f"its latents have {latents[0]} channels and are {latents[1]} times smaller than the image, those of "
+                f"the model {wanted[0]} and {wanted[1]} times"
+            )
+        return fast
+
+
+def _latents_of(vae: Any) -> tuple[int, int]:
+    """Return the channels of the latents of a VAE, and the pixels along a side of one."""
+    return vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 @contextmanager

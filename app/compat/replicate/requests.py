@@ -1,0 +1,90 @@
+"""Requests for predictions, converted to those of `POST /img2img`."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from img2img.domain.model_card import ModelCard
+from img2img.domain.webhook import PredictionWebhook
+from img2img.errors import ParameterError
+
+from ...http.request_body import validated
+from ...schemas.predictions import PATH
+from ...schemas.requests import Img2ImgRequest
+from ..request_fields import client_names, prompt_field
+
+# Names that models at Replicate use for fields of `POST /img2img`.
+NAMES = {"prompt_strength": "strength", "num_outputs": "num_images", "input_image": "image"}
+GIVEN_OTHERWISE = {"model": "the path or `version`", "webhook": "`webhook` beside `input`"}
+# Field of many models whose default asks for what is done here.
+PNG = ("output_format", "png")
+Event = Literal["start", "output", "logs", "completed"]
+
+
+class PredictionRequest(BaseModel):
+    """Body of a request for a prediction."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: dict[str, Any]
+    version: str | None = None
+    webhook: str | None = None
+    webhook_completed: str | None = None
+    webhook_events_filter: Annotated[list[Event], BeforeValidator(lambda events: events or ["completed"])] = [
+        "completed"
+    ]
+    # The prediction has no URL of a stream, as predictions of models without streams.
+    stream: bool = False
+
+    def to_request(self, card: ModelCard, base_url: str) -> tuple[Img2ImgRequest, dict[str, str]]:
+        """Return the request to submit, and the client's names of its fields.
+
+        Args:
+            base_url: Address of the service in the request, without a slash at the end.
+
+        Raises:
+            ParameterError, RequestValidationError: Their fields begin with `input`, if they are of the input.
+        """
+        given = {name: value for name, value in self.input.items() if value is not None and (name, value) != PNG}
+        for name, instead in GIVEN_OTHERWISE.items():
+            if name in given:
+                raise ParameterError(f"input.{name}", f"It is given by {instead}; leave it out")
+        fields: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        for name, value in given.items():
+            own = NAMES.get(name, name)
+            if own in fields:
+                raise ParameterError(f"input.{name}", f"It is the same as `{names[own]}`; leave one of them out")
+            fields[own], names[own] = _with_references(value, base_url), name
+        prompt = fields.pop("prompt", "")
+        if not isinstance(prompt, str):
+            raise ParameterError("input.prompt", "Input should be a valid string", got=prompt)
+        fields |= prompt_field(prompt, card, fields)
+        names["instruction"] = names.get("instruction", "prompt")
+        prefixed = {own: f"input.{names.get(own, own)}" for own in {*Img2ImgRequest.model_fields, *fields}}
+        prefixed["webhook"] = "webhook"
+        with client_names(prefixed):
+            request = validated(Img2ImgRequest, {**fields, "model": card.name, "webhook": self._webhook(base_url)})
+        return request, prefixed
+
+    def _webhook(self, base_url: str) -> PredictionWebhook | None:
+        url = self.webhook or self.webhook_completed
+        if url is None:
+            return None
+        if "completed" not in self.webhook_events_filter:
+            message = "Webhooks are sent when a prediction has completed: input should contain `completed`"
+            raise ParameterError("webhook_events_filter", message, got=self.webhook_events_filter)
+        return validated(PredictionWebhook, {"url": url, "base_url": base_url})
+
+
+def _with_references(value: Any, base_url: str) -> Any:
+    """Return the value with references to stored images in place of their URLs in this service."""
+    if isinstance(value, dict):
+        return {name: _with_references(item, base_url) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_references(item, base_url) for item in value]
+    if not isinstance(value, str) or not value.startswith(base_url):
+        return value
+    found = re.fullmatch(rf"{PATH}/files/([0-9a-f]{{64}})|(/jobs/[0-9a-f]{{32}}/images/[0-9])", value[len(base_url) :])
+    return (found[1] or found[2]) if found else value

@@ -1,0 +1,304 @@
+"""Step caches: jobs with `speed` predict some outputs of their denoiser from earlier ones, and do not call it then.
+
+A cache sees the inputs and outputs of the denoiser of one job, as EasyCache (Zhou et al., 2025) does, and no other job
+uses it. A job that skips a call is not suspended at the gate and leaves its rows to other jobs.
+
+With sigma as noise level, a sampler integrates dz = p dsigma. For flow matching, z are the latents, and p is the output
+of the denoiser; for diffusion, z are the latents divided by the scale of their signal, and p is the noise in them. So
+an error of p at one call changes the result by about that error times the change of sigma. This is the unit of
+tolerances: standard deviations of latents, whose own is about 1.
+
+- A prediction of p is linear in the number of the call, through the last two calls that were made.
+- A call that is made shows the error that its prediction would have had. The next predictions are assumed to have that
+  error for each call since the last one made, or more if the errors are growing, and calls are skipped while the
+  expected change of the result is small.
+- A call that is made also shows, by interpolation, the errors of the predictions since the one before. Half of their
+  effect is compensated: all of it is too much for schedulers that combine several outputs in each step.
+- The first three calls and the last one are always made.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from torch.utils import _pytree as pytree
+
+from img2img.domain.parameters import Speed
+from img2img.domain.spec import DenoisingSpec
+
+from ..engine.task import EngineTask
+from .parameters import call_parameters
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The limits of a speed.
+
+    Attributes:
+        change: Largest expected change of the result, in standard deviations of latents, by calls skipped in a row.
+        calls: Most calls that are skipped in a row.
+    """
+
+    change: float
+    calls: int
+
+
+TOLERANCES = {Speed.FAST: Tolerance(0.15, 2), Speed.TURBO: Tolerance(0.5, 4)}
+# Calls at the start that are always made.
+FIRST_CALLS = 3
+# Share of the effect of known errors that is compensated.
+COMPENSATION = 0.5
+# Attributes of schedulers that combine several outputs in each step, and how much more they make of an error.
+HISTORIES = ("model_outputs", "derivatives", "ets")
+HISTORY_GAIN = 2.0
+
+
+def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, task: EngineTask) -> Callable[[], None]:
+    """Give the pipeline object of a job a step cache for one call of it. `Speed.EXACT` changes nothing.
+
+    Args:
+        pipeline: has its own scheduler; its other components are shared.
+        task: of the job; skipped calls are counted in its timeline.
+
+    Returns:
+        Function to call after each step of the scheduler.
+    """
+    if spec.speed is Speed.EXACT:
+        return lambda: None
+    # Older pipelines call back after some steps only.
+    has_step_end = "callback_on_step_end" in call_parameters(pipeline)
+    cache = StepCache(TOLERANCES[spec.speed], spec.guidance_scale, pipeline.scheduler, task, one_pass=not has_step_end)
+    wrappers = {"unet": cache.wrap_denoiser, "transformer": cache.wrap_denoiser, "controlnet": cache.wrap_controlnet}
+    for name, wrap in wrappers.items():
+        module = getattr(pipeline, name, None)
+        if module is not None:
+            wrapped = copy(module)
+            wrapped.forward = wrap(module.forward)
+            setattr(pipeline, name, wrapped)
+    return cache.end_call if has_step_end else lambda: None
+
+
+@dataclass
+class _Outputs:
+    """The outputs of the denoiser for one of the forward passes of each step. Most pipelines have one such pass.
+
+    Attributes:
+        made: Number and `p` of the last two calls that were made.
+        skipped: Number and predicted `p` of the calls that were skipped since.
+        error: Error of the prediction of the last call that was made.
+    """
+
+    made: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    skipped: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    error: torch.Tensor | None = None
+
+    def predict(self, call: int) -> torch.Tensor:
+        number, latest = self.made[-1]
+        if len(self.made) == 1:
+            return latest
+        before, earlier = self.made[0]
+        return latest + (call - number) / (number - before) * (latest - earlier)
+
+
+class StepCache:
+    """The state of one job."""
+
+    def __init__(
+        self,
+        tolerance: Tolerance,
+        guidance_scale: float,
+        scheduler: SchedulerMixin,
+        task: EngineTask,
+        *,
+        one_pass: bool = False,
+    ) -> None:
+        """Take the limits of the job.
+
+        Args:
+            one_pass: whether each call of the denoiser is one step of the scheduler, so that `end_call` is not needed.
+        """
+        self._scheduler = scheduler
+        self._one_pass = one_pass
+        self._tolerance = tolerance
+        self._guidance_scale = guidance_scale
+        self._task = task
+        # Sigma at each call, and after the last.
+        self._levels: list[float] = []
+        # Changes where guidance ends: the rows without the prompt are then those with it.
+        self._conditional = task.conditional
+        self._call = 0
+        self._passes: list[_Outputs] = []
+        # Forward passes of the current call.
+        self._passes_done = 0
+        self._skips: bool | None = None
+        # Error of `p` at the last call that was made, for each call since the one before, and the error expected next.
+        self._measured = 0.0
+        self._error = math.inf
+        self._last_made = 0
+        self._gain = HISTORY_GAIN if any(hasattr(scheduler, name) for name in HISTORIES) else 1.0
+        # Expected change of the result by the calls skipped since.
+        self._change = 0.0
+
+    def wrap_denoiser(self, forward: Forward) -> Forward:
+        """Return the forward of the job's denoiser."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            latents = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+            timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
+            if self._one_pass and self._passes_done:
+                self.end_call()
+            skips = self._decide(timestep)
+            if self._passes_done == len(self._passes):
+                self._passes.append(_Outputs())
+            outputs = self._passes[self._passes_done]
+            self._passes_done += 1
+            if not skips:
+                return self._make(outputs, latents, forward(*args, **kwargs))
+            # ControlNets that run inside of the forward count their steps.
+            getattr(forward, "skip_step", lambda: None)()
+            return self._skip(outputs, latents)
+
+        return call
+
+    def wrap_controlnet(self, forward: Forward) -> Forward:
+        """Return the forward of the job's ControlNets for a UNet, which run before it."""
+        last: Any = None
+
+        def call(sample: torch.Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal last
+            if self._decide(timestep):
+                return last
+            residuals = forward(sample, timestep, *args, **kwargs)
+            # Of the right shapes, without memory.
+            last = pytree.tree_map_only(torch.Tensor, lambda r: r.new_zeros(()).expand(r.shape), residuals)
+            return residuals
+
+        return call
+
+    def end_call(self) -> None:
+        """Note that the scheduler has got the output of a call."""
+        if not self._skips:
+            self._measure()
+            self._last_made, self._change = self._call, 0.0
+        self._call += 1
+        self._passes_done = 0
+        self._skips = None
+
+    def _decide(self, timestep: Any) -> bool:
+        """Return whether to skip the current call, which is the same for all its forward passes."""
+        if self._skips is None:
+            if not self._levels:
+                self._levels = noise_levels(self._scheduler, timestep)
+            if self._conditional is not self._task.conditional:
+                self._forget()
+            self._skips = self._is_negligible()
+        return self._skips
+
+    def _forget(self) -> None:
+        """Predict nothing until two more calls were made."""
+        self._conditional = self._task.conditional
+        self._passes, self._error, self._measured = [], math.inf, 0.0
+
+    def _is_negligible(self) -> bool:
+        distance = self._call - self._last_made
+        if self._call < FIRST_CALLS or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
+            return False
+        change = self._change + self._gain * abs(self._delta(self._call)) * self._error * distance
+        if not change <= self._tolerance.change:
+            return False
+        self._change = change
+        return True
+
+    def _delta(self, call: int) -> float:
+        return self._levels[call + 1] - self._levels[call]
+
+    def _make(self, outputs: _Outputs, latents: Any, result: Any) -> Any:
+        """Learn from a call of the denoiser. Returns its result, with the errors before it compensated."""
+        output = _stacked(result[0])
+        scale, signal = self._noise_in(latents, output)
+        p = scale * output.float() + signal
+        if outputs.made:
+            outputs.error = p - outputs.predict(self._call)
+        correction = self._correction(outputs, p)
+        outputs.made = [*outputs.made[-1:], (self._call, p)]
+        outputs.skipped = []
+        if correction is None:
+            return result
+        return (_like(result[0], output + (correction / scale).to(output.dtype)), *result[1:])
+
+    def _skip(self, outputs: _Outputs, latents: Any) -> Any:
+        """Return a predicted result of the denoiser."""
+        self._task.timeline.skipped_calls += 1
+        p = outputs.predict(self._call)
+        outputs.skipped.append((self._call, p))
+        scale, signal = self._noise_in(latents, p)
+        output = (p - signal) / scale
+        return (_like(latents, output.to(_stacked(latents).dtype)),)
+
+    def _noise_in(self, latents: Any, output: torch.Tensor) -> tuple[float, torch.Tensor | float]:
+        """Return the numbers a and b with which p is a times the output of the denoiser plus b."""
+        config = self._scheduler.config
+        if config.get("prediction_type") != "v_prediction":
+            return 1.0, 0.0
+        signal = 1 / math.sqrt(1 + self._levels[self._call] ** 2)
+        # An inpainting denoiser has more inputs than outputs.
+        return signal, math.sqrt(1 - signal**2) * latents[:, : output.shape[1]].float()
+
+    def _correction(self, outputs: _Outputs, p: torch.Tensor) -> torch.Tensor | None:
+        """Return the change of `p` that compensates the errors of the calls skipped before it."""
+        delta = self._delta(self._call)
+        if not outputs.skipped or not delta or self._call >= len(self._levels) - 2:
+            return None
+        number, before = outputs.made[-1]
+        correction = torch.zeros_like(p)
+        for call, predicted in outputs.skipped:
+            share = (call - number) / (self._call - number)
+            correction += (before + share * (p - before) - predicted) * (self._delta(call) / delta)
+        return COMPENSATION * correction
+
+    def _measure(self) -> None:
+        """Update the expected error from the call that was made."""
+        errors = [outputs.error for outputs in self._passes if outputs.error is not None]
+        if errors:
+            first, *others = torch.cat(errors)
+            # Guidance multiplies the difference between the rows.
+            guided = [first + self._guidance_scale * (other - first) for other in others] or [first]
+            rms = torch.stack([error.square().mean() for error in guided]).max().sqrt().item()
+            error = rms / (self._call - self._last_made)
+            growth = error / self._measured if self._measured else 1.0
+            self._error = error * max(1.0, growth)
+            self._measured = error
+
+
+def noise_levels(scheduler: SchedulerMixin, timestep: Any) -> list[float]:
+    """Return sigma at each remaining call of the denoiser, and after the last one.
+
+    Args:
+        timestep: of the first call.
+    """
+    begin = getattr(scheduler, "begin_index", None)
+    if begin is None:
+        # Schedulers without it are those of diffusion. `pndm` can have a timestep twice.
+        matches = (scheduler.timesteps == timestep).nonzero() if hasattr(scheduler, "alphas_cumprod") else []
+        begin = int(matches[-1]) if len(matches) else 0
+    if hasattr(scheduler, "sigmas"):
+        levels: list[float] = scheduler.sigmas.tolist()[begin:]
+        return levels
+    alphas = scheduler.alphas_cumprod[scheduler.timesteps.cpu().long()].tolist()
+    alphas.append(float(scheduler.final_alpha_cumprod))
+    return [math.sqrt((1 - alpha) / alpha) if alpha else math.inf for alpha in alphas[begin:]]
+
+
+def _stacked(output: Any) -> torch.Tensor:
+    """Return the output of a denoiser, of which some return a list with a tensor per row."""
+    return torch.stack(list(output)) if isinstance(output, Sequence) else output
+
+
+def _like(model: Any, output: torch.Tensor) -> Any:
+    return list(output.unbind(0)) if isinstance(model, Sequence) else output
