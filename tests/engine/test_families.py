@@ -28,6 +28,7 @@ from img2img.worker.pipelines.image_processors import image_only_processor
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.pipelines.step_cache import TOLERANCES, Tolerance
 from tests.support.engines import run_on, run_together
+from tests.support.family_matrix import small_images
 from tests.support.images import largest_difference
 from tests.support.models.tiny_families import (
     tiny_fill,
@@ -389,11 +390,12 @@ def test_several_reference_images_give_stock_pixels_alone_and_batched(served: Se
         (spec, replace(served.inputs(spec), references=images)) for spec, images in zip(specs, references, strict=True)
     ]
     engine = Engine(slots=8)
-    together = run_on(engine, served.model, jobs)
-    for one, result in zip(jobs, together, strict=True):
-        expected = served.reference(one[0], [served.image, *one[1].references])
-        assert largest_difference(run_together(served.model, [one])[0], expected) == 0, one[0]
-        assert largest_difference(result, expected) <= 1, one[0]
+    with small_images():
+        together = run_on(engine, served.model, jobs)
+        for one, result in zip(jobs, together, strict=True):
+            expected = served.reference(one[0], [served.image, *one[1].references])
+            assert largest_difference(run_together(served.model, [one])[0], expected) == 0, one[0]
+            assert largest_difference(result, expected) <= 1, one[0]
     assert len({result.tobytes() for result in together}) == len(jobs)
     steps = sum(spec.steps_run for spec in specs)
     assert engine.calls_run["denoise"] < steps, "jobs whose references have equal shapes share their calls"
