@@ -78,7 +78,10 @@ Of these diffusers has only a name here, because a package is not installed. The
 VIDEOS = """
 ## Videos
 
-These make videos, and are refused: {names}.
+These make videos, and are refused.
+
+| class |
+|---|
 """
 IMAGE = ("image", "images", "input_images", "control_image", "reference_image", "image_embeds", "example_image")
 
@@ -143,7 +146,7 @@ def text(rows: Mapping[str, Row]) -> str:
         PARTS + _lines(parts),
         REFUSED + _lines(refused),
         PACKAGES + _lines([f"| `{name}` | {packages} |" for name, packages in substitutes().items()]),
-        VIDEOS.format(names=", ".join(videos)),
+        VIDEOS + _lines([f"| {name} |" for name in videos]),
     ]
     return "".join(parts_of_page)
 

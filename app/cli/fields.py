@@ -30,6 +30,7 @@ SHORT_FORMS = {
     "images": ("reference", "FILE", "A further image that the instruction refers to. Can be repeated."),
     "loras": ("lora", "NAME[:SCALE]", "A LoRA, e.g. `ink:0.8`. Can be repeated."),
 }
+LINK = re.compile(r" \(https?://[^)]*\)")
 # The commands have an argument of this name, for images that each become a job.
 SHORT_ONLY = frozenset({"images"})
 MARGINS = re.compile(r"\d+(,\d+){3}")
@@ -141,7 +142,8 @@ def _options(name: str, field: FieldInfo) -> Iterator[tuple[str, Any]]:
         )
     if name in SHORT_ONLY:
         return
-    words = [field.description or ""]
+    # Links are wider than the column of the help.
+    words = [LINK.sub("", field.description or "")]
     if bytes in members:
         words.append(IMAGE_HELP)
     elif name == "outpaint":

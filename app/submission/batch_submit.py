@@ -20,7 +20,7 @@ from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobOptions
 from img2img.domain.job_batch import BatchMember, BatchRecord, BatchStatus
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import JobSpec, parse_spec
+from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import BatchWebhook
 from img2img.erasure import Eraser
 from img2img.errors import Img2ImgError, NotConfirmed, Unavailable
@@ -68,8 +68,8 @@ class _Spec:
 class _Checked:
     """The jobs of a batch that were checked."""
 
-    # Spec as JSON, options, name.
-    jobs: list[tuple[str, JobOptions, str | None]] = field(default_factory=list)
+    # Kind of the spec, the spec as JSON, options, name.
+    jobs: list[tuple[type[JobSpec], str, JobOptions, str | None]] = field(default_factory=list)
     # Generations of the stored inputs, by blob key.
     generations: dict[str, str] = field(default_factory=dict)
     cost: float = 0.0
@@ -142,7 +142,7 @@ class BatchSubmitter:
                 for one in specs:
                     text = one.spec.model_dump_json()
                     submitter.held_bytes.add(len(text))
-                    checked.jobs.append((text, one.options, one.name))
+                    checked.jobs.append((type(one.spec), text, one.options, one.name))
                     checked.cost += one.spec.cost
         except Exception:
             await services.store_threads.run(self._drop, checked, must_finish=True)
@@ -246,9 +246,9 @@ class _Requests:
 
 
 def _queueable(
-    batch_id: str, index: int, spec: str, options: JobOptions, name: str | None
+    batch_id: str, index: int, kind: type[JobSpec], spec: str, options: JobOptions, name: str | None
 ) -> tuple[JobSpec, JobOptions]:
-    return parse_spec(spec)[0], replace(options, batch=BatchMember(id=batch_id, index=index, name=name))
+    return kind.model_validate_json(spec), replace(options, batch=BatchMember(id=batch_id, index=index, name=name))
 
 
 def _headers(record: BatchRecord) -> dict[str, str]:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +143,34 @@ def test_terminal_event_is_delivered_once_and_signed(
             assert received.headers["user-agent"].startswith("img2img/")
         time.sleep(1)
         assert len(receiver.got) == 3
+        assert not redis.keys(f"{OUTBOX}*")
+
+
+def test_batch_sends_one_event_when_its_last_job_has_ended(
+    api: httpx.Client, signing: ApiSettings, finish: Callable[[str], bytes], redis: Redis, image_bytes: bytes
+) -> None:
+    image = b64encode(image_bytes).decode()
+    with receiving() as receiver, running_dispatcher(signing):
+        body = {"request": {"image": image}, "vary": {"seed": [1, 2]}, "webhook": receiver.url}
+        batch = api.post("/batches", json=body).json()
+        lines = {"content-type": "application/jsonl"}
+        line = json.dumps({"image": image})
+        other = api.post("/batches", content=line, params={"webhook": receiver.url}, headers=lines).json()
+        assert batch["webhook"] == other["webhook"] == {"url": receiver.url, "delivery": None}
+        first, second = (job["id"] for job in api.get(f"/batches/{batch['id']}/jobs").json()["jobs"])
+        finish(first)
+        api.post(f"/batches/{other['id']}/cancel")
+        receiver.wait(1)
+        finish(second)
+        receiver.wait(2)
+        wait_for(lambda: api.get(f"/batches/{batch['id']}").json()["webhook"]["delivery"]["status"] == "delivered")
+        now = api.get(f"/batches/{batch['id']}").json()
+        [received] = receiver.of(batch["id"])
+        event = verified(received, SECRET)
+        assert (event["type"], event["timestamp"]) == ("batch.ended", now["finished_at"])
+        assert event["data"] == now | {"webhook": now["webhook"] | {"delivery": None}}
+        time.sleep(1)
+        assert len(receiver.got) == 2
         assert not redis.keys(f"{OUTBOX}*")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
 from torch.utils import _pytree as pytree
 
 from img2img.domain.parameters import Scheduler
@@ -97,7 +98,7 @@ def copy_for_job(pipeline: DiffusionPipeline, scheduler: Scheduler = Scheduler.M
     for name, value in vars(pipeline).items():
         if isinstance(value, DiffusionPipeline):
             setattr(copied, name, copy_for_job(value))
-        elif isinstance(value, ConfigMixin) and not isinstance(value, torch.nn.Module):
+        elif isinstance(value, ConfigMixin) and not isinstance(value, torch.nn.Module | VaeImageProcessor):
             setattr(copied, name, copy.deepcopy(value))
     if scheduler is not Scheduler.MODEL:
         copied.scheduler = make_scheduler(scheduler, copied.scheduler)
