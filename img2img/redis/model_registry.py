@@ -115,6 +115,10 @@ class ModelRegistry:
             pipe.zrem(keys.MODELS_SEEN, name)
             pipe.execute()
 
+    def is_served_by_others(self, name: str, worker: str) -> bool:
+        """Return whether a live worker other than this one serves a model."""
+        return any(other != worker for other in self.live().get(name, ()))
+
     def live(self) -> dict[str, list[str]]:
         """Return the models that live workers serve, each with the names of its workers.
 

@@ -168,3 +168,24 @@ def test_model_that_is_removed_while_it_is_announced_is_forgotten(redis: Redis) 
     heartbeat = Heartbeat(worker, registry, Mock(Reaper), cast("Any", models), {}, lease_s=60, live_file=None)
     heartbeat.announce()
     assert registry.known().keys() == {OTHER_CARD.name}
+
+
+def test_card_stays_while_another_worker_serves_the_model_by_its_file(
+    watch: ModelWatch, redis: Redis, file: Path
+) -> None:
+    registry = ModelRegistry(redis)
+    registry.register("another-worker", [CARD], ttl_s=60)
+    file.write_text('[models.photo]\nsource = "org/photo"')
+    watch.poll(WORKER)
+    assert registry.known_names() == ["demo"]
+    registry.unregister("another-worker")
+    watch.poll(WORKER)
+    assert registry.known_names() == []
+
+
+def test_card_of_a_model_removed_by_request_is_dropped_at_once(watch: ModelWatch, redis: Redis) -> None:
+    registry = ModelRegistry(redis)
+    registry.register("another-worker", [CARD], ttl_s=60)
+    ModelDefinitions(redis).remove("demo")
+    watch.poll(WORKER)
+    assert registry.known_names() == []

@@ -81,7 +81,8 @@ class Heartbeat:
         self._registry.register(self._worker.name, cards, self._lease_s, models.statuses())
         # Those that were removed meanwhile, on another thread.
         for name in {card.name for card in cards} - {card.name for card in models.announced_cards}:
-            self._registry.forget(name)
+            if not self._registry.is_served_by_others(name, self._worker.name):
+                self._registry.forget(name)
 
     def run(self, closed: threading.Event) -> None:
         """Renew the leases four times per lease, until `closed` is set."""

@@ -79,6 +79,8 @@ class ModelWatch:
         self._defined: dict[str, ModelConfig] = {}
         # Models that are only served until no job waits for them.
         self._finishing: frozenset[str] = frozenset()
+        # Models that this worker serves no more, whose cards may have to be removed.
+        self._dropped: set[str] = set()
         self._reported: tuple[float, WorkerReport | None] = (0.0, None)
 
     def start(self) -> None:
@@ -141,7 +143,9 @@ class ModelWatch:
             self._read_changed_file(self._watch.path)
         if self._definitions.revision() != self._changes.revision:
             self._changes = self._definitions.read()
-        self._report(worker, self._apply())
+        selection = self._apply()
+        self._forget_dropped(worker)
+        self._report(worker, selection)
 
     def _read_changed_file(self, path: Path) -> None:
         try:
@@ -169,10 +173,16 @@ class ModelWatch:
             self._log_changes(wanted)
             self._models.define(wanted, finishing)
             self._defined, self._finishing = wanted, frozenset(finishing)
-        for name in begun:
-            # Another worker that still serves the model registers it again.
-            self._registry.forget(name)
+        self._dropped |= begun
         return selection
+
+    def _forget_dropped(self, worker: str) -> None:
+        """Remove the cards of models that this worker has dropped, unless other workers serve them by their files."""
+        self._dropped -= self._defined.keys() - self._finishing
+        for name in list(self._dropped):
+            if name in self.removed or not self._registry.is_served_by_others(name, worker):
+                self._registry.forget(name)
+                self._dropped.discard(name)
 
     def _leave_out_unsuitable_loras(self) -> None:
         """Leave out a LoRA of a folder that does not fit its model, which could not be loaded with it."""
