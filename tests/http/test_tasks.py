@@ -265,7 +265,7 @@ def test_inputs_of_a_job_are_kept_until_it_is_deleted(
 
 
 def inputs_of(job: dict[str, Any]) -> tuple[str, ...]:
-    return parse_spec(json.dumps(job["request"])).inputs
+    return parse_spec(json.dumps(job["request"]))[0].inputs
 
 
 def test_mask_can_be_a_reference(http: httpx.Client, post: Post) -> None:
