@@ -20,7 +20,9 @@ def complete(document: dict[str, Any]) -> None:
         "description": DESCRIPTION,
         "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
     }
-    document["servers"] = [{"url": "/", "description": "This service."}]
+    document["servers"] = [
+        {"url": ".", "description": "This service, also behind a proxy that serves it below a path."}
+    ]
     document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
     for operations in document["webhooks"].values():
         for operation in operations.values():
