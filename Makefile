@@ -125,7 +125,8 @@ audit: .locks/ready ## look up known vulnerabilities of the packages in requirem
 	.locks/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
 	@touch $@
 
-docs: $(VENV)/dev ## check the links and the language of the documentation
+docs: $(VENV)/dev ## build the documentation as a site in site/, and check its links and its language
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/python -m pytest tests/unit/test_docs.py
 	$(BIN)/python scripts/check_language.py
 

@@ -55,9 +55,14 @@ FLOW_SCHEDULERS = (Scheduler.FLOW_EULER, Scheduler.FLOW_EULER_BETA, Scheduler.FL
 DIFFUSION_SCHEDULERS = tuple(
     scheduler for scheduler in Scheduler if scheduler not in (*FLOW_SCHEDULERS, Scheduler.MODEL)
 )
-# Schedulers that draw new noise at every step. Tiles of one image would each draw different noise, and outputs of the
-# denoiser cannot be predicted from earlier ones.
+# Schedulers that draw new noise at every step. Tiles of one image would each draw different noise.
 NOISY_SCHEDULERS = (Scheduler.DDPM, Scheduler.EULER_A, Scheduler.DPMPP_2M_SDE, Scheduler.LCM, Scheduler.TCD)
+
+# Schedulers with which outputs of the denoiser can be predicted: without new noise, and without the large factors by
+# which `lms` and `pndm` combine the outputs of four steps.
+SPEED_SCHEDULERS = tuple(
+    scheduler for scheduler in Scheduler if scheduler not in (*NOISY_SCHEDULERS, Scheduler.LMS, Scheduler.PNDM)
+)
 
 MAX_STEPS = 150
 # Distilled samplers use a schedule that is fixed at training time and cannot take more steps than it has.
@@ -227,7 +232,7 @@ class GenerationParameters(BaseModel):
         Requires(
             excludes=("eta",),
             by_scheduler=True,
-            not_with_scheduler="no denoiser call can be skipped, because it draws new noise at every step",
+            not_with_scheduler="denoiser calls cannot be skipped without harm to the image",
             not_by_upscaler="`speed` is for the model's own denoiser",
         ),
     ] = Speed.EXACT

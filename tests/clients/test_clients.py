@@ -1,4 +1,4 @@
-"""Clients generated from openapi.json, unmodified: each submits an image, waits for the job and saves the PNG.
+"""Clients generated from openapi.json, and JavaScript clients of compatible APIs: each saves the PNG of its job.
 
 `make test-clients` installs the generators; without them these tests are skipped.
 """
@@ -110,7 +110,8 @@ def test_hey_api_saves_the_image(project: Path, http: httpx.Client) -> None:
 
 
 @needs_node
-def test_openai_for_javascript_saves_the_image(tmp_path: Path, http: httpx.Client) -> None:
-    shutil.copy(HERE / "openai.mjs", tmp_path)
+@pytest.mark.parametrize("script", ["openai.mjs", "replicate.mjs", "hugging_face.mjs"])
+def test_client_of_a_compatible_api_saves_the_image(tmp_path: Path, http: httpx.Client, script: str) -> None:
+    shutil.copy(HERE / script, tmp_path)
     (tmp_path / "node_modules").symlink_to(TOOLS / "node_modules")
-    assert_works(["node", tmp_path / "openai.mjs"], tmp_path, http)
+    assert_works(["node", tmp_path / script], tmp_path, http)

@@ -81,11 +81,11 @@ def test_default_speed_goes_with_every_scheduler(send: Callable[..., httpx.Respo
         (
             {"speed": "fast", "scheduler": "euler_a"},
             "speed",
-            "With the scheduler euler_a no denoiser call can be skipped, because it draws new noise at every step: "
-            "leave it out, or give one of: ddim, euler",
+            "With the scheduler euler_a denoiser calls cannot be skipped without harm to the image: leave it out, or "
+            "give one of: ddim, euler",
         ),
         ({"speed": "turbo", "eta": 0.5}, "speed", "cannot be combined with `eta`"),
-        ({"speed": "turbo", "model": "demo"}, "speed", "no denoiser call can be skipped"),
+        ({"speed": "turbo", "model": "demo"}, "speed", "denoiser calls cannot be skipped"),
         ({"speed": "quick"}, "speed", "'exact', 'fast' or 'turbo'"),
         ({"guidance_rescale": 0.5, "model": "demo"}, "guidance_rescale", "does not support `guidance_rescale`"),
         ({"guidance_rescale": 0.5, "guidance_scale": 1}, "guidance_rescale", "Without guidance it has no effect"),

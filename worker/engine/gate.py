@@ -129,7 +129,7 @@ class Gate:
         if output is None:
             # Group this call with equal calls only.
             call.signature = key
-            output = pytree.tree_map_only(torch.Tensor, torch.clone, current.park(self, call))
+            output = pytree.tree_map_only(torch.Tensor, _owned, current.park(self, call))
             if _output_bytes(output) <= self._memory.maxsize:
                 self._memory[key] = output
         return output
@@ -184,6 +184,11 @@ def _twice(output: Any) -> Any:
 def _digest(tensor: torch.Tensor) -> bytes:
     """Return a hash of a tensor's content. The content itself would make large keys."""
     return blake2b(tensor_bytes(tensor)).digest()
+
+
+def _owned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that keeps no more memory than its own."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _output_bytes(output: Any) -> int:

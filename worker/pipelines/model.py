@@ -2,24 +2,23 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
-from img2img.domain.conditioning import ControlName
-from img2img.domain.model_card import ModelCard, size_buckets
+from img2img.domain.model_card import ModelCard
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.model_status import Batching
-from img2img.domain.parameters import DIFFUSION_SCHEDULERS, MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
 from ..errors import StartupError
-from ..images.control_maps import PREPROCESSORS
+from .card import base_card, component_fields
 from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
@@ -29,6 +28,7 @@ from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import FAMILIES, Family, family_of
 from .gates import gate_of, gate_vae, install_gates
+from .host_schedulers import on_host, unused_copy, with_tables
 from .image_processors import check_processors
 from .loading.acceleration import accelerate_pipeline
 from .loading.checkpoint import Checkpoint
@@ -41,11 +41,12 @@ from .loading.quantization import Quantizer, saved_bytes
 from .loading.single_file import find_checkpoint
 from .loading.vae_files import load_fast_vae, load_vae
 from .loading.weightless import WeightFiles, is_weightless, without_weights
+from .lookups import keep_lookups, keep_module_lookups
 from .memory import tensor_sizes
-from .parameters import scheduler_parameters, supported_parameters
+from .preparation import Preparation
 from .preview import LatentPreview
 from .safety_checker import ImageChecker, load_safety_checker, mode_of
-from .schedulers import check_scheduler, fallback_for, has_own_schedule, make_scheduler, name_of, with_prediction_type
+from .schedulers import check_scheduler, make_scheduler, with_prediction_type
 from .vae_memory import limit_vae_memory
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,6 @@ for library in (diffusers, transformers):
     library.utils.logging.enable_propagation()
     # Warnings would quote the truncated part of long prompts.
     library.utils.logging.set_verbosity_error()
-
-# Factors of tiled image-to-image upscaling.
-TILED_UPSCALES = (2, 4)
-# Share of the schedule after which a refiner takes over by default: that of the published models.
-DENOISING_END = 0.8
 
 
 class Model:
@@ -115,10 +111,8 @@ class Model:
         }
         self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
-        card = _base_card(config, family, pipeline).model_copy(
-            update=_component_fields(
-                self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
-            )
+        card = base_card(config, family, pipeline).model_copy(
+            update=component_fields(self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators))
         )
         card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
         self.card = self.adapters.add_to_card(card, self._pipelines)
@@ -135,6 +129,14 @@ class Model:
         self.dtype: torch.dtype = pipeline.dtype
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
+        # By name and by the scheduler whose config is their base; never used, but copied.
+        self._schedulers: dict[tuple[Scheduler, int], SchedulerMixin] = {}
+        self._uses_tables = config.step_tables
+        for other in self._all_pipelines():
+            keep_lookups(other, self.device)
+        for module in self.modules():
+            keep_module_lookups(module, self.device)
+        self.preparation = Preparation(self._all_pipelines(), self.device)
 
     def _compile(self, config: ModelConfig, pipeline: DiffusionPipeline) -> list[CompiledRun]:
         """Compile the denoisers of a pipeline and of the refiner, as configured."""
@@ -158,10 +160,18 @@ class Model:
             fast_vae: whether the job uses the small VAE.
         """
         pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        pipeline.scheduler = self._scheduler(scheduler, pipeline.scheduler)
         if fast_vae:
             pipeline.vae = self.fast_vae
         return pipeline
+
+    def _scheduler(self, name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
+        """Return a new scheduler for one job. Creating it from a config takes 2 ms, copying it a hundredth of that."""
+        key = name, id(base)
+        if key not in self._schedulers:
+            made = on_host(make_scheduler(name, base))
+            self._schedulers[key] = with_tables(made) if self._uses_tables else made
+        return unused_copy(self._schedulers[key])
 
     @property
     def batching(self) -> dict[str, Batching]:
@@ -180,10 +190,7 @@ class Model:
 
     def modules(self) -> list[torch.nn.Module]:
         """Return all modules with weights. Some share theirs."""
-        pipelines = [*self._pipelines.values(), *self.controlnets.pipelines.values()]
-        pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
-        pipelines += self._refiners.values()
-        parts = [part for pipeline in pipelines for part in pipeline.components.values()]
+        parts = [part for pipeline in self._all_pipelines() for part in pipeline.components.values()]
         parts += [
             *self.controlnets.modules,
             *(part for annotator in self.annotators.values() for part in annotator.modules),
@@ -193,6 +200,11 @@ class Model:
             parts.append(self.safety_checker.module)
         parts.append(self.fast_vae)
         return [part for part in parts if isinstance(part, torch.nn.Module)]
+
+    def _all_pipelines(self) -> list[DiffusionPipeline]:
+        pipelines = [*self._pipelines.values(), *self.controlnets.pipelines.values()]
+        pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
+        return [*pipelines, *self._refiners.values()]
 
     def saved_bytes(self, config: ModelConfig) -> int:
         """Return by how many bytes the weights of a model without weights become smaller by `quantize`."""
@@ -216,7 +228,7 @@ class Model:
     def refiner(self, task: Task, scheduler: Scheduler, *, fast_vae: bool = False) -> DiffusionPipeline:
         """Return a pipeline object of the refiner for one job."""
         pipeline = copy.copy(self._refiners[task])
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        pipeline.scheduler = self._scheduler(scheduler, pipeline.scheduler)
         if fast_vae:
             pipeline.vae = self.fast_vae
         return pipeline
@@ -354,48 +366,6 @@ def _find_family(class_name: str) -> Family:
     return family
 
 
-def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
-    """Return the card of a model without its optional components."""
-    scale = pipeline.vae_scale_factor
-    # Pipelines require multiples of 8, even if the scale factor of the VAE is smaller.
-    multiple = max(8, scale * family.patch_size)
-    native = _latent_size(pipeline) * scale
-    guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
-    schedulers = family.schedulers
-    if family.schedulers == DIFFUSION_SCHEDULERS and has_own_schedule(pipeline.scheduler):
-        schedulers = (*schedulers, Scheduler.MODEL)
-    default_scheduler = config.scheduler or _default_scheduler(schedulers, pipeline)
-    _check_defaults(config, family, schedulers, default_scheduler, has_guidance=family.has_guidance(pipeline))
-    return ModelCard(
-        name=config.name,
-        description=config.description,
-        aliases=config.aliases,
-        family=family.name,
-        tasks=tuple(family.pipelines),
-        native_size=native,
-        size_multiple=multiple,
-        min_size=native // 2,
-        max_size=native * 2,
-        sizes=family.sizes or size_buckets(native, multiple),
-        schedulers=schedulers,
-        default_scheduler=default_scheduler,
-        default_steps=config.steps or family.steps,
-        default_guidance_scale=(config.guidance_scale or family.guidance_scale) if guidance else 1.0,
-        # A negative prompt has no effect without guidance.
-        negative_prompt=family.negative_prompt and guidance,
-        guidance=guidance,
-        guidance_rows=family.guidance_rows,
-        scheduler_parameters=scheduler_parameters(schedulers),
-        guidance_until=guidance and family.conditional is not None,
-        prompt_weighting=family.clip_prompts,
-        refiner=config.refiner is not None,
-        default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
-        image_guidance=family.image_guidance,
-        dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
-        revision=config.revision,
-    )
-
-
 def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int], ...]:
     """Return the sizes for which a model is compiled. Raises StartupError for one that the model cannot make."""
     for side in (side for size in config.compile_sizes for side in size):
@@ -405,72 +375,3 @@ def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int
                 f"{card.max_size}"
             )
     return config.compile_sizes or ((card.native_size, card.native_size),)
-
-
-def _check_defaults(
-    config: ModelConfig,
-    family: Family,
-    schedulers: Sequence[Scheduler],
-    scheduler: Scheduler,
-    *,
-    has_guidance: bool,
-) -> None:
-    """Raise StartupError for defaults that no request could have."""
-    if config.guidance is False and (config.guidance_scale or 1) > 1:
-        raise StartupError("`guidance_scale` has no effect with `guidance = false`; remove one of them")
-    if not has_guidance and (config.guidance or (config.guidance_scale or 1) > 1):
-        key = "guidance" if config.guidance else "guidance_scale"
-        raise StartupError(f"the model was made to run without guidance; remove `{key}`")
-    if scheduler not in schedulers:
-        supported = ", ".join(schedulers)
-        raise StartupError(f"`scheduler` {scheduler} is not for {family.name} models; choose one of: {supported}")
-    if (config.steps or 1) > MAX_STEPS_OF.get(scheduler, MAX_STEPS):
-        raise StartupError(f"`steps` is at most {MAX_STEPS_OF[scheduler]} with the scheduler {scheduler}")
-
-
-def _component_fields(
-    pipelines: Mapping[Task, DiffusionPipeline],
-    pipeline: DiffusionPipeline,
-    upscalers: Mapping[int, Upscaler],
-    controlnets: ControlNets,
-    annotators: tuple[ControlName, ...],
-) -> dict[str, object]:
-    """Return the fields of the card that depend on the components of a model."""
-    tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()
-    upscales = sorted({*upscalers, *tiled})
-    more = [task for task, supported in ((Task.CONTROL, controlnets.types), (Task.UPSCALE, upscales)) if supported]
-    # Tiles are upscaled by the image-to-image pipeline.
-    tiles = {Task.UPSCALE: pipelines[Task.IMG2IMG]} if tiled else {}
-    return {
-        "tasks": (*pipelines, *more),
-        "controls": controlnets.types,
-        # Preprocessors without a model work with every model.
-        "preprocessors": (*PREPROCESSORS, *annotators),
-        "upscales": tuple(upscales),
-        "upscalers": tuple(upscaler.card for upscaler in upscalers.values()),
-        "parameters": supported_parameters({**pipelines, **tiles}),
-        "control_parameters": supported_parameters(controlnets.pipelines),
-    }
-
-
-def _latent_size(pipeline: DiffusionPipeline) -> int:
-    """Return the side, in latents, of the square images that the model was trained on."""
-    if "unet" in pipeline.components:
-        return int(pipeline.unet.config.sample_size)
-    return int(getattr(pipeline, "default_sample_size", 128))
-
-
-def _default_scheduler(schedulers: Sequence[Scheduler], pipeline: DiffusionPipeline) -> Scheduler:
-    """Return the scheduler of the model, or a similar one if requests cannot name it."""
-    name = name_of(pipeline.scheduler)
-    if name is not None and name in schedulers:
-        return name
-    if Scheduler.MODEL in schedulers:
-        return Scheduler.MODEL
-    fallback = fallback_for(pipeline.scheduler, schedulers)
-    log.warning(
-        "the scheduler of the model, %s, is not one that requests can name; the default is %s",
-        type(pipeline.scheduler).__name__,
-        fallback,
-    )
-    return fallback

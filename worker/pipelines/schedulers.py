@@ -42,11 +42,9 @@ _TABLE: dict[Scheduler, tuple[str, dict[str, Any]]] = {
     Scheduler.FLOW_EULER_BETA: ("FlowMatchEulerDiscreteScheduler", {**_PLAIN_SIGMAS, "use_beta_sigmas": True}),
     Scheduler.FLOW_HEUN: ("FlowMatchHeunDiscreteScheduler", {}),
 }
-# Classes whose settings are served as they are: image-to-image can start them midway, and they draw no noise.
+# Classes whose settings are served as they are: image-to-image can start them midway, they draw no noise, and `speed`
+# goes with them.
 _OWN = (
-    "DDIMScheduler",
-    "PNDMScheduler",
-    "LMSDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "DPMSolverMultistepScheduler",
@@ -59,10 +57,7 @@ _DISTINCTIVE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"
 
 def scheduler_class(name: Scheduler) -> type[SchedulerMixin]:
     """Return the class of a scheduler: that of diffusers, or a subclass that can start midway."""
-    return _class_named(_TABLE[name][0])
-
-
-def _class_named(class_name: str) -> type[SchedulerMixin]:
+    class_name = _TABLE[name][0]
     scheduler: type[SchedulerMixin] = getattr(midway_schedulers, class_name, None) or getattr(diffusers, class_name)
     return scheduler
 
@@ -74,7 +69,7 @@ def make_scheduler(name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
         base: scheduler of the model, whose config is the base of the new one.
     """
     if name is Scheduler.MODEL:
-        own: SchedulerMixin = _class_named(type(base).__name__).from_config(base.config)
+        own: SchedulerMixin = type(base).from_config(base.config)
         return own
     _, settings = _TABLE[name]
     if name not in FLOW_SCHEDULERS:

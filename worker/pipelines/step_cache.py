@@ -54,9 +54,8 @@ TOLERANCES = {Speed.FAST: Tolerance(0.15, 2), Speed.TURBO: Tolerance(0.5, 4)}
 FIRST_CALLS = 3
 # Share of the effect of known errors that is compensated.
 COMPENSATION = 0.5
-# Attributes of schedulers that combine several outputs in each step, and how much more they make of an error.
-HISTORIES = ("model_outputs", "derivatives", "ets")
-HISTORY_GAIN = 2.0
+# How much larger the effect of an error is with schedulers that combine several outputs in each step.
+GAIN = 2.0
 
 
 def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, task: EngineTask) -> Callable[[], None]:
@@ -141,7 +140,8 @@ class StepCache:
         self._measured = 0.0
         self._error = math.inf
         self._last_made = 0
-        self._gain = HISTORY_GAIN if any(hasattr(scheduler, name) for name in HISTORIES) else 1.0
+        combines = getattr(scheduler, "order", 1) > 1 or hasattr(scheduler, "model_outputs")
+        self._gain = GAIN if combines else 1.0
         # Expected change of the result by the calls skipped since.
         self._change = 0.0
 
