@@ -239,7 +239,9 @@ def test_edit_takes_several_images(post: Post, http: httpx.Client, store: Object
 
 
 def test_further_images_cost_as_much_as_their_pixels(post: Post) -> None:
-    costs = [parse_spec(json.dumps(spec_of(post(instruction="x", images=images)))).cost for images in IMAGES_OF_AN_EDIT]
+    costs = [
+        parse_spec(json.dumps(spec_of(post(instruction="x", images=images))))[0].cost for images in IMAGES_OF_AN_EDIT
+    ]
     assert costs[1] / costs[0] == pytest.approx(2)
 
 
@@ -265,7 +267,7 @@ def test_inputs_of_a_job_are_kept_until_it_is_deleted(
 
 
 def inputs_of(job: dict[str, Any]) -> tuple[str, ...]:
-    return parse_spec(json.dumps(job["request"])).inputs
+    return parse_spec(json.dumps(job["request"]))[0].inputs
 
 
 def test_mask_can_be_a_reference(http: httpx.Client, post: Post) -> None:
