@@ -137,10 +137,12 @@ dist: $(VENV)/dev ## build the wheel and the source distribution into dist/
 	rm -rf build dist
 	$(BIN)/python -c "from setuptools import build_meta as backend; backend.build_sdist('dist'); backend.build_wheel('dist')"
 
-benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machine (minutes)
+benchmark: $(VENV)/dev ## measure throughput, latencies and ETAs on this machine (a quarter of an hour)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.eta
+	$(BIN)/python -m benchmarks.preemption
+	$(BIN)/python -m benchmarks.followers
 
 benchmark-durability: $(VENV)/dev ## measure price and loss of each IMG2IMG_DURABILITY (a quarter of an hour, needs cc)
 	$(BIN)/python -m benchmarks.durability

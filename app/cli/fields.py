@@ -56,7 +56,7 @@ PANELS = {
     "Size": ("width", "height", "resize", "upscale"),
     "Inpainting and outpainting": ("mask", "mask_blur", "mask_padding", "outpaint"),
     "Controls, image prompts and LoRAs": ("controls", "image_prompts", "loras"),
-    "Job": ("model", "deadline_s", "priority", "webhook"),
+    "Job": ("model", "deadline_s", "deadline_policy", "priority", "webhook"),
 }
 OTHER_PANEL = "Job"
 ORDER = [name for names in PANELS.values() for name in names]

@@ -15,7 +15,7 @@ from img2img.domain.conditioning import (
     ControlWeight,
     Padding,
 )
-from img2img.domain.job import Priority
+from img2img.domain.job import DeadlinePolicy, Priority
 from img2img.domain.parameters import (
     ALL_TASKS,
     MAX_SEED,
@@ -58,7 +58,17 @@ ModelName = Annotated[Name | None, Field(description="One of `GET /models`. Defa
 Deadline = Annotated[
     float | None,
     Field(
-        ge=1, le=MAX_DEADLINE_S, description="Seconds from now after which the job is cancelled if it has not ended."
+        ge=1,
+        le=MAX_DEADLINE_S,
+        description="Seconds from now by which the job should have ended. Jobs with an earlier deadline go first among "
+        "those of one API key and priority, in the queue and in the worker.",
+    ),
+]
+Policy = Annotated[
+    DeadlinePolicy,
+    Field(
+        description="What happens at the deadline: `cancel` cancels a job that has not ended; with `best_effort` it "
+        "goes on, and `deadline_missed` is set; `reject` is `cancel`, and refuses a request whose ETA is later."
     ),
 ]
 
@@ -271,6 +281,7 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     ] = None
     model: ModelName = None
     deadline_s: Deadline = None
+    deadline_policy: Policy = DeadlinePolicy.CANCEL
     priority: Annotated[
         Priority,
         Field(
@@ -315,6 +326,7 @@ class ControlMapRequest(BaseModel):
     resize: Annotated[Resize, Field(description="How the image is brought to that size.")] = Resize.CROP
     model: ModelName = None
     deadline_s: Deadline = None
+    deadline_policy: Policy = DeadlinePolicy.CANCEL
 
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal requests."""

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlName, EmbeddingName, LoraName
+from img2img.domain.job import Priority
 from img2img.domain.parameters import Scheduler, Task
 
 # Suffix of a whole model in one file.
@@ -36,6 +37,18 @@ class WorkerThroughput:
     per_second: float | None
     # Remaining cost of the jobs that it has taken.
     left: float
+    # Of those with high priority.
+    left_high: float = 0.0
+    # Of the others that have a deadline.
+    left_due: float = 0.0
+
+    def left_before(self, priority: Priority, *, has_deadline: bool) -> float:
+        """Return the remaining cost of the jobs that the engine does not pause for a job that it gets now."""
+        if priority is Priority.HIGH:
+            return self.left_high
+        if priority is Priority.NORMAL and has_deadline:
+            return self.left_high + self.left_due
+        return self.left
 
 
 class UpscalerCard(BaseModel):
