@@ -164,6 +164,9 @@ class SubmitFields(TypedDict, total=False):
     """Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet)."""
     image_prompts: Sequence[ImagePromptFields]
     """Images whose content or style the result should take up (IP-Adapter)."""
+    images: Sequence[ImageInput]
+    """Images that `instruction` refers to, after `image` or instead of it; the result has the size of the first. The
+    model's `max_images` is the number of all of them."""
     instruction: str
     """Edit instruction, such as `make it night`, for models with the task `edit`."""
     image_guidance_scale: float
