@@ -40,7 +40,7 @@ PROMPTS = (
     "a pencil sketch of a blue house by the sea, mountains",
     "an oil painting of a purple house, trees, in autumn at night",
 )
-TASK_SCHEDULERS = (Scheduler.DDIM, Scheduler.EULER, Scheduler.DPMPP_2M)
+TASK_SCHEDULERS = (Scheduler.EULER,)
 
 
 @dataclass(frozen=True)

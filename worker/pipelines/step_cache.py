@@ -49,13 +49,13 @@ class Tolerance:
     calls: int
 
 
-TOLERANCES = {Speed.FAST: Tolerance(0.15, 2), Speed.TURBO: Tolerance(0.5, 4)}
+TOLERANCES = {Speed.FAST: Tolerance(0.15, 2), Speed.TURBO: Tolerance(0.6, 4)}
 # Calls at the start that are always made.
 FIRST_CALLS = 3
 # Share of the effect of known errors that is compensated.
 COMPENSATION = 0.5
 # How much larger the effect of an error is with schedulers that combine several outputs in each step.
-GAIN = 2.0
+GAIN = 3.0
 
 
 def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, task: EngineTask) -> Callable[[], None]:
