@@ -14,7 +14,7 @@ tolerances: standard deviations of latents, whose own is about 1.
   expected change of the result is small.
 - A call that is made also shows, by interpolation, the errors of the predictions since the one before. Half of their
   effect is compensated: all of it is too much for schedulers that combine several outputs in each step.
-- The first three calls and the last one are always made.
+- The calls of the first three steps and the last call are always made.
 """
 
 import math
@@ -50,8 +50,8 @@ class Tolerance:
 
 
 TOLERANCES = {Speed.FAST: Tolerance(0.15, 2), Speed.TURBO: Tolerance(0.45, 4)}
-# Calls at the start that are always made.
-FIRST_CALLS = 3
+# Steps at the start whose calls are always made.
+FIRST_STEPS = 3
 # Share of the effect of known errors that is compensated.
 COMPENSATION = 0.5
 # How much larger the effect of an error is with schedulers that combine it with the outputs of earlier steps.
@@ -140,7 +140,9 @@ class StepCache:
         self._measured = 0.0
         self._error = math.inf
         self._last_made = 0
-        self._is_second_order = getattr(scheduler, "order", 1) > 1
+        order = getattr(scheduler, "order", 1)
+        self._is_second_order = order > 1
+        self._first_calls = FIRST_STEPS * order - (order - 1)
         self._gain = GAIN if hasattr(scheduler, "model_outputs") else 1.0
         # Expected change of the result by the calls skipped since.
         self._change = 0.0
@@ -207,7 +209,7 @@ class StepCache:
 
     def _is_negligible(self) -> bool:
         distance = self._call - self._last_made
-        if self._call < FIRST_CALLS or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
+        if self._call < self._first_calls or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
             return False
         change = self._change + self._gain * abs(self._delta(self._call)) * self._error * distance
         if not change <= self._tolerance.change:
