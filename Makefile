@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory benchmark-speed
+.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory benchmark-speed
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -108,6 +108,9 @@ web/node_modules/ready: web/package.json web/package-lock.json
 model-keys: $(VENV)/dev ## write the tables of keys in docs/models.md
 	$(BIN)/python -m scripts.model_keys
 
+families: $(VENV)/dev ## run every pipeline class of diffusers that takes an image, and write docs/families.md (minutes)
+	$(BIN)/python -m scripts.families
+
 model-schema: $(VENV)/dev ## write docs/models.schema.json from the keys of a model
 	$(BIN)/python -m scripts.model_schema
 
@@ -125,7 +128,8 @@ audit: .locks/ready ## look up known vulnerabilities of the packages in requirem
 	.locks/bin/pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
 	@touch $@
 
-docs: $(VENV)/dev ## check the links and the language of the documentation
+docs: $(VENV)/dev ## build the documentation as a site in site/, and check its links and its language
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/python -m pytest tests/unit/test_docs.py
 	$(BIN)/python scripts/check_language.py
 
@@ -133,10 +137,12 @@ dist: $(VENV)/dev ## build the wheel and the source distribution into dist/
 	rm -rf build dist
 	$(BIN)/python -c "from setuptools import build_meta as backend; backend.build_sdist('dist'); backend.build_wheel('dist')"
 
-benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machine (minutes)
+benchmark: $(VENV)/dev ## measure throughput, latencies and ETAs on this machine (a quarter of an hour)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.eta
+	$(BIN)/python -m benchmarks.preemption
+	$(BIN)/python -m benchmarks.followers
 
 benchmark-durability: $(VENV)/dev ## measure price and loss of each IMG2IMG_DURABILITY (a quarter of an hour, needs cc)
 	$(BIN)/python -m benchmarks.durability

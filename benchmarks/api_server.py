@@ -48,10 +48,16 @@ SPEC = Img2ImgSpec(
 
 
 class ApiServer:
-    """An HTTP client of the API server, and its Redis."""
+    """An HTTP client of the API server, and its Redis.
 
-    def __init__(self, settings: ApiSettings, redis: Redis) -> None:
+    Attributes:
+        api_pid: Process id of the API server.
+    """
+
+    def __init__(self, settings: ApiSettings, redis: Redis, api_pid: int) -> None:
         self.url = settings.local_url
+        self.redis_url = settings.resolved_redis_url
+        self.api_pid = api_pid
         self._http = HTTPConnection(settings.host, settings.port)
         self._redis = redis
 
@@ -111,7 +117,7 @@ def run_api_server() -> Iterator[ApiServer]:
             )
             with Redis.from_url(settings.resolved_redis_url) as redis:
                 ModelRegistry(redis).register("benchmark", [CARD], ttl_s=3600)
-                service = ApiServer(settings, redis)
+                service = ApiServer(settings, redis, children[-1].process.pid)
                 while not service.is_up():
                     _check_running(children)
                     time.sleep(0.1)

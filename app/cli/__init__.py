@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from . import audit, forget, jobs, keys, mcp, models, submit
+from . import audit, batches, forget, jobs, keys, mcp, models, submit
 from . import doctor as checks
 from . import serve as serving
 from .help import Command
@@ -51,9 +51,11 @@ app.command(rich_help_panel=USE)(jobs.cancel)
 app.command(rich_help_panel=USE)(jobs.delete)
 app.command("delete-image", rich_help_panel=USE)(jobs.delete_image)
 app.command(rich_help_panel=USE)(mcp.mcp)
+app.add_typer(batches.app, name="batches", rich_help_panel=USE)
 app.add_typer(models.app, name="models", rich_help_panel=USE)
-for _command in (*app.registered_commands, *keys.app.registered_commands, *models.app.registered_commands):
-    _command.cls = Command
+for _group in (app, keys.app, batches.app, models.app):
+    for _command in _group.registered_commands:
+        _command.cls = Command
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from .errors import REFUSED, USAGE, WrongUsage, client_errors, fail, server_errors
+from .errors import REFUSED, WrongUsage, client_errors, server_errors
 from .help import Group
-from .options import LOCAL, ApiKey, AsJson, Url, connect
+from .options import LOCAL, ApiKey, AsJson, Url, connect, refuse_options_of_group
 from .printing import add_row, echo, new_table, print_fields, print_table, response_document, to_json
 
 if TYPE_CHECKING:
@@ -36,11 +36,8 @@ def models(context: typer.Context, as_json: AsJson = False, url: Url = LOCAL, ap
     """List, show, add, remove and download models. Without a command: list them."""
     if context.invoked_subcommand is None:
         list_models(as_json, url, api_key)
-        return
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    if given := [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]:
-        option = given[0].replace("as_", "").replace("_", "-")
-        fail(f"--{option} comes after the command: img2img models {context.invoked_subcommand} --{option}", USAGE)
+    else:
+        refuse_options_of_group(context)
 
 
 @app.command("list")

@@ -29,3 +29,14 @@ def connect(url: str, api_key: str | None) -> "Client":
     if not url.startswith(("http://", "https://")):
         raise WrongUsage(f"--url must start with http:// or https://, got {url!r}")
     return Client(url, api_key=api_key)
+
+
+def refuse_options_of_group(context: typer.Context) -> None:
+    """End a command whose options were given before its name: `img2img models --json list`."""
+    from .errors import USAGE, fail
+
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    if given := [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]:
+        option = given[0].replace("as_", "").replace("_", "-")
+        command = f"img2img {context.info_name} {context.invoked_subcommand}"
+        fail(f"--{option} comes after the command: {command} --{option}", USAGE)

@@ -17,13 +17,13 @@ from anyio.to_thread import run_sync
 from fastapi import Depends
 
 from img2img.domain.blob_keys import input_key
-from img2img.domain.job import JobOptions
+from img2img.domain.job import DeadlinePolicy, JobOptions
 from img2img.domain.job_batch import BatchMember, BatchRecord, BatchStatus
 from img2img.domain.model_card import ModelCard
-from img2img.domain.spec import JobSpec, parse_spec
+from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import BatchWebhook
 from img2img.erasure import Eraser
-from img2img.errors import Img2ImgError, NotConfirmed, Unavailable
+from img2img.errors import Img2ImgError, NotConfirmed, ParameterError, Unavailable
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import BatchGone, InputsDeleted
 from img2img.stored_images import write_by_digest
@@ -68,8 +68,8 @@ class _Spec:
 class _Checked:
     """The jobs of a batch that were checked."""
 
-    # Spec as JSON, options, name.
-    jobs: list[tuple[str, JobOptions, str | None]] = field(default_factory=list)
+    # Kind of the spec, the spec as JSON, options, name.
+    jobs: list[tuple[type[JobSpec], str, JobOptions, str | None]] = field(default_factory=list)
     # Generations of the stored inputs, by blob key.
     generations: dict[str, str] = field(default_factory=dict)
     cost: float = 0.0
@@ -142,7 +142,7 @@ class BatchSubmitter:
                 for one in specs:
                     text = one.spec.model_dump_json()
                     submitter.held_bytes.add(len(text))
-                    checked.jobs.append((text, one.options, one.name))
+                    checked.jobs.append((type(one.spec), text, one.options, one.name))
                     checked.cost += one.spec.cost
         except Exception:
             await services.store_threads.run(self._drop, checked, must_finish=True)
@@ -158,6 +158,9 @@ class BatchSubmitter:
         for index, request in requests:
             with naming_item(index):
                 options = self.jobs.options(request)
+                if options.deadline_policy is DeadlinePolicy.REJECT:
+                    message = "Jobs of a batch are not refused by their ETA; use `cancel` or `best_effort`"
+                    raise ParameterError("deadline_policy", message, got=options.deadline_policy)
                 card = cards.get(request.model)
                 if card is None:
                     card = cards[request.model] = self.jobs.model_card(request.model)
@@ -246,9 +249,9 @@ class _Requests:
 
 
 def _queueable(
-    batch_id: str, index: int, spec: str, options: JobOptions, name: str | None
+    batch_id: str, index: int, kind: type[JobSpec], spec: str, options: JobOptions, name: str | None
 ) -> tuple[JobSpec, JobOptions]:
-    return parse_spec(spec)[0], replace(options, batch=BatchMember(id=batch_id, index=index, name=name))
+    return kind.model_validate_json(spec), replace(options, batch=BatchMember(id=batch_id, index=index, name=name))
 
 
 def _headers(record: BatchRecord) -> dict[str, str]:

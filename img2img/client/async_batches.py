@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import httpx
 
-from .batches import BatchOperations, batch_path
+from .batches import BatchOperations, batch_id_of, batch_path
 from .core import Flow
 from .errors import ServiceUnreachable, error_of
 from .events import BatchStreamEvent, EventStream, batch_events
@@ -98,7 +98,7 @@ class AsyncBatches:
 
     async def stream_events(self, batch: Batch | str) -> AsyncIterator[BatchStreamEvent]:
         """Yield each `Job` that has ended, in the order of their ends, and last the `Batch` after its end."""
-        stream = batch_events(self._operations.url, batch_path(batch))
+        stream = batch_events(self._operations.url, batch_id_of(batch))
         async for event in self._stream(stream):
             yield event
 

@@ -10,7 +10,7 @@ from httpx_sse import EventSource
 
 from .async_batches import AsyncBatches
 from .batches import BatchOperations
-from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_path
+from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_id_of
 from .events import Event, EventStream, job_events
 from .fields import ControlMapFields, SubmitFields
 from .images import ImageInput
@@ -132,7 +132,7 @@ class AsyncClient:
             AuthenticationError: The API key was revoked or has expired.
             ServiceUnreachable: The connection broke and could not be restored.
         """
-        async for event in self._stream(job_events(self._operations.url, job_path(job), preview=preview)):
+        async for event in self._stream(job_events(self._operations.url, job_id_of(job), preview=preview)):
             yield event
 
     async def get_job(self, job: Job | str) -> Job:

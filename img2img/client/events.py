@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
+from urllib.parse import quote
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -33,15 +34,15 @@ BATCH_EVENTS: dict[str, type[BatchStreamEvent]] = {"progress": BatchProgressEven
 AnyEvent = TypeVar("AnyEvent", bound=Event | BatchStreamEvent)
 
 
-def job_events(url: str, path: str, *, preview: bool) -> "EventStream[Event]":
-    """Return the stream of the job at a path."""
+def job_events(url: str, job_id: str, *, preview: bool) -> "EventStream[Event]":
+    """Return the stream of a job."""
     params = {"preview": "true"} if preview else {}
-    return EventStream(url, f"{path}/events", EVENTS, Job, params)
+    return EventStream(url, f"job {job_id}", f"/jobs/{quote(job_id, safe='')}", EVENTS, Job, params)
 
 
-def batch_events(url: str, path: str) -> "EventStream[BatchStreamEvent]":
-    """Return the stream of the batch at a path."""
-    return EventStream(url, f"{path}/events", BATCH_EVENTS, Batch, {})
+def batch_events(url: str, batch_id: str) -> "EventStream[BatchStreamEvent]":
+    """Return the stream of a batch."""
+    return EventStream(url, f"batch {batch_id}", f"/batches/{quote(batch_id, safe='')}", BATCH_EVENTS, Batch, {})
 
 
 class Reconnects:
@@ -66,15 +67,23 @@ class EventStream(Generic[AnyEvent]):
 
     Args:
         url: URL of the service.
-        path: Path of the stream.
+        subject: The job or batch, for messages.
+        path: Path of it.
         events: Models of the events, by their names.
         last: Model of the last event.
     """
 
     def __init__(
-        self, url: str, path: str, events: Mapping[str, type[AnyEvent]], last: type, params: Mapping[str, str]
+        self,
+        url: str,
+        subject: str,
+        path: str,
+        events: Mapping[str, type[AnyEvent]],
+        last: type,
+        params: Mapping[str, str],
     ) -> None:
         self._url = url
+        self._subject = subject
         self._path = path
         self._events = events
         self._last = last
@@ -89,7 +98,7 @@ class EventStream(Generic[AnyEvent]):
         last_event_id = {"Last-Event-ID": self._last_event_id} if self._last_event_id else {}
         return {
             "method": "GET",
-            "url": self._path,
+            "url": f"{self._path}/events",
             "params": dict(self._params),
             "headers": {"Accept": "text/event-stream", "Cache-Control": "no-store", **last_event_id},
             "timeout": SILENCE_S,
@@ -116,7 +125,7 @@ class EventStream(Generic[AnyEvent]):
 
     def pause_after_end(self) -> float:
         """Return the pause after a connection that ended before the last event."""
-        return self._pause(ServiceUnreachable(f"{self._url} ended the stream {self._path} too early"))
+        return self._pause(ServiceUnreachable(f"{self._url} ended the events of {self._subject} too early"))
 
     def pause_after_transport_error(self, error: httpx.TransportError) -> float:
         """Return the pause after a connection that failed."""

@@ -9,7 +9,7 @@ import httpx
 from httpx_sse import EventSource
 
 from .batches import BatchOperations
-from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_path
+from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_id_of
 from .events import Event, EventStream, job_events
 from .fields import ControlMapFields, SubmitFields
 from .images import ImageInput
@@ -132,7 +132,7 @@ class Client:
             AuthenticationError: The API key was revoked or has expired.
             ServiceUnreachable: The connection broke and could not be restored.
         """
-        yield from self._stream(job_events(self._operations.url, job_path(job), preview=preview))
+        yield from self._stream(job_events(self._operations.url, job_id_of(job), preview=preview))
 
     def get_job(self, job: Job | str) -> Job:
         """Return the current state of a job."""

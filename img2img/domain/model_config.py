@@ -174,6 +174,13 @@ class ModelConfig(BaseModel):
             description="`true`: the VAE works on the images of a batch one by one, with less memory; default: `false`"
         ),
     ] = False
+    step_tables: Annotated[
+        bool,
+        Field(
+            description="`true`: the steps of schedulers are calculated from tables of numbers, with less work for the "
+            "processor between the calls of a GPU and slightly other pixels; default: `false`"
+        ),
+    ] = False
     config: Annotated[
         Component | None,
         Field(

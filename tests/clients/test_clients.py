@@ -1,8 +1,9 @@
-"""Clients generated from openapi.json, unmodified: each submits an image, waits for the job and saves the PNG.
+"""Clients generated from openapi.json, and JavaScript clients of compatible APIs: each saves the PNG of its job.
 
 `make test-clients` installs the generators; without them these tests are skipped.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ TOOLS = ROOT / ".clients"
 BIN = TOOLS / "bin"
 NODE_BIN = TOOLS / "node_modules" / ".bin"
 DOCUMENT = ROOT / "openapi.json"
+MAX_WARNINGS = 5
 GENERATOR = (BIN / "openapi-generator-cli", "generate", "--input-spec", DOCUMENT)
 
 pytestmark = [
@@ -110,7 +112,19 @@ def test_hey_api_saves_the_image(project: Path, http: httpx.Client) -> None:
 
 
 @needs_node
-def test_openai_for_javascript_saves_the_image(tmp_path: Path, http: httpx.Client) -> None:
-    shutil.copy(HERE / "openai.mjs", tmp_path)
+def test_validators_find_no_errors_and_few_warnings(tmp_path: Path) -> None:
+    (tmp_path / "ruleset.yaml").write_text('extends: ["spectral:oas"]\n')
+    spectral = (NODE_BIN / "spectral", "lint", DOCUMENT, "--ruleset", "ruleset.yaml", "--format", "json", "--quiet")
+    findings = json.loads(run(*spectral, folder=tmp_path) or "[]")
+    assert (sum(one["severity"] == 0 for one in findings), len(findings) <= MAX_WARNINGS) == (0, True), findings
+    report = json.loads(run(NODE_BIN / "redocly", "lint", DOCUMENT, "--format", "json", folder=tmp_path))
+    assert report["totals"]["errors"] == 0
+    assert report["totals"]["warnings"] <= MAX_WARNINGS, report["problems"]
+
+
+@needs_node
+@pytest.mark.parametrize("script", ["openai.mjs", "replicate.mjs", "hugging_face.mjs"])
+def test_client_of_a_compatible_api_saves_the_image(tmp_path: Path, http: httpx.Client, script: str) -> None:
+    shutil.copy(HERE / script, tmp_path)
     (tmp_path / "node_modules").symlink_to(TOOLS / "node_modules")
-    assert_works(["node", tmp_path / "openai.mjs"], tmp_path, http)
+    assert_works(["node", tmp_path / script], tmp_path, http)

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import httpx
 import psutil
@@ -284,6 +285,32 @@ def test_unreadable_files_stop_none_of_the_others(folder: Path, url: str) -> Non
     assert done.returncode == 1
     assert "IMG_0001.png: image: The PNG image is broken" in done.stderr
     assert len(done.stdout.split()) == IMAGES - 1
+
+
+@pytest.mark.usefixtures("fake_worker")
+def test_batch_of_the_service(folder: Path, url: str) -> None:
+    lines = [
+        {"image": "photos/IMG_0000.png", "prompt": "a house", "name": "first", "width": 64, "height": 64},
+        {"image": "photos/IMG_0001.png", "width": 64, "height": 64},
+    ]
+    (folder / "batch.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def batches(*arguments: object) -> list[str]:
+        done = img2img(folder, "batches", *arguments, "--url", url)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    [batch] = batches("submit", "batch.jsonl")
+    assert [line.split()[1] for line in batches("wait", batch)] == ["succeeded"] * 2
+    assert any(batch in line and "2 succeeded of 2" in line for line in batches())
+    assert "status: ended" in batches("show", batch)
+    assert batches("download", batch, "--format", "webp") == [f"{batch}.zip"]
+    with ZipFile(folder / f"{batch}.zip") as archive:
+        assert archive.namelist() == ["first.webp", "00001.webp", "jobs.jsonl"]
+    assert json.loads(batches("cancel", batch, "--json")[0])["counts"]["succeeded"] == 2
+    assert batches("delete", batch) == [f"{batch} deleted"]
+    (folder / "batch.jsonl").write_text('{"image": "photos/IMG_0000.png"}\n{')
+    assert "batch.jsonl, line 2" in one_line(img2img(folder, "batches", "submit", "batch.jsonl", "--url", url), 2)
 
 
 def test_help_of_every_command_fits_80_columns(folder: Path) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import httpx
 import pytest
 from PIL import Image
 
 from img2img import Client
-from img2img.client import Job, JobFailed, JobGone, QueuedEvent, ResultNotReady
+from img2img.client import Batch, InvalidRequest, Job, JobFailed, JobGone, QueuedEvent, ResultNotReady
 from img2img.domain.job import JobStatus
 from tests.support.blocking_client import BlockingAsyncClient
 from tests.support.images import encoded, gradient
@@ -108,3 +109,34 @@ def test_list_models_returns_the_model_cards(api: Client) -> None:
     assert models["demo"].default
     assert models["ddim-only"].schedulers == ("ddim",)
     assert models["demo"].workers == ("test-worker",)
+
+
+@pytest.mark.usefixtures("fake_worker")
+def test_batch_from_submit_to_delete(api: Client, http: httpx.Client, png: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(png)
+    batch = api.batches.submit(
+        [{"image": tmp_path / "photo.png", "seed": seed, "name": f"photo-{seed}", **SIZE} for seed in range(3)]
+    )
+    assert (batch.total, batch.has_ended) == (3, False)
+    *_, last = events = list(api.batches.stream_events(batch))
+    jobs = [event for event in events if isinstance(event, Job)]
+    assert isinstance(last, Batch)
+    assert last == api.batches.wait(batch) == api.batches.get(batch.id)
+    assert {job.id for job in jobs} == {job.id for job in api.batches.jobs(batch, status="succeeded")}
+    assert [job.batch.name for job in api.batches.jobs(batch) if job.batch] == ["photo-0", "photo-1", "photo-2"]
+    api.batches.download(batch, tmp_path / "results.zip", format="jpeg")
+    with ZipFile(tmp_path / "results.zip") as archive:
+        assert archive.namelist() == ["photo-0.jpg", "photo-1.jpg", "photo-2.jpg", "jobs.jsonl"]
+    varied = api.batches.vary({"prompt": "a house", **SIZE}, {"image": [png], "strength": [0.5, 1]})
+    assert [job.request["strength"] for job in api.batches.jobs(varied)] == [0.5, 1]
+    assert [one.id for one in api.batches.list()] == [varied.id, batch.id]
+    assert api.batches.wait(varied, timeout_s=60).counts.succeeded == 2
+    assert api.batches.cancel(varied).has_ended
+    api.batches.delete(batch)
+    with pytest.raises(JobGone):
+        api.batches.get(batch)
+    with pytest.raises(JobGone):
+        api.batches.download(batch, tmp_path / "none.zip")
+    with pytest.raises(InvalidRequest) as raised:
+        api.batches.submit([{"image": png}, {"image": png, "strength": 2}])
+    assert raised.value.errors[0].field == "items.1.strength"

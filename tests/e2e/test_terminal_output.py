@@ -45,6 +45,7 @@ JOB: dict[str, Any] = {
     "images": [],
     HOSTILE: HOSTILE,
 }
+BATCH = {"id": HOSTILE, "status": HOSTILE, "total": 1, "counts": {HOSTILE: 1}, HOSTILE: HOSTILE}
 MODEL = {"name": HOSTILE, "tasks": [HOSTILE], "workers": [HOSTILE], "default": True, HOSTILE: HOSTILE}
 PROBLEMS: list[Any] = [
     {"detail": HOSTILE, "code": HOSTILE},
@@ -66,6 +67,13 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if server.problem is not None:
             self.respond(422, "application/problem+json", json.dumps(server.problem))
+        elif path == "/batches":
+            self.respond(200, "application/json", json.dumps({"batches": [BATCH], "next_cursor": None}))
+        elif path.startswith("/batches/") and path.endswith("/events"):
+            data = f"event: job\nid: 1\ndata: {json.dumps(JOB)}\n\nevent: ended\nid: 2\ndata: {json.dumps(BATCH)}\n\n"
+            self.respond(200, "text/event-stream", data)
+        elif path.startswith("/batches/") and self.command != "DELETE":
+            self.respond(200, "application/json", json.dumps(BATCH))
         elif path.endswith("/events"):
             data = json.dumps(JOB)
             self.respond(200, "text/event-stream", f"event: failed\nid: 1\ndata: {data}\n\n")
@@ -132,6 +140,12 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "cancel": [[ID], [HOSTILE]],
     "delete": [[ID], [HOSTILE]],
     "delete-image": [[DIGEST], [HOSTILE]],
+    "batches": [
+        [],
+        ["list"],
+        *([command, ID] for command in ("show", "wait", "cancel", "download")),
+        ["delete", HOSTILE],
+    ],
     "models": [[], ["list"], ["show", ID], ["show", HOSTILE]],
 }
 

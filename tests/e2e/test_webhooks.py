@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,29 @@ def ended(queue: JobQueue, url: str, **options: Any) -> JobRecord:
     return record
 
 
+def test_prediction_is_the_body_of_its_webhook(
+    api: httpx.Client, signing: ApiSettings, finish: Callable[[str], bytes], image_bytes: bytes
+) -> None:
+    """As Replicate's clients expect, which validate the same signatures."""
+    with receiving() as receiver, running_dispatcher(signing):
+        body = {
+            "input": {"image": b64encode(image_bytes).decode(), "prompt": "a house"},
+            "webhook": receiver.url,
+            "webhook_events_filter": ["start", "completed"],
+        }
+        created = api.post("/replicate/v1/models/img2img/demo/predictions", json=body).json()
+        finish(created["id"])
+        [request] = receiver.wait(1)
+        prediction = verified(request, SECRET)
+        assert (prediction["id"], prediction["status"]) == (created["id"], "succeeded")
+        assert prediction["output"] == [f"{str(api.base_url).rstrip('/')}/jobs/{created['id']}/images/0"]
+        assert prediction["urls"] == created["urls"]
+        assert prediction["input"]["prompt"] == "a house"
+        assert "image" not in prediction["input"], "not even the hash of the image"
+        [listed] = api.get("/replicate/v1/predictions").json()["results"]
+        assert listed["completed_at"] == prediction["completed_at"]
+
+
 def test_terminal_event_is_delivered_once_and_signed(
     api: httpx.Client, send: Submit, signing: ApiSettings, queue: JobQueue, finish: Callable[[str], bytes], redis: Redis
 ) -> None:
@@ -142,6 +166,34 @@ def test_terminal_event_is_delivered_once_and_signed(
             assert received.headers["user-agent"].startswith("img2img/")
         time.sleep(1)
         assert len(receiver.got) == 3
+        assert not redis.keys(f"{OUTBOX}*")
+
+
+def test_batch_sends_one_event_when_its_last_job_has_ended(
+    api: httpx.Client, signing: ApiSettings, finish: Callable[[str], bytes], redis: Redis, image_bytes: bytes
+) -> None:
+    image = b64encode(image_bytes).decode()
+    with receiving() as receiver, running_dispatcher(signing):
+        body = {"request": {"image": image}, "vary": {"seed": [1, 2]}, "webhook": receiver.url}
+        batch = api.post("/batches", json=body).json()
+        lines = {"content-type": "application/jsonl"}
+        line = json.dumps({"image": image})
+        other = api.post("/batches", content=line, params={"webhook": receiver.url}, headers=lines).json()
+        assert batch["webhook"] == other["webhook"] == {"url": receiver.url, "delivery": None}
+        first, second = (job["id"] for job in api.get(f"/batches/{batch['id']}/jobs").json()["jobs"])
+        finish(first)
+        api.post(f"/batches/{other['id']}/cancel")
+        receiver.wait(1)
+        finish(second)
+        receiver.wait(2)
+        wait_for(lambda: api.get(f"/batches/{batch['id']}").json()["webhook"]["delivery"]["status"] == "delivered")
+        now = api.get(f"/batches/{batch['id']}").json()
+        [received] = receiver.of(batch["id"])
+        event = verified(received, SECRET)
+        assert (event["type"], event["timestamp"]) == ("batch.ended", now["finished_at"])
+        assert event["data"] == now | {"webhook": now["webhook"] | {"delivery": None}}
+        time.sleep(1)
+        assert len(receiver.got) == 2
         assert not redis.keys(f"{OUTBOX}*")
 
 

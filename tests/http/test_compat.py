@@ -31,7 +31,9 @@ from tests.support.specs import make_spec
 
 IMAGE = encoded(gradient(160, 120))
 TEXT = base64.b64encode(IMAGE).decode()
-ABLE = CARD.model_copy(update={"tasks": tuple(Task), "loras": ("ink", "line"), "prompt_weighting": True})
+ABLE = CARD.model_copy(
+    update={"tasks": tuple(Task), "loras": ("ink", "line"), "prompt_weighting": True, "aliases": ("gpt-image-1",)}
+)
 
 # The example body of /docs of the web UI 1.10, with nothing in place of its placeholders "string" and true.
 WEB_UI_DEFAULTS = json.loads("""{
@@ -227,6 +229,31 @@ class TestOpenAI:
     ) -> None:
         spec = openai(data={"prompt": "x", **fields}, files={"image": ("i.png", IMAGE)})
         assert (spec.width, spec.height, spec.num_images) == (144, 112, 1)
+
+    @pytest.mark.parametrize(
+        ("name", "fields"),
+        [
+            # Open WebUI's edit without a model, and with all of its options.
+            ("image", {"model": "", "prompt": "x", "n": "1", "size": "auto", "response_format": "b64_json"}),
+            ("image", {"model": "", "prompt": "x", "n": "1", "size": "128x96", "background": "transparent"}),
+            ("image[]", {"model": "demo", "prompt": "x", "n": "2", "response_format": "b64_json"}),
+            # LibreChat's tool, which names one model.
+            ("image[]", {"model": "gpt-image-1", "prompt": "x", "quality": "high", "size": "auto"}),
+            ("image[]", {"model": "gpt-image-1", "prompt": "x", "quality": "auto", "size": "128x96", "n": "1"}),
+        ],
+    )
+    def test_requests_of_programs_are_served(
+        self, openai: Callable[..., JobSpec], name: str, fields: dict[str, str]
+    ) -> None:
+        spec = openai(data=fields, files=[(name, ("image.png", IMAGE, "image/png"))])
+        assert (spec.model, spec.num_images) == ("demo", int(fields.get("n", 1)))
+
+    def test_second_image_is_refused_with_a_sentence(self, http: httpx.Client) -> None:
+        files = [("image[]", ("a.png", IMAGE, "image/png"))] * 2
+        response = http.post("/v1/images/edits", data={"prompt": "x"}, files=files)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, "image[]")
+        assert error["message"] == "image[]: Exactly one image is taken, not 2"
 
     @pytest.mark.parametrize(
         ("fields", "applied", "not_applied"),

@@ -41,7 +41,7 @@ Finish = Callable[[str], bytes]
 
 
 def inputs_of(job: dict[str, Any]) -> list[str]:
-    return list(map(input_key, parse_spec(json.dumps(job["request"])).inputs))
+    return list(map(input_key, parse_spec(json.dumps(job["request"]))[0].inputs))
 
 
 def everything_in(redis: Redis) -> str:

@@ -33,6 +33,14 @@ OPERATIONS = {
     "cancel_job": ("post", "/jobs/{job_id}/cancel"),
     "get_image": ("get", "/jobs/{job_id}/images/{index}"),
     "get_result": ("get", "/jobs/{job_id}/result"),
+    "submit_batch": ("post", "/batches"),
+    "list_batches": ("get", "/batches"),
+    "get_batch": ("get", "/batches/{batch_id}"),
+    "list_batch_jobs": ("get", "/batches/{batch_id}/jobs"),
+    "stream_batch_events": ("get", "/batches/{batch_id}/events"),
+    "get_batch_results": ("get", "/batches/{batch_id}/results"),
+    "cancel_batch": ("post", "/batches/{batch_id}/cancel"),
+    "delete_batch": ("delete", "/batches/{batch_id}"),
     "list_models": ("get", "/models"),
     "get_model": ("get", "/models/{name}"),
     "put_model": ("put", "/models/{name}"),
@@ -43,6 +51,12 @@ OPERATIONS = {
     "get_health": ("get", "/healthz"),
     "get_readiness": ("get", "/readyz"),
 }
+
+
+@schemathesis.serializer("application/jsonl")
+def json_lines(_: object, value: object) -> bytes:
+    """Return a body of JSON lines, which is text."""
+    return value.encode("utf-8", "replace") if isinstance(value, str) else json.dumps(value).encode()
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +125,7 @@ def example_of(schema: dict[str, Any], document: dict[str, Any]) -> Any:
         case "object":
             return {name: example_of(field, document) for name, field in schema.get("properties", {}).items()}
         case "array":
-            return [example_of(item, document) for item in schema.get("prefixItems") or [schema["items"]]]
+            return [example_of(schema["items"], document)] * schema.get("minItems", 1)
         case "integer" | "number":
             return schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
         case kind:

@@ -23,8 +23,9 @@ class BlockingAsyncClient:
         self._runner.close()
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
+        return _Batches(self) if name == "batches" else self._blocking(getattr(self._client, name))
 
+    def _blocking(self, method: Any) -> Any:
         def call(*args: Any, **options: Any) -> Any:
             result = method(*args, **options)
             return self._iterate(result) if inspect.isasyncgen(result) else self._runner.run(result)
@@ -37,3 +38,13 @@ class BlockingAsyncClient:
                 yield self._runner.run(anext(items))
             except StopAsyncIteration:
                 return
+
+
+class _Batches:
+    """Runs each method of `AsyncClient.batches` to completion."""
+
+    def __init__(self, client: BlockingAsyncClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return self._client._blocking(getattr(self._client._client.batches, name))

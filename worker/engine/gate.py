@@ -17,7 +17,7 @@ from .row_buckets import bucket_of
 from .row_probe import Independence
 from .task import EngineTask
 
-# Names of the gates whose calls have rows with and without the prompt.
+# Names of the gates that each denoising step calls. Their calls have rows with and without the prompt.
 GUIDED = ("denoise", "control")
 
 
@@ -64,6 +64,11 @@ class Parked:
     @property
     def rows(self) -> int:
         return self.call.rows
+
+    @property
+    def is_step(self) -> bool:
+        """Whether calls like this one repeat with each step of a job."""
+        return self.gate.name in GUIDED
 
 
 _numbers = itertools.count()
@@ -129,7 +134,7 @@ class Gate:
         if output is None:
             # Group this call with equal calls only.
             call.signature = key
-            output = pytree.tree_map_only(torch.Tensor, torch.clone, current.park(self, call))
+            output = pytree.tree_map_only(torch.Tensor, _owned, current.park(self, call))
             if _output_bytes(output) <= self._memory.maxsize:
                 self._memory[key] = output
         return output
@@ -184,6 +189,11 @@ def _twice(output: Any) -> Any:
 def _digest(tensor: torch.Tensor) -> bytes:
     """Return a hash of a tensor's content. The content itself would make large keys."""
     return blake2b(tensor_bytes(tensor)).digest()
+
+
+def _owned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that keeps no more memory than its own."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _output_bytes(output: Any) -> int:

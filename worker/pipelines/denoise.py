@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
-from img2img.domain.parameters import FLOW_SCHEDULERS, Task
+from img2img.domain.parameters import FLOW_SCHEDULERS
 from img2img.domain.spec import (
     ControlMapSpec,
     ControlSpec,
@@ -18,18 +18,19 @@ from img2img.domain.spec import (
     JobSpec,
     RefinedSpec,
     StrengthSpec,
-    UpscaleSpec,
 )
 from img2img.errors import JobError
 
 from ..engine.task import EngineTask, TaskFunction
-from ..images.inputs import Inputs
+from ..images.inputs import Inputs, to_tensor
 from .conditioning.adapters import JobAdapters
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
+from .prepared_job import PreparedJob, prepare
 from .step_cache import attach_step_cache
+from .uploads import upload
 
 NO_ADAPTERS = JobAdapters()
 
@@ -42,7 +43,8 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
         return lambda _ticket: encode_decode(model, inputs.image, fast_vae=spec.fast_vae)
     # The LoRAs of the model can change before the task starts.
     adapters = model.adapters.for_job(spec, inputs)
-    return lambda engine_task: denoise(model, spec, inputs, spec.image_seed(index), engine_task, adapters)
+    job = prepare(model, spec, inputs, spec.image_seed(index))
+    return lambda engine_task: denoise(model, spec, inputs, job, engine_task, adapters)
 
 
 def encode_decode(model: Model, image: torch.Tensor | None, *, fast_vae: bool) -> torch.Tensor:
@@ -51,12 +53,18 @@ def encode_decode(model: Model, image: torch.Tensor | None, *, fast_vae: bool) -
     The shift and scale that pipelines apply to latents are left out: they undo them before decoding.
     """
     assert image is not None
+    if model.vae is None:
+        return image.clone()
     pixels = (2 * image - 1).to(model.device, model.dtype)
     if model.is_video_vae:
         pixels = pixels.unsqueeze(2)  # one frame
     vae: Any = model.fast_vae if fast_vae else model.vae
-    latents = retrieve_latents(vae.encode(pixels), sample_mode="argmax")
-    decoded: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+    encoded = vae.encode(pixels)
+    has_name = hasattr(encoded, "latent_dist") or hasattr(encoded, "latents")
+    latents = retrieve_latents(encoded, sample_mode="argmax") if has_name else encoded[0]
+    # Vector-quantised autoencoders quantise what they decode unless told otherwise.
+    exact = {"force_not_quantize": True} if hasattr(vae, "quantize") else {}
+    decoded: torch.Tensor = vae.decode(latents, return_dict=False, **exact)[0]
     if model.is_video_vae:
         decoded = decoded[:, :, 0]
     return (decoded / 2 + 0.5).clamp(0, 1)
@@ -76,17 +84,28 @@ def denoise(
     model: Model,
     spec: DenoisingSpec,
     inputs: Inputs,
-    seed: int,
+    job: PreparedJob,
     engine_task: EngineTask,
     adapters: JobAdapters = NO_ADAPTERS,
 ) -> torch.Tensor:
-    """Run the stock pipeline of the task with a new scheduler and a CPU generator for `seed`."""
-    # An image is upscaled by image-to-image of its enlarged tiles, unless an upscaler model does it.
-    task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
-    pipeline = model.pipeline(task, spec.scheduler, controls=bool(spec.control_maps), fast_vae=spec.fast_vae)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    """Run the stock pipeline of the task."""
+    if model.turns is None:
+        return _denoise(model, spec, inputs, job, engine_task, adapters)
+    with model.turns.take():
+        return _denoise(model, spec, inputs, job, engine_task, adapters)
+
+
+def _denoise(
+    model: Model,
+    spec: DenoisingSpec,
+    inputs: Inputs,
+    job: PreparedJob,
+    engine_task: EngineTask,
+    adapters: JobAdapters,
+) -> torch.Tensor:
+    pipeline = job.pipeline
     if isinstance(spec, RefinedSpec) and spec.denoising_end is not None:
-        images = _refine(model, pipeline, spec, inputs, generator, engine_task, adapters)
+        images = _refine(model, spec, inputs, job, engine_task, adapters)
     else:
         adapters.activate(pipeline)
         if inputs.noise is not None:
@@ -95,20 +114,25 @@ def denoise(
         if spec.control_maps:
             maps = control_maps(model, spec, inputs)
             controlled = model.controlnets.attach(
-                pipeline, spec.task, spec.control_maps, maps, generator=generator, guidance_scale=spec.guidance_scale
+                pipeline,
+                spec.task,
+                spec.control_maps,
+                maps,
+                generator=job.generator,
+                guidance_scale=spec.guidance_scale,
             )
-        images = _call(model, pipeline, spec, inputs, generator, engine_task, adapters, controlled)
+        images = _call(model, pipeline, spec, inputs, job, engine_task, adapters, controlled)
     # A schedule with `denoising_start` can have one step less.
     engine_task.step = spec.steps_run
+    model.preparation.learn(job.kind, job.generator)
     return images
 
 
 def _refine(
     model: Model,
-    base: DiffusionPipeline,
     spec: Img2ImgSpec | InpaintSpec,
     inputs: Inputs,
-    generator: torch.Generator,
+    job: PreparedJob,
     engine_task: EngineTask,
     adapters: JobAdapters,
 ) -> torch.Tensor:
@@ -118,7 +142,7 @@ def _refine(
         JobError: the base model has no step, and the job has adapters, which only the base model takes.
     """
     assert spec.denoising_end is not None
-    refiner = model.refiner(spec.task, spec.scheduler, fast_vae=spec.fast_vae)
+    base, refiner = job.pipeline, model.refiner(spec.task, spec.scheduler, fast_vae=spec.fast_vae)
     base_steps = _steps_before(model.pipeline(spec.task, spec.scheduler), spec)
     if not base_steps:
         if adapters.modules:
@@ -126,14 +150,14 @@ def _refine(
                 "all steps are after `denoising_end`, and the refiner that runs them takes no LoRAs and no image "
                 "prompts; give a higher strength, or `denoising_end` 1 for no refiner"
             )
-        return _call(model, refiner, spec, inputs, generator, engine_task, NO_ADAPTERS)
+        return _call(model, refiner, spec, inputs, job, engine_task, NO_ADAPTERS)
     adapters.activate(base)
     if not _steps_before(model.refiner(spec.task, spec.scheduler), spec, after=True):
-        return _call(model, base, spec, inputs, generator, engine_task, adapters)
+        return _call(model, base, spec, inputs, job, engine_task, adapters)
     until = {"denoising_end": spec.denoising_end, "output_type": "latent"}
-    latents = _call(model, base, spec, inputs, generator, engine_task, adapters, until)
+    latents = _call(model, base, spec, inputs, job, engine_task, adapters, until)
     since = {"image": latents, "denoising_start": spec.denoising_end, "strength": None}
-    return _call(model, refiner, spec, inputs, generator, engine_task, NO_ADAPTERS, since, steps_done=base_steps)
+    return _call(model, refiner, spec, inputs, job, engine_task, NO_ADAPTERS, since, steps_done=base_steps)
 
 
 def _steps_before(pipeline: DiffusionPipeline, spec: Img2ImgSpec | InpaintSpec, *, after: bool = False) -> int:
@@ -162,7 +186,7 @@ def _call(
     pipeline: DiffusionPipeline,
     spec: DenoisingSpec,
     inputs: Inputs,
-    generator: torch.Generator,
+    job: PreparedJob,
     engine_task: EngineTask,
     adapters: JobAdapters,
     more: Mapping[str, Any] = {},
@@ -188,29 +212,39 @@ def _call(
         return {}
 
     takes = call_parameters(pipeline)
-    # Older pipelines take `callback`.
-    has_step_end = "callback_on_step_end" in takes
+    callbacks: dict[str, Any] = {"callback_on_step_end": count_step}
+    if "callback_on_step_end" not in takes:
+        # Older pipelines take `callback`, and some take none.
+        callbacks = {"callback": step_callback(spec, engine_task)} if "callback" in takes else {}
     arguments = {
         "num_inference_steps": spec.num_inference_steps,
-        "generator": generator,
-        "output_type": "pt",
-        **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
-        **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, takes)),
+        "generator": job.generator,
+        # Pipelines that are not known may return other values than those in [0, 1] as tensors.
+        "output_type": "pil" if model.family.is_generic else "pt",
+        **callbacks,
+        **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, job, takes)),
         **optional_arguments(spec, takes),
         **adapters.arguments,
         **more,
     }
-    images: torch.Tensor = pipeline(
-        **{name: value for name, value in arguments.items() if value is not None or name not in more}
-    ).images
-    return images
+    output = pipeline(**{name: value for name, value in arguments.items() if value is not None or name not in more})
+    # Not by name, which differs.
+    images: Any = output[0]
+    return to_tensor(images[0].convert("RGB")) if model.family.is_generic else images
 
 
 def _arguments(
-    model: Model, pipeline: DiffusionPipeline, spec: DenoisingSpec, inputs: Inputs, takes: Container[str]
+    model: Model,
+    pipeline: DiffusionPipeline,
+    spec: DenoisingSpec,
+    inputs: Inputs,
+    job: PreparedJob,
+    takes: Container[str],
 ) -> dict[str, Any]:
     arguments = model.family.adapt(spec, {**_text(model, spec), **_conditions(spec, inputs, takes)})
-    return embed_prompts(pipeline, spec, arguments) if model.family.clip_prompts else arguments
+    if not model.family.clip_prompts:
+        return arguments
+    return embed_prompts(pipeline, spec, arguments, has_long_prompt=job.has_long_prompt)
 
 
 def _text(model: Model, spec: DenoisingSpec) -> dict[str, Any]:
@@ -231,7 +265,8 @@ def _conditions(spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> d
     size = {"width": spec.width, "height": spec.height}
     if isinstance(spec, EditSpec):
         guidance = {"image_guidance_scale": spec.image_guidance_scale}
-        return {"image": inputs.image, **guidance, **(size if "width" in takes else {})}
+        references = {"references": inputs.references} if inputs.references else {}
+        return {"image": inputs.image, **references, **guidance, **(size if "width" in takes else {})}
     conditions: dict[str, Any] = {}
     if not isinstance(spec, ControlSpec):
         conditions |= {"image": inputs.image, "strength": _strength_that_steps(spec)}
@@ -248,7 +283,7 @@ def _start_from(noise: torch.Tensor, pipeline: DiffusionPipeline) -> None:
 
     def add_given_noise(latents: torch.Tensor, sampled: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         assert sampled.shape == noise.shape
-        noised: torch.Tensor = add_noise(latents, noise.to(sampled), timesteps)
+        noised: torch.Tensor = add_noise(latents, upload(noise, sampled.device, sampled.dtype), timesteps)
         return noised
 
     pipeline.scheduler.add_noise = add_given_noise

@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from ..engine.batching import register_container
 from ..engine.gate import Gate
+from .uploads import upload, upload_arguments
 
 Forward = Callable[..., Any]
 
@@ -41,7 +42,7 @@ def gate_rows(forward: Forward, unbatched: tuple[str, ...]) -> Forward:
     Args:
         unbatched: keyword arguments of `forward` without a batch dimension.
     """
-    return Gate("denoise", forward, shared=unbatched)
+    return Gate("denoise", upload_arguments(forward), shared=unbatched)
 
 
 class ListInputsGate:
@@ -69,7 +70,9 @@ class ListInputsGate:
         self, x: torch.Tensor, t: torch.Tensor, captions: torch.Tensor, lengths: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
         unpadded = unpad_captions(captions, lengths)
-        return torch.stack(self.forward(list(x.unbind(0)), t, unpadded, return_dict=False, **kwargs)[0])
+        return torch.stack(
+            self.forward(list(x.unbind(0)), upload(t, x.device), unpadded, return_dict=False, **kwargs)[0]
+        )
 
 
 def pad_captions(captions: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

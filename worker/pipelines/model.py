@@ -2,24 +2,23 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
-from img2img.domain.conditioning import ControlName
-from img2img.domain.model_card import ModelCard, size_buckets
+from img2img.domain.model_card import ModelCard
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.model_status import Batching
-from img2img.domain.parameters import DIFFUSION_SCHEDULERS, MAX_STEPS, MAX_STEPS_OF, Scheduler, Task
+from img2img.domain.parameters import Scheduler, Task
 
 from ..devices import default_dtype, why_no_dtype
 from ..errors import StartupError
-from ..images.control_maps import PREPROCESSORS
+from .card import base_card, component_fields
 from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
@@ -27,8 +26,18 @@ from .conditioning.controlnets import ControlNets
 from .conditioning.embeddings import Embeddings
 from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
-from .families import FAMILIES, Family, family_of
+from .families import Family, family_of
 from .gates import gate_of, gate_vae, install_gates
+from .generic_family import generic_family
+from .generic_jobs import (
+    Turns,
+    autoencoder,
+    copy_for_job,
+    install_module_gates,
+    is_video,
+    latent_scale,
+)
+from .host_schedulers import on_host, unused_copy, with_tables
 from .image_processors import check_processors
 from .loading.acceleration import accelerate_pipeline
 from .loading.checkpoint import Checkpoint
@@ -41,11 +50,12 @@ from .loading.quantization import Quantizer, saved_bytes
 from .loading.single_file import find_checkpoint
 from .loading.vae_files import load_fast_vae, load_vae
 from .loading.weightless import WeightFiles, is_weightless, without_weights
+from .lookups import keep_lookups, keep_module_lookups
 from .memory import tensor_sizes
-from .parameters import scheduler_parameters, supported_parameters
+from .preparation import Preparation
 from .preview import LatentPreview
 from .safety_checker import ImageChecker, load_safety_checker, mode_of
-from .schedulers import check_scheduler, fallback_for, has_own_schedule, make_scheduler, name_of, with_prediction_type
+from .schedulers import check_scheduler, make_scheduler, with_prediction_type
 from .vae_memory import limit_vae_memory
 
 log = logging.getLogger(__name__)
@@ -61,11 +71,6 @@ for library in (diffusers, transformers):
     library.utils.logging.enable_propagation()
     # Warnings would quote the truncated part of long prompts.
     library.utils.logging.set_verbosity_error()
-
-# Factors of tiled image-to-image upscaling.
-TILED_UPSCALES = (2, 4)
-# Share of the schedule after which a refiner takes over by default: that of the published models.
-DENOISING_END = 0.8
 
 
 class Model:
@@ -89,22 +94,33 @@ class Model:
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
-        limit_vae_memory(pipeline.vae, config, pipeline.vae_scale_factor)
-        fast_vae = load_fast_vae(config.fast_vae, pipeline.vae, pipeline.dtype) if config.fast_vae else None
-        install_gates(pipeline, family.gate_denoiser)
+        self.vae = autoencoder(pipeline)
+        # Pixels along a side of a latent.
+        self.latent_scale = latent_scale(pipeline)
+        limit_vae_memory(self.vae, config, self.latent_scale)
+        if config.fast_vae and family.is_generic:
+            raise StartupError(f"`fast_vae` is not supported for {family.name} models; remove it")
+        fast_vae = load_fast_vae(config.fast_vae, self.vae, pipeline.dtype) if config.fast_vae else None
+        if family.is_generic:
+            install_module_gates(pipeline)
+        else:
+            install_gates(pipeline, family.gate_denoiser)
         if fast_vae is not None:
             placement.put("vae", fast_vae)
-            limit_vae_memory(fast_vae, config, pipeline.vae_scale_factor)
+            limit_vae_memory(fast_vae, config, self.latent_scale)
             gate_vae(fast_vae, upcasts=hasattr(pipeline, "upcast_vae"))
         self.fast_vae: torch.nn.Module | None = fast_vae
         kinds = pipeline_classes(family, pipeline)
-        self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
+        self._pipelines = {task: _pipeline_of(kind, pipeline, family) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
         if refiner is not None:
             placement.put_components(refiner)
         self._refiners = refiner_pipelines(refiner, family) if refiner is not None else {}
         upscalers = load_upscalers(config, family, pipeline, placement)
         for other in (*self._pipelines.values(), *upscalers.values(), *self._refiners.values()):
+            if family.is_generic:
+                install_module_gates(other)
+                continue
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
         # The compiled denoisers: its own, and that of the refiner.
@@ -115,9 +131,9 @@ class Model:
         }
         self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
-        card = _base_card(config, family, pipeline).model_copy(
-            update=_component_fields(
-                self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
+        card = base_card(config, family, pipeline).model_copy(
+            update=component_fields(
+                family, self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
         card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
@@ -125,16 +141,23 @@ class Model:
         self.compile_sizes = _compile_sizes(config, self.card)
         # Set by `set_safety_checker`. None: images are not checked.
         self.safety_checker: ImageChecker | None = None
-        self.vae = pipeline.vae
-        self.is_video_vae = family.video_vae
-        # Pixels along a side of a latent.
-        self.latent_scale: int = pipeline.vae_scale_factor
+        self.is_video_vae = family.video_vae or is_video(self.vae)
+        # Of jobs that cannot run at the same time.
+        self.turns = Turns() if family.runs_alone else None
         self.device: torch.device = placement.device
         self._placement = placement
         self.is_offloaded = config.offload != "none"
         self.dtype: torch.dtype = pipeline.dtype
         # Set by `fit_preview`.
         self.preview: LatentPreview | None = None
+        # By name and by the scheduler whose config is their base; never used, but copied.
+        self._schedulers: dict[tuple[Scheduler, int], SchedulerMixin] = {}
+        self._uses_tables = config.step_tables
+        for other in self._all_pipelines():
+            keep_lookups(other, self.device)
+        for module in self.modules():
+            keep_module_lookups(module, self.device)
+        self.preparation = Preparation(self._all_pipelines(), self.device)
 
     def _compile(self, config: ModelConfig, pipeline: DiffusionPipeline) -> list[CompiledRun]:
         """Compile the denoisers of a pipeline and of the refiner, as configured."""
@@ -157,15 +180,28 @@ class Model:
             controls: whether the job has controls.
             fast_vae: whether the job uses the small VAE.
         """
+        if self.family.is_generic:
+            return copy_for_job(self._pipelines[task], scheduler)
         pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        pipeline.scheduler = self._scheduler(scheduler, pipeline.scheduler)
         if fast_vae:
             pipeline.vae = self.fast_vae
         return pipeline
 
+    def _scheduler(self, name: Scheduler, base: SchedulerMixin) -> SchedulerMixin:
+        """Return a new scheduler for one job. Creating it from a config takes 2 ms, copying it a hundredth of that."""
+        key = name, id(base)
+        if key not in self._schedulers:
+            made = on_host(make_scheduler(name, base))
+            self._schedulers[key] = with_tables(made) if self._uses_tables else made
+        return unused_copy(self._schedulers[key])
+
     @property
     def batching(self) -> dict[str, Batching]:
         """How calls of each module by several jobs are merged, by component: of several the least exact."""
+        if self.turns is not None:
+            names = next(iter(self._pipelines.values())).components
+            return {name: Batching.ALONE for name, part in names.items() if isinstance(part, torch.nn.Module)}
         parts = {"fast_vae": [self.fast_vae], "controlnet": self.controlnets.modules}
         for pipeline in (*self._pipelines.values(), *self._refiners.values()):
             for name, module in pipeline.components.items():
@@ -180,10 +216,7 @@ class Model:
 
     def modules(self) -> list[torch.nn.Module]:
         """Return all modules with weights. Some share theirs."""
-        pipelines = [*self._pipelines.values(), *self.controlnets.pipelines.values()]
-        pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
-        pipelines += self._refiners.values()
-        parts = [part for pipeline in pipelines for part in pipeline.components.values()]
+        parts = [part for pipeline in self._all_pipelines() for part in pipeline.components.values()]
         parts += [
             *self.controlnets.modules,
             *(part for annotator in self.annotators.values() for part in annotator.modules),
@@ -193,6 +226,11 @@ class Model:
             parts.append(self.safety_checker.module)
         parts.append(self.fast_vae)
         return [part for part in parts if isinstance(part, torch.nn.Module)]
+
+    def _all_pipelines(self) -> list[DiffusionPipeline]:
+        pipelines = [*self._pipelines.values(), *self.controlnets.pipelines.values()]
+        pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
+        return [*pipelines, *self._refiners.values()]
 
     def saved_bytes(self, config: ModelConfig) -> int:
         """Return by how many bytes the weights of a model without weights become smaller by `quantize`."""
@@ -216,7 +254,7 @@ class Model:
     def refiner(self, task: Task, scheduler: Scheduler, *, fast_vae: bool = False) -> DiffusionPipeline:
         """Return a pipeline object of the refiner for one job."""
         pipeline = copy.copy(self._refiners[task])
-        pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler)
+        pipeline.scheduler = self._scheduler(scheduler, pipeline.scheduler)
         if fast_vae:
             pipeline.vae = self.fast_vae
         return pipeline
@@ -251,7 +289,8 @@ class Model:
     @torch.inference_mode()
     def fit_preview(self) -> None:
         """Fit the preview of latents to the VAE."""
-        if not self.is_video_vae:
+        # Of a generic family, it is not known what the latents in a callback are.
+        if not self.is_video_vae and not self.family.is_generic:
             self.preview = LatentPreview.fit(self.vae, self.device, self.dtype)
 
 
@@ -304,7 +343,7 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
     label = f"cannot load model {config.name!r}"
     with reporting_failures(label):
         location = find_checkpoint(config) or PipelineLocation(config.source, config.revision, config.variant)
-        family = _find_family(location.index["_class_name"])
+        family = family_of(location.index["_class_name"]) or generic_family(location.index)
         check_processors(location.index)
         if config.dtype is not None and (reason := why_no_dtype(config.dtype, device)):
             raise StartupError(f"`dtype`: {reason}; choose float16 or float32")
@@ -337,7 +376,8 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
                 quantizer=quantizer,
                 **loaded,
             )
-        check_scheduler(pipeline.scheduler)
+        if Scheduler.MODEL not in family.schedulers:
+            check_scheduler(pipeline.scheduler)
         if config.prediction_type is not None:
             pipeline.scheduler = with_prediction_type(pipeline.scheduler, config.prediction_type)
         model = Model(config, family, pipeline, placement)
@@ -346,54 +386,15 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
         return model
 
 
-def _find_family(class_name: str) -> Family:
-    family = family_of(class_name)
-    if family is None:
-        supported = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
-        raise StartupError(f"{class_name} is not supported; supported families: {supported}")
-    return family
-
-
-def _base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
-    """Return the card of a model without its optional components."""
-    scale = pipeline.vae_scale_factor
-    # Pipelines require multiples of 8, even if the scale factor of the VAE is smaller.
-    multiple = max(8, scale * family.patch_size)
-    native = _latent_size(pipeline) * scale
-    guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
-    schedulers = family.schedulers
-    if family.schedulers == DIFFUSION_SCHEDULERS and has_own_schedule(pipeline.scheduler):
-        schedulers = (*schedulers, Scheduler.MODEL)
-    default_scheduler = config.scheduler or _default_scheduler(schedulers, pipeline)
-    _check_defaults(config, family, schedulers, default_scheduler, has_guidance=family.has_guidance(pipeline))
-    return ModelCard(
-        name=config.name,
-        description=config.description,
-        aliases=config.aliases,
-        family=family.name,
-        tasks=tuple(family.pipelines),
-        native_size=native,
-        size_multiple=multiple,
-        min_size=native // 2,
-        max_size=native * 2,
-        sizes=family.sizes or size_buckets(native, multiple),
-        schedulers=schedulers,
-        default_scheduler=default_scheduler,
-        default_steps=config.steps or family.steps,
-        default_guidance_scale=(config.guidance_scale or family.guidance_scale) if guidance else 1.0,
-        # A negative prompt has no effect without guidance.
-        negative_prompt=family.negative_prompt and guidance,
-        guidance=guidance,
-        guidance_rows=family.guidance_rows,
-        scheduler_parameters=scheduler_parameters(schedulers),
-        guidance_until=guidance and family.conditional is not None,
-        prompt_weighting=family.clip_prompts,
-        refiner=config.refiner is not None,
-        default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
-        image_guidance=family.image_guidance,
-        dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
-        revision=config.revision,
-    )
+def _pipeline_of(kind: type[DiffusionPipeline], base: DiffusionPipeline, family: Family) -> DiffusionPipeline:
+    if not family.is_generic:
+        return build_pipeline(kind, base)
+    if type(base) is kind:
+        base.set_progress_bar_config(disable=True)
+        return base
+    # A pipeline may change the settings of its scheduler when it is built.
+    parts = {name: part for name, part in base.components.items() if isinstance(part, SchedulerMixin)}
+    return build_pipeline(kind, base, **copy.deepcopy(parts))
 
 
 def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int], ...]:
@@ -405,72 +406,3 @@ def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int
                 f"{card.max_size}"
             )
     return config.compile_sizes or ((card.native_size, card.native_size),)
-
-
-def _check_defaults(
-    config: ModelConfig,
-    family: Family,
-    schedulers: Sequence[Scheduler],
-    scheduler: Scheduler,
-    *,
-    has_guidance: bool,
-) -> None:
-    """Raise StartupError for defaults that no request could have."""
-    if config.guidance is False and (config.guidance_scale or 1) > 1:
-        raise StartupError("`guidance_scale` has no effect with `guidance = false`; remove one of them")
-    if not has_guidance and (config.guidance or (config.guidance_scale or 1) > 1):
-        key = "guidance" if config.guidance else "guidance_scale"
-        raise StartupError(f"the model was made to run without guidance; remove `{key}`")
-    if scheduler not in schedulers:
-        supported = ", ".join(schedulers)
-        raise StartupError(f"`scheduler` {scheduler} is not for {family.name} models; choose one of: {supported}")
-    if (config.steps or 1) > MAX_STEPS_OF.get(scheduler, MAX_STEPS):
-        raise StartupError(f"`steps` is at most {MAX_STEPS_OF[scheduler]} with the scheduler {scheduler}")
-
-
-def _component_fields(
-    pipelines: Mapping[Task, DiffusionPipeline],
-    pipeline: DiffusionPipeline,
-    upscalers: Mapping[int, Upscaler],
-    controlnets: ControlNets,
-    annotators: tuple[ControlName, ...],
-) -> dict[str, object]:
-    """Return the fields of the card that depend on the components of a model."""
-    tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()
-    upscales = sorted({*upscalers, *tiled})
-    more = [task for task, supported in ((Task.CONTROL, controlnets.types), (Task.UPSCALE, upscales)) if supported]
-    # Tiles are upscaled by the image-to-image pipeline.
-    tiles = {Task.UPSCALE: pipelines[Task.IMG2IMG]} if tiled else {}
-    return {
-        "tasks": (*pipelines, *more),
-        "controls": controlnets.types,
-        # Preprocessors without a model work with every model.
-        "preprocessors": (*PREPROCESSORS, *annotators),
-        "upscales": tuple(upscales),
-        "upscalers": tuple(upscaler.card for upscaler in upscalers.values()),
-        "parameters": supported_parameters({**pipelines, **tiles}),
-        "control_parameters": supported_parameters(controlnets.pipelines),
-    }
-
-
-def _latent_size(pipeline: DiffusionPipeline) -> int:
-    """Return the side, in latents, of the square images that the model was trained on."""
-    if "unet" in pipeline.components:
-        return int(pipeline.unet.config.sample_size)
-    return int(getattr(pipeline, "default_sample_size", 128))
-
-
-def _default_scheduler(schedulers: Sequence[Scheduler], pipeline: DiffusionPipeline) -> Scheduler:
-    """Return the scheduler of the model, or a similar one if requests cannot name it."""
-    name = name_of(pipeline.scheduler)
-    if name is not None and name in schedulers:
-        return name
-    if Scheduler.MODEL in schedulers:
-        return Scheduler.MODEL
-    fallback = fallback_for(pipeline.scheduler, schedulers)
-    log.warning(
-        "the scheduler of the model, %s, is not one that requests can name; the default is %s",
-        type(pipeline.scheduler).__name__,
-        fallback,
-    )
-    return fallback

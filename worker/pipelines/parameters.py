@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Container, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -26,7 +27,12 @@ PARAMETERS: Mapping[str, PipelineParameter] = {
 
 def call_parameters(pipeline: DiffusionPipeline) -> Container[str]:
     """Return the names of the arguments that the pipeline takes."""
-    return inspect.signature(pipeline.__call__).parameters
+    return _call_parameters(type(pipeline))  # type: ignore[arg-type]
+
+
+@cache
+def _call_parameters(kind: type[DiffusionPipeline]) -> Container[str]:
+    return tuple(inspect.signature(kind.__call__).parameters)
 
 
 def optional_arguments(parameters: GenerationParameters, takes: Container[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..images.png import Pixels
 from ..images.tiled_image import TiledImage
 from .denoise import denoise, encode_decode, make_task_function
 from .model import Model
+from .prepared_job import prepare
 
 # (inputs of a tile, seed, engine task) -> image of the tile.
 MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]
@@ -42,7 +43,7 @@ def _tile(
 def _img2img(model: Model, spec: UpscaleSpec, inputs: Inputs, seed: int, engine_task: EngineTask) -> torch.Tensor:
     if spec.steps_run == 0:
         return encode_decode(model, inputs.image, fast_vae=spec.fast_vae)
-    return denoise(model, spec, inputs, seed, engine_task)
+    return denoise(model, spec, inputs, prepare(model, spec, inputs, seed), engine_task)
 
 
 def _seeds_and_noise(

@@ -10,6 +10,7 @@ from diffusers import ControlNetUnionModel, MultiControlNetModel
 from torch.utils import _pytree as pytree
 
 from ...engine.gate import Gate
+from ..uploads import upload_arguments
 
 Residuals = tuple[list[torch.Tensor], torch.Tensor]
 
@@ -25,7 +26,7 @@ class PerRequestScale:
     """
 
     def __init__(self, net: torch.nn.Module) -> None:
-        self._gate = Gate("control", net.forward)
+        self._gate = Gate("control", upload_arguments(net.forward))
         if isinstance(net, ControlNetUnionModel):
             self._gate = Gate("control", _attending_within_calls(net))
             self._calls: Iterator[int] | None = itertools.count(1)
@@ -64,7 +65,7 @@ def _attending_within_calls(net: Any) -> Callable[..., Any]:
     Its attention over the maps takes the rows of a batch for a sequence: the rows with and without the prompt of one
     job see each other. A mask keeps them from seeing rows of other jobs.
     """
-    forward = net.forward
+    forward = upload_arguments(net.forward)
 
     def run(*, caller: torch.Tensor, **kwargs: Any) -> Any:
         is_other = caller != caller.T
@@ -82,7 +83,7 @@ def scaled_samples(net: torch.nn.Module, shared: Sequence[str]) -> Callable[...,
     Args:
         shared: keyword arguments of the ControlNet without a batch dimension.
     """
-    gate = Gate("control", net.forward, shared=shared)
+    gate = Gate("control", upload_arguments(net.forward), shared=shared)
 
     def call(*, conditioning_scale: float, **kwargs: Any) -> Any:
         samples = gate(**kwargs, conditioning_scale=1.0, return_dict=False)

@@ -5,6 +5,7 @@ the difference between an embedding and that of the empty prompt. Text encoders 
 """
 
 import re
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,17 +31,24 @@ def parse_weights(text: str) -> Fragments:
     return [(piece, weight) for piece, weight in fragments if piece.strip()] or [("", 1.0)]
 
 
-def embed_prompts(pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: dict[str, Any]) -> dict[str, Any]:
+def is_long(pipeline: DiffusionPipeline, prompts: Iterable[str]) -> bool:
+    """Return whether one of the prompts has more tokens than a text encoder of the pipeline takes."""
+    tokenizers = [tokenizer for tokenizer, _ in text_encoders(pipeline)]
+    return any(
+        len(tokenizer(prompt).input_ids) > tokenizer.model_max_length for prompt in prompts for tokenizer in tokenizers
+    )
+
+
+def embed_prompts(
+    pipeline: DiffusionPipeline, spec: DenoisingSpec, arguments: dict[str, Any], *, has_long_prompt: bool
+) -> dict[str, Any]:
     """Replace the prompts in the arguments of a pipeline by embeddings, if they are long or weighted."""
     if spec.clip_skip:
         add_text_model(pipeline)
     prompts = [arguments["prompt"], arguments.get("negative_prompt") or ""]
-    encoders = text_encoders(pipeline)
-    is_long = any(
-        len(tokenizer(prompt).input_ids) > tokenizer.model_max_length for tokenizer, _ in encoders for prompt in prompts
-    )
-    if not spec.prompt_weighting and not is_long:
+    if not spec.prompt_weighting and not has_long_prompt:
         return arguments
+    encoders = text_encoders(pipeline)
     fragments = [parse_weights(prompt) if spec.prompt_weighting else [(prompt, 1.0)] for prompt in prompts]
     plain, negative_plain = ("".join(piece for piece, _ in pieces) for pieces in fragments)
     is_xl = hasattr(pipeline, "text_encoder_2")

@@ -18,6 +18,8 @@ from ...engine.task import EngineTask
 from ...errors import StartupError
 from ...images.inputs import Inputs
 from ..families import Family
+from ..host_schedulers import on_host
+from ..job_noise import JobGenerator
 from ..loading.components import build_pipeline, load_low_res_scheduler, load_pipeline_of, load_unet
 from ..loading.failures import reporting_failures
 from ..loading.locations import is_pipeline
@@ -139,7 +141,7 @@ class Upscaler:
             image=inputs.image,
             num_inference_steps=spec.num_inference_steps,
             guidance_scale=spec.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(seed),
+            generator=JobGenerator(seed),
             latents=None if noise is None else noise.to(pipeline.unet.dtype),
             output_type="pt",
             callback=step_callback(spec, engine_task),
@@ -152,7 +154,7 @@ class Upscaler:
         # The latent upscaler reads `scheduler.sigmas` in its loop, so it works with its Euler scheduler only.
         if isinstance(self.pipeline, diffusers.StableDiffusionLatentUpscalePipeline):
             return diffusers.EulerDiscreteScheduler.from_config(base.config)
-        return make_scheduler(name, base)
+        return on_host(make_scheduler(name, base))
 
 
 def step_callback(spec: DenoisingSpec, engine_task: EngineTask) -> Callable[[int, Any, Any], None]:

@@ -11,6 +11,7 @@ from img2img.domain.model_config import ModelConfig
 
 from ...engine.gate import Gate
 from ...errors import StartupError
+from ..uploads import upload_arguments
 
 # Shapes of one function: buckets of rows, times the widths of the blocks of a UNet. Beyond it, torch runs eagerly.
 MAX_SHAPES = 1024
@@ -107,7 +108,8 @@ def compile_denoiser(denoiser: Any, gate: Gate, mode: str) -> CompiledRun:
 
     limits.recompile_limit = limits.accumulated_recompile_limit = MAX_SHAPES
     if mode == "full":
-        return CompiledRun(gate, torch.compile(gate.run, dynamic=False))
+        run = getattr(gate.run, "uploads_for", gate.run)
+        return CompiledRun(gate, upload_arguments(torch.compile(run, dynamic=False)))
     if not getattr(denoiser, "_repeated_blocks", None):
         raise StartupError(f'a {type(denoiser).__name__} has no repeated blocks; set `compile = "full"`')
     denoiser.compile_repeated_blocks(dynamic=False)
