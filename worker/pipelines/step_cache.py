@@ -54,8 +54,10 @@ TOLERANCES = {Speed.FAST: Tolerance(0.15, 2), Speed.TURBO: Tolerance(0.45, 4)}
 FIRST_STEPS = 3
 # Share of the effect of known errors that is compensated.
 COMPENSATION = 0.5
-# How much larger the effect of an error is with schedulers that combine it with the outputs of earlier steps.
+# How much larger the effect of an error is with schedulers that combine it with the outputs of earlier steps, and the
+# most calls in a row that are skipped with them.
 GAIN = 3.0
+MOST_WITH_HISTORY = 2
 
 
 def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, task: EngineTask) -> Callable[[], None]:
@@ -143,7 +145,9 @@ class StepCache:
         order = getattr(scheduler, "order", 1)
         self._is_second_order = order > 1
         self._first_calls = FIRST_STEPS * order - (order - 1)
-        self._gain = GAIN if hasattr(scheduler, "model_outputs") else 1.0
+        has_history = hasattr(scheduler, "model_outputs")
+        self._gain = GAIN if has_history else 1.0
+        self._most_skipped = min(tolerance.calls, MOST_WITH_HISTORY) if has_history else tolerance.calls
         # Expected change of the result by the calls skipped since.
         self._change = 0.0
 
@@ -209,7 +213,7 @@ class StepCache:
 
     def _is_negligible(self) -> bool:
         distance = self._call - self._last_made
-        if self._call < self._first_calls or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
+        if self._call < self._first_calls or self._call >= len(self._levels) - 2 or distance > self._most_skipped:
             return False
         change = self._change + self._gain * abs(self._delta(self._call)) * self._error * distance
         if not change <= self._tolerance.change:
