@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: sampler-table benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory
+.PHONY: sampler-table benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory benchmark-speed
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -111,6 +111,9 @@ model-keys: $(VENV)/dev ## write the tables of keys in docs/models.md
 sampler-table: $(VENV)/dev ## write the tables in docs/schedulers.md
 	$(BIN)/python -m scripts.sampler_table
 
+families: $(VENV)/dev ## run every pipeline class of diffusers that takes an image, and write docs/families.md (minutes)
+	$(BIN)/python -m scripts.families
+
 model-schema: $(VENV)/dev ## write docs/models.schema.json from the keys of a model
 	$(BIN)/python -m scripts.model_schema
 
@@ -137,16 +140,21 @@ dist: $(VENV)/dev ## build the wheel and the source distribution into dist/
 	rm -rf build dist
 	$(BIN)/python -c "from setuptools import build_meta as backend; backend.build_sdist('dist'); backend.build_wheel('dist')"
 
-benchmark: $(VENV)/dev ## measure throughput, submit cost and ETAs on this machine (minutes)
+benchmark: $(VENV)/dev ## measure throughput, latencies and ETAs on this machine (a quarter of an hour)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.submit
 	$(BIN)/python -m benchmarks.eta
+	$(BIN)/python -m benchmarks.preemption
+	$(BIN)/python -m benchmarks.followers
 
 benchmark-durability: $(VENV)/dev ## measure price and loss of each IMG2IMG_DURABILITY (a quarter of an hour, needs cc)
 	$(BIN)/python -m benchmarks.durability
 
 benchmark-memory: $(VENV)/dev ## measure memory and loss of dtype, quantize, offload and vae_tiling (minutes, 8 GB of memory)
 	$(BIN)/python -m benchmarks.memory
+
+benchmark-speed: $(VENV)/dev ## measure saved calls and loss of `speed` (minutes)
+	$(BIN)/python -m benchmarks.step_cache
 
 benchmark-queue: $(VENV)/dev ## measure the cost of jobs in Redis, up to 1,000,000 queued ones (minutes, 4 GB of memory)
 	$(BIN)/python -m benchmarks.queue_memory

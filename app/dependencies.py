@@ -28,6 +28,7 @@ from .http.rate_limit import RateLimiter
 from .imaging.decoder_share import DecoderShare
 from .imaging.sandbox_pool import DecoderPool
 from .progress.eta import EtaEstimator
+from .progress.job_reads import JobReads
 from .settings import ApiSettings
 
 
@@ -54,6 +55,8 @@ class Services:
     decoders: DecoderPool
     eta: EtaEstimator
     previews: Previews
+    # What all clients share who follow the same job.
+    job_reads: JobReads
     job_changes: JobChangeListener
     tracer: Tracer
     # None: requests are not moderated.
@@ -116,4 +119,5 @@ StoreThreadsDep = Annotated[StoreThreads, _service(lambda services: services.sto
 ReadinessDep = Annotated[ReadinessChecks, _service(lambda services: services.readiness)]
 EtaDep = Annotated[EtaEstimator, _service(lambda services: services.eta)]
 PreviewsDep = Annotated[Previews, _service(lambda services: services.previews)]
+JobReadsDep = Annotated[JobReads, _service(lambda services: services.job_reads)]
 JobChangesDep = Annotated[JobChangeListener, _service(lambda services: services.job_changes)]

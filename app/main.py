@@ -57,6 +57,7 @@ from .playground.routes import playground_router
 from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
+from .progress.job_reads import JobReads
 from .routes import batches, control_maps, events, health, images, img2img, jobs, model_changes, models, results
 from .settings import ApiSettings
 from .telemetry.access_log import AccessLogMiddleware
@@ -64,6 +65,7 @@ from .telemetry.metrics import HttpMetrics, install_metrics
 from .telemetry.queue_collector import QueueCollector
 from .telemetry.tracing import install_tracing
 
+EVENT_STREAMS = (EventSourceResponse, events.EventStreamResponse)
 # A client waits for the response while a request to the store is repeated, or is not answered.
 STORE_RETRY_S, STORE_RESPONSE_S = 2.0, 3.0
 MAX_INFLIGHT_BYTES = 512 * 1024 * 1024
@@ -127,7 +129,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
 def add_head_routes(app: FastAPI, router: APIRouter) -> None:
     """Answer HEAD where there is GET (RFC 9110, section 9.1), except for streams. The server leaves out the body."""
     for route in list(router.routes):
-        if not isinstance(route, APIRoute) or route.response_class is EventSourceResponse:
+        if not isinstance(route, APIRoute) or route.response_class in EVENT_STREAMS:
             continue
         if "GET" in (route.methods or ()):
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
@@ -175,6 +177,8 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
     default_model = DefaultModel(settings, lambda name: models.find(name) is not None)
     free_disk = FreeDisk(settings.resolved_store_url, settings.min_free_disk)
+    eta, previews = EtaEstimator(queue.job_store.fair_queue, models), Previews(redis)
+    job_changes = JobChangeListener(settings.resolved_redis_url)
     return Services(
         settings=settings,
         default_model=default_model,
@@ -203,9 +207,10 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
             # Without API keys, all clients are one owner.
             max_waiting_per_owner=MAX_WAITING_PER_OWNER if settings.keys_required else MAX_WAITING,
         ),
-        eta=EtaEstimator(queue.job_store.fair_queue, models),
-        previews=Previews(redis),
-        job_changes=JobChangeListener(settings.resolved_redis_url),
+        eta=eta,
+        previews=previews,
+        job_reads=JobReads(queue.job_store, eta, previews, job_changes),
+        job_changes=job_changes,
         tracer=tracer,
         moderation=_moderation(settings),
     )

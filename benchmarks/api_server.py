@@ -56,6 +56,7 @@ class ApiServer:
 
     def __init__(self, settings: ApiSettings, redis: Redis, api_pid: int) -> None:
         self.url = settings.local_url
+        self.redis_url = settings.resolved_redis_url
         self.api_pid = api_pid
         self._http = HTTPConnection(settings.host, settings.port)
         self._redis = redis

@@ -25,5 +25,5 @@ for i = 1, tonumber(ARGV[1]) do
   local uses = key(keys.INPUT_IMAGE_USES, {key = input})
   redis.call('HSET', uses, '#', redis.sha1hex(digest), owner, 1)
   redis.call('RPUSH', KEYS[2], id)
-  enqueue(model, id, priority, owner, cost)
+  enqueue(model, id, priority, owner, cost, due_at(now))
 end

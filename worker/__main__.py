@@ -30,6 +30,7 @@ from .queue.batch_worker import BatchWorker
 from .queue.job_metrics import JobMetrics
 from .runner import JobRunner
 from .runtime.allocator import configure_malloc, run_malloc_trim
+from .runtime.device_events import device_clock
 from .runtime.engine_metrics import EngineCollector
 from .runtime.engine_thread import start_engine
 from .runtime.memory_meter import memory_meter
@@ -93,7 +94,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         # Not the name of this module, which is `__main__`.
         logging.getLogger("img2img.worker").info("device: %s", describe_device(device))
         meter = memory_meter(device)
-        engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=meter)
+        engine = Engine(slots=settings.slots, max_rows=settings.max_rows, meter=meter, clock=device_clock(device))
         metrics = serve_metrics(settings, tracer, engine, device)
         pool = ModelPool(
             loader := ModelLoader(engine, device, report.stage, mode=settings.mode),

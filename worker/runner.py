@@ -15,7 +15,7 @@ from img2img.printable import without_paths
 
 from .engine.engine import Engine
 from .engine.errors import is_device_lost, is_out_of_memory
-from .engine.task import EngineTask, TaskStopped
+from .engine.task import EngineTask, TaskStopped, Urgency
 from .engine.timeline import Timeline
 from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
@@ -51,6 +51,8 @@ class Rendering:
         moderation: checks the images; None: they are not moderated.
         deterministic: whether the calls of the job are not merged with those of others, even if it did not ask.
         metadata: whether the images hold the parameters of the job.
+        urgency: how soon the tasks should run.
+        on_task_done: called on the engine's thread when a task has ended, except for the last one.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Rendering:
         inputs: Inputs,
         indices: Sequence[int],
         moderation: ResultModeration | None = None,
+        urgency: Urgency = Urgency(),  # noqa: B008  # frozen
         *,
         deterministic: bool = False,
         metadata: bool = True,
+        on_task_done: Callable[[], object] | None = None,
     ) -> None:
         self.indices = indices
         self._engine = engine
@@ -72,11 +76,16 @@ class Rendering:
         self._inputs = inputs
         self._moderation = moderation
         self._has_metadata = metadata
+        self._urgency = urgency
+        self._on_task_done = on_task_done
         self._tasks_per_image = spec.passes // spec.num_images
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
         self._runs_alone = deterministic or (isinstance(spec, GenerationSpec) and spec.deterministic)
         # Image by image.
-        self.tasks = [EngineTask(function, self._task_done, runs_alone=self._runs_alone) for function in functions]
+        self.tasks = [
+            EngineTask(f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.steps_run)
+            for f in functions
+        ]
         self.remaining = len(self.tasks)  # tasks that have not ended
         self._checks: list[EngineTask] = []  # of the safety checker
 
@@ -100,6 +109,8 @@ class Rendering:
             # The callback refers to this rendering: see `EngineTask.end`.
             del self._on_done
             on_done()
+        elif self._on_task_done is not None:
+            self._on_task_done()
 
     @property
     def steps_done(self) -> int:
@@ -172,7 +183,8 @@ class Rendering:
         prepared = [checker.prepare(pixels) for pixels in images]
         functions = [lambda _task, one=one: checker.is_flagged(one) for one in prepared]
         self._checks = [
-            EngineTask(function, lambda _task: ended.release(), runs_alone=self._runs_alone) for function in functions
+            EngineTask(f, lambda _task: ended.release(), runs_alone=self._runs_alone, urgency=self._urgency)
+            for f in functions
         ]
         if any(task.is_stopping for task in self.tasks):
             self.stop()
@@ -237,12 +249,21 @@ class JobRunner:
         self._moderation = moderation
         self._deterministic = deterministic
         self._metadata = metadata
+        # Called on the engine's thread when an image or tile has ended, unless the job has ended with it.
+        self.on_slot_free: Callable[[], object] | None = None
 
     @property
     def slots(self) -> int:
         return self._engine.slots
 
-    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], model: Model) -> Rendering:
+    def prepare(
+        self,
+        spec: JobSpec,
+        pngs: Mapping[str, bytes],
+        indices: Sequence[int],
+        model: Model,
+        urgency: Urgency = Urgency(),  # noqa: B008  # frozen
+    ) -> Rendering:
         """Decode the inputs of a job and return a rendering that is ready to start.
 
         Args:
@@ -250,6 +271,7 @@ class JobRunner:
             pngs: its input images, by sha256.
             indices: indices of the images to render.
             model: the model that renders them.
+            urgency: how soon they should be rendered.
 
         Raises:
             JobError: an input does not fit the job.
@@ -264,8 +286,10 @@ class JobRunner:
             inputs,
             indices,
             self._moderation,
+            urgency,
             deterministic=self._deterministic,
             metadata=self._metadata,
+            on_task_done=self.on_slot_free,
         )
 
 

@@ -8,6 +8,7 @@ RequestError                    (img2img.errors)
 ├── HeadersTooLarge
 ├── FlaggedRequest
 ├── JobTooExpensive
+├── DeadlineUnmet
 ├── InsufficientScope
 ├── ForbiddenHost
 └── ForbiddenOrigin
@@ -68,6 +69,24 @@ class JobTooExpensive(RequestError):
     """The job costs more than the rate limit allows for a whole period."""
 
     code = "job_too_expensive"
+
+
+class DeadlineUnmet(RequestError):
+    """The job would not end by its deadline.
+
+    Args:
+        deadline_s: Seconds to the deadline.
+        eta_s: Estimated seconds to the end of the job.
+    """
+
+    code = "deadline_unmet"
+
+    def __init__(self, deadline_s: float, eta_s: float) -> None:
+        message = (
+            f"The job would end in about {eta_s:g} s, after its deadline of {deadline_s:g} s. Request less work or a "
+            "later deadline, or try again when the queue is shorter."
+        )
+        super().__init__(message, eta_s=eta_s)
 
 
 class FlaggedRequest(RequestError):

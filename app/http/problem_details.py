@@ -34,6 +34,7 @@ from img2img.telemetry.logging import job_extra
 from ..schemas.problems import MAX_SHOWN, FieldProblem, Problem, encodable, status_phrase, truncate
 from .error_formats import ProblemResponse
 from .errors import (
+    DeadlineUnmet,
     FlaggedRequest,
     ForbiddenHost,
     ForbiddenOrigin,
@@ -57,6 +58,7 @@ STATUS: dict[type[Img2ImgError], HTTPStatus] = {
     ForbiddenOrigin: HTTPStatus.FORBIDDEN,
     RequestTimeout: HTTPStatus.REQUEST_TIMEOUT,
     JobTooExpensive: HTTPStatus.UNPROCESSABLE_ENTITY,
+    DeadlineUnmet: HTTPStatus.UNPROCESSABLE_ENTITY,
     FlaggedRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
     TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     NotFound: HTTPStatus.NOT_FOUND,

@@ -33,13 +33,23 @@ class EtaEstimator:
         for record, position in zip(queued, self._fair_queue.positions(queued), strict=True):
             if position is not None:
                 workers = throughputs.get(record.spec.model, [])
-                estimates[record.id] = QueueEstimate.from_position(position, record.spec.cost, workers)
+                estimates[record.id] = QueueEstimate.from_position(
+                    position,
+                    record.spec.cost,
+                    workers,
+                    record.priority,
+                    has_deadline=record.deadline_at is not None and not record.deadline_missed,
+                )
         return list(map(estimates.get, job_ids))
 
     def estimate_next(self, spec: JobSpec, options: JobOptions) -> QueueEstimate:
         """Return the estimate for a job that would be submitted now. Raises RedisError."""
-        position = self._fair_queue.next_position(spec.model, spec.cost, options.owner, options.priority)
-        return QueueEstimate.from_position(position, spec.cost, self._throughputs().get(spec.model, []))
+        position = self._fair_queue.next_position(
+            spec.model, spec.cost, options.owner, options.priority, options.deadline_s
+        )
+        workers = self._throughputs().get(spec.model, [])
+        has_deadline = options.deadline_s is not None
+        return QueueEstimate.from_position(position, spec.cost, workers, options.priority, has_deadline=has_deadline)
 
     def _throughputs(self) -> dict[str, list[WorkerThroughput]]:
         """Return the throughput of each live worker, by model."""

@@ -4,18 +4,22 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Depends, Header, HTTPException, Query
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from ..dependencies import EtaDep, JobChangesDep, PreviewsDep, QueueDep
+from ..dependencies import JobChangesDep, JobReadsDep, QueueDep
 from ..openapi import operations as openapi
-from ..progress import event_stream
+from ..progress.event_stream import StreamEvent
+from ..progress.event_stream import stream_job_events as job_events
 from .parameters import JobId
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 # Time after which a browser reconnects.
 RETRY_MS = 2000
+# The events are private to the caller. Nginx should not collect them before it sends them on.
+HEADERS = {"Cache-Control": "no-cache, no-store", "X-Accel-Buffering": "no"}
 
 LastEventId = Annotated[
     int | None,
@@ -24,9 +28,16 @@ LastEventId = Annotated[
 PreviewQuery = Annotated[bool, Query(description="Also send previews of the image.")]
 
 
-async def _last_seen_revision(
-    job_id: JobId, queue: QueueDep, response: Response, last_event_id: LastEventId = None
-) -> int:
+class EventStreamResponse(StreamingResponse):
+    """A response of Server-Sent Events.
+
+    FastAPI's own passes each event through two queues, with a timer for each.
+    """
+
+    media_type = "text/event-stream"
+
+
+async def _last_seen_revision(job_id: JobId, queue: QueueDep, last_event_id: LastEventId = None) -> int:
     """Return the revision to resume from, before the response starts. Raises NotFound, Gone or HTTPException.
 
     Status 204 makes a browser stop reconnecting.
@@ -35,26 +46,22 @@ async def _last_seen_revision(
     last_seen = -1 if last_event_id is None else last_event_id
     if record.status.is_terminal and record.revision <= last_seen:
         raise HTTPException(204)
-    # In addition to the `no-cache` of FastAPI: the events are private to the caller.
-    response.headers["Cache-Control"] = "no-store"
     return last_seen
 
 
 @router.get(
     "/{job_id}/events",
     operation_id="stream_job_events",
-    response_class=EventSourceResponse,
+    response_class=EventStreamResponse,
     responses=openapi.EVENTS | openapi.problems(404, 410, 422, 503),
 )
 async def stream_job_events(
     job_id: JobId,
     last_seen_revision: Annotated[int, Depends(_last_seen_revision)],
-    queue: QueueDep,
+    reads: JobReadsDep,
     job_changes: JobChangesDep,
-    eta: EtaDep,
-    previews: PreviewsDep,
     preview: PreviewQuery = False,
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStreamResponse:
     """Stream the job as Server-Sent Events, from its current state to its end.
 
     `queued` is repeated when the queue position changes, or the ETA changes substantially; `progress` follows
@@ -63,10 +70,17 @@ async def stream_job_events(
     current state, so a client that reconnects has missed nothing after the first event. With `preview=true` there are
     also `preview` events: small previews of the image.
     """
-    yield ServerSentEvent(retry=RETRY_MS)
-    wanted = previews if preview else None
-    async for event in event_stream.stream_job_events(job_id, last_seen_revision, queue, job_changes, eta, wanted):
-        event_id = None if event.revision is None else str(event.revision)
-        yield ServerSentEvent(event=event.name, data=event.data, id=event_id)
-    if job_changes.is_closed:
-        yield ServerSentEvent(comment="the server is stopping; reconnect", retry=RETRY_MS)
+
+    async def encoded() -> AsyncIterator[bytes]:
+        yield format_sse_event(retry=RETRY_MS)
+        async for event in job_events(job_id, last_seen_revision, reads, job_changes, with_previews=preview):
+            yield _encode(event) if event else KEEPALIVE_COMMENT
+        if job_changes.is_closed:
+            yield format_sse_event(comment="the server is stopping; reconnect", retry=RETRY_MS)
+
+    return EventStreamResponse(encoded(), headers=HEADERS)
+
+
+def _encode(event: StreamEvent) -> bytes:
+    event_id = "" if event.revision is None else f"id: {event.revision}\n"
+    return f"event: {event.name}\ndata: {event.data}\n{event_id}\n".encode()

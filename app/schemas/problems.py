@@ -58,6 +58,9 @@ class Problem(BaseModel):
     detail: str
     code: str
     errors: Annotated[list[FieldProblem] | None, Field(description="The fields that were rejected.")] = None
+    eta_s: Annotated[
+        float | None, Field(description="Estimated seconds until the job would end, if it would miss its deadline.")
+    ] = None
     categories: Annotated[list[str] | None, Field(description="Categories that moderation names.")] = None
     job_status: Annotated[JobStatus | None, Field(description="Status of the job, if it caused the error.")] = None
     error: Annotated[JobFailure | None, Field(description="Why the job failed.")] = None

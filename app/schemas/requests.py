@@ -10,12 +10,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from img2img.domain.conditioning import (
     MAX_CONTROLS,
     MAX_IMAGE_PROMPTS,
+    MAX_REFERENCE_IMAGES,
     ControlName,
     ControlWeight,
     MaskContent,
     Padding,
 )
-from img2img.domain.job import Priority
+from img2img.domain.job import DeadlinePolicy, Priority
 from img2img.domain.parameters import (
     ALL_TASKS,
     MAX_SEED,
@@ -59,7 +60,17 @@ ModelName = Annotated[Name | None, Field(description="One of `GET /models`. Defa
 Deadline = Annotated[
     float | None,
     Field(
-        ge=1, le=MAX_DEADLINE_S, description="Seconds from now after which the job is cancelled if it has not ended."
+        ge=1,
+        le=MAX_DEADLINE_S,
+        description="Seconds from now by which the job should have ended. Jobs with an earlier deadline go first among "
+        "those of one API key and priority, in the queue and in the worker.",
+    ),
+]
+Policy = Annotated[
+    DeadlinePolicy,
+    Field(
+        description="What happens at the deadline: `cancel` cancels a job that has not ended; with `best_effort` it "
+        "goes on, and `deadline_missed` is set; `reject` is `cancel`, and refuses a request whose ETA is later."
     ),
 ]
 
@@ -110,7 +121,9 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
 
     # Fields that a form sends as JSON text. Their images can be sent as files, named like `controls.0.image`.
     FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras"})
-    FILES: ClassVar[re.Pattern[str]] = re.compile(r"image|mask|(?:controls|image_prompts)\.[0-9]\.image")
+    FILES: ClassVar[re.Pattern[str]] = re.compile(r"images?|mask|(?:controls|image_prompts)\.[0-9]\.image")
+    # Fields that a form sends once for each entry.
+    REPEATED: ClassVar[frozenset[str]] = frozenset({"images"})
 
     strength: Annotated[
         float | None,
@@ -251,6 +264,15 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             not_by_upscaler="it has no IP-Adapter",
         ),
     ] = ()
+    images: Annotated[
+        tuple[ImageOrReference, ...],
+        Field(
+            max_length=MAX_REFERENCE_IMAGES,
+            description="Images that `instruction` refers to, after `image` or instead of it; the result has the size "
+            "of the first. The model's `max_images` is the number of all of them.",
+        ),
+        Requires(tasks=frozenset({Task.EDIT})),
+    ] = ()
     instruction: Annotated[
         Text | None,
         Field(
@@ -277,6 +299,7 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     ] = None
     model: ModelName = None
     deadline_s: Deadline = None
+    deadline_policy: Policy = DeadlinePolicy.CANCEL
     priority: Annotated[
         Priority,
         Field(
@@ -312,6 +335,7 @@ class ControlMapRequest(BaseModel):
 
     FORM_JSON: ClassVar[frozenset[str]] = frozenset()
     FILES: ClassVar[re.Pattern[str]] = re.compile("image")
+    REPEATED: ClassVar[frozenset[str]] = frozenset()
 
     image: ImageOrReference
     type: Annotated[ControlName, Field(description="One of the `preprocessors` of the model's entry in `GET /models`.")]
@@ -320,6 +344,7 @@ class ControlMapRequest(BaseModel):
     resize: Annotated[Resize, Field(description="How the image is brought to that size.")] = Resize.CROP
     model: ModelName = None
     deadline_s: Deadline = None
+    deadline_policy: Policy = DeadlinePolicy.CANCEL
 
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal requests."""
@@ -333,5 +358,6 @@ class ImageRequest(BaseModel):
 
     FORM_JSON: ClassVar[frozenset[str]] = frozenset()
     FILES: ClassVar[re.Pattern[str]] = re.compile("image")
+    REPEATED: ClassVar[frozenset[str]] = frozenset()
 
     image: ImageBytes

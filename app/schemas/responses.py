@@ -45,12 +45,20 @@ class QueueEstimate:
     eta_s: float | None
 
     @classmethod
-    def from_position(cls, position: QueuePosition, cost: float, workers: Iterable[WorkerThroughput]) -> Self:
+    def from_position(
+        cls,
+        position: QueuePosition,
+        cost: float,
+        workers: Iterable[WorkerThroughput],
+        priority: Priority = Priority.NORMAL,
+        *,
+        has_deadline: bool = False,
+    ) -> Self:
         """Return the estimate for a job of this cost, if these workers serve its model."""
         per_second, work = 0.0, position.cost_ahead + cost
         for worker in workers:
             per_second += worker.per_second or 0.0
-            work += worker.left
+            work += worker.left_before(priority, has_deadline=has_deadline)
         return cls(position.position, round(work / per_second, 1) if per_second else None)
 
 
@@ -146,7 +154,10 @@ class Job(BaseModel):
     created_at: Moment
     started_at: Moment | None
     finished_at: Moment | None
-    deadline_at: Annotated[Moment | None, Field(description="When the job is cancelled unless it has ended.")]
+    deadline_at: Annotated[Moment | None, Field(description="When it should have ended.")]
+    deadline_missed: Annotated[
+        bool | None, Field(description="Whether it did not end by its deadline; null without a deadline.")
+    ] = None
     expires_at: Annotated[
         Moment | None,
         Field(
@@ -195,6 +206,7 @@ class Job(BaseModel):
             started_at=_datetime_or_none(record.started_at),
             finished_at=_datetime_or_none(record.finished_at),
             deadline_at=_datetime_or_none(record.deadline_at),
+            deadline_missed=None if record.deadline_at is None else record.has_missed_deadline,
             expires_at=_datetime_or_none(record.expires_at),
             progress=JobProgress.from_record(record),
             request=record.spec,

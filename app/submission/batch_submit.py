@@ -17,13 +17,13 @@ from anyio.to_thread import run_sync
 from fastapi import Depends
 
 from img2img.domain.blob_keys import input_key
-from img2img.domain.job import JobOptions
+from img2img.domain.job import DeadlinePolicy, JobOptions
 from img2img.domain.job_batch import BatchMember, BatchRecord, BatchStatus
 from img2img.domain.model_card import ModelCard
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import BatchWebhook
 from img2img.erasure import Eraser
-from img2img.errors import Img2ImgError, NotConfirmed, Unavailable
+from img2img.errors import Img2ImgError, NotConfirmed, ParameterError, Unavailable
 from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import BatchGone, InputsDeleted
 from img2img.stored_images import write_by_digest
@@ -158,6 +158,9 @@ class BatchSubmitter:
         for index, request in requests:
             with naming_item(index):
                 options = self.jobs.options(request)
+                if options.deadline_policy is DeadlinePolicy.REJECT:
+                    message = "Jobs of a batch are not refused by their ETA; use `cancel` or `best_effort`"
+                    raise ParameterError("deadline_policy", message, got=options.deadline_policy)
                 card = cards.get(request.model)
                 if card is None:
                     card = cards[request.model] = self.jobs.model_card(request.model)

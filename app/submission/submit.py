@@ -11,7 +11,7 @@ from fastapi import Depends, Header
 
 from img2img.domain.api_key import Scope
 from img2img.domain.blob_keys import input_key
-from img2img.domain.job import JobOptions, JobRecord, Priority
+from img2img.domain.job import DeadlinePolicy, JobOptions, JobRecord, Priority
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
@@ -24,9 +24,9 @@ from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
 from ..dependencies import CallerDep, DecodersDep, HeldBytesDep, ServicesDep
-from ..http.errors import InsufficientScope
+from ..http.errors import DeadlineUnmet, InsufficientScope
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
-from ..schemas.responses import DryRunResult
+from ..schemas.responses import DryRunResult, QueueEstimate
 from ..webhooks.ssrf_guard import check_webhook
 from .defaults import resolve_generation
 from .spec_builder import ImageReader, SpecBuilder, build_control_map_spec
@@ -92,6 +92,8 @@ class JobSubmitter:
         spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
         self.held_bytes.add(sum(map(len, blobs.values())))
         await self.moderate(spec, blobs)
+        if options.deadline_policy is DeadlinePolicy.REJECT:
+            self._check_deadline(options, await run_sync(self.services.eta.estimate_next, spec, options))
         return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
 
     async def dry_run(self, request: Request) -> DryRunResult:
@@ -100,6 +102,7 @@ class JobSubmitter:
         spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
         await self.moderate(spec, blobs)
         estimate = await run_sync(self.services.eta.estimate_next, spec, options)
+        self._check_deadline(options, estimate)
         return DryRunResult(
             request=spec,
             priority=options.priority,
@@ -107,6 +110,13 @@ class JobSubmitter:
             queue_position=estimate.queue_position,
             eta_s=estimate.eta_s,
         )
+
+    def _check_deadline(self, options: JobOptions, estimate: QueueEstimate) -> None:
+        """Raise DeadlineUnmet if the job is to be rejected by its estimate. Without an estimate it is accepted."""
+        if options.deadline_policy is not DeadlinePolicy.REJECT or options.deadline_s is None:
+            return
+        if estimate.eta_s is not None and estimate.eta_s > options.deadline_s:
+            raise DeadlineUnmet(options.deadline_s, estimate.eta_s)
 
     async def moderate(self, spec: JobSpec, blobs: Mapping[str, bytes]) -> None:
         """Ask the moderation endpoint, if there is one. Raises FlaggedRequest, ModerationUnavailable or Overloaded."""
@@ -122,10 +132,13 @@ class JobSubmitter:
         return self.services.queue.visible_to(self.caller.visible_owner)
 
     def options(self, request: Request) -> JobOptions:
-        """Return the options of the job. Raises InsufficientScope."""
+        """Return the options of the job. Raises InsufficientScope or ParameterError."""
+        if request.deadline_policy is not DeadlinePolicy.CANCEL and request.deadline_s is None:
+            raise ParameterError("deadline_policy", "Only with `deadline_s`", got=request.deadline_policy)
         options = JobOptions(
             result_ttl_s=self.services.settings.result_ttl,
             deadline_s=request.deadline_s,
+            deadline_policy=request.deadline_policy,
             owner=self.caller.owner,
             key_id=self.caller.key_id,
             traceparent=self.services.tracer.traceparent(),
@@ -218,7 +231,7 @@ def _images(request: Request) -> list[object]:
     if isinstance(request, ControlMapRequest):
         return [request.image]
     controls, prompts = request.controls, request.image_prompts
-    return [request.image, request.mask, *(c.image for c in controls), *(p.image for p in prompts)]
+    return [request.image, *request.images, request.mask, *(c.image for c in controls), *(p.image for p in prompts)]
 
 
 class ModelCards(Protocol):

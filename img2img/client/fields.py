@@ -5,6 +5,8 @@ from typing import Literal, Required, TypedDict
 
 from .images import ImageInput
 
+DeadlinePolicy = Literal["cancel", "best_effort", "reject"]
+
 MaskContent = Literal["original", "noise", "nothing"]
 
 Priority = Literal["low", "normal", "high"]
@@ -120,7 +122,7 @@ class SubmitFields(TypedDict, total=False):
     """Rescales the guided prediction to reduce overexposure: 0 is off, 0.7 is usual (https://arxiv.org/abs/2305.08891,
     section 3.4). For models with `guidance_rescale` in `parameters`."""
     speed: Speed
-    """`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these calls: about 2 and 2.7
+    """`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these calls: about 1.8 and 2.2
     times fewer calls at 30 steps, with a result that differs a little. For the schedulers in `scheduler_parameters` of
     the model's entry in `GET /models`."""
     guidance_until: float
@@ -182,6 +184,9 @@ class SubmitFields(TypedDict, total=False):
     """Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet)."""
     image_prompts: Sequence[ImagePromptFields]
     """Images whose content or style the result should take up (IP-Adapter)."""
+    images: Sequence[ImageInput]
+    """Images that `instruction` refers to, after `image` or instead of it; the result has the size of the first. The
+    model's `max_images` is the number of all of them."""
     instruction: str
     """Edit instruction, such as `make it night`, for models with the task `edit`."""
     image_guidance_scale: float
@@ -192,7 +197,11 @@ class SubmitFields(TypedDict, total=False):
     model: str
     """One of `GET /models`. Default: the service's default model."""
     deadline_s: float
-    """Seconds from now after which the job is cancelled if it has not ended."""
+    """Seconds from now by which the job should have ended. Jobs with an earlier deadline go first among those of one
+    API key and priority, in the queue and in the worker."""
+    deadline_policy: DeadlinePolicy
+    """What happens at the deadline: `cancel` cancels a job that has not ended; with `best_effort` it goes on, and
+    `deadline_missed` is set; `reject` is `cancel`, and refuses a request whose ETA is later."""
     priority: Priority
     """Order in the queue. Jobs of one priority are taken round-robin across API keys. `high` needs an API key with the
     scope `priority`."""
@@ -218,4 +227,8 @@ class ControlMapFields(TypedDict, total=False):
     model: str
     """One of `GET /models`. Default: the service's default model."""
     deadline_s: float
-    """Seconds from now after which the job is cancelled if it has not ended."""
+    """Seconds from now by which the job should have ended. Jobs with an earlier deadline go first among those of one
+    API key and priority, in the queue and in the worker."""
+    deadline_policy: DeadlinePolicy
+    """What happens at the deadline: `cancel` cancels a job that has not ended; with `best_effort` it goes on, and
+    `deadline_missed` is set; `reject` is `cancel`, and refuses a request whose ETA is later."""

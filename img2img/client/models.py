@@ -63,6 +63,7 @@ class Job(_Response):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     deadline_at: datetime | None = None
+    deadline_missed: bool | None = None
     expires_at: datetime | None = None
     queue_position: int | None = None
     eta_s: float | None = None
@@ -130,6 +131,7 @@ class Model(_Response):
     controls: tuple[str, ...] = ()
     preprocessors: tuple[str, ...] = ()
     image_prompts: bool = False
+    max_images: int = 1
     loras: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     upscales: tuple[int, ...] = ()

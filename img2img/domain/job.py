@@ -42,6 +42,14 @@ class Priority(StrEnum):
     HIGH = "high"
 
 
+class DeadlinePolicy(StrEnum):
+    """What happens to a job that misses its deadline."""
+
+    CANCEL = "cancel"
+    BEST_EFFORT = "best_effort"
+    REJECT = "reject"
+
+
 # Default of the API server's setting.
 RESULT_TTL_S = 24 * 3600.0
 
@@ -52,7 +60,8 @@ class JobOptions:
 
     Attributes:
         result_ttl_s: How long the job is kept after its end.
-        deadline_s: The job is cancelled if it has not ended after this time.
+        deadline_s: Time after which the job should have ended.
+        deadline_policy: What happens if it has not.
         unknown_fields: Fields of the spec that a later version has written. This version can show the job without them,
             but not run it.
         owner: Owner of the job, see `owner_of`; empty without authentication.
@@ -65,6 +74,7 @@ class JobOptions:
 
     result_ttl_s: float = RESULT_TTL_S
     deadline_s: float | None = None
+    deadline_policy: DeadlinePolicy = DeadlinePolicy.CANCEL
     owner: str = ""
     key_id: str = ""
     priority: Priority = Priority.NORMAL
@@ -116,7 +126,9 @@ class JobRecord(BaseModel):
         revision: Number of changes of the record.
         result_ttl_s: How long the job is kept after its end.
         expires_at: When it is deleted; set at its end, except for a job of a batch, which is deleted with it.
-        deadline_at: When it is cancelled if it has not ended.
+        deadline_at: When it should have ended.
+        deadline_policy: What happens if it has not.
+        deadline_missed: Whether it had not.
         traceparent: Trace of the request that submitted the job.
         delivery: State of the webhook's delivery, once the job has ended. Its changes do not count as revisions.
         batch: The batch to which the job belongs, and its place in it.
@@ -147,10 +159,18 @@ class JobRecord(BaseModel):
     result_ttl_s: float = RESULT_TTL_S
     expires_at: float | None = None
     deadline_at: float | None = None
+    deadline_policy: DeadlinePolicy = DeadlinePolicy.CANCEL
+    deadline_missed: bool = False
     webhook: PredictionWebhook | Webhook | None = None
     traceparent: str | None = None
     delivery: Delivery | None = None
     batch: BatchMember | None = None
+
+    @property
+    def has_missed_deadline(self) -> bool:
+        """Whether the job ended after its deadline, or had not ended by then as far as the record says."""
+        ended_at, deadline_at = self.finished_at, self.deadline_at
+        return self.deadline_missed or (ended_at is not None and deadline_at is not None and ended_at > deadline_at)
 
     def image(self, index: int) -> ImageInfo | None:
         """Return the result image with this index, or None if there is none, or if it was withheld."""

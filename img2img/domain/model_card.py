@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlName, EmbeddingName, LoraName
+from img2img.domain.job import Priority
 from img2img.domain.parameters import Scheduler, Sigmas, Task
 
 SchedulerSigmas = Annotated[
@@ -41,6 +42,18 @@ class WorkerThroughput:
     per_second: float | None
     # Remaining cost of the jobs that it has taken.
     left: float
+    # Of those with high priority.
+    left_high: float = 0.0
+    # Of the others that have a deadline.
+    left_due: float = 0.0
+
+    def left_before(self, priority: Priority, *, has_deadline: bool) -> float:
+        """Return the remaining cost of the jobs that the engine does not pause for a job that it gets now."""
+        if priority is Priority.HIGH:
+            return self.left_high
+        if priority is Priority.NORMAL and has_deadline:
+            return self.left_high + self.left_due
+        return self.left
 
 
 class UpscalerCard(BaseModel):
@@ -99,6 +112,7 @@ class ModelCard(BaseModel):
     ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
     max_image_prompts: Annotated[int, Field(description="Largest number of `image_prompts`.")] = MAX_IMAGE_PROMPTS
+    max_images: Annotated[int, Field(description="Largest number of images of an edit: `image` and `images`.")] = 1
     loras: Annotated[tuple[LoraName, ...], Field(description="Names that `loras` can give.")] = ()
     embeddings: Annotated[
         tuple[EmbeddingName, ...], Field(description="Textual inversions that prompts can name.")
@@ -138,6 +152,9 @@ class ModelCard(BaseModel):
         dict[str, tuple[Scheduler, ...]],
         Field(description="Optional parameters that only some schedulers use, with these schedulers."),
     ] = {}
+    full_strength: Annotated[
+        tuple[Task, ...], Field(description="Tasks that always start from pure noise: `strength` can only be 1.")
+    ] = ()
     safety_checker: Annotated[
         SafetyChecker,
         Field(

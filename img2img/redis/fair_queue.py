@@ -5,7 +5,9 @@
    high, normal and low get 49, 7 and 1 of 57 parts. Shares prevent starvation better than an age limit, which would
    let a thousand old low jobs overtake every normal one at the same time.
 3. Within a priority, owners get equal work, in megapixel-steps, whatever the size of their jobs.
-4. Jobs of one owner are taken first in, first out.
+4. Jobs of one owner and priority are taken by the time at which they are due: their deadline, or 10 minutes after
+   their submission if that is earlier. So jobs without deadlines are first in, first out, and are overtaken only by
+   jobs with a deadline that come in these 10 minutes. A deadline is of no use against the jobs of other owners.
 
 Both shares are start-time fair queueing (Goyal, Vin, Cheng 1996): every owner has a virtual time, which advances by the
 work of each of its jobs that is taken, and the owner with the earliest time is next. Two owners whose jobs wait differ
@@ -46,19 +48,22 @@ class FairQueue:
         self._claim = scripts.register(redis, "claim_job")
         self._positions = scripts.register(redis, "queue_positions")
 
-    def claim(self, model: str, waiting: str, intermediate: str) -> bytes | None:
+    def claim(self, model: str, waiting: str, intermediate: str, *, beyond_slots: bool = False) -> bytes | None:
         """Move the next job of a model from RQ's list of waiting jobs to RQ's intermediate list.
 
         Args:
             model: Name of the model.
             waiting: Key of the list of waiting jobs.
             intermediate: Key of the intermediate list.
+            beyond_slots: Whether to take a job only while jobs of high priority wait. It is the next one in order, so
+                that the shares of priorities hold; jobs of lost workers are left.
 
         Returns:
             The id of the job, or None if no job is waiting. Removing the job from RQ's list takes O(1) for the oldest
             and the youngest job, O(n) for jobs between them.
         """
-        job_id: bytes | None = self._claim(keys=[waiting, intermediate], args=[model])
+        args = [model, "beyond_slots"] if beyond_slots else [model]
+        job_id: bytes | None = self._claim(keys=[waiting, intermediate], args=args)
         return job_id
 
     def positions(self, records: Sequence[JobRecord]) -> list[QueuePosition | None]:
@@ -66,18 +71,24 @@ class FairQueue:
 
         Position and cost are exact, if no job is added or cancelled, and take O(k log n) for k owners with waiting
         jobs. They are estimates if jobs of more than 20 owners wait in another priority, whose jobs then count with
-        their mean cost, and after a job was cancelled that had more than 10,000 jobs of its owner on both sides.
+        their mean cost, and after a job was cancelled that had more than 10,000 jobs of its owner on both sides. Later
+        jobs of the same owner with an earlier deadline come before.
         """
         if not records:
             return []
-        jobs = [(r.spec.model, r.id, r.priority, r.owner, r.spec.cost) for r in records]
+        jobs = [(r.spec.model, r.id, r.priority, r.owner, r.spec.cost, "") for r in records]
         return list(map(_parse, self._positions(args=[arg for job in jobs for arg in job])))
 
     def next_position(
-        self, model: str, cost: float, owner: str = "", priority: Priority = Priority.NORMAL
+        self,
+        model: str,
+        cost: float,
+        owner: str = "",
+        priority: Priority = Priority.NORMAL,
+        deadline_s: float | None = None,
     ) -> QueuePosition:
         """Return the position that a job of this cost would have if it were queued now."""
-        [reply] = self._positions(args=[model, "", priority, owner, cost])
+        [reply] = self._positions(args=[model, "", priority, owner, cost, "" if deadline_s is None else deadline_s])
         position = _parse(reply)
         assert position is not None
         return position

@@ -264,10 +264,14 @@ class JobQueue:
             used, frees_at = decode(reply).split(" ")[1:]
             raise self.input_images.quota_error("owner", int(used), frees_at)
 
-    def claim(self, model: str) -> bytes | None:
-        """Move the next job of a model to the intermediate list of its RQ queue. Returns its id, or None."""
-        queue = self._queue(model)
-        return self.job_store.fair_queue.claim(model, queue.key, queue.intermediate_queue_key)
+    def claim(self, model: str, *, beyond_slots: bool = False) -> bytes | None:
+        """Move the next job of a model to the intermediate list of its RQ queue. Returns its id, or None.
+
+        Args:
+            beyond_slots: Whether to take a job only while jobs of high priority wait, see `FairQueue.claim`.
+        """
+        queue, fair_queue = self._queue(model), self.job_store.fair_queue
+        return fair_queue.claim(model, queue.key, queue.intermediate_queue_key, beyond_slots=beyond_slots)
 
     def requeue(self, job_id: str, *, execution: str | None = None) -> None:
         """Queue a job that no worker runs any more before all others of its model; fail it after MAX_ATTEMPTS.
@@ -355,9 +359,9 @@ class JobQueue:
             times = pipe.execute() if first else []
         return {model: float(time or 0) for model, time in zip(first, times, strict=True)}
 
-    def queued_ids(self, model: str) -> list[str]:
-        """Return the ids of the jobs that wait for a model, oldest first."""
-        return list(map(decode, self._redis.lrange(self._queue(model).key, 0, -1)))
+    def queued_ids(self, model: str, limit: int = 0) -> list[str]:
+        """Return the ids of the jobs that wait for a model, oldest first, at most `limit` if it is not 0."""
+        return list(map(decode, self._redis.lrange(self._queue(model).key, 0, limit - 1)))
 
     def cancel_submitted_with(self, key: ApiKey) -> int:
         """Cancel the unfinished jobs that a revoked API key has submitted. Returns their number.
@@ -375,9 +379,10 @@ class JobQueue:
         return count
 
     def cancel_overdue(self) -> None:
-        """Cancel the jobs that have missed their deadline."""
+        """Cancel the jobs that have missed their deadline, or mark those that go on."""
         for job_id in self.job_store.overdue_ids():
-            self.cancel(job_id, DEADLINE_EXCEEDED)
+            if not self.job_store.miss_deadline(job_id):
+                self.cancel(job_id, DEADLINE_EXCEEDED)
 
     def depth(self, model: str) -> int:
         """Return the number of jobs that wait for a model."""
@@ -396,6 +401,7 @@ def _new_record(spec: JobSpec, options: JobOptions, created_at: float) -> JobRec
         steps=spec.total_steps,
         result_ttl_s=options.result_ttl_s,
         deadline_at=created_at + options.deadline_s if options.deadline_s is not None else None,
+        deadline_policy=options.deadline_policy,
         webhook=options.webhook,
         traceparent=options.traceparent,
         batch=options.batch,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from img2img.domain.blob_keys import input_key
-from img2img.domain.job import JobRecord
+from img2img.domain.job import DeadlinePolicy, JobRecord
 from img2img.domain.spec import SPEC_VERSION, dump_spec, parse_spec
 from img2img.errors import UnreadableJob
 from img2img.redis.decode import decode
@@ -43,6 +43,8 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
         fields["key_id"] = record.key_id
     if record.deadline_at is not None:
         fields["deadline_at"] = record.deadline_at
+    if record.deadline_policy is not DeadlinePolicy.CANCEL:
+        fields["deadline_policy"] = record.deadline_policy.value
     if record.traceparent is not None:
         fields["traceparent"] = record.traceparent
     if record.webhook is not None:

@@ -71,6 +71,7 @@ class JobStore:
         self.fair_queue = FairQueue(redis)
         self._transition_script = scripts.register(redis, "transition_job")
         self._forget_script = scripts.register(redis, "forget_job")
+        self._deadline_script = scripts.register(redis, "miss_deadline")
         self._progress_script = scripts.register(redis, "record_progress")
 
     def visible_to(self, owner: str | None) -> Self:
@@ -169,6 +170,10 @@ class JobStore:
     def overdue_ids(self, limit: int = 100) -> list[str]:
         """Return ids of jobs that have missed their deadline."""
         return self._due(keys.DEADLINES, limit)
+
+    def miss_deadline(self, job_id: str) -> bool:
+        """Mark a job that goes on after its deadline. Returns False if it is to be cancelled instead."""
+        return bool(self._writes.run(self._deadline_script, args=[job_id]))
 
     def _due(self, index: str, limit: int) -> list[str]:
         return list(map(decode, self._redis.zrangebyscore(index, "-inf", self._clock.now(), 0, limit)))

@@ -50,6 +50,7 @@ EXPIRING_JOBS = Key("expiring", "sorted set", "ids of ended jobs by the time at 
 DEADLINES = Key("deadlines", "sorted set", "ids of unfinished jobs with a deadline, by deadline", WORKER)
 GONE_JOB = Key("gone:{id}", "string", "`{reason} {owner}` of a deleted or expired job; expires", WORKER)
 JOB_CHANGES = Key("changes", "channel", "`{id} {status}` or `{id}` of every job or batch that has changed", WORKER)
+WAITING_JOBS = Key("waiting:{model}", "channel", "published when a job of a model is queued", WORKER)
 IDEMPOTENT_REQUEST = Key("idempotency:{owner}:{digest}", "string", "`{fingerprint} {job id}` of a request; expires")
 A1111_JOBS = Key("a1111:{owner}", "sorted set", "ids of an owner's unfinished jobs of the A1111 API, by creation time")
 A1111_OPTIONS = Key("a1111-options:{owner}", "hash", "options that an owner has set in the A1111 API, as JSON; expires")
@@ -111,7 +112,9 @@ WORKER_START = Key(
 WORKER_REPORT = Key(
     "workers:{worker}:report", "string", "how a worker follows changes of its models, as JSON; expires", WORKER
 )
-WORKER_THROUGHPUT = Key("throughput:{worker}", "string", "`{work per second} {work in flight}`; expires", WORKER)
+WORKER_THROUGHPUT = Key(
+    "workers:{worker}:throughput", "string", "speed of a worker and its work in flight, as JSON; expires", WORKER
+)
 WRITE_PROBE = Key("probe", "string", "never set: a write of nothing to it shows that Redis accepts writes", WORKER)
 REAPER_LOCK = Key("reaper", "string", "lock of the worker that looks for abandoned jobs; expires", WORKER)
 

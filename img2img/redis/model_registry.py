@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 
 from pydantic import ValidationError
 from redis import Redis
@@ -62,13 +63,12 @@ class ModelRegistry:
     def report_throughput(self, worker: str, throughput: WorkerThroughput, ttl_s: int) -> None:
         """Report the speed of a worker and the work that it has in flight."""
         key = keys.WORKER_THROUGHPUT.format(worker=worker)
-        self._redis.set(key, f"{throughput.per_second or ''} {throughput.left}", ex=ttl_s)
+        self._redis.set(key, json.dumps(asdict(throughput)), ex=ttl_s)
 
     def throughputs(self, workers: Iterable[str]) -> list[WorkerThroughput]:
         """Return the throughputs that these workers have reported, where one is known."""
         reports = self._redis.mget([keys.WORKER_THROUGHPUT.format(worker=worker) for worker in workers])
-        pairs = [decode(report).split(" ") for report in reports if report is not None]
-        return [WorkerThroughput(float(per_second) if per_second else None, float(left)) for per_second, left in pairs]
+        return [WorkerThroughput(**json.loads(report)) for report in reports if report is not None]
 
     def unregister(self, worker: str) -> None:
         """Remove a worker that stops."""

@@ -1,6 +1,7 @@
 """Notifications of job changes: one Redis subscription for all clients of an API server process."""
 
 import asyncio
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ class JobChangeListener:
     def __init__(self, redis_url: str) -> None:
         self._redis_url = redis_url
         self._subscribers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._numbers = itertools.count()
+        self._latest: dict[str, int] = {}  # by id of a job with subscribers
         self.dequeue_count = 0
         self.is_closed = False
 
@@ -40,12 +43,20 @@ class JobChangeListener:
         if self.is_closed:
             changed.set()
         self._subscribers[job_id].add(changed)
+        self._latest.setdefault(job_id, next(self._numbers))
         try:
             yield changed
         finally:
             self._subscribers[job_id].discard(changed)
             if not self._subscribers[job_id]:
-                del self._subscribers[job_id]
+                del self._subscribers[job_id], self._latest[job_id]
+
+    def latest(self, job_id: str) -> int:
+        """Return the number of the last change of a job that was announced. Only for a job with subscribers.
+
+        No number is used twice, also if a job has no subscribers for some time.
+        """
+        return self._latest[job_id]
 
     def close(self) -> None:
         """Set all events: subscribers should see `is_closed` and end."""
@@ -85,5 +96,7 @@ class JobChangeListener:
         self._notify(job_id)
 
     def _notify(self, job_id: str) -> None:
+        if job_id in self._latest:
+            self._latest[job_id] = next(self._numbers)
         for changed in self._subscribers.get(job_id, ()):
             changed.set()

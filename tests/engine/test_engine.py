@@ -14,10 +14,12 @@ import torch
 
 from img2img.worker.engine import batching
 from img2img.worker.engine.batching import collate, make_call, split, tensor_bytes
+from img2img.worker.engine.device_clock import DeviceClock
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
+from img2img.worker.engine.priority_shares import HIGHEST
 from img2img.worker.engine.row_probe import Independence
-from img2img.worker.engine.task import EngineTask, TaskStopped
+from img2img.worker.engine.task import EngineTask, TaskStopped, Urgency
 
 
 def run_all(engine: Engine, functions: Sequence[Callable[[EngineTask], Any]]) -> list[EngineTask]:
@@ -357,3 +359,98 @@ def test_split_looks_into_containers():
     parts = split(Named({"a": torch.arange(3)}, None), [1, 2])
     assert [part.x["a"].tolist() for part in parts] == [[0], [1, 2]]
     assert [part.note for part in parts] == [None, None]
+
+
+def test_task_of_highest_priority_pauses_those_that_have_all_slots():
+    """It runs at the next iteration, and the others go on when it has ended, with the same results."""
+    order: list[str] = []
+    gate, engine = Gate("denoise", Doubler()), Engine(slots=2)
+
+    def slow(task: EngineTask) -> float:
+        if not order:
+            engine.submit([urgent])
+        order.append("slow")
+        return repeat(gate, 1.0, 4)(task)
+
+    def fast(task: EngineTask) -> float:
+        result = repeat(gate, 1.0, 3)(task)
+        order.append("fast")
+        return result
+
+    urgent = EngineTask(fast, lambda _task: None, urgency=Urgency(HIGHEST))
+    tasks = [EngineTask(slow, lambda _task: order.append("done")) for _ in range(3)]
+    engine.submit(tasks)
+    engine.shut_down()
+    engine.run()
+    assert results([urgent, *tasks]) == [8, 16, 16, 16]
+    assert order[:3] == ["slow", "slow", "fast"]
+    assert sorted(order[3:]) == ["done", "done", "done", "slow"]
+
+
+def test_pending_tasks_are_admitted_by_priority_and_deadline():
+    engine, order = Engine(slots=1), []
+    urgencies = {"low": Urgency(2), "normal": Urgency(), "late": Urgency(deadline=2.0), "soon": Urgency(deadline=1.0)}
+    urgencies["high"] = Urgency(HIGHEST)
+    engine.submit(
+        [
+            EngineTask(lambda _task, name=name: order.append(name), lambda _task: None, urgency=urgency)
+            for name, urgency in urgencies.items()
+        ]
+    )
+    engine.shut_down()
+    engine.run()
+    assert order == ["high", "soon", "late", "normal", "low"]
+
+
+def test_there_are_at_most_as_many_paused_tasks_as_slots():
+    engine, most = Engine(slots=2), []
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        most.append(len(engine._parked))
+        return 2 * x
+
+    gate = Gate("denoise", call)
+    tasks = [
+        EngineTask(repeat(gate, 1.0, 3), lambda _task: None, urgency=Urgency(priority))
+        for priority in (1, 1, 1, 0, 0, 0, 0, 0)
+    ]
+    engine.submit(tasks)
+    engine.shut_down()
+    engine.run()
+    assert results(tasks) == [8] * 8
+    assert max(most) == 4
+
+
+class QueuedEvent:
+    """An event of a device that ends its work when someone waits for it."""
+
+    unfinished = 0
+
+    def record(self) -> None:
+        self.is_past = False
+        QueuedEvent.unfinished += 1
+
+    def query(self) -> bool:
+        return self.is_past
+
+    def synchronize(self) -> None:
+        QueuedEvent.unfinished -= not self.is_past
+        self.is_past = True
+
+    def elapsed_time(self, _later: "QueuedEvent") -> float:
+        return 1.0
+
+
+def test_engine_is_at_most_two_calls_ahead_of_the_device():
+    ahead = []
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        ahead.append(QueuedEvent.unfinished)
+        return 2 * x
+
+    engine = Engine(slots=4, clock=DeviceClock(QueuedEvent))
+    tasks = run_all(engine, [repeat(probed_gate(call), 1.0, 6)])
+    assert results(tasks) == [64]
+    assert ahead == [0, *[1] * 5], "one call is on the device while the next one is queued"
+    assert tasks[0].timeline.seconds()["double"] >= 0
+    assert QueuedEvent.unfinished == 0

@@ -272,6 +272,21 @@ def test_removed_and_added_models(serve: Callable[..., Served], folders: dict[st
     render(served.engine, served.lease("d").model)
 
 
+def test_job_of_a_removed_model_delays_only_loads_that_need_its_memory(serve: Callable[..., Served]) -> None:
+    served = serve(max_loaded=2)
+    lease = served.lease("a")
+    served.pool.define({name: served.configs[name] for name in "bc"})
+    served.load("b")
+    assert not served.pool.can_load("c", keep=["b"])
+    assert not served.pool.request("c", keep=["b"]), "the removed model has the only other place"
+    served.load("c")
+    assert served.states() == {"b": UNLOADED, "c": LOADED}
+    render(served.engine, lease.model)
+    lease.release()
+    served.load("b")
+    assert served.states() == {"b": LOADED, "c": LOADED}
+
+
 def test_model_that_cannot_be_used_is_failed_with_the_reason(
     serve: Callable[..., Served], folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ The reference is a second copy of the model, called through diffusers directly, 
 """
 
 import itertools
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,7 @@ from img2img.domain.parameters import DIFFUSION_SCHEDULERS, NOISY_SCHEDULERS, Sc
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
-from img2img.worker.engine.task import EngineTask
+from img2img.worker.engine.task import EngineTask, Urgency
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines import midway_schedulers
 from img2img.worker.pipelines.denoise import make_task_function
@@ -234,6 +235,34 @@ def test_denoiser_runs_steps_run_of_the_spec(served: Served, strength: float) ->
         engine.run()
         assert engine.calls_run["denoise"] == spec.steps_run
         assert task.step == spec.steps_run
+
+
+def test_paused_jobs_have_the_pixels_of_stock(served: Served) -> None:
+    """Jobs of three priorities, with and without deadlines, of which some arrive while the slots are taken."""
+    engine, most_parked = Engine(slots=3), 0
+    specs = [job(seed=i, scheduler=DIFFUSION_SCHEDULERS[i % 4], num_inference_steps=8 + i) for i in range(9)]
+    urgencies = [Urgency(i % 3, None if i % 2 else time.perf_counter() + i) for i in (1, 2, 4, 5, 7, 8, 0, 3, 6)]
+    tasks = [
+        EngineTask(
+            make_task_function(served.model, spec, Inputs(served.image), 0),
+            lambda _task: None,
+            urgency=urgency,
+            steps=spec.steps_run,
+        )
+        for spec, urgency in zip(specs, urgencies, strict=True)
+    ]
+    engine.submit(tasks[:6])
+    with torch.inference_mode():
+        for _ in range(12):
+            engine.step()
+        engine.submit(tasks[6:])
+        engine.shut_down()
+        while engine.is_busy:
+            engine.step()
+            most_parked = max(most_parked, engine.slots - engine.free_slots)
+    assert most_parked > engine.slots, "jobs were paused for those of the highest priority"
+    for spec, task in zip(specs, tasks, strict=True):
+        assert largest_difference(to_pixels(task.result), served.reference(spec)) <= 1
 
 
 def test_image_i_of_a_job_has_seed_plus_i(served: Served) -> None:

@@ -101,6 +101,7 @@ def test_values_are_combined_over_one_request(http: httpx.Client) -> None:
         ([{"image": IMAGE}, {"image": "5a" * 32}], "items.1.image"),
         ([{"image": IMAGE, "name": "../etc"}], "items.0.name"),
         ([{"image": IMAGE}, {"image": IMAGE, "model": "other"}], "items.1.model"),
+        ([{"image": IMAGE, "deadline_s": 60, "deadline_policy": "reject"}], "items.0.deadline_policy"),
     ],
 )
 def test_one_invalid_request_refuses_the_batch(

@@ -19,6 +19,7 @@ from redis import Redis
 from img2img.app.main import connect_redis
 from img2img.app.progress.eta import EtaEstimator
 from img2img.app.progress.event_stream import StreamEvent, stream_job_events
+from img2img.app.progress.job_reads import JobReads
 from img2img.app.progress.long_poll import OUTAGE_S
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
@@ -28,6 +29,7 @@ from img2img.redis.job_store import Progress
 from img2img.redis.keys import JOB_CHANGES
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.notifications import JobChangeListener
+from img2img.redis.previews import Previews
 from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
 from tests.support.servers import http_server, redis_server
@@ -171,7 +173,7 @@ def test_stream_resumes_from_last_event_id(http: httpx.Client, submit: Submit, q
 def test_stream_sends_keep_alive_comments(
     http: httpx.Client, submit: Submit, later: Later, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.1)
+    monkeypatch.setattr("img2img.app.progress.event_stream.PING_S", 0.1)
     job_id = submit().json()["id"]
     later(lambda: http.post(f"/jobs/{job_id}/cancel"), 0.5)
     with following(http, job_id) as stream:
@@ -236,6 +238,36 @@ def test_many_long_polls_share_one_subscription(
     assert after - before <= 4 * 50
 
 
+def test_followers_of_a_job_share_one_read_of_each_change(
+    submit: Submit, queue: JobQueue, redis: Redis, service_url: str
+) -> None:
+    job_id = submit().json()["id"]
+    queue.job_store.start(job_id, execution="e", worker="w")
+    followers, changes = 30, 20
+    received: list[list[Event]] = [[] for _ in range(followers)]
+    is_following = threading.Barrier(followers + 1)
+
+    def follow(events: list[Event]) -> None:
+        with httpx.Client(base_url=service_url, timeout=20) as http, following(http, job_id) as stream:
+            events.append(stream.next())
+            is_following.wait(20)
+            events += stream
+
+    with ThreadPoolExecutor(followers) as pool:
+        running = [pool.submit(follow, events) for events in received]
+        is_following.wait(20)
+        before = redis.info("commandstats")["cmdstat_hgetall"]["calls"]
+        for step in range(1, changes + 1):
+            queue.job_store.record_progress([Progress(job_id, "e", step, changes)])
+            time.sleep(0.05)
+        after = redis.info("commandstats")["cmdstat_hgetall"]["calls"]
+        queue.job_store.cancel(job_id)
+        for one in running:
+            one.result(20)
+    assert {(events[-2].data["progress"]["step"], events[-1].name) for events in received} == {(changes, "cancelled")}
+    assert after - before <= 3 * changes, "not one for each of the followers"
+
+
 def test_long_poll_and_stream_survive_a_restart_of_redis(image_bytes: bytes) -> None:
     with TemporaryDirectory(prefix="i2i-") as name:
         folder = Path(name)
@@ -271,14 +303,10 @@ def test_stream_waits_if_redis_is_down_at_its_first_read() -> None:
             job_id = queue.submit(make_spec(model="demo")).id
 
         async def first_event() -> StreamEvent:
-            stream = stream_job_events(
-                job_id,
-                -1,
-                queue,
-                JobChangeListener(settings.resolved_redis_url),
-                EtaEstimator(queue.job_store.fair_queue, models),
-            )
-            waiting = asyncio.ensure_future(anext(stream))
+            changes = JobChangeListener(settings.resolved_redis_url)
+            eta = EtaEstimator(queue.job_store.fair_queue, models)
+            stream = stream_job_events(job_id, -1, JobReads(queue.job_store, eta, Previews(redis), changes), changes)
+            waiting = asyncio.ensure_future(anext(event async for event in stream if event))
             await asyncio.sleep(3 * OUTAGE_S)
             assert not waiting.done()
             with redis_server(folder):
@@ -286,4 +314,4 @@ def test_stream_waits_if_redis_is_down_at_its_first_read() -> None:
 
         event = asyncio.run(first_event())
     assert event.name == "queued"
-    assert event.data.id == job_id
+    assert json.loads(event.data)["id"] == job_id

@@ -11,13 +11,16 @@ import pytest
 from pydantic import ValidationError
 from redis import Redis
 
+from img2img.app.progress.eta import THROUGHPUT_TTL_S
 from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import result_key
 from img2img.domain.job import JobOptions
+from img2img.domain.model_card import WorkerThroughput
 from img2img.erasure import LATE_IMAGES_S
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import GONE_JOB
+from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.retention import Retention
 from tests.support.problems import assert_problem
 
@@ -190,6 +193,50 @@ def test_deadline_does_not_affect_an_ended_job(
     finish(job_id)
     assert not redis.zcard("i2i:deadlines")
     assert http.get(f"/jobs/{job_id}").json()["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_job_with_best_effort_goes_on_after_its_deadline(
+    http: httpx.Client, submit: Submit, queue: JobQueue, finish: Finish, started: bool
+) -> None:
+    job = submit(deadline_s=1, deadline_policy="best_effort").json()
+    assert job["deadline_missed"] is False
+    if started:
+        queue.job_store.start(job["id"], execution="e", worker="w")
+    give_up_at = time.monotonic() + 5
+    while not (late := http.get(f"/jobs/{job['id']}").json())["deadline_missed"]:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+    assert (late["status"], late["error"]) == ("running" if started else "queued", None)
+    assert late["deadline_at"] == job["deadline_at"]
+    if not started:
+        finish(job["id"])
+        ended = http.get(f"/jobs/{job['id']}").json()
+        assert (ended["status"], ended["deadline_missed"]) == ("succeeded", True)
+
+
+def test_deadline_that_cannot_be_met_is_refused_on_request(
+    http: httpx.Client, submit: Submit, redis: Redis, image_bytes: bytes
+) -> None:
+    files = {"image": image_bytes}
+    reject = {"deadline_s": 8, "deadline_policy": "reject"}
+    assert submit(**reject).status_code == 202, "nothing is known about the throughput"
+    cost = http.post("/img2img?dry_run=true", files=files).json()["cost"]
+    throughput = WorkerThroughput(per_second=cost / 5, left=10 * cost, left_high=cost / 5)
+    ModelRegistry(redis).report_throughput("test-worker", throughput, ttl_s=60)
+    time.sleep(THROUGHPUT_TTL_S)
+    for path in ("/img2img", "/img2img?dry_run=true"):
+        problem = assert_problem(http.post(path, files=files, data=reject), 422, "deadline_unmet")
+        assert problem["eta_s"] == pytest.approx(11, abs=0.1), "the job that waits, and this one"
+        assert "11 s, after its deadline of 8 s" in problem["detail"]
+    assert submit(**reject | {"deadline_s": 12}).status_code == 202
+    assert submit(**reject | {"deadline_s": 1, "deadline_policy": "best_effort"}).status_code == 202
+
+
+def test_deadline_policy_needs_a_deadline(submit: Submit) -> None:
+    assert submit(deadline_policy="cancel").status_code == 202
+    [error] = assert_problem(submit(deadline_policy="reject"), 422, "invalid_parameter")["errors"]
+    assert (error["field"], error["got"]) == ("deadline_policy", "reject")
 
 
 @pytest.mark.parametrize("value", [0, -1, 604801, "soon"])

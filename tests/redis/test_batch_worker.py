@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from rq.command import PUBSUB_CHANNEL_TEMPLATE, parse_payload
 from rq.job import Job
+from rq.serializers import JSONSerializer
 
 from img2img.domain.blob_keys import input_key, result_key
-from img2img.domain.job import JobStatus
+from img2img.domain.job import JobOptions, JobStatus, Priority
 from img2img.domain.spec import SPEC_VERSION, JobSpec
 from img2img.erasure import Eraser
 from img2img.errors import Cancelled, JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.redis.keys import EXPIRING_JOBS, JOB
 from img2img.worker.engine.timeline import Timeline
-from img2img.worker.queue.batch_worker import BatchWorker
+from img2img.worker.queue.batch_worker import FINISHER_THREADS, BatchWorker
 from img2img.worker.queue.execution import ExecutionState, JobExecution
 from img2img.worker.queue.job_fetcher import UNREADABLE_S
 from img2img.worker.queue.reaper import UNREADABLE, Reaper
@@ -29,6 +30,7 @@ from tests.support.fixed_models import FixedModels
 from tests.support.images import encoded, gradient
 from tests.support.memory_store import MemoryStore
 from tests.support.processes import MODEL, SIDE, Service, wait_for
+from tests.support.specs import make_spec
 
 PNG, EARLIER_PNG = (encoded(gradient(SIDE, SIDE, blue)) for blue in (0, 200))
 
@@ -66,7 +68,7 @@ class FakeRunner:
     slots = 4
     names = [MODEL]
 
-    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], model: Any) -> FakeRendering:
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], *_: Any) -> FakeRendering:
         return FakeRendering(indices)
 
 
@@ -82,7 +84,7 @@ class InstantRunner(FakeRunner):
     def __init__(self, error: JobError | None) -> None:
         self.error = error
 
-    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], model: Any) -> FakeRendering:
+    def prepare(self, spec: JobSpec, pngs: Mapping[str, bytes], indices: Sequence[int], *_: Any) -> FakeRendering:
         rendering = InstantRendering(indices)
         rendering.error = self.error
         return rendering
@@ -485,3 +487,90 @@ def test_rq_keeps_no_error_message(idle_service: Service, make_worker: Callable[
     redis = idle_service.redis
     redis.config_set("rdbcompression", "no")
     assert not [key for key in redis.scan_iter() if b"a private prompt" in redis.dump(key)]
+
+
+class MeetingStore(MemoryStore):
+    """A store whose writes of results wait for each other, so that one thread alone writes none."""
+
+    def __init__(self, parties: int) -> None:
+        super().__init__()
+        self.barrier = threading.Barrier(parties, timeout=60)
+        self.writes: list[str] = []
+
+    def put(self, key: str, data: bytes) -> bool:
+        if key.startswith("results/"):
+            self.barrier.wait()
+            self.writes.append(key)
+        return super().put(key, data)
+
+
+def test_finishers_end_jobs_at_the_same_time_and_each_once(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
+) -> None:
+    store = MeetingStore(FINISHER_THREADS)
+    worker = make_worker(store=store)
+    ended = 0
+    threads = [threading.Thread(target=worker._finisher.run, daemon=True) for _ in range(FINISHER_THREADS)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        ids = [idle_service.submit() for _ in range(FINISHER_THREADS)]
+        for execution in [fetch(worker) for _ in ids]:
+            rendering_of(execution).end()
+        ended += len(ids)
+        wait_for(lambda: not worker._in_flight)
+        assert {record.status for record in idle_service.all(ids)} == {JobStatus.SUCCEEDED}
+    stopped, broken = idle_service.submit(), idle_service.submit()
+    executions = {execution.record.id: execution for execution in (fetch(worker), fetch(worker))}
+    idle_service.jobs.cancel(stopped)
+    rendering_of(executions[broken]).error = JobError("broken")
+    rendering_of(executions[broken]).end()
+    rendering_of(executions[stopped]).stop()
+    worker._finisher.close()
+    for thread in threads:
+        thread.join()
+    assert len(store.writes) == len(set(store.writes)) == ended
+    in_rq = Job.fetch_many([stopped, broken], connection=idle_service.redis, serializer=JSONSerializer)
+    assert [job and job.get_status() for job in in_rq] == ["stopped", "failed"]
+    assert idle_service.is_idle()
+
+
+def test_jobs_of_high_priority_are_fetched_beyond_the_slots(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
+) -> None:
+    worker = make_worker()
+    normal = [idle_service.submit() for _ in range(2 * FakeRunner.slots)]
+    for _ in range(FakeRunner.slots):
+        fetch(worker)
+    assert not worker._fetcher.fetch()
+    options = JobOptions(priority=Priority.HIGH, deadline_s=100)
+    spec = make_spec(image=idle_service.image, width=SIDE, height=SIDE)
+    high = [idle_service.jobs.submit(spec, options).id for _ in range(5)]
+    while worker._fetcher.fetch():
+        pass
+    taken = [execution.record.id for execution in worker._in_flight.values()]
+    assert taken == [*normal[: FakeRunner.slots], *high[: FakeRunner.slots]]
+    urgency = next(e._urgency for e in worker._in_flight.values() if e.record.id == high[0])
+    assert urgency.priority == 0
+    assert 90 < (urgency.deadline or 0) - time.perf_counter() <= 100
+
+
+def test_worker_is_told_of_queued_jobs_of_its_models(
+    idle_service: Service, make_worker: Callable[..., BatchWorker]
+) -> None:
+    worker = make_worker()
+    closed = threading.Event()
+    thread = threading.Thread(target=worker._arrivals.run, args=(closed,))
+    thread.start()
+    try:
+        assert worker._wake.wait(10), "jobs may have been queued before"
+        for model, is_served in (("other", False), (MODEL, True)):
+            worker._wake.clear()
+            job_id = idle_service.submit(model=model)
+            assert worker._wake.wait(10 if is_served else 0.3) == is_served
+        worker._wake.clear()
+        idle_service.jobs.requeue(job_id)
+        assert worker._wake.wait(10)
+    finally:
+        closed.set()
+        thread.join()

@@ -1,6 +1,7 @@
 """The order of waiting jobs, and whether jobs are claimed at the positions that were reported."""
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -26,8 +27,14 @@ Submit = Callable[..., list[str]]
 def submit(idle_service: Service) -> Submit:
     """Submit some jobs of one owner."""
 
-    def queue(count: int = 1, owner: str = "", priority: Priority = NORMAL, **changes: Any) -> list[str]:
-        options = JobOptions(owner=owner, priority=priority)
+    def queue(
+        count: int = 1,
+        owner: str = "",
+        priority: Priority = NORMAL,
+        deadline_s: float | None = None,
+        **changes: Any,
+    ) -> list[str]:
+        options = JobOptions(owner=owner, priority=priority, deadline_s=deadline_s)
         return [idle_service.jobs.submit(make_spec(**changes), options).id for _ in range(count)]
 
     return queue
@@ -68,6 +75,54 @@ def assert_jobs_are_claimed_at_their_positions(idle_service: Service) -> None:
 def test_jobs_of_one_owner_are_first_in_first_out(idle_service: Service, submit: Submit) -> None:
     ids = submit(12)
     assert claimed(idle_service, 12) == ids
+
+
+def test_jobs_of_one_owner_are_in_order_of_their_deadlines(idle_service: Service, submit: Submit) -> None:
+    waiting = submit(2)
+    [late], [soon], [sooner] = submit(deadline_s=300), submit(deadline_s=60), submit(deadline_s=30)
+    # Later than jobs without a deadline are due.
+    [distant] = submit(deadline_s=3600)
+    assert [rank_of(idle_service, job_id) for job_id in (sooner, soon, late, *waiting, distant)] == list(range(6))
+    cost = make_spec().cost
+    next_position = idle_service.job_store.fair_queue.next_position
+    assert next_position(MODEL, cost, deadline_s=100) == QueuePosition(2, pytest.approx(2 * cost))
+    assert next_position(MODEL, cost).position == 6
+    idle_service.jobs.cancel(soon)
+    assert position_of(idle_service, waiting[0]) == QueuePosition(2, pytest.approx(2 * cost))
+    assert_jobs_are_claimed_at_their_positions(idle_service)
+
+
+def test_job_without_deadline_is_overtaken_for_ten_minutes_only(
+    idle_service: Service, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [waiting] = submit()
+    now = idle_service.jobs.clock.now()
+    monkeypatch.setattr(idle_service.jobs.clock, "now", lambda: now + 550)
+    [before] = submit(deadline_s=30)
+    monkeypatch.setattr(idle_service.jobs.clock, "now", lambda: now + 601)
+    [behind] = submit(deadline_s=30)
+    assert [rank_of(idle_service, job_id) for job_id in (before, waiting, behind)] == [0, 1, 2]
+
+
+def test_deadline_takes_no_turn_from_another_owner(idle_service: Service, submit: Submit) -> None:
+    patient, hasty = submit(4, "patient"), submit(4, "hasty", deadline_s=5)
+    order = claimed(idle_service, 8)
+    assert [job_id in hasty for job_id in order] == [job_id in patient for job_id in order[1:]] + [order[-1] in hasty]
+
+
+def test_claim_beyond_slots_waits_for_high_jobs_and_keeps_the_shares(idle_service: Service, submit: Submit) -> None:
+    def claim() -> str | None:
+        moved = idle_service.jobs.claim(MODEL, beyond_slots=True)
+        return moved and moved.decode()
+
+    normal = submit(3)
+    [lost] = claimed(idle_service, 1)
+    idle_service.jobs.requeue(lost)
+    assert claim() is None
+    high = submit(9, priority=HIGH)
+    order = [claim() for _ in range(11)]
+    assert order == [*high[:7], normal[1], *high[7:], None], "the job of a lost worker waits for a slot"
+    assert claimed(idle_service, 2) == [lost, normal[2]]
 
 
 def test_backlog_of_one_owner_does_not_delay_another(idle_service: Service, submit: Submit) -> None:
@@ -377,6 +432,10 @@ def work_of(job: JobRecord) -> int:
     return round(job.spec.cost * 1e6)
 
 
+def due_at(job: JobRecord) -> float:
+    return min(job.created_at + 600, job.deadline_at or math.inf)
+
+
 class Level:
     """A priority: jobs by owner, and virtual times."""
 
@@ -393,7 +452,8 @@ class Level:
         if job.owner not in self.jobs:
             self.jobs[job.owner] = deque()
             self.starts[job.owner] = max(self.clock, self.starts.get(job.owner, 0))
-        self.jobs[job.owner].append(job)
+        waiting = self.jobs[job.owner]
+        waiting.insert(sum(due_at(other) <= due_at(job) for other in waiting), job)
 
     def remove(self, job: JobRecord) -> None:
         self.jobs[job.owner].remove(job)
@@ -433,13 +493,18 @@ class FairQueueMachine(RuleBasedStateMachine):
         priority=st.sampled_from([LOW, NORMAL, HIGH, HIGH]),
         images=st.integers(1, 8),
         count=st.integers(1, 5),
+        deadline_s=st.one_of(st.none(), st.integers(5, 700)),
     )
-    def submit(self, owner: str, priority: Priority, images: int, count: int) -> None:
+    def submit(self, owner: str, priority: Priority, images: int, count: int, deadline_s: int | None) -> None:
         for _ in range(count):
             spec = make_spec(num_images=images)
-            expected = self.jobs.job_store.fair_queue.next_position(MODEL, spec.cost, owner, priority)
-            job = self.jobs.submit(spec, JobOptions(owner=owner, priority=priority))
-            assert self.jobs.job_store.fair_queue.positions([job]) == [expected]
+            options = JobOptions(owner=owner, priority=priority, deadline_s=deadline_s)
+            expected = self.jobs.job_store.fair_queue.next_position(MODEL, spec.cost, owner, priority, deadline_s)
+            others = self.waiting()
+            job = self.jobs.submit(spec, options)
+            # The times of both calls differ by some milliseconds.
+            if deadline_s is None or all(abs(due_at(job) - due_at(other)) > 0.5 for other in others):
+                assert self.jobs.job_store.fair_queue.positions([job]) == [expected]
             if not any(level.jobs for level in self.levels.values()):
                 self.tag = 0
             self.levels[priority].add(job, self.tag)

@@ -19,6 +19,7 @@ from img2img.domain.blob_keys import input_key, result_key
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.errors import Cancelled, Flagged, InputDamaged, JobError
 from img2img.stored_images import DAMAGED_IMAGES
+from img2img.worker.engine.task import Urgency
 from img2img.worker.engine.timeline import Timeline
 from img2img.worker.errors import DeviceLost
 from img2img.worker.images.png import encode_png
@@ -103,7 +104,7 @@ class FakeRunner:
         self.may_return.set()
         self.rendering: FakeRendering | None = None
 
-    def prepare(self, _spec: object, _pngs: object, indices: list[int], _model: object) -> FakeRendering:
+    def prepare(self, _spec: object, _pngs: object, indices: list[int], *_: object) -> FakeRendering:
         self.is_preparing.set()
         self.may_return.wait()
         if self.error is not None:
@@ -147,7 +148,7 @@ def make_execution(store: MemoryStore, *, attempts: int = 1, **changes: Any) -> 
     record = JobRecord(id="a", status=JobStatus.RUNNING, spec=spec, created_at=0.0, attempts=attempts)
     lease = FixedModels({spec.model: SimpleNamespace()}).lease(spec.model)
     execution = JobExecution(
-        SimpleNamespace(), SimpleNamespace(), SimpleNamespace(id="e"), record, lease, rendered.append
+        SimpleNamespace(), SimpleNamespace(), SimpleNamespace(id="e"), record, lease, Urgency(), rendered.append
     )
     return execution, rendered
 

@@ -7,19 +7,24 @@ pass, although the pipeline code is written for one image.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .batch_limits import BatchLimits
-from .batch_scheduler import schedule
+from .batch_scheduler import Scheduler, schedule
 from .batching import GateCall, collate, split
+from .call_times import CallTimes
+from .device_clock import DeviceClock, DeviceMoment
 from .errors import is_device_lost, is_out_of_memory, without_tensors
 from .gate import Gate, Parked, TaskGreenlet
+from .priority_shares import HIGHEST
 from .row_buckets import largest_bucket
 from .row_memory import MemoryMeter, RowMemory
 from .row_probe import Independence, probe_rows
@@ -27,18 +32,43 @@ from .task import EngineTask, TaskStopped
 
 log = logging.getLogger(__name__)
 
+RUN_AHEAD = 2  # calls that the device may have in its queue
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """A call whose function has returned, although the device may not have ended it."""
+
+    stage: str
+    signature: Hashable
+    rows: int
+    started_at: float
+    end: DeviceMoment
+
 
 class Engine:
     """Runs tasks together. One thread calls `run`; the other methods are safe from any thread.
 
+    A task of the highest priority is admitted at once, and pauses those of others at their next gates. There can be as
+    many paused tasks as slots.
+
     Args:
-        slots: tasks in flight at once.
+        slots: tasks in flight at once, besides those that are paused.
         max_rows: rows of a merged call; fewer if more would not fit into memory.
         meter: measures the memory of the calls of tasks with `measures_memory`. None: the limit is only lowered, per
             signature, when memory runs out.
+        clock: times the calls of a device that computes while the engine goes on, and bounds how far it goes on. None:
+            a call has ended when its function returns.
     """
 
-    def __init__(self, *, slots: int, max_rows: int = 64, meter: MemoryMeter | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int,
+        max_rows: int = 64,
+        meter: MemoryMeter | None = None,
+        clock: DeviceClock | None = None,
+    ) -> None:
         self.slots = slots
         self.max_rows = max_rows
         self.iteration = 0
@@ -48,7 +78,12 @@ class Engine:
         self.batches_run: Counter[tuple[str, int]] = Counter()  # calls, by gate name and rows
         self._limits = BatchLimits(max_rows)
         self._memory = RowMemory(meter) if meter else None
-        self._pending: deque[EngineTask] = deque()
+        self._clock = clock
+        self._launched: deque[_Launch] = deque()  # calls that the device may not have ended
+        self._device_free_at = 0.0
+        self._times = CallTimes()
+        self._scheduler = Scheduler(self._times)
+        self._pending: list[EngineTask] = []
         self._short: deque[EngineTask] = deque()
         self._parked: list[Parked] = []  # oldest call first
         self._changed = threading.Condition()
@@ -99,11 +134,32 @@ class Engine:
         """Run one iteration: at most one forward pass of one module."""
         self._stepping = True
         self.iteration += 1
+        self._wait_for_device()
         self._admit()
         self._drop_stopped()
         if self._parked:
-            self._run(schedule(self._parked, self._limit_of))
+            self._run(self._scheduler.pick(self._parked, self._limit_of, time.perf_counter()))
         self._stepping = False
+
+    def _wait_for_device(self) -> None:
+        """Wait for the call before the last one. A task that is stopped leaves the device within two calls."""
+        while len(self._launched) >= RUN_AHEAD:
+            launch = self._launched.popleft()
+            launch.end.wait()
+            ended_at = launch.end.at()
+            seconds = ended_at - max(launch.started_at, self._device_free_at)
+            self._device_free_at = ended_at
+            self._times.record(launch.stage, launch.signature, launch.rows, seconds)
+
+    def _end_of_call(self, stage: str, signature: Hashable, rows: int, started_at: float) -> float | DeviceMoment:
+        """Return the end of the call whose function has returned, and count its time once it is known."""
+        if self._clock is None:
+            ended_at = time.perf_counter()
+            self._times.record(stage, signature, rows, ended_at - started_at)
+            return ended_at
+        end = self._clock.now()
+        self._launched.append(_Launch(stage, signature, rows, started_at, end))
+        return end
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -115,8 +171,7 @@ class Engine:
 
     def _admit(self) -> None:
         with self._changed:
-            count = min(len(self._pending), self.slots - len(self._parked))
-            admitted = [*self._short, *(self._pending.popleft() for _ in range(count))]
+            admitted = [*self._short, *self._admissible()]
             self._short.clear()
         for task in admitted:
             task.timeline.add("wait", task.submitted_at, time.perf_counter())
@@ -125,6 +180,18 @@ class Engine:
                 continue
             greenlet = TaskGreenlet(task)
             self._resume(greenlet, greenlet.switch)
+
+    def _admissible(self) -> list[EngineTask]:
+        """Take the pending tasks for which there is room: by priority, then by deadline, then in order."""
+        self._pending.sort(key=lambda task: (task.priority, math.inf if task.deadline is None else task.deadline))
+        count, parked = 0, len(self._parked)
+        for task in self._pending:
+            if parked + count >= (2 * self.slots if task.priority == HIGHEST else self.slots):
+                break
+            count += 1
+        admitted = self._pending[:count]
+        del self._pending[:count]
+        return admitted
 
     def _drop_stopped(self) -> None:
         for parked in [parked for parked in self._parked if parked.task.is_stopping]:
@@ -144,13 +211,13 @@ class Engine:
         if is_merged and gate.merges and gate.independence is None and not gate.has_memory:
             self._probe(gate, batch[0].call)
             batch = schedule(batch, self._limit_of)
-        if batch[0].runs_alone and len(batch) > 1:
-            for parked in batch:
-                self._run([parked])
-            return
+        if batch[0].runs_alone:
+            # The others follow in the next iterations, so that a call of higher priority does not wait for all of them.
+            batch = batch[:1]
         # The scheduler groups calls of a gate with memory only if they are equal: one call serves all of them.
         calls = [parked.call for parked in (batch[:1] if gate.has_memory else batch)]
         rows = [call.rows for call in calls]
+        started = time.perf_counter()
         padding = gate.padding_of(sum(rows))
         try:
             args, kwargs = collate(calls, padding)
@@ -168,11 +235,12 @@ class Engine:
         self.rows_run[gate.name] += sum(rows)
         self.rows_padded[gate.name] += padding
         self.batches_run[gate.name, sum(rows)] += 1
+        ended = self._end_of_call(gate.name, batch[0].signature, sum(rows), started)
         self._limits.record_success(calls[0].signature, sum(rows))
         if gate.has_memory:
             outputs *= len(batch)
         for parked, output in zip(batch, outputs, strict=True):
-            self._unpark(parked)
+            self._unpark(parked, ended)
             self._resume(parked.greenlet, parked.greenlet.switch, output)
 
     def _probe(self, gate: Gate, call: GateCall) -> None:
@@ -201,7 +269,7 @@ class Engine:
         """
         first, gate = batch[0], batch[0].gate
         if len(batch) == 1:
-            self._unpark(first)
+            self._unpark(first, time.perf_counter())
             self._resume(first.greenlet, first.greenlet.throw, type(error), error, without_tensors(error).__traceback__)
         elif is_out_of_memory(error) and not gate.has_memory:
             rows = sum(parked.rows for parked in batch)
@@ -215,9 +283,11 @@ class Engine:
             for parked in batch:
                 self._run([parked])
 
-    def _unpark(self, parked: Parked) -> None:
+    def _unpark(self, parked: Parked, ended: float | DeviceMoment) -> None:
         self._parked.remove(parked)
-        parked.task.timeline.add(parked.gate.name, parked.since, time.perf_counter())
+        if parked.is_step:
+            parked.task.step_calls += 1
+        parked.task.timeline.add(parked.gate.name, parked.since, ended)
 
     def _resume(self, greenlet: TaskGreenlet, resume: Callable[..., Any], *value: Any) -> None:
         """Run a task until its next gate, where it is parked, or to its end."""

@@ -17,7 +17,7 @@ from .row_buckets import bucket_of
 from .row_probe import Independence
 from .task import EngineTask
 
-# Names of the gates whose calls have rows with and without the prompt.
+# Names of the gates that each denoising step calls. Their calls have rows with and without the prompt.
 GUIDED = ("denoise", "control")
 
 
@@ -64,6 +64,11 @@ class Parked:
     @property
     def rows(self) -> int:
         return self.call.rows
+
+    @property
+    def is_step(self) -> bool:
+        """Whether calls like this one repeat with each step of a job."""
+        return self.gate.name in GUIDED
 
 
 _numbers = itertools.count()

@@ -3,12 +3,29 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from .timeline import Timeline
 
 Half = Literal["first", "last"]
 TaskFunction = Callable[["EngineTask"], Any]
+
+
+NORMAL = 1
+
+
+@dataclass(frozen=True)
+class Urgency:
+    """How soon a task should run.
+
+    Attributes:
+        priority: 0 is the highest, see `PriorityShares`. A task of the highest pauses those of others.
+        deadline: time by which its job should have ended, by `time.perf_counter`; None: there is no deadline.
+    """
+
+    priority: int = NORMAL
+    deadline: float | None = None
 
 
 class TaskStopped(BaseException):
@@ -24,6 +41,8 @@ class EngineTask:
         measures_memory: whether the memory of its calls is measured, which takes time.
         runs_alone: whether its calls are never merged with those of other tasks, so that the last bits of its result
             do not depend on them.
+        urgency: how soon it should run.
+        steps: denoising steps that it will do.
     """
 
     def __init__(
@@ -33,9 +52,15 @@ class EngineTask:
         *,
         measures_memory: bool = False,
         runs_alone: bool = False,
+        urgency: Urgency = Urgency(),  # frozen
+        steps: int = 0,
     ) -> None:
         self.measures_memory = measures_memory
         self.runs_alone = runs_alone
+        self.priority = urgency.priority
+        self.deadline = urgency.deadline
+        self.steps = steps
+        self.step_calls = 0  # calls that repeat with each step, of the steps that are done. Counted by the engine
         self.function = function
         self.on_done = on_done
         # Denoising steps done, and the latents after the last of them. Both are set by the function.
@@ -56,6 +81,12 @@ class EngineTask:
     @property
     def is_stopping(self) -> bool:
         return self._stop.is_set()
+
+    @property
+    def step_calls_left(self) -> float:
+        """Estimated calls that are left of those that repeat with each step. A step can have several, or none."""
+        per_step = self.step_calls / self.step if self.step and self.step_calls else 1.0
+        return (self.steps - self.step) * per_step
 
     def end(self, result: Any, error: BaseException | None) -> None:
         """Set the outcome and call `on_done`. Called on the engine's thread.

@@ -1,8 +1,8 @@
 """BatchWorker: an RQ worker that runs many jobs at once.
 
-RQ's workers fork, or run one job at a time. This one fetches jobs while the engine has free slots, renews the lease of
-each execution, and ends executions on one thread (`finisher`). It never calls a function that is named in Redis. It
-uses RQ, the job store and the blob store, but not torch.
+RQ's workers fork, or run one job at a time. This one fetches jobs while the engine has room for them, renews the lease
+of each execution, and ends executions on a few threads (`finisher`). It never calls a function that is named in Redis.
+It uses RQ, the job store and the blob store, but not torch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from ..errors import WorkerDied
 from .execution import JobExecution
 from .finisher import Finisher
 from .heartbeat import Heartbeat
+from .job_arrivals import JobArrivals
 from .job_fetcher import JobFetcher
 from .job_metrics import JobMetrics
 from .leases import release_lease
@@ -53,10 +54,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IDLE_S = 0.02  # pause between polls of the queues
+# The main thread waits this long, unless a job was queued or a slot is free: with jobs in flight to publish their
+# progress, and otherwise because a notification can be lost.
+BUSY_S, IDLE_S = 0.1, 0.25
 OUTAGE_S = 0.5  # pause while Redis is unreachable
 SECOND_SIGNAL_S = 1  # a second signal sooner than this is the same Ctrl-C, delivered twice
 LOADER_THREADS = 2
+# More than one, because most of the time a finisher waits for the blob store or for Redis.
+FINISHER_THREADS = 4
 PLACEMENT_INTERVAL_S = 0.25  # between looks at the queues of models that are not loaded
 LOG_S = 10.0  # between lines about the progress of loading a model
 
@@ -99,7 +104,10 @@ class BatchWorker(BaseWorker):
         self._in_flight: dict[str, JobExecution] = {}  # by execution id
         registry, throughput = ModelRegistry(redis), ThroughputMeter()
         reaper = Reaper(redis, lease_s=lease_s, on_lost=metrics.lost_leases.inc)
-        self._finisher = Finisher(self, jobs, store, self._in_flight, throughput, metrics)
+        self._wake = threading.Event()  # there may be a job to fetch
+        self._arrivals = JobArrivals(redis, self._on_arrival)
+        runner.on_slot_free = self._wake.set
+        self._finisher = Finisher(self, jobs, store, self._in_flight, throughput, metrics, on_ended=self._wake.set)
         self._models = models
         self._fetcher = JobFetcher(
             self, jobs, models, runner.slots, self._in_flight, load=self._load, on_rendered=self._check
@@ -160,20 +168,27 @@ class BatchWorker(BaseWorker):
         # Retention has its own thread, because a slow blob store must not delay the heartbeat.
         threading.Thread(target=self._heartbeat.run, args=(self._closed,), name="heartbeat", daemon=True).start()
         threading.Thread(target=self._retention.run, args=(self._closed,), name="retention", daemon=True).start()
-        threading.Thread(target=self._finisher.run, name="finisher", daemon=True).start()
+        threading.Thread(target=self._arrivals.run, args=(self._closed,), name="arrivals", daemon=True).start()
+        for number in range(FINISHER_THREADS):
+            threading.Thread(target=self._finisher.run, name=f"finisher-{number}", daemon=True).start()
         log.info("worker %s is ready; models: %s", self.name, ", ".join(card.name for card in self._models.cards))
 
     def _poll(self) -> None:
-        """Fetch a job, or publish progress and sleep."""
+        """Fetch a job, or publish progress and wait until there may be another job to fetch."""
+        self._wake.clear()
         try:
             self._place_models()
-            if not self._draining.is_set() and self._fetcher.free_slots > 0 and self._fetcher.fetch_one():
+            if not self._draining.is_set() and self._fetcher.fetch():
                 return
             self._progress.publish()
         except RedisError as error:
             log.warning("Redis is unavailable, retrying: %s", error)
             time.sleep(OUTAGE_S)
-        time.sleep(IDLE_S)
+        self._wake.wait(BUSY_S if self._in_flight else IDLE_S)
+
+    def _on_arrival(self, model: str | None) -> None:
+        if model is None or any(card.name == model for card in self._models.cards):
+            self._wake.set()
 
     def _place_models(self) -> None:
         """Load models whose jobs wait, and announce changes of states. Both at intervals. Raises RedisError."""
@@ -202,6 +217,7 @@ class BatchWorker(BaseWorker):
 
     def _check(self, execution: JobExecution) -> None:
         """Let an execution that has left the engine be checked, where needed, and ended. Called on any thread."""
+        self._wake.set()
         if execution.waits_for_checks:
             self._checkers.submit(self._check_and_finish, execution)
         else:

@@ -23,6 +23,7 @@ from img2img.redis.job_queue import MAX_ATTEMPTS
 from img2img.stored_images import read_input, report_damage
 from img2img.telemetry.logging import job_context
 
+from ..engine.task import Urgency
 from ..engine.timeline import Timeline
 from ..errors import DeviceLost
 from ..images.png import is_intact_png, read_metadata
@@ -81,6 +82,7 @@ class JobExecution:
         rq_execution: RQ's execution, which is this worker's lease on the job.
         record: the job record at the start of this execution.
         lease: keeps the job's model in memory until the execution ends.
+        urgency: how soon its tasks should run.
         on_rendered: called once, on any thread, when the state becomes RENDERED.
     """
 
@@ -91,6 +93,7 @@ class JobExecution:
         rq_execution: Execution,
         record: JobRecord,
         lease: ModelLease,
+        urgency: Urgency,
         on_rendered: Callable[[JobExecution], None],
     ) -> None:
         self.job = job
@@ -101,6 +104,7 @@ class JobExecution:
         self.rendered_at: float | None = None  # by the monotonic clock
         self.final_record: JobRecord | None = None  # the job record after this execution
         self._lease = lease
+        self._urgency = urgency
         self._on_rendered = on_rendered
         self._lock = threading.Lock()
         self._state = ExecutionState.LOADING
@@ -196,7 +200,7 @@ class JobExecution:
         if not missing:
             return None
         pngs = self._retry(lambda: {digest: self._read_input(store, digest) for digest in spec.inputs})
-        return runner.prepare(spec, pngs, missing, self._lease.model)
+        return runner.prepare(spec, pngs, missing, self._lease.model, self._urgency)
 
     def _read_input(self, store: BlobStore, digest: str) -> bytes:
         # The inputs of a job that is being deleted may be gone, which is no damage.

@@ -1,9 +1,10 @@
-"""Ends executions: stores the images, records the outcome in the job record, then in RQ."""
+"""Ends executions, several at a time: stores the images, records the outcome in the job record, then in RQ."""
 
 from __future__ import annotations
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, MutableMapping
 from typing import TypeVar
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 class Finisher:
-    """Ends rendered executions one after another.
+    """Ends rendered executions. Several threads can call `run`: each execution is ended by one of them.
 
     Args:
         worker: the RQ worker that holds the leases.
@@ -40,6 +41,7 @@ class Finisher:
         in_flight: the worker's executions by id; those that have ended are removed.
         throughput: gets the work of the executions that have ended.
         metrics: gets their outcomes.
+        on_ended: called when an execution has ended.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Finisher:
         in_flight: MutableMapping[str, JobExecution],
         throughput: ThroughputMeter,
         metrics: JobMetrics,
+        *,
+        on_ended: Callable[[], object],
     ) -> None:
         self._worker = worker
         self._clock = jobs.clock
@@ -58,6 +62,9 @@ class Finisher:
         self._in_flight = in_flight
         self._throughput = throughput
         self._metrics = metrics
+        self._on_ended = on_ended
+        # RQ's worker has one field for the id of a job that was stopped.
+        self._stopped_job_lock = threading.Lock()
         self._rendered: queue.SimpleQueue[JobExecution | None] = queue.SimpleQueue()
         self._store_unavailable_since: float | None = None
 
@@ -78,6 +85,8 @@ class Finisher:
         """Wait for the next rendered execution and end it. Return False if closed."""
         execution = self._rendered.get()
         if execution is None:
+            # For the other threads.
+            self._rendered.put(None)
             return False
         try:
             with job_context(execution.job_id, execution.record.traceparent):
@@ -88,6 +97,7 @@ class Finisher:
             execution.end()
             self._in_flight.pop(execution.id, None)
             self._throughput.remove(execution.id, is_done=not execution.is_stopping)
+            self._on_ended()
         try:
             self._metrics.record_end(execution, self._clock.estimate())
         except Exception:
@@ -168,11 +178,11 @@ class Finisher:
             registry = execution.queue.started_job_registry
             self._worker.handle_job_success(job, execution.queue, registry, execution=rq_execution)
         else:
-            if record.status is JobStatus.CANCELLED:
-                self._worker._stopped_job_id = job.id
             # Not the message, which may quote the prompt: RQ keeps it for a day, also if the job is deleted.
             reason = record.error.code if record.error else ""
-            self._worker.handle_job_failure(job, execution.queue, exc_string=reason, execution=rq_execution)
+            with self._stopped_job_lock:
+                self._worker._stopped_job_id = job.id if record.status is JobStatus.CANCELLED else None
+                self._worker.handle_job_failure(job, execution.queue, exc_string=reason, execution=rq_execution)
 
     def _delete_images(self, job_id: str) -> None:
         """Delete images that were stored after the job was deleted. Retention deletes those that are left here."""

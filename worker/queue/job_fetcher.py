@@ -1,4 +1,4 @@
-"""Fetches jobs for a worker, one at a time while the engine has free slots, from its models in rotation."""
+"""Fetches jobs for a worker, one at a time while the engine has room for them, from its models in rotation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from rq.exceptions import NoSuchJobError
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 
-from img2img.domain.job import JobStatus
+from img2img.domain.job import JobRecord, JobStatus, Priority
 from img2img.errors import UnreadableJob
 from img2img.redis.decode import decode
 from img2img.redis.job_queue import MAX_ATTEMPTS, JobQueue
 from img2img.redis.rq_adapter import InertJob, rq_queue
 from img2img.telemetry.logging import job_extra
 
+from ..engine.task import Urgency
 from .execution import JobExecution
 from .leases import discard_job
 from .reaper import UNREADABLE
@@ -27,12 +28,17 @@ from .served_models import ModelLease, ServedModels
 
 log = logging.getLogger(__name__)
 
+# The engine's priorities: 0 is the highest.
+PRIORITIES = {priority: number for number, priority in enumerate(reversed(Priority))}
 UNREADABLE_S = 3600.0  # time that a job waits for a worker that can read it
 PAUSE_S = 1.0  # in which other workers can take such a job
 
 
 class JobFetcher:
     """Turns queued jobs into executions of this worker.
+
+    While jobs of high priority wait, jobs are also fetched when all slots are taken, up to twice as many images as
+    slots: the engine pauses those of lower priorities.
 
     Args:
         worker: the RQ worker that gets the leases.
@@ -73,6 +79,9 @@ class JobFetcher:
     @property
     def free_slots(self) -> int:
         """Images or tiles that can be fetched now."""
+        return self._room(self._slots)
+
+    def _room(self, slots: int) -> int:
         executions = list(self._in_flight.values())
         # A job on its last attempt runs alone. Its worker was lost in each attempt before, so it may be the job that
         # crashes workers, and no other job should be lost with it again.
@@ -81,12 +90,21 @@ class JobFetcher:
         # A blob store slower than the engine would fill the memory with rendered images.
         if sum(not e.occupies_slots for e in executions) >= self._slots:
             return 0
-        return self._slots - sum(e.remaining for e in executions)
+        return slots - sum(e.remaining for e in executions)
 
-    def fetch_one(self) -> bool:
+    def fetch(self) -> bool:
+        """Fetch one job if there is room for it. Return whether a queue had one."""
+        if self.free_slots > 0:
+            return self.fetch_one()
+        return self._room(2 * self._slots) > 0 and self.fetch_one(beyond_slots=True)
+
+    def fetch_one(self, *, beyond_slots: bool = False) -> bool:
         """Fetch one job, of the first loaded model in rotation that has any. Return whether a queue had one.
 
         The job is in one of RQ's lists at any time.
+
+        Args:
+            beyond_slots: whether a queue without jobs of high priority counts as empty.
         """
         names = [card.name for card in self._models.cards]
         self._rotation = [name for name in self._rotation if name in names]
@@ -99,7 +117,7 @@ class JobFetcher:
                 continue
             moved = None
             try:
-                moved = self._jobs.claim(model)
+                moved = self._jobs.claim(model, beyond_slots=beyond_slots)
                 if moved is not None:
                     self._start_claimed(moved, model, lease)
             except BaseException:
@@ -155,7 +173,7 @@ class JobFetcher:
             discard_job(self._worker, job, queue, rq_execution, record)
             return False
         self._worker.prepare_job_execution(job, remove_from_intermediate_queue=True)
-        execution = JobExecution(job, queue, rq_execution, record, lease, self._on_rendered)
+        execution = JobExecution(job, queue, rq_execution, record, lease, self._urgency(record), self._on_rendered)
         self._in_flight[execution.id] = execution
         self._load(execution)
         return True
@@ -181,3 +199,9 @@ class JobFetcher:
             return
         self._unreadable.discard(job_id)
         queue.intermediate_queue.remove(job_id)
+
+    def _urgency(self, record: JobRecord) -> Urgency:
+        deadline = None
+        if record.deadline_at is not None:
+            deadline = time.perf_counter() + record.deadline_at - self._jobs.clock.estimate()
+        return Urgency(PRIORITIES[record.priority], deadline)

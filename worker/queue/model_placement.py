@@ -23,6 +23,7 @@ COURTESY_S = 1.0
 LOAD_SHARE = 2.0
 # Jobs fail when they have waited for this time, and no worker could load their model for as long.
 UNAVAILABLE_S = 60.0
+FAILED_AT_ONCE = 100
 # A worker announces its load within this time.
 RESERVATION_S = 5
 
@@ -117,9 +118,12 @@ class ModelPlacement:
             return
         reason = without_paths(status.error or "")
         failure = MODEL_UNAVAILABLE.model_copy(update={"message": f"{MODEL_UNAVAILABLE.message} {model}: {reason}"})
-        for job_id in self._jobs.queued_ids(model):
+        # Oldest first. The next call fails further ones.
+        for job_id in self._jobs.queued_ids(model, FAILED_AT_ONCE):
             record = self._jobs.job_store.get(job_id)
-            if record is None or now - record.created_at < self._unavailable_s:
+            if record is None:
                 continue
+            if now - record.created_at < self._unavailable_s:
+                return
             if self._jobs.fail_queued(job_id, failure):
                 log.warning("failed the job %s: %s", job_id, failure.message)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from redis import Redis
 
+from img2img.domain.job import Priority
 from img2img.domain.model_card import WorkerThroughput
 from img2img.redis.job_store import JobStore, Progress
 from img2img.redis.model_registry import ModelRegistry
@@ -68,11 +69,16 @@ class ProgressPublisher:
         self._measure_throughput(running, now)
         if now - self._throughput_published_at >= THROUGHPUT_INTERVAL_S:
             self._throughput_published_at = now
-            throughput = WorkerThroughput(per_second=self._throughput.per_second, left=self._throughput.remaining)
-            self._registry.report_throughput(self._worker_name, throughput, self._lease_s)
+            self._registry.report_throughput(self._worker_name, self._report(running), self._lease_s)
 
     def close(self) -> None:
         self._previews.close()
+
+    def _report(self, running: Sequence[JobExecution]) -> WorkerThroughput:
+        high = {e.id for e in running if e.record.priority is Priority.HIGH}
+        due = {e.id for e in running if e.record.deadline_at is not None} - high
+        remaining = self._throughput.remaining
+        return WorkerThroughput(self._throughput.per_second, remaining(), remaining(high), remaining(due))
 
     def _publish_steps(self, running: Sequence[JobExecution]) -> None:
         """Publish the steps done. Stop the jobs that were cancelled or that another worker has taken over."""

@@ -50,11 +50,10 @@ class ThroughputMeter:
             self._done *= decay
             self._busy_s = (self._busy_s + elapsed_s) * decay
 
-    @property
-    def remaining(self) -> float:
-        """Remaining work of all executions in flight."""
+    def remaining(self, executions: Collection[str] | None = None) -> float:
+        """Return the remaining work of executions in flight, by default of all."""
         with self._lock:
-            return sum(self._remaining.values())
+            return sum(work for key, work in self._remaining.items() if executions is None or key in executions)
 
     @property
     def per_second(self) -> float | None:

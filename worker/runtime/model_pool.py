@@ -14,7 +14,7 @@ from .model_loader import ModelLoader
 from .model_memory import MemoryBudget
 from .pool_metrics import PoolMetrics
 from .pool_state import PoolState
-from .pool_thread import PoolThread
+from .pool_thread import PoolThread, dismantle
 from .pooled_model import PooledModel
 
 log = logging.getLogger(__name__)
@@ -197,9 +197,15 @@ class ModelPool:
     def _victims(self, name: str, keep: Collection[str]) -> list[PooledModel] | None:
         """Return the models to unload for another one; None if it cannot be loaded now."""
         pooled = self._state.models.get(name)
-        if pooled is None or not pooled.can_be_loaded or self._state.requested or self._state.retired:
+        retired = self._state.retired
+        if pooled is None or not pooled.can_be_loaded or self._state.requested:
             return None
-        return self._state.victims(pooled, keep)
+        if any(model.in_flight == 0 for model in retired):
+            # They are about to be unloaded.
+            return None
+        victims = self._state.victims(pooled, keep)
+        # A removed model with a long job blocks only loads that need its memory.
+        return None if victims is not None and retired and not self._state.fits(pooled, victims) else victims
 
     def start(self, names: Iterable[str], check: Callable[[], None] = lambda: None) -> None:
         """Start the pool's thread, and load models.
@@ -263,8 +269,9 @@ class ModelPool:
     def unload(self) -> None:
         """Unload all models. The engine has ended."""
         with self._changed:
-            for pooled in (*self._state.loaded(), *self._state.retired):
-                pooled.unload()
+            models = [pooled.detach() for pooled in (*self._state.loaded(), *self._state.retired)]
+        for model in models:
+            dismantle(model)
 
     def close(self) -> None:
         """End the pool's thread after its present work."""

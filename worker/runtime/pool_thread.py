@@ -217,10 +217,13 @@ class PoolThread:
         with self._changed:
             if pooled.in_flight or pooled.model is None:
                 return
-            pooled.unload()
+            model = pooled.detach()
             if pooled in self._state.retired:
                 self._state.retired.remove(pooled)
             self._changed.notify_all()
+        # Without the lock, because it takes some time.
+        dismantle(model)
+        del model
         self._free(unfreeze=pooled.has_replaced_modules)
         self._metrics.record_eviction(pooled.name)
         self._record_memory()
@@ -236,6 +239,13 @@ class PoolThread:
         with self._changed:
             in_memory = [(m.name, dict(m.memory)) for m in (*self._state.loaded(), *self._state.retired)]
         self._metrics.record_memory(in_memory)
+
+
+def dismantle(model: Model | None) -> None:
+    """End what a model has running, and drop the references within it that keep its weights in memory."""
+    if model is not None:
+        model.close()
+        model.dismantle()
 
 
 def _causes(error: BaseException) -> tuple[bool, bool]:

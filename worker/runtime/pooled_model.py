@@ -118,15 +118,13 @@ class PooledModel:
         self.retry_at = time.monotonic() + min(RETRY_S * 2**self.failures, MAX_RETRY_S)
         self.failures += 1
 
-    def unload(self) -> None:
-        """Drop the weights. No job may be using them."""
-        if self.model is not None:
-            self.model.close()
-            self.model.dismantle()
-        self.model = None
+    def detach(self) -> Model | None:
+        """Return the weights, if they are in memory, and set the state to unloaded. No job may be using them."""
+        model, self.model = self.model, None
         self.is_draining = False
         if self.state is ModelState.LOADED:
             self.state = ModelState.UNLOADED
+        return model
 
     def status(self) -> ModelStatus:
         """Return the state for clients."""

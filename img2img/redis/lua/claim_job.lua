@@ -1,12 +1,13 @@
 -- Moves the next job of a model from RQ's list of waiting jobs to RQ's intermediate list. A job is always in one of them.
--- KEYS: RQ's list of waiting jobs, RQ's intermediate list. ARGV: model.
+-- KEYS: RQ's list of waiting jobs, RQ's intermediate list. ARGV: model;
+--   'beyond_slots' to take a job only while jobs of high priority wait, and none of lost workers.
 -- Returns the job's id, or nothing if none is waiting.
 --
 -- A job that is in RQ's list but not in the fair queue (pushed by RQ's own tools) is taken once it is the first of the
 -- list. A job that is in the fair queue but not in RQ's list is dropped here; the reaper finds it.
 -- include: fair_queue
 
-local list, intermediate, model = KEYS[1], KEYS[2], ARGV[1]
+local list, intermediate, model, is_beyond_slots = KEYS[1], KEYS[2], ARGV[1], ARGV[2] == 'beyond_slots'
 
 local function field(id, name)
   return redis.call('HGET', key(keys.JOB, {id = id}), name)
@@ -25,7 +26,7 @@ end
 
 -- The level whose turn is first, and its tag. A high job that starts when a lower one ends comes after it.
 local function next_level()
-  if has_jobs(model, RETURNED) then return RETURNED end
+  if has_jobs(model, RETURNED) and not is_beyond_slots then return RETURNED end
   local found, found_tag, first_turn
   for _, level in ipairs(LEVELS) do
     if level ~= RETURNED and has_jobs(model, level) then
@@ -48,7 +49,7 @@ local function is_closer_to_end(id)
 end
 
 local first = redis.call('LINDEX', list, 0)
-if not first then return false end
+if not first or (is_beyond_slots and not has_jobs(model, 'high')) then return false end
 if not is_in_fair_queue(first) then return redis.call('LMOVE', list, intermediate, 'LEFT', 'RIGHT') end
 
 while true do

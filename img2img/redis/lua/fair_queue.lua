@@ -3,7 +3,8 @@
 -- A level is a priority, or RETURNED. Work is in pixel-steps, a whole number, so that sums are exact. Redis keeps for
 -- each level with waiting jobs:
 -- - a sorted set of the owners with waiting jobs, whose score is the virtual time at which their first job starts;
--- - for each of these owners, a sorted set of jobs. The difference of two scores is the work of the jobs between;
+-- - for each of these owners, a sorted set of jobs, by the time at which they are due. The difference of two scores is
+--   the work of the jobs between;
 -- - a sorted set of the owners without waiting jobs whose last job ends after the level's clock, by this time;
 -- - in the hash of totals: `{level} jobs` and `{level} work` of the waiting jobs; `{level} clock`, the virtual time at
 --   which the last job that was taken started; `{level} tag`, the virtual time that its priority has used;
@@ -18,6 +19,8 @@ local PACE = {high = 1, normal = 7, low = 49}
 local PIXEL_STEPS = 1e6
 -- With more waiting jobs of one owner on both sides of a cancelled job, its gap remains, and positions are estimates.
 local MAX_MOVED = 10000
+-- A job without a deadline is due so many seconds after its submission.
+local DUE_S = 600
 
 local function owners_key(model, level)
   return key(keys.FAIR_QUEUE_OWNERS, {model = model, level = level})
@@ -63,15 +66,52 @@ local function start_of(model, level, owner)
   return math.max(total(model, level .. ' clock'), tonumber(redis.call('ZSCORE', idle_key(model, level), owner) or 0))
 end
 
-local function enqueue(model, id, level, owner, cost, at_front)
+local function due_at(created_at, deadline_at)
+  return math.min((tonumber(created_at) or 0) + DUE_S, tonumber(deadline_at) or math.huge)
+end
+
+-- The number of an owner's waiting jobs that are due no later than a time. Jobs of equal time are in order of arrival.
+local function rank_of_due(jobs, due)
+  local function is_later(rank)
+    local record = key(keys.JOB, {id = redis.call('ZRANGE', jobs, rank, rank)[1]})
+    return due_at(unpack(redis.call('HMGET', record, 'created_at', 'deadline_at'))) > due
+  end
+  local low, high = 0, redis.call('ZCARD', jobs)
+  -- Most jobs come last.
+  if high == 0 or not is_later(high - 1) then return high end
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if is_later(middle) then high = middle else low = middle + 1 end
+  end
+  -- With this many jobs on both sides it comes nearer to the end.
+  local count = redis.call('ZCARD', jobs)
+  if math.min(low, count - low) > MAX_MOVED then return count - MAX_MOVED end
+  return low
+end
+
+-- Moves the jobs on the shorter side of a rank, and returns the score of a job between both sides.
+local function make_room(model, level, owner, rank, work)
+  local jobs, next_score = jobs_key(model, level, owner), level .. ' next ' .. owner
+  local count = redis.call('ZCARD', jobs)
+  if rank == count then return redis.call('HINCRBY', totals_key(model), next_score, work) - work end
+  local score = tonumber(redis.call('ZRANGE', jobs, rank, rank, 'WITHSCORES')[2])
+  if rank < count - rank then
+    if rank > 0 then
+      for _, id in ipairs(redis.call('ZRANGE', jobs, 0, rank - 1)) do redis.call('ZINCRBY', jobs, -work, id) end
+    end
+    return score - work
+  end
+  for _, id in ipairs(redis.call('ZRANGE', jobs, rank, -1)) do redis.call('ZINCRBY', jobs, work, id) end
+  redis.call('HINCRBY', totals_key(model), next_score, work)
+  return score
+end
+
+-- due: the time at which the job is due; nil for a job that comes before all others.
+local function enqueue(model, id, level, owner, cost, due)
   local owners, jobs, totals = owners_key(model, level), jobs_key(model, level, owner), totals_key(model)
   local work = work_of(cost)
-  if at_front then
-    local first = redis.call('ZRANGE', jobs, 0, 0, 'WITHSCORES')
-    redis.call('ZADD', jobs, (first[2] or 0) - work, id)
-  else
-    redis.call('ZADD', jobs, redis.call('HINCRBY', totals, level .. ' next ' .. owner, work) - work, id)
-  end
+  local rank = due and rank_of_due(jobs, due) or 0
+  redis.call('ZADD', jobs, make_room(model, level, owner, rank, work), id)
   if not redis.call('ZSCORE', owners, owner) then
     redis.call('ZADD', owners, start_of(model, level, owner), owner)
     redis.call('ZREM', idle_key(model, level), owner)
@@ -80,6 +120,7 @@ local function enqueue(model, id, level, owner, cost, at_front)
     redis.call('HSET', totals, level .. ' tag', total(model, 'tag'))
   end
   redis.call('HINCRBY', totals, level .. ' work', work)
+  redis.call('PUBLISH', key(keys.WAITING_JOBS, {model = model}), id)
 end
 
 -- Moves the jobs on the shorter side of a job that leaves, so that no gap remains between the scores.

@@ -1,5 +1,5 @@
 -- Counts the jobs ahead of waiting jobs, or of jobs that would be queued now.
--- ARGV: for each job its model, id or '' for a new one, priority, owner, cost.
+-- ARGV: for each job its model, id or '' for a new one, priority, owner, cost, seconds to the deadline of a new one or ''.
 -- Returns for each the number of jobs ahead and, as text, their cost; nothing if the job is not waiting.
 -- include: fair_queue
 
@@ -140,8 +140,16 @@ local function jobs_within(model, level, limit, and_next)
   return low_count, low_work
 end
 
+-- The time at which a job is due that is submitted now.
+local function due_of_new(deadline_s)
+  if deadline_s == '' then return math.huge end
+  local seconds, microseconds = unpack(redis.call('TIME'))
+  local now = seconds + microseconds / 1e6
+  return due_at(now, now + deadline_s)
+end
+
 -- Jobs ahead on the own level, or nil if the job is not waiting.
-local function jobs_of_level(state, id, name)
+local function jobs_of_level(state, id, name, deadline_s)
   local own
   for _, owner in ipairs(state.owners) do
     if owner.name == name then own = owner end
@@ -150,7 +158,12 @@ local function jobs_of_level(state, id, name)
   if id ~= '' and not (own and score) then return nil end
   local start, count, work = nil, 0, 0
   if own then
-    count = id == '' and redis.call('ZCARD', own.jobs) or redis.call('ZRANK', own.jobs, id)
+    if id == '' then
+      count = rank_of_due(own.jobs, due_of_new(deadline_s))
+      score = redis.call('ZRANGE', own.jobs, count, count, 'WITHSCORES')[2]
+    else
+      count = redis.call('ZRANK', own.jobs, id)
+    end
     work = (score or own.next) - own.first
     start = own.start + work
   else
@@ -190,11 +203,11 @@ local function add_other_levels(model, own_level, count, work, own_work)
   return count, work
 end
 
-local function position(model, id, level, owner, cost)
+local function position(model, id, level, owner, cost, deadline_s)
   local count, work
   if id ~= '' and has_jobs(model, RETURNED) then count, work = jobs_of_level(state_of(model, RETURNED), id, '') end
   if not count then
-    count, work = jobs_of_level(state_of(model, level), id, owner)
+    count, work = jobs_of_level(state_of(model, level), id, owner, deadline_s)
     if not count then return false end
     count, work = add_other_levels(model, level, count, work, work_of(cost))
   end
@@ -202,7 +215,7 @@ local function position(model, id, level, owner, cost)
 end
 
 local positions = {}
-for i = 1, #ARGV, 5 do
-  positions[#positions + 1] = position(unpack(ARGV, i, i + 4))
+for i = 1, #ARGV, 6 do
+  positions[#positions + 1] = position(unpack(ARGV, i, i + 5))
 end
 return positions

@@ -16,5 +16,5 @@ redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 redis.call('LPUSH', KEYS[2], id)
 redis.call('SADD', KEYS[3], KEYS[2])
 remove(model, id, priority or '', owner or '', cost)
-enqueue(model, id, RETURNED, '', cost, true)
+enqueue(model, id, RETURNED, '', cost)
 return 1

@@ -52,7 +52,7 @@ if job.idempotency_key then
   redis.call('SET', job.idempotency_key, job.fingerprint .. ' ' .. job.id, 'EX', job.idempotency_ttl_s)
 end
 
-enqueue(job.model, job.id, job.priority, job.owner, job.cost)
+enqueue(job.model, job.id, job.priority, job.owner, job.cost, due_at(job.created_at, job.deadline_at))
 redis.call('HSET', KEYS[1], unpack(job.rq))
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 if redis.call('RPUSH', KEYS[2], job.id) == 1 then redis.call('SADD', KEYS[3], KEYS[2]) end
