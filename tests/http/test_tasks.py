@@ -239,7 +239,9 @@ def test_edit_takes_several_images(post: Post, http: httpx.Client, store: Object
 
 
 def test_further_images_cost_as_much_as_their_pixels(post: Post) -> None:
-    costs = [parse_spec(json.dumps(spec_of(post(instruction="x", images=images)))).cost for images in IMAGES_OF_AN_EDIT]
+    costs = [
+        parse_spec(json.dumps(spec_of(post(instruction="x", images=images))))[0].cost for images in IMAGES_OF_AN_EDIT
+    ]
     assert costs[1] / costs[0] == pytest.approx(2)
 
 
