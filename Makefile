@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory
+.PHONY: benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory benchmark-speed
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -108,6 +108,9 @@ web/node_modules/ready: web/package.json web/package-lock.json
 model-keys: $(VENV)/dev ## write the tables of keys in docs/models.md
 	$(BIN)/python -m scripts.model_keys
 
+families: $(VENV)/dev ## run every pipeline class of diffusers that takes an image, and write docs/families.md (minutes)
+	$(BIN)/python -m scripts.families
+
 model-schema: $(VENV)/dev ## write docs/models.schema.json from the keys of a model
 	$(BIN)/python -m scripts.model_schema
 
@@ -146,6 +149,9 @@ benchmark-durability: $(VENV)/dev ## measure price and loss of each IMG2IMG_DURA
 
 benchmark-memory: $(VENV)/dev ## measure memory and loss of dtype, quantize, offload and vae_tiling (minutes, 8 GB of memory)
 	$(BIN)/python -m benchmarks.memory
+
+benchmark-speed: $(VENV)/dev ## measure saved calls and loss of `speed` (minutes)
+	$(BIN)/python -m benchmarks.step_cache
 
 benchmark-queue: $(VENV)/dev ## measure the cost of jobs in Redis, up to 1,000,000 queued ones (minutes, 4 GB of memory)
 	$(BIN)/python -m benchmarks.queue_memory

@@ -32,7 +32,7 @@ NAMES = {
     "Padding": "PaddingFields",
     "Webhook": "WebhookFields",
 }
-IMAGE_FIELDS = ("image", "mask")
+IMAGE_FIELDS = {"image": "ImageInput", "mask": "ImageInput", "images": "Sequence[ImageInput]"}
 # Of `Client.control_map`, positional arguments.
 POSITIONAL = ("image", "type")
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
@@ -100,7 +100,7 @@ def _typed_dict(name: str, schema: Json, description: str | None = None) -> str:
     lines = [f"class {name}(TypedDict, total=False):", *_docstring(description or schema["description"]), ""]
     required = schema.get("required", ())
     for field, field_schema in schema["properties"].items():
-        kind = "ImageInput" if field in IMAGE_FIELDS else _type(field_schema)
+        kind = IMAGE_FIELDS.get(field) or _type(field_schema)
         lines.append(f"    {field}: {f'Required[{kind}]' if field in required else kind}")
         # Not the encodings that JSON carries: the client takes any `ImageInput`.
         if "description" in field_schema and "base64" not in field_schema["description"]:

@@ -27,12 +27,15 @@ ALIAS = "_alias"
 SHORT_FORMS = {
     "controls": ("control", "TYPE[:SCALE][=FILE]", "A control, e.g. `canny:0.8`. Can be repeated."),
     "image_prompts": ("image_prompt", "FILE[:SCALE]", "An image prompt, e.g. `style.png:0.5`. Can be repeated."),
+    "images": ("reference", "FILE", "A further image that the instruction refers to. Can be repeated."),
     "loras": ("lora", "NAME[:SCALE]", "A LoRA, e.g. `ink:0.8`. Can be repeated."),
 }
 LINK = re.compile(r" \(https?://[^)]*\)")
+# The commands have an argument of this name, for images that each become a job.
+SHORT_ONLY = frozenset({"images"})
 MARGINS = re.compile(r"\d+(,\d+){3}")
 PANELS = {
-    "Prompt": ("prompt", "negative_prompt", "prompt_weighting", "clip_skip", "instruction"),
+    "Prompt": ("prompt", "negative_prompt", "prompt_weighting", "clip_skip", "instruction", "images"),
     "Sampling": (
         "strength",
         "num_inference_steps",
@@ -137,6 +140,8 @@ def _options(name: str, field: FieldInfo) -> Iterator[tuple[str, Any]]:
                 typer.Option(_flag(short), metavar=form, help=escape(text), show_default=False, rich_help_panel=panel),
             ],
         )
+    if name in SHORT_ONLY:
+        return
     # Links are wider than the column of the help.
     words = [LINK.sub("", field.description or "")]
     if bytes in members:
@@ -189,13 +194,15 @@ def _metavar(members: list[Any], kind: Any, choices: list[str]) -> str | None:
     return "JSON" if kind is str and any(map(_has_structure, members)) else None
 
 
-def _short_form(name: str, form: str, text: str) -> dict[str, Any]:
+def _short_form(name: str, form: str, text: str) -> dict[str, Any] | bytes | str:
     """Return an entry of a field from its short form.
 
     Raises:
         WrongUsage: The text has another form.
         OSError: The file cannot be read.
     """
+    if name == "images":
+        return read_image(text)
     first, _, file = text.partition("=") if name == "controls" else (text, "", "")
     head, colon, tail = first.rpartition(":")
     entry: dict[str, Any] = {}

@@ -20,7 +20,7 @@ def complete(document: dict[str, Any]) -> None:
         "description": DESCRIPTION,
         "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
     }
-    document["servers"] = [{"url": "/", "description": "This service."}]
+    document["servers"] = [{"url": ".", "description": "This service, also below a path of a proxy."}]
     document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
     for operations in document["webhooks"].values():
         for operation in operations.values():
@@ -61,11 +61,10 @@ def _mapping(schema: dict[str, Any]) -> dict[str, str]:
 
 
 def _describe_items(schema: dict[str, Any]) -> None:
-    """Add `items` to tuples: many generators know no `prefixItems`."""
+    """Describe tuples of equal items as lists of this length: many generators know no `prefixItems`."""
     prefix = schema.get("prefixItems")
-    if isinstance(prefix, list) and "items" not in schema:
-        kinds = [item for index, item in enumerate(prefix) if item not in prefix[:index]]
-        schema["items"] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    if isinstance(prefix, list) and "items" not in schema and all(item == prefix[0] for item in prefix):
+        schema["items"] = schema.pop("prefixItems")[0]
 
 
 def _require_discriminator(schema: dict[str, Any], schemas: dict[str, Any]) -> None:

@@ -120,6 +120,9 @@ def _form_schema(request: type[Img2ImgRequest | ControlMapRequest | ImageRequest
         if name in request.FORM_JSON:
             description = f"{description} As JSON."
             fields[name] = {"type": "string", "contentMediaType": "application/json", "description": description}
+        elif name in request.REPEATED:
+            file = {"type": "string", "format": "binary"}
+            fields[name] = {"type": "array", "items": file, "description": f"{description} One part for each."}
         elif request.FILES.fullmatch(name):
             if name == "image" and request is not ImageRequest:
                 description += " Also as text: a reference to an image, as in JSON."

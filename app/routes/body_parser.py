@@ -26,7 +26,7 @@ from ..http.request_body import (
 )
 from ..schemas.batches import BatchRequest, Hook
 from ..schemas.image_references import parse_reference
-from ..schemas.request_fields import nest_form_fields
+from ..schemas.request_fields import FormValue, nest_form_fields
 from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
 from ..settings import ApiSettings
 from ..submission.batch_items import BatchItems, Combinations, Lines
@@ -121,13 +121,16 @@ async def _read(request: Request, settings: ApiSettings, model: type[Body]) -> B
     raise UnsupportedMedia("The content type should be multipart/form-data or application/json.")
 
 
-def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[str, str | bytes]:
-    """Return the fields by name, without those that are empty text: a form sends these for fields that were not filled.
+def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[str, FormValue]:
+    """Return the fields by name, and lists of those that may be sent several times.
+
+    Empty text is left out: a form sends it for a field that was not filled.
 
     Raises:
         ParameterError: A field is sent more than once, or as text in place of a file.
     """
-    fields: dict[str, str | bytes] = {}
+    fields: dict[str, FormValue] = {}
+    lists: dict[str, list[str | bytes]] = {}
     for name, value in form:
         if value == "":
             continue
@@ -138,8 +141,11 @@ def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[
         is_known = is_file_field or name in model.model_fields
         if is_known and not is_reference and isinstance(value, bytes) != is_file_field:
             raise ParameterError(name, f"In a form, this field is sent as {'a file' if is_file_field else 'text'}")
-        fields[name] = value
-    return fields
+        if name in model.REPEATED:
+            lists.setdefault(name, []).append(value)
+        else:
+            fields[name] = value
+    return fields | lists
 
 
 BatchBodyDep = Annotated[BatchBody, Depends(read_batch)]

@@ -41,6 +41,8 @@ PERCENT_CODES |= {"%0d": "", "%20": ""}
 LOCATION = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:|[~.\\]|.*\.[a-z0-9]{3,4}$", re.IGNORECASE)
 MAX_LOCATION = 2000
 MIN_TEXT = 40
+# The value of a form field, or those of one that is sent several times.
+FormValue = str | bytes | list[str | bytes]
 NOT_READ = (
     "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form, or send them to "
     "`POST /images` and give its `sha256`"
@@ -158,7 +160,7 @@ UpscaleFactor = Annotated[
 ]
 
 
-def nest_form_fields(fields: Mapping[str, str | bytes], structured: Collection[str]) -> dict[str, Any]:
+def nest_form_fields(fields: Mapping[str, FormValue], structured: Collection[str]) -> dict[str, Any]:
     """Return the fields of a form as in JSON: parses structured fields and inserts files into them.
 
     Raises:
@@ -166,7 +168,7 @@ def nest_form_fields(fields: Mapping[str, str | bytes], structured: Collection[s
     """
     nested: dict[str, Any] = {}
     for name, value in fields.items():
-        if name in structured:
+        if name in structured and not isinstance(value, list):
             nested[name] = parse_json_field(name, value)
     for name, value in fields.items():
         entry = ENTRY_FILE.fullmatch(name)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from img2img.domain.conditioning import (
     MAX_CONTROLS,
     MAX_IMAGE_PROMPTS,
+    MAX_REFERENCE_IMAGES,
     ControlName,
     ControlWeight,
     Padding,
@@ -118,7 +119,9 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
 
     # Fields that a form sends as JSON text. Their images can be sent as files, named like `controls.0.image`.
     FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras"})
-    FILES: ClassVar[re.Pattern[str]] = re.compile(r"image|mask|(?:controls|image_prompts)\.[0-9]\.image")
+    FILES: ClassVar[re.Pattern[str]] = re.compile(r"images?|mask|(?:controls|image_prompts)\.[0-9]\.image")
+    # Fields that a form sends once for each entry.
+    REPEATED: ClassVar[frozenset[str]] = frozenset({"images"})
 
     strength: Annotated[
         float | None,
@@ -243,6 +246,15 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             not_by_upscaler="it has no IP-Adapter",
         ),
     ] = ()
+    images: Annotated[
+        tuple[ImageOrReference, ...],
+        Field(
+            max_length=MAX_REFERENCE_IMAGES,
+            description="Images that `instruction` refers to, after `image` or instead of it; the result has the size "
+            "of the first. The model's `max_images` is the number of all of them.",
+        ),
+        Requires(tasks=frozenset({Task.EDIT})),
+    ] = ()
     instruction: Annotated[
         Text | None,
         Field(
@@ -305,6 +317,7 @@ class ControlMapRequest(BaseModel):
 
     FORM_JSON: ClassVar[frozenset[str]] = frozenset()
     FILES: ClassVar[re.Pattern[str]] = re.compile("image")
+    REPEATED: ClassVar[frozenset[str]] = frozenset()
 
     image: ImageOrReference
     type: Annotated[ControlName, Field(description="One of the `preprocessors` of the model's entry in `GET /models`.")]
@@ -327,5 +340,6 @@ class ImageRequest(BaseModel):
 
     FORM_JSON: ClassVar[frozenset[str]] = frozenset()
     FILES: ClassVar[re.Pattern[str]] = re.compile("image")
+    REPEATED: ClassVar[frozenset[str]] = frozenset()
 
     image: ImageBytes

@@ -1,5 +1,6 @@
 """Builds the job spec of a request: resolves defaults, decodes the images and encodes them as the worker reads them."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,15 @@ from typing import Any
 from PIL import Image
 
 from img2img.blobs import BlobStore
-from img2img.domain.conditioning import Control, ControlType, ControlWeight, ImagePrompt, InpaintRegion, Padding
+from img2img.domain.conditioning import (
+    Control,
+    ControlType,
+    ControlWeight,
+    ImagePrompt,
+    InpaintRegion,
+    Padding,
+    ReferenceImage,
+)
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import GenerationParameters, Resize, Task
 from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
@@ -44,6 +53,9 @@ NEVER_FLAT = frozenset(
 ) | {ControlType.DEPTH, ControlType.NORMAL, ControlType.POSE}
 # Tiles overlap by at least this part of their side.
 TILE_OVERLAP = 8
+# FLUX.2 takes no reference images with a shorter side, or of another aspect ratio.
+MIN_REFERENCE_SIDE = 64
+MAX_REFERENCE_RATIO = 8
 # Pixels along a side of an image prompt. Its encoder sees a few hundred pixels.
 MAX_PROMPT_SIDE = 1024
 
@@ -131,15 +143,30 @@ class SpecBuilder:
 
     def _edit(self) -> EditSpec:
         request = self.request
-        image, size = _fit_image(request, self.card, self.reader)
+        images = [(f"images.{index}", image) for index, image in enumerate(request.images)]
+        first, *others = [("image", request.image), *images] if request.image is not None else images
+        image, size = _fit_image(request, self.card, self.reader, *first)
         guidance = request.image_guidance_scale or DEFAULT_IMAGE_GUIDANCE_SCALE
         return EditSpec(
             image=image,
+            references=tuple(self._reference(*other) for other in others),
             instruction=request.instruction,
             image_guidance_scale=guidance if self.card.image_guidance else None,
             resize=request.resize,
             **self._generation(size),
         )
+
+    def _reference(self, name: str, image: bytes | ImageReference) -> ReferenceImage:
+        """Return a reference image in its aspect ratio, with at most as many pixels as the model was trained on."""
+        with self.reader.open(name, image) as opened:
+            if max(opened.size) > MAX_REFERENCE_RATIO * min(opened.size):
+                message = f"It is more than {MAX_REFERENCE_RATIO} times as long as wide; crop it"
+                raise ParameterError(name, message)
+            scale = min(1.0, self.card.native_size / math.sqrt(opened.size[0] * opened.size[1]))
+            scale = max(scale, MIN_REFERENCE_SIDE / min(opened.size))
+            width, height = (max(1, round(side * scale)) for side in opened.size)
+            fitted = opened.fit(width, height, Resize.STRETCH)
+        return ReferenceImage(image=self.reader.add_blob(fitted), width=width, height=height)
 
     def _upscale(self) -> UpscaleSpec:
         factor = self.request.upscale or 1
@@ -296,11 +323,21 @@ def build_control_map_spec(request: ControlMapRequest, card: ModelCard, reader: 
     )
 
 
-def _fit_image(request: Img2ImgRequest | ControlMapRequest, card: ModelCard, reader: ImageReader) -> tuple[str, Size]:
-    """Bring the image to the size of the result. Returns its sha256 and that size."""
-    with reader.open("image", request.image) as image:
-        size = resolve_size(request.width, request.height, image.size, card)
-        fitted = image.fit(*size, request.resize)
+def _fit_image(
+    request: Img2ImgRequest | ControlMapRequest,
+    card: ModelCard,
+    reader: ImageReader,
+    name: str = "image",
+    image: bytes | ImageReference | None = None,
+) -> tuple[str, Size]:
+    """Bring an image, by default that of the request, to the size of the result. Returns its sha256 and that size.
+
+    Args:
+        name: Its field.
+    """
+    with reader.open(name, image or request.image) as opened:
+        size = resolve_size(request.width, request.height, opened.size, card)
+        fitted = opened.fit(*size, request.resize)
     return reader.add_blob(fitted), size
 
 

@@ -231,7 +231,7 @@ def _images(request: Request) -> list[object]:
     if isinstance(request, ControlMapRequest):
         return [request.image]
     controls, prompts = request.controls, request.image_prompts
-    return [request.image, request.mask, *(c.image for c in controls), *(p.image for p in prompts)]
+    return [request.image, *request.images, request.mask, *(c.image for c in controls), *(p.image for p in prompts)]
 
 
 class ModelCards(Protocol):

@@ -38,7 +38,7 @@ def choose_task(request: Img2ImgRequest) -> Task:
     if "instruction" in given and "upscale" in given:
         raise ParameterError("upscale", "It cannot be combined with `instruction`; upscale the result in a second job")
     task = _task_of(given)
-    if task is not Task.CONTROL and request.image is None:
+    if task is not Task.CONTROL and request.image is None and "images" not in given:
         raise ParameterError("image", "Field required")
     for name in given:
         _check_task(name, REQUIREMENTS[name], task, given)
@@ -84,12 +84,19 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     if request.upscale and request.upscale not in card.upscales:
         supported = ", ".join(map(str, card.upscales))
         raise ParameterError("upscale", f"With the model {card.name}, input should be one of: {supported}")
+    if task in card.full_strength and request.strength not in (None, 1):
+        message = f"With the model {card.name}, {NAMES[task][1]} starts from pure noise: input should be 1 or absent"
+        raise ParameterError("strength", message, got=request.strength)
     for name, value in given_fields(request):
         _check_capability(name, value, request, task, card)
     _check_controls(request, card)
     if len(request.image_prompts) > card.max_image_prompts:
         most = f"at most {card.max_image_prompts}"
         raise ParameterError("image_prompts", f"The model {card.name} takes {most}; leave the others out")
+    count = len(request.images) + (request.image is not None)
+    if request.images and count > card.max_images:
+        most = "one image" if card.max_images == 1 else f"at most {card.max_images} images, and not {count}"
+        raise ParameterError("images", f"The model {card.name} takes {most}; leave the others out")
     _check_loras(request, card)
     _check_embeddings(request, card)
 

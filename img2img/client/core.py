@@ -322,6 +322,8 @@ def encoded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _loaded(name: str, value: Any) -> Any:
     if name in IMAGE_FIELDS:
         return load_image(value)
+    if name == "images":
+        return [load_image(image) for image in value]
     if name in NESTED_IMAGE_FIELDS:
         return [{key: _loaded(key, item) for key, item in entry.items() if item is not None} for entry in value]
     return value

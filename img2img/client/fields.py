@@ -111,7 +111,7 @@ class SubmitFields(TypedDict, total=False):
     """Rescales the guided prediction to reduce overexposure: 0 is off, 0.7 is usual (https://arxiv.org/abs/2305.08891,
     section 3.4). For models with `guidance_rescale` in `parameters`."""
     speed: Speed
-    """`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these calls: about 2 and 2.7
+    """`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these calls: about 1.8 and 2.2
     times fewer calls at 30 steps, with a result that differs a little. For the schedulers in `scheduler_parameters` of
     the model's entry in `GET /models`."""
     guidance_until: float
@@ -164,6 +164,9 @@ class SubmitFields(TypedDict, total=False):
     """Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet)."""
     image_prompts: Sequence[ImagePromptFields]
     """Images whose content or style the result should take up (IP-Adapter)."""
+    images: Sequence[ImageInput]
+    """Images that `instruction` refers to, after `image` or instead of it; the result has the size of the first. The
+    model's `max_images` is the number of all of them."""
     instruction: str
     """Edit instruction, such as `make it night`, for models with the task `edit`."""
     image_guidance_scale: float

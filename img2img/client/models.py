@@ -131,6 +131,7 @@ class Model(_Response):
     controls: tuple[str, ...] = ()
     preprocessors: tuple[str, ...] = ()
     image_prompts: bool = False
+    max_images: int = 1
     loras: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
     upscales: tuple[int, ...] = ()

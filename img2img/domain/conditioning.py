@@ -11,6 +11,7 @@ LoraName = Annotated[str, Field(pattern=LORA_NAME)]
 EmbeddingName = LoraName
 MAX_CONTROLS = 4
 MAX_IMAGE_PROMPTS = 4
+MAX_REFERENCE_IMAGES = 16
 MAX_LORAS = 8
 MAX_PADDING = 4096  # pixels per side
 
@@ -77,6 +78,15 @@ class ImagePrompt(_Frozen):
     # None: see `BaseSpec.without_inputs`.
     image: Sha256 | None
     scale: Annotated[float, Field(ge=0, le=2)]
+
+
+class ReferenceImage(_Frozen):
+    """An image besides the first one that an edit refers to."""
+
+    # None: see `BaseSpec.without_inputs`.
+    image: Sha256 | None
+    width: int
+    height: int
 
 
 class Lora(_Frozen):

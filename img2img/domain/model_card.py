@@ -101,6 +101,7 @@ class ModelCard(BaseModel):
     ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
     max_image_prompts: Annotated[int, Field(description="Largest number of `image_prompts`.")] = MAX_IMAGE_PROMPTS
+    max_images: Annotated[int, Field(description="Largest number of images of an edit: `image` and `images`.")] = 1
     loras: Annotated[tuple[LoraName, ...], Field(description="Names that `loras` can give.")] = ()
     embeddings: Annotated[
         tuple[EmbeddingName, ...], Field(description="Textual inversions that prompts can name.")
@@ -137,6 +138,9 @@ class ModelCard(BaseModel):
         dict[str, tuple[Scheduler, ...]],
         Field(description="Optional parameters that only some schedulers use, with these schedulers."),
     ] = {}
+    full_strength: Annotated[
+        tuple[Task, ...], Field(description="Tasks that always start from pure noise: `strength` can only be 1.")
+    ] = ()
     safety_checker: Annotated[
         SafetyChecker,
         Field(

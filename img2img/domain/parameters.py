@@ -97,7 +97,7 @@ class Speed(StrEnum):
 
 
 # Denoiser calls without `speed`, per call with it: the figures of benchmarks/step_cache.py, which vary with the job.
-EXPECTED_SPEEDUP = {Speed.EXACT: 1.0, Speed.FAST: 2.0, Speed.TURBO: 2.7}
+EXPECTED_SPEEDUP = {Speed.EXACT: 1.0, Speed.FAST: 1.8, Speed.TURBO: 2.2}
 
 
 class Resize(StrEnum):
@@ -226,7 +226,7 @@ class GenerationParameters(BaseModel):
         Speed,
         Field(
             description="`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these "
-            "calls: about 2 and 2.7 times fewer calls at 30 steps, with a result that differs a little. "
+            "calls: about 1.8 and 2.2 times fewer calls at 30 steps, with a result that differs a little. "
             "For the schedulers in `scheduler_parameters` of the model's entry in `GET /models`."
         ),
         Requires(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
-from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, Sha256
+from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Sha256
 from img2img.domain.parameters import (
     EXPECTED_SPEEDUP,
     FLOW_SCHEDULERS,
@@ -235,6 +235,8 @@ class EditSpec(GenerationSpec):
 
     task: Literal[Task.EDIT] = Task.EDIT
     image: Sha256 | None
+    # The other images, in the order in which the instruction may name them.
+    references: tuple[ReferenceImage, ...] = ()
     instruction: str
     # None where the model takes no guidance by the image.
     image_guidance_scale: Annotated[float | None, Field(ge=1)] = None
@@ -246,11 +248,17 @@ class EditSpec(GenerationSpec):
         return self.instruction
 
     @property
+    def _pixels(self) -> float:
+        """Reference images are further tokens of the denoiser."""
+        return super()._pixels + sum(reference.width * reference.height for reference in self.references)
+
+    @property
     def _rows(self) -> float:
         return 3 if self.image_guidance_scale and self.guidance_scale > 1 else super()._rows
 
     def _images(self) -> Iterator[Sha256 | None]:
         yield self.image
+        yield from (reference.image for reference in self.references)
         yield from super()._images()
 
 

@@ -3,6 +3,7 @@
 `make test-clients` installs the generators; without them these tests are skipped.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ TOOLS = ROOT / ".clients"
 BIN = TOOLS / "bin"
 NODE_BIN = TOOLS / "node_modules" / ".bin"
 DOCUMENT = ROOT / "openapi.json"
+MAX_WARNINGS = 5
 GENERATOR = (BIN / "openapi-generator-cli", "generate", "--input-spec", DOCUMENT)
 
 pytestmark = [
@@ -107,6 +109,17 @@ def test_hey_api_saves_the_image(project: Path, http: httpx.Client) -> None:
     shutil.copy(HERE / "openapi-ts.config.mjs", project)
     run(NODE_BIN / "openapi-ts", "--file", "openapi-ts.config.mjs", "--no-log-file", folder=project)
     assert_works_in_typescript("hey_api.ts", project, http)
+
+
+@needs_node
+def test_validators_find_no_errors_and_few_warnings(tmp_path: Path) -> None:
+    (tmp_path / "ruleset.yaml").write_text('extends: ["spectral:oas"]\n')
+    spectral = (NODE_BIN / "spectral", "lint", DOCUMENT, "--ruleset", "ruleset.yaml", "--format", "json", "--quiet")
+    findings = json.loads(run(*spectral, folder=tmp_path) or "[]")
+    assert (sum(one["severity"] == 0 for one in findings), len(findings) <= MAX_WARNINGS) == (0, True), findings
+    report = json.loads(run(NODE_BIN / "redocly", "lint", DOCUMENT, "--format", "json", folder=tmp_path))
+    assert report["totals"]["errors"] == 0
+    assert report["totals"]["warnings"] <= MAX_WARNINGS, report["problems"]
 
 
 @needs_node

@@ -130,7 +130,8 @@ def test_batch_from_submit_to_delete(api: Client, http: httpx.Client, png: bytes
     varied = api.batches.vary({"prompt": "a house", **SIZE}, {"image": [png], "strength": [0.5, 1]})
     assert [job.request["strength"] for job in api.batches.jobs(varied)] == [0.5, 1]
     assert [one.id for one in api.batches.list()] == [varied.id, batch.id]
-    assert api.batches.cancel(varied).cancelled or api.batches.get(varied).has_ended
+    assert api.batches.wait(varied, timeout_s=60).counts.succeeded == 2
+    assert api.batches.cancel(varied).has_ended
     api.batches.delete(batch)
     with pytest.raises(JobGone):
         api.batches.get(batch)

@@ -1,8 +1,6 @@
 """A batch of 200 photos whose client is killed once, and the service once: each photo gets one result of its name."""
 
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,9 +15,10 @@ from img2img.redis.keys import JOBS
 from tests.support.api_process import api_process
 from tests.support.cli_command import COMMAND, environment
 from tests.support.images import encoded, gradient
-from tests.support.processes import SIDE, Service, wait_for
+from tests.support.processes import Service, wait_for
 
 PHOTOS = 200
+SIDE = 64
 
 
 class Killable:
@@ -79,15 +78,17 @@ def test_batch_killed_twice_is_completed_without_repeating_a_job(killable: Killa
             command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
+    def has_saved(process: psutil.Popen, results: int) -> bool:
+        assert process.poll() is None, process.communicate()
+        return saved() >= results
+
     first = start()
-    wait_for(lambda: saved() >= 20, 120)
+    wait_for(lambda: has_saved(first, 20), 120)
     first.kill()
     first.communicate()
     assert saved() < PHOTOS
     second = start()
-    wait_for(lambda: saved() >= 90, 120)
-    # Redis writes to its file once a second.
-    time.sleep(0 if second.poll() is None else 2)
+    wait_for(lambda: has_saved(second, 90), 120)
     killable.kill()
     _, stderr = second.communicate(timeout=120)
     assert second.returncode == 3, stderr
@@ -103,4 +104,3 @@ def test_batch_killed_twice_is_completed_without_repeating_a_job(killable: Killa
     made = {path.read_bytes() for path in results.glob("*.png")}
     with httpx.Client(base_url=killable.url) as http:
         assert {http.get(f"/jobs/{record.id}/images/0").content for record in records} == made
-    sys.stdout.write(f"{saved()} results\n")

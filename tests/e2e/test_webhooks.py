@@ -117,6 +117,29 @@ def ended(queue: JobQueue, url: str, **options: Any) -> JobRecord:
     return record
 
 
+def test_prediction_is_the_body_of_its_webhook(
+    api: httpx.Client, signing: ApiSettings, finish: Callable[[str], bytes], image_bytes: bytes
+) -> None:
+    """As Replicate's clients expect, which validate the same signatures."""
+    with receiving() as receiver, running_dispatcher(signing):
+        body = {
+            "input": {"image": b64encode(image_bytes).decode(), "prompt": "a house"},
+            "webhook": receiver.url,
+            "webhook_events_filter": ["start", "completed"],
+        }
+        created = api.post("/replicate/v1/models/img2img/demo/predictions", json=body).json()
+        finish(created["id"])
+        [request] = receiver.wait(1)
+        prediction = verified(request, SECRET)
+        assert (prediction["id"], prediction["status"]) == (created["id"], "succeeded")
+        assert prediction["output"] == [f"{str(api.base_url).rstrip('/')}/jobs/{created['id']}/images/0"]
+        assert prediction["urls"] == created["urls"]
+        assert prediction["input"]["prompt"] == "a house"
+        assert "image" not in prediction["input"], "not even the hash of the image"
+        [listed] = api.get("/replicate/v1/predictions").json()["results"]
+        assert listed["completed_at"] == prediction["completed_at"]
+
+
 def test_terminal_event_is_delivered_once_and_signed(
     api: httpx.Client, send: Submit, signing: ApiSettings, queue: JobQueue, finish: Callable[[str], bytes], redis: Redis
 ) -> None:

@@ -383,7 +383,8 @@ def test_task_of_highest_priority_pauses_those_that_have_all_slots():
     engine.shut_down()
     engine.run()
     assert results([urgent, *tasks]) == [8, 16, 16, 16]
-    assert order == ["slow", "slow", "fast", "done", "done", "slow", "done"]
+    assert order[:3] == ["slow", "slow", "fast"]
+    assert sorted(order[3:]) == ["done", "done", "done", "slow"]
 
 
 def test_pending_tasks_are_admitted_by_priority_and_deadline():

@@ -33,7 +33,8 @@ from tests.support.model_cards import CARD
 # A model that accepts image references in every field.
 ABLE = CARD.model_copy(
     update={
-        "tasks": (Task.IMG2IMG, Task.INPAINT, Task.CONTROL),
+        "tasks": (Task.IMG2IMG, Task.INPAINT, Task.CONTROL, Task.EDIT),
+        "max_images": 2,
         "controls": (ControlType.CANNY,),
         "preprocessors": (ControlType.CANNY,),
         "image_prompts": True,
@@ -89,6 +90,7 @@ def submits(ids: Ids) -> list[Attempt]:
             {"controls": [{"type": "canny", "image": one, "preprocess": False}]},
             {"image": OWN, "controls": [{"type": "canny"}, {"type": "canny", "image": one}]},
             {"image": OWN, "image_prompts": [{"image": one}]},
+            {"image": OWN, "images": [one], "instruction": "x"},
         ]
     return [{"json": body, "params": {"dry_run": dry_run}} for body in bodies for dry_run in (False, True)]
 

@@ -19,7 +19,7 @@ from img2img.redis.model_registry import ModelRegistry
 from tests.support.authenticated import every_route, path_of
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
-from tests.support.problems import assert_problem
+from tests.support.problems import assert_problem, status_at
 
 IMAGE, OTHER = encoded(gradient(160, 120)), encoded(gradient(160, 120, blue=9))
 WEB_UI = {"width": 128, "height": 128}
@@ -173,8 +173,7 @@ def test_every_route_honours_the_key(able: httpx.Client, fake_worker: None, redi
         assert "idempotency-replayed" not in first.headers
         assert again.headers["idempotency-replayed"] == "true"
     reused = able.post(path, headers=key, **other)
-    # OpenAI's clients know another status.
-    invalid = 400 if path.startswith("/v1/") else 422
+    invalid = status_at(path, 422)
     assert reused.status_code == invalid
     assert "It came with another request before" in reused.text
     malformed = able.post(path, headers={"Idempotency-Key": "two words"}, **request)

@@ -137,7 +137,8 @@ def test_every_open_request_of_a_revoked_key_ends(
         assert not [one for one in [*streams, openai_stream, *responses] if one.done()]
         assert keys.revoke(ada.id)
         for response in responses:
-            assert_problem(response.result(SOON_S), 401, "invalid_api_key")
+            assert response.result(SOON_S).status_code == 401
+            assert '"invalid_api_key"' in response.result().text
         for one in streams:
             name, problem = one.result(SOON_S)[-1]
             assert (name, problem["status"], problem["code"]) == ("error", 401, "invalid_api_key")

@@ -125,7 +125,7 @@ def example_of(schema: dict[str, Any], document: dict[str, Any]) -> Any:
         case "object":
             return {name: example_of(field, document) for name, field in schema.get("properties", {}).items()}
         case "array":
-            return [example_of(item, document) for item in schema.get("prefixItems") or [schema["items"]]]
+            return [example_of(schema["items"], document)] * schema.get("minItems", 1)
         case "integer" | "number":
             return schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
         case kind:

@@ -20,7 +20,7 @@ from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
-from tests.support.problems import assert_problem
+from tests.support.problems import assert_problem, status_at
 
 Submit = Callable[..., httpx.Response]
 
@@ -287,8 +287,9 @@ def test_data_uri_may_be_percent_encoded(submit_json: Submit, image_bytes: bytes
 def test_compressed_body_is_refused(http: httpx.Client, path: str, encoding: str) -> None:
     headers = {"content-type": "application/json", "content-encoding": encoding}
     response = http.post(path, content=gzip.compress(b"{}"), headers=headers)
-    assert_problem(response, 415, "unsupported_media_type")
-    assert "compressed" in response.json()["detail"]
+    assert response.status_code == status_at(path, 415)
+    assert "unsupported_media_type" in response.text
+    assert "compressed" in response.text
     assert response.headers["accept-encoding"] == "identity"
 
 

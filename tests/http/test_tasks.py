@@ -30,11 +30,21 @@ ABLE = CARD.model_copy(
         "controls": (ControlType.CANNY, ControlType.POSE),
         "preprocessors": (ControlType.CANNY,),
         "image_prompts": True,
+        "max_images": 3,
         "loras": ("ink", "gold"),
         "upscales": (2, 4),
     }
 )
-DISTILLED = CARD.model_copy(update={"name": "distilled", "negative_prompt": False, "guidance": False})
+DISTILLED = CARD.model_copy(
+    update={
+        "name": "distilled",
+        "tasks": (Task.IMG2IMG, Task.INPAINT),
+        "full_strength": (Task.INPAINT,),
+        "negative_prompt": False,
+        "guidance": False,
+    }
+)
+EDITOR = CARD.model_copy(update={"name": "editor", "tasks": (Task.EDIT,)})
 WIDTH, HEIGHT = 200, 160
 
 Post = Callable[..., httpx.Response]
@@ -65,9 +75,16 @@ def photo_with_hole() -> bytes:
 PHOTO_WITH_HOLE = b64(photo_with_hole())
 
 
+# Of the size at which the model works, and of another aspect ratio.
+REFERENCES = [b64(encoded(gradient(*size))) for size in ((64, 96), (400, 200))]
+LONG = b64(encoded(gradient(200, 20)))
+SQUARE = b64(encoded(gradient(128, 128)))
+IMAGES_OF_AN_EDIT = ([SQUARE], [SQUARE, SQUARE])
+
+
 @pytest.fixture
 def post(http: httpx.Client, redis: Redis) -> Post:
-    ModelRegistry(redis).register("able-worker", [CARD, ABLE, DISTILLED], ttl_s=60)
+    ModelRegistry(redis).register("able-worker", [CARD, ABLE, DISTILLED, EDITOR], ttl_s=60)
 
     def send(**fields: Any) -> httpx.Response:
         return http.post("/img2img", json={"model": "able", **fields})
@@ -204,6 +221,38 @@ def test_form_takes_structure_as_json_and_images_as_files(http: httpx.Client, po
     assert spec["controls"][0]["image"] is None
 
 
+def test_edit_takes_several_images(post: Post, http: httpx.Client, store: ObjectStore) -> None:
+    """The result has the size of the first image; the others keep their aspect ratio."""
+    response = post(image=IMAGE, images=REFERENCES, instruction="put both into the first image", seed=1)
+    spec = spec_of(response)
+    assert [(other["width"], other["height"]) for other in spec["references"]] == [(64, 96), (181, 91)]
+    plain = spec_of(post(image=IMAGE, instruction="x"))
+    assert (spec["width"], spec["height"]) == (plain["width"], plain["height"])
+    digests = inputs_of(response.json())
+    assert len(digests) == 3
+    for digest, size in zip(digests[1:], [(64, 96), (181, 91)], strict=True):
+        assert Image.open(io.BytesIO(store.get(input_key(digest)) or b"")).size == size
+    listed = post(images=[IMAGE, *REFERENCES], instruction="put both into the first image", seed=1)
+    assert spec == spec_of(listed)
+    http.post(f"/jobs/{response.json()['id']}/cancel")
+    assert http.delete(f"/jobs/{response.json()['id']}").status_code == 204
+
+
+def test_further_images_cost_as_much_as_their_pixels(post: Post) -> None:
+    costs = [
+        parse_spec(json.dumps(spec_of(post(instruction="x", images=images))))[0].cost for images in IMAGES_OF_AN_EDIT
+    ]
+    assert costs[1] / costs[0] == pytest.approx(2)
+
+
+def test_form_repeats_images_as_files_and_references(http: httpx.Client, post: Post, image_bytes: bytes) -> None:
+    [first, second] = [base64.b64decode(reference) for reference in REFERENCES]
+    stored = http.post("/images", files={"image": second}).json()["sha256"]
+    fields = [("model", (None, "able")), ("instruction", (None, "x")), ("seed", (None, "1")), ("image", image_bytes)]
+    sent = http.post("/img2img", files=[*fields, ("images", first), ("images", (None, stored))])
+    assert spec_of(sent) == spec_of(post(image=b64(image_bytes), images=REFERENCES, instruction="x", seed=1))
+
+
 def test_inputs_of_a_job_are_kept_until_it_is_deleted(
     post: Post, redis: Redis, http: httpx.Client, store: ObjectStore
 ) -> None:
@@ -218,7 +267,7 @@ def test_inputs_of_a_job_are_kept_until_it_is_deleted(
 
 
 def inputs_of(job: dict[str, Any]) -> tuple[str, ...]:
-    return parse_spec(json.dumps(job["request"])).inputs
+    return parse_spec(json.dumps(job["request"]))[0].inputs
 
 
 def test_mask_can_be_a_reference(http: httpx.Client, post: Post) -> None:
@@ -266,6 +315,13 @@ def assert_rejected(response: httpx.Response, field: str, message: str) -> None:
         ({"model": "demo", "image": IMAGE, "instruction": "x"}, "instruction", "it supports: image-to-image"),
         ({"model": "demo", "image": IMAGE, "image_prompts": [{"image": IMAGE}]}, "image_prompts", "no IP-Adapter"),
         ({"model": "demo", "image": IMAGE, "loras": [{"name": "ink"}]}, "loras.0.name", "has no LoRA"),
+        ({"image": IMAGE, "images": [IMAGE]}, "images", "it belongs to `instruction`, which is not given"),
+        ({"images": [IMAGE] * 4, "instruction": "x"}, "images", "takes at most 3 images, and not 4"),
+        ({"images": [IMAGE] * 17, "instruction": "x"}, "images", "at most 16 items"),
+        ({"images": [IMAGE, b64(b"GIF89a")], "instruction": "x"}, "images.1", "PNG, JPEG or WebP"),
+        ({"images": [IMAGE, LONG], "instruction": "x"}, "images.1", "more than 8 times as long as wide"),
+        ({"model": "editor", "images": [IMAGE] * 2, "instruction": "x"}, "images", "takes one image"),
+        ({"model": "distilled", "image": IMAGE, "strength": 0.5, "mask": MASK}, "strength", "starts from pure noise"),
         ({"model": "distilled", "image": IMAGE, "negative_prompt": "x"}, "negative_prompt", "no negative prompt"),
         ({"model": "distilled", "image": IMAGE, "guidance_scale": 2}, "guidance_scale", "without guidance"),
     ],

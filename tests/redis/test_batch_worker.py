@@ -494,7 +494,7 @@ class MeetingStore(MemoryStore):
 
     def __init__(self, parties: int) -> None:
         super().__init__()
-        self.barrier = threading.Barrier(parties, timeout=10)
+        self.barrier = threading.Barrier(parties, timeout=60)
         self.writes: list[str] = []
 
     def put(self, key: str, data: bytes) -> bool:
@@ -510,7 +510,7 @@ def test_finishers_end_jobs_at_the_same_time_and_each_once(
     store = MeetingStore(FINISHER_THREADS)
     worker = make_worker(store=store)
     ended = 0
-    threads = [threading.Thread(target=worker._finisher.run) for _ in range(FINISHER_THREADS)]
+    threads = [threading.Thread(target=worker._finisher.run, daemon=True) for _ in range(FINISHER_THREADS)]
     for thread in threads:
         thread.start()
     for _ in range(3):

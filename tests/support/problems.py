@@ -16,3 +16,8 @@ def assert_problem(response: httpx.Response, status: int, code: str | None = Non
     assert problem["detail"]
     assert code is None or problem["code"] == code
     return problem
+
+
+def status_at(path: str, status: int) -> int:
+    """Return the status of an error at a path: OpenAI's clients know invalid requests by 400 only."""
+    return 400 if path.startswith("/v1/") and status in (415, 422) else status

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "img2img/redis/clock.py": "compares the clocks",
     "app/cli/keys.py": "dates that the operator enters and reads",
-    "app/compat/openai.py": "`created_at` of a response that nothing compares",
+    "app/compat/openai/answers.py": "`created_at` of a response that nothing compares",
     "app/webhooks/dispatcher.py": "receivers compare the time of a signature with their own clock",
     "img2img/durable_files.py": "compares file times of the same host",
     "app/webhooks/http_sender.py": "a date in Retry-After is the receiver's",

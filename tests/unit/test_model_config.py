@@ -79,6 +79,20 @@ def test_read_models_file_returns_configs_by_name(file: Path) -> None:
     assert (large.source, large.revision, large.variant) == ("org/large", "abc", "fp16")
 
 
+def test_aliases_are_names_of_one_model(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    lines = '[models.a]\nsource = "org/a"\naliases = ["gpt-image-1", "x/y"]\n[models.b]\nsource = "org/b"\n'
+    path.write_text(lines)
+    assert read_models_file(path)["a"].aliases == ("gpt-image-1", "x/y")
+    for aliases in ('["a"]', '["gpt-image-1"]'):
+        path.write_text(f"{lines}aliases = {aliases}\n")
+        with pytest.raises(InvalidModelsFile, match=r"aliases: .* is also a name or an alias of another model"):
+            read_models_file(path)
+    path.write_text(f'{lines}aliases = ["two words"]\n')
+    with pytest.raises(InvalidModelsFile, match=r"models\.b\.aliases\.0"):
+        read_models_file(path)
+
+
 def test_keys_for_memory(tmp_path: Path) -> None:
     path = tmp_path / "models.toml"
     path.write_text("""

@@ -67,9 +67,10 @@ def _first_row(leaf: Any, kind: str) -> Any:
 
 def _changed(leaf: Any, kind: str) -> Any:
     """Return other values of the same magnitude, so that a row that reads its neighbour is noticed."""
-    if kind != "rows" or not leaf.is_floating_point() or leaf.dim() < 2:
+    if kind != "rows" or leaf.dim() < 2:
         return leaf
-    return leaf.flip(-1) * 0.75
+    # Position ids of another image, or another mask.
+    return leaf.flip(-1) * 0.75 if leaf.is_floating_point() else leaf.flip(-1)
 
 
 def _merged(calls: Sequence[Sequence[Any]], kinds: Sequence[str]) -> list[Any]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlName
-from img2img.domain.spec import ControlMapSpec, ControlSpec, InpaintSpec, JobSpec, UpscaleSpec
+from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.errors import InvalidPixels, JobError
 
 from .control_maps import PREPROCESSORS
@@ -34,6 +34,7 @@ class Inputs:
     tiled_image: TiledImage | None = None  # of an upscale job: replaces `image`
     noise: torch.Tensor | None = None  # (1, channels, height, width) of latents: replaces the noise from the seed
     image_prompts: tuple[Image.Image, ...] = ()  # RGB, of any size
+    references: tuple[Image.Image, ...] = ()  # of an edit: RGB, of any size
 
 
 class ImagePreprocessor(Protocol):
@@ -74,12 +75,14 @@ def load_inputs(
         for control in spec.control_maps
     ]
     prompts = [] if isinstance(spec, ControlMapSpec) else spec.image_prompts
+    references = spec.references if isinstance(spec, EditSpec) else ()
     return Inputs(
         to_tensor(image) if image is not None else None,
         to_tensor(mask) if mask is not None else None,
         canvas,
         tuple(controls),
         image_prompts=tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in prompts if prompt.image),
+        references=tuple(decode_png(pngs[other.image]).convert("RGB") for other in references if other.image),
     )
 
 

@@ -15,6 +15,7 @@ from ..images.control_maps import PREPROCESSORS
 from .conditioning.controlnets import ControlNets
 from .conditioning.upscalers import Upscaler
 from .families import Family
+from .generic_jobs import denoisers, latent_scale, patch_size_of
 from .parameters import scheduler_parameters, supported_parameters
 from .schedulers import fallback_for, has_own_schedule, name_of
 
@@ -22,15 +23,18 @@ log = logging.getLogger(__name__)
 
 # Factors of tiled image-to-image upscaling.
 TILED_UPSCALES = (2, 4)
+# Latents along a side of the square images that most models are trained on, for those that do not declare it.
+SAMPLE_SIZE = 128
 # Share of the schedule after which a refiner takes over by default: that of the published models.
 DENOISING_END = 0.8
 
 
 def base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) -> ModelCard:
     """Return the card of a model without its optional components."""
-    scale = pipeline.vae_scale_factor
+    scale = latent_scale(pipeline)
+    patch_size = patch_size_of(pipeline) if family.is_generic else family.patch_size
     # Pipelines require multiples of 8, even if the scale factor of the VAE is smaller.
-    multiple = max(8, scale * family.patch_size)
+    multiple = max(8, scale * patch_size)
     native = _latent_size(pipeline) * scale
     guidance = family.has_guidance(pipeline) if config.guidance is None else config.guidance
     schedulers = family.schedulers
@@ -57,13 +61,20 @@ def base_card(config: ModelConfig, family: Family, pipeline: DiffusionPipeline) 
         negative_prompt=family.negative_prompt and guidance,
         guidance=guidance,
         guidance_rows=family.guidance_rows,
-        scheduler_parameters=scheduler_parameters(schedulers),
+        scheduler_parameters={
+            name: takers
+            for name, takers in scheduler_parameters(schedulers).items()
+            # What a step of an unknown pipeline does is not known.
+            if name != "speed" or not family.is_generic
+        },
         guidance_until=guidance and family.conditional is not None,
         prompt_weighting=family.clip_prompts,
         refiner=config.refiner is not None,
         default_denoising_end=(config.denoising_end or DENOISING_END) if config.refiner else None,
         image_guidance=family.image_guidance,
-        dtype=str(pipeline.components.get("unet", pipeline.components.get("transformer")).dtype).removeprefix("torch."),
+        max_images=family.max_images,
+        full_strength=family.full_strength,
+        dtype=str(next(denoisers(pipeline)).dtype).removeprefix("torch."),
         revision=config.revision,
     )
 
@@ -90,6 +101,7 @@ def _check_defaults(
 
 
 def component_fields(
+    family: Family,
     pipelines: Mapping[Task, DiffusionPipeline],
     pipeline: DiffusionPipeline,
     upscalers: Mapping[int, Upscaler],
@@ -97,7 +109,8 @@ def component_fields(
     annotators: tuple[ControlName, ...],
 ) -> dict[str, object]:
     """Return the fields of the card that depend on the components of a model."""
-    tiled = TILED_UPSCALES if Task.IMG2IMG in pipelines and "unet" in pipeline.components else ()
+    has_tiles = Task.IMG2IMG in pipelines and "unet" in pipeline.components and not family.is_generic
+    tiled = TILED_UPSCALES if has_tiles else ()
     upscales = sorted({*upscalers, *tiled})
     more = [task for task, supported in ((Task.CONTROL, controlnets.types), (Task.UPSCALE, upscales)) if supported]
     # Tiles are upscaled by the image-to-image pipeline.
@@ -117,8 +130,8 @@ def component_fields(
 def _latent_size(pipeline: DiffusionPipeline) -> int:
     """Return the side, in latents, of the square images that the model was trained on."""
     if "unet" in pipeline.components:
-        return int(pipeline.unet.config.sample_size)
-    return int(getattr(pipeline, "default_sample_size", 128))
+        return int(pipeline.unet.config.get("sample_size") or SAMPLE_SIZE)
+    return int(getattr(pipeline, "default_sample_size", SAMPLE_SIZE))
 
 
 def _default_scheduler(schedulers: Sequence[Scheduler], pipeline: DiffusionPipeline) -> Scheduler:

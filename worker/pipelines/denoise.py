@@ -22,7 +22,7 @@ from img2img.domain.spec import (
 from img2img.errors import JobError
 
 from ..engine.task import EngineTask, TaskFunction
-from ..images.inputs import Inputs
+from ..images.inputs import Inputs, to_tensor
 from .conditioning.adapters import JobAdapters
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.upscalers import step_callback
@@ -53,12 +53,18 @@ def encode_decode(model: Model, image: torch.Tensor | None, *, fast_vae: bool) -
     The shift and scale that pipelines apply to latents are left out: they undo them before decoding.
     """
     assert image is not None
+    if model.vae is None:
+        return image.clone()
     pixels = (2 * image - 1).to(model.device, model.dtype)
     if model.is_video_vae:
         pixels = pixels.unsqueeze(2)  # one frame
     vae: Any = model.fast_vae if fast_vae else model.vae
-    latents = retrieve_latents(vae.encode(pixels), sample_mode="argmax")
-    decoded: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+    encoded = vae.encode(pixels)
+    has_name = hasattr(encoded, "latent_dist") or hasattr(encoded, "latents")
+    latents = retrieve_latents(encoded, sample_mode="argmax") if has_name else encoded[0]
+    # Vector-quantised autoencoders quantise what they decode unless told otherwise.
+    exact = {"force_not_quantize": True} if hasattr(vae, "quantize") else {}
+    decoded: torch.Tensor = vae.decode(latents, return_dict=False, **exact)[0]
     if model.is_video_vae:
         decoded = decoded[:, :, 0]
     return (decoded / 2 + 0.5).clamp(0, 1)
@@ -83,6 +89,20 @@ def denoise(
     adapters: JobAdapters = NO_ADAPTERS,
 ) -> torch.Tensor:
     """Run the stock pipeline of the task."""
+    if model.turns is None:
+        return _denoise(model, spec, inputs, job, engine_task, adapters)
+    with model.turns.take():
+        return _denoise(model, spec, inputs, job, engine_task, adapters)
+
+
+def _denoise(
+    model: Model,
+    spec: DenoisingSpec,
+    inputs: Inputs,
+    job: PreparedJob,
+    engine_task: EngineTask,
+    adapters: JobAdapters,
+) -> torch.Tensor:
     pipeline = job.pipeline
     if isinstance(spec, RefinedSpec) and spec.denoising_end is not None:
         images = _refine(model, spec, inputs, job, engine_task, adapters)
@@ -192,22 +212,25 @@ def _call(
         return {}
 
     takes = call_parameters(pipeline)
-    # Older pipelines take `callback`.
-    has_step_end = "callback_on_step_end" in takes
+    callbacks: dict[str, Any] = {"callback_on_step_end": count_step}
+    if "callback_on_step_end" not in takes:
+        # Older pipelines take `callback`, and some take none.
+        callbacks = {"callback": step_callback(spec, engine_task)} if "callback" in takes else {}
     arguments = {
         "num_inference_steps": spec.num_inference_steps,
         "generator": job.generator,
-        "output_type": "pt",
-        **({"callback_on_step_end": count_step} if has_step_end else {"callback": step_callback(spec, engine_task)}),
+        # Pipelines that are not known may return other values than those in [0, 1] as tensors.
+        "output_type": "pil" if model.family.is_generic else "pt",
+        **callbacks,
         **adapters.add_images(pipeline, _arguments(model, pipeline, spec, inputs, job, takes)),
         **optional_arguments(spec, takes),
         **adapters.arguments,
         **more,
     }
-    images: torch.Tensor = pipeline(
-        **{name: value for name, value in arguments.items() if value is not None or name not in more}
-    ).images
-    return images
+    output = pipeline(**{name: value for name, value in arguments.items() if value is not None or name not in more})
+    # Not by name, which differs.
+    images: Any = output[0]
+    return to_tensor(images[0].convert("RGB")) if model.family.is_generic else images
 
 
 def _arguments(
@@ -242,7 +265,8 @@ def _conditions(spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> d
     size = {"width": spec.width, "height": spec.height}
     if isinstance(spec, EditSpec):
         guidance = {"image_guidance_scale": spec.image_guidance_scale}
-        return {"image": inputs.image, **guidance, **(size if "width" in takes else {})}
+        references = {"references": inputs.references} if inputs.references else {}
+        return {"image": inputs.image, **references, **guidance, **(size if "width" in takes else {})}
     conditions: dict[str, Any] = {}
     if not isinstance(spec, ControlSpec):
         conditions |= {"image": inputs.image, "strength": _strength_that_steps(spec)}

@@ -8,6 +8,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
+from img2img.domain.conditioning import MAX_REFERENCE_IMAGES
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, Scheduler, Task
 from img2img.domain.spec import DenoisingSpec
 
@@ -63,6 +64,8 @@ class Family:
     clip_prompts: bool = False
     # Whether edits take `image_guidance_scale` (InstructPix2Pix).
     image_guidance: bool = True
+    # Largest number of images of an edit.
+    max_images: int = 1
     # Whether a loaded model supports guidance.
     has_guidance: Callable[[DiffusionPipeline], bool] = lambda _pipeline: True
     # Rows of a denoiser call with guidance; 1 if the guidance scale is an input of the denoiser.
@@ -81,6 +84,12 @@ class Family:
     load_components: Callable[[str], Mapping[str, Any]] = lambda _folder: {}
     # Converts the arguments of a Stable Diffusion pipeline to those of this family.
     adapt: Callable[[DenoisingSpec, Arguments], Arguments] = lambda _spec, arguments: arguments
+    # Whether it was made by `generic_family`: nothing is known about the components.
+    is_generic: bool = False
+    # Whether only one job at a time can run, because pipelines change the modules that jobs share.
+    runs_alone: bool = False
+    # Tasks whose pipelines always start from pure noise.
+    full_strength: tuple[Task, ...] = ()
 
     def gate_denoiser(self, forward: Forward) -> Forward:
         """Return the gated forward of a denoiser of this family."""
@@ -225,6 +234,7 @@ FAMILIES = (
         class_names=("FluxKontextPipeline",),
         pipelines={Task.EDIT: diffusers.FluxKontextPipeline, Task.INPAINT: diffusers.FluxKontextInpaintPipeline},
         sizes=tuple(PREFERRED_KONTEXT_RESOLUTIONS),
+        max_images=4,
         adapt=pipeline_arguments.flux_kontext,
         **_FLUX,  # type: ignore[arg-type]
     ),
@@ -239,13 +249,15 @@ FAMILIES = (
         name="flux-2",
         class_names=("Flux2Pipeline",),
         pipelines={Task.EDIT: diffusers.Flux2Pipeline},
+        max_images=10,
         adapt=pipeline_arguments.flux2,
         **{**_FLUX, "steps": 50, "guidance_scale": 4.0},  # type: ignore[arg-type]
     ),
     Family(
         name="flux-2-klein",
         class_names=("Flux2KleinPipeline",),
-        pipelines={Task.EDIT: diffusers.Flux2KleinPipeline},
+        pipelines={Task.EDIT: diffusers.Flux2KleinPipeline, Task.INPAINT: diffusers.Flux2KleinInpaintPipeline},
+        max_images=10,
         schedulers=SIGMAS_SCHEDULERS,
         cuda_dtype="bfloat16",
         patch_size=2,
@@ -278,13 +290,17 @@ FAMILIES = (
     ),
     Family(
         class_names=("QwenImageEditPipeline",),
-        pipelines={Task.EDIT: diffusers.QwenImageEditPipeline},
+        pipelines={
+            Task.EDIT: diffusers.QwenImageEditPipeline,
+            Task.INPAINT: diffusers.QwenImageEditInpaintPipeline,
+        },
         **_QWEN_EDIT,  # type: ignore[arg-type]
     ),
     Family(
         class_names=("QwenImageEditPlusPipeline",),
         pipelines={Task.EDIT: diffusers.QwenImageEditPlusPipeline},
-        **{**_QWEN_EDIT, "steps": 40},  # type: ignore[arg-type]
+        max_images=MAX_REFERENCE_IMAGES,
+        **{**_QWEN_EDIT, "steps": 40, "adapt": pipeline_arguments.qwen_edit_plus},  # type: ignore[arg-type]
     ),
     Family(
         name="z-image",

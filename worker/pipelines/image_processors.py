@@ -3,7 +3,9 @@
 The Qwen2-VL processor of transformers requires torchvision for its video processor. Images do not need it.
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin, Qwen2VLProcessor
@@ -11,8 +13,10 @@ from transformers.utils import is_torchvision_available
 
 from ..errors import StartupError
 
-# Subfolder of a pipeline.
-FOLDER = "processor"
+# Classes that this module loads without torchvision.
+_QWEN = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")
+# Classes of processors for which transformers needs it.
+_WITH_TORCHVISION = ("PixtralProcessor", "Qwen3VLProcessor", "GlmImageProcessor")
 
 
 class ImageOnlyProcessor(Qwen2VLProcessor):  # type: ignore[misc]
@@ -26,11 +30,19 @@ class ImageOnlyProcessor(Qwen2VLProcessor):  # type: ignore[misc]
 
 
 def image_only_processor(folder: str) -> dict[str, ImageOnlyProcessor]:
-    """Return the `processor` argument for `from_pretrained`; empty if torchvision is installed."""
+    """Return the processors of a pipeline in a folder, as arguments for `from_pretrained`.
+
+    Empty if torchvision is installed.
+    """
     if is_torchvision_available():
         return {}
-    image_processor = AutoImageProcessor.from_pretrained(folder, subfolder=FOLDER)
-    return {"processor": ImageOnlyProcessor(image_processor, AutoTokenizer.from_pretrained(folder, subfolder=FOLDER))}
+    index = json.loads((Path(folder) / "model_index.json").read_text())
+    return {name: _load(folder, name) for name, class_name in _classes(index).items() if class_name in _QWEN}
+
+
+def _load(folder: str, name: str) -> ImageOnlyProcessor:
+    image_processor = AutoImageProcessor.from_pretrained(folder, subfolder=name)
+    return ImageOnlyProcessor(image_processor, AutoTokenizer.from_pretrained(folder, subfolder=name))
 
 
 def check_processors(config: Mapping[str, Any]) -> None:
@@ -42,6 +54,13 @@ def check_processors(config: Mapping[str, Any]) -> None:
     Raises:
         StartupError: if a processor requires torchvision and it is not installed.
     """
-    class_names = [value[1] for value in config.values() if isinstance(value, list | tuple) and len(value) == 2]
-    if "PixtralProcessor" in class_names and not is_torchvision_available():
-        raise StartupError("PixtralProcessor requires torchvision; run `pip install torchvision`")
+    if is_torchvision_available():
+        return
+    for class_name in _classes(config).values():
+        if class_name in _WITH_TORCHVISION:
+            raise StartupError(f"{class_name} requires torchvision; run `pip install torchvision`")
+
+
+def _classes(index: Mapping[str, Any]) -> dict[str, str]:
+    """Return the class of each component in a model_index.json."""
+    return {name: value[1] for name, value in index.items() if isinstance(value, list | tuple) and len(value) == 2}

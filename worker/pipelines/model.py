@@ -26,8 +26,17 @@ from .conditioning.controlnets import ControlNets
 from .conditioning.embeddings import Embeddings
 from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
-from .families import FAMILIES, Family, family_of
+from .families import Family, family_of
 from .gates import gate_of, gate_vae, install_gates
+from .generic_family import generic_family
+from .generic_jobs import (
+    Turns,
+    autoencoder,
+    copy_for_job,
+    install_module_gates,
+    is_video,
+    latent_scale,
+)
 from .host_schedulers import on_host, unused_copy, with_tables
 from .image_processors import check_processors
 from .loading.acceleration import accelerate_pipeline
@@ -85,22 +94,33 @@ class Model:
         # Adapters copy modules, so they come before the gates.
         self.adapters = Adapters(config, pipeline, family, placement)
         placement.put_components(pipeline)
-        limit_vae_memory(pipeline.vae, config, pipeline.vae_scale_factor)
-        fast_vae = load_fast_vae(config.fast_vae, pipeline.vae, pipeline.dtype) if config.fast_vae else None
-        install_gates(pipeline, family.gate_denoiser)
+        self.vae = autoencoder(pipeline)
+        # Pixels along a side of a latent.
+        self.latent_scale = latent_scale(pipeline)
+        limit_vae_memory(self.vae, config, self.latent_scale)
+        if config.fast_vae and family.is_generic:
+            raise StartupError(f"`fast_vae` is not supported for {family.name} models; remove it")
+        fast_vae = load_fast_vae(config.fast_vae, self.vae, pipeline.dtype) if config.fast_vae else None
+        if family.is_generic:
+            install_module_gates(pipeline)
+        else:
+            install_gates(pipeline, family.gate_denoiser)
         if fast_vae is not None:
             placement.put("vae", fast_vae)
-            limit_vae_memory(fast_vae, config, pipeline.vae_scale_factor)
+            limit_vae_memory(fast_vae, config, self.latent_scale)
             gate_vae(fast_vae, upcasts=hasattr(pipeline, "upcast_vae"))
         self.fast_vae: torch.nn.Module | None = fast_vae
         kinds = pipeline_classes(family, pipeline)
-        self._pipelines = {task: build_pipeline(kind, pipeline) for task, kind in kinds.items()}
+        self._pipelines = {task: _pipeline_of(kind, pipeline, family) for task, kind in kinds.items()}
         self._pipelines |= load_concat_pipelines(config, family, pipeline, placement, self.embeddings)
         if refiner is not None:
             placement.put_components(refiner)
         self._refiners = refiner_pipelines(refiner, family) if refiner is not None else {}
         upscalers = load_upscalers(config, family, pipeline, placement)
         for other in (*self._pipelines.values(), *upscalers.values(), *self._refiners.values()):
+            if family.is_generic:
+                install_module_gates(other)
+                continue
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
         # The compiled denoisers: its own, and that of the refiner.
@@ -112,17 +132,18 @@ class Model:
         self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
         card = base_card(config, family, pipeline).model_copy(
-            update=component_fields(self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators))
+            update=component_fields(
+                family, self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
+            )
         )
         card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
         self.card = self.adapters.add_to_card(card, self._pipelines)
         self.compile_sizes = _compile_sizes(config, self.card)
         # Set by `set_safety_checker`. None: images are not checked.
         self.safety_checker: ImageChecker | None = None
-        self.vae = pipeline.vae
-        self.is_video_vae = family.video_vae
-        # Pixels along a side of a latent.
-        self.latent_scale: int = pipeline.vae_scale_factor
+        self.is_video_vae = family.video_vae or is_video(self.vae)
+        # Of jobs that cannot run at the same time.
+        self.turns = Turns() if family.runs_alone else None
         self.device: torch.device = placement.device
         self._placement = placement
         self.is_offloaded = config.offload != "none"
@@ -159,6 +180,8 @@ class Model:
             controls: whether the job has controls.
             fast_vae: whether the job uses the small VAE.
         """
+        if self.family.is_generic:
+            return copy_for_job(self._pipelines[task], scheduler)
         pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
         pipeline.scheduler = self._scheduler(scheduler, pipeline.scheduler)
         if fast_vae:
@@ -176,6 +199,9 @@ class Model:
     @property
     def batching(self) -> dict[str, Batching]:
         """How calls of each module by several jobs are merged, by component: of several the least exact."""
+        if self.turns is not None:
+            names = next(iter(self._pipelines.values())).components
+            return {name: Batching.ALONE for name, part in names.items() if isinstance(part, torch.nn.Module)}
         parts = {"fast_vae": [self.fast_vae], "controlnet": self.controlnets.modules}
         for pipeline in (*self._pipelines.values(), *self._refiners.values()):
             for name, module in pipeline.components.items():
@@ -263,7 +289,8 @@ class Model:
     @torch.inference_mode()
     def fit_preview(self) -> None:
         """Fit the preview of latents to the VAE."""
-        if not self.is_video_vae:
+        # Of a generic family, it is not known what the latents in a callback are.
+        if not self.is_video_vae and not self.family.is_generic:
             self.preview = LatentPreview.fit(self.vae, self.device, self.dtype)
 
 
@@ -316,7 +343,7 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
     label = f"cannot load model {config.name!r}"
     with reporting_failures(label):
         location = find_checkpoint(config) or PipelineLocation(config.source, config.revision, config.variant)
-        family = _find_family(location.index["_class_name"])
+        family = family_of(location.index["_class_name"]) or generic_family(location.index)
         check_processors(location.index)
         if config.dtype is not None and (reason := why_no_dtype(config.dtype, device)):
             raise StartupError(f"`dtype`: {reason}; choose float16 or float32")
@@ -349,7 +376,8 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
                 quantizer=quantizer,
                 **loaded,
             )
-        check_scheduler(pipeline.scheduler)
+        if Scheduler.MODEL not in family.schedulers:
+            check_scheduler(pipeline.scheduler)
         if config.prediction_type is not None:
             pipeline.scheduler = with_prediction_type(pipeline.scheduler, config.prediction_type)
         model = Model(config, family, pipeline, placement)
@@ -358,12 +386,15 @@ def load_model(config: ModelConfig, *, device: str) -> Model:
         return model
 
 
-def _find_family(class_name: str) -> Family:
-    family = family_of(class_name)
-    if family is None:
-        supported = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
-        raise StartupError(f"{class_name} is not supported; supported families: {supported}")
-    return family
+def _pipeline_of(kind: type[DiffusionPipeline], base: DiffusionPipeline, family: Family) -> DiffusionPipeline:
+    if not family.is_generic:
+        return build_pipeline(kind, base)
+    if type(base) is kind:
+        base.set_progress_bar_config(disable=True)
+        return base
+    # A pipeline may change the settings of its scheduler when it is built.
+    parts = {name: part for name, part in base.components.items() if isinstance(part, SchedulerMixin)}
+    return build_pipeline(kind, base, **copy.deepcopy(parts))
 
 
 def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int], ...]:

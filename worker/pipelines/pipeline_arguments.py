@@ -1,5 +1,6 @@
 """Converts Stable Diffusion pipeline arguments to the arguments of the pipelines of other families."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from img2img.domain.parameters import Task
 from img2img.domain.spec import DenoisingSpec
 
 Arguments = dict[str, Any]
+
+# Pixels along a side of a token of FLUX.1.
+TOKEN = 16
 
 
 def add_size(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
@@ -23,15 +27,19 @@ def flux(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
 
 
 def flux_kontext(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
-    """FLUX.1 Kontext: like FLUX.1, with the pipeline's own resizing turned off."""
+    """FLUX.1 Kontext: like FLUX.1, with several images side by side, and without the pipeline's own resizing."""
     # The image is resized already, by default to one of the sizes that the pipeline would choose.
     given = _without_img2img(arguments) if spec.task is Task.EDIT else arguments
+    if len(images := _images(arguments)) > 1:
+        given = {**given, "image": stitched(images, spec.height)}
     return {**flux(spec, given), "max_area": spec.width * spec.height, "_auto_resize": False}
 
 
 def flux2(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
-    """FLUX.2: like FLUX.1, with a list of PIL images as context."""
-    return {**flux(spec, _without_img2img(arguments)), "image": [_to_pil(arguments["image"])]}
+    """FLUX.2: like FLUX.1, with a list of PIL images as context of an edit."""
+    if spec.task is Task.INPAINT:
+        return flux(spec, arguments)
+    return {**flux(spec, _without_img2img(arguments)), "image": _images(arguments)}
 
 
 def qwen(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
@@ -44,7 +52,13 @@ def qwen(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
 
 def qwen_edit(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
     """Qwen-Image-Edit: like Qwen-Image, with a PIL image."""
-    return {**qwen(spec, _without_img2img(arguments)), "image": _to_pil(arguments["image"])}
+    given = arguments if spec.task is Task.INPAINT else _without_img2img(arguments)
+    return {**qwen(spec, given), "image": to_pil(arguments["image"])}
+
+
+def qwen_edit_plus(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
+    """Qwen-Image-Edit Plus: like Qwen-Image-Edit, with a list of PIL images."""
+    return {**qwen(spec, _without_img2img(arguments)), "image": _images(arguments)}
 
 
 def z_image(spec: DenoisingSpec, arguments: Arguments) -> Arguments:
@@ -60,10 +74,25 @@ def _without(arguments: Arguments, *names: str) -> Arguments:
 
 def _without_img2img(arguments: Arguments) -> Arguments:
     """Drop the arguments that instruction-based editing pipelines do not take."""
-    return _without(arguments, "strength", "image_guidance_scale")
+    return _without(arguments, "strength", "image_guidance_scale", "references")
 
 
-def _to_pil(image: torch.Tensor) -> Image.Image:
+def _images(arguments: Arguments) -> list[Image.Image]:
+    return [to_pil(arguments["image"]), *arguments.get("references", ())]
+
+
+def stitched(images: Sequence[Image.Image], height: int) -> Image.Image:
+    """Return images side by side, in their aspect ratios, with widths that are multiples of a token."""
+    widths = [max(TOKEN, TOKEN * round(image.width * height / image.height / TOKEN)) for image in images]
+    whole = Image.new("RGB", (sum(widths), height))
+    left = 0
+    for image, width in zip(images, widths, strict=True):
+        whole.paste(image.resize((width, height), Image.Resampling.LANCZOS), (left, 0))
+        left += width
+    return whole
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
     """Convert an image of shape (1, 3, height, width) with values in [0, 1]."""
     converted: Image.Image
     [converted] = VaeImageProcessor.numpy_to_pil(image.permute(0, 2, 3, 1).numpy())

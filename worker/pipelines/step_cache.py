@@ -14,7 +14,7 @@ tolerances: standard deviations of latents, whose own is about 1.
   expected change of the result is small.
 - A call that is made also shows, by interpolation, the errors of the predictions since the one before. Half of their
   effect is compensated: all of it is too much for schedulers that combine several outputs in each step.
-- The first three calls and the last one are always made.
+- The calls of the first three steps and the last call are always made.
 """
 
 import math
@@ -49,13 +49,15 @@ class Tolerance:
     calls: int
 
 
-TOLERANCES = {Speed.FAST: Tolerance(0.15, 2), Speed.TURBO: Tolerance(0.5, 4)}
-# Calls at the start that are always made.
-FIRST_CALLS = 3
+TOLERANCES = {Speed.FAST: Tolerance(0.15, 2), Speed.TURBO: Tolerance(0.45, 4)}
+# Steps at the start whose calls are always made.
+FIRST_STEPS = 3
 # Share of the effect of known errors that is compensated.
 COMPENSATION = 0.5
-# How much larger the effect of an error is with schedulers that combine several outputs in each step.
-GAIN = 2.0
+# How much larger the effect of an error is with schedulers that combine it with the outputs of earlier steps, and the
+# most calls in a row that are skipped with them.
+GAIN = 3.0
+MOST_WITH_HISTORY = 2
 
 
 def attach_step_cache(pipeline: DiffusionPipeline, spec: DenoisingSpec, task: EngineTask) -> Callable[[], None]:
@@ -140,8 +142,12 @@ class StepCache:
         self._measured = 0.0
         self._error = math.inf
         self._last_made = 0
-        combines = getattr(scheduler, "order", 1) > 1 or hasattr(scheduler, "model_outputs")
-        self._gain = GAIN if combines else 1.0
+        order = getattr(scheduler, "order", 1)
+        self._is_second_order = order > 1
+        self._first_calls = FIRST_STEPS * order - (order - 1)
+        has_history = hasattr(scheduler, "model_outputs")
+        self._gain = GAIN if has_history else 1.0
+        self._most_skipped = min(tolerance.calls, MOST_WITH_HISTORY) if has_history else tolerance.calls
         # Expected change of the result by the calls skipped since.
         self._change = 0.0
 
@@ -207,7 +213,7 @@ class StepCache:
 
     def _is_negligible(self) -> bool:
         distance = self._call - self._last_made
-        if self._call < FIRST_CALLS or self._call >= len(self._levels) - 2 or distance > self._tolerance.calls:
+        if self._call < self._first_calls or self._call >= len(self._levels) - 2 or distance > self._most_skipped:
             return False
         change = self._change + self._gain * abs(self._delta(self._call)) * self._error * distance
         if not change <= self._tolerance.change:
@@ -216,6 +222,10 @@ class StepCache:
         return True
 
     def _delta(self, call: int) -> float:
+        """Return the change of sigma by a call."""
+        if self._is_second_order:
+            # Each step has two calls of half its weight, and sigma twice.
+            return (self._levels[call + 1] - self._levels[max(call - 1, 0)]) / 2
         return self._levels[call + 1] - self._levels[call]
 
     def _make(self, outputs: _Outputs, latents: Any, result: Any) -> Any:

@@ -23,6 +23,8 @@ def limit_vae_memory(vae: Any, config: ModelConfig, scale: int) -> None:
     Raises:
         StartupError: VAEs of its class have no tiles or no slices.
     """
+    if vae is None and not (config.vae_slicing or config.vae_tiling):
+        return
     try:
         if config.vae_slicing:
             vae.enable_slicing()

@@ -36,6 +36,7 @@ export interface Run {
 }
 
 const KEPT = 20;
+let followed: AbortController | null = null;
 
 /** The runs of this tab, newest last. */
 export const runs = saved<Run[]>("runs", []);
@@ -105,12 +106,15 @@ async function loadBatch(key: string, id: string): Promise<void> {
   if (!data.jobs.every(isOver)) void followRun(id);
 }
 
+/** Follow the batch of a run in place of the one before, whose jobs are then polled: a browser has few connections. */
 async function followRun(id: string): Promise<void> {
+  const controller = new AbortController();
+  followed?.abort();
+  followed = controller;
   try {
-    await followBatch(id, ({ name, data }) => name === "job" && track(data), new AbortController().signal);
+    await followBatch(id, ({ name, data }) => name === "job" && track(data), controller.signal);
   } catch (error) {
-    // Its jobs are polled as well.
-    if (!(error instanceof ApiError)) throw error;
+    if (!controller.signal.aborted && !(error instanceof ApiError)) throw error;
   }
 }
 

@@ -37,7 +37,7 @@ def task_of_unet(unet: UNet2DConditionModel, latent_channels: int) -> Task:
 def pipeline_classes(family: Family, base: DiffusionPipeline) -> dict[Task, type[DiffusionPipeline]]:
     """Return the stock pipelines that the denoiser of the model `base` was trained for, by task."""
     unet = base.components.get("unet")
-    if unet is None:
+    if unet is None or family.is_generic:
         return dict(family.pipelines)
     task = task_of_unet(unet, base.vae.config.latent_channels)
     if task is Task.IMG2IMG:

@@ -47,6 +47,9 @@ def cause_of(error: BaseException) -> str:
         case ImportError(name=str(module)):
             package = module.partition(".")[0]
             return f"the package {package} is not installed or broken: {line}"
+        case NameError(name=str(name)) if name[:1].isupper():
+            # diffusers does not import classes whose packages are not installed.
+            return f"{name} is missing, usually because torchvision is not installed; run `pip install torchvision`"
         case SafetensorError():
             return f"a weight file is damaged or incomplete ({line}); download it again"
         case KeyError():
