@@ -33,8 +33,7 @@ from tests.support.model_cards import CARD
 # A model that accepts image references in every field.
 ABLE = CARD.model_copy(
     update={
-        "tasks": (Task.IMG2IMG, Task.INPAINT, Task.CONTROL, Task.EDIT),
-        "max_images": 2,
+        "tasks": (Task.IMG2IMG, Task.INPAINT, Task.CONTROL),
         "controls": (ControlType.CANNY,),
         "preprocessors": (ControlType.CANNY,),
         "image_prompts": True,
@@ -90,7 +89,6 @@ def submits(ids: Ids) -> list[Attempt]:
             {"controls": [{"type": "canny", "image": one, "preprocess": False}]},
             {"image": OWN, "controls": [{"type": "canny"}, {"type": "canny", "image": one}]},
             {"image": OWN, "image_prompts": [{"image": one}]},
-            {"image": OWN, "images": [one], "instruction": "x"},
         ]
     return [{"json": body, "params": {"dry_run": dry_run}} for body in bodies for dry_run in (False, True)]
 
