@@ -28,6 +28,8 @@ import numpy as np
 import torch
 
 import img2img.demo_model
+from benchmarks.limit import images_per_s
+from benchmarks.plot import draw
 from benchmarks.random_model import make_random_model
 from benchmarks.sides import Stock, in_engine, litserve
 from benchmarks.workload import MIXES, Job, jobs
@@ -41,7 +43,7 @@ from img2img.worker.runtime.model_loader import warm_up
 
 
 class Result(TypedDict):
-    """The result of one side."""
+    """The result of one side, or the limit: the time of the forward passes alone."""
 
     # In the fastest round.
     images_per_s: float
@@ -55,6 +57,7 @@ class Result(TypedDict):
 
 Side = Callable[[Sequence[Job]], list[bytes]]
 STOCK = "stock diffusers, one after another"
+LIMIT = "limit: the forward passes of 16 in flight alone"
 # Concurrent clients of the LitServe server: the size of its largest batch.
 CLIENTS = 16
 WARM_UP_JOBS = 8
@@ -74,6 +77,10 @@ def main() -> None:
         sides = {STOCK: stock.one_by_one, **_sides(options, folder, model, stack)}
         sides |= _variants(options, folder)
         results = {mix: _measure(mix, sides, model, options.jobs, options.rounds) for mix in options.mixes}
+        for mix, sides_of_mix in results.items():
+            _add_limit(sides_of_mix, images_per_s(model, jobs(mix, model.card, options.jobs, 0)))
+    if options.plot:
+        draw(options.plot, results, STOCK)
     print(_markdown(configuration, results))
     if options.json:
         options.json.write_text(json.dumps({"configuration": configuration, "results": results}, indent=2) + "\n")
@@ -90,6 +97,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--compile", nargs="*", choices=("regional", "full"), default=[], help="compile the denoiser")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[4, 8, 16], help="max_batch_size of LitServe")
     parser.add_argument("--mixes", nargs="*", choices=MIXES, default=list(MIXES))
+    parser.add_argument("--plot", type=Path, help="draw the results to this SVG file")
     parser.add_argument("--json", type=Path, help="write all results to this file")
     return parser.parse_args()
 
@@ -168,6 +176,11 @@ def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds:
     }
 
 
+def _add_limit(results: dict[str, Result], limit: float) -> None:
+    ratio = limit / results[STOCK]["images_per_s"]
+    results[LIMIT] = Result(images_per_s=limit, ratio=ratio, ratios=[], largest_difference=0)
+
+
 def _largest_difference(pngs: Sequence[bytes], reference: Sequence[bytes]) -> int:
     """Return the largest difference of any channel of any pixel, in 1/255."""
     pairs = zip(pngs, reference, strict=True)
@@ -180,7 +193,7 @@ def _markdown(configuration: dict[str, str], results: dict[str, dict[str, Result
     for name in next(iter(results.values())):
         cells = "".join(f" {r[name]['images_per_s']:.2f} | {r[name]['ratio']:.2f}x |" for r in results.values())
         difference = max(r[name]["largest_difference"] for r in results.values())
-        lines.append(f"| {name} |{cells} {difference}/255 |")
+        lines.append(f"| {name} |{cells} {'' if name == LIMIT else f'{difference}/255'} |")
     return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in configuration.items())])
 
 
