@@ -212,9 +212,9 @@ def test_data_in_redis_cannot_make_worker_run_code(service: Service) -> None:
         fields["webhooks"] = json.dumps([{"url": address, "job_status": state} for state in ("finished", "failed")])
         service.redis.hset(Job.key_for(job_id), mapping=fields)
 
-    # A job with an invalid record.
+    # A job with an invalid record, which could be one of a later version: it fails if no worker reads it for an hour.
     invalid = service.submit()
-    service.redis.hset(f"i2i:job:{invalid}", "spec", "{}")
+    service.redis.hset(f"i2i:job:{invalid}", mapping={"spec": "{}", "unreadable_since": 1})
 
     good = service.submit(seed=7)
     assert service.wait_until(good, JobStatus.SUCCEEDED)
