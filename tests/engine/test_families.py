@@ -216,6 +216,8 @@ class Served:
         self.stock = {
             task: kind.from_pretrained(folder, **case.components(str(folder))) for task, kind in case.stock.items()
         }
+        # Not those of the schedulers that replace it, which keep each other's options.
+        self.scheduler_configs = {task: pipeline.scheduler.config for task, pipeline in self.stock.items()}
         rng = np.random.default_rng(2)
         self.image = Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
         self.mask = Image.new("L", (WIDTH, HEIGHT))
@@ -224,7 +226,7 @@ class Served:
     def reference(self, spec: JobSpec, images: Sequence[Image.Image] = (), **more: Any) -> np.ndarray:
         pipeline = self.stock[spec.task]
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.scheduler = SCHEDULERS[spec.scheduler](pipeline.scheduler.config)
+        pipeline.scheduler = SCHEDULERS[spec.scheduler](self.scheduler_configs[spec.task])
         masked = {"mask_image": self.rotated(self.mask, spec), **sizes(spec)} if spec.task is Task.INPAINT else {}
         image = pipeline(
             prompt=spec.prompt,
