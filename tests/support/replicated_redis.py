@@ -48,11 +48,7 @@ class ReplicatedRedis:
 
     def primary(self) -> int | None:
         """Return the port of the primary that most Sentinels name, if they agree."""
-        found = []
-        for port in self._sentinel_ports:
-            with suppress(RedisError), Redis(port=port, socket_timeout=1) as sentinel:
-                address = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
-                found.append(int(address[1]))
+        found = self._named_primaries()
         return next((port for port in set(found) if found.count(port) >= QUORUM), None)
 
     def kill_primary(self) -> int:
@@ -74,13 +70,16 @@ class ReplicatedRedis:
         wait_for(is_writable, 60)
 
     def restart_lost(self) -> None:
-        """Start the servers that do not run, as replicas of the present primary, and wait until they are in sync."""
+        """Start the servers that do not run, as replicas of the present primary, and wait until they are in sync.
+
+        All Sentinels name the same primary afterwards: one that lags behind names a server that is a replica by now.
+        """
         primary = self.primary()
         assert primary is not None
         for port in self._ports:
             if port not in self._servers:
                 self._start_server(port, primary)
-        wait_for(self.is_in_sync, 60)
+        wait_for(lambda: self.is_in_sync() and len(set(self._named_primaries())) == 1, 60)
 
     def is_in_sync(self) -> bool:
         """Return whether one server is the primary, and all others have its data."""
@@ -95,6 +94,15 @@ class ReplicatedRedis:
         for process in (*self._sentinels, *self._servers.values()):
             process.kill()
             process.wait()
+
+    def _named_primaries(self) -> list[int]:
+        """Return the port of the primary that each Sentinel names; Sentinels that do not answer are left out."""
+        found = []
+        for port in self._sentinel_ports:
+            with suppress(RedisError), Redis(port=port, socket_timeout=1) as sentinel:
+                address = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+                found.append(int(address[1]))
+        return found
 
     def _is_watched(self) -> bool:
         for port in self._sentinel_ports:

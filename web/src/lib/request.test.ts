@@ -38,6 +38,28 @@ describe("takes", () => {
     expect(takes(situationWith(), "clip_skip")).toBe(false);
   });
 
+  it("knows which models take other schedules, fewer calls and other contents of a mask", () => {
+    const card = {
+      ...CARD,
+      mask_content: true,
+      scheduler_sigmas: { euler: ["karras" as const] },
+      scheduler_parameters: { speed: ["euler" as const] },
+      control_parameters: { guess_mode: ["img2img" as const] },
+    };
+    for (const field of ["mask_content", "sigmas", "speed", "guess_mode"] as const) {
+      expect(takes(situationWith({ hasMask: field === "mask_content" }), field)).toBe(false);
+    }
+    expect(takes(situationWith({ card, hasMask: true }), "mask_content")).toBe(true);
+    expect(takes(situationWith({ card }), "mask_content")).toBe(false);
+    expect(takes(situationWith({ card }), "sigmas")).toBe(true);
+    expect(takes(situationWith({ card }), "speed")).toBe(true);
+    expect(takes(situationWith({ card }), "guess_mode")).toBe(false);
+    expect(takes(situationWith({ card, hasControls: true }), "guess_mode")).toBe(true);
+    const upscale = { mode: "upscale" as const, values: { upscale: 4 as const } };
+    expect(takes(situationWith({ card, ...upscale }), "sigmas")).toBe(false);
+    expect(takes(situationWith({ card, ...upscale }), "speed")).toBe(false);
+  });
+
   it("knows where a refiner works", () => {
     const card = { ...CARD, refiner: true };
     expect(takes(situationWith(), "denoising_end")).toBe(false);
@@ -68,7 +90,12 @@ describe("buildRequest", () => {
   });
 
   it("takes no webhook and no images from the values of a link", () => {
-    const values = { prompt: "x", webhook: "https://evil.example", image: "b".repeat(64) } as Values;
+    const values = {
+      prompt: "x",
+      webhook: "https://evil.example",
+      images: ["b"],
+      image: "b".repeat(64),
+    } as Values;
     expect(buildRequest(situationWith({ values }), IMAGE)).toEqual({ ...IMAGE, prompt: "x" });
   });
 

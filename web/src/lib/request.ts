@@ -23,7 +23,8 @@ export interface Situation {
 const SIZE_FIELDS = ["width", "height", "resize"] as const;
 // Without guidance these have no effect, and the service refuses them.
 const GUIDED = ["negative_prompt", "guidance_rescale", "guidance_until", "image_guidance_scale"] as const;
-const OPTIONAL = ["clip_skip", "denoising_start", "eta", "guidance_rescale"] as const;
+const OPTIONAL = ["clip_skip", "denoising_start", "eta", "guess_mode", "guidance_rescale"] as const;
+const MASK_OPTIONS = ["mask_blur", "mask_content", "mask_padding"] as const;
 
 /** Return the task that the service will choose for the request of the form. */
 export function taskOf({ mode, values, hasImage, hasMask, hasControls }: Situation): Task {
@@ -81,6 +82,12 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
     case "mask_padding":
     case "outpaint":
       return mode === "transform" && has(card, "inpaint");
+    case "mask_content":
+      return task === "inpaint" && card.mask_content === true;
+    case "sigmas":
+      return Object.keys((upscaler ?? card).scheduler_sigmas ?? {}).length > 0;
+    case "speed":
+      return (card.scheduler_parameters?.speed ?? []).length > 0 && !upscaler;
     case "controls":
       return mode === "transform" && (card.controls ?? []).length > 0;
     case "loras":
@@ -97,7 +104,7 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
 }
 
 // Values can come from a link of another person, which must not send images or the URL of a webhook.
-const NOT_SETTINGS = new Set(["webhook", "image", "mask", "controls", "image_prompts"]);
+const NOT_SETTINGS = new Set(["webhook", "image", "images", "mask", "controls", "image_prompts"]);
 
 /** Return the request of the form: the fields that the model takes and that differ from "not given". */
 export function buildRequest(situation: Situation, images: Images): Img2ImgRequest {
@@ -106,7 +113,7 @@ export function buildRequest(situation: Situation, images: Images): Img2ImgReque
   const task = taskOf(situation);
   const settings = Object.entries(values).filter(([name]) => !NOT_SETTINGS.has(name));
   for (const [field, value] of [...Object.entries(images), ...settings]) {
-    const isMaskOption = (field === "mask_blur" || field === "mask_padding") && task !== "inpaint";
+    const isMaskOption = includes(MASK_OPTIONS, field) && task !== "inpaint";
     if (isEmpty(value) || isMaskOption || (field === "outpaint" && !hasMargins(values))) continue;
     if (field === "mask" && !hasMask) continue;
     if (takes(situation, field as keyof Img2ImgRequest)) request[field] = value;

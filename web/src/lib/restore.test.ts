@@ -13,6 +13,10 @@ it("takes over what a request can have", () => {
     num_images: 1,
     strength: 0.6,
     denoising_end: 0.7,
+    scheduler: "dpm++_2m",
+    sigmas: "karras",
+    speed: "exact",
+    guess_mode: true,
     width: 128,
     height: 128,
     loras: [{ name: "ink", scale: 0.8 }],
@@ -25,12 +29,21 @@ it("takes over what a request can have", () => {
       seed: 0,
       strength: 0.6,
       denoising_end: 0.7,
+      scheduler: "dpm++_2m",
+      sigmas: "karras",
+      guess_mode: true,
       width: 128,
       height: 128,
       loras: [{ name: "ink", scale: 0.8 }],
     },
     controls: [{ type: "canny", preprocess: true, scale: 0.5, start: 0, end: 1 }],
   });
+});
+
+it("knows what a mask begins with", () => {
+  const inpaint = (content: string) => restored({ task: "inpaint", region: { blur: 4, content } }).values;
+  expect(inpaint("noise")).toEqual({ mask_blur: 4, mask_content: "noise" });
+  expect(inpaint("original")).toEqual({ mask_blur: 4 });
 });
 
 it("knows margins and the mode", () => {

@@ -1,19 +1,44 @@
 import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
 import type { Mode } from "../state/form";
 
-/** The fields of a request that a job or the metadata of a result also has, under the same name. */
-const FIELDS = (
-  "prompt negative_prompt prompt_weighting instruction strength denoising_start denoising_end guidance_scale image_guidance_scale " +
-  "guidance_rescale guidance_until fast_vae deterministic num_inference_steps scheduler seed num_images width height resize upscale eta clip_skip loras model"
-).split(" ");
-// Values that count as not given.
-const NEUTRAL: Record<string, unknown> = {
-  clip_skip: 0,
-  eta: 0,
+// Images, what a job has under another name, and what concerns only the submission.
+type Elsewhere =
+  | ("image" | "images" | "mask" | "image_prompts" | "controls")
+  | ("outpaint" | "mask_blur" | "mask_content" | "mask_padding")
+  | ("deadline_s" | "deadline_policy" | "priority" | "webhook");
+/**
+ * The fields of a request that a job or the metadata of a result also has, under the same name, each with the value
+ * that counts as not given. So do null, "", false and an empty list.
+ */
+const FIELDS: Record<Exclude<keyof Img2ImgRequest, Elsewhere>, unknown> = {
+  prompt: "",
+  negative_prompt: "",
+  prompt_weighting: false,
+  instruction: "",
+  strength: null,
+  denoising_start: null,
+  denoising_end: null,
+  guidance_scale: null,
+  image_guidance_scale: null,
   guidance_rescale: 0,
   guidance_until: 1,
+  speed: "exact",
+  fast_vae: false,
+  deterministic: false,
+  guess_mode: false,
+  num_inference_steps: null,
+  scheduler: null,
+  sigmas: null,
+  seed: null,
   num_images: 1,
+  width: null,
+  height: null,
   resize: "crop",
+  upscale: null,
+  eta: 0,
+  clip_skip: 0,
+  loras: null,
+  model: null,
 };
 
 export type RestoredControl = Omit<NonNullable<Img2ImgRequest["controls"]>[number], "image">;
@@ -29,16 +54,17 @@ export interface Restored {
 export function restored(request: Job["request"] | Record<string, unknown>): Restored {
   const job = request as Record<string, unknown>;
   const values: Record<string, unknown> = {};
-  for (const name of FIELDS) {
-    if (isGiven(name, job[name])) values[name] = job[name];
+  for (const [name, neutral] of Object.entries(FIELDS)) {
+    if (isGiven(job[name]) && job[name] !== neutral) values[name] = job[name];
   }
   const region = job.region as
-    | { blur?: number; padding?: number | null; margins?: Record<string, number> }
+    | { blur?: number; content?: string; padding?: number | null; margins?: Record<string, number> }
     | undefined;
   if (Object.values(region?.margins ?? {}).some((pixels) => pixels > 0)) values.outpaint = region?.margins;
   // 0 is not the default of a request, and is left out of the metadata.
   if (region) values.mask_blur = region.blur ?? 0;
   if (region?.padding != null) values.mask_padding = region.padding;
+  if (region?.content && region.content !== "original") values.mask_content = region.content;
   const mode = job.task === "edit" || job.task === "upscale" ? job.task : "transform";
   const controls = ((job.controls ?? []) as (RestoredControl & { image?: unknown })[]).map(
     ({ image: _, ...control }) => control,
@@ -46,7 +72,7 @@ export function restored(request: Job["request"] | Record<string, unknown>): Res
   return { mode, values: values as Partial<Img2ImgRequest>, controls };
 }
 
-function isGiven(name: string, value: unknown): boolean {
+function isGiven(value: unknown): boolean {
   if (value === undefined || value === null || value === "" || value === false) return false;
-  return !(Array.isArray(value) && value.length === 0) && value !== NEUTRAL[name];
+  return !(Array.isArray(value) && value.length === 0);
 }
