@@ -111,11 +111,15 @@ def test_submits_and_uploads_end_in_time_while_the_store_hangs(hung: httpx.Clien
 def test_readiness_is_reported_in_time_while_the_store_hangs(hung: httpx.Client) -> None:
     with in_parallel(hung, "/readyz") as checks:
         pass
+    stores = []
     for check in checks:
         response, seconds = check.result()
         assert response.status_code == 503
-        assert (response.json()["redis"]["ok"], response.json()["store"]["ok"]) == (True, False)
-        assert seconds < readiness.WAIT_S + 1.5
+        stores.append(response.json()["store"])
+        assert (response.json()["redis"]["ok"], stores[-1]["ok"]) == (True, False)
+        assert seconds < 8
+    # They did not wait for the end of the check, which gives the store more time.
+    assert readiness.NO_RESPONSE.model_dump(exclude_none=True).items() <= stores[0].items()
 
 
 def test_readiness_checks_of_many_clients_are_one_check(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
