@@ -59,14 +59,14 @@ def interrupted(folder: Path, queue: JobQueue, jobs: int, *arguments: object) ->
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(queue.job_store.active_ids()) < jobs:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     # Until the command has received the last response.
     time.sleep(0.5)
     submit.send_signal(signal.SIGINT)
-    _, stderr = submit.communicate(timeout=30)
+    _, stderr = submit.communicate(timeout=90)
     assert submit.returncode == 130
     return list(queue.job_store.active_ids()), stderr
 

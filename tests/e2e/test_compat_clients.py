@@ -119,7 +119,7 @@ class TestOpenAI:
             ({"size": "100x100"}, "size", "multiple of 8"),
             ({"model": "dall-e-2"}, "model", "should be one of"),
             ({"mask": file(random_image())}, "mask", "should be transparent"),
-            ({"image": [file(random_image()), file(random_image())]}, "image[]", "Exactly one image"),
+            ({"image": [file(random_image()), file(random_image())]}, "image[]", "takes one image, not 2"),
             ({"extra_body": {"strength": 2}}, "strength", "less than or equal to 1"),
             ({"n": 9}, "n", "less than or equal to 8"),
         ],

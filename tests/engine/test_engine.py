@@ -141,6 +141,19 @@ def test_new_task_joins_batch_at_next_iteration():
     assert late.result == 4
 
 
+@pytest.mark.parametrize("encoded", [[1, 1, 1], [1, 2, 1]])
+def test_calls_that_run_alone_do_not_separate_the_steps_of_their_tasks(encoded: list[int]):
+    module = Doubler()
+    alone, step = Gate("encode", Doubler(), merges=False), probed_gate(module)
+
+    def function(times: int) -> Callable[[EngineTask], float]:
+        return lambda task: repeat(step, repeat(alone, 1.0, times)(task), 3)(task)
+
+    tasks = run_all(Engine(slots=8), [function(times) for times in encoded])
+    assert results(tasks) == [2.0 ** (times + 3) for times in encoded]
+    assert module.rows == [3, 3, 3]
+
+
 def test_failing_rows_fail_only_their_task():
     gate = probed_gate(FailsOnNegative())
     tasks = run_all(Engine(slots=8), [repeat(gate, x, 2) for x in (1.0, -1.0, 3.0)])

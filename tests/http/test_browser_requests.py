@@ -13,7 +13,7 @@ from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.api_keys import ApiKeys
 from tests.support.authenticated import authenticated_server, client_with, connected, every_route, path_of, until_closed
 from tests.support.images import encoded, gradient
-from tests.support.problems import assert_problem
+from tests.support.problems import assert_error, assert_problem
 from tests.support.servers import http_server
 
 STUDIO = "http://localhost:3000"
@@ -34,12 +34,12 @@ def studio(settings: ApiSettings) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize(("method", "path"), every_route())
 def test_every_route_refuses_other_hosts_and_origins(http: httpx.Client, redis: Redis, method: str, path: str) -> None:
     path = path_of(path)
-    before = redis.keys()
+    before = set(redis.keys())
     for host in ("rebound.evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example", "[::2]"):
         refused = http.request(method, path, headers={"Host": host})
         assert refused.status_code == 403, host
         if method != "HEAD":
-            assert "IMG2IMG_ALLOWED_HOSTS" in assert_problem(refused, 403, "forbidden_host")["detail"]
+            assert "IMG2IMG_ALLOWED_HOSTS" in assert_error(refused, 403, "forbidden_host")
     for headers in (
         {"Origin": EVIL},
         {"Origin": "null"},
@@ -52,8 +52,8 @@ def test_every_route_refuses_other_hosts_and_origins(http: httpx.Client, redis: 
         refused = http.request(method, path, headers=headers)
         assert refused.status_code == 403, headers
         if method != "HEAD":
-            assert "IMG2IMG_CORS_ORIGINS" in assert_problem(refused, 403, "forbidden_origin")["detail"]
-    assert redis.keys() == before
+            assert "IMG2IMG_CORS_ORIGINS" in assert_error(refused, 403, "forbidden_origin")
+    assert set(redis.keys()) == before
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "127.8.8.8", "[::1]:8000"])

@@ -18,7 +18,7 @@ from img2img.app.compat.openai.requests import Edit
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
 from img2img.domain.parameters import Task
-from img2img.domain.spec import InpaintSpec, JobSpec
+from img2img.domain.spec import EditSpec, InpaintSpec, JobSpec
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
@@ -95,7 +95,26 @@ class TestOpenAI:
         response = http.post("/v1/images/edits", data={"prompt": "x"}, files=files)
         error = response.json()["error"]
         assert (response.status_code, error["param"]) == (400, "image[]")
-        assert error["message"] == "image[]: Exactly one image is taken, not 2"
+        assert error["message"] == "image[]: The model demo takes one image, not 2"
+
+    def test_editor_takes_several_images(
+        self, http: httpx.Client, openai: Callable[..., JobSpec], redis: Redis
+    ) -> None:
+        """With one size, and in the order in which they were sent."""
+        ModelRegistry(redis).register("test-worker", [ABLE.model_copy(update={"max_images": 3})], ttl_s=60)
+        transparent = encoded(Image.new("RGBA", (160, 120)))
+        images = [transparent, encoded(gradient(64, 96)), encoded(gradient(96, 64))]
+        files = [("image[]", (f"{index}.png", image, "image/png")) for index, image in enumerate(images)]
+        spec = openai(data={"prompt": "x", "seed": "1"}, files=files)
+        assert isinstance(spec, EditSpec)
+        assert (spec.instruction, spec.width, spec.height) == ("x", 144, 112)
+        assert [(other.width, other.height) for other in spec.references] == [(64, 96), (96, 64)]
+        urls = [{"image_url": base64.b64encode(image).decode()} for image in images]
+        assert openai(json={"prompt": "x", "seed": 1, "images": urls}) == spec
+        for name, message in (("mask", "cannot be combined"), ("image[]", "at most 3 images, not 4")):
+            refused = http.post("/v1/images/edits", data={"prompt": "x"}, files=[*files, (name, ("m.png", IMAGE))])
+            assert refused.json()["error"]["param"] == name
+            assert message in refused.json()["error"]["message"]
 
     @pytest.mark.parametrize(
         ("fields", "applied", "not_applied"),
@@ -156,8 +175,8 @@ class TestOpenAI:
     @pytest.mark.parametrize(
         ("body", "param", "message"),
         [
-            ({"prompt": "x"}, "image", "Exactly one image"),
-            ({"images": [{"image_url": TEXT}] * 2, "prompt": "x"}, "images", "Exactly one image"),
+            ({"prompt": "x"}, "image", "Field required"),
+            ({"images": [{"image_url": TEXT}] * 2, "prompt": "x"}, "images", "takes one image"),
             ({"images": [{"file_id": "file-1"}], "prompt": "x"}, "images", "image_url"),
             ({"images": [{"image_url": "https://example.com/a.png"}], "prompt": "x"}, "images", "POST /images"),
             ({"images": [7], "prompt": "x"}, "images", "base64"),

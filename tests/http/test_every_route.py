@@ -40,6 +40,8 @@ ABLE = CARD.model_copy(
         "adapter_tasks": (Task.IMG2IMG, Task.INPAINT),
     }
 )
+# A model of its own, because a prompt of the compatible APIs is an instruction to a model with the task `edit`.
+EDITOR = CARD.model_copy(update={"name": "editor", "tasks": (Task.EDIT,), "max_images": 4})
 IMAGE = encoded(gradient(160, 120))
 OWN = b64encode(encoded(gradient(160, 120, blue=9))).decode()  # an image of the other owner
 PROMPT = "a private prompt of Ada"
@@ -89,6 +91,9 @@ def submits(ids: Ids) -> list[Attempt]:
             {"controls": [{"type": "canny", "image": one, "preprocess": False}]},
             {"image": OWN, "controls": [{"type": "canny"}, {"type": "canny", "image": one}]},
             {"image": OWN, "image_prompts": [{"image": one}]},
+            {"image": OWN, "images": [one], "model": "editor", "instruction": "x"},
+            {"images": [OWN, one], "model": "editor", "instruction": "x"},
+            {"images": [one, OWN], "model": "editor", "instruction": "x"},
         ]
     return [{"json": body, "params": {"dry_run": dry_run}} for body in bodies for dry_run in (False, True)]
 
@@ -134,6 +139,9 @@ def forms(ids: Ids) -> list[Attempt]:
             {"files": own, "data": several},
             {"files": own, "data": {"controls": json.dumps([{"type": "canny", "image": one}])}},
             {"files": own, "data": {"image_prompts": json.dumps([{"image": one}])}},
+            {"files": [("image[]", own["image"]), ("image[]", (None, one))], "data": {"model": "editor"}},
+            {"files": [("image[]", own["image"]), ("image[]", ("b.png", one.encode()))], "data": {"model": "editor"}},
+            {"files": own, "data": {"images": one, "model": "editor"}},
         ]
     return attempts
 
@@ -151,12 +159,14 @@ def web_ui(ids: Ids) -> list[Attempt]:
 
 
 def predictions(ids: Ids) -> list[Attempt]:
-    bodies = [{"input": attempt["json"]} for attempt in submits(ids)]
+    """Predictions of the model that the path names."""
+    bodies = [{"input": attempt["json"]} for attempt in submits(ids) if "model" not in attempt["json"]]
     return [{"json": body} for body in bodies]
 
 
 def predictions_of_versions(ids: Ids) -> list[Attempt]:
-    return [{"json": attempt["json"] | {"version": "demo"}} for attempt in predictions(ids)]
+    inputs = [dict(attempt["json"]) for attempt in submits(ids)]
+    return [{"json": {"version": one.pop("model", "demo"), "input": one}} for one in inputs]
 
 
 def hugging_face(ids: Ids) -> list[Attempt]:
@@ -212,9 +222,9 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/sdapi/v1/txt2img"): lambda _: [{"json": {"prompt": "x"}}],
     ("PUT", "/models/{name:model}"): lambda _: [{"json": {"source": "org/model"}}],
     ("DELETE", "/models/{name:model}"): no_ids,
-    ("POST", "/models/{name:path}/reset"): no_ids,
-    ("PUT", "/models/{name:path}/loras/{lora}"): lambda _: [{"json": {"source": "org/lora"}}],
-    ("DELETE", "/models/{name:path}/loras/{lora}"): no_ids,
+    ("POST", "/models/{name:name}/reset"): no_ids,
+    ("PUT", "/models/{name:name}/loras/{lora}"): lambda _: [{"json": {"source": "org/lora"}}],
+    ("DELETE", "/models/{name:name}/loras/{lora}"): no_ids,
 }
 ATTEMPTS |= dict.fromkeys(
     [
@@ -283,7 +293,7 @@ class Scene:
 
     def __init__(self, url: str, settings: ApiSettings, redis: Redis, stack: ExitStack) -> None:
         redis.flushall()
-        ModelRegistry(redis).register("test-worker", [ABLE], ttl_s=3600)
+        ModelRegistry(redis).register("test-worker", [ABLE, EDITOR], ttl_s=3600)
         keys, self._redis = ApiKeys(redis), redis
         self._blobs = Path(urlparse(settings.resolved_store_url).path)
         self.ada, self.bob = (stack.enter_context(client_with(url, keys)) for _ in range(2))
@@ -295,7 +305,8 @@ class Scene:
         while not redis.keys("i2i:a1111*"):
             time.sleep(0.02)
         [running] = queue.job_store.active_ids()
-        threading.Thread(target=self._submit_to_openai, daemon=True).start()
+        self._editing = threading.Thread(target=self._submit_to_openai, daemon=True)
+        self._editing.start()
         while len(queue.job_store.active_ids()) < 2:
             time.sleep(0.02)
         [edited] = set(queue.job_store.active_ids()) - {running}
@@ -344,6 +355,11 @@ class Scene:
         self._waiting.join(20)
         return '"interrupted": true' in self.response.get("info", "")
 
+    def cancel_edit(self) -> None:
+        """Cancel Ada's request to OpenAI's route, and wait for its response."""
+        self.ada.post(f"/jobs/{self.ids.edited}/cancel")
+        self._editing.join(20)
+
 
 @pytest.fixture(scope="module")
 def scene(settings: ApiSettings, redis_url: str) -> Iterator[Scene]:
@@ -352,7 +368,7 @@ def scene(settings: ApiSettings, redis_url: str) -> Iterator[Scene]:
         yield scene
         scene.ada.post("/sdapi/v1/interrupt")
         assert scene.interrupted()
-        scene.ada.post(f"/jobs/{scene.ids.edited}/cancel")
+        scene.cancel_edit()
 
 
 @pytest.mark.parametrize(("method", "path"), every_route())

@@ -24,6 +24,10 @@ from tests.support.problems import assert_problem, status_at
 
 IMAGE, OTHER = encoded(gradient(160, 120)), encoded(gradient(160, 120, blue=9))
 WEB_UI = {"width": 128, "height": 128}
+# A model that makes control maps and upscales.
+ABLE = CARD.model_copy(
+    update={"preprocessors": (ControlType.CANNY,), "tasks": (Task.IMG2IMG, Task.UPSCALE), "upscales": (2,)}
+)
 # A request of each route that creates something, and another request of the same route.
 CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "/img2img": ({"files": {"image": IMAGE}}, {"files": {"image": OTHER}}),
@@ -78,7 +82,7 @@ UPLOADS = ("/images", "/replicate/v1/files")
 CREATES_NOTHING = {
     "/batches/{batch_id}/cancel",
     "/jobs/{job_id}/cancel",
-    "/models/{name:path}/reset",
+    "/models/{name:name}/reset",
     "/sdapi/v1/interrupt",
     "/sdapi/v1/options",
     "/sdapi/v1/png-info",
@@ -172,9 +176,8 @@ def test_invalid_idempotency_keys_are_rejected(http: httpx.Client, image_bytes: 
 
 @pytest.fixture
 def able(http: httpx.Client, redis: Redis) -> httpx.Client:
-    """A client of a service with a model that makes control maps and upscales."""
-    able = {"preprocessors": (ControlType.CANNY,), "tasks": (Task.IMG2IMG, Task.UPSCALE), "upscales": (2,)}
-    ModelRegistry(redis).register("w", [CARD.model_copy(update=able)], ttl_s=60)
+    """A client of a service with a model that all requests of `CREATING` are for."""
+    ModelRegistry(redis).register("w", [ABLE], ttl_s=60)
     return http
 
 

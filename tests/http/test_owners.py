@@ -12,15 +12,14 @@ from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
 from img2img.domain.blob_keys import upload_key
-from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobOptions
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import INPUT_IMAGES
 from img2img.redis.model_registry import ModelRegistry
 from img2img.worker.queue.retention import Retention
-from tests.http.test_idempotency import CREATING
-from tests.support.authenticated import authenticated_server, client_with, routes
+from tests.http.test_idempotency import ABLE, CREATING, UPLOADS
+from tests.support.authenticated import authenticated_server, client_with, path_of, routes
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
 from tests.support.problems import assert_problem
@@ -187,15 +186,16 @@ def test_result_of_another_owner_cannot_be_referenced(
 @pytest.mark.parametrize("path", CREATING)
 def test_idempotency_keys_are_separate_per_owner(fake_worker: None, clients: Clients, redis: Redis, path: str) -> None:
     """Also for equal requests, on every route that creates something."""
-    ModelRegistry(redis).register("w", [CARD.model_copy(update={"preprocessors": (ControlType.CANNY,)})], ttl_s=60)
+    ModelRegistry(redis).register("w", [ABLE], ttl_s=60)
     header = {"Idempotency-Key": "order-17"}
     for _ in range(2):
         for client in (clients.ada, clients.bob, clients.admin):
-            response = client.post(path, headers=header, timeout=60, **CREATING[path][0])
+            response = client.post(path_of(path), headers=header, timeout=60, **CREATING[path][0])
             assert response.is_success, response.text
     jobs = [listed(client) for client in (clients.ada, clients.bob)]
-    assert [len(one) for one in jobs] == ([0, 0] if path == "/images" else [1, 1])
-    assert len(listed(clients.admin)) == len(redis.zrange("i2i:jobs", 0, -1)) == (0 if path == "/images" else 3)
+    each = 0 if path in UPLOADS else 1
+    assert [len(one) for one in jobs] == [each, each]
+    assert len(listed(clients.admin)) == len(redis.zrange("i2i:jobs", 0, -1)) == 3 * each
     assert_problem(
         clients.bob.post("/images", headers=header, files={"image": encoded(gradient(8, 8))}),
         422,

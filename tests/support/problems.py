@@ -21,3 +21,17 @@ def assert_problem(response: httpx.Response, status: int, code: str | None = Non
 def status_at(path: str, status: int) -> int:
     """Return the status of an error at a path: OpenAI's clients know invalid requests by 400 only."""
     return 400 if path.startswith("/v1/") and status in (415, 422) else status
+
+
+def assert_error(response: httpx.Response, status: int, code: str) -> str:
+    """Assert that the response is an error in the format of the API at its path, and return its sentence."""
+    assert response.status_code == status, response.text
+    match response.url.path.split("/")[1]:
+        case "v1":
+            error = response.json()["error"]
+            assert error["code"] == code
+            return str(error["message"])
+        case "hf":
+            return str(response.json()["error"])
+        case _:
+            return str(assert_problem(response, status, code)["detail"])

@@ -34,7 +34,7 @@ SIDE = 16
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], timeout_s: float = 30) -> T:
+def wait_for(condition: Callable[[], T], timeout_s: float = 60) -> T:
     """Call `condition` until it returns a true value, and return that value."""
     deadline = time.monotonic() + timeout_s
     while not (result := condition()):
@@ -128,7 +128,7 @@ class Worker:
             self.send(signal.SIGKILL)
         self._process.wait()
 
-    def exit_code(self, timeout_s: float = 30) -> int:
+    def exit_code(self, timeout_s: float = 60) -> int:
         code = self._process.wait(timeout_s)
         assert code is not None, "still running"
         return code
@@ -210,7 +210,7 @@ class Service:
             assert worker.is_alive, "the worker exited during startup"
             return any(f"-{worker.pid}-" in name for name in ModelRegistry(self.redis).live().get(MODEL, []))
 
-        wait_for(is_live, timeout_s=90)
+        wait_for(is_live, timeout_s=180)
 
     def submit(self, **changes: Any) -> str:
         return self.jobs.submit(make_spec(**{"image": self.image, "width": SIDE, "height": SIDE} | changes)).id
@@ -223,7 +223,7 @@ class Service:
     def all(self, job_ids: Iterable[str]) -> list[JobRecord]:
         return [self.record(job_id) for job_id in job_ids]
 
-    def wait_until(self, job_id: str, status: JobStatus, timeout_s: float = 60) -> JobRecord:
+    def wait_until(self, job_id: str, status: JobStatus, timeout_s: float = 120) -> JobRecord:
         wait_for(lambda: self.record(job_id).status is status, timeout_s)
         return self.record(job_id)
 
@@ -232,7 +232,7 @@ class Service:
         wait_for(lambda: worker.owns(self.record(job_id)) and self.record(job_id).step > 0)
         return self.record(job_id)
 
-    def wait_until_ended(self, job_ids: Iterable[str], timeout_s: float = 60) -> list[JobRecord]:
+    def wait_until_ended(self, job_ids: Iterable[str], timeout_s: float = 120) -> list[JobRecord]:
         job_ids = list(job_ids)
         wait_for(lambda: all(record.status.is_terminal for record in self.all(job_ids)), timeout_s)
         return self.all(job_ids)

@@ -213,6 +213,10 @@ class Engine:
             batch = schedule(batch, self._limit_of)
         if batch[0].runs_alone:
             # The others follow in the next iterations, so that a call of higher priority does not wait for all of them.
+            # All count as run in this iteration, so that the next calls of their tasks are as old as each other.
+            for parked in batch:
+                parked.turn = parked.turn or self.iteration
+                parked.iteration = min(parked.iteration, parked.turn - 1)
             batch = batch[:1]
         # The scheduler groups calls of a gate with memory only if they are equal: one call serves all of them.
         calls = [parked.call for parked in (batch[:1] if gate.has_memory else batch)]
@@ -241,7 +245,7 @@ class Engine:
             outputs *= len(batch)
         for parked, output in zip(batch, outputs, strict=True):
             self._unpark(parked, ended)
-            self._resume(parked.greenlet, parked.greenlet.switch, output)
+            self._resume(parked.greenlet, parked.greenlet.switch, output, iteration=parked.turn)
 
     def _probe(self, gate: Gate, call: GateCall) -> None:
         """Find out by its first call whether calls of a gate can be merged."""
@@ -289,8 +293,8 @@ class Engine:
             parked.task.step_calls += 1
         parked.task.timeline.add(parked.gate.name, parked.since, ended)
 
-    def _resume(self, greenlet: TaskGreenlet, resume: Callable[..., Any], *value: Any) -> None:
-        """Run a task until its next gate, where it is parked, or to its end."""
+    def _resume(self, greenlet: TaskGreenlet, resume: Callable[..., Any], *value: Any, iteration: int = 0) -> None:
+        """Run a task until its next gate, where it is parked as of `iteration` or else of now, or to its end."""
         try:
             outcome = resume(*value)
         except (Exception, TaskStopped) as error:
@@ -302,5 +306,5 @@ class Engine:
             if greenlet.dead:
                 greenlet.task.end(outcome, None)
             else:
-                outcome.iteration = self.iteration
+                outcome.iteration = iteration or self.iteration
                 self._parked.append(outcome)

@@ -46,6 +46,7 @@ class Parked:
     call: GateCall
     since: float = field(default_factory=time.perf_counter)
     iteration: int = 0  # the engine's iteration in which the task was suspended
+    turn: int = 0  # the iteration in which the first call of its batch ran, if they run one by one
 
     @property
     def task(self) -> EngineTask:

@@ -7,6 +7,7 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from img2img.domain.conditioning import MAX_REFERENCE_IMAGES
 from img2img.domain.parameters import MAX_IMAGES
 from img2img.errors import ParameterError
 
@@ -17,7 +18,7 @@ from ...schemas.requests import Img2ImgRequest
 from ...schemas.responses import ImageFormat
 from ..blocking_jobs import BlockingJobs
 
-OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - {"image", "mask", "model", "prompt", "num_images"}
+OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - {"image", "images", "mask", "model", "prompt", "num_images"}
 # OpenAI's names of fields of `POST /img2img`.
 NAMES = {"width": "size", "height": "size", "num_images": "n", "instruction": "prompt"}
 
@@ -70,15 +71,23 @@ class Body:
     files: dict[str, list[bytes]]
     names: dict[str, str]
 
-    def image(self) -> bytes:
-        """Return the only image. Raises ParameterError."""
+    def images(self, most: int, model: str | None = None) -> list[bytes]:
+        """Return the images. Raises ParameterError if there is none, or more than a number.
+
+        Args:
+            model: The model that takes no more, if that is the reason.
+        """
         unknown = sorted(set(self.files) - {"image", "mask"})
         if unknown:
             raise ParameterError(unknown[0], "Unknown file; known are image, mask")
         images = self.files.get("image", [])
-        if len(images) != 1:
-            raise ParameterError("image", f"Exactly one image is taken, not {len(images)}")
-        return images[0]
+        if not images:
+            raise ParameterError("image", "Field required")
+        if len(images) > most:
+            taken = "one image" if most == 1 else f"at most {most} images"
+            subject = f"The model {model} takes {taken}" if model else f"Input should be {taken}"
+            raise ParameterError("image", f"{subject}, not {len(images)}")
+        return images
 
     def mask(self) -> bytes | None:
         """Return the mask, if there is one."""
@@ -86,7 +95,8 @@ class Body:
 
     def client_names(self) -> dict[str, str]:
         """Return the client's names of fields of `POST /img2img`."""
-        return {own: name for own, name in NAMES.items() if own not in self.own} | self.names
+        names = {own: name for own, name in NAMES.items() if own not in self.own} | self.names
+        return names | {"images": names.get("image", "image")}
 
 
 async def read_body(request: Request, jobs: BlockingJobs) -> Body:
@@ -106,7 +116,7 @@ def _from_json(fields: dict[str, Any]) -> Body:
         value = fields.pop(name, None)
         if value:
             images = value if isinstance(value, list) else [value]
-            files[field] = [_image_from_json(name, image) for image in images[: MAX_IMAGES + 1]]
+            files[field] = [_image_from_json(name, image) for image in images[: MAX_REFERENCE_IMAGES + 1]]
             names[field] = name
     own = {name: fields.pop(name) for name in OWN_FIELDS & fields.keys()}
     return Body(fields, {name: value for name, value in own.items() if value is not None}, files, names)

@@ -41,10 +41,10 @@ async def _start_edit(request: Request, jobs: BlockingJobs) -> SubmittedEdit:
     parts = await read_body(request, jobs)
     body = validated(Edit, parts.fields)
     with client_names(parts.client_names()):
-        image = parts.image()
         card = await run_sync(jobs.submitter.model_card, body.model)
+        images = parts.images(card.max_images, card.name)
         job_request, not_applied = await jobs.decoders.run(
-            _edit_request, body, parts, image, card, jobs, images=[image, parts.mask()]
+            _edit_request, body, parts, images, card, jobs, images=[images[0], parts.mask()]
         )
         return SubmittedEdit(await jobs.start(job_request), body, not_applied)
 
@@ -61,20 +61,26 @@ async def _start_variation(request: Request, jobs: BlockingJobs) -> SubmittedEdi
     parts = await read_body(request, jobs)
     body = validated(Variation, parts.fields)
     with client_names(parts.client_names()):
-        fields = _fields(body, parts, parts.image()) | _size(body.size, parts.own)
+        fields = _fields(body, parts, parts.images(1)) | _size(body.size, parts.own)
         return SubmittedEdit(await jobs.start(validated(Img2ImgRequest, fields)), body, {})
 
 
-def _fields(body: Variation, parts: Body, image: bytes) -> dict[str, Any]:
-    return {**parts.own, "image": image, "model": body.model, "num_images": body.n}
+def _fields(body: Variation, parts: Body, images: list[bytes]) -> dict[str, Any]:
+    given = {"image": images[0]} if len(images) == 1 else {"images": images}
+    return {**parts.own, **given, "model": body.model, "num_images": body.n}
 
 
 def _edit_request(
-    body: Edit, parts: Body, image: bytes, card: ModelCard, jobs: BlockingJobs
+    body: Edit, parts: Body, images: list[bytes], card: ModelCard, jobs: BlockingJobs
 ) -> tuple[Img2ImgRequest, dict[str, str]]:
     """Return the request, and the fields that are not applied, with reasons."""
-    size, fields = _size(body.size, parts.own), _fields(body, parts, image)
-    image_size, mask = convert_mask(image, parts.mask(), jobs.decoders)
+    size, fields = _size(body.size, parts.own), _fields(body, parts, images)
+    if len(images) == 1:
+        image_size, mask = convert_mask(images[0], parts.mask(), jobs.decoders)
+    elif parts.mask() is not None:
+        raise ParameterError("mask", "It cannot be combined with several images; leave it out")
+    else:
+        image_size, mask = None, None
     if mask is None:
         fields |= size
     elif size and (size["width"], size["height"]) != image_size:
