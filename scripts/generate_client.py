@@ -110,7 +110,8 @@ def _typed_dict(name: str, schema: Json, description: str | None = None) -> str:
 
 def _docstring(text: str) -> list[str]:
     text = text.split("\n\n")[0].replace("\n", " ")
-    lines = textwrap.wrap(f'"""{text}"""', WIDTH - 4)
+    raw = "r" if "\\" in text else ""
+    lines = textwrap.wrap(f'{raw}"""{text}"""', WIDTH - 4)
     return textwrap.indent("\n".join(lines), "    ").split("\n")
 
 

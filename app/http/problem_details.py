@@ -99,7 +99,7 @@ def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = No
         extra["errors"] = [FieldProblem(field=field, message=message, got=truncate(error.got))]
     if isinstance(error, ImageError | UnsupportedMedia):
         extra["errors"] = [FieldProblem(field=error.field, message=error.message)]
-    return _problem(status, error.code, detail, headers or _headers(error), **extra)
+    return _problem(status, error.code, detail, _headers(error) | dict(headers or {}), **extra)
 
 
 def _headers(error: Img2ImgError) -> dict[str, str]:

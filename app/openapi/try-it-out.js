@@ -10,6 +10,11 @@ function hasValue(schema) {
   return ["default", "example", "examples"].some((name) => schema?.has?.(name) || schema?.[name] !== undefined);
 }
 
+// With a text as the value of a list, Swagger UI renders for ever.
+function emptyValue(schema) {
+  return (schema?.get?.("type") ?? schema?.type) === "array" ? [] : "";
+}
+
 function formFirst(document) {
   for (const operations of Object.values(document.paths ?? {})) {
     for (const { requestBody } of Object.values(operations)) {
@@ -26,7 +31,7 @@ window.TryItOut = () => ({
     const original = this.fn.getSampleSchema;
     // The rows of a form are the only callers without a media type.
     this.fn.getSampleSchema = (schema, mediaType, ...rest) =>
-      mediaType === false && !hasValue(schema) ? "" : original(schema, mediaType, ...rest);
+      mediaType === false && !hasValue(schema) ? emptyValue(schema) : original(schema, mediaType, ...rest);
   },
   statePlugins: {
     oas3: {

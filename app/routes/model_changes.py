@@ -99,7 +99,7 @@ async def _read_model(request: Request) -> ModelConfig:
 
 
 @router.put(
-    "/models/{name:path}/loras/{lora}",
+    "/models/{name:name}/loras/{lora}",
     operation_id="put_lora",
     openapi_extra={"requestBody": openapi.json_body("ComponentSource")},
     responses=openapi.MODEL_CHANGE | openapi.problems(400, 404, 413, 415, 422, 429, 503),
@@ -128,7 +128,7 @@ async def put_lora(
 
 
 @router.delete(
-    "/models/{name:path}/loras/{lora}",
+    "/models/{name:name}/loras/{lora}",
     operation_id="delete_lora",
     responses=openapi.MODEL_CHANGE | openapi.problems(404, 422, 429, 503),
     status_code=202,
@@ -140,7 +140,7 @@ def delete_lora(name: ModelPath, lora: LoraPath, administration: AdministrationD
 
 
 @router.post(
-    "/models/{name:path}/reset",
+    "/models/{name:name}/reset",
     operation_id="reset_model",
     responses=openapi.MODEL_CHANGE | openapi.problems(422, 503),
     status_code=202,

@@ -20,10 +20,17 @@ router = APIRouter(tags=["models"])
 class ModelNameConvertor(PathConvertor):
     """A name with slashes, such as `org/name`, that is not followed by a part of the model, such as `/loras/ink`."""
 
-    regex = r"(?!.*/loras/[^/]*$)(?!.*/reset$).+"
+    regex = r"(?s:(?!.*/loras/[^/]*\Z)(?!.*/reset\Z).+)"
+
+
+class AnyNameConvertor(PathConvertor):
+    """A name with slashes, also one with line breaks, which is then refused as invalid."""
+
+    regex = r"(?s:.*)"
 
 
 register_url_convertor("model", ModelNameConvertor())
+register_url_convertor("name", AnyNameConvertor())
 
 ModelPath = Annotated[ModelName, Path(alias="name", description="Name of the model; it may contain slashes.")]
 

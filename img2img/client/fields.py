@@ -107,7 +107,7 @@ class SubmitFields(TypedDict, total=False):
     negative_prompt: str
     """What the result should not show."""
     prompt_weighting: bool
-    """Read `(text:1.3)` in both prompts as that text with that weight, `BREAK` as the begin of a new chunk of 77
+    r"""Read `(text:1.3)` in both prompts as that text with that weight, `BREAK` as the begin of a new chunk of 77
     tokens, and `\(` as a bracket. The default weight is 1; weights cannot be nested."""
     clip_skip: int
     """Layers of the CLIP text encoder to skip for `prompt`: 1 is `Clip skip: 2` of the AUTOMATIC1111 web UI. For models

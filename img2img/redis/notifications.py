@@ -73,6 +73,7 @@ class JobChangeListener:
                 log.info("job notifications wait for Redis: %s", error)
             except Exception:
                 log.exception("job notifications failed")
+            _end_if_cancelled()
             await asyncio.sleep(RECONNECT_S)
 
     async def _listen(self) -> None:
@@ -81,11 +82,13 @@ class JobChangeListener:
             redis.pubsub(ignore_subscribe_messages=True) as subscription,
         ):
             await subscription.subscribe(JOB_CHANGES)
+            _end_if_cancelled()
             self.dequeue_count += 1
             for job_id in list(self._subscribers):
                 self._notify(job_id)
             while True:
                 message = await subscription.get_message(timeout=PING_S)
+                _end_if_cancelled()
                 if message is not None:
                     self._on_change(message["data"].decode("ascii", "replace"))
 
@@ -100,3 +103,10 @@ class JobChangeListener:
             self._latest[job_id] = next(self._numbers)
         for changed in self._subscribers.get(job_id, ()):
             changed.set()
+
+
+def _end_if_cancelled() -> None:
+    """Raise CancelledError again if the task was cancelled: redis-py loses it while it connects or disconnects."""
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from redis import Redis
 
@@ -21,6 +22,7 @@ from tests.support.api_process import ApiProcess, api_process
 from tests.support.authenticated import connected, until_closed
 from tests.support.images import encoded, gradient
 from tests.support.model_cards import CARD
+from tests.support.processes import wait_for
 from tests.support.servers import redis_server
 
 IMAGE = encoded(gradient(160, 120))
@@ -57,6 +59,7 @@ def test_sigterm_ends_streams_and_long_polls_properly(data_dir: Path, tmp_path: 
             assert b"event: queued" in _until(stream, b"event: queued")
         polls = [pool.submit(get, api.url, f"/jobs/{job_id}", params={"wait": 50}) for job_id in jobs * 5]
         a1111 = pool.submit(_a1111, api.url)
+        wait_for(lambda: _open_connections(api) == STREAMS + len(polls) + 1)
         time.sleep(1)
         stopped_at = time.monotonic()
         api.process.send_signal(signal.SIGTERM)
@@ -83,6 +86,11 @@ def _until(stream: socket.socket, marker: bytes) -> bytes:
         assert piece
         received += piece
     return received
+
+
+def _open_connections(api: ApiProcess) -> int:
+    connections = psutil.Process(api.process.pid).net_connections("tcp")
+    return sum(connection.status == psutil.CONN_ESTABLISHED for connection in connections)
 
 
 def _a1111(url: str) -> httpx.Response:

@@ -8,16 +8,20 @@ from operator import itemgetter
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
 from img2img.app.supervisor.supervisor import free_port
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import result_key
+from img2img.domain.infotext import infotext
 from img2img.redis.job_queue import JobQueue
+from img2img.worker.images.png import encode_png
 from tests.support.cli_command import img2img, one_line
 from tests.support.damage import DAMAGES, damage
 from tests.support.images import encoded, gradient
+from tests.support.specs import make_spec
 
 SIZE = ("--width", 64, "--height", 64)
 
@@ -113,16 +117,24 @@ def test_cancel_result_jobs_show_and_delete(
     assert [json.loads(line)["id"] for line in listed] == [done]
     assert "\n  width: 64\n" in img2img(folder, "show", done, **settings).stdout
     assert json.loads(img2img(folder, "show", done, "--json", **settings).stdout) == http.get(f"/jobs/{done}").json()
-    # A file needs no service.
-    file = str(folder / "out" / f"{done}.png")
-    assert "num_inference_steps: " in img2img(folder, "show", file, "--url", "http://127.0.0.1:1").stdout
-    assert json.loads(img2img(folder, "show", file, "--json").stdout)["width"] == 64
-    empty = img2img(folder, "show", "a.png")
-    assert (empty.returncode, empty.stderr) == (2, "img2img: a.png holds no parameters\n")
     deleted = img2img(folder, "delete", done, "no-such-job", **settings)
     assert (deleted.returncode, deleted.stdout) == (1, f"{done} deleted\n")
     assert deleted.stderr.startswith("img2img: no-such-job: ")
     assert http.get(f"/jobs/{done}").status_code == 410
+
+
+def test_show_prints_the_parameters_in_a_file(folder: Path) -> None:
+    spec, pixels = make_spec(num_inference_steps=12), np.zeros((4, 4, 3), np.uint8)
+    metadata = spec.without_inputs().model_dump(mode="json", exclude_none=True)
+    (folder / "own.png").write_bytes(encode_png(pixels, metadata, infotext(spec, 7)))
+    (folder / "a1111.png").write_bytes(encode_png(pixels, None, infotext(spec, 7)))
+    # A file needs no service.
+    own = img2img(folder, "show", "own.png", "--url", "http://127.0.0.1:1")
+    assert (own.returncode, own.stderr) == (0, "")
+    assert "num_inference_steps: 12\n" in own.stdout
+    assert json.loads(img2img(folder, "show", "own.png", "--json").stdout) == metadata
+    assert "Steps: 12\n" in img2img(folder, "show", "a1111.png").stdout
+    assert one_line(img2img(folder, "show", "a.png"), 2) == "img2img: a.png holds no parameters"
 
 
 def test_models_lists_the_models(folder: Path, url: str) -> None:

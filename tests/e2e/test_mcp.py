@@ -163,7 +163,7 @@ class TestTools:
                 await anyio.sleep(1)
 
         anyio.run(work)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while client.get("/jobs?limit=1").json()["jobs"][0]["status"] != "cancelled":
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -194,7 +194,7 @@ def over_http(client: httpx.Client) -> Iterator[str]:
     process = subprocess.Popen(command)
     try:
         url = f"http://127.0.0.1:{port}/mcp"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             assert time.monotonic() < deadline
             assert process.poll() is None

@@ -28,8 +28,10 @@ def commands(start: str) -> list[str]:
 
 
 def for_service(code: str, client: httpx.Client) -> str:
-    """Return the code with the URL of the service under test."""
+    """Return the code with the URL and the model of the service under test."""
     assert "http://127.0.0.1:8000" in code
+    [model] = [model["name"] for model in client.get("/models").json()["models"]]
+    code = code.replace("/hf/demo", f"/hf/{model}").replace("img2img/demo", f"img2img/{model}")
     return code.replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"))
 
 
@@ -50,7 +52,8 @@ def test_curl_script_writes_an_image(client: httpx.Client, tmp_path: Path) -> No
 def test_python_block_writes_an_image(client: httpx.Client, tmp_path: Path, code: str) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run([sys.executable, "-c", for_service(code, client)], cwd=tmp_path, check=True, timeout=120)
-    assert (tmp_path / "sketch.png").read_bytes().startswith(PNG)
+    [result] = tmp_path.glob("*sketch.png")
+    assert result.read_bytes().startswith(PNG)
 
 
 def test_webhook_receiver_accepts_signed_events_only() -> None:

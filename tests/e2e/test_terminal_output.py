@@ -32,7 +32,8 @@ HOSTILE = (
     "\u202egnp.exe\u2066x\u2069\u200f\u061c\ufeff\u2028line\u2029\U000e0041\u00ad[red]é日\u0000"
 )
 ID, DIGEST = "0a" * 16, "0b" * 32
-RUN = {"serve", "api", "worker", "webhooks", "demo", "doctor", "forget", "audit"}  # they use no service
+# They use no service, or speak a protocol instead of writing to a terminal.
+RUN = {"serve", "api", "worker", "webhooks", "demo", "doctor", "forget", "audit", "mcp"}
 
 JOB: dict[str, Any] = {
     "id": HOSTILE,

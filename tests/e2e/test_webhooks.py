@@ -328,7 +328,7 @@ def test_hung_hosts_of_one_key_do_not_delay_another_key(
                 started_at = time.monotonic()
                 ended(queue, quick.url, owner=owner)
                 quick.wait(1)
-                assert time.monotonic() - started_at < 8, "the timeout of an attempt is 30 s"
+                assert time.monotonic() - started_at < 20, "the timeout of an attempt is 30 s"
                 quick.got.clear()
             assert connections_of(pid, port) <= owner_limit(1)
             dispatcher.kill()

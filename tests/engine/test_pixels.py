@@ -34,6 +34,9 @@ from tests.support.models.tiny_models import tiny_sd, tiny_sdxl
 from tests.support.specs import make_spec
 from tests.support.stock import call_stock
 
+# Each test takes less than a minute of CPU time, on a busy machine many times as long.
+pytestmark = pytest.mark.timeout(1200)
+
 STEPS = 20
 STRENGTHS = (0.05, 0.3, 0.6, 1.0)
 # Each strength goes with one of them for one scheduler and with the other one for the next.

@@ -315,3 +315,21 @@ def test_stream_waits_if_redis_is_down_at_its_first_read() -> None:
         event = asyncio.run(first_event())
     assert event.name == "queued"
     assert json.loads(event.data)["id"] == job_id
+
+
+def test_listener_ends_whenever_it_is_cancelled(settings: ApiSettings) -> None:
+    """Also while it connects: otherwise a process that stops then would never end."""
+
+    async def cancel_after(turns: int) -> bool:
+        listening = asyncio.create_task(JobChangeListener(settings.resolved_redis_url).run())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        listening.cancel()
+        ended, _ = await asyncio.wait([listening], timeout=20)
+        return bool(ended)
+
+    async def cancel_at_each_point() -> list[bool]:
+        return await asyncio.gather(*map(cancel_after, range(60)))
+
+    with asyncio.Runner() as runner:
+        assert all(runner.run(cancel_at_each_point()))

@@ -222,9 +222,9 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/sdapi/v1/txt2img"): lambda _: [{"json": {"prompt": "x"}}],
     ("PUT", "/models/{name:model}"): lambda _: [{"json": {"source": "org/model"}}],
     ("DELETE", "/models/{name:model}"): no_ids,
-    ("POST", "/models/{name:path}/reset"): no_ids,
-    ("PUT", "/models/{name:path}/loras/{lora}"): lambda _: [{"json": {"source": "org/lora"}}],
-    ("DELETE", "/models/{name:path}/loras/{lora}"): no_ids,
+    ("POST", "/models/{name:name}/reset"): no_ids,
+    ("PUT", "/models/{name:name}/loras/{lora}"): lambda _: [{"json": {"source": "org/lora"}}],
+    ("DELETE", "/models/{name:name}/loras/{lora}"): no_ids,
 }
 ATTEMPTS |= dict.fromkeys(
     [

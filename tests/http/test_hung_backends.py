@@ -94,28 +94,32 @@ def test_requests_without_images_are_served_while_the_store_hangs(hung: httpx.Cl
         response, seconds = result.result()
         assert_problem(response, 503, "unavailable")
         assert int(response.headers["retry-after"]) > 0
-        assert seconds < 8
+        assert seconds < 11
     # The last ones failed at once.
     response, seconds = timed(hung, f"/jobs/{finished}/result")
     assert_problem(response, 503, "unavailable")
-    assert seconds < 4
+    assert seconds < 6
 
 
 def test_submits_and_uploads_end_in_time_while_the_store_hangs(hung: httpx.Client, image_bytes: bytes) -> None:
     for path in ("/images", "/img2img"):
         started_at = time.monotonic()
         assert_problem(hung.post(path, files={"image": image_bytes}), 503, "unavailable")
-        assert time.monotonic() - started_at < 7
+        assert time.monotonic() - started_at < 11
 
 
 def test_readiness_is_reported_in_time_while_the_store_hangs(hung: httpx.Client) -> None:
     with in_parallel(hung, "/readyz") as checks:
         pass
+    stores = []
     for check in checks:
         response, seconds = check.result()
         assert response.status_code == 503
-        assert (response.json()["redis"]["ok"], response.json()["store"]["ok"]) == (True, False)
-        assert seconds < readiness.WAIT_S + 1.5
+        stores.append(response.json()["store"])
+        assert (response.json()["redis"]["ok"], stores[-1]["ok"]) == (True, False)
+        assert seconds < 11
+    # They did not wait for the end of the check, which gives the store more time.
+    assert readiness.NO_RESPONSE.model_dump(exclude_none=True).items() <= stores[0].items()
 
 
 def test_readiness_checks_of_many_clients_are_one_check(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +158,7 @@ def test_requests_fail_soon_while_redis_hangs(settings: ApiSettings) -> None:
                 for one in responses:
                     response, seconds = one.result()
                     assert_problem(response, 503, "unavailable")
-                    assert seconds < 10
+                    assert seconds < 15
                 # The next ones do not wait for a thread, nor for Redis, except for one that tries.
                 for path in ("/static-offline-docs/favicon.png", "/docs", "/healthz"):
                     assert client.get(path).status_code == 200

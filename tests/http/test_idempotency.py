@@ -82,7 +82,7 @@ UPLOADS = ("/images", "/replicate/v1/files")
 CREATES_NOTHING = {
     "/batches/{batch_id}/cancel",
     "/jobs/{job_id}/cancel",
-    "/models/{name:path}/reset",
+    "/models/{name:name}/reset",
     "/sdapi/v1/interrupt",
     "/sdapi/v1/options",
     "/sdapi/v1/png-info",

@@ -91,7 +91,8 @@ def test_image_is_immutable_and_cacheable(http: httpx.Client, job_id: str, finis
 
     head = http.head(url)
     assert (head.status_code, head.content) == (200, b"")
-    assert {**head.headers, "date": ""} == {**response.headers, "date": ""}
+    own = {"date": "", "x-request-id": ""}
+    assert {**head.headers, **own} == {**response.headers, **own}
 
     for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
         unchanged = http.get(url, headers={"If-None-Match": known})
@@ -121,7 +122,9 @@ def test_head_has_the_status_and_headers_of_get(http: httpx.Client, job_id: str,
     url = path.format(job_id)
     get, head = http.get(url), http.head(url)
     assert (head.status_code, head.content) == (get.status_code, b"")
-    ignored = {"date", "content-length"} if path in ("/metrics", "/readyz", "/models") else {"date"}
+    ignored = {"date", "x-request-id"}
+    if path in ("/metrics", "/readyz", "/models"):
+        ignored |= {"content-length"}
     assert {k: v for k, v in head.headers.items() if k not in ignored} == {
         k: v for k, v in get.headers.items() if k not in ignored
     }
@@ -234,7 +237,12 @@ def test_models_lists_those_of_live_workers(http: httpx.Client, redis: Redis, su
     }
     registry.unregister("test-worker")
     registry.unregister("second")
-    assert http.get("/models").json() == {"models": [], "pending": [], "notices": []}
+    listed = http.get("/models").json()
+    assert [(m["name"], m["workers"], m["state"]) for m in listed["models"]] == [
+        ("ddim-only", [], "unloaded"),
+        ("demo", [], "unloaded"),
+    ], "those that were served last"
+    assert (listed["pending"], listed["notices"]) == ([], [])
     assert submit().status_code == 202  # jobs are accepted without a live worker
 
 

@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 
 from img2img.app.settings import ApiSettings
+from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.api_key import Scope
 from img2img.domain.model_status import ModelState, ModelStatus
 from img2img.redis.audit import audit_entries
@@ -130,7 +131,7 @@ def test_body_and_name_are_checked(http: httpx.Client) -> None:
 
 
 def test_paths_are_limited_to_the_configured_folders(settings: ApiSettings, http: httpx.Client, tmp_path: Path) -> None:
-    changed = settings.model_copy(update={"model_folders": f"{tmp_path}/models,/srv/loras", "port": settings.port + 1})
+    changed = settings.model_copy(update={"model_folders": f"{tmp_path}/models,/srv/loras", "port": free_port()})
     with http_server(changed) as url, httpx.Client(base_url=url, timeout=10) as client:
         for source in ("./photo", f"{tmp_path}/models/photo", "/srv/loras/../loras/photo", "org/photo"):
             assert client.put("/models/photo", json={"source": source}).is_success, source
@@ -183,7 +184,7 @@ def test_only_admin_keys_change_models_and_see_sources_and_reasons(settings: Api
 
 
 def test_without_keys_models_change_only_on_loopback(settings: ApiSettings, http: httpx.Client) -> None:
-    public = settings.model_copy(update={"insecure": True, "published_host": "192.0.2.1", "port": settings.port + 2})
+    public = settings.model_copy(update={"insecure": True, "published_host": "192.0.2.1", "port": free_port()})
     with http_server(public) as url, httpx.Client(base_url=url, timeout=10) as client:
         problem = assert_problem(client.put("/models/photo", json=PHOTO), 403, "insufficient_scope")
         assert "loopback" in problem["detail"]
@@ -195,7 +196,7 @@ def test_web_page_of_an_allowed_origin_changes_no_models_without_a_key(
     settings: ApiSettings, http: httpx.Client
 ) -> None:
     assert http.get("/models").status_code == 200
-    changed = settings.model_copy(update={"cors_origins": "*", "port": settings.port + 3})
+    changed = settings.model_copy(update={"cors_origins": "*", "port": free_port()})
     with http_server(changed) as url, httpx.Client(base_url=url, timeout=10) as client:
         page = {"Origin": "https://studio.example"}
         assert client.get("/models", headers=page).status_code == 200

@@ -3,6 +3,7 @@
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -48,7 +49,11 @@ class ReplicatedRedis:
 
     def primary(self) -> int | None:
         """Return the port of the primary that most Sentinels name, if they agree."""
-        found = self._named_primaries()
+        found = []
+        for port in self._sentinel_ports:
+            with suppress(RedisError), Redis(port=port, socket_timeout=1) as sentinel:
+                address = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+                found.append(int(address[1]))
         return next((port for port in set(found) if found.count(port) >= QUORUM), None)
 
     def kill_primary(self) -> int:
@@ -72,14 +77,15 @@ class ReplicatedRedis:
     def restart_lost(self) -> None:
         """Start the servers that do not run, as replicas of the present primary, and wait until they are in sync.
 
-        All Sentinels name the same primary afterwards: one that lags behind names a server that is a replica by now.
+        The failover is over for all Sentinels afterwards. Until then, one of them can name a server that is a replica
+        by now, and if the new primary is lost too, they may never agree again.
         """
         primary = self.primary()
         assert primary is not None
         for port in self._ports:
             if port not in self._servers:
                 self._start_server(port, primary)
-        wait_for(lambda: self.is_in_sync() and len(set(self._named_primaries())) == 1, 60)
+        wait_for(lambda: self.is_in_sync() and self._is_settled(), 60)
 
     def is_in_sync(self) -> bool:
         """Return whether one server is the primary, and all others have its data."""
@@ -95,25 +101,23 @@ class ReplicatedRedis:
             process.kill()
             process.wait()
 
-    def _named_primaries(self) -> list[int]:
-        """Return the port of the primary that each Sentinel names; Sentinels that do not answer are left out."""
-        found = []
-        for port in self._sentinel_ports:
-            with suppress(RedisError), Redis(port=port, socket_timeout=1) as sentinel:
-                address = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
-                found.append(int(address[1]))
-        return found
+    def _is_settled(self) -> bool:
+        """Return whether all Sentinels watch the same primary, and no failover is in progress."""
+        states = self._states()
+        is_over = all("failover_in_progress" not in state["flags"] for state in states)
+        return is_over and len(states) == SENTINELS and len({state["port"] for state in states}) == 1
 
     def _is_watched(self) -> bool:
+        known = [(state["num-slaves"], state["num-other-sentinels"]) for state in self._states()]
+        return known == [(SERVERS - 1, SENTINELS - 1)] * SENTINELS
+
+    def _states(self) -> list[dict[str, Any]]:
+        """Return what each Sentinel knows of the servers; Sentinels that do not answer are left out."""
+        states = []
         for port in self._sentinel_ports:
-            try:
-                with Redis(port=port, socket_timeout=1) as sentinel:
-                    state = sentinel.sentinel_masters()[SERVICE]
-            except RedisError:
-                return False
-            if (state["num-slaves"], state["num-other-sentinels"]) != (SERVERS - 1, SENTINELS - 1):
-                return False
-        return True
+            with suppress(RedisError), Redis(port=port, socket_timeout=1) as sentinel:
+                states.append(sentinel.sentinel_masters()[SERVICE])
+        return states
 
     def _start_server(self, port: int, primary: int) -> None:
         folder = self._folder / f"redis-{port}"

@@ -31,6 +31,7 @@ class Call:
     iteration: int = 0
     since: float = 0.0
     is_step: bool = True
+    runs_alone: bool = False
     task: Task = field(default_factory=Task)
 
 
@@ -54,6 +55,11 @@ def test_schedule_runs_group_with_oldest_call_first():
 def test_schedule_prefers_smaller_group_among_equally_old():
     large_group, new_call = [Call("denoise", 2, iteration=3) for _ in range(5)], Call("encode", iteration=3)
     assert schedule([*large_group, new_call], lambda _s: 64) == [new_call]
+
+
+def test_schedule_counts_one_of_the_calls_that_run_alone():
+    alone = [Call("encode", runs_alone=True) for _ in range(5)]
+    assert schedule([*alone, Call("denoise", 2)], lambda _s: 64)[0] is alone[0]
 
 
 def test_schedule_adds_later_calls_of_same_signature():

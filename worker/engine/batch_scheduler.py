@@ -62,6 +62,10 @@ class PendingCall(Protocol):
         """Whether calls like this one repeat with each step of a job."""
 
     @property
+    def runs_alone(self) -> bool:
+        """Whether a batch of its signature has one call only."""
+
+    @property
     def task(self) -> PendingTask:
         """The task that waits for it."""
 
@@ -203,7 +207,8 @@ def schedule(calls: Sequence[C], row_limit: RowLimit[C]) -> list[C]:
     """Return the calls to run as one batch: oldest first, up to their row limit, at least one call.
 
     The group that contains the oldest call goes first, so that no signature starves. Among groups of equal age the
-    smallest goes first: a new task catches up with the larger batch, and a finishing task frees its slot.
+    smallest goes first: a new task catches up with the larger batch, and a finishing task frees its slot. Of calls that
+    run alone only one counts: those of tasks that start together all run before the first of these tasks goes on.
 
     Args:
         calls: all parked calls, oldest first.
@@ -212,7 +217,7 @@ def schedule(calls: Sequence[C], row_limit: RowLimit[C]) -> list[C]:
     groups: dict[Hashable, list[C]] = {}
     for call in calls:
         groups.setdefault(call.signature, []).append(call)
-    group = min(groups.values(), key=lambda g: (g[0].iteration, sum(call.rows for call in g)))
+    group = min(groups.values(), key=lambda g: (g[0].iteration, _rows_of_batch(g)))
     limit = row_limit(group[0])
     taken, rows = [group[0]], group[0].rows
     for call in group[1:]:
@@ -221,3 +226,7 @@ def schedule(calls: Sequence[C], row_limit: RowLimit[C]) -> list[C]:
         taken.append(call)
         rows += call.rows
     return taken
+
+
+def _rows_of_batch(group: Sequence[PendingCall]) -> int:
+    return group[0].rows if group[0].runs_alone else sum(call.rows for call in group)
