@@ -40,7 +40,9 @@ def text_config(hidden: int = 32) -> CLIPTextConfig:
     )
 
 
-def autoencoder(*, force_upcast: bool = True, widths: tuple[int, ...] = (32, 64)) -> AutoencoderKL:
+def autoencoder(
+    *, force_upcast: bool = True, widths: tuple[int, ...] = (32, 64), mid_block_add_attention: bool = True
+) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=widths,
         down_block_types=("DownEncoderBlock2D",) * len(widths),
@@ -48,6 +50,7 @@ def autoencoder(*, force_upcast: bool = True, widths: tuple[int, ...] = (32, 64)
         latent_channels=4,
         sample_size=64,
         force_upcast=force_upcast,
+        mid_block_add_attention=mid_block_add_attention,
     )
 
 
