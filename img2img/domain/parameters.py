@@ -102,10 +102,9 @@ COMBINED_SCHEDULERS: dict[Scheduler, tuple[Scheduler, Sigmas]] = {
 }
 
 # Schedulers with which outputs of the denoiser can be predicted: without new noise, and without the large factors by
-# which `lms` and `pndm` combine the outputs of four steps.
-SPEED_SCHEDULERS = tuple(
-    scheduler for scheduler in Scheduler if scheduler not in (*NOISY_SCHEDULERS, Scheduler.LMS, Scheduler.PNDM)
-)
+# which `lms` and `pndm` combine the outputs of four steps. The loss of the others here was not measured.
+_UNPREDICTABLE = (*NOISY_SCHEDULERS, Scheduler.LMS, Scheduler.PNDM, Scheduler.DPM2, Scheduler.DPMPP_2S)
+SPEED_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler not in _UNPREDICTABLE)
 
 MAX_STEPS = 150
 # Distilled samplers use a schedule that is fixed at training time and cannot take more steps than it has.
