@@ -72,7 +72,7 @@ class Eraser:
     def expire_batch(self, batch_id: str) -> None:
         """Delete some of the jobs of a batch whose time is over; with the last of them, the batch.
 
-        A batch that was never completed is deleted: its client was never told about it.
+        A batch that was never completed is deleted: its client never got its id.
         """
         batches = self._jobs.batches
         record = batches.get(batch_id)

@@ -68,7 +68,7 @@ def _describe_items(schema: dict[str, Any]) -> None:
 
 
 def _require_discriminator(schema: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Require the property that tells the alternatives apart. Responses always have it."""
+    """Require the property that distinguishes the alternatives. Responses always have it."""
     discriminator = schema.get("discriminator")
     for target in _mapping(schema).values():
         alternative = schemas.get(target.rpartition("/")[2], {})

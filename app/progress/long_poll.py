@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from anyio.to_thread import run_sync
 from redis.exceptions import RedisError
+from starlette.responses import Response
 
 from img2img.domain.job import JobRecord
 from img2img.redis.job_queue import JobQueue
@@ -29,6 +30,16 @@ def preferred_wait(prefer: str | None) -> int | None:
     """Return the seconds of `Prefer: wait=30` (RFC 7240), limited to MAX_WAIT_S."""
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", prefer or "", re.IGNORECASE)
     return min(int(found[1]), MAX_WAIT_S) if found else None
+
+
+def requested_wait(wait: float | None, prefer: str | None, response: Response) -> float:
+    """Return the seconds to wait: those of the query, or else of `Prefer`, which the response then confirms."""
+    if wait is not None:
+        return wait
+    preferred = preferred_wait(prefer)
+    if preferred is not None:
+        response.headers["Preference-Applied"] = f"wait={preferred}"
+    return preferred or 0
 
 
 async def wait_for_end(job_id: str, wait_s: float, queue: JobQueue, job_changes: JobChangeListener) -> JobRecord:

@@ -21,7 +21,7 @@ from ..openapi.operations import problems
 from ..progress import batch_events
 from ..progress.batch_archive import BatchArchive
 from ..progress.image_formats import convert_image, etag_suffix
-from ..progress.long_poll import preferred_wait, wait_until
+from ..progress.long_poll import requested_wait, wait_until
 from ..schemas.batches import Batch, BatchList
 from ..schemas.responses import ImageFormat, Job, JobList
 from ..submission.batch_submit import BatchSubmitterDep
@@ -63,8 +63,8 @@ async def submit_batch(
 async def list_batches(queue: QueueDep, eta: EtaDep, cursor: CursorQuery = None, limit: Limit = 20) -> BatchList:
     """List batches, newest first."""
     records, last = await run_sync(queue.batches.page, parse_cursor(cursor), limit)
-    next_cursor = f"{last.created_at!r}-{last.job_id}" if last else None
-    return BatchList(batches=[await _view(record, queue, eta) for record in records], next_cursor=next_cursor)
+    batches = [await _view(record, queue, eta) for record in records]
+    return BatchList(batches=batches, next_cursor=str(last) if last else None)
 
 
 @router.get("/{batch_id}", operation_id="get_batch", responses=openapi.BATCH | problems(404, 410, 422, 503))
@@ -78,14 +78,11 @@ async def get_batch(
     prefer: Prefer = None,
 ) -> Batch:
     """Get the status of a batch and the number of its jobs by status. With `wait`, respond when it has ended."""
-    preferred = preferred_wait(prefer) if wait is None else None
-    if preferred is not None:
-        response.headers["Preference-Applied"] = f"wait={preferred}"
     record = await wait_until(
         lambda record: record.has_ended,
         batch_id,
         lambda: queue.batches.find(batch_id),
-        wait or preferred or 0,
+        requested_wait(wait, prefer, response),
         job_changes,
     )
     return await _view(record, queue, eta)

@@ -13,7 +13,7 @@ from img2img.redis.job_store import CURSOR, Cursor
 
 from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep, StoreThreadsDep
 from ..openapi import operations as openapi
-from ..progress.long_poll import MAX_WAIT_S, preferred_wait, wait_for_end
+from ..progress.long_poll import MAX_WAIT_S, requested_wait, wait_for_end
 from ..schemas.responses import Job, JobList
 from .parameters import JobId
 
@@ -62,10 +62,7 @@ async def get_job(
     prefer: Prefer = None,
 ) -> Job:
     """Get the status, progress, resolved parameters and images of a job. With `wait`, respond when it has ended."""
-    preferred = preferred_wait(prefer) if wait is None else None
-    if preferred is not None:
-        response.headers["Preference-Applied"] = f"wait={preferred}"
-    record = await wait_for_end(job_id, wait or preferred or 0, queue, job_changes)
+    record = await wait_for_end(job_id, requested_wait(wait, prefer, response), queue, job_changes)
     return Job.from_record(record, *await run_sync(eta.estimate, [record]))
 
 

@@ -65,7 +65,7 @@ def encode_decode(model: Model, image: torch.Tensor | None, *, fast_vae: bool) -
     encoded = vae.encode(pixels)
     has_name = hasattr(encoded, "latent_dist") or hasattr(encoded, "latents")
     latents = retrieve_latents(encoded, sample_mode="argmax") if has_name else encoded[0]
-    # Vector-quantised autoencoders quantise what they decode unless told otherwise.
+    # Vector-quantised autoencoders quantise their input when they decode, by default.
     exact = {"force_not_quantize": True} if hasattr(vae, "quantize") else {}
     decoded: torch.Tensor = vae.decode(latents, return_dict=False, **exact)[0]
     if model.is_video_vae:

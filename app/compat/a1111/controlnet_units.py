@@ -204,7 +204,7 @@ def control_type(field: str, unit: Unit, card: ModelCard) -> str:
 
 
 def kind_of(name: str | None, known: Iterable[str] = ()) -> str | None:
-    """Return the control type of a preprocessor or a ControlNet by its name in the web UI; None if it tells none."""
+    """Return the control type of a preprocessor or a ControlNet by its name in the web UI; None if it has none."""
     if name in NONE:
         return None
     assert name is not None
