@@ -148,6 +148,13 @@ class ObjectStore:
                 raise GenericError(f"the store {self._url} does not exist") from error
             return None
 
+    def get_start(self, key: str, size: int) -> bytes | None:
+        """Return the first bytes of a blob that is not shorter."""
+        try:
+            return bytes(obstore.get_range(self._store, key, start=0, length=size))
+        except FileNotFoundError:
+            return None
+
     def delete(self, *keys: str) -> None:
         # Only S3 deletes several keys in one request.
         if isinstance(self._store, S3Store):

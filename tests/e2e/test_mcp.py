@@ -19,6 +19,7 @@ from mcp import Client, StdioServerParameters
 from mcp_types import CallToolResult, ImageContent, TextContent
 from PIL import Image
 
+from img2img.app.compat.mcp.hosts import accepted_names
 from img2img.app.compat.mcp.jobs import Service
 from img2img.app.compat.mcp.server import build_server
 from img2img.app.supervisor.supervisor import free_port
@@ -190,7 +191,8 @@ def test_stdio(client: httpx.Client, photo: str) -> None:
 def over_http(client: httpx.Client) -> Iterator[str]:
     """The URL of a server for several users."""
     port = free_port()
-    command = [sys.executable, *COMMAND, "--http", "--port", str(port), "--url", str(client.base_url)]
+    listen = ["--http", "--host", "0.0.0.0", "--port", str(port), "--allowed-host", "tools.example"]
+    command = [sys.executable, *COMMAND, *listen, "--url", str(client.base_url)]
     process = subprocess.Popen(command)
     try:
         url = f"http://127.0.0.1:{port}/mcp"
@@ -219,6 +221,23 @@ def test_streamable_http(over_http: str, photo: str) -> None:
             assert refused.is_error, "a path of this machine"
 
     anyio.run(work)
+
+
+def test_other_names_and_origins_are_refused(over_http: str) -> None:
+    """Web pages that rebind their names, also if the server listens for other machines."""
+    body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    for headers, status in (
+        ({"Host": "rebound.example"}, 421),
+        ({"Origin": "https://rebound.example"}, 403),
+        ({"Host": "tools.example"}, 200),
+        ({"Origin": "https://tools.example"}, 200),
+        ({}, 200),
+    ):
+        accept = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+        response = httpx.post(over_http, json=body, headers=accept | headers)
+        assert (response.status_code == status) or (status == 200 and response.status_code not in (403, 421))
+    assert not accepted_names("0.0.0.0", ["*"]).enable_dns_rebinding_protection
+    assert "[fd00::1]:*" in accepted_names("fd00::1", []).allowed_hosts
 
 
 def test_http_has_no_key_of_its_own() -> None:
