@@ -23,8 +23,7 @@ def mcp(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Name by which clients reach it, with --http; can be repeated. Names and addresses of this machine are "
-            "always accepted; * accepts all.",
+            help="Name by which clients reach it, with --http, beside those of this machine; can be repeated.",
         ),
     ] = None,
 ) -> None:

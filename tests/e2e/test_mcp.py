@@ -225,17 +225,17 @@ def test_streamable_http(over_http: str, photo: str) -> None:
 
 def test_other_names_and_origins_are_refused(over_http: str) -> None:
     """Web pages that rebind their names, also if the server listens for other machines."""
-    body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-    for headers, status in (
-        ({"Host": "rebound.example"}, 421),
-        ({"Origin": "https://rebound.example"}, 403),
-        ({"Host": "tools.example"}, 200),
-        ({"Origin": "https://tools.example"}, 200),
-        ({}, 200),
+    accept = {"Accept": "application/json, text/event-stream"}
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    for refusal, headers in (
+        (421, {"Host": "rebound.example"}),
+        (403, {"Origin": "https://rebound.example"}),
+        (None, {"Host": "tools.example"}),
+        (None, {"Origin": "https://tools.example"}),
+        (None, {}),
     ):
-        accept = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
-        response = httpx.post(over_http, json=body, headers=accept | headers)
-        assert (response.status_code == status) or (status == 200 and response.status_code not in (403, 421))
+        status = httpx.post(over_http, json=ping, headers=accept | headers).status_code
+        assert (status if status in (403, 421) else None) == refusal, headers
     assert not accepted_names("0.0.0.0", ["*"]).enable_dns_rebinding_protection
     assert "[fd00::1]:*" in accepted_names("fd00::1", []).allowed_hosts
 
