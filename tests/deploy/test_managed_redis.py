@@ -27,6 +27,7 @@ from tests.support.servers import http_server
 
 PASSWORD = "pass word/%"
 IN_URL = "pass%20word%2F%25"
+KEYS = "~i2i:* ~rq:* &i2i:* &rq:pubsub:*"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def managed() -> Iterator[Managed]:
         authority.cert_pem.write_to_path(str(folder / "ca.pem"))
         certificate = authority.issue_cert("localhost")
         certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
-        rules = f"#{sha256(PASSWORD.encode()).hexdigest()} ~* &* +@all -@admin -@dangerous +info"
+        rules = f"#{sha256(PASSWORD.encode()).hexdigest()} {KEYS} +@all -@admin -@dangerous +info"
         (folder / "users.acl").write_text(
             f"user default off\nuser service on {rules}\nuser root on nopass ~* &* +@all\n"
         )
