@@ -62,6 +62,10 @@ class BlobStore(Protocol):
         """Return a blob, or None if there is none."""
         ...
 
+    def get_start(self, key: str, size: int) -> bytes | None:
+        """Return the first bytes of a blob that is not shorter, or None if there is no blob."""
+        ...
+
     def delete(self, *keys: str) -> None:
         """Delete blobs. Keys without a blob are ignored."""
         ...
@@ -149,7 +153,6 @@ class ObjectStore:
             return None
 
     def get_start(self, key: str, size: int) -> bytes | None:
-        """Return the first bytes of a blob that is not shorter."""
         try:
             return bytes(obstore.get_range(self._store, key, start=0, length=size))
         except FileNotFoundError:

@@ -103,7 +103,9 @@ def test_service_works_without_administrative_commands(managed: Managed, tiny_mo
         ):
             wait_for(lambda: ModelRegistry(root).live().get(MODEL), 180)
             fields = {"prompt": "a house", "width": SIDE, "height": SIDE, "num_inference_steps": 4}
-            job = http.post("/img2img", files={"image": encoded(gradient(SIDE, SIDE))}, data=fields).json()
+            response = http.post("/img2img", files={"image": encoded(gradient(SIDE, SIDE))}, data=fields)
+            assert response.status_code == 202, response.text
+            job = response.json()
             assert http.get(f"/jobs/{job['id']}?wait=60").json()["status"] == "succeeded"
             assert http.get(f"/jobs/{job['id']}/result").content.startswith(b"\x89PNG")
             assert http.get("/readyz").status_code in (200, 503)

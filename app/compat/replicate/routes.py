@@ -173,8 +173,8 @@ async def delete_file(sha256: str, jobs: BlockingJobsDep) -> None:
 async def _described(upload: StoredUpload, request: Request, jobs: BlockingJobs) -> dict[str, Any] | None:
     """Return an uploaded image as a file of Replicate's, None if it is being deleted."""
     sha256 = uploaded_hash(upload.blob_key)
-    start = await jobs.store_threads.run(jobs.store.get_start, upload.blob_key, MAGIC_BYTES) if sha256 else None
-    if start is None:
+    start = await jobs.store_threads.run(jobs.store.get_start, upload.blob_key, MAGIC_BYTES)
+    if sha256 is None or start is None:
         return None
     kind = identify(start).lower()
     # An upload is kept for this time after it was last sent or used.
