@@ -79,7 +79,7 @@ fuzz: $(VENV)/dev ## send 10,000 fuzzed inputs to the API server (minutes); FUZZ
 chaos: $(VENV)/dev ## run a thousand jobs under faults, then under failovers of Redis beside an earlier RELEASE (minutes; some need root and cc)
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.chaos --store bucket --jobs 300 --kills 16
-	$(BIN)/python -m tests.chaos --redis sentinel $(if $(RELEASE),--release $(RELEASE))
+	$(BIN)/python -m tests.chaos --redis sentinel --kills 32 $(if $(RELEASE),--release $(RELEASE))
 
 soak: $(VENV)/dev ## run at 80 % of capacity for half an hour: memory, threads and connections must stay flat
 	$(BIN)/python -m benchmarks.soak

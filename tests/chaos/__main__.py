@@ -162,9 +162,16 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[Figures
         times.start()
         has_bucket = bucket is not None
         # The other faults are of the proxies to Redis, of its disk and of its one process.
-        others = 0 if replicated else plan.others
+        others, replicas = 0 if replicated else plan.others, replicated is not None
         faults = make_faults(
-            plan.kills, others, plan.lease_s, plan.seed, disk=has_disk, preload=preload, bucket=has_bucket
+            plan.kills,
+            others,
+            plan.lease_s,
+            plan.seed,
+            disk=has_disk,
+            preload=preload,
+            bucket=has_bucket,
+            replicas=replicas,
         )
         injector = FaultInjector(deployment, recovery, faults, plan.seed)
         jobs = plan_jobs(plan.jobs, plan.poisons, receiver.url, plan.seed)
