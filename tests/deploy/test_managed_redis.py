@@ -21,7 +21,7 @@ from img2img.app.supervisor.supervisor import free_port
 from img2img.redis.durability import Durability, DurableWrites, UnsupportedDurability
 from img2img.redis.model_registry import ModelRegistry
 from tests.support.images import encoded, gradient
-from tests.support.processes import MODEL, SIDE, Forked, wait_for
+from tests.support.processes import MODEL, Forked, wait_for
 from tests.support.redis_servers import find_redis_7
 from tests.support.servers import http_server
 
@@ -102,8 +102,8 @@ def test_service_works_without_administrative_commands(managed: Managed, tiny_mo
             httpx.Client(base_url=url, timeout=60) as http,
         ):
             wait_for(lambda: ModelRegistry(root).live().get(MODEL), 180)
-            fields = {"prompt": "a house", "width": SIDE, "height": SIDE, "num_inference_steps": 4}
-            response = http.post("/img2img", files={"image": encoded(gradient(SIDE, SIDE))}, data=fields)
+            fields = {"prompt": "a house", "width": 32, "height": 32, "num_inference_steps": 4}
+            response = http.post("/img2img", files={"image": encoded(gradient(32, 32))}, data=fields)
             assert response.status_code == 202, response.text
             job = response.json()
             assert http.get(f"/jobs/{job['id']}?wait=60").json()["status"] == "succeeded"
