@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from img2img import errors
 from img2img.app.cli import app as command_line
+from img2img.app.openapi import error_reference
+from img2img.app.openapi.error_causes import CAUSES
 from img2img.app.schemas.requests import ControlRequest, Img2ImgRequest
 from img2img.domain.api_key import Scope
 from img2img.domain.job import TRANSITIONS, JobFailure
 from img2img.domain.parameters import Scheduler, Task
 from img2img.redis import job_queue
+from scripts import error_reference as error_pages
 from scripts import model_keys, model_schema, sampler_table
-from tests.support.pages import PAGES, ROOT, blocks, names, page, page_id, table, without_code
+from tests.support.pages import PAGES, ROOT, blocks, fences, names, page, page_id, table, without_code
 
 # Codes of errors that no class of img2img.errors and app/http/errors.py has: job failures, and HTTP errors by status.
 OTHER_CODES = {"internal_error", "method_not_allowed", "storage_unavailable", "unreadable"}
@@ -85,6 +87,21 @@ def test_every_page_is_in_the_index() -> None:
     assert {path for path in PAGES if path.is_relative_to(ROOT / "docs") and path != index} <= listed
 
 
+# Code blocks without a caption are run: those of docs/how-to by tests/e2e/test_demo_model.py, these by test_readme.py.
+RUN = re.compile(
+    r"curl -s http\S+ .*\n\Z|job=\$\(curl|img2img submit \S*\*|(?s:.*)(http://127.0.0.1:8000|standardwebhooks)"
+)
+DATA = {"", "caddy", "json", "mermaid", "nginx", "text", "toml", "yaml"}
+
+
+@pages
+def test_code_blocks_are_run_or_have_a_reason(path: Path) -> None:
+    is_how_to = path.parent.name == "how-to"
+    code = [(language, block) for language, title, block in fences(path) if language not in DATA and title is None]
+    assert {language for language, _ in code} <= {"bash", "python", "typescript"}
+    assert [block for _, block in code if not (is_how_to or RUN.match(block))] == []
+
+
 def test_data_blocks_can_be_parsed() -> None:
     assert [json.loads(block) for block in blocks("json")]
     assert [tomllib.loads(block) for block in blocks("toml")]
@@ -121,15 +138,15 @@ def test_endpoints_are_documented() -> None:
     assert {operation for operation in operations if operation not in text} == set()
 
 
-def test_error_codes_are_documented() -> None:
+def test_error_codes_are_explained() -> None:
     failures = {value.code for value in vars(job_queue).values() if isinstance(value, JobFailure)}
-    known = {kind.code for kind in all_errors(errors.Img2ImgError)} | failures | OTHER_CODES
-    rows = table(page("docs/api.md"), "| code | status") + table(page("docs/api.md"), "| code | meaning")
-    assert {names(row[0])[0] for row in rows} == known - UNUSED_CODES
+    known = {kind.code for kind in error_reference.raised()} | failures | OTHER_CODES
+    assert set(CAUSES) == known - UNUSED_CODES
+    assert [entry.code for entry in error_reference.entries() if not (entry.statuses or entry.is_of_jobs)] == []
 
 
-def all_errors(kind: type[errors.Img2ImgError]) -> set[type[errors.Img2ImgError]]:
-    return {kind}.union(*(all_errors(one) for one in kind.__subclasses__()))
+def test_page_of_errors_is_up_to_date() -> None:
+    assert page("docs/errors.md") == error_pages.text(), "run `make errors`"
 
 
 def test_scopes_are_documented() -> None:
