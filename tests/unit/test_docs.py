@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import plot
 from img2img.app.cli import app as command_line
 from img2img.app.openapi import error_reference
 from img2img.app.openapi.error_causes import CAUSES
@@ -72,12 +73,50 @@ def test_settings_exist(path: Path) -> None:
 
 @pages
 def test_lines_are_at_most_200_characters_except_in_tables(path: Path) -> None:
-    lines = path.read_text("utf-8").splitlines()
+    # A line break within a Chinese paragraph is shown as a space.
+    lines = [] if path.suffixes == [".zh-CN", ".md"] else path.read_text("utf-8").splitlines()
     assert [line for line in lines if len(line) > 200 and not line.startswith("|")] == []
 
 
 def test_readme_is_short() -> None:
-    assert len(page("README.md").splitlines()) <= 200
+    assert len(page("README.md").splitlines()) <= 180
+
+
+def outline(text: str) -> list[tuple[str, str]]:
+    """Return the levels of headings, the code blocks, the images and the targets of links, in their order."""
+    found = re.findall(r"^(#+) |^(```.*?^```)|\]\(([^)\s]+)\)", text, re.MULTILINE | re.DOTALL)
+    # Comments of code are translated.
+    return [next(filter(None, one)) for one in ((a, re.sub(r" +#.*", "", b), c) for a, b, c in found)]
+
+
+def test_chinese_readme_has_the_content_of_the_english_one() -> None:
+    chinese, english = page("README.zh-CN.md"), page("README.md")
+    # Each names the other, and Chinese anchors are Chinese.
+    assert outline(chinese.replace("README.md", "README.zh-CN.md", 1)) == outline(english)
+    assert sorted(names(without_fences(chinese))) == sorted(names(without_fences(english)))
+    assert len(re.findall(r"[\u4e00-\u9fff]", chinese)) > 1000
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_plot_has_the_recorded_results() -> None:
+    assert page("docs/images/throughput.svg") == plot.svg(plot.recorded(), "stock diffusers"), (
+        "`python -m benchmarks.plot`"
+    )
+
+
+def test_figures_of_the_readme_are_those_of_their_sources() -> None:
+    readme, results = page("README.md"), table(page("benchmarks/RESULTS.md"), "## Throughput")
+    ours, theirs = ([row for row in results if row[0].startswith(name)] for name in ("this engine, 16", "LitServe"))
+    assert f"{ours[0][2].rstrip('x')} times the images per second" in readme
+    assert f"uniform jobs: {ours[0][4].rstrip('x')} times" in readme
+    assert f"(LitServe): {max(row[2] for row in theirs).rstrip('x')} times" in readme
+    families = page("docs/families.md")
+    served, unmeasured = (len(table(families, heading)) for heading in ("## Served\n", "## Served, but not measured"))
+    assert f"{served + unmeasured} classes, {served} of them compared pixel by pixel" in readme
+    assert "1,000 jobs, 62 kills, 42 other faults" in page("docs/reliability.md")
 
 
 def test_every_page_is_in_the_index() -> None:
