@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageChops
-from playwright.sync_api import Page, ViewportSize, sync_playwright
+from playwright.sync_api import Locator, Page, ViewportSize, sync_playwright
 
 from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port, running
@@ -82,7 +82,7 @@ def record(page: Page, recorder: Recorder) -> None:
     page.evaluate(POINTER)
     recorder.shoot(900)
     house = list((ROOT / "examples" / "rendered.png").read_bytes())
-    recorder.move(*centre(page, ".input-image"))
+    recorder.move(*centre(page.locator(".input-image")))
     page.evaluate(DROP, [house, "dragover"])
     recorder.shoot(500)
     page.evaluate(DROP, [house, "drop"])
@@ -95,14 +95,13 @@ def record(page: Page, recorder: Recorder) -> None:
         recorder.shoot(130)
     strip = page.get_by_role("button", name="Strength strip")
     strip.scroll_into_view_if_needed()
-    box = strip.bounding_box()
-    assert box is not None
-    recorder.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    recorder.move(*centre(strip))
     strip.click()
     follow(page, recorder)
     recorder.shoot(1200)
-    recorder.move(*centre(page, ".tile:nth-child(3)"))
-    page.locator(".tile").nth(2).click()
+    tile = page.locator(".tile").nth(2)
+    recorder.move(*centre(tile))
+    tile.click()
     page.locator(".result-image").wait_for()
     page.wait_for_load_state("networkidle")
     recorder.shoot(900)
@@ -133,8 +132,8 @@ def compare(page: Page, recorder: Recorder) -> None:
     page.mouse.up()
 
 
-def centre(page: Page, selector: str) -> tuple[float, float]:
-    box = page.locator(selector).first.bounding_box()
+def centre(element: Locator) -> tuple[float, float]:
+    box = element.bounding_box()
     assert box is not None
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
