@@ -14,7 +14,7 @@ import pytest
 
 from img2img.app.supervisor.supervisor import free_port
 from img2img.app.webhooks.signing import WebhookSigner
-from tests.support.pages import blocks
+from tests.support.pages import blocks, fences
 from tests.support.processes import wait_for
 
 BIN = Path(sys.executable).parent
@@ -43,7 +43,7 @@ def test_curl_command_queues_a_job(client: httpx.Client) -> None:
 
 
 def test_curl_script_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
-    (script,) = [block for block in blocks("bash") if block.startswith("job=$(curl")]
+    (script,) = [block for _, _, block in fences(ROOT / "README.md") if block.startswith("job=$(curl")]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run(["bash", "-euc", for_service(script, client)], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "painting.png").read_bytes().startswith(PNG)
