@@ -60,8 +60,10 @@ class ServiceClient:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=list(TASKS), default=list(TASKS), metavar="NAME")
-    names = parser.parse_args().names
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(TASKS)}; default: all")
+    names = parser.parse_args().names or list(TASKS)
+    if unknown := set(names) - set(TASKS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
     GALLERY.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="img2img-") as data_dir:
         settings = ApiSettings(
