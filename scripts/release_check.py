@@ -22,6 +22,14 @@ IMAGES = ("api", "worker")
 BUILD = "from setuptools import build_meta as backend; backend.build_sdist({0!r}); backend.build_wheel({0!r})"
 
 
+# Characters of the messages of a command that failed.
+MAX_SHOWN = 3000
+
+
+class Failed(Exception):
+    """A command has failed."""
+
+
 class Skipped(Exception):
     """A check that needs something which this machine lacks."""
 
@@ -112,7 +120,7 @@ def main() -> int:
             result = check()
         except Skipped as reason:
             result = f"skipped: {reason}"
-        except (subprocess.CalledProcessError, OSError, ValueError) as error:
+        except (Failed, OSError, ValueError) as error:
             failed, result = True, f"FAILED: {error}"
         print(f"{check.__name__.replace('_', ' ')}: {result}", flush=True)
     return int(failed)
