@@ -110,7 +110,7 @@ def test_code_blocks_of_how_to_pages_make_the_images_that_they_name(
         code = block.replace("http://127.0.0.1:8000", url)
         subprocess.run([*command, code], cwd=tmp_path, env=environment, check=True, timeout=300)
     images, archives = list(tmp_path.rglob("*.png")), list(tmp_path.rglob("*.zip"))
-    assert {file for file in images if not file.is_relative_to(tmp_path / "examples")} | set(archives)
+    assert images or archives
     for file in images:
         Image.open(file).load()
     assert all(map(zipfile.is_zipfile, archives))
