@@ -10,6 +10,7 @@ from redis import Redis
 
 from img2img.blobs import BlobStore
 from img2img.free_disk import FreeDisk
+from img2img.imaging.sandbox_pool import DecoderPool
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -17,6 +18,7 @@ from img2img.redis.notifications import JobChangeListener
 from img2img.redis.previews import Previews
 from img2img.telemetry.tracing import Tracer
 
+from .backends.decoder_share import DecoderShare
 from .backends.default_model import DefaultModel
 from .backends.moderation import RequestModeration
 from .backends.readiness import ReadinessChecks
@@ -25,8 +27,6 @@ from .http.authentication import Caller
 from .http.in_flight import HeldBytes
 from .http.open_requests import OpenRequests
 from .http.rate_limit import RateLimiter
-from .imaging.decoder_share import DecoderShare
-from .imaging.sandbox_pool import DecoderPool
 from .progress.eta import EtaEstimator
 from .progress.job_reads import JobReads
 from .settings import ApiSettings

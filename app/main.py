@@ -16,6 +16,8 @@ from redis import Redis
 from img2img.blobs import ObjectStore
 from img2img.container_limits import cpu_count, memory_bytes
 from img2img.free_disk import FreeDisk
+from img2img.imaging.sandbox_limits import SandboxLimits
+from img2img.imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from img2img.moderation import moderator_for
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.durability import TIMEOUT_S, Durability, DurableWrites
@@ -49,8 +51,6 @@ from .http.open_requests import OpenRequests
 from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
 from .http.request_id import RequestIdMiddleware
-from .imaging.sandbox_limits import SandboxLimits
-from .imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from .openapi.docs_page import install_docs_page
 from .openapi.document import install_openapi
 from .playground.routes import playground_router

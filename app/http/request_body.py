@@ -17,9 +17,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from img2img.domain.parameters import MAX_TEXT
-from img2img.errors import RequestError
+from img2img.errors import RequestError, UnsupportedMedia
 
-from .errors import UnsupportedMedia
 from .json_text import normalized, remove_byte_order_mark
 
 # More than a request has fields, so that unknown fields are reported by name.

@@ -23,13 +23,12 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import GenerationParameters, Resize, Task
 from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
-from img2img.errors import ParameterError
+from img2img.errors import ImageError, ParameterError, UnsupportedMedia
+from img2img.imaging.decode import encode_png, to_binary
+from img2img.imaging.sandbox_pool import SandboxedImage
 from img2img.redis.job_queue import JobQueue
 
-from ..http.errors import ImageError, UnsupportedMedia
-from ..imaging.decode import encode_png, to_binary
-from ..imaging.decoder_share import DecoderShare
-from ..imaging.sandbox_pool import SandboxedImage
+from ..backends.decoder_share import DecoderShare
 from ..schemas.image_references import ImageReference, fetch_reference
 from ..schemas.request_fields import ALPHA
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest

@@ -7,9 +7,10 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 from anyio.to_thread import run_sync
 
+from img2img.imaging.dimensions import MOST_PASSES, pixel_count
+from img2img.imaging.sandbox_pool import LIGHT_PIXELS, DecoderPool, SandboxedImage
+
 from ..http.rate_limit import RateLimiter
-from .dimensions import MOST_PASSES, pixel_count
-from .sandbox_pool import LIGHT_PIXELS, DecoderPool, SandboxedImage
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
