@@ -11,6 +11,7 @@ from redis import Redis
 from img2img.blobs import BlobStore
 from img2img.free_disk import FreeDisk
 from img2img.imaging.sandbox_pool import DecoderPool
+from img2img.presigned_uploads import UploadSigner
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -61,6 +62,8 @@ class Services:
     tracer: Tracer
     # None: requests are not moderated.
     moderation: RequestModeration | None
+    # None: clients cannot send images to the store themselves.
+    upload_signer: UploadSigner | None
 
 
 async def _services(request: Request) -> Services:

@@ -13,12 +13,13 @@ from fastapi.sse import EventSourceResponse
 from fastapi_offline import FastAPIOffline
 from redis import Redis
 
-from img2img.blobs import ObjectStore
+from img2img.blobs import ObjectStore, UnusableStore
 from img2img.container_limits import cpu_count, memory_bytes
 from img2img.free_disk import FreeDisk
 from img2img.imaging.sandbox_limits import SandboxLimits
 from img2img.imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from img2img.moderation import moderator_for
+from img2img.presigned_uploads import UploadSigner
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.durability import TIMEOUT_S, Durability, DurableWrites
 from img2img.redis.job_queue import JobQueue
@@ -58,7 +59,19 @@ from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
 from .progress.job_reads import JobReads
-from .routes import batches, control_maps, events, health, images, img2img, jobs, model_changes, models, results
+from .routes import (
+    batches,
+    control_maps,
+    events,
+    health,
+    images,
+    img2img,
+    jobs,
+    model_changes,
+    models,
+    results,
+    uploads,
+)
 from .settings import ApiSettings
 from .telemetry.access_log import AccessLogMiddleware
 from .telemetry.metrics import HttpMetrics, install_metrics
@@ -76,6 +89,7 @@ ROUTERS = tuple(
         img2img,
         control_maps,
         images,
+        uploads,
         jobs,
         events,
         results,
@@ -213,7 +227,15 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         job_changes=job_changes,
         tracer=tracer,
         moderation=_moderation(settings),
+        upload_signer=_upload_signer(store),
     )
+
+
+def _upload_signer(store: ObjectStore) -> UploadSigner | None:
+    try:
+        return UploadSigner(store)
+    except UnusableStore:
+        return None
 
 
 def _moderation(settings: ApiSettings) -> RequestModeration | None:

@@ -103,7 +103,6 @@ class ApiSettings(SharedSettings):
     api_metrics_port: Annotated[
         int | None, Field(ge=1, le=65535, description="Port for /metrics only, without API key; unset: none.")
     ] = None
-    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body in bytes.")] = 32 * 1024 * 1024
     max_inflight_bytes: Annotated[
         int | None,
         Field(
@@ -115,9 +114,6 @@ class ApiSettings(SharedSettings):
     max_connections: Annotated[
         int, Field(ge=1, description="Open connections; further ones get 503. Health checks are always served.")
     ] = 1000
-    max_pixels: Annotated[int, Field(ge=1, description="Largest image in pixels; up to 25 bytes of memory each.")] = (
-        50_000_000
-    )
     result_ttl: Annotated[
         float,
         BeforeValidator(parse_duration),

@@ -199,6 +199,11 @@ class SharedSettings(BaseSettings):
         str | None, Field(description="Blob store for images, such as s3://bucket/prefix. Default: the data directory.")
     ] = None
 
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body in bytes.")] = 32 * 1024 * 1024
+    max_pixels: Annotated[int, Field(ge=1, description="Largest image in pixels; up to 25 bytes of memory each.")] = (
+        50_000_000
+    )
+
     moderation_url: Annotated[
         str | None,
         AfterValidator(check_moderation_url),

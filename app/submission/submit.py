@@ -10,7 +10,7 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Header
 
 from img2img.domain.api_key import Scope
-from img2img.domain.blob_keys import input_key
+from img2img.domain.blob_keys import input_key, presigned_upload, upload_key
 from img2img.domain.job import DeadlinePolicy, JobOptions, JobRecord, Priority
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
@@ -29,7 +29,7 @@ from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..schemas.responses import DryRunResult, QueueEstimate
 from ..webhooks.ssrf_guard import check_webhook
 from .defaults import resolve_generation
-from .spec_builder import ImageReader, SpecBuilder, build_control_map_spec
+from .spec_builder import ImageReader, SpecBuilder, build_control_map_spec, needs_decoder
 from .task_selection import check_model, choose_task
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class JobSubmitter:
             if earlier:
                 return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
-        spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
+        spec, blobs = await self._resolve(request)
         self.held_bytes.add(sum(map(len, blobs.values())))
         await self.moderate(spec, blobs)
         if options.deadline_policy is DeadlinePolicy.REJECT:
@@ -99,7 +99,7 @@ class JobSubmitter:
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
         options = self.options(request)
-        spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
+        spec, blobs = await self._resolve(request)
         await self.moderate(spec, blobs)
         estimate = await run_sync(self.services.eta.estimate_next, spec, options)
         self._check_deadline(options, estimate)
@@ -153,6 +153,20 @@ class JobSubmitter:
             )
         return replace(options, priority=request.priority, webhook=request.webhook)
 
+    async def _resolve(self, request: Request) -> tuple[JobSpec, Mapping[str, bytes]]:
+        """Return the spec of the request, and the blobs that it refers to by their sha256."""
+        if isinstance(request, Img2ImgRequest) and self._may_defer and not needs_decoder(request):
+            return await run_sync(self._build_spec, request)
+        return await self.decoders.run(self._build_spec, request, images=_images(request))
+
+    @property
+    def _may_defer(self) -> bool:
+        """Whether workers may decode images that were sent to the bucket: unless they have to be moderated first."""
+        settings = self.services.settings
+        return self.services.upload_signer is not None and not (
+            self.services.moderation is not None and "input" in settings.moderated
+        )
+
     def _build_spec(self, request: Request) -> tuple[JobSpec, Mapping[str, bytes]]:
         """Return the spec of the request, and the blobs that it refers to by their sha256."""
         services = self.services
@@ -162,6 +176,7 @@ class JobSubmitter:
             services.store_threads.call,
             self.visible_queue,
             services.settings.result_ttl,
+            may_defer=self._may_defer,
         )
         card = self.model_card(request.model)
         if isinstance(request, ControlMapRequest):
@@ -191,7 +206,7 @@ class JobSubmitter:
         self, spec: JobSpec, blobs: Mapping[str, bytes], options: JobOptions, key: IdempotencyKey | None
     ) -> SubmittedJob:
         """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
-        inputs = {input_key(digest): blobs[digest] for digest in spec.inputs}
+        inputs = {input_key(digest): blobs[digest] for digest in spec.inputs if digest in blobs}
         limiter = self.services.rate_limiter
         headers = limiter.spend(options.owner, spec.cost) if limiter else {}
         self.services.free_disk.take(sum(map(len, inputs.values())))
@@ -199,10 +214,10 @@ class JobSubmitter:
         try:
             record, is_new = self._store_and_submit(inputs, spec, options, key)
         except Img2ImgError:
-            eraser.drop_unused(list(inputs))
+            eraser.drop_unused(spec.input_keys)
             raise
         if not is_new:
-            eraser.drop_unused(list(inputs))
+            eraser.drop_unused(spec.input_keys)
         else:
             message = "queued: %s of %s, priority %s"
             log.info(message, spec.task, spec.model, record.priority, extra=job_extra(record.id))
@@ -215,6 +230,9 @@ class JobSubmitter:
         """Store the inputs by their blob keys and queue the job. Repeated if an input is deleted in between."""
         queue = self.services.queue
         sizes = {blob_key: len(png) for blob_key, png in blobs.items()}
+        # Sent by the client, and counted as an upload of its owner before.
+        sent = (presigned_upload(blob_key) for blob_key in spec.input_keys)
+        sizes |= {upload_key(upload.id): upload.bytes for upload in sent if upload}
         for _ in range(MAX_SUBMITS):
             generations = queue.input_images.retain(sizes, options.owner)
             for blob_key, png in blobs.items():
@@ -223,7 +241,7 @@ class JobSubmitter:
                 if key is not None:
                     return queue.submit_idempotent(key, spec, options, generations)
                 return queue.submit(spec, options, generations), True
-        raise Unavailable("An earlier copy of an image is being deleted; try again in a moment.")
+        raise Unavailable("A copy of an image is being deleted; try again in a moment.")
 
 
 def _images(request: Request) -> list[object]:

@@ -10,7 +10,6 @@ from uuid import uuid4
 from redis import Redis
 
 from img2img.domain.api_key import ApiKey, owner_of
-from img2img.domain.blob_keys import input_key
 from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
 from img2img.domain.spec import JobSpec
 from img2img.errors import Img2ImgError, InvalidApiKey, QueueFull
@@ -221,7 +220,7 @@ class JobQueue:
         Fields are in one argument as JSON, because the client takes long to send many; except for those with bytes.
         """
         queue = self._queue(record.spec.model)
-        inputs = list(map(input_key, record.spec.inputs))
+        inputs = list(record.spec.input_keys)
         job = {
             "id": record.id,
             "model": record.spec.model,
