@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import limits
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
+from img2img.domain.cells import parse_cells
 from img2img.domain.job import RESULT_TTL_S
 from img2img.free_disk import parse_reserve
 from img2img.redis.durability import Durability
@@ -47,6 +48,12 @@ def check_rate(text: str | None) -> str | None:
 def check_reserve(text: str) -> str:
     """Return `text` if it is a percentage or a number of bytes. Raises ValueError."""
     parse_reserve(text)
+    return text
+
+
+def check_cells(text: str) -> str:
+    """Return `text` if it names cells. Raises ValueError."""
+    parse_cells(text)
     return text
 
 
@@ -173,6 +180,15 @@ class ApiSettings(SharedSettings):
         AfterValidator(check_rate),
         Field(description="Megapixel-steps that an API key may submit in a period, e.g. 2000/minute; unset: no limit."),
     ] = None
+    cells: Annotated[
+        str,
+        AfterValidator(check_cells),
+        Field(
+            repr=False,
+            description="Cells of the service as name=URL of their Redis, separated by spaces, for an API server in "
+            "front of several ones. Each API key belongs to one cell.",
+        ),
+    ] = ""
     max_queued_per_key: Annotated[
         int | None,
         Field(ge=1, description="Queued jobs per API key; unset: 10,000 where keys are required, else no limit."),
@@ -215,6 +231,16 @@ class ApiSettings(SharedSettings):
         if insecure and info.data.get("keys") == "required":
             raise ValueError("it contradicts IMG2IMG_KEYS=required; unset one of them")
         return insecure
+
+    def by_cell(self) -> "dict[str, ApiSettings]":
+        """Return the settings of each cell by its name; these alone, with an empty name, if there are no cells."""
+        if not self.cells:
+            return {"": self}
+        store = self.resolved_store_url.rstrip("/")
+        return {
+            name: self.model_copy(update={"redis_url": url, "store_url": f"{store}/{name}", "cells": ""})
+            for name, url in parse_cells(self.cells).items()
+        }
 
     @property
     def keys_required(self) -> bool:

@@ -20,7 +20,7 @@ from img2img.telemetry.logging import LogFormat
 SECRETS = Path("/run/secrets")
 PREFIX = "IMG2IMG_"
 # Settings whose values contain secrets, also invalid ones.
-_NOT_SHOWN = frozenset(("moderation_key", "moderation_url", "webhook_secret"))
+_NOT_SHOWN = frozenset(("cells", "moderation_key", "moderation_url", "webhook_secret"))
 # Key of the names of the variables among the values.
 NAMES = "_names"
 
@@ -32,6 +32,7 @@ SETTINGS = (
     "API_KEY",
     "API_METRICS_PORT",
     "BODY_TIMEOUT",
+    "CELLS",
     "COMPILE",
     "CORS_ORIGINS",
     "CUDNN_BENCHMARK",

@@ -62,7 +62,7 @@ async def read_json(request: Request, kind: type[T], *, strict: bool, max_values
     if media_type_of(request)[0] != "application/json":
         raise UnsupportedMedia("The content type should be application/json.")
     body = await read_bytes(request)
-    return await run_sync(_parse_json, body, kind, strict, max_values, limiter=request.app.state.services.parsers)
+    return await run_sync(_parse_json, body, kind, strict, max_values, limiter=request.app.state.cells.all[0].parsers)
 
 
 async def read_bytes(request: Request) -> bytearray:

@@ -399,3 +399,6 @@ class Readiness(BaseModel):
             "dispatcher, jobs still run and their webhooks stay pending, so this does not affect `ready`."
         ),
     ] = None
+    cells: Annotated[
+        dict[str, bool] | None, Field(description="Whether each cell is ready, by name; null without cells.")
+    ] = None

@@ -138,7 +138,7 @@ class PngInfoRequest(BaseModel):
 async def png_info(request: Request) -> dict[str, Any]:
     """Returns the texts of an image, among them the parameters that results have."""
     body = await read_json(request, PngInfoRequest, strict=False)
-    return await run_sync(_png_info, body.image, limiter=request.app.state.services.parsers)
+    return await run_sync(_png_info, body.image, limiter=request.app.state.cells.all[0].parsers)
 
 
 def _png_info(image: bytes) -> dict[str, Any]:
