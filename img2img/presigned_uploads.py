@@ -52,12 +52,13 @@ class UploadSigner:
         self._origin, self._host = f"{probe.scheme}://{probe.netloc}", probe.netloc
         self._prefix = probe.path.removesuffix("uploads/probe")
 
-    def sign(self, key: str, digest: str, size: int, content_type: str, expires_s: int) -> SignedPut:
-        """Return a request that stores one image under a key, once.
+    def sign(self, key: str, digest: str, size: int, content_type: str, *, now: float, expires_at: float) -> SignedPut:
+        """Return a request that stores one image under a key, once, until a time.
 
         Args:
             digest: SHA-256 of the image, in hexadecimal.
             size: Its bytes.
+            now: The time of Redis, in seconds since the epoch.
         """
         headers = {
             "Content-Type": content_type,
@@ -66,14 +67,14 @@ class UploadSigner:
         }
         signed = {name.lower(): value for name, value in headers.items()}
         signed |= {"content-length": str(size), "host": self._host}
-        now = datetime.now(UTC)
-        time, scope = f"{now:%Y%m%dT%H%M%SZ}", f"{now:%Y%m%d}/{self._region}/{self._service}/aws4_request"
+        signed_at = datetime.fromtimestamp(now, UTC)
+        time, scope = f"{signed_at:%Y%m%dT%H%M%SZ}", f"{signed_at:%Y%m%d}/{self._region}/{self._service}/aws4_request"
         names = ";".join(sorted(signed))
         query = {
             "X-Amz-Algorithm": ALGORITHM,
             "X-Amz-Credential": f"{self._key_id}/{scope}",
             "X-Amz-Date": time,
-            "X-Amz-Expires": str(expires_s),
+            "X-Amz-Expires": str(int(expires_at - now)),
             "X-Amz-SignedHeaders": names,
         }
         if self._token:

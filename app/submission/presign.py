@@ -53,12 +53,18 @@ class Presigner:
         upload, is_replay = PresignedUpload.new(request.sha256, request.bytes, request.size, now), False
         if self.idempotency_key:
             upload, is_replay = self._earlier(request, upload)
-        left_s = int(upload.expires_at - now)
-        if left_s <= 0:
+        if upload.expires_at - now < 1:
             raise Expired("The upload of this idempotency key has expired; create another one with a new key.")
         keep_s = self.services.settings.result_ttl
         queue.input_images.retain_upload(upload_key(upload.id), upload.bytes, keep_s, self.caller.owner)
-        put = signer.sign(upload_key(upload.id), upload.sha256, upload.bytes, request.content_type, left_s)
+        put = signer.sign(
+            upload_key(upload.id),
+            upload.sha256,
+            upload.bytes,
+            request.content_type,
+            now=now,
+            expires_at=upload.expires_at,
+        )
         expires_at = datetime.fromtimestamp(upload.expires_at, UTC)
         return Upload(image=upload.path, url=put.url, headers=dict(put.headers), expires_at=expires_at), is_replay
 

@@ -1,5 +1,6 @@
 """Presigned uploads: their ids, and their URLs compared with botocore."""
 
+import time
 from hashlib import sha256
 
 import pytest
@@ -32,13 +33,16 @@ def test_signature_is_that_of_botocore(monkeypatch: pytest.MonkeyPatch, token: s
         monkeypatch.setenv(name, value)
     if token:
         monkeypatch.setenv("AWS_SESSION_TOKEN", token)
-    put = UploadSigner(ObjectStore(url)).sign(upload_key("a-b"), DIGEST, 5, "image/png", 900)
+    signer, now = UploadSigner(ObjectStore(url)), time.time()
+    put = signer.sign(upload_key("a-b"), DIGEST, 5, "image/png", now=now, expires_at=now + 900)
     sent = {name.lower(): value for name, value in put.headers.items()}
     sent |= {"host": "127.0.0.1:9", "content-length": "5", "user-agent": "x"}
     assert is_signed_put(put.url, sent, token)
     for name in set(sent) - {"user-agent"}:
         assert not is_signed_put(put.url, sent | {name: "6"}, token), name
         assert not is_signed_put(put.url, {key: value for key, value in sent.items() if key != name}, token), name
+    old = signer.sign(upload_key("a-b"), DIGEST, 5, "image/png", now=now - 1000, expires_at=now - 100)
+    assert not is_signed_put(old.url, sent, token), "it has expired"
     other = SignedPut(put.url.replace("a-b", "a-c"), put.headers)
     assert not is_signed_put(other.url, sent, token)
 
