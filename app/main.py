@@ -195,7 +195,7 @@ def build_cells(settings: ApiSettings, tracer: Tracer) -> list[Services]:
     for name, settings_of_cell in settings.by_cell().items():
         one = build_services(settings_of_cell, tracer, name)
         if cells:
-            # Cells share what has nothing to do with Redis and the store.
+            # Cells share the parts that use neither Redis nor the store.
             first = cells[0]
             one = replace(one, parsers=first.parsers, decoders=first.decoders, moderation=first.moderation)
         cells.append(one)
