@@ -13,6 +13,7 @@ from img2img.domain.job_batch import BatchRecord
 from img2img.erasure import DELETED_AT_ONCE, Eraser
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_store import Cursor
 from img2img.redis.merged_pages import merge_pages
 from img2img.stored_images import read_result
 
@@ -24,6 +25,7 @@ from ..dependencies import (
     ServicesDep,
     StoreDep,
     StoreThreadsDep,
+    VisibleJobs,
     VisibleJobsDep,
 )
 from ..openapi import batches as openapi
@@ -72,7 +74,8 @@ async def submit_batch(
 @router.get("", operation_id="list_batches", responses=problems(422, 503))
 async def list_batches(visible: VisibleJobsDep, cursor: CursorQuery = None, limit: Limit = 20) -> BatchList:
     """List batches, newest first."""
-    pages, cell_of = [], {}
+    pages: list[tuple[list[BatchRecord], Cursor | None]] = []
+    cell_of: dict[str, VisibleJobs] = {}
     for cell in visible:
         pages.append(await run_sync(cell.queue.batches.page, parse_cursor(cursor), limit))
         cell_of |= {record.id: cell for record in pages[-1][0]}

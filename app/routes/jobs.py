@@ -6,7 +6,7 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 
-from img2img.domain.job import JobStatus
+from img2img.domain.job import JobRecord, JobStatus
 from img2img.erasure import Eraser
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_store import CURSOR, Cursor
@@ -15,7 +15,7 @@ from img2img.redis.merged_pages import merge_pages
 from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep, StoreThreadsDep, VisibleJobsDep
 from ..openapi import operations as openapi
 from ..progress.long_poll import MAX_WAIT_S, requested_wait, wait_for_end
-from ..schemas.responses import Job, JobList
+from ..schemas.responses import Job, JobList, QueueEstimate
 from .parameters import JobId
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -42,7 +42,8 @@ def list_jobs(
 ) -> JobList:
     """List jobs, newest first. A page may have fewer than `limit` jobs if some have expired."""
     before = parse_cursor(cursor)
-    pages, estimates = [], {}
+    pages: list[tuple[list[JobRecord], Cursor | None]] = []
+    estimates: dict[str, QueueEstimate | None] = {}
     for cell in visible:
         records, last = cell.queue.job_store.page(status, before, limit)
         pages.append((records, last))

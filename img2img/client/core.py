@@ -231,7 +231,8 @@ class Operations:
 
     def delete_image(self, image: UploadedImage | Upload | str) -> Flow[None]:
         name = load_image(image) if isinstance(image, UploadedImage | Upload) else image
-        path = name if str(name).startswith("/uploads/") else f"/images/{quote(str(name), safe='')}"
+        text = str(name)
+        path = text if text.startswith("/uploads/") else f"/images/{quote(text, safe='')}"
         yield from self.call("DELETE", path)
 
     def list_models(self) -> Flow[list[Model]]:
