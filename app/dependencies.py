@@ -172,6 +172,27 @@ async def _visible_jobs(cells: CellsDep, request: Request, caller: CallerDep) ->
 
 # In the caller's cell; for a key with the scope `admin`, in all cells.
 VisibleJobsDep = Annotated[list[VisibleJobs], Depends(_visible_jobs)]
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """The parts of a request that a submit needs. One dependency, because FastAPI takes long to resolve several."""
+
+    services: Services
+    caller: Caller
+    held_bytes: HeldBytes
+
+    @property
+    def decoders(self) -> DecoderShare:
+        """The decoders, as the caller may use them."""
+        return DecoderShare(self.services.decoders, self.services.rate_limiter, self.caller.owner)
+
+
+async def _context(request: Request) -> RequestContext:
+    return RequestContext(services_of(request), request.state.caller, request.state.held_bytes)
+
+
+ContextDep = Annotated[RequestContext, Depends(_context)]
 QueueDep = Annotated[JobQueue, Depends(_visible_queue)]
 DecodersDep = Annotated[DecoderShare, Depends(_decoder_share)]
 SettingsDep = Annotated[ApiSettings, _service(lambda services: services.settings)]

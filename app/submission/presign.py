@@ -13,7 +13,7 @@ from img2img.errors import Expired, ImageError, NoPresignedUploads
 from img2img.presigned_uploads import UploadSigner
 from img2img.redis.idempotency import IdempotencyKey
 
-from ..dependencies import CallerDep, ServicesDep
+from ..dependencies import ContextDep
 from ..http.errors import PayloadTooLarge
 from ..schemas.requests import UploadRequest
 from ..schemas.responses import Upload
@@ -24,8 +24,7 @@ from .submit import IdempotencyKeyHeader
 class Presigner:
     """Creates presigned uploads."""
 
-    services: ServicesDep
-    caller: CallerDep
+    context: ContextDep
     idempotency_key: IdempotencyKeyHeader = None
 
     async def create(self, request: UploadRequest) -> tuple[Upload, bool]:
@@ -37,7 +36,7 @@ class Presigner:
             QuotaExceeded, StorageFull, Unavailable: It cannot be stored.
             Expired: The upload of an earlier request with the idempotency key has expired.
         """
-        signer, settings = self.services.upload_signer, self.services.settings
+        signer, settings = self.context.services.upload_signer, self.context.services.settings
         if signer is None:
             raise NoPresignedUploads
         if request.bytes > settings.max_body_bytes:
@@ -48,15 +47,15 @@ class Presigner:
         return await run_sync(self._create, request, signer)
 
     def _create(self, request: UploadRequest, signer: UploadSigner) -> tuple[Upload, bool]:
-        queue = self.services.queue
+        queue = self.context.services.queue
         now = queue.clock.now()
         upload, is_replay = PresignedUpload.new(request.sha256, request.bytes, request.size, now), False
         if self.idempotency_key:
             upload, is_replay = self._earlier(request, upload)
         if upload.expires_at - now < 1:
             raise Expired("The upload of this idempotency key has expired; create another one with a new key.")
-        keep_s = self.services.settings.result_ttl
-        queue.input_images.retain_upload(upload_key(upload.id), upload.bytes, keep_s, self.caller.owner)
+        keep_s = self.context.services.settings.result_ttl
+        queue.input_images.retain_upload(upload_key(upload.id), upload.bytes, keep_s, self.context.caller.owner)
         put = signer.sign(
             upload_key(upload.id),
             upload.sha256,
@@ -72,8 +71,8 @@ class Presigner:
         """Return the upload that the same request has created before, if any, else the new one."""
         assert self.idempotency_key
         fingerprint = sha256(json.dumps(["upload", request.model_dump()]).encode()).hexdigest()
-        key = IdempotencyKey(self.idempotency_key, fingerprint, self.caller.owner)
-        queue = self.services.queue
+        key = IdempotencyKey(self.idempotency_key, fingerprint, self.context.caller.owner)
+        queue = self.context.services.queue
         if queue.reserve_idempotency_key(key, new.id):
             return new, False
         earlier = PresignedUpload.parse(queue.find_id(key) or "")

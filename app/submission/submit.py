@@ -23,8 +23,11 @@ from img2img.redis.job_queue import InputsDeleted, JobQueue
 from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import CallerDep, DecodersDep, HeldBytesDep, ServicesDep
+from ..backends.decoder_share import DecoderShare
+from ..dependencies import ContextDep, Services
+from ..http.authentication import Caller
 from ..http.errors import DeadlineUnmet, InsufficientScope
+from ..http.in_flight import HeldBytes
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..schemas.responses import DryRunResult, QueueEstimate
 from ..webhooks.ssrf_guard import check_webhook
@@ -54,22 +57,40 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A queued job, or the job of an earlier request with the same idempotency key."""
+    """A queued job, or the job of an earlier request with the same idempotency key.
+
+    Attributes:
+        headers: Those of the response.
+        estimate: Its place in the queue, if it is known.
+    """
 
     record: JobRecord
-    # Headers of the response.
     headers: Mapping[str, str]
+    estimate: QueueEstimate | None = None
 
 
 @dataclass(frozen=True)
 class JobSubmitter:
     """Submits a request of one caller. All routes that create jobs use it, so all have the header."""
 
-    services: ServicesDep
-    caller: CallerDep
-    decoders: DecodersDep
-    held_bytes: HeldBytesDep
+    context: ContextDep
     idempotency_key: IdempotencyKeyHeader = None
+
+    @property
+    def services(self) -> Services:
+        return self.context.services
+
+    @property
+    def caller(self) -> Caller:
+        return self.context.caller
+
+    @property
+    def decoders(self) -> DecoderShare:
+        return self.context.decoders
+
+    @property
+    def held_bytes(self) -> HeldBytes:
+        return self.context.held_bytes
 
     async def submit(self, request: Request) -> SubmittedJob:
         """Queue a job.
@@ -81,6 +102,9 @@ class JobSubmitter:
             Img2ImgError: The request is refused.
         """
         options = self.options(request)
+        if self.services.moderation is None and self._is_deferred(request):
+            # Nothing waits for a decoder or the blob store.
+            return await run_sync(self._submit_at_once, request, options)
         key = None
         if self.idempotency_key:
             fingerprint = await run_sync(request.fingerprint, limiter=self.services.parsers)
@@ -95,6 +119,22 @@ class JobSubmitter:
         if options.deadline_policy is DeadlinePolicy.REJECT:
             self._check_deadline(options, await run_sync(self.services.eta.estimate_next, spec, options))
         return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
+
+    def _submit_at_once(self, request: Request, options: JobOptions) -> SubmittedJob:
+        """Queue a job whose images are not decoded here, as `submit` does."""
+        key = None
+        if self.idempotency_key:
+            key = IdempotencyKey(self.idempotency_key, request.fingerprint(), options.owner)
+            earlier = self.visible_queue().find_by_idempotency_key(key)
+            if earlier:
+                return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
+        self.services.queue.check_limits(options.owner)
+        spec, blobs = self._build_spec(request)
+        if options.deadline_policy is DeadlinePolicy.REJECT:
+            self._check_deadline(options, self.services.eta.estimate_next(spec, options))
+        submitted = self._enqueue(spec, blobs, options, key)
+        [estimate] = self.services.eta.estimate([submitted.record])
+        return replace(submitted, estimate=estimate)
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
@@ -155,9 +195,13 @@ class JobSubmitter:
 
     async def _resolve(self, request: Request) -> tuple[JobSpec, Mapping[str, bytes]]:
         """Return the spec of the request, and the blobs that it refers to by their sha256."""
-        if isinstance(request, Img2ImgRequest) and self._may_defer and not needs_decoder(request):
+        if self._is_deferred(request):
             return await run_sync(self._build_spec, request)
         return await self.decoders.run(self._build_spec, request, images=_images(request))
+
+    def _is_deferred(self, request: Request) -> bool:
+        """Whether a worker decodes the only image of a request."""
+        return isinstance(request, Img2ImgRequest) and self._may_defer and not needs_decoder(request)
 
     @property
     def _may_defer(self) -> bool:

@@ -12,7 +12,7 @@ from botocore.credentials import Credentials
 KEY_ID, SECRET = "AKIDEXAMPLE", "not-a-secret"
 
 
-def is_signed_put(url: str, headers: Mapping[str, str], token: str | None = None) -> bool:
+def is_signed(method: str, url: str, headers: Mapping[str, str], token: str | None = None) -> bool:
     """Return whether a request may be made now.
 
     Args:
@@ -27,7 +27,7 @@ def is_signed_put(url: str, headers: Mapping[str, str], token: str | None = None
         return False
     auth = S3SigV4QueryAuth(Credentials(KEY_ID, SECRET, token), "s3", "us-east-1")
     unsigned = parts.query.rpartition("&X-Amz-Signature=")[0]
-    request = AWSRequest("PUT", f"{parts.scheme}://{parts.netloc}{parts.path}?{unsigned}")
+    request = AWSRequest(method, f"{parts.scheme}://{parts.netloc}{parts.path}?{unsigned}")
     for name in signed:
         request.headers[name] = headers[name]
     request.context["timestamp"] = query["X-Amz-Date"]

@@ -10,7 +10,7 @@ from img2img.domain.blob_keys import presigned_upload, upload_key
 from img2img.domain.presigned_upload import PresignedUpload
 from img2img.presigned_uploads import SignedPut, UploadSigner
 from tests.support.buckets import bucket_at
-from tests.support.signatures import is_signed_put
+from tests.support.signatures import is_signed
 
 DIGEST = sha256(b"image").hexdigest()
 
@@ -37,14 +37,14 @@ def test_signature_is_that_of_botocore(monkeypatch: pytest.MonkeyPatch, token: s
     put = signer.sign(upload_key("a-b"), DIGEST, 5, "image/png", now=now, expires_at=now + 900)
     sent = {name.lower(): value for name, value in put.headers.items()}
     sent |= {"host": "127.0.0.1:9", "content-length": "5", "user-agent": "x"}
-    assert is_signed_put(put.url, sent, token)
+    assert is_signed("PUT", put.url, sent, token)
     for name in set(sent) - {"user-agent"}:
-        assert not is_signed_put(put.url, sent | {name: "6"}, token), name
-        assert not is_signed_put(put.url, {key: value for key, value in sent.items() if key != name}, token), name
+        assert not is_signed("PUT", put.url, sent | {name: "6"}, token), name
+        assert not is_signed("PUT", put.url, {key: value for key, value in sent.items() if key != name}, token), name
     old = signer.sign(upload_key("a-b"), DIGEST, 5, "image/png", now=now - 1000, expires_at=now - 100)
-    assert not is_signed_put(old.url, sent, token), "it has expired"
+    assert not is_signed("PUT", old.url, sent, token), "it has expired"
     other = SignedPut(put.url.replace("a-b", "a-c"), put.headers)
-    assert not is_signed_put(other.url, sent, token)
+    assert not is_signed("PUT", other.url, sent, token)
 
 
 def test_store_without_signed_uploads_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
