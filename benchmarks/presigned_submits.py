@@ -128,13 +128,22 @@ async def _post(
 
 
 def _markdown(results: dict[str, dict[str, float]], servers: int) -> str:
-    lines = ["| server | submits/s | API | Redis | client | bytes |", "|---|---:|---:|---:|---:|---:|"]
-    for name, one in results.items():
-        times = " | ".join(f"{one[part]:.2f} ms" for part in ("api_ms", "redis_ms", "client_ms"))
-        lines.append(f"| {name} | {one['per_s']:.0f} | {times} | {one['bytes']:,.0f} |")
-    share = results["service"]["per_s"] / results["limit"]["per_s"]
     cores = len(os.sched_getaffinity(0))
-    lines += ["", f"{share:.0%} of the limit. {servers} servers, Redis and the client on {cores} CPU cores."]
+    lines = [
+        "| server | submits/s | with all cores | API | Redis | client | bytes |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, one in results.items():
+        parts = [one[part] for part in ("api_ms", "redis_ms", "client_ms")]
+        times = " | ".join(f"{part:.2f} ms" for part in parts)
+        with_all = 1000 * cores / sum(parts)
+        lines.append(f"| {name} | {one['per_s']:.0f} | {with_all:.0f} | {times} | {one['bytes']:,.0f} |")
+    share = results["service"]["per_s"] / results["limit"]["per_s"]
+    lines += [
+        "",
+        f"{share:.0%} of the limit. {servers} servers, Redis and the client on {cores} CPU cores. With all cores:",
+    ]
+    lines.append("by the processor time of a submit, if no other process used them.")
     return "\n".join(lines)
 
 
