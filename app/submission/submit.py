@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated, Generic, Protocol, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Header
@@ -55,16 +55,19 @@ IdempotencyKeyHeader = Annotated[
 REPLAYED = {"Idempotency-Replayed": "true"}
 
 
+Record = TypeVar("Record")
+
+
 @dataclass(frozen=True)
-class SubmittedJob:
-    """A queued job, or the job of an earlier request with the same idempotency key.
+class Submitted(Generic[Record]):
+    """A queued job or accepted batch, or that of an earlier request with the same idempotency key.
 
     Attributes:
         headers: Those of the response.
-        estimate: Its place in the queue, if it is known.
+        estimate: The place of a job in the queue, if it is known.
     """
 
-    record: JobRecord
+    record: Record
     headers: Mapping[str, str]
     estimate: QueueEstimate | None = None
 
@@ -92,7 +95,7 @@ class JobSubmitter:
     def held_bytes(self) -> HeldBytes:
         return self.context.held_bytes
 
-    async def submit(self, request: Request) -> SubmittedJob:
+    async def submit(self, request: Request) -> Submitted[JobRecord]:
         """Queue a job.
 
         A full queue is noticed before images are decoded. Of a refused request, only the decoding counts against the
@@ -111,7 +114,7 @@ class JobSubmitter:
             key = IdempotencyKey(self.idempotency_key, fingerprint, options.owner)
             earlier = await run_sync(self.visible_queue().find_by_idempotency_key, key)
             if earlier:
-                return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
+                return Submitted(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
         spec, blobs = await self._resolve(request)
         self.held_bytes.add(sum(map(len, blobs.values())))
@@ -120,14 +123,14 @@ class JobSubmitter:
             self._check_deadline(options, await run_sync(self.services.eta.estimate_next, spec, options))
         return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
 
-    def _submit_at_once(self, request: Request, options: JobOptions) -> SubmittedJob:
+    def _submit_at_once(self, request: Request, options: JobOptions) -> Submitted[JobRecord]:
         """Queue a job whose images are not decoded here, as `submit` does."""
         key = None
         if self.idempotency_key:
             key = IdempotencyKey(self.idempotency_key, request.fingerprint(), options.owner)
             earlier = self.visible_queue().find_by_idempotency_key(key)
             if earlier:
-                return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
+                return Submitted(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         self.services.queue.check_limits(options.owner)
         spec, blobs = self._build_spec(request)
         if options.deadline_policy is DeadlinePolicy.REJECT:
@@ -248,7 +251,7 @@ class JobSubmitter:
 
     def _enqueue(
         self, spec: JobSpec, blobs: Mapping[str, bytes], options: JobOptions, key: IdempotencyKey | None
-    ) -> SubmittedJob:
+    ) -> Submitted[JobRecord]:
         """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
         inputs = {input_key(digest): blobs[digest] for digest in spec.inputs if digest in blobs}
         limiter = self.services.rate_limiter
@@ -266,7 +269,7 @@ class JobSubmitter:
             message = "queued: %s of %s, priority %s"
             log.info(message, spec.task, spec.model, record.priority, extra=job_extra(record.id))
         location = {"Location": f"/jobs/{record.id}"}
-        return SubmittedJob(record, {**headers, **location, **({} if is_new else REPLAYED)})
+        return Submitted(record, {**headers, **location, **({} if is_new else REPLAYED)})
 
     def _store_and_submit(
         self, blobs: Mapping[str, bytes], spec: JobSpec, options: JobOptions, key: IdempotencyKey | None
