@@ -46,6 +46,8 @@ ABLE = CARD.model_copy(
 EDITOR = CARD.model_copy(update={"name": "editor", "tasks": (Task.EDIT,), "max_images": 4})
 IMAGE = encoded(gradient(160, 120))
 OWN = b64encode(encoded(gradient(160, 120, blue=9))).decode()  # an image of the other owner
+# The end of the id of an upload of this image.
+UPLOADED = f"{sha256(IMAGE).hexdigest()}-{len(IMAGE)}-160x120"
 PROMPT = "a private prompt of Ada"
 # Ada has sent all her requests with this idempotency key.
 ORDER = {"Idempotency-Key": "order-17"}
@@ -64,7 +66,7 @@ class Ids:
     sent: str = "3a" * 32  # SHA-256 of an image sent to POST /images
     used: str = "4a" * 32  # SHA-256 of the input image of a job
     group: str = "7a" * 16  # a batch of jobs
-    upload: str = f"{'8a' * 16}-{'9a' * 32}-9-160x120"  # an image sent to the bucket
+    upload: str = f"77359400{'8a' * 12}-{UPLOADED}"  # an image sent to the bucket
 
 
 ABSENT = Ids()
@@ -325,7 +327,8 @@ class Scene:
         sent = self.ada.post("/images", files={"image": IMAGE}).json()["sha256"]
         used = self.ada.get(f"/jobs/{waiting}").json()["request"]["image"]
         group = self.ada.post("/batches", json={"request": {"image": sent, "prompt": PROMPT}}).json()["id"]
-        upload = PresignedUpload.new(sha256(IMAGE).hexdigest(), len(IMAGE), (160, 120), time.time())
+        upload = PresignedUpload.parse(f"77359400{'8b' * 12}-{UPLOADED}")
+        assert upload is not None
         key, owner = upload_key(upload.id), queue.job_store.find(waiting).owner
         queue.input_images.retain_upload(key, len(IMAGE), 3600, owner)
         store.put(key, IMAGE)
@@ -357,7 +360,8 @@ class Scene:
         """Return the text with Ada's ids replaced by unknown ones."""
         for one in fields(Ids):
             text = text.replace(getattr(self.ids, one.name), getattr(ABSENT, one.name))
-        return text
+        # In an error message, long ids are cut off.
+        return text.replace(self.ids.upload[:32], ABSENT.upload[:32])
 
     def interrupted(self) -> bool:
         """Whether Ada's web UI request ends as cancelled."""
