@@ -55,6 +55,7 @@ from .http.rate_limit import RateLimiter
 from .http.request_id import RequestIdMiddleware
 from .openapi.docs_page import install_docs_page
 from .openapi.document import install_openapi
+from .openapi.error_reference import install_error_page
 from .playground.routes import playground_router
 from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
@@ -133,6 +134,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         docs_url=None,
     )
     install_docs_page(app)
+    install_error_page(app)
     install_middleware(app, settings, metrics)
     routers = (*ROUTERS, playground_router()) if settings.playground else ROUTERS
     for router in routers:
