@@ -80,8 +80,8 @@ CAUSES = {
     ),
     "no_presigned_uploads": Cause(
         "Images of this service are in no bucket for which it can sign URLs.",
-        "Send the image with the request, or to `POST /images`. Operators set `IMG2IMG_STORE_URL` to an S3 bucket, with "
-        "`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.",
+        "Send the image with the request, or to `POST /images`. Operators set `IMG2IMG_STORE_URL` to an S3 bucket, "
+        "with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.",
     ),
     "payload_too_large": Cause(
         "The request body is larger than `IMG2IMG_MAX_BODY_BYTES`.",
