@@ -58,7 +58,7 @@ from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
 from .progress.job_reads import JobReads
-from .routes import batches, control_maps, events, health, images, img2img, jobs, model_changes, models, results
+from .routes import batches, control_maps, events, health, images, img2img, jobs, masks, model_changes, models, results
 from .settings import ApiSettings
 from .telemetry.access_log import AccessLogMiddleware
 from .telemetry.metrics import HttpMetrics, install_metrics
@@ -75,6 +75,7 @@ ROUTERS = tuple(
     for module in (
         img2img,
         control_maps,
+        masks,
         images,
         jobs,
         events,

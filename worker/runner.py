@@ -7,9 +7,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 
+import numpy as np
+
+from img2img.domain.geometry import visible_box
 from img2img.domain.infotext import infotext
-from img2img.domain.spec import GenerationSpec, JobSpec
+from img2img.domain.spec import GenerationSpec, InpaintSpec, JobSpec
 from img2img.errors import Cancelled, JobError
 from img2img.printable import without_paths
 
@@ -19,7 +23,7 @@ from .engine.task import EngineTask, TaskStopped, Urgency
 from .engine.timeline import Timeline
 from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
-from .images.png import Pixels, encode_png
+from .images.png import Pixels, decode_png, encode_png
 from .moderation import ResultModeration
 from .pipelines.model import Model
 from .pipelines.safety_checker import ImageChecker
@@ -278,6 +282,8 @@ class JobRunner:
             DeviceLost: the device failed.
         """
         with _raising_device_lost():
+            if isinstance(spec, InpaintSpec) and spec.region.find is not None:
+                spec, pngs = self._find_mask(spec, pngs, model, urgency)
             inputs = load_inputs(spec, pngs, model.annotators)
         return Rendering(
             self._engine,
@@ -291,6 +297,29 @@ class JobRunner:
             metadata=self._metadata,
             on_task_done=self.on_slot_free,
         )
+
+
+    def _find_mask(
+        self, spec: InpaintSpec, pngs: Mapping[str, bytes], model: Model, urgency: Urgency
+    ) -> tuple[InpaintSpec, Mapping[str, bytes]]:
+        """Return the job with the mask that it asks for, and its images with that mask. Waits for the engine."""
+        region = spec.region
+        assert region.find is not None and spec.image is not None
+        image, find = decode_png(pngs[spec.image]), region.find
+        ended = threading.Event()
+        task = EngineTask(lambda _: model.segmenters.mask(image, find), lambda _: ended.set(), urgency=urgency)
+        self._engine.submit_short([task])
+        ended.wait()
+        if task.error is not None:
+            raise _to_job_error(task.error)
+        png = encode_png(np.asarray(task.result.convert("RGB")), None)
+        digest = sha256(png).hexdigest()
+        found: dict[str, object] = {"mask": digest, "find": None}
+        if region.padding is not None:
+            masked, size = task.result.getbbox(), (spec.width, spec.height)
+            found["box"] = visible_box(masked, region.margins, region.canvas, region.padding, model.card, size)
+        spec = spec.model_copy(update={"region": region.model_copy(update=found)})
+        return spec, {**pngs, digest: png}
 
 
 @contextmanager

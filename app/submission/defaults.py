@@ -3,6 +3,7 @@
 import secrets
 from typing import Any
 
+from img2img.domain.geometry import kept_share, nearest_bucket, working_size
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import (
     COMBINED_SCHEDULERS,
@@ -16,7 +17,6 @@ from img2img.domain.parameters import (
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
-from .geometry import kept_share, nearest_bucket, working_size
 from .task_selection import REQUIREMENTS, given_fields
 
 # Share of an image that a default size keeps at least, where the sizes of the model allow it.

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlName, EmbeddingName, LoraName
 from img2img.domain.job import Priority
+from img2img.domain.masks import MaskKind
 from img2img.domain.parameters import Scheduler, Sigmas, Task
 
 SchedulerSigmas = Annotated[
@@ -109,6 +110,13 @@ class ModelCard(BaseModel):
     ] = ()
     preprocessors: Annotated[
         tuple[ControlName, ...], Field(description="Types of control maps that it can make from an image.")
+    ] = ()
+    masks: Annotated[
+        tuple[MaskKind, ...], Field(description="Ways in which a `mask` can name a thing in the image.")
+    ] = ()
+    mask_words: Annotated[
+        tuple[str, ...],
+        Field(description="The words that a mask by `text` takes, if the model knows a fixed set; empty: any words."),
     ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
     max_image_prompts: Annotated[int, Field(description="Largest number of `image_prompts`.")] = MAX_IMAGE_PROMPTS

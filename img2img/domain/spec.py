@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
 from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Sha256
+from img2img.domain.masks import MaskQuery
 from img2img.domain.parameters import (
     EXPECTED_SPEEDUP,
     FLOW_SCHEDULERS,
@@ -312,9 +313,24 @@ class ControlMapSpec(BaseSpec):
         yield self.image
 
 
+class MaskSpec(BaseSpec):
+    """The mask of a thing in an image, without generation. It has the size of the image."""
+
+    task: Literal[Task.MASK] = Task.MASK
+    image: Sha256 | None
+    find: MaskQuery
+
+    @property
+    def steps_run(self) -> int:
+        return 0
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield self.image
+
+
 # The specs of jobs that run a denoiser.
 DenoisingSpec = Img2ImgSpec | InpaintSpec | ControlSpec | EditSpec | UpscaleSpec
-JobSpec = TypeAliasType("JobSpec", Annotated[DenoisingSpec | ControlMapSpec, Field(discriminator="task")])
+JobSpec = TypeAliasType("JobSpec", Annotated[DenoisingSpec | ControlMapSpec | MaskSpec, Field(discriminator="task")])
 _JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
 
