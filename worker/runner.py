@@ -87,7 +87,9 @@ class Rendering:
         self._runs_alone = deterministic or (isinstance(spec, GenerationSpec) and spec.deterministic)
         # Image by image.
         self.tasks = [
-            EngineTask(f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.steps_run)
+            EngineTask(
+                f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.total_steps // spec.passes
+            )
             for f in functions
         ]
         self.remaining = len(self.tasks)  # tasks that have not ended
@@ -216,6 +218,8 @@ class Rendering:
         results = [task.result for task in self.tasks[i * count : (i + 1) * count]]
         if self._inputs.tiled_image:
             return self._inputs.tiled_image.merge(results)
+        if isinstance(results[0], np.ndarray):
+            return results[0]
         pixels = to_pixels(results[0])
         return self._inputs.canvas.paste(pixels) if self._inputs.canvas else pixels
 
@@ -298,13 +302,13 @@ class JobRunner:
             on_task_done=self.on_slot_free,
         )
 
-
     def _find_mask(
         self, spec: InpaintSpec, pngs: Mapping[str, bytes], model: Model, urgency: Urgency
     ) -> tuple[InpaintSpec, Mapping[str, bytes]]:
         """Return the job with the mask that it asks for, and its images with that mask. Waits for the engine."""
         region = spec.region
-        assert region.find is not None and spec.image is not None
+        assert region.find is not None
+        assert spec.image is not None
         image, find = decode_png(pngs[spec.image]), region.find
         ended = threading.Event()
         task = EngineTask(lambda _: model.segmenters.mask(image, find), lambda _: ended.set(), urgency=urgency)

@@ -111,7 +111,9 @@ def _form_name(request: type) -> str:
     return request.__name__.replace("Request", "Form")
 
 
-def _form_schema(request: type[Img2ImgRequest | ControlMapRequest | MaskRequest | ImageRequest], schema: Any) -> dict[str, Any]:
+def _form_schema(
+    request: type[Img2ImgRequest | ControlMapRequest | MaskRequest | ImageRequest], schema: Any
+) -> dict[str, Any]:
     """Return the schema of a form: images are files, and nested fields are JSON text."""
     form: dict[str, Any] = deepcopy(schema) | {"title": _form_name(request)}
     fields = form["properties"]

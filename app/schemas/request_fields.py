@@ -148,9 +148,7 @@ MaskOrReference = Annotated[
     bytes | ImageReference | MaskObject | Literal["alpha"],
     PlainValidator(
         parse_mask,
-        json_schema_input_type=Annotated[
-            str, Field(description="An image in one of the forms of `image`, or `alpha`.")
-        ]
+        json_schema_input_type=Annotated[str, Field(description="An image in one of the forms of `image`, or `alpha`.")]
         | MaskObject,
     ),
 ]

@@ -31,6 +31,7 @@ from img2img.domain.parameters import (
     Task,
     Text,
 )
+from img2img.domain.refinements import MAX_REFINEMENTS, Refinement
 from img2img.domain.webhook import Webhook
 
 from .request_fields import (
@@ -128,7 +129,7 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     """An image and the parameters of its transformation."""
 
     # Fields that a form sends as JSON text. Their images can be sent as files, named like `controls.0.image`.
-    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras"})
+    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras", "refine"})
     FILES: ClassVar[re.Pattern[str]] = re.compile(r"images?|mask|(?:controls|image_prompts)\.[0-9]\.image")
     # Fields that a form sends once for each entry.
     REPEATED: ClassVar[frozenset[str]] = frozenset({"images"})
@@ -213,9 +214,9 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         Field(
             description="Inpainting mask of the same size as `image`: white pixels are regenerated, black and "
             "transparent pixels are returned unchanged. Grey counts as white from 128 on. `alpha` regenerates the "
-            "transparent pixels of `image`. An object such as `{\"text\": \"the house\"}` lets the model find the mask, "
-            "see `masks` of its entry in `GET /models`. The result has the size of `image`; `width` and `height` set the size at "
-            "which the model works."
+            'transparent pixels of `image`. An object such as `{"text": "the house"}` lets the model find the mask, '
+            "see `masks` of its entry in `GET /models`. The result has the size of `image`; `width` and `height` set "
+            "the size at which the model works."
         ),
         Requires(tasks=frozenset({Task.INPAINT})),
     ] = None
@@ -271,6 +272,20 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             lacking="has no IP-Adapter; leave them out",
             tasks_of_model="adapter_tasks",
             not_by_upscaler="it has no IP-Adapter",
+        ),
+    ] = ()
+    refine: Annotated[
+        tuple[Refinement, ...],
+        Field(
+            max_length=MAX_REFINEMENTS,
+            description="Detail pass: parts of the result that are found by words, such as faces, and generated again "
+            "at the native size of the model. For models with inpainting and `masks` by `text` in `GET /models`.",
+        ),
+        Requires(
+            tasks=frozenset({Task.IMG2IMG, Task.INPAINT, Task.CONTROL}),
+            capability="can_refine",
+            lacking="cannot refine results, for which it needs inpainting and a segmenter for words; leave it out, or "
+            "its operator can add one as `segmenters.text` in the model file",
         ),
     ] = ()
     images: Annotated[

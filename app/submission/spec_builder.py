@@ -254,7 +254,7 @@ class SpecBuilder:
             blob = self.reader.add_blob(fitted) if fitted is not None else None
             weight = control.model_dump(include=set(ControlWeight.model_fields))
             controls.append(Control(type=control.type, image=blob, preprocess=control.preprocess, **weight))
-        return {"controls": tuple(controls), "resize": resize}
+        return {"controls": tuple(controls), "resize": resize, "refine": self.request.refine}
 
     def _image_prompts(self) -> tuple[ImagePrompt, ...]:
         prompts = []

@@ -30,8 +30,8 @@ from ..schemas.requests import ControlMapRequest, Img2ImgRequest, MaskRequest
 from ..schemas.responses import DryRunResult, QueueEstimate
 from ..webhooks.ssrf_guard import check_webhook
 from .defaults import resolve_generation
-from .masks import build_mask_spec
 from .image_reader import ImageReader
+from .masks import build_mask_spec
 from .spec_builder import SpecBuilder, build_control_map_spec
 from .task_selection import check_model, choose_task
 

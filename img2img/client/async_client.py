@@ -69,9 +69,7 @@ class AsyncClient:
         """Validate a request and return the job that it would create, with its cost and estimated time."""
         return await self._run(self._operations.dry_run(fields))
 
-    async def inpaint(
-        self, image: ImageInput, mask: ImageInput | MaskFields, /, **fields: Unpack[SubmitFields]
-    ) -> Job:
+    async def inpaint(self, image: ImageInput, mask: ImageInput | MaskFields, /, **fields: Unpack[SubmitFields]) -> Job:
         """Create a job that regenerates the white pixels of `mask`, or the thing that an object names.
 
         `"alpha"` uses the transparency of `image`, `{"text": "the house"}` lets the model find the mask.

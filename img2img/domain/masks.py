@@ -113,7 +113,9 @@ def split_words(text: str) -> list[str]:
 def known_as(phrase: str, words: Collection[str]) -> str | None:
     """Return the word that a phrase in lower case names: without an article, and in the singular; None for none."""
     bare = next((phrase.removeprefix(article) for article in _ARTICLES if phrase.startswith(article)), phrase).strip()
-    return next((form for form in (phrase, bare, bare.removesuffix("s"), bare.removesuffix("es")) if form in words), None)
+    return next(
+        (form for form in (phrase, bare, bare.removesuffix("s"), bare.removesuffix("es")) if form in words), None
+    )
 
 
 _ARTICLES = ("the ", "a ", "an ", "all ", "every ")

@@ -185,6 +185,11 @@ class ModelCard(BaseModel):
         defaults = upscaler.model_dump(exclude={"times", "native_size", "size_multiple", "parameters", "work"})
         return self.model_copy(update={**defaults, "negative_prompt": True, "guidance": True, "guidance_rows": 2})
 
+    @property
+    def can_refine(self) -> bool:
+        """Whether it can generate parts of its results again."""
+        return Task.INPAINT in self.tasks and MaskKind.TEXT in self.masks
+
     def tasks_with(self, parameter: str, *, controls: bool, upscale: int | None) -> tuple[Task, ...]:
         """Return the tasks that take an optional parameter of the pipelines.
 

@@ -25,6 +25,7 @@ from img2img.domain.parameters import (
     Sigmas,
     Task,
 )
+from img2img.domain.refinements import Refinement
 from img2img.domain.tiling import Grid, Tiling
 
 Strength = Annotated[float, Field(ge=0, le=1)]
@@ -183,10 +184,25 @@ class ControlledSpec(GenerationSpec):
     # How images are brought to the size of the result.
     resize: Resize = Resize.CROP
     controls: tuple[Control, ...] = ()
+    # The detail pass, in this order.
+    refine: tuple[Refinement, ...] = ()
 
     @property
     def control_maps(self) -> tuple[Control, ...]:
         return self.controls
+
+    @property
+    def refine_steps(self) -> int:
+        """Steps of the detail pass of one image, if each entry finds one part."""
+        return sum(refinement.steps(self.num_inference_steps) for refinement in self.refine)
+
+    @property
+    def total_steps(self) -> int:
+        return super().total_steps + self.refine_steps * self.num_images
+
+    @property
+    def _steps_paid(self) -> float:
+        return super()._steps_paid + self.refine_steps
 
 
 class RefinedSpec(StrengthSpec, ControlledSpec):

@@ -26,7 +26,12 @@ IMAGE, OTHER = encoded(gradient(160, 120)), encoded(gradient(160, 120, blue=9))
 WEB_UI = {"width": 128, "height": 128}
 # A model that makes control maps and upscales.
 ABLE = CARD.model_copy(
-    update={"preprocessors": (ControlType.CANNY,), "tasks": (Task.IMG2IMG, Task.UPSCALE), "upscales": (2,)}
+    update={
+        "preprocessors": (ControlType.CANNY,),
+        "tasks": (Task.IMG2IMG, Task.UPSCALE),
+        "upscales": (2,),
+        "masks": ("text",),
+    }
 )
 # A request of each route that creates something, and another request of the same route.
 CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -34,6 +39,10 @@ CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "/control-maps": (
         {"files": {"image": IMAGE}, "data": {"type": "canny"}},
         {"files": {"image": OTHER}, "data": {"type": "canny"}},
+    ),
+    "/masks": (
+        {"files": {"image": IMAGE}, "data": {"text": "house"}},
+        {"files": {"image": OTHER}, "data": {"text": "house"}},
     ),
     "/batches": (
         {"json": {"request": {"image": b64encode(IMAGE).decode()}}},

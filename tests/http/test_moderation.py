@@ -30,7 +30,7 @@ from tests.support.servers import http_server
 IMAGE = encoded(gradient(160, 120))
 TEXT = base64.b64encode(IMAGE).decode()
 RED = encoded(Image.new("RGB", (128, 128), "red"))
-ABLE = CARD.model_copy(update={"tasks": tuple(Task), "preprocessors": (ControlType.CANNY,)})
+ABLE = CARD.model_copy(update={"tasks": tuple(Task), "preprocessors": (ControlType.CANNY,), "masks": ("text",)})
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,7 @@ def test_dry_run_is_refused_like_the_request(http: httpx.Client) -> None:
 REFUSED = {
     "/img2img": {"image": base64.b64encode(RED).decode()},
     "/control-maps": {"image": base64.b64encode(RED).decode(), "type": "canny"},
+    "/masks": {"image": base64.b64encode(RED).decode(), "text": "house"},
 }
 
 

@@ -136,7 +136,7 @@ def _denoise(
             )
         images = _call(model, pipeline, spec, inputs, job, engine_task, adapters, controlled)
     # A schedule with `denoising_start` can have one step less.
-    engine_task.step = spec.steps_run
+    engine_task.step = engine_task.steps_before + spec.steps_run
     model.preparation.learn(job.kind, job.generator)
     return images
 
@@ -226,8 +226,9 @@ def _call(
         end_call()
         engine_task.latents = kwargs.get("latents")
         # A second-order scheduler calls back twice per step.
-        engine_task.step = min(steps_done - (-(i + 1) // order), spec.steps_run)
-        if engine_task.step >= spec.guided_steps and spec.guidance_until < 1:
+        step = min(steps_done - (-(i + 1) // order), spec.steps_run)
+        engine_task.step = engine_task.steps_before + step
+        if step >= spec.guided_steps and spec.guidance_until < 1:
             engine_task.conditional = model.family.conditional
         return {}
 

@@ -90,9 +90,7 @@ def tiny_sam(folder: Path) -> Path:
         mask_decoder_config={"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 4, "iou_head_hidden_dim": 32},
     )
     SamModel(config).save_pretrained(folder)
-    SamImageProcessorPil(
-        size={"longest_edge": SIDE}, pad_size={"height": SIDE, "width": SIDE}
-    ).save_pretrained(folder)
+    SamImageProcessorPil(size={"longest_edge": SIDE}, pad_size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return folder
 
 

@@ -45,4 +45,3 @@ class ClassNames:
                 raise JobError(f"the segmenter does not know {phrase!r}; it knows: {', '.join(self._classes)}")
             classes.update(self._classes[name])
         return classes
-

@@ -95,7 +95,7 @@ class Sam3Finder(PixelFinder):
                 scores = scores * output["presence_logits"].sigmoid()
             for score, mask in zip(scores[0].flatten().tolist(), output["pred_masks"][0], strict=True):
                 if score > (threshold or BOX_THRESHOLD):
-                    things.append(Thing(resized(mask.sigmoid().numpy(), image.size) > 0.5, score))  # noqa: PLR2004
+                    things.append(Thing(resized(mask.sigmoid().numpy(), image.size) > 0.5, score))
         return sorted((thing for thing in things if thing.mask.any()), key=lambda thing: -thing.score)
 
     def _run(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -119,7 +119,9 @@ def load_segmenters(config: ModelConfig, placement: Placement) -> Segmenters:
         StartupError: if one is not supported or cannot be loaded.
     """
     if MaskKind.BOX in config.segmenters:
-        raise StartupError("segmenter box: boxes are outlined by the one of `points`; `segmenters` can be: text, points")
+        raise StartupError(
+            "segmenter box: boxes are outlined by the one of `points`; `segmenters` can be: text, points"
+        )
     finder, outliner = (config.segmenters.get(kind) for kind in (MaskKind.TEXT, MaskKind.POINTS))
     return Segmenters(
         _load_finder(finder, placement) if finder else None, _load_outliner(outliner, placement) if outliner else None
