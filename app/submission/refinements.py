@@ -29,3 +29,11 @@ def check_refinements(request: Img2ImgRequest, card: ModelCard) -> None:
         if (refinement.num_inference_steps or 0) > most:
             message = f"With this scheduler, input should be at most {most}"
             raise ParameterError(f"{field}.num_inference_steps", message, got=refinement.num_inference_steps)
+
+
+def check_without_guidance(request: Img2ImgRequest) -> None:
+    """Raise ParameterError for a negative prompt of a part, which has no effect without guidance."""
+    for index, refinement in enumerate(request.refine):
+        if refinement.negative_prompt:
+            message = "Without guidance it has no effect: leave it out, or give a `guidance_scale` above 1"
+            raise ParameterError(f"refine.{index}.negative_prompt", message, got=refinement.negative_prompt)

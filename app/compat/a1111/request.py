@@ -283,6 +283,7 @@ def _prompts(body: WebUIRequest, refine: list[dict[str, Any]]) -> dict[str, Any]
         raise ParameterError("prompt", f"At most {MAX_LORAS} LoRAs can be applied", got=body.prompt)
     is_weighted = any(parsed.is_weighted for parsed in (prompt, negative, *others))
     loras = () if body.disable_extra_networks else prompt.loras
+    no_negative = {"negative_prompt": None} if body.cfg_scale == 1 else {}
     return {
         "prompt": prompt.text(weighted=is_weighted),
         # Without guidance, in the web UI too, a negative prompt has no effect.
@@ -290,7 +291,7 @@ def _prompts(body: WebUIRequest, refine: list[dict[str, Any]]) -> dict[str, Any]
         "prompt_weighting": is_weighted,
         "loras": [{"name": name, "scale": scale} for name, scale in loras],
         "refine": [
-            {**entry, **{name: one.text(weighted=is_weighted) for name, one in parsed.items()}}
+            {**entry, **{name: one.text(weighted=is_weighted) for name, one in parsed.items()}, **no_negative}
             for entry, parsed in zip(refine, parts, strict=True)
         ],
     }
