@@ -4,6 +4,7 @@ They run on the engine's thread. Each call goes through a gate that remembers it
 and the same words are usual.
 """
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,8 @@ class Finder:
     def __init__(self, processor: Any, tokenizer: Any, model: Any, device: torch.device) -> None:
         self._processor, self._tokenizer, self.model, self._device = processor, tokenizer, model, device
         self._gate = Gate("segment", self._run, remember_bytes=CACHE_BYTES)
+        # Some models take a mask of the padding, and others do not.
+        self._takes = inspect.signature(model.forward).parameters
         self.words: tuple[str, ...] = ()
 
     def _run(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -42,7 +45,7 @@ class Finder:
 
     def _call(self, image: Image.Image, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         pixels = self._processor(images=image, return_tensors="pt")
-        given = {name: value.to(self._device) for name, value in {**pixels, **inputs}.items()}
+        given = {name: value.to(self._device) for name, value in {**pixels, **inputs}.items() if name in self._takes}
         given["pixel_values"] = given["pixel_values"].float()
         return {name: value.float().cpu() for name, value in self._gate(**given).items()}
 

@@ -19,9 +19,8 @@ class Outliner:
 
     def __init__(self, processor: Any, model: Any, device: torch.device) -> None:
         self._processor, self.model, self._device = processor, model, device
-        # The image is encoded once for all jobs and boxes with it.
-        self._encode = Gate("segment", self._run_encoder, remember_bytes=CACHE_BYTES)
-        self._decode = Gate("segment", self._run_decoder, merges=False)
+        # In one call, because hooks of offloaded models run before `forward`.
+        self._gate = Gate("segment", self._run, remember_bytes=CACHE_BYTES)
 
     def outline(self, image: Image.Image, query: MaskQuery) -> list[Thing]:
         """Return the thing at the points or in the box of a query."""
@@ -29,34 +28,30 @@ class Outliner:
             return self.outline_boxes(image, [query.box])
         labels = query.labels or (1,) * len(query.points)
         points = torch.tensor([[query.points]]) * self._scale(image)
+        # The point on a thing can be one on a part of it: of several masks, the best one is taken.
         return self._things(
-            image, input_points=points, input_labels=torch.tensor([[labels]]), multimask_output=len(labels) == 1
+            image, multimask=len(labels) == 1, input_points=points, input_labels=torch.tensor([[labels]])
         )
 
     def outline_boxes(self, image: Image.Image, boxes: Sequence[Corners]) -> list[Thing]:
         """Return a thing for each box."""
         corners = torch.tensor([boxes]) * self._scale(image).repeat(2)
-        return self._things(image, input_boxes=corners, multimask_output=False)
+        return self._things(image, multimask=False, input_boxes=corners)
 
-    def _things(self, image: Image.Image, **prompt: Any) -> list[Thing]:
+    def _things(self, image: Image.Image, *, multimask: bool, **prompt: torch.Tensor) -> list[Thing]:
         pixel_values = self._processor(images=image, return_tensors="np")["pixel_values"]
         pixels = torch.from_numpy(np.ascontiguousarray(pixel_values, np.float32))
-        embeddings = self._encode(pixels.to(self._device))
-        given = {
-            name: value.to(self._device) if isinstance(value, torch.Tensor) else value for name, value in prompt.items()
-        }
-        masks, scores = (output.float().cpu().numpy() for output in self._decode(embeddings, **given))
+        given = {name: value.to(self._device) for name, value in prompt.items()}
+        output = self._gate(pixels.to(self._device), multimask_output=multimask, **given)
+        masks, scores = (part.float().cpu().numpy() for part in output)
         things = []
         for one, score in zip(masks[0], scores[0], strict=True):
             best = int(score.argmax())
             things.append(Thing(self._full_size(one[best], image.size) > 0, float(score[best])))
         return things
 
-    def _run_encoder(self, pixels: torch.Tensor) -> Any:
-        return self.model.get_image_embeddings(pixels)
-
-    def _run_decoder(self, embeddings: Any, **prompt: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.model(image_embeddings=embeddings, **prompt)
+    def _run(self, pixels: torch.Tensor, **prompt: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.model(pixel_values=pixels, **prompt)
         return output.pred_masks, output.iou_scores
 
     def _scale(self, image: Image.Image) -> torch.Tensor:

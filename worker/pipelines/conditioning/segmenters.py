@@ -53,6 +53,8 @@ _OUTLINERS: dict[str, tuple[type[Outliner], Any]] = {
     "sam3_tracker_video": (Outliner, Sam3TrackerModel),
     "sam3_video": (Outliner, Sam3TrackerModel),
 }
+# Boxes that are outlined at most, the most certain first.
+MAX_BOXES = 50
 _TAKE_ANY_WORDS = (ClipSegFinder, GroundingFinder, Sam3Finder)
 # The image processors of these models need torchvision. They only resize and normalise.
 _PLAIN = {
@@ -97,7 +99,7 @@ class Segmenters:
         if isinstance(self._finder, PixelFinder):
             return self._finder.find(image, words, query.threshold)
         assert isinstance(self._finder, BoxFinder)
-        boxes = self._finder.boxes(image, words, query.threshold)
+        boxes = self._finder.boxes(image, words, query.threshold)[:MAX_BOXES]
         if self._outliner is None or not boxes:
             return [Thing(rectangle(box, image.size), score) for box, score in boxes]
         outlined = self._outliner.outline_boxes(image, [box for box, _ in boxes])
