@@ -45,6 +45,10 @@ class ServiceClient:
         """Return the control map that the service makes of an image."""
         return self._images(self._client.control_map(image, kind))[0]
 
+    def mask_of(self, image: Image.Image, words: str) -> Image.Image:
+        """Return the mask of the thing that words name."""
+        return self._images(self._client.find_mask(image, text=words, grow=2))[0]
+
     def _images(self, job: Job) -> list[Image.Image]:
         for _ in self._client.stream_events(job):
             self._tick()
@@ -96,6 +100,17 @@ def inpainting(tasks: ServiceClient) -> list[Image.Image]:
         mask.convert("RGB"),
         *(tasks.make(image=photo, mask=mask, prompt=one, guidance_scale=2.0)[0] for one in prompts),
     ]
+
+
+def words(tasks: ServiceClient) -> list[Image.Image]:
+    """The masks of the house and of the trees by words, and results with them."""
+    photo = _rendered("house")
+    wishes = {"the house": "a photo of a purple house in summer by day", "the sky": "a photo of a house at sunset"}
+    images = [photo]
+    for thing, prompt in wishes.items():
+        images.append(tasks.mask_of(photo, thing))
+        images += tasks.make(image=photo, mask={"text": thing, "grow": 2}, prompt=prompt, guidance_scale=2.0)
+    return images
 
 
 def outpainting(tasks: ServiceClient) -> list[Image.Image]:
@@ -199,6 +214,7 @@ def super_resolution(tasks: ServiceClient) -> list[Image.Image]:
 TASKS: dict[str, Callable[[ServiceClient], list[Image.Image]]] = {
     "variations": variations,
     "inpainting": inpainting,
+    "words": words,
     "outpainting": outpainting,
     "edges": edge_to_image,
     "depth": depth_to_image,
