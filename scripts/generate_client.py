@@ -31,6 +31,7 @@ NAMES = {
     "Lora": "LoraFields",
     "MaskObject": "MaskFields",
     "Padding": "PaddingFields",
+    "Refinement": "RefineFields",
     "Webhook": "WebhookFields",
 }
 IMAGE_FIELDS = {"image": "ImageInput", "mask": "ImageInput | MaskFields", "images": "Sequence[ImageInput]"}
@@ -127,7 +128,8 @@ def _type(schema: Json) -> str:
     if "enum" in schema:
         return _literal(schema["enum"], "")
     if schema["type"] == "array":
-        return f"Sequence[{_type(schema['items'])}]"
+        items = [schema["items"]] if "items" in schema else schema["prefixItems"]
+        return f"Sequence[{' | '.join(dict.fromkeys(map(_type, items)))}]"
     return TYPES[schema["type"]]
 
 

@@ -153,11 +153,12 @@ class SpecBuilder:
             if request.mask == ALPHA:
                 mask = image.transparency()
             pixels = image.rgb()
-        find = request.mask if isinstance(request.mask, MaskObject) else None
-        if find is not None:
-            check_mask_query(find, self.card, size, "mask")
-        elif request.mask is not None and request.mask != ALPHA:
-            with self.reader.open("mask", request.mask) as opened:
+        given = request.mask
+        find = given if isinstance(given, MaskObject) else None
+        if isinstance(given, MaskObject):
+            check_mask_query(given, self.card, size, "mask")
+        elif given is not None and given != ALPHA:
+            with self.reader.open("mask", given) as opened:
                 if opened.size != size:
                     message = "The mask has {} x {} pixels and the image {} x {}: they should be of one size"
                     raise ParameterError("mask", message.format(*opened.size, *size))

@@ -39,6 +39,7 @@ from .fields import (
     LoraFields,
     MaskFields,
     PaddingFields,
+    RefineFields,
     SubmitFields,
     WebhookFields,
 )
@@ -103,6 +104,7 @@ __all__ = [
     "PreviewEvent",
     "ProgressEvent",
     "QueuedEvent",
+    "RefineFields",
     "ResultNotReady",
     "ServerError",
     "ServiceUnavailable",
