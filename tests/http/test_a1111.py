@@ -16,6 +16,7 @@ from img2img.app.compat.a1111.request import WebUIRequest
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
 from img2img.domain.infotext import infotext
+from img2img.domain.masks import MaskKind
 from img2img.domain.parameters import Sigmas, Task
 from img2img.domain.spec import InpaintSpec, JobSpec
 from img2img.redis.job_queue import JobQueue
@@ -38,7 +39,7 @@ ABLE = CARD.model_copy(
         "mask_content": True,
         "controls": ("canny", "depth"),
         "preprocessors": ("canny", "softedge"),
-        "masks": ("text",),
+        "masks": (MaskKind.TEXT,),
         "image_prompts": True,
         "upscales": (2, 4),
         "parameters": dict.fromkeys(("clip_skip", "eta"), tuple(Task)),

@@ -13,6 +13,7 @@ from redis import Redis
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
+from img2img.domain.masks import MaskKind
 from img2img.domain.parameters import Task
 from img2img.redis.idempotency import KEPT_S
 from img2img.redis.job_queue import JobQueue
@@ -30,7 +31,7 @@ ABLE = CARD.model_copy(
         "preprocessors": (ControlType.CANNY,),
         "tasks": (Task.IMG2IMG, Task.UPSCALE),
         "upscales": (2,),
-        "masks": ("text",),
+        "masks": (MaskKind.TEXT,),
     }
 )
 # A request of each route that creates something, and another request of the same route.

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from img2img.domain.masks import MaskQuery
+from img2img.domain.masks import MaskKind, MaskQuery
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.redis.job_queue import JobQueue
@@ -21,13 +21,13 @@ FINDS = CARD.model_copy(
     update={
         "name": "finds",
         "tasks": (Task.IMG2IMG, Task.INPAINT),
-        "masks": ("text", "points", "box"),
+        "masks": tuple(MaskKind),
         "mask_words": ("house", "tree"),
         "adapter_tasks": (Task.IMG2IMG,),
         "loras": ("ink",),
     }
 )
-WORDS_ONLY = CARD.model_copy(update={"name": "words", "tasks": FINDS.tasks, "masks": ("text",)})
+WORDS_ONLY = CARD.model_copy(update={"name": "words", "tasks": FINDS.tasks, "masks": (MaskKind.TEXT,)})
 BLIND = CARD.model_copy(update={"name": "blind", "tasks": FINDS.tasks})
 IMAGE = image_base64(160, 120)
 
