@@ -20,6 +20,7 @@ from img2img.domain.api_key import Scope
 from img2img.domain.blob_keys import result_key
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
+from img2img.domain.masks import MaskKind
 from img2img.domain.parameters import Task
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
@@ -36,6 +37,7 @@ ABLE = CARD.model_copy(
         "tasks": (Task.IMG2IMG, Task.INPAINT, Task.CONTROL),
         "controls": (ControlType.CANNY,),
         "preprocessors": (ControlType.CANNY,),
+        "masks": (MaskKind.TEXT,),
         "image_prompts": True,
         "adapter_tasks": (Task.IMG2IMG, Task.INPAINT),
     }

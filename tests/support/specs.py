@@ -36,6 +36,7 @@ DEFAULTS = {
     "seed": 3,
     "width": 32,
     "height": 32,
+    "find": {"text": "the house"},
 }
 SPEC = TypeAdapter(JobSpec)
 
