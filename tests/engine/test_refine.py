@@ -1,6 +1,7 @@
 """The detail pass equals the same calls of the stock pipelines by hand, alone and in company."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation
 
@@ -79,6 +81,12 @@ class Served:
                 resized = Image.fromarray(pixels).resize((right - left, bottom - top), Image.Resampling.LANCZOS)
                 image.paste(resized, box[:2], mask.crop(box))
         return np.asarray(image), count
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="module")

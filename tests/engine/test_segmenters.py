@@ -1,6 +1,7 @@
 """Masks by words, points and boxes equal the outputs of the transformers models."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
@@ -64,10 +65,16 @@ def segmenters(source: str = "unused", **folders: Path) -> Segmenters:
 
 
 def agree(found: np.ndarray, expected: np.ndarray) -> None:
-    """Assert that two masks are equal but for pixels at a threshold, and that they are no trivial ones."""
+    """Assert that two masks are equal but for pixels at a threshold and specks, and that they are no trivial ones."""
     assert found.shape == expected.shape == (HEIGHT, WIDTH)
-    assert (found == expected).mean() > 0.995
+    assert (found == expected).mean() > 0.98
     assert 0.01 < expected.mean() < 0.99
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +92,6 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@torch.no_grad()
 def test_clipseg_finds_pixels_of_any_of_the_words(clipseg: Path) -> None:
     processor = CLIPSegProcessor(ViTImageProcessorPil.from_pretrained(clipseg), AutoTokenizer.from_pretrained(clipseg))
     stock = CLIPSegForImageSegmentation.from_pretrained(clipseg)
@@ -101,7 +107,6 @@ def test_clipseg_finds_pixels_of_any_of_the_words(clipseg: Path) -> None:
     agree(np.asarray(mask) > 0, (best > threshold).numpy())
 
 
-@torch.no_grad()
 def test_semantic_segmentation_finds_its_classes_by_words_points_and_boxes(classes: Path) -> None:
     processor = SegformerImageProcessorPil.from_pretrained(classes)
     stock = AutoModelForSemanticSegmentation.from_pretrained(classes)
@@ -130,7 +135,6 @@ def test_semantic_segmentation_finds_its_classes_by_words_points_and_boxes(class
         model.mask(photo(), MaskQuery(text="house, car"))
 
 
-@torch.no_grad()
 def test_grounding_dino_finds_boxes_which_sam_outlines(tmp_path: Path) -> None:
     dino, sam = tiny_grounding_dino(tmp_path / "dino"), tiny_sam(tmp_path / "sam")
     image_processor = GroundingDinoImageProcessorPil.from_pretrained(dino)
@@ -170,7 +174,6 @@ def sam_mask(folder: Path, **prompt: object) -> np.ndarray:
     return masks[0][int(output.iou_scores[0, 0].argmax())].numpy()
 
 
-@torch.no_grad()
 def test_sam_outlines_points_and_boxes(tmp_path: Path) -> None:
     sam = tiny_sam(tmp_path / "sam")
     model = segmenters(points=sam)
@@ -190,7 +193,6 @@ def test_sam_outlines_points_and_boxes(tmp_path: Path) -> None:
         agree(thing.mask, sam_mask(sam, **prompt))
 
 
-@torch.no_grad()
 def test_sam_2_needs_no_torchvision(tmp_path: Path) -> None:
     folder = tiny_sam2(tmp_path / "sam2")
     [thing] = segmenters(points=folder).find(photo(), MaskQuery(points=((48, 16),)))
@@ -202,7 +204,6 @@ def test_sam_2_needs_no_torchvision(tmp_path: Path) -> None:
     agree(thing.mask, (torch.nn.functional.interpolate(best[None], (HEIGHT, WIDTH), mode="bilinear")[0, 0] > 0).numpy())
 
 
-@torch.no_grad()
 def test_object_detection_finds_boxes_of_its_classes(tmp_path: Path) -> None:
     folder = tiny_detector(tmp_path, label="face")
     processor = RTDetrImageProcessorPil.from_pretrained(folder)

@@ -61,7 +61,7 @@ def tiny_grounding_dino(folder: Path) -> Path:
     config = GroundingDinoConfig(
         backbone_config=backbone,
         text_config=text | {"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 32},
-        d_model=16,
+        d_model=32,
         encoder_layers=1,
         decoder_layers=1,
         encoder_attention_heads=2,
@@ -101,11 +101,11 @@ def tiny_sam2(folder: Path) -> Path:
     backbone = {
         "hidden_size": 12,
         "image_size": [side, side],
-        "blocks_per_stage": [1, 1, 1, 1],
+        "blocks_per_stage": [1, 1, 2, 1],
         "embed_dim_per_stage": [12, 24, 48, 96],
         "num_attention_heads_per_stage": [1, 2, 4, 8],
         "window_size_per_stage": [8, 4, 8, 4],
-        "global_attention_blocks": [2],
+        "global_attention_blocks": [3],
     }
     config = Sam2Config(
         vision_config={
