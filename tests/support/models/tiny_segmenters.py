@@ -63,7 +63,7 @@ def tiny_grounding_dino(folder: Path) -> Path:
         text_config=text | {"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 32},
         d_model=32,
         encoder_layers=1,
-        decoder_layers=1,
+        decoder_layers=2,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
         encoder_ffn_dim=16,
