@@ -13,8 +13,10 @@ import numpy as np
 
 from img2img.domain.geometry import visible_box
 from img2img.domain.infotext import infotext
-from img2img.domain.spec import GenerationSpec, InpaintSpec, JobSpec
+from img2img.domain.presigned_upload import PresignedUpload
+from img2img.domain.spec import GenerationSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.errors import Cancelled, JobError
+from img2img.imaging.sandbox_pool import DecoderPool
 from img2img.printable import without_paths
 
 from .engine.engine import Engine
@@ -24,6 +26,7 @@ from .engine.timeline import Timeline
 from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
 from .images.png import Pixels, decode_png, encode_png
+from .images.sent_images import decode_sent_image
 from .moderation import ResultModeration
 from .pipelines.model import Model
 from .pipelines.safety_checker import ImageChecker
@@ -242,6 +245,7 @@ class JobRunner:
         engine: runs the tasks.
         moderation: checks all results; None: they are not moderated.
         deterministic: whether no job shares calls of the models with another one.
+        decoders: decode images that clients have sent to the bucket; None: there are none.
         metadata: whether images hold the parameters of their jobs.
     """
 
@@ -249,12 +253,14 @@ class JobRunner:
         self,
         engine: Engine,
         moderation: ResultModeration | None = None,
+        decoders: DecoderPool | None = None,
         *,
         deterministic: bool = False,
         metadata: bool = True,
     ) -> None:
         self._engine = engine
         self._moderation = moderation
+        self._decoders = decoders
         self._deterministic = deterministic
         self._metadata = metadata
         # Called on the engine's thread when an image or tile has ended, unless the job has ended with it.
@@ -263,6 +269,12 @@ class JobRunner:
     @property
     def slots(self) -> int:
         return self._engine.slots
+
+    def decode_upload(self, image: bytes, upload: PresignedUpload, spec: JobSpec) -> bytes:
+        """Return the PNG of an image that a client has sent to the bucket, as `prepare` takes it. Raises JobError."""
+        assert self._decoders is not None
+        assert isinstance(spec, Img2ImgSpec)
+        return decode_sent_image(self._decoders, image, upload, spec)
 
     def prepare(
         self,
@@ -318,7 +330,7 @@ class JobRunner:
             raise _to_job_error(task.error)
         png = encode_png(np.asarray(task.result.convert("RGB")), None)
         digest = sha256(png).hexdigest()
-        found: dict[str, object] = {"mask": digest, "find": None}
+        found: dict[str, object] = {"mask": digest}
         if region.padding is not None:
             masked, size = task.result.getbbox(), (spec.width, spec.height)
             found["box"] = visible_box(masked, region.margins, region.canvas, region.padding, model.card, size)

@@ -8,13 +8,14 @@ from hashlib import sha256
 from PIL import Image
 
 from img2img.blobs import BlobStore
+from img2img.domain.presigned_upload import PresignedUpload
+from img2img.errors import ImageError, UnsupportedMedia
+from img2img.imaging.decode import encode_png
+from img2img.imaging.sandbox_pool import SandboxedImage
 from img2img.redis.job_queue import JobQueue
 
-from ..http.errors import ImageError, UnsupportedMedia
-from ..imaging.decode import encode_png
-from ..imaging.decoder_share import DecoderShare
-from ..imaging.sandbox_pool import SandboxedImage
-from ..schemas.image_references import ImageReference, fetch_reference
+from ..backends.decoder_share import DecoderShare
+from ..schemas.image_references import ImageReference, check_sent, fetch_reference
 
 
 @contextmanager
@@ -39,6 +40,8 @@ class ImageReader:
     visible_queue: Callable[[], JobQueue]
     # Seconds for which a referenced image is kept.
     keep_s: float
+    # Whether workers may decode an image that was sent to the bucket. If not, it is decoded here.
+    may_defer: bool = False
     # PNGs by their sha256.
     blobs: dict[str, bytes] = field(default_factory=dict)
 
@@ -50,6 +53,20 @@ class ImageReader:
         assert image is not None
         with error_field(name), self.decoders.open(image) as opened:
             yield opened
+
+    def defer(self, name: str, upload: PresignedUpload) -> bool:
+        """Return whether a worker decodes this image, which the caller has sent to the bucket.
+
+        Raises:
+            ParameterError, ImageError: There is no such upload of the caller, or it is too large.
+            JobTooExpensive, RateLimited: The caller has reached the rate limit.
+        """
+        if not self.may_defer:
+            return False
+        check_sent(name, upload, self.visible_queue(), self.keep_s)
+        if upload.size is not None:
+            self.decoders.spend(upload.size[0] * upload.size[1])
+        return True
 
     def add_blob(self, image: Image.Image) -> str:
         """Encode an image for the worker and return its sha256."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -19,17 +19,19 @@ from img2img.domain.conditioning import (
 from img2img.domain.geometry import visible_box, working_size
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import GenerationParameters, Resize, Task
+from img2img.domain.presigned_upload import PresignedUpload
 from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
 from img2img.errors import ParameterError
+from img2img.imaging.decode import to_binary
 
-from ..imaging.decode import to_binary
 from ..schemas.image_references import ImageReference
 from ..schemas.request_fields import ALPHA, MaskObject
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from .defaults import resolve_generation, resolve_size
 from .image_reader import ImageReader
 from .masks import check_mask_query, mask_blur
+from .task_selection import choose_task
 
 Size = tuple[int, int]
 
@@ -79,10 +81,22 @@ class SpecBuilder:
         return self._img2img()
 
     def _img2img(self) -> Img2ImgSpec:
-        image, size = _fit_image(self.request, self.card, self.reader)
+        request, upload = self.request, None
+        if _is_deferred(request, self.reader):
+            upload = cast(PresignedUpload, request.image)
+            image, size = upload.sha256, resolve_size(request.width, request.height, upload.size or (1, 1), self.card)
+        else:
+            image, size = _fit_image(request, self.card, self.reader)
         strength, controls = self._strength(DEFAULT_STRENGTH), self._controls(size)
         refined = self._refined(strength["strength"])
-        return Img2ImgSpec(image=image, **strength, **refined, **controls, **self._generation(size))
+        return Img2ImgSpec(
+            image=image,
+            upload=upload.id if upload else None,
+            **strength,
+            **refined,
+            **controls,
+            **self._generation(size),
+        )
 
     def _control(self) -> ControlSpec:
         request = self.request
@@ -281,6 +295,26 @@ def build_control_map_spec(request: ControlMapRequest, card: ModelCard, reader: 
     return ControlMapSpec(
         model=card.name, image=image, type=request.type, width=width, height=height, resize=request.resize
     )
+
+
+def needs_decoder(request: Img2ImgRequest) -> bool:
+    """Return whether an image of a request is decoded by the API server, unless `ImageReader.may_defer` is false."""
+    controls, prompts = (control.image for control in request.controls), (one.image for one in request.image_prompts)
+    others = (request.mask, *request.images, *controls, *prompts)
+    return any(image is not None for image in others) or not _can_be_deferred(request)
+
+
+def _can_be_deferred(request: Img2ImgRequest) -> bool:
+    """Return whether the size of the result is known without looking at the image, which was sent to the bucket."""
+    image = request.image
+    if not isinstance(image, PresignedUpload) or choose_task(request) is not Task.IMG2IMG:
+        return False
+    return image.size is not None or (request.width is not None and request.height is not None)
+
+
+def _is_deferred(request: Img2ImgRequest, reader: ImageReader) -> bool:
+    image = request.image
+    return isinstance(image, PresignedUpload) and _can_be_deferred(request) and reader.defer("image", image)
 
 
 def _fit_image(

@@ -60,6 +60,7 @@ from .models import (
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
+    Upload,
     UploadedImage,
     WorkerModel,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "ServiceUnreachable",
     "SubmitFields",
     "TooManyRequests",
+    "Upload",
     "UploadedImage",
     "WaitTimeout",
     "WebhookFields",

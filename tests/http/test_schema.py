@@ -26,6 +26,8 @@ OPERATIONS = {
     "submit_control_map": ("post", "/control-maps"),
     "submit_mask": ("post", "/masks"),
     "upload_image": ("post", "/images"),
+    "create_upload": ("post", "/uploads"),
+    "delete_upload": ("delete", "/uploads/{upload_id}"),
     "delete_image": ("delete", "/images/{sha256}"),
     "list_jobs": ("get", "/jobs"),
     "delete_job": ("delete", "/jobs/{job_id}"),
