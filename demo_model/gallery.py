@@ -52,6 +52,10 @@ class ServiceClient:
         """Return the control map that the service makes of an image."""
         return self._images(self._client.control_map(image, kind))[0]
 
+    def mask_of(self, image: Image.Image, words: str) -> Image.Image:
+        """Return the mask of the thing that words name."""
+        return self._images(self._client.find_mask(image, text=words, grow=2))[0]
+
     def _images(self, job: Job) -> list[Image.Image]:
         for _ in self._client.stream_events(job):
             self._tick()
@@ -106,6 +110,17 @@ def inpainting(tasks: ServiceClient) -> list[Captioned]:
         for prompt, seed in prompts
     ]
     return [(photo, "input: a rendered image"), (mask.convert("RGB"), "mask"), *made]
+
+
+def words(tasks: ServiceClient) -> list[Captioned]:
+    """Masks by words, and results with them."""
+    photo = _rendered("house")
+    wishes = {"the house": "a photo of a purple house in summer by day", "the sky": "a photo of a house at sunset"}
+    made = []
+    for thing, prompt in wishes.items():
+        [image] = tasks.make(image=photo, mask={"text": thing, "grow": 2}, prompt=prompt, guidance_scale=2.0, seed=1)
+        made += [(tasks.mask_of(photo, thing), f"mask: {thing}"), (image, prompt)]
+    return [(photo, "input: a rendered image"), *made]
 
 
 def outpainting(tasks: ServiceClient) -> list[Captioned]:
@@ -229,6 +244,7 @@ def super_resolution(tasks: ServiceClient) -> list[Captioned]:
 TASKS: dict[str, Callable[[ServiceClient], list[Captioned]]] = {
     "variations": variations,
     "inpainting": inpainting,
+    "words": words,
     "outpainting": outpainting,
     "edges": edge_to_image,
     "depth": depth_to_image,
