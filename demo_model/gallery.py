@@ -79,10 +79,10 @@ def variations(tasks: ServiceClient) -> list[Captioned]:
     """A rendered image and four variations."""
     photo = _rendered("house")
     wishes = (
-        ("a watercolor painting of a yellow house in summer by day", 0.5, 1),
-        ("an oil painting of a yellow house in autumn by day", 0.6, 1),
+        ("a watercolor painting of a yellow house in summer by day", 0.5, 2),
+        ("an oil painting of a yellow house in autumn by day", 0.6, 3),
         ("a photo of a yellow house in winter by day", 0.5, 1),
-        ("a photo of a yellow house in summer at night", 0.6, 1),
+        ("a photo of a yellow house in summer at night", 0.6, 6),
     )
     made = [
         (tasks.make(image=photo, prompt=prompt, strength=strength, seed=seed)[0], f"{prompt}; strength {strength}")
