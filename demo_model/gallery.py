@@ -26,7 +26,7 @@ from .styles import render
 GALLERY = Path(__file__).parent.parent / "docs" / "images" / "gallery"
 GAP = 8
 # Pixels of a side at which images are shown, and of the text below them.
-SHOWN, TEXT_SIZE, LINES = 256, 15, 2
+SHOWN, TEXT_SIZE, LINES = 256, 15, 3
 SCENES = {"house": HELD_OUT_SEED + 2267, "lake": HELD_OUT_SEED + 3463, "example": HELD_OUT_SEED + 41}
 STEPS = 25
 
