@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from img2img.domain.infotext import infotext
-from img2img.domain.spec import GenerationSpec, JobSpec
+from img2img.domain.presigned_upload import PresignedUpload
+from img2img.domain.spec import GenerationSpec, Img2ImgSpec, JobSpec
 from img2img.errors import Cancelled, JobError
+from img2img.imaging.sandbox_pool import DecoderPool
 from img2img.printable import without_paths
 
 from .engine.engine import Engine
@@ -20,6 +22,7 @@ from .engine.timeline import Timeline
 from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
 from .images.png import Pixels, encode_png
+from .images.sent_images import decode_sent_image
 from .moderation import ResultModeration
 from .pipelines.model import Model
 from .pipelines.safety_checker import ImageChecker
@@ -234,6 +237,7 @@ class JobRunner:
         engine: runs the tasks.
         moderation: checks all results; None: they are not moderated.
         deterministic: whether no job shares calls of the models with another one.
+        decoders: decode images that clients have sent to the bucket; None: there are none.
         metadata: whether images hold the parameters of their jobs.
     """
 
@@ -241,12 +245,14 @@ class JobRunner:
         self,
         engine: Engine,
         moderation: ResultModeration | None = None,
+        decoders: DecoderPool | None = None,
         *,
         deterministic: bool = False,
         metadata: bool = True,
     ) -> None:
         self._engine = engine
         self._moderation = moderation
+        self._decoders = decoders
         self._deterministic = deterministic
         self._metadata = metadata
         # Called on the engine's thread when an image or tile has ended, unless the job has ended with it.
@@ -255,6 +261,12 @@ class JobRunner:
     @property
     def slots(self) -> int:
         return self._engine.slots
+
+    def decode_upload(self, image: bytes, upload: PresignedUpload, spec: JobSpec) -> bytes:
+        """Return the PNG of an image that a client has sent to the bucket, as `prepare` takes it. Raises JobError."""
+        assert self._decoders is not None
+        assert isinstance(spec, Img2ImgSpec)
+        return decode_sent_image(self._decoders, image, upload, spec)
 
     def prepare(
         self,

@@ -10,7 +10,7 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Header
 
 from img2img.domain.api_key import Scope
-from img2img.domain.blob_keys import input_key
+from img2img.domain.blob_keys import input_key, presigned_upload, upload_key
 from img2img.domain.job import DeadlinePolicy, JobOptions, JobRecord, Priority
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
@@ -23,13 +23,16 @@ from img2img.redis.job_queue import InputsDeleted, JobQueue
 from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
-from ..dependencies import CallerDep, DecodersDep, HeldBytesDep, ServicesDep
+from ..backends.decoder_share import DecoderShare
+from ..dependencies import ContextDep, Services
+from ..http.authentication import Caller
 from ..http.errors import DeadlineUnmet, InsufficientScope
+from ..http.in_flight import HeldBytes
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from ..schemas.responses import DryRunResult, QueueEstimate
 from ..webhooks.ssrf_guard import check_webhook
 from .defaults import resolve_generation
-from .spec_builder import ImageReader, SpecBuilder, build_control_map_spec
+from .spec_builder import ImageReader, SpecBuilder, build_control_map_spec, needs_decoder
 from .task_selection import check_model, choose_task
 
 log = logging.getLogger(__name__)
@@ -57,22 +60,40 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Submitted(Generic[Record]):
-    """A queued job or accepted batch, or that of an earlier request with the same idempotency key."""
+    """A queued job or accepted batch, or that of an earlier request with the same idempotency key.
+
+    Attributes:
+        headers: Those of the response.
+        estimate: The place of a job in the queue, if it is known.
+    """
 
     record: Record
-    # Headers of the response.
     headers: Mapping[str, str]
+    estimate: QueueEstimate | None = None
 
 
 @dataclass(frozen=True)
 class JobSubmitter:
     """Submits a request of one caller. All routes that create jobs use it, so all have the header."""
 
-    services: ServicesDep
-    caller: CallerDep
-    decoders: DecodersDep
-    held_bytes: HeldBytesDep
+    context: ContextDep
     idempotency_key: IdempotencyKeyHeader = None
+
+    @property
+    def services(self) -> Services:
+        return self.context.services
+
+    @property
+    def caller(self) -> Caller:
+        return self.context.caller
+
+    @property
+    def decoders(self) -> DecoderShare:
+        return self.context.decoders
+
+    @property
+    def held_bytes(self) -> HeldBytes:
+        return self.context.held_bytes
 
     async def submit(self, request: Request) -> Submitted[JobRecord]:
         """Queue a job.
@@ -84,6 +105,9 @@ class JobSubmitter:
             Img2ImgError: The request is refused.
         """
         options = self.options(request)
+        if self.services.moderation is None and self._is_deferred(request):
+            # Nothing waits for a decoder or the blob store.
+            return await run_sync(self._submit_at_once, request, options)
         key = None
         if self.idempotency_key:
             fingerprint = await run_sync(request.fingerprint, limiter=self.services.parsers)
@@ -92,17 +116,33 @@ class JobSubmitter:
             if earlier:
                 return Submitted(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
-        spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
+        spec, blobs = await self._resolve(request)
         self.held_bytes.add(sum(map(len, blobs.values())))
         await self.moderate(spec, blobs)
         if options.deadline_policy is DeadlinePolicy.REJECT:
             self._check_deadline(options, await run_sync(self.services.eta.estimate_next, spec, options))
         return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
 
+    def _submit_at_once(self, request: Request, options: JobOptions) -> Submitted[JobRecord]:
+        """Queue a job whose images are not decoded here, as `submit` does."""
+        key = None
+        if self.idempotency_key:
+            key = IdempotencyKey(self.idempotency_key, request.fingerprint(), options.owner)
+            earlier = self.visible_queue().find_by_idempotency_key(key)
+            if earlier:
+                return Submitted(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
+        self.services.queue.check_limits(options.owner)
+        spec, blobs = self._build_spec(request)
+        if options.deadline_policy is DeadlinePolicy.REJECT:
+            self._check_deadline(options, self.services.eta.estimate_next(spec, options))
+        submitted = self._enqueue(spec, blobs, options, key)
+        [estimate] = self.services.eta.estimate([submitted.record])
+        return replace(submitted, estimate=estimate)
+
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
         options = self.options(request)
-        spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
+        spec, blobs = await self._resolve(request)
         await self.moderate(spec, blobs)
         estimate = await run_sync(self.services.eta.estimate_next, spec, options)
         self._check_deadline(options, estimate)
@@ -156,6 +196,24 @@ class JobSubmitter:
             )
         return replace(options, priority=request.priority, webhook=request.webhook)
 
+    async def _resolve(self, request: Request) -> tuple[JobSpec, Mapping[str, bytes]]:
+        """Return the spec of the request, and the blobs that it refers to by their sha256."""
+        if self._is_deferred(request):
+            return await run_sync(self._build_spec, request)
+        return await self.decoders.run(self._build_spec, request, images=_images(request))
+
+    def _is_deferred(self, request: Request) -> bool:
+        """Whether a worker decodes the only image of a request."""
+        return isinstance(request, Img2ImgRequest) and self._may_defer and not needs_decoder(request)
+
+    @property
+    def _may_defer(self) -> bool:
+        """Whether workers may decode images that were sent to the bucket: unless they have to be moderated first."""
+        settings = self.services.settings
+        return self.services.upload_signer is not None and not (
+            self.services.moderation is not None and "input" in settings.moderated
+        )
+
     def _build_spec(self, request: Request) -> tuple[JobSpec, Mapping[str, bytes]]:
         """Return the spec of the request, and the blobs that it refers to by their sha256."""
         services = self.services
@@ -165,6 +223,7 @@ class JobSubmitter:
             services.store_threads.call,
             self.visible_queue,
             services.settings.result_ttl,
+            may_defer=self._may_defer,
         )
         card = self.model_card(request.model)
         if isinstance(request, ControlMapRequest):
@@ -194,7 +253,7 @@ class JobSubmitter:
         self, spec: JobSpec, blobs: Mapping[str, bytes], options: JobOptions, key: IdempotencyKey | None
     ) -> Submitted[JobRecord]:
         """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
-        inputs = {input_key(digest): blobs[digest] for digest in spec.inputs}
+        inputs = {input_key(digest): blobs[digest] for digest in spec.inputs if digest in blobs}
         limiter = self.services.rate_limiter
         headers = limiter.spend(options.owner, spec.cost) if limiter else {}
         self.services.free_disk.take(sum(map(len, inputs.values())))
@@ -202,10 +261,10 @@ class JobSubmitter:
         try:
             record, is_new = self._store_and_submit(inputs, spec, options, key)
         except Img2ImgError:
-            eraser.drop_unused(list(inputs))
+            eraser.drop_unused(spec.input_keys)
             raise
         if not is_new:
-            eraser.drop_unused(list(inputs))
+            eraser.drop_unused(spec.input_keys)
         else:
             message = "queued: %s of %s, priority %s"
             log.info(message, spec.task, spec.model, record.priority, extra=job_extra(record.id))
@@ -218,6 +277,9 @@ class JobSubmitter:
         """Store the inputs by their blob keys and queue the job. Repeated if an input is deleted in between."""
         queue = self.services.queue
         sizes = {blob_key: len(png) for blob_key, png in blobs.items()}
+        # Sent by the client, and counted as an upload of its owner before.
+        sent = (presigned_upload(blob_key) for blob_key in spec.input_keys)
+        sizes |= {upload_key(upload.id): upload.bytes for upload in sent if upload}
         for _ in range(MAX_SUBMITS):
             generations = queue.input_images.retain(sizes, options.owner)
             for blob_key, png in blobs.items():
@@ -226,7 +288,7 @@ class JobSubmitter:
                 if key is not None:
                     return queue.submit_idempotent(key, spec, options, generations)
                 return queue.submit(spec, options, generations), True
-        raise Unavailable("An earlier copy of an image is being deleted; try again in a moment.")
+        raise Unavailable("A copy of an image is being deleted; try again in a moment.")
 
 
 def _images(request: Request) -> list[object]:
