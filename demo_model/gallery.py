@@ -26,7 +26,7 @@ from .styles import render
 GALLERY = Path(__file__).parent.parent / "docs" / "images" / "gallery"
 GAP = 8
 # Pixels of a side at which images are shown, and of the text below them.
-SHOWN, TEXT_SIZE, LINES = 256, 15, 2
+SHOWN, TEXT_SIZE, LINES = 256, 15, 3
 SCENES = {"house": HELD_OUT_SEED + 2267, "lake": HELD_OUT_SEED + 3463, "example": HELD_OUT_SEED + 41}
 STEPS = 25
 
@@ -83,10 +83,10 @@ def variations(tasks: ServiceClient) -> list[Captioned]:
     """A rendered image and four variations."""
     photo = _rendered("house")
     wishes = (
-        ("a watercolor painting of a yellow house in summer by day", 0.5, 1),
-        ("an oil painting of a yellow house in autumn by day", 0.6, 1),
+        ("a watercolor painting of a yellow house in summer by day", 0.5, 2),
+        ("an oil painting of a yellow house in autumn by day", 0.6, 3),
         ("a photo of a yellow house in winter by day", 0.5, 1),
-        ("a photo of a yellow house in summer at night", 0.6, 1),
+        ("a photo of a yellow house in summer at night", 0.6, 6),
     )
     made = [
         (tasks.make(image=photo, prompt=prompt, strength=strength, seed=seed)[0], f"{prompt}; strength {strength}")
