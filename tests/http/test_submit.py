@@ -33,6 +33,7 @@ DEFAULTS = {
     "strength": 0.8,
     "denoising_start": None,
     "denoising_end": None,
+    "upload": None,
     "eta": 0.0,
     "clip_skip": 0,
     "guess_mode": False,
