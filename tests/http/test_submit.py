@@ -34,6 +34,7 @@ DEFAULTS = {
     "denoising_start": None,
     "denoising_end": None,
     "upload": None,
+    "refine": [],
     "eta": 0.0,
     "clip_skip": 0,
     "guess_mode": False,
