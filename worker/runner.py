@@ -7,10 +7,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 
+import numpy as np
+
+from img2img.domain.geometry import visible_box
 from img2img.domain.infotext import infotext
 from img2img.domain.presigned_upload import PresignedUpload
-from img2img.domain.spec import GenerationSpec, Img2ImgSpec, JobSpec
+from img2img.domain.spec import GenerationSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.errors import Cancelled, JobError
 from img2img.imaging.sandbox_pool import DecoderPool
 from img2img.printable import without_paths
@@ -21,7 +25,7 @@ from .engine.task import EngineTask, TaskStopped, Urgency
 from .engine.timeline import Timeline
 from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
-from .images.png import Pixels, encode_png
+from .images.png import Pixels, decode_png, encode_png
 from .images.sent_images import decode_sent_image
 from .moderation import ResultModeration
 from .pipelines.model import Model
@@ -86,7 +90,9 @@ class Rendering:
         self._runs_alone = deterministic or (isinstance(spec, GenerationSpec) and spec.deterministic)
         # Image by image.
         self.tasks = [
-            EngineTask(f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.steps_run)
+            EngineTask(
+                f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.total_steps // spec.passes
+            )
             for f in functions
         ]
         self.remaining = len(self.tasks)  # tasks that have not ended
@@ -215,6 +221,8 @@ class Rendering:
         results = [task.result for task in self.tasks[i * count : (i + 1) * count]]
         if self._inputs.tiled_image:
             return self._inputs.tiled_image.merge(results)
+        if isinstance(results[0], np.ndarray):
+            return results[0]
         pixels = to_pixels(results[0])
         return self._inputs.canvas.paste(pixels) if self._inputs.canvas else pixels
 
@@ -290,6 +298,8 @@ class JobRunner:
             DeviceLost: the device failed.
         """
         with _raising_device_lost():
+            if isinstance(spec, InpaintSpec) and spec.region.find is not None:
+                spec, pngs = self._find_mask(spec, pngs, model, urgency)
             inputs = load_inputs(spec, pngs, model.annotators)
         return Rendering(
             self._engine,
@@ -303,6 +313,29 @@ class JobRunner:
             metadata=self._metadata,
             on_task_done=self.on_slot_free,
         )
+
+    def _find_mask(
+        self, spec: InpaintSpec, pngs: Mapping[str, bytes], model: Model, urgency: Urgency
+    ) -> tuple[InpaintSpec, Mapping[str, bytes]]:
+        """Return the job with the mask that it asks for, and its images with that mask. Waits for the engine."""
+        region = spec.region
+        assert region.find is not None
+        assert spec.image is not None
+        image, find = decode_png(pngs[spec.image]), region.find
+        ended = threading.Event()
+        task = EngineTask(lambda _: model.segmenters.mask(image, find), lambda _: ended.set(), urgency=urgency)
+        self._engine.submit_short([task])
+        ended.wait()
+        if task.error is not None:
+            raise _to_job_error(task.error)
+        png = encode_png(np.asarray(task.result.convert("RGB")), None)
+        digest = sha256(png).hexdigest()
+        found: dict[str, object] = {"mask": digest}
+        if region.padding is not None:
+            masked, size = task.result.getbbox(), (spec.width, spec.height)
+            found["box"] = visible_box(masked, region.margins, region.canvas, region.padding, model.card, size)
+        spec = spec.model_copy(update={"region": region.model_copy(update=found)})
+        return spec, {**pngs, digest: png}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from img2img.domain.parameters import PipelineParameter, Requires, Task, require
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
+from .refinements import check_refinements
 
 REQUIREMENTS = requirements(Img2ImgRequest)
 # Of each field: the name, and the values that ask for nothing.
@@ -99,6 +100,7 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
         raise ParameterError("images", f"The model {card.name} takes {most}; leave the others out")
     _check_loras(request, card)
     _check_embeddings(request, card)
+    check_refinements(request, card)
 
 
 def _check_capability(name: str, value: Any, request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
@@ -146,8 +148,11 @@ def _check_embeddings(request: Img2ImgRequest, card: ModelCard) -> None:
     """Check the embeddings that prompts name as `embedding:name` or, for models that can have some, as `<name>`."""
     # A super-resolution model has its own text encoder.
     names = () if card.upscaler(request.upscale) else card.embeddings
-    for field in ("prompt", "negative_prompt", "instruction"):
-        prompt = getattr(request, field) or ""
+    prompts = {field: getattr(request, field) or "" for field in ("prompt", "negative_prompt", "instruction")}
+    for index, refinement in enumerate(request.refine):
+        for field in ("prompt", "negative_prompt"):
+            prompts[f"refine.{index}.{field}"] = getattr(refinement, field) or ""
+    for field, prompt in prompts.items():
         for written, name in named_embeddings(prompt):
             is_known = name in {known.lower() for known in names}
             if not is_known and (card.prompt_weighting or written.lower().startswith("embedding:")):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from img2img.domain.conditioning import ControlName, EmbeddingName, LoraName
+from img2img.domain.masks import MaskKind
 from img2img.domain.model_card import SafetyChecker
 from img2img.domain.parameters import Scheduler, Sigmas
 
@@ -229,6 +230,14 @@ class ModelConfig(BaseModel):
         Field(
             description="table: `depth`, `normal`, `pose` or `segmentation` -> part, a transformers model that "
             "computes the map; `person` -> part, the detector of the people whose poses are drawn"
+        ),
+    ] = {}
+    segmenters: Annotated[
+        dict[MaskKind, Component],
+        Field(
+            description="table: `text` -> part, a transformers model that finds what words name: CLIPSeg, Grounding "
+            "DINO, SAM 3, or a model of semantic segmentation or object detection with names of its classes; `points` "
+            "-> part, SAM, SAM 2 or the tracker of SAM 3, which outlines things by points and boxes"
         ),
     ] = {}
     ip_adapter: Annotated[Component | None, Field(description="part: an IP-Adapter, or FLUX.1 Redux")] = None

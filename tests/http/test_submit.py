@@ -33,6 +33,8 @@ DEFAULTS = {
     "strength": 0.8,
     "denoising_start": None,
     "denoising_end": None,
+    "upload": None,
+    "refine": [],
     "eta": 0.0,
     "clip_skip": 0,
     "guess_mode": False,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlName
-from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, InpaintSpec, JobSpec, UpscaleSpec
+from img2img.domain.spec import ControlSpec, EditSpec, GenerationSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.errors import InvalidPixels, JobError
 
 from .control_maps import PREPROCESSORS
@@ -74,7 +74,7 @@ def load_inputs(
         _preprocess(control, _control_image(control, pngs, image, canvas, size), annotators)
         for control in spec.control_maps
     ]
-    prompts = [] if isinstance(spec, ControlMapSpec) else spec.image_prompts
+    prompts = spec.image_prompts if isinstance(spec, GenerationSpec) else []
     references = spec.references if isinstance(spec, EditSpec) else ()
     return Inputs(
         to_tensor(image) if image is not None else None,

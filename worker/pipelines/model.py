@@ -25,6 +25,7 @@ from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
 from .conditioning.embeddings import Embeddings
 from .conditioning.refiner import load_refiner, refiner_pipelines
+from .conditioning.segmenters import load_segmenters
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import Family, family_of
 from .gates import gate_of, gate_vae, install_gates
@@ -131,12 +132,20 @@ class Model:
         }
         self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
+        self.segmenters = load_segmenters(config, placement)
         card = base_card(config, family, pipeline).model_copy(
             update=component_fields(
                 family, self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
-        card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
+        card = card.model_copy(
+            update={
+                "embeddings": self.embeddings.names,
+                "fast_vae": fast_vae is not None,
+                "masks": self.segmenters.kinds,
+                "mask_words": self.segmenters.words,
+            }
+        )
         self.card = self.adapters.add_to_card(card, self._pipelines)
         self.compile_sizes = _compile_sizes(config, self.card)
         # Set by `set_safety_checker`. None: images are not checked.
@@ -226,6 +235,7 @@ class Model:
         parts += [
             *self.controlnets.modules,
             *(part for annotator in self.annotators.values() for part in annotator.modules),
+            *self.segmenters.modules,
         ]
         parts += self.adapters.weights
         if self.safety_checker is not None:
