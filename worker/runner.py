@@ -15,7 +15,7 @@ from img2img.printable import without_paths
 
 from .engine.engine import Engine
 from .engine.errors import is_device_lost, is_out_of_memory
-from .engine.task import EngineTask, TaskStopped, Urgency
+from .engine.task import EngineTask, Origin, TaskStopped, Urgency
 from .engine.timeline import Timeline
 from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
@@ -52,6 +52,7 @@ class Rendering:
         deterministic: whether the calls of the job are not merged with those of others, even if it did not ask.
         metadata: whether the images hold the parameters of the job.
         urgency: how soon the tasks should run.
+        owner: owner of the job.
         on_task_done: called on the engine's thread when a task has ended, except for the last one.
     """
 
@@ -67,6 +68,7 @@ class Rendering:
         *,
         deterministic: bool = False,
         metadata: bool = True,
+        owner: str = "",
         on_task_done: Callable[[], object] | None = None,
     ) -> None:
         self.indices = indices
@@ -81,9 +83,12 @@ class Rendering:
         self._tasks_per_image = spec.passes // spec.num_images
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
         self._runs_alone = deterministic or (isinstance(spec, GenerationSpec) and spec.deterministic)
+        origin = Origin(owner, frozenset(spec.inputs))
         # Image by image.
         self.tasks = [
-            EngineTask(f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.steps_run)
+            EngineTask(
+                f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.steps_run, origin=origin
+            )
             for f in functions
         ]
         self.remaining = len(self.tasks)  # tasks that have not ended
@@ -263,6 +268,7 @@ class JobRunner:
         indices: Sequence[int],
         model: Model,
         urgency: Urgency = Urgency(),  # noqa: B008  # frozen
+        owner: str = "",
     ) -> Rendering:
         """Decode the inputs of a job and return a rendering that is ready to start.
 
@@ -272,6 +278,7 @@ class JobRunner:
             indices: indices of the images to render.
             model: the model that renders them.
             urgency: how soon they should be rendered.
+            owner: owner of the job.
 
         Raises:
             JobError: an input does not fit the job.
@@ -289,6 +296,7 @@ class JobRunner:
             urgency,
             deterministic=self._deterministic,
             metadata=self._metadata,
+            owner=owner,
             on_task_done=self.on_slot_free,
         )
 

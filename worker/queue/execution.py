@@ -200,7 +200,7 @@ class JobExecution:
         if not missing:
             return None
         pngs = self._retry(lambda: {digest: self._read_input(store, digest) for digest in spec.inputs})
-        return runner.prepare(spec, pngs, missing, self._lease.model, self._urgency)
+        return runner.prepare(spec, pngs, missing, self._lease.model, self._urgency, self.record.owner)
 
     def _read_input(self, store: BlobStore, digest: str) -> bytes:
         # The inputs of a job that is being deleted may be gone, which is no damage.

@@ -17,6 +17,8 @@ from img2img.redis import outage
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.webhook_outbox import WebhookOutbox
 
+from ..engine.output_memory import forget_images, remembered_images
+
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
@@ -71,6 +73,7 @@ class Retention:
         Raises:
             RedisError: Redis does not respond, or rejects writes. If its disk is full, expired blobs are deleted.
         """
+        self._forget_deleted_images()
         try:
             self._jobs.cancel_overdue()
             self._outbox.drop_stale()
@@ -84,6 +87,12 @@ class Retention:
             raise
         if expired or unused:
             log.info("deleted %d expired jobs and %d unused images", expired, unused)
+
+    def _forget_deleted_images(self) -> None:
+        """Forget what gates remember of input images that no job needs any more."""
+        remembered = remembered_images()
+        if remembered:
+            forget_images(remembered - self._jobs.input_images.existing_inputs(remembered))
 
     def _delete(
         self, items: list[str], delete: Callable[[str], object], postpone: Callable[[str, float], object]
