@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from img2img.domain.infotext import infotext
+from img2img.domain.reuse import result_digest
 from img2img.domain.spec import GenerationSpec, JobSpec
 from img2img.errors import Cancelled, JobError
 from img2img.printable import without_paths
@@ -81,7 +82,12 @@ class Rendering:
         self._urgency = urgency
         self._on_task_done = on_task_done
         self._tasks_per_image = spec.passes // spec.num_images
+        fingerprint = model.card.fingerprint
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
+        # LoRAs can be replaced meanwhile.
+        is_unchanged = fingerprint == model.card.fingerprint
+        # By which later requests find the result; None: not at all.
+        self.digest = result_digest(spec, fingerprint, is_moderated=moderation is not None) if is_unchanged else None
         self._runs_alone = deterministic or (isinstance(spec, GenerationSpec) and spec.deterministic)
         origin = Origin(owner, frozenset(spec.inputs))
         # Image by image.

@@ -57,7 +57,7 @@ PANELS = {
     "Size": ("width", "height", "resize", "upscale"),
     "Inpainting and outpainting": ("mask", "mask_blur", "mask_padding", "mask_content", "outpaint"),
     "Controls, image prompts and LoRAs": ("controls", "guess_mode", "image_prompts", "loras"),
-    "Job": ("model", "deadline_s", "deadline_policy", "priority", "webhook"),
+    "Job": ("model", "deadline_s", "deadline_policy", "priority", "reuse", "webhook"),
 }
 OTHER_PANEL = "Job"
 ORDER = [name for names in PANELS.values() for name in names]

@@ -307,6 +307,13 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             "an API key with the scope `priority`."
         ),
     ] = Priority.NORMAL
+    reuse: Annotated[
+        bool,
+        Field(
+            description="If an earlier job of yours had the same image, parameters and model, with all defaults "
+            "resolved, end at once with a copy of its images, and name it in `reused_from`. Needs a `seed`."
+        ),
+    ] = False
     webhook: Annotated[
         Webhook | None,
         BeforeValidator(webhook_fields, json_schema_input_type=Webhook | str | None),

@@ -165,6 +165,11 @@ class ModelCard(BaseModel):
     dtype: Annotated[str, Field(description="Number format in which it computes.")] = "float32"
     revision: Annotated[str | None, Field(description="Revision of its weights on the hub, if one was chosen.")] = None
 
+    fingerprint: Annotated[
+        str,
+        Field(description="Changes with its weights, its settings and the versions of the libraries. See `reuse`."),
+    ] = ""
+
     def upscaler(self, times: int | None) -> UpscalerCard | None:
         """Return the super-resolution model for this factor; None if image-to-image in tiles makes it."""
         return next((upscaler for upscaler in self.upscalers if upscaler.times == times), None)

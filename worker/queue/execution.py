@@ -115,6 +115,9 @@ class JobExecution:
         self._stored: dict[int, bytes] = {}  # images that an earlier execution stored, by index
         self.withheld: tuple[int, ...] = ()  # indices of images that were flagged and are not delivered
         self._images: list[RenderedImage] | None = None
+        # By which later requests find the result. None: an earlier execution has made some of the images, by a model
+        # that may have been another one.
+        self.digest: str | None = None
 
     @property
     def id(self) -> str:
@@ -237,6 +240,7 @@ class JobExecution:
         with self._lock:
             self._transition(ExecutionState.RUNNING)
             self._rendering = rendering
+            self.digest = None if self._stored else rendering.digest
             is_stopping = self._stopping
         # The state is RUNNING before the engine gets the tasks, because it may be done with them at once.
         if is_stopping:
