@@ -26,6 +26,7 @@ from typing import Literal, Required, TypedDict
 from .images import ImageInput
 '''
 NAMES = {
+    "BackgroundPrompt": "BackgroundFields",
     "ControlRequest": "ControlFields",
     "ImagePromptRequest": "ImagePromptFields",
     "Lora": "LoraFields",

@@ -7,21 +7,28 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from img2img.domain.infotext import infotext
+from img2img.domain.parameters import Background
 from img2img.domain.reuse import result_digest
-from img2img.domain.spec import GenerationSpec, JobSpec
+from img2img.domain.spec import GenerationSpec, InpaintSpec, JobSpec
 from img2img.errors import Cancelled, JobError
 from img2img.printable import without_paths
 
 from .engine.engine import Engine
 from .engine.errors import is_device_lost, is_out_of_memory
-from .engine.task import EngineTask, Origin, TaskStopped, Urgency
+from .engine.task import EngineTask, Origin, TaskFunction, TaskStopped, Urgency
 from .engine.timeline import Timeline
 from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
-from .images.png import Pixels, encode_png
+from .images.png import Pixels, decode_png, encode_png
 from .moderation import ResultModeration
+from .pipelines.conditioning.matting import FOREGROUND
 from .pipelines.model import Model
 from .pipelines.safety_checker import ImageChecker
 from .pipelines.tiled_denoise import make_task_functions
@@ -98,7 +105,7 @@ class Rendering:
             for f in functions
         ]
         self.remaining = len(self.tasks)  # tasks that have not ended
-        self._checks: list[EngineTask] = []  # of the safety checker
+        self._checks: list[EngineTask] = []  # of the safety checker and of the matting
 
     def start(self, on_done: Callable[[], None]) -> None:
         """Submit the tasks. `on_done` is called on the engine's thread when all of them have ended."""
@@ -162,18 +169,23 @@ class Rendering:
     @property
     def waits(self) -> bool:
         """Whether `render` waits for the engine or for moderation."""
-        return self._model.safety_checker is not None or self._moderation is not None
+        return self._model.safety_checker is not None or self._moderation is not None or self._is_transparent
+
+    @property
+    def _is_transparent(self) -> bool:
+        return isinstance(self._spec, GenerationSpec) and self._spec.background is Background.TRANSPARENT
 
     def _checked_images(self) -> list[RenderedImage]:
         checker = self._model.safety_checker
         with _raising_device_lost():
-            if checker is None:
-                return [self._image(index, self._pixels(i), {}) for i, index in enumerate(self.indices)]
             images = [self._pixels(i) for i in range(len(self.indices))]
-            flags = self._check(checker, images)
+            flags = self._check(checker, images) if checker is not None else [False] * len(images)
+            if self._is_transparent:
+                images = self._cut_out(images)
+        withholds = checker is not None and checker.withholds
         return [
             RenderedImage(index, None)
-            if is_flagged and checker.withholds
+            if is_flagged and withholds
             else self._image(index, pixels, {"flagged": True} if is_flagged else {})
             for index, pixels, is_flagged in zip(self.indices, images, flags, strict=True)
         ]
@@ -190,9 +202,22 @@ class Rendering:
 
     def _check(self, checker: ImageChecker, images: Sequence[Pixels]) -> list[bool]:
         """Return which images the safety checker flags. The engine checks them together with those of other jobs."""
-        ended = threading.Semaphore(0)
         prepared = [checker.prepare(pixels) for pixels in images]
-        functions = [lambda _task, one=one: checker.is_flagged(one) for one in prepared]
+        return self._run_short([lambda _task, one=one: checker.is_flagged(one) for one in prepared])
+
+    def _cut_out(self, images: Sequence[Pixels]) -> list[Pixels]:
+        """Return the images with an alpha channel: their background is transparent."""
+        matting = self._model.matting
+        if matting is None:
+            raise JobError("the model has no `matting` any more; submit the job again without `background`")
+        pictures = [Image.fromarray(pixels) for pixels in images]
+        prepared = [(picture, matting.prepare(picture)) for picture in pictures]
+        alphas = self._run_short([lambda _task, one=one: matting.alpha(*one) for one in prepared])
+        return [np.dstack(pair) for pair in zip(images, alphas, strict=True)]
+
+    def _run_short(self, functions: Sequence[TaskFunction]) -> list[Any]:
+        """Return the results of functions that the engine runs for this job beside its images."""
+        ended = threading.Semaphore(0)
         self._checks = [
             EngineTask(f, lambda _task: ended.release(), runs_alone=self._runs_alone, urgency=self._urgency)
             for f in functions
@@ -291,7 +316,10 @@ class JobRunner:
             DeviceLost: the device failed.
         """
         with _raising_device_lost():
-            inputs = load_inputs(spec, pngs, model.annotators)
+            if isinstance(spec, InpaintSpec) and spec.region.background:
+                inputs = load_inputs(*self._with_background(spec, pngs, model, urgency), model.annotators)
+            else:
+                inputs = load_inputs(spec, pngs, model.annotators)
         return Rendering(
             self._engine,
             model,
@@ -305,6 +333,31 @@ class JobRunner:
             owner=owner,
             on_task_done=self.on_slot_free,
         )
+
+    def _with_background(
+        self, spec: InpaintSpec, pngs: Mapping[str, bytes], model: Model, urgency: Urgency
+    ) -> tuple[InpaintSpec, Mapping[str, bytes]]:
+        """Return a job whose mask is the background of its image, and its images. Waits for the engine."""
+        matting = model.matting
+        if matting is None:
+            raise JobError("the model has no `matting` any more; submit the job again with a mask")
+        assert spec.image is not None
+        image = decode_png(pngs[spec.image]).convert("RGB")
+        prepared, ended = matting.prepare(image), threading.Event()
+        task = EngineTask(lambda _task: matting.alpha(image, prepared), lambda _task: ended.set(), urgency=urgency)
+        self._engine.submit_short([task])
+        ended.wait()
+        if task.error is not None:
+            raise _to_job_error(task.error)
+        is_background = task.result < FOREGROUND / 2
+        if is_background.all():
+            raise JobError("nothing was found in the image that is in front; send a mask instead of a new `background`")
+        if not is_background.any():
+            raise JobError("the image has no background: everything in it is in front")
+        png = encode_png(np.repeat(is_background[..., None] * np.uint8(255), 3, axis=2), None)
+        digest = sha256(png).hexdigest()
+        region = spec.region.model_copy(update={"mask": digest, "background": False})
+        return spec.model_copy(update={"region": region}), {**pngs, digest: png}
 
 
 @contextmanager

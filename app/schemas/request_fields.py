@@ -7,9 +7,10 @@ import string
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
 
+from img2img.domain.parameters import Text
 from img2img.errors import ParameterError
 
 from .image_references import ImageReference, parse_reference
@@ -146,6 +147,24 @@ def webhook_fields(value: object) -> object:
         return _parse_json_text(value)
     except ValueError as error:
         raise ValueError(f"Input should be a URL or a JSON object: {error}") from None
+
+
+class BackgroundPrompt(BaseModel):
+    """What takes the place of the background of `image`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Annotated[Text, Field(description="What the new background should show.", examples=["a beach at sunset"])]
+
+
+def background_fields(value: object) -> object:
+    """Return the fields of a background that a form sent as JSON text. Other text is returned as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        return _parse_json_text(value)
+    except ValueError as error:
+        raise ValueError(f"Input should be `keep`, `transparent` or a JSON object: {error}") from None
 
 
 def check_upscale_factor(value: int) -> int:

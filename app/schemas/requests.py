@@ -22,6 +22,7 @@ from img2img.domain.parameters import (
     MAX_SEED,
     MAX_SIDE,
     MAX_STEPS,
+    Background,
     GenerationParameters,
     Requires,
     Resize,
@@ -32,7 +33,15 @@ from img2img.domain.parameters import (
 )
 from img2img.domain.webhook import Webhook
 
-from .request_fields import ImageBytes, ImageOrReference, MaskOrReference, UpscaleFactor, webhook_fields
+from .request_fields import (
+    BackgroundPrompt,
+    ImageBytes,
+    ImageOrReference,
+    MaskOrReference,
+    UpscaleFactor,
+    background_fields,
+    webhook_fields,
+)
 
 MAX_DEADLINE_S = 7 * 24 * 3600
 # The seed of clients of other software that want any.
@@ -243,6 +252,16 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         Field(description="Pixels to add on each side (outpainting). The pixels of `image` are returned unchanged."),
         Requires(tasks=frozenset({Task.INPAINT}), neutral=Padding()),
     ] = None
+    background: Annotated[
+        Background | BackgroundPrompt,
+        BeforeValidator(background_fields, json_schema_input_type=Background | BackgroundPrompt),
+        Field(
+            description="`transparent` makes the background of the result transparent: the PNG has an alpha channel, "
+            "and so has its conversion to WebP. An object with a `prompt` keeps what is in front in `image`, and "
+            "inpaints its background. For models with `matting` in `GET /models`."
+        ),
+        Requires(capability="matting", lacking="cannot find backgrounds: its operator has to add `matting` to it"),
+    ] = Background.KEEP
     controls: Annotated[
         tuple[ControlRequest, ...],
         Field(

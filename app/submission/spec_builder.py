@@ -20,7 +20,7 @@ from img2img.domain.conditioning import (
     ReferenceImage,
 )
 from img2img.domain.model_card import ModelCard
-from img2img.domain.parameters import GenerationParameters, Resize, Task
+from img2img.domain.parameters import Background, GenerationParameters, Resize, Task
 from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
 from img2img.errors import ParameterError
@@ -31,7 +31,7 @@ from ..imaging.decode import encode_png, to_binary
 from ..imaging.decoder_share import DecoderShare
 from ..imaging.sandbox_pool import SandboxedImage
 from ..schemas.image_references import ImageReference, fetch_reference
-from ..schemas.request_fields import ALPHA
+from ..schemas.request_fields import ALPHA, BackgroundPrompt
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from .defaults import resolve_generation, resolve_size
 from .geometry import visible_box, working_size
@@ -219,6 +219,7 @@ class SpecBuilder:
         generation = self._generation(model_size)
         region = InpaintRegion(
             mask=self.reader.add_blob(mask) if mask else None,
+            background=isinstance(request.background, BackgroundPrompt),
             blur=DEFAULT_MASK_BLUR if request.mask_blur is None else request.mask_blur,
             content=request.mask_content,
             margins=margins,
@@ -243,6 +244,9 @@ class SpecBuilder:
         resolved = self.resolved if card is None else resolve_generation(request, card, is_tiled=is_tiled)
         parameters = {name: getattr(request, name) for name in GenerationParameters.model_fields}
         width, height = size
+        if isinstance(request.background, BackgroundPrompt):
+            # It is made by inpainting, and the result is opaque.
+            parameters["background"] = Background.KEEP
         image_prompts = self._image_prompts()
         return {
             **parameters,
@@ -257,7 +261,9 @@ class SpecBuilder:
         request = self.request
         # With `denoising_start` the strength has no effect.
         resolved = 1.0 if request.denoising_start is not None else default
-        return {"prompt": request.prompt, "strength": resolved if request.strength is None else request.strength}
+        new_background = request.background if isinstance(request.background, BackgroundPrompt) else None
+        prompt = new_background.prompt if new_background else request.prompt
+        return {"prompt": prompt, "strength": resolved if request.strength is None else request.strength}
 
     def _refined(self, strength: float) -> dict[str, Any]:
         """Return where the refiner takes over. ControlNets work without it."""

@@ -125,6 +125,8 @@ class InpaintRegion(_Frozen):
 
     # Blob: a PNG of the image's size, white where the image is regenerated, else black. None: the margins only.
     mask: Sha256 | None = None
+    # Whether the worker finds the mask: the background of the image.
+    background: bool = False
     # Pixels over which the new content fades into the old, within the mask.
     blur: Annotated[int, Field(ge=0)] = 0
     content: MaskContent = MaskContent.ORIGINAL

@@ -41,6 +41,17 @@ class ControlNetSource(ComponentSource):
     ] = None
 
 
+class MattingSource(ComponentSource):
+    """Location of a model that finds the foreground."""
+
+    foreground: Annotated[
+        tuple[str, ...],
+        Field(
+            description="list of names of classes that are in front; default: all but `background`; only in `matting`"
+        ),
+    ] = ()
+
+
 class UpscalerSource(ComponentSource):
     """Location of an upscaler, with the defaults of requests that use it."""
 
@@ -231,6 +242,16 @@ class ModelConfig(BaseModel):
             "computes the map; `person` -> part, the detector of the people whose poses are drawn"
         ),
     ] = {}
+    matting: Annotated[
+        Annotated[MattingSource, BeforeValidator(_expand, json_schema_input_type=str | MattingSource)] | None,
+        Field(
+            description="part, which also takes `foreground`: a transformers model of semantic segmentation that finds "
+            "what is in front, for requests with `background`"
+        ),
+    ] = None
+    matting_refiner: Annotated[
+        Component | None, Field(description="part: a ViTMatte model, for exact edges of `matting`")
+    ] = None
     ip_adapter: Annotated[Component | None, Field(description="part: an IP-Adapter, or FLUX.1 Redux")] = None
     image_encoder: Annotated[
         Component | None,

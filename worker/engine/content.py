@@ -1,44 +1,37 @@
 """Digests of tensors: what gates know equal arguments by."""
 
 from hashlib import blake2b
+from typing import Any
+from weakref import ref
 
 import torch
 
 from .batching import has_known_bytes, tensor_bytes
 
 
-class DigestedImage(torch.Tensor):
-    """A tensor on a device whose content is known by a digest of the one in main memory that it was copied from.
+def with_digest(tensor: torch.Tensor, digest: bytes) -> torch.Tensor:
+    """Give a tensor that is never written to the digest of its content, by which gates know it without reading it.
 
-    Operations return plain tensors, except for those that pipelines apply to an image before they encode it.
+    What pipelines make of an image before they encode it has a digest, too: another dtype, and another dimension. Other
+    results have none.
     """
+    # A reference to the tensor itself would be a cycle, which only the garbage collector frees.
+    kind, known = type(tensor), ref(tensor)
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    def to(*args: Any, **kwargs: Any) -> torch.Tensor:
+        image = known()
+        changed = kind.to(image, *args, **kwargs)
+        return changed if changed is image else with_digest(changed, derived_digest(digest, changed.dtype))
 
-    digest: bytes
-
-    def float(self) -> torch.Tensor:  # type: ignore[override]
-        """Return the image in float32."""
-        return self.to(torch.float32)
-
-    def to(self, *args: object, **kwargs: object) -> torch.Tensor:  # type: ignore[override]
-        """Return the image in another dtype or on another device."""
-        plain = self.as_subclass(torch.Tensor)
-        changed = plain.to(*args, **kwargs)  # type: ignore[call-overload]
-        if changed is plain:
-            return self
-        return with_digest(changed, derived_digest(self.digest, changed.dtype))
-
-    def unsqueeze(self, dim: int) -> torch.Tensor:
-        """Return the image with another dimension, as video autoencoders take it. Shapes are not in a digest."""
-        return with_digest(self.as_subclass(torch.Tensor).unsqueeze(dim), self.digest)
-
-
-def with_digest(tensor: torch.Tensor, digest: bytes) -> DigestedImage:
-    """Return a tensor that is never written to, with the digest of its content."""
-    image = tensor.as_subclass(DigestedImage)
-    image.digest = digest
-    return image
+    attributes: dict[str, Any] = {
+        "digest": digest,
+        "to": to,
+        "float": lambda: to(torch.float32),
+        # Of autoencoders for videos. The shape is not in a digest.
+        "unsqueeze": lambda dim: with_digest(kind.unsqueeze(known(), dim), digest),
+    }
+    vars(tensor).update(attributes)
+    return tensor
 
 
 def derived_digest(digest: bytes, dtype: torch.dtype) -> bytes:
@@ -58,8 +51,8 @@ def content_digest(tensor: torch.Tensor, *, waits: bool) -> bytes | None:
         waits: whether to read it from its device, which waits for the work that the device still has to do. If not,
             None is returned where the content is not known in main memory.
     """
-    known = getattr(tensor, "digest", None)
-    if isinstance(known, bytes):
+    known: bytes | None = vars(tensor).get("digest")
+    if known is not None:
         return known
     if tensor.device.type == "cpu" or waits or has_known_bytes(tensor):
         return digest_of(tensor)

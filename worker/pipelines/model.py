@@ -24,6 +24,7 @@ from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
 from .conditioning.embeddings import Embeddings
+from .conditioning.matting import load_matting
 from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import Family, family_of
@@ -132,12 +133,19 @@ class Model:
         }
         self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
+        self.matting = load_matting(config, placement)
         card = base_card(config, family, pipeline).model_copy(
             update=component_fields(
                 family, self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
         )
-        card = card.model_copy(update={"embeddings": self.embeddings.names, "fast_vae": fast_vae is not None})
+        card = card.model_copy(
+            update={
+                "embeddings": self.embeddings.names,
+                "fast_vae": fast_vae is not None,
+                "matting": self.matting is not None,
+            }
+        )
         fingerprint = fingerprint_of(config, placement.device, pipeline.dtype)
         self.card = self.adapters.add_to_card(card, self._pipelines).model_copy(update={"fingerprint": fingerprint})
         self.compile_sizes = _compile_sizes(config, self.card)
@@ -228,6 +236,7 @@ class Model:
         parts += [
             *self.controlnets.modules,
             *(part for annotator in self.annotators.values() for part in annotator.modules),
+            *(self.matting.modules if self.matting else ()),
         ]
         parts += self.adapters.weights
         if self.safety_checker is not None:
