@@ -69,15 +69,18 @@ class OutputMemory:
 _memories: "WeakSet[OutputMemory]" = WeakSet()
 
 
-def remembered_images() -> frozenset[str]:
-    """Return the SHA-256 of all images that remembered outputs of any gate were made of."""
-    return frozenset[str]().union(*(memory.images for memory in list(_memories)))
+class AllMemories:
+    """The memories of all gates."""
 
+    @property
+    def images(self) -> frozenset[str]:
+        """SHA-256 of all images that remembered outputs were made of."""
+        return frozenset[str]().union(*(memory.images for memory in list(_memories)))
 
-def forget_images(images: Collection[str]) -> None:
-    """Forget the outputs of all gates that were made of one of the images."""
-    for memory in list(_memories):
-        memory.forget(images)
+    def forget(self, images: Collection[str]) -> None:
+        """Forget all outputs that were made of one of the images."""
+        for memory in list(_memories):
+            memory.forget(images)
 
 
 def _rebuild(remembered: _Remembered, take: Callable[[torch.Tensor], torch.Tensor]) -> Any:

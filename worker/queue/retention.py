@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
+from typing import Protocol
 
 from obstore.exceptions import BaseError as StoreError
 from redis import Redis
@@ -17,8 +18,6 @@ from img2img.redis import outage
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.webhook_outbox import WebhookOutbox
 
-from ..engine.output_memory import forget_images, remembered_images
-
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
@@ -30,10 +29,24 @@ MAX_FAILING_S = 10.0
 MAX_FREED = 10_000
 
 
-class Retention:
-    """Enforces the deadlines and the retention times of jobs. Several workers can do it at the same time."""
+class ImageMemory(Protocol):
+    """What a worker remembers of input images, by their SHA-256."""
 
-    def __init__(self, redis: Redis, store: BlobStore) -> None:
+    @property
+    def images(self) -> frozenset[str]: ...
+
+    def forget(self, images: Collection[str], /) -> None: ...
+
+
+class Retention:
+    """Enforces the deadlines and the retention times of jobs. Several workers can do it at the same time.
+
+    Args:
+        memory: what this worker remembers of images; it is forgotten when they are deleted.
+    """
+
+    def __init__(self, redis: Redis, store: BlobStore, memory: ImageMemory | None = None) -> None:
+        self._memory = memory
         self._redis = redis
         self._jobs = JobQueue(redis)
         self._outbox = WebhookOutbox(redis)
@@ -89,10 +102,9 @@ class Retention:
             log.info("deleted %d expired jobs and %d unused images", expired, unused)
 
     def _forget_deleted_images(self) -> None:
-        """Forget what gates remember of input images that no job needs any more."""
-        remembered = remembered_images()
-        if remembered:
-            forget_images(remembered - self._jobs.input_images.existing_inputs(remembered))
+        """Forget input images that no job needs any more."""
+        if self._memory is not None and (remembered := self._memory.images):
+            self._memory.forget(remembered - self._jobs.input_images.existing_inputs(remembered))
 
     def _delete(
         self, items: list[str], delete: Callable[[str], object], postpone: Callable[[str, float], object]
