@@ -45,9 +45,10 @@ class MattingSource(ComponentSource):
     """Location of a model that finds the foreground."""
 
     foreground: Annotated[
-        tuple[str, ...],
+        tuple[str | int, ...],
         Field(
-            description="list of names of classes that are in front; default: all but `background`; only in `matting`"
+            description="list of names or numbers of classes that are in front; default: all but `background`; only in "
+            "`matting`"
         ),
     ] = ()
 

@@ -146,13 +146,14 @@ def _foreground(source: MattingSource, labels: dict[int, str]) -> list[int]:
     """Return the classes that count as foreground. Raises StartupError if that is not known."""
     # A class can have several names: `ground, grass`.
     names = {number: {part.strip().lower() for part in label.split(",")} for number, label in labels.items()}
-    known = set[str]().union(*names.values())
+    numbers = {name: number for number, parts in names.items() for name in parts}
     if source.foreground:
-        wanted = {name.lower() for name in source.foreground}
-        if missing := sorted(wanted - known):
-            raise StartupError(f"it has no class {missing[0]!r}; set `foreground` to classes of {source.source}")
-        return [number for number, parts in names.items() if parts & wanted]
-    if BACKGROUND not in known:
+        known = {**numbers, **{number: number for number in labels}}
+        wanted = [one.lower() if isinstance(one, str) else one for one in source.foreground]
+        if missing := [one for one in wanted if one not in known]:
+            raise StartupError(f"{source.source} has no class {missing[0]!r}; correct `foreground`")
+        return sorted({known[one] for one in wanted})
+    if BACKGROUND not in numbers:
         raise StartupError(
             f"{source.source} has no class `{BACKGROUND}`; list the classes that are in front in `foreground`"
         )
