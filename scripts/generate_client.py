@@ -31,6 +31,7 @@ NAMES = {
     "ImagePromptRequest": "ImagePromptFields",
     "Lora": "LoraFields",
     "Padding": "PaddingFields",
+    "RegionRequest": "RegionFields",
     "Webhook": "WebhookFields",
 }
 IMAGE_FIELDS = {"image": "ImageInput", "mask": "ImageInput", "images": "Sequence[ImageInput]"}

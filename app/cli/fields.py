@@ -35,7 +35,7 @@ LINK = re.compile(r" \(https?://[^)]*\)")
 SHORT_ONLY = frozenset({"images"})
 MARGINS = re.compile(r"\d+(,\d+){3}")
 PANELS = {
-    "Prompt": ("prompt", "negative_prompt", "prompt_weighting", "clip_skip", "instruction", "images"),
+    "Prompt": ("prompt", "negative_prompt", "prompt_weighting", "clip_skip", "regions", "instruction", "images"),
     "Sampling": (
         "strength",
         "num_inference_steps",

@@ -20,7 +20,7 @@ ALPHA: Literal["alpha"] = "alpha"
 # Values in JSON text: a structured field of a form, or a webhook. More would cost time and memory to parse.
 MAX_TEXT_VALUES = 200
 # The name of a file of a form that belongs to an entry of a structured field.
-ENTRY_FILE = re.compile(r"(\w+)\.([0-9])\.(image)", re.ASCII)
+ENTRY_FILE = re.compile(r"(\w+)\.([0-9])\.(image|mask)", re.ASCII)
 
 
 # Removes white space, and converts the alphabet for URLs (RFC 4648, section 5) to the usual one.

@@ -11,6 +11,7 @@ from img2img.domain.conditioning import (
     MAX_CONTROLS,
     MAX_IMAGE_PROMPTS,
     MAX_REFERENCE_IMAGES,
+    MAX_REGIONS,
     ControlName,
     ControlWeight,
     MaskContent,
@@ -111,6 +112,22 @@ class ImagePromptRequest(BaseModel):
     scale: Annotated[float, Field(ge=0, le=2, description="How strongly the result follows the image.")] = 0.6
 
 
+class RegionRequest(BaseModel):
+    """A part of the image with a prompt of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    mask: Annotated[
+        ImageOrReference,
+        Field(description="White where the prompt acts, and grey where it acts in part. Resized like `image`."),
+    ]
+    prompt: Annotated[Text, Field(description="What this part should show.", examples=["a red house"])]
+    weight: Annotated[
+        float,
+        Field(gt=0, le=1, description="Share of this prompt where the mask is white; the rest is that of `prompt`."),
+    ] = 1.0
+
+
 class ImageAndPrompt(BaseModel):
     """The first fields of a request. In a base class, so that they come first in the OpenAPI document."""
 
@@ -129,8 +146,10 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     """An image and the parameters of its transformation."""
 
     # Fields that a form sends as JSON text. Their images can be sent as files, named like `controls.0.image`.
-    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras"})
-    FILES: ClassVar[re.Pattern[str]] = re.compile(r"images?|mask|(?:controls|image_prompts)\.[0-9]\.image")
+    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras", "regions"})
+    FILES: ClassVar[re.Pattern[str]] = re.compile(
+        r"images?|mask|(?:controls|image_prompts)\.[0-9]\.image|regions\.[0-9]\.mask"
+    )
     # Fields that a form sends once for each entry.
     REPEATED: ClassVar[frozenset[str]] = frozenset({"images"})
 
@@ -269,6 +288,20 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             description="Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet).",
         ),
         Requires(tasks=frozenset({Task.IMG2IMG, Task.INPAINT, Task.CONTROL})),
+    ] = ()
+    regions: Annotated[
+        tuple[RegionRequest, ...],
+        Field(
+            max_length=MAX_REGIONS,
+            description="Parts of the image with prompts of their own: each step mixes the predictions for all prompts "
+            "by the masks. `prompt` acts on the rest. For models with `regions` in `GET /models`.",
+        ),
+        Requires(
+            tasks=frozenset({Task.IMG2IMG}),
+            excludes=("controls", "speed", "denoising_end"),
+            capability="regions",
+            lacking="has one prompt for the whole image; leave `regions` out",
+        ),
     ] = ()
     image_prompts: Annotated[
         tuple[ImagePromptRequest, ...],

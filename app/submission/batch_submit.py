@@ -28,6 +28,7 @@ from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import BatchGone, InputsDeleted
 from img2img.stored_images import write_by_digest
 
+from ..backends.moderation import texts_of
 from ..schemas.batches import BatchItem
 from ..schemas.image_references import UploadReference
 from .batch_images import BatchImageReader
@@ -178,7 +179,7 @@ class BatchSubmitter:
         if self.jobs.services.moderation is None:
             return
         for one in specs:
-            texts = (getattr(one.spec, "prompt", ""), getattr(one.spec, "negative_prompt", ""))
+            texts = texts_of(one.spec)
             new = {digest: blobs[digest] for digest in one.spec.inputs if digest in blobs and digest not in seen}
             if new or texts not in seen:
                 with naming_item(one.index):

@@ -18,6 +18,7 @@ from img2img.domain.conditioning import (
     InpaintRegion,
     Padding,
     ReferenceImage,
+    Region,
 )
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Background, GenerationParameters, Resize, Task
@@ -130,7 +131,17 @@ class SpecBuilder:
         image, size = _fit_image(self.request, self.card, self.reader)
         strength, controls = self._strength(DEFAULT_STRENGTH), self._controls(size)
         refined = self._refined(strength["strength"])
-        return Img2ImgSpec(image=image, **strength, **refined, **controls, **self._generation(size))
+        regions = tuple(self._regions(size))
+        return Img2ImgSpec(image=image, regions=regions, **strength, **refined, **controls, **self._generation(size))
+
+    def _regions(self, size: Size) -> Iterator[Region]:
+        for index, region in enumerate(self.request.regions):
+            name = f"regions.{index}.mask"
+            with self.reader.open(name, region.mask) as opened:
+                mask = opened.fit(*size, self.request.resize, is_map=True).convert("L")
+            if not mask.getbbox():
+                raise ParameterError(name, "The mask is black all over; the prompt acts where it is white")
+            yield Region(mask=self.reader.add_blob(mask), prompt=region.prompt, weight=region.weight)
 
     def _control(self) -> ControlSpec:
         request = self.request
@@ -266,9 +277,9 @@ class SpecBuilder:
         return {"prompt": prompt, "strength": resolved if request.strength is None else request.strength}
 
     def _refined(self, strength: float) -> dict[str, Any]:
-        """Return where the refiner takes over. ControlNets work without it."""
+        """Return where the refiner takes over. ControlNets and regions work without it."""
         request, end = self.request, self.request.denoising_end
-        if not self.card.refiner or request.controls or end == 1:
+        if not self.card.refiner or request.controls or request.regions or end == 1:
             return {}
         end = end or self.card.default_denoising_end
         steps = self.resolved["num_inference_steps"]

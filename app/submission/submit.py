@@ -260,7 +260,8 @@ def _images(request: Request) -> list[object]:
     if isinstance(request, ControlMapRequest):
         return [request.image]
     controls, prompts = request.controls, request.image_prompts
-    return [request.image, *request.images, request.mask, *(c.image for c in controls), *(p.image for p in prompts)]
+    nested = (*(c.image for c in controls), *(p.image for p in prompts), *(region.mask for region in request.regions))
+    return [request.image, *request.images, request.mask, *nested]
 
 
 class ModelCards(Protocol):

@@ -162,8 +162,9 @@ def _check_embeddings(request: Img2ImgRequest, card: ModelCard) -> None:
     """Check the embeddings that prompts name as `embedding:name` or, for models that can have some, as `<name>`."""
     # A super-resolution model has its own text encoder.
     names = () if card.upscaler(request.upscale) else card.embeddings
-    for field in ("prompt", "negative_prompt", "instruction"):
-        prompt = getattr(request, field) or ""
+    prompts = [(field, getattr(request, field) or "") for field in ("prompt", "negative_prompt", "instruction")]
+    prompts += [(f"regions.{index}.prompt", region.prompt) for index, region in enumerate(request.regions)]
+    for field, prompt in prompts:
         for written, name in named_embeddings(prompt):
             is_known = name in {known.lower() for known in names}
             if not is_known and (card.prompt_weighting or written.lower().startswith("embedding:")):

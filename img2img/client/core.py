@@ -42,7 +42,7 @@ MODEL_POLL_S = 0.5
 # The most jobs that a page of `GET /jobs` can have.
 PAGE = 100
 IMAGE_FIELDS = ("image", "mask")
-NESTED_IMAGE_FIELDS = ("controls", "image_prompts")
+NESTED_IMAGE_FIELDS = ("controls", "image_prompts", "regions")
 
 T = TypeVar("T")
 

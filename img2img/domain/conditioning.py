@@ -9,6 +9,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 LoraName = Annotated[str, Field(pattern=LORA_NAME)]
 EmbeddingName = LoraName
+MAX_REGIONS = 8
 MAX_CONTROLS = 4
 MAX_IMAGE_PROMPTS = 4
 MAX_REFERENCE_IMAGES = 16
@@ -78,6 +79,16 @@ class ImagePrompt(_Frozen):
     # None: see `BaseSpec.without_inputs`.
     image: Sha256 | None
     scale: Annotated[float, Field(ge=0, le=2)]
+
+
+class Region(_Frozen):
+    """A part of an image with a prompt of its own."""
+
+    # Blob: greyscale in the size at which the model works. None: see `BaseSpec.without_inputs`.
+    mask: Sha256 | None
+    prompt: str
+    # Share of the prediction for this prompt where the mask is white.
+    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class ReferenceImage(_Frozen):

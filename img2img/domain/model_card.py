@@ -134,6 +134,7 @@ class ModelCard(BaseModel):
     fast_vae: Annotated[bool, Field(description="Whether it has a small VAE, for `fast_vae`.")] = False
     prompt_weighting: Annotated[bool, Field(description="Whether it takes `prompt_weighting`.")] = False
     matting: Annotated[bool, Field(description="Whether it finds backgrounds, for `background`.")] = False
+    regions: Annotated[bool, Field(description="Whether parts of an image can have their own prompts.")] = False
     refiner: Annotated[bool, Field(description="Whether it has a refiner, for `denoising_end`.")] = False
     default_denoising_end: Annotated[
         float | None, Field(description="Share of the schedule after which the refiner takes over; null without one.")

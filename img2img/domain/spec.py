@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
-from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Sha256
+from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Region, Sha256
 from img2img.domain.parameters import (
     EXPECTED_SPEEDUP,
     FLOW_SCHEDULERS,
@@ -199,6 +199,16 @@ class Img2ImgSpec(RefinedSpec):
     """Image-to-image, with or without controls."""
 
     task: Literal[Task.IMG2IMG] = Task.IMG2IMG
+    # Parts of the image with prompts of their own.
+    regions: tuple[Region, ...] = ()
+
+    @property
+    def _rows(self) -> float:
+        return super()._rows + len(self.regions)
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield from super()._images()
+        yield from (region.mask for region in self.regions)
 
     @property
     def steps_run(self) -> int:
