@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -203,7 +204,7 @@ class Rendering:
     def _check(self, checker: ImageChecker, images: Sequence[Pixels]) -> list[bool]:
         """Return which images the safety checker flags. The engine checks them together with those of other jobs."""
         prepared = [checker.prepare(pixels) for pixels in images]
-        return self._run_short([lambda _task, one=one: checker.is_flagged(one) for one in prepared])
+        return self._run_short([partial(_ignoring_task, checker.is_flagged, one) for one in prepared])
 
     def _cut_out(self, images: Sequence[Pixels]) -> list[Pixels]:
         """Return the images with an alpha channel: their background is transparent."""
@@ -212,7 +213,7 @@ class Rendering:
             raise JobError("the model has no `matting` any more; submit the job again without `background`")
         pictures = [Image.fromarray(pixels) for pixels in images]
         prepared = [(picture, matting.prepare(picture)) for picture in pictures]
-        alphas = self._run_short([lambda _task, one=one: matting.alpha(*one) for one in prepared])
+        alphas = self._run_short([partial(_ignoring_task, matting.alpha, *one) for one in prepared])
         return [np.dstack(pair) for pair in zip(images, alphas, strict=True)]
 
     def _run_short(self, functions: Sequence[TaskFunction]) -> list[Any]:
@@ -261,6 +262,11 @@ class Rendering:
         if isinstance(self._spec, GenerationSpec):
             return infotext(self._spec, self._spec.image_seed(index))
         return None
+
+
+def _ignoring_task(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that an engine task runs; the last argument is the task."""
+    return function(*arguments[:-1])
 
 
 class JobRunner:

@@ -280,7 +280,7 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             "inpaints its background. For models with `matting` in `GET /models`."
         ),
         Requires(capability="matting", lacking="cannot find backgrounds: its operator has to add `matting` to it"),
-    ] = Background.KEEP
+    ] = Background.KEEP  # type: ignore[assignment]  # jobs have the first kind only
     controls: Annotated[
         tuple[ControlRequest, ...],
         Field(

@@ -142,12 +142,14 @@ class BatchSubmitter:
                 await self._moderate(specs, blobs, moderated)
                 new = {input_key(digest): png for digest, png in blobs.items()}
                 await services.store_threads.run(self._store, new, checked, must_finish=True)
-                costs = await services.store_threads.run(self._costs, specs, must_finish=True)
-                for one, cost in zip(specs, costs, strict=True):
+                reusing = [one for one in specs if one.may_reuse]
+                if reusing:
+                    checked.cost += await services.store_threads.run(self._cost_reusing, reusing, must_finish=True)
+                for one in specs:
                     text = one.spec.model_dump_json()
                     submitter.held_bytes.add(len(text))
                     checked.jobs.append((type(one.spec), text, one.options, one.name, one.may_reuse))
-                    checked.cost += cost
+                    checked.cost += 0 if one.may_reuse else one.spec.cost
         except Exception:
             await services.store_threads.run(self._drop, checked, must_finish=True)
             raise
@@ -195,13 +197,12 @@ class BatchSubmitter:
         for key, png in new.items():
             write_by_digest(services.store, key, png)
 
-    def _costs(self, specs: list[_Spec]) -> list[float]:
-        """Return the cost of each job: little for one whose result will be that of an earlier job."""
+    def _cost_reusing(self, specs: list[_Spec]) -> float:
+        """Return the cost of jobs that may reuse a result: little for each that will."""
         results = EarlierResults(self.jobs.services)
-        return [
-            reuse_cost(one.spec) if one.may_reuse and results.find(one.spec, one.options.owner) else one.spec.cost
-            for one in specs
-        ]
+        return sum(
+            reuse_cost(one.spec) if results.find(one.spec, one.options.owner) else one.spec.cost for one in specs
+        )
 
     def _drop(self, checked: _Checked) -> None:
         services = self.jobs.services

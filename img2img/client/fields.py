@@ -5,6 +5,8 @@ from typing import Literal, Required, TypedDict
 
 from .images import ImageInput
 
+Background = Literal["keep", "transparent"]
+
 DeadlinePolicy = Literal["cancel", "best_effort", "reject"]
 
 MaskContent = Literal["original", "noise", "nothing"]
@@ -44,6 +46,13 @@ Scheduler = Literal[
 Sigmas = Literal["karras", "exponential", "beta", "normal", "simple", "sgm_uniform", "ddim_uniform"]
 
 Speed = Literal["exact", "fast", "turbo"]
+
+
+class BackgroundFields(TypedDict, total=False):
+    """What takes the place of the background of `image`."""
+
+    prompt: Required[str]
+    """What the new background should show."""
 
 
 class ControlFields(TypedDict, total=False):
@@ -137,6 +146,10 @@ class SubmitFields(TypedDict, total=False):
     guess_mode: bool
     """Let `controls` act in the prediction with the prompt only, which makes them stronger than the prompt: `ControlNet
     is more important` of the AUTOMATIC1111 web UI. For models with `guess_mode` in `control_parameters`."""
+    background: Background | BackgroundFields
+    """`transparent` makes the background of the result transparent: the PNG has an alpha channel, and so has its
+    conversion to WebP. An object with a `prompt` keeps what is in front in `image`, and inpaints its background. For
+    models with `matting` in `GET /models`."""
     num_images: int
     """How many variants to make."""
     loras: Sequence[LoraFields]
@@ -205,6 +218,9 @@ class SubmitFields(TypedDict, total=False):
     priority: Priority
     """Order in the queue. Jobs of one priority are taken round-robin across API keys. `high` needs an API key with the
     scope `priority`."""
+    reuse: bool
+    """If an earlier job of yours had the same image, parameters and model, with all defaults resolved, end at once with
+    a copy of its images, and name it in `reused_from`. Needs a `seed`."""
     webhook: WebhookFields | str
     """URL that is called when the job ends, and the events to send; all events if only a URL."""
 

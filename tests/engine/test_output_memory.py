@@ -10,6 +10,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
+from img2img.worker.engine.content import with_digest
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
 from img2img.worker.engine.output_memory import AllMemories
@@ -53,8 +54,7 @@ def run(model: Model, spec: JobSpec, image: torch.Tensor = IMAGE) -> tuple[torch
     return task.result, engine.calls_run["encode"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
+@pytest.mark.parametrize(("make", "dtype"), [(tiny_sd, "float32"), (tiny_sd, "bfloat16"), (tiny_sdxl, "bfloat16")])
 def test_remembered_encoding_changes_no_bit(make: Any, dtype: str, tmp_path: Path) -> None:
     model, forgetful = load(make(tmp_path), dtype), load(tmp_path, dtype)
     forgetful.vae.encode = Gate("encode", forgetful.vae.encode.run, merges=False)
@@ -160,9 +160,8 @@ def test_distribution_is_remembered_by_its_parameters() -> None:
 
 
 def test_image_is_recognised_on_a_device_without_waiting_for_it(tmp_path: Path) -> None:
-    """The VAE of SDXL in 16 bit works in float32, so that pipelines convert the image on the device."""
     with pretend_device() as device:
-        model = load(tiny_sdxl(tmp_path), "float16", str(device))
+        model = load(tiny_sdxl(tmp_path), "float32", str(device))
         # How images are prepared is learned from the first job.
         assert run(model, job(1))[1] == 1
         assert run(model, job(2))[1] == 1
@@ -170,3 +169,16 @@ def test_image_is_recognised_on_a_device_without_waiting_for_it(tmp_path: Path) 
             assert run(model, job(3))[1] == 0
         assert not syncs
         assert run(model, job(3), OTHER)[1] == 1
+
+
+def test_image_is_recognised_after_pipelines_have_converted_it() -> None:
+    """The VAE of SDXL in 16 bit works in float32, and those of videos take another dimension."""
+    encode = Counting()
+    gate = image_gate(encode, waits=False)
+    for _ in range(2):
+        for content in (b"one", b"other"):
+            image = with_digest(torch.ones(1, 4, dtype=torch.float16), content)
+            for converted in (image, image.float(), image.to(torch.float32), image.unsqueeze(1)):
+                call(gate, converted)
+    # Both ways to float32 are the same one.
+    assert encode.calls == 2 * 3

@@ -16,11 +16,12 @@ def with_digest(tensor: torch.Tensor, digest: bytes) -> torch.Tensor:
     results have none.
     """
     # A reference to the tensor itself would be a cycle, which only the garbage collector frees.
-    kind, known = type(tensor), ref(tensor)
+    kind: Any = type(tensor)
+    known = ref(tensor)
 
     def to(*args: Any, **kwargs: Any) -> torch.Tensor:
-        image = known()
-        changed = kind.to(image, *args, **kwargs)
+        image: Any = known()
+        changed: torch.Tensor = kind.to(image, *args, **kwargs)
         return changed if changed is image else with_digest(changed, derived_digest(digest, changed.dtype))
 
     attributes: dict[str, Any] = {

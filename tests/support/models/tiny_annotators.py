@@ -78,7 +78,7 @@ def tiny_matting(folder: Path, *, labels: tuple[str, ...] = ("background", "hous
     for weight in model.parameters():
         # With the initial weights all classes are equally probable everywhere.
         weight.data.mul_(4 if weight.dim() > 1 else 1)
-    torch.nn.init.normal_(model.decode_head.classifier.weight, std=1.0)
+    torch.nn.init.normal_(model.decode_head.classifier.weight, std=5.0)
     model.save_pretrained(folder)
     SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
     return folder

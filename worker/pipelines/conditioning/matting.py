@@ -99,7 +99,8 @@ class Refiner:
         """
         scale = min(1.0, MAX_REFINED_SIDE / max(image.size))
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        open_pixels = trimap(cv2.resize(share, size, interpolation=cv2.INTER_LINEAR))
+        resized = np.asarray(cv2.resize(share, size, interpolation=cv2.INTER_LINEAR), np.float32)
+        open_pixels = trimap(resized)
         small = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
         pixels = self._processor(images=small, trimaps=open_pixels, return_tensors="np")["pixel_values"]
         prepared = torch.from_numpy(np.ascontiguousarray(pixels, np.float32)).to(self._device)
@@ -146,9 +147,9 @@ def _foreground(source: MattingSource, labels: dict[int, str]) -> list[int]:
     """Return the classes that count as foreground. Raises StartupError if that is not known."""
     # A class can have several names: `ground, grass`.
     names = {number: {part.strip().lower() for part in label.split(",")} for number, label in labels.items()}
-    numbers = {name: number for number, parts in names.items() for name in parts}
+    numbers: dict[str | int, int] = {name: number for number, parts in names.items() for name in parts}
     if source.foreground:
-        known = {**numbers, **{number: number for number in labels}}
+        known = numbers | {number: number for number in labels}
         wanted = [one.lower() if isinstance(one, str) else one for one in source.foreground]
         if missing := [one for one in wanted if one not in known]:
             raise StartupError(f"{source.source} has no class {missing[0]!r}; correct `foreground`")
