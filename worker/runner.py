@@ -357,9 +357,9 @@ class JobRunner:
             raise _to_job_error(task.error)
         is_background = task.result < FOREGROUND / 2
         if is_background.all():
-            raise JobError("nothing was found in the image that is in front; send a mask instead of a new `background`")
+            raise JobError("no foreground was found in the image; send a mask instead of a new `background`")
         if not is_background.any():
-            raise JobError("the image has no background: everything in it is in front")
+            raise JobError("the image has no background: all of it is foreground")
         png = encode_png(np.repeat(is_background[..., None] * np.uint8(255), 3, axis=2), None)
         digest = sha256(png).hexdigest()
         region = spec.region.model_copy(update={"mask": digest, "background": False})

@@ -276,8 +276,8 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         BeforeValidator(background_fields, json_schema_input_type=Background | BackgroundPrompt),
         Field(
             description="`transparent` makes the background of the result transparent: the PNG has an alpha channel, "
-            "and so has its conversion to WebP. An object with a `prompt` keeps what is in front in `image`, and "
-            "inpaints its background. For models with `matting` in `GET /models`."
+            "and so has its conversion to WebP. An object with a `prompt` keeps the foreground of `image`, and "
+            "inpaints the rest. For models with `matting` in `GET /models`."
         ),
         Requires(capability="matting", lacking="cannot find backgrounds: its operator has to add `matting` to it"),
     ] = Background.KEEP  # type: ignore[assignment]  # jobs have the first kind only

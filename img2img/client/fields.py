@@ -148,8 +148,8 @@ class SubmitFields(TypedDict, total=False):
     is more important` of the AUTOMATIC1111 web UI. For models with `guess_mode` in `control_parameters`."""
     background: Background | BackgroundFields
     """`transparent` makes the background of the result transparent: the PNG has an alpha channel, and so has its
-    conversion to WebP. An object with a `prompt` keeps what is in front in `image`, and inpaints its background. For
-    models with `matting` in `GET /models`."""
+    conversion to WebP. An object with a `prompt` keeps the foreground of `image`, and inpaints the rest. For models
+    with `matting` in `GET /models`."""
     num_images: int
     """How many variants to make."""
     loras: Sequence[LoraFields]

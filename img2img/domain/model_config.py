@@ -46,10 +46,7 @@ class MattingSource(ComponentSource):
 
     foreground: Annotated[
         tuple[str | int, ...],
-        Field(
-            description="list of names or numbers of classes that are in front; default: all but `background`; only in "
-            "`matting`"
-        ),
+        Field(description="list of names or numbers of its classes; default: all but `background`; only in `matting`"),
     ] = ()
 
 
@@ -247,7 +244,7 @@ class ModelConfig(BaseModel):
         Annotated[MattingSource, BeforeValidator(_expand, json_schema_input_type=str | MattingSource)] | None,
         Field(
             description="part, which also takes `foreground`: a transformers model of semantic segmentation that finds "
-            "what is in front, for requests with `background`"
+            "the foreground, for requests with `background`"
         ),
     ] = None
     matting_refiner: Annotated[

@@ -190,7 +190,7 @@ def test_weights_count_as_those_of_the_model(folders: dict[str, Path], model: Mo
         ({"matting_refiner": "matting_refiner"}, "`matting_refiner` refines the edges of `matting`, which is not set"),
         ({"matting": "matting", "foreground": ["cat"]}, "has no class 'cat'; correct `foreground`"),
         ({"matting": "matting", "foreground": [7]}, "has no class 7; correct `foreground`"),
-        ({"matting": "unnamed"}, "has no class `background`; list the classes that are in front in `foreground`"),
+        ({"matting": "unnamed"}, "has no class `background`; list the classes of the foreground in `foreground`"),
         ({"matting": "matting_refiner"}, "matting: "),
     ],
 )

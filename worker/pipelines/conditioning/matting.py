@@ -1,4 +1,4 @@
-"""The `matting` of a model: finds what is in front in an image, so that its background can be removed or replaced.
+"""The `matting` of a model: finds the foreground of an image, so that the rest can be removed or replaced.
 
 A model of semantic segmentation gives each pixel the probability of the classes that count as foreground. That is
 coarse at edges: a `matting_refiner`, which is a ViTMatte model, computes the pixels near them again.
@@ -156,7 +156,7 @@ def _foreground(source: MattingSource, labels: dict[int, str]) -> list[int]:
         return sorted({known[one] for one in wanted})
     if BACKGROUND not in numbers:
         raise StartupError(
-            f"{source.source} has no class `{BACKGROUND}`; list the classes that are in front in `foreground`"
+            f"{source.source} has no class `{BACKGROUND}`; list the classes of the foreground in `foreground`"
         )
     return [number for number, parts in names.items() if BACKGROUND not in parts]
 
