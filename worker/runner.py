@@ -92,7 +92,7 @@ class Rendering:
         self._tasks_per_image = spec.passes // spec.num_images
         fingerprint = model.card.fingerprint
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
-        # LoRAs can be replaced meanwhile.
+        # LoRAs can be replaced in between.
         is_unchanged = fingerprint == model.card.fingerprint
         # By which later requests find the result; None: not at all.
         self.digest = result_digest(spec, fingerprint, is_moderated=moderation is not None) if is_unchanged else None

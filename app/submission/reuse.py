@@ -23,7 +23,7 @@ UNUSED_S = 300
 def check_reuse(request: Img2ImgRequest) -> None:
     """Raise ParameterError if the request wants an earlier result, but none could be the same."""
     if request.reuse and request.seed is None:
-        raise ParameterError("seed", "`reuse` needs it: without one, each request gets a seed of its own")
+        raise ParameterError("seed", "`reuse` needs it: without one, each request gets another seed")
 
 
 def reuse_cost(spec: JobSpec) -> float:
