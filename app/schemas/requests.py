@@ -113,7 +113,7 @@ class ImagePromptRequest(BaseModel):
 
 
 class RegionRequest(BaseModel):
-    """A part of the image with a prompt of its own."""
+    """A part of the image with a separate prompt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -293,7 +293,7 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         tuple[RegionRequest, ...],
         Field(
             max_length=MAX_REGIONS,
-            description="Parts of the image with prompts of their own: each step mixes the predictions for all prompts "
+            description="Parts of the image with separate prompts: each step mixes the predictions for all prompts "
             "by the masks. `prompt` acts on the rest. For models with `regions` in `GET /models`.",
         ),
         Requires(

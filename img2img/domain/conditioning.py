@@ -82,7 +82,7 @@ class ImagePrompt(_Frozen):
 
 
 class Region(_Frozen):
-    """A part of an image with a prompt of its own."""
+    """A part of an image with a separate prompt."""
 
     # Blob: greyscale in the size at which the model works. None: see `BaseSpec.without_inputs`.
     mask: Sha256 | None

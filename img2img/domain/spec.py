@@ -199,7 +199,7 @@ class Img2ImgSpec(RefinedSpec):
     """Image-to-image, with or without controls."""
 
     task: Literal[Task.IMG2IMG] = Task.IMG2IMG
-    # Parts of the image with prompts of their own.
+    # Parts of the image with separate prompts.
     regions: tuple[Region, ...] = ()
 
     @property
