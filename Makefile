@@ -32,7 +32,7 @@ fences: $(VENV)/dev
 # In one process more than there are cores, because many tests wait. The tests of a file share servers, so they stay together.
 # Tests of real processes wait for limited times, which a busy machine can exceed: a failed test is run again, and the report lists it.
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest --reruns 2 --reruns-delay 2 --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --reruns 2 --reruns-delay 2 --rerun-except "from pytest-timeout" --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 
 test-unit: $(VENV)/dev ## the fast tests: no Redis, no torch, no processes
 	$(BIN)/python -m pytest tests/unit

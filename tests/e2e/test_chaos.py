@@ -23,10 +23,9 @@ QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = JobStatus
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("store", ["directory", "bucket"])
-def test_short_chaos_run_has_no_violations(store: str, tmp_path: Path) -> None:
+def test_short_chaos_run_has_no_violations(tmp_path: Path) -> None:
     # In a process of its own, which loads a library that moves clocks and slows down the disk.
-    amounts = {"jobs": 24, "kills": 4, "others": 4, "poisons": 1, "workers": 2, "lease_s": 4, "store": store}
+    amounts = {"jobs": 24, "kills": 4, "others": 4, "poisons": 1, "workers": 2, "lease_s": 4}
     options = [part for name, value in amounts.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     file = tmp_path / "figures.json"
     command = [sys.executable, "-m", "tests.chaos", *options, "--figures", str(file)]

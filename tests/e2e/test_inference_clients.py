@@ -88,7 +88,7 @@ class TestReplicate:
         assert opened(outputs[0].read()).size == (SIZE, SIZE)
 
     def test_run_goes_on_after_its_wait_has_run_out(self, api: replicate.Client, client: httpx.Client) -> None:
-        fields = LONG | {"image": io.BytesIO(random_png()), "num_images": 2}
+        fields = LONG | {"image": io.BytesIO(random_png()), "num_images": 2, "num_inference_steps": 60}
         outputs = api.run(f"img2img/{name_of(client)}", input=fields, wait=1)
         assert len(outputs) == 2
         assert opened(outputs[1].read()).size == (128, 128)
