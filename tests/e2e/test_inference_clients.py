@@ -110,6 +110,7 @@ class TestReplicate:
     def test_wait_and_results_as_inputs(self, api: replicate.Client, client: httpx.Client) -> None:
         uploaded = api.files.create(io.BytesIO(random_png()))
         assert api.files.get(uploaded.id) == uploaded
+        assert uploaded.id in [file.id for file in api.files.list()]
         model = f"img2img/{name_of(client)}"
         first = api.predictions.create(model=model, input={"image": uploaded.urls["get"], "num_inference_steps": 2})
         first.wait()
