@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(PYTHON) scripts/install.py
+# The earlier release that runs beside this version in some tests.
+RELEASE ?= $(shell git describe --tags --abbrev=0 HEAD^ 2>/dev/null)
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
 .PHONY: sampler-table benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory benchmark-speed
@@ -32,7 +34,7 @@ fences: $(VENV)/dev
 # In one process more than there are cores, because many tests wait. The tests of a file share servers, so they stay together.
 # Tests of real processes wait for limited times, which a busy machine can exceed: a failed test is run again, and the report lists it.
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest --reruns 2 --reruns-delay 2 --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --reruns 2 --reruns-delay 2 --rerun-except "from pytest-timeout" --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 
 test-unit: $(VENV)/dev ## the fast tests: no Redis, no torch, no processes
 	$(BIN)/python -m pytest tests/unit
@@ -49,8 +51,8 @@ test-hosts: $(VENV)/dev ## run the service on several network namespaces and dis
 test-torch-index: $(VENV)/dev ## install the packages of the worker image with an index that has only torch (asks PyPI; a minute)
 	TEST_TORCH_INDEX=1 $(BIN)/python -m pytest tests/deploy/test_torch_index.py
 
-test-upgrade: $(VENV)/dev ## run an earlier release beside this version, in every order; RELEASE=v0.1.0 names it (a minute)
-	TEST_UPGRADE=1 $(BIN)/python -m pytest tests/deploy/test_upgrade.py
+test-upgrade: $(VENV)/dev ## run an earlier release beside this version, in every order; RELEASE=v0.1.0 names it (minutes)
+	RELEASE=$(RELEASE) $(BIN)/python -m pytest tests/deploy/test_upgrade.py
 
 test-checkpoints: $(VENV)/dev ## serve checkpoints of full size that have random weights (7 GB of disk, 16 GB of memory; minutes)
 	TEST_CHECKPOINTS=1 $(BIN)/python -m pytest -s tests/e2e/test_full_size_checkpoints.py
@@ -74,10 +76,10 @@ test-python: ## install with another Python and run the fast tests and the demo:
 fuzz: $(VENV)/dev ## send 10,000 fuzzed inputs to the API server (minutes); FUZZ_SEED=n selects others
 	FUZZ_INPUTS=$${FUZZ_INPUTS:-10000} $(BIN)/python -m pytest -s tests/http/test_fuzz.py
 
-chaos: $(VENV)/dev ## run a thousand jobs under faults of processes, networks, clocks and disks (minutes; some need root and cc)
+chaos: $(VENV)/dev ## run a thousand jobs under faults, then under failovers of Redis beside an earlier RELEASE (minutes; some need root and cc)
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.chaos --store bucket --jobs 300 --kills 16
-	$(BIN)/python -m tests.chaos --redis sentinel
+	$(BIN)/python -m tests.chaos --redis sentinel --kills 32 $(if $(RELEASE),--release $(RELEASE))
 
 soak: $(VENV)/dev ## run at 80 % of capacity for half an hour: memory, threads and connections must stay flat
 	$(BIN)/python -m benchmarks.soak

@@ -62,6 +62,10 @@ class BlobStore(Protocol):
         """Return a blob, or None if there is none."""
         ...
 
+    def get_start(self, key: str, size: int) -> bytes | None:
+        """Return the first bytes of a blob that is not shorter, or None if there is no blob."""
+        ...
+
     def delete(self, *keys: str) -> None:
         """Delete blobs. Keys without a blob are ignored."""
         ...
@@ -146,6 +150,12 @@ class ObjectStore:
             # Without its folder or bucket the store is unavailable, and the blob may exist.
             if "NoSuchBucket" in str(error) or (self._folder is not None and not self._folder.is_dir()):
                 raise GenericError(f"the store {self._url} does not exist") from error
+            return None
+
+    def get_start(self, key: str, size: int) -> bytes | None:
+        try:
+            return bytes(obstore.get_range(self._store, key, start=0, length=size))
+        except FileNotFoundError:
             return None
 
     def delete(self, *keys: str) -> None:

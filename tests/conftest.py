@@ -32,6 +32,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# A redis-server or valkey-server that all tests use, with everything that they start.
+if "TEST_REDIS" in os.environ:
+    _programs = TemporaryDirectory(prefix="i2i-")
+    (Path(_programs.name) / "redis-server").symlink_to(Path(os.environ["TEST_REDIS"]).absolute())
+    os.environ["PATH"] = f"{_programs.name}{os.pathsep}{os.environ['PATH']}"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest."""
     first = {"test_pixels.py": 0, "test_service.py": 1, "test_reliability.py": 2, "test_chaos.py": 3}

@@ -19,12 +19,20 @@ def mcp(
     ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on, with --http.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on, with --http.")] = 8765,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name by which clients reach it, with --http, beside those of this machine; can be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Give agents tools that change images (Model Context Protocol).
 
     Programs of agents start it themselves and use stdin and stdout. With --http, each client sends its own API key.
     """
     try:
+        from ..compat.mcp.hosts import accepted_names
         from ..compat.mcp.jobs import Service
         from ..compat.mcp.server import build_server
     except ModuleNotFoundError as error:
@@ -39,4 +47,6 @@ def mcp(
     if api_key:
         fail("--api-key cannot be used with --http: each client sends its own key as a bearer token", USAGE)
     server = build_server(Service(url, None, with_files=False))
-    server.run("streamable-http", host=host, port=port, max_request_body_size=MAX_BODY_BYTES)
+    names = accepted_names(host, allowed_host or ())
+    limit = MAX_BODY_BYTES
+    server.run("streamable-http", host=host, port=port, max_request_body_size=limit, transport_security=names)

@@ -5,6 +5,8 @@ import re
 from ..http.errors import UnsupportedMedia
 
 ACCEPTED = {"PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "WEBP": rb"RIFF....WEBP"}
+# Bytes by which these are identified.
+MAGIC_BYTES = 16
 # Types that clients send most often in place of those.
 OTHERS = {
     "a HEIC": rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)",

@@ -34,7 +34,7 @@ from ..schemas.image_references import UploadReference
 from .batch_images import BatchImageReader
 from .batch_items import BatchItems, naming_item, read_all
 from .reuse import EarlierResults, reuse_cost
-from .submit import REPLAYED, JobSubmitterDep
+from .submit import REPLAYED, JobSubmitterDep, Submitted
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,6 @@ CHUNK_S = 0.5
 QUEUED_AT_ONCE = 200
 # The size of a referenced image is not known before it is read: a batch leaves decoders for small requests.
 LARGE_IMAGE = UploadReference("")
-
-
-@dataclass(frozen=True)
-class SubmittedBatch:
-    """An accepted batch, or that of an earlier request with the same idempotency key."""
-
-    record: BatchRecord
-    # Headers of the response.
-    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ class BatchSubmitter:
 
     jobs: JobSubmitterDep
 
-    async def submit(self, items: BatchItems, webhook: BatchWebhook | None, fingerprint: str) -> SubmittedBatch:
+    async def submit(self, items: BatchItems, webhook: BatchWebhook | None, fingerprint: str) -> Submitted[BatchRecord]:
         """Check all requests and queue their jobs.
 
         Raises:
@@ -99,7 +90,7 @@ class BatchSubmitter:
             key = IdempotencyKey(submitter.idempotency_key, fingerprint, owner)
             earlier = await run_sync(self._find_earlier, key)
             if earlier and earlier.status is not BatchStatus.ACCEPTING:
-                return SubmittedBatch(earlier, _headers(earlier) | REPLAYED)
+                return Submitted(earlier, _headers(earlier) | REPLAYED)
         if earlier is None:
             await run_sync(queue.check_limits, owner)
         checked = await self._check(items)
@@ -208,7 +199,7 @@ class BatchSubmitter:
         services = self.jobs.services
         Eraser(services.queue, services.store).drop_unused(list(checked.generations))
 
-    def _accept(self, record: BatchRecord, checked: _Checked, key: IdempotencyKey | None) -> SubmittedBatch:
+    def _accept(self, record: BatchRecord, checked: _Checked, key: IdempotencyKey | None) -> Submitted[BatchRecord]:
         """Queue the jobs. Deletes the batch if one of them cannot be queued."""
         services = self.jobs.services
         queue, limiter = services.queue, services.rate_limiter
@@ -240,7 +231,7 @@ class BatchSubmitter:
             raise
         log.info("queued a batch of %d jobs", record.total)
         record = queue.batches.find(record.id)
-        return SubmittedBatch(record, {**headers, **_headers(record), **(REPLAYED if earlier_id else {})})
+        return Submitted(record, {**headers, **_headers(record), **(REPLAYED if earlier_id else {})})
 
     def _queueable(
         self,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated, Generic, Protocol, TypeVar
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Header
@@ -52,11 +52,14 @@ IdempotencyKeyHeader = Annotated[
 REPLAYED = {"Idempotency-Replayed": "true"}
 
 
-@dataclass(frozen=True)
-class SubmittedJob:
-    """A queued job, or the job of an earlier request with the same idempotency key."""
+Record = TypeVar("Record")
 
-    record: JobRecord
+
+@dataclass(frozen=True)
+class Submitted(Generic[Record]):
+    """A queued job or accepted batch, or that of an earlier request with the same idempotency key."""
+
+    record: Record
     # Headers of the response.
     headers: Mapping[str, str]
 
@@ -71,7 +74,7 @@ class JobSubmitter:
     held_bytes: HeldBytesDep
     idempotency_key: IdempotencyKeyHeader = None
 
-    async def submit(self, request: Request) -> SubmittedJob:
+    async def submit(self, request: Request) -> Submitted[JobRecord]:
         """Queue a job.
 
         A full queue is noticed before images are decoded. Of a refused request, only the decoding counts against the
@@ -87,7 +90,7 @@ class JobSubmitter:
             key = IdempotencyKey(self.idempotency_key, fingerprint, options.owner)
             earlier = await run_sync(self.visible_queue().find_by_idempotency_key, key)
             if earlier:
-                return SubmittedJob(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
+                return Submitted(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
         await run_sync(self.services.queue.check_limits, options.owner)
         spec, blobs = await self.decoders.run(self._build_spec, request, images=_images(request))
         self.held_bytes.add(sum(map(len, blobs.values())))
@@ -198,7 +201,7 @@ class JobSubmitter:
         options: JobOptions,
         key: IdempotencyKey | None,
         may_reuse: bool,
-    ) -> SubmittedJob:
+    ) -> Submitted[JobRecord]:
         """Store the images and queue the job, unless a request with the same idempotency key has just done so.
 
         Args:
@@ -229,7 +232,7 @@ class JobSubmitter:
             state = "reused" if record.reused_from else "queued"
             log.info(message, state, spec.task, spec.model, record.priority, extra=job_extra(record.id))
         location = {"Location": f"/jobs/{record.id}"}
-        return SubmittedJob(record, {**headers, **location, **({} if is_new else REPLAYED)})
+        return Submitted(record, {**headers, **location, **({} if is_new else REPLAYED)})
 
     def _store_and_submit(
         self, blobs: Mapping[str, bytes], spec: JobSpec, options: JobOptions, key: IdempotencyKey | None

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from img2img.printable import printable
 from img2img.redis.connection import connect
+from img2img.redis.interim_events import InterimEvents
 from img2img.redis.webhook_outbox import WebhookOutbox
 from img2img.settings import describe_errors
 from img2img.telemetry import logging
@@ -51,7 +52,9 @@ async def run(settings: ApiSettings, tracer: Tracer) -> None:
     with connect(
         settings.resolved_redis_url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
     ) as redis:
-        dispatcher = WebhookDispatcher(WebhookOutbox(redis), sender, signer, timeout_s=timeout_s, tracer=tracer)
+        dispatcher = WebhookDispatcher(
+            WebhookOutbox(redis), InterimEvents(redis), sender, signer, timeout_s=timeout_s, tracer=tracer
+        )
         await dispatcher.run(stop)
 
 

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from img2img.domain.job import JobRecord
 from img2img.domain.job_batch import BatchRecord
 from img2img.domain.webhook import Delivery, DeliveryStatus, PredictionWebhook
+from img2img.redis.interim_events import InterimEvents
 from img2img.redis.webhook_outbox import ClaimedDelivery, WebhookOutbox
 from img2img.telemetry.logging import job_context
 from img2img.telemetry.tracing import Tracer
@@ -30,6 +31,8 @@ from .signing import WebhookSigner
 MAX_IN_FLIGHT = 200
 # Attempts in flight of one owner to one host, so that a slow receiver does not delay the others.
 MAX_IN_FLIGHT_PER_HOST = 8
+# Events of running jobs that are started together.
+MAX_INTERIM = 50
 # Time between reads of the outbox, and while due events wait for an attempt to end.
 POLL_S, BUSY_POLL_S = 0.3, 0.05
 HEARTBEAT_S = 3.0
@@ -52,6 +55,7 @@ class WebhookDispatcher:
     def __init__(
         self,
         outbox: WebhookOutbox,
+        interim: InterimEvents,
         sender: HttpSender,
         signer: WebhookSigner,
         *,
@@ -59,6 +63,7 @@ class WebhookDispatcher:
         tracer: Tracer = Tracer(),  # noqa: B008
     ) -> None:
         self._outbox = outbox
+        self._interim = interim
         self._sender = sender
         self._signer = signer
         self._tracer = tracer
@@ -82,12 +87,15 @@ class WebhookDispatcher:
             return BUSY_POLL_S
         try:
             claimed, has_more = await run_sync(self._claim, free)
+            interim = await run_sync(self._interim.claim, min(free, MAX_INTERIM), self._lease_s)
         except RedisError as error:
             log.info("Redis is unavailable, retrying: %s", error)
             return OUTAGE_S
         for delivery in claimed:
-            self._in_flight[_owner_and_host(delivery)] += 1
+            self._in_flight[_owner_and_host(delivery.record)] += 1
             attempts.create_task(self._deliver(delivery))
+        for record in interim:
+            attempts.create_task(self._deliver_interim(record))
         return BUSY_POLL_S if has_more else POLL_S
 
     def _claim(self, limit: int) -> tuple[list[ClaimedDelivery], bool]:
@@ -107,7 +115,7 @@ class WebhookDispatcher:
         with job_context(claimed.record.id, claimed.record.traceparent):
             try:
                 with self._tracer.span("webhook", claimed.record.traceparent):
-                    response = await self._send(claimed)
+                    response = await self._send(claimed.record, claimed.record.id)
                 now = self._outbox.clock.estimate()
                 delivery = delivery_after_attempt(claimed.attempt, response, now, random.random())  # noqa: S311
                 await self._record(claimed, delivery)
@@ -115,15 +123,31 @@ class WebhookDispatcher:
                 # The event is due again when its lease expires.
                 log.exception("webhook attempt failed unexpectedly")
             finally:
-                self._in_flight[_owner_and_host(claimed)] -= 1
+                self._in_flight[_owner_and_host(claimed.record)] -= 1
                 # Drop those without attempts.
                 self._in_flight += Counter()
 
-    async def _send(self, claimed: ClaimedDelivery) -> DeliveryResponse:
-        webhook = claimed.record.webhook
+    async def _deliver_interim(self, record: JobRecord) -> None:
+        """Send an event of a running job, once. It is left out while too many events go to the same host."""
+        owner_and_host = _owner_and_host(record)
+        if self._in_flight[owner_and_host] >= MAX_IN_FLIGHT_PER_HOST:
+            return
+        self._in_flight[owner_and_host] += 1
+        try:
+            await self._send(record, f"{record.id}-{record.step}")
+            await run_sync(self._interim.sent, record)
+        except Exception:
+            # The next event is due when the lease expires.
+            log.exception("webhook of a running job failed unexpectedly")
+        finally:
+            self._in_flight[owner_and_host] -= 1
+            self._in_flight += Counter()
+
+    async def _send(self, record: JobRecord | BatchRecord, event_id: str) -> DeliveryResponse:
+        webhook = record.webhook
         assert webhook is not None
-        body = event_of(claimed.record).model_dump_json()
-        signature = self._signer.headers(claimed.record.id, body, time.time())
+        body = event_of(record).model_dump_json()
+        signature = self._signer.headers(event_id, body, time.time())
         headers = {"content-type": "application/json", "user-agent": USER_AGENT, **signature}
         timeout_s = self._timeouts.timeout_s(webhook.host)
         response = await self._sender.post(str(webhook.url), headers, body.encode(), timeout_s)
@@ -145,7 +169,7 @@ class WebhookDispatcher:
 
 
 def event_of(record: JobRecord | BatchRecord) -> JobEvent | BatchEvent | Prediction:
-    """Return the body of the webhook for the end of a job or of a batch. A prediction has the body of Replicate's."""
+    """Return the body of the webhook for a job or for the end of a batch. A prediction has the body of Replicate's."""
     if isinstance(record, JobRecord) and isinstance(record.webhook, PredictionWebhook):
         without_inputs = record.model_copy(update={"spec": record.spec.without_inputs()})
         return Prediction.from_record(without_inputs, record.webhook.base_url)
@@ -180,6 +204,5 @@ def owner_limit(active_owners: int) -> int:
     return max(1, MAX_IN_FLIGHT // (max(1, active_owners) + 1))
 
 
-def _owner_and_host(claimed: ClaimedDelivery) -> tuple[str, str]:
-    webhook = claimed.record.webhook
-    return claimed.record.owner, webhook.host if webhook else ""
+def _owner_and_host(record: JobRecord | BatchRecord) -> tuple[str, str]:
+    return record.owner, record.webhook.host if record.webhook else ""

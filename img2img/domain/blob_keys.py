@@ -15,6 +15,12 @@ def upload_key(sha256: str) -> str:
     return f"uploads/{sha256}"
 
 
+def uploaded_hash(key: str) -> str | None:
+    """Return the SHA-256 of an upload by its key, None for other blobs."""
+    folder, _, digest = key.partition("/")
+    return digest if folder == "uploads" else None
+
+
 def without_hashes(text: str) -> str:
     """Return the text with `...` in place of every SHA-256, for text that leaves the service: it may be of an input."""
     return _HASH.sub("...", text)

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl
 
 Event = Literal["job.succeeded", "job.failed", "job.cancelled"]
 EVENTS: tuple[Event, ...] = get_args(Event)
+InterimEvent = Literal["start", "logs"]
 
 
 def _without_credentials(url: HttpUrl) -> HttpUrl:
@@ -55,10 +56,14 @@ class PredictionWebhook(Webhook):
     """Webhook of a job that was submitted as a prediction of Replicate's API: its body is the prediction.
 
     Attributes:
+        events: Events of the end; there may be none.
         base_url: Address of the service in the request, without a slash at the end.
+        interim: Events before the end: `start`, and `logs` when the progress has changed. Each is sent once.
     """
 
+    events: list[Event] = list(EVENTS)
     base_url: str
+    interim: tuple[InterimEvent, ...] = ()
 
 
 class DeliveryStatus(StrEnum):

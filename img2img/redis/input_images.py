@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Self
 from uuid import uuid4
@@ -36,6 +37,18 @@ UNUSED_S = 3600.0
 # How long an image is waited for that is being deleted.
 WAIT_S = 1.0
 POLL_S = 0.02
+# Uploads of all owners that one step of a list looks at, and the steps of one page.
+SCAN_COUNT = 1000
+MAX_SCANS = 20
+
+
+@dataclass(frozen=True)
+class StoredUpload:
+    """An upload of an owner. `kept_until` is in seconds since the epoch."""
+
+    blob_key: str
+    size: int
+    kept_until: float
 
 
 class InputImageRefs:
@@ -123,6 +136,34 @@ class InputImageRefs:
         asked = list(digests)
         sizes = self._redis.hmget(keys.INPUT_IMAGE_SIZES, list(map(input_key, asked))) if asked else []
         return {digest for digest, size in zip(asked, sizes, strict=True) if size is not None}
+
+    def upload(self, blob_key: str, owner: str) -> StoredUpload | None:
+        """Return an upload of an owner, None if there is no such upload."""
+        kept_until = self.upload_kept_until(blob_key, owner)
+        if kept_until is None:
+            return None
+        return StoredUpload(blob_key, int(self._redis.hget(keys.INPUT_IMAGE_SIZES, blob_key) or 0), kept_until)
+
+    def uploads(self, owner: str, cursor: int, limit: int) -> tuple[list[StoredUpload], int]:
+        """Return about `limit` uploads of an owner in no order, and the cursor of the next page; it is 0 at the end.
+
+        There may be fewer, because one call looks at a limited number of uploads of all owners.
+        """
+        found: list[StoredUpload] = []
+        for _ in range(MAX_SCANS):
+            cursor, rows = self._redis.zscan(keys.INPUT_IMAGES, cursor, count=SCAN_COUNT)
+            blob_keys = [decode(key) for key, _ in rows]
+            with self._redis.pipeline(transaction=False) as pipe:
+                for key in blob_keys:
+                    pipe.zscore(keys.UPLOAD_OWNERS.format(key=key), owner)
+                    pipe.hget(keys.INPUT_IMAGE_SIZES, key)
+                replies = pipe.execute()
+            for key, kept_until, size in zip(blob_keys, replies[::2], replies[1::2], strict=True):
+                if kept_until is not None:
+                    found.append(StoredUpload(key, int(size or 0), kept_until))
+            if not cursor or len(found) >= limit:
+                break
+        return found, cursor
 
     def delete_upload(self, blob_key: str) -> bool:
         """Make an upload due for deletion, unless other owners have uploaded the image too.

@@ -9,7 +9,7 @@ from typing import Any, Self
 from redis import Redis
 
 from img2img.domain.job_batch import BatchCounts, BatchRecord, BatchStatus
-from img2img.errors import Deleted, Expired, Gone, Img2ImgError, InvalidApiKey, NotFound, QueueFull, TooManyQueued
+from img2img.errors import Gone, InvalidApiKey, QueueFull, TooManyQueued
 from img2img.redis import keys, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
@@ -17,6 +17,7 @@ from img2img.redis.durability import DurableWrites
 from img2img.redis.idempotency import KEPT_S, IdempotencyKey
 from img2img.redis.job_record import Scalar
 from img2img.redis.job_store import GONE_S, Cursor
+from img2img.redis.lookup import checked
 from img2img.redis.queue_limits import QueueLimits
 
 # A batch that is not complete after this time is deleted: its API server has died, and the client has not tried again.
@@ -98,14 +99,13 @@ class JobBatches:
             Expired: The batch's time to live is over.
             Deleted: The batch was deleted.
         """
-        record = self.get(batch_id)
-        if record is None:
-            raise self._missing_error(batch_id)
-        if self._owner not in (None, record.owner):
-            raise _not_found(batch_id)
-        if record.expires_at and record.expires_at <= self._clock.now():
-            raise Expired("The batch has expired and its results are deleted.")
-        return record
+        return checked(
+            self.get(batch_id),
+            f"batch {batch_id}",
+            owner=self._owner,
+            now=self._clock.now,
+            gone=lambda: self._redis.get(keys.GONE_BATCH.format(id=batch_id)),
+        )
 
     def page(self, before: Cursor | None, limit: int) -> tuple[list[BatchRecord], Cursor | None]:
         """Return up to `limit` batches created before a cursor, newest first, and the cursor of the next page."""
@@ -151,16 +151,6 @@ class JobBatches:
         """List an expired batch again at a later time."""
         self._redis.zadd(keys.EXPIRING_BATCHES, {batch_id: until}, xx=True)
 
-    def _missing_error(self, batch_id: str) -> Img2ImgError:
-        reason, _, owner = decode(self._redis.get(keys.GONE_BATCH.format(id=batch_id)) or "").partition(" ")
-        if self._owner not in (None, owner):
-            return _not_found(batch_id)
-        reasons: dict[str, Img2ImgError] = {
-            Expired.code: Expired("The batch has expired and its results are deleted."),
-            Deleted.code: Deleted("The batch was deleted."),
-        }
-        return reasons.get(reason) or _not_found(batch_id)
-
 
 def _too_many(total: int, limit: int | None, whose: str) -> str:
     return (
@@ -191,7 +181,3 @@ def from_fields(batch_id: str, fields: Mapping[Any, bytes | str]) -> BatchRecord
     counts = {name: text.get(name, 0) for name in BatchCounts.model_fields}
     text |= {name: json.loads(text[name]) for name in _JSON_FIELDS if name in text}
     return BatchRecord.model_validate({**text, "id": batch_id, "counts": counts, "cancelled": "stopped" in text})
-
-
-def _not_found(batch_id: str) -> NotFound:
-    return NotFound(f"There is no batch {batch_id[:80]}.")

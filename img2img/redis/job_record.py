@@ -7,6 +7,7 @@ from typing import Any
 from img2img.domain.blob_keys import input_key
 from img2img.domain.job import DeadlinePolicy, JobRecord
 from img2img.domain.spec import SPEC_VERSION, dump_spec, parse_spec
+from img2img.domain.webhook import PredictionWebhook
 from img2img.errors import UnreadableJob
 from img2img.redis.decode import decode
 
@@ -20,7 +21,7 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
     """Return the fields of a new record.
 
     Beside the fields of `JobRecord` these are `spec_version`, and for scripts `inputs`, `model`, `cost`, `webhook_on`,
-    `webhook_host` and `batch_id`.
+    `webhook_host`, `webhook_interim` and `batch_id`.
     """
     spec = record.spec
     fields: dict[str, Scalar] = {
@@ -51,6 +52,8 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
         fields["webhook"] = record.webhook.model_dump_json()
         fields["webhook_on"] = ",".join(record.webhook.statuses)
         fields["webhook_host"] = record.webhook.host
+        if isinstance(record.webhook, PredictionWebhook) and record.webhook.interim:
+            fields["webhook_interim"] = ",".join(record.webhook.interim)
     if record.batch is not None:
         fields["batch"] = record.batch.model_dump_json()
         fields["batch_id"] = record.batch.id

@@ -10,13 +10,14 @@ from typing import Self
 from redis import Redis
 
 from img2img.domain.job import TRANSITIONS, ImageInfo, JobFailure, JobRecord, JobStatus
-from img2img.errors import Deleted, Expired, Gone, Img2ImgError, NotFound, UnreadableJob
+from img2img.errors import Gone, UnreadableJob
 from img2img.redis import job_record, keys, scripts
 from img2img.redis.clock import redis_clock
 from img2img.redis.decode import decode
 from img2img.redis.durability import DurableWrites
 from img2img.redis.fair_queue import FairQueue
 from img2img.redis.job_record import Scalar
+from img2img.redis.lookup import checked
 from img2img.telemetry.logging import job_extra
 
 # How long a request for a deleted or expired job is answered with the reason.
@@ -104,14 +105,13 @@ class JobStore:
             Expired: The job's time to live is over.
             Deleted: The job was deleted.
         """
-        record = self.get(job_id)
-        if record is None:
-            raise self._missing_error(job_id)
-        if self._owner not in (None, record.owner):
-            raise _not_found(job_id)
-        if self._has_expired(record):
-            raise Expired
-        return record
+        return checked(
+            self.get(job_id),
+            f"job {job_id}",
+            owner=self._owner,
+            now=self._clock.now,
+            gone=lambda: self._redis.get(keys.GONE_JOB.format(id=job_id)),
+        )
 
     def find_same(self, owner: str, digest: str) -> JobRecord | None:
         """Return the latest job of an owner with a result digest that has all of its images, if there is one."""
@@ -119,13 +119,6 @@ class JobStore:
         job_ids = list(map(decode, self._redis.zrevrange(key, 0, SAME_TRIED - 1)))
         found = (record for record in self.get_all(job_ids) if record is not None)
         return next((record for record in found if record.images and not self._has_expired(record)), None)
-
-    def _missing_error(self, job_id: str) -> Img2ImgError:
-        reason, _, owner = decode(self._redis.get(keys.GONE_JOB.format(id=job_id)) or "").partition(" ")
-        if self._owner not in (None, owner):
-            return _not_found(job_id)
-        reasons: dict[str, Img2ImgError] = {kind.code: kind() for kind in (Expired, Deleted)}
-        return reasons.get(reason) or _not_found(job_id)
 
     def unreadable_s(self, job_id: str) -> float:
         """Return the seconds since this was first called for a job: since a worker could not read it."""
@@ -325,7 +318,3 @@ def job_index(owner: str | None, status: JobStatus | None = None) -> str:
     else:
         index = keys.JOBS_BY_STATUS if status else keys.JOBS
     return index.format(owner=owner, status=status)
-
-
-def _not_found(job_id: str) -> NotFound:
-    return NotFound(f"There is no job {job_id[:80]}.")

@@ -129,6 +129,9 @@ OUTBOX = Key(
     "outbox", "sorted set", "ids of jobs with a pending webhook, by time of the next attempt", WORKER, WEBHOOKS
 )
 OUTBOX_EVENT = Key("outbox:{id}", "hash", "the job record at its end, `claim` and `tries`", WORKER, WEBHOOKS)
+INTERIM_EVENTS = Key(
+    "outbox-interim", "sorted set", "ids of running jobs with webhooks before their end, by time", WORKER, WEBHOOKS
+)
 WEBHOOK_HEARTBEAT = Key("webhooks", "string", "set while a webhook dispatcher is running; expires", WEBHOOKS)
 
 # Durability

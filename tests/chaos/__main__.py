@@ -3,6 +3,7 @@
     python -m tests.chaos                   # images in a directory, whose disk becomes full
     python -m tests.chaos --store bucket    # images in a bucket, which hangs and disconnects
     python -m tests.chaos --redis sentinel  # a Redis with replicas; each kill of Redis kills the primary
+    python -m tests.chaos --release v0.1.0  # every second process is of an earlier release
 
 Every acknowledged job is recorded. After the last fault it is checked that no job was lost, published twice or reported
 differently to two clients. Prints a table. The exit code is 1 if a guarantee was violated.
@@ -33,14 +34,16 @@ from img2img.redis.job_store import JobStore
 from img2img.redis.keys import OUTBOX
 from tests.chaos import checks
 from tests.chaos.deadlines import StatusTimes
-from tests.chaos.deployment import Deployment, Primary
+from tests.chaos.deployment import Deployment
+from tests.chaos.failover import Primary, check_failovers
 from tests.chaos.faults import FaultInjector, make_faults, small_disk
 from tests.chaos.load import LoadGenerator, plan_jobs
-from tests.chaos.observations import Observations
+from tests.chaos.observations import Figures, Observations
 from tests.chaos.preload import compile_library
 from tests.chaos.recovery import RecoveryMonitor
 from tests.support.buckets import s3_server
 from tests.support.processes import MODEL, make_tiny_model
+from tests.support.releases import install_release
 from tests.support.replicated_redis import ReplicatedRedis
 from tests.support.webhook_receivers import receiving
 
@@ -63,6 +66,7 @@ class Plan:
     seed: int = 0
     store: Literal["directory", "bucket"] = "directory"
     redis: Literal["single", "sentinel"] = "single"
+    release: str = ""  # revision of an earlier release, of which every second process is; none by default
 
 
 def main() -> int:
@@ -105,7 +109,7 @@ def load_library() -> bool:
     return False
 
 
-def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.Figures, Sequence[str]]:
+def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[Figures, Sequence[str]]:
     """Do a run, and return its figures and the violations.
 
     Args:
@@ -128,6 +132,7 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.
             log.warning("SKIPPED: the full disk; it needs a small file system, which only root can mount")
         receiver = stack.enter_context(receiving())
         replicated = ReplicatedRedis(folder) if plan.redis == "sentinel" else None
+        primary = Primary(replicated) if replicated else None
         model = folder / MODEL
         make_tiny_model(model)
         if logs:
@@ -142,25 +147,38 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.
             bucket=bucket,
             preload=preload,
             replicated=replicated,
+            redis_server=primary,
+            earlier=install_release(plan.release, folder / "earlier") if plan.release else None,
         )
         stack.callback(deployment.stop)
         deployment.start()
         recovery = RecoveryMonitor(deployment.redis, deployment.can_recover)
         stack.callback(recovery.stop)
         recovery.start()
+        for worker in deployment.workers:
+            worker.on_killed = recovery.worker_lost
         times = StatusTimes(deployment.redis)
         stack.callback(times.stop)
         times.start()
         has_bucket = bucket is not None
         # The other faults are of the proxies to Redis, of its disk and of its one process.
-        others = 0 if replicated else plan.others
+        others, replicas = 0 if replicated else plan.others, replicated is not None
         faults = make_faults(
-            plan.kills, others, plan.lease_s, plan.seed, disk=has_disk, preload=preload, bucket=has_bucket
+            plan.kills,
+            others,
+            plan.lease_s,
+            plan.seed,
+            disk=has_disk,
+            preload=preload,
+            bucket=has_bucket,
+            replicas=replicas,
         )
         injector = FaultInjector(deployment, recovery, faults, plan.seed)
         jobs = plan_jobs(plan.jobs, plan.poisons, receiver.url, plan.seed)
         load = LoadGenerator(jobs, deployment.urls, deployment.keys, observations, lambda: injector.progress)
         stack.callback(load.stop)
+        if primary:
+            primary.wait_until_accepting = load.wait_until_accepting
         log.info("%d jobs and %d faults", len(jobs), len(faults))
         load.start()
         injector.run()
@@ -172,7 +190,8 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.
         # A late worker could still end a job a second time.
         time.sleep(1)
 
-        figures = checks.check_jobs(observations, deployment.urls[0], deployment.keys, deployment.redis)
+        redis, losses = deployment.redis, recovery.losses
+        figures = checks.check_jobs(observations, deployment.urls[0], deployment.keys, redis, losses)
         figures |= checks.check_webhooks(observations, list(receiver.got))
         figures |= checks.check_recovery(observations, recovery)
         figures |= checks.check_deadlines(observations, times)
@@ -181,9 +200,8 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.
         for process in deployment.processes:
             process.faulted.acquire()
             process.kill()
-        if isinstance(deployment.redis_server, Primary):
-            failovers = deployment.redis_server.failovers_s
-            figures["failovers"] = f"{len(failovers)}, {max(failovers, default=0):.1f} s at most"
+        if primary:
+            figures |= check_failovers(observations, primary)
         else:
             figures |= checks.check_states(observations, data)
         figures |= injector.figures | count_faults(injector, deployment, observations)
@@ -193,7 +211,7 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[checks.
         return figures, observations.violations
 
 
-def count_faults(injector: FaultInjector, deployment: Deployment, observations: Observations) -> checks.Figures:
+def count_faults(injector: FaultInjector, deployment: Deployment, observations: Observations) -> Figures:
     """Return the numbers of faults by kind, and of exits without a fault."""
     done = Counter(map(str, injector.done))
     kills = sum(count for fault, count in done.items() if fault.startswith("kill"))
@@ -224,7 +242,7 @@ def wait_for_ends(redis: Redis, load: LoadGenerator) -> None:
         time.sleep(0.2)
 
 
-def table(plan: Plan, figures: checks.Figures) -> str:
+def table(plan: Plan, figures: Figures) -> str:
     rows = [f"| {name} | {value} |" for name, value in figures.items()]
     machine = (
         f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()}), load {os.getloadavg()[0]:.1f} at the end"

@@ -6,9 +6,10 @@ Every process has its own proxy to Redis, and its own to the S3 server if images
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from img2img.redis.connection import connect
 from img2img.redis.keys import AOF_REWRITE
 from img2img.redis.model_registry import ModelRegistry
 from img2img.settings import embedded_redis_socket
+from tests.chaos import poisoned_worker
 from tests.chaos.preload import FAULTS, PreloadedFaults
 from tests.chaos.proxy import Proxies
 from tests.chaos.workers import run as run_worker
@@ -38,6 +40,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 WEBHOOK_TIMEOUT_S = 3
 UPLOAD_TTL_S = 20  # of the images that fill the disk
 MIN_LIFETIME_S = 1.0  # a process that has died sooner is not restarted before
+KILLED = -signal.SIGKILL  # exit code
 
 
 class ProcessHandle(Protocol):
@@ -59,6 +62,8 @@ class Process:
     handle: ProcessHandle = field(init=False)
     started_at: float = 0.0
     unexpected_exits: int = 0  # exits that no fault has caused
+    # Called with this process when it has died from SIGKILL without a fault: a worker by a job that kills it.
+    on_killed: Callable[["Process"], object] = lambda process: None
     # Until then a worker that has missed heartbeats does not requeue the jobs of other workers.
     no_recovery_until: float = 0.0
     # Held while a fault is injected.
@@ -87,43 +92,11 @@ class Process:
         try:
             if self.handle.poll() is not None and time.monotonic() - self.started_at > MIN_LIFETIME_S:
                 self.unexpected_exits += 1
+                if self.handle.poll() == KILLED:
+                    self.on_killed(self)
                 self.begin()
         finally:
             self.faulted.release()
-
-
-class Primary(Process):
-    """The primary of a replicated Redis. A killed one comes back as a replica after another was promoted.
-
-    Attributes:
-        failovers_s: Seconds from each kill until a new primary accepted writes.
-    """
-
-    def __init__(self, replicated: ReplicatedRedis) -> None:
-        super().__init__("redis", "redis", start=_never, preloaded=None)
-        self._replicated = replicated
-        self._lost: int | None = None
-        self.failovers_s: list[float] = []
-
-    def begin(self) -> None:
-        """Start all servers, or wait for the promotion and start the killed one again."""
-        if self._lost is None:
-            self._replicated.start()
-            return
-        self._replicated.wait_for_failover(self._lost)
-        self.failovers_s.append(time.monotonic() - self.started_at)
-        self._replicated.restart_lost()
-
-    def kill(self) -> None:
-        self._lost = self._replicated.kill_primary()
-        self.started_at = time.monotonic()
-
-    def restart_if_dead(self) -> None:
-        """Nothing: the Sentinels replace a dead primary."""
-
-
-def _never() -> ProcessHandle:
-    raise AssertionError("a replicated Redis starts its processes itself")
 
 
 class Deployment:
@@ -140,6 +113,8 @@ class Deployment:
         preload: whether the present process has loaded the library of `preload.c`.
         replicated: a Redis with replicas, which all processes reach through its Sentinels; None for one server that
             they reach through proxies.
+        redis_server: the primary of `replicated`, as a process; None for one server, which is started here.
+        earlier: environment of an earlier release, of which every second process of a kind is; None without one.
     """
 
     def __init__(
@@ -154,11 +129,13 @@ class Deployment:
         bucket: Bucket | None,
         preload: bool,
         replicated: ReplicatedRedis | None = None,
+        redis_server: Process | None = None,
+        earlier: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.data, self.lease_s, self.bucket = folder, data, lease_s, bucket
         self.socket = embedded_redis_socket(data)
         self.proxies = Proxies()
-        self._preload = preload
+        self._preload, self._earlier = preload, earlier
         self.store = ObjectStore(bucket.url if bucket else (data / "store").as_uri())
         self._replicated = replicated
         # Without a proxy.
@@ -179,11 +156,7 @@ class Deployment:
             self._settings["IMG2IMG_DURABILITY"] = "replica"
         self.receiver = receiver
         preloaded = self._preloaded("redis")
-        self.redis_server = (
-            Primary(replicated)
-            if replicated
-            else Process("redis", "redis", partial(self._start_redis, preloaded), preloaded)
-        )
+        self.redis_server = redis_server or Process("redis", "redis", partial(self._start_redis, preloaded), preloaded)
         self.ports = [free_port() for _ in range(3)]
         *self.urls, self.upload_url = [f"http://127.0.0.1:{port}" for port in self.ports]
         self.workers = [self._process("worker", i, self._start_worker) for i in range(workers)]
@@ -253,7 +226,8 @@ class Deployment:
         return PreloadedFaults(self.folder / f"{name}.faults") if self._preload else None
 
     def _process(self, kind: str, index: int, start: Callable[..., ProcessHandle], *command: str) -> Process:
-        name = f"{kind}-{index}"
+        is_earlier = self._earlier is not None and index % 2 == 1
+        name = f"{kind}-{index} of the earlier release" if is_earlier else f"{kind}-{index}"
         redis_url = self._replicated.url if self._replicated else ""
         if not redis_url:
             redis_url = f"redis://127.0.0.1:{self.proxies.port(name, self.socket)}/0"
@@ -269,6 +243,10 @@ class Deployment:
         preloaded = self._preloaded(name)
         if preloaded:
             environment[FAULTS] = str(preloaded.file)
+        if is_earlier:
+            environment |= self._earlier or {}
+            if kind == "worker":
+                start, command = self._start_python, (poisoned_worker.__file__,)
         return Process(name, kind, partial(start, name, environment, *command), preloaded)
 
     def _start_redis(self, preloaded: PreloadedFaults | None) -> ProcessHandle:
@@ -283,9 +261,10 @@ class Deployment:
 
     def _start_python(self, name: str, environment: dict[str, str], *command: str) -> ProcessHandle:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("IMG2IMG_")}
+        program = [sys.executable, "-P"] if command[0].endswith(".py") else PYTHON
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
-                [*PYTHON, *command], env=inherited | environment, stdout=log, stderr=log, preexec_fn=_die_with_parent
+                [*program, *command], env=inherited | environment, stdout=log, stderr=log, preexec_fn=_die_with_parent
             )
 
 

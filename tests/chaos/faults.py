@@ -20,6 +20,7 @@ from tests.chaos.uploads import fill_disk_by_uploads
 
 DISK_BYTES = 192 * 1024 * 1024
 KILLS = {"worker": 34, "api": 10, "redis": 10, "webhooks": 8}  # shares of all kills
+KILLS_WITH_REPLICAS = {"worker": 12, "api": 6, "redis": 10, "webhooks": 4}
 READY_S = 60.0  # time for a worker to become ready before it is killed or paused
 PAUSE_S = (0.5, 2.5)  # between two faults
 CLOCK_OFFSET_S = 40.0
@@ -43,7 +44,15 @@ class Fault:
 
 
 def make_faults(
-    kills: int, others: int, lease_s: float, seed: int, *, disk: bool, preload: bool, bucket: bool
+    kills: int,
+    others: int,
+    lease_s: float,
+    seed: int,
+    *,
+    disk: bool,
+    preload: bool,
+    bucket: bool,
+    replicas: bool = False,
 ) -> list[Fault]:
     """Return the faults in order.
 
@@ -55,9 +64,12 @@ def make_faults(
         disk: whether the disk can be filled.
         preload: whether clocks can be wrong and the disk can be slow.
         bucket: whether images are in a bucket.
+        replicas: whether Redis has replicas, so that more of the kills are of its primary.
     """
     choose = random.Random(f"faults {seed}")
-    targets = [target for target, share in KILLS.items() for _ in range(round(kills * share / sum(KILLS.values())))]
+    shares = KILLS_WITH_REPLICAS if replicas else KILLS
+    total = sum(shares.values())
+    targets = [target for target, share in shares.items() for _ in range(round(kills * share / total))]
     targets += ["worker"] * (kills - len(targets))
     faults = [("kill", target, choose.uniform(0, 2)) for target in targets[:kills]]
     past_lease = lease_s + 2

@@ -13,7 +13,7 @@ import httpx
 
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS
 from tests.chaos.observations import TERMINAL, AcknowledgedJob, Observations
-from tests.chaos.workers import POISON
+from tests.chaos.poisoned_worker import POISON
 from tests.support.images import encoded, gradient
 
 SIDE = 32  # pixels; a step takes milliseconds
@@ -22,6 +22,8 @@ SENDERS, FOLLOWERS = 8, 16  # threads that submit jobs, and that wait for jobs
 TIMEOUT_S = 8.0
 RETRY_S = 0.3
 PRIORITIES = ("low", "normal", "normal", "high")
+# Fields of a job that shows whether an API server accepts jobs.
+PROBE = {"prompt": "a house", "width": str(SIDE), "height": str(SIDE), "num_inference_steps": "2"}
 BEHAVIOURS = {"ignore": 63, "wait": 8, "follow": 4, "cancel": 15, "deadline": 10}
 
 
@@ -144,6 +146,25 @@ class LoadGenerator:
                 self._observations.add_violation(f"the job with key {planned.idempotency_key} was never acknowledged")
                 return False
             time.sleep(RETRY_S)
+        job = self._acknowledge(planned, view)
+        if planned.behaviour in ("wait", "follow", "cancel"):
+            self._sent.put((planned, job))
+        else:
+            self._finish_one()
+        return True
+
+    def wait_until_accepting(self) -> None:
+        """Submit a job to each API server, and return when every one is acknowledged."""
+        with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as http:
+            for url in self._urls:
+                key = f"probe-{time.monotonic_ns()}"
+                planned = PlannedJob(key, 0, 0, "ignore", PROBE, encoded(gradient(SIDE, SIDE)))
+                client = _Client(http, [url], self._keys, self._observations, random.Random(key))
+                while (view := client.submit(planned)) is None:
+                    time.sleep(RETRY_S)
+                self._acknowledge(planned, view)
+
+    def _acknowledge(self, planned: PlannedJob, view: dict[str, Any]) -> AcknowledgedJob:
         job = AcknowledgedJob(
             view["id"],
             planned.owner,
@@ -153,11 +174,7 @@ class LoadGenerator:
         )
         self._observations.acknowledge(job)
         self._observations.observe(view)
-        if planned.behaviour in ("wait", "follow", "cancel"):
-            self._sent.put((planned, job))
-        else:
-            self._finish_one()
-        return True
+        return job
 
     def _finish_one(self) -> None:
         with self._lock:

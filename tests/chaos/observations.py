@@ -7,6 +7,8 @@ from typing import Any
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 
+Figures = dict[str, object]
+
 
 @dataclass
 class AcknowledgedJob:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,6 +47,11 @@ class RecoveryMonitor(Watcher):
         self._can_recover = can_recover
         self.lost: list[LostJob] = []
         self.outages: list[tuple[float, float]] = []  # times in which no worker could have recovered a job
+
+    @property
+    def losses(self) -> Counter[str]:
+        """By job id, how often the worker that ran the job was lost."""
+        return Counter(lost.job_id for lost in self.lost)
 
     def worker_lost(self, worker: Process) -> None:
         """Note the jobs of a worker that has been killed or paused."""

@@ -1,4 +1,4 @@
-"""The TLS proxies of docs/operations.md, as real processes before the API server: large bodies, events, long polls."""
+"""The TLS proxies of docs/operations/README.md, as real processes: large bodies, events, long polls."""
 
 import os
 import re

@@ -1,11 +1,9 @@
 """Processes of an earlier release beside those of this version, in every order (`make test-upgrade`).
 
-RELEASE names the earlier revision; default: the latest tag.
+RELEASE names the earlier revision.
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,28 +16,19 @@ from img2img.redis.model_registry import ModelRegistry
 from tests.support.api_process import ApiProcess, api_process
 from tests.support.images import encoded, gradient
 from tests.support.processes import MODEL, SIDE, Service, Worker, wait_for
+from tests.support.releases import install_release
 
-ROOT = Path(__file__).parents[2]
 THIS: dict[str, str] = {}
 
-if "TEST_UPGRADE" not in os.environ:
+if not os.environ.get("RELEASE"):
     pytest.skip("runs an earlier release beside this version: `make test-upgrade`", allow_module_level=True)
 pytestmark = pytest.mark.timeout(600)
-
-
-def git(*arguments: str) -> bytes:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
 
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the environment in which the package `img2img` is that of the earlier release."""
-    revision = os.environ.get("RELEASE") or git("describe", "--tags", "--abbrev=0", "HEAD^").decode().strip()
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("release")
-    subprocess.run(["tar", "-x", "-C", str(source)], input=git("archive", revision), check=True)
-    install = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
-    return {"PYTHONPATH": str(target)}
+    return install_release(os.environ["RELEASE"], tmp_path_factory.mktemp("earlier"))
 
 
 @pytest.fixture

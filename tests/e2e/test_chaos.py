@@ -11,22 +11,23 @@ from redis import Redis
 from standardwebhooks import Webhook
 
 from img2img.domain.job import JobStatus
-from tests.chaos.checks import is_signed
+from tests.chaos.checks import check_outcome, is_signed
 from tests.chaos.deployment import SECRET
+from tests.chaos.failover import Primary, check_failovers
 from tests.chaos.observations import AcknowledgedJob, Observations
 from tests.chaos.recovery import LostJob, RecoveryMonitor
 from tests.chaos.state_history import FileRewritten, find_error, read_commands, read_states
 from tests.support.processes import Service
+from tests.support.replicated_redis import ReplicatedRedis
 from tests.support.webhook_receivers import Received
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = JobStatus
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("store", ["directory", "bucket"])
-def test_short_chaos_run_has_no_violations(store: str, tmp_path: Path) -> None:
+def test_short_chaos_run_has_no_violations(tmp_path: Path) -> None:
     # In a process of its own, which loads a library that moves clocks and slows down the disk.
-    amounts = {"jobs": 24, "kills": 4, "others": 4, "poisons": 1, "workers": 2, "lease_s": 4, "store": store}
+    amounts = {"jobs": 24, "kills": 4, "others": 4, "poisons": 1, "workers": 2, "lease_s": 4}
     options = [part for name, value in amounts.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     file = tmp_path / "figures.json"
     command = [sys.executable, "-m", "tests.chaos", *options, "--figures", str(file)]
@@ -95,6 +96,35 @@ def test_observations_detect_contradictions() -> None:
     observations.observe({**end, "id": "b"})
     observations.acknowledge(AcknowledgedJob("a", 0, False))
     assert len(observations.violations) == 5
+
+
+@pytest.mark.parametrize(
+    ("is_poison", "attempts", "losses", "violation"),
+    [
+        (False, 3, 3, None),
+        (False, 3, 2, "failed: worker_lost"),
+        (False, 2, 3, "failed: worker_lost"),
+        (True, 3, 0, None),
+        (True, 2, 2, "kills its worker, but failed (worker_lost) after 2 attempts"),
+        (False, 4, 4, "4 attempts"),
+    ],
+)
+def test_job_may_fail_only_if_faults_have_taken_its_workers(
+    is_poison: bool, attempts: int, losses: int, violation: str | None
+) -> None:
+    observations = Observations()
+    view = {"status": "failed", "error": {"code": "worker_lost", "message": "lost"}}
+    check_outcome(AcknowledgedJob("a", 0, False, is_poison), view, attempts, losses, observations)
+    assert bool(observations.violations) == bool(violation)
+    assert violation is None or violation in " ".join(observations.violations)
+
+
+def test_slow_failover_is_a_violation(tmp_path: Path) -> None:
+    observations = Observations()
+    primary = Primary(ReplicatedRedis(tmp_path))
+    primary.promotions_s, primary.recoveries_s = [2.0, 3.0], [4.0, 11.0]
+    assert check_failovers(observations, primary)["failovers"] == 2
+    assert observations.violations == ["failover 2: a job was acknowledged only after 11.0 s"]
 
 
 def test_is_signed_rejects_bad_or_stale_signature() -> None:

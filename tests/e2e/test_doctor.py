@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from img2img.app.cli.doctor import _memory_of
+from img2img.app.cli.doctor import _memory_of, _model
 from img2img.app.supervisor.supervisor import free_port
 from tests.e2e.test_cli import serving
 from tests.support.cli_command import img2img
@@ -54,47 +54,57 @@ def test_running_service_is_recognized(folder: Path) -> None:
     assert found["Redis"][1].endswith(", running")
 
 
-@pytest.mark.parametrize(
-    ("settings", "name", "text"),
-    [
-        ({"IMG2IMG_REDIS_URL": "redis://:secret@127.0.0.1:1"}, "Redis", "redis://***@127.0.0.1:1: "),
-        ({"IMG2IMG_DATA_DIR": "/proc/data"}, "data", "/proc/data cannot be written"),
-        ({"IMG2IMG_MODEL": __file__}, "model", f"{__file__}: {__file__} is not a diffusers model"),
-        ({"IMG2IMG_MODEL": "./nope"}, "model", "./nope: nope is not a diffusers model: it has no model_index.json"),
-        ({"IMG2IMG_MODEL": "org/nope", "HF_HUB_OFFLINE": "1"}, "model", "org/nope: not in "),
-        ({"IMG2IMG_HOST": "192.0.2.1"}, "address", "cannot listen on 192.0.2.1 port "),
-    ],
-)
-def test_fault_is_named(folder: Path, settings: dict[str, str], name: str, text: str) -> None:
-    if name == "data" and os.access("/proc", os.W_OK):
-        settings = {"IMG2IMG_DATA_DIR": str(folder / "file")}
+def test_every_fault_is_named(folder: Path) -> None:
+    settings = {
+        "IMG2IMG_REDIS_URL": "redis://:secret@127.0.0.1:1",
+        "IMG2IMG_DATA_DIR": "/proc/data",
+        "IMG2IMG_MODEL": "./nope",
+        "IMG2IMG_HOST": "192.0.2.1",
+    }
+    expected = {
+        "Redis": "redis://***@127.0.0.1:1: ",
+        "data": "/proc/data cannot be written",
+        "model": "./nope: nope is not a diffusers model: it has no model_index.json",
+        "address": "cannot listen on 192.0.2.1 port ",
+    }
+    if os.access("/proc", os.W_OK):
         (folder / "file").write_text("")
-        text = f"{(folder / 'file').resolve()} is not a folder"
+        settings["IMG2IMG_DATA_DIR"] = str(folder / "file")
+        expected["data"] = f"{(folder / 'file').resolve()} is not a folder"
     found = doctor(folder, 2, **settings)
-    level, reason = found[name]
-    assert (level, reason[: len(text)]) == ("FAULT", text)
-    assert "secret" not in reason
+    for name, text in expected.items():
+        level, reason = found[name]
+        assert (level, reason[: len(text)]) == ("FAULT", text)
+        assert "secret" not in reason
 
 
-def test_model_in_the_cache_of_the_hub(folder: Path) -> None:
-    cache = {"IMG2IMG_MODEL": "org/model", "HF_HOME": str(folder / "hub-home")}
-    assert doctor(folder, **cache)["model"][1].startswith("org/model: the first start downloads it to ")
-    model = folder / "hub-home" / "hub" / "models--org--model"
+def test_file_that_is_no_model() -> None:
+    level, _, text = _model(__file__, __file__, Path())
+    assert (level, text.startswith(f"{__file__}: {__file__} is not a diffusers model")) == ("FAULT", True)
+
+
+def test_model_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(source: str = "org/model") -> tuple[str, str]:
+        level, _, text = _model(source, source, Path())
+        return level, text
+
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert found()[1].startswith("org/model: the first start downloads it to ")
+    model = tmp_path / "hub" / "models--org--model"
     (model / "blobs").mkdir(parents=True)
     (model / "blobs" / "abc.incomplete").write_bytes(b"x")
-    assert doctor(folder, **cache)["model"] == (
-        "note",
-        f"org/model: the download is incomplete, 0.0 GB in {folder / 'hub-home' / 'hub'}",
-    )
+    assert found() == ("note", f"org/model: the download is incomplete, 0.0 GB in {tmp_path / 'hub'}")
     (model / "blobs" / "abc.incomplete").rename(model / "blobs" / "abc")
     (model / "snapshots" / "1").mkdir(parents=True)
     (model / "snapshots" / "1" / "model_index.json").write_text("{}")
-    assert doctor(folder, **cache, HF_HUB_OFFLINE="1")["model"][0] == "ok"
-    file = cache | {"IMG2IMG_MODEL": "org/model/x/v1.safetensors", "HF_HUB_OFFLINE": "1"}
-    assert doctor(folder, 2, **file)["model"][0] == "FAULT"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert found()[0] == "ok"
+    assert found("org/nope") == ("FAULT", f"org/nope: not in {tmp_path / 'hub'}, and HF_HUB_OFFLINE is set")
+    assert found("org/model/x/v1.safetensors")[0] == "FAULT"
     (model / "snapshots" / "1" / "x").mkdir()
     (model / "snapshots" / "1" / "x" / "v1.safetensors").touch()
-    assert doctor(folder, **file)["model"][0] == "ok"
+    assert found("org/model/x/v1.safetensors")[0] == "ok"
 
 
 def test_model_in_one_file(folder: Path) -> None:

@@ -88,7 +88,7 @@ class TestReplicate:
         assert opened(outputs[0].read()).size == (SIZE, SIZE)
 
     def test_run_goes_on_after_its_wait_has_run_out(self, api: replicate.Client, client: httpx.Client) -> None:
-        fields = LONG | {"image": io.BytesIO(random_png()), "num_images": 2}
+        fields = LONG | {"image": io.BytesIO(random_png()), "num_images": 2, "num_inference_steps": 60}
         outputs = api.run(f"img2img/{name_of(client)}", input=fields, wait=1)
         assert len(outputs) == 2
         assert opened(outputs[1].read()).size == (128, 128)
@@ -110,6 +110,7 @@ class TestReplicate:
     def test_wait_and_results_as_inputs(self, api: replicate.Client, client: httpx.Client) -> None:
         uploaded = api.files.create(io.BytesIO(random_png()))
         assert api.files.get(uploaded.id) == uploaded
+        assert uploaded.id in [file.id for file in api.files.list()]
         model = f"img2img/{name_of(client)}"
         first = api.predictions.create(model=model, input={"image": uploaded.urls["get"], "num_inference_steps": 2})
         first.wait()

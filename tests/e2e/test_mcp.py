@@ -19,6 +19,7 @@ from mcp import Client, StdioServerParameters
 from mcp_types import CallToolResult, ImageContent, TextContent
 from PIL import Image
 
+from img2img.app.compat.mcp.hosts import accepted_names
 from img2img.app.compat.mcp.jobs import Service
 from img2img.app.compat.mcp.server import build_server
 from img2img.app.supervisor.supervisor import free_port
@@ -190,7 +191,8 @@ def test_stdio(client: httpx.Client, photo: str) -> None:
 def over_http(client: httpx.Client) -> Iterator[str]:
     """The URL of a server for several users."""
     port = free_port()
-    command = [sys.executable, *COMMAND, "--http", "--port", str(port), "--url", str(client.base_url)]
+    listen = ["--http", "--host", "0.0.0.0", "--port", str(port), "--allowed-host", "tools.example"]
+    command = [sys.executable, *COMMAND, *listen, "--url", str(client.base_url)]
     process = subprocess.Popen(command)
     try:
         url = f"http://127.0.0.1:{port}/mcp"
@@ -219,6 +221,23 @@ def test_streamable_http(over_http: str, photo: str) -> None:
             assert refused.is_error, "a path of this machine"
 
     anyio.run(work)
+
+
+def test_other_names_and_origins_are_refused(over_http: str) -> None:
+    """Web pages that rebind their names, also if the server listens for other machines."""
+    accept = {"Accept": "application/json, text/event-stream"}
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    for refusal, headers in (
+        (421, {"Host": "rebound.example"}),
+        (403, {"Origin": "https://rebound.example"}),
+        (None, {"Host": "tools.example"}),
+        (None, {"Origin": "https://tools.example"}),
+        (None, {}),
+    ):
+        status = httpx.post(over_http, json=ping, headers=accept | headers).status_code
+        assert (status if status in (403, 421) else None) == refusal, headers
+    assert not accepted_names("0.0.0.0", ["*"]).enable_dns_rebinding_protection
+    assert "[fd00::1]:*" in accepted_names("fd00::1", []).allowed_hosts
 
 
 def test_http_has_no_key_of_its_own() -> None:

@@ -24,7 +24,8 @@ from img2img.domain.job import JobFailure, JobOptions, JobRecord
 from img2img.domain.webhook import DeliveryStatus, Webhook
 from img2img.errors import Expired
 from img2img.redis.job_queue import JobQueue
-from img2img.redis.keys import OUTBOX, WEBHOOK_HEARTBEAT
+from img2img.redis.job_store import Progress
+from img2img.redis.keys import INTERIM_EVENTS, OUTBOX, WEBHOOK_HEARTBEAT
 from img2img.redis.webhook_outbox import HEARTBEAT_TTL_S, STALE_S, WebhookOutbox
 from tests.support.problems import assert_problem
 from tests.support.processes import wait_for
@@ -138,6 +139,44 @@ def test_prediction_is_the_body_of_its_webhook(
         assert "image" not in prediction["input"], "not even the hash of the image"
         [listed] = api.get("/replicate/v1/predictions").json()["results"]
         assert listed["completed_at"] == prediction["completed_at"]
+
+
+def test_running_prediction_sends_its_start_and_its_progress(
+    api: httpx.Client, signing: ApiSettings, queue: JobQueue, image_bytes: bytes, redis: Redis
+) -> None:
+    def create(*events: str) -> str:
+        body = {
+            "input": {"image": b64encode(image_bytes).decode()},
+            "webhook": receiver.url,
+            "webhook_events_filter": events,
+        }
+        return str(api.post("/replicate/v1/models/img2img/demo/predictions", json=body).json()["id"])
+
+    def bodies(count: int) -> list[dict[str, Any]]:
+        received = receiver.wait(count)
+        assert len({request.headers["webhook-id"] for request in received}) == count, "each event has an id of its own"
+        return [verified(request, SECRET) for request in received]
+
+    def statuses(job_id: str) -> list[str]:
+        return [body["status"] for body in bodies(len(receiver.got)) if body["id"] == job_id]
+
+    with receiving() as receiver, running_dispatcher(signing):
+        started, told, output = create("start", "completed"), create("logs"), create("output")
+        for job_id in (started, told, output):
+            queue.job_store.start(job_id, execution=job_id, worker="w")
+        assert sorted(body["id"] for body in bodies(2)) == sorted((started, told))
+        steps = api.get(f"/jobs/{told}").json()["progress"]["steps"]
+        queue.job_store.record_progress([Progress(told, told, steps // 2, steps)])
+        progress = bodies(3)[2]
+        assert (progress["id"], progress["status"], progress["output"]) == (told, "processing", None)
+        assert f"{steps // 2}/{steps}" in progress["logs"]
+        for job_id in (started, told, output):
+            queue.job_store.succeed(job_id, execution=job_id, images=[], timings={}, steps=steps)
+        bodies(5)
+        wait_for(lambda: not redis.zcard(INTERIM_EVENTS))
+        assert statuses(started) == ["processing", "succeeded"]
+        assert statuses(told) == ["processing"] * 2
+        assert statuses(output) == ["succeeded"]
 
 
 def test_terminal_event_is_delivered_once_and_signed(

@@ -193,19 +193,23 @@ def test_unloaded_model_leaves_no_memory(serve: Callable[..., Served], tmp_path:
     # What stays in memory after the first time, such as code, is not counted.
     served.load("b")
     served.load("a")
-    before = resident_bytes()
-    served.load("b")
-    lease = served.lease("b")
-    module = weakref.ref(lease.model)
-    tensors = [weakref.ref(tensor) for part in lease.model.modules() for tensor in part.parameters()]
-    size = memory_by_device(lease.model.modules())["cpu"]
-    lease.release()
-    del lease
-    assert size > 100e6
-    served.load("a")
-    assert module() is None
-    assert [tensor for tensor in tensors if tensor() is not None] == []
-    assert resident_bytes() - before < 0.5 * size
+    growths = []
+    for _ in range(3):
+        before = resident_bytes()
+        served.load("b")
+        lease = served.lease("b")
+        module = weakref.ref(lease.model)
+        tensors = [weakref.ref(tensor) for part in lease.model.modules() for tensor in part.parameters()]
+        size = memory_by_device(lease.model.modules())["cpu"]
+        lease.release()
+        del lease
+        assert size > 100e6
+        served.load("a")
+        assert module() is None
+        assert [tensor for tensor in tensors if tensor() is not None] == []
+        growths.append(resident_bytes() - before)
+    # The process also has memory of other tests, which comes and goes. A leak grows each time.
+    assert min(growths) < 0.5 * size
 
 
 def resident_bytes() -> int:

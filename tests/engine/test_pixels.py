@@ -37,7 +37,7 @@ from tests.support.stock import call_stock
 # Each test takes less than a minute of CPU time, on a busy machine many times as long.
 pytestmark = pytest.mark.timeout(1200)
 
-STEPS = 20
+STEPS = 12
 STRENGTHS = (0.05, 0.3, 0.6, 1.0)
 # Each strength goes with one of them for one scheduler and with the other one for the next.
 GUIDANCES = (1.0, 5.0, 5.0, 1.0, 5.0, 1.0, 1.0, 5.0)
@@ -148,6 +148,8 @@ ALL = [
 def test_schedulers_strengths_and_guidance_give_stock_pixels_alone_and_batched(
     served: Served, jobs: list[JobSpec]
 ) -> None:
+    if isinstance(served.stock, diffusers.StableDiffusionXLImg2ImgPipeline):
+        jobs = jobs[1::2]  # half of the strengths, because its steps take twice as long
     together = served.run(jobs, slots=16)
     rows, calls = served.engine.rows_run["denoise"], served.engine.calls_run["denoise"]
     assert rows / calls > 12, "sixteen jobs in flight must fill the batches"

@@ -246,6 +246,7 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/v1/{path:path}"),
         ("POST", "/v1/{path:path}"),
         ("GET", "/hf/{path:path}"),
+        ("GET", "/replicate/v1/files"),
         ("GET", "/replicate/v1/models"),
         ("GET", "/replicate/v1/models/{owner}/{name}"),
         ("GET", "/replicate/v1/models/{owner}/{name}/versions"),

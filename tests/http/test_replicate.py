@@ -118,9 +118,9 @@ class TestPredictions:
             ({"input": {"image": TEXT}, "version": "demo"}, "version", "given by the path"),
             ({"input": {"image": TEXT}, "webhook": "https://example.com"}, "webhook", "IMG2IMG_WEBHOOK_SECRET"),
             (
-                {"input": {"image": TEXT}, "webhook": "https://example.com", "webhook_events_filter": ["start"]},
-                "webhook_events_filter",
-                "completed",
+                {"input": {"image": TEXT}, "webhook": "https://example.com", "webhook_events_filter": ["end"]},
+                "webhook_events_filter.0",
+                "'completed'",
             ),
             ({"input": []}, "input", "an object"),
             ({}, "input", "required"),
@@ -145,7 +145,7 @@ class TestPredictions:
         assert_problem(http.post("/replicate/v1/predictions", json=body), 422)
 
     def test_not_supported_endpoints_name_those_that_are(self, http: httpx.Client) -> None:
-        for path in ("account", "trainings", "deployments/a/b/predictions", "files"):
+        for path in ("account", "trainings", "deployments/a/b/predictions", "collections"):
             assert "/replicate/v1/predictions" in assert_problem(http.get(f"/replicate/v1/{path}"), 404)["detail"]
 
 
@@ -163,6 +163,17 @@ class TestFiles:
         assert http.get(f"/jobs/{prediction['id']}").json()["status"] == "queued"
         assert http.delete(created["urls"]["get"]).status_code == 204
         assert_problem(http.get(created["urls"]["get"]), 404)
+
+    def test_files_are_listed(self, http: httpx.Client) -> None:
+        assert http.get("/replicate/v1/files").json() == {"previous": None, "next": None, "results": []}
+        images = [encoded(gradient(32, 32)), encoded(gradient(32, 32), "JPEG")]
+        created = [http.post("/replicate/v1/files", files={"content": image}).json() for image in images]
+        listed = http.get("/replicate/v1/files").json()["results"]
+        assert {file["id"]: file for file in listed} == {file["id"]: file for file in created}
+        assert {file["content_type"] for file in listed} == {"image/png", "image/jpeg"}
+        http.delete(created[0]["urls"]["get"])
+        assert [file["id"] for file in http.get("/replicate/v1/files").json()["results"]] == [created[1]["id"]]
+        assert_problem(http.get("/replicate/v1/files?cursor=-1"), 422)
 
     def test_output_is_an_input(self, http: httpx.Client, finish: Callable[[str], bytes]) -> None:
         created = create(http)

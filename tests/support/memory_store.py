@@ -24,6 +24,9 @@ class MemoryStore:
     def get(self, key: str) -> bytes | None:
         return self._blobs.get(key)
 
+    def get_start(self, key: str, size: int) -> bytes | None:
+        return self._blobs[key][:size] if key in self._blobs else None
+
     def delete(self, *keys: str) -> None:
         for key in keys:
             self._blobs.pop(key, None)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
+from img2img.app.supervisor.devices import PYTHON
 from img2img.app.supervisor.embedded_redis import is_redis_ready, redis_command
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key, result_key
@@ -103,9 +104,7 @@ class Forked:
 
 def _start_cold(environment: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
     with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "img2img.worker"], env=os.environ | environment, stdout=output, stderr=output
-        )
+        return subprocess.Popen([*PYTHON, "img2img.worker"], env=os.environ | environment, stdout=output, stderr=output)
 
 
 class Worker:

@@ -58,8 +58,7 @@ class ReplicatedRedis:
 
     def kill_primary(self) -> int:
         """Kill the primary with SIGKILL, and return its port. A replica is promoted soon."""
-        port = self.primary()
-        assert port is not None
+        port = wait_for(self.primary)
         self._servers[port].kill()
         self._servers.pop(port).wait()
         return port

@@ -241,7 +241,7 @@ class Server:
 
     def park(self, task: Task) -> None:
         is_step = task.step_calls_left > 0
-        self.parked.append(Call("denoise" if is_step else "decode", 2, 0, self.now, is_step, task))
+        self.parked.append(Call("denoise" if is_step else "decode", 2, 0, self.now, is_step, task=task))
 
     def run_batch(self) -> list[Task]:
         """Run the next calls. Return the tasks that have ended with them."""

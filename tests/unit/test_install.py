@@ -45,7 +45,7 @@ def test_build_of_pytorch_fits_the_driver(
 
 
 def test_documented_drivers_are_those_of_the_script(install: ModuleType) -> None:
-    text = page("docs/operations.md")
+    text = page("docs/operations/README.md")
     for oldest, build in install.CUDA_BUILDS:
         assert f"{INDEX}{build}" in text
         assert f"| {oldest} " in text

@@ -1,12 +1,12 @@
 """Requests for predictions, converted to those of `POST /img2img`."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from img2img.domain.model_card import ModelCard
-from img2img.domain.webhook import PredictionWebhook
+from img2img.domain.webhook import EVENTS, InterimEvent, PredictionWebhook
 from img2img.errors import ParameterError
 
 from ...http.request_body import validated
@@ -72,10 +72,13 @@ class PredictionRequest(BaseModel):
         url = self.webhook or self.webhook_completed
         if url is None:
             return None
-        if "completed" not in self.webhook_events_filter:
-            message = "Webhooks are sent when a prediction has completed: input should contain `completed`"
-            raise ParameterError("webhook_events_filter", message, got=self.webhook_events_filter)
-        return validated(PredictionWebhook, {"url": url, "base_url": base_url})
+        wanted = self.webhook_events_filter
+        # All images of a prediction become public at its end, so that this is also the event of its output.
+        events = EVENTS if "completed" in wanted else EVENTS[:1] if "output" in wanted else ()
+        interim = [event for event in get_args(InterimEvent) if event in wanted]
+        return validated(
+            PredictionWebhook, {"url": url, "base_url": base_url, "events": list(events), "interim": interim}
+        )
 
 
 def _with_references(value: Any, base_url: str) -> Any:

@@ -8,15 +8,16 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 
-from img2img.domain.blob_keys import upload_key
+from img2img.domain.blob_keys import upload_key, uploaded_hash
 from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.model_card import ModelCard
 from img2img.erasure import Eraser
 from img2img.errors import NotFound, ParameterError
+from img2img.redis.input_images import StoredUpload
 from img2img.redis.job_store import CURSOR, Cursor
 
 from ...http.request_body import read_form, read_json
-from ...imaging.file_types import identify
+from ...imaging.file_types import MAGIC_BYTES, identify
 from ...progress.long_poll import MAX_WAIT_S, preferred_wait, wait_for_end
 from ...schemas.predictions import OWNER, PATH, Prediction, model_view, version_of, version_view
 from ...schemas.requests import Img2ImgRequest
@@ -135,18 +136,32 @@ async def create_file(
     upload = await uploader.upload(contents[0])
     if upload.is_replay:
         response.headers.update(REPLAYED)
-    return await _file(upload.sha256, contents[0], request, jobs)
+    return await get_file(upload.sha256, request, jobs)
+
+
+@router.get("/files")
+async def list_files(
+    request: Request, jobs: BlockingJobsDep, cursor: Annotated[int, Query(ge=0)] = 0
+) -> dict[str, Any]:
+    """Lists the uploaded images of the caller."""
+    images = jobs.queue.input_images
+    uploads, following = await run_sync(images.uploads, jobs.submitter.caller.owner, cursor, PAGE)
+    files = [await _described(upload, request, jobs) for upload in uploads]
+    return {
+        "previous": None,
+        "next": f"{base_url_of(request)}{PATH}/files?cursor={following}" if following else None,
+        "results": [file for file in files if file],
+    }
 
 
 @router.get("/files/{sha256}")
 async def get_file(sha256: str, request: Request, jobs: BlockingJobsDep) -> dict[str, Any]:
     """Describes an uploaded image of the caller."""
-    image = None
-    if await run_sync(_kept_until, sha256, jobs):
-        image = await jobs.store_threads.run(jobs.store.get, upload_key(sha256))
-    if image is None:
+    upload = await run_sync(jobs.queue.input_images.upload, upload_key(sha256), jobs.submitter.caller.owner)
+    file = await _described(upload, request, jobs) if upload else None
+    if file is None:
         raise NotFound("There is no such file.")
-    return await _file(sha256, image, request, jobs)
+    return file
 
 
 @router.delete("/files/{sha256}", status_code=204)
@@ -155,25 +170,25 @@ async def delete_file(sha256: str, jobs: BlockingJobsDep) -> None:
     await jobs.store_threads.run(Eraser(jobs.queue, jobs.store).delete_upload, sha256)
 
 
-def _kept_until(sha256: str, jobs: BlockingJobs) -> float | None:
-    return jobs.queue.input_images.upload_kept_until(upload_key(sha256), jobs.submitter.caller.owner)
-
-
-async def _file(sha256: str, image: bytes, request: Request, jobs: BlockingJobs) -> dict[str, Any]:
-    kind = identify(image).lower()
+async def _described(upload: StoredUpload, request: Request, jobs: BlockingJobs) -> dict[str, Any] | None:
+    """Return an uploaded image as a file of Replicate's, None if it is being deleted."""
+    sha256 = uploaded_hash(upload.blob_key)
+    start = await jobs.store_threads.run(jobs.store.get_start, upload.blob_key, MAGIC_BYTES)
+    if sha256 is None or start is None:
+        return None
+    kind = identify(start).lower()
     # An upload is kept for this time after it was last sent or used.
-    kept_until = await run_sync(_kept_until, sha256, jobs) or 0.0
-    created_at = max(0.0, kept_until - jobs.settings.result_ttl)
+    created_at = max(0.0, upload.kept_until - jobs.settings.result_ttl)
     return {
         "id": sha256,
         "name": f"{sha256[:12]}.{kind}",
         "content_type": f"image/{kind}",
-        "size": len(image),
+        "size": upload.size,
         "etag": sha256,
         "checksums": {"sha256": sha256},
         "metadata": {},
         "created_at": datetime.fromtimestamp(created_at, UTC).isoformat(),
-        "expires_at": datetime.fromtimestamp(kept_until, UTC).isoformat(),
+        "expires_at": datetime.fromtimestamp(upload.kept_until, UTC).isoformat(),
         "urls": {"get": f"{base_url_of(request)}{PATH}/files/{sha256}"},
     }
 

@@ -26,6 +26,9 @@ for _, index in ipairs(indices_by_status(to, owner)) do redis.call('ZADD', index
 -- A job that is released joins the fair queue again when RQ's list has it.
 if from == 'queued' then remove(model, id, priority or '', owner, cost) end
 if ended_at ~= '' then end_job(id, to, model, owner, batch, ended_at) end
+if to == 'running' and redis.call('HEXISTS', record, 'webhook_interim') == 1 then
+  redis.call('ZADD', keys.INTERIM_EVENTS, 0, id)
+end
 if batch then move_in_batch(batch, id, from, to, ended_at) end
 redis.call('PUBLISH', keys.JOB_CHANGES, id .. ' ' .. to)
 return 'ok'
