@@ -97,6 +97,17 @@ class PaddingFields(TypedDict, total=False):
     bottom: int
 
 
+class RegionFields(TypedDict, total=False):
+    """A part of the image with a separate prompt."""
+
+    mask: Required[ImageInput]
+    """White where the prompt acts, and grey where it acts in part. Resized like `image`."""
+    prompt: Required[str]
+    """What this part should show."""
+    weight: float
+    """Share of this prompt where the mask is white; the rest is that of `prompt`."""
+
+
 class WebhookFields(TypedDict, total=False):
     """URL that receives an event when the job ends."""
 
@@ -195,6 +206,9 @@ class SubmitFields(TypedDict, total=False):
     """Pixels to add on each side (outpainting). The pixels of `image` are returned unchanged."""
     controls: Sequence[ControlFields]
     """Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet)."""
+    regions: Sequence[RegionFields]
+    """Parts of the image with separate prompts: each step mixes the predictions for all prompts by the masks. `prompt`
+    acts on the rest. For models with `regions` in `GET /models`."""
     image_prompts: Sequence[ImagePromptFields]
     """Images whose content or style the result should take up (IP-Adapter)."""
     images: Sequence[ImageInput]
