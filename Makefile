@@ -7,7 +7,7 @@ INSTALL := $(PYTHON) scripts/install.py
 RELEASE ?= $(shell git describe --tags --abbrev=0 HEAD^ 2>/dev/null)
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 
-.PHONY: sampler-table benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory benchmark-speed
+.PHONY: animation errors release-check sampler-table benchmark-durability help demo serve test test-unit test-clients lint types fences unit format openapi client web test-web screenshots model-keys families docs dist benchmark model gallery test-compose test-hosts test-torch-index test-upgrade test-checkpoints test-wheel test-python benchmark-queue fuzz lock audit chaos soak clean model-schema benchmark-memory benchmark-speed
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -103,6 +103,9 @@ test-web: $(VENV)/dev ## test the page in a browser, against the whole service (
 screenshots: $(VENV)/dev ## take the images of the page in docs/images, with the whole service (needs Chromium)
 	$(BIN)/python -m scripts.screenshots
 
+animation: $(VENV)/dev ## record the animation of the page in docs/images, with the whole service (needs Chromium)
+	$(BIN)/python -m scripts.animation
+
 web/node_modules/ready: web/package.json web/package-lock.json
 	cd web && npm ci --silent
 	@touch $@
@@ -115,6 +118,9 @@ sampler-table: $(VENV)/dev ## write the tables in docs/schedulers.md
 
 families: $(VENV)/dev ## run every pipeline class of diffusers that takes an image, and write docs/families.md (minutes)
 	$(BIN)/python -m scripts.families
+
+errors: $(VENV)/dev ## write docs/errors.md from the error codes of the service
+	$(BIN)/python -m scripts.error_reference
 
 model-schema: $(VENV)/dev ## write docs/models.schema.json from the keys of a model
 	$(BIN)/python -m scripts.model_schema
@@ -141,6 +147,9 @@ docs: $(VENV)/dev ## build the documentation as a site in site/, and check its l
 dist: $(VENV)/dev ## build the wheel and the source distribution into dist/
 	rm -rf build dist
 	$(BIN)/python -c "from setuptools import build_meta as backend; backend.build_sdist('dist'); backend.build_wheel('dist')"
+
+release-check: $(VENV)/dev ## build and try everything that a release has: docs/releasing.md (asks PyPI; minutes)
+	$(BIN)/python -m scripts.release_check
 
 benchmark: $(VENV)/dev ## measure throughput, latencies and ETAs on this machine (a quarter of an hour)
 	$(BIN)/python -m benchmarks.throughput

@@ -53,6 +53,7 @@ from .imaging.sandbox_limits import SandboxLimits
 from .imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from .openapi.docs_page import install_docs_page
 from .openapi.document import install_openapi
+from .openapi.error_reference import install_error_page
 from .playground.routes import playground_router
 from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
@@ -113,6 +114,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         docs_url=None,
     )
     install_docs_page(app)
+    install_error_page(app)
     install_middleware(app, settings, metrics)
     routers = (*ROUTERS, playground_router()) if settings.playground else ROUTERS
     for router in routers:

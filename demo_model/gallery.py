@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from img2img.app.settings import ApiSettings
@@ -24,8 +25,14 @@ from .styles import render
 
 GALLERY = Path(__file__).parent.parent / "docs" / "images" / "gallery"
 GAP = 8
+# Pixels of a side at which images are shown, and of the text below them.
+SHOWN, TEXT_SIZE, LINES = 256, 15, 2
 SCENES = {"house": HELD_OUT_SEED + 2267, "lake": HELD_OUT_SEED + 3463, "example": HELD_OUT_SEED + 41}
 STEPS = 25
+
+
+# An image with its caption.
+Captioned = tuple[Image.Image, str]
 
 
 class ServiceClient:
@@ -53,8 +60,10 @@ class ServiceClient:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=list(TASKS), default=list(TASKS), metavar="NAME")
-    names = parser.parse_args().names
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(TASKS)}; default: all")
+    names = parser.parse_args().names or list(TASKS)
+    if unknown := set(names) - set(TASKS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
     GALLERY.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="img2img-") as data_dir:
         settings = ApiSettings(
@@ -66,22 +75,23 @@ def main() -> None:
                 _side_by_side(TASKS[name](tasks)).save(GALLERY / f"{name}.png", optimize=True)
 
 
-def variations(tasks: ServiceClient) -> list[Image.Image]:
-    """A photo and four variations."""
+def variations(tasks: ServiceClient) -> list[Captioned]:
+    """A rendered image and four variations."""
     photo = _rendered("house")
     wishes = (
-        ("a watercolor painting of a yellow house in summer by day", 0.5),
-        ("pixel art of a yellow house in summer by day", 0.6),
-        ("a photo of a yellow house in winter by day", 0.5),
-        ("a photo of a yellow house in summer at night", 0.6),
+        ("a watercolor painting of a yellow house in summer by day", 0.5, 1),
+        ("an oil painting of a yellow house in autumn by day", 0.6, 1),
+        ("a photo of a yellow house in winter by day", 0.5, 1),
+        ("a photo of a yellow house in summer at night", 0.6, 1),
     )
-    return [
-        photo,
-        *(tasks.make(image=photo, prompt=prompt, strength=strength)[0] for prompt, strength in wishes),
+    made = [
+        (tasks.make(image=photo, prompt=prompt, strength=strength, seed=seed)[0], f"{prompt}; strength {strength}")
+        for prompt, strength, seed in wishes
     ]
+    return [(photo, "input: a rendered image"), *made]
 
 
-def inpainting(tasks: ServiceClient) -> list[Image.Image]:
+def inpainting(tasks: ServiceClient) -> list[Captioned]:
     """A mask over the house, and two results."""
     photo, scene = _rendered("house"), _scene("house")
     assert scene.house is not None
@@ -90,54 +100,58 @@ def inpainting(tasks: ServiceClient) -> list[Image.Image]:
     top = house.y - house.wall_height - house.roof_height
     box = (house.x - 0.65 * house.width, top - 0.04, house.x + 0.65 * house.width, house.y + 0.03)
     ImageDraw.Draw(mask).rectangle([SIZE * edge for edge in box], fill=255)
-    prompts = ("a photo of a purple house in summer by day", "a photo of trees in summer by day")
-    return [
-        photo,
-        mask.convert("RGB"),
-        *(tasks.make(image=photo, mask=mask, prompt=one, guidance_scale=2.0)[0] for one in prompts),
+    prompts = (("a photo of a purple house in summer by day", 1), ("a photo of trees in summer by day", 1))
+    made = [
+        (tasks.make(image=photo, mask=mask, prompt=prompt, guidance_scale=2.0, seed=seed)[0], prompt)
+        for prompt, seed in prompts
     ]
+    return [(photo, "input: a rendered image"), (mask.convert("RGB"), "mask"), *made]
 
 
-def outpainting(tasks: ServiceClient) -> list[Image.Image]:
+def outpainting(tasks: ServiceClient) -> list[Captioned]:
     """Padding on the left and on the right."""
     photo = _rendered("house")
-    wide = tasks.make(
+    [wide] = tasks.make(
         image=photo,
         outpaint={"left": 64, "right": 64},
         prompt="a photo of a house in summer by day",
         guidance_scale=2.0,
+        seed=1,
     )
-    return [photo, *wide]
+    return [(photo, "input: a rendered image"), (wide, "64 pixels more on the left and on the right")]
 
 
-def edge_to_image(tasks: ServiceClient) -> list[Image.Image]:
+def edge_to_image(tasks: ServiceClient) -> list[Captioned]:
     photo = _rendered("lake")
     edges = tasks.map_of(photo, "canny")
     control = {"type": "canny", "image": edges, "preprocess": False}
-    prompts = ("an oil painting of a red house in autumn at sunset", "a photo of a blue house in winter by day")
-    return [photo, edges, *(tasks.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+    prompts = (
+        ("an oil painting of a red house in autumn at sunset", 1),
+        ("a photo of a blue house in winter by day", 1),
+    )
+    return [(photo, "input: a rendered image"), (edges, "its edges"), *_controlled(tasks, control, prompts)]
 
 
-def depth_to_image(tasks: ServiceClient) -> list[Image.Image]:
+def depth_to_image(tasks: ServiceClient) -> list[Captioned]:
     photo = _rendered("lake")
     depth = tasks.map_of(photo, "depth")
     control = {"type": "depth", "image": depth, "preprocess": False}
-    prompts = ("a watercolor painting of a house in autumn by day", "a photo of a house in summer at night")
-    return [photo, depth, *(tasks.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+    prompts = (("a watercolor painting of a house in autumn by day", 1), ("a photo of a house in winter by day", 1))
+    return [(photo, "input: a rendered image"), (depth, "its depth map"), *_controlled(tasks, control, prompts)]
 
 
-def segmentation_to_image(tasks: ServiceClient) -> list[Image.Image]:
+def segmentation_to_image(tasks: ServiceClient) -> list[Captioned]:
     regions = Image.fromarray(maps.segmentation(_scene("example")))
     control = {"type": "segmentation", "image": regions, "preprocess": False}
     prompts = (
-        "a photo of a white house in summer by day",
-        "a watercolor painting of a red house in autumn by day",
-        "a photo of a purple house in winter at sunset",
+        ("a photo of a white house in summer by day", 1),
+        ("a watercolor painting of a red house in autumn by day", 1),
+        ("a photo of a purple house in winter at sunset", 1),
     )
-    return [regions, *(tasks.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
+    return [(regions, "input: coloured regions"), *_controlled(tasks, control, prompts)]
 
 
-def sketch_to_image(tasks: ServiceClient) -> list[Image.Image]:
+def sketch_to_image(tasks: ServiceClient) -> list[Captioned]:
     """A few strokes by hand."""
     sketch = Image.new("RGB", (SIZE, SIZE))
     draw = ImageDraw.Draw(sketch)
@@ -153,50 +167,66 @@ def sketch_to_image(tasks: ServiceClient) -> list[Image.Image]:
         draw.line(stroke, "white", 4, joint="curve")
     draw.ellipse((14, 14, 36, 36), outline="white", width=4)
     control = {"type": "scribble", "image": sketch, "preprocess": False}
-    prompts = ("a photo of a red house with pine trees in summer by day", "an oil painting of a blue house at sunset")
-    return [sketch, *(tasks.make(controls=[control], prompt=prompt)[0] for prompt in prompts)]
-
-
-def image_prompt(tasks: ServiceClient) -> list[Image.Image]:
-    """The style of a photo given by another image."""
-    photo, made = _rendered("house"), []
-    wishes: tuple[tuple[Style, dict[str, Any]], ...] = (
-        ("watercolor", {"season": "autumn"}),
-        ("photo", {"time": "night"}),
+    prompts = (
+        ("a photo of a red house with pine trees in summer by day", 1),
+        ("an oil painting of a blue house at sunset", 1),
     )
-    for style, changes in wishes:
+    return [(sketch, "input: a few strokes"), *_controlled(tasks, control, prompts)]
+
+
+def image_prompt(tasks: ServiceClient) -> list[Captioned]:
+    """The style of an image given by another image."""
+    photo = _rendered("house")
+    made = [(photo, "input: a rendered image")]
+    wishes: tuple[tuple[Style, dict[str, Any], int], ...] = (
+        ("watercolor", {"season": "autumn"}, 1),
+        ("photo", {"time": "night"}, 1),
+    )
+    for style, changes, seed in wishes:
         example = _rendered("lake", style, **changes)
         prompts = [{"image": example, "scale": 1.0}]
-        made += [example, *tasks.make(image=photo, prompt="a house", image_prompts=prompts, strength=0.65)]
-    return [photo, *made]
+        [result] = tasks.make(image=photo, prompt="a house", image_prompts=prompts, strength=0.65, seed=seed)
+        made += [(example, "image prompt"), (result, "result")]
+    return made
 
 
-def lora(tasks: ServiceClient) -> list[Image.Image]:
+def lora(tasks: ServiceClient) -> list[Captioned]:
     """A style that the model was not trained on."""
-    photo = _rendered("house")
+    photo, prompt = _rendered("house"), "a blueprint of a house with trees by a lake"
     loras = [{"name": "blueprint", "scale": 1.0}]
-    fields = {"loras": loras, "strength": 0.45, "guidance_scale": 1.5}
-    return [photo, *tasks.make(image=photo, prompt="a blueprint of a house with trees by a lake", **fields)]
+    [result] = tasks.make(image=photo, prompt=prompt, loras=loras, strength=0.45, guidance_scale=1.5, seed=1)
+    return [(photo, "input: a rendered image"), (result, f"{prompt}; LoRA blueprint")]
 
 
-def edit(tasks: ServiceClient) -> list[Image.Image]:
+def edit(tasks: ServiceClient) -> list[Captioned]:
     photo = _rendered("house")
-    instructions = ("make it night", "add snow", "paint the house blue", "turn it into a watercolor")
+    instructions = (
+        ("make it night", 1),
+        ("add snow", 1),
+        ("paint the house blue", 1),
+        ("turn it into a watercolor", 1),
+    )
     guidance = {"guidance_scale": 3.0, "image_guidance_scale": 1.2}
-    return [photo, *(tasks.make(image=photo, instruction=wish, **guidance)[0] for wish in instructions)]
+    made = [(tasks.make(image=photo, instruction=wish, seed=seed, **guidance)[0], wish) for wish, seed in instructions]
+    return [(photo, "input: a rendered image"), *made]
 
 
-def super_resolution(tasks: ServiceClient) -> list[Image.Image]:
+def super_resolution(tasks: ServiceClient) -> list[Captioned]:
     """A quarter of the image: original, resized by Pillow's bicubic filter, and upscaled by 4."""
     photo = _rendered("lake")
     quarter = (32, 48, 96, 112)
     large = tasks.make(image=photo, prompt="a photo of a house", upscale=4, guidance_scale=1.0)[0]
     bicubic = photo.resize(large.size, Image.Resampling.BICUBIC)
     cut = tuple(4 * edge for edge in quarter)
-    return [photo.crop(quarter).resize((256, 256), Image.Resampling.NEAREST), bicubic.crop(cut), large.crop(cut)]
+    original = photo.crop(quarter).resize((SHOWN, SHOWN), Image.Resampling.NEAREST)
+    return [
+        (original, "input: a quarter of a rendered image"),
+        (bicubic.crop(cut), "enlarged by Pillow"),
+        (large.crop(cut), "enlarged by the upscaler"),
+    ]
 
 
-TASKS: dict[str, Callable[[ServiceClient], list[Image.Image]]] = {
+TASKS: dict[str, Callable[[ServiceClient], list[Captioned]]] = {
     "variations": variations,
     "inpainting": inpainting,
     "outpainting": outpainting,
@@ -220,15 +250,29 @@ def _rendered(name: str, style: Style = "photo", **changes: Any) -> Image.Image:
     return render(replace(_scene(name), **changes), style, SIZE)
 
 
-def _side_by_side(images: list[Image.Image]) -> Image.Image:
-    """Join images on white with a gap."""
-    width = sum(image.width for image in images) + GAP * (len(images) - 1)
-    sheet = Image.new("RGB", (width, max(image.height for image in images)), "white")
-    left = 0
-    for image in images:
+def _controlled(tasks: ServiceClient, control: Any, prompts: tuple[tuple[str, int], ...]) -> list[Captioned]:
+    """Return an image for each prompt and its seed."""
+    return [(tasks.make(controls=[control], prompt=prompt, seed=seed)[0], prompt) for prompt, seed in prompts]
+
+
+def _side_by_side(images: list[Captioned]) -> Image.Image:
+    """Join images on white with a gap, each with its caption below."""
+    shown = [(_enlarged(image), caption) for image, caption in images]
+    width = sum(image.width for image, _ in shown) + GAP * (len(shown) - 1)
+    sheet = Image.new("RGB", (width, SHOWN + GAP + LINES * (TEXT_SIZE + 4)), "white")
+    draw, font, left = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_SIZE), 0
+    for image, caption in shown:
         sheet.paste(image, (left, 0))
+        lines = textwrap.wrap(caption, int(image.width / (TEXT_SIZE * 0.53)))
+        assert len(lines) <= LINES, caption
+        draw.multiline_text((left, SHOWN + GAP // 2), "\n".join(lines), "#333", font, spacing=3)
         left += image.width + GAP
     return sheet
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    """Return an image with the height at which it is shown."""
+    return image.resize((image.width * SHOWN // image.height, SHOWN), Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":

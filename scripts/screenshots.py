@@ -17,6 +17,7 @@ from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port, running
 
 ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 IMAGES = ROOT / "docs" / "images"
 DESKTOP = ViewportSize(width=1440, height=900)
 PHONE = ViewportSize(width=390, height=844)
@@ -32,13 +33,12 @@ TIMEOUT_MS = 120_000
 
 def main() -> None:
     """Take all screenshots."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
+    if CHROMIUM is None:
         sys.exit("screenshots: needs chromium")
     with TemporaryDirectory(prefix="i2i-") as folder:
         settings = ApiSettings(_env_file=None, data_dir=Path(folder), port=free_port())
         with running(settings), sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             take(browser, settings.local_url, "light", DESKTOP, strip)
             take(browser, settings.local_url, "dark", DESKTOP, paint)
             take(browser, settings.local_url, "phone", PHONE, single)
@@ -63,9 +63,9 @@ def take(browser: Browser, url: str, name: str, size: ViewportSize, act: Any) ->
     print(path.relative_to(ROOT))
 
 
-def fragment() -> str:
-    """Return the fragment of a shared URL with the settings of the screenshots."""
-    settings = {"mode": "transform", "values": VALUES, "controls": []}
+def fragment(**values: Any) -> str:
+    """Return the fragment of a shared URL with the settings of the screenshots, and other values for some."""
+    settings = {"mode": "transform", "values": VALUES | values, "controls": []}
     return "#settings=" + base64.urlsafe_b64encode(json.dumps(settings).encode()).decode().rstrip("=")
 
 

@@ -1,4 +1,6 @@
-"""Hooks of MkDocs: pages of the repository that are not in docs/ are on the site too, below project/.
+"""Hooks of MkDocs: further pages of the site.
+
+Pages of the repository that are not in docs/ are below project/, and pages that are made from code below reference/.
 
 Links in the sources are those of the repository. A link to a file outside of docs/ leads to its copy on the site; a
 link to a folder becomes plain text.
@@ -9,25 +11,34 @@ import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure import StructureItem
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
-from mkdocs.utils.templates import TemplateContext
+
+from scripts import site_reference
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/RESULTS.md")
+PAGES = ("README.md", "README.zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/RESULTS.md")
 # Text and target of links and images; not within code.
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 EXTERNAL = re.compile(r"[a-z]+:|#")
-# Titles of the pages by address.
-_titles: dict[str, str] = {}
+# The navigation of the site, for llms.txt.
+_navigation: list[StructureItem] = []
+# Pages that are made from code, whose links are those of the site.
+_generated: set[str] = set()
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages, and the files to which any page links."""
     for page in PAGES:
         files.append(File.generated(config, f"project/{page}", content=(ROOT / page).read_text("utf-8")))
-    for file in [file for file in files if file.src_uri.endswith(".md")]:
+    pages = [file for file in files if file.src_uri.endswith(".md")]
+    for uri, content in site_reference.pages().items():
+        _generated.add(uri)
+        files.append(File.generated(config, uri, content=content))
+    for file in pages:
         source = _source(file.src_uri)
         for _, _, target in _links((ROOT / source).read_text("utf-8")):
             path = _resolve(source, target)
@@ -39,6 +50,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, **_others: object) -> str:
     """Point the links of a page at the site."""
+    if page.file.src_uri in _generated:
+        return markdown
     source = _source(page.file.src_uri)
 
     def point(match: re.Match[str]) -> str:
@@ -59,18 +72,19 @@ def on_page_markdown(markdown: str, *, page: Page, **_others: object) -> str:
     return "".join([*parts, LINK.sub(point, markdown[at:])])
 
 
+def on_nav(nav: Navigation, **_others: object) -> Navigation:
+    """Note the navigation for llms.txt."""
+    _navigation[:] = nav.items
+    return nav
+
+
 def on_post_build(*, config: MkDocsConfig) -> None:
-    """Write llms.txt, which names the pages for language models (https://llmstxt.org)."""
-    lines = [f"# {config.site_name}", "", f"> {config.site_description}", "", "## Pages", ""]
-    for page in sorted(_titles):
-        lines.append(f"- [{_titles[page]}]({page})")
+    """Write llms.txt, which lists the pages for language models (https://llmstxt.org)."""
+    lines = [f"# {config.site_name}", "", f"> {config.site_description}"]
+    for item in _navigation:
+        pages = [item] if isinstance(item, Page) else [page for page in item.children or () if isinstance(page, Page)]
+        lines += ["", f"## {item.title}", "", *(f"- [{page.title}]({page.url})" for page in pages)]
     (Path(config.site_dir) / "llms.txt").write_text("\n".join([*lines, ""]), "utf-8")
-
-
-def on_page_context(context: TemplateContext, *, page: Page, **_others: object) -> TemplateContext:
-    """Note the title of a page for llms.txt."""
-    _titles[page.url] = str(page.title)
-    return context
 
 
 def _links(markdown: str) -> list[tuple[str, str, str]]:

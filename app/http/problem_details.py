@@ -31,7 +31,7 @@ from img2img.errors import (
 from img2img.redis import outage
 from img2img.telemetry.logging import job_extra
 
-from ..schemas.problems import MAX_SHOWN, FieldProblem, Problem, encodable, status_phrase, truncate
+from ..schemas.problems import ERRORS_PATH, MAX_SHOWN, FieldProblem, Problem, encodable, status_phrase, truncate
 from .error_formats import ProblemResponse
 from .errors import (
     DeadlineUnmet,
@@ -83,14 +83,15 @@ MAX_ERRORS = 20
 log = logging.getLogger(__name__)
 
 
-def status_of(error: Img2ImgError) -> HTTPStatus:
-    """Return the HTTP status of an error, by its nearest base class in `STATUS`."""
-    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+def status_of(error: type[Img2ImgError]) -> HTTPStatus | None:
+    """Return the HTTP status of a kind of error, by its nearest base class in `STATUS`; None if no response has it."""
+    return next((STATUS[kind] for kind in error.__mro__ if kind in STATUS), None)
 
 
 def problem_response(error: Img2ImgError, headers: Mapping[str, str] | None = None) -> ProblemResponse:
     """Return the response for `error`: problem+json, or the format of the compatible API that was called."""
-    status = status_of(error)
+    status = status_of(type(error))
+    assert status is not None
     extra: dict[str, Any] = dict(error.details)
     detail = error.message
     if isinstance(error, ParameterError):
@@ -127,7 +128,9 @@ def _headers(error: Img2ImgError) -> dict[str, str]:
 def _problem(
     status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extra: Any
 ) -> ProblemResponse:
-    problem = Problem(title=status_phrase(status), status=status, detail=detail, code=code, **extra)
+    problem = Problem(
+        type=f"{ERRORS_PATH}#{code}", title=status_phrase(status), status=status, detail=detail, code=code, **extra
+    )
     return ProblemResponse(problem, headers)
 
 

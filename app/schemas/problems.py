@@ -13,6 +13,8 @@ from img2img.domain.job import JobFailure, JobStatus
 # Parts of a request, the first element of `loc` in pydantic's errors.
 REQUEST_PARTS = frozenset({"body", "path", "query", "header"})
 MAX_SHOWN = 80
+# The page of the service on which the codes of errors are explained.
+ERRORS_PATH = "/docs/errors"
 
 
 # Python 3.13 has renamed these. The texts of the API are the same with every version.
@@ -52,7 +54,13 @@ class FieldProblem(BaseModel):
 class Problem(BaseModel):
     """An error (RFC 9457). Branch on `code`, which is stable; `detail` is for people."""
 
-    type: str = "about:blank"
+    type: Annotated[
+        str,
+        Field(
+            description="Relative URI of the explanation of `code`, on this service.",
+            examples=[f"{ERRORS_PATH}#invalid_parameter"],
+        ),
+    ]
     title: str
     status: int
     detail: str

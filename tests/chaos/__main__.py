@@ -117,7 +117,7 @@ def run(plan: Plan, logs: Path | None = None, *, preload: bool) -> tuple[Figures
         preload: whether this process has loaded the library of `preload.c`.
     """
     started_at = time.monotonic()
-    observations = Observations()
+    observations = Observations(may_repeat_ends=plan.redis == "sentinel")
     with ExitStack() as stack:
         if preload:
             stack.callback(rmtree, Path(os.environ[LIBRARY]).parent)

@@ -59,6 +59,7 @@ def check_failovers(observations: Observations, primary: Primary) -> Figures:
     slowest = [max(times, default=0) for times in (primary.promotions_s, primary.recoveries_s)]
     return {
         "failovers": len(primary.recoveries_s),
+        "jobs that ran again because their end was lost": len(observations.repeated_ends),
         "new primary, maximum": f"{slowest[0]:.1f} s",
         "jobs acknowledged again by every API server, maximum": f"{slowest[1]:.1f} s of {MAX_FAILOVER_S:g} s",
     }

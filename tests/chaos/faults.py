@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.deployment import Deployment, Process, store_of
+from tests.chaos.failover import Primary
 from tests.chaos.proxy import ProxyFault
 from tests.chaos.recovery import RecoveryMonitor
 from tests.chaos.uploads import fill_disk_by_uploads
@@ -158,6 +159,9 @@ class FaultInjector:
         return chosen
 
     def _kill(self, process: Process, duration_s: float) -> None:
+        if isinstance(process, Primary):
+            # The start of an API server that was killed before is no part of the failover.
+            process.wait_until_accepting()
         with process.faulted, self._outage(process.kind == "redis"):
             process.kill()
             if process.kind == "worker":

@@ -62,8 +62,9 @@ def assert_works(command: Sequence[object], folder: Path, http: httpx.Client, **
 
 
 def assert_works_in_typescript(script: str, folder: Path, http: httpx.Client) -> None:
-    """Compile the client, the script and the TypeScript block of the documentation, and run the script."""
+    """Compile the client, the script, the example and the TypeScript block of the documentation, and run the script."""
     shutil.copy(HERE / script, folder)
+    shutil.copy(ROOT / "examples" / "typescript" / "image_to_image.ts", folder)
     [documented] = blocks("typescript")
     (folder / "documented.ts").write_text(documented)
     run(NODE_BIN / "tsc", folder=folder)

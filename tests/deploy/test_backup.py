@@ -19,7 +19,7 @@ from tests.support.redis_servers import RedisServer
 
 def block_with(text: str) -> str:
     """Return the only code block of the pages that has this text."""
-    [block] = [block for block in blocks("bash") if text in block]
+    [block] = [block for block in blocks("bash", "run by tests/deploy/test_backup.py") if text in block]
     return block
 
 

@@ -1,4 +1,4 @@
-"""The TLS proxies of docs/operations/README.md, as real processes: large bodies, events, long polls."""
+"""The TLS proxies of docs/how-to/tls-proxy.md, as real processes before the API server: bodies, events, polls."""
 
 import os
 import re

@@ -66,7 +66,11 @@ def build(kind: str, source: Path, target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    return zipfile.ZipFile(build("wheel", source, tmp_path_factory.mktemp("wheel")))
+    """The wheel that TEST_WHEEL names, or a new one."""
+    named = Path(os.environ.get("TEST_WHEEL", ""))
+    return zipfile.ZipFile(
+        named if named.suffix == ".whl" else build("wheel", source, tmp_path_factory.mktemp("wheel"))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def stream(text: str) -> Response:
 
 
 def problem(status: int, **headers: str) -> Response:
-    document = {"type": "about:blank", "title": "x", "status": status, "detail": "Not now.", "code": "x"}
+    document = {"type": "/docs/errors#x", "title": "x", "status": status, "detail": "Not now.", "code": "x"}
     return status, {"content-type": "application/problem+json", **headers}, json.dumps(document).encode()
 
 

@@ -108,6 +108,15 @@ def test_control_map_can_be_computed_uploaded_or_referenced(client: httpx.Client
     assert (uploaded == controlled).all()
 
 
+def test_example_writes_the_edges_and_an_image(client: httpx.Client, tmp_path: Path) -> None:
+    program = Path(__file__).parents[2] / "examples" / "controlnet.py"
+    environment = os.environ | {"IMG2IMG_URL": str(client.base_url).rstrip("/")}
+    subprocess.run([sys.executable, program], cwd=tmp_path, env=environment, check=True, timeout=120)
+    edges = np.asarray(Image.open(tmp_path / "edges.png").convert("L"))
+    assert set(np.unique(edges)) == {0, 255}
+    assert Image.open(tmp_path / "controlled.png").size == edges.shape[::-1]
+
+
 def test_jobs_with_two_controls_succeed(client: httpx.Client) -> None:
     controls = [
         {"type": "canny", "image": encoded(example_image()), "scale": 0.5},

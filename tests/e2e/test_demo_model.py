@@ -1,7 +1,11 @@
-"""The demo model supports every task, over HTTP."""
+"""The demo model supports every task, over HTTP, and runs the code blocks of docs/how-to."""
 
 import io
+import os
+import subprocess
+import sys
 import time
+import zipfile
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.pages import ROOT, fences
 from tests.support.serving import serving
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
+HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 IMAGE = b64encode((EXAMPLES / "rendered.png").read_bytes()).decode()
 DEFAULTS = {"num_inference_steps": 4, "guidance_scale": 2.0, "seed": 1, "scheduler": "ddim"}
 TYPES = ("canny", "scribble", "lineart", "softedge", "depth", "segmentation")
@@ -105,3 +111,26 @@ def test_pose_control_is_refused(demo: httpx.Client) -> None:
     [error] = response.json()["errors"]
     assert error["field"] == "controls.0.type"
     assert "canny" in error["message"], "the message lists the supported types"
+
+
+def how_to_blocks(path: Path) -> list[list[str]]:
+    """Return the commands that run the code blocks without a caption."""
+    commands = {"bash": ("bash", "-euc"), "python": (sys.executable, "-c")}
+    return [[*commands[kind], block] for kind, title, block in fences(path) if kind in commands and title is None]
+
+
+@pytest.mark.parametrize("path", [path for path in HOW_TO if how_to_blocks(path)], ids=lambda path: path.stem)
+def test_code_blocks_of_how_to_pages_make_the_images_that_they_name(
+    demo: httpx.Client, tmp_path: Path, path: Path
+) -> None:
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    url = str(demo.base_url).rstrip("/")
+    environment = os.environ | {"IMG2IMG_URL": url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for *command, block in how_to_blocks(path):
+        code = block.replace("http://127.0.0.1:8000", url)
+        subprocess.run([*command, code], cwd=tmp_path, env=environment, check=True, timeout=300)
+    images, archives = list(tmp_path.rglob("*.png")), list(tmp_path.rglob("*.zip"))
+    assert images or archives
+    for file in images:
+        Image.open(file).load()
+    assert all(map(zipfile.is_zipfile, archives))

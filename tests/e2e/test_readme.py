@@ -1,4 +1,4 @@
-"""The commands and code blocks of README and docs, run against a live service."""
+"""The commands and code blocks of README and docs, and the programs of `examples/`, run against a live service."""
 
 import json
 import os
@@ -14,11 +14,12 @@ import pytest
 
 from img2img.app.supervisor.supervisor import free_port
 from img2img.app.webhooks.signing import WebhookSigner
-from tests.support.pages import blocks
+from tests.support.pages import blocks, fences
 from tests.support.processes import wait_for
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 PNG = b"\x89PNG"
 
 
@@ -42,7 +43,7 @@ def test_curl_command_queues_a_job(client: httpx.Client) -> None:
 
 
 def test_curl_script_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
-    (script,) = [block for block in blocks("bash") if block.startswith("job=$(curl")]
+    (script,) = [block for _, _, block in fences(ROOT / "README.md") if block.startswith("job=$(curl")]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     subprocess.run(["bash", "-euc", for_service(script, client)], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "painting.png").read_bytes().startswith(PNG)
@@ -56,8 +57,12 @@ def test_python_block_writes_an_image(client: httpx.Client, tmp_path: Path, code
     assert result.read_bytes().startswith(PNG)
 
 
-def test_webhook_receiver_accepts_signed_events_only() -> None:
-    (code,) = [block for block in blocks("python") if "standardwebhooks" in block]
+RECEIVERS = [block for block in blocks("python") if "standardwebhooks" in block]
+RECEIVERS.append((EXAMPLES / "webhook_receiver.py").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("code", RECEIVERS)
+def test_webhook_receiver_accepts_signed_events_only(code: str) -> None:
     secret, port = f"whsec_{b64encode(b'x' * 32).decode()}", free_port()
     receiver = subprocess.Popen(
         [sys.executable, "-c", code.replace("9000", str(port))],
@@ -106,3 +111,66 @@ def test_submit_command_saves_images(client: httpx.Client, tmp_path: Path) -> No
     subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=True, timeout=120)
     inputs = sorted(path.name for path in (ROOT / "examples").glob("*.png"))
     assert sorted(path.name for path in (tmp_path / "paintings").glob("*.png")) == inputs
+
+
+def run_example(folder: Path, client: httpx.Client, *command: str | Path) -> list[str]:
+    """Run a program of `examples/` until it exits, and return the lines of its output."""
+    environment = os.environ | {"IMG2IMG_URL": str(client.base_url).rstrip("/")}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_example_of_the_python_client_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
+    assert run_example(tmp_path, client, sys.executable, EXAMPLES / "python_client.py")[-1] == "result-0.png"
+    assert (tmp_path / "result-0.png").read_bytes().startswith(PNG)
+
+
+def test_example_of_inpainting_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
+    assert run_example(tmp_path, client, sys.executable, EXAMPLES / "inpaint.py") == ["inpainted.png"]
+    assert (tmp_path / "inpainted.png").read_bytes().startswith(PNG)
+
+
+def test_example_of_a_batch_writes_all_images(client: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(EXAMPLES / "input.png", tmp_path / "photos" / name)
+    program = EXAMPLES / "batch_of_photos.py"
+    output = run_example(tmp_path, client, sys.executable, program, "photos", "paintings", "a sketch")
+    assert sorted(output) == ["paintings/a.png", "paintings/b.png"]
+    assert (tmp_path / "paintings" / "b.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="needs jq")
+def test_example_of_curl_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
+    assert run_example(tmp_path, client, EXAMPLES / "curl.sh") == ["result.png"]
+    assert (tmp_path / "result.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
+def test_example_of_typescript_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
+    """Run as JavaScript, which it is too: older versions of Node run no TypeScript."""
+    folder = tmp_path / "examples" / "typescript"
+    folder.mkdir(parents=True)
+    shutil.copy(EXAMPLES / "input.png", folder.parent)
+    shutil.copy(EXAMPLES / "typescript" / "image_to_image.ts", folder / "example.mjs")
+    assert run_example(tmp_path, client, "node", folder / "example.mjs")[-1] == "result.png"
+    assert (tmp_path / "result.png").read_bytes().startswith(PNG)
+
+
+def test_example_of_a_notebook_writes_an_image(client: httpx.Client, tmp_path: Path) -> None:
+    """Run the cells as one program."""
+    notebook = json.loads((EXAMPLES / "notebook.ipynb").read_text("utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    [rejected] = run_example(tmp_path, client, sys.executable, "-c", "\n".join(cells))
+    assert rejected.startswith("invalid_parameter (FieldError(field='strength'")
+    assert (tmp_path / "strip.png").read_bytes().startswith(PNG)
+
+
+def test_every_example_is_run() -> None:
+    tests = Path(__file__).read_text("utf-8") + (Path(__file__).parent / "test_control_service.py").read_text("utf-8")
+    programs = {path.name for path in EXAMPLES.rglob("*") if path.suffix in (".py", ".sh", ".ts", ".ipynb")}
+    assert {name for name in programs if f'"{name}"' not in tests} == set()

@@ -1,4 +1,4 @@
-"""The recipes of docs/models.md run, with tiny random models in place of their sources."""
+"""The recipes of docs/models.md and docs/how-to/ run, with tiny random models in place of their sources."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -31,6 +31,7 @@ from tests.support.pages import page
 from tests.support.specs import make_spec
 
 SECTION = page("docs/models.md").partition("\n## Recipes\n")[2].partition("\n## ")[0]
+SECTION += page("docs/how-to/sdxl-file.md") + page("docs/how-to/flux-on-24-gb.md")
 RECIPES = {
     re.search(r"\[models\.([\w-]+)\]", text)[1]: text  # type: ignore[index]
     for text in re.findall(r"^```toml\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)

@@ -236,6 +236,7 @@ ATTEMPTS |= dict.fromkeys(
         ("GET", "/openapi.json"),
         ("HEAD", "/openapi.json"),
         ("GET", "/docs"),
+        ("GET", "/docs/errors"),
         ("GET", "/docs/try-it-out.js"),
         ("GET", "/"),
         ("GET", "/assets/{name}"),

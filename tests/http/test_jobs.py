@@ -264,3 +264,10 @@ def test_docs_work(http: httpx.Client) -> None:
     response = http.get("/docs")
     assert response.status_code == 200
     assert "/openapi.json" in response.text
+
+
+def test_type_of_a_problem_leads_to_its_explanation(http: httpx.Client) -> None:
+    path, _, anchor = http.get("/jobs/0").json()["type"].partition("#")
+    page = http.get(path)
+    assert page.headers["content-type"].startswith("text/html")
+    assert f'<h2 id="{anchor}">not_found</h2>\n<p>404 Not Found</p>' in page.text

@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "docker").rglob("*.md")])
+FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
 
@@ -17,11 +18,20 @@ def page_id(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def blocks(language: str) -> list[str]:
-    """Return the distinct code blocks in a language, of all pages."""
-    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    found = [block for path in PAGES for block in pattern.findall(path.read_text("utf-8"))]
+def blocks(language: str, caption: str | None = None) -> list[str]:
+    """Return the distinct code blocks in a language, of all pages; those that have this caption, if it is given.
+
+    Tests run the blocks without a caption. A caption is the reason why a block is not run: `title="needs Docker"`.
+    """
+    wanted = (language, caption)
+    found = [block for path in PAGES for kind, title, block in fences(path) if (kind, title) == wanted]
     return list(dict.fromkeys(found))
+
+
+def fences(path: Path) -> list[tuple[str, str | None, str]]:
+    """Return the language, the caption and the text of each code block of a page."""
+    found = FENCE.findall(path.read_text("utf-8"))
+    return [(language, title or None, block) for language, title, block in found]
 
 
 def without_code(text: str) -> str:

@@ -11,7 +11,7 @@ def assert_problem(response: httpx.Response, status: int, code: str | None = Non
     assert response.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = response.json()
     assert problem["status"] == status
-    assert problem["type"] == "about:blank"
+    assert problem["type"] == f"/docs/errors#{problem['code']}"
     assert problem["title"]
     assert problem["detail"]
     assert code is None or problem["code"] == code

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
-from img2img import errors
+from benchmarks import plot
 from img2img.app.cli import app as command_line
+from img2img.app.openapi import error_reference
+from img2img.app.openapi.error_causes import CAUSES
 from img2img.app.schemas.requests import ControlRequest, Img2ImgRequest
 from img2img.domain.api_key import Scope
 from img2img.domain.job import TRANSITIONS, JobFailure
 from img2img.domain.parameters import Scheduler, Task
 from img2img.redis import job_queue
+from scripts import error_reference as error_pages
 from scripts import model_keys, model_schema, sampler_table
-from tests.support.pages import PAGES, ROOT, blocks, names, page, page_id, table, without_code
+from tests.support.pages import PAGES, ROOT, blocks, fences, names, page, page_id, table, without_code
 
 # Codes of errors that no class of img2img.errors and app/http/errors.py has: job failures, and HTTP errors by status.
 OTHER_CODES = {"internal_error", "method_not_allowed", "storage_unavailable", "unreadable"}
@@ -70,12 +73,50 @@ def test_settings_exist(path: Path) -> None:
 
 @pages
 def test_lines_are_at_most_200_characters_except_in_tables(path: Path) -> None:
-    lines = path.read_text("utf-8").splitlines()
+    # A line break within a Chinese paragraph is shown as a space.
+    lines = [] if path.suffixes == [".zh-CN", ".md"] else path.read_text("utf-8").splitlines()
     assert [line for line in lines if len(line) > 200 and not line.startswith("|")] == []
 
 
 def test_readme_is_short() -> None:
-    assert len(page("README.md").splitlines()) <= 200
+    assert len(page("README.md").splitlines()) <= 180
+
+
+def outline(text: str) -> list[tuple[str, str]]:
+    """Return the levels of headings, the code blocks, the images and the targets of links, in their order."""
+    found = re.findall(r"^(#+) |^(```.*?^```)|\]\(([^)\s]+)\)", text, re.MULTILINE | re.DOTALL)
+    # Comments of code are translated.
+    return [next(filter(None, one)) for one in ((a, re.sub(r" +#.*", "", b), c) for a, b, c in found)]
+
+
+def test_chinese_readme_has_the_content_of_the_english_one() -> None:
+    chinese, english = page("README.zh-CN.md"), page("README.md")
+    # Each names the other, and Chinese anchors are Chinese.
+    assert outline(chinese.replace("README.md", "README.zh-CN.md", 1)) == outline(english)
+    assert sorted(names(without_fences(chinese))) == sorted(names(without_fences(english)))
+    assert len(re.findall(r"[\u4e00-\u9fff]", chinese)) > 1000
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_plot_has_the_recorded_results() -> None:
+    assert page("docs/images/throughput.svg") == plot.svg(plot.recorded(), "stock diffusers"), (
+        "`python -m benchmarks.plot`"
+    )
+
+
+def test_figures_of_the_readme_are_those_of_their_sources() -> None:
+    readme, results = page("README.md"), table(page("benchmarks/RESULTS.md"), "## Throughput")
+    ours, theirs = ([row for row in results if row[0].startswith(name)] for name in ("this engine, 16", "LitServe"))
+    assert f"{ours[0][2].rstrip('x')} times the images per second" in readme
+    assert f"uniform jobs: {ours[0][4].rstrip('x')} times" in readme
+    assert f"(LitServe): {max(row[2] for row in theirs).rstrip('x')} times" in readme
+    families = page("docs/families.md")
+    served, unmeasured = (len(table(families, heading)) for heading in ("## Served\n", "## Served, but not measured"))
+    assert f"{served + unmeasured} classes, {served} of them compared pixel by pixel" in readme
+    assert "1,000 jobs, 62 kills, 42 other faults" in page("docs/reliability.md")
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -83,6 +124,21 @@ def test_every_page_is_in_the_index() -> None:
     listed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
     listed |= {(ROOT / "docs" / "adr" / link).resolve() for link in links(ROOT / "docs" / "adr" / "README.md")}
     assert {path for path in PAGES if path.is_relative_to(ROOT / "docs") and path != index} <= listed
+
+
+# Code blocks without a caption are run: those of docs/how-to by tests/e2e/test_demo_model.py, these by test_readme.py.
+RUN = re.compile(
+    r"curl -s http\S+ .*\n\Z|job=\$\(curl|img2img submit \S*\*|(?s:.*)(http://127.0.0.1:8000|standardwebhooks)"
+)
+DATA = {"", "caddy", "json", "mermaid", "nginx", "text", "toml", "yaml"}
+
+
+@pages
+def test_code_blocks_are_run_or_have_a_reason(path: Path) -> None:
+    is_how_to = path.parent.name == "how-to"
+    code = [(language, block) for language, title, block in fences(path) if language not in DATA and title is None]
+    assert {language for language, _ in code} <= {"bash", "python", "typescript"}
+    assert [block for _, block in code if not (is_how_to or RUN.match(block))] == []
 
 
 def test_data_blocks_can_be_parsed() -> None:
@@ -121,15 +177,15 @@ def test_endpoints_are_documented() -> None:
     assert {operation for operation in operations if operation not in text} == set()
 
 
-def test_error_codes_are_documented() -> None:
+def test_error_codes_are_explained() -> None:
     failures = {value.code for value in vars(job_queue).values() if isinstance(value, JobFailure)}
-    known = {kind.code for kind in all_errors(errors.Img2ImgError)} | failures | OTHER_CODES
-    rows = table(page("docs/api.md"), "| code | status") + table(page("docs/api.md"), "| code | meaning")
-    assert {names(row[0])[0] for row in rows} == known - UNUSED_CODES
+    known = {kind.code for kind in error_reference.raised()} | failures | OTHER_CODES
+    assert set(CAUSES) == known - UNUSED_CODES
+    assert [entry.code for entry in error_reference.entries() if not (entry.statuses or entry.is_of_jobs)] == []
 
 
-def all_errors(kind: type[errors.Img2ImgError]) -> set[type[errors.Img2ImgError]]:
-    return {kind}.union(*(all_errors(one) for one in kind.__subclasses__()))
+def test_page_of_errors_is_up_to_date() -> None:
+    assert page("docs/errors.md") == error_pages.text(), "run `make errors`"
 
 
 def test_scopes_are_documented() -> None:

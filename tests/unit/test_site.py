@@ -37,3 +37,16 @@ def test_pages_of_the_repository_are_on_the_site(site: Path) -> None:
     assert "(api.html)" in (site / "llms.txt").read_text()
     changelog = (site / "project" / "CHANGELOG.html").read_text()
     assert 'href="../docs/' not in changelog
+
+
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [
+        ("rest", "post-img2img"),
+        ("settings", "img2img_result_ttl"),
+        ("cli", "img2img-models-add"),
+        ("client", "img2img.client.sync_client.Client.submit"),
+    ],
+)
+def test_reference_is_made_from_the_code(site: Path, name: str, heading: str) -> None:
+    assert f'id="{heading}"' in (site / "reference" / f"{name}.html").read_text("utf-8")
