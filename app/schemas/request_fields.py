@@ -150,11 +150,11 @@ def webhook_fields(value: object) -> object:
 
 
 class BackgroundPrompt(BaseModel):
-    """What takes the place of the background of `image`."""
+    """A new background for `image`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: Annotated[Text, Field(description="What the new background should show.", examples=["a beach at sunset"])]
+    prompt: Annotated[Text, Field(description="Prompt of the new background.", examples=["a beach at sunset"])]
 
 
 def background_fields(value: object) -> object:

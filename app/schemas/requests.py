@@ -121,7 +121,7 @@ class RegionRequest(BaseModel):
         ImageOrReference,
         Field(description="White where the prompt acts, and grey where it acts in part. Resized like `image`."),
     ]
-    prompt: Annotated[Text, Field(description="What this part should show.", examples=["a red house"])]
+    prompt: Annotated[Text, Field(description="Prompt of this part.", examples=["a red house"])]
     weight: Annotated[
         float,
         Field(gt=0, le=1, description="Share of this prompt where the mask is white; the rest is that of `prompt`."),

@@ -49,10 +49,10 @@ Speed = Literal["exact", "fast", "turbo"]
 
 
 class BackgroundFields(TypedDict, total=False):
-    """What takes the place of the background of `image`."""
+    """A new background for `image`."""
 
     prompt: Required[str]
-    """What the new background should show."""
+    """Prompt of the new background."""
 
 
 class ControlFields(TypedDict, total=False):
@@ -103,7 +103,7 @@ class RegionFields(TypedDict, total=False):
     mask: Required[ImageInput]
     """White where the prompt acts, and grey where it acts in part. Resized like `image`."""
     prompt: Required[str]
-    """What this part should show."""
+    """Prompt of this part."""
     weight: float
     """Share of this prompt where the mask is white; the rest is that of `prompt`."""
 

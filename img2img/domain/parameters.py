@@ -151,7 +151,7 @@ class Resize(StrEnum):
 
 
 class Background(StrEnum):
-    """What happens to the background of a result."""
+    """The background of a result."""
 
     KEEP = "keep"
     TRANSPARENT = "transparent"

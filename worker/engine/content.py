@@ -1,4 +1,4 @@
-"""Digests of tensors: what gates know equal arguments by."""
+"""Digests of tensors, by which gates know equal arguments."""
 
 from hashlib import blake2b
 from typing import Any
@@ -12,8 +12,8 @@ from .batching import has_known_bytes, tensor_bytes
 def with_digest(tensor: torch.Tensor, digest: bytes) -> torch.Tensor:
     """Give a tensor that is never written to the digest of its content, by which gates know it without reading it.
 
-    What pipelines make of an image before they encode it has a digest, too: another dtype, and another dimension. Other
-    results have none.
+    Its conversion to another dtype, and another dimension, which pipelines give an image before they encode it, have a
+    digest, too. Other results have none.
     """
     # A reference to the tensor itself would be a cycle, which only the garbage collector frees.
     kind: Any = type(tensor)

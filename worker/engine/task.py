@@ -30,7 +30,7 @@ class Urgency:
 
 @dataclass(frozen=True)
 class Origin:
-    """What the arguments of a task's calls are made of.
+    """The job of a task and its images.
 
     Attributes:
         owner: owner of the job.

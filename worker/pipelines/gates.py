@@ -128,7 +128,7 @@ def gate_vae(vae: Any, *, upcasts: bool) -> None:
         return vae if device is None else move(device)
 
     vae.__class__ = type(kind.__name__, (kind,), {"dtype": property(lambda _self: dtype), "to": move_only})
-    # What is remembered are the parameters of a distribution: each job samples from it with its own generator.
+    # The parameters of a distribution are remembered: each job samples from it with its own generator.
     encode = _in_input_dtype(vae, vae.encode, move)
     vae.encode = Gate(
         "encode", encode, merges=False, remember_bytes=ENCODING_CACHE_BYTES, reads_images=True, waits=False

@@ -30,7 +30,7 @@ MAX_FREED = 10_000
 
 
 class ImageMemory(Protocol):
-    """What a worker remembers of input images, by their SHA-256."""
+    """Outputs that a worker remembers, by the SHA-256 of the input images."""
 
     @property
     def images(self) -> frozenset[str]: ...
@@ -42,7 +42,7 @@ class Retention:
     """Enforces the deadlines and the retention times of jobs. Several workers can do it at the same time.
 
     Args:
-        memory: what this worker remembers of images; it is forgotten when they are deleted.
+        memory: outputs that this worker remembers; they are forgotten with their images.
     """
 
     def __init__(self, redis: Redis, store: BlobStore, memory: ImageMemory | None = None) -> None:

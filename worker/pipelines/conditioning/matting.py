@@ -36,7 +36,7 @@ UNKNOWN, FOREGROUND = 128, 255
 
 
 class Matting:
-    """Finds the foreground of images. Calls are not merged: a matte is the same whatever else runs."""
+    """Finds the foreground of images. Calls are not merged: a matte does not depend on other jobs."""
 
     def __init__(
         self, processor: Any, model: Any, foreground: Collection[int], device: torch.device, refiner: "Refiner | None"
@@ -105,7 +105,7 @@ class Refiner:
         pixels = self._processor(images=small, trimaps=open_pixels, return_tensors="np")["pixel_values"]
         prepared = torch.from_numpy(np.ascontiguousarray(pixels, np.float32)).to(self._device)
         alpha = self._gate(prepared)[0, 0, : size[1], : size[0]].float().cpu().numpy()
-        # What the trimap decides stays as it is.
+        # Decisions of the trimap are kept.
         known = open_pixels.astype(np.float32) / FOREGROUND
         alpha = np.where(open_pixels == UNKNOWN, alpha, known)
         enlarged = cv2.resize(alpha.astype(np.float32), image.size, interpolation=cv2.INTER_LINEAR)
@@ -113,7 +113,7 @@ class Refiner:
 
 
 def trimap(share: npt.NDArray[np.float32]) -> Alpha:
-    """Return a map of what is certain: 0 background, 255 foreground, 128 unknown."""
+    """Return a map with 0 for certain background, 255 for certain foreground, and 128 for the rest."""
     radius = max(1, round(EDGE * max(share.shape)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     inside = cv2.erode((share > CERTAIN).astype(np.uint8), kernel, borderType=cv2.BORDER_REPLICATE)

@@ -97,7 +97,7 @@ class RegionalForward:
 def _encoded(
     pipeline: DiffusionPipeline, spec: DenoisingSpec, prompt: str, *, has_long_prompt: bool
 ) -> dict[str, torch.Tensor]:
-    """Return what the UNet gets for a prompt, as the stock pipeline encodes it."""
+    """Return the arguments of the UNet for a prompt, as the stock pipeline encodes it."""
     arguments = embed_prompts(
         pipeline, spec, {"prompt": prompt, "negative_prompt": None}, has_long_prompt=has_long_prompt
     )
