@@ -1,8 +1,9 @@
 """create_app: builds the API server from its parts."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -13,10 +14,13 @@ from fastapi.sse import EventSourceResponse
 from fastapi_offline import FastAPIOffline
 from redis import Redis
 
-from img2img.blobs import ObjectStore
+from img2img.blobs import ObjectStore, UnusableStore
 from img2img.container_limits import cpu_count, memory_bytes
 from img2img.free_disk import FreeDisk
+from img2img.imaging.sandbox_limits import SandboxLimits
+from img2img.imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from img2img.moderation import moderator_for
+from img2img.presigned_uploads import UploadSigner
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.durability import TIMEOUT_S, Durability, DurableWrites
 from img2img.redis.job_queue import JobQueue
@@ -37,7 +41,7 @@ from .compat import a1111
 from .compat.hugging_face import routes as hugging_face
 from .compat.openai import routes as openai
 from .compat.replicate import routes as replicate
-from .dependencies import Services
+from .dependencies import Cells, Services
 from .http.authentication import AuthenticationMiddleware
 from .http.body_limits import BodySizeLimitMiddleware, BodyTimeoutMiddleware
 from .http.browser_requests import BrowserRequestMiddleware
@@ -49,8 +53,6 @@ from .http.open_requests import OpenRequests
 from .http.problem_details import install_error_handlers
 from .http.rate_limit import RateLimiter
 from .http.request_id import RequestIdMiddleware
-from .imaging.sandbox_limits import SandboxLimits
-from .imaging.sandbox_pool import MAX_WAITING, MAX_WAITING_PER_OWNER, DecoderPool
 from .openapi.docs_page import install_docs_page
 from .openapi.document import install_openapi
 from .openapi.error_reference import install_error_page
@@ -59,11 +61,23 @@ from .progress.aof_rewrites import rewrite_append_only_file
 from .progress.deadlines import cancel_overdue_jobs
 from .progress.eta import EtaEstimator
 from .progress.job_reads import JobReads
-from .routes import batches, control_maps, events, health, images, img2img, jobs, model_changes, models, results
+from .routes import (
+    batches,
+    control_maps,
+    events,
+    health,
+    images,
+    img2img,
+    jobs,
+    model_changes,
+    models,
+    results,
+    uploads,
+)
 from .settings import ApiSettings
 from .telemetry.access_log import AccessLogMiddleware
 from .telemetry.metrics import HttpMetrics, install_metrics
-from .telemetry.queue_collector import QueueCollector
+from .telemetry.queue_collector import CellCollector, QueueCollector
 from .telemetry.tracing import install_tracing
 
 EVENT_STREAMS = (EventSourceResponse, events.EventStreamResponse)
@@ -77,6 +91,7 @@ ROUTERS = tuple(
         img2img,
         control_maps,
         images,
+        uploads,
         jobs,
         events,
         results,
@@ -99,11 +114,16 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        app.state.services = services = build_services(settings, tracer)
-        async with run_services(services, metrics):
+        app.state.cells = cells = Cells(build_cells(settings, tracer))
+        async with run_services(cells, metrics):
             # For `ServerProtocol`.
             max_connections = connection_limit(settings.max_connections)
-            yield {"max_connections": max_connections, "begin_shutdown": services.job_changes.close}
+
+            def begin_shutdown() -> None:
+                for one in cells.all:
+                    one.job_changes.close()
+
+            yield {"max_connections": max_connections, "begin_shutdown": begin_shutdown}
 
     # FastAPIOffline serves the assets of /docs itself: the service may have no access to a content delivery network.
     app = FastAPIOffline(
@@ -171,10 +191,23 @@ def durable_writes(settings: ApiSettings, redis: Redis) -> DurableWrites:
     return DurableWrites(redis, settings.durability, TIMEOUT_S)
 
 
-def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
-    """Return the services of the API server. None of them connects before it is used."""
+def build_cells(settings: ApiSettings, tracer: Tracer) -> list[Services]:
+    """Return the services of each cell; of one without a name if there are no cells."""
+    cells: list[Services] = []
+    for name, settings_of_cell in settings.by_cell().items():
+        one = build_services(settings_of_cell, tracer, name)
+        if cells:
+            # Cells share the parts that use neither Redis nor the store.
+            first = cells[0]
+            one = replace(one, parsers=first.parsers, decoders=first.decoders, moderation=first.moderation)
+        cells.append(one)
+    return cells
+
+
+def build_services(settings: ApiSettings, tracer: Tracer, cell: str = "") -> Services:
+    """Return the services of the API server for one cell. None of them connects before it is used."""
     redis = connect_redis(settings.resolved_redis_url)
-    queue = JobQueue(redis, _limits(settings), durable_writes(settings, redis))
+    queue = JobQueue(redis, _limits(settings), durable_writes(settings, redis), cell)
     models, api_keys = ModelRegistry(redis), ApiKeys(redis)
     store = ObjectStore(settings.resolved_store_url, retry_timeout_s=STORE_RETRY_S, response_timeout_s=STORE_RESPONSE_S)
     default_model = DefaultModel(settings, lambda name: models.find(name) is not None)
@@ -182,6 +215,7 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
     eta, previews = EtaEstimator(queue.job_store.fair_queue, models), Previews(redis)
     job_changes = JobChangeListener(settings.resolved_redis_url)
     return Services(
+        cell=cell,
         settings=settings,
         default_model=default_model,
         redis=redis,
@@ -215,7 +249,15 @@ def build_services(settings: ApiSettings, tracer: Tracer) -> Services:
         job_changes=job_changes,
         tracer=tracer,
         moderation=_moderation(settings),
+        upload_signer=_upload_signer(store),
     )
+
+
+def _upload_signer(store: ObjectStore) -> UploadSigner | None:
+    try:
+        return UploadSigner(store)
+    except UnusableStore:
+        return None
 
 
 def _moderation(settings: ApiSettings) -> RequestModeration | None:
@@ -235,25 +277,32 @@ def _limits(settings: ApiSettings) -> QueueLimits:
 
 
 @asynccontextmanager
-async def run_services(services: Services, metrics: HttpMetrics) -> AsyncIterator[None]:
+async def run_services(cells: Cells, metrics: HttpMetrics) -> AsyncIterator[None]:
     """Run the decoders, the background tasks and the metrics port until the context ends, then close everything."""
-    collector = QueueCollector(services.redis, services.queue, services.models)
+    shared = cells.all[0]
+    collector = CellCollector({one.cell: QueueCollector(one.redis, one.queue, one.models) for one in cells.all})
     metrics.registry.register(collector)
-    services.decoders.start()
-    background = [
+    shared.decoders.start()
+    tasks = [asyncio.create_task(coroutine) for one in cells.all for coroutine in background(one)]
+    with metrics.served(shared.settings.metrics_host, shared.settings.api_metrics_port):
+        yield
+    for task in tasks:
+        task.cancel()
+    metrics.registry.unregister(collector)
+    shared.tracer.close()
+    shared.decoders.close()
+    for one in cells.all:
+        one.store_threads.close()
+        one.redis.close()
+
+
+def background(services: Services) -> list[Coroutine[Any, Any, None]]:
+    """Return what runs in the background for a cell."""
+    coroutines = [
         services.job_changes.run(),
         cancel_overdue_jobs(services.queue),
         rewrite_append_only_file(services.redis, services.settings.aof_rewrite_interval),
     ]
     if services.settings.keys_required:
-        background.append(services.open_requests.run())
-    tasks = [asyncio.create_task(coroutine) for coroutine in background]
-    with metrics.served(services.settings.metrics_host, services.settings.api_metrics_port):
-        yield
-    for task in tasks:
-        task.cancel()
-    metrics.registry.unregister(collector)
-    services.tracer.close()
-    services.decoders.close()
-    services.store_threads.close()
-    services.redis.close()
+        coroutines.append(services.open_requests.run())
+    return coroutines

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import limits
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
+from img2img.domain.cells import parse_cells
 from img2img.domain.job import RESULT_TTL_S
 from img2img.free_disk import parse_reserve
 from img2img.redis.durability import Durability
@@ -47,6 +48,12 @@ def check_rate(text: str | None) -> str | None:
 def check_reserve(text: str) -> str:
     """Return `text` if it is a percentage or a number of bytes. Raises ValueError."""
     parse_reserve(text)
+    return text
+
+
+def check_cells(text: str) -> str:
+    """Return `text` if it names cells. Raises ValueError."""
+    parse_cells(text)
     return text
 
 
@@ -103,7 +110,6 @@ class ApiSettings(SharedSettings):
     api_metrics_port: Annotated[
         int | None, Field(ge=1, le=65535, description="Port for /metrics only, without API key; unset: none.")
     ] = None
-    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body in bytes.")] = 32 * 1024 * 1024
     max_inflight_bytes: Annotated[
         int | None,
         Field(
@@ -115,9 +121,6 @@ class ApiSettings(SharedSettings):
     max_connections: Annotated[
         int, Field(ge=1, description="Open connections; further ones get 503. Health checks are always served.")
     ] = 1000
-    max_pixels: Annotated[int, Field(ge=1, description="Largest image in pixels; up to 25 bytes of memory each.")] = (
-        50_000_000
-    )
     result_ttl: Annotated[
         float,
         BeforeValidator(parse_duration),
@@ -177,6 +180,15 @@ class ApiSettings(SharedSettings):
         AfterValidator(check_rate),
         Field(description="Megapixel-steps that an API key may submit in a period, e.g. 2000/minute; unset: no limit."),
     ] = None
+    cells: Annotated[
+        str,
+        AfterValidator(check_cells),
+        Field(
+            repr=False,
+            description="Cells of the service as name=URL of their Redis, separated by spaces, for an API server in "
+            "front of several ones. Each API key belongs to one cell.",
+        ),
+    ] = ""
     max_queued_per_key: Annotated[
         int | None,
         Field(ge=1, description="Queued jobs per API key; unset: 10,000 where keys are required, else no limit."),
@@ -219,6 +231,16 @@ class ApiSettings(SharedSettings):
         if insecure and info.data.get("keys") == "required":
             raise ValueError("it contradicts IMG2IMG_KEYS=required; unset one of them")
         return insecure
+
+    def by_cell(self) -> "dict[str, ApiSettings]":
+        """Return the settings of each cell by its name; these alone, with an empty name, if there are no cells."""
+        if not self.cells:
+            return {"": self}
+        store = self.resolved_store_url.rstrip("/")
+        return {
+            name: self.model_copy(update={"redis_url": url, "store_url": f"{store}/{name}", "cells": ""})
+            for name, url in parse_cells(self.cells).items()
+        }
 
     @property
     def keys_required(self) -> bool:

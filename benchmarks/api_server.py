@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -103,25 +103,44 @@ class ApiServer:
 @contextmanager
 def run_api_server() -> Iterator[ApiServer]:
     """Start the API server and Redis, with an announced model so that submits are accepted."""
+    with run_api_servers(1) as (_, [service]):
+        yield service
+
+
+@contextmanager
+def run_api_servers(
+    count: int, command: Callable[[ApiSettings], list[str]] | None = None, **environment: str
+) -> Iterator[tuple[int, list[ApiServer]]]:
+    """Start API servers and a Redis. Yields the process id of Redis, and the servers.
+
+    Args:
+        command: Returns the command of another server with these settings.
+        environment: Further environment variables.
+    """
     with TemporaryDirectory(prefix="i2i-") as folder:
         data_dir = Path(folder)
-        settings = ApiSettings(_env_file=None, data_dir=data_dir, model=CARD.name, port=free_port())
+        store = {"store_url": environment["IMG2IMG_STORE_URL"]} if "IMG2IMG_STORE_URL" in environment else {}
+        servers = [
+            ApiSettings(_env_file=None, data_dir=data_dir, model=CARD.name, port=free_port(), **store)
+            for _ in range(count)
+        ]
+        settings = servers[0]
         children = [ManagedProcess("redis", redis_command(data_dir), settings.as_environment(), stop_within_s=20)]
         try:
             while not is_redis_ready(settings.resolved_redis_url):
                 _check_running(children)
-            children.append(
-                ManagedProcess(
-                    "api", [sys.executable, "-m", "img2img.app.cli", "api"], settings.as_environment(), stop_within_s=10
-                )
-            )
             with Redis.from_url(settings.resolved_redis_url) as redis:
                 ModelRegistry(redis).register("benchmark", [CARD], ttl_s=3600)
-                service = ApiServer(settings, redis, children[-1].process.pid)
-                while not service.is_up():
+                for one in servers:
+                    run = command(one) if command else [sys.executable, "-m", "img2img.app.cli", "api"]
+                    children.append(ManagedProcess("api", run, one.as_environment() | environment, stop_within_s=10))
+                services = [
+                    ApiServer(one, redis, child.process.pid) for one, child in zip(servers, children[1:], strict=True)
+                ]
+                while not all(one.is_up() for one in services):
                     _check_running(children)
                     time.sleep(0.1)
-                yield service
+                yield children[0].process.pid, services
         finally:
             for child in reversed(children):
                 child.kill()

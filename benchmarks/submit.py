@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.api_server import CARD, ApiServer, run_api_server
-from img2img.app.imaging.decode import EncodedImage, encode_png
-from img2img.app.imaging.sandbox_limits import SandboxLimits
-from img2img.app.imaging.sandbox_pool import DecoderPool, SandboxedImage
 from img2img.app.submission.geometry import nearest_bucket
 from img2img.domain.parameters import Resize
+from img2img.imaging.decode import EncodedImage, encode_png
+from img2img.imaging.sandbox_limits import SandboxLimits
+from img2img.imaging.sandbox_pool import DecoderPool, SandboxedImage
 
 IMAGES = {"PNG 512x512": ("PNG", 512, 512), "JPEG 1600x1200": ("JPEG", 1600, 1200)}
 POLLED = 1_000

@@ -116,6 +116,11 @@ class ObjectStore:
     def is_local(self) -> bool:
         return isinstance(self._store, LocalStore)
 
+    @property
+    def is_s3(self) -> bool:
+        """Whether blobs are in a bucket that is addressed as Amazon S3."""
+        return isinstance(self._store, S3Store)
+
     def put(self, key: str, data: bytes) -> bool:
         try:
             return self._write(key, data, "create")

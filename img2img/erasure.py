@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from img2img.blobs import BlobStore
-from img2img.domain.blob_keys import result_keys, upload_key
+from img2img.domain.blob_keys import presigned_upload, result_keys, upload_key
 from img2img.errors import Deleted, Expired, Gone, NotFound, UnreadableJob
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.owner_data import OwnerData
@@ -93,15 +93,18 @@ class Eraser:
         unused = self._jobs.job_store.forget(job_id, Expired)
         self.delete_claimed(*self._images.claim(unused or ()))
 
-    def delete_upload(self, sha256: str) -> None:
-        """Delete an uploaded image. Jobs that use it have their own copies.
+    def delete_upload(self, name: str) -> None:
+        """Delete an uploaded image. Jobs that use it have their own copies, or keep it until they are deleted.
+
+        Args:
+            name: Its SHA-256, or the id of a presigned upload.
 
         Raises:
             NotFound: There is no such upload.
         """
-        key = upload_key(sha256)
+        key = upload_key(name)
         if not self._images.delete_upload(key):
-            raise NotFound("There is no uploaded image of yours with this sha256.")
+            raise NotFound(f"There is no uploaded image of yours with this {'id' if '-' in name else 'sha256'}.")
         self.delete_claimed(*self._images.claim([key]))
 
     def forget_owner(self, data: OwnerData) -> Forgotten:
@@ -141,4 +144,9 @@ class Eraser:
         """Delete images that were claimed for deletion."""
         for key in blob_keys:
             self._store.delete(key)
-            self._images.confirm_deleted(key)
+            upload = presigned_upload(key)
+            if upload is not None and upload.expires_at + LATE_IMAGES_S > self._jobs.clock.now():
+                # The client can still send the image.
+                self._images.postpone(key, upload.expires_at + LATE_IMAGES_S)
+            else:
+                self._images.confirm_deleted(key)

@@ -4,6 +4,9 @@ Img2ImgError
 ├── RequestError                the request is wrong; `app/http/errors.py` has those that only HTTP knows
 │   ├── ParameterError
 │   │   └── IdempotencyKeyReused
+│   ├── UnsupportedMedia
+│   ├── ImageError
+│   ├── NoPresignedUploads
 │   └── MissingApiKey
 │       └── InvalidApiKey
 │           └── ExpiredApiKey
@@ -25,6 +28,8 @@ Img2ImgError
     ├── Cancelled
     ├── Flagged
     ├── InputDamaged
+    ├── InputInvalid
+    ├── InputMissing
     └── InvalidPixels
 """
 
@@ -71,6 +76,26 @@ class IdempotencyKeyReused(ParameterError):
     """The idempotency key belongs to another request."""
 
     code = "idempotency_key_reused"
+
+
+class UnsupportedMedia(RequestError):
+    """The image is not a PNG, JPEG or WebP file."""
+
+    code = "unsupported_media_type"
+    field = "image"
+
+
+class ImageError(RequestError):
+    """The image cannot be read."""
+
+    code = "invalid_image"
+    field = "image"
+
+
+class NoPresignedUploads(RequestError):
+    """This service takes no presigned uploads; send the image with the request, or to `POST /images`."""
+
+    code = "no_presigned_uploads"
 
 
 class MissingApiKey(RequestError):
@@ -205,6 +230,24 @@ class InputDamaged(JobError):
     """An input image is damaged or missing in the blob store; submit the job again with the image."""
 
     code = "input_damaged"
+
+
+class InputInvalid(JobError):
+    """An input image that was sent to the bucket cannot be used.
+
+    Args:
+        code: That of the error which the API server would respond with.
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class InputMissing(JobError):
+    """The image was not sent to the URL of its upload; create another upload, send the image, and submit again."""
+
+    code = "input_missing"
 
 
 class InvalidPixels(JobError):

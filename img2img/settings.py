@@ -20,7 +20,7 @@ from img2img.telemetry.logging import LogFormat
 SECRETS = Path("/run/secrets")
 PREFIX = "IMG2IMG_"
 # Settings whose values contain secrets, also invalid ones.
-_NOT_SHOWN = frozenset(("moderation_key", "moderation_url", "webhook_secret"))
+_NOT_SHOWN = frozenset(("cells", "moderation_key", "moderation_url", "webhook_secret"))
 # Key of the names of the variables among the values.
 NAMES = "_names"
 
@@ -32,6 +32,7 @@ SETTINGS = (
     "API_KEY",
     "API_METRICS_PORT",
     "BODY_TIMEOUT",
+    "CELLS",
     "COMPILE",
     "CORS_ORIGINS",
     "CUDNN_BENCHMARK",
@@ -198,6 +199,11 @@ class SharedSettings(BaseSettings):
     store_url: Annotated[
         str | None, Field(description="Blob store for images, such as s3://bucket/prefix. Default: the data directory.")
     ] = None
+
+    max_body_bytes: Annotated[int, Field(ge=1024, description="Largest request body in bytes.")] = 32 * 1024 * 1024
+    max_pixels: Annotated[int, Field(ge=1, description="Largest image in pixels; up to 25 bytes of memory each.")] = (
+        50_000_000
+    )
 
     moderation_url: Annotated[
         str | None,

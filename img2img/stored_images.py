@@ -10,9 +10,10 @@ from typing import Literal
 from prometheus_client import Counter
 
 from img2img.blobs import BlobStore
-from img2img.domain.blob_keys import input_key, result_key, without_hashes
+from img2img.domain.blob_keys import input_key, result_key, upload_key, without_hashes
 from img2img.domain.job import JobRecord
-from img2img.errors import InputDamaged, ResultDamaged, Withheld
+from img2img.domain.presigned_upload import PresignedUpload
+from img2img.errors import InputDamaged, InputMissing, ResultDamaged, Withheld
 from img2img.redis.job_store import JobStore
 from img2img.telemetry.logging import job_extra
 
@@ -56,6 +57,23 @@ def read_input(store: BlobStore, digest: str, job_id: str) -> bytes:
     if png is not None and has_digest(png, digest):
         return png
     report_damage("input", key, job_id, is_missing=png is None)
+    raise InputDamaged
+
+
+def read_upload(store: BlobStore, upload: PresignedUpload, job_id: str) -> bytes:
+    """Return the file that a client has sent to the bucket for a job.
+
+    Raises:
+        InputMissing: The client has not sent it.
+        InputDamaged: It is not what the client has declared.
+    """
+    key = upload_key(upload.id)
+    image = store.get(key)
+    if image is None:
+        raise InputMissing
+    if len(image) == upload.bytes and has_digest(image, upload.sha256):
+        return image
+    report_damage("upload", key, job_id)
     raise InputDamaged
 
 

@@ -12,6 +12,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from img2img.blobs import ObjectStore, UnusableStore
+from img2img.imaging.sandbox_limits import SandboxLimits
+from img2img.imaging.sandbox_pool import DecoderPool
 from img2img.moderation import moderator_for
 from img2img.printable import printable
 from img2img.private_files import UMASK
@@ -129,12 +131,14 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
         watchdog.check()
 
     moderator = moderator_for(settings, "result")
+    decoders = DecoderPool(SandboxLimits(settings.max_pixels, settings.max_body_bytes))
     worker = BatchWorker(
         redis,
         store,
         JobRunner(
             engine,
             ResultModeration(moderator) if moderator else None,
+            decoders,
             deterministic=settings.deterministic,
             metadata=settings.png_metadata,
         ),
@@ -145,6 +149,7 @@ def run(settings: WorkerSettings, tracer: Tracer) -> None:
     )
     with watch.running(worker.name):
         worker.serve(check)
+    decoders.close()
     pool.close()
     engine.shut_down()
     engine_thread.join()

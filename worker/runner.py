@@ -16,9 +16,11 @@ from PIL import Image
 
 from img2img.domain.infotext import infotext
 from img2img.domain.parameters import Background
+from img2img.domain.presigned_upload import PresignedUpload
 from img2img.domain.reuse import result_digest
-from img2img.domain.spec import GenerationSpec, InpaintSpec, JobSpec
+from img2img.domain.spec import GenerationSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.errors import Cancelled, JobError
+from img2img.imaging.sandbox_pool import DecoderPool
 from img2img.printable import without_paths
 
 from .engine.engine import Engine
@@ -28,6 +30,7 @@ from .engine.timeline import Timeline
 from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
 from .images.png import Pixels, decode_png, encode_png
+from .images.sent_images import decode_sent_image
 from .moderation import ResultModeration
 from .pipelines.conditioning.matting import FOREGROUND
 from .pipelines.model import Model
@@ -276,6 +279,7 @@ class JobRunner:
         engine: runs the tasks.
         moderation: checks all results; None: they are not moderated.
         deterministic: whether no job shares calls of the models with another one.
+        decoders: decode images that clients have sent to the bucket; None: there are none.
         metadata: whether images hold the parameters of their jobs.
     """
 
@@ -283,12 +287,14 @@ class JobRunner:
         self,
         engine: Engine,
         moderation: ResultModeration | None = None,
+        decoders: DecoderPool | None = None,
         *,
         deterministic: bool = False,
         metadata: bool = True,
     ) -> None:
         self._engine = engine
         self._moderation = moderation
+        self._decoders = decoders
         self._deterministic = deterministic
         self._metadata = metadata
         # Called on the engine's thread when an image or tile has ended, unless the job has ended with it.
@@ -297,6 +303,12 @@ class JobRunner:
     @property
     def slots(self) -> int:
         return self._engine.slots
+
+    def decode_upload(self, image: bytes, upload: PresignedUpload, spec: JobSpec) -> bytes:
+        """Return the PNG of an image that a client has sent to the bucket, as `prepare` takes it. Raises JobError."""
+        assert self._decoders is not None
+        assert isinstance(spec, Img2ImgSpec)
+        return decode_sent_image(self._decoders, image, upload, spec)
 
     def prepare(
         self,

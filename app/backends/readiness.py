@@ -81,6 +81,29 @@ class RedisReadiness(NamedTuple):
     models: Sequence[NamedModel] = ()
 
 
+def combined(cells: Mapping[str, Readiness]) -> Readiness:
+    """Return the state of a service with these cells: it is ready if one of them is."""
+    if "" in cells:
+        return cells[""]
+
+    def status(part: str) -> DependencyStatus:
+        found: dict[str, DependencyStatus] = {name: getattr(cell, part) for name, cell in cells.items()}
+        detail = "; ".join(f"{name}: {one.detail}" for name, one in found.items())
+        return DependencyStatus(ok=any(one.ok for one in found.values()), detail=detail)
+
+    models = {model.name: model for cell in cells.values() for model in cell.models}
+    has_webhooks = all(cell.webhooks for cell in cells.values())
+    return Readiness(
+        ready=any(cell.ready for cell in cells.values()),
+        redis=status("redis"),
+        store=status("store"),
+        workers=status("workers"),
+        models=list(models.values()),
+        webhooks=status("webhooks") if has_webhooks else None,
+        cells={name: cell.ready for name, cell in cells.items()},
+    )
+
+
 class ReadinessChecks:
     """The checks of `GET /readyz`.
 

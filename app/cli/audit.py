@@ -9,7 +9,7 @@ from .errors import server_errors
 from .keys import connected, moment
 from .options import AsJson
 from .printing import add_row, echo, new_table, print_table, to_json
-from .serve import DataDir, RedisUrl, settings_of
+from .serve import Cell, DataDir, RedisUrl, settings_of_cell
 
 
 def audit(
@@ -17,9 +17,10 @@ def audit(
     as_json: AsJson = False,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
+    cell: Cell = None,
 ) -> None:
     """List who has administered API keys, data and models, newest first."""
-    with server_errors("api"), connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+    with server_errors("api"), connected(settings_of_cell(data_dir, redis_url, cell)) as redis:
         from img2img.redis.audit import audit_entries
 
         entries = list(audit_entries(redis, limit))

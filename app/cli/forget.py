@@ -10,7 +10,7 @@ from img2img.domain.api_key import owner_of
 from .errors import USAGE, complain, fail, server_errors
 from .keys import actor, connected
 from .printing import echo
-from .serve import DataDir, RedisUrl, settings_of
+from .serve import Cell, DataDir, RedisUrl, settings_of_cell
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -22,6 +22,7 @@ def forget(
     key: Annotated[str, typer.Option(help="Id of the API key, see `img2img keys list`. It may have been revoked.")],
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
+    cell: Cell = None,
 ) -> None:
     """Delete everything that an API key has sent: jobs, images, webhooks, idempotency keys and rate limit counters.
 
@@ -34,7 +35,7 @@ def forget(
         from img2img.redis.append_only_file import AppendOnlyFile, RewriteFailed
         from img2img.redis.audit import AuditEvent, audit
 
-        settings = settings_of(data_dir=data_dir, redis_url=redis_url)
+        settings = settings_of_cell(data_dir, redis_url, cell)
         with connected(settings) as redis:
             keys = ApiKeys(redis)
             owner = keys.owner_of(key)

@@ -15,7 +15,7 @@ from img2img.errors import Unavailable
 from .errors import WrongUsage, fail, server_errors
 from .options import AsJson
 from .printing import add_row, echo, new_table, print_table, to_json
-from .serve import DataDir, RedisUrl, settings_of
+from .serve import Cell, DataDir, RedisUrl, settings_of_cell
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -51,11 +51,12 @@ def create(
     expires: Expires = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
+    cell: Cell = None,
 ) -> None:
     """Create a key and print it. It cannot be shown again."""
     with server_errors("api"):
         expires_at = _expiry(expires)
-        with connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+        with connected(settings_of_cell(data_dir, redis_url, cell)) as redis:
             from img2img.redis.api_keys import ApiKeys
 
             secret, key = ApiKeys(redis, actor()).create(name, scope, expires_at)
@@ -74,11 +75,12 @@ def rotate(
     ] = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
+    cell: Cell = None,
 ) -> None:
     """Create another key of the same owner and print it. Jobs, images and limits belong to the owner."""
     with server_errors("api"):
         overlap_s, expires_at = _seconds(overlap, "--overlap"), _expiry(expires)
-        with connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+        with connected(settings_of_cell(data_dir, redis_url, cell)) as redis:
             from img2img.redis.api_keys import ApiKeys
 
             rotated = ApiKeys(redis, actor()).rotate(key_id, overlap_s, scope, expires_at)
@@ -88,9 +90,9 @@ def rotate(
 
 
 @app.command("list")
-def list_keys(as_json: AsJson = False, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+def list_keys(as_json: AsJson = False, data_dir: DataDir = None, redis_url: RedisUrl = None, cell: Cell = None) -> None:
     """List the keys, with the time of their last use to the minute."""
-    with server_errors("api"), connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+    with server_errors("api"), connected(settings_of_cell(data_dir, redis_url, cell)) as redis:
         from img2img.redis.api_keys import ApiKeys
 
         keys = ApiKeys(redis)
@@ -117,9 +119,10 @@ def revoke(
     ] = False,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
+    cell: Cell = None,
 ) -> None:
     """Revoke a key. Within two seconds its open requests end. Its jobs go on and expire as usual."""
-    with server_errors("api"), connected(settings_of(data_dir=data_dir, redis_url=redis_url)) as redis:
+    with server_errors("api"), connected(settings_of_cell(data_dir, redis_url, cell)) as redis:
         from img2img.redis.api_keys import ApiKeys
 
         key = ApiKeys(redis, actor()).revoke(key_id)

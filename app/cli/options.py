@@ -16,8 +16,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout,
 LOCAL = "http://127.0.0.1:8000"
 
 
-def connect(url: str, api_key: str | None) -> "Client":
-    """Return a client of the service.
+def connect(url: str, api_key: str | None, *, presigned_uploads: bool = False) -> "Client":
+    """Return a client of the service. `presigned_uploads`: whether it sends images to the bucket, if there is one.
 
     Raises:
         WrongUsage: The URL is no HTTP URL.
@@ -28,7 +28,7 @@ def connect(url: str, api_key: str | None) -> "Client":
 
     if not url.startswith(("http://", "https://")):
         raise WrongUsage(f"--url must start with http:// or https://, got {url!r}")
-    return Client(url, api_key=api_key)
+    return Client(url, api_key=api_key, presigned_uploads=presigned_uploads)
 
 
 def refuse_options_of_group(context: typer.Context) -> None:

@@ -22,7 +22,7 @@ def _read(file: Path) -> dict[str, Any]:
 
     # Needs Pillow, which other commands do not.
     try:
-        from ..imaging.png import SIGNATURE, read_texts
+        from img2img.imaging.png import SIGNATURE, read_texts
     except ImportError:
         raise WrongUsage('files are read with Pillow: pip install "img2img-server[watch]"') from None
 

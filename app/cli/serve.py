@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .errors import server_errors
+from .errors import USAGE, fail, server_errors
 from .printing import echo
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ Compile = Annotated[
 Insecure = Annotated[
     bool | None, typer.Option("--insecure", help="Accept requests without an API key on every address.")
 ]
+Cell = Annotated[str | None, typer.Option(help="Cell whose Redis to use, one of IMG2IMG_CELLS.")]
 RedisUrl = Annotated[str | None, typer.Option(help="URL of the Redis with the queue.", show_default="an embedded one")]
 
 DEMO_MODEL = "demo"
@@ -98,6 +99,8 @@ def serve(
             redis_url=redis_url,
             insecure=insecure,
         )
+        if settings.cells:
+            fail("IMG2IMG_CELLS is for an API server alone: run `img2img api`, and workers for each cell", USAGE)
         with running(settings, announce=lambda: _announce(settings)) as service:
             seconds = time.monotonic() - started_at
             echo(f"img2img serves {_served(settings)} at {settings.local_url} (Ctrl-C stops it)")
@@ -157,9 +160,10 @@ def api(
         os.umask(UMASK)
         check_port(settings.host, settings.port)
         check_keys(settings)
-        check_store(settings)
+        for cell in settings.by_cell().values():
+            check_store(cell)
+            check_durability(cell)
         configure_malloc()
-        check_durability(settings)
         logs.configure("api", level=settings.log_level, log_format=settings.log_format)
         uvicorn.run(
             create_app(settings),
@@ -242,3 +246,16 @@ def settings_of(**given: object) -> "ApiSettings":
     from ..settings import ApiSettings
 
     return ApiSettings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def settings_of_cell(data_dir: Path | None, redis_url: str | None, cell: str | None) -> "ApiSettings":
+    """Return the settings of the named cell, or those of a service without cells. Ends a wrong command."""
+    settings = settings_of(data_dir=data_dir, redis_url=redis_url)
+    # The URL of an option is that of the cell.
+    cells = {} if redis_url else settings.by_cell()
+    if cell is None and ("" in cells or not cells):
+        return settings
+    if cell is None or cell not in cells:
+        names = ", ".join(filter(None, cells))
+        fail(f"name the cell by --cell, one of: {names}" if names else "IMG2IMG_CELLS has no cells", USAGE)
+    return cells[cell]

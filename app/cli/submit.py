@@ -95,6 +95,14 @@ def submit(
             rich_help_panel=RESULTS,
         ),
     ] = False,
+    presigned_uploads: Annotated[
+        bool,
+        typer.Option(
+            "--presigned-uploads",
+            help="Send images to the bucket of the service, past the API server, if it has one.",
+            rich_help_panel="Service",
+        ),
+    ] = False,
     idempotency_key: Annotated[
         str | None,
         typer.Option(
@@ -151,7 +159,7 @@ def submit(
             count = request.get("num_images") or 1
             inputs = [one for one in inputs if not outputs.exists(one.name, count)]
         with (
-            connect(url, api_key) as client,
+            connect(url, api_key, presigned_uploads=presigned_uploads) as client,
             JobRunner(
                 client,
                 service=url,

@@ -8,9 +8,8 @@ from fastapi.exceptions import RequestValidationError
 
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Task
-from img2img.errors import ParameterError
+from img2img.errors import ImageError, ParameterError, UnsupportedMedia
 
-from ..http.errors import ImageError, UnsupportedMedia
 from ..schemas.requests import Img2ImgRequest
 from ..submission.task_selection import REQUIREMENTS
 

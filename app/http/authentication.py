@@ -3,11 +3,13 @@
 import logging
 import re
 from base64 import b64decode
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from anyio.to_thread import run_sync
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from img2img.domain.api_key import ApiKey, owner_of
 from img2img.domain.api_key import Scope as KeyScope
 from img2img.errors import Img2ImgError, InvalidApiKey, MissingApiKey, Unavailable
-from img2img.redis.api_keys import ApiKeys
+from img2img.redis.api_keys import ApiKeys, id_of
 
 from ..telemetry.metrics import PATH as METRICS_PATH
 from .errors import InsufficientScope
@@ -35,6 +37,7 @@ WITH_IMAGES = re.compile(r"/(v1|sdapi|controlnet|hf|replicate)(/.*)?")
 # A key is looked up again after this time, which delays a revocation by as much.
 CACHE_TTL_S = 1.0
 CACHE_SIZE = 1000
+MOST_PLACES = 100_000
 # The use of a key is recorded at most once in this time.
 USE_RECORDED_S = 60.0
 
@@ -51,6 +54,7 @@ class Caller:
         key_id: Id of its API key, "" if keys are not required.
         may_prioritize: Whether its jobs may have a high priority.
         may_administer: Whether it may change the models of the service.
+        cell: Name of the cell that has the key; empty for a service without cells.
     """
 
     owner: str
@@ -58,6 +62,7 @@ class Caller:
     key_id: str
     may_prioritize: bool
     may_administer: bool
+    cell: str = ""
 
     @property
     def actor(self) -> str:
@@ -70,11 +75,24 @@ def anonymous_caller(*, may_administer: bool) -> Caller:
     return Caller("", None, "", may_prioritize=True, may_administer=may_administer)
 
 
-def caller_for_key(key: ApiKey) -> Caller:
+class Cell(Protocol):
+    """The parts of a cell that authentication uses. A service without cells has one, without a name."""
+
+    @property
+    def cell(self) -> str: ...
+
+    @property
+    def api_keys(self) -> ApiKeys: ...
+
+    @property
+    def open_requests(self) -> OpenRequests: ...
+
+
+def caller_for_key(key: ApiKey, cell: str = "") -> Caller:
     """Return the caller that an API key identifies. A key with the scope `admin` sees all jobs."""
     owner = owner_of(key)
     is_admin = KeyScope.ADMIN in key.scopes
-    return Caller(owner, None if is_admin else owner, key.id, key.allows(KeyScope.PRIORITY), is_admin)
+    return Caller(owner, None if is_admin else owner, key.id, key.allows(KeyScope.PRIORITY), is_admin, cell)
 
 
 def api_key_from_headers(headers: Headers) -> str | None:
@@ -126,7 +144,9 @@ class AuthenticationMiddleware:
         self._app = app
         self._required = required
         self._anonymous = anonymous_caller(may_administer=anonymous_admin)
-        self._cache: TTLCache[str, ApiKey] = TTLCache(CACHE_SIZE, CACHE_TTL_S)
+        self._cache: TTLCache[str, tuple[ApiKey, Cell]] = TTLCache(CACHE_SIZE, CACHE_TTL_S)
+        # Where keys were found the last time, by id: the first cell to ask, so that no other one delays the answer.
+        self._cells: LRUCache[str, Cell] = LRUCache(MOST_PLACES)
         self._recorded: TTLCache[str, None] = TTLCache(CACHE_SIZE, USE_RECORDED_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,8 +163,8 @@ class AuthenticationMiddleware:
         if caller is None or not caller.key_id:
             await self._app(scope, receive, send)
             return
-        open_requests: OpenRequests = scope["app"].state.services.open_requests
-        await open_requests.run_request(caller.key_id, self._app, scope, receive, send)
+        cell = next(cell for cell in scope["app"].state.cells.all if cell.cell == caller.cell)
+        await cell.open_requests.run_request(caller.key_id, self._app, scope, receive, send)
 
     async def _authenticate(self, scope: Scope) -> Caller | None:
         """Return the caller; None for a public path.
@@ -161,26 +181,34 @@ class AuthenticationMiddleware:
         secret = api_key_from_headers(Headers(scope=scope))
         if secret is None:
             raise MissingApiKey
-        keys: ApiKeys = scope["app"].state.services.api_keys
-        key = self._cache.get(secret) or await self._find(keys, secret)
-        error = keys.error(key)
+        key, cell = self._cache.get(secret) or await self._find(scope["app"].state.cells.all, secret)
+        error = cell.api_keys.error(key)
         if error is not None:
             raise error
         for needed in required_scopes(scope):
             if not key.allows(needed):
                 raise InsufficientScope(needed)
-        return caller_for_key(key)
+        return caller_for_key(key, cell.cell)
 
-    async def _find(self, keys: ApiKeys, secret: str) -> ApiKey:
-        try:
-            key = await run_sync(self._find_and_record, keys, secret)
-        except (RedisError, OSError) as error:
-            log.error("API keys could not be looked up: %r", error)
-            raise Unavailable("API keys cannot be checked at the moment; try again in a few seconds.") from None
-        if key is None:
-            raise InvalidApiKey
-        self._cache[secret] = key
-        return key
+    async def _find(self, cells: Sequence[Cell], secret: str) -> tuple[ApiKey, Cell]:
+        """Return the key with this secret, and the cell that has it."""
+        place, failed = self._cells.get(id_of(secret)), False
+        for cell in sorted(cells, key=lambda cell: cell is not place):
+            try:
+                key = await run_sync(self._find_and_record, cell.api_keys, secret)
+            except (RedisError, OSError) as error:
+                log.error("API keys could not be looked up: %r", error)
+                failed = True
+                if cell is place:
+                    break
+                continue
+            if key is not None:
+                self._cache[secret] = found = key, cell
+                self._cells[key.id] = cell
+                return found
+        if failed:
+            raise Unavailable("API keys cannot be checked at the moment; try again in a few seconds.")
+        raise InvalidApiKey
 
     def _find_and_record(self, keys: ApiKeys, secret: str) -> ApiKey | None:
         key = keys.find(secret)

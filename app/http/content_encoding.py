@@ -3,7 +3,8 @@
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .errors import UnsupportedMedia
+from img2img.errors import UnsupportedMedia
+
 from .problem_details import problem_response
 
 

@@ -1,8 +1,6 @@
 """Errors that only an HTTP request can cause. See `img2img.errors` for the rest of the tree.
 
 RequestError                    (img2img.errors)
-├── UnsupportedMedia
-├── ImageError
 ├── PayloadTooLarge
 ├── RequestTimeout
 ├── HeadersTooLarge
@@ -31,20 +29,6 @@ FLAGGED = {
     "input": "An image of the request was",
     "result": "The result is not delivered: it was",
 }
-
-
-class UnsupportedMedia(RequestError):
-    """The image is not a PNG, JPEG or WebP file."""
-
-    code = "unsupported_media_type"
-    field = "image"
-
-
-class ImageError(RequestError):
-    """The image cannot be read."""
-
-    code = "invalid_image"
-    field = "image"
 
 
 class PayloadTooLarge(RequestError):

@@ -17,6 +17,7 @@ from starlette.routing import Match
 from img2img.blobs import is_disk_full
 from img2img.errors import (
     Gone,
+    ImageError,
     Img2ImgError,
     InvalidApiKey,
     MissingApiKey,
@@ -27,6 +28,7 @@ from img2img.errors import (
     StorageFull,
     TooManyRequests,
     Unavailable,
+    UnsupportedMedia,
 )
 from img2img.redis import outage
 from img2img.telemetry.logging import job_extra
@@ -39,14 +41,12 @@ from .errors import (
     ForbiddenHost,
     ForbiddenOrigin,
     HeadersTooLarge,
-    ImageError,
     InsufficientScope,
     JobTooExpensive,
     NotReady,
     PayloadTooLarge,
     RateLimited,
     RequestTimeout,
-    UnsupportedMedia,
 )
 from .request_id import HEADER as REQUEST_ID_HEADER
 

@@ -17,9 +17,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from img2img.domain.parameters import MAX_TEXT
-from img2img.errors import RequestError
+from img2img.errors import RequestError, UnsupportedMedia
 
-from .errors import UnsupportedMedia
 from .json_text import normalized, remove_byte_order_mark
 
 # More than a request has fields, so that unknown fields are reported by name.
@@ -32,6 +31,8 @@ MAX_JSON_VALUES = 2000
 # Most commas and brackets of a body, in strings or not: enough for two texts full of commas. A body of nothing but
 # brackets takes a parser half a minute and gigabytes.
 MAX_JSON_TOKENS = 2 * MAX_TEXT + MAX_JSON_VALUES
+# A body that is parsed in less time than it takes to hand it to a thread.
+SMALL_BODY = 2048
 TOO_MANY_VALUES = "The JSON body has more values than any request."
 
 T = TypeVar("T")
@@ -63,7 +64,9 @@ async def read_json(request: Request, kind: type[T], *, strict: bool, max_values
     if media_type_of(request)[0] != "application/json":
         raise UnsupportedMedia("The content type should be application/json.")
     body = await read_bytes(request)
-    return await run_sync(_parse_json, body, kind, strict, max_values, limiter=request.app.state.services.parsers)
+    if len(body) <= SMALL_BODY:
+        return _parse_json(body, kind, strict, max_values)
+    return await run_sync(_parse_json, body, kind, strict, max_values, limiter=request.app.state.cells.all[0].parsers)
 
 
 async def read_bytes(request: Request) -> bytearray:

@@ -13,7 +13,7 @@ from ..http.authentication import PUBLIC_PATHS
 from ..schemas.batches import BatchEvent, BatchItem, BatchProgressEvent, BatchRequest
 from ..schemas.events import GoneEvent, JobEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from ..schemas.problems import Problem
-from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
+from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest, UploadRequest
 from . import batches
 from .completion import complete, remove_unused
 from .operations import SUBMITTED_OR_DRY_RUN, message_schemas, problems, ref
@@ -100,7 +100,7 @@ def _rename_item_schemas(document: dict[str, Any]) -> None:
 
 def _model_schemas() -> dict[str, Any]:
     """Return the schemas of models that no route names as a parameter or return type."""
-    documents = (*REQUESTS, BatchRequest, BatchItem, ComponentSource, ModelConfig, Problem)
+    documents = (*REQUESTS, BatchRequest, BatchItem, ComponentSource, ModelConfig, Problem, UploadRequest)
     models = [*((model, "validation") for model in documents), *((e, "serialization") for e in STREAM_DATA)]
     _, definitions = models_json_schema(models, ref_template=ref("{model}")["$ref"])  # type: ignore[arg-type]
     schemas: dict[str, Any] = definitions["$defs"]

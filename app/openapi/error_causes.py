@@ -78,6 +78,11 @@ CAUSES = {
         "The job was deleted by `DELETE /jobs/{id}` or `img2img forget`.",
         "Submit it again if it is still needed.",
     ),
+    "no_presigned_uploads": Cause(
+        "Images of this service are in no bucket for which it can sign URLs.",
+        "Send the image with the request, or to `POST /images`. Operators set `IMG2IMG_STORE_URL` to an S3 bucket, "
+        "with `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.",
+    ),
     "payload_too_large": Cause(
         "The request body is larger than `IMG2IMG_MAX_BODY_BYTES`.",
         "Send a smaller image, as a form instead of base64, or upload images with `POST /images` first.",
@@ -179,6 +184,11 @@ CAUSES = {
     "invalid_pixels": Cause(
         "The model produced values that are not numbers.",
         "Try another seed or scheduler; operators set `dtype` of the model to `bfloat16` or `float32`.",
+        is_of_jobs=True,
+    ),
+    "input_missing": Cause(
+        "The image was not sent to the URL of its upload.",
+        "Create another upload with `POST /uploads`, send the image, and submit the job again.",
         is_of_jobs=True,
     ),
     "input_damaged": Cause(

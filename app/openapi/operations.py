@@ -166,6 +166,7 @@ MODEL_CHANGE: Responses = {
         "headers": {"Location": {"description": "URL of the model.", "schema": {"type": "string"}}},
     },
 }
+UPLOAD_CREATED: Responses = {201: {"description": "The image can be sent.", "headers": REPLAYED_HEADER}}
 UPLOADED: Responses = {201: {"description": "The image was stored.", "headers": REPLAYED_HEADER}}
 # Some generators take the lowest success status for the only one, so its schema covers every body of a submit.
 SUBMITTED_OR_DRY_RUN = {

@@ -13,9 +13,21 @@ from img2img.domain.job_batch import BatchRecord
 from img2img.erasure import DELETED_AT_ONCE, Eraser
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_queue import JobQueue
+from img2img.redis.job_store import Cursor
+from img2img.redis.merged_pages import merge_pages
 from img2img.stored_images import read_result
 
-from ..dependencies import DecodersDep, EtaDep, JobChangesDep, QueueDep, ServicesDep, StoreDep, StoreThreadsDep
+from ..dependencies import (
+    DecodersDep,
+    EtaDep,
+    JobChangesDep,
+    QueueDep,
+    ServicesDep,
+    StoreDep,
+    StoreThreadsDep,
+    VisibleJobs,
+    VisibleJobsDep,
+)
 from ..openapi import batches as openapi
 from ..openapi.operations import problems
 from ..progress import batch_events
@@ -60,10 +72,15 @@ async def submit_batch(
 
 
 @router.get("", operation_id="list_batches", responses=problems(422, 503))
-async def list_batches(queue: QueueDep, eta: EtaDep, cursor: CursorQuery = None, limit: Limit = 20) -> BatchList:
+async def list_batches(visible: VisibleJobsDep, cursor: CursorQuery = None, limit: Limit = 20) -> BatchList:
     """List batches, newest first."""
-    records, last = await run_sync(queue.batches.page, parse_cursor(cursor), limit)
-    batches = [await _view(record, queue, eta) for record in records]
+    pages: list[tuple[list[BatchRecord], Cursor | None]] = []
+    cell_of: dict[str, VisibleJobs] = {}
+    for cell in visible:
+        pages.append(await run_sync(cell.queue.batches.page, parse_cursor(cursor), limit))
+        cell_of |= {record.id: cell for record in pages[-1][0]}
+    records, last = merge_pages(pages, limit)
+    batches = [await _view(record, cell_of[record.id].queue, cell_of[record.id].eta) for record in records]
     return BatchList(batches=batches, next_cursor=str(last) if last else None)
 
 

@@ -12,10 +12,9 @@ from pydantic import BaseModel
 
 from img2img.domain.job_batch import MAX_JOBS
 from img2img.domain.webhook import BatchWebhook
-from img2img.errors import ParameterError
+from img2img.errors import ParameterError, UnsupportedMedia
 
 from ..dependencies import SettingsDep
-from ..http.errors import UnsupportedMedia
 from ..http.request_body import (
     describe_unknown_fields,
     media_type_of,

@@ -5,7 +5,6 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Response
 
-from ..dependencies import ServicesDep
 from ..openapi import operations as openapi
 from ..schemas.responses import DryRunResult, Job
 from ..submission.submit import JobSubmitterDep
@@ -29,7 +28,6 @@ async def submit_img2img(
     submitter: JobSubmitterDep,
     request: RequestDep,
     response: Response,
-    services: ServicesDep,
     dry_run: DryRunQuery = False,
 ) -> Job | DryRunResult:
     """Queue a job. Poll the `Location`; when the job has succeeded, fetch its images."""
@@ -38,4 +36,7 @@ async def submit_img2img(
         return await submitter.dry_run(request)
     submitted = await submitter.submit(request)
     response.headers.update(submitted.headers)
-    return Job.from_record(submitted.record, *await run_sync(services.eta.estimate, [submitted.record]))
+    estimate = submitted.estimate
+    if estimate is None:
+        [estimate] = await run_sync(submitter.services.eta.estimate, [submitted.record])
+    return Job.from_record(submitted.record, estimate)

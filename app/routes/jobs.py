@@ -6,15 +6,16 @@ from typing import Annotated
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 
-from img2img.domain.job import JobStatus
+from img2img.domain.job import JobRecord, JobStatus
 from img2img.erasure import Eraser
 from img2img.errors import Deleted, Expired
 from img2img.redis.job_store import CURSOR, Cursor
+from img2img.redis.merged_pages import merge_pages
 
-from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep, StoreThreadsDep
+from ..dependencies import EtaDep, JobChangesDep, QueueDep, StoreDep, StoreThreadsDep, VisibleJobsDep
 from ..openapi import operations as openapi
 from ..progress.long_poll import MAX_WAIT_S, requested_wait, wait_for_end
-from ..schemas.responses import Job, JobList
+from ..schemas.responses import Job, JobList, QueueEstimate
 from .parameters import JobId
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -34,15 +35,21 @@ Limit = Annotated[int, Query(ge=1, le=100, description="Jobs per page.")]
 
 @router.get("", operation_id="list_jobs", responses=openapi.problems(422, 503))
 def list_jobs(
-    queue: QueueDep,
-    eta: EtaDep,
+    visible: VisibleJobsDep,
     status: StatusFilter = None,
     cursor: CursorQuery = None,
     limit: Limit = 20,
 ) -> JobList:
     """List jobs, newest first. A page may have fewer than `limit` jobs if some have expired."""
-    records, last = queue.job_store.page(status, parse_cursor(cursor), limit)
-    jobs = [Job.from_record(*pair) for pair in zip(records, eta.estimate(records), strict=True)]
+    before = parse_cursor(cursor)
+    pages: list[tuple[list[JobRecord], Cursor | None]] = []
+    estimates: dict[str, QueueEstimate | None] = {}
+    for cell in visible:
+        records, last = cell.queue.job_store.page(status, before, limit)
+        pages.append((records, last))
+        estimates |= dict(zip((record.id for record in records), cell.eta.estimate(records), strict=True))
+    records, last = merge_pages(pages, limit)
+    jobs = [Job.from_record(record, estimates[record.id]) for record in records]
     return JobList(jobs=jobs, next_cursor=str(last) if last else None)
 
 

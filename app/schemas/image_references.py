@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from img2img.domain.blob_keys import input_key, upload_key
 from img2img.domain.job import JobStatus
+from img2img.domain.presigned_upload import PATH, PresignedUpload
 from img2img.errors import Gone, NotFound, ParameterError
 
 # The command line parses references without importing the Redis client, on which `stored_images` depends.
@@ -32,13 +33,15 @@ class ResultReference:
     index: int
 
 
-ImageReference = UploadReference | ResultReference
+ImageReference = UploadReference | ResultReference | PresignedUpload
 
 
 def parse_reference(text: str) -> ImageReference | None:
     """Return the reference that the text holds, if it is one."""
     if SHA256.fullmatch(text):
         return UploadReference(text)
+    if text.startswith(PATH):
+        return PresignedUpload.parse(text.removeprefix(PATH))
     result = RESULT_PATH.fullmatch(text)
     return ResultReference(result[1], int(result[2] or 0)) if result else None
 
@@ -57,6 +60,8 @@ def fetch_reference(
     """
     if isinstance(reference, ResultReference):
         return _fetch_result(field, reference, queue, store)
+    if isinstance(reference, PresignedUpload):
+        return _fetch_sent(field, reference, queue, store, keep_s)
     from img2img.stored_images import has_digest, report_damage
 
     keys = (upload_key(reference.sha256), input_key(reference.sha256))
@@ -69,6 +74,27 @@ def fetch_reference(
             report_damage("upload" if key.startswith("uploads/") else "input", key)
             message = "The stored copy of this image is damaged; send it with the request, or to POST /images again"
     raise ParameterError(field, message, got=reference.sha256)
+
+
+def check_sent(field: str, upload: PresignedUpload, queue: "JobQueue", keep_s: float) -> None:
+    """Keep a presigned upload for another keep_s seconds. Raises ParameterError if the caller has no such upload."""
+    if not queue.input_images.renew([upload_key(upload.id)], keep_s):
+        message = "There is no such upload of yours, or it has expired or was deleted; create one with POST /uploads"
+        raise ParameterError(field, message, got=upload.path)
+
+
+def _fetch_sent(field: str, upload: PresignedUpload, queue: "JobQueue", store: "BlobStore", keep_s: float) -> bytes:
+    from img2img.stored_images import has_digest, report_damage
+
+    check_sent(field, upload, queue, keep_s)
+    key = upload_key(upload.id)
+    image = store.get(key)
+    if image is None:
+        raise ParameterError(field, "The image was not sent to the URL of this upload", got=upload.path)
+    if len(image) != upload.bytes or not has_digest(image, upload.sha256):
+        report_damage("upload", key)
+        raise ParameterError(field, "The stored image is not what was declared; create another upload", got=upload.path)
+    return image
 
 
 def _fetch_result(field: str, reference: ResultReference, queue: "JobQueue", store: "BlobStore") -> bytes:

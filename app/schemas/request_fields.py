@@ -104,7 +104,8 @@ ImageOrReference = Annotated[
         {
             "type": "string",
             "description": "An image (PNG, JPEG or WebP) as base64 or a data: URI; or the `sha256` of an image sent to "
-            "`POST /images`; or the path of a result, `/jobs/{id}/images/0`.",
+            "`POST /images`; or the `image` of an upload from `POST /uploads`; or the path of a result, "
+            "`/jobs/{id}/images/0`.",
         }
     ),
 ]

@@ -3,9 +3,9 @@
 import json
 import re
 from hashlib import sha256
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from img2img.domain.conditioning import (
     MAX_CONTROLS,
@@ -45,6 +45,8 @@ from .request_fields import (
 )
 
 MAX_DEADLINE_S = 7 * 24 * 3600
+# The digits of an upload's id.
+MAX_UPLOAD_BYTES, MAX_UPLOAD_SIDE = 9_999_999_999, 99_999
 # The seed of clients of other software that want any.
 RANDOM_SEED = -1
 
@@ -408,6 +410,40 @@ class ControlMapRequest(BaseModel):
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal requests."""
         return _fingerprint(self)
+
+
+class UploadRequest(BaseModel):
+    """An image that the client is about to send to the bucket."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file.")]
+    bytes: Annotated[int, Field(ge=1, le=MAX_UPLOAD_BYTES, description="Size of the file in bytes.", examples=[524288])]
+    content_type: Annotated[
+        Literal["image/png", "image/jpeg", "image/webp"], Field(description="Media type of the file.")
+    ]
+    width: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_UPLOAD_SIDE,
+            description="Width after applying the EXIF orientation. With `width` and `height`, jobs are accepted "
+            "without reading the image; a worker checks that it has this size.",
+            examples=[1600],
+        ),
+    ] = None
+    height: Annotated[int | None, Field(ge=1, le=MAX_UPLOAD_SIDE, examples=[1200])] = None
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("`width` and `height` should be given together")
+        return self
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height, None if they are not given."""
+        return (self.width, self.height) if self.width and self.height else None
 
 
 class ImageRequest(BaseModel):

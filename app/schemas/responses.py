@@ -73,6 +73,21 @@ class UploadedImage(BaseModel):
     height: Annotated[int, Field(examples=[1200])]
 
 
+class Upload(BaseModel):
+    """An upload to make: send the file with `PUT` to `url`, with these headers and no others of the service."""
+
+    image: Annotated[
+        str,
+        Field(
+            description="The `image` of requests that use it.",
+            examples=[f"/uploads/67890abc0123456789abcdef01234567-{EXAMPLE_SHA256}-524288-1600x1200"],
+        ),
+    ]
+    url: Annotated[str, Field(description="Signed URL of the bucket. It takes this one file, once.")]
+    headers: Annotated[dict[str, str], Field(description="Headers that the request has to have.")]
+    expires_at: Annotated[Moment, Field(description="Until when the request can be made.")]
+
+
 class ImageFormat(StrEnum):
     """File format of a downloaded image."""
 
@@ -387,4 +402,7 @@ class Readiness(BaseModel):
             description="Whether a webhook dispatcher is running; null if webhooks are not configured. Without a "
             "dispatcher, jobs still run and their webhooks stay pending, so this does not affect `ready`."
         ),
+    ] = None
+    cells: Annotated[
+        dict[str, bool] | None, Field(description="Whether each cell is ready, by name; null without cells.")
     ] = None

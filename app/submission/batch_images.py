@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from PIL import Image
 
-from ..imaging.sandbox_pool import SandboxedImage
+from img2img.imaging.sandbox_pool import SandboxedImage
+
 from ..schemas.image_references import ImageReference, UploadReference
 from .spec_builder import ImageReader
 

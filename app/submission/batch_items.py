@@ -12,9 +12,8 @@ from typing import Any, Protocol
 from fastapi.exceptions import RequestValidationError
 
 from img2img.domain.job_batch import MAX_JOBS
-from img2img.errors import ParameterError, RequestError
+from img2img.errors import ImageError, ParameterError, RequestError, UnsupportedMedia
 
-from ..http.errors import ImageError, UnsupportedMedia
 from ..http.problem_details import MAX_ERRORS
 from ..http.request_body import describe_unknown_fields, parse_json
 from ..schemas.batches import BatchItem, BatchRequest

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Annotated, Self
-from uuid import uuid4
 
 from anyio.to_thread import run_sync
 from fastapi import Depends
@@ -95,7 +94,7 @@ class BatchSubmitter:
             await run_sync(queue.check_limits, owner)
         checked = await self._check(items)
         record = earlier or BatchRecord(
-            id=uuid4().hex,
+            id=queue.new_id(),
             status=BatchStatus.ACCEPTING,
             owner=owner,
             created_at=await run_sync(queue.clock.now),

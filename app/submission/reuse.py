@@ -1,7 +1,6 @@
 """Reuse of results: finds an earlier job with the same parameters, and copies its images for a new one."""
 
 from dataclasses import dataclass
-from uuid import uuid4
 
 from img2img.blobs import BlobStore
 from img2img.domain.blob_keys import result_key, result_keys
@@ -63,7 +62,7 @@ class EarlierResults:
         Args:
             job_id: Id of the new job; default: a random one.
         """
-        job_store, job_id = self._queue.job_store, job_id or uuid4().hex
+        job_store, job_id = self._queue.job_store, job_id or self._queue.new_id()
         try:
             pngs = [read_result(self._store, job_store, earlier, image.index) for image in earlier.images]
         except (ResultDamaged, Gone, NotFound):

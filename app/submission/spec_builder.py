@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -22,20 +22,21 @@ from img2img.domain.conditioning import (
 )
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Background, GenerationParameters, Resize, Task
+from img2img.domain.presigned_upload import PresignedUpload
 from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
-from img2img.errors import ParameterError
+from img2img.errors import ImageError, ParameterError, UnsupportedMedia
+from img2img.imaging.decode import encode_png, to_binary
+from img2img.imaging.sandbox_pool import SandboxedImage
 from img2img.redis.job_queue import JobQueue
 
-from ..http.errors import ImageError, UnsupportedMedia
-from ..imaging.decode import encode_png, to_binary
-from ..imaging.decoder_share import DecoderShare
-from ..imaging.sandbox_pool import SandboxedImage
-from ..schemas.image_references import ImageReference, fetch_reference
+from ..backends.decoder_share import DecoderShare
+from ..schemas.image_references import ImageReference, check_sent, fetch_reference
 from ..schemas.request_fields import ALPHA, BackgroundPrompt
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from .defaults import resolve_generation, resolve_size
 from .geometry import visible_box, working_size
+from .task_selection import choose_task
 
 Size = tuple[int, int]
 
@@ -83,6 +84,8 @@ class ImageReader:
     visible_queue: Callable[[], JobQueue]
     # Seconds for which a referenced image is kept.
     keep_s: float
+    # Whether workers may decode an image that was sent to the bucket. If not, it is decoded here.
+    may_defer: bool = False
     # PNGs by their sha256.
     blobs: dict[str, bytes] = field(default_factory=dict)
 
@@ -94,6 +97,20 @@ class ImageReader:
         assert image is not None
         with error_field(name), self.decoders.open(image) as opened:
             yield opened
+
+    def defer(self, name: str, upload: PresignedUpload) -> bool:
+        """Return whether a worker decodes this image, which the caller has sent to the bucket.
+
+        Raises:
+            ParameterError, ImageError: There is no such upload of the caller, or it is too large.
+            JobTooExpensive, RateLimited: The caller has reached the rate limit.
+        """
+        if not self.may_defer:
+            return False
+        check_sent(name, upload, self.visible_queue(), self.keep_s)
+        if upload.size is not None:
+            self.decoders.spend(upload.size[0] * upload.size[1])
+        return True
 
     def add_blob(self, image: Image.Image) -> str:
         """Encode an image for the worker and return its sha256."""
@@ -128,11 +145,23 @@ class SpecBuilder:
         return self._img2img()
 
     def _img2img(self) -> Img2ImgSpec:
-        image, size = _fit_image(self.request, self.card, self.reader)
+        request, upload = self.request, None
+        if _is_deferred(request, self.reader):
+            upload = cast(PresignedUpload, request.image)
+            image, size = upload.sha256, resolve_size(request.width, request.height, upload.size or (1, 1), self.card)
+        else:
+            image, size = _fit_image(request, self.card, self.reader)
         strength, controls = self._strength(DEFAULT_STRENGTH), self._controls(size)
         refined = self._refined(strength["strength"])
-        regions = tuple(self._regions(size))
-        return Img2ImgSpec(image=image, regions=regions, **strength, **refined, **controls, **self._generation(size))
+        return Img2ImgSpec(
+            image=image,
+            regions=tuple(self._regions(size)),
+            upload=upload.id if upload else None,
+            **strength,
+            **refined,
+            **controls,
+            **self._generation(size),
+        )
 
     def _regions(self, size: Size) -> Iterator[Region]:
         for index, region in enumerate(self.request.regions):
@@ -339,6 +368,26 @@ def build_control_map_spec(request: ControlMapRequest, card: ModelCard, reader: 
     return ControlMapSpec(
         model=card.name, image=image, type=request.type, width=width, height=height, resize=request.resize
     )
+
+
+def needs_decoder(request: Img2ImgRequest) -> bool:
+    """Return whether an image of a request is decoded by the API server, unless `ImageReader.may_defer` is false."""
+    controls, prompts = (control.image for control in request.controls), (one.image for one in request.image_prompts)
+    others = (request.mask, *request.images, *controls, *prompts)
+    return any(image is not None for image in others) or not _can_be_deferred(request)
+
+
+def _can_be_deferred(request: Img2ImgRequest) -> bool:
+    """Return whether the size of the result is known without looking at the image, which was sent to the bucket."""
+    image = request.image
+    if not isinstance(image, PresignedUpload) or choose_task(request) is not Task.IMG2IMG:
+        return False
+    return image.size is not None or (request.width is not None and request.height is not None)
+
+
+def _is_deferred(request: Img2ImgRequest, reader: ImageReader) -> bool:
+    image = request.image
+    return isinstance(image, PresignedUpload) and _can_be_deferred(request) and reader.defer("image", image)
 
 
 def _fit_image(

@@ -190,13 +190,16 @@ def check_keys(settings: ApiSettings) -> None:
     If Redis is unavailable the check is skipped; requests are then rejected until it is back.
     """
     if not settings.keys_required:
+        if settings.cells:
+            raise ServeError("IMG2IMG_CELLS needs API keys, each of which belongs to a cell: set IMG2IMG_KEYS=required")
         return
-    with connect(settings.resolved_redis_url) as redis:
-        try:
-            if ApiKeys(redis).any():
+    for cell in settings.by_cell().values():
+        with connect(cell.resolved_redis_url) as redis:
+            try:
+                if ApiKeys(redis).any():
+                    return
+            except RedisError:
                 return
-        except RedisError:
-            return
     # The Compose file sets `published_host`.
     inside, insecure = (
         ("docker compose run --rm api ", "IMG2IMG_INSECURE=true") if settings.published_host else ("", "--insecure")

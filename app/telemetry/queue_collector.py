@@ -3,7 +3,7 @@
 They are identical on every API server: aggregate with `max`, not `sum`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -17,6 +17,29 @@ from img2img.redis.job_queue import JobQueue
 from img2img.redis.keys import JOB, OUTBOX
 from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.rq_adapter import rq_queue
+
+
+class CellCollector(Collector):
+    """Collects the metrics of all cells, with the label `cell`; without it if the service has no cells.
+
+    Args:
+        collectors: By the name of the cell, which is empty for a service without cells.
+    """
+
+    def __init__(self, collectors: Mapping[str, "QueueCollector"]) -> None:
+        self._collectors = collectors
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        metrics: dict[str, Metric] = {}
+        for cell, collector in self._collectors.items():
+            for found in collector.collect():
+                metric = metrics.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+                label = {"cell": cell} if cell else {}
+                metric.samples += [sample._replace(labels={**sample.labels, **label}) for sample in found.samples]
+        yield from metrics.values()
 
 
 class QueueCollector(Collector):

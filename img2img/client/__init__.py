@@ -57,6 +57,7 @@ from .models import (
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
+    Upload,
     UploadedImage,
     WorkerModel,
 )
@@ -105,6 +106,7 @@ __all__ = [
     "ServiceUnreachable",
     "SubmitFields",
     "TooManyRequests",
+    "Upload",
     "UploadedImage",
     "WaitTimeout",
     "WebhookFields",

@@ -16,9 +16,18 @@ from uuid import uuid4
 
 import httpx
 
-from .errors import InvalidResponse, ServiceUnavailable, ServiceUnreachable, TooManyRequests, WaitTimeout, error_of
+from .errors import (
+    ApiError,
+    InvalidRequest,
+    InvalidResponse,
+    ServiceUnavailable,
+    ServiceUnreachable,
+    TooManyRequests,
+    WaitTimeout,
+    error_of,
+)
 from .events import Reconnects
-from .images import ImageInput, load_image
+from .images import ImageInput, load_image, media_type, upright_size
 from .models import (
     DryRun,
     Job,
@@ -27,6 +36,7 @@ from .models import (
     Model,
     ModelDetails,
     ModelPage,
+    Upload,
     UploadedImage,
     parse_response,
 )
@@ -42,6 +52,8 @@ MODEL_POLL_S = 0.5
 # The most jobs that a page of `GET /jobs` can have.
 PAGE = 100
 IMAGE_FIELDS = ("image", "mask")
+# Code of the error of a service whose images are in no bucket.
+NO_PRESIGNED_UPLOADS = "no_presigned_uploads"
 NESTED_IMAGE_FIELDS = ("controls", "image_prompts", "regions")
 
 T = TypeVar("T")
@@ -49,11 +61,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call:
-    """A request to send. `options` are arguments of `httpx.Client.request`."""
+    """A request to send. `options` are arguments of `httpx.Client.request`.
+
+    Attributes:
+        to_bucket: Whether it goes to the bucket of the service, which must not get the API key.
+    """
 
     method: str
     url: str
     options: dict[str, Any] = field(default_factory=dict)
+    to_bucket: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,14 +132,23 @@ def _digest_of(image: Job | JobImage | str, index: int) -> str | None:
 
 
 class Operations:
-    """The methods of the client as flows."""
+    """The methods of the client as flows.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        presigned_uploads: Whether images of `submit` are sent to the bucket, where the service has one.
+    """
+
+    def __init__(self, url: str, *, presigned_uploads: bool = False) -> None:
         self.url = url
+        # Ends when the service has refused one.
+        self._presigned_uploads = presigned_uploads
 
     def submit(self, fields: Mapping[str, Any], idempotency_key: str | None = None) -> Flow[Job]:
         """Create a job. An idempotency key makes it safe to repeat the request after a 503."""
-        headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
+        key = idempotency_key or uuid4().hex
+        headers = {"Idempotency-Key": key}
+        if self._presigned_uploads and fields.get("image") is not None:
+            fields = {**fields, "image": (yield from self._sent(fields["image"], f"{key}-image"))}
         response = yield from self.until_taken(Call("POST", "/img2img", {"headers": headers, **_body(fields)}))
         return parse_response(Job, response.content)
 
@@ -139,6 +165,40 @@ class Operations:
     def upload_image(self, image: ImageInput) -> Flow[UploadedImage]:
         response = yield from self.until_taken(Call("POST", "/images", _body({"image": image})))
         return parse_response(UploadedImage, response.content)
+
+    def send_image(self, image: ImageInput, key: str | None = None) -> Flow[Upload]:
+        """Send an image to the bucket of the service."""
+        data = load_image(image)
+        kind = media_type(data) if isinstance(data, bytes) else None
+        if not isinstance(data, bytes) or kind is None:
+            raise TypeError("an image to send is a PNG, JPEG or WebP file, and not a reference")
+        declared: dict[str, Any] = {"sha256": sha256(data).hexdigest(), "bytes": len(data), "content_type": kind}
+        if size := upright_size(data):
+            declared |= {"width": size[0], "height": size[1]}
+        headers = {"Idempotency-Key": key or uuid4().hex}
+        call = Call("POST", "/uploads", {"headers": headers, "json": declared})
+        upload = parse_response(Upload, (yield from self.until_taken(call)).content)
+        answer = yield Call("PUT", upload.url, {"headers": dict(upload.headers), "content": data}, to_bucket=True)
+        if isinstance(answer, httpx.TransportError):
+            raise ServiceUnreachable(f"the bucket of {self.url} cannot be reached: {answer}") from answer
+        assert answer is not None
+        # The bucket has the image if an earlier attempt has sent it.
+        if not answer.is_success and answer.status_code != httpx.codes.PRECONDITION_FAILED:
+            raise ApiError(f"the bucket has refused the image: {answer.text[:500]}", status=answer.status_code)
+        return upload
+
+    def _sent(self, image: ImageInput, key: str) -> Flow[ImageInput]:
+        """Return the reference to an image after sending it, or the image where that is not possible."""
+        data = load_image(image)
+        if not isinstance(data, bytes) or media_type(data) is None:
+            return data
+        try:
+            return (yield from self.send_image(data, key))
+        except InvalidRequest as error:
+            if error.code != NO_PRESIGNED_UPLOADS:
+                raise
+            self._presigned_uploads = False
+            return data
 
     def get_job(self, job: Job | str) -> Flow[Job]:
         response = yield from self.call("GET", job_path(job))
@@ -169,9 +229,11 @@ class Operations:
     def delete(self, job: Job | str) -> Flow[None]:
         yield from self.call("DELETE", job_path(job))
 
-    def delete_image(self, image: UploadedImage | str) -> Flow[None]:
-        digest = image.sha256 if isinstance(image, UploadedImage) else image
-        yield from self.call("DELETE", f"/images/{quote(digest, safe='')}")
+    def delete_image(self, image: UploadedImage | Upload | str) -> Flow[None]:
+        name = load_image(image) if isinstance(image, UploadedImage | Upload) else image
+        text = str(name)
+        path = text if text.startswith("/uploads/") else f"/images/{quote(text, safe='')}"
+        yield from self.call("DELETE", path)
 
     def list_models(self) -> Flow[list[Model]]:
         response = yield from self.call("GET", "/models")

@@ -6,9 +6,11 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias
 
-from .models import JobImage, UploadedImage
+from .models import JobImage, Upload, UploadedImage
 
-REFERENCE = re.compile(r"[0-9a-f]{64}|/jobs/[0-9a-f]{32}/(?:images/[0-9]|result)")
+REFERENCE = re.compile(r"[0-9a-f]{64}|/jobs/[0-9a-f]{32}/(?:images/[0-9]|result)|/uploads/[0-9a-fx-]+")
+# The EXIF tag, and the first of its values in which the stored height is the width of the upright image.
+ORIENTATION, SIDEWAYS = 0x0112, 5
 
 
 class PillowImage(Protocol):
@@ -20,9 +22,9 @@ class PillowImage(Protocol):
     def mode(self) -> str: ...
 
 
-ImageInput: TypeAlias = bytes | str | PathLike[str] | IO[bytes] | PillowImage | JobImage | UploadedImage
+ImageInput: TypeAlias = bytes | str | PathLike[str] | IO[bytes] | PillowImage | JobImage | UploadedImage | Upload
 """An image: its encoded bytes (PNG, JPEG or WebP), the path of a file, an open binary file, a Pillow image, or an image
-that the service has: a `JobImage`, an `UploadedImage`, the sha256 of an uploaded image or the path
+that the service has: a `JobImage`, an `UploadedImage`, an `Upload`, the sha256 of an uploaded image or the path
 `/jobs/{id}/images/0`. `data:` URIs and, as a mask, `alpha` are sent as they are."""
 
 
@@ -45,6 +47,8 @@ def load_image(value: ImageInput) -> bytes | str:
             return value.url
         case UploadedImage():
             return value.sha256
+        case Upload():
+            return value.image
         case str() if is_image_reference(value) or value == "alpha" or value.startswith("data:"):
             return value
         case str() | PathLike():
@@ -56,3 +60,26 @@ def load_image(value: ImageInput) -> bytes | str:
     if hasattr(value, "read"):
         return value.read()
     raise TypeError(f"an image is bytes, a path, a binary file, a Pillow image or a reference, not {type(value)}")
+
+
+def media_type(image: bytes) -> str | None:
+    """Return the media type of an image that the service accepts, None for other data."""
+    if image.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if image.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    return "image/webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else None
+
+
+def upright_size(image: bytes) -> tuple[int, int] | None:
+    """Return width and height after applying the EXIF orientation; None if Pillow is missing or cannot read them."""
+    try:
+        from PIL import Image
+
+        with Image.open(BytesIO(image)) as opened:
+            width, height = opened.size
+            is_sideways = opened.getexif().get(ORIENTATION, 1) >= SIDEWAYS
+    # Pillow raises many kinds of exceptions for a broken file, which the service reports.
+    except Exception:
+        return None
+    return (height, width) if is_sideways else (width, height)

@@ -109,6 +109,14 @@ class UploadedImage(_Response):
     height: int
 
 
+class Upload(_Response):
+    """An image that is sent, or was sent, to the bucket of the service; later requests can refer to it by `image`."""
+
+    image: str
+    url: str
+    headers: dict[str, str]
+
+
 class Model(_Response):
     """A model that live workers serve, and its capabilities."""
 

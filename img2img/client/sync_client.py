@@ -13,7 +13,7 @@ from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_id
 from .events import Event, EventStream, job_events
 from .fields import ControlMapFields, SubmitFields
 from .images import ImageInput
-from .models import DryRun, Job, JobImage, Model, ModelDetails, ModelPage, UploadedImage
+from .models import DryRun, Job, JobImage, Model, ModelDetails, ModelPage, Upload, UploadedImage
 from .sync_batches import Batches
 
 T = TypeVar("T")
@@ -26,15 +26,26 @@ class Client:
         url: URL of the service. Default: `IMG2IMG_URL` from the environment, else `http://127.0.0.1:8000`.
         api_key: Sent with every request. Default: `IMG2IMG_API_KEY` from the environment, if set.
         timeout_s: Seconds to wait for the connection and for each part of a response.
+        presigned_uploads: Send the `image` of jobs to the bucket of the service, past the API server. A job whose image
+            cannot be used then fails, instead of being refused. Without effect where the service has no bucket.
 
     Attributes:
         batches: Methods for batches of jobs.
     """
 
-    def __init__(self, url: str | None = None, *, api_key: str | None = None, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        presigned_uploads: bool = False,
+    ) -> None:
         options = http_options(url, api_key, timeout_s)
         self._http = httpx.Client(**options)
-        self._operations = Operations(options["base_url"])
+        # Without the API key.
+        self._bucket = httpx.Client(timeout=timeout_s, trust_env=options["trust_env"])
+        self._operations = Operations(options["base_url"], presigned_uploads=presigned_uploads)
         self.batches = Batches(self._http, self._run, self._stream, BatchOperations(self._operations))
 
     def __enter__(self) -> Self:
@@ -48,6 +59,7 @@ class Client:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+        self._bucket.close()
 
     def submit(self, *, idempotency_key: str | None = None, **fields: Unpack[SubmitFields]) -> Job:
         """Create a job; its fields select the task. Return it at once, usually queued.
@@ -113,6 +125,14 @@ class Client:
         """Upload an image once, as an input of any number of jobs."""
         return self._run(self._operations.upload_image(image))
 
+    def send_image(self, image: ImageInput) -> Upload:
+        """Send an image to the bucket of the service, past the API server, as an input of any number of jobs.
+
+        Raises:
+            InvalidRequest: The service has no bucket, or does not accept the image.
+        """
+        return self._run(self._operations.send_image(image))
+
     def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Job:
         """Return the job after its end: succeeded, failed or cancelled. See `Job.raise_for_status`.
 
@@ -160,11 +180,11 @@ class Client:
         """
         self._run(self._operations.delete(job))
 
-    def delete_image(self, image: UploadedImage | str) -> None:
+    def delete_image(self, image: UploadedImage | Upload | str) -> None:
         """Delete an uploaded image. Jobs that use it have their own copies.
 
         Args:
-            image: The upload, or its sha256.
+            image: The upload, or its sha256 or `image`.
 
         Raises:
             JobNotFound: This API key has no such upload.
@@ -275,7 +295,8 @@ class Client:
             answer = None
             if isinstance(step, Call):
                 try:
-                    answer = self._http.request(step.method, step.url, **step.options)
+                    http = self._bucket if step.to_bucket else self._http
+                    answer = http.request(step.method, step.url, **step.options)
                 except httpx.TransportError as error:
                     answer = error
             else:

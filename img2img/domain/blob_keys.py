@@ -3,6 +3,7 @@
 import re
 
 from img2img.domain.parameters import MAX_IMAGES
+from img2img.domain.presigned_upload import PresignedUpload
 
 
 def input_key(sha256: str) -> str:
@@ -10,9 +11,18 @@ def input_key(sha256: str) -> str:
     return f"inputs/{sha256}.png"
 
 
-def upload_key(sha256: str) -> str:
-    """Return the key of an image as the client sent it, before a job uses it."""
-    return f"uploads/{sha256}"
+def upload_key(name: str) -> str:
+    """Return the key of an image as the client sent it.
+
+    Args:
+        name: Its SHA-256, or the id of a presigned upload.
+    """
+    return f"uploads/{name}"
+
+
+def presigned_upload(key: str) -> PresignedUpload | None:
+    """Return the presigned upload that is stored under a key, None if it is another blob."""
+    return PresignedUpload.parse(key.removeprefix("uploads/")) if key.startswith("uploads/") else None
 
 
 def uploaded_hash(key: str) -> str | None:

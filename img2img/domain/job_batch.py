@@ -1,11 +1,11 @@
 """Batches of jobs: jobs that were submitted by one request, and are followed, cancelled and deleted together."""
 
 from enum import StrEnum
-from hashlib import sha256
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from img2img.domain.cells import derived_id
 from img2img.domain.webhook import BatchWebhook, Delivery
 
 # The most jobs of a batch.
@@ -88,4 +88,4 @@ class BatchMember(BaseModel):
     @property
     def job_id(self) -> str:
         """The id of the job. A repeated request finds the jobs by it that were queued before an interruption."""
-        return sha256(f"{self.id} {self.index}".encode()).hexdigest()[:32]
+        return derived_id(self.id, f"{self.id} {self.index}")

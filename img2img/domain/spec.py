@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
+from img2img.domain.blob_keys import input_key, upload_key
 from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Region, Sha256
 from img2img.domain.parameters import (
     EXPECTED_SPEEDUP,
@@ -24,6 +25,7 @@ from img2img.domain.parameters import (
     Sigmas,
     Task,
 )
+from img2img.domain.presigned_upload import ID as UPLOAD_ID
 from img2img.domain.tiling import Grid, Tiling
 
 Strength = Annotated[float, Field(ge=0, le=1)]
@@ -95,6 +97,11 @@ class BaseSpec(BaseModel):
     def inputs(self) -> tuple[Sha256, ...]:
         """The input blobs, each once."""
         return tuple(dict.fromkeys(image for image in self._images() if image))
+
+    @property
+    def input_keys(self) -> tuple[str, ...]:
+        """The keys of the input blobs in the blob store."""
+        return tuple(map(input_key, self.inputs))
 
     def _images(self) -> Iterator[Sha256 | None]:
         yield from (control.image for control in self.control_maps)
@@ -201,6 +208,17 @@ class Img2ImgSpec(RefinedSpec):
     task: Literal[Task.IMG2IMG] = Task.IMG2IMG
     # Parts of the image with separate prompts.
     regions: tuple[Region, ...] = ()
+
+    # Id of a presigned upload: `image` is the SHA-256 of the file that the client has sent to the bucket. The worker
+    # decodes it. None: it was decoded and resized before the job was queued.
+    upload: Annotated[str | None, Field(pattern=f"^{UPLOAD_ID}$")] = None
+
+    @property
+    def input_keys(self) -> tuple[str, ...]:
+        if self.upload is None:
+            return super().input_keys
+        others = (input_key(digest) for digest in self.inputs if digest != self.image)
+        return (upload_key(self.upload), *others)
 
     @property
     def _rows(self) -> float:
@@ -368,14 +386,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def _without_hashes(model: Model) -> Model:
-    """Return a copy of the model in which `image` and `mask` are None, at every level."""
+    """Return a copy of the model in which `image`, `mask` and `upload` are None, at every level."""
     return model.model_copy(
         update={name: _without_hash(name, getattr(model, name)) for name in type(model).model_fields}
     )
 
 
 def _without_hash(name: str, value: Any) -> Any:
-    if name in ("image", "mask"):
+    if name in ("image", "mask", "upload"):
         return None
     if isinstance(value, tuple):
         return tuple(_without_hash("", item) for item in value)

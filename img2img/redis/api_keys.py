@@ -219,5 +219,10 @@ def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+def id_of(secret: str) -> str:
+    """Return the id of the key with this secret."""
+    return _digest(secret)[:ID_LENGTH]
+
+
 def _digest(secret: str) -> str:
     return sha256(secret.encode()).hexdigest()

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cache
 from typing import Self
-from uuid import uuid4
 
 from redis import Redis
 
 from img2img.domain.api_key import ApiKey, owner_of
-from img2img.domain.blob_keys import input_key
+from img2img.domain.cells import digits_of, new_id
 from img2img.domain.job import JobFailure, JobOptions, JobRecord, JobStatus
 from img2img.domain.spec import JobSpec
 from img2img.errors import Img2ImgError, InvalidApiKey, QueueFull
@@ -55,6 +54,7 @@ class JobQueue:
 
 
     Args:
+        cell: Name of the cell whose Redis it is; empty for a service without cells.
         writes: Confirms that jobs are submitted, cancelled and deleted, where that is acknowledged to a client. All
             methods that do so raise NotConfirmed. Default: nothing is confirmed.
     """
@@ -64,7 +64,9 @@ class JobQueue:
         redis: Redis,
         limits: QueueLimits = QueueLimits(),  # noqa: B008  # frozen
         writes: DurableWrites | None = None,
+        cell: str = "",
     ) -> None:
+        self._cell_digits = digits_of(cell)
         self.writes = writes or DurableWrites(redis)
         self._redis = redis
         self._limits = limits
@@ -83,6 +85,10 @@ class JobQueue:
         restricted.input_images = self.input_images.visible_to(owner)
         restricted.batches = self.batches.visible_to(owner)
         return restricted
+
+    def new_id(self) -> str:
+        """Return a new id of a job or a batch."""
+        return new_id(self._cell_digits)
 
     def check_limits(self, owner: str) -> None:
         """Check that a job could be queued now, before its request is processed. `submit` checks again.
@@ -156,7 +162,7 @@ class JobQueue:
             InputsDeleted: An input was deleted since; store the inputs again.
             SourceGone: The job was deleted whose result this one reuses.
         """
-        record = _new_record(spec, options, self.clock.now())
+        record = _new_record(self.new_id(), spec, options, self.clock.now())
         self._submit(record, None, generations)
         return record
 
@@ -177,7 +183,7 @@ class JobQueue:
             NotFound, Expired, Deleted: The job of the earlier request is gone.
             QueueFull, TooManyQueued, QuotaExceeded, InputsDeleted, InvalidApiKey, SourceGone: As for `submit`.
         """
-        record = _new_record(spec, options, self.clock.now())
+        record = _new_record(self.new_id(), spec, options, self.clock.now())
         earlier_id = self._submit(record, key, generations)
         return (record, True) if earlier_id is None else (self.job_store.find(earlier_id), False)
 
@@ -205,7 +211,7 @@ class JobQueue:
         for spec, options in jobs:
             assert options.batch
             # The order of lists by time is that of the batch.
-            record = _new_record(spec, options, created_at + options.batch.index * 1e-6)
+            record = _new_record(options.batch.job_id, spec, options, created_at + options.batch.index * 1e-6)
             fields = rq_fields.get(spec.model)
             if fields is None:
                 fields = rq_fields[spec.model] = RQFields.of(self._queue(spec.model), record.id)
@@ -234,7 +240,7 @@ class JobQueue:
         Fields are in one argument as JSON, because the client takes long to send many; except for those with bytes.
         """
         queue = self._queue(record.spec.model)
-        inputs = list(map(input_key, record.spec.inputs))
+        inputs = list(record.spec.input_keys)
         job = {
             "id": record.id,
             "model": record.spec.model,
@@ -406,10 +412,10 @@ class JobQueue:
         return int(self._queue(model).count)
 
 
-def _new_record(spec: JobSpec, options: JobOptions, created_at: float) -> JobRecord:
+def _new_record(job_id: str, spec: JobSpec, options: JobOptions, created_at: float) -> JobRecord:
     reused = options.reuses
     return JobRecord(
-        id=reused.job_id if reused else options.batch.job_id if options.batch else uuid4().hex,
+        id=reused.job_id if reused else job_id,
         status=JobStatus.SUCCEEDED if reused else JobStatus.QUEUED,
         spec=spec,
         owner=options.owner,

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from img2img.domain.blob_keys import input_key
 from img2img.domain.job import DeadlinePolicy, JobRecord
 from img2img.domain.spec import SPEC_VERSION, dump_spec, parse_spec
 from img2img.domain.webhook import PredictionWebhook
@@ -28,7 +27,7 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
         "status": record.status.value,
         "spec": dump_spec(spec),
         "spec_version": SPEC_VERSION,
-        "inputs": " ".join(map(input_key, spec.inputs)),
+        "inputs": " ".join(spec.input_keys),
         "model": spec.model,
         "owner": record.owner,
         "priority": record.priority.value,

@@ -20,6 +20,7 @@ from img2img.client import (
     WaitTimeout,
 )
 from tests.support.blocking_client import BlockingAsyncClient
+from tests.support.images import encoded, gradient
 
 Response = tuple[int, dict[str, str], bytes]
 
@@ -50,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_PUT = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing."""
@@ -100,6 +101,7 @@ def job(status: str = "queued") -> Response:
 
 
 Scripted = Callable[..., ScriptedServer]
+IMAGE = encoded(gradient(8, 8))
 
 
 def test_stream_events_reconnects_with_the_last_event_id(scripted: Scripted, connect: type[Client]) -> None:
@@ -139,6 +141,34 @@ def test_submit_retries_after_the_time_in_retry_after(scripted: Scripted, connec
     assert second[1]["idempotency-key"] == first[1]["idempotency-key"]
     assert b"pixels" in first[2]
     assert b'name="tiled"\r\n\r\ntrue\r\n' in second[2]
+
+
+def test_images_are_sent_with_the_request_where_there_is_no_bucket(scripted: Scripted, connect: type[Client]) -> None:
+    status, headers, refusal = problem(400)
+    server = scripted((status, headers, refusal.replace(b'"x"}', b'"no_presigned_uploads"}')), job(), job())
+    with connect(server.url, presigned_uploads=True) as client:
+        for _ in range(2):
+            client.submit(image=IMAGE)
+    assert [path for path, _, _ in server.requests] == ["/uploads", "/img2img", "/img2img"]
+    assert all(IMAGE in body for _, _, body in server.requests[1:])
+
+
+def test_images_are_sent_to_the_bucket_without_the_api_key(scripted: Scripted, connect: type[Client]) -> None:
+    bucket = scripted((200, {}, b""), (412, {}, b""), (403, {}, b"AccessDenied"))
+    upload = {"image": "/uploads/1-2", "url": f"{bucket.url}/images/a?sign=1", "headers": {"If-None-Match": "*"}}
+    created = 201, {"content-type": "application/json"}, json.dumps(upload).encode()
+    server = scripted(created, job(), created, job(), created)
+    with connect(server.url, api_key="secret", presigned_uploads=True) as client:
+        for _ in range(2):
+            client.submit(image=IMAGE)
+        with pytest.raises(ApiError, match="AccessDenied"):
+            client.submit(image=IMAGE)
+    (path, headers, body), *_ = bucket.requests
+    assert (path, body, headers["if-none-match"]) == ("/images/a?sign=1", IMAGE, "*")
+    assert "authorization" not in headers
+    assert server.requests[0][1]["authorization"] == "Bearer secret"
+    assert json.loads(server.requests[0][2])["width"] == 8
+    assert b"/uploads/1-2" in server.requests[1][2]
 
 
 def test_submit_raises_without_successful_retry(scripted: Scripted, connect: type[Client]) -> None:

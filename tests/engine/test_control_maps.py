@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from img2img.app.imaging.decode import encode_png
 from img2img.domain.conditioning import Control, ControlType, InpaintRegion, Padding
 from img2img.domain.parameters import Task
 from img2img.domain.spec import JobSpec
 from img2img.errors import JobError
+from img2img.imaging.decode import encode_png
 from img2img.worker.images.control_maps import PREPROCESSORS
 from img2img.worker.images.inputs import load_inputs, to_tensor
 from tests.support.specs import make_spec

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from img2img.app.imaging import sandbox_pool
 from img2img.app.settings import ApiSettings
+from img2img.imaging import sandbox_pool
 from img2img.redis.job_queue import JobQueue
 from tests.http.test_limits import clients_of
 from tests.support.images import encoded, gradient

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -17,10 +18,11 @@ from redis import Redis
 from img2img.app.settings import ApiSettings
 from img2img.blobs import ObjectStore
 from img2img.domain.api_key import Scope
-from img2img.domain.blob_keys import result_key
+from img2img.domain.blob_keys import result_key, upload_key
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
 from img2img.domain.parameters import Task
+from img2img.domain.presigned_upload import PresignedUpload
 from img2img.redis.api_keys import ApiKeys
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -44,6 +46,8 @@ ABLE = CARD.model_copy(
 EDITOR = CARD.model_copy(update={"name": "editor", "tasks": (Task.EDIT,), "max_images": 4})
 IMAGE = encoded(gradient(160, 120))
 OWN = b64encode(encoded(gradient(160, 120, blue=9))).decode()  # an image of the other owner
+# The end of the id of an upload of this image.
+UPLOADED = f"{sha256(IMAGE).hexdigest()}-{len(IMAGE)}-160x120"
 PROMPT = "a private prompt of Ada"
 # Ada has sent all her requests with this idempotency key.
 ORDER = {"Idempotency-Key": "order-17"}
@@ -62,6 +66,7 @@ class Ids:
     sent: str = "3a" * 32  # SHA-256 of an image sent to POST /images
     used: str = "4a" * 32  # SHA-256 of the input image of a job
     group: str = "7a" * 16  # a batch of jobs
+    upload: str = f"77359400{'8a' * 12}-{UPLOADED}"  # an image sent to the bucket
 
 
 ABSENT = Ids()
@@ -77,7 +82,7 @@ def no_ids(_: Ids) -> list[Attempt]:
 
 def references(ids: Ids) -> list[str]:
     """All values that can refer to an image."""
-    paths = [f"/jobs/{ids.done}/images/0", f"/jobs/{ids.done}/result"]
+    paths = [f"/jobs/{ids.done}/images/0", f"/jobs/{ids.done}/result", f"/uploads/{ids.upload}"]
     return [*paths, f"/jobs/{ids.batch}/images/0", f"/jobs/{ids.batch}/images/1", ids.sent, ids.used]
 
 
@@ -197,6 +202,7 @@ ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/batches"): batches,
     ("GET", "/batches"): batch_lists,
     ("POST", "/images"): uploads,
+    ("POST", "/uploads"): lambda _: [{"json": {"sha256": "0" * 64, "bytes": 9, "content_type": "image/png"}}],
     ("GET", "/jobs"): lists,
     ("POST", "/v1/images/edits"): edits,
     ("POST", "/v1/images/variations"): forms,
@@ -283,7 +289,7 @@ ATTEMPTS |= {
 
 def attempts_at(method: str, path: str, ids: Ids) -> list[tuple[str, Attempt]]:
     """Return the paths and requests that try to reach the data of these ids."""
-    if any(name in path for name in ("{job_id}", "{sha256}", "{batch_id}")):
+    if any(name in path for name in ("{job_id}", "{sha256}", "{batch_id}", "{upload_id}")):
         values = [getattr(ids, one.name) for one in fields(Ids)]
         return [(path_of(path, value, index), {}) for value in values for index in (0, 1)]
     assert (method, path) in ATTEMPTS, f"add requests for {method} {path} with another owner's ids to ATTEMPTS"
@@ -322,7 +328,12 @@ class Scene:
         sent = self.ada.post("/images", files={"image": IMAGE}).json()["sha256"]
         used = self.ada.get(f"/jobs/{waiting}").json()["request"]["image"]
         group = self.ada.post("/batches", json={"request": {"image": sent, "prompt": PROMPT}}).json()["id"]
-        self.ids = Ids(waiting, running, done, batch, edited, sent, used, group)
+        upload = PresignedUpload.parse(f"77359400{'8b' * 12}-{UPLOADED}")
+        assert upload is not None
+        key, owner = upload_key(upload.id), queue.job_store.find(waiting).owner
+        queue.input_images.retain_upload(key, len(IMAGE), 3600, owner)
+        store.put(key, IMAGE)
+        self.ids = Ids(waiting, running, done, batch, edited, sent, used, group, upload.id)
         self.secrets = [PROMPT.encode(), b64encode(JPEG), *results, *map(b64encode, results)]
 
     def _submit_to_web_ui(self) -> None:
@@ -350,7 +361,8 @@ class Scene:
         """Return the text with Ada's ids replaced by unknown ones."""
         for one in fields(Ids):
             text = text.replace(getattr(self.ids, one.name), getattr(ABSENT, one.name))
-        return text
+        # In an error message, long ids are cut off.
+        return text.replace(self.ids.upload[:32], ABSENT.upload[:32])
 
     def interrupted(self) -> bool:
         """Whether Ada's web UI request ends as cancelled."""
@@ -409,7 +421,7 @@ def test_attempts_succeed_for_the_owner(scene: Scene) -> None:
     for attempt in edits(scene.ids):  # would wait for the end of the job
         if {"controls", "image_prompts"} & set(attempt["data"]):
             error = scene.bob.post("/v1/images/edits", **attempt).text
-            assert "There is no job" in error or "No image of yours with this sha256" in error
+            assert any(one in error for one in ("There is no job", "No image of yours with this", "no such upload"))
     progress = scene.ada.get("/sdapi/v1/progress").json()
     assert progress["state"]["job"] == scene.ids.running
     assert progress["current_image"] == b64encode(JPEG).decode()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2img.app.http.errors import ImageError
-from img2img.app.imaging.parts import MAX_CHUNKS, MAX_SEGMENTS
-from img2img.app.imaging.sandbox_limits import SandboxLimits
-from img2img.app.imaging.sandbox_pool import DecoderPool
 from img2img.domain.parameters import Resize
+from img2img.errors import ImageError
+from img2img.imaging.parts import MAX_CHUNKS, MAX_SEGMENTS
+from img2img.imaging.sandbox_limits import SandboxLimits
+from img2img.imaging.sandbox_pool import DecoderPool
 from tests.support.images import encoded, gradient
 from tests.support.invalid_images import chunk, png_claiming
 

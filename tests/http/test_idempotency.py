@@ -80,6 +80,8 @@ CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 BLOCKING = [path for path in CREATING if path.startswith(("/v1/", "/sdapi/", "/controlnet/", "/hf"))]
 UPLOADS = ("/images", "/replicate/v1/files")
 CREATES_NOTHING = {
+    # It creates uploads where images are in a bucket: `tests/e2e/test_s3_service.py`.
+    "/uploads",
     "/batches/{batch_id}/cancel",
     "/jobs/{job_id}/cancel",
     "/models/{name:name}/reset",

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2img.app.http.errors import ImageError
-from img2img.app.imaging import sandbox_pool
-from img2img.app.imaging.sandbox_limits import SandboxLimits
-from img2img.app.imaging.sandbox_pool import DecoderPool
-from img2img.app.imaging.sandbox_protocol import receive, send
 from img2img.domain.parameters import Resize
-from img2img.errors import Unavailable
+from img2img.errors import ImageError, Unavailable
+from img2img.imaging import sandbox_pool
+from img2img.imaging.sandbox_limits import SandboxLimits
+from img2img.imaging.sandbox_pool import DecoderPool
+from img2img.imaging.sandbox_protocol import receive, send
 from tests.support.images import encoded, gradient
 
 PLAIN = encoded(gradient(96, 64))
@@ -230,7 +229,7 @@ def test_close_leaves_no_processes(make_decoders: Callable[..., DecoderPool]) ->
 
 ATTEMPTS = """
 import os, socket
-from img2img.app.imaging.sandbox_limits import enter_sandbox
+from img2img.imaging.sandbox_limits import enter_sandbox
 enter_sandbox(50_000_000)
 for attempt in (lambda: open("/etc/passwd"), lambda: open("/tmp/x", "w"), socket.socket, os.pipe, lambda: os.dup(1),
                lambda: bytearray(60_000_000), lambda: os.truncate("/dev/null", 1)):

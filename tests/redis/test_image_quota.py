@@ -14,7 +14,8 @@ from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key, result_key, upload_key
 from img2img.domain.job import JobOptions
 from img2img.domain.parameters import Task
-from img2img.erasure import Eraser
+from img2img.domain.presigned_upload import PresignedUpload
+from img2img.erasure import LATE_IMAGES_S, Eraser
 from img2img.errors import QuotaExceeded, StorageFull
 from img2img.redis import keys, outage
 from img2img.redis.idempotency import IdempotencyKey
@@ -406,3 +407,24 @@ def test_reasons_of_redis_are_told_apart(redis: Redis) -> None:
     redis.replicaof("NO", "ONE")
     assert outage.why_not_writable(redis) is None
     assert outage.reason_of(ResponseError("WRONGTYPE")) is None
+
+
+def test_image_that_is_sent_after_its_upload_was_deleted_is_deleted_too(redis: Redis, store: ObjectStore) -> None:
+    queue = JobQueue(redis)
+    eraser, now = Eraser(queue, store), queue.clock.now()
+    upload = PresignedUpload.new(digest(1), 5, None, now)
+    old = PresignedUpload.new(digest(1), 5, None, now - 24 * 3600)
+    for one in (upload, old):
+        queue.input_images.retain_upload(upload_key(one.id), 5, 3600, "ada")
+        store.put(upload_key(one.id), b"image")
+        eraser.delete_upload(one.id)
+        assert store.get(upload_key(one.id)) is None
+    assert counters(redis) == {}
+    # Its URL is valid for some time.
+    store.put(upload_key(upload.id), b"image")
+    [(listed, due_at)] = redis.zrange(keys.INPUT_IMAGES, 0, -1, withscores=True)
+    assert (listed.decode(), due_at) == (upload_key(upload.id), upload.expires_at + LATE_IMAGES_S)
+    redis.zadd(keys.INPUT_IMAGES, {listed: now})
+    eraser.delete_claimed(*queue.input_images.claim_unused())
+    assert store.get(upload_key(upload.id)) is None
+    assert counters(redis) == {}

@@ -77,7 +77,7 @@ def path_of(route: str, id: str = "0" * 32, index: int = 0) -> str:
     names |= {"owner": "img2img", "model": "unknown"}
     if route.endswith("/predictions") or route.startswith("/hf/"):
         names |= {"name": "demo", "model": "demo"}
-    return re.sub(r":\w+}", "}", route).format(**names, job_id=id, batch_id=id, sha256=id, index=index)
+    return re.sub(r":\w+}", "}", route).format(**names, job_id=id, batch_id=id, sha256=id, upload_id=id, index=index)
 
 
 @contextmanager

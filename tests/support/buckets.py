@@ -12,8 +12,7 @@ from unittest.mock import patch
 import httpx
 
 from img2img.app.supervisor.supervisor import free_port
-
-KEY_ID, SECRET = "AKIDEXAMPLE", "not-a-secret"
+from tests.support.signatures import KEY_ID, SECRET
 
 
 @dataclass(frozen=True)

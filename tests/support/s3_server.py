@@ -14,6 +14,8 @@ from typing import Any
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
 
+from tests.support.signatures import is_signed
+
 Environ = dict[str, Any]
 
 
@@ -74,7 +76,27 @@ class ComparesChecksums(SerializedRequests):
         return super().__call__(environ, start_response)
 
 
-KINDS = {kind.__name__: kind for kind in (SerializedRequests, IgnoresConditions, LosesResponses, ComparesChecksums)}
+class ChecksSignatures(ComparesChecksums):
+    """Rejects requests to a signed URL whose signature is not that of the request. moto accepts all."""
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if "X-Amz-Signature=" in environ["QUERY_STRING"]:
+            headers = {
+                name.removeprefix("HTTP_").replace("_", "-").lower(): value
+                for name, value in environ.items()
+                if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH")
+            }
+            url = f"http://{environ['HTTP_HOST']}{environ['PATH_INFO']}?{environ['QUERY_STRING']}"
+            if not is_signed(environ["REQUEST_METHOD"], url, headers):
+                start_response("403 Forbidden", [])
+                return [b"<Error><Code>SignatureDoesNotMatch</Code></Error>"]
+        return super().__call__(environ, start_response)
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (SerializedRequests, IgnoresConditions, LosesResponses, ComparesChecksums, ChecksSignatures)
+}
 
 if __name__ == "__main__":
     host, port, *kind = sys.argv[1:]

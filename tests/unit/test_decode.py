@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageCms, PngImagePlugin
 
-from img2img.app.http.errors import ImageError, UnsupportedMedia
-from img2img.app.imaging.decode import encode_png, fit
-from img2img.app.imaging.sandbox_limits import SandboxLimits
-from img2img.app.imaging.sandbox_pool import DecoderPool
 from img2img.domain.parameters import Resize
+from img2img.errors import ImageError, UnsupportedMedia
+from img2img.imaging.decode import encode_png, fit
+from img2img.imaging.sandbox_limits import SandboxLimits
+from img2img.imaging.sandbox_pool import DecoderPool
 from tests.support.images import encoded, gradient
 from tests.support.invalid_images import BROKEN, MAX_PIXELS, OTHER_FILES, SIZE, chunk
 

@@ -6,8 +6,8 @@ import time
 import pytest
 from PIL import Image
 
-from img2img.app.imaging.dimensions import pixel_count
-from img2img.app.imaging.parts import MAX_SEGMENTS
+from img2img.imaging.dimensions import pixel_count
+from img2img.imaging.parts import MAX_SEGMENTS
 from tests.support.images import encoded, gradient
 
 SIZE = (160, 121)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from img2img.app.imaging.fair_slots import DecodersBusy, FairSlots
+from img2img.imaging.fair_slots import DecodersBusy, FairSlots
 
 
 class Decoders:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from img2img.app.imaging.png import SIGNATURE, read_texts, without_metadata
+from img2img.imaging.png import SIGNATURE, read_texts, without_metadata
 from img2img.worker.images.png import decode_png, encode_png
 from tests.support.invalid_images import chunk
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from img2img.domain.blob_keys import input_key, upload_key
 from img2img.domain.parameters import Task
-from img2img.domain.spec import dump_spec, parse_spec
+from img2img.domain.presigned_upload import PresignedUpload
+from img2img.domain.spec import Img2ImgSpec, dump_spec, parse_spec
 from tests.support.specs import CLASSES, make_spec
 
 SHA256 = "^[0-9a-f]{64}$"
@@ -97,3 +99,16 @@ def test_cost_counts_the_calls_that_speed_is_expected_to_make() -> None:
     assert exact > 1.7 * fast > 1.7 * turbo
     few = [make_spec(num_inference_steps=3, speed=speed).cost for speed in ("exact", "turbo")]
     assert few[0] == few[1], "the first calls and the last one are always made"
+
+
+def test_upload_of_a_client_is_an_input_with_another_key() -> None:
+    upload = PresignedUpload.new(IMAGE, 9, (64, 64), now=1e9)
+    spec = make_spec(image=IMAGE, upload=upload.id, image_prompts=PROMPTS)
+    assert isinstance(spec, Img2ImgSpec)
+    assert spec.inputs[0] == IMAGE
+    others = [digest for digest in spec.inputs if digest != IMAGE]
+    assert spec.input_keys == (upload_key(upload.id), *map(input_key, others))
+    assert IMAGE not in spec.without_inputs().model_dump_json()
+    assert spec.without_inputs().input_keys == ()
+    assert parse_spec(dump_spec(spec)) == (spec, ())
+    assert "upload" not in dump_spec(make_spec()), "an earlier version can read it"

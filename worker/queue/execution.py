@@ -18,9 +18,10 @@ from rq.job import Job
 from img2img.blobs import BlobStore
 from img2img.domain.blob_keys import result_key, without_hashes
 from img2img.domain.job import ImageInfo, JobRecord
+from img2img.domain.presigned_upload import PresignedUpload
 from img2img.errors import Cancelled, Flagged, JobError
 from img2img.redis.job_queue import MAX_ATTEMPTS
-from img2img.stored_images import read_input, report_damage
+from img2img.stored_images import read_input, read_upload, report_damage
 from img2img.telemetry.logging import job_context
 
 from ..engine.task import Urgency
@@ -202,8 +203,18 @@ class JobExecution:
         missing = [i for i in range(spec.num_images) if i not in self._stored]
         if not missing:
             return None
-        pngs = self._retry(lambda: {digest: self._read_input(store, digest) for digest in spec.inputs})
+        upload = PresignedUpload.parse(getattr(spec, "upload", None) or "")
+        digests = [digest for digest in spec.inputs if upload is None or digest != upload.sha256]
+        pngs = self._retry(lambda: {digest: self._read_input(store, digest) for digest in digests})
+        if upload is not None:
+            image = self._retry(lambda: self._read_upload(store, upload))
+            pngs[upload.sha256] = runner.decode_upload(image, upload, spec)
         return runner.prepare(spec, pngs, missing, self._lease.model, self._urgency, self.record.owner)
+
+    def _read_upload(self, store: BlobStore, upload: PresignedUpload) -> bytes:
+        if self._stopping:
+            raise Cancelled
+        return read_upload(store, upload, self.job_id)
 
     def _read_input(self, store: BlobStore, digest: str) -> bytes:
         # The inputs of a job that is being deleted may be gone, which is no damage.

@@ -10,9 +10,9 @@ from img2img.domain.conditioning import ControlType
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Resize
 from img2img.errors import ParameterError
+from img2img.imaging.decode import encode_png
 
-from ...imaging.decode import encode_png
-from ...imaging.decoder_share import DecoderShare
+from ...backends.decoder_share import DecoderShare
 from ...submission.spec_builder import error_field
 from .images import parse_web_image
 

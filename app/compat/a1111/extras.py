@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.parameters import MAX_IMAGES, MAX_SIDE, Resize
 from img2img.errors import ParameterError
+from img2img.imaging.decode import encode_png, fit
 
 from ...http.request_body import read_json, validated
-from ...imaging.decode import encode_png, fit
 from ...schemas.requests import Img2ImgRequest
 from ..blocking_jobs import BlockingJobs, BlockingJobsDep
 from .errors import web_ui_fields

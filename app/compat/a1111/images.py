@@ -6,9 +6,9 @@ from PIL import Image
 
 from img2img.domain.parameters import Resize
 from img2img.errors import ParameterError
+from img2img.imaging.decode import encode_png
+from img2img.imaging.sandbox_pool import SandboxedImage
 
-from ...imaging.decode import encode_png
-from ...imaging.sandbox_pool import SandboxedImage
 from ...schemas.request_fields import parse_image
 
 

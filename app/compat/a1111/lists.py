@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict
 from img2img.domain.infotext import parse_infotext
 from img2img.domain.model_card import ModelCard
 from img2img.domain.sampler_names import AUTOMATIC, UNIFORM, WEB_UI_SAMPLERS, WEB_UI_SCHEDULES
+from img2img.imaging.file_types import identify
+from img2img.imaging.parts import check_parts
+from img2img.imaging.png import read_texts
 
 from ...dependencies import DefaultModelDep
 from ...http.request_body import read_json
-from ...imaging.file_types import identify
-from ...imaging.parts import check_parts
-from ...imaging.png import read_texts
 from ...schemas.request_fields import ImageBytes
 from ..blocking_jobs import BlockingJobsDep
 from .options import chosen_model
@@ -138,7 +138,7 @@ class PngInfoRequest(BaseModel):
 async def png_info(request: Request) -> dict[str, Any]:
     """Returns the texts of an image, among them the parameters that results have."""
     body = await read_json(request, PngInfoRequest, strict=False)
-    return await run_sync(_png_info, body.image, limiter=request.app.state.services.parsers)
+    return await run_sync(_png_info, body.image, limiter=request.app.state.cells.all[0].parsers)
 
 
 def _png_info(image: bytes) -> dict[str, Any]:

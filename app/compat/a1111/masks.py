@@ -4,9 +4,9 @@ from PIL import Image, ImageChops, ImageFilter
 
 from img2img.domain.parameters import Resize
 from img2img.errors import ParameterError
+from img2img.imaging.decode import encode_png, fit, to_binary
 
-from ...imaging.decode import encode_png, fit, to_binary
-from ...imaging.decoder_share import DecoderShare
+from ...backends.decoder_share import DecoderShare
 from ...submission.spec_builder import error_field
 
 # Blur radii in pixels: from the average colour of the surroundings to the colours at the edge.

@@ -23,8 +23,8 @@ from img2img.domain.parameters import (
 )
 from img2img.errors import ParameterError
 
+from ...backends.decoder_share import DecoderShare
 from ...http.request_body import validated
-from ...imaging.decoder_share import DecoderShare
 from ...schemas.requests import Img2ImgRequest
 from .controlnet_units import Unit, convert_units
 from .images import fill_borders, parse_web_image

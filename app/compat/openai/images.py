@@ -7,9 +7,9 @@ from typing import Literal
 from PIL import Image
 
 from img2img.errors import ParameterError
+from img2img.imaging.decode import encode_png
 
-from ...imaging.decode import encode_png
-from ...imaging.decoder_share import DecoderShare
+from ...backends.decoder_share import DecoderShare
 from ...progress.image_formats import convert_image
 from ...schemas.request_fields import ALPHA
 from ...schemas.responses import ImageFormat

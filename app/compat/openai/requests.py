@@ -9,9 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from img2img.domain.conditioning import MAX_REFERENCE_IMAGES
 from img2img.domain.parameters import MAX_IMAGES
-from img2img.errors import ParameterError
+from img2img.errors import ParameterError, UnsupportedMedia
 
-from ...http.errors import UnsupportedMedia
 from ...http.request_body import media_type_of, read_form, read_json
 from ...schemas.request_fields import parse_image, parse_json_field
 from ...schemas.requests import Img2ImgRequest

@@ -13,11 +13,11 @@ from img2img.domain.job import JobRecord, JobStatus
 from img2img.domain.model_card import ModelCard
 from img2img.erasure import Eraser
 from img2img.errors import NotFound, ParameterError
+from img2img.imaging.file_types import MAGIC_BYTES, identify
 from img2img.redis.input_images import StoredUpload
 from img2img.redis.job_store import CURSOR, Cursor
 
 from ...http.request_body import read_form, read_json
-from ...imaging.file_types import MAGIC_BYTES, identify
 from ...progress.long_poll import MAX_WAIT_S, preferred_wait, wait_for_end
 from ...schemas.predictions import OWNER, PATH, Prediction, model_view, version_of, version_view
 from ...schemas.requests import Img2ImgRequest

@@ -2,7 +2,7 @@
 
 import struct
 
-from ..http.errors import ImageError
+from img2img.errors import ImageError
 
 # Encoders write pixels in chunks of 8 kB or more, and metadata in a few.
 MAX_CHUNKS = 20_000

@@ -7,9 +7,11 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 from anyio.to_thread import run_sync
 
+from img2img.domain.presigned_upload import PresignedUpload
+from img2img.imaging.dimensions import MOST_PASSES, pixel_count
+from img2img.imaging.sandbox_pool import LIGHT_PIXELS, DecoderPool, SandboxedImage
+
 from ..http.rate_limit import RateLimiter
-from .dimensions import MOST_PASSES, pixel_count
-from .sandbox_pool import LIGHT_PIXELS, DecoderPool, SandboxedImage
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -58,13 +60,14 @@ class DecoderShare:
             JobTooExpensive, RateLimited: The owner has reached the rate limit.
         """
         pixels = pixel_count(data)
-        self._spend(pixels)
+        self.spend(pixels)
         with self.pool.open(data) as image:
             if not pixels:
-                self._spend(image.size[0] * image.size[1])
+                self.spend(image.size[0] * image.size[1])
             yield image
 
-    def _spend(self, pixels: int) -> None:
+    def spend(self, pixels: int) -> None:
+        """Count pixels that are decoded for the owner. Raises JobTooExpensive or RateLimited."""
         # An image with more is refused before its pixels are decoded.
         if self.rate_limiter and 0 < pixels <= MOST_PASSES * self.pool.limits.max_pixels:
             self.rate_limiter.spend_decoding(self.owner, pixels)
@@ -72,6 +75,8 @@ class DecoderShare:
 
 def _is_heavy(image: object) -> bool:
     """Whether decoding an image may take long. The size of a referenced image is not known yet."""
+    if isinstance(image, PresignedUpload) and image.size:
+        return image.size[0] * image.size[1] > LIGHT_PIXELS
     if isinstance(image, bytes):
         return not 0 < pixel_count(image) <= LIGHT_PIXELS
     return image is not None and not isinstance(image, str)

@@ -10,12 +10,11 @@ from itertools import chain
 from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 from img2img.domain.parameters import Resize
+from img2img.errors import ImageError
+from img2img.imaging import jpeg, png
+from img2img.imaging.file_types import identify
+from img2img.imaging.parts import check_parts
 from img2img.png import UP_FILTER, png_file
-
-from ..http.errors import ImageError
-from . import jpeg, png
-from .file_types import identify
-from .parts import check_parts
 
 SRGB = ImageCms.createProfile("sRGB")
 # A progressive JPEG has about ten scans. Each takes a few bytes and costs a pass over the image.

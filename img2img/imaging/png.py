@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import PngImagePlugin
 
-from ..http.errors import ImageError
+from img2img.errors import ImageError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Ancillary chunks that change the pixels, or show that the image is animated.

@@ -18,12 +18,10 @@ from PIL import Image
 
 from img2img.container_limits import cpu_count, memory_bytes
 from img2img.domain.parameters import Resize
-from img2img.errors import Unavailable
-
-from ..http.errors import ImageError, UnsupportedMedia
-from .fair_slots import FairSlots
-from .sandbox_limits import BYTES_PER_PIXEL, SandboxLimits
-from .sandbox_protocol import Header, receive, send
+from img2img.errors import ImageError, Unavailable, UnsupportedMedia
+from img2img.imaging.fair_slots import FairSlots
+from img2img.imaging.sandbox_limits import BYTES_PER_PIXEL, SandboxLimits
+from img2img.imaging.sandbox_protocol import Header, receive, send
 
 # Seconds until a new decoder is ready, on a busy machine.
 START_S = 60.0
@@ -65,7 +63,7 @@ class Decoder:
         numbers = (limits.max_pixels, limits.max_bytes, limits.memory_bytes, limits.cpu_s)
         try:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-m", "img2img.app.imaging.sandbox_process", *map(str, numbers)],
+                [sys.executable, "-P", "-m", "img2img.imaging.sandbox_process", *map(str, numbers)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},

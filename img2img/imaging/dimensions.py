@@ -5,8 +5,8 @@ The bytes are untrusted. An image that these functions misread is measured by a 
 
 import struct
 
-from .decode import MAX_SCANS
-from .parts import BARE_MARKERS, MAX_SEGMENTS
+from img2img.imaging.decode import MAX_SCANS
+from img2img.imaging.parts import BARE_MARKERS, MAX_SEGMENTS
 
 # Markers of a JPEG with its size: SOF0 to SOF15, except DHT, JPG and DAC.
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}

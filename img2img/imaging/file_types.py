@@ -2,7 +2,7 @@
 
 import re
 
-from ..http.errors import UnsupportedMedia
+from img2img.errors import UnsupportedMedia
 
 ACCEPTED = {"PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "WEBP": rb"RIFF....WEBP"}
 # Bytes by which these are identified.

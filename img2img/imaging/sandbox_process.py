@@ -1,4 +1,4 @@
-"""A decoder process: `python -m img2img.app.imaging.sandbox_process MAX_PIXELS MAX_BYTES MEMORY_BYTES CPU_S`.
+"""A decoder process: `python -m img2img.imaging.sandbox_process MAX_PIXELS MAX_BYTES MEMORY_BYTES CPU_S`.
 
 Reads requests from standard input and writes replies to standard output until the input ends. A request opens an image
 or converts the open one. Replies hold sizes and raw pixels, nothing that the API server would have to decode.
@@ -14,11 +14,10 @@ from typing import BinaryIO
 from PIL import Image, ImageCms, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from img2img.domain.parameters import Resize
-
-from ..http.errors import ImageError, UnsupportedMedia
-from .decode import EncodedImage
-from .sandbox_limits import enter_sandbox, set_cpu_limit
-from .sandbox_protocol import Header, receive, send
+from img2img.errors import ImageError, UnsupportedMedia
+from img2img.imaging.decode import EncodedImage
+from img2img.imaging.sandbox_limits import enter_sandbox, set_cpu_limit
+from img2img.imaging.sandbox_protocol import Header, receive, send
 
 # Pillow imports some of these for the first image that needs them. In the sandbox that is too late.
 NEEDED = (ImageCms, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
