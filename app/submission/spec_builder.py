@@ -373,7 +373,8 @@ def build_control_map_spec(request: ControlMapRequest, card: ModelCard, reader: 
 def needs_decoder(request: Img2ImgRequest) -> bool:
     """Return whether an image of a request is decoded by the API server, unless `ImageReader.may_defer` is false."""
     controls, prompts = (control.image for control in request.controls), (one.image for one in request.image_prompts)
-    others = (request.mask, *request.images, *controls, *prompts)
+    regions = (region.mask for region in request.regions)
+    others = (request.mask, *request.images, *controls, *prompts, *regions)
     return any(image is not None for image in others) or not _can_be_deferred(request)
 
 
