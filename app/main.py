@@ -69,6 +69,7 @@ from .routes import (
     images,
     img2img,
     jobs,
+    masks,
     model_changes,
     models,
     results,
@@ -90,6 +91,7 @@ ROUTERS = tuple(
     for module in (
         img2img,
         control_maps,
+        masks,
         images,
         uploads,
         jobs,

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.api_server import CARD, ApiServer, run_api_server
-from img2img.app.submission.geometry import nearest_bucket
+from img2img.domain.geometry import nearest_bucket
 from img2img.domain.parameters import Resize
 from img2img.imaging.decode import EncodedImage, encode_png
 from img2img.imaging.sandbox_limits import SandboxLimits

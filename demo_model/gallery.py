@@ -26,7 +26,7 @@ from .styles import render
 GALLERY = Path(__file__).parent.parent / "docs" / "images" / "gallery"
 GAP = 8
 # Pixels of a side at which images are shown, and of the text below them.
-SHOWN, TEXT_SIZE, LINES = 256, 15, 2
+SHOWN, TEXT_SIZE, LINES = 256, 15, 3
 SCENES = {"house": HELD_OUT_SEED + 2267, "lake": HELD_OUT_SEED + 3463, "example": HELD_OUT_SEED + 41}
 STEPS = 25
 
@@ -51,6 +51,10 @@ class ServiceClient:
     def map_of(self, image: Image.Image, kind: str) -> Image.Image:
         """Return the control map that the service makes of an image."""
         return self._images(self._client.control_map(image, kind))[0]
+
+    def mask_of(self, image: Image.Image, words: str) -> Image.Image:
+        """Return the mask of the thing that words name."""
+        return self._images(self._client.find_mask(image, text=words, grow=2))[0]
 
     def _images(self, job: Job) -> list[Image.Image]:
         for _ in self._client.stream_events(job):
@@ -79,10 +83,10 @@ def variations(tasks: ServiceClient) -> list[Captioned]:
     """A rendered image and four variations."""
     photo = _rendered("house")
     wishes = (
-        ("a watercolor painting of a yellow house in summer by day", 0.5, 1),
-        ("an oil painting of a yellow house in autumn by day", 0.6, 1),
+        ("a watercolor painting of a yellow house in summer by day", 0.5, 2),
+        ("an oil painting of a yellow house in autumn by day", 0.6, 3),
         ("a photo of a yellow house in winter by day", 0.5, 1),
-        ("a photo of a yellow house in summer at night", 0.6, 1),
+        ("a photo of a yellow house in summer at night", 0.6, 6),
     )
     made = [
         (tasks.make(image=photo, prompt=prompt, strength=strength, seed=seed)[0], f"{prompt}; strength {strength}")
@@ -106,6 +110,17 @@ def inpainting(tasks: ServiceClient) -> list[Captioned]:
         for prompt, seed in prompts
     ]
     return [(photo, "input: a rendered image"), (mask.convert("RGB"), "mask"), *made]
+
+
+def words(tasks: ServiceClient) -> list[Captioned]:
+    """Masks by words, and results with them."""
+    photo = _rendered("house")
+    wishes = {"the house": "a photo of a purple house in summer by day", "the sky": "a photo of a house at sunset"}
+    made = []
+    for thing, prompt in wishes.items():
+        [image] = tasks.make(image=photo, mask={"text": thing, "grow": 2}, prompt=prompt, guidance_scale=2.0, seed=1)
+        made += [(tasks.mask_of(photo, thing), f"mask: {thing}"), (image, prompt)]
+    return [(photo, "input: a rendered image"), *made]
 
 
 def outpainting(tasks: ServiceClient) -> list[Captioned]:
@@ -229,6 +244,7 @@ def super_resolution(tasks: ServiceClient) -> list[Captioned]:
 TASKS: dict[str, Callable[[ServiceClient], list[Captioned]]] = {
     "variations": variations,
     "inpainting": inpainting,
+    "words": words,
     "outpainting": outpainting,
     "edges": edge_to_image,
     "depth": depth_to_image,

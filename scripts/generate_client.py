@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from img2img.app.schemas.batches import BatchItem
-from img2img.app.schemas.requests import ControlMapRequest, Img2ImgRequest
+from img2img.app.schemas.requests import ControlMapRequest, Img2ImgRequest, MaskRequest
 
 Json = dict[str, Any]
 
@@ -30,12 +30,14 @@ NAMES = {
     "ControlRequest": "ControlFields",
     "ImagePromptRequest": "ImagePromptFields",
     "Lora": "LoraFields",
+    "MaskObject": "MaskFields",
     "Padding": "PaddingFields",
+    "Refinement": "RefineFields",
     "RegionRequest": "RegionFields",
     "Webhook": "WebhookFields",
 }
-IMAGE_FIELDS = {"image": "ImageInput", "mask": "ImageInput", "images": "Sequence[ImageInput]"}
-# Of `Client.control_map`, positional arguments.
+IMAGE_FIELDS = {"image": "ImageInput", "mask": "ImageInput | MaskFields", "images": "Sequence[ImageInput]"}
+# Of `Client.control_map` and `Client.find_mask`, positional arguments.
 POSITIONAL = ("image", "type")
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
 # Files for asyncio, and those that are generated from them.
@@ -75,7 +77,9 @@ def sync_source(name: str) -> str:
 def fields_source() -> str:
     """Return the source of `fields.py`."""
     submit, control_map, item = _schema(Img2ImgRequest), _schema(ControlMapRequest), _schema(BatchItem)
-    definitions: Json = submit["$defs"] | control_map["$defs"]
+    find = _schema(MaskRequest)
+    find["properties"] = {name: field for name, field in find["properties"].items() if name not in POSITIONAL}
+    definitions: Json = submit["$defs"] | control_map["$defs"] | find["$defs"]
     control_map["properties"] = {
         name: field for name, field in control_map["properties"].items() if name not in POSITIONAL
     }
@@ -91,6 +95,7 @@ def fields_source() -> str:
     batch_item = _typed_dict("BatchItemFields", item, "Fields of `POST /img2img`, and a name, for `POST /batches`.")
     parts.append("\n" + batch_item.replace("TypedDict, total=False", "SubmitFields, total=False"))
     parts.append("\n" + _typed_dict("ControlMapFields", control_map, "Fields of `POST /control-maps`."))
+    parts.append("\n" + _typed_dict("FindMaskFields", find, "Fields of `POST /masks`."))
     return "\n".join(parts)
 
 
@@ -125,7 +130,8 @@ def _type(schema: Json) -> str:
     if "enum" in schema:
         return _literal(schema["enum"], "")
     if schema["type"] == "array":
-        return f"Sequence[{_type(schema['items'])}]"
+        items = [schema["items"]] if "items" in schema else schema["prefixItems"]
+        return f"Sequence[{' | '.join(dict.fromkeys(map(_type, items)))}]"
     return TYPES[schema["type"]]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from img2img.domain.geometry import visible_box
 from img2img.domain.infotext import infotext
 from img2img.domain.parameters import Background
 from img2img.domain.presigned_upload import PresignedUpload
@@ -104,7 +105,12 @@ class Rendering:
         # Image by image.
         self.tasks = [
             EngineTask(
-                f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.steps_run, origin=origin
+                f,
+                self._task_done,
+                runs_alone=self._runs_alone,
+                urgency=urgency,
+                steps=spec.total_steps // spec.passes,
+                origin=origin,
             )
             for f in functions
         ]
@@ -252,6 +258,8 @@ class Rendering:
         results = [task.result for task in self.tasks[i * count : (i + 1) * count]]
         if self._inputs.tiled_image:
             return self._inputs.tiled_image.merge(results)
+        if isinstance(results[0], np.ndarray):
+            return results[0]
         pixels = to_pixels(results[0])
         return self._inputs.canvas.paste(pixels) if self._inputs.canvas else pixels
 
@@ -334,10 +342,13 @@ class JobRunner:
             DeviceLost: the device failed.
         """
         with _raising_device_lost():
-            if isinstance(spec, InpaintSpec) and spec.region.background:
-                inputs = load_inputs(*self._with_background(spec, pngs, model, urgency), model.annotators)
-            else:
-                inputs = load_inputs(spec, pngs, model.annotators)
+            loaded: JobSpec = spec
+            if isinstance(spec, InpaintSpec) and spec.region.find is not None:
+                spec, pngs = self._find_mask(spec, pngs, model, urgency)
+                loaded = spec
+            elif isinstance(spec, InpaintSpec) and spec.region.background:
+                loaded, pngs = self._with_background(spec, pngs, model, urgency)
+            inputs = load_inputs(loaded, pngs, model.annotators)
         return Rendering(
             self._engine,
             model,
@@ -376,6 +387,29 @@ class JobRunner:
         digest = sha256(png).hexdigest()
         region = spec.region.model_copy(update={"mask": digest, "background": False})
         return spec.model_copy(update={"region": region}), {**pngs, digest: png}
+
+    def _find_mask(
+        self, spec: InpaintSpec, pngs: Mapping[str, bytes], model: Model, urgency: Urgency
+    ) -> tuple[InpaintSpec, Mapping[str, bytes]]:
+        """Return the job with the mask that it asks for, and its images with that mask. Waits for the engine."""
+        region = spec.region
+        assert region.find is not None
+        assert spec.image is not None
+        image, find = decode_png(pngs[spec.image]), region.find
+        ended = threading.Event()
+        task = EngineTask(lambda _: model.segmenters.mask(image, find), lambda _: ended.set(), urgency=urgency)
+        self._engine.submit_short([task])
+        ended.wait()
+        if task.error is not None:
+            raise _to_job_error(task.error)
+        png = encode_png(np.asarray(task.result.convert("RGB")), None)
+        digest = sha256(png).hexdigest()
+        found: dict[str, object] = {"mask": digest}
+        if region.padding is not None:
+            masked, size = task.result.getbbox(), (spec.width, spec.height)
+            found["box"] = visible_box(masked, region.margins, region.canvas, region.padding, model.card, size)
+        spec = spec.model_copy(update={"region": region.model_copy(update=found)})
+        return spec, {**pngs, digest: png}
 
 
 @contextmanager

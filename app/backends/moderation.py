@@ -72,7 +72,11 @@ class RequestModeration:
     def _contents(self, spec: JobSpec, blobs: Mapping[str, bytes]) -> list[tuple[Subject, tuple[str | bytes, ...]]]:
         """Return the parts of each request to the endpoint: one for all texts, and one for each image."""
         contents: list[tuple[Subject, tuple[str | bytes, ...]]] = []
-        given = tuple(text for text in texts_of(spec) if text.strip())
+        find = spec.region.find if isinstance(spec, InpaintSpec) else getattr(spec, "find", None)
+        texts = [*texts_of(spec), (find and find.text) or ""]
+        for refinement in getattr(spec, "refine", ()):
+            texts += [refinement.detect, refinement.prompt or "", refinement.negative_prompt or ""]
+        given = tuple(text for text in texts if text.strip())
         if given and "prompt" in self._subjects:
             contents.append(("prompt", given))
         if "input" in self._subjects:

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from .errors import WrongUsage
+from .mask_options import mask_parameters, take_mask
 
 # Options with another name than their field; that name also works, but is not in the help.
 NAMES = {"num_inference_steps": "--steps"}
@@ -116,7 +117,10 @@ def option_values(model: type[BaseModel], given: dict[str, Any]) -> dict[str, An
         alias = values.pop(name + ALIAS, None)
         if alias is not None and values.setdefault(name, alias) != alias:
             raise WrongUsage(f"{option} and {_flag(name)} exclude each other")
-    request: dict[str, Any] = {}
+    mask = take_mask(values) if "mask" in model.model_fields else None
+    if mask and "mask" in values:
+        raise WrongUsage("--mask and the options that find a mask exclude each other")
+    request: dict[str, Any] = {"mask": mask} if mask else {}
     for name, field in model.model_fields.items():
         short, form, _ = SHORT_FORMS.get(name, ("", "", ""))
         if name in values and short in values:
@@ -175,6 +179,8 @@ def _options(name: str, field: FieldInfo) -> Iterator[tuple[str, Any]]:
         rich_help_panel=panel,
     )
     yield name, Annotated[kind | None, option]
+    if name == "mask":
+        yield from mask_parameters(panel)
     if name in NAMES:
         yield name + ALIAS, Annotated[kind | None, typer.Option(_flag(name), hidden=True)]
 
@@ -240,7 +246,7 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
     members = list(_members(annotation))
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, str) and bytes in members:
+    if isinstance(value, str) and bytes in members and not value.startswith("{"):
         return read_image(value)
     if isinstance(value, str) and name == "outpaint" and MARGINS.fullmatch(value):
         return dict(zip(("left", "top", "right", "bottom"), map(int, value.split(",")), strict=True))

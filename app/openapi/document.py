@@ -13,7 +13,7 @@ from ..http.authentication import PUBLIC_PATHS
 from ..schemas.batches import BatchEvent, BatchItem, BatchProgressEvent, BatchRequest
 from ..schemas.events import GoneEvent, JobEvent, PreviewEvent, ProgressEvent, QueuedEvent
 from ..schemas.problems import Problem
-from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest, UploadRequest
+from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest, MaskRequest, UploadRequest
 from . import batches
 from .completion import complete, remove_unused
 from .operations import SUBMITTED_OR_DRY_RUN, message_schemas, problems, ref
@@ -22,7 +22,7 @@ SECURITY_SCHEMES = {
     "ApiKey": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer i2i_...`"},
     "ApiKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
 }
-REQUESTS = (Img2ImgRequest, ControlMapRequest, ImageRequest)
+REQUESTS = (Img2ImgRequest, ControlMapRequest, MaskRequest, ImageRequest)
 STREAM_DATA = (QueuedEvent, ProgressEvent, PreviewEvent, GoneEvent, BatchProgressEvent)
 
 
@@ -111,7 +111,9 @@ def _form_name(request: type) -> str:
     return request.__name__.replace("Request", "Form")
 
 
-def _form_schema(request: type[Img2ImgRequest | ControlMapRequest | ImageRequest], schema: Any) -> dict[str, Any]:
+def _form_schema(
+    request: type[Img2ImgRequest | ControlMapRequest | MaskRequest | ImageRequest], schema: Any
+) -> dict[str, Any]:
     """Return the schema of a form: images are files, and nested fields are JSON text."""
     form: dict[str, Any] = deepcopy(schema) | {"title": _form_name(request)}
     fields = form["properties"]
@@ -126,6 +128,8 @@ def _form_schema(request: type[Img2ImgRequest | ControlMapRequest | ImageRequest
         elif request.FILES.fullmatch(name):
             if name == "image" and request is not ImageRequest:
                 description += " Also as text: a reference to an image, as in JSON."
+            if name == "mask":
+                description += " The object, `alpha` or a reference as text."
             fields[name] = {"type": "string", "format": "binary", "description": description}
         elif name == "webhook":
             fields[name] = {"type": "string", "description": f"{field['description']} The object as JSON."}

@@ -41,4 +41,7 @@ IMG2IMG: Examples = {
 CONTROL_MAP: Examples = {
     "edges": {"summary": "The edges of an image", "value": {"image": IMAGE, "type": "canny"}},
 }
+FIND_MASK: Examples = {
+    "words": {"summary": "The mask of a thing, by words", "value": {"image": IMAGE, "text": "the house", "grow": 8}},
+}
 UPLOAD: Examples = {"image": {"summary": "A PNG as a data: URI", "value": {"image": IMAGE}}}

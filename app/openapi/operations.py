@@ -139,6 +139,7 @@ def message_schemas() -> dict[str, Any]:
 
 SUBMIT_BODY = request_body("Img2Img", examples.IMG2IMG)
 CONTROL_MAP_BODY = request_body("ControlMap", examples.CONTROL_MAP)
+MASK_BODY = request_body("Mask", examples.FIND_MASK)
 IMAGE_BODY = request_body("Image", examples.UPLOAD)
 
 REPLAYED_HEADER = {

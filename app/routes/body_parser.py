@@ -25,8 +25,8 @@ from ..http.request_body import (
 )
 from ..schemas.batches import BatchRequest, Hook
 from ..schemas.image_references import parse_reference
-from ..schemas.request_fields import FormValue, nest_form_fields
-from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest
+from ..schemas.request_fields import ALPHA, FormValue, is_object, nest_form_fields
+from ..schemas.requests import ControlMapRequest, ImageRequest, Img2ImgRequest, MaskRequest
 from ..settings import ApiSettings
 from ..submission.batch_items import BatchItems, Combinations, Lines
 
@@ -45,7 +45,7 @@ class _Webhook(BaseModel):
 
 
 Document = TypeVar("Document", bound=BaseModel)
-Body = TypeVar("Body", Img2ImgRequest, ControlMapRequest, ImageRequest)
+Body = TypeVar("Body", Img2ImgRequest, ControlMapRequest, MaskRequest, ImageRequest)
 
 
 async def read_img2img(request: Request, settings: SettingsDep) -> Img2ImgRequest:
@@ -56,6 +56,11 @@ async def read_img2img(request: Request, settings: SettingsDep) -> Img2ImgReques
 async def read_control_map(request: Request, settings: SettingsDep) -> ControlMapRequest:
     """Read the body of `POST /control-maps`."""
     return await _read(request, settings, ControlMapRequest)
+
+
+async def read_mask(request: Request, settings: SettingsDep) -> MaskRequest:
+    """Read the body of `POST /masks`."""
+    return await _read(request, settings, MaskRequest)
 
 
 async def read_image(request: Request, settings: SettingsDep) -> ImageRequest:
@@ -136,7 +141,7 @@ def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[
         if name in fields:
             raise ParameterError(name, "Field sent more than once")
         is_file_field = model.FILES.fullmatch(name) is not None
-        is_reference = is_file_field and isinstance(value, str) and (parse_reference(value) or value == "alpha")
+        is_reference = is_file_field and isinstance(value, str) and _is_no_file(name, value)
         is_known = is_file_field or name in model.model_fields
         if is_known and not is_reference and isinstance(value, bytes) != is_file_field:
             raise ParameterError(name, f"In a form, this field is sent as {'a file' if is_file_field else 'text'}")
@@ -147,7 +152,13 @@ def _check_form(form: list[tuple[str, str | bytes]], model: type[Body]) -> dict[
     return fields | lists
 
 
+def _is_no_file(name: str, text: str) -> bool:
+    """Return whether a field that can be a file holds something else: a reference, or what to find as a mask."""
+    return bool(parse_reference(text) or text == ALPHA or (name == "mask" and is_object(text)))
+
+
 BatchBodyDep = Annotated[BatchBody, Depends(read_batch)]
 RequestDep = Annotated[Img2ImgRequest, Depends(read_img2img)]
 ControlMapRequestDep = Annotated[ControlMapRequest, Depends(read_control_map)]
+MaskRequestDep = Annotated[MaskRequest, Depends(read_mask)]
 ImageRequestDep = Annotated[ImageRequest, Depends(read_image)]

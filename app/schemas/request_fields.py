@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 import re
 import string
 from collections.abc import Collection, Mapping
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
 
+from img2img.domain.masks import MaskQuery
 from img2img.domain.parameters import Text
 from img2img.errors import ParameterError
 
@@ -41,6 +43,7 @@ PERCENT_CODES |= {"%0d": "", "%20": ""}
 # URLs, and names and paths of files.
 LOCATION = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:|[~.\\]|.*\.[a-z0-9]{3,4}$", re.IGNORECASE)
 MAX_LOCATION = 2000
+MAX_MASK_BLUR = 256  # pixels
 MIN_TEXT = 40
 # The value of a form field, or those of one that is sent several times.
 FormValue = str | bytes | list[str | bytes]
@@ -111,15 +114,45 @@ ImageOrReference = Annotated[
 ]
 
 
-def parse_mask(value: object) -> bytes | ImageReference | Literal["alpha"]:
-    """Return the bytes of a mask, a reference to a stored one, or `alpha`."""
+class MaskObject(MaskQuery):
+    """The thing in the image that is masked: named by `text`, by `points` or by a `box`."""
+
+    blur: Annotated[int | None, Field(ge=0, le=MAX_MASK_BLUR, description="The same as `mask_blur`.")] = None
+
+    @property
+    def query(self) -> MaskQuery:
+        """The part that the worker reads."""
+        return MaskQuery(**self.model_dump(exclude={"blur"}))
+
+
+def parse_mask(value: object) -> bytes | ImageReference | MaskObject | Literal["alpha"]:
+    """Return the bytes of a mask, a reference to a stored one, what to find in the image, or `alpha`.
+
+    Raises:
+        ValueError: It is none of them. Errors of an object name its fields.
+    """
+    if isinstance(value, str) and is_object(value):
+        value = _parse_json_text(value)
+    if isinstance(value, dict):
+        # As JSON, which has lists in place of tuples.
+        return MaskObject.model_validate_json(json.dumps(value), strict=True)
+    if isinstance(value, MaskObject):
+        return value
     return "alpha" if value == ALPHA else parse_image_or_reference(value)
 
 
+def is_object(text: str) -> bool:
+    """Return whether the text of a form field holds a JSON object."""
+    return text.lstrip().startswith("{")
+
+
 MaskOrReference = Annotated[
-    bytes | ImageReference | Literal["alpha"],
-    PlainValidator(parse_mask),
-    WithJsonSchema({"type": "string", "description": "An image in one of the forms of `image`, or `alpha`."}),
+    bytes | ImageReference | MaskObject | Literal["alpha"],
+    PlainValidator(
+        parse_mask,
+        json_schema_input_type=Annotated[str, Field(description="An image in one of the forms of `image`, or `alpha`.")]
+        | MaskObject,
+    ),
 ]
 
 
@@ -142,7 +175,7 @@ def webhook_fields(value: object) -> object:
     """Return the fields of a webhook that was sent as text: a JSON object, as forms send it, or a URL."""
     if not isinstance(value, str):
         return value
-    if not value.lstrip().startswith("{"):
+    if not is_object(value):
         return {"url": value}
     try:
         return _parse_json_text(value)
@@ -160,7 +193,7 @@ class BackgroundPrompt(BaseModel):
 
 def background_fields(value: object) -> object:
     """Return the fields of a background that a form sent as JSON text. Other text is returned as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+    if not isinstance(value, str) or not is_object(value):
         return value
     try:
         return _parse_json_text(value)

@@ -1,4 +1,4 @@
-"""Request bodies: Pydantic models of `POST /img2img`, `POST /control-maps` and `POST /images`."""
+"""Request bodies: Pydantic models of `POST /img2img`, `POST /control-maps`, `POST /masks` and `POST /images`."""
 
 import json
 import re
@@ -18,6 +18,7 @@ from img2img.domain.conditioning import (
     Padding,
 )
 from img2img.domain.job import DeadlinePolicy, Priority
+from img2img.domain.masks import MaskQuery
 from img2img.domain.parameters import (
     ALL_TASKS,
     MAX_SEED,
@@ -32,9 +33,11 @@ from img2img.domain.parameters import (
     Task,
     Text,
 )
+from img2img.domain.refinements import MAX_REFINEMENTS, Refinement
 from img2img.domain.webhook import Webhook
 
 from .request_fields import (
+    MAX_MASK_BLUR,
     BackgroundPrompt,
     ImageBytes,
     ImageOrReference,
@@ -148,7 +151,9 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     """An image and the parameters of its transformation."""
 
     # Fields that a form sends as JSON text. Their images can be sent as files, named like `controls.0.image`.
-    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras", "regions"})
+    FORM_JSON: ClassVar[frozenset[str]] = frozenset(
+        {"outpaint", "controls", "image_prompts", "loras", "refine", "regions"}
+    )
     FILES: ClassVar[re.Pattern[str]] = re.compile(
         r"images?|mask|(?:controls|image_prompts)\.[0-9]\.image|regions\.[0-9]\.mask"
     )
@@ -235,8 +240,9 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         Field(
             description="Inpainting mask of the same size as `image`: white pixels are regenerated, black and "
             "transparent pixels are returned unchanged. Grey counts as white from 128 on. `alpha` regenerates the "
-            "transparent pixels of `image`. The result has the size of `image`; `width` and `height` set the size at "
-            "which the model works."
+            'transparent pixels of `image`. An object such as `{"text": "the house"}` lets the model find the mask, '
+            "see `masks` of its entry in `GET /models`. The result has the size of `image`; `width` and `height` set "
+            "the size at which the model works."
         ),
         Requires(tasks=frozenset({Task.INPAINT})),
     ] = None
@@ -244,7 +250,7 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         int | None,
         Field(
             ge=0,
-            le=256,
+            le=MAX_MASK_BLUR,
             description="Pixels over which the new content fades into the old, inside the mask, at most half the "
             "thickness of the mask. Default: 4.",
         ),
@@ -316,6 +322,20 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             lacking="has no IP-Adapter; leave them out",
             tasks_of_model="adapter_tasks",
             not_by_upscaler="it has no IP-Adapter",
+        ),
+    ] = ()
+    refine: Annotated[
+        tuple[Refinement, ...],
+        Field(
+            max_length=MAX_REFINEMENTS,
+            description="Detail pass: parts of the result that are found by words, such as faces, and generated again "
+            "at the native size of the model. For models with inpainting and `masks` by `text` in `GET /models`.",
+        ),
+        Requires(
+            tasks=frozenset({Task.IMG2IMG, Task.INPAINT, Task.CONTROL}),
+            capability="can_refine",
+            lacking="cannot refine results, for which it needs inpainting and a segmenter for words; leave it out, or "
+            "its operator can add one as `segmenters.text` in the model file",
         ),
     ] = ()
     images: Annotated[
@@ -406,6 +426,28 @@ class ControlMapRequest(BaseModel):
     model: ModelName = None
     deadline_s: Deadline = None
     deadline_policy: Policy = DeadlinePolicy.CANCEL
+
+    def fingerprint(self) -> str:
+        """Return a hash that is equal for equal requests."""
+        return _fingerprint(self)
+
+
+class MaskRequest(MaskQuery):
+    """An image, and the thing in it whose mask is wanted: named by `text`, by `points` or by a `box`."""
+
+    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"points", "labels", "box"})
+    FILES: ClassVar[re.Pattern[str]] = re.compile("image")
+    REPEATED: ClassVar[frozenset[str]] = frozenset()
+
+    image: ImageOrReference
+    model: ModelName = None
+    deadline_s: Deadline = None
+    deadline_policy: Policy = DeadlinePolicy.CANCEL
+
+    @property
+    def query(self) -> MaskQuery:
+        """The part that the worker reads."""
+        return MaskQuery(**{name: getattr(self, name) for name in MaskQuery.model_fields})
 
     def fingerprint(self) -> str:
         """Return a hash that is equal for equal requests."""

@@ -11,7 +11,7 @@ from PIL import Image
 from img2img.imaging.sandbox_pool import SandboxedImage
 
 from ..schemas.image_references import ImageReference, UploadReference
-from .spec_builder import ImageReader
+from .image_reader import ImageReader
 
 # Decoded images that are kept for the next requests.
 MAX_KEPT_BYTES = 64 * 1024 * 1024

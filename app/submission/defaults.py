@@ -3,6 +3,7 @@
 import secrets
 from typing import Any
 
+from img2img.domain.geometry import kept_share, nearest_bucket, working_size
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import (
     COMBINED_SCHEDULERS,
@@ -16,7 +17,7 @@ from img2img.domain.parameters import (
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
-from .geometry import kept_share, nearest_bucket, working_size
+from .refinements import check_without_guidance
 from .task_selection import REQUIREMENTS, given_fields
 
 # Share of an image that a default size keeps at least, where the sizes of the model allow it.
@@ -96,6 +97,8 @@ def check_resolved(request: Img2ImgRequest, card: ModelCard, guidance_scale: flo
         if requires.guidance and guidance_scale == 1:
             message = "Without guidance it has no effect: leave it out, or give a `guidance_scale` above 1"
             raise ParameterError(name, message, got=value)
+        if name == "refine" and guidance_scale == 1:
+            check_without_guidance(request)
         if requires.by_scheduler:
             schedulers = card.scheduler_parameters.get(name, ())
             if scheduler not in schedulers:

@@ -1,15 +1,12 @@
 """Builds the job spec of a request: resolves defaults, decodes the images and encodes them as the worker reads them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from hashlib import sha256
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from PIL import Image
 
-from img2img.blobs import BlobStore
 from img2img.domain.conditioning import (
     Control,
     ControlType,
@@ -20,22 +17,21 @@ from img2img.domain.conditioning import (
     ReferenceImage,
     Region,
 )
+from img2img.domain.geometry import visible_box, working_size
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import Background, GenerationParameters, Resize, Task
 from img2img.domain.presigned_upload import PresignedUpload
 from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
-from img2img.errors import ImageError, ParameterError, UnsupportedMedia
-from img2img.imaging.decode import encode_png, to_binary
-from img2img.imaging.sandbox_pool import SandboxedImage
-from img2img.redis.job_queue import JobQueue
+from img2img.errors import ParameterError
+from img2img.imaging.decode import to_binary
 
-from ..backends.decoder_share import DecoderShare
-from ..schemas.image_references import ImageReference, check_sent, fetch_reference
-from ..schemas.request_fields import ALPHA, BackgroundPrompt
+from ..schemas.image_references import ImageReference
+from ..schemas.request_fields import ALPHA, BackgroundPrompt, MaskObject
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from .defaults import resolve_generation, resolve_size
-from .geometry import visible_box, working_size
+from .image_reader import ImageReader
+from .masks import check_mask_query, mask_blur
 from .task_selection import choose_task
 
 Size = tuple[int, int]
@@ -44,7 +40,6 @@ DEFAULT_STRENGTH = 0.8
 DEFAULT_INPAINT_STRENGTH = 1.0
 DEFAULT_UPSCALE_STRENGTH = 0.3
 DEFAULT_IMAGE_GUIDANCE_SCALE = 1.5
-DEFAULT_MASK_BLUR = 4
 EMPTY_ALPHA = "`image` is not transparent anywhere; send a mask"
 EMPTY_MASK = "The mask is black all over; white pixels are regenerated, and transparent pixels count as black"
 FLAT_MAP = "The control map has one colour all over, so there is nothing to follow; transparent pixels count as black"
@@ -60,64 +55,6 @@ MIN_REFERENCE_SIDE = 64
 MAX_REFERENCE_RATIO = 8
 # Pixels along a side of an image prompt. Its encoder sees a few hundred pixels.
 MAX_PROMPT_SIDE = 1024
-
-
-@contextmanager
-def error_field(name: str) -> Iterator[None]:
-    """Set the field of image errors that are raised in the context."""
-    try:
-        yield
-    except (ImageError, UnsupportedMedia) as error:
-        error.field = name
-        raise
-
-
-@dataclass
-class ImageReader:
-    """Opens the images of a request, one at a time, and collects the blobs of its job."""
-
-    decoders: DecoderShare
-    store: BlobStore
-    # Calls a function that uses the store, or fails at once while the store does not respond.
-    call_store: Callable[..., bytes]
-    # Returns the queue with the jobs and input images that the caller can refer to.
-    visible_queue: Callable[[], JobQueue]
-    # Seconds for which a referenced image is kept.
-    keep_s: float
-    # Whether workers may decode an image that was sent to the bucket. If not, it is decoded here.
-    may_defer: bool = False
-    # PNGs by their sha256.
-    blobs: dict[str, bytes] = field(default_factory=dict)
-
-    @contextmanager
-    def open(self, name: str, image: bytes | ImageReference | None) -> Iterator[SandboxedImage]:
-        """Open an image or the image that a reference names. Image errors name the field."""
-        if isinstance(image, ImageReference):
-            image = self.call_store(fetch_reference, name, image, self.visible_queue(), self.store, self.keep_s)
-        assert image is not None
-        with error_field(name), self.decoders.open(image) as opened:
-            yield opened
-
-    def defer(self, name: str, upload: PresignedUpload) -> bool:
-        """Return whether a worker decodes this image, which the caller has sent to the bucket.
-
-        Raises:
-            ParameterError, ImageError: There is no such upload of the caller, or it is too large.
-            JobTooExpensive, RateLimited: The caller has reached the rate limit.
-        """
-        if not self.may_defer:
-            return False
-        check_sent(name, upload, self.visible_queue(), self.keep_s)
-        if upload.size is not None:
-            self.decoders.spend(upload.size[0] * upload.size[1])
-        return True
-
-    def add_blob(self, image: Image.Image) -> str:
-        """Encode an image for the worker and return its sha256."""
-        png = encode_png(image)
-        digest = sha256(png).hexdigest()
-        self.blobs[digest] = png
-        return digest
 
 
 @dataclass(frozen=True)
@@ -241,8 +178,12 @@ class SpecBuilder:
             if request.mask == ALPHA:
                 mask = image.transparency()
             pixels = image.rgb()
-        if request.mask is not None and request.mask != ALPHA:
-            with self.reader.open("mask", request.mask) as opened:
+        given = request.mask
+        find = given if isinstance(given, MaskObject) else None
+        if isinstance(given, MaskObject):
+            check_mask_query(given, self.card, size, "mask")
+        elif given is not None and given != ALPHA:
+            with self.reader.open("mask", given) as opened:
                 if opened.size != size:
                     message = "The mask has {} x {} pixels and the image {} x {}: they should be of one size"
                     raise ParameterError("mask", message.format(*opened.size, *size))
@@ -251,7 +192,9 @@ class SpecBuilder:
             mask = to_binary(mask)
             if not mask.getbbox():
                 raise ParameterError("mask", EMPTY_ALPHA if request.mask == ALPHA else EMPTY_MASK)
-        box = visible_box(mask.getbbox() if mask else None, margins, canvas, request.mask_padding, self.card)
+        # The worker chooses the box of a mask that it finds.
+        padding = None if find else request.mask_padding
+        box = visible_box(mask.getbbox() if mask else None, margins, canvas, padding, self.card)
         model_size = working_size(box, self.card)
         if request.width is not None or request.height is not None:
             model_size = resolve_size(request.width, request.height, (box[2] - box[0], box[3] - box[1]), self.card)
@@ -260,7 +203,8 @@ class SpecBuilder:
         region = InpaintRegion(
             mask=self.reader.add_blob(mask) if mask else None,
             background=isinstance(request.background, BackgroundPrompt),
-            blur=DEFAULT_MASK_BLUR if request.mask_blur is None else request.mask_blur,
+            find=find.query if find else None,
+            blur=mask_blur(request),
             content=request.mask_content,
             margins=margins,
             canvas=canvas,
@@ -342,7 +286,7 @@ class SpecBuilder:
             blob = self.reader.add_blob(fitted) if fitted is not None else None
             weight = control.model_dump(include=set(ControlWeight.model_fields))
             controls.append(Control(type=control.type, image=blob, preprocess=control.preprocess, **weight))
-        return {"controls": tuple(controls), "resize": resize}
+        return {"controls": tuple(controls), "resize": resize, "refine": self.request.refine}
 
     def _image_prompts(self) -> tuple[ImagePrompt, ...]:
         prompts = []

@@ -27,17 +27,20 @@ from ..dependencies import ContextDep, Services
 from ..http.authentication import Caller
 from ..http.errors import DeadlineUnmet, InsufficientScope
 from ..http.in_flight import HeldBytes
-from ..schemas.requests import ControlMapRequest, Img2ImgRequest
+from ..schemas.request_fields import MaskObject
+from ..schemas.requests import ControlMapRequest, Img2ImgRequest, MaskRequest
 from ..schemas.responses import DryRunResult, QueueEstimate
 from ..webhooks.ssrf_guard import check_webhook
 from .defaults import resolve_generation
+from .image_reader import ImageReader
+from .masks import build_mask_spec
 from .reuse import EarlierResults, check_reuse, reuse_cost
-from .spec_builder import ImageReader, SpecBuilder, build_control_map_spec, needs_decoder
+from .spec_builder import SpecBuilder, build_control_map_spec, needs_decoder
 from .task_selection import check_model, choose_task
 
 log = logging.getLogger(__name__)
 
-Request = Img2ImgRequest | ControlMapRequest
+Request = Img2ImgRequest | ControlMapRequest | MaskRequest
 
 # How often a job is submitted whose inputs are deleted with other jobs at the same time.
 MAX_SUBMITS = 5
@@ -190,7 +193,7 @@ class JobSubmitter:
             key_id=self.caller.key_id,
             traceparent=self.services.tracer.traceparent(),
         )
-        if isinstance(request, ControlMapRequest):
+        if not isinstance(request, Img2ImgRequest):
             return options
         if request.priority is Priority.HIGH and not self.caller.may_prioritize:
             raise InsufficientScope(
@@ -232,6 +235,8 @@ class JobSubmitter:
         card = self.model_card(request.model)
         if isinstance(request, ControlMapRequest):
             return build_control_map_spec(request, card, reader), reader.blobs
+        if isinstance(request, MaskRequest):
+            return build_mask_spec(request, card, reader), reader.blobs
         return self.build_spec(request, card, reader), reader.blobs
 
     def build_spec(self, request: Img2ImgRequest, card: ModelCard, reader: ImageReader) -> JobSpec:
@@ -323,11 +328,12 @@ class JobSubmitter:
 
 def _images(request: Request) -> list[object]:
     """Return the images of a request and its references to stored images."""
-    if isinstance(request, ControlMapRequest):
+    if not isinstance(request, Img2ImgRequest):
         return [request.image]
     controls, prompts = request.controls, request.image_prompts
     nested = (*(c.image for c in controls), *(p.image for p in prompts), *(region.mask for region in request.regions))
-    return [request.image, *request.images, request.mask, *nested]
+    masks = [] if isinstance(request.mask, MaskObject) else [request.mask]
+    return [request.image, *request.images, *masks, *nested]
 
 
 class ModelCards(Protocol):

@@ -10,6 +10,7 @@ from img2img.errors import ParameterError
 
 from ..schemas.request_fields import BackgroundPrompt
 from ..schemas.requests import Img2ImgRequest
+from .refinements import check_refinements
 
 REQUIREMENTS = requirements(Img2ImgRequest)
 # Of each field: the name, and the values that ask for nothing.
@@ -115,6 +116,7 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
         raise ParameterError("images", f"The model {card.name} takes {most}; leave the others out")
     _check_loras(request, card)
     _check_embeddings(request, card)
+    check_refinements(request, card)
 
 
 def _check_capability(name: str, value: Any, request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
@@ -162,9 +164,12 @@ def _check_embeddings(request: Img2ImgRequest, card: ModelCard) -> None:
     """Check the embeddings that prompts name as `embedding:name` or, for models that can have some, as `<name>`."""
     # A super-resolution model has its own text encoder.
     names = () if card.upscaler(request.upscale) else card.embeddings
-    prompts = [(field, getattr(request, field) or "") for field in ("prompt", "negative_prompt", "instruction")]
-    prompts += [(f"regions.{index}.prompt", region.prompt) for index, region in enumerate(request.regions)]
-    for field, prompt in prompts:
+    prompts = {field: getattr(request, field) or "" for field in ("prompt", "negative_prompt", "instruction")}
+    for index, refinement in enumerate(request.refine):
+        for field in ("prompt", "negative_prompt"):
+            prompts[f"refine.{index}.{field}"] = getattr(refinement, field) or ""
+    prompts |= {f"regions.{index}.prompt": region.prompt for index, region in enumerate(request.regions)}
+    for field, prompt in prompts.items():
         for written, name in named_embeddings(prompt):
             is_known = name in {known.lower() for known in names}
             if not is_known and (card.prompt_weighting or written.lower().startswith("embedding:")):

@@ -41,8 +41,10 @@ def _encoder() -> dict[str, Any]:
 
 def new_segmenter() -> SegformerForSemanticSegmentation:
     """Labels are those of ADE20K, which segmentation ControlNets are trained with."""
+    names = {number: f"LABEL_{number}" for number in range(len(PALETTE))}
+    names |= dict(zip(maps.ADE20K_LABELS, maps.CLASS_WORDS, strict=True))
     return SegformerForSemanticSegmentation(
-        SegformerConfig(**_encoder(), decoder_hidden_size=64, num_labels=len(PALETTE))
+        SegformerConfig(**_encoder(), decoder_hidden_size=64, id2label=names, label2id={v: k for k, v in names.items()})
     )
 
 

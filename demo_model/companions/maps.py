@@ -28,6 +28,8 @@ _ADE20K = {
 }  # fmt: skip
 ADE20K_LABELS = [_ADE20K[name] for name in CLASSES]
 """The ADE20K class of each scene class. ADE20K has no clouds and no sun; they use other classes."""
+CLASS_WORDS = ["ground, grass" if name == "ground" else name for name in CLASSES]
+"""The words of each scene class for masks."""
 CLASS_COLOURS: Bytes = PALETTE[ADE20K_LABELS]
 """RGB colours, (classes, 3)."""
 

@@ -12,7 +12,7 @@ from .async_batches import AsyncBatches
 from .batches import BatchOperations
 from .core import Answer, Call, Flow, JobPages, Operations, http_options, job_id_of
 from .events import Event, EventStream, job_events
-from .fields import ControlMapFields, SubmitFields
+from .fields import ControlMapFields, FindMaskFields, MaskFields, SubmitFields
 from .images import ImageInput
 from .models import DryRun, Job, JobImage, Model, ModelDetails, ModelPage, Upload, UploadedImage
 
@@ -81,8 +81,11 @@ class AsyncClient:
         """Validate a request and return the job that it would create, with its cost and estimated time."""
         return await self._run(self._operations.dry_run(fields))
 
-    async def inpaint(self, image: ImageInput, mask: ImageInput, /, **fields: Unpack[SubmitFields]) -> Job:
-        """Create a job that regenerates the white pixels of `mask`; `"alpha"` uses the transparency of `image`."""
+    async def inpaint(self, image: ImageInput, mask: ImageInput | MaskFields, /, **fields: Unpack[SubmitFields]) -> Job:
+        """Create a job that regenerates the white pixels of `mask`, or the thing that an object names.
+
+        `"alpha"` uses the transparency of `image`, `{"text": "the house"}` lets the model find the mask.
+        """
         return await self._run(self._operations.submit({**fields, "image": image, "mask": mask}))
 
     async def outpaint(
@@ -111,6 +114,10 @@ class AsyncClient:
     async def control_map(self, image: ImageInput, type: str, /, **fields: Unpack[ControlMapFields]) -> Job:
         """Create a job that returns the control map (edges, depth, pose, ...) of `image`."""
         return await self._run(self._operations.control_map(image, type, fields))
+
+    async def find_mask(self, image: ImageInput, /, **fields: Unpack[FindMaskFields]) -> Job:
+        """Create a job that returns the mask of the thing in `image` that `text`, `points` or `box` names."""
+        return await self._run(self._operations.find_mask(image, fields))
 
     async def generate(self, *, timeout_s: float | None = None, **fields: Unpack[SubmitFields]) -> list[bytes]:
         """Create a job, wait for its end and return its images as PNG.

@@ -162,6 +162,12 @@ class Operations:
         response = yield from self.until_taken(Call("POST", "/control-maps", {"headers": headers, **body}))
         return parse_response(Job, response.content)
 
+    def find_mask(self, image: ImageInput, fields: Mapping[str, Any]) -> Flow[Job]:
+        headers = {"Idempotency-Key": uuid4().hex}
+        body = _body({"image": image, **fields})
+        response = yield from self.until_taken(Call("POST", "/masks", {"headers": headers, **body}))
+        return parse_response(Job, response.content)
+
     def upload_image(self, image: ImageInput) -> Flow[UploadedImage]:
         response = yield from self.until_taken(Call("POST", "/images", _body({"image": image})))
         return parse_response(UploadedImage, response.content)
@@ -382,7 +388,7 @@ def encoded_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loaded(name: str, value: Any) -> Any:
-    if name in IMAGE_FIELDS:
+    if name in IMAGE_FIELDS and not isinstance(value, Mapping):
         return load_image(value)
     if name == "images":
         return [load_image(image) for image in value]

@@ -88,6 +88,27 @@ class LoraFields(TypedDict, total=False):
     scale: float
 
 
+class MaskFields(TypedDict, total=False):
+    """The thing in the image that is masked: named by `text`, by `points` or by a `box`."""
+
+    text: str
+    """Words that name the thing, such as `the house`; several things are separated by commas."""
+    points: Sequence[Sequence[float]]
+    """Points `[x, y]` in the thing."""
+    labels: Sequence[int]
+    """One number for each point: 1 is in the thing, 0 is outside of it. Default: all are in it."""
+    box: Sequence[float]
+    """`[left, top, right, bottom]` of a box around the thing."""
+    grow: int
+    """Pixels by which the mask is made larger on all sides; smaller if negative."""
+    invert: bool
+    """Take all but the thing, such as its background."""
+    threshold: float
+    """Lowest confidence of what is found by `text`. Default: 0.3; 0.4 for pixels of CLIPSeg."""
+    blur: int
+    """The same as `mask_blur`."""
+
+
 class PaddingFields(TypedDict, total=False):
     """Pixels that outpainting adds on each side."""
 
@@ -97,10 +118,35 @@ class PaddingFields(TypedDict, total=False):
     bottom: int
 
 
+class RefineFields(TypedDict, total=False):
+    """Parts of the result that are found by words, and generated again at the native size of the model."""
+
+    detect: Required[str]
+    """Words for the parts, as in a mask by `text`; several are separated by commas."""
+    strength: float
+    """How much of each part is replaced: 1 starts from pure noise."""
+    prompt: str
+    """What each part should show. Default: `prompt`."""
+    negative_prompt: str
+    """What no part should show. Default: `negative_prompt`."""
+    num_inference_steps: int
+    """Steps of the whole schedule. Default: those of the request."""
+    padding: int
+    """Pixels around a part that the model sees with it."""
+    blur: int
+    """Pixels over which a part fades into the rest, inside its mask."""
+    grow: int
+    """Pixels by which the mask of a part is made larger."""
+    threshold: float
+    """Lowest confidence of a part, as in a mask by `text`."""
+    max: int
+    """Largest number of parts; the most certain are taken."""
+
+
 class RegionFields(TypedDict, total=False):
     """A part of the image with a separate prompt."""
 
-    mask: Required[ImageInput]
+    mask: Required[ImageInput | MaskFields]
     """White where the prompt acts, and grey where it acts in part. Resized like `image`."""
     prompt: Required[str]
     """Prompt of this part."""
@@ -189,9 +235,10 @@ class SubmitFields(TypedDict, total=False):
     resize: Resize
     """How images are brought to the size of the result: `crop` cuts, `pad` adds black bars, `stretch` changes the
     aspect ratio."""
-    mask: ImageInput
+    mask: ImageInput | MaskFields
     """Inpainting mask of the same size as `image`: white pixels are regenerated, black and transparent pixels are
-    returned unchanged. Grey counts as white from 128 on. `alpha` regenerates the transparent pixels of `image`. The
+    returned unchanged. Grey counts as white from 128 on. `alpha` regenerates the transparent pixels of `image`. An
+    object such as `{"text": "the house"}` lets the model find the mask, see `masks` of its entry in `GET /models`. The
     result has the size of `image`; `width` and `height` set the size at which the model works."""
     mask_blur: int
     """Pixels over which the new content fades into the old, inside the mask, at most half the thickness of the mask.
@@ -211,6 +258,9 @@ class SubmitFields(TypedDict, total=False):
     acts on the rest. For models with `regions` in `GET /models`."""
     image_prompts: Sequence[ImagePromptFields]
     """Images whose content or style the result should take up (IP-Adapter)."""
+    refine: Sequence[RefineFields]
+    """Detail pass: parts of the result that are found by words, such as faces, and generated again at the native size
+    of the model. For models with inpainting and `masks` by `text` in `GET /models`."""
     images: Sequence[ImageInput]
     """Images that `instruction` refers to, after `image` or instead of it; the result has the size of the first. The
     model's `max_images` is the number of all of them."""
@@ -254,6 +304,33 @@ class ControlMapFields(TypedDict, total=False):
     """Height of the result. Default: derived from `width`, or the nearest bucket of the model."""
     resize: Resize
     """How the image is brought to that size."""
+    model: str
+    """One of `GET /models`. Default: the service's default model."""
+    deadline_s: float
+    """Seconds from now by which the job should have ended. Jobs with an earlier deadline go first among those of one
+    API key and priority, in the queue and in the worker."""
+    deadline_policy: DeadlinePolicy
+    """What happens at the deadline: `cancel` cancels a job that has not ended; with `best_effort` it goes on, and
+    `deadline_missed` is set; `reject` is `cancel`, and refuses a request whose ETA is later."""
+
+
+class FindMaskFields(TypedDict, total=False):
+    """Fields of `POST /masks`."""
+
+    text: str
+    """Words that name the thing, such as `the house`; several things are separated by commas."""
+    points: Sequence[Sequence[float]]
+    """Points `[x, y]` in the thing."""
+    labels: Sequence[int]
+    """One number for each point: 1 is in the thing, 0 is outside of it. Default: all are in it."""
+    box: Sequence[float]
+    """`[left, top, right, bottom]` of a box around the thing."""
+    grow: int
+    """Pixels by which the mask is made larger on all sides; smaller if negative."""
+    invert: bool
+    """Take all but the thing, such as its background."""
+    threshold: float
+    """Lowest confidence of what is found by `text`. Default: 0.3; 0.4 for pixels of CLIPSeg."""
     model: str
     """One of `GET /models`. Default: the service's default model."""
     deadline_s: float

@@ -139,6 +139,8 @@ class Model(_Response):
     default_guidance_scale: float = 0.0
     controls: tuple[str, ...] = ()
     preprocessors: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+    mask_words: tuple[str, ...] = ()
     image_prompts: bool = False
     max_images: int = 1
     loras: tuple[str, ...] = ()

@@ -5,6 +5,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from img2img.domain.masks import MaskQuery
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 LoraName = Annotated[str, Field(pattern=LORA_NAME)]
@@ -138,6 +140,8 @@ class InpaintRegion(_Frozen):
     mask: Sha256 | None = None
     # Whether the worker finds the mask: the background of the image.
     background: bool = False
+    # The worker finds the mask; with `padding`, it also chooses the box.
+    find: MaskQuery | None = None
     # Pixels over which the new content fades into the old, within the mask.
     blur: Annotated[int, Field(ge=0)] = 0
     content: MaskContent = MaskContent.ORIGINAL

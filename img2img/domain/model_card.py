@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.conditioning import MAX_IMAGE_PROMPTS, ControlName, EmbeddingName, LoraName
 from img2img.domain.job import Priority
+from img2img.domain.masks import MaskKind
 from img2img.domain.parameters import Scheduler, Sigmas, Task
 
 SchedulerSigmas = Annotated[
@@ -110,6 +111,13 @@ class ModelCard(BaseModel):
     preprocessors: Annotated[
         tuple[ControlName, ...], Field(description="Types of control maps that it can make from an image.")
     ] = ()
+    masks: Annotated[
+        tuple[MaskKind, ...], Field(description="Ways in which a `mask` can name a thing in the image.")
+    ] = ()
+    mask_words: Annotated[
+        tuple[str, ...],
+        Field(description="The words that a mask by `text` takes, if the model knows a fixed set; empty: any words."),
+    ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
     max_image_prompts: Annotated[int, Field(description="Largest number of `image_prompts`.")] = MAX_IMAGE_PROMPTS
     max_images: Annotated[int, Field(description="Largest number of images of an edit: `image` and `images`.")] = 1
@@ -183,6 +191,11 @@ class ModelCard(BaseModel):
             return self
         defaults = upscaler.model_dump(exclude={"times", "native_size", "size_multiple", "parameters", "work"})
         return self.model_copy(update={**defaults, "negative_prompt": True, "guidance": True, "guidance_rows": 2})
+
+    @property
+    def can_refine(self) -> bool:
+        """Whether it can generate parts of its results again."""
+        return Task.INPAINT in self.tasks and MaskKind.TEXT in self.masks
 
     def tasks_with(self, parameter: str, *, controls: bool, upscale: int | None) -> tuple[Task, ...]:
         """Return the tasks that take an optional parameter of the pipelines.

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from img2img.domain.conditioning import ControlName, EmbeddingName, LoraName
+from img2img.domain.masks import MaskKind
 from img2img.domain.model_card import SafetyChecker
 from img2img.domain.parameters import Scheduler, Sigmas
 
@@ -250,6 +251,14 @@ class ModelConfig(BaseModel):
     matting_refiner: Annotated[
         Component | None, Field(description="part: a ViTMatte model, for exact edges of `matting`")
     ] = None
+    segmenters: Annotated[
+        dict[MaskKind, Component],
+        Field(
+            description="table: `text` -> part, a transformers model that finds what words name: CLIPSeg, Grounding "
+            "DINO, SAM 3, or a model of semantic segmentation or object detection with names of its classes; `points` "
+            "-> part, SAM, SAM 2 or the tracker of SAM 3, which outlines things by points and boxes"
+        ),
+    ] = {}
     ip_adapter: Annotated[Component | None, Field(description="part: an IP-Adapter, or FLUX.1 Redux")] = None
     image_encoder: Annotated[
         Component | None,

@@ -24,6 +24,8 @@ class Task(StrEnum):
     UPSCALE = "upscale"
     # Returns the map that a ControlNet gets for the image.
     CONTROL_MAP = "control_map"
+    # Returns the mask of the thing that words, points or a box name.
+    MASK = "mask"
 
 
 class Scheduler(StrEnum):

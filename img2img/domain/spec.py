@@ -13,6 +13,7 @@ from typing_extensions import TypeAliasType
 
 from img2img.domain.blob_keys import input_key, upload_key
 from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Region, Sha256
+from img2img.domain.masks import MaskQuery
 from img2img.domain.parameters import (
     EXPECTED_SPEEDUP,
     FLOW_SCHEDULERS,
@@ -26,6 +27,7 @@ from img2img.domain.parameters import (
     Task,
 )
 from img2img.domain.presigned_upload import ID as UPLOAD_ID
+from img2img.domain.refinements import Refinement
 from img2img.domain.tiling import Grid, Tiling
 
 Strength = Annotated[float, Field(ge=0, le=1)]
@@ -189,10 +191,25 @@ class ControlledSpec(GenerationSpec):
     # How images are brought to the size of the result.
     resize: Resize = Resize.CROP
     controls: tuple[Control, ...] = ()
+    # The detail pass, in this order.
+    refine: tuple[Refinement, ...] = ()
 
     @property
     def control_maps(self) -> tuple[Control, ...]:
         return self.controls
+
+    @property
+    def refine_steps(self) -> int:
+        """Steps of the detail pass of one image, if each entry finds one part."""
+        return sum(refinement.steps(self.num_inference_steps) for refinement in self.refine)
+
+    @property
+    def total_steps(self) -> int:
+        return super().total_steps + self.refine_steps * self.num_images
+
+    @property
+    def _steps_paid(self) -> float:
+        return super()._steps_paid + self.refine_steps
 
 
 class RefinedSpec(StrengthSpec, ControlledSpec):
@@ -340,9 +357,24 @@ class ControlMapSpec(BaseSpec):
         yield self.image
 
 
+class MaskSpec(BaseSpec):
+    """The mask of a thing in an image, without generation. It has the size of the image."""
+
+    task: Literal[Task.MASK] = Task.MASK
+    image: Sha256 | None
+    find: MaskQuery
+
+    @property
+    def steps_run(self) -> int:
+        return 0
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield self.image
+
+
 # The specs of jobs that run a denoiser.
 DenoisingSpec = Img2ImgSpec | InpaintSpec | ControlSpec | EditSpec | UpscaleSpec
-JobSpec = TypeAliasType("JobSpec", Annotated[DenoisingSpec | ControlMapSpec, Field(discriminator="task")])
+JobSpec = TypeAliasType("JobSpec", Annotated[DenoisingSpec | ControlMapSpec | MaskSpec, Field(discriminator="task")])
 _JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
 
 

@@ -217,6 +217,7 @@ def test_packaged_example_is_the_example_of_the_documents() -> None:
     assert packaged.read_bytes() == (ROOT / "examples" / "input.png").read_bytes()
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif("TEST_WHEEL" not in os.environ, reason="downloads the packages of the whole service")
 def test_wheel_in_an_empty_environment_runs_the_service(
     wheel: zipfile.ZipFile, project: Path, tmp_path_factory: pytest.TempPathFactory

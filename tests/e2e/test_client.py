@@ -180,24 +180,28 @@ def test_submit_raises_without_successful_retry(scripted: Scripted, connect: typ
 
 
 def test_submit_sends_structured_fields_as_json(scripted: Scripted, connect: type[Client]) -> None:
-    server = scripted(job())
+    server = scripted(job(), job())
     with connect(server.url) as client:
         client.submit(image=b"pixels", controls=[{"type": "canny", "image": b"edges"}], idempotency_key="k")
+        client.inpaint(b"pixels", {"text": "the house", "grow": 8})
+    assert json.loads(server.requests[1][2])["mask"] == {"text": "the house", "grow": 8}
     _, headers, body = server.requests[0]
     assert headers["idempotency-key"] == "k"
     assert json.loads(body) == {"image": "cGl4ZWxz", "controls": [{"type": "canny", "image": "ZWRnZXM="}]}
 
 
 def test_method_of_each_task_sends_its_fields(scripted: Scripted, connect: type[Client]) -> None:
-    server = scripted(*[job()] * 5)
+    server = scripted(*[job()] * 6)
     with connect(server.url) as client:
         client.inpaint(b"pixels", "alpha", prompt="a tree")
         client.outpaint(b"pixels", left=64, bottom=8)
         client.edit(b"pixels", "make it night", seed=1)
         client.upscale(b"pixels", 4)
         client.control_map(b"pixels", "canny", width=64)
-    inpaint, outpaint, edit, upscale, control_map = server.requests
-    assert [path for path, _, _ in server.requests] == ["/img2img"] * 4 + ["/control-maps"]
+        client.find_mask(b"pixels", text="the house", grow=8)
+    inpaint, outpaint, edit, upscale, control_map, find_mask = server.requests
+    assert [path for path, _, _ in server.requests] == ["/img2img"] * 4 + ["/control-maps", "/masks"]
+    assert b'name="text"\r\n\r\nthe house\r\n' in find_mask[2]
     assert b'name="mask"\r\n\r\nalpha\r\n' in inpaint[2]
     assert json.loads(outpaint[2])["outpaint"] == {"left": 64, "top": 0, "right": 0, "bottom": 8}
     assert b'name="instruction"\r\n\r\nmake it night\r\n' in edit[2]

@@ -50,6 +50,11 @@ TASKS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "image prompt": ({"image": IMAGE, "prompt": "a house", "image_prompts": [{"image": IMAGE}]}, (128, 128)),
     "lora": ({"image": IMAGE, "prompt": "a blueprint of a house", "loras": [{"name": "blueprint"}]}, (128, 128)),
     "edit": ({"image": IMAGE, "instruction": "make it night"}, (128, 128)),
+    "mask by words": (
+        {"image": IMAGE, "prompt": "a forest", "mask": {"text": "the house, trees", "grow": 2}, "mask_padding": 8},
+        (128, 128),
+    ),
+    "detail pass": ({"image": IMAGE, "prompt": "a house", "refine": [{"detect": "house"}]}, (128, 128)),
     "new background": ({"image": IMAGE, "background": {"prompt": "the sea at sunset"}}, (128, 128)),
     "super-resolution": ({"image": IMAGE, "prompt": "a house", "upscale": 4, "num_inference_steps": 2}, (512, 512)),
 }
@@ -103,6 +108,52 @@ def test_model_card_lists_every_task(demo: httpx.Client) -> None:
     assert card["image_prompts"]
     assert card["matting"]
     assert card["upscales"] == [2, 4]
+    assert card["masks"] == ["text", "points", "box"]
+    assert {"house", "sky", "tree"} <= set(card["mask_words"])
+
+
+def test_words_find_a_mask_that_an_inpainting_job_keeps_to(demo: httpx.Client) -> None:
+    find = {"text": "the house", "grow": 3}
+    job = finished(demo, "/masks", {"image": IMAGE, **find})
+    assert (job["request"]["task"], job["request"]["find"]["text"]) == ("mask", "the house")
+    found = np.asarray(result(demo, job))
+    assert set(np.unique(found)) == {0, 255}
+    with Image.open(EXAMPLES / "rendered.png") as opened:
+        before = np.asarray(opened.convert("RGB"))
+    fields = DEFAULTS | {"image": IMAGE, "prompt": "a forest"}
+    by_words = finished(demo, "/img2img", fields | {"mask": find})
+    by_image = finished(demo, "/img2img", fields | {"mask": job["images"][0]["url"]})
+    after = np.asarray(result(demo, by_words))
+    assert by_words["images"][0]["sha256"] != by_image["images"][0]["sha256"], "they have other parameters"
+    assert (after == np.asarray(result(demo, by_image))).all()
+    assert (after[found == 0] == before[found == 0]).all()
+    assert (after[found > 0] != before[found > 0]).mean() > 0.5
+    x, y = np.argwhere(found[..., 0] > 0).mean(axis=0)[::-1].tolist()
+    at_point = np.asarray(result(demo, finished(demo, "/masks", {"image": IMAGE, "points": [[x, y]], "grow": 3})))
+    assert (at_point == found).mean() > 0.9
+    missing = demo.post("/img2img", json=fields | {"mask": {"text": "cloud", "threshold": 0.999}}).json()
+    job = wait(demo, missing["id"])
+    assert job["status"] == "failed"
+    assert "did not find `cloud` in the image" in job["error"]["message"]
+
+
+def finished(demo: httpx.Client, path: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Submit a job, and return it after it has succeeded."""
+    response = demo.post(path, json=fields)
+    assert response.status_code == 202, response.text
+    job = wait(demo, response.json()["id"])
+    assert job["status"] == "succeeded", job["error"]
+    return job
+
+
+def wait(demo: httpx.Client, job_id: str) -> dict[str, Any]:
+    while not (job := demo.get(f"/jobs/{job_id}?wait=20").json())["finished_at"]:
+        pass
+    return dict(job)
+
+
+def result(demo: httpx.Client, job: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(demo.get(f"/jobs/{job['id']}/result").content)).convert("RGB")
 
 
 def test_pose_control_is_refused(demo: httpx.Client) -> None:

@@ -16,6 +16,7 @@ from img2img.app.compat.a1111.request import WebUIRequest
 from img2img.blobs import ObjectStore
 from img2img.domain.blob_keys import input_key
 from img2img.domain.infotext import infotext
+from img2img.domain.masks import MaskKind
 from img2img.domain.parameters import Sigmas, Task
 from img2img.domain.spec import InpaintSpec, JobSpec
 from img2img.redis.job_queue import JobQueue
@@ -38,6 +39,7 @@ ABLE = CARD.model_copy(
         "mask_content": True,
         "controls": ("canny", "depth"),
         "preprocessors": ("canny", "softedge"),
+        "masks": (MaskKind.TEXT,),
         "image_prompts": True,
         "upscales": (2, 4),
         "parameters": dict.fromkeys(("clip_skip", "eta"), tuple(Task)),
@@ -413,6 +415,43 @@ def test_units_of_clients_are_served(web_ui: Callable[..., JobSpec], http: httpx
     assert web_ui(alwayson_scripts={"controlnet": {"args": [stronger]}}).guess_mode
     prompt = {"module": "ip-adapter_clip_sd15", "model": "ip-adapter_sd15 [6a3f6166]", "image": SMALL, "weight": 0.4}
     assert web_ui(alwayson_scripts={"ControlNet": {"args": [prompt]}}).image_prompts[0].scale == 0.4
+
+
+def test_adetailer_is_the_detail_pass(web_ui: Callable[..., JobSpec]) -> None:
+    hand = {"ad_model": "hand_yolov8n.pt", "ad_prompt": "(a hand:1.2)", "ad_use_steps": True, "ad_steps": 12}
+    world = {"ad_model": "yolov8x-worldv2.pt", "ad_model_classes": "cat,dog", "ad_denoising_strength": 0.6}
+    kept = {"ad_mask_k": 2, "ad_mask_filter_method": "Confidence", "ad_controlnet_model": "None", "is_api": True}
+    off = [{"ad_model": "None"}, {"ad_model": "face_yolov8n.pt", "ad_tab_enable": False}, {}]
+    args = [True, False, {"ad_model": "face_yolov8n.pt", **kept}, hand, world, *off]
+    spec = web_ui(prompt="people", alwayson_scripts={"ADetailer": {"args": args}})
+    assert [entry.detect for entry in spec.refine] == ["face", "hand", "cat,dog"]
+    face, hand_entry, cats = spec.refine
+    assert (face.strength, face.padding, face.blur, face.grow, face.threshold, face.max) == (0.4, 32, 4, 4, 0.3, 2)
+    assert (face.prompt, hand_entry.prompt, hand_entry.num_inference_steps) == (None, "(a hand:1.2)", 12)
+    assert spec.prompt_weighting
+    assert (cats.strength, cats.max) == (0.6, 16)
+    assert web_ui(alwayson_scripts={"ADetailer": {"args": [False, False, hand]}}).refine == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ([True, True, {"ad_model": "face.pt"}], "args.1"),
+        ([{"ad_model": "my_detector.pt"}], "args.0.ad_model"),
+        ([{"ad_model": "face.pt", "ad_use_sampler": True}], "args.0.ad_use_sampler"),
+        ([{"ad_model": "face.pt", "ad_mask_k": 1}], "args.0.ad_mask_filter_method"),
+        ([{"ad_model": "face.pt", "ad_prompt": "a[SEP]b"}], "args.0.ad_prompt"),
+        ([{"ad_model": "face.pt", "ad_confidence": 2}], "args.0.ad_confidence"),
+        ([3], "args.0"),
+        ([{"ad_model": "face.pt", "ad_mask_blur": 4000}], ""),
+    ],
+)
+def test_adetailer_arguments_that_cannot_be_honoured_are_refused(
+    http: httpx.Client, arguments: list[Any], field: str
+) -> None:
+    body = {"init_images": [TEXT], "alwayson_scripts": {"ADetailer": {"args": arguments}}}
+    problem = assert_problem(http.post("/sdapi/v1/img2img", json=body), 422, "invalid_parameter")
+    assert problem["errors"][0]["field"].startswith(f"alwayson_scripts.ADetailer.{field}".rstrip(".")) or not field
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from img2img.domain.api_key import Scope
 from img2img.domain.blob_keys import result_key, upload_key
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
+from img2img.domain.masks import MaskKind
 from img2img.domain.parameters import Task
 from img2img.domain.presigned_upload import PresignedUpload
 from img2img.redis.api_keys import ApiKeys
@@ -38,6 +39,7 @@ ABLE = CARD.model_copy(
         "tasks": (Task.IMG2IMG, Task.INPAINT, Task.CONTROL),
         "controls": (ControlType.CANNY,),
         "preprocessors": (ControlType.CANNY,),
+        "masks": (MaskKind.TEXT,),
         "image_prompts": True,
         "adapter_tasks": (Task.IMG2IMG, Task.INPAINT),
     }
@@ -122,6 +124,10 @@ def control_maps(ids: Ids) -> list[Attempt]:
     return [{"json": {"type": "canny", "image": one}} for one in references(ids)]
 
 
+def masks(ids: Ids) -> list[Attempt]:
+    return [{"json": {"text": "house", "image": one}} for one in references(ids)]
+
+
 def uploads(ids: Ids) -> list[Attempt]:
     return [{"json": {"image": one}} for one in references(ids)]
 
@@ -199,6 +205,7 @@ CONTROLNET_LISTS = ("version", "model_list", "module_list", "control_types", "se
 ATTEMPTS: dict[tuple[str, str], Attempts] = {
     ("POST", "/img2img"): submits,
     ("POST", "/control-maps"): control_maps,
+    ("POST", "/masks"): masks,
     ("POST", "/batches"): batches,
     ("GET", "/batches"): batch_lists,
     ("POST", "/images"): uploads,
@@ -414,7 +421,12 @@ def test_admin_sees_and_interrupts_only_its_own_web_ui_jobs(scene: Scene) -> Non
 
 def test_attempts_succeed_for_the_owner(scene: Scene) -> None:
     """They are rejected because of the owner, not because of anything else in the request."""
-    for attempts, path in ((submits, "/img2img"), (control_maps, "/control-maps"), (batches, "/batches")):
+    for attempts, path in (
+        (submits, "/img2img"),
+        (control_maps, "/control-maps"),
+        (masks, "/masks"),
+        (batches, "/batches"),
+    ):
         for attempt in attempts(scene.ids):
             response = scene.ada.post(path, **attempt)
             assert response.status_code in (200, 202), response.text

@@ -13,6 +13,7 @@ from redis import Redis
 
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobStatus
+from img2img.domain.masks import MaskKind
 from img2img.domain.parameters import Task
 from img2img.redis.idempotency import KEPT_S
 from img2img.redis.job_queue import JobQueue
@@ -26,7 +27,12 @@ IMAGE, OTHER = encoded(gradient(160, 120)), encoded(gradient(160, 120, blue=9))
 WEB_UI = {"width": 128, "height": 128}
 # A model that makes control maps and upscales.
 ABLE = CARD.model_copy(
-    update={"preprocessors": (ControlType.CANNY,), "tasks": (Task.IMG2IMG, Task.UPSCALE), "upscales": (2,)}
+    update={
+        "preprocessors": (ControlType.CANNY,),
+        "tasks": (Task.IMG2IMG, Task.UPSCALE),
+        "upscales": (2,),
+        "masks": (MaskKind.TEXT,),
+    }
 )
 # A request of each route that creates something, and another request of the same route.
 CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -34,6 +40,10 @@ CREATING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "/control-maps": (
         {"files": {"image": IMAGE}, "data": {"type": "canny"}},
         {"files": {"image": OTHER}, "data": {"type": "canny"}},
+    ),
+    "/masks": (
+        {"files": {"image": IMAGE}, "data": {"text": "house"}},
+        {"files": {"image": OTHER}, "data": {"text": "house"}},
     ),
     "/batches": (
         {"json": {"request": {"image": b64encode(IMAGE).decode()}}},

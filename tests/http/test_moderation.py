@@ -17,6 +17,7 @@ from img2img.app.settings import ApiSettings
 from img2img.app.supervisor.supervisor import free_port
 from img2img.domain.conditioning import ControlType
 from img2img.domain.job import JobFailure, JobStatus
+from img2img.domain.masks import MaskKind
 from img2img.domain.parameters import Task
 from img2img.redis.job_queue import JobQueue
 from img2img.redis.model_registry import ModelRegistry
@@ -30,7 +31,7 @@ from tests.support.servers import http_server
 IMAGE = encoded(gradient(160, 120))
 TEXT = base64.b64encode(IMAGE).decode()
 RED = encoded(Image.new("RGB", (128, 128), "red"))
-ABLE = CARD.model_copy(update={"tasks": tuple(Task), "preprocessors": (ControlType.CANNY,)})
+ABLE = CARD.model_copy(update={"tasks": tuple(Task), "preprocessors": (ControlType.CANNY,), "masks": (MaskKind.TEXT,)})
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,7 @@ def test_dry_run_is_refused_like_the_request(http: httpx.Client) -> None:
 REFUSED = {
     "/img2img": {"image": base64.b64encode(RED).decode()},
     "/control-maps": {"image": base64.b64encode(RED).decode(), "type": "canny"},
+    "/masks": {"image": base64.b64encode(RED).decode(), "text": "house"},
 }
 
 

@@ -24,6 +24,7 @@ from img2img.app.settings import ApiSettings
 OPERATIONS = {
     "submit_img2img": ("post", "/img2img"),
     "submit_control_map": ("post", "/control-maps"),
+    "submit_mask": ("post", "/masks"),
     "upload_image": ("post", "/images"),
     "create_upload": ("post", "/uploads"),
     "delete_upload": ("delete", "/uploads/{upload_id}"),

@@ -5,7 +5,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from img2img.domain.parameters import Task
-from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
+from img2img.domain.spec import (
+    ControlMapSpec,
+    ControlSpec,
+    EditSpec,
+    Img2ImgSpec,
+    InpaintSpec,
+    JobSpec,
+    MaskSpec,
+    UpscaleSpec,
+)
 
 CLASSES = {
     Task.IMG2IMG: Img2ImgSpec,
@@ -14,6 +23,7 @@ CLASSES = {
     Task.EDIT: EditSpec,
     Task.UPSCALE: UpscaleSpec,
     Task.CONTROL_MAP: ControlMapSpec,
+    Task.MASK: MaskSpec,
 }
 DEFAULTS = {
     "model": "tiny",
@@ -26,6 +36,7 @@ DEFAULTS = {
     "seed": 3,
     "width": 32,
     "height": 32,
+    "find": {"text": "the house"},
 }
 SPEC = TypeAdapter(JobSpec)
 

@@ -138,9 +138,20 @@ def test_short_forms_are_the_same_as_json(tmp_path: Path) -> None:
     }
 
 
+def test_mask_options_are_a_mask_that_the_model_finds() -> None:
+    assert run("--mask-text", "the house", "--mask-grow", "8") == {"mask": {"text": "the house", "grow": 8}}
+    points = {"points": [[120, 80.5], [3, 4]], "labels": [1, 0]}
+    assert run("--mask-point", "120,80.5", "--mask-point=-3,4") == {"mask": points}
+    assert run("--mask-box", "0,1,20,30") == {"mask": {"box": [0, 1, 20, 30]}}
+    assert option_values(Img2ImgRequest, {"mask": '{"text": "x"}'}) == {"mask": {"text": "x"}}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"mask": "0" * 64, "mask_text": "x"}, "--mask and the options that find a mask exclude each other"),
+        ({"mask_point": ["3"]}, "--mask-point takes X,Y or -X,Y in pixels"),
+        ({"mask_box": "1,2,3"}, "--mask-box takes LEFT,TOP,RIGHT,BOTTOM in pixels"),
         ({"control": [""]}, r"--control takes TYPE\[:SCALE\]\[=FILE\], got ''"),
         ({"control": ["canny="]}, r"--control takes .*, got 'canny='"),
         ({"lora": [":0.5"]}, r"--lora takes NAME\[:SCALE\], got ':0.5'"),

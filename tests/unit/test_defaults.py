@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from img2img.app.settings import ApiSettings
 from img2img.app.submission.defaults import nearest_side, resolve_seed, resolve_size
-from img2img.app.submission.geometry import kept_share, nearest_bucket
 from img2img.app.submission.submit import resolve_model
+from img2img.domain.geometry import kept_share, nearest_bucket
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import MAX_SEED
 from img2img.errors import ParameterError, Unavailable

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from img2img.app.submission.geometry import expand_box, margin_boxes, union, working_size
 from img2img.domain.conditioning import InpaintRegion, Padding
+from img2img.domain.geometry import expand_box, margin_boxes, union, working_size
 from img2img.domain.model_card import ModelCard, size_buckets
 from img2img.domain.parameters import Scheduler
 from img2img.worker.images.inpaint_canvas import InpaintCanvas

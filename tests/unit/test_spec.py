@@ -26,6 +26,7 @@ INPUTS: dict[Task, list[str]] = {
     Task.EDIT: [IMAGE, REFERENCE, PROMPT],
     Task.UPSCALE: [IMAGE, PROMPT],
     Task.CONTROL_MAP: [IMAGE],
+    Task.MASK: [IMAGE],
 }
 
 

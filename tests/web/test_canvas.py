@@ -73,6 +73,20 @@ def test_pixels_outside_the_painted_mask_are_unchanged(form: Page, demo_url: str
     assert changed <= neighbours
 
 
+def test_words_find_the_mask(form: Page) -> None:
+    choose(form, "Brush")
+    words = form.get_by_label("Words for the part to regenerate")
+    words.fill("the house")
+    words.press("Enter")
+    wait_for(lambda: len(painted(form)) > 100)
+    form.get_by_label("Prompt", exact=True).fill("a forest")
+    job = generate(form)
+    assert job["request"]["task"] == "inpaint"
+    words.fill("a car")
+    form.get_by_role("button", name="Find").click()
+    expect(form.get_by_text("knows these words")).to_be_visible()
+
+
 def test_mask_is_edited(form: Page) -> None:
     choose(form, "Brush")
     paint(form, (0.2, 0.2), (0.8, 0.2))

@@ -85,6 +85,8 @@ class EngineTask:
         # Denoising steps done, and the latents after the last of them. Both are set by the function.
         self.step = 0
         self.latents: Any = None
+        # Steps of the pipelines that the function has called before. Set by the function.
+        self.steps_before = 0
         # Half of the rows of a call with guidance that has the prompt: once set, only that half is computed.
         self.conditional: Half | None = None
         self.timeline = Timeline()  # by gate name, and "wait" for the time until admission

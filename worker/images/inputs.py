@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlName
-from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
+from img2img.domain.spec import ControlSpec, EditSpec, GenerationSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.errors import InvalidPixels, JobError
 
 from .control_maps import PREPROCESSORS
@@ -75,7 +75,7 @@ def load_inputs(
         _preprocess(control, _control_image(control, pngs, image, canvas, size), annotators)
         for control in spec.control_maps
     ]
-    prompts = [] if isinstance(spec, ControlMapSpec) else spec.image_prompts
+    prompts = spec.image_prompts if isinstance(spec, GenerationSpec) else []
     references = spec.references if isinstance(spec, EditSpec) else ()
     regions = spec.regions if isinstance(spec, Img2ImgSpec) else ()
     region_masks = [decode_png(pngs[region.mask]).convert("L") for region in regions if region.mask]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
+from PIL import Image
 
 from img2img.domain.conditioning import MaskContent
 from img2img.domain.parameters import FLOW_SCHEDULERS
@@ -17,13 +18,14 @@ from img2img.domain.spec import (
     Img2ImgSpec,
     InpaintSpec,
     JobSpec,
+    MaskSpec,
     RefinedSpec,
     StrengthSpec,
 )
 from img2img.errors import JobError
 
 from ..engine.task import EngineTask, TaskFunction
-from ..images.inputs import Inputs, to_tensor
+from ..images.inputs import Inputs, to_pixels, to_tensor
 from .conditioning.adapters import JobAdapters
 from .conditioning.mask_content import replace_masked_latents
 from .conditioning.prompt_embeddings import embed_prompts
@@ -43,6 +45,8 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
     """Return the function that computes one result image: a (1, 3, height, width) tensor in [0, 1]."""
     if isinstance(spec, ControlMapSpec):
         return lambda _ticket: control_maps(model, spec, inputs)[0]
+    if isinstance(spec, MaskSpec):
+        return lambda _ticket: mask_image(model, spec, inputs)
     if spec.steps_run == 0:
         return lambda _ticket: encode_decode(model, inputs.image, fast_vae=spec.fast_vae)
     # The LoRAs of the model can change before the task starts.
@@ -82,6 +86,12 @@ def control_maps(model: Model, spec: JobSpec, inputs: Inputs) -> list[torch.Tens
         else loaded
         for control, loaded in zip(spec.control_maps, inputs.controls, strict=True)
     ]
+
+
+def mask_image(model: Model, spec: MaskSpec, inputs: Inputs) -> torch.Tensor:
+    """Return the mask that a job asks for, (1, 3, height, width): 1 where the thing is."""
+    assert inputs.image is not None
+    return to_tensor(model.segmenters.mask(Image.fromarray(to_pixels(inputs.image)), spec.find).convert("RGB"))
 
 
 def denoise(
@@ -128,7 +138,7 @@ def _denoise(
             )
         images = _call(model, pipeline, spec, inputs, job, engine_task, adapters, controlled)
     # A schedule with `denoising_start` can have one step less.
-    engine_task.step = spec.steps_run
+    engine_task.step = engine_task.steps_before + spec.steps_run
     model.preparation.learn(job.kind, job.generator)
     return images
 
@@ -218,8 +228,9 @@ def _call(
         end_call()
         engine_task.latents = kwargs.get("latents")
         # A second-order scheduler calls back twice per step.
-        engine_task.step = min(steps_done - (-(i + 1) // order), spec.steps_run)
-        if engine_task.step >= spec.guided_steps and spec.guidance_until < 1:
+        step = min(steps_done - (-(i + 1) // order), spec.steps_run)
+        engine_task.step = engine_task.steps_before + step
+        if step >= spec.guided_steps and spec.guidance_until < 1:
             engine_task.conditional = model.family.conditional
         return {}
 

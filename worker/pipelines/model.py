@@ -26,6 +26,7 @@ from .conditioning.controlnets import ControlNets
 from .conditioning.embeddings import Embeddings
 from .conditioning.matting import load_matting
 from .conditioning.refiner import load_refiner, refiner_pipelines
+from .conditioning.segmenters import load_segmenters
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import Family, family_of
 from .gates import gate_of, gate_vae, install_gates
@@ -133,6 +134,7 @@ class Model:
         }
         self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
+        self.segmenters = load_segmenters(config, placement)
         self.matting = load_matting(config, placement)
         card = base_card(config, family, pipeline).model_copy(
             update=component_fields(
@@ -143,6 +145,8 @@ class Model:
             update={
                 "embeddings": self.embeddings.names,
                 "fast_vae": fast_vae is not None,
+                "masks": self.segmenters.kinds,
+                "mask_words": self.segmenters.words,
                 "matting": self.matting is not None,
             }
         )
@@ -237,6 +241,7 @@ class Model:
             *self.controlnets.modules,
             *(part for annotator in self.annotators.values() for part in annotator.modules),
             *(self.matting.modules if self.matting else ()),
+            *self.segmenters.modules,
         ]
         parts += self.adapters.weights
         if self.safety_checker is not None:

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from img2img.domain.spec import JobSpec, UpscaleSpec
+from img2img.domain.spec import ControlledSpec, JobSpec, UpscaleSpec
 
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs, to_pixels, to_tensor
@@ -14,6 +14,7 @@ from ..images.tiled_image import TiledImage
 from .denoise import denoise, encode_decode, make_task_function
 from .model import Model
 from .prepared_job import prepare
+from .refine import refined
 
 # (inputs of a tile, seed, engine task) -> image of the tile.
 MakeTile = Callable[[Inputs, int, EngineTask], torch.Tensor]
@@ -23,7 +24,10 @@ def make_task_functions(model: Model, spec: JobSpec, inputs: Inputs, index: int)
     """Return the functions that compute one result image: one per tile that returns `Pixels`, or a single one."""
     tiled = inputs.tiled_image
     if tiled is None:
-        return [make_task_function(model, spec, inputs, index)]
+        function = make_task_function(model, spec, inputs, index)
+        if isinstance(spec, ControlledSpec) and spec.refine:
+            function = refined(model, spec, inputs, index, function)
+        return [function]
     assert isinstance(spec, UpscaleSpec)
     upscaler = model.upscalers[spec.upscale] if spec.tiling.upscaler else None
     make = partial(upscaler.upscale, spec) if upscaler else partial(_img2img, model, spec)

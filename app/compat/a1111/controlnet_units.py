@@ -13,7 +13,7 @@ from img2img.errors import ParameterError
 from img2img.imaging.decode import encode_png
 
 from ...backends.decoder_share import DecoderShare
-from ...submission.spec_builder import error_field
+from ...submission.image_reader import error_field
 from .images import parse_web_image
 
 # Names of nothing.

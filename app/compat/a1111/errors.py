@@ -27,6 +27,7 @@ FIELDS = {
     "controls": "controlnet",
     "guess_mode": "controlnet",
     "image_prompts": "controlnet",
+    "refine": "alwayson_scripts.ADetailer",
 }
 
 

@@ -7,7 +7,7 @@ from img2img.errors import ParameterError
 from img2img.imaging.decode import encode_png, fit, to_binary
 
 from ...backends.decoder_share import DecoderShare
-from ...submission.spec_builder import error_field
+from ...submission.image_reader import error_field
 
 # Blur radii in pixels: from the average colour of the surroundings to the colours at the edge.
 FILL_RADII = (256, 64, 16, 4, 2)

@@ -26,6 +26,7 @@ from img2img.errors import ParameterError
 from ...backends.decoder_share import DecoderShare
 from ...http.request_body import validated
 from ...schemas.requests import Img2ImgRequest
+from .adetailer import refinements_of
 from .controlnet_units import Unit, convert_units
 from .images import fill_borders, parse_web_image
 from .masks import convert_mask
@@ -37,6 +38,8 @@ from .scripts import Script, check_scripts, units_of, upscale_of
 # Resize and fill is like crop once its borders are filled; the latent upscale is refused if it resizes.
 RESIZES = {0: Resize.STRETCH, 1: Resize.CROP, 2: Resize.CROP, 3: Resize.STRETCH}
 FILL_BORDERS, LATENT_UPSCALE = 2, 3
+# Prompts of an entry of `refine`.
+PROMPTS = ("prompt", "negative_prompt")
 # Masked content besides the colours around the mask.
 CONTENTS = {0: MaskContent.ORIGINAL, 1: MaskContent.ORIGINAL, 2: MaskContent.NOISE, 3: MaskContent.NOTHING}
 # Options that only concern the server's disk or the web UI.
@@ -145,8 +148,9 @@ def to_request(body: WebUIRequest, card: ModelCard, decoders: DecoderShare) -> I
     _check_noise(body, scheduler)
     upscale = upscale_of(body.script_name, body.script_args, card)
     image = parse_web_image("init_images.0", body.init_images[0])
+    refine = refinements_of(body.alwayson_scripts)
     fields: dict[str, Any] = {
-        **_prompts(body),
+        **_prompts(body, refine),
         "strength": body.denoising_strength,
         "guidance_scale": body.cfg_scale,
         "num_inference_steps": body.steps,
@@ -258,22 +262,38 @@ def _resized(body: WebUIRequest, image: bytes, decoders: DecoderShare) -> bytes:
         return fill_borders(opened, size)
 
 
-def _prompts(body: WebUIRequest) -> dict[str, Any]:
-    """Return the fields of both prompts. A model without weights or LoRAs refuses them later."""
+def _prompts(body: WebUIRequest, refine: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of all prompts. A model without weights or LoRAs refuses them later.
+
+    Args:
+        refine: The entries of the detail pass, with their prompts as the web UI has them.
+    """
     prompt = parse_prompt("prompt", body.prompt)
     negative = parse_prompt("negative_prompt", body.negative_prompt)
+    parts = [
+        {name: parse_prompt(f"alwayson_scripts.ADetailer.{name}", entry[name]) for name in PROMPTS if entry[name]}
+        for entry in refine
+    ]
+    others = [parsed for entry in parts for parsed in entry.values()]
+    if any(parsed.loras for parsed in others):
+        raise ParameterError("alwayson_scripts.ADetailer", "LoRA tags belong into `prompt`")
     if negative.loras:
         raise ParameterError("negative_prompt", "LoRA tags belong into `prompt`", got=body.negative_prompt)
     if len(prompt.loras) > MAX_LORAS:
         raise ParameterError("prompt", f"At most {MAX_LORAS} LoRAs can be applied", got=body.prompt)
-    is_weighted = prompt.is_weighted or negative.is_weighted
+    is_weighted = any(parsed.is_weighted for parsed in (prompt, negative, *others))
     loras = () if body.disable_extra_networks else prompt.loras
+    no_negative = {"negative_prompt": None} if body.cfg_scale == 1 else {}
     return {
         "prompt": prompt.text(weighted=is_weighted),
         # Without guidance, in the web UI too, a negative prompt has no effect.
         "negative_prompt": "" if body.cfg_scale == 1 else negative.text(weighted=is_weighted),
         "prompt_weighting": is_weighted,
         "loras": [{"name": name, "scale": scale} for name, scale in loras],
+        "refine": [
+            {**entry, **{name: one.text(weighted=is_weighted) for name, one in parsed.items()}, **no_negative}
+            for entry, parsed in zip(refine, parts, strict=True)
+        ],
     }
 
 

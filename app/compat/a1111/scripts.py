@@ -1,4 +1,4 @@
-"""Scripts of the web UI: `sd upscale`, ControlNet, and others as long as they are off."""
+"""Scripts of the web UI: `sd upscale`, ControlNet, ADetailer, and others as long as they are off."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,12 +8,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from img2img.domain.model_card import ModelCard
 from img2img.errors import ParameterError
 
+from .adetailer import ADETAILER
 from .controlnet_units import Unit
 from .neutral import EMPTY
 from .upscalers import RESAMPLING, upscalers_of
 
 CONTROLNET = "controlnet"
 UPSCALE = "sd upscale"
+SUPPORTED = (CONTROLNET, ADETAILER)
 
 
 class Script(BaseModel):
@@ -25,10 +27,10 @@ class Script(BaseModel):
 
 
 def check_scripts(scripts: Mapping[str, Script | None]) -> None:
-    """Raise ParameterError for a script other than ControlNet that is on."""
+    """Raise ParameterError for a script that is on, other than those that are supported."""
     for name, script in scripts.items():
-        if name.lower() != CONTROLNET and script and not all(map(_is_off, script.args or ())):
-            message = "This script is not supported; leave it out. Supported are: ControlNet"
+        if name.lower() not in SUPPORTED and script and not all(map(_is_off, script.args or ())):
+            message = "This script is not supported; leave it out. Supported are: ControlNet, ADetailer"
             raise ParameterError(f"alwayson_scripts.{name}", message)
 
 

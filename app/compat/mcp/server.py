@@ -63,14 +63,23 @@ def build_server(service: Service) -> MCPServer[Any]:
     async def inpaint(
         context: Context[Any],
         image: Image,
-        mask: Image,
         prompt: Prompt,
+        mask: Annotated[str | None, image_field] = None,
+        thing: Annotated[
+            str | None,
+            Field(description="In place of a mask, words for a thing in the image, for models with `masks` by text."),
+        ] = None,
         strength: Strength = None,
         options: Options = NONE,
     ) -> Content:
-        """Regenerate the white pixels of a mask, which has the size of the image. All other pixels stay the same."""
-        words = {"prompt": prompt, "strength": strength, "mask": service.image(mask)}
-        return await run(context, options, image=service.image(image), **words)
+        """Regenerate a part of an image: the white pixels of a mask of its size, or the thing that words name.
+
+        All other pixels stay the same.
+        """
+        if (mask is None) is (thing is None):
+            raise ToolError("Give either `mask` or `thing`.")
+        found = {"text": thing} if mask is None else service.image(mask)
+        return await run(context, options, image=service.image(image), prompt=prompt, strength=strength, mask=found)
 
     async def outpaint(
         context: Context[Any],
@@ -144,5 +153,5 @@ async def _model(client: AsyncClient, name: str | None) -> Model:
 
 
 def _summary(model: Model) -> dict[str, Any]:
-    names = ("name", "description", "default", "tasks", "native_size", "max_size", "controls", "loras", "upscales")
-    return {name: getattr(model, name) for name in names}
+    names = ("name", "description", "default", "tasks", "native_size", "max_size", "controls", "masks", "mask_words")
+    return {name: getattr(model, name) for name in (*names, "loras", "upscales")}

@@ -13,7 +13,7 @@ from ...backends.decoder_share import DecoderShare
 from ...progress.image_formats import convert_image
 from ...schemas.request_fields import ALPHA
 from ...schemas.responses import ImageFormat
-from ...submission.spec_builder import error_field
+from ...submission.image_reader import error_field
 
 
 def convert_mask(

@@ -1,8 +1,11 @@
+import { useSignal } from "@preact/signals";
 import { FieldError } from "../components/field-error";
 import { Slider } from "../components/slider";
 import { t } from "../i18n";
+import { findMask, isFinding } from "../state/find-mask";
 import { formError, mask, set, values } from "../state/form";
 import type { StoredImage } from "../state/images";
+import { card } from "../state/models";
 import { margins, SIDES, setMargin } from "./frame";
 import { maskFromFile } from "./operations";
 import {
@@ -46,6 +49,7 @@ export function Toolbar({ image }: { image: StoredImage }) {
       </div>
       <ZoomButtons />
       {isPainting && <BrushOptions image={image} />}
+      {isPainting && (card.value?.masks ?? []).includes("text") && <MaskWords image={image} />}
       {tool.value === "outpaint" && <MarginFields />}
       {mask.value !== null && <MaskOptions />}
       <FieldError field="mask" />
@@ -119,6 +123,42 @@ function BrushOptions({ image }: { image: StoredImage }) {
         </label>
       </div>
     </>
+  );
+}
+
+/** Finds the mask by words, for models that can. */
+function MaskWords({ image }: { image: StoredImage }) {
+  const texts = t().canvas;
+  const words = useSignal("");
+  const find = () => void findMask(image, words.value);
+  return (
+    <div class="tool-row">
+      <input
+        type="text"
+        name="mask.text"
+        list="mask-words"
+        maxLength={200}
+        aria-label={texts.words}
+        placeholder={texts.wordsHint}
+        value={words.value}
+        onInput={(event) => {
+          words.value = event.currentTarget.value;
+        }}
+        onKeyDown={(event) => {
+          if (event.key !== "Enter") return;
+          event.preventDefault();
+          find();
+        }}
+      />
+      <datalist id="mask-words">
+        {(card.value?.mask_words ?? []).map((word) => (
+          <option key={word} value={word} />
+        ))}
+      </datalist>
+      <button type="button" onClick={find} disabled={isFinding.value || words.value.trim() === ""}>
+        {isFinding.value ? texts.finding : texts.find}
+      </button>
+    </div>
   );
 }
 

@@ -33,6 +33,7 @@ export function MoreSettings() {
         {shown.map((field) => (
           <Field key={field.name} field={field} />
         ))}
+        {takes(now, "refine") && <DetailPass />}
       </div>
     </details>
   );
@@ -73,6 +74,30 @@ function Field({ field }: { field: SchemaField }) {
         <Input field={field} onChange={change} />
       )}
       <FieldError field={name} />
+    </div>
+  );
+}
+
+/** Words for the parts that the detail pass generates again; the other fields of an entry keep their values. */
+function DetailPass() {
+  const id = useId();
+  const [first, ...others] = values.value.refine ?? [];
+  const change = (detect: string) =>
+    set({ refine: detect === "" ? undefined : [{ ...first, detect }, ...others] });
+  return (
+    <div class="field" title={t().form.detailHint}>
+      <label for={id}>{t().form.detail}</label>
+      <input
+        id={id}
+        type="text"
+        name="refine"
+        maxLength={200}
+        placeholder={t().form.detailExample}
+        value={first?.detect ?? ""}
+        {...invalid("refine")}
+        onChange={(event) => change(event.currentTarget.value.trim())}
+      />
+      <FieldError field="refine" />
     </div>
   );
 }

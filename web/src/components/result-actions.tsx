@@ -19,7 +19,7 @@ export function ResultActions({ job, image, request, imageId }: Props) {
   const url = useResultUrl(job.id, image.index);
   const texts = t().result;
   const { run } = job.timings;
-  const isGenerated = job.request.task !== "control_map";
+  const isGenerated = job.request.task !== "control_map" && job.request.task !== "mask";
   return (
     <>
       <div class="actions">

@@ -88,6 +88,8 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
       return Object.keys((upscaler ?? card).scheduler_sigmas ?? {}).length > 0;
     case "speed":
       return (card.scheduler_parameters?.speed ?? []).length > 0 && !upscaler;
+    case "refine":
+      return mode === "transform" && has(card, "inpaint") && (card.masks ?? []).includes("text");
     case "controls":
       return mode === "transform" && (card.controls ?? []).length > 0;
     case "loras":

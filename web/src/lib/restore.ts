@@ -38,6 +38,7 @@ const FIELDS: Record<Exclude<keyof Img2ImgRequest, Elsewhere>, unknown> = {
   eta: 0,
   clip_skip: 0,
   loras: null,
+  refine: null,
   model: null,
 };
 

@@ -166,6 +166,6 @@ def step_callback(spec: DenoisingSpec, engine_task: EngineTask) -> Callable[[int
     """Return a `callback` for pipelines without `callback_on_step_end` that counts the steps of a job."""
 
     def count(i: int, _timestep: Any, _latents: Any) -> None:
-        engine_task.step = min(i + 1, spec.steps_run)
+        engine_task.step = engine_task.steps_before + min(i + 1, spec.steps_run)
 
     return count

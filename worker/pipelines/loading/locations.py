@@ -51,7 +51,7 @@ class PipelineLocation:
                     raise self._repository.not_cached(INDEX)
                 raise StartupError(f"{source} is not a model in diffusers' format: it has no {INDEX}")
             self._folder = self._repository.file(INDEX).parent
-        self.index = _read_json(self._folder / INDEX)
+        self.index = read_json(self._folder / INDEX)
         if not isinstance(self.index.get("_class_name"), str):
             raise StartupError(f"{self._folder / INDEX} has no `_class_name`: it does not name the pipeline's class")
 
@@ -152,7 +152,7 @@ def component_class(folder: Path) -> str | None:
     file = folder / CONFIG
     if not file.is_file():
         raise StartupError(f"{folder} has no {CONFIG}: it is not a component in diffusers' format")
-    name = _read_json(file).get("_class_name")
+    name = read_json(file).get("_class_name")
     return str(name) if name else None
 
 
@@ -164,7 +164,7 @@ def _repository(source: str, revision: str | None) -> HubRepository:
     return HubRepository(source, revision)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
@@ -184,7 +184,7 @@ def _why_no_pipeline(path: Path) -> str:
     if len(names & _UI_FOLDERS) > 1:
         return f"{no_index}. It is the models folder of a user interface; give one model, as a folder in that format"
     if CONFIG in names:
-        config = _read_json(path / CONFIG)
+        config = read_json(path / CONFIG)
         kind = config.get("_class_name") or next(iter(config.get("architectures") or ()), "a component")
         return f"{no_index}. It holds only one component ({kind}); give the folder of the whole model"
     if singles := sorted(name for name in names if name.endswith(_SINGLE_FILES)):

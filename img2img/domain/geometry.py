@@ -62,13 +62,19 @@ def union(boxes: Iterable[Box]) -> Box:
 
 
 def visible_box(
-    masked: Box | None, margins: Padding, canvas: tuple[int, int], padding: int | None, card: ModelCard
+    masked: Box | None,
+    margins: Padding,
+    canvas: tuple[int, int],
+    padding: int | None,
+    card: ModelCard,
+    size: tuple[int, int] | None = None,
 ) -> Box:
     """Return the part of the canvas that the model sees.
 
     Args:
         masked: Smallest box around the masked pixels of the image, without its margins.
         padding: Pixels of context around the regenerated pixels; None: the whole canvas.
+        size: Width and height at which the model works, if they are known before the box.
     """
     if padding is None:
         return (0, 0, *canvas)
@@ -76,17 +82,22 @@ def visible_box(
     if masked:
         left, top, right, bottom = masked
         boxes.append((left + margins.left, top + margins.top, right + margins.left, bottom + margins.top))
-    return expand_box(union(boxes), padding, canvas, card)
+    return expand_box(union(boxes), padding, canvas, card, size)
 
 
-def expand_box(box: Box, padding: int, canvas: tuple[int, int], card: ModelCard) -> Box:
-    """Return the box with padding, expanded on the canvas to the aspect ratio of a bucket if there is space.
+def expand_box(
+    box: Box, padding: int, canvas: tuple[int, int], card: ModelCard, size: tuple[int, int] | None = None
+) -> Box:
+    """Return the box with padding, expanded on the canvas to the aspect ratio of a size if there is space.
 
     The result is at least as large as the model's smallest size: enlarging a smaller box would not add detail.
+
+    Args:
+        size: Width and height with that ratio; None: the nearest bucket.
     """
     left, top = max(0, box[0] - padding), max(0, box[1] - padding)
     right, bottom = min(canvas[0], box[2] + padding), min(canvas[1], box[3] + padding)
-    width, height = nearest_bucket(card.sizes, right - left, bottom - top)
+    width, height = size or nearest_bucket(card.sizes, right - left, bottom - top)
     wanted_width = max(right - left, round((bottom - top) * width / height), card.min_size)
     wanted_height = max(bottom - top, round((right - left) * height / width), card.min_size)
     left, right = _expand(left, right, wanted_width, canvas[0])

@@ -1,0 +1,31 @@
+"""POST /masks: submits a job that finds the mask of a thing in an image, without generating anything.
+
+It is the mask that POST /img2img would use, so that a client can look at it first.
+"""
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Response
+
+from ..dependencies import ServicesDep
+from ..openapi import operations as openapi
+from ..schemas.responses import Job
+from ..submission.submit import JobSubmitterDep
+from .body_parser import MaskRequestDep
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.post(
+    "/masks",
+    status_code=202,
+    operation_id="submit_mask",
+    openapi_extra={"requestBody": openapi.MASK_BODY},
+    responses=openapi.SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 429, 500, 503, 507),
+)
+async def submit_mask(
+    submitter: JobSubmitterDep, request: MaskRequestDep, response: Response, services: ServicesDep
+) -> Job:
+    """Queue a job whose image 0 is the mask, of the size of `image`. Its path can be the `mask` of another request."""
+    submitted = await submitter.submit(request)
+    response.headers.update(submitted.headers)
+    return Job.from_record(submitted.record, *await run_sync(services.eta.estimate, [submitted.record]))
