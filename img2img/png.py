@@ -9,14 +9,14 @@ from isal import isal_zlib
 # Stores each row as the difference from the row above: fast, and nearly as small as choosing among all filters.
 UP_FILTER = 2
 # Colour types by number of channels.
-COLOUR_TYPES = {1: 0, 3: 2}
+COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
 
 
 def png_file(width: int, height: int, channels: int, rows: Any, *extra: tuple[bytes, bytes]) -> bytes:
     """Return a PNG of 8-bit pixels.
 
     Args:
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         rows: A buffer of `height` rows, each a filter type and `width * channels` filtered bytes.
         extra: Chunks before the pixels, as type and content.
     """

@@ -26,12 +26,14 @@ from typing import Literal, Required, TypedDict
 from .images import ImageInput
 '''
 NAMES = {
+    "BackgroundPrompt": "BackgroundFields",
     "ControlRequest": "ControlFields",
     "ImagePromptRequest": "ImagePromptFields",
     "Lora": "LoraFields",
     "MaskObject": "MaskFields",
     "Padding": "PaddingFields",
     "Refinement": "RefineFields",
+    "RegionRequest": "RegionFields",
     "Webhook": "WebhookFields",
 }
 IMAGE_FIELDS = {"image": "ImageInput", "mask": "ImageInput | MaskFields", "images": "Sequence[ImageInput]"}

@@ -5,11 +5,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from img2img.domain.model_config import ControlNetSource, ModelConfig, UpscalerSource
+from img2img.domain.model_config import ControlNetSource, MattingSource, ModelConfig, UpscalerSource
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 # Markers in the page, and the classes between them. `name` is the key of the table [models.NAME].
-TABLES: dict[str, tuple[type[BaseModel], ...]] = {"model": (ModelConfig,), "part": (ControlNetSource, UpscalerSource)}
+TABLES: dict[str, tuple[type[BaseModel], ...]] = {
+    "model": (ModelConfig,),
+    "part": (ControlNetSource, UpscalerSource, MattingSource),
+}
 
 
 def table(kinds: tuple[type[BaseModel], ...]) -> str:

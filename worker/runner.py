@@ -7,13 +7,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from img2img.domain.geometry import visible_box
 from img2img.domain.infotext import infotext
+from img2img.domain.parameters import Background
 from img2img.domain.presigned_upload import PresignedUpload
+from img2img.domain.reuse import result_digest
 from img2img.domain.spec import GenerationSpec, Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.errors import Cancelled, JobError
 from img2img.imaging.sandbox_pool import DecoderPool
@@ -21,13 +26,14 @@ from img2img.printable import without_paths
 
 from .engine.engine import Engine
 from .engine.errors import is_device_lost, is_out_of_memory
-from .engine.task import EngineTask, TaskStopped, Urgency
+from .engine.task import EngineTask, Origin, TaskFunction, TaskStopped, Urgency
 from .engine.timeline import Timeline
 from .errors import DeviceLost, first_line
 from .images.inputs import Inputs, load_inputs, to_pixels
 from .images.png import Pixels, decode_png, encode_png
 from .images.sent_images import decode_sent_image
 from .moderation import ResultModeration
+from .pipelines.conditioning.matting import FOREGROUND
 from .pipelines.model import Model
 from .pipelines.safety_checker import ImageChecker
 from .pipelines.tiled_denoise import make_task_functions
@@ -59,6 +65,7 @@ class Rendering:
         deterministic: whether the calls of the job are not merged with those of others, even if it did not ask.
         metadata: whether the images hold the parameters of the job.
         urgency: how soon the tasks should run.
+        owner: owner of the job.
         on_task_done: called on the engine's thread when a task has ended, except for the last one.
     """
 
@@ -74,6 +81,7 @@ class Rendering:
         *,
         deterministic: bool = False,
         metadata: bool = True,
+        owner: str = "",
         on_task_done: Callable[[], object] | None = None,
     ) -> None:
         self.indices = indices
@@ -86,17 +94,28 @@ class Rendering:
         self._urgency = urgency
         self._on_task_done = on_task_done
         self._tasks_per_image = spec.passes // spec.num_images
+        fingerprint = model.card.fingerprint
         functions = [function for i in indices for function in make_task_functions(model, spec, inputs, i)]
+        # LoRAs can be replaced in between.
+        is_unchanged = fingerprint == model.card.fingerprint
+        # By which later requests find the result; None: not at all.
+        self.digest = result_digest(spec, fingerprint, is_moderated=moderation is not None) if is_unchanged else None
         self._runs_alone = deterministic or (isinstance(spec, GenerationSpec) and spec.deterministic)
+        origin = Origin(owner, frozenset(spec.inputs))
         # Image by image.
         self.tasks = [
             EngineTask(
-                f, self._task_done, runs_alone=self._runs_alone, urgency=urgency, steps=spec.total_steps // spec.passes
+                f,
+                self._task_done,
+                runs_alone=self._runs_alone,
+                urgency=urgency,
+                steps=spec.total_steps // spec.passes,
+                origin=origin,
             )
             for f in functions
         ]
         self.remaining = len(self.tasks)  # tasks that have not ended
-        self._checks: list[EngineTask] = []  # of the safety checker
+        self._checks: list[EngineTask] = []  # of the safety checker and of the matting
 
     def start(self, on_done: Callable[[], None]) -> None:
         """Submit the tasks. `on_done` is called on the engine's thread when all of them have ended."""
@@ -160,18 +179,23 @@ class Rendering:
     @property
     def waits(self) -> bool:
         """Whether `render` waits for the engine or for moderation."""
-        return self._model.safety_checker is not None or self._moderation is not None
+        return self._model.safety_checker is not None or self._moderation is not None or self._is_transparent
+
+    @property
+    def _is_transparent(self) -> bool:
+        return isinstance(self._spec, GenerationSpec) and self._spec.background is Background.TRANSPARENT
 
     def _checked_images(self) -> list[RenderedImage]:
         checker = self._model.safety_checker
         with _raising_device_lost():
-            if checker is None:
-                return [self._image(index, self._pixels(i), {}) for i, index in enumerate(self.indices)]
             images = [self._pixels(i) for i in range(len(self.indices))]
-            flags = self._check(checker, images)
+            flags = self._check(checker, images) if checker is not None else [False] * len(images)
+            if self._is_transparent:
+                images = self._cut_out(images)
+        withholds = checker is not None and checker.withholds
         return [
             RenderedImage(index, None)
-            if is_flagged and checker.withholds
+            if is_flagged and withholds
             else self._image(index, pixels, {"flagged": True} if is_flagged else {})
             for index, pixels, is_flagged in zip(self.indices, images, flags, strict=True)
         ]
@@ -188,9 +212,22 @@ class Rendering:
 
     def _check(self, checker: ImageChecker, images: Sequence[Pixels]) -> list[bool]:
         """Return which images the safety checker flags. The engine checks them together with those of other jobs."""
-        ended = threading.Semaphore(0)
         prepared = [checker.prepare(pixels) for pixels in images]
-        functions = [lambda _task, one=one: checker.is_flagged(one) for one in prepared]
+        return self._run_short([partial(_ignoring_task, checker.is_flagged, one) for one in prepared])
+
+    def _cut_out(self, images: Sequence[Pixels]) -> list[Pixels]:
+        """Return the images with an alpha channel: their background is transparent."""
+        matting = self._model.matting
+        if matting is None:
+            raise JobError("the model has no `matting` any more; submit the job again without `background`")
+        pictures = [Image.fromarray(pixels) for pixels in images]
+        prepared = [(picture, matting.prepare(picture)) for picture in pictures]
+        alphas = self._run_short([partial(_ignoring_task, matting.alpha, *one) for one in prepared])
+        return [np.dstack(pair) for pair in zip(images, alphas, strict=True)]
+
+    def _run_short(self, functions: Sequence[TaskFunction]) -> list[Any]:
+        """Return the results of functions that the engine runs for this job beside its images."""
+        ended = threading.Semaphore(0)
         self._checks = [
             EngineTask(f, lambda _task: ended.release(), runs_alone=self._runs_alone, urgency=self._urgency)
             for f in functions
@@ -238,6 +275,11 @@ class Rendering:
         return None
 
 
+def _ignoring_task(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that an engine task runs; the last argument is the task."""
+    return function(*arguments[:-1])
+
+
 class JobRunner:
     """Prepares jobs for an engine that runs on another thread.
 
@@ -283,6 +325,7 @@ class JobRunner:
         indices: Sequence[int],
         model: Model,
         urgency: Urgency = Urgency(),  # noqa: B008  # frozen
+        owner: str = "",
     ) -> Rendering:
         """Decode the inputs of a job and return a rendering that is ready to start.
 
@@ -292,15 +335,20 @@ class JobRunner:
             indices: indices of the images to render.
             model: the model that renders them.
             urgency: how soon they should be rendered.
+            owner: owner of the job.
 
         Raises:
             JobError: an input does not fit the job.
             DeviceLost: the device failed.
         """
         with _raising_device_lost():
+            loaded: JobSpec = spec
             if isinstance(spec, InpaintSpec) and spec.region.find is not None:
                 spec, pngs = self._find_mask(spec, pngs, model, urgency)
-            inputs = load_inputs(spec, pngs, model.annotators)
+                loaded = spec
+            elif isinstance(spec, InpaintSpec) and spec.region.background:
+                loaded, pngs = self._with_background(spec, pngs, model, urgency)
+            inputs = load_inputs(loaded, pngs, model.annotators)
         return Rendering(
             self._engine,
             model,
@@ -311,8 +359,34 @@ class JobRunner:
             urgency,
             deterministic=self._deterministic,
             metadata=self._metadata,
+            owner=owner,
             on_task_done=self.on_slot_free,
         )
+
+    def _with_background(
+        self, spec: InpaintSpec, pngs: Mapping[str, bytes], model: Model, urgency: Urgency
+    ) -> tuple[InpaintSpec, Mapping[str, bytes]]:
+        """Return a job whose mask is the background of its image, and its images. Waits for the engine."""
+        matting = model.matting
+        if matting is None:
+            raise JobError("the model has no `matting` any more; submit the job again with a mask")
+        assert spec.image is not None
+        image = decode_png(pngs[spec.image]).convert("RGB")
+        prepared, ended = matting.prepare(image), threading.Event()
+        task = EngineTask(lambda _task: matting.alpha(image, prepared), lambda _task: ended.set(), urgency=urgency)
+        self._engine.submit_short([task])
+        ended.wait()
+        if task.error is not None:
+            raise _to_job_error(task.error)
+        is_background = task.result < FOREGROUND / 2
+        if is_background.all():
+            raise JobError("no foreground was found in the image; send a mask instead of a new `background`")
+        if not is_background.any():
+            raise JobError("the image has no background: all of it is foreground")
+        png = encode_png(np.repeat(is_background[..., None] * np.uint8(255), 3, axis=2), None)
+        digest = sha256(png).hexdigest()
+        region = spec.region.model_copy(update={"mask": digest, "background": False})
+        return spec.model_copy(update={"region": region}), {**pngs, digest: png}
 
     def _find_mask(
         self, spec: InpaintSpec, pngs: Mapping[str, bytes], model: Model, urgency: Urgency

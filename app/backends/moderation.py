@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from anyio.to_thread import run_sync
 
-from img2img.domain.spec import InpaintSpec, JobSpec
+from img2img.domain.spec import Img2ImgSpec, InpaintSpec, JobSpec
 from img2img.errors import Unavailable
 from img2img.moderation import Moderator, NoVerdict, Subject, Verdict, request_body
 
@@ -73,15 +73,16 @@ class RequestModeration:
         """Return the parts of each request to the endpoint: one for all texts, and one for each image."""
         contents: list[tuple[Subject, tuple[str | bytes, ...]]] = []
         find = spec.region.find if isinstance(spec, InpaintSpec) else getattr(spec, "find", None)
-        texts = [getattr(spec, "prompt", ""), getattr(spec, "negative_prompt", ""), (find and find.text) or ""]
+        texts = [*texts_of(spec), (find and find.text) or ""]
         for refinement in getattr(spec, "refine", ()):
             texts += [refinement.detect, refinement.prompt or "", refinement.negative_prompt or ""]
         given = tuple(text for text in texts if text.strip())
         if given and "prompt" in self._subjects:
             contents.append(("prompt", given))
         if "input" in self._subjects:
-            mask = spec.region.mask if isinstance(spec, InpaintSpec) else None
-            contents += [("input", (blobs[digest],)) for digest in spec.inputs if digest != mask and digest in blobs]
+            masks = {spec.region.mask} if isinstance(spec, InpaintSpec) else set()
+            masks |= {region.mask for region in spec.regions} if isinstance(spec, Img2ImgSpec) else set()
+            contents += [("input", (blobs[one],)) for one in spec.inputs if one not in masks and one in blobs]
         return contents
 
     @contextmanager
@@ -100,3 +101,13 @@ class RequestModeration:
         # Images take a while to encode.
         body = await run_sync(request_body, *content) if subject == "input" else request_body(*content)
         return await self._moderator.verdict(body, subject, attempts=ATTEMPTS)
+
+
+def texts_of(spec: JobSpec) -> tuple[str, ...]:
+    """Return all prompts of a job."""
+    regions = spec.regions if isinstance(spec, Img2ImgSpec) else ()
+    return (
+        getattr(spec, "prompt", ""),
+        getattr(spec, "negative_prompt", ""),
+        *(region.prompt for region in regions),
+    )

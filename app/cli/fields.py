@@ -36,7 +36,7 @@ LINK = re.compile(r" \(https?://[^)]*\)")
 SHORT_ONLY = frozenset({"images"})
 MARGINS = re.compile(r"\d+(,\d+){3}")
 PANELS = {
-    "Prompt": ("prompt", "negative_prompt", "prompt_weighting", "clip_skip", "instruction", "images"),
+    "Prompt": ("prompt", "negative_prompt", "prompt_weighting", "clip_skip", "regions", "instruction", "images"),
     "Sampling": (
         "strength",
         "num_inference_steps",
@@ -56,9 +56,16 @@ PANELS = {
         "deterministic",
     ),
     "Size": ("width", "height", "resize", "upscale"),
-    "Inpainting and outpainting": ("mask", "mask_blur", "mask_padding", "mask_content", "outpaint"),
+    "Inpainting and outpainting": (
+        "mask",
+        "mask_blur",
+        "mask_padding",
+        "mask_content",
+        "outpaint",
+        "background",
+    ),
     "Controls, image prompts and LoRAs": ("controls", "guess_mode", "image_prompts", "loras"),
-    "Job": ("model", "deadline_s", "deadline_policy", "priority", "webhook"),
+    "Job": ("model", "deadline_s", "deadline_policy", "priority", "reuse", "webhook"),
 }
 OTHER_PANEL = "Job"
 ORDER = [name for names in PANELS.values() for name in names]
@@ -248,7 +255,7 @@ def _value(name: str, value: Any, annotation: Any) -> Any:
         try:
             return _with_images(json.loads(text), annotation)
         except json.JSONDecodeError as error:
-            if str in members:
+            if str in members or value in [one for member in members for one in _choices(member)]:
                 return value
             short, form, _ = SHORT_FORMS.get(name, ("", "", ""))
             hint = f"; the short form is {_flag(short)} {form}" if short else ""

@@ -140,6 +140,8 @@ def submit(
             request = option_values(Img2ImgRequest, fields)
         except OSError as error:
             raise WrongUsage(str(error)) from None
+        if outputs.format == "jpeg" and request.get("background") == "transparent":
+            raise WrongUsage("a JPEG cannot be transparent; choose PNG or WebP with --format or the suffix of --output")
         journal = None
         if output_dir or (outputs.is_batch and not (dry_run or no_wait)):
             journal = Journal(outputs.folder)

@@ -11,6 +11,7 @@ from anyio.to_thread import run_sync
 
 from img2img.domain.job import JobRecord
 from img2img.domain.job_batch import BatchMember
+from img2img.domain.parameters import Background
 from img2img.errors import Gone, ResultDamaged
 from img2img.redis.job_queue import JobQueue
 
@@ -74,8 +75,9 @@ class BatchArchive:
                     files = []
                     for image in record.images:
                         with suppress(Gone, ResultDamaged):
+                            image_format = format_of(record, self.image_format)
                             data = await self.read(record, image.index)
-                            name = names.of(record, image.index, self.image_format)
+                            name = names.of(record, image.index, image_format)
                             archive.writestr(zipfile.ZipInfo(name, TIME), data)
                             files.append(name)
                             yield sink.take()
@@ -85,6 +87,12 @@ class BatchArchive:
             manifest.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(manifest, "".join(lines))
         yield sink.take()
+
+
+def format_of(record: JobRecord, wanted: ImageFormat) -> ImageFormat:
+    """Return the format of the images of a job: PNG instead of JPEG if they are transparent."""
+    is_transparent = getattr(record.spec, "background", None) is Background.TRANSPARENT
+    return ImageFormat.PNG if is_transparent and wanted is ImageFormat.JPEG else wanted
 
 
 class _Names:

@@ -9,6 +9,7 @@ from img2img.errors import ParameterError
 from ..schemas.responses import ImageFormat
 
 DEFAULT_QUALITY = 90
+NO_ALPHA = "A JPEG cannot be transparent; input should be png or webp"
 
 
 def etag_suffix(image_format: ImageFormat, quality: int | None) -> str:
@@ -24,10 +25,18 @@ def etag_suffix(image_format: ImageFormat, quality: int | None) -> str:
 
 
 def convert_image(png: bytes, image_format: ImageFormat, quality: int | None) -> bytes:
-    """Return the image in another format. Only the PNG contains the parameters of the job."""
+    """Return the image in another format. Only the PNG contains the parameters of the job.
+
+    Raises ParameterError for a JPEG of a transparent image.
+    """
     if image_format is ImageFormat.PNG:
         return png
     buffer = BytesIO()
     with Image.open(BytesIO(png), formats=("PNG",)) as image:
-        image.convert("RGB").save(buffer, image_format.upper(), quality=quality or DEFAULT_QUALITY)
+        is_transparent = image.mode == "RGBA"
+        if is_transparent and image_format is ImageFormat.JPEG:
+            raise ParameterError("format", NO_ALPHA, got=image_format)
+        image.convert("RGBA" if is_transparent else "RGB").save(
+            buffer, image_format.upper(), quality=quality or DEFAULT_QUALITY
+        )
     return buffer.getvalue()

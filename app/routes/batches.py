@@ -31,7 +31,7 @@ from ..dependencies import (
 from ..openapi import batches as openapi
 from ..openapi.operations import problems
 from ..progress import batch_events
-from ..progress.batch_archive import BatchArchive
+from ..progress.batch_archive import BatchArchive, format_of
 from ..progress.image_formats import convert_image, etag_suffix
 from ..progress.long_poll import requested_wait, wait_until
 from ..schemas.batches import Batch, BatchList
@@ -198,7 +198,7 @@ async def get_batch_results(
     Files have the names of the requests, or their positions. `jobs.jsonl` in it lists all jobs with their parameters,
     files and errors.
     """
-    suffix = etag_suffix(image_format, quality)
+    etag_suffix(image_format, quality)  # refuses a quality of PNGs
     await run_sync(queue.batches.find, batch_id)
     headers = {"Content-Disposition": f'attachment; filename="{batch_id}.zip"', "Cache-Control": "no-store"}
     if request.method == "HEAD":
@@ -206,7 +206,8 @@ async def get_batch_results(
 
     async def read(record: JobRecord, index: int) -> bytes:
         png = await store_threads.run(read_result, store, queue.job_store, record, index)
-        return await decoders.convert(convert_image, png, image_format, quality) if suffix else png
+        own_format = format_of(record, image_format)
+        return png if own_format is ImageFormat.PNG else await decoders.convert(convert_image, png, own_format, quality)
 
     archive = BatchArchive(queue, read, image_format)
     return StreamingResponse(archive.parts(batch_id), media_type="application/zip", headers=headers)

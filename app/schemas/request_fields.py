@@ -8,10 +8,11 @@ import string
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import from_json
 
 from img2img.domain.masks import MaskQuery
+from img2img.domain.parameters import Text
 from img2img.errors import ParameterError
 
 from .image_references import ImageReference, parse_reference
@@ -21,7 +22,7 @@ ALPHA: Literal["alpha"] = "alpha"
 # Values in JSON text: a structured field of a form, or a webhook. More would cost time and memory to parse.
 MAX_TEXT_VALUES = 200
 # The name of a file of a form that belongs to an entry of a structured field.
-ENTRY_FILE = re.compile(r"(\w+)\.([0-9])\.(image)", re.ASCII)
+ENTRY_FILE = re.compile(r"(\w+)\.([0-9])\.(image|mask)", re.ASCII)
 
 
 # Removes white space, and converts the alphabet for URLs (RFC 4648, section 5) to the usual one.
@@ -180,6 +181,24 @@ def webhook_fields(value: object) -> object:
         return _parse_json_text(value)
     except ValueError as error:
         raise ValueError(f"Input should be a URL or a JSON object: {error}") from None
+
+
+class BackgroundPrompt(BaseModel):
+    """A new background for `image`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Annotated[Text, Field(description="Prompt of the new background.", examples=["a beach at sunset"])]
+
+
+def background_fields(value: object) -> object:
+    """Return the fields of a background that a form sent as JSON text. Other text is returned as it is."""
+    if not isinstance(value, str) or not is_object(value):
+        return value
+    try:
+        return _parse_json_text(value)
+    except ValueError as error:
+        raise ValueError(f"Input should be `keep`, `transparent` or a JSON object: {error}") from None
 
 
 def check_upscale_factor(value: int) -> int:

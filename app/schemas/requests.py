@@ -11,6 +11,7 @@ from img2img.domain.conditioning import (
     MAX_CONTROLS,
     MAX_IMAGE_PROMPTS,
     MAX_REFERENCE_IMAGES,
+    MAX_REGIONS,
     ControlName,
     ControlWeight,
     MaskContent,
@@ -23,6 +24,7 @@ from img2img.domain.parameters import (
     MAX_SEED,
     MAX_SIDE,
     MAX_STEPS,
+    Background,
     GenerationParameters,
     Requires,
     Resize,
@@ -36,10 +38,12 @@ from img2img.domain.webhook import Webhook
 
 from .request_fields import (
     MAX_MASK_BLUR,
+    BackgroundPrompt,
     ImageBytes,
     ImageOrReference,
     MaskOrReference,
     UpscaleFactor,
+    background_fields,
     webhook_fields,
 )
 
@@ -113,6 +117,22 @@ class ImagePromptRequest(BaseModel):
     scale: Annotated[float, Field(ge=0, le=2, description="How strongly the result follows the image.")] = 0.6
 
 
+class RegionRequest(BaseModel):
+    """A part of the image with a separate prompt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    mask: Annotated[
+        ImageOrReference,
+        Field(description="White where the prompt acts, and grey where it acts in part. Resized like `image`."),
+    ]
+    prompt: Annotated[Text, Field(description="Prompt of this part.", examples=["a red house"])]
+    weight: Annotated[
+        float,
+        Field(gt=0, le=1, description="Share of this prompt where the mask is white; the rest is that of `prompt`."),
+    ] = 1.0
+
+
 class ImageAndPrompt(BaseModel):
     """The first fields of a request. In a base class, so that they come first in the OpenAPI document."""
 
@@ -131,8 +151,12 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
     """An image and the parameters of its transformation."""
 
     # Fields that a form sends as JSON text. Their images can be sent as files, named like `controls.0.image`.
-    FORM_JSON: ClassVar[frozenset[str]] = frozenset({"outpaint", "controls", "image_prompts", "loras", "refine"})
-    FILES: ClassVar[re.Pattern[str]] = re.compile(r"images?|mask|(?:controls|image_prompts)\.[0-9]\.image")
+    FORM_JSON: ClassVar[frozenset[str]] = frozenset(
+        {"outpaint", "controls", "image_prompts", "loras", "refine", "regions"}
+    )
+    FILES: ClassVar[re.Pattern[str]] = re.compile(
+        r"images?|mask|(?:controls|image_prompts)\.[0-9]\.image|regions\.[0-9]\.mask"
+    )
     # Fields that a form sends once for each entry.
     REPEATED: ClassVar[frozenset[str]] = frozenset({"images"})
 
@@ -255,6 +279,16 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         Field(description="Pixels to add on each side (outpainting). The pixels of `image` are returned unchanged."),
         Requires(tasks=frozenset({Task.INPAINT}), neutral=Padding()),
     ] = None
+    background: Annotated[
+        Background | BackgroundPrompt,
+        BeforeValidator(background_fields, json_schema_input_type=Background | BackgroundPrompt),
+        Field(
+            description="`transparent` makes the background of the result transparent: the PNG has an alpha channel, "
+            "and so has its conversion to WebP. An object with a `prompt` keeps the foreground of `image`, and "
+            "inpaints the rest. For models with `matting` in `GET /models`."
+        ),
+        Requires(capability="matting", lacking="cannot find backgrounds: its operator has to add `matting` to it"),
+    ] = Background.KEEP  # type: ignore[assignment]  # jobs have the first kind only
     controls: Annotated[
         tuple[ControlRequest, ...],
         Field(
@@ -262,6 +296,20 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             description="Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet).",
         ),
         Requires(tasks=frozenset({Task.IMG2IMG, Task.INPAINT, Task.CONTROL})),
+    ] = ()
+    regions: Annotated[
+        tuple[RegionRequest, ...],
+        Field(
+            max_length=MAX_REGIONS,
+            description="Parts of the image with separate prompts: each step mixes the predictions for all prompts "
+            "by the masks. `prompt` acts on the rest. For models with `regions` in `GET /models`.",
+        ),
+        Requires(
+            tasks=frozenset({Task.IMG2IMG}),
+            excludes=("controls", "speed", "denoising_end"),
+            capability="regions",
+            lacking="has one prompt for the whole image; leave `regions` out",
+        ),
     ] = ()
     image_prompts: Annotated[
         tuple[ImagePromptRequest, ...],
@@ -333,6 +381,13 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
             "an API key with the scope `priority`."
         ),
     ] = Priority.NORMAL
+    reuse: Annotated[
+        bool,
+        Field(
+            description="If an earlier job of yours had the same image, parameters and model, with all defaults "
+            "resolved, end at once with a copy of its images, and name it in `reused_from`. Needs a `seed`."
+        ),
+    ] = False
     webhook: Annotated[
         Webhook | None,
         BeforeValidator(webhook_fields, json_schema_input_type=Webhook | str | None),

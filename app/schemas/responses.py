@@ -207,6 +207,9 @@ class Job(BaseModel):
     worker: Annotated[str | None, Field(examples=["gpu-1-4711-5be0"])]
     webhook: JobWebhook | None = None
     batch: Annotated[JobBatch | None, Field(description="Null for a job that was submitted alone.")] = None
+    reused_from: Annotated[
+        str | None, Field(description="Id of the earlier job whose images were copied, because of `reuse`.")
+    ] = None
 
     @classmethod
     def from_record(cls, record: JobRecord, estimate: QueueEstimate | None = None) -> Self:
@@ -234,6 +237,7 @@ class Job(BaseModel):
             worker=record.worker,
             webhook=JobWebhook.from_record(record),
             batch=JobBatch(**record.batch.model_dump()) if record.batch else None,
+            reused_from=record.reused_from,
         )
 
 

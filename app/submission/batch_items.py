@@ -22,7 +22,8 @@ from ..schemas.request_fields import ALPHA, parse_image
 from ..schemas.requests import Img2ImgRequest
 
 IMAGE_FIELDS = ("image", "mask")
-NESTED_IMAGE_FIELDS = ("controls", "image_prompts")
+# Fields with entries, and the key of the image in an entry.
+NESTED_IMAGE_FIELDS = {"controls": "image", "image_prompts": "image", "regions": "mask"}
 TOO_MANY = f"A batch has at most {MAX_JOBS:,} jobs"
 
 
@@ -171,11 +172,10 @@ def _without_images(name: str, value: Any, images: dict[str, bytes]) -> Any:
     """Return the value of a field with the SHA-256 of each image, and add the images."""
     if name in IMAGE_FIELDS:
         return _digest(value, images)
-    if name in NESTED_IMAGE_FIELDS and isinstance(value, list):
+    key = NESTED_IMAGE_FIELDS.get(name)
+    if key is not None and isinstance(value, list):
         return [
-            {**entry, "image": _digest(entry["image"], images)}
-            if isinstance(entry, dict) and "image" in entry
-            else entry
+            {**entry, key: _digest(entry[key], images)} if isinstance(entry, dict) and key in entry else entry
             for entry in value
         ]
     return value

@@ -27,10 +27,12 @@ from img2img.redis.idempotency import IdempotencyKey
 from img2img.redis.job_queue import BatchGone, InputsDeleted
 from img2img.stored_images import write_by_digest
 
+from ..backends.moderation import texts_of
 from ..schemas.batches import BatchItem
 from ..schemas.image_references import UploadReference
 from .batch_images import BatchImageReader
 from .batch_items import BatchItems, naming_item, read_all
+from .reuse import EarlierResults, reuse_cost
 from .submit import REPLAYED, JobSubmitterDep, Submitted
 
 log = logging.getLogger(__name__)
@@ -52,14 +54,15 @@ class _Spec:
     spec: JobSpec
     options: JobOptions
     name: str | None
+    may_reuse: bool
 
 
 @dataclass
 class _Checked:
     """The jobs of a batch that were checked."""
 
-    # Kind of the spec, the spec as JSON, options, name.
-    jobs: list[tuple[type[JobSpec], str, JobOptions, str | None]] = field(default_factory=list)
+    # Kind of the spec, the spec as JSON, options, name, whether an earlier result may be reused.
+    jobs: list[tuple[type[JobSpec], str, JobOptions, str | None, bool]] = field(default_factory=list)
     # Generations of the stored inputs, by blob key.
     generations: dict[str, str] = field(default_factory=dict)
     cost: float = 0.0
@@ -129,11 +132,14 @@ class BatchSubmitter:
                 await self._moderate(specs, blobs, moderated)
                 new = {input_key(digest): png for digest, png in blobs.items()}
                 await services.store_threads.run(self._store, new, checked, must_finish=True)
+                reusing = [one for one in specs if one.may_reuse]
+                if reusing:
+                    checked.cost += await services.store_threads.run(self._cost_reusing, reusing, must_finish=True)
                 for one in specs:
                     text = one.spec.model_dump_json()
                     submitter.held_bytes.add(len(text))
-                    checked.jobs.append((type(one.spec), text, one.options, one.name))
-                    checked.cost += one.spec.cost
+                    checked.jobs.append((type(one.spec), text, one.options, one.name, one.may_reuse))
+                    checked.cost += 0 if one.may_reuse else one.spec.cost
         except Exception:
             await services.store_threads.run(self._drop, checked, must_finish=True)
             raise
@@ -155,7 +161,7 @@ class BatchSubmitter:
                 if card is None:
                     card = cards[request.model] = self.jobs.model_card(request.model)
                 spec = self.jobs.build_spec(request, card, reader)
-            specs.append(_Spec(index, spec, options, request.name))
+            specs.append(_Spec(index, spec, options, request.name, request.reuse))
             if reader.decoded >= decoded or time.monotonic() > ends_at:
                 break
         return specs
@@ -165,7 +171,7 @@ class BatchSubmitter:
         if self.jobs.services.moderation is None:
             return
         for one in specs:
-            texts = (getattr(one.spec, "prompt", ""), getattr(one.spec, "negative_prompt", ""))
+            texts = texts_of(one.spec)
             new = {digest: blobs[digest] for digest in one.spec.inputs if digest in blobs and digest not in seen}
             if new or texts not in seen:
                 with naming_item(one.index):
@@ -180,6 +186,13 @@ class BatchSubmitter:
         checked.generations |= services.queue.input_images.retain(sizes, self.jobs.caller.owner)
         for key, png in new.items():
             write_by_digest(services.store, key, png)
+
+    def _cost_reusing(self, specs: list[_Spec]) -> float:
+        """Return the cost of jobs that may reuse a result: little for each that will."""
+        results = EarlierResults(self.jobs.services)
+        return sum(
+            reuse_cost(one.spec) if results.find(one.spec, one.options.owner) else one.spec.cost for one in specs
+        )
 
     def _drop(self, checked: _Checked) -> None:
         services = self.jobs.services
@@ -200,8 +213,8 @@ class BatchSubmitter:
             record = queue.batches.find(earlier_id)
         try:
             jobs = enumerate(checked.jobs)
-            while chunk := [_queueable(record.id, index, *job) for index, job in islice(jobs, QUEUED_AT_ONCE)]:
-                queue.submit_to_batch(chunk, checked.generations, record.created_at)
+            while chunk := [self._queueable(record.id, index, *job) for index, job in islice(jobs, QUEUED_AT_ONCE)]:
+                self._queue_chunk(chunk, checked, record.created_at)
             if not queue.batches.complete(record.id):
                 raise BatchGone
         except NotConfirmed:
@@ -218,6 +231,41 @@ class BatchSubmitter:
         log.info("queued a batch of %d jobs", record.total)
         record = queue.batches.find(record.id)
         return Submitted(record, {**headers, **_headers(record), **(REPLAYED if earlier_id else {})})
+
+    def _queueable(
+        self,
+        batch_id: str,
+        index: int,
+        kind: type[JobSpec],
+        text: str,
+        options: JobOptions,
+        name: str | None,
+        may_reuse: bool,
+    ) -> tuple[JobSpec, JobOptions]:
+        """Return a job of the batch, with the result of an earlier one if it may reuse it."""
+        spec, member = kind.model_validate_json(text), BatchMember(id=batch_id, index=index, name=name)
+        results = EarlierResults(self.jobs.services)
+        earlier = results.find(spec, options.owner) if may_reuse else None
+        reused = results.copy(earlier, member.job_id) if earlier is not None else None
+        return spec, replace(options, batch=member, reuses=reused)
+
+    def _queue_chunk(self, chunk: list[tuple[JobSpec, JobOptions]], checked: _Checked, created_at: float) -> None:
+        """Queue jobs. Those whose earlier job is deleted at this moment are run."""
+        queue, results = self.jobs.services.queue, EarlierResults(self.jobs.services)
+        try:
+            gone = [chunk[position] for position in queue.submit_to_batch(chunk, checked.generations, created_at)]
+        except Img2ImgError:
+            # The batch is deleted, but a job that was not queued is not deleted with it.
+            for _, options in chunk:
+                if options.reuses is not None:
+                    results.drop(options.reuses)
+            raise
+        for _, options in gone:
+            assert options.reuses
+            results.drop(options.reuses)
+        if gone:
+            run = [(spec, replace(options, reuses=None)) for spec, options in gone]
+            queue.submit_to_batch(run, checked.generations, created_at)
 
 
 class _Requests:
@@ -236,12 +284,6 @@ class _Requests:
         except StopIteration:
             self.is_done = True
             raise
-
-
-def _queueable(
-    batch_id: str, index: int, kind: type[JobSpec], spec: str, options: JobOptions, name: str | None
-) -> tuple[JobSpec, JobOptions]:
-    return kind.model_validate_json(spec), replace(options, batch=BatchMember(id=batch_id, index=index, name=name))
 
 
 def _headers(record: BatchRecord) -> dict[str, str]:

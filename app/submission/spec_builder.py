@@ -1,7 +1,7 @@
 """Builds the job spec of a request: resolves defaults, decodes the images and encodes them as the worker reads them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,10 +15,11 @@ from img2img.domain.conditioning import (
     InpaintRegion,
     Padding,
     ReferenceImage,
+    Region,
 )
 from img2img.domain.geometry import visible_box, working_size
 from img2img.domain.model_card import ModelCard
-from img2img.domain.parameters import GenerationParameters, Resize, Task
+from img2img.domain.parameters import Background, GenerationParameters, Resize, Task
 from img2img.domain.presigned_upload import PresignedUpload
 from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.domain.tiling import Tiling
@@ -26,7 +27,7 @@ from img2img.errors import ParameterError
 from img2img.imaging.decode import to_binary
 
 from ..schemas.image_references import ImageReference
-from ..schemas.request_fields import ALPHA, MaskObject
+from ..schemas.request_fields import ALPHA, BackgroundPrompt, MaskObject
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
 from .defaults import resolve_generation, resolve_size
 from .image_reader import ImageReader
@@ -91,12 +92,22 @@ class SpecBuilder:
         refined = self._refined(strength["strength"])
         return Img2ImgSpec(
             image=image,
+            regions=tuple(self._regions(size)),
             upload=upload.id if upload else None,
             **strength,
             **refined,
             **controls,
             **self._generation(size),
         )
+
+    def _regions(self, size: Size) -> Iterator[Region]:
+        for index, region in enumerate(self.request.regions):
+            name = f"regions.{index}.mask"
+            with self.reader.open(name, region.mask) as opened:
+                mask = opened.fit(*size, self.request.resize, is_map=True).convert("L")
+            if not mask.getbbox():
+                raise ParameterError(name, "The mask is black all over; the prompt acts where it is white")
+            yield Region(mask=self.reader.add_blob(mask), prompt=region.prompt, weight=region.weight)
 
     def _control(self) -> ControlSpec:
         request = self.request
@@ -191,6 +202,7 @@ class SpecBuilder:
         generation = self._generation(model_size)
         region = InpaintRegion(
             mask=self.reader.add_blob(mask) if mask else None,
+            background=isinstance(request.background, BackgroundPrompt),
             find=find.query if find else None,
             blur=mask_blur(request),
             content=request.mask_content,
@@ -216,6 +228,9 @@ class SpecBuilder:
         resolved = self.resolved if card is None else resolve_generation(request, card, is_tiled=is_tiled)
         parameters = {name: getattr(request, name) for name in GenerationParameters.model_fields}
         width, height = size
+        if isinstance(request.background, BackgroundPrompt):
+            # It is made by inpainting, and the result is opaque.
+            parameters["background"] = Background.KEEP
         image_prompts = self._image_prompts()
         return {
             **parameters,
@@ -230,12 +245,14 @@ class SpecBuilder:
         request = self.request
         # With `denoising_start` the strength has no effect.
         resolved = 1.0 if request.denoising_start is not None else default
-        return {"prompt": request.prompt, "strength": resolved if request.strength is None else request.strength}
+        new_background = request.background if isinstance(request.background, BackgroundPrompt) else None
+        prompt = new_background.prompt if new_background else request.prompt
+        return {"prompt": prompt, "strength": resolved if request.strength is None else request.strength}
 
     def _refined(self, strength: float) -> dict[str, Any]:
-        """Return where the refiner takes over. ControlNets work without it."""
+        """Return where the refiner takes over. ControlNets and regions work without it."""
         request, end = self.request, self.request.denoising_end
-        if not self.card.refiner or request.controls or end == 1:
+        if not self.card.refiner or request.controls or request.regions or end == 1:
             return {}
         end = end or self.card.default_denoising_end
         steps = self.resolved["num_inference_steps"]
@@ -300,7 +317,8 @@ def build_control_map_spec(request: ControlMapRequest, card: ModelCard, reader: 
 def needs_decoder(request: Img2ImgRequest) -> bool:
     """Return whether an image of a request is decoded by the API server, unless `ImageReader.may_defer` is false."""
     controls, prompts = (control.image for control in request.controls), (one.image for one in request.image_prompts)
-    others = (request.mask, *request.images, *controls, *prompts)
+    regions = (region.mask for region in request.regions)
+    others = (request.mask, *request.images, *controls, *prompts, *regions)
     return any(image is not None for image in others) or not _can_be_deferred(request)
 
 

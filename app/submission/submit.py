@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Generic, Protocol, TypeVar
 
@@ -19,7 +18,7 @@ from img2img.domain.webhook import BatchWebhook
 from img2img.erasure import Eraser
 from img2img.errors import Img2ImgError, ParameterError, Unavailable
 from img2img.redis.idempotency import IdempotencyKey
-from img2img.redis.job_queue import InputsDeleted, JobQueue
+from img2img.redis.job_queue import InputsDeleted, JobQueue, SourceGone
 from img2img.stored_images import write_by_digest
 from img2img.telemetry.logging import job_extra
 
@@ -35,6 +34,7 @@ from ..webhooks.ssrf_guard import check_webhook
 from .defaults import resolve_generation
 from .image_reader import ImageReader
 from .masks import build_mask_spec
+from .reuse import EarlierResults, check_reuse, reuse_cost
 from .spec_builder import SpecBuilder, build_control_map_spec, needs_decoder
 from .task_selection import check_model, choose_task
 
@@ -124,7 +124,10 @@ class JobSubmitter:
         await self.moderate(spec, blobs)
         if options.deadline_policy is DeadlinePolicy.REJECT:
             self._check_deadline(options, await run_sync(self.services.eta.estimate_next, spec, options))
-        return await self.services.store_threads.run(self._enqueue, spec, blobs, options, key, must_finish=True)
+        may_reuse = isinstance(request, Img2ImgRequest) and request.reuse
+        return await self.services.store_threads.run(
+            self._enqueue, spec, blobs, options, key, may_reuse, must_finish=True
+        )
 
     def _submit_at_once(self, request: Request, options: JobOptions) -> Submitted[JobRecord]:
         """Queue a job whose images are not decoded here, as `submit` does."""
@@ -138,7 +141,8 @@ class JobSubmitter:
         spec, blobs = self._build_spec(request)
         if options.deadline_policy is DeadlinePolicy.REJECT:
             self._check_deadline(options, self.services.eta.estimate_next(spec, options))
-        submitted = self._enqueue(spec, blobs, options, key)
+        may_reuse = isinstance(request, Img2ImgRequest) and request.reuse
+        submitted = self._enqueue(spec, blobs, options, key, may_reuse)
         [estimate] = self.services.eta.estimate([submitted.record])
         return replace(submitted, estimate=estimate)
 
@@ -240,6 +244,7 @@ class JobSubmitter:
         services = self.services
         if request.webhook is not None:
             self.check_webhook(request.webhook)
+        check_reuse(request)
         task = choose_task(request)
         check_model(request, task, card)
         resolved = resolve_generation(request, card) if task is not Task.UPSCALE else {}
@@ -255,31 +260,52 @@ class JobSubmitter:
         check_webhook(webhook, allow_private=settings.webhook_allow_private)
 
     def _enqueue(
-        self, spec: JobSpec, blobs: Mapping[str, bytes], options: JobOptions, key: IdempotencyKey | None
+        self,
+        spec: JobSpec,
+        blobs: Mapping[str, bytes],
+        options: JobOptions,
+        key: IdempotencyKey | None,
+        may_reuse: bool,
     ) -> Submitted[JobRecord]:
-        """Store the images and queue the job, unless a request with the same idempotency key has just done so."""
+        """Store the images and queue the job, unless a request with the same idempotency key has just done so.
+
+        Args:
+            may_reuse: Whether the job may end at once, with the result of an earlier one.
+        """
         inputs = {input_key(digest): blobs[digest] for digest in spec.inputs if digest in blobs}
+        results = EarlierResults(self.services)
+        earlier = results.find(spec, options.owner) if may_reuse else None
         limiter = self.services.rate_limiter
-        headers = limiter.spend(options.owner, spec.cost) if limiter else {}
+        cost = spec.cost if earlier is None else min(spec.cost, reuse_cost(spec))
+        headers = limiter.spend(options.owner, cost) if limiter else {}
         self.services.free_disk.take(sum(map(len, inputs.values())))
+        reused = results.copy(earlier) if earlier is not None else None
         eraser = Eraser(self.services.queue, self.services.store)
         try:
-            record, is_new = self._store_and_submit(inputs, spec, options, key)
+            record, is_new = self._store_and_submit(inputs, spec, replace(options, reuses=reused), key)
         except Img2ImgError:
             eraser.drop_unused(spec.input_keys)
+            if reused is not None:
+                results.drop(reused)
             raise
+        if reused is not None and record.id != reused.job_id:
+            results.drop(reused)
         if not is_new:
             eraser.drop_unused(spec.input_keys)
         else:
-            message = "queued: %s of %s, priority %s"
-            log.info(message, spec.task, spec.model, record.priority, extra=job_extra(record.id))
+            message = "%s: %s of %s, priority %s"
+            state = "reused" if record.reused_from else "queued"
+            log.info(message, state, spec.task, spec.model, record.priority, extra=job_extra(record.id))
         location = {"Location": f"/jobs/{record.id}"}
         return Submitted(record, {**headers, **location, **({} if is_new else REPLAYED)})
 
     def _store_and_submit(
         self, blobs: Mapping[str, bytes], spec: JobSpec, options: JobOptions, key: IdempotencyKey | None
     ) -> tuple[JobRecord, bool]:
-        """Store the inputs by their blob keys and queue the job. Repeated if an input is deleted in between."""
+        """Store the inputs by their blob keys and queue the job. Repeated if an input is deleted in between.
+
+        If the job is deleted whose result it reuses, it is run.
+        """
         queue = self.services.queue
         sizes = {blob_key: len(png) for blob_key, png in blobs.items()}
         # Sent by the client, and counted as an upload of its owner before.
@@ -289,10 +315,14 @@ class JobSubmitter:
             generations = queue.input_images.retain(sizes, options.owner)
             for blob_key, png in blobs.items():
                 write_by_digest(self.services.store, blob_key, png)
-            with suppress(InputsDeleted):
+            try:
                 if key is not None:
                     return queue.submit_idempotent(key, spec, options, generations)
                 return queue.submit(spec, options, generations), True
+            except InputsDeleted:
+                continue
+            except SourceGone:
+                options = replace(options, reuses=None)
         raise Unavailable("A copy of an image is being deleted; try again in a moment.")
 
 
@@ -301,8 +331,9 @@ def _images(request: Request) -> list[object]:
     if not isinstance(request, Img2ImgRequest):
         return [request.image]
     controls, prompts = request.controls, request.image_prompts
+    nested = (*(c.image for c in controls), *(p.image for p in prompts), *(region.mask for region in request.regions))
     masks = [] if isinstance(request.mask, MaskObject) else [request.mask]
-    return [request.image, *request.images, *masks, *(c.image for c in controls), *(p.image for p in prompts)]
+    return [request.image, *request.images, *masks, *nested]
 
 
 class ModelCards(Protocol):

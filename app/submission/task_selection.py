@@ -1,6 +1,6 @@
 """Selection of a request's task, and the checks that its fields go with the task and the model."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from img2img.domain.embeddings import named_embeddings
@@ -8,6 +8,7 @@ from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import PipelineParameter, Requires, Task, requirements
 from img2img.errors import ParameterError
 
+from ..schemas.request_fields import BackgroundPrompt
 from ..schemas.requests import Img2ImgRequest
 from .refinements import check_refinements
 
@@ -16,6 +17,8 @@ REQUIREMENTS = requirements(Img2ImgRequest)
 NOT_GIVEN = tuple(
     (name, field.default, None, REQUIREMENTS[name].neutral) for name, field in Img2ImgRequest.model_fields.items()
 )
+# Fields that choose another task, another area, or another prompt.
+NOT_WITH_NEW_BACKGROUND = ("mask", "outpaint", "mask_padding", "upscale", "instruction", "images", "prompt")
 # The field to name if a model does not have the task, and the task in words.
 NAMES: dict[Task, tuple[str, str]] = {
     Task.IMG2IMG: ("image", "image-to-image"),
@@ -36,6 +39,8 @@ SELECTED_BY: dict[Task, str] = {
 def choose_task(request: Img2ImgRequest) -> Task:
     """Return the task that the request selects. Raises ParameterError if its fields do not go together."""
     given = dict(given_fields(request))
+    if isinstance(request.background, BackgroundPrompt):
+        _check_new_background(given)
     if "instruction" in given and "upscale" in given:
         raise ParameterError("upscale", "It cannot be combined with `instruction`; upscale the result in a second job")
     task = _task_of(given)
@@ -48,6 +53,15 @@ def choose_task(request: Img2ImgRequest) -> Task:
     return task
 
 
+def _check_new_background(given: Collection[str]) -> None:
+    """Raise ParameterError for a field that does not go with a new background."""
+    other = next((name for name in NOT_WITH_NEW_BACKGROUND if name in given), None)
+    if other == "prompt":
+        raise ParameterError(other, "`background` has the prompt of such a request; leave this one out")
+    if other:
+        raise ParameterError(other, "It cannot be combined with a new `background`; leave one of the two out")
+
+
 def given_fields(request: Img2ImgRequest) -> Iterator[tuple[str, Any]]:
     """Yield name and value of the fields that differ from their default or neutral value."""
     for name, *not_given in NOT_GIVEN:
@@ -56,12 +70,12 @@ def given_fields(request: Img2ImgRequest) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _task_of(given: Collection[str]) -> Task:
+def _task_of(given: Mapping[str, Any]) -> Task:
     if "instruction" in given:
         return Task.EDIT
     if "upscale" in given:
         return Task.UPSCALE
-    if "mask" in given or "outpaint" in given:
+    if "mask" in given or "outpaint" in given or isinstance(given.get("background"), BackgroundPrompt):
         return Task.INPAINT
     return Task.IMG2IMG if "image" in given or "controls" not in given else Task.CONTROL
 
@@ -81,6 +95,8 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     """Raise ParameterError for the first field that the model does not support, with the supported values."""
     if task not in card.tasks:
         field, name = NAMES[task]
+        if isinstance(request.background, BackgroundPrompt):
+            field = "background"
         raise ParameterError(field, f"The model {card.name} does not support {name}; it supports: {_names(card.tasks)}")
     if request.upscale and request.upscale not in card.upscales:
         supported = ", ".join(map(str, card.upscales))
@@ -152,6 +168,7 @@ def _check_embeddings(request: Img2ImgRequest, card: ModelCard) -> None:
     for index, refinement in enumerate(request.refine):
         for field in ("prompt", "negative_prompt"):
             prompts[f"refine.{index}.{field}"] = getattr(refinement, field) or ""
+    prompts |= {f"regions.{index}.prompt": region.prompt for index, region in enumerate(request.regions)}
     for field, prompt in prompts.items():
         for written, name in named_embeddings(prompt):
             is_known = name in {known.lower() for known in names}

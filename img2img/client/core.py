@@ -54,7 +54,7 @@ PAGE = 100
 IMAGE_FIELDS = ("image", "mask")
 # Code of the error of a service whose images are in no bucket.
 NO_PRESIGNED_UPLOADS = "no_presigned_uploads"
-NESTED_IMAGE_FIELDS = ("controls", "image_prompts")
+NESTED_IMAGE_FIELDS = ("controls", "image_prompts", "regions")
 
 T = TypeVar("T")
 

@@ -5,6 +5,8 @@ from typing import Literal, Required, TypedDict
 
 from .images import ImageInput
 
+Background = Literal["keep", "transparent"]
+
 DeadlinePolicy = Literal["cancel", "best_effort", "reject"]
 
 MaskContent = Literal["original", "noise", "nothing"]
@@ -44,6 +46,13 @@ Scheduler = Literal[
 Sigmas = Literal["karras", "exponential", "beta", "normal", "simple", "sgm_uniform", "ddim_uniform"]
 
 Speed = Literal["exact", "fast", "turbo"]
+
+
+class BackgroundFields(TypedDict, total=False):
+    """A new background for `image`."""
+
+    prompt: Required[str]
+    """Prompt of the new background."""
 
 
 class ControlFields(TypedDict, total=False):
@@ -134,6 +143,17 @@ class RefineFields(TypedDict, total=False):
     """Largest number of parts; the most certain are taken."""
 
 
+class RegionFields(TypedDict, total=False):
+    """A part of the image with a separate prompt."""
+
+    mask: Required[ImageInput | MaskFields]
+    """White where the prompt acts, and grey where it acts in part. Resized like `image`."""
+    prompt: Required[str]
+    """Prompt of this part."""
+    weight: float
+    """Share of this prompt where the mask is white; the rest is that of `prompt`."""
+
+
 class WebhookFields(TypedDict, total=False):
     """URL that receives an event when the job ends."""
 
@@ -183,6 +203,10 @@ class SubmitFields(TypedDict, total=False):
     guess_mode: bool
     """Let `controls` act in the prediction with the prompt only, which makes them stronger than the prompt: `ControlNet
     is more important` of the AUTOMATIC1111 web UI. For models with `guess_mode` in `control_parameters`."""
+    background: Background | BackgroundFields
+    """`transparent` makes the background of the result transparent: the PNG has an alpha channel, and so has its
+    conversion to WebP. An object with a `prompt` keeps the foreground of `image`, and inpaints the rest. For models
+    with `matting` in `GET /models`."""
     num_images: int
     """How many variants to make."""
     loras: Sequence[LoraFields]
@@ -229,6 +253,9 @@ class SubmitFields(TypedDict, total=False):
     """Pixels to add on each side (outpainting). The pixels of `image` are returned unchanged."""
     controls: Sequence[ControlFields]
     """Control maps (edges, depth, segmentation, ...) that the result follows (ControlNet)."""
+    regions: Sequence[RegionFields]
+    """Parts of the image with separate prompts: each step mixes the predictions for all prompts by the masks. `prompt`
+    acts on the rest. For models with `regions` in `GET /models`."""
     image_prompts: Sequence[ImagePromptFields]
     """Images whose content or style the result should take up (IP-Adapter)."""
     refine: Sequence[RefineFields]
@@ -255,6 +282,9 @@ class SubmitFields(TypedDict, total=False):
     priority: Priority
     """Order in the queue. Jobs of one priority are taken round-robin across API keys. `high` needs an API key with the
     scope `priority`."""
+    reuse: bool
+    """If an earlier job of yours had the same image, parameters and model, with all defaults resolved, end at once with
+    a copy of its images, and name it in `reused_from`. Needs a `seed`."""
     webhook: WebhookFields | str
     """URL that is called when the job ends, and the events to send; all events if only a URL."""
 

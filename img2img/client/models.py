@@ -76,6 +76,7 @@ class Job(_Response):
     worker: str | None = None
     webhook: dict[str, Any] | None = None
     batch: JobBatch | None = None
+    reused_from: str | None = None
 
     @property
     def has_ended(self) -> bool:

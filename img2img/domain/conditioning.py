@@ -11,6 +11,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LORA_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 LoraName = Annotated[str, Field(pattern=LORA_NAME)]
 EmbeddingName = LoraName
+MAX_REGIONS = 8
 MAX_CONTROLS = 4
 MAX_IMAGE_PROMPTS = 4
 MAX_REFERENCE_IMAGES = 16
@@ -82,6 +83,16 @@ class ImagePrompt(_Frozen):
     scale: Annotated[float, Field(ge=0, le=2)]
 
 
+class Region(_Frozen):
+    """A part of an image with a separate prompt."""
+
+    # Blob: greyscale in the size at which the model works. None: see `BaseSpec.without_inputs`.
+    mask: Sha256 | None
+    prompt: str
+    # Share of the prediction for this prompt where the mask is white.
+    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
 class ReferenceImage(_Frozen):
     """An image besides the first one that an edit refers to."""
 
@@ -127,6 +138,8 @@ class InpaintRegion(_Frozen):
 
     # Blob: a PNG of the image's size, white where the image is regenerated, else black. None: the margins only.
     mask: Sha256 | None = None
+    # Whether the worker finds the mask: the background of the image.
+    background: bool = False
     # The worker finds the mask; with `padding`, it also chooses the box.
     find: MaskQuery | None = None
     # Pixels over which the new content fades into the old, within the mask.

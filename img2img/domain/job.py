@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from img2img.domain.job_batch import BatchMember
+from img2img.domain.reuse import ReusedResult
 from img2img.domain.spec import JobSpec
 from img2img.domain.webhook import Delivery, PredictionWebhook, Webhook
 
@@ -70,6 +71,7 @@ class JobOptions:
         webhook: Where to send the event of the job's end.
         traceparent: Trace of the request, in the format of W3C Trace Context.
         batch: The batch to which the job belongs, and its place in it.
+        reuses: The result of an earlier job, with which this one ends at once.
     """
 
     result_ttl_s: float = RESULT_TTL_S
@@ -81,6 +83,7 @@ class JobOptions:
     webhook: Webhook | None = None
     traceparent: str | None = None
     batch: BatchMember | None = None
+    reuses: ReusedResult | None = None
 
 
 class ImageInfo(BaseModel):
@@ -132,6 +135,8 @@ class JobRecord(BaseModel):
         traceparent: Trace of the request that submitted the job.
         delivery: State of the webhook's delivery, once the job has ended. Its changes do not count as revisions.
         batch: The batch to which the job belongs, and its place in it.
+        reused_from: Id of the earlier job whose images this one has.
+        result_digest: Digest of everything that its images depend on, see `result_digest`; of a job that has succeeded.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -165,6 +170,8 @@ class JobRecord(BaseModel):
     traceparent: str | None = None
     delivery: Delivery | None = None
     batch: BatchMember | None = None
+    reused_from: str | None = None
+    result_digest: str | None = None
 
     @property
     def has_missed_deadline(self) -> bool:

@@ -141,6 +141,8 @@ class ModelCard(BaseModel):
     guidance_until: Annotated[bool, Field(description="Whether it takes a `guidance_until` below 1.")] = False
     fast_vae: Annotated[bool, Field(description="Whether it has a small VAE, for `fast_vae`.")] = False
     prompt_weighting: Annotated[bool, Field(description="Whether it takes `prompt_weighting`.")] = False
+    matting: Annotated[bool, Field(description="Whether it finds backgrounds, for `background`.")] = False
+    regions: Annotated[bool, Field(description="Whether parts of an image can have their own prompts.")] = False
     refiner: Annotated[bool, Field(description="Whether it has a refiner, for `denoising_end`.")] = False
     default_denoising_end: Annotated[
         float | None, Field(description="Share of the schedule after which the refiner takes over; null without one.")
@@ -172,6 +174,11 @@ class ModelCard(BaseModel):
     ] = SafetyChecker.OFF
     dtype: Annotated[str, Field(description="Number format in which it computes.")] = "float32"
     revision: Annotated[str | None, Field(description="Revision of its weights on the hub, if one was chosen.")] = None
+
+    fingerprint: Annotated[
+        str,
+        Field(description="Changes with its weights, its settings and the versions of the libraries. See `reuse`."),
+    ] = ""
 
     def upscaler(self, times: int | None) -> UpscalerCard | None:
         """Return the super-resolution model for this factor; None if image-to-image in tiles makes it."""

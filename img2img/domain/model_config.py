@@ -42,6 +42,15 @@ class ControlNetSource(ComponentSource):
     ] = None
 
 
+class MattingSource(ComponentSource):
+    """Location of a model that finds the foreground."""
+
+    foreground: Annotated[
+        tuple[str | int, ...],
+        Field(description="list of names or numbers of its classes; default: all but `background`; only in `matting`"),
+    ] = ()
+
+
 class UpscalerSource(ComponentSource):
     """Location of an upscaler, with the defaults of requests that use it."""
 
@@ -232,6 +241,16 @@ class ModelConfig(BaseModel):
             "computes the map; `person` -> part, the detector of the people whose poses are drawn"
         ),
     ] = {}
+    matting: Annotated[
+        Annotated[MattingSource, BeforeValidator(_expand, json_schema_input_type=str | MattingSource)] | None,
+        Field(
+            description="part, which also takes `foreground`: a transformers model of semantic segmentation that finds "
+            "the foreground, for requests with `background`"
+        ),
+    ] = None
+    matting_refiner: Annotated[
+        Component | None, Field(description="part: a ViTMatte model, for exact edges of `matting`")
+    ] = None
     segmenters: Annotated[
         dict[MaskKind, Component],
         Field(

@@ -152,6 +152,13 @@ class Resize(StrEnum):
     STRETCH = "stretch"
 
 
+class Background(StrEnum):
+    """The background of a result."""
+
+    KEEP = "keep"
+    TRANSPARENT = "transparent"
+
+
 ALL_TASKS = frozenset(Task)
 
 
@@ -327,6 +334,14 @@ class GenerationParameters(BaseModel):
             lacking="takes `guess_mode` only with `controls` of Stable Diffusion and SDXL; leave it out",
         ),
     ] = False
+    background: Annotated[
+        Background,
+        Field(
+            description="`transparent` makes the background of the result transparent: the PNG has an alpha channel, "
+            "and so has its conversion to WebP. For models with `matting` in `GET /models`."
+        ),
+        Requires(capability="matting", lacking="cannot find backgrounds: its operator has to add `matting` to it"),
+    ] = Background.KEEP
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
     loras: Annotated[
         tuple[Lora, ...],

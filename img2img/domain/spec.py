@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypeAliasType
 
 from img2img.domain.blob_keys import input_key, upload_key
-from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Sha256
+from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Region, Sha256
 from img2img.domain.masks import MaskQuery
 from img2img.domain.parameters import (
     EXPECTED_SPEEDUP,
@@ -223,6 +223,9 @@ class Img2ImgSpec(RefinedSpec):
     """Image-to-image, with or without controls."""
 
     task: Literal[Task.IMG2IMG] = Task.IMG2IMG
+    # Parts of the image with separate prompts.
+    regions: tuple[Region, ...] = ()
+
     # Id of a presigned upload: `image` is the SHA-256 of the file that the client has sent to the bucket. The worker
     # decodes it. None: it was decoded and resized before the job was queued.
     upload: Annotated[str | None, Field(pattern=f"^{UPLOAD_ID}$")] = None
@@ -233,6 +236,14 @@ class Img2ImgSpec(RefinedSpec):
             return super().input_keys
         others = (input_key(digest) for digest in self.inputs if digest != self.image)
         return (upload_key(self.upload), *others)
+
+    @property
+    def _rows(self) -> float:
+        return super()._rows + len(self.regions)
+
+    def _images(self) -> Iterator[Sha256 | None]:
+        yield from super()._images()
+        yield from (region.mask for region in self.regions)
 
     @property
     def steps_run(self) -> int:

@@ -14,7 +14,7 @@ a job with this input, can refer to it by its hash.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from redis import Redis
 
+from img2img.domain.blob_keys import input_key
 from img2img.errors import StorageFull, Unavailable
 from img2img.redis import keys, scripts
 from img2img.redis.clock import redis_clock
@@ -129,6 +130,12 @@ class InputImageRefs:
         """Return the time until which an upload of `owner` is kept, None if there is no such upload."""
         kept_until: float | None = self._redis.zscore(keys.UPLOAD_OWNERS.format(key=blob_key), owner)
         return kept_until
+
+    def existing_inputs(self, digests: Collection[str]) -> set[str]:
+        """Return those of the SHA-256 of inputs that were not deleted."""
+        asked = list(digests)
+        sizes = self._redis.hmget(keys.INPUT_IMAGE_SIZES, list(map(input_key, asked))) if asked else []
+        return {digest for digest, size in zip(asked, sizes, strict=True) if size is not None}
 
     def upload(self, blob_key: str, owner: str) -> StoredUpload | None:
         """Return an upload of an owner, None if there is no such upload."""

@@ -26,6 +26,8 @@ from img2img.redis.queue_limits import QueueLimits
 from img2img.redis.rq_adapter import RQFields, rq_job_fields, rq_job_key, rq_queue, send_stop_command, text_of
 
 MAX_ATTEMPTS = 3
+# Reply of the script that queues a job.
+SOURCE_GONE = b"source_gone"
 
 WORKER_LOST = JobFailure(
     code="worker_lost", message=f"the workers that ran this job were lost {MAX_ATTEMPTS} times; it is not retried"
@@ -41,6 +43,10 @@ class InputsDeleted(Img2ImgError):
 
 class BatchGone(Img2ImgError):
     """The batch of the job was cancelled or deleted."""
+
+
+class SourceGone(Img2ImgError):
+    """The job was deleted whose result is to be reused."""
 
 
 class JobQueue:
@@ -154,6 +160,7 @@ class JobQueue:
             QuotaExceeded: The inputs exceed the quota of this owner.
             InvalidApiKey: The API key was revoked.
             InputsDeleted: An input was deleted since; store the inputs again.
+            SourceGone: The job was deleted whose result this one reuses.
         """
         record = _new_record(self.new_id(), spec, options, self.clock.now())
         self._submit(record, None, generations)
@@ -174,7 +181,7 @@ class JobQueue:
         Raises:
             IdempotencyKeyReused: Another request came with this key.
             NotFound, Expired, Deleted: The job of the earlier request is gone.
-            QueueFull, TooManyQueued, QuotaExceeded, InputsDeleted, InvalidApiKey: As for `submit`.
+            QueueFull, TooManyQueued, QuotaExceeded, InputsDeleted, InvalidApiKey, SourceGone: As for `submit`.
         """
         record = _new_record(self.new_id(), spec, options, self.clock.now())
         earlier_id = self._submit(record, key, generations)
@@ -182,13 +189,16 @@ class JobQueue:
 
     def submit_to_batch(
         self, jobs: Sequence[tuple[JobSpec, JobOptions]], generations: Mapping[str, str], created_at: float
-    ) -> None:
+    ) -> list[int]:
         """Queue jobs of a batch, in one round trip. Those that are queued already are left as they are.
 
         Args:
             jobs: Spec and options of each; the options name the batch and the place in it.
             generations: Generations of their inputs, as for `submit`.
             created_at: Time of the batch.
+
+        Returns:
+            Positions in `jobs` of those that were not queued, because the job was deleted whose result they reuse.
 
         Raises:
             BatchGone: The batch was cancelled or deleted.
@@ -206,8 +216,11 @@ class JobQueue:
             if fields is None:
                 fields = rq_fields[spec.model] = RQFields.of(self._queue(spec.model), record.id)
             calls.append(self._submit_arguments(record, None, generations, fields))
-        for reply in self.writes.run_all(self._submit_script, calls):
-            self._check_reply(reply)
+        replies = self.writes.run_all(self._submit_script, calls)
+        for reply in replies:
+            if reply != SOURCE_GONE:
+                self._check_reply(reply)
+        return [position for position, reply in enumerate(replies) if reply == SOURCE_GONE]
 
     def _submit(
         self, record: JobRecord, key: IdempotencyKey | None, generations: Mapping[str, str] | None
@@ -245,6 +258,8 @@ class JobQueue:
         }
         if key is not None:
             job |= {"idempotency_key": key.redis_key, "fingerprint": key.fingerprint, "idempotency_ttl_s": KEPT_S}
+        if record.reused_from is not None:
+            job["reused_from"] = record.reused_from
         if record.batch is not None:
             job |= {"batch": record.batch.id, "batch_index": record.batch.index}
         # Lua decodes null as a value that counts as true.
@@ -266,6 +281,8 @@ class JobQueue:
             raise InputsDeleted
         if reply == b"batch_gone":
             raise BatchGone
+        if reply == SOURCE_GONE:
+            raise SourceGone
         if reply.startswith(b"quota "):
             used, frees_at = decode(reply).split(" ")[1:]
             raise self.input_images.quota_error("owner", int(used), frees_at)
@@ -396,19 +413,27 @@ class JobQueue:
 
 
 def _new_record(job_id: str, spec: JobSpec, options: JobOptions, created_at: float) -> JobRecord:
+    reused = options.reuses
     return JobRecord(
-        id=job_id,
-        status=JobStatus.QUEUED,
+        id=reused.job_id if reused else job_id,
+        status=JobStatus.SUCCEEDED if reused else JobStatus.QUEUED,
         spec=spec,
         owner=options.owner,
         key_id=options.key_id,
         priority=options.priority,
         created_at=created_at,
+        started_at=created_at if reused else None,
+        finished_at=created_at if reused else None,
+        step=spec.total_steps if reused else 0,
         steps=spec.total_steps,
+        images=reused.images if reused else (),
         result_ttl_s=options.result_ttl_s,
+        expires_at=created_at + options.result_ttl_s if reused and not options.batch else None,
         deadline_at=created_at + options.deadline_s if options.deadline_s is not None else None,
         deadline_policy=options.deadline_policy,
         webhook=options.webhook,
         traceparent=options.traceparent,
         batch=options.batch,
+        reused_from=reused.source if reused else None,
+        result_digest=reused.digest if reused else None,
     )

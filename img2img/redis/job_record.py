@@ -56,6 +56,15 @@ def to_fields(record: JobRecord) -> dict[str, Scalar]:
     if record.batch is not None:
         fields["batch"] = record.batch.model_dump_json()
         fields["batch_id"] = record.batch.id
+    if record.reused_from is not None:
+        fields |= {
+            "reused_from": record.reused_from,
+            "result_digest": record.result_digest or "",
+            "images": json.dumps([image.model_dump() for image in record.images]),
+            "step": record.steps,
+            "started_at": record.created_at,
+            "finished_at": record.created_at,
+        }
     return fields
 
 

@@ -23,6 +23,9 @@ from img2img.telemetry.logging import job_extra
 # How long a request for a deleted or expired job is answered with the reason.
 GONE_S = 24 * 3600
 
+# Jobs with the same result that are looked at, for one that has not expired.
+SAME_TRIED = 10
+
 log = logging.getLogger(__name__)
 
 
@@ -110,6 +113,13 @@ class JobStore:
             gone=lambda: self._redis.get(keys.GONE_JOB.format(id=job_id)),
         )
 
+    def find_same(self, owner: str, digest: str) -> JobRecord | None:
+        """Return the latest job of an owner with a result digest that has all of its images, if there is one."""
+        key = keys.SAME_RESULTS.format(owner=owner, digest=digest)
+        job_ids = list(map(decode, self._redis.zrevrange(key, 0, SAME_TRIED - 1)))
+        found = (record for record in self.get_all(job_ids) if record is not None)
+        return next((record for record in found if record.images and not self._has_expired(record)), None)
+
     def unreadable_s(self, job_id: str) -> float:
         """Return the seconds since this was first called for a job: since a worker could not read it."""
         name, now = keys.JOB.format(id=job_id), self._clock.now()
@@ -160,6 +170,13 @@ class JobStore:
         """List an expired job again at a later time, because its images cannot be deleted now."""
         self._redis.zadd(keys.EXPIRING_JOBS, {job_id: until}, xx=True)
 
+    def expire_at(self, job_id: str, until: float | None) -> None:
+        """List a job, which need not exist yet, as expired from a time on; None: no longer."""
+        if until is None:
+            self._redis.zrem(keys.EXPIRING_JOBS, job_id)
+        else:
+            self._redis.zadd(keys.EXPIRING_JOBS, {job_id: until})
+
     def overdue_ids(self, limit: int = 100) -> list[str]:
         """Return ids of jobs that have missed their deadline."""
         return self._due(keys.DEADLINES, limit)
@@ -195,11 +212,13 @@ class JobStore:
         timings: Mapping[str, float],
         steps: int,
         withheld: Sequence[int] = (),
+        digest: str | None = None,
     ) -> bool:
         """End the job with its images. Returns False and changes nothing if `execution` no longer owns it.
 
         Args:
             withheld: Indices of the images that were flagged and are not delivered.
+            digest: Its `result_digest`, by which later requests find the images.
         """
         fields: dict[str, Scalar] = {
             "images": json.dumps([image.model_dump() for image in images]),
@@ -210,6 +229,8 @@ class JobStore:
         }
         if withheld:
             fields["withheld"] = json.dumps(withheld)
+        elif digest:
+            fields["result_digest"] = digest
         return self._transition(job_id, JobStatus.SUCCEEDED, fields, execution=execution)
 
     def fail(self, job_id: str, failure: JobFailure, *, execution: str = "") -> bool:

@@ -46,6 +46,12 @@ JOBS_BY_STATUS = Key("jobs:{status}", "sorted set", "ids of the jobs with this s
 JOBS_OF_OWNER = Key("jobs:of:{owner}", "sorted set", "ids of the jobs of one owner by creation time", WORKER)
 JOBS_OF_OWNER_BY_STATUS = Key("jobs:of:{owner}:{status}", "sorted set", "the same, with this status", WORKER)
 ENDED_JOBS = Key("jobs:ended", "hash", "number of jobs that ever ended, by `{status} {model}`", WORKER)
+SAME_RESULTS = Key(
+    "results:{owner}:{digest}",
+    "sorted set",
+    "ids of an owner's jobs with equal results, by the time of their end",
+    WORKER,
+)
 EXPIRING_JOBS = Key("expiring", "sorted set", "ids of ended jobs by the time at which they are deleted", WORKER)
 DEADLINES = Key("deadlines", "sorted set", "ids of unfinished jobs with a deadline, by deadline", WORKER)
 GONE_JOB = Key("gone:{id}", "string", "`{reason} {owner}` of a deleted or expired job; expires", WORKER)

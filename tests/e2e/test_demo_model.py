@@ -55,6 +55,7 @@ TASKS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
         (128, 128),
     ),
     "detail pass": ({"image": IMAGE, "prompt": "a house", "refine": [{"detect": "house"}]}, (128, 128)),
+    "new background": ({"image": IMAGE, "background": {"prompt": "the sea at sunset"}}, (128, 128)),
     "super-resolution": ({"image": IMAGE, "prompt": "a house", "upscale": 4, "num_inference_steps": 2}, (512, 512)),
 }
 
@@ -81,6 +82,23 @@ def test_concurrent_jobs_of_all_tasks_succeed(demo: httpx.Client) -> None:
             assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 50, name
 
 
+def test_background_of_a_house_is_transparent(demo: httpx.Client) -> None:
+    job = demo.post("/img2img", json=DEFAULTS | {"image": IMAGE, "strength": 0.3, "background": "transparent"}).json()
+    job = demo.get(f"/jobs/{job['id']}?wait=60").json()
+    assert job["status"] == "succeeded", job["error"]
+    png = Image.open(io.BytesIO(demo.get(f"/jobs/{job['id']}/result").content))
+    webp = Image.open(io.BytesIO(demo.get(f"/jobs/{job['id']}/result?format=webp").content))
+    assert png.mode == webp.mode == "RGBA"
+    for image in (png, webp):
+        opacity = np.asarray(image)[..., 3] / 255
+        # The sky is at the top, and the house in the middle.
+        assert 0.05 < opacity.mean() < 0.8
+        assert opacity[:10].mean() < 0.2 < 0.6 < opacity.max(initial=0)
+    jpeg = demo.get(f"/jobs/{job['id']}/result?format=jpeg")
+    assert jpeg.status_code == 422
+    assert "A JPEG cannot be transparent" in jpeg.json()["detail"]
+
+
 def test_model_card_lists_every_task(demo: httpx.Client) -> None:
     [card] = demo.get("/models").json()["models"]
     assert set(card["tasks"]) == {"img2img", "inpaint", "control", "edit", "upscale"}
@@ -88,6 +106,7 @@ def test_model_card_lists_every_task(demo: httpx.Client) -> None:
     assert {"depth", "segmentation"} <= set(card["preprocessors"])
     assert card["loras"] == ["blueprint"]
     assert card["image_prompts"]
+    assert card["matting"]
     assert card["upscales"] == [2, 4]
     assert card["masks"] == ["text", "points", "box"]
     assert {"house", "sky", "tree"} <= set(card["mask_words"])

@@ -164,11 +164,12 @@ def test_interrupted_request_is_completed_by_a_repeated_one(
     queued = JobQueue.submit_to_batch
     died: list[int] = []
 
-    def submit_and_die(self: JobQueue, jobs: Any, *args: Any) -> None:
-        queued(self, jobs, *args)
+    def submit_and_die(self: JobQueue, jobs: Any, *args: Any) -> list[int]:
+        gone = queued(self, jobs, *args)
         if not died:
             died.append(len(jobs))
             raise Died
+        return gone
 
     monkeypatch.setattr(JobQueue, "submit_to_batch", submit_and_die)
     requests = [{"image": sha256, "seed": seed} for seed in range(QUEUED_AT_ONCE + 10)]
@@ -362,9 +363,9 @@ def test_images_of_a_batch_are_decoded_once(
         decoded[:] = [reader.decoded]
         return specs
 
-    def submit(self: JobQueue, jobs: Any, *args: Any) -> None:
+    def submit(self: JobQueue, jobs: Any, *args: Any) -> list[int]:
         trips.append(len(jobs))
-        submitted(self, jobs, *args)
+        return submitted(self, jobs, *args)
 
     monkeypatch.setattr(BatchSubmitter, "_build", build)
     monkeypatch.setattr(JobQueue, "submit_to_batch", submit)

@@ -39,6 +39,7 @@ class FakeRendering:
     """A rendering without an engine: the test ends it."""
 
     waits = False
+    digest = None
 
     def __init__(self, indices: Sequence[int]) -> None:
         self.indices = indices

@@ -106,6 +106,15 @@ def test_submit_has_an_option_for_every_field() -> None:
     assert Img2ImgRequest.model_fields.keys() - {"image"} <= submit.submit.__annotations__.keys()
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("transparent", "transparent"), ('{"prompt": "a beach"}', {"prompt": "a beach"})]
+)
+def test_background_is_a_word_or_json(text: str, value: Any) -> None:
+    assert option_values(Img2ImgRequest, {"background": text}) == {"background": value}
+    with pytest.raises(WrongUsage, match="--background takes JSON"):
+        option_values(Img2ImgRequest, {"background": "opaque"})
+
+
 def test_short_forms_are_the_same_as_json(tmp_path: Path) -> None:
     (tmp_path / "edges.png").write_bytes(b"edges")
     (tmp_path / "style.png").write_bytes(b"style")

@@ -46,6 +46,7 @@ class FakeRendering:
     """A rendering that ends when the test ends it, or when it is stopped after its start."""
 
     waits = False
+    digest = None
 
     def __init__(self, indices: list[int], on_start: Callable[["FakeRendering"], None] = lambda _r: None) -> None:
         self.indices = indices

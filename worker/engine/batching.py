@@ -111,6 +111,11 @@ def remember_bytes(tensor: torch.Tensor, content: bytes) -> None:
     _bytes_of_shared[tensor] = content
 
 
+def has_known_bytes(tensor: torch.Tensor) -> bool:
+    """Return whether the content of a tensor is remembered."""
+    return tensor in _bytes_of_shared
+
+
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """Return the content of a tensor as bytes, to compare and to hash."""
     known = _bytes_of_shared.get(tensor) if tensor.device.type != "cpu" else None

@@ -4,18 +4,18 @@ import itertools
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 import torch
-from cachetools import LRUCache
 from greenlet import getcurrent, greenlet
 from torch.utils import _pytree as pytree
 
-from .batching import GateCall, collate, first_row, half_of, make_call, tensor_bytes, with_rows
+from .batching import GateCall, collate, first_row, half_of, make_call, with_rows
+from .content import content_digest
+from .output_memory import OutputMemory
 from .row_buckets import bucket_of
 from .row_probe import Independence
-from .task import EngineTask
+from .task import NO_ORIGIN, EngineTask
 
 # Names of the gates that each denoising step calls. Their calls have rows with and without the prompt.
 GUIDED = ("denoise", "control")
@@ -84,6 +84,10 @@ class Gate:
         remember_bytes: size of a cache of outputs, for functions whose output depends on their arguments alone, such
             as text encoders. Calls of such a gate are never merged: the last bits of a merged output depend on the
             number of rows, and a cached output must be the output of the call alone.
+        reads_images: whether the arguments are made of the images of a job. Outputs are then remembered for their owner
+            only, and as long as the images exist; and callers get copies. Calls with `pixel_values` are such, too.
+        waits: whether to compare arguments that are known on their device only, which waits for it. Otherwise such a
+            call is not remembered.
         ignore: keyword arguments to drop, such as a generator that `run` does not use.
         shared: keyword arguments without a row dimension, such as position ids. They must never be written to.
         merges: whether calls of several tasks may run as one.
@@ -95,6 +99,8 @@ class Gate:
         run: Callable[..., Any],
         *,
         remember_bytes: int = 0,
+        reads_images: bool = False,
+        waits: bool = True,
         ignore: Sequence[str] = (),
         shared: Sequence[str] = (),
         merges: bool = True,
@@ -112,9 +118,9 @@ class Gate:
         # Whether its calls have fixed numbers of rows, see `row_buckets`. Set by `use_buckets`.
         self.has_buckets = False
         self._example: GateCall | None = None
-        self._memory: LRUCache[Hashable, Any] | None = (
-            LRUCache(remember_bytes, getsizeof=_output_bytes) if remember_bytes else None
-        )
+        self._memory = OutputMemory(remember_bytes) if remember_bytes else None
+        self._reads_images = reads_images
+        self._waits = waits
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         kwargs = {name: value for name, value in kwargs.items() if name not in self._ignore}
@@ -130,15 +136,27 @@ class Gate:
             return _twice(current.park(self, make_call(self._number, *half_of(call, half), self._shared)))
         if self._memory is None:
             return current.park(self, call)
-        key = (call.signature, *(_digest(leaf) for leaf in call.leaves if isinstance(leaf, torch.Tensor)))
-        output = self._memory.get(key)
-        if output is None:
-            # Group this call with equal calls only.
-            call.signature = key
-            output = pytree.tree_map_only(torch.Tensor, _owned, current.park(self, call))
-            if _output_bytes(output) <= self._memory.maxsize:
-                self._memory[key] = output
-        return output
+        reads_images = self._reads_images or kwargs.get("pixel_values") is not None
+        return self._recall(self._memory, call, current, reads_images=reads_images)
+
+    def _recall(self, memory: OutputMemory, call: GateCall, current: TaskGreenlet, *, reads_images: bool) -> Any:
+        """Return the output of a call: that of an earlier equal call, if it is remembered."""
+        tensors = [leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
+        digests = [content_digest(tensor, waits=self._waits) for tensor in tensors]
+        if None in digests:
+            # Equal to no other call.
+            call.signature = (call.signature, object())
+            return current.park(self, call)
+        origin = current.task.origin if reads_images else NO_ORIGIN
+        # Group this call with equal calls only.
+        call.signature = key = (origin.owner, call.signature, *digests)
+        remembered = memory.get(key, copies=reads_images)
+        if remembered is not None:
+            return remembered
+        output = current.park(self, call)
+        memory.put(key, output, origin.images)
+        # Other tasks may get the same output, and this one may write to it.
+        return pytree.tree_map_only(torch.Tensor, torch.clone, output) if reads_images else output
 
     def has_exact_single_rows(self, call: GateCall) -> bool:
         """Return whether a call with one row has to run alone for the result of its task to be exact.
@@ -185,17 +203,3 @@ class Gate:
 def _twice(output: Any) -> Any:
     """Return the output of the rows with the prompt as that of both halves: guidance then changes nothing."""
     return pytree.tree_map_only(torch.Tensor, lambda leaf: torch.cat([leaf, leaf]), output)
-
-
-def _digest(tensor: torch.Tensor) -> bytes:
-    """Return a hash of a tensor's content. The content itself would make large keys."""
-    return blake2b(tensor_bytes(tensor)).digest()
-
-
-def _owned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor that keeps no more memory than its own."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _output_bytes(output: Any) -> int:
-    return sum(leaf.nbytes for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor))

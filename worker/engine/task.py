@@ -28,6 +28,22 @@ class Urgency:
     deadline: float | None = None
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The job of a task and its images.
+
+    Attributes:
+        owner: owner of the job.
+        images: SHA-256 of its input images.
+    """
+
+    owner: str = ""
+    images: frozenset[str] = frozenset()
+
+
+NO_ORIGIN = Origin()
+
+
 class TaskStopped(BaseException):
     """Raised inside a task's greenlet to end it. Not an Exception, so that library code does not swallow it."""
 
@@ -43,6 +59,7 @@ class EngineTask:
             do not depend on them.
         urgency: how soon it should run.
         steps: denoising steps that it will do.
+        origin: whose job it is, and its images.
     """
 
     def __init__(
@@ -54,7 +71,9 @@ class EngineTask:
         runs_alone: bool = False,
         urgency: Urgency = Urgency(),  # frozen
         steps: int = 0,
+        origin: Origin = NO_ORIGIN,
     ) -> None:
+        self.origin = origin
         self.measures_memory = measures_memory
         self.runs_alone = runs_alone
         self.priority = urgency.priority

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from img2img.domain.conditioning import Control, ControlName
-from img2img.domain.spec import ControlSpec, EditSpec, GenerationSpec, InpaintSpec, JobSpec, UpscaleSpec
+from img2img.domain.spec import ControlSpec, EditSpec, GenerationSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
 from img2img.errors import InvalidPixels, JobError
 
 from .control_maps import PREPROCESSORS
@@ -35,6 +35,7 @@ class Inputs:
     noise: torch.Tensor | None = None  # (1, channels, height, width) of latents: replaces the noise from the seed
     image_prompts: tuple[Image.Image, ...] = ()  # RGB, of any size
     references: tuple[Image.Image, ...] = ()  # of an edit: RGB, of any size
+    regions: tuple[torch.Tensor, ...] = ()  # masks of regions with own prompts, (1, 1, height, width)
 
 
 class ImagePreprocessor(Protocol):
@@ -76,6 +77,10 @@ def load_inputs(
     ]
     prompts = spec.image_prompts if isinstance(spec, GenerationSpec) else []
     references = spec.references if isinstance(spec, EditSpec) else ()
+    regions = spec.regions if isinstance(spec, Img2ImgSpec) else ()
+    region_masks = [decode_png(pngs[region.mask]).convert("L") for region in regions if region.mask]
+    for mask_image in region_masks:
+        _check_size("the mask of a region", mask_image, size)
     return Inputs(
         to_tensor(image) if image is not None else None,
         to_tensor(mask) if mask is not None else None,
@@ -83,6 +88,7 @@ def load_inputs(
         tuple(controls),
         image_prompts=tuple(decode_png(pngs[prompt.image]).convert("RGB") for prompt in prompts if prompt.image),
         references=tuple(decode_png(pngs[other.image]).convert("RGB") for other in references if other.image),
+        regions=tuple(map(to_tensor, region_masks)),
     )
 
 

@@ -12,21 +12,21 @@ from PIL import Image
 
 from img2img.png import END, UP_FILTER, png_file
 
-Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
+Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB; or with a fourth channel, RGBA
 
 
 def encode_png(pixels: Pixels, metadata: Mapping[str, Any] | None, parameters: str | None = None) -> bytes:
-    """Return a PNG (ISO/IEC 15948) of 8-bit RGB pixels.
+    """Return a PNG (ISO/IEC 15948) of 8-bit RGB or RGBA pixels.
 
     Args:
         metadata: for an iTXt chunk named `img2img`, as JSON; None: there is none.
         parameters: text for a chunk named `parameters`, which other software reads; None: there is none.
     """
     height, width, channels = pixels.shape
-    assert channels == 3, pixels.shape
-    rows = np.empty((height, 1 + width * 3), np.uint8)
+    assert channels in (3, 4), pixels.shape
+    rows = np.empty((height, 1 + width * channels), np.uint8)
     rows[:, 0] = UP_FILTER
-    flat = pixels.reshape(height, width * 3)
+    flat = pixels.reshape(height, width * channels)
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
     chunks = []

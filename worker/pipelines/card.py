@@ -109,6 +109,7 @@ def component_fields(
     return {
         "tasks": (*pipelines, *more),
         "controls": controlnets.types,
+        "regions": Task.IMG2IMG in pipelines and family.clip_prompts,
         "mask_content": Task.INPAINT in pipelines and "unet" in pipeline.components,
         # Preprocessors without a model work with every model.
         "preprocessors": (*PREPROCESSORS, *annotators),

@@ -29,6 +29,7 @@ from ..images.inputs import Inputs, to_pixels, to_tensor
 from .conditioning.adapters import JobAdapters
 from .conditioning.mask_content import replace_masked_latents
 from .conditioning.prompt_embeddings import embed_prompts
+from .conditioning.regions import attach_regions
 from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
@@ -123,6 +124,7 @@ def _denoise(
         adapters.activate(pipeline)
         if inputs.noise is not None:
             _start_from(inputs.noise, pipeline)
+        attach_regions(pipeline, spec, inputs.regions, model.embeddings, has_long_prompt=job.has_long_prompt)
         controlled: dict[str, Any] = {}
         if spec.control_maps:
             maps = control_maps(model, spec, inputs)

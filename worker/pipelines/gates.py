@@ -17,6 +17,8 @@ Forward = Callable[..., Any]
 # Prompts repeat, and an embedding is cheap to keep. A gate with a cache encodes one prompt per call, so that an
 # embedding does not depend on the other jobs of a batch.
 PROMPT_CACHE_BYTES = 256 * 2**20
+# Encoded images are small: a thousand of 512 pixels, or two hundred of 1024 pixels.
+ENCODING_CACHE_BYTES = 64 * 2**20
 # Maximum caption length of the Z-Image pipelines.
 MAX_CAPTION_TOKENS = 512
 
@@ -126,7 +128,11 @@ def gate_vae(vae: Any, *, upcasts: bool) -> None:
         return vae if device is None else move(device)
 
     vae.__class__ = type(kind.__name__, (kind,), {"dtype": property(lambda _self: dtype), "to": move_only})
-    vae.encode = Gate("encode", _in_input_dtype(vae, vae.encode, move), merges=False)
+    # The parameters of a distribution are remembered: each job samples from it with its own generator.
+    encode = _in_input_dtype(vae, vae.encode, move)
+    vae.encode = Gate(
+        "encode", encode, merges=False, remember_bytes=ENCODING_CACHE_BYTES, reads_images=True, waits=False
+    )
     # AutoencoderKL.decode accepts a generator and does not use it.
     vae.decode = Gate("decode", _in_input_dtype(vae, vae.decode, move), ignore=("generator",), merges=False)
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from img2img.domain.parameters import Scheduler
 
 from ..engine.gate import Gate
+from .gates import ENCODING_CACHE_BYTES
 from .schedulers import make_scheduler
 
 # Components that are autoencoders: pipelines call their `encode` and `decode`.
@@ -41,8 +42,12 @@ def install_module_gates(pipeline: DiffusionPipeline) -> None:
         module.has_gate = True  # type: ignore[assignment]
         if name in AUTOENCODERS:
             # As `_gate_vae` in gates.py: merged calls would round differently.
+            memory: dict[str, Any] = {
+                "encode": {"remember_bytes": ENCODING_CACHE_BYTES, "reads_images": True, "waits": False}
+            }
             for method in ("encode", "decode"):
-                setattr(module, method, ModuleGate(method, getattr(module, method), merges=False))
+                gate = ModuleGate(method, getattr(module, method), merges=False, **memory.get(method, {}))
+                setattr(module, method, gate)
         else:
             stage = _stage(name)
             merges = stage == "denoise"

@@ -24,6 +24,7 @@ from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
 from .conditioning.embeddings import Embeddings
+from .conditioning.matting import load_matting
 from .conditioning.refiner import load_refiner, refiner_pipelines
 from .conditioning.segmenters import load_segmenters
 from .conditioning.upscalers import Upscaler, load_upscalers
@@ -45,6 +46,7 @@ from .loading.checkpoint import Checkpoint
 from .loading.compilation import CompiledRun, check_compile, compile_denoiser
 from .loading.components import build_pipeline, load_pipeline, memory_remedy
 from .loading.failures import reporting_failures
+from .loading.fingerprint import fingerprint_of
 from .loading.locations import PipelineLocation, components
 from .loading.placement import Placement
 from .loading.quantization import Quantizer, saved_bytes
@@ -133,6 +135,7 @@ class Model:
         self.controlnets = ControlNets(config, family, pipeline, placement)
         self.annotators = load_annotators(config, placement)
         self.segmenters = load_segmenters(config, placement)
+        self.matting = load_matting(config, placement)
         card = base_card(config, family, pipeline).model_copy(
             update=component_fields(
                 family, self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
@@ -144,9 +147,11 @@ class Model:
                 "fast_vae": fast_vae is not None,
                 "masks": self.segmenters.kinds,
                 "mask_words": self.segmenters.words,
+                "matting": self.matting is not None,
             }
         )
-        self.card = self.adapters.add_to_card(card, self._pipelines)
+        fingerprint = fingerprint_of(config, placement.device, pipeline.dtype)
+        self.card = self.adapters.add_to_card(card, self._pipelines).model_copy(update={"fingerprint": fingerprint})
         self.compile_sizes = _compile_sizes(config, self.card)
         # Set by `set_safety_checker`. None: images are not checked.
         self.safety_checker: ImageChecker | None = None
@@ -235,6 +240,7 @@ class Model:
         parts += [
             *self.controlnets.modules,
             *(part for annotator in self.annotators.values() for part in annotator.modules),
+            *(self.matting.modules if self.matting else ()),
             *self.segmenters.modules,
         ]
         parts += self.adapters.weights
@@ -287,7 +293,13 @@ class Model:
         self._placement.close()
 
     @torch.inference_mode()
-    def set_loras(self, loras: Mapping[str, ComponentSource], files: Mapping[str, Path] | None = None) -> None:
+    def set_loras(
+        self,
+        loras: Mapping[str, ComponentSource],
+        files: Mapping[str, Path] | None = None,
+        *,
+        fingerprint: str = "",
+    ) -> None:
         """Replace the LoRAs of the model, and update its card. Call it on the engine's thread, between steps.
 
         Jobs that were prepared before keep their LoRAs until they end, also those that are removed. LoRAs whose files
@@ -297,12 +309,14 @@ class Model:
             loras: location by name of all LoRAs that the model then has.
             files: file of each LoRA, from `lora_files`, which can be called on another thread. Without it, this
                 method looks them up, and the jobs in flight wait for requests to the hub and for downloads.
+            fingerprint: of the model with these LoRAs.
 
         Raises:
             StartupError: if a LoRA cannot be loaded or does not fit the model. The model is then unchanged.
         """
         self.adapters = self.adapters.with_loras(loras, files)
-        self.card = self.adapters.add_to_card(self.card, self._pipelines)
+        card = self.card.model_copy(update={"fingerprint": fingerprint})
+        self.card = self.adapters.add_to_card(card, self._pipelines)
 
     @torch.inference_mode()
     def fit_preview(self) -> None:

@@ -18,9 +18,10 @@ from diffusers import DiffusionPipeline
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
+from ..engine.content import digest_of
 from .job_noise import Draws, JobGenerator, use_job_noise
 from .lookups import use_kept_lookups
-from .uploads import on_host
+from .uploads import HostTensor, on_host
 
 # Prompts whose tokens are kept, for each tokenizer.
 _PROMPTS = 1000
@@ -216,6 +217,11 @@ class _KeptImages(_Kept):
         with self._lock:
             ways = list(self._ways)
         results = {way: self._call(part, image, way) for way in ways}
+        if self._is_for_device:
+            # So that gates know the image once it is on the device.
+            for result in results.values():
+                if isinstance(result, HostTensor):
+                    result.digest = digest_of(result)
         with self._lock:
             self._results[image] = results
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline
 
 from img2img.domain.parameters import Task
-from img2img.domain.spec import DenoisingSpec, UpscaleSpec
+from img2img.domain.spec import DenoisingSpec, Img2ImgSpec, UpscaleSpec
 
 from ..images.inputs import Inputs
 from .conditioning.prompt_embeddings import is_long
@@ -39,7 +39,8 @@ def prepare(model: Model, spec: DenoisingSpec, inputs: Inputs, seed: int) -> Pre
     task = Task.IMG2IMG if isinstance(spec, UpscaleSpec) else spec.task
     controls = bool(spec.control_maps)
     pipeline = model.pipeline(task, spec.scheduler, spec.sigmas, controls=controls, fast_vae=spec.fast_vae)
-    prompts = [model.embeddings.expand(prompt) for prompt in (spec.prompt, spec.negative_prompt)]
+    regions = [region.prompt for region in spec.regions] if isinstance(spec, Img2ImgSpec) else []
+    prompts = [model.embeddings.expand(prompt) for prompt in (spec.prompt, spec.negative_prompt, *regions)]
     images = [image for image in (inputs.image, inputs.mask) if image is not None]
     model.preparation.prepare(pipeline, prompts, images)
     kind = type(pipeline), spec.model_dump_json(exclude=_OTHER_FIELDS)

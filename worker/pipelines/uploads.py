@@ -8,6 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..engine.batching import remember_bytes, tensor_bytes
+from ..engine.content import derived_digest, with_digest
 
 # Devices whose copies from memory that is not pinned have to be waited for.
 _WITHOUT_PINNING = ("mps", "xpu")
@@ -33,17 +34,28 @@ def upload(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None
 
 
 class HostTensor(torch.Tensor):
-    """A tensor in main memory that stock code can copy to the device without waiting. So can it results of it."""
+    """A tensor in main memory that stock code can copy to the device without waiting. So can results of it.
+
+    Attributes:
+        digest: of its content, if it is an image that was prepared ahead.
+    """
+
+    digest: bytes | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return a copy of another dtype or on another device."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        plain = self.as_subclass(torch.Tensor)
+        plain, digest = self.as_subclass(torch.Tensor), self.digest
+        if digest is not None and dtype not in (None, plain.dtype):
+            digest = derived_digest(digest, dtype)
         if device is None:
-            return plain.to(*args, **kwargs).as_subclass(HostTensor)
+            converted = plain.to(*args, **kwargs).as_subclass(HostTensor)
+            converted.digest = digest
+            return converted
         if device.type == "cpu" or plain.device.type != "cpu":
             return plain.to(*args, **kwargs)
-        return upload(plain, device, dtype)
+        uploaded = upload(plain, device, dtype)
+        return uploaded if digest is None else with_digest(uploaded, digest)
 
 
 def on_host(value: Any) -> Any:

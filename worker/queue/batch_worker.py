@@ -34,6 +34,7 @@ from img2img.redis.model_registry import ModelRegistry
 from img2img.redis.rq_adapter import InertJob, rq_queue
 from img2img.telemetry.logging import job_context
 
+from ..engine.output_memory import AllMemories
 from ..errors import WorkerDied
 from .execution import JobExecution
 from .finisher import Finisher
@@ -126,7 +127,7 @@ class BatchWorker(BaseWorker):
         self._progress = ProgressPublisher(
             redis, jobs.job_store, registry, self._in_flight, throughput, metrics, worker_name=name, lease_s=lease_s
         )
-        self._retention = Retention(redis, store)
+        self._retention = Retention(redis, store, AllMemories())
         self._loaders = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="load")
         # Checks wait: more threads than slots would have nothing to do.
         self._checkers = ThreadPoolExecutor(runner.slots, thread_name_prefix="check")

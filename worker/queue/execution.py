@@ -116,6 +116,9 @@ class JobExecution:
         self._stored: dict[int, bytes] = {}  # images that an earlier execution stored, by index
         self.withheld: tuple[int, ...] = ()  # indices of images that were flagged and are not delivered
         self._images: list[RenderedImage] | None = None
+        # By which later requests find the result. None: an earlier execution has made some of the images, by a model
+        # that may have been another one.
+        self.digest: str | None = None
 
     @property
     def id(self) -> str:
@@ -206,7 +209,7 @@ class JobExecution:
         if upload is not None:
             image = self._retry(lambda: self._read_upload(store, upload))
             pngs[upload.sha256] = runner.decode_upload(image, upload, spec)
-        return runner.prepare(spec, pngs, missing, self._lease.model, self._urgency)
+        return runner.prepare(spec, pngs, missing, self._lease.model, self._urgency, self.record.owner)
 
     def _read_upload(self, store: BlobStore, upload: PresignedUpload) -> bytes:
         if self._stopping:
@@ -248,6 +251,7 @@ class JobExecution:
         with self._lock:
             self._transition(ExecutionState.RUNNING)
             self._rendering = rendering
+            self.digest = None if self._stored else rendering.digest
             is_stopping = self._stopping
         # The state is RUNNING before the engine gets the tasks, because it may be done with them at once.
         if is_stopping:

@@ -131,6 +131,7 @@ class Finisher:
                     timings=timings,
                     steps=steps,
                     withheld=execution.withheld,
+                    digest=execution.digest,
                 )
             )
             if is_ours:

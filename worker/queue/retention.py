@@ -3,8 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
+from typing import Protocol
 
 from obstore.exceptions import BaseError as StoreError
 from redis import Redis
@@ -28,10 +29,24 @@ MAX_FAILING_S = 10.0
 MAX_FREED = 10_000
 
 
-class Retention:
-    """Enforces the deadlines and the retention times of jobs. Several workers can do it at the same time."""
+class ImageMemory(Protocol):
+    """Outputs that a worker remembers, by the SHA-256 of the input images."""
 
-    def __init__(self, redis: Redis, store: BlobStore) -> None:
+    @property
+    def images(self) -> frozenset[str]: ...
+
+    def forget(self, images: Collection[str], /) -> None: ...
+
+
+class Retention:
+    """Enforces the deadlines and the retention times of jobs. Several workers can do it at the same time.
+
+    Args:
+        memory: outputs that this worker remembers; they are forgotten with their images.
+    """
+
+    def __init__(self, redis: Redis, store: BlobStore, memory: ImageMemory | None = None) -> None:
+        self._memory = memory
         self._redis = redis
         self._jobs = JobQueue(redis)
         self._outbox = WebhookOutbox(redis)
@@ -71,6 +86,7 @@ class Retention:
         Raises:
             RedisError: Redis does not respond, or rejects writes. If its disk is full, expired blobs are deleted.
         """
+        self._forget_deleted_images()
         try:
             self._jobs.cancel_overdue()
             self._outbox.drop_stale()
@@ -84,6 +100,11 @@ class Retention:
             raise
         if expired or unused:
             log.info("deleted %d expired jobs and %d unused images", expired, unused)
+
+    def _forget_deleted_images(self) -> None:
+        """Forget input images that no job needs any more."""
+        if self._memory is not None and (remembered := self._memory.images):
+            self._memory.forget(remembered - self._jobs.input_images.existing_inputs(remembered))
 
     def _delete(
         self, items: list[str], delete: Callable[[str], object], postpone: Callable[[str, float], object]

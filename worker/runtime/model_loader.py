@@ -26,6 +26,7 @@ from ..pipelines.conditioning.loras import lora_files
 from ..pipelines.denoise import make_task_function
 from ..pipelines.loading.compilation import CompiledRun
 from ..pipelines.loading.failures import reporting_failures
+from ..pipelines.loading.fingerprint import fingerprint_of
 from ..pipelines.loading.quantization import check_loras_with
 from ..pipelines.loading.weightless import WeightFiles, counting
 from ..pipelines.model import Model, ModelDescription, describe_model, load_model
@@ -95,7 +96,8 @@ class ModelLoader:
         with reporting_failures(f"model {config.name!r}"):
             check_loras_with(config.quantize, config)
             files = lora_files(config.loras)
-            _run(self._engine, lambda _task: model.set_loras(config.loras, files))
+            fingerprint = fingerprint_of(config, model.device, model.dtype)
+            _run(self._engine, lambda _task: model.set_loras(config.loras, files, fingerprint=fingerprint))
 
 
 def warm_up(model: Model, engine: Engine, report: Callable[[str], None] = lambda _line: None) -> None:

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from img2img.domain.job import JobRecord
+from img2img.domain.parameters import Background
 from img2img.errors import Img2ImgError
 from img2img.redis.previews import Preview
 
@@ -53,7 +54,9 @@ class SubmittedEdit:
         """Return the parameters that were applied, and those that were not."""
         quality = self.body.quality if isinstance(self.body, Edit) and "quality" not in self.not_applied else "auto"
         not_applied = {"not_applied": dict(self.not_applied)} if self.not_applied else {}
-        return {"quality": quality, "background": "opaque", "output_format": self.output_format, **not_applied}
+        is_transparent = getattr(self.record.spec, "background", None) is Background.TRANSPARENT
+        background = "transparent" if is_transparent else "opaque"
+        return {"quality": quality, "background": background, "output_format": self.output_format, **not_applied}
 
 
 async def respond(jobs: BlockingJobs, edit: SubmittedEdit) -> Response:

@@ -5,7 +5,9 @@ from typing import Any
 
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import MAX_STEPS, Task
+from img2img.errors import ParameterError
 
+from ...progress.image_formats import NO_ALPHA
 from ...schemas.responses import ImageFormat
 from .requests import Edit
 
@@ -40,7 +42,12 @@ def hinted_fields(body: Edit, fields: Mapping[str, Any], card: ModelCard) -> tup
         else:
             more[name] = value
     if body.background == "transparent":
-        reasons["background"] = "results have no transparency"
+        if not card.matting:
+            reasons["background"] = f"{card.name} cannot find backgrounds: its operator has to add `matting` to it"
+        elif body.output_format is ImageFormat.JPEG:
+            raise ParameterError("output_format", NO_ALPHA, got=body.output_format)
+        else:
+            more["background"] = body.background
     if body.moderation == "low":
         reasons["moderation"] = "the operator of the service chooses the moderation"
     if body.output_compression not in (None, 100) and body.output_format is ImageFormat.PNG:

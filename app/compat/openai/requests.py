@@ -17,7 +17,9 @@ from ...schemas.requests import Img2ImgRequest
 from ...schemas.responses import ImageFormat
 from ..blocking_jobs import BlockingJobs
 
-OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - {"image", "images", "mask", "model", "prompt", "num_images"}
+# Fields that OpenAI has too, or that it has in other words.
+_THEIRS = {"image", "images", "mask", "model", "prompt", "num_images", "background"}
+OWN_FIELDS = frozenset(Img2ImgRequest.model_fields) - _THEIRS
 # OpenAI's names of fields of `POST /img2img`.
 NAMES = {"width": "size", "height": "size", "num_images": "n", "instruction": "prompt"}
 

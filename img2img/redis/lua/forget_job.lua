@@ -1,13 +1,14 @@
 -- Deletes the record of an ended job. A deleted job's pending webhook is dropped; an expired job's is still delivered.
 -- ARGV: id, reason, seconds to remember the reason, time at which to list the job as expired once more or ''.
 -- Returns the blob keys of inputs that no job needs any more; nothing if there is no such job or it has not ended.
+-- include: end_job
 -- include: image_quota
--- include: job_batches
 -- include: job_indices
 
 local id, reason, remember_s, again_at = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local record = key(keys.JOB, {id = id})
-local status, owner, inputs, batch = unpack(redis.call('HMGET', record, 'status', 'owner', 'inputs', 'batch_id'))
+local status, owner, inputs, batch, digest = unpack(
+  redis.call('HMGET', record, 'status', 'owner', 'inputs', 'batch_id', 'result_digest'))
 owner = owner or ''
 
 local function drop_webhook()
@@ -42,6 +43,7 @@ end
 if status == 'queued' or status == 'running' then return false end
 
 if batch then remove_from_batch(batch, id, status) end
+if digest then redis.call('ZREM', same_results(owner, digest), id) end
 redis.call('DEL', record, key(keys.PREVIEW, {id = id}), key(keys.PREVIEW_REQUEST, {id = id}))
 for _, index in ipairs(indices_of_all(owner)) do redis.call('ZREM', index, id) end
 for _, index in ipairs(indices_by_status(status, owner)) do redis.call('ZREM', index, id) end

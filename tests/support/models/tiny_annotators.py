@@ -11,6 +11,9 @@ from transformers import (
     RTDetrResNetConfig,
     SegformerConfig,
     SegformerForSemanticSegmentation,
+    VitDetConfig,
+    VitMatteConfig,
+    VitMatteForImageMatting,
     VitPoseBackboneConfig,
     VitPoseConfig,
     VitPoseForPoseEstimation,
@@ -18,6 +21,7 @@ from transformers import (
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+from transformers.models.vitmatte.image_processing_pil_vitmatte import VitMatteImageProcessorPil
 from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
 
 
@@ -55,6 +59,47 @@ def tiny_segmentation(folder: Path, *, classes: int = 150) -> Path:
     )
     SegformerForSemanticSegmentation(config).save_pretrained(folder)
     SegformerImageProcessorPil(size={"height": 64, "width": 64}, do_reduce_labels=True).save_pretrained(folder)
+    return folder
+
+
+def tiny_matting(folder: Path, *, labels: tuple[str, ...] = ("background", "house", "tree, plant")) -> Path:
+    """Save a model of semantic segmentation that finds all of its classes in most images."""
+    torch.manual_seed(5)
+    names = dict(enumerate(labels))
+    config = SegformerConfig(
+        hidden_sizes=(8, 16, 16, 16),
+        depths=(1, 1, 1, 1),
+        num_attention_heads=(1, 2, 2, 2),
+        decoder_hidden_size=16,
+        id2label=names,
+        label2id={label: number for number, label in names.items()},
+    )
+    model = SegformerForSemanticSegmentation(config)
+    for weight in model.parameters():
+        # With the initial weights all classes are equally probable everywhere.
+        weight.data.mul_(4 if weight.dim() > 1 else 1)
+    torch.nn.init.normal_(model.decode_head.classifier.weight, std=5.0)
+    model.save_pretrained(folder)
+    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def tiny_matting_refiner(folder: Path) -> Path:
+    torch.manual_seed(6)
+    backbone = VitDetConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+        num_channels=4,
+        out_features=["stage2"],
+    )
+    config = VitMatteConfig(
+        backbone_config=backbone, hidden_size=16, convstream_hidden_sizes=[4, 8, 8], fusion_hidden_sizes=[16, 8, 8, 8]
+    )
+    VitMatteForImageMatting(config).save_pretrained(folder)
+    VitMatteImageProcessorPil().save_pretrained(folder)
     return folder
 
 

@@ -83,7 +83,7 @@ class Adapters:
         if self._ip_adapter:
             encoder = pipeline.image_encoder
             placement.put("image_encoder", encoder)
-            encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES)
+            encoder.forward = Gate("encode_image", encoder.forward, remember_bytes=IMAGE_CACHE_BYTES, reads_images=True)
         self._use(Loras(pipeline, family, plain_only=placement.splits_modules).replaced_by(config.loras))
 
     def _describe(self, config: ModelConfig) -> None:

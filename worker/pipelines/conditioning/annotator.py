@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...engine.content import digest_of, with_digest
 from ...engine.gate import Gate
 from ...images.inputs import to_tensor
 
@@ -25,7 +26,7 @@ class Annotator:
         self._processor = processor
         self.model = model
         self._device = device
-        self._gate = Gate("annotate", self._run, remember_bytes=CACHE_BYTES)
+        self._gate = Gate("annotate", self._run, remember_bytes=CACHE_BYTES, reads_images=True)
 
     @property
     def modules(self) -> list[torch.nn.Module]:
@@ -50,7 +51,8 @@ class Annotator:
         Returns:
             Tensor of shape (1, 3, height, width) with values in [0, 1].
         """
-        output = self._gate(prepared.to(self._device))
+        # The digest is that of main memory: reading it back would wait for the device.
+        output = self._gate(with_digest(prepared.to(self._device), digest_of(prepared)))
         return to_tensor(self._draw(output.float().cpu(), size).convert("RGB"))
 
     def _processor_kwargs(self, size: tuple[int, int]) -> dict[str, Any]:  # noqa: ARG002

@@ -52,7 +52,7 @@ class Redux:
         self._prior = prior
         for module in (prior.image_encoder, prior.image_embedder):
             placement.put("image_encoder", module)
-            module.forward = Gate("encode_image", module.forward, remember_bytes=IMAGE_CACHE_BYTES)
+            module.forward = Gate("encode_image", module.forward, remember_bytes=IMAGE_CACHE_BYTES, reads_images=True)
 
     @property
     def modules(self) -> list[torch.nn.Module]:

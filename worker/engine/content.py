@@ -1,0 +1,60 @@
+"""Digests of tensors, by which gates know equal arguments."""
+
+from hashlib import blake2b
+from typing import Any
+from weakref import ref
+
+import torch
+
+from .batching import has_known_bytes, tensor_bytes
+
+
+def with_digest(tensor: torch.Tensor, digest: bytes) -> torch.Tensor:
+    """Give a tensor that is never written to the digest of its content, by which gates know it without reading it.
+
+    Its conversion to another dtype, and another dimension, which pipelines give an image before they encode it, have a
+    digest, too. Other results have none.
+    """
+    # A reference to the tensor itself would be a cycle, which only the garbage collector frees.
+    kind: Any = type(tensor)
+    known = ref(tensor)
+
+    def to(*args: Any, **kwargs: Any) -> torch.Tensor:
+        image: Any = known()
+        changed: torch.Tensor = kind.to(image, *args, **kwargs)
+        return changed if changed is image else with_digest(changed, derived_digest(digest, changed.dtype))
+
+    attributes: dict[str, Any] = {
+        "digest": digest,
+        "to": to,
+        "float": lambda: to(torch.float32),
+        # Of autoencoders for videos. The shape is not in a digest.
+        "unsqueeze": lambda dim: with_digest(kind.unsqueeze(known(), dim), digest),
+    }
+    vars(tensor).update(attributes)
+    return tensor
+
+
+def derived_digest(digest: bytes, dtype: torch.dtype) -> bytes:
+    """Return the digest of a tensor that was converted to a dtype."""
+    return blake2b(digest + str(dtype).encode()).digest()
+
+
+def digest_of(tensor: torch.Tensor) -> bytes:
+    """Return a hash of a tensor's content. The content itself would make large keys."""
+    return blake2b(tensor_bytes(tensor)).digest()
+
+
+def content_digest(tensor: torch.Tensor, *, waits: bool) -> bytes | None:
+    """Return a digest of a tensor's content.
+
+    Args:
+        waits: whether to read it from its device, which waits for the work that the device still has to do. If not,
+            None is returned where the content is not known in main memory.
+    """
+    known: bytes | None = vars(tensor).get("digest")
+    if known is not None:
+        return known
+    if tensor.device.type == "cpu" or waits or has_known_bytes(tensor):
+        return digest_of(tensor)
+    return None
