@@ -17,7 +17,7 @@ from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.call_signature import read_call
 from img2img.worker.pipelines.conditioning.upscalers import FACTORS
 from img2img.worker.pipelines.families import FAMILIES, family_of
-from tests.support.family_matrix import FAILING, MODELS, WITH_TORCHVISION, Row, measure
+from tests.support.family_matrix import MODELS, WITH_TORCHVISION, Row, measure
 
 FILE = Path(__file__).parents[1] / "docs" / "families.md"
 INTRO = """# Families
@@ -121,8 +121,6 @@ def text(rows: Mapping[str, Row]) -> str:
             served.append(_served(name, family.name if family else "by signature", rows[name]))
         elif key := _key(kind):
             parts.append(f"| `{name}` | {key} |")
-        elif name in FAILING:
-            refused.append(f"| `{name}` | {FAILING[name]} |")
         elif family is not None:
             tasks = tuple(task for task, other in family.pipelines.items() if other is kind)
             stock = ", ".join(f"`{other.__name__}`" for other in family.pipelines.values())

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.model_status import Batching
-from img2img.domain.parameters import Scheduler, Task
+from img2img.domain.parameters import Scheduler, Sigmas, Task
 from img2img.domain.spec import JobSpec
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
@@ -24,8 +24,10 @@ from img2img.worker.images.inputs import Inputs, to_tensor
 from img2img.worker.pipelines.families import family_of
 from img2img.worker.pipelines.model import Model, load_model
 from tests.support.engines import run_on, run_together
+from tests.support.family_matrix import call_stock, inputs_of, jobs_of
 from tests.support.images import largest_difference
-from tests.support.models.tiny_models import tiny_sd
+from tests.support.models.tiny_models import tiny_fast_vae, tiny_sd
+from tests.support.models.tiny_unlisted import tiny_chroma
 from tests.support.specs import make_spec
 
 WIDTH, HEIGHT = 96, 64
@@ -258,3 +260,23 @@ def test_class_that_diffusers_lacks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "FuturePipeline"}')
     with pytest.raises(StartupError, match=f"diffusers {diffusers.__version__} has no pipeline FuturePipeline"):
         serve(tmp_path)
+
+
+def test_fast_vae_and_sigmas_give_the_pixels_of_the_class(tmp_path: Path) -> None:
+    kind = diffusers.ChromaImg2ImgPipeline
+    folder, fast = tiny_chroma(kind, tmp_path / "model"), tiny_fast_vae(tmp_path / "fast")
+    model = load_model(ModelConfig(name="tiny", source=str(folder), fast_vae=str(fast)), device="cpu")
+    assert (model.card.fast_vae, model.card.tasks) == (True, (Task.IMG2IMG, Task.INPAINT))
+    stock = kind.from_pretrained(folder)
+    stock.set_progress_bar_config(disable=True)
+    # Two steps have the same sigmas in every schedule.
+    plain = jobs_of(kind.__name__, Task.IMG2IMG, model)[0].model_copy(update={"num_inference_steps": 4})
+    specs = [plain, *(plain.model_copy(update=changes) for changes in ({"fast_vae": True}, {"sigmas": Sigmas.KARRAS}))]
+    results = run_together(model, [(spec, inputs_of(spec)) for spec in specs])
+    own, small = stock.vae, diffusers.AutoencoderTiny.from_pretrained(fast)
+    for spec, result in zip(specs, results, strict=True):
+        stock.vae = small if spec.fast_vae else own
+        karras = spec.sigmas is Sigmas.KARRAS
+        stock.scheduler = type(stock.scheduler).from_config(stock.scheduler.config, use_karras_sigmas=karras)
+        assert largest_difference(result, call_stock(stock, spec)) <= 1
+    assert len({result.tobytes() for result in results}) == len(specs)

@@ -91,6 +91,7 @@ MODELS: dict[str, Maker] = {
     "StableDiffusionXLPAGInpaintPipeline": tiny.tiny_pag,
     "StableDiffusion3PAGImg2ImgPipeline": tiny.tiny_pag,
     "ChromaImg2ImgPipeline": tiny.tiny_chroma,
+    "ChromaInpaintPipeline": tiny.tiny_chroma,
     "Flux2KleinKVPipeline": tiny.tiny_klein_variant,
     "KandinskyImg2ImgCombinedPipeline": tiny.tiny_kandinsky,
     "KandinskyInpaintCombinedPipeline": tiny.tiny_kandinsky,
@@ -107,10 +108,8 @@ MODELS: dict[str, Maker] = {
     "LongCatImageEditPipeline": tiny.tiny_longcat,
     "BriaFiboEditPipeline": tiny.tiny_fibo_edit,
 }
-# Classes that fail in the installed diffusers itself.
-FAILING = {
-    "ChromaInpaintPipeline": "its call fails: the configuration of the transformer has no `guidance_embeds`",
-}
+# Settings of the transformer that the installed diffusers reads and that the class of the transformer does not have.
+MISSING_SETTINGS = {"ChromaInpaintPipeline": {"guidance_embeds": False}}
 # Classes of which transformers or diffusers load a part with torchvision only, which the tests do without.
 WITH_TORCHVISION = (
     "BriaFibo2Pipeline",
@@ -157,6 +156,8 @@ def _measure(name: str, folder: Path) -> Row:
     model = load_model(ModelConfig(name="tiny", source=str(model_folder), dtype=dtype), device="cpu")
     stock = kind.from_pretrained(model_folder, dtype=getattr(torch, dtype), **image_only_processor(str(model_folder)))
     stock.set_progress_bar_config(disable=True)
+    if name in MISSING_SETTINGS:
+        stock.transformer.register_to_config(**MISSING_SETTINGS[name])
     if isinstance(stock, diffusers.Kandinsky5I2IPipeline):
         stock.resolutions = model._pipelines[Task.EDIT].resolutions = [(SIDE, SIDE)]
     tasks = tuple(task for task in model.card.tasks if model.family.pipelines.get(task) is kind)

@@ -95,6 +95,15 @@ def _family(class_name: str, calls: Mapping[Task, CallSignature], index: Mapping
     )
 
 
+def add_missing_settings(pipeline: DiffusionPipeline, family: Family) -> None:
+    """Add the setting that a pipeline reads and its transformer does not have: Chroma has no guidance embedding."""
+    transformer = pipeline.components.get("transformer")
+    if transformer is None or "guidance_embeds" in transformer.config:
+        return
+    if any("transformer.config.guidance_embeds" in _source(kind.__call__) for kind in family.pipelines.values()):
+        transformer.register_to_config(guidance_embeds=False)
+
+
 def _pipeline(name: str) -> type[DiffusionPipeline] | None:
     kind = getattr(diffusers, name, None)
     return kind if isinstance(kind, type) and issubclass(kind, DiffusionPipeline) else None

@@ -11,16 +11,18 @@ from diffusers import ConfigMixin, DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch.utils import _pytree as pytree
 
-from img2img.domain.parameters import Scheduler
-
 from ..engine.gate import Gate
 from .gates import ENCODING_CACHE_BYTES
-from .schedulers import make_scheduler
+from .host_schedulers import on_host
+from .scheduler_kinds import SCHEDULERS
+from .uploads import upload_arguments
 
 # Components that are autoencoders: pipelines call their `encode` and `decode`.
 AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")
 # Words in the names of components that read an image once.
 _IMAGE_ENCODERS = ("image_encoder", "vision", "siglip", "clip", "depth", "qformer")
+# Schedulers whose timesteps stay in main memory. The arguments of others are not known.
+_HOST_SCHEDULERS = frozenset(class_name for class_name, _ in SCHEDULERS.values())
 # Keyword arguments of denoisers without a row dimension.
 _UNBATCHED = ("img_ids", "txt_ids")
 
@@ -51,7 +53,9 @@ def install_module_gates(pipeline: DiffusionPipeline) -> None:
         else:
             stage = _stage(name)
             merges = stage == "denoise"
-            module.forward = ModuleGate(stage, module.forward, shared=_UNBATCHED if merges else (), merges=merges)
+            # Timesteps are in main memory.
+            run = upload_arguments(module.forward) if merges else module.forward
+            module.forward = ModuleGate(stage, run, shared=_UNBATCHED if merges else (), merges=merges)
 
 
 def _stage(component: str) -> str:
@@ -97,16 +101,15 @@ def patch_size_of(pipeline: DiffusionPipeline) -> int:
     return max(2, size) if isinstance(size, int) else 2
 
 
-def copy_for_job(pipeline: DiffusionPipeline, scheduler: Scheduler = Scheduler.MODEL) -> DiffusionPipeline:
+def copy_for_job(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     """Return a pipeline object that shares modules and tokenizers, with its own schedulers and inner pipelines."""
     copied = copy.copy(pipeline)
     for name, value in vars(pipeline).items():
         if isinstance(value, DiffusionPipeline):
             setattr(copied, name, copy_for_job(value))
         elif isinstance(value, ConfigMixin) and not isinstance(value, torch.nn.Module | VaeImageProcessor):
-            setattr(copied, name, copy.deepcopy(value))
-    if scheduler is not Scheduler.MODEL:
-        copied.scheduler = make_scheduler(scheduler, copied.scheduler)
+            own = copy.deepcopy(value)
+            setattr(copied, name, on_host(own) if type(own).__name__ in _HOST_SCHEDULERS else own)
     return copied
 
 
