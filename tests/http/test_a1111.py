@@ -29,6 +29,7 @@ from tests.support.problems import assert_problem
 from tests.support.specs import make_spec
 
 IMAGE = encoded(gradient(160, 120))
+BIASED = {"args": [True, 2]}
 TEXT = base64.b64encode(IMAGE).decode()
 ABLE = CARD.model_copy(
     update={
@@ -42,7 +43,19 @@ ABLE = CARD.model_copy(
         "masks": (MaskKind.TEXT,),
         "image_prompts": True,
         "upscales": (2, 4),
-        "parameters": dict.fromkeys(("clip_skip", "eta"), tuple(Task)),
+        "parameters": dict.fromkeys(
+            (
+                "clip_skip",
+                "eta",
+                "subseed",
+                "subseed_strength",
+                "freeu",
+                "pag_scale",
+                "soft_inpainting",
+                "seamless_tiling",
+            ),
+            tuple(Task),
+        ),
         "control_parameters": dict.fromkeys(("clip_skip", "eta", "guess_mode"), tuple(Task)),
         "scheduler_parameters": {"eta": ("ddim",)},
         "scheduler_sigmas": {"euler_a": (Sigmas.NORMAL,), "dpmpp_2m": tuple(Sigmas), "dpmpp_sde": tuple(Sigmas)},
@@ -134,7 +147,9 @@ def test_fields_that_ask_for_nothing_are_accepted(web_ui: Callable[..., JobSpec]
         ({"unknown": 1}, "unknown"),
         ({"enable_hr": True}, "enable_hr"),
         ({"styles": ["cinematic"]}, "styles"),
-        ({"subseed_strength": 0.5}, "subseed_strength"),
+        ({"alwayson_scripts": {"Soft Inpainting": BIASED}, "mask": TEXT}, "alwayson_scripts.Soft Inpainting"),
+        ({"subseed_strength": 2}, "subseed_strength"),
+        ({"seed_resize_from_h": 512}, "seed_resize_from_h"),
         ({"image_cfg_scale": 2}, "image_cfg_scale"),
         ({"eta": 0.5, "sampler_name": "Euler a"}, "eta"),
         ({"sampler_name": "Euler a", "scheduler": "Karras"}, "scheduler"),
@@ -496,6 +511,41 @@ def test_clip_skip_and_eta_act(web_ui: Callable[..., JobSpec]) -> None:
     assert (spec.clip_skip, spec.eta) == (1, 0.5)
     assert web_ui(override_settings={"CLIP_stop_at_last_layers": 3}).clip_skip == 2
     assert web_ui(prompt="a BREAK b").prompt_weighting
+
+
+def test_variation_and_exact_steps(web_ui: Callable[..., JobSpec]) -> None:
+    spec = web_ui(seed=5, subseed=8, subseed_strength=0.2, override_settings={"img2img_fix_steps": True})
+    assert (spec.seed, spec.subseed, spec.subseed_strength) == (5, 8, 0.2)
+    assert (spec.steps_run, spec.schedule_steps) == (50, 67)
+    assert web_ui(tiling=True).seamless_tiling
+    # Without a strength the seed asks for nothing.
+    assert web_ui(subseed=8).subseed is None
+    assert web_ui(override_settings={"img2img_fix_steps": True}, denoising_strength=0).steps_run == 0
+
+
+def test_always_on_scripts_are_applied(web_ui: Callable[..., JobSpec]) -> None:
+    mask = base64.b64encode(encoded(Image.new("L", (160, 120), 128))).decode()
+    titles = {"freeu": "FreeU Integrated (SD 1.x, SD 2.x, SDXL)", "pag": "PerturbedAttentionGuidance Integrated"}
+    spec = web_ui(
+        mask=mask,
+        alwayson_scripts={
+            "Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]},
+            titles["freeu"]: {"args": [True, 1.3, 1.4, 0.9, 0.2]},
+            titles["pag"]: {"args": [{"enabled": True, "scale": 2.5}]},
+        },
+    )
+    assert (spec.region.is_soft, spec.pag_scale) == (True, 2.5)
+    assert (spec.freeu.b1, spec.freeu.b2, spec.freeu.s1, spec.freeu.s2) == (1.3, 1.4, 0.9, 0.2)
+    off = {"soft inpainting": {"args": [False]}, titles["freeu"]: {"args": [False, 1.3]}, titles["pag"]: {"args": []}}
+    spec = web_ui(mask=mask, alwayson_scripts=off)
+    assert (spec.region.is_soft, spec.freeu, spec.pag_scale) == (False, None, 0)
+    # Without a mask soft inpainting does nothing, as in the web UI.
+    assert web_ui(alwayson_scripts={"soft inpainting": {"args": [{"Soft inpainting": True}]}}).task == "img2img"
+
+
+def test_weights_have_the_arithmetic_of_the_web_ui(web_ui: Callable[..., JobSpec]) -> None:
+    spec = web_ui(prompt="a (red:1.2) house")
+    assert (spec.prompt_weighting, spec.weighting_method) == (True, "a1111")
 
 
 def test_resize_and_fill_repeats_the_edges(web_ui: Callable[..., JobSpec], store: ObjectStore) -> None:

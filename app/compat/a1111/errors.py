@@ -26,6 +26,11 @@ FIELDS = {
     "upscale": "script_args",
     "controls": "controlnet",
     "guess_mode": "controlnet",
+    "exact_steps": "override_settings.img2img_fix_steps",
+    "weighting_method": "prompt",
+    "soft_inpainting": "alwayson_scripts",
+    "freeu": "alwayson_scripts",
+    "pag_scale": "alwayson_scripts",
     "image_prompts": "controlnet",
     "refine": "alwayson_scripts.ADetailer",
 }

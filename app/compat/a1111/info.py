@@ -13,7 +13,9 @@ def info_of(record: JobRecord) -> dict[str, Any]:
     spec = record.spec
     assert isinstance(spec, GenerationSpec)
     prompt = getattr(spec, "prompt", "")
-    seeds = [spec.image_seed(index) for index in range(spec.num_images) if index not in record.withheld]
+    made = [index for index in range(spec.num_images) if index not in record.withheld]
+    seeds = [spec.image_seed(index) for index in made]
+    subseeds = [spec.image_subseed(index) for index in made] if spec.subseed is not None else seeds
     width, height = spec.result_size
     return {
         "prompt": prompt,
@@ -22,9 +24,9 @@ def info_of(record: JobRecord) -> dict[str, Any]:
         "all_negative_prompts": [spec.negative_prompt] * len(seeds),
         "seed": spec.seed,
         "all_seeds": seeds,
-        "subseed": spec.seed,
-        "all_subseeds": seeds,
-        "subseed_strength": 0,
+        "subseed": spec.seed if spec.subseed is None else spec.subseed,
+        "all_subseeds": subseeds,
+        "subseed_strength": spec.subseed_strength,
         "width": width,
         "height": height,
         "sampler_name": web_ui_names(spec.scheduler, spec.sigmas)[0],
@@ -35,7 +37,7 @@ def info_of(record: JobRecord) -> dict[str, Any]:
         "denoising_strength": getattr(spec, "strength", 1.0),
         "clip_skip": spec.clip_skip + 1,
         "sd_model_name": spec.model,
-        "infotexts": [infotext(spec, seed) for seed in seeds],
+        "infotexts": [infotext(spec, spec.image_seed(index), spec.image_subseed(index)) for index in made],
         "styles": [],
         "index_of_first_image": 0,
         "job_id": record.id,

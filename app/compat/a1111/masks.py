@@ -21,6 +21,7 @@ def convert_mask(
     invert: bool,
     fill: bool,
     decoders: DecoderShare,
+    is_soft: bool = False,
 ) -> tuple[bytes, bytes]:
     """Return image and mask as PNGs of one size.
 
@@ -28,6 +29,7 @@ def convert_mask(
         size: Size of the PNGs, and how to resize to it. A side that is None is that of the image.
         invert: Whether black is the masked part of `mask`.
         fill: Whether to fill the masked part of the image with the colours around it.
+        is_soft: Whether grey of the mask is kept, and not rounded to black and white.
 
     Raises:
         ImageError, ParameterError: The images cannot be used.
@@ -37,13 +39,17 @@ def convert_mask(
     with error_field("mask"), decoders.open(mask) as opened:
         transparent = opened.transparency()
         # As in the web UI, the opaque part of a mask with transparency counts, whatever its colours.
-        masked = to_binary(ImageChops.invert(transparent) if transparent.getbbox() else opened.luminance())
+        masked = ImageChops.invert(transparent) if transparent.getbbox() else opened.luminance()
+    if not is_soft:
+        masked = to_binary(masked)
     if masked.size != pixels.size:
         raise ParameterError("mask", f"It should have the size of the image, {pixels.width} x {pixels.height}")
     if size is not None:
         width, height, resize = size[0] or pixels.width, size[1] or pixels.height, size[2]
-        # A pixel of the smaller mask is white if any part of it is, so that no thin mask is lost.
-        masked = fit(masked, width, height, resize, Image.Resampling.BOX).point(lambda value: 255 * (value > 0))
+        masked = fit(masked, width, height, resize, Image.Resampling.BOX)
+        if not is_soft:
+            # A pixel of the smaller mask is white if any part of it is, so that no thin mask is lost.
+            masked = masked.point(lambda value: 255 * (value > 0))
         pixels = fit(pixels, width, height, resize)
     if invert:
         masked = ImageChops.invert(masked)

@@ -21,8 +21,7 @@ IGNORED = frozenset(
         "use_async",
         "use_deprecated_controlnet",
         "outpainting_fill",
-        # Only together with `subseed_strength`, `s_churn`, `refiner_checkpoint` and `script_name`.
-        "subseed",
+        # Only together with `s_churn`, `refiner_checkpoint` and `script_name`.
         "s_tmax",
         "s_tmin",
         "refiner_switch_at",
@@ -57,12 +56,10 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = {
 }
 REASONS: Mapping[str, str] = {
     "styles": "This service has no styles; write their text into `prompt`",
-    "subseed_strength": "Variation seeds are not supported; leave it out",
     "seed_resize_from_h": "Seeds of another size are not supported; leave it out",
     "seed_resize_from_w": "Seeds of another size are not supported; leave it out",
     "initial_noise_multiplier": "The noise cannot be scaled; leave it out",
     "restore_faces": "There is no face restoration; leave it out",
-    "tiling": "Seamless tiling is not supported; leave it out",
     "s_min_uncond": "Guidance cannot be skipped in part; leave it out",
     "s_churn": "The sampler's `s_churn` cannot be set; leave it out",
     "refiner_checkpoint": "A refiner belongs to its model here and is used by default; leave it out",

@@ -20,6 +20,7 @@ from img2img.domain.parameters import (
     Scheduler,
     Task,
     Text,
+    WeightingMethod,
 )
 from img2img.errors import ParameterError
 
@@ -27,13 +28,14 @@ from ...backends.decoder_share import DecoderShare
 from ...http.request_body import validated
 from ...schemas.requests import Img2ImgRequest
 from .adetailer import refinements_of
+from .always_on_scripts import Script, script_fields
 from .controlnet_units import Unit, convert_units
 from .images import fill_borders, parse_web_image
 from .masks import convert_mask
 from .neutral import check_unknown
 from .prompt import parse_prompt
 from .samplers import find_scheduler
-from .scripts import Script, check_scripts, units_of, upscale_of
+from .scripts import check_scripts, units_of, upscale_of
 
 # Resize and fill is like crop once its borders are filled; the latent upscale is refused if it resizes.
 RESIZES = {0: Resize.STRETCH, 1: Resize.CROP, 2: Resize.CROP, 3: Resize.STRETCH}
@@ -94,6 +96,9 @@ class WebUIRequest(WebUIModel):
     sampler_index: str | None = None
     scheduler: str | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
+    subseed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
+    subseed_strength: Annotated[float, Field(ge=0, le=1)] = 0.0
+    tiling: bool = False
     batch_size: Annotated[int, Field(ge=1)] = 1
     n_iter: Annotated[int, Field(ge=1)] = 1
     # Not the web UI's default, 512, which is not a size of every model.
@@ -104,8 +109,8 @@ class WebUIRequest(WebUIModel):
     mask_blur: Annotated[int, Field(ge=0, le=256)] | None = None
     mask_blur_x: Annotated[int, Field(ge=0, le=256)] = 4
     mask_blur_y: Annotated[int, Field(ge=0, le=256)] = 4
-    # Whether grey of a mask is rounded to black and white.
-    mask_round: Literal[True] = True
+    # Whether grey of a mask is rounded to black and white. Soft inpainting never does.
+    mask_round: bool = True
     inpainting_fill: Literal[0, 1, 2, 3] = 0
     inpaint_full_res: bool = True
     inpaint_full_res_padding: Annotated[int, Field(ge=0, le=4096)] = 0
@@ -146,21 +151,32 @@ def to_request(body: WebUIRequest, card: ModelCard, decoders: DecoderShare) -> I
         raise ParameterError("n_iter", f"At most {MAX_IMAGES} images can be made by one request", got=body.n_iter)
     scheduler, sigmas = find_scheduler(body.sampler_name or body.sampler_index, body.scheduler, card)
     _check_noise(body, scheduler)
+    scripts = script_fields(body.alwayson_scripts, is_masked=bool(body.mask))
+    is_soft = scripts.get("soft_inpainting", False)
+    if not body.mask_round and not is_soft:
+        message = "Grey of a mask is rounded except by the script `Soft inpainting`: input should be true or absent"
+        raise ParameterError("mask_round", message, got=False)
     upscale = upscale_of(body.script_name, body.script_args, card)
     image = parse_web_image("init_images.0", body.init_images[0])
     refine = refinements_of(body.alwayson_scripts)
     fields: dict[str, Any] = {
         **_prompts(body, refine),
+        **_variation(body),
+        **scripts,
         "strength": body.denoising_strength,
         "guidance_scale": body.cfg_scale,
         "num_inference_steps": body.steps,
         "scheduler": scheduler,
         "sigmas": sigmas,
         "seed": body.seed,
+        "seamless_tiling": body.tiling,
         "num_images": body.batch_size * body.n_iter,
         "model": card.name,
         "clip_skip": _clip_skip(body),
+        "exact_steps": body.override_settings.img2img_fix_steps and body.denoising_strength > 0,
     }
+    if card.prompt_weighting:
+        fields["weighting_method"] = WeightingMethod.A1111
     if body.eta and (body.eta < 1 or scheduler is Scheduler.DDIM):
         fields["eta"] = body.eta
     units = (*body.controlnet_units, *units_of(body.alwayson_scripts))
@@ -175,7 +191,7 @@ def to_request(body: WebUIRequest, card: ModelCard, decoders: DecoderShare) -> I
         message = f"The model {card.name} takes no guidance by the image; leave it out"
         raise ParameterError("image_cfg_scale", message, got=body.image_cfg_scale)
     if body.mask:
-        return validated(Img2ImgRequest, {**fields, **_masked(body, image, resize, decoders)})
+        return validated(Img2ImgRequest, {**fields, **_masked(body, image, resize, decoders, is_soft=is_soft)})
     return validated(Img2ImgRequest, {**fields, "image": _resized(body, image, decoders)})
 
 
@@ -185,9 +201,13 @@ def _check_options(options: OverrideSettings) -> None:
     if options.sd_vae not in (None, "None", "Automatic"):
         message = "A model has its VAE; leave it out, or give Automatic"
         raise ParameterError("override_settings.sd_vae", message, got=options.sd_vae)
-    if options.img2img_fix_steps:
-        message = "The number of steps follows from `denoising_strength`; leave it out"
-        raise ParameterError("override_settings.img2img_fix_steps", message, got=True)
+
+
+def _variation(body: WebUIRequest) -> dict[str, Any]:
+    """Return the fields of a variation. A seed of it without a strength asks for nothing, as in the web UI."""
+    if not body.subseed_strength:
+        return {}
+    return {"subseed": body.subseed, "subseed_strength": body.subseed_strength}
 
 
 def _check_noise(body: WebUIRequest, scheduler: Scheduler | None) -> None:
@@ -228,7 +248,9 @@ def _upscale(body: WebUIRequest, card: ModelCard, factor: int) -> dict[str, Any]
     return {"upscale": factor, **strength}
 
 
-def _masked(body: WebUIRequest, image: bytes, resize: Resize, decoders: DecoderShare) -> dict[str, Any]:
+def _masked(
+    body: WebUIRequest, image: bytes, resize: Resize, decoders: DecoderShare, *, is_soft: bool
+) -> dict[str, Any]:
     assert body.mask is not None
     converted, mask = convert_mask(
         image if body.inpaint_full_res else _resized(body, image, decoders),
@@ -236,6 +258,7 @@ def _masked(body: WebUIRequest, image: bytes, resize: Resize, decoders: DecoderS
         None if body.inpaint_full_res else (body.width, body.height, resize),
         invert=bool(body.inpainting_mask_invert),
         fill=body.inpainting_fill == 0,
+        is_soft=is_soft,
         decoders=decoders,
     )
     return {

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from img2img.domain.model_card import ModelCard
 from img2img.errors import ParameterError
 
 from .adetailer import ADETAILER
+from .always_on_scripts import SCRIPTS, Script, known_script
 from .controlnet_units import Unit
 from .neutral import EMPTY
 from .upscalers import RESAMPLING, upscalers_of
@@ -18,19 +19,13 @@ UPSCALE = "sd upscale"
 SUPPORTED = (CONTROLNET, ADETAILER)
 
 
-class Script(BaseModel):
-    """The arguments of a script that is always on."""
-
-    model_config = ConfigDict(frozen=True)
-
-    args: list[Any] | None = None
-
-
 def check_scripts(scripts: Mapping[str, Script | None]) -> None:
     """Raise ParameterError for a script that is on, other than those that are supported."""
     for name, script in scripts.items():
-        if name.lower() not in SUPPORTED and script and not all(map(_is_off, script.args or ())):
-            message = "This script is not supported; leave it out. Supported are: ControlNet, ADetailer"
+        is_known = name.lower() in SUPPORTED or known_script(name)
+        if not is_known and script and not all(map(is_off, script.args or ())):
+            others = ", ".join(SCRIPTS)
+            message = f"This script is not supported; leave it out. Supported are: ControlNet, ADetailer, {others}"
             raise ParameterError(f"alwayson_scripts.{name}", message)
 
 
@@ -76,7 +71,7 @@ def upscale_of(name: str | None, args: Iterable[Any], card: ModelCard) -> int | 
     return int(factor)
 
 
-def _is_off(argument: Any) -> bool:
+def is_off(argument: Any) -> bool:
     if isinstance(argument, dict):
         return not argument or not argument.get("enabled", True) or argument.get("ad_model") == "None"
     return argument in EMPTY

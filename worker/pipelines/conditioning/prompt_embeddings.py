@@ -14,15 +14,15 @@ import torch
 from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType
 from diffusers import DiffusionPipeline
 
+from img2img.domain.parameters import WeightingMethod
 from img2img.domain.spec import DenoisingSpec
+
+from .web_ui_embeddings import Fragments, embed_as_web_ui
 
 # Brackets after a backslash are characters of the text.
 _WEIGHTED = re.compile(r"\\[()\\]|\(((?:[^()\\]|\\[()\\]|\\(?![()\\]))+):([0-9]+(?:\.[0-9]+)?)\)")
 _ESCAPED = re.compile(r"\\([()\\])")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
-
-# Pieces of a prompt with their weights.
-Fragments = list[tuple[str, float]]
 
 
 def parse_weights(text: str) -> Fragments:
@@ -57,14 +57,18 @@ def embed_prompts(
     if spec.clip_skip:
         add_text_model(pipeline)
     prompts = [arguments["prompt"], arguments.get("negative_prompt") or ""]
-    if not spec.prompt_weighting and not has_long_prompt:
+    is_web_ui = spec.weighting_method is WeightingMethod.A1111
+    # The web UI skips layers for the negative prompt as well.
+    if not spec.prompt_weighting and not has_long_prompt and not (is_web_ui and spec.clip_skip):
         return arguments
     encoders = text_encoders(pipeline)
     parsed = [parse_weighted(prompt) if spec.prompt_weighting else [[(prompt, 1.0)]] for prompt in prompts]
+    others = {name: value for name, value in arguments.items() if name not in ("prompt", "negative_prompt")}
+    if is_web_ui:
+        return {**others, **embed_as_web_ui(pipeline, spec, encoders, parsed)}
     plain, negative_plain = (" ".join("".join(piece for piece, _ in part) for part in parts) for parts in parsed)
     is_xl = hasattr(pipeline, "text_encoder_2")
     embeds, negative_embeds = _encode(encoders, parsed, is_xl, spec.clip_skip, pipeline._execution_device)
-    others = {name: value for name, value in arguments.items() if name not in ("prompt", "negative_prompt")}
     if not is_xl:
         return {**others, "prompt_embeds": embeds, "negative_prompt_embeds": negative_embeds}
     # Pooled embeddings are one vector for the whole prompt: of its first 77 tokens, without weights.
