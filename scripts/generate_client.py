@@ -20,7 +20,7 @@ CLIENT = Path(__file__).parents[1] / "img2img" / "client"
 WIDTH = 120
 FIELDS_HEADER = '''"""Fields of requests, as keyword arguments. Generated from the request models by `make client`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Required, TypedDict
 
 from .images import ImageInput
@@ -28,6 +28,7 @@ from .images import ImageInput
 NAMES = {
     "BackgroundPrompt": "BackgroundFields",
     "ControlRequest": "ControlFields",
+    "FreeU": "FreeUFields",
     "ImagePromptRequest": "ImagePromptFields",
     "Lora": "LoraFields",
     "MaskObject": "MaskFields",
@@ -132,6 +133,8 @@ def _type(schema: Json) -> str:
     if schema["type"] == "array":
         items = [schema["items"]] if "items" in schema else schema["prefixItems"]
         return f"Sequence[{' | '.join(dict.fromkeys(map(_type, items)))}]"
+    if schema["type"] == "object":
+        return f"Mapping[str, {_type(schema['additionalProperties'])}]"
     return TYPES[schema["type"]]
 
 

@@ -267,11 +267,14 @@ class Rendering:
         parameters = self._spec.without_inputs().model_dump(
             mode="json", exclude={"seed", "num_images", "resize"}, exclude_none=True, exclude_defaults=True
         )
-        return {"task": self._spec.task, **parameters, "seed": self._spec.image_seed(index)}
+        seeds = {"seed": self._spec.image_seed(index)}
+        if isinstance(self._spec, GenerationSpec) and (subseed := self._spec.image_subseed(index)) is not None:
+            seeds["subseed"] = subseed
+        return {"task": self._spec.task, **parameters, **seeds}
 
     def _infotext(self, index: int) -> str | None:
         if isinstance(self._spec, GenerationSpec):
-            return infotext(self._spec, self._spec.image_seed(index))
+            return infotext(self._spec, self._spec.image_seed(index), self._spec.image_subseed(index))
         return None
 
 

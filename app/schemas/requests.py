@@ -12,21 +12,20 @@ from img2img.domain.conditioning import (
     MAX_IMAGE_PROMPTS,
     MAX_REFERENCE_IMAGES,
     MAX_REGIONS,
+    BlockScales,
     ControlName,
     ControlWeight,
     MaskContent,
     Padding,
 )
+from img2img.domain.generation_parameters import GenerationParameters
 from img2img.domain.job import DeadlinePolicy, Priority
 from img2img.domain.masks import MaskQuery
 from img2img.domain.parameters import (
-    ALL_TASKS,
     MAX_SEED,
     MAX_SIDE,
     MAX_STEPS,
     Background,
-    GenerationParameters,
-    Requires,
     Resize,
     Scheduler,
     Sigmas,
@@ -34,6 +33,7 @@ from img2img.domain.parameters import (
     Text,
 )
 from img2img.domain.refinements import MAX_REFINEMENTS, Refinement
+from img2img.domain.requirements import ALL_TASKS, OptionalParameter, Requires
 from img2img.domain.webhook import Webhook
 
 from .request_fields import (
@@ -115,6 +115,14 @@ class ImagePromptRequest(BaseModel):
 
     image: ImageOrReference
     scale: Annotated[float, Field(ge=0, le=2, description="How strongly the result follows the image.")] = 0.6
+    blocks: Annotated[
+        BlockScales | None,
+        Field(
+            description="Scales of the blocks of the UNet in place of `scale`, as `set_ip_adapter_scale` of diffusers "
+            "takes them, for `image_prompt_blocks` of the model. Blocks that are not named get 0.",
+            examples=[{"up": {"block_0": [0.0, 1.0, 0.0]}}],
+        ),
+    ] = None
 
 
 class RegionRequest(BaseModel):
@@ -152,7 +160,7 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
 
     # Fields that a form sends as JSON text. Their images can be sent as files, named like `controls.0.image`.
     FORM_JSON: ClassVar[frozenset[str]] = frozenset(
-        {"outpaint", "controls", "image_prompts", "loras", "refine", "regions"}
+        {"outpaint", "controls", "image_prompts", "loras", "refine", "regions", "freeu"}
     )
     FILES: ClassVar[re.Pattern[str]] = re.compile(
         r"images?|mask|(?:controls|image_prompts)\.[0-9]\.image|regions\.[0-9]\.mask"
@@ -209,6 +217,21 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         ),
         AfterValidator(lambda seed: None if seed == RANDOM_SEED else seed),
     ] = None
+    subseed: Annotated[
+        int | None,
+        Field(
+            ge=-1,
+            le=MAX_SEED,
+            description="Seed of a variation of the image of `seed`, with a `subseed_strength`. Default, and with -1: "
+            "random, and reported in the job.",
+        ),
+        AfterValidator(lambda seed: None if seed == RANDOM_SEED else seed),
+        OptionalParameter(
+            tasks=ALL_TASKS - {Task.UPSCALE},
+            needs="subseed_strength",
+            lacking="does not support variation seeds; leave it out",
+        ),
+    ] = None
     denoising_end: Annotated[
         float | None,
         Field(
@@ -239,7 +262,8 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         MaskOrReference | None,
         Field(
             description="Inpainting mask of the same size as `image`: white pixels are regenerated, black and "
-            "transparent pixels are returned unchanged. Grey counts as white from 128 on. `alpha` regenerates the "
+            "transparent pixels are returned unchanged. Grey counts as white from 128 on, unless the inpainting is "
+            "soft. `alpha` regenerates the "
             'transparent pixels of `image`. An object such as `{"text": "the house"}` lets the model find the mask, '
             "see `masks` of its entry in `GET /models`. The result has the size of `image`; `width` and `height` set "
             "the size at which the model works."
@@ -264,6 +288,18 @@ class Img2ImgRequest(GenerationParameters, ImageAndPrompt):
         ),
         Requires(tasks=frozenset({Task.INPAINT}), capability="mask_content", lacking="takes the original only"),
     ] = MaskContent.ORIGINAL
+    soft_inpainting: Annotated[
+        bool,
+        Field(
+            description="Read grey of the mask, and its blur, as how much is regenerated (differential diffusion): "
+            "darker parts change in fewer steps. For models with `soft_inpainting` in `parameters`."
+        ),
+        OptionalParameter(
+            tasks=frozenset({Task.INPAINT}),
+            excludes=("mask_content", "controls", "denoising_end"),
+            lacking="does not support soft inpainting; leave it out",
+        ),
+    ] = False
     mask_padding: Annotated[
         int | None,
         Field(

@@ -7,6 +7,7 @@ from img2img.domain.geometry import kept_share, nearest_bucket, working_size
 from img2img.domain.model_card import ModelCard
 from img2img.domain.parameters import (
     COMBINED_SCHEDULERS,
+    MAX_SCHEDULE,
     MAX_SEED,
     MAX_STEPS,
     MAX_STEPS_OF,
@@ -14,6 +15,7 @@ from img2img.domain.parameters import (
     Scheduler,
     Sigmas,
 )
+from img2img.domain.spec import GenerationSpec, JobSpec
 from img2img.errors import ParameterError
 
 from ..schemas.requests import Img2ImgRequest
@@ -45,6 +47,7 @@ def resolve_generation(request: Img2ImgRequest, card: ModelCard, *, is_tiled: bo
         "scheduler": scheduler,
         "sigmas": sigmas,
         "seed": seed,
+        "subseed": resolve_seed(request.subseed, request.num_images, "subseed") if request.subseed_strength else None,
     }
 
 
@@ -118,13 +121,26 @@ def resolve_steps(given: int | None, scheduler: Scheduler, card: ModelCard) -> i
     return given
 
 
-def resolve_seed(seed: int | None, num_images: int) -> int:
+def check_schedule(spec: JobSpec) -> None:
+    """Raise ParameterError if the schedule of `exact_steps` is longer than the scheduler can make it."""
+    if not isinstance(spec, GenerationSpec):
+        return
+    most = MAX_STEPS_OF.get(spec.scheduler, MAX_SCHEDULE)
+    if spec.schedule_steps > most:
+        message = (
+            f"It needs a schedule of {spec.schedule_steps} steps, and {spec.scheduler} has at most {most}: "
+            "give a higher strength, or less `num_inference_steps`"
+        )
+        raise ParameterError("exact_steps", message)
+
+
+def resolve_seed(seed: int | None, num_images: int, field: str = "seed") -> int:
     """Return the seed of the first image: of the request, or a random one."""
     if seed is None:
         return secrets.randbelow(2**32)
     most = MAX_SEED - (num_images - 1)
     if seed > most:
-        raise ParameterError("seed", f"With {num_images} images, input should be at most {most}", got=seed)
+        raise ParameterError(field, f"With {num_images} images, input should be at most {most}", got=seed)
     return seed
 
 

@@ -17,11 +17,21 @@ from img2img.domain.conditioning import (
     ReferenceImage,
     Region,
 )
+from img2img.domain.generation_parameters import GenerationParameters
 from img2img.domain.geometry import visible_box, working_size
 from img2img.domain.model_card import ModelCard
-from img2img.domain.parameters import Background, GenerationParameters, Resize, Task
+from img2img.domain.parameters import Background, Resize, Task
 from img2img.domain.presigned_upload import PresignedUpload
-from img2img.domain.spec import ControlMapSpec, ControlSpec, EditSpec, Img2ImgSpec, InpaintSpec, JobSpec, UpscaleSpec
+from img2img.domain.spec import (
+    ControlMapSpec,
+    ControlSpec,
+    EditSpec,
+    Img2ImgSpec,
+    InpaintSpec,
+    JobSpec,
+    UpscaleSpec,
+    schedule_of_steps,
+)
 from img2img.domain.tiling import Tiling
 from img2img.errors import ParameterError
 from img2img.imaging.decode import to_binary
@@ -29,7 +39,7 @@ from img2img.imaging.decode import to_binary
 from ..schemas.image_references import ImageReference
 from ..schemas.request_fields import ALPHA, BackgroundPrompt, MaskObject
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest
-from .defaults import resolve_generation, resolve_size
+from .defaults import check_schedule, resolve_generation, resolve_size
 from .image_reader import ImageReader
 from .masks import check_mask_query, mask_blur
 from .task_selection import choose_task
@@ -70,6 +80,11 @@ class SpecBuilder:
 
     def build(self, task: Task) -> JobSpec:
         """Return the spec. Raises ParameterError, ImageError or UnsupportedMedia."""
+        spec = self._spec(task)
+        check_schedule(spec)
+        return spec
+
+    def _spec(self, task: Task) -> JobSpec:
         match task:
             case Task.CONTROL:
                 return self._control()
@@ -189,7 +204,7 @@ class SpecBuilder:
                     raise ParameterError("mask", message.format(*opened.size, *size))
                 mask = opened.luminance()
         if mask is not None:
-            mask = to_binary(mask)
+            mask = mask if request.soft_inpainting else to_binary(mask)
             if not mask.getbbox():
                 raise ParameterError("mask", EMPTY_ALPHA if request.mask == ALPHA else EMPTY_MASK)
         # The worker chooses the box of a mask that it finds.
@@ -206,6 +221,7 @@ class SpecBuilder:
             find=find.query if find else None,
             blur=mask_blur(request),
             content=request.mask_content,
+            is_soft=request.soft_inpainting,
             margins=margins,
             canvas=canvas,
             box=box,
@@ -252,10 +268,13 @@ class SpecBuilder:
     def _refined(self, strength: float) -> dict[str, Any]:
         """Return where the refiner takes over. ControlNets and regions work without it."""
         request, end = self.request, self.request.denoising_end
-        if not self.card.refiner or request.controls or request.regions or end == 1:
+        others = request.controls or request.regions or request.soft_inpainting
+        if not self.card.refiner or others or end == 1:
             return {}
         end = end or self.card.default_denoising_end
         steps = self.resolved["num_inference_steps"]
+        if request.exact_steps and strength > 0:
+            steps = schedule_of_steps(steps, strength, self.resolved["scheduler"])
         # Pipelines run whole steps only.
         start = 1 - int(steps * strength) / steps if request.denoising_start is None else request.denoising_start
         base_only = [name for name in ("loras", "image_prompts") if getattr(request, name)]
@@ -295,7 +314,7 @@ class SpecBuilder:
                 scale = min(1.0, MAX_PROMPT_SIDE / max(image.size))
                 width, height = (max(1, round(side * scale)) for side in image.size)
                 fitted = image.fit(width, height, Resize.STRETCH)
-            prompts.append(ImagePrompt(image=self.reader.add_blob(fitted), scale=prompt.scale))
+            prompts.append(ImagePrompt(image=self.reader.add_blob(fitted), scale=prompt.scale, blocks=prompt.blocks))
         return tuple(prompts)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from img2img.domain.embeddings import named_embeddings
 from img2img.domain.model_card import ModelCard
-from img2img.domain.parameters import PipelineParameter, Requires, Task, requirements
+from img2img.domain.parameters import Task
+from img2img.domain.requirements import OptionalParameter, Requires, requirements
 from img2img.errors import ParameterError
 
 from ..schemas.request_fields import BackgroundPrompt
@@ -89,6 +90,8 @@ def _check_task(name: str, requires: Requires, task: Task, given: Collection[str
     other = next((other for other in requires.excludes if other in given), None)
     if other:
         raise ParameterError(name, f"It cannot be combined with `{other}`; leave one of the two out")
+    if requires.needs and requires.needs not in given:
+        raise ParameterError(name, f"It has no effect without `{requires.needs}`; leave it out, or give both")
 
 
 def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
@@ -107,6 +110,7 @@ def check_model(request: Img2ImgRequest, task: Task, card: ModelCard) -> None:
     for name, value in given_fields(request):
         _check_capability(name, value, request, task, card)
     _check_controls(request, card)
+    _check_blocks(request, card)
     if len(request.image_prompts) > card.max_image_prompts:
         most = f"at most {card.max_image_prompts}"
         raise ParameterError("image_prompts", f"The model {card.name} takes {most}; leave the others out")
@@ -127,7 +131,7 @@ def _check_capability(name: str, value: Any, request: Img2ImgRequest, task: Task
         raise ParameterError(name, message)
     if requires.capability and not getattr(card, requires.capability):
         raise ParameterError(name, f"The model {card.name} {requires.lacking}", got=value)
-    if isinstance(requires, PipelineParameter):
+    if isinstance(requires, OptionalParameter):
         tasks = card.tasks_with(name, controls=bool(request.controls), upscale=request.upscale)
     elif requires.tasks_of_model:
         tasks = getattr(card, requires.tasks_of_model)
@@ -139,6 +143,27 @@ def _check_capability(name: str, value: Any, request: Img2ImgRequest, task: Task
         controls = " and `controls`" if request.controls else ""
         message = f"With the model {card.name}{controls} it goes with {_names(tasks)}, and not with {NAMES[task][1]}"
         raise ParameterError(name, f"{message}; leave it out")
+
+
+def _check_blocks(request: Img2ImgRequest, card: ModelCard) -> None:
+    """Check the blocks of image prompts, and the numbers of their scales."""
+    for index, prompt in enumerate(request.image_prompts):
+        for part, given in (prompt.blocks or {}).items():
+            blocks = {f"{part}.{name}": scales for name, scales in given.items()} if isinstance(given, dict) else {}
+            for name, scales in blocks.items() if isinstance(given, dict) else [(part, given)]:
+                field = f"image_prompts.{index}.blocks.{name}"
+                known = {block: count for block, count in card.image_prompt_blocks.items() if _is_in(block, name)}
+                if not known:
+                    choices = ", ".join(card.image_prompt_blocks) or "none"
+                    raise ParameterError(field, f"The model {card.name} has no such block; it has: {choices}")
+                [count, *others] = known.values()
+                if isinstance(scales, list) and (others or len(scales) != count):
+                    message = f"Give one number for each of the {count} attentions of a block, or one for all of them"
+                    raise ParameterError(field, message)
+
+
+def _is_in(block: str, name: str) -> bool:
+    return block == name or block.startswith(f"{name}.")
 
 
 def _check_controls(request: Img2ImgRequest, card: ModelCard) -> None:

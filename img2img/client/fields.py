@@ -1,6 +1,6 @@
 """Fields of requests, as keyword arguments. Generated from the request models by `make client`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Required, TypedDict
 
 from .images import ImageInput
@@ -47,6 +47,8 @@ Sigmas = Literal["karras", "exponential", "beta", "normal", "simple", "sgm_unifo
 
 Speed = Literal["exact", "fast", "turbo"]
 
+WeightingMethod = Literal["compel", "a1111"]
+
 
 class BackgroundFields(TypedDict, total=False):
     """A new background for `image`."""
@@ -73,12 +75,28 @@ class ControlFields(TypedDict, total=False):
     """Make the control map from the image. If false, the image is the control map."""
 
 
+class FreeUFields(TypedDict, total=False):
+    """Factors of FreeU (Si et al., 2023) for the two stages of a UNet's decoder with the fewest pixels."""
+
+    b1: Required[float]
+    """Of the features of the first stage, such as 1.3."""
+    b2: Required[float]
+    """Of the features of the second stage, such as 1.4."""
+    s1: Required[float]
+    """Of the low frequencies that skip to the first stage: 0.9."""
+    s2: Required[float]
+    """Of the low frequencies that skip to the second stage: 0.2."""
+
+
 class ImagePromptFields(TypedDict, total=False):
     """An image whose content the result should take up (IP-Adapter)."""
 
     image: Required[ImageInput]
     scale: float
     """How strongly the result follows the image."""
+    blocks: Mapping[str, float | Sequence[float] | Mapping[str, float | Sequence[float]]]
+    """Scales of the blocks of the UNet in place of `scale`, as `set_ip_adapter_scale` of diffusers takes them, for
+    `image_prompt_blocks` of the model. Blocks that are not named get 0."""
 
 
 class LoraFields(TypedDict, total=False):
@@ -175,6 +193,9 @@ class SubmitFields(TypedDict, total=False):
     prompt_weighting: bool
     r"""Read `(text:1.3)` in both prompts as that text with that weight, `BREAK` as the begin of a new chunk of 77
     tokens, and `\(` as a bracket. The default weight is 1; weights cannot be nested."""
+    weighting_method: WeightingMethod
+    """Arithmetic of weights and of long prompts. `compel`: a weight scales the difference from an empty prompt.
+    `a1111`: that of the AUTOMATIC1111 web UI, with chunks of 75 tokens that end at a comma."""
     clip_skip: int
     """Layers of the CLIP text encoder to skip for `prompt`: 1 is `Clip skip: 2` of the AUTOMATIC1111 web UI. For models
     with `clip_skip` in `parameters`."""
@@ -207,6 +228,23 @@ class SubmitFields(TypedDict, total=False):
     """`transparent` makes the background of the result transparent: the PNG has an alpha channel, and so has its
     conversion to WebP. An object with a `prompt` keeps the foreground of `image`, and inpaints the rest. For models
     with `matting` in `GET /models`."""
+    exact_steps: bool
+    """Run `num_inference_steps` steps at any `strength`, of a schedule that is longer in proportion. Without it, about
+    `strength` times as many are run."""
+    subseed_strength: float
+    """Share of the noise of `subseed` in the initial noise: small values give variations of the image of `seed`. Image
+    i then uses `seed` and subseed + i."""
+    freeu: FreeUFields
+    """Scale parts of the UNet's features for more detail (FreeU, https://arxiv.org/abs/2309.11497)."""
+    pag_scale: float
+    """Scale of perturbed-attention guidance (https://arxiv.org/abs/2403.17377): 0 is off, 3 is usual. Each step takes
+    half as long again, and is not shared with other jobs."""
+    pag_adaptive_scale: float
+    """By how much `pag_scale` is less for each timestep that the noise is from its largest: 0 keeps it the same in all
+    steps."""
+    seamless_tiling: bool
+    """Let opposite edges of the result fit each other, so that it can be repeated as a texture. For models with
+    `seamless_tiling` in `parameters`."""
     num_images: int
     """How many variants to make."""
     loras: Sequence[LoraFields]
@@ -225,6 +263,9 @@ class SubmitFields(TypedDict, total=False):
     scheduler in `scheduler_sigmas`. Default: those of the scheduler itself, or without `scheduler` the model's."""
     seed: int
     """Image i uses seed + i. Default, and with -1: random, and reported in the job."""
+    subseed: int
+    """Seed of a variation of the image of `seed`, with a `subseed_strength`. Default, and with -1: random, and reported
+    in the job."""
     denoising_end: float
     """For models with a `refiner`: the share of the schedule after which it takes over, by default
     `default_denoising_end` of the model. 1: it is not used."""
@@ -237,15 +278,19 @@ class SubmitFields(TypedDict, total=False):
     aspect ratio."""
     mask: ImageInput | MaskFields
     """Inpainting mask of the same size as `image`: white pixels are regenerated, black and transparent pixels are
-    returned unchanged. Grey counts as white from 128 on. `alpha` regenerates the transparent pixels of `image`. An
-    object such as `{"text": "the house"}` lets the model find the mask, see `masks` of its entry in `GET /models`. The
-    result has the size of `image`; `width` and `height` set the size at which the model works."""
+    returned unchanged. Grey counts as white from 128 on, unless the inpainting is soft. `alpha` regenerates the
+    transparent pixels of `image`. An object such as `{"text": "the house"}` lets the model find the mask, see `masks`
+    of its entry in `GET /models`. The result has the size of `image`; `width` and `height` set the size at which the
+    model works."""
     mask_blur: int
     """Pixels over which the new content fades into the old, inside the mask, at most half the thickness of the mask.
     Default: 4."""
     mask_content: MaskContent
     """What the masked part holds before noise is added, below strength 1: the image, latents of noise, or latents of
     zeros."""
+    soft_inpainting: bool
+    """Read grey of the mask, and its blur, as how much is regenerated (differential diffusion): darker parts change in
+    fewer steps. For models with `soft_inpainting` in `parameters`."""
     mask_padding: int
     """Crops the model's view to the regenerated area plus this many pixels on each side, so that small areas are
     generated at the model's full resolution. Default: the model sees the whole image."""

@@ -75,12 +75,21 @@ class Control(ControlWeight):
     preprocess: bool
 
 
+_Scale = Annotated[float, Field(ge=0, le=2)]
+# Scales of an IP-Adapter: of a block, or of each attention in it.
+_OfBlock = _Scale | Annotated[list[_Scale], Field(max_length=16)]
+# Of the parts of a UNet, and of the blocks of a part by name: the form of diffusers.
+BlockScales = Annotated[dict[str, _OfBlock | dict[str, _OfBlock]], Field(min_length=1)]
+
+
 class ImagePrompt(_Frozen):
     """An image that conditions by cross-attention (IP-Adapter)."""
 
     # None: see `BaseSpec.without_inputs`.
     image: Sha256 | None
-    scale: Annotated[float, Field(ge=0, le=2)]
+    scale: _Scale
+    # In place of `scale`.
+    blocks: BlockScales | None = None
 
 
 class Region(_Frozen):
@@ -107,6 +116,15 @@ class Lora(_Frozen):
 
     name: LoraName
     scale: Annotated[float, Field(ge=-2, le=2)] = 1.0
+
+
+class FreeU(_Frozen):
+    """Factors of FreeU (Si et al., 2023) for the two stages of a UNet's decoder with the fewest pixels."""
+
+    b1: Annotated[float, Field(gt=0, le=4, description="Of the features of the first stage, such as 1.3.")]
+    b2: Annotated[float, Field(gt=0, le=4, description="Of the features of the second stage, such as 1.4.")]
+    s1: Annotated[float, Field(ge=0, le=4, description="Of the low frequencies that skip to the first stage: 0.9.")]
+    s2: Annotated[float, Field(ge=0, le=4, description="Of the low frequencies that skip to the second stage: 0.2.")]
 
 
 class Padding(_Frozen):
@@ -136,7 +154,8 @@ class MaskContent(StrEnum):
 class InpaintRegion(_Frozen):
     """The part of an image that is regenerated. All other pixels are returned unchanged."""
 
-    # Blob: a PNG of the image's size, white where the image is regenerated, else black. None: the margins only.
+    # Blob: a PNG of the image's size, white where the image is regenerated, else black, or grey if `is_soft`. None: the
+    # margins only.
     mask: Sha256 | None = None
     # Whether the worker finds the mask: the background of the image.
     background: bool = False
@@ -145,6 +164,8 @@ class InpaintRegion(_Frozen):
     # Pixels over which the new content fades into the old, within the mask.
     blur: Annotated[int, Field(ge=0)] = 0
     content: MaskContent = MaskContent.ORIGINAL
+    # Whether grey of the mask and its blur are how much is regenerated (differential diffusion).
+    is_soft: bool = False
     margins: Padding = Padding()
     # Width and height of the image with its margins.
     canvas: tuple[int, int]

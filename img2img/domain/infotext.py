@@ -21,8 +21,12 @@ PLAIN = re.compile(r"[()\[\]\\]")
 SQUARE = re.compile(r"[\[\]]")
 
 
-def infotext(spec: GenerationSpec, seed: int) -> str:
-    """Return the parameters of one image as the web UI writes them."""
+def infotext(spec: GenerationSpec, seed: int, subseed: int | None = None) -> str:
+    """Return the parameters of one image as the web UI writes them.
+
+    Args:
+        subseed: seed of its variation.
+    """
     width, height = spec.result_size
     sampler, schedule = web_ui_names(spec.scheduler, spec.sigmas)
     fields: dict[str, object] = {
@@ -34,6 +38,8 @@ def infotext(spec: GenerationSpec, seed: int) -> str:
         "Size": f"{width}x{height}",
         "Model": spec.model,
     }
+    if subseed is not None:
+        fields |= {"Variation seed": subseed, "Variation seed strength": f"{spec.subseed_strength:g}"}
     if isinstance(spec, StrengthSpec):
         fields["Denoising strength"] = f"{spec.strength:g}"
     if isinstance(spec, EditSpec) and spec.image_guidance_scale:

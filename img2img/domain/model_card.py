@@ -120,6 +120,9 @@ class ModelCard(BaseModel):
     ] = ()
     image_prompts: Annotated[bool, Field(description="Whether it has an IP-Adapter, for `image_prompts`.")] = False
     max_image_prompts: Annotated[int, Field(description="Largest number of `image_prompts`.")] = MAX_IMAGE_PROMPTS
+    image_prompt_blocks: Annotated[
+        dict[str, int], Field(description="Blocks for `blocks` of `image_prompts`, with their number of attentions.")
+    ] = {}
     max_images: Annotated[int, Field(description="Largest number of images of an edit: `image` and `images`.")] = 1
     loras: Annotated[tuple[LoraName, ...], Field(description="Names that `loras` can give.")] = ()
     embeddings: Annotated[

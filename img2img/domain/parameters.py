@@ -1,12 +1,9 @@
-"""Generation parameters: their enums and limits, and the fields that requests and job specs share."""
+"""Generation parameters: their enums and limits."""
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-
-from img2img.domain.conditioning import MAX_LORAS, Lora
+from pydantic import AfterValidator, Field
 
 
 class Task(StrEnum):
@@ -109,6 +106,8 @@ _UNPREDICTABLE = (*NOISY_SCHEDULERS, Scheduler.LMS, Scheduler.PNDM, Scheduler.DP
 SPEED_SCHEDULERS = tuple(scheduler for scheduler in Scheduler if scheduler not in _UNPREDICTABLE)
 
 MAX_STEPS = 150
+# Of the whole schedule, of which the last steps are run: the timesteps that models are trained with.
+MAX_SCHEDULE = 1000
 # Distilled samplers use a schedule that is fixed at training time and cannot take more steps than it has.
 MAX_STEPS_OF: dict[Scheduler, int] = {Scheduler.LCM: 50, Scheduler.TCD: 50}
 
@@ -144,6 +143,16 @@ class Speed(StrEnum):
 EXPECTED_SPEEDUP = {Speed.EXACT: 1.0, Speed.FAST: 1.8, Speed.TURBO: 2.2}
 
 
+class WeightingMethod(StrEnum):
+    """The arithmetic of weights in prompts."""
+
+    # A weight scales the difference from the embedding of an empty prompt, as the library compel does it.
+    COMPEL = "compel"
+    # A weight scales the embeddings of its tokens, and the mean of each chunk of 75 tokens is restored, as the
+    # AUTOMATIC1111 web UI does it.
+    A1111 = "a1111"
+
+
 class Resize(StrEnum):
     """How an image is brought to the size of the result."""
 
@@ -157,198 +166,3 @@ class Background(StrEnum):
 
     KEEP = "keep"
     TRANSPARENT = "transparent"
-
-
-ALL_TASKS = frozenset(Task)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Requires:
-    """Requirements of a request field, declared in its metadata. They hold if the field is given.
-
-    Attributes:
-        tasks: Tasks that take the field.
-        excludes: Fields that it cannot be combined with.
-        capability: Attribute of the model card that must be true.
-        lacking: Completes "The model NAME ..." in the message if the capability is missing.
-        tasks_of_model: Attribute of the model card that lists the tasks with which the model takes the field.
-        guidance: Whether the field has no effect without guidance.
-        by_scheduler: Whether only the schedulers that `scheduler_parameters` of the model card lists go with the field.
-        not_with_scheduler: Reason why other schedulers do not; by default, the field has no effect with them.
-        not_by_upscaler: Reason why super-resolution models do not take the field.
-        neutral: Value that counts as not given, besides the default.
-    """
-
-    tasks: frozenset[Task] = ALL_TASKS
-    excludes: tuple[str, ...] = ()
-    capability: str = ""
-    lacking: str = ""
-    tasks_of_model: str = ""
-    guidance: bool = False
-    by_scheduler: bool = False
-    not_with_scheduler: str = "it has no effect"
-    not_by_upscaler: str = ""
-    neutral: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineParameter(Requires):
-    """Marks a parameter that is passed by name to the `__call__` of pipelines whose signature has it.
-
-    The model card lists the tasks whose pipelines do. With `by_scheduler`, they pass it on to the scheduler's `step`,
-    which must have it, too.
-    """
-
-
-def requirements(model: type[BaseModel]) -> dict[str, Requires]:
-    """Return the requirements of the model's fields by name."""
-    return {
-        name: next((item for item in field.metadata if isinstance(item, Requires)), Requires())
-        for name, field in model.model_fields.items()
-    }
-
-
-class GenerationParameters(BaseModel):
-    """The parameters that a job takes from its request unchanged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    negative_prompt: Annotated[
-        Text,
-        Field(description="What the result should not show."),
-        Requires(capability="negative_prompt", lacking="takes no negative prompt; leave it out", guidance=True),
-    ] = ""
-    prompt_weighting: Annotated[
-        bool,
-        Field(
-            description="Read `(text:1.3)` in both prompts as that text with that weight, `BREAK` as the begin of a "
-            "new chunk of 77 tokens, and `\\(` as a bracket. The default weight is 1; weights cannot be nested."
-        ),
-        Requires(capability="prompt_weighting", lacking="does not support weights in prompts; leave it out"),
-    ] = False
-    clip_skip: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=MAX_CLIP_SKIP,
-            description="Layers of the CLIP text encoder to skip for `prompt`: 1 is `Clip skip: 2` of the "
-            "AUTOMATIC1111 web UI. For models with `clip_skip` in `parameters`.",
-        ),
-        PipelineParameter(lacking="does not support `clip_skip`; leave it out"),
-    ] = 0
-    denoising_start: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            lt=1,
-            description="Replaces `strength` for SDXL and its refiner: the image counts as denoised up to this share "
-            "of the schedule. No noise is added, and only the rest of the steps is run.",
-        ),
-        PipelineParameter(
-            tasks=frozenset({Task.IMG2IMG}),
-            excludes=("strength", "controls"),
-            lacking="does not support `denoising_start`, which is for SDXL and its refiner; give a `strength`",
-        ),
-    ] = None
-    eta: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="Noise that the scheduler adds at each step: 0 is deterministic DDIM, 1 is like DDPM. For the "
-            "schedulers in `scheduler_parameters` of the model's entry in `GET /models`.",
-        ),
-        # Not for upscaling: overlapping tiles would get different noise.
-        PipelineParameter(
-            tasks=ALL_TASKS - {Task.UPSCALE}, by_scheduler=True, lacking="does not support `eta`; leave it out"
-        ),
-    ] = 0.0
-    guidance_rescale: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="Rescales the guided prediction to reduce overexposure: 0 is off, 0.7 is usual "
-            "(https://arxiv.org/abs/2305.08891, section 3.4). For models with `guidance_rescale` in `parameters`.",
-        ),
-        PipelineParameter(guidance=True, lacking="does not support `guidance_rescale`; leave it out"),
-    ] = 0.0
-    speed: Annotated[
-        Speed,
-        Field(
-            description="`fast` and `turbo` predict some outputs of the denoiser from earlier ones and skip these "
-            "calls: about 1.8 and 2.2 times fewer calls at 30 steps, with a result that differs a little. "
-            "For the schedulers in `scheduler_parameters` of the model's entry in `GET /models`."
-        ),
-        Requires(
-            excludes=("eta",),
-            by_scheduler=True,
-            not_with_scheduler="denoiser calls cannot be skipped without harm to the image",
-            not_by_upscaler="`speed` is for the model's own denoiser",
-        ),
-    ] = Speed.EXACT
-    guidance_until: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=1,
-            description="Share of the steps that run with guidance: the others, at the end, run without it, which "
-            "halves their work. For models with `guidance_until` in `GET /models`.",
-        ),
-        Requires(
-            tasks=ALL_TASKS - {Task.EDIT},
-            capability="guidance_until",
-            lacking="cannot stop guidance at a step; leave it out",
-            guidance=True,
-            not_by_upscaler="all of its steps have guidance",
-        ),
-    ] = 1.0
-    fast_vae: Annotated[
-        bool,
-        Field(
-            description="Encode and decode with the small VAE of the model (TAESD): faster, with slightly other "
-            "details. For models with `fast_vae` in `GET /models`."
-        ),
-        Requires(
-            capability="fast_vae",
-            lacking="has no `fast_vae`; leave it out",
-            not_by_upscaler="it works with its own VAE",
-        ),
-    ] = False
-    deterministic: Annotated[
-        bool,
-        Field(
-            description="Make the same image to the last bit whatever other jobs the worker runs: the calls of the "
-            "model are not merged with those of other jobs, which takes longer on a busy worker."
-        ),
-    ] = False
-    guess_mode: Annotated[
-        bool,
-        Field(
-            description="Let `controls` act in the prediction with the prompt only, which makes them stronger than the "
-            "prompt: `ControlNet is more important` of the AUTOMATIC1111 web UI. For models with `guess_mode` in "
-            "`control_parameters`."
-        ),
-        PipelineParameter(
-            tasks=frozenset({Task.IMG2IMG, Task.INPAINT, Task.CONTROL}),
-            lacking="takes `guess_mode` only with `controls` of Stable Diffusion and SDXL; leave it out",
-        ),
-    ] = False
-    background: Annotated[
-        Background,
-        Field(
-            description="`transparent` makes the background of the result transparent: the PNG has an alpha channel, "
-            "and so has its conversion to WebP. For models with `matting` in `GET /models`."
-        ),
-        Requires(capability="matting", lacking="cannot find backgrounds: its operator has to add `matting` to it"),
-    ] = Background.KEEP
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many variants to make.")] = 1
-    loras: Annotated[
-        tuple[Lora, ...],
-        Field(max_length=MAX_LORAS, description="LoRAs to apply, from `loras` of the model's entry in `GET /models`."),
-        Requires(
-            lacking="has no LoRA; leave them out",
-            tasks_of_model="adapter_tasks",
-            not_by_upscaler="LoRAs are for the model's own denoiser",
-        ),
-    ] = ()

@@ -13,6 +13,7 @@ from typing_extensions import TypeAliasType
 
 from img2img.domain.blob_keys import input_key, upload_key
 from img2img.domain.conditioning import Control, ControlName, ImagePrompt, InpaintRegion, ReferenceImage, Region, Sha256
+from img2img.domain.generation_parameters import GenerationParameters
 from img2img.domain.masks import MaskQuery
 from img2img.domain.parameters import (
     EXPECTED_SPEEDUP,
@@ -20,7 +21,6 @@ from img2img.domain.parameters import (
     MAX_IMAGES,
     MAX_SEED,
     MAX_STEPS,
-    GenerationParameters,
     Resize,
     Scheduler,
     Sigmas,
@@ -31,6 +31,22 @@ from img2img.domain.refinements import Refinement
 from img2img.domain.tiling import Grid, Tiling
 
 Strength = Annotated[float, Field(ge=0, le=1)]
+
+
+def steps_of_schedule(schedule: int, strength: float, scheduler: Scheduler) -> int:
+    """Return how many steps of a schedule the pipelines run at a strength; 0 for a strength below one step."""
+    # The pipelines of flow models round up, the others round down.
+    if scheduler in FLOW_SCHEDULERS:
+        return schedule - int(max(schedule - min(schedule * strength, schedule), 0))
+    return min(int(schedule * strength), schedule)
+
+
+def schedule_of_steps(steps: int, strength: float, scheduler: Scheduler) -> int:
+    """Return the shortest schedule of which that many steps are run at a strength above 0."""
+    schedule = max(steps, int(steps / strength) - 1)
+    while steps_of_schedule(schedule, strength, scheduler) < steps:
+        schedule += 1
+    return schedule
 
 
 class BaseSpec(BaseModel):
@@ -127,12 +143,18 @@ class GenerationSpec(GenerationParameters, BaseSpec):
     scheduler: Scheduler
     # None: those of the scheduler itself.
     sigmas: Sigmas | None = None
-    # Image i uses seed + i.
+    # Image i uses seed + i, or with a `subseed_strength` the seed itself, and subseed + i.
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    subseed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     image_prompts: tuple[ImagePrompt, ...] = ()
 
     @property
     def steps_run(self) -> int:
+        return self.num_inference_steps
+
+    @property
+    def schedule_steps(self) -> int:
+        """Steps of the whole schedule, of which the job runs the last `steps_run`."""
         return self.num_inference_steps
 
     @property
@@ -158,7 +180,11 @@ class GenerationSpec(GenerationParameters, BaseSpec):
         yield from (prompt.image for prompt in self.image_prompts)
 
     def image_seed(self, index: int, /) -> int:
-        return self.seed + index
+        return self.seed if self.subseed_strength else self.seed + index
+
+    def image_subseed(self, index: int, /) -> int | None:
+        """Return the seed of the variation of an image; None if it is not a variation."""
+        return self.subseed + index if self.subseed is not None and self.subseed_strength else None
 
 
 class StrengthSpec(GenerationSpec):
@@ -174,11 +200,15 @@ class StrengthSpec(GenerationSpec):
         """0 at strength 0, else at least 1."""
         if self.strength == 0:
             return 0
-        steps = self.num_inference_steps
-        # The pipelines of flow models round the number of steps up, the others round it down.
-        if self.scheduler in FLOW_SCHEDULERS:
-            return max(1, steps - int(max(steps - min(steps * self.strength, steps), 0)))
-        return max(1, min(int(steps * self.strength), steps))
+        if self.exact_steps:
+            return self.num_inference_steps
+        return max(1, steps_of_schedule(self.num_inference_steps, self.strength, self.scheduler))
+
+    @property
+    def schedule_steps(self) -> int:
+        if not self.exact_steps or self.strength == 0:
+            return self.num_inference_steps
+        return schedule_of_steps(self.num_inference_steps, self.strength, self.scheduler)
 
     def _images(self) -> Iterator[Sha256 | None]:
         yield self.image

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection, SiglipImageProcessor, SiglipVisionModel
 
-from img2img.domain.conditioning import ImagePrompt, Lora
+from img2img.domain.conditioning import FreeU, ImagePrompt, Lora
 from img2img.domain.model_config import ComponentSource, ModelConfig
 from img2img.domain.parameters import Scheduler, Task
 from img2img.domain.spec import JobSpec
@@ -74,6 +74,7 @@ class Case:
 FLOW = Scheduler.FLOW_EULER
 SD, SDXL = diffusers.StableDiffusionImg2ImgPipeline, diffusers.StableDiffusionXLImg2ImgPipeline
 SD3 = diffusers.StableDiffusion3Img2ImgPipeline
+PAG = {SD: diffusers.StableDiffusionPAGImg2ImgPipeline, SDXL: diffusers.StableDiffusionXLPAGImg2ImgPipeline}
 CASES = {
     "sd-plus": Case(tiny_sd, ip_adapter_plus, load_unet_adapter, SD, sd_arguments),
     "sd-full-face": Case(tiny_sd, ip_adapter_full_face, load_unet_adapter, SD, sd_arguments),
@@ -106,13 +107,13 @@ class Served:
         defaults = {"num_inference_steps": 4, "strength": 0.8, "width": SIDE, "height": SIDE}
         return make_spec(**{**defaults, "scheduler": self.case.scheduler, "image_prompts": prompts, **changes})
 
-    def reference(self, spec: JobSpec) -> np.ndarray:
+    def reference(self, spec: JobSpec, **more: Any) -> np.ndarray:
         stock = self.case.stock.from_pretrained(self.folder)  # type: ignore[attr-defined]
         stock.set_progress_bar_config(disable=True)
         if spec.scheduler is Scheduler.DDIM:
             stock.scheduler = diffusers.DDIMScheduler.from_config(stock.scheduler.config)
         prompts: dict[str, Any] = {}
-        scales = [prompt.scale for prompt in spec.image_prompts]
+        scales = [prompt.blocks or prompt.scale for prompt in spec.image_prompts]
         if scales:
             self.case.load(stock, self.adapter, len(scales))
             stock.set_ip_adapter_scale(scales if len(scales) > 1 else scales[0])
@@ -120,6 +121,8 @@ class Served:
             prompts["ip_adapter_image"] = images if len(images) > 1 else images[0]
             if self.case.load is load_flux_adapter and len(images) > 1:
                 prompts["negative_ip_adapter_image"] = images
+        if spec.freeu:
+            stock.enable_freeu(**spec.freeu.model_dump())
         for lora in spec.loras:
             stock.load_lora_weights(self.lora, adapter_name="ink")
             stock.set_adapters(["ink"], [lora.scale])
@@ -130,6 +133,7 @@ class Served:
             generator=torch.Generator().manual_seed(spec.seed),
             **self.case.arguments(spec),
             **prompts,
+            **more,
         ).images[0]
         return np.asarray(image)
 
@@ -153,6 +157,46 @@ def test_image_prompts_give_stock_pixels_alone_and_batched(served: Served) -> No
         assert largest_difference(batched, reference) <= 1, spec
         if spec.image_prompts:
             assert largest_difference(reference, plain) > 1, "the image prompt must change the image"
+
+
+def test_scales_of_blocks_give_stock_pixels(served: Served) -> None:
+    card = served.model.card
+    if served.case.load is not load_unet_adapter:
+        assert card.image_prompt_blocks == {}
+        return
+    assert card.image_prompt_blocks == {"down.block_1": 1, "up.block_0": 2, "mid": 1}
+
+    def with_blocks(*given: Any) -> JobSpec:
+        prompts = [ImagePrompt(image=str(n) * 64, scale=0.6, blocks=blocks) for n, blocks in enumerate(given)]
+        return served.job(image_prompts=tuple(prompts))
+
+    specs = [
+        with_blocks({"up": {"block_0": [0.0, 1.0]}}),
+        with_blocks({"up": 0.7, "mid": 1.0}),
+        with_blocks({"down": {"block_1": 1.0}}, None),
+        served.job(0.6),
+    ]
+    together = served.run(*specs)
+    for spec, batched in zip(specs, together, strict=True):
+        reference = served.reference(spec)
+        assert largest_difference(served.run(spec)[0], reference) <= 1, spec
+        assert largest_difference(batched, reference) <= 1, spec
+    assert len({result.tobytes() for result in together}) == len(specs)
+
+
+def test_freeu_and_pag_go_with_adapters(served: Served) -> None:
+    if served.case.load is not load_unet_adapter:
+        return
+    base, changes = served.case.stock, {"freeu": FreeU(b1=1.3, b2=1.4, s1=0.9, s2=0.2), "pag_scale": 2.0}
+    spec = served.job(0.6, loras=(Lora(name="ink", scale=0.7),), **changes)
+    plain = served.job(0.6, loras=(Lora(name="ink", scale=0.7),))
+    # The stock class with PAG, whose other arguments are the same.
+    served.case.stock = PAG[base]
+    reference = served.reference(spec, pag_scale=2.0)
+    served.case.stock = base
+    for result in (served.run(spec)[0], served.run(plain, spec)[1]):
+        assert largest_difference(result, reference) <= 1
+    assert largest_difference(served.run(plain)[0], served.reference(plain)) <= 1
 
 
 def test_jobs_with_equal_scales_share_passes(served: Served) -> None:

@@ -15,10 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from img2img.domain.conditioning import InpaintRegion
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import Scheduler, Task
-from img2img.domain.spec import JobSpec
 from img2img.domain.tiling import Tiling
 from img2img.worker.engine.engine import Engine
 from img2img.worker.errors import StartupError
@@ -28,69 +26,9 @@ from img2img.worker.pipelines.model import load_model
 from img2img.worker.pipelines.parameters import PARAMETERS
 from tests.support.engines import run_functions, run_tasks
 from tests.support.models.tiny_models import tiny_fast_vae, tiny_sd, tiny_sdxl, tiny_x4_upscaler
+from tests.support.parameter_models import BATCH_TOLERANCE, REGION, STOCK, Served, check_exact, job
 from tests.support.specs import make_spec
 from tests.support.stock import guidance_off_after
-
-SIDE = 32
-# Far below half a step of an 8-bit pixel, 0.002.
-BATCH_TOLERANCE = 1e-5
-REGION = InpaintRegion(mask="1" * 64, canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE))
-STOCK = {
-    tiny_sd: {
-        Task.IMG2IMG: diffusers.StableDiffusionImg2ImgPipeline,
-        Task.INPAINT: diffusers.StableDiffusionInpaintPipeline,
-    },
-    tiny_sdxl: {
-        Task.IMG2IMG: diffusers.StableDiffusionXLImg2ImgPipeline,
-        Task.INPAINT: diffusers.StableDiffusionXLInpaintPipeline,
-    },
-}
-
-
-class Served:
-    """A tiny model, in the engine and as stock pipelines."""
-
-    def __init__(self, folder: Path, kinds: dict[Task, Any]) -> None:
-        fast = tiny_fast_vae(folder / "fast")
-        self.fast_vae = diffusers.AutoencoderTiny.from_pretrained(fast)
-        self.model = load_model(ModelConfig(name="tiny", source=str(folder), fast_vae=str(fast)), device="cpu")
-        self.stock = {task: kind.from_pretrained(folder) for task, kind in kinds.items()}
-        for pipeline in self.stock.values():
-            add_text_model(pipeline)
-        self.image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
-        self.mask = Image.new("L", (SIDE, SIDE))
-        self.mask.paste(255, (8, 8, 24, 24))
-
-    def reference(self, spec: JobSpec, **parameters: Any) -> torch.Tensor:
-        pipeline = self.stock[spec.task]
-        pipeline.set_progress_bar_config(disable=True)
-        schedulers = {Scheduler.DDIM: diffusers.DDIMScheduler, Scheduler.TCD: diffusers.TCDScheduler}
-        pipeline.scheduler = schedulers[spec.scheduler].from_config(pipeline.scheduler.config)
-        mask = {"mask_image": to_tensor(self.mask), "width": SIDE, "height": SIDE}
-        own, pipeline.vae = pipeline.vae, self.fast_vae if spec.fast_vae else pipeline.vae
-        image: torch.Tensor = pipeline(
-            prompt=spec.prompt,
-            negative_prompt=spec.negative_prompt or None,
-            image=to_tensor(self.image),
-            strength=spec.strength,
-            num_inference_steps=spec.num_inference_steps,
-            guidance_scale=spec.guidance_scale,
-            generator=torch.Generator().manual_seed(spec.seed),
-            output_type="pt",
-            **(mask if spec.task is Task.INPAINT else {}),
-            **parameters,
-        ).images
-        pipeline.vae = own
-        return image
-
-    def run(self, *specs: JobSpec) -> list[torch.Tensor]:
-        mask = to_tensor(self.mask)
-        inputs = [Inputs(to_tensor(self.image), mask if spec.task is Task.INPAINT else None) for spec in specs]
-        return run_tasks(self.model, list(zip(specs, inputs, strict=True)))
-
-    def tasks_with(self, name: str) -> tuple[Task, ...]:
-        """Return the tasks of the stock pipelines that take the parameter, by the model card."""
-        return tuple(task for task in self.model.card.parameters.get(name, ()) if task in self.stock)
 
 
 @pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl], ids=["sd", "sdxl"])
@@ -98,33 +36,15 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Served(request.param(tmp_path_factory.mktemp("model")), STOCK[request.param])
 
 
-def job(**changes: Any) -> JobSpec:
-    return make_spec(**{"strength": 0.6, "num_inference_steps": 8, "width": SIDE, "height": SIDE, **changes})
-
-
-def check_exact(served: Served, name: str, values: list[Any], **changes: Any) -> None:
-    """Assert that jobs with and without the parameter have the stock pipeline's pixels, alone and in one batch."""
-    tasks = served.tasks_with(name)
-    specs = [job(task=task, region=REGION, **changes, **{name: value}) for task in tasks for value in values]
-    plain = [job(task=task, region=REGION, **changes) for task in tasks]
-    batch = served.run(*specs, *plain)
-    for spec, batched in zip(specs, batch, strict=False):
-        expected = served.reference(spec, **{name: getattr(spec, name)})
-        [alone] = served.run(spec)
-        assert torch.equal(alone, expected), spec
-        torch.testing.assert_close(batched, expected, rtol=0, atol=BATCH_TOLERANCE)
-    for spec, batched in zip(plain, batch[len(specs) :], strict=True):
-        torch.testing.assert_close(batched, served.reference(spec), rtol=0, atol=BATCH_TOLERANCE)
-    assert len({image.numpy().tobytes() for image in batch}) == len(batch), "every value has an effect"
-
-
 def test_defaults_are_those_of_the_pipelines(served: Served) -> None:
     for name, tasks in served.model.card.parameters.items():
-        default = type(job()).model_fields[name].default
-        for task in set(tasks) & set(served.stock):
-            stock_default = inspect.signature(served.stock[task].__call__).parameters[name].default
-            assert stock_default in (default, None), (name, task)
-    assert set(served.model.card.parameters) <= set(PARAMETERS)
+        if name in PARAMETERS and not name.startswith("pag_"):
+            default = type(job()).model_fields[name].default
+            for task in set(tasks) & set(served.stock):
+                stock_default = inspect.signature(served.stock[task].__call__).parameters[name].default
+                assert stock_default in (default, None), (name, task)
+    others = {"subseed", "subseed_strength", "freeu", "soft_inpainting", "seamless_tiling"}
+    assert set(served.model.card.parameters) <= {*PARAMETERS, *others}
 
 
 @pytest.mark.parametrize("scheduler", [Scheduler.DDIM, Scheduler.TCD])

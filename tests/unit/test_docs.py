@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import plot
 from img2img.app.cli import app as command_line
+from img2img.app.compat.a1111 import neutral
+from img2img.app.compat.a1111.request import OverrideSettings, WebUIRequest
 from img2img.app.openapi import error_reference
 from img2img.app.openapi.error_causes import CAUSES
 from img2img.app.schemas.requests import ControlRequest, Img2ImgRequest
@@ -218,3 +220,11 @@ def test_job_states_are_those_of_the_code() -> None:
     diagram = page("docs/architecture.md").partition("## Job states")[2].partition("## ")[0]
     arrows = set(re.findall(r"^ *(\w+) --> (\w+)", diagram, re.MULTILINE))
     assert arrows == {(before.value, after.value) for before, afters in TRANSITIONS.items() for after in afters}
+
+
+def test_parameters_have_every_name_of_the_apis() -> None:
+    """No field of a request or of the web UI's API is missing. Of arguments of pipelines, see the engine's tests."""
+    named = set(names(page("docs/parameters.md")))
+    assert set(Img2ImgRequest.model_fields) - named == set()
+    web_ui = {*WebUIRequest.model_fields, *OverrideSettings.model_fields, *neutral.REASONS}
+    assert web_ui - named == set()

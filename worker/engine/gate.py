@@ -117,6 +117,8 @@ class Gate:
         self.independence: Independence | None = None
         # Whether its calls have fixed numbers of rows, see `row_buckets`. Set by `use_buckets`.
         self.has_buckets = False
+        # Gates of the same module whose calls are not merged with those of this one, by their change.
+        self.variants: dict[Hashable, Gate] = {}
         self._example: GateCall | None = None
         self._memory = OutputMemory(remember_bytes) if remember_bytes else None
         self._reads_images = reads_images
@@ -157,6 +159,10 @@ class Gate:
         memory.put(key, output, origin.images)
         # Other tasks may get the same output, and this one may write to it.
         return pytree.tree_map_only(torch.Tensor, torch.clone, output) if reads_images else output
+
+    def variant(self, run: Callable[..., Any], *, merges: bool) -> "Gate":
+        """Return a gate with the same settings for another function of the module."""
+        return Gate(self.name, run, ignore=tuple(self._ignore), shared=tuple(self._shared), merges=merges)
 
     def has_exact_single_rows(self, call: GateCall) -> bool:
         """Return whether a call with one row has to run alone for the result of its task to be exact.

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageChops
 
 from img2img.domain.conditioning import InpaintRegion
 from img2img.errors import JobError
@@ -23,7 +23,8 @@ class InpaintCanvas:
 
     Args:
         image: RGB.
-        mask: greyscale of the size of `image`, 255 where it is regenerated, else 0. None: only the margins are.
+        mask: greyscale of the size of `image`, 255 where it is regenerated, else 0. None: only the margins are. If the
+            region is soft, the share that changes.
         region: the margins, and the box that the model sees.
     """
 
@@ -35,10 +36,14 @@ class InpaintCanvas:
         self.mask.paste(inner, (region.margins.left, region.margins.top))
 
     def model_input(self, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-        """Return the image and the binary mask that the model sees, resized to `size` (width, height).
+        """Return the image and the mask that the model sees, resized to `size` (width, height).
 
-        A pixel of that mask is white if any part of it is to be regenerated, so that no thin mask is lost.
+        The mask is binary, unless the region is soft. Then it has the grey and the blur of the mask, else a pixel is
+        white if any part of it is to be regenerated, so that no thin mask is lost.
         """
+        if self._region.is_soft:
+            change = ImageChops.multiply(self.mask, _soften(_any_of(self.mask), self._region.blur))
+            return self.crop(self._image, size), change.resize(size, Image.Resampling.BOX, box=self._region.box)
         share = self.mask.convert("F").resize(size, Image.Resampling.BOX, box=self._region.box)
         return self.crop(self._image, size), Image.fromarray(_with_thin_parts(np.asarray(share) > NEGLIGIBLE))
 
@@ -68,8 +73,13 @@ class InpaintCanvas:
         left, top, right, bottom = box = self._region.box
         resized = Image.fromarray(result).resize((right - left, bottom - top), Image.Resampling.LANCZOS)
         whole = self._image.copy()
-        whole.paste(resized, (left, top), _soften(self.mask, self._region.blur).crop(box))
+        whole.paste(resized, (left, top), _soften(_any_of(self.mask), self._region.blur).crop(box))
         return np.asarray(whole)
+
+
+def _any_of(mask: Image.Image) -> Image.Image:
+    """Return the mask in black and white: white where anything changes."""
+    return mask.point(lambda value: 255 * (value > 0))
 
 
 def _with_thin_parts(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:

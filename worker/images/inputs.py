@@ -27,7 +27,7 @@ class Inputs:
     """The decoded inputs of one job. Tensors are float32 in [0, 1], in the size at which the model works."""
 
     image: torch.Tensor | None = None  # (1, 3, height, width); None for the control and upscale tasks
-    mask: torch.Tensor | None = None  # (1, 1, height, width): 1 where the image is regenerated
+    mask: torch.Tensor | None = None  # (1, 1, height, width): 1 where the image is regenerated; shares of a soft mask
     canvas: InpaintCanvas | None = None  # of an inpaint job: composites the result into the image
     # By control, (1, 3, height, width): its map, or the input of the model that makes the map.
     controls: tuple[torch.Tensor, ...] = ()

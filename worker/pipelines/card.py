@@ -12,6 +12,7 @@ from img2img.domain.parameters import DIFFUSION_SCHEDULERS, MAX_STEPS, MAX_STEPS
 from ..errors import StartupError
 from ..images.control_maps import PREPROCESSORS
 from .conditioning.controlnets import ControlNets
+from .conditioning.denoiser_changes import takes_freeu
 from .conditioning.upscalers import Upscaler
 from .families import Family
 from .generic_jobs import denoisers, latent_scale, patch_size_of
@@ -118,6 +119,49 @@ def component_fields(
         "parameters": supported_parameters({**pipelines, **tiles}),
         "control_parameters": supported_parameters(controlnets.pipelines),
     }
+
+
+def with_optional_parameters(
+    card: ModelCard,
+    config: ModelConfig,
+    family: Family,
+    pipelines: Mapping[Task, DiffusionPipeline],
+    controlled: Mapping[Task, DiffusionPipeline],
+    perturbed: Mapping[Task, DiffusionPipeline],
+) -> ModelCard:
+    """Return the card with the parameters that are not arguments of the pipelines.
+
+    Args:
+        controlled: the pipelines for jobs with controls.
+        perturbed: those with perturbed-attention guidance.
+    """
+    parameters, control_parameters = dict(card.parameters), dict(card.control_parameters)
+    for takers, parts in ((parameters, pipelines), (control_parameters, controlled)):
+        varied = tuple(task for task, pipeline in parts.items() if hasattr(pipeline, "prepare_latents"))
+        takers["subseed_strength"] = takers["subseed"] = varied
+        # Compiled denoisers cannot be changed.
+        if not family.is_generic and config.compile in (None, "off"):
+            takers["freeu"] = tuple(task for task, pipeline in parts.items() if takes_freeu(pipeline))
+            takers["seamless_tiling"] = tuple(task for task in takers["freeu"] if task in (Task.IMG2IMG, Task.CONTROL))
+    if Task.IMG2IMG in parameters.get("freeu", ()) and set(card.upscales) & set(TILED_UPSCALES):
+        parameters["freeu"] += (Task.UPSCALE,)
+    parameters |= {name: tuple(perturbed) for name in ("pag_scale", "pag_adaptive_scale") if perturbed}
+    if family.soft_inpainting and _inpaints_by_img2img(pipelines):
+        parameters["soft_inpainting"] = (Task.INPAINT,)
+    return card.model_copy(
+        update={
+            "parameters": {name: tasks for name, tasks in parameters.items() if tasks},
+            "control_parameters": {name: tasks for name, tasks in control_parameters.items() if tasks},
+        }
+    )
+
+
+def _inpaints_by_img2img(pipelines: Mapping[Task, DiffusionPipeline]) -> bool:
+    """Return whether one denoiser is that of both tasks, and not one that takes the mask as input."""
+    if not {Task.IMG2IMG, Task.INPAINT} <= pipelines.keys():
+        return False
+    one, other = (next(denoisers(pipelines[task])) for task in (Task.IMG2IMG, Task.INPAINT))
+    return one is other
 
 
 def _latent_size(pipeline: DiffusionPipeline) -> int:

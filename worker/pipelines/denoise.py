@@ -27,9 +27,11 @@ from img2img.errors import JobError
 from ..engine.task import EngineTask, TaskFunction
 from ..images.inputs import Inputs, to_pixels, to_tensor
 from .conditioning.adapters import JobAdapters
+from .conditioning.denoiser_changes import change_denoiser, tiling_vae
 from .conditioning.mask_content import replace_masked_latents
 from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.regions import attach_regions
+from .conditioning.soft_inpainting import SoftMask
 from .conditioning.upscalers import step_callback
 from .model import Model
 from .parameters import call_parameters, optional_arguments
@@ -48,14 +50,14 @@ def make_task_function(model: Model, spec: JobSpec, inputs: Inputs, index: int) 
     if isinstance(spec, MaskSpec):
         return lambda _ticket: mask_image(model, spec, inputs)
     if spec.steps_run == 0:
-        return lambda _ticket: encode_decode(model, inputs.image, fast_vae=spec.fast_vae)
+        return lambda _ticket: encode_decode(model, inputs.image, fast_vae=spec.fast_vae, tiling=spec.seamless_tiling)
     # The LoRAs of the model can change before the task starts.
     adapters = model.adapters.for_job(spec, inputs)
-    job = prepare(model, spec, inputs, spec.image_seed(index))
+    job = prepare(model, spec, inputs, spec.image_seed(index), spec.image_subseed(index))
     return lambda engine_task: denoise(model, spec, inputs, job, engine_task, adapters)
 
 
-def encode_decode(model: Model, image: torch.Tensor | None, *, fast_vae: bool) -> torch.Tensor:
+def encode_decode(model: Model, image: torch.Tensor | None, *, fast_vae: bool, tiling: bool = False) -> torch.Tensor:
     """Return an image, (1, 3, height, width) in [0, 1], after encoding and decoding it: the result at strength 0.
 
     The shift and scale that pipelines apply to latents are left out: they undo them before decoding.
@@ -67,6 +69,8 @@ def encode_decode(model: Model, image: torch.Tensor | None, *, fast_vae: bool) -
     if model.is_video_vae:
         pixels = pixels.unsqueeze(2)  # one frame
     vae: Any = model.fast_vae if fast_vae else model.vae
+    if tiling:
+        vae = tiling_vae(vae)
     encoded = vae.encode(pixels)
     has_name = hasattr(encoded, "latent_dist") or hasattr(encoded, "latents")
     latents = retrieve_latents(encoded, sample_mode="argmax") if has_name else encoded[0]
@@ -140,6 +144,8 @@ def _denoise(
     # A schedule with `denoising_start` can have one step less.
     engine_task.step = engine_task.steps_before + spec.steps_run
     model.preparation.learn(job.kind, job.generator)
+    if spec.subseed_strength and not job.generator.has_varied:
+        raise JobError("the pipeline of this model draws no initial noise that `subseed` could vary; leave it out")
     return images
 
 
@@ -184,12 +190,10 @@ def _steps_before(pipeline: DiffusionPipeline, spec: Img2ImgSpec | InpaintSpec, 
     """
     scheduler, end = pipeline.scheduler, spec.denoising_end
     assert end is not None
-    scheduler.set_timesteps(spec.num_inference_steps)
+    scheduler.set_timesteps(spec.schedule_steps)
     # The pipelines do not count 0 as a start.
     start = spec.denoising_start or None
-    timesteps, _ = pipeline.get_timesteps(
-        spec.num_inference_steps, _strength_that_steps(spec), "cpu", denoising_start=start
-    )
+    timesteps, _ = pipeline.get_timesteps(spec.schedule_steps, _strength_that_steps(spec), "cpu", denoising_start=start)
     last = scheduler.config.num_train_timesteps
     cutoff = round(last - end * last)
     calls = int((timesteps < cutoff if after else timesteps >= cutoff).sum())
@@ -216,23 +220,28 @@ def _call(
     """
     seed = job.generator.initial_seed()
     seed_noise(pipeline.scheduler, seed)
-    # At strength 1 pipelines start from pure noise.
-    if isinstance(spec, InpaintSpec) and spec.strength < 1 and "image" not in more:
+    soft_mask = None
+    if isinstance(spec, InpaintSpec) and "image" not in more:
         assert inputs.mask is not None
-        if spec.region.content is not MaskContent.ORIGINAL:
+        if spec.region.is_soft:
+            soft_mask = SoftMask(pipeline, inputs.mask)
+        # At strength 1 pipelines start from pure noise.
+        elif spec.strength < 1 and spec.region.content is not MaskContent.ORIGINAL:
             replace_masked_latents(pipeline, spec.region.content, inputs.mask, seed)
+    change_denoiser(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
     end_call = attach_step_cache(pipeline, spec, engine_task)
 
     def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         end_call()
-        engine_task.latents = kwargs.get("latents")
+        changed = {"latents": soft_mask.blend(kwargs["latents"], i + 1)} if soft_mask else {}
+        engine_task.latents = (kwargs | changed).get("latents")
         # A second-order scheduler calls back twice per step.
         step = min(steps_done - (-(i + 1) // order), spec.steps_run)
         engine_task.step = engine_task.steps_before + step
         if step >= spec.guided_steps and spec.guidance_until < 1:
             engine_task.conditional = model.family.conditional
-        return {}
+        return changed
 
     takes = call_parameters(pipeline)
     callbacks: dict[str, Any] = {"callback_on_step_end": count_step}
@@ -240,7 +249,7 @@ def _call(
         # Older pipelines take `callback`, and some take none.
         callbacks = {"callback": step_callback(spec, engine_task)} if "callback" in takes else {}
     arguments = {
-        "num_inference_steps": spec.num_inference_steps,
+        "num_inference_steps": spec.schedule_steps,
         "generator": job.generator,
         # Pipelines that are not known may return other values than those in [0, 1] as tensors.
         "output_type": "pil" if model.family.is_generic else "pt",
@@ -293,6 +302,9 @@ def _conditions(spec: DenoisingSpec, inputs: Inputs, takes: Container[str]) -> d
     conditions: dict[str, Any] = {}
     if not isinstance(spec, ControlSpec):
         conditions |= {"image": inputs.image, "strength": _strength_that_steps(spec)}
+    if isinstance(spec, InpaintSpec) and spec.region.is_soft:
+        # It is made by image-to-image.
+        return conditions
     if isinstance(spec, InpaintSpec):
         conditions |= {"mask_image": inputs.mask}
     if isinstance(spec, InpaintSpec | ControlSpec):
@@ -317,7 +329,7 @@ def _strength_that_steps(spec: StrengthSpec) -> float:
     if spec.scheduler in FLOW_SCHEDULERS:
         # The pipelines of flow models round up, unless the strength is lost to rounding.
         return max(spec.strength, 1e-6)
-    if int(spec.num_inference_steps * spec.strength) >= 1:
+    if int(spec.schedule_steps * spec.strength) >= 1:
         return spec.strength
     # The middle of the values that give one step.
-    return min(1.0, 1.5 / spec.num_inference_steps)
+    return min(1.0, 1.5 / spec.schedule_steps)

@@ -46,6 +46,10 @@ class Family:
     controlnet_pipelines: Pipelines = field(default_factory=dict)
     # Runs ControlNets before the transformer; None if `controlnet_pipelines` run them.
     controlled_transformer: type[ControlledTransformer] | None = None
+    # Pipelines with perturbed-attention guidance.
+    pag_pipelines: Pipelines = field(default_factory=dict)
+    # Whether image-to-image can inpaint softly: its latents have the shape of those of the image in every step.
+    soft_inpainting: bool = False
     # Pipeline for an InstructPix2Pix UNet (8 input channels for 4 latent channels).
     instruct_pix2pix: type[DiffusionPipeline] | None = None
     # Whether a x4 upscaler can be given as a UNet that works with the model's VAE and text encoder.
@@ -111,6 +115,11 @@ _SD = {
         Task.INPAINT: diffusers.StableDiffusionControlNetInpaintPipeline,
         Task.CONTROL: diffusers.StableDiffusionControlNetPipeline,
     },
+    "pag_pipelines": {
+        Task.IMG2IMG: diffusers.StableDiffusionPAGImg2ImgPipeline,
+        Task.INPAINT: diffusers.StableDiffusionPAGInpaintPipeline,
+    },
+    "soft_inpainting": True,
     "instruct_pix2pix": diffusers.StableDiffusionInstructPix2PixPipeline,
     "unet_upscalers": True,
     "clip_prompts": True,
@@ -122,6 +131,11 @@ _SDXL = {
         Task.INPAINT: diffusers.StableDiffusionXLControlNetInpaintPipeline,
         Task.CONTROL: diffusers.StableDiffusionXLControlNetPipeline,
     },
+    "pag_pipelines": {
+        Task.IMG2IMG: diffusers.StableDiffusionXLPAGImg2ImgPipeline,
+        Task.INPAINT: diffusers.StableDiffusionXLPAGInpaintPipeline,
+    },
+    "soft_inpainting": True,
     "instruct_pix2pix": diffusers.StableDiffusionXLInstructPix2PixPipeline,
     "clip_prompts": True,
 }
@@ -209,6 +223,8 @@ FAMILIES = (
             Task.CONTROL: diffusers.StableDiffusion3Pipeline,
         },
         controlled_transformer=SD3Transformer,
+        pag_pipelines={Task.IMG2IMG: diffusers.StableDiffusion3PAGImg2ImgPipeline},
+        soft_inpainting=True,
         schedulers=FLOW_SCHEDULERS,
         patch_size=2,
         steps=28,

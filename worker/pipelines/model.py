@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -18,11 +19,12 @@ from img2img.domain.parameters import Scheduler, Sigmas, Task
 
 from ..devices import default_dtype, why_no_dtype
 from ..errors import StartupError
-from .card import base_card, component_fields
+from .card import base_card, component_fields, with_optional_parameters
 from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
 from .conditioning.controlnets import ControlNets
+from .conditioning.denoiser_changes import find_perturbed
 from .conditioning.embeddings import Embeddings
 from .conditioning.matting import load_matting
 from .conditioning.refiner import load_refiner, refiner_pipelines
@@ -30,7 +32,7 @@ from .conditioning.segmenters import load_segmenters
 from .conditioning.upscalers import Upscaler, load_upscalers
 from .families import Family, family_of
 from .gates import gate_of, gate_vae, install_gates
-from .generic_family import generic_family
+from .generic_family import add_missing_settings, generic_family
 from .generic_jobs import (
     Turns,
     autoencoder,
@@ -101,10 +103,9 @@ class Model:
         # Pixels along a side of a latent.
         self.latent_scale = latent_scale(pipeline)
         limit_vae_memory(self.vae, config, self.latent_scale)
-        if config.fast_vae and family.is_generic:
-            raise StartupError(f"`fast_vae` is not supported for {family.name} models; remove it")
         fast_vae = load_fast_vae(config.fast_vae, self.vae, pipeline.dtype) if config.fast_vae else None
         if family.is_generic:
+            add_missing_settings(pipeline, family)
             install_module_gates(pipeline)
         else:
             install_gates(pipeline, family.gate_denoiser)
@@ -126,6 +127,7 @@ class Model:
                 continue
             limit_vae_memory(other.vae, config, other.vae_scale_factor)
             install_gates(other, family.gate_denoiser)
+        self._perturbed = _perturbed_pipelines(config, family, self._pipelines)
         # The compiled denoisers: its own, and that of the refiner.
         self.compiled = [] if is_weightless() else self._compile(config, pipeline)
         self.upscalers = {
@@ -140,6 +142,9 @@ class Model:
             update=component_fields(
                 family, self._pipelines, pipeline, self.upscalers, self.controlnets, tuple(self.annotators)
             )
+        )
+        card = with_optional_parameters(
+            card, config, family, self._pipelines, self.controlnets.pipelines, self._perturbed
         )
         card = card.model_copy(
             update={
@@ -193,16 +198,25 @@ class Model:
         *,
         controls: bool = False,
         fast_vae: bool = False,
+        perturbed: bool = False,
     ) -> DiffusionPipeline:
         """Return a pipeline object for one job: it shares the modules of the model and has a new scheduler.
 
         Args:
             controls: whether the job has controls.
             fast_vae: whether the job uses the small VAE.
+            perturbed: whether the job has perturbed-attention guidance.
         """
         if self.family.is_generic:
-            return copy_for_job(self._pipelines[task], scheduler)
-        pipeline = self.controlnets.pipeline(task) if controls else copy.copy(self._pipelines[task])
+            base = self._pipelines[task]
+            pipeline = copy_for_job(base)
+            if scheduler is not Scheduler.MODEL:
+                pipeline.scheduler = self._scheduler(scheduler, base.scheduler, sigmas)
+            if fast_vae:
+                pipeline.vae = self.fast_vae
+            return pipeline
+        pipelines = self._perturbed if perturbed and task in self._perturbed else self._pipelines
+        pipeline = self.controlnets.pipeline(task) if controls else copy.copy(pipelines[task])
         pipeline.scheduler = self._scheduler(scheduler, pipeline.scheduler, sigmas)
         if fast_vae:
             pipeline.vae = self.fast_vae
@@ -252,7 +266,7 @@ class Model:
     def _all_pipelines(self) -> list[DiffusionPipeline]:
         pipelines = [*self._pipelines.values(), *self.controlnets.pipelines.values()]
         pipelines += [upscaler.pipeline for upscaler in self.upscalers.values()]
-        return [*pipelines, *self._refiners.values()]
+        return [*pipelines, *self._perturbed.values(), *self._refiners.values()]
 
     def saved_bytes(self, config: ModelConfig) -> int:
         """Return by how many bytes the weights of a model without weights become smaller by `quantize`."""
@@ -427,6 +441,22 @@ def _pipeline_of(kind: type[DiffusionPipeline], base: DiffusionPipeline, family:
     # A pipeline may change the settings of its scheduler when it is built.
     parts = {name: part for name, part in base.components.items() if isinstance(part, SchedulerMixin)}
     return build_pipeline(kind, base, **copy.deepcopy(parts))
+
+
+def _perturbed_pipelines(
+    config: ModelConfig, family: Family, pipelines: Mapping[Task, DiffusionPipeline]
+) -> dict[Task, DiffusionPipeline]:
+    """Return the pipelines of a model with perturbed-attention guidance. Compiled denoisers cannot be changed."""
+    if config.compile not in (None, "off"):
+        return {}
+    built: dict[Task, DiffusionPipeline] = {}
+    for task, kind in family.pag_pipelines.items():
+        if task in pipelines:
+            pipeline: Any = build_pipeline(kind, pipelines[task])
+            pipeline.perturbed = find_perturbed(pipeline)
+            if pipeline.perturbed:
+                built[task] = pipeline
+    return built
 
 
 def _compile_sizes(config: ModelConfig, card: ModelCard) -> tuple[tuple[int, int], ...]:

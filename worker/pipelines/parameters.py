@@ -7,14 +7,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from img2img.domain.parameters import (
-    SPEED_SCHEDULERS,
-    GenerationParameters,
-    PipelineParameter,
-    Scheduler,
-    Task,
-    requirements,
-)
+from img2img.domain.generation_parameters import GenerationParameters
+from img2img.domain.parameters import SPEED_SCHEDULERS, Scheduler, Task
+from img2img.domain.requirements import PipelineParameter, requirements
 
 from .scheduler_kinds import scheduler_class
 

@@ -23,8 +23,11 @@ export interface Situation {
 const SIZE_FIELDS = ["width", "height", "resize"] as const;
 // Without guidance these have no effect, and the service refuses them.
 const GUIDED = ["negative_prompt", "guidance_rescale", "guidance_until", "image_guidance_scale"] as const;
-const OPTIONAL = ["clip_skip", "denoising_start", "eta", "guess_mode", "guidance_rescale"] as const;
-const MASK_OPTIONS = ["mask_blur", "mask_content", "mask_padding"] as const;
+const OPTIONAL = [
+  ...(["clip_skip", "denoising_start", "eta", "freeu", "guess_mode", "guidance_rescale"] as const),
+  ...(["pag_adaptive_scale", "pag_scale", "soft_inpainting", "subseed", "seamless_tiling", "subseed_strength"] as const),
+] as const;
+const MASK_OPTIONS = ["mask_blur", "mask_content", "mask_padding", "soft_inpainting"] as const;
 
 /** Return the task that the service will choose for the request of the form. */
 export function taskOf({ mode, values, hasImage, hasMask, hasControls }: Situation): Task {
@@ -68,6 +71,7 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
     case "negative_prompt":
       return upscaler !== undefined || card.negative_prompt !== false;
     case "prompt_weighting":
+    case "weighting_method":
       return card.prompt_weighting === true;
     case "fast_vae":
       return card.fast_vae === true && !upscaler;

@@ -4,7 +4,7 @@ import type { Mode } from "../state/form";
 // Images, what a job has under another name, and what concerns only the submission.
 type Elsewhere =
   | ("image" | "images" | "mask" | "image_prompts" | "controls")
-  | ("outpaint" | "mask_blur" | "mask_content" | "mask_padding")
+  | ("outpaint" | "mask_blur" | "mask_content" | "mask_padding" | "soft_inpainting")
   | ("deadline_s" | "deadline_policy" | "priority" | "webhook");
 /**
  * The fields of a request that a job or the metadata of a result also has, under the same name, each with the value
@@ -14,6 +14,7 @@ const FIELDS: Record<Exclude<keyof Img2ImgRequest, Elsewhere>, unknown> = {
   prompt: "",
   negative_prompt: "",
   prompt_weighting: false,
+  weighting_method: "compel",
   instruction: "",
   strength: null,
   denoising_start: null,
@@ -22,14 +23,21 @@ const FIELDS: Record<Exclude<keyof Img2ImgRequest, Elsewhere>, unknown> = {
   image_guidance_scale: null,
   guidance_rescale: 0,
   guidance_until: 1,
+  pag_scale: 0,
+  pag_adaptive_scale: 0,
+  freeu: null,
+  seamless_tiling: false,
   speed: "exact",
   fast_vae: false,
   deterministic: false,
   guess_mode: false,
   num_inference_steps: null,
+  exact_steps: false,
   scheduler: null,
   sigmas: null,
   seed: null,
+  subseed: null,
+  subseed_strength: 0,
   num_images: 1,
   width: null,
   height: null,
@@ -59,13 +67,18 @@ export function restored(request: Job["request"] | Record<string, unknown>): Res
     if (isGiven(job[name]) && job[name] !== neutral) values[name] = job[name];
   }
   const region = job.region as
-    | { blur?: number; content?: string; padding?: number | null; margins?: Record<string, number> }
+    | (Record<"blur" | "padding", number | null | undefined> & {
+        content?: string;
+        is_soft?: boolean;
+        margins?: Record<string, number>;
+      })
     | undefined;
   if (Object.values(region?.margins ?? {}).some((pixels) => pixels > 0)) values.outpaint = region?.margins;
   // 0 is not the default of a request, and is left out of the metadata.
   if (region) values.mask_blur = region.blur ?? 0;
   if (region?.padding != null) values.mask_padding = region.padding;
   if (region?.content && region.content !== "original") values.mask_content = region.content;
+  if (region?.is_soft) values.soft_inpainting = true;
   const mode = job.task === "edit" || job.task === "upscale" ? job.task : "transform";
   const controls = ((job.controls ?? []) as (RestoredControl & { image?: unknown })[]).map(
     ({ image: _, ...control }) => control,

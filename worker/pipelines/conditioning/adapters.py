@@ -1,6 +1,7 @@
 """LoRAs and IP-Adapters of a model. Requests without adapters use the unmodified modules."""
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,9 +164,23 @@ class Adapters:
                 "loras": self._lora_names,
                 "image_prompts": self._max_image_prompts > 0,
                 "max_image_prompts": self._max_image_prompts,
+                "image_prompt_blocks": self._image_prompt_blocks(),
                 "adapter_tasks": tuple(task for task in card.tasks if task not in unsupported),
             }
         )
+
+    def _image_prompt_blocks(self) -> dict[str, int]:
+        unet = self._denoiser
+        if not self._max_image_prompts or not isinstance(unet, UNet2DConditionModel):
+            return {}
+        parts = (("down", unet.down_blocks), ("up", unet.up_blocks))
+        blocks = {
+            f"{part}.block_{i}": len(block.attentions)
+            for part, found in parts
+            for i, block in enumerate(found)
+            if hasattr(block, "attentions")
+        }
+        return {**blocks, "mid": 1}
 
     def for_job(self, spec: DenoisingSpec, inputs: Inputs) -> JobAdapters:
         """Return the adapters that a job names.
@@ -182,9 +197,9 @@ class Adapters:
             if (selected := module.select(loras))
         }
         prompts = [
-            (image, prompt.scale)
+            (image, json.dumps(prompt.blocks, sort_keys=True) if prompt.blocks else prompt.scale)
             for image, prompt in zip(inputs.image_prompts, spec.image_prompts, strict=True)
-            if prompt.scale
+            if prompt.scale or prompt.blocks
         ]
         if prompts and self._redux:
             images, scales = zip(*prompts, strict=True)

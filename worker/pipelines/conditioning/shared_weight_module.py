@@ -8,6 +8,7 @@ batched call runs.
 import copy
 import functools
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,8 @@ class ActiveAdapters:
 
     # (PEFT adapter name, scale), sorted, so that requests that list LoRAs in another order are batched too.
     loras: LoraScales = ()
-    # Scales of the image prompts, in their order.
-    image_scales: tuple[float, ...] = ()
+    # Scales of the image prompts, in their order: of all blocks, or JSON of those of each block.
+    image_scales: tuple[float | str, ...] = ()
 
 
 def copy_sharing_weights(module: torch.nn.Module) -> torch.nn.Module:
@@ -113,5 +114,5 @@ class SharedWeightModule:
                 self._module.set_adapters(names, scales)  # type: ignore[operator]
         if adapters.image_scales:
             # FLUX takes a list with one scale for a list of scales by layer, Stable Diffusion 3 takes no list.
-            images = list(adapters.image_scales)
+            images = [json.loads(scale) if isinstance(scale, str) else scale for scale in adapters.image_scales]
             self._pipeline.set_ip_adapter_scale(images[0] if len(images) == 1 else images)
