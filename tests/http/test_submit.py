@@ -43,6 +43,8 @@ DEFAULTS = {
     "denoising_end": None,
     "upload": None,
     "refine": [],
+    "regions": [],
+    "background": "keep",
     "eta": 0.0,
     "clip_skip": 0,
     "guess_mode": False,
