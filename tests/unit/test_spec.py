@@ -14,13 +14,13 @@ from img2img.domain.spec import Img2ImgSpec, dump_spec, parse_spec
 from tests.support.specs import CLASSES, make_spec
 
 SHA256 = "^[0-9a-f]{64}$"
-IMAGE, MASK, CONTROL, PROMPT, REFERENCE = (f"{number:064x}" for number in range(1, 6))
+IMAGE, MASK, CONTROL, PROMPT, REFERENCE, PART = (f"{number:064x}" for number in range(1, 7))
 REGION = {"mask": MASK, "blur": 4, "margins": {"left": 8}, "canvas": (40, 32), "box": (0, 0, 40, 32)}
 CONTROLS = [{"type": "canny", "image": CONTROL, "preprocess": True}]
 PROMPTS = [{"image": PROMPT, "scale": 0.5}]
 TILING = {"upscaler": False, "side": 64, "overlap": 8, "multiple": 8}
 INPUTS: dict[Task, list[str]] = {
-    Task.IMG2IMG: [IMAGE, CONTROL, PROMPT],
+    Task.IMG2IMG: [IMAGE, CONTROL, PROMPT, PART],
     Task.INPAINT: [IMAGE, MASK, CONTROL, PROMPT],
     Task.CONTROL: [CONTROL, PROMPT],
     Task.EDIT: [IMAGE, REFERENCE, PROMPT],
@@ -78,6 +78,7 @@ def test_unknown_values_are_refused(change: dict[str, Any]) -> None:
 def test_without_inputs_leaves_out_every_hash(task: Task) -> None:
     fields: dict[str, Any] = {"region": REGION, "controls": CONTROLS, "image_prompts": PROMPTS, "tiling": TILING}
     fields["references"] = [{"image": REFERENCE, "width": 8, "height": 8}]
+    fields["regions"] = [{"mask": PART, "prompt": "a house", "weight": 0.5}]
     spec, digests = make_spec(task, image=IMAGE, upscale=2, type="canny", **fields), INPUTS[task]
     schema = json.dumps(CLASSES[task].model_json_schema())
     assert schema.count(json.dumps(SHA256)) == len(digests), "a new field with a hash?"
@@ -86,7 +87,7 @@ def test_without_inputs_leaves_out_every_hash(task: Task) -> None:
     assert without.inputs == ()
     assert not [digest for digest in digests if digest in without.model_dump_json()]
     assert parse_spec(dump_spec(without)) == (without, ())
-    excluded = {"image", "region", "controls", "image_prompts", "references"}
+    excluded = {"image", "region", "controls", "image_prompts", "references", "regions"}
     assert without.model_dump(exclude=excluded) == spec.model_dump(exclude=excluded)
     if "controls" in type(spec).model_fields:
         assert without.controls[0].preprocess

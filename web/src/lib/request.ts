@@ -25,7 +25,14 @@ const SIZE_FIELDS = ["width", "height", "resize"] as const;
 const GUIDED = ["negative_prompt", "guidance_rescale", "guidance_until", "image_guidance_scale"] as const;
 const OPTIONAL = [
   ...(["clip_skip", "denoising_start", "eta", "freeu", "guess_mode", "guidance_rescale"] as const),
-  ...(["pag_adaptive_scale", "pag_scale", "soft_inpainting", "subseed", "seamless_tiling", "subseed_strength"] as const),
+  ...([
+    "pag_adaptive_scale",
+    "pag_scale",
+    "soft_inpainting",
+    "subseed",
+    "seamless_tiling",
+    "subseed_strength",
+  ] as const),
 ] as const;
 const MASK_OPTIONS = ["mask_blur", "mask_content", "mask_padding", "soft_inpainting"] as const;
 
@@ -92,6 +99,8 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
       return Object.keys((upscaler ?? card).scheduler_sigmas ?? {}).length > 0;
     case "speed":
       return (card.scheduler_parameters?.speed ?? []).length > 0 && !upscaler;
+    case "background":
+      return card.matting === true && mode !== "upscale";
     case "refine":
       return mode === "transform" && has(card, "inpaint") && (card.masks ?? []).includes("text");
     case "controls":

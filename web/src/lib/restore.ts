@@ -3,9 +3,9 @@ import type { Mode } from "../state/form";
 
 // Images, what a job has under another name, and what concerns only the submission.
 type Elsewhere =
-  | ("image" | "images" | "mask" | "image_prompts" | "controls")
+  | ("image" | "images" | "mask" | "image_prompts" | "controls" | "regions")
   | ("outpaint" | "mask_blur" | "mask_content" | "mask_padding" | "soft_inpainting")
-  | ("deadline_s" | "deadline_policy" | "priority" | "webhook");
+  | ("deadline_s" | "deadline_policy" | "priority" | "webhook" | "reuse");
 /**
  * The fields of a request that a job or the metadata of a result also has, under the same name, each with the value
  * that counts as not given. So do null, "", false and an empty list.
@@ -47,6 +47,7 @@ const FIELDS: Record<Exclude<keyof Img2ImgRequest, Elsewhere>, unknown> = {
   clip_skip: 0,
   loras: null,
   refine: null,
+  background: null,
   model: null,
 };
 
