@@ -9,8 +9,9 @@ import sd_parsers
 from img2img.domain.conditioning import InpaintRegion, Lora
 from img2img.domain.infotext import infotext, parse_infotext
 from img2img.domain.parameters import Task
+from img2img.domain.spec import GenerationSpec
 from img2img.worker.images.png import encode_png
-from tests.support.specs import make_spec
+from tests.support.specs import CLASSES, make_spec
 
 
 def test_parameters_are_listed() -> None:
@@ -32,7 +33,7 @@ def test_parameters_are_listed() -> None:
     }
 
 
-@pytest.mark.parametrize("task", [task for task in Task if task is not Task.CONTROL_MAP])
+@pytest.mark.parametrize("task", [task for task in Task if issubclass(CLASSES[task], GenerationSpec)])
 def test_every_task_that_generates_has_it(task: Task) -> None:
     region = InpaintRegion(mask="0" * 64, blur=4, canvas=(32, 32), box=(0, 0, 32, 32))
     tiling = {"upscaler": False, "side": 32, "overlap": 8, "multiple": 8}
