@@ -132,10 +132,10 @@ def _scrape(port: int) -> str:
     return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).raise_for_status().text
 
 
-def _submit(client: httpx.Client, **fields: Any) -> str:
+def _submit(client: httpx.Client, blue: int = 0, **fields: Any) -> str:
     response = client.post(
         "/img2img",
-        files={"image": encoded(gradient(64, 64))},
+        files={"image": encoded(gradient(64, 64, blue))},
         data={"prompt": PROMPT, "negative_prompt": NEGATIVE, **fields},
         headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"},
     )
@@ -152,7 +152,8 @@ def _submit_broken_image(redis: Redis, store: ObjectStore) -> str:
 
 
 def _submit_and_cancel(client: httpx.Client) -> str:
-    job_id = _submit(client, num_inference_steps=150, num_images=8, strength=1)
+    # Another image, because jobs share the encoding of one.
+    job_id = _submit(client, blue=9, num_inference_steps=150, num_images=8, strength=1)
     wait_for(lambda: client.get(f"/jobs/{job_id}").json()["progress"]["step"], SLOW_S)
     assert client.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     return job_id
