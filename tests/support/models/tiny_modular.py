@@ -1,0 +1,94 @@
+"""Tiny random models of modular pipelines, in the format of diffusers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from img2img.worker.pipelines.image_processors import ImageOnlyProcessor
+from tests.support.models.tiny_families import amplify, flux2_autoencoder, qwen_tokenizer
+from tests.support.models.tiny_models import tiny_sdxl
+
+# FLUX.3 reads eight layers of the text encoder, the last of which is this one.
+TEXT_LAYERS, TEXT_SIZE = 32, 8
+
+
+def flux3_blocks(kind: Any = diffusers.Flux3ModularPipeline) -> Any:
+    """Return the blocks of FLUX.3 without the language model that rewrites prompts, as its documentation removes it."""
+    blocks = getattr(diffusers, kind.default_blocks_name)()
+    blocks.sub_blocks.pop("prompt_upsampler")
+    return blocks
+
+
+def tiny_flux3(folder: Path, *, kind: Any = diffusers.Flux3ModularPipeline) -> Path:
+    """FLUX.3 in miniature, as `ModularPipeline.save_pretrained` writes it."""
+    torch.manual_seed(0)
+    tokens = qwen_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    text = {
+        "vocab_size": len(tokens),
+        "hidden_size": TEXT_SIZE,
+        "intermediate_size": 8,
+        "num_hidden_layers": TEXT_LAYERS,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0},
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_heads": 1,
+        "out_hidden_size": TEXT_SIZE,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    transformer = diffusers.Flux3Transformer2DModel(
+        in_channels=16,
+        cond_in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8 * TEXT_SIZE,
+        timestep_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        flow_map="Distilled" in kind.__name__,
+    )
+    pipeline = flux3_blocks(kind).init_pipeline()
+    pipeline.update_components(
+        text_encoder=Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision)),
+        tokenizer=ImageOnlyProcessor(Qwen2VLImageProcessorPil(), tokens, chat_template=tokens.chat_template),
+        vae=flux2_autoencoder(),
+        transformer=amplify(transformer),
+    )
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+    # The class that transformers can load without torchvision.
+    change_index(folder, tokenizer=["transformers", "Qwen2VLProcessor"])
+    return folder
+
+
+def change_index(folder: Path, **classes: list[str]) -> None:
+    """Change (library, class) of components in the index of a modular pipeline."""
+    file = folder / "modular_model_index.json"
+    index = json.loads(file.read_text())
+    for name, value in classes.items():
+        known = index[name][2] if name in index else {"pretrained_model_name_or_path": str(folder), "subfolder": name}
+        index[name] = [*value, {**known, "type_hint": value}]
+    file.write_text(json.dumps(index))
+
+
+def tiny_modular_sdxl(folder: Path) -> Path:
+    """Stable Diffusion XL as a modular pipeline."""
+    base = diffusers.StableDiffusionXLPipeline.from_pretrained(tiny_sdxl(folder / "base"))
+    pipeline = diffusers.StableDiffusionXLAutoBlocks().init_pipeline()
+    pipeline.update_components(**{name: part for name, part in base.components.items() if part is not None})
+    pipeline.save_pretrained(str(folder / "model"), overwrite_modular_index=True)
+    return folder / "model"
