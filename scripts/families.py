@@ -20,6 +20,7 @@ from img2img.worker.pipelines.conditioning.upscalers import FACTORS
 from img2img.worker.pipelines.families import FAMILIES, family_of
 from img2img.worker.pipelines.modular_adapter import is_modular, modular_tasks
 from tests.support.family_matrix import MODELS, WITH_TORCHVISION, Row, measure
+from tests.support.models.tiny_modular import ORDINARY
 
 FILE = Path(__file__).parents[1] / "docs" / "families.md"
 INTRO = """# Families
@@ -104,7 +105,7 @@ are counted after each pass of the loop of its blocks, and a job can be stopped 
 |---|---|---|
 """
 # Those of tests/engine/test_modular.py.
-COMPARED = ("Flux3DistilledModularPipeline", "Flux3ModularPipeline", "StableDiffusionXLModularPipeline")
+COMPARED = ("Flux3DistilledModularPipeline", "Flux3ModularPipeline", *ORDINARY)
 IMAGE = ("image", "images", "input_images", "control_image", "reference_image", "image_embeds", "example_image")
 
 

@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
 from img2img.domain.conditioning import InpaintRegion
 from img2img.domain.model_config import ModelConfig
@@ -21,11 +22,13 @@ from img2img.worker.errors import StartupError
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.denoise import make_task_function
 from img2img.worker.pipelines.image_processors import image_only_processor
+from img2img.worker.pipelines.loading.locations import PipelineLocation
 from img2img.worker.pipelines.model import Model, describe_model, load_model
 from tests.support.engines import run_on, run_together
 from tests.support.family_matrix import SIDE, image_of, inputs_of, mask
 from tests.support.images import largest_difference
-from tests.support.models.tiny_modular import change_index, flux3_blocks, tiny_flux3, tiny_modular_sdxl
+from tests.support.model_hub import model_hub
+from tests.support.models.tiny_modular import ORDINARY, change_index, flux3_blocks, modular_copy, tiny_flux3
 from tests.support.specs import make_spec
 
 COMMON = {"width": SIDE, "height": SIDE, "scheduler": Scheduler.MODEL}
@@ -155,24 +158,45 @@ def test_guider_that_changes_modules_runs_one_job_at_a_time(flux3: Path, tmp_pat
         assert largest_difference(result, call(pipeline, spec, image=image_of(spec.seed))) == 0
 
 
-def test_modular_pipeline_with_strength_and_mask_has_both_tasks(tmp_path: Path) -> None:
-    folder = tiny_modular_sdxl(tmp_path)
+@pytest.mark.parametrize("class_name", ORDINARY)
+def test_modular_pipeline_of_listed_family_has_its_pixels(tmp_path: Path, class_name: str) -> None:
+    make, tasks = ORDINARY[class_name]
+    kind = getattr(diffusers, class_name)
+    folder = modular_copy(kind, make(tmp_path / "base"), tmp_path / "model")
     model = serve(folder)
-    assert model.card.tasks == (Task.IMG2IMG, Task.INPAINT)
-    # Its blocks convert the VAE to float32 for a time.
-    assert set(model.batching.values()) == {Batching.ALONE}
+    assert model.card.tasks == tasks
+    # Blocks of Stable Diffusion XL convert the VAE to float32 for a time.
+    runs_alone = set(model.batching.values()) == {Batching.ALONE}
+    assert runs_alone is (class_name == "StableDiffusionXLModularPipeline")
     region = InpaintRegion(mask="1" * 64, canvas=(SIDE, SIDE), box=(0, 0, SIDE, SIDE))
-    more: list[dict[str, Any]] = [{"task": Task.IMG2IMG}, {"task": Task.INPAINT, "region": region}]
-    specs = [
-        make_spec(seed=i, strength=0.6, guidance_scale=5.0, num_inference_steps=4, prompt="red", **COMMON, **fields)
-        for i, fields in enumerate(more)
-    ]
+    common = {"strength": 0.6, "num_inference_steps": 3, "prompt": "red", "region": region, **COMMON}
+    scale = 4.0 if model.card.guidance else 1.0
+    specs = [make_spec(task=task, seed=seed, guidance_scale=scale, **common) for seed in (1, 2) for task in tasks]
     results = run_together(model, [(spec, inputs_of(spec)) for spec in specs])
-    pipeline = stock(folder, diffusers.StableDiffusionXLAutoBlocks())
+    pipeline = stock(folder, getattr(diffusers, kind.default_blocks_name)())
     for spec, result in zip(specs, results, strict=True):
-        masked = {"mask_image": mask()} if spec.task is Task.INPAINT else {}
-        expected = call(pipeline, spec, image=image_of(spec.seed), strength=0.6, **masked)
-        assert largest_difference(result, expected) == 0, spec.task
+        more = {"mask_image": mask()} if spec.task is Task.INPAINT else {}
+        more |= {"strength": 0.6} if spec.task is not Task.EDIT else {}
+        more |= {"guidance_scale": scale} if "guidance_scale" in pipeline.blocks.input_names else {}
+        expected = call(pipeline, spec, image=image_of(spec.seed), **more)
+        assert largest_difference(result, expected) <= 1, spec.task
+
+
+def test_only_files_of_components_are_downloaded(flux3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = shutil.copytree(flux3, tmp_path / "repository")
+    for unused in ("vae/model.bin", "all.safetensors", "other/model.safetensors"):
+        (repository / unused).parent.mkdir(exist_ok=True)
+        (repository / unused).write_bytes(b"0")
+    with model_hub("org/tiny", repository) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub)
+        template = hub + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        location = PipelineLocation("org/tiny", None, None)
+        folder = location.folder()
+    assert location.index == PipelineLocation(str(flux3), None, None).index
+    names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert names == {str(file.relative_to(flux3)) for file in flux3.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize(

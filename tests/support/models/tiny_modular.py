@@ -9,10 +9,32 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from img2img.worker.pipelines.image_processors import ImageOnlyProcessor
-from tests.support.models.tiny_families import amplify, flux2_autoencoder, qwen_tokenizer
+from img2img.domain.parameters import Task
+from img2img.worker.pipelines.image_processors import ImageOnlyProcessor, image_only_processor
+from tests.support.models.tiny_families import (
+    amplify,
+    flux2_autoencoder,
+    qwen_tokenizer,
+    tiny_flux,
+    tiny_flux2,
+    tiny_klein,
+    tiny_qwen_image,
+    tiny_sd3,
+    tiny_z_image,
+)
 from tests.support.models.tiny_models import tiny_sdxl
 
+# Makers of ordinary models of modular pipelines, and the tasks of these.
+ORDINARY: dict[str, tuple[Any, tuple[Task, ...]]] = {
+    "StableDiffusionXLModularPipeline": (tiny_sdxl, (Task.IMG2IMG, Task.INPAINT)),
+    "StableDiffusion3ModularPipeline": (tiny_sd3, (Task.IMG2IMG,)),
+    "FluxModularPipeline": (tiny_flux, (Task.IMG2IMG,)),
+    "Flux2KleinModularPipeline": (tiny_klein, (Task.EDIT,)),
+    "Flux2KleinBaseModularPipeline": (tiny_klein, (Task.EDIT,)),
+    "Flux2ModularPipeline": (tiny_flux2, (Task.EDIT,)),
+    "QwenImageModularPipeline": (tiny_qwen_image, (Task.IMG2IMG, Task.INPAINT)),
+    "ZImageModularPipeline": (tiny_z_image, (Task.IMG2IMG,)),
+}
 # FLUX.3 reads eight layers of the text encoder, the last of which is this one.
 TEXT_LAYERS, TEXT_SIZE = 32, 8
 
@@ -85,10 +107,16 @@ def change_index(folder: Path, **classes: list[str]) -> None:
     file.write_text(json.dumps(index))
 
 
-def tiny_modular_sdxl(folder: Path) -> Path:
-    """Stable Diffusion XL as a modular pipeline."""
-    base = diffusers.StableDiffusionXLPipeline.from_pretrained(tiny_sdxl(folder / "base"))
-    pipeline = diffusers.StableDiffusionXLAutoBlocks().init_pipeline()
-    pipeline.update_components(**{name: part for name, part in base.components.items() if part is not None})
-    pipeline.save_pretrained(str(folder / "model"), overwrite_modular_index=True)
-    return folder / "model"
+def modular_copy(kind: Any, base: Path, folder: Path) -> Path:
+    """Write a model of an ordinary pipeline as one of a modular pipeline.
+
+    Args:
+        kind: class of the modular pipeline.
+        base: folder of the ordinary one.
+    """
+    ordinary = diffusers.DiffusionPipeline.from_pretrained(base, **image_only_processor(str(base)))
+    pipeline = getattr(diffusers, kind.default_blocks_name)().init_pipeline()
+    known = {name: part for name, part in ordinary.components.items() if name in pipeline.components}
+    pipeline.update_components(**{name: part for name, part in known.items() if part is not None})
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+    return folder
