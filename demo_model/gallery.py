@@ -27,6 +27,8 @@ GALLERY = Path(__file__).parent.parent / "docs" / "images" / "gallery"
 GAP = 8
 # Pixels of a side at which images are shown, and of the text below them.
 SHOWN, TEXT_SIZE, LINES = 256, 15, 3
+# Pixels of a side of the squares behind transparent pixels, before images are enlarged.
+SQUARE = 8
 SCENES = {"house": HELD_OUT_SEED + 2267, "lake": HELD_OUT_SEED + 3463, "example": HELD_OUT_SEED + 41}
 STEPS = 25
 
@@ -59,7 +61,7 @@ class ServiceClient:
     def _images(self, job: Job) -> list[Image.Image]:
         for _ in self._client.stream_events(job):
             self._tick()
-        return [Image.open(io.BytesIO(png)).convert("RGB") for png in self._client.download_images(job)]
+        return [_opaque(Image.open(io.BytesIO(png))) for png in self._client.download_images(job)]
 
 
 def main() -> None:
@@ -226,6 +228,22 @@ def edit(tasks: ServiceClient) -> list[Captioned]:
     return [(photo, "input: a rendered image"), *made]
 
 
+def backgrounds(tasks: ServiceClient) -> list[Captioned]:
+    """A background that is removed, and others in its place."""
+    photo = _rendered("house")
+    # At strength 0 the image itself loses its background.
+    [cut_out] = tasks.make(image=photo, background="transparent", strength=0)
+    prompts = (
+        ("a photo of a house in winter by day", 2.0),
+        ("an oil painting of a house by the sea at sunset", 4.0),
+    )
+    made = [
+        (tasks.make(image=photo, background={"prompt": prompt}, guidance_scale=guidance)[0], prompt)
+        for prompt, guidance in prompts
+    ]
+    return [(photo, "input: a rendered image"), (cut_out, "transparent"), *made]
+
+
 def super_resolution(tasks: ServiceClient) -> list[Captioned]:
     """A quarter of the image: original, resized by Pillow's bicubic filter, and upscaled by 4."""
     photo = _rendered("lake")
@@ -253,6 +271,7 @@ TASKS: dict[str, Callable[[ServiceClient], list[Captioned]]] = {
     "image-prompt": image_prompt,
     "lora": lora,
     "edit": edit,
+    "background": backgrounds,
     "super-resolution": super_resolution,
 }
 
@@ -284,6 +303,18 @@ def _side_by_side(images: list[Captioned]) -> Image.Image:
         draw.multiline_text((left, SHOWN + GAP // 2), "\n".join(lines), "#333", font, spacing=3)
         left += image.width + GAP
     return sheet
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Return an image in RGB; transparent pixels show a checkerboard."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    board = Image.new("RGBA", image.size, "white")
+    draw = ImageDraw.Draw(board)
+    for left in range(0, image.width, SQUARE):
+        for top in range(left % (2 * SQUARE), image.height, 2 * SQUARE):
+            draw.rectangle((left, top, left + SQUARE - 1, top + SQUARE - 1), fill="#ccc")
+    return Image.alpha_composite(board, image).convert("RGB")
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

@@ -46,7 +46,12 @@ def test_axe_finds_no_violations(page: Page, demo_url: str, axe: str, colors: st
     page.get_by_role("button", name="Add a control").click()
     page.get_by_role("button", name="Add an image prompt").click()
     page.locator("[name=priority]").wait_for()
+    page.get_by_label("FreeU").check()
     check("all settings")
+    page.get_by_label("FreeU").uncheck()
+    page.get_by_label("Background", exact=True).select_option("replace")
+    check("new background")
+    page.get_by_label("Background", exact=True).select_option("transparent")
     for tool in ("Brush", "Outpaint"):
         page.locator(".canvas-tools label").filter(has_text=tool).click()
         if tool == "Brush":

@@ -7,6 +7,7 @@ from hashlib import sha256
 
 import httpx
 import pytest
+from PIL import Image
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from .form import DROP, EXAMPLES, FEW, MANY, PASTE, generate, open_form, put_image, result, set_number
@@ -125,10 +126,78 @@ def test_edit_and_upscale(form: Page) -> None:
     assert (job["request"]["task"], job["images"][0]["width"]) == ("upscale", 256)
 
 
+def test_background_is_transparent_or_replaced(form: Page) -> None:
+    put_image(form)
+    form.get_by_label("Prompt", exact=True).fill("a house")
+    background = form.get_by_label("Background", exact=True)
+    background.select_option("transparent")
+    form.get_by_label("Speed").select_option("fast")
+    generate(form)
+    expect(result(form)).to_have_css("background-image", re.compile("conic-gradient"))
+    with form.expect_download() as download:
+        form.get_by_role("link", name="Download").click()
+    with Image.open(download.value.path()) as image:
+        assert image.mode == "RGBA"
+        assert image.getchannel("A").getextrema()[0] == 0
+    form.get_by_text("Copy as code").click()
+    code = form.locator(".code")
+    for text in ('"speed": "fast"', '"background": "transparent"'):
+        expect(code).to_contain_text(text)
+    background.select_option("replace")
+    expect(form.get_by_label("Prompt", exact=True)).to_have_count(0)
+    prompt = form.get_by_label("New background")
+    prompt.fill("the sea at sunset")
+    request = generate(form)["request"]
+    assert (request["prompt"], request["region"]["background"]) == ("the sea at sunset", True)
+    expect(result(form)).to_have_css("background-image", "none")
+    background.select_option("keep")
+    expect(form.get_by_label("Prompt", exact=True)).to_have_value("a house")
+    form.get_by_role("button", name="Restore settings").click()
+    expect(prompt).to_have_value("the sea at sunset")
+
+
+def test_reuse_needs_a_seed_and_returns_the_earlier_result(form: Page) -> None:
+    put_image(form)
+    form.get_by_text("More settings", exact=True).click()
+    reuse = form.get_by_label("Reuse earlier results")
+    expect(reuse).to_be_disabled()
+    seed = form.get_by_label("Seed", exact=True)
+    seed.fill("7")
+    seed.blur()
+    first = generate(form)
+    reuse.check()
+    second = generate(form)
+    assert second["reused_from"] == first["id"]
+
+
+def test_edit_takes_several_images(page: Page, demo_url: str) -> None:
+    models = httpx.get(f"{demo_url}/models").json()
+    models["models"][0]["max_images"] = 3
+    page.route("**/models", lambda route: route.fulfill(json=models))
+    open_form(page, demo_url)
+    put_image(page)
+    page.get_by_text("Edit", exact=True).click()
+    for name in ("Image 2", "Image 3"):
+        page.get_by_label(name).set_input_files(EXAMPLES / "input.png")
+    expect(page.locator(".references img")).to_have_count(2)
+    expect(page.locator(".references .slot")).to_have_count(2)
+    page.get_by_label("Instruction").fill("make it night")
+    with page.expect_request(lambda request: request.url.endswith("/img2img")) as sent:
+        page.get_by_role("button", name="Generate").click()
+    assert len(sent.value.post_data_json["images"]) == 2
+    # The model of this service takes one.
+    error = page.locator('[data-field="images"]')
+    expect(error).to_contain_text("takes one image")
+    page.locator(".references").get_by_role("button", name="Remove image").first.click()
+    expect(page.locator(".references img")).to_have_count(1)
+    expect(error).to_have_count(0)
+
+
 def test_form_shows_only_what_the_model_can_do(page: Page, demo_url: str) -> None:
     models = httpx.get(f"{demo_url}/models").json()
     plain = models["models"][0] | {"tasks": ["img2img"], "controls": [], "loras": [], "image_prompts": False}
     plain |= {"upscales": [], "upscalers": [], "guidance": False, "negative_prompt": False}
+    plain |= {"matting": False, "scheduler_parameters": {}}
     able = {**models["models"][0], "name": "able", "default": False}
 
     def answer(route: Route) -> None:
@@ -137,7 +206,7 @@ def test_form_shows_only_what_the_model_can_do(page: Page, demo_url: str) -> Non
     page.route("**/models", answer)
     page.goto(demo_url)
     page.get_by_label("Prompt", exact=True).wait_for()
-    hidden = ("Negative prompt", "Guidance", "Control maps", "Image prompts", "LoRAs", "Upscale")
+    hidden = ("Negative prompt", "Guidance", "Control maps", "Image prompts", "LoRAs", "Upscale", "Background", "Speed")
     for name in hidden:
         assert page.get_by_text(name, exact=True).count() == 0, name
     page.get_by_label("Model").select_option("able")

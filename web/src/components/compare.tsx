@@ -2,6 +2,7 @@ import { useState } from "preact/hooks";
 import type { Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { placement } from "../lib/placement";
+import { backdropOf } from "../lib/transparency";
 
 interface Props {
   before: string;
@@ -19,7 +20,7 @@ export function Compare({ before, after, alt, request }: Props) {
   const { fit, ...box } = placement(request);
   return (
     <div class="compare" style={{ "--split": `${share}%` }}>
-      <img src={after} alt={alt} class="result-image" draggable={false} />
+      <img src={after} alt={alt} class={`result-image ${backdropOf(request)}`} draggable={false} />
       <div class="compare-before" aria-hidden="true">
         <img src={before} alt="" style={{ objectFit: fit, ...box }} draggable={false} />
       </div>

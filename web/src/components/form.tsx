@@ -5,11 +5,13 @@ import { takes } from "../lib/request";
 import { fieldErrors, formError, type Mode, mode, set, values } from "../state/form";
 import { card } from "../state/models";
 import { situation } from "../state/situation";
+import { BackgroundPrompt } from "./background";
 import { Controls } from "./controls";
 import { ImagePrompts } from "./image-prompts";
 import { Loras } from "./loras";
 import { MoreSettings } from "./more-settings";
 import { Presets } from "./presets";
+import { References } from "./references";
 import { Settings } from "./settings";
 import { Strength } from "./strength";
 import { Strips } from "./strips";
@@ -42,6 +44,7 @@ export function Form() {
           onChange={(text) => set({ prompt: text })}
         />
       )}
+      <BackgroundPrompt />
       {takes(now, "negative_prompt") && (
         <TextField
           field="negative_prompt"
@@ -52,6 +55,7 @@ export function Form() {
           onChange={(text) => set({ negative_prompt: text })}
         />
       )}
+      <References />
       <Strength />
       <Settings />
       <Controls />

@@ -1,5 +1,7 @@
+import type { Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { useResultUrl } from "../lib/result-url";
+import { backdropOf } from "../lib/transparency";
 import { viewOf } from "../state/jobs";
 import { type Run, shownCell } from "../state/runs";
 import type { RunImage } from "./result";
@@ -32,7 +34,7 @@ function Tile({ image: { cell, index }, position }: { image: RunImage; position:
   return (
     <>
       {result && view ? (
-        <Thumbnail jobId={view.job.id} index={index} alt={alt} />
+        <Thumbnail job={view.job} index={index} alt={alt} />
       ) : (
         <span class={`tile-state ${cell.error || view?.job.error ? "is-failed" : ""}`} title={cell.error}>
           {view?.preview && <img src={view.preview} alt="" />}
@@ -50,7 +52,8 @@ function stateText(error: string, status: string | undefined, fraction = 0): str
   return status === "running" ? `${Math.round(fraction * 100)} %` : "…";
 }
 
-function Thumbnail({ jobId, index, alt }: { jobId: string; index: number; alt: string }) {
-  const url = useResultUrl(jobId, index, "webp");
-  return url ? <img src={url} alt={alt} loading="lazy" /> : <span class="tile-state" />;
+function Thumbnail({ job, index, alt }: { job: Job; index: number; alt: string }) {
+  const url = useResultUrl(job.id, index, "webp");
+  if (!url) return <span class="tile-state" />;
+  return <img src={url} alt={alt} class={backdropOf(job.request)} loading="lazy" />;
 }

@@ -3,6 +3,7 @@ import { ApiError } from "../api/client";
 import type { Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { useResultUrl } from "../lib/result-url";
+import { backdropOf } from "../lib/transparency";
 import { addToHistory, historyIds, loadHistory, nextCursor } from "../state/history";
 import { viewOf } from "../state/jobs";
 import { runs, showError, showJob } from "../state/runs";
@@ -61,7 +62,7 @@ function Entry({ id }: { id: string }) {
 
 function Thumbnail({ job }: { job: Job }) {
   const url = useResultUrl(job.id, 0, "webp");
-  return url ? <img src={url} alt="" loading="lazy" /> : null;
+  return url ? <img src={url} alt="" class={backdropOf(job.request)} loading="lazy" /> : null;
 }
 
 function labelOf({ request, created_at }: Job): string {

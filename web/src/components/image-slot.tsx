@@ -38,7 +38,11 @@ export function ImageSlot({ image, label, placeholder, onChange, onError }: Prop
         <input
           type="file"
           accept="image/png,image/jpeg,image/webp"
-          onChange={(event) => void take(event.currentTarget.files)}
+          onChange={(event) => {
+            void take(event.currentTarget.files);
+            // The same file can be chosen again.
+            event.currentTarget.value = "";
+          }}
         />
       </label>
       {image && (

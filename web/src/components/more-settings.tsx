@@ -8,6 +8,7 @@ import { type SchemaField, schemaFields } from "../lib/schema-fields";
 import { set, type Values, values } from "../state/form";
 import { situation } from "../state/situation";
 import { FieldError, invalid } from "./field-error";
+import { FreeU } from "./freeu";
 import { SelectField } from "./select-field";
 
 // Fields with components of their own, and those that need something outside of the page.
@@ -15,7 +16,7 @@ const KNOWN = new Set(
   (
     "image prompt negative_prompt instruction mask mask_blur mask_padding outpaint controls image_prompts loras strength " +
     "guidance_scale image_guidance_scale num_inference_steps num_images scheduler seed width height resize upscale model " +
-    "webhook"
+    "webhook speed background freeu images reuse"
   ).split(" "),
 );
 
@@ -33,7 +34,9 @@ export function MoreSettings() {
         {shown.map((field) => (
           <Field key={field.name} field={field} />
         ))}
+        {takes(now, "freeu") && <FreeU />}
         {takes(now, "refine") && <DetailPass />}
+        <Reuse />
       </div>
     </details>
   );
@@ -102,7 +105,24 @@ function DetailPass() {
   );
 }
 
-function Checkbox({ name, onChange }: { name: string; onChange: (value: boolean | undefined) => void }) {
+/** Needs a seed: without one, each request gets another image. */
+function Reuse() {
+  const now = situation.value;
+  return (
+    <div class="field" title={t().form.reuseHint}>
+      <Checkbox name="reuse" isDisabled={!now || !takes(now, "reuse")} onChange={(reuse) => set({ reuse })} />
+      <FieldError field="reuse" />
+    </div>
+  );
+}
+
+interface CheckboxProps {
+  name: string;
+  isDisabled?: boolean;
+  onChange: (value: boolean | undefined) => void;
+}
+
+function Checkbox({ name, isDisabled = false, onChange }: CheckboxProps) {
   const id = useId();
   return (
     <div class="check">
@@ -110,7 +130,8 @@ function Checkbox({ name, onChange }: { name: string; onChange: (value: boolean 
         id={id}
         type="checkbox"
         name={name}
-        checked={currentValue(name) === true}
+        checked={currentValue(name) === true && !isDisabled}
+        disabled={isDisabled}
         onChange={(event) => onChange(event.currentTarget.checked || undefined)}
       />
       <label for={id}>{labelOf(name)}</label>
@@ -146,5 +167,5 @@ function currentValue(name: string): unknown {
 }
 
 function labelOf(name: string): string {
-  return name.replaceAll("_", " ");
+  return t().fields[name] ?? name.replaceAll("_", " ");
 }

@@ -1,13 +1,16 @@
+import type { Speed } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { upscalerOf } from "../lib/capability";
 import { guidanceOf, takes } from "../lib/request";
 import { set, values } from "../state/form";
 import { situation } from "../state/situation";
+import { BackgroundField } from "./background";
 import { SeedField } from "./seed-field";
 import { SelectField } from "./select-field";
 import { SizeField } from "./size-field";
 import { Slider } from "./slider";
 
+const SPEEDS = ["exact", "fast", "turbo"] as const;
 const MAX_IMAGES = 8;
 const MAX_STEPS = 150;
 const USUAL_STEPS = 60;
@@ -95,8 +98,18 @@ export function Settings() {
           ]}
           onChange={(name) => set({ scheduler: (name || undefined) as typeof scheduler })}
         />
+        {takes(now, "speed") && (
+          <SelectField
+            field="speed"
+            label={t().form.speed}
+            value={values.value.speed ?? "exact"}
+            options={SPEEDS.map((speed) => ({ value: speed, label: t().form.speeds[speed] }))}
+            onChange={(speed) => set({ speed: speed === "exact" ? undefined : (speed as Speed) })}
+          />
+        )}
         <SeedField />
         {takes(now, "width") && <SizeField />}
+        <BackgroundField />
       </div>
     </details>
   );

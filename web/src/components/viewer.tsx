@@ -2,6 +2,7 @@ import { useEffect, useState } from "preact/hooks";
 import type { Job, JobImage } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { useResultUrl } from "../lib/result-url";
+import { backdropOf } from "../lib/transparency";
 import { inputImage } from "../state/form";
 import { keptImage } from "../state/image-store";
 import { Compare } from "./compare";
@@ -31,7 +32,7 @@ export function Viewer({ job, image, imageId }: Props) {
           {url && input && isCompared ? (
             <Compare before={input} after={url} alt={alt} request={job.request} />
           ) : (
-            url && <img src={url} alt={alt} class="result-image" />
+            url && <img src={url} alt={alt} class={`result-image ${backdropOf(job.request)}`} />
           )}
         </div>
       </div>

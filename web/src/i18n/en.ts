@@ -79,6 +79,10 @@ export const en = {
     times: "Enlarge",
     settings: "Settings",
     more: "More settings",
+    speed: "Speed",
+    speeds: { exact: "Exact", fast: "Fast", turbo: "Turbo" },
+    reuseHint: "An earlier result with the same image, settings and seed is returned at once; needs a seed",
+    freeuHint: "Scales parts of the model's features for more detail",
     detail: "Detail pass",
     detailHint: "Parts of the result that these words name are generated again at full resolution",
     detailExample: "such as “face”",
@@ -221,4 +225,27 @@ export const en = {
     sides: { left: "Left", top: "Top", right: "Right", bottom: "Bottom" },
     outpaintHint: "Drag the edges of the frame, or give the pixels to add on each side.",
   },
+  references: {
+    title: "Further images",
+    hint: "Images that the instruction refers to, after the input image.",
+    one: (position: number) => `Image ${position}`,
+  },
+  background: {
+    title: "Background",
+    choices: { keep: "Keep", transparent: "Transparent", replace: "Replace" },
+    prompt: "New background",
+    promptHint: "What the new background should show; the foreground stays as it is",
+  },
+  /** Names of fields under "More settings"; others have the name of the request. */
+  fields: {
+    reuse: "Reuse earlier results",
+    exact_steps: "Run all steps",
+    fast_vae: "Fast VAE",
+    soft_inpainting: "Soft inpainting",
+    seamless_tiling: "Seamless tiling",
+    subseed: "Variation seed",
+    subseed_strength: "Variation strength",
+    pag_scale: "Perturbed-attention guidance",
+    pag_adaptive_scale: "Its decrease over the steps",
+  } as Record<string, string>,
 };

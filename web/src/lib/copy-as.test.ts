@@ -31,6 +31,11 @@ describe("codeFor", () => {
     expect(command).toContain("--steps 4 \\\n  --prompt-weighting \\\n");
   });
 
+  it("writes an option for each further image", () => {
+    const command = codeFor("cli", { image: SHA, instruction: "x", images: ["b", "c"], speed: "fast" }, OPEN);
+    expect(command).toContain("--reference b \\\n  --reference c \\\n  --speed fast");
+  });
+
   it("keeps a value that begins with a hyphen apart from the options", () => {
     expect(codeFor("cli", { image: SHA, prompt: "-a" }, OPEN)).toContain("--prompt=-a \\\n");
   });

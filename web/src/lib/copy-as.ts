@@ -89,7 +89,9 @@ await writeFile("result.png", Buffer.from(await result.arrayBuffer()));
 const OPTION_NAMES: Record<string, string> = { num_inference_steps: "steps" };
 
 function cli({ image, ...fields }: Img2ImgRequest, { service }: Target): string {
-  const options = Object.entries(fields).map(([name, value]) => option(name, value));
+  const options = Object.entries(fields).flatMap(([name, value]) =>
+    name === "images" ? (value as string[]).map((one) => option("reference", one)) : option(name, value),
+  );
   const all = [`img2img submit ${image ?? ""}`.trimEnd(), ...options, `--url ${service}`];
   // Several images have names of their own.
   all.push((fields.num_images ?? 1) > 1 ? "-o 'result-{index}.png'" : "-o result.png");

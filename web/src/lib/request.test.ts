@@ -60,6 +60,31 @@ describe("takes", () => {
     expect(takes(situationWith({ card, ...upscale }), "speed")).toBe(false);
   });
 
+  it("knows what needs another field", () => {
+    const parameters = { subseed: ["img2img" as const], pag_adaptive_scale: ["img2img" as const] };
+    const shown = (values: Values) => {
+      const situation = situationWith({ card: { ...CARD, parameters }, values });
+      return (["reuse", "subseed", "pag_adaptive_scale", "exact_steps"] as const).filter((field) =>
+        takes(situation, field),
+      );
+    };
+    expect(shown({})).toEqual(["exact_steps"]);
+    expect(shown({ seed: 0, denoising_start: 0.5 })).toEqual(["reuse"]);
+    expect(shown({ seed: -1 })).toEqual(["exact_steps"]);
+    expect(shown({ subseed_strength: 0.1, pag_scale: 3 })).toEqual([
+      "subseed",
+      "pag_adaptive_scale",
+      "exact_steps",
+    ]);
+  });
+
+  it("knows which models take several images, in an edit", () => {
+    const card = { ...CARD, max_images: 3 };
+    expect(takes(situationWith({ card, mode: "edit" }), "images")).toBe(true);
+    expect(takes(situationWith({ card }), "images")).toBe(false);
+    expect(takes(situationWith({ mode: "edit" }), "images")).toBe(false);
+  });
+
   it("knows where a refiner works", () => {
     const card = { ...CARD, refiner: true };
     expect(takes(situationWith(), "denoising_end")).toBe(false);
@@ -97,6 +122,42 @@ describe("buildRequest", () => {
       image: "b".repeat(64),
     } as Values;
     expect(buildRequest(situationWith({ values }), IMAGE)).toEqual({ ...IMAGE, prompt: "x" });
+  });
+
+  it("sends the images of an instruction", () => {
+    const values = { instruction: "put them on a table" };
+    const situation = situationWith({ card: { ...CARD, max_images: 2 }, mode: "edit", values });
+    const images = { ...IMAGE, images: ["b".repeat(64)] };
+    expect(buildRequest(situation, images)).toEqual({ ...images, ...values });
+  });
+
+  describe("with a background", () => {
+    const card = { ...CARD, matting: true };
+    const background = { prompt: "a beach" };
+    const values = { prompt: "a house", mask_blur: 8, mask_padding: 32, outpaint: { left: 8 } };
+    const images = { ...IMAGE, mask: "b".repeat(64) };
+
+    it("replaces it in place of a prompt and of a mask", () => {
+      const situation = situationWith({ card, hasMask: true, values: { ...values, background } });
+      expect(taskOf(situation)).toBe("inpaint");
+      expect(buildRequest(situation, images)).toEqual({ ...IMAGE, background, mask_blur: 8 });
+    });
+
+    it("replaces it only where the model can", () => {
+      for (const changes of [{ card: CARD }, { card: { ...card, tasks: ["img2img" as const] } }]) {
+        const situation = situationWith({ ...changes, values: { prompt: "a house", background } });
+        expect(buildRequest(situation, IMAGE)).toEqual({ ...IMAGE, prompt: "a house" });
+      }
+      const edit = situationWith({ card, mode: "edit", values: { instruction: "add snow", background } });
+      expect(buildRequest(edit, IMAGE)).toEqual({ ...IMAGE, instruction: "add snow" });
+    });
+
+    it("makes it transparent with every task", () => {
+      for (const mode of ["transform", "edit", "upscale"] as const) {
+        const situation = situationWith({ card, mode, values: { background: "transparent" } });
+        expect(buildRequest(situation, IMAGE)).toEqual({ ...IMAGE, background: "transparent" });
+      }
+    });
   });
 
   it("sends the options of a mask only with a mask", () => {

@@ -5,6 +5,7 @@ import { has, takesAdapters, takesParameter, upscalerOf } from "./capability";
 /** References to the images of a request. */
 export interface Images {
   image?: string;
+  images?: string[];
   mask?: string;
   controls?: NonNullable<Img2ImgRequest["controls"]>;
   image_prompts?: NonNullable<Img2ImgRequest["image_prompts"]>;
@@ -37,10 +38,11 @@ const OPTIONAL = [
 const MASK_OPTIONS = ["mask_blur", "mask_content", "mask_padding", "soft_inpainting"] as const;
 
 /** Return the task that the service will choose for the request of the form. */
-export function taskOf({ mode, values, hasImage, hasMask, hasControls }: Situation): Task {
+export function taskOf(situation: Situation): Task {
+  const { mode, values, hasImage, hasMask, hasControls } = situation;
   if (mode === "edit") return "edit";
   if (mode === "upscale") return "upscale";
-  if (hasMask || hasMargins(values)) return "inpaint";
+  if (hasMask || hasMargins(values) || replacesBackground(situation)) return "inpaint";
   return hasControls && !hasImage ? "control" : "img2img";
 }
 
@@ -49,6 +51,16 @@ export function guidanceOf({ card, mode, values }: Situation): number {
   const upscaler = mode === "upscale" ? upscalerOf(card, values.upscale) : undefined;
   const own = card.guidance === false ? 1 : (card.default_guidance_scale ?? 7.5);
   return values.guidance_scale ?? upscaler?.default_guidance_scale ?? own;
+}
+
+/** Whether the model can replace the background of the input image in this mode. */
+export function canReplaceBackground({ card, mode }: Situation): boolean {
+  return card.matting === true && mode === "transform" && has(card, "inpaint");
+}
+
+/** Whether the request replaces the background of its image, by a prompt that takes the place of others. */
+export function replacesBackground(situation: Situation): boolean {
+  return typeof situation.values.background === "object" && canReplaceBackground(situation);
 }
 
 function hasMargins({ outpaint }: Values): boolean {
@@ -70,7 +82,7 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
   if (includes(SIZE_FIELDS, field)) return task !== "upscale";
   switch (field) {
     case "prompt":
-      return mode !== "edit";
+      return mode !== "edit" && !replacesBackground(situation);
     case "instruction":
       return mode === "edit";
     case "image_guidance_scale":
@@ -88,11 +100,12 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
       return upscaler !== undefined || card.guidance !== false;
     case "strength":
       return task !== "edit" && task !== "control" && !upscaler && values.denoising_start == null;
-    case "mask":
     case "mask_blur":
+      return mode === "transform" && has(card, "inpaint");
+    case "mask":
     case "mask_padding":
     case "outpaint":
-      return mode === "transform" && has(card, "inpaint");
+      return mode === "transform" && has(card, "inpaint") && !replacesBackground(situation);
     case "mask_content":
       return task === "inpaint" && card.mask_content === true;
     case "sigmas":
@@ -100,7 +113,17 @@ export function takes(situation: Situation, field: keyof Img2ImgRequest): boolea
     case "speed":
       return (card.scheduler_parameters?.speed ?? []).length > 0 && !upscaler;
     case "background":
-      return card.matting === true && mode !== "upscale";
+      return card.matting === true;
+    case "images":
+      return mode === "edit" && (card.max_images ?? 1) > 1;
+    case "reuse":
+      return values.seed != null && values.seed >= 0;
+    case "exact_steps":
+      return values.denoising_start == null;
+    case "subseed":
+      return Boolean(values.subseed_strength);
+    case "pag_adaptive_scale":
+      return Boolean(values.pag_scale);
     case "refine":
       return mode === "transform" && has(card, "inpaint") && (card.masks ?? []).includes("text");
     case "controls":
@@ -131,6 +154,7 @@ export function buildRequest(situation: Situation, images: Images): Img2ImgReque
     const isMaskOption = includes(MASK_OPTIONS, field) && task !== "inpaint";
     if (isEmpty(value) || isMaskOption || (field === "outpaint" && !hasMargins(values))) continue;
     if (field === "mask" && !hasMask) continue;
+    if (field === "background" && typeof value === "object" && !replacesBackground(situation)) continue;
     if (takes(situation, field as keyof Img2ImgRequest)) request[field] = value;
   }
   return request;

@@ -46,6 +46,19 @@ it("knows what a mask begins with", () => {
   expect(inpaint("original")).toEqual({ mask_blur: 4 });
 });
 
+it("knows a background that was replaced", () => {
+  const job = {
+    task: "inpaint",
+    prompt: "a beach",
+    background: "keep",
+    region: { blur: 4, background: true },
+  };
+  expect(restored(job).values).toEqual({ background: { prompt: "a beach" }, mask_blur: 4 });
+  expect(restored({ task: "img2img", background: "transparent" }).values).toEqual({
+    background: "transparent",
+  });
+});
+
 it("knows margins and the mode", () => {
   const region = { blur: 4, margins: { left: 32, top: 0, right: 0, bottom: 0 }, canvas: [160, 128] };
   expect(restored({ task: "inpaint", region }).values).toEqual({ outpaint: region.margins, mask_blur: 4 });

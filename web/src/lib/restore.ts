@@ -71,6 +71,7 @@ export function restored(request: Job["request"] | Record<string, unknown>): Res
     | (Record<"blur" | "padding", number | null | undefined> & {
         content?: string;
         is_soft?: boolean;
+        background?: boolean;
         margins?: Record<string, number>;
       })
     | undefined;
@@ -80,6 +81,10 @@ export function restored(request: Job["request"] | Record<string, unknown>): Res
   if (region?.padding != null) values.mask_padding = region.padding;
   if (region?.content && region.content !== "original") values.mask_content = region.content;
   if (region?.is_soft) values.soft_inpainting = true;
+  if (region?.background) {
+    values.background = { prompt: values.prompt ?? "" };
+    delete values.prompt;
+  }
   const mode = job.task === "edit" || job.task === "upscale" ? job.task : "transform";
   const controls = ((job.controls ?? []) as (RestoredControl & { image?: unknown })[]).map(
     ({ image: _, ...control }) => control,

@@ -6,7 +6,7 @@ import type { Img2ImgRequest, Job } from "../api/generated/types.gen";
 import { t } from "../i18n";
 import { buildRequest, type Images, takes } from "../lib/request";
 import { restored } from "../lib/restore";
-import { controls, fieldErrors, formError, imagePrompts, inputImage, mask, values } from "./form";
+import { controls, fieldErrors, formError, imagePrompts, inputImage, mask, references, values } from "./form";
 import { restoreImage, type StoredImage, storeImage, uploaded } from "./images";
 import { showError, submit } from "./runs";
 import { saved } from "./saved";
@@ -78,10 +78,19 @@ export async function moreLikeThis(job: Job, index: number): Promise<void> {
 async function makeVariants(job: Job, index: number): Promise<void> {
   if (!(await useResult(job.id, index))) return;
   const { values: settings } = restored(job.request);
-  const prompt = settings.prompt ?? settings.instruction ?? "";
+  const { background } = settings;
+  const replaced = typeof background === "object" ? background.prompt : "";
+  const prompt = settings.prompt ?? settings.instruction ?? replaced;
   apply({
     mode: "transform",
-    values: { ...values.value, ...SIMILAR, prompt, seed: undefined },
+    // A background that was replaced is part of the new input.
+    values: {
+      ...values.value,
+      ...SIMILAR,
+      prompt,
+      seed: undefined,
+      background: replaced ? undefined : background,
+    },
     controls: [],
   });
   await run();
@@ -101,6 +110,7 @@ export async function currentRequest(): Promise<Img2ImgRequest | null> {
   const images: Images = {};
   if (inputImage.value) images.image = await uploaded(inputImage.value);
   if (mask.value && takes(now, "mask")) images.mask = await maskReference();
+  if (takes(now, "images")) images.images = await Promise.all(references.value.map(uploaded));
   if (takes(now, "controls")) {
     images.controls = await Promise.all(
       controls.value.map(async ({ key: _, image, ...control }) =>

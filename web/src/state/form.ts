@@ -6,7 +6,7 @@ import { saved } from "./saved";
 /** The way in which the image is used. */
 export type Mode = "transform" | "edit" | "upscale";
 /** The fields of a request without its images. A field that is absent has the service's default. */
-export type Values = Omit<Img2ImgRequest, "image" | "mask" | "controls" | "image_prompts">;
+export type Values = Omit<Img2ImgRequest, "image" | "images" | "mask" | "controls" | "image_prompts">;
 
 export interface ControlRow {
   key: string;
@@ -35,6 +35,8 @@ export const inputImage = signal<StoredImage | null>(null);
 /** Set by the mask editor while something is painted. */
 export const mask = signal<MaskSource | null>(null);
 export const controls = signal<ControlRow[]>([]);
+/** Images that the instruction of an edit refers to, after the input image. */
+export const references = signal<StoredImage[]>([]);
 export const imagePrompts = signal<ImagePromptRow[]>([]);
 /** The fields that the service has rejected, with its sentences. */
 export const fieldErrors = signal<FieldProblem[]>([]);
