@@ -90,13 +90,15 @@ MODULAR = """
 ## Modular pipelines
 
 A model whose index is `modular_model_index.json` is served by the inputs of its blocks, in the same way: an image with
-`strength` is `img2img`, one without is `edit`, and a `mask_image` is `inpaint`. FLUX.3 is such a model. The scale of
-its guider is the `guidance_scale` of requests. Jobs share passes, unless the guider or a block changes modules. Steps
-are counted after each pass of the loop of its blocks, and a job can be stopped before each call of a module.
+`strength` is `img2img`, one without is `edit`, and a `mask_image` is `inpaint`. FLUX.3 and Anima are such models. The
+scale of the guider is the `guidance_scale` of requests. Jobs share passes, unless the guider or a block changes
+modules. Steps are counted after each pass of the loop of the blocks, and a job can be stopped before each call of a
+module.
 
 - All components are read from the folders of the model. FLUX.3 needs no prompt upsampler: without its folder, prompts
   are encoded as given, and with it, an edit has at most {references} images.
 - Blocks that are Python code of the model are refused, as are ControlNets and image prompts of such models.
+- Anima needs torchvision, as does the processor of FLUX.3 (`Qwen3VLProcessor`): `pip install torchvision`.
 - A model that also has a `model_index.json` is served by that.
 
 *Compared*: a test compares jobs with diffusers' `ModularPipeline` on a tiny model, pixel by pixel.
@@ -105,7 +107,7 @@ are counted after each pass of the loop of its blocks, and a job can be stopped 
 |---|---|---|
 """
 # Those of tests/engine/test_modular.py.
-COMPARED = ("Flux3DistilledModularPipeline", "Flux3ModularPipeline", *ORDINARY)
+COMPARED = ("AnimaModularPipeline", "Flux3DistilledModularPipeline", "Flux3ModularPipeline", *ORDINARY)
 IMAGE = ("image", "images", "input_images", "control_image", "reference_image", "image_embeds", "example_image")
 
 

@@ -28,7 +28,7 @@ from tests.support.engines import run_on, run_together
 from tests.support.family_matrix import SIDE, image_of, inputs_of, mask
 from tests.support.images import largest_difference
 from tests.support.model_hub import model_hub
-from tests.support.models.tiny_modular import ORDINARY, change_index, flux3_blocks, modular_copy, tiny_flux3
+from tests.support.models.tiny_modular import ORDINARY, change_index, flux3_blocks, modular_copy, tiny_anima, tiny_flux3
 from tests.support.specs import make_spec
 
 COMMON = {"width": SIDE, "height": SIDE, "scheduler": Scheduler.MODEL}
@@ -158,11 +158,14 @@ def test_guider_that_changes_modules_runs_one_job_at_a_time(flux3: Path, tmp_pat
         assert largest_difference(result, call(pipeline, spec, image=image_of(spec.seed))) == 0
 
 
-@pytest.mark.parametrize("class_name", ORDINARY)
-def test_modular_pipeline_of_listed_family_has_its_pixels(tmp_path: Path, class_name: str) -> None:
-    make, tasks = ORDINARY[class_name]
+@pytest.mark.parametrize("class_name", [*ORDINARY, "AnimaModularPipeline"])
+def test_modular_pipeline_of_other_family_has_its_pixels(tmp_path: Path, class_name: str) -> None:
     kind = getattr(diffusers, class_name)
-    folder = modular_copy(kind, make(tmp_path / "base"), tmp_path / "model")
+    if class_name in ORDINARY:
+        make, tasks = ORDINARY[class_name]
+        folder = modular_copy(kind, make(tmp_path / "base"), tmp_path / "model")
+    else:
+        folder, tasks = tiny_anima(tmp_path / "model"), (Task.IMG2IMG,)
     model = serve(folder)
     assert model.card.tasks == tasks
     # Blocks of Stable Diffusion XL convert the VAE to float32 for a time.
@@ -180,6 +183,12 @@ def test_modular_pipeline_of_listed_family_has_its_pixels(tmp_path: Path, class_
         more |= {"guidance_scale": scale} if "guidance_scale" in pipeline.blocks.input_names else {}
         expected = call(pipeline, spec, image=image_of(spec.seed), **more)
         assert largest_difference(result, expected) <= 1, spec.task
+
+
+def test_anima_needs_torchvision_for_its_mask(tmp_path: Path) -> None:
+    folder = tiny_anima(tmp_path / "model", has_padding_mask=True)
+    with pytest.raises(StartupError, match="CosmosTransformer3DModel requires torchvision; run"):
+        serve(folder)
 
 
 def test_only_files_of_components_are_downloaded(flux3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

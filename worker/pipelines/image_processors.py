@@ -62,6 +62,16 @@ def check_processors(config: Mapping[str, Any]) -> None:
             raise StartupError(f"{class_name} requires torchvision; run `pip install torchvision`")
 
 
+def check_denoiser(denoiser: Any) -> None:
+    """Check that diffusers can run a denoiser: that of Anima resizes a mask with torchvision.
+
+    Raises:
+        StartupError: if it requires torchvision and it is not installed.
+    """
+    if denoiser.config.get("concat_padding_mask") and not is_torchvision_available():
+        raise StartupError(f"{type(denoiser).__name__} requires torchvision; run `pip install torchvision`")
+
+
 def _classes(index: Mapping[str, Any]) -> dict[str, str]:
     """Return the class of each component in a model_index.json."""
     return {name: value[1] for name, value in index.items() if isinstance(value, list | tuple) and len(value) == 2}

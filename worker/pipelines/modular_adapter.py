@@ -21,6 +21,7 @@ from img2img.domain.parameters import Task
 
 from ..errors import StartupError
 from .call_signature import IMAGE_ARGUMENTS, CallSignature, why_not
+from .image_processors import check_denoiser
 from .loading.locations import components
 from .loading.modular_index import GUIDER_CONFIG
 
@@ -71,6 +72,8 @@ class ModularAdapter(DiffusionPipeline):  # type: ignore[misc]
         for name in cls.parts:
             part = loaded[name] if name in loaded else getattr(modular, name)
             parts[name] = modular.get_component_spec(name).load(local_files_only=True) if part is None else part
+        if "transformer" in parts:
+            check_denoiser(parts["transformer"])
         return cls(**parts)
 
     @classmethod

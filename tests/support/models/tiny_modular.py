@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from img2img.domain.parameters import Task
@@ -14,7 +14,10 @@ from img2img.worker.pipelines.image_processors import ImageOnlyProcessor, image_
 from tests.support.models.tiny_families import (
     amplify,
     flux2_autoencoder,
+    qwen3_config,
+    qwen_autoencoder,
     qwen_tokenizer,
+    t5_tokenizer,
     tiny_flux,
     tiny_flux2,
     tiny_klein,
@@ -118,5 +121,47 @@ def modular_copy(kind: Any, base: Path, folder: Path) -> Path:
     pipeline = getattr(diffusers, kind.default_blocks_name)().init_pipeline()
     known = {name: part for name, part in ordinary.components.items() if name in pipeline.components}
     pipeline.update_components(**{name: part for name, part in known.items() if part is not None})
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+    return folder
+
+
+def tiny_anima(folder: Path, *, has_padding_mask: bool = False) -> Path:
+    """Anima in miniature. Its latents are 8 x 8 pixels.
+
+    Args:
+        has_padding_mask: as the published model, which diffusers then runs with torchvision only.
+    """
+    torch.manual_seed(0)
+    transformer = diffusers.CosmosTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        text_embed_dim=16,
+        adaln_lora_dim=4,
+        max_size=(4, 32, 32),
+        extra_pos_embed_type=None,
+        concat_padding_mask=has_padding_mask,
+    )
+    conditioner = diffusers.AnimaTextConditioner(
+        source_dim=16,
+        target_dim=16,
+        model_dim=16,
+        num_layers=1,
+        num_attention_heads=2,
+        target_vocab_size=len(t5_tokenizer()),
+        min_sequence_length=16,
+    )
+    pipeline = diffusers.AnimaAutoBlocks().init_pipeline()
+    pipeline.update_components(
+        text_encoder=Qwen3Model(qwen3_config(2)),
+        tokenizer=qwen_tokenizer(),
+        t5_tokenizer=t5_tokenizer(),
+        text_conditioner=conditioner,
+        vae=qwen_autoencoder(halvings=3),
+        transformer=amplify(transformer),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
     pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
     return folder
