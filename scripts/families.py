@@ -18,7 +18,7 @@ from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.call_signature import read_call
 from img2img.worker.pipelines.conditioning.upscalers import FACTORS
 from img2img.worker.pipelines.families import FAMILIES, family_of
-from img2img.worker.pipelines.modular_adapter import is_modular, modular_tasks
+from img2img.worker.pipelines.modular_blocks import is_modular, modular_tasks
 from tests.support.family_matrix import MODELS, WITH_TORCHVISION, Row, measure
 from tests.support.models.tiny_modular import ORDINARY
 

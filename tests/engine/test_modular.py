@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.modular_pipelines.flux3 import prompt_upsampler
 from huggingface_hub import constants
 
 from img2img.domain.conditioning import InpaintRegion
@@ -28,7 +29,15 @@ from tests.support.engines import run_on, run_together
 from tests.support.family_matrix import SIDE, image_of, inputs_of, mask
 from tests.support.images import largest_difference
 from tests.support.model_hub import model_hub
-from tests.support.models.tiny_modular import ORDINARY, change_index, flux3_blocks, modular_copy, tiny_anima, tiny_flux3
+from tests.support.models.tiny_modular import (
+    ORDINARY,
+    add_prompt_upsampler,
+    change_index,
+    flux3_blocks,
+    modular_copy,
+    tiny_anima,
+    tiny_flux3,
+)
 from tests.support.specs import make_spec
 
 COMMON = {"width": SIDE, "height": SIDE, "scheduler": Scheduler.MODEL}
@@ -134,6 +143,20 @@ def test_distilled_flux3_has_no_guidance(tmp_path: Path) -> None:
     assert (model.card.guidance, model.card.negative_prompt, model.card.default_steps) == (False, False, 16)
     expected = call(stock(folder, flux3_blocks(kind)), spec, image=image_of(1))
     assert largest_difference(run_together(model, [(spec, inputs_of(spec))])[0], expected) == 0
+
+
+def test_flux3_rewrites_prompts_with_its_upsampler(
+    flux3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_upsampler, "MAX_NEW_TOKENS", 8)
+    folder = copy_of(flux3, tmp_path)
+    add_prompt_upsampler(folder)
+    model, spec = serve(folder), edit(1)
+    assert model.card.max_images == 10
+    [result, plain] = [run_together(served, [(spec, inputs_of(spec))])[0] for served in (model, serve(flux3))]
+    expected = call(stock(folder, diffusers.Flux3AutoBlocks()), spec, image=image_of(1))
+    assert largest_difference(result, expected) == 0
+    assert largest_difference(result, plain) > 1
 
 
 def test_subseed_varies_the_noise_of_a_modular_pipeline(flux3: Path) -> None:

@@ -18,7 +18,8 @@ from ..errors import StartupError
 from .call_signature import CallSignature, read_call
 from .families import SIGMAS_SCHEDULERS, Family
 from .image_processors import image_only_processor
-from .modular_adapter import ModularAdapter, is_modular, modular_calls
+from .modular_adapter import ModularAdapter, modular_calls
+from .modular_blocks import is_modular
 from .pipeline_arguments import Arguments
 
 # Ends of the names of classes that share the components of another one.

@@ -6,7 +6,13 @@ from typing import Any
 
 import diffusers
 import torch
-from transformers import Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from img2img.domain.parameters import Task
@@ -98,6 +104,71 @@ def tiny_flux3(folder: Path, *, kind: Any = diffusers.Flux3ModularPipeline) -> P
     # The class that transformers can load without torchvision.
     change_index(folder, tokenizer=["transformers", "Qwen2VLProcessor"])
     return folder
+
+
+def add_prompt_upsampler(folder: Path) -> None:
+    """Add the language model that rewrites prompts to a model of FLUX.3."""
+    torch.manual_seed(5)
+    image, start, end = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+    tokens = qwen_tokenizer(start, end, image, "<|video_pad|>")
+    tokens.chat_template = (
+        "{% for message in messages %}{% for part in message.content %}{% if part.type == 'image' %}"
+        + start
+        + image
+        + end
+        + "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    text = {
+        "vocab_size": len(tokens),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [2, 1, 1],
+            "rope_theta": 10_000.0,
+            "partial_rotary_factor": 1.0,
+        },
+        "bos_token_id": 0,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 1,
+        "out_hidden_size": 16,
+        "num_position_embeddings": 16,
+    }
+    upsampler = Qwen3_5ForConditionalGeneration(
+        Qwen3_5Config(
+            text_config=text,
+            vision_config=vision,
+            image_token_id=tokens.convert_tokens_to_ids(image),
+            video_token_id=tokens.convert_tokens_to_ids("<|video_pad|>"),
+            vision_start_token_id=tokens.convert_tokens_to_ids(start),
+            vision_end_token_id=tokens.convert_tokens_to_ids(end),
+        )
+    )
+    # Without an end, captions have the largest length.
+    upsampler.generation_config.eos_token_id = None
+    amplify(upsampler).save_pretrained(folder / "prompt_upsampler")
+    images = Qwen2VLImageProcessorPil(patch_size=16, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64})
+    processor = ImageOnlyProcessor(images, tokens, chat_template=tokens.chat_template)
+    processor.save_pretrained(folder / "prompt_upsampler_processor")
+    change_index(
+        folder,
+        prompt_upsampler=["transformers", "Qwen3_5ForConditionalGeneration"],
+        prompt_upsampler_processor=["transformers", "Qwen2VLProcessor"],
+    )
 
 
 def change_index(folder: Path, **classes: list[str]) -> None:
