@@ -25,7 +25,6 @@ from tests.support.models.tiny_families import (
     qwen_tokenizer,
     t5_tokenizer,
     tiny_flux,
-    tiny_flux2,
     tiny_klein,
     tiny_qwen_image,
     tiny_sd3,
@@ -38,9 +37,7 @@ ORDINARY: dict[str, tuple[Any, tuple[Task, ...]]] = {
     "StableDiffusionXLModularPipeline": (tiny_sdxl, (Task.IMG2IMG, Task.INPAINT)),
     "StableDiffusion3ModularPipeline": (tiny_sd3, (Task.IMG2IMG,)),
     "FluxModularPipeline": (tiny_flux, (Task.IMG2IMG,)),
-    "Flux2KleinModularPipeline": (tiny_klein, (Task.EDIT,)),
     "Flux2KleinBaseModularPipeline": (tiny_klein, (Task.EDIT,)),
-    "Flux2ModularPipeline": (tiny_flux2, (Task.EDIT,)),
     "QwenImageModularPipeline": (tiny_qwen_image, (Task.IMG2IMG, Task.INPAINT)),
     "ZImageModularPipeline": (tiny_z_image, (Task.IMG2IMG,)),
 }
