@@ -235,7 +235,7 @@ class SubmitFields(TypedDict, total=False):
     """Share of the noise of `subseed` in the initial noise: small values give variations of the image of `seed`. Image
     i then uses `seed` and subseed + i."""
     freeu: FreeUFields
-    """Scale parts of the UNet's features for more detail (FreeU, https://arxiv.org/abs/2309.11497)."""
+    """Scale parts of the UNet's features for more detail (FreeU, arXiv 2309.11497)."""
     pag_scale: float
     """Scale of perturbed-attention guidance (https://arxiv.org/abs/2403.17377): 0 is off, 3 is usual. Each step takes
     half as long again, and is not shared with other jobs."""

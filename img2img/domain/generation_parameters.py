@@ -174,9 +174,7 @@ class GenerationParameters(BaseModel):
     ] = 0.0
     freeu: Annotated[
         FreeU | None,
-        Field(
-            description="Scale parts of the UNet's features for more detail (FreeU, https://arxiv.org/abs/2309.11497)."
-        ),
+        Field(description="Scale parts of the UNet's features for more detail (FreeU, arXiv 2309.11497)."),
         OptionalParameter(
             lacking="does not support `freeu`, which is for the UNets of Stable Diffusion and SDXL; leave it out",
             not_by_upscaler="`freeu` is for the model's own denoiser",

@@ -162,7 +162,10 @@ def test_models_lists_the_models(folder: Path, url: str) -> None:
         ("a.png --output a.tiff", "--output a.tiff: the suffix should be one of .png, .jpg, .jpeg, .webp"),
         ("a.png --output a.jpg --format png", "--format png contradicts --output a.jpg"),
         ("a.png --output a.jpg --quality 0", "--quality should be 1 to 100, got 0"),
-        ("a.png --background transparent -o a.jpg", "a JPEG cannot be transparent; choose PNG or WebP with --format"),
+        (
+            "a.png --background transparent -o a.jpg",
+            "a JPEG cannot be transparent; choose PNG or WebP with --format or the suffix of --output",
+        ),
         ("a.png --quality 9", "--quality is for JPEG and WebP; choose one with --format or the suffix of --output"),
         ("a.png --mask none.png", "[Errno 2] No such file or directory: 'none.png'"),
         ("a.png --skip-existing --overwrite", "--skip-existing and --overwrite exclude each other"),

@@ -252,7 +252,7 @@ class TestWebUI:
             ({"sampler_name": "DPM adaptive"}, "should be one of: DPM++ 2M"),
             ({"restore_faces": True}, "restore_faces"),
             ({"styles": ["cinematic"]}, "styles"),
-            ({"subseed_strength": 0.5}, "subseed_strength"),
+            ({"subseed_strength": 1.5}, "subseed_strength"),
             ({"script_name": "Outpainting mk2"}, "script_name"),
             ({"alwayson_scripts": {"ADetailer": {"args": [{"ad_model": "face.pt"}]}}}, "alwayson_scripts"),
             ({"override_settings": {"sd_vae": "other"}}, "sd_vae"),
