@@ -11,13 +11,16 @@ from pathlib import Path
 
 import diffusers
 from diffusers import DiffusionPipeline
+from diffusers.modular_pipelines.flux3.prompt_upsampler import MAX_REFERENCES
 
 from img2img.domain.parameters import Task
 from img2img.worker.errors import StartupError
 from img2img.worker.pipelines.call_signature import read_call
 from img2img.worker.pipelines.conditioning.upscalers import FACTORS
 from img2img.worker.pipelines.families import FAMILIES, family_of
+from img2img.worker.pipelines.modular_blocks import is_modular, modular_tasks
 from tests.support.family_matrix import MODELS, WITH_TORCHVISION, Row, measure
+from tests.support.models.tiny_modular import ORDINARY
 
 FILE = Path(__file__).parents[1] / "docs" / "families.md"
 INTRO = """# Families
@@ -83,6 +86,28 @@ These make videos, and are refused.
 | class |
 |---|
 """
+MODULAR = """
+## Modular pipelines
+
+A model whose index is `modular_model_index.json` is served by the inputs of its blocks, in the same way: an image with
+`strength` is `img2img`, one without is `edit`, and a `mask_image` is `inpaint`. FLUX.3 and Anima are such models. The
+scale of the guider is the `guidance_scale` of requests. Jobs share passes, unless the guider or a block changes
+modules. Steps are counted after each pass of the loop of the blocks, and a job can be stopped before each call of a
+module.
+
+- All components are read from the folders of the model. FLUX.3 needs no prompt upsampler: without its folder, prompts
+  are encoded as given, and with it, an edit has at most {references} images.
+- Blocks that are Python code of the model are refused, as are ControlNets and image prompts of such models.
+- Anima needs torchvision, as does the processor of FLUX.3 (`Qwen3VLProcessor`): `pip install torchvision`.
+- A model that also has a `model_index.json` is served by that.
+
+*Compared*: a test compares jobs with diffusers' `ModularPipeline` on a tiny model, pixel by pixel.
+
+| class | tasks | compared |
+|---|---|---|
+"""
+# Those of tests/engine/test_modular.py.
+COMPARED = ("AnimaModularPipeline", "Flux3DistilledModularPipeline", "Flux3ModularPipeline", *ORDINARY)
 IMAGE = ("image", "images", "input_images", "control_image", "reference_image", "image_embeds", "example_image")
 
 
@@ -141,12 +166,25 @@ def text(rows: Mapping[str, Row]) -> str:
         INTRO.format(version=re.sub(r"\.\d+$", "", diffusers.__version__)),
         SERVED + _lines(served),
         NOT_MEASURED + _lines(unmeasured),
+        MODULAR.format(references=MAX_REFERENCES) + _lines(list(modular_rows())),
         PARTS + _lines(parts),
         REFUSED + _lines(refused),
         PACKAGES + _lines([f"| `{name}` | {packages} |" for name, packages in substitutes().items()]),
         VIDEOS + _lines([f"| {name} |" for name in videos]),
     ]
     return "".join(parts_of_page)
+
+
+def modular_rows() -> Iterator[str]:
+    """Yield a row for each modular pipeline of diffusers that takes an image."""
+    for name in sorted(dir(diffusers)):
+        if not is_modular(name) or name == "ModularPipeline":
+            continue
+        try:
+            tasks = modular_tasks(name)
+        except StartupError:
+            continue
+        yield f"| `{name}` | {_names(tasks)} | {'yes' if name in COMPARED else 'no'} |"
 
 
 def rows_of(page: str) -> dict[str, Row]:

@@ -11,7 +11,8 @@ from img2img.printable import printable
 
 from .errors import StartupError
 from .pipelines.loading.hub import HubRepository
-from .pipelines.loading.locations import CONFIG, INDEX, PipelineLocation, component_folder
+from .pipelines.loading.locations import CONFIG, PipelineLocation, component_folder
+from .pipelines.loading.modular_index import INDEX, MODULAR_INDEX
 from .pipelines.loading.weight_files import check_file
 
 CANNOT_PULL = 1
@@ -49,7 +50,7 @@ def pull(source: str, revision: str | None, variant: str | None) -> Path:
             check_file(path)
         return path
     repository = HubRepository(source, revision)
-    if repository.has(INDEX):
+    if repository.has(INDEX) or repository.has(MODULAR_INDEX):
         return PipelineLocation(source, revision, variant).folder()
     if repository.has(CONFIG):
         return component_folder(ComponentSource(source=source, revision=revision))

@@ -239,7 +239,7 @@ def _model(name: str, source: str, folder: Path) -> Finding:
     if is_path(source) or path.exists():
         if path.is_file() and path.suffix in SINGLE_FILES:
             return Finding(OK, "model", f"{label}: {path.stat().st_size / GB:.1f} GB")
-        if (path / "model_index.json").is_file():
+        if any((path / name).is_file() for name in ("model_index.json", "modular_model_index.json")):
             return Finding(OK, "model", label)
         return Finding(FAULT, "model", f"{label}: {path} is not a diffusers model: it has no model_index.json")
     return _hub_model(label, source)

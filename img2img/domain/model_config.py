@@ -93,8 +93,8 @@ class ModelConfig(BaseModel):
     source: Annotated[
         str,
         Field(
-            description="folder in diffusers format (with a `model_index.json`), hub id, safetensors or GGUF file, or "
-            "such a file on the hub (`org/name/file.safetensors`); required"
+            description="folder in diffusers format (with a `model_index.json` or `modular_model_index.json`), hub id, "
+            "safetensors or GGUF file, or such a file on the hub (`org/name/file.safetensors`); required"
         ),
     ]
     description: Annotated[

@@ -15,7 +15,7 @@ from ..errors import StartupError
 from .pipeline_arguments import Arguments, to_pil
 
 # Names of the argument for the image, and of that for the mask. An argument with a plural name takes a list.
-_IMAGE = ("image", "images", "input_images")
+IMAGE_ARGUMENTS = ("image", "images", "input_images")
 _MASK = ("mask_image", "mask")
 # Arguments that pipelines cannot do without, although some have None as their default.
 _ALWAYS_NEEDED = ("control_image", "original_image")
@@ -45,7 +45,7 @@ class CallSignature:
 
     @cached_property
     def image(self) -> str:
-        return next(name for name in _IMAGE if name in self.parameters)
+        return next(name for name in IMAGE_ARGUMENTS if name in self.parameters)
 
     @cached_property
     def mask(self) -> str | None:
@@ -135,13 +135,13 @@ def read_call(kind: type[DiffusionPipeline]) -> CallSignature:
         if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     }
     others = (reason for word, reason in _OTHER_KINDS.items() if word in kind.__name__)
-    if reason := next(others, None) or _why_not(parameters):
+    if reason := next(others, None) or why_not(parameters):
         raise StartupError(reason)
     return CallSignature(kind, parameters)
 
 
-def _why_not(parameters: Mapping[str, inspect.Parameter]) -> str | None:
-    image = next((name for name in _IMAGE if name in parameters), None)
+def why_not(parameters: Mapping[str, inspect.Parameter]) -> str | None:
+    image = next((name for name in IMAGE_ARGUMENTS if name in parameters), None)
     given = (image, *_MASK, "prompt", "num_inference_steps", "strength", "width", "height", *_SCALES)
     needed = [
         name

@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline
+from diffusers.modular_pipelines.flux3.prompt_upsampler import MAX_REFERENCES
 from diffusers.pipelines import auto_pipeline
 
 from img2img.domain.conditioning import MAX_REFERENCE_IMAGES
@@ -17,11 +18,13 @@ from ..errors import StartupError
 from .call_signature import CallSignature, read_call
 from .families import SIGMAS_SCHEDULERS, Family
 from .image_processors import image_only_processor
+from .modular_adapter import ModularAdapter, modular_calls
+from .modular_blocks import is_modular
 from .pipeline_arguments import Arguments
 
 # Ends of the names of classes that share the components of another one.
 _SIBLINGS = ("Img2ImgPipeline", "InpaintPipeline", "InpaintingPipeline")
-_END = re.compile(r"(Img2Img|Inpaint|Inpainting)?Pipeline$")
+_END = re.compile(r"(Img2Img|Inpaint|Inpainting|Modular)?Pipeline$")
 _MAPPINGS = (
     auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
     auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
@@ -35,12 +38,14 @@ def generic_family(index: Mapping[str, Any]) -> Family:
     """Return the family of a model.
 
     Args:
-        index: content of its model_index.json.
+        index: content of its model_index.json, or of its modular_model_index.json in the same form.
 
     Raises:
         StartupError: diffusers has no such class, or no request gives the arguments of its call.
     """
     class_name = index["_class_name"]
+    if is_modular(class_name):
+        return _family(class_name, modular_calls(index), index)
     own = _pipeline(class_name)
     if own is None:
         # Of a class whose packages are not all installed, diffusers has a substitute.
@@ -82,7 +87,7 @@ def _family(class_name: str, calls: Mapping[Task, CallSignature], index: Mapping
         negative_prompt=all(call.negative_prompt for call in calls.values()),
         image_guidance=any("image_guidance_scale" in call.parameters for call in calls.values()),
         has_guidance=lambda pipeline: first.scale is not None and _guides(pipeline, first),
-        max_images=MAX_REFERENCE_IMAGES if first.takes_list else 1,
+        max_images=_max_images(first) if first.takes_list else 1,
         guidance_rows=2 if first.negative_prompt else 1,
         unbatched=("img_ids", "txt_ids"),
         load_components=image_only_processor,
@@ -93,6 +98,11 @@ def _family(class_name: str, calls: Mapping[Task, CallSignature], index: Mapping
         runs_alone=any(_changes_modules(call.kind) for call in calls.values()),
         full_strength=tuple(task for task, call in calls.items() if task is Task.INPAINT and not call.has_strength),
     )
+
+
+def _max_images(call: CallSignature) -> int:
+    upsamples = issubclass(call.kind, ModularAdapter) and "prompt_upsampler" in call.kind.parts
+    return MAX_REFERENCES if upsamples else MAX_REFERENCE_IMAGES
 
 
 def add_missing_settings(pipeline: DiffusionPipeline, family: Family) -> None:
@@ -148,6 +158,8 @@ def _guides(pipeline: DiffusionPipeline, call: CallSignature) -> bool:
 
 def _changes_modules(kind: type[DiffusionPipeline]) -> bool:
     """Return whether the call changes modules of the pipeline, so that two jobs would disturb each other."""
+    if issubclass(kind, ModularAdapter):
+        return kind.changes_modules
     source = _source(kind.__call__)
     called = set(re.findall(r"self\.(\w+)\(", source))
     sources = [source, *(_source(getattr(kind, name, None)) for name in called)]

@@ -1,13 +1,14 @@
 """What jobs of a pipeline without an own family share: modules behind gates. Everything else is copied for each job."""
 
 import copy
+import inspect
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline, ModularPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch.utils import _pytree as pytree
 
@@ -23,8 +24,10 @@ AUTOENCODERS = ("vae", "movq", "vqvae", "vqgan")
 _IMAGE_ENCODERS = ("image_encoder", "vision", "siglip", "clip", "depth", "qformer")
 # Schedulers whose timesteps stay in main memory. The arguments of others are not known.
 _HOST_SCHEDULERS = frozenset(class_name for class_name, _ in SCHEDULERS.values())
+# Components that a copied pipeline shares: modules, and what has no state. A modular pipeline refers to the components.
+_SHARED = (torch.nn.Module, VaeImageProcessor, ModularPipeline)
 # Keyword arguments of denoisers without a row dimension.
-_UNBATCHED = ("img_ids", "txt_ids")
+_UNBATCHED = ("img_ids", "txt_ids", "image_cond_ids")
 
 
 class ModuleGate(Gate):
@@ -55,11 +58,15 @@ def install_module_gates(pipeline: DiffusionPipeline) -> None:
             merges = stage == "denoise"
             # Timesteps are in main memory.
             run = upload_arguments(module.forward) if merges else module.forward
-            module.forward = ModuleGate(stage, run, shared=_UNBATCHED if merges else (), merges=merges)
+            gate = ModuleGate(stage, run, shared=_UNBATCHED if merges else (), merges=merges)
+            # Blocks of modular pipelines pass the arguments that the forward of a denoiser has.
+            gate.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
+            module.forward = gate
 
 
 def _stage(component: str) -> str:
-    if "text" in component:
+    # FLUX.3 has a language model that rewrites the prompt.
+    if "text" in component or "upsampler" in component:
         return "encode_prompt"
     return "encode_image" if any(word in component for word in _IMAGE_ENCODERS) else "denoise"
 
@@ -107,7 +114,7 @@ def copy_for_job(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     for name, value in vars(pipeline).items():
         if isinstance(value, DiffusionPipeline):
             setattr(copied, name, copy_for_job(value))
-        elif isinstance(value, ConfigMixin) and not isinstance(value, torch.nn.Module | VaeImageProcessor):
+        elif isinstance(value, ConfigMixin) and not isinstance(value, _SHARED):
             own = copy.deepcopy(value)
             setattr(copied, name, on_host(own) if type(own).__name__ in _HOST_SCHEDULERS else own)
     return copied

@@ -3,7 +3,6 @@
 The Qwen2-VL processor of transformers requires torchvision for its video processor. Images do not need it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin, Qwen
 from transformers.utils import is_torchvision_available
 
 from ..errors import StartupError
+from .loading.modular_index import LocalFiles, read_index
 
 # Classes that this module loads without torchvision.
 _QWEN = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")
@@ -36,20 +36,21 @@ def image_only_processor(folder: str) -> dict[str, ImageOnlyProcessor]:
     """
     if is_torchvision_available():
         return {}
-    index = json.loads((Path(folder) / "model_index.json").read_text())
+    index = read_index(LocalFiles(Path(folder)))
     return {name: _load(folder, name) for name, class_name in _classes(index).items() if class_name in _QWEN}
 
 
 def _load(folder: str, name: str) -> ImageOnlyProcessor:
     image_processor = AutoImageProcessor.from_pretrained(folder, subfolder=name)
-    return ImageOnlyProcessor(image_processor, AutoTokenizer.from_pretrained(folder, subfolder=name))
+    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder=name)
+    return ImageOnlyProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
 
 
 def check_processors(config: Mapping[str, Any]) -> None:
     """Check that transformers can load the processors of a pipeline.
 
     Args:
-        config: content of model_index.json.
+        config: content of model_index.json, or of the index of a modular pipeline in that form.
 
     Raises:
         StartupError: if a processor requires torchvision and it is not installed.
@@ -59,6 +60,16 @@ def check_processors(config: Mapping[str, Any]) -> None:
     for class_name in _classes(config).values():
         if class_name in _WITH_TORCHVISION:
             raise StartupError(f"{class_name} requires torchvision; run `pip install torchvision`")
+
+
+def check_denoiser(denoiser: Any) -> None:
+    """Check that diffusers can run a denoiser: that of Anima resizes a mask with torchvision.
+
+    Raises:
+        StartupError: if it requires torchvision and it is not installed.
+    """
+    if denoiser.config.get("concat_padding_mask") and not is_torchvision_available():
+        raise StartupError(f"{type(denoiser).__name__} requires torchvision; run `pip install torchvision`")
 
 
 def _classes(index: Mapping[str, Any]) -> dict[str, str]:

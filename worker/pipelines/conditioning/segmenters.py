@@ -31,7 +31,8 @@ from ...errors import StartupError
 from ...images.masks import Thing, query_mask, rectangle
 from ..loading.components import load_component
 from ..loading.failures import reporting_failures
-from ..loading.locations import CONFIG, component_folder, read_json
+from ..loading.locations import CONFIG, component_folder
+from ..loading.modular_index import read_json
 from ..loading.placement import Placement
 from .class_segmenter import ClassSegmenter
 from .finders import BoxFinder, ClipSegFinder, Finder, GroundingFinder, ObjectFinder, PixelFinder, Sam3Finder

@@ -40,7 +40,8 @@ from .components import load_component, load_pipeline, module_class, quantise
 from .gguf_files import SUFFIX as GGUF
 from .gguf_files import GGUFFile
 from .hub import HubRepository
-from .locations import INDEX, TEXT_FILES, PipelineLocation, component_folder, components
+from .locations import TEXT_FILES, PipelineLocation, component_folder, components
+from .modular_index import INDEX
 from .quantization import UNQUANTISED, Quantizer
 from .text_encoder_files import text_encoder_file
 from .vae_files import load_vae, reporting_incomplete

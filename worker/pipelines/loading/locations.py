@@ -1,6 +1,5 @@
 """Local folders of pipelines and components: given as a folder, or downloaded from the hub."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ from img2img.domain.model_config import ComponentSource
 
 from ...errors import StartupError
 from .hub import HubRepository
+from .modular_index import INDEX, MODULAR_INDEX, index_name, read_index, read_json
 from .weight_files import choose_variant, is_weight_file
 from .weightless import is_weightless
 
-INDEX = "model_index.json"
 CONFIG = "config.json"
 # Files that configs, tokenizers and processors consist of.
 TEXT_FILES = (".json", ".txt", ".model", ".jinja")
@@ -28,32 +27,50 @@ class PipelineLocation:
     """A pipeline in a folder or on the hub.
 
     Attributes:
-        index: content of its model_index.json.
+        index: content of its model_index.json, or of its modular_model_index.json in the same form.
     """
 
     def __init__(self, source: str, revision: str | None, variant: str | None) -> None:
-        """Read model_index.json, downloading it if necessary.
+        """Read the index, downloading it if necessary.
 
         Raises:
             StartupError: the source is not a pipeline, or there is no access to it.
         """
         self._source, self._revision, self._variant = source, revision, variant
         self._repository: HubRepository | None = None
-        path = Path(source).expanduser()
+        self._folder = path = Path(source).expanduser()
         if path.exists():
-            if not (path / INDEX).is_file():
+            name = index_name(self)
+            if name is None:
                 raise StartupError(_why_no_pipeline(path))
-            self._folder = path
         else:
             self._repository = _repository(source, revision)
-            if not self._repository.has(INDEX):
+            name = index_name(self)
+            if name is None:
                 if self._repository.is_cached_only:
                     raise self._repository.not_cached(INDEX)
                 raise StartupError(f"{source} is not a model in diffusers' format: it has no {INDEX}")
-            self._folder = self._repository.file(INDEX).parent
-        self.index = read_json(self._folder / INDEX)
-        if not isinstance(self.index.get("_class_name"), str):
-            raise StartupError(f"{self._folder / INDEX} has no `_class_name`: it does not name the pipeline's class")
+            self._folder = self._repository.file(name).parent
+        self._is_modular = name == MODULAR_INDEX
+        self.index = read_index(self)
+
+    def has(self, name: str) -> bool:
+        """Return whether the model has a file."""
+        return (self._folder / name).is_file() if self._repository is None else self._repository.has(name)
+
+    def has_folder(self, name: str) -> bool:
+        """Return whether the model has a folder."""
+        if self._repository is None or self._repository.files is None:
+            return (self._folder / name).is_dir()
+        return any(file.startswith(f"{name}/") for file in self._repository.files)
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the model, downloading it if necessary.
+
+        Raises:
+            StartupError: there is no such file, or no access to it.
+        """
+        return self._folder / name if self._repository is None else self._repository.file(name)
 
     def folder(self) -> Path:
         """Return the folder with all files, downloading them if necessary.
@@ -66,9 +83,21 @@ class PipelineLocation:
         if is_weightless():
             return self._repository.folder([name for name in self._repository.files if name.endswith(TEXT_FILES)])
         variant = self._hub_variant(self._repository.files)
+        if self._is_modular:
+            return self._repository.folder(self._modular_files(self._repository.files, variant))
         return Path(
             DiffusionPipeline.download(self._source, revision=self._revision, variant=variant, use_safetensors=True)
         )
+
+    def _modular_files(self, files: tuple[str, ...], variant: str | None) -> list[str]:
+        """Return the files to download: diffusers has no such function for modular pipelines."""
+        parts = components(self.index)
+        return [
+            file
+            for file in files
+            if (folder := file.rpartition("/")[0]) in (*parts, "")
+            and (file.endswith(TEXT_FILES) or (folder and is_weight_file(file.rpartition("/")[2], variant)))
+        ]
 
     def _hub_variant(self, files: tuple[str, ...]) -> str | None:
         """Return the variant to download: files without a variant, unless a component has none."""
@@ -162,16 +191,6 @@ def _repository(source: str, revision: str | None) -> HubRepository:
     if source.endswith(_SINGLE_FILES) or source.startswith((".", "/", "~")):
         raise StartupError(f"{source} does not exist")
     return HubRepository(source, revision)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise StartupError(f"{file} is not valid JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise StartupError(f"{file} is not a JSON object; download it again")
-    return content
 
 
 def _why_no_pipeline(path: Path) -> str:
