@@ -68,7 +68,9 @@ def test_model_is_loaded_as_chosen(mode: MemoryMode, tiles: bool, tmp_path: Path
         assert 0 < description.largest_bytes < description.memory_bytes
         budget = MemoryBudget(None, lambda: 10 * GB, 24 * GB)
         changed = loader.with_mode(config, description.memory_bytes, description.largest_bytes, budget)
-        assert loader.describe(changed).card == description.card
+        card = loader.describe(changed).card
+        assert (card.fingerprint == description.card.fingerprint) == (changed == config)
+        assert card.model_copy(update={"fingerprint": description.card.fingerprint}) == description.card
     assert bool(changed.vae_tiling) == changed.vae_slicing == tiles
 
 
