@@ -323,7 +323,6 @@ def _describe_error(error: ErrorDetails) -> str:
 
 def without_password(url: str) -> str:
     """Return a URL with its passwords replaced by asterisks."""
-    parts = urlsplit(url)
-    query = re.sub(r"(password=)[^&]*", r"\1***", parts.query)
-    netloc = f"***@{parts.netloc.rpartition('@')[2]}" if parts.password else parts.netloc
-    return parts._replace(netloc=netloc, query=query).geturl() if parts.password or query != parts.query else url
+    # Not by `urlsplit`, which refuses several hosts if one is an IPv6 address.
+    address, mark, query = re.sub(r"(?<=://)[^/?#]*:[^/?#]+@", "***@", url).partition("?")
+    return address + mark + re.sub(r"(password=)[^&#]*", r"\1***", query)

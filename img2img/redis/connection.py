@@ -5,6 +5,7 @@ A URL of Sentinels has the form `redis+sentinel://[user:password@]host[:port][,h
 `sentinel_username` and `sentinel_password` are those of the Sentinels.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -47,12 +48,15 @@ def parse_sentinel_url(url: str) -> SentinelUrl:
     Raises:
         ValueError: The URL has no addresses or no service, or a part of it is invalid.
     """
-    parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
+    scheme, _, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    credentials, _, hosts = authority.rpartition("@")
+    # Without the hosts, because `urlsplit` refuses several if one is an IPv6 address.
+    parts = urlsplit(rest.removeprefix(authority))
     service, _, database = parts.path.strip("/").partition("/")
     if not hosts.strip(",") or not service:
         raise ValueError("the URL should be redis+sentinel://host:26379,host:26379/service")
-    server: dict[str, Any] = {"ssl": True} if parts.scheme.lower() == _SCHEMES[1] else {}
+    server: dict[str, Any] = {"ssl": True} if scheme.lower() == _SCHEMES[1] else {}
     sentinel: dict[str, Any] = dict(server)
     username, has_password, password = credentials.partition(":")
     if username:

@@ -44,5 +44,6 @@ def test_invalid_url_of_sentinels(url: str) -> None:
 def test_passwords_are_not_shown() -> None:
     shown = without_password("redis+sentinel://me:secret@a:1,b:2/main?sentinel_password=secret&sentinel_username=x")
     assert shown == "redis+sentinel://***@a:1,b:2/main?sentinel_password=***&sentinel_username=x"
-    for url in ("redis://a:1/0", "unix:///run/redis.sock", "redis+sentinel://a:1,b:2/main"):
+    assert without_password("redis+sentinel://:p@b,[::1]:3/main") == "redis+sentinel://***@b,[::1]:3/main"
+    for url in ("redis://a:1/0", "redis://me@a", "unix:///run/redis.sock", "redis+sentinel://a:1,b,[::1]:3/main"):
         assert without_password(url) == url
