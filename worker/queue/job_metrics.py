@@ -135,9 +135,14 @@ class JobMetrics:
     def _trace(self, execution: JobExecution, outcome: str, now: float) -> None:
         """Add the span of the execution, with its stages as children."""
         record, epoch = execution.record, now - time.perf_counter()
+        begin = record.started_at or record.created_at
+
+        def at(seconds: float) -> float:
+            # The time of Redis is an estimate, by which a stage could be outside of its job.
+            return min(max(epoch + seconds, begin), now)
+
         stages = tuple(
-            SpanData(name, epoch + stage.start, epoch + stage.end)
-            for name, stage in sorted(execution.timeline.stages.items())
+            SpanData(name, at(stage.start), at(stage.end)) for name, stage in sorted(execution.timeline.stages.items())
         )
         attributes: dict[str, Value] = {
             "img2img.job_id": record.id,
@@ -147,6 +152,6 @@ class JobMetrics:
             "img2img.steps": record.spec.total_steps,
             "img2img.end": outcome,
         }
-        run = SpanData("run", record.started_at or record.created_at, now)
+        run = SpanData("run", begin, now)
         status = "failed" if outcome == JobStatus.FAILED else None
         self._tracer.record(run, record.traceparent, attributes, stages, status)
