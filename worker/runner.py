@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from img2img.domain.geometry import visible_box
@@ -375,21 +376,13 @@ class JobRunner:
             raise JobError("the model has no `matting` any more; submit the job again with a mask")
         assert spec.image is not None
         image = decode_png(pngs[spec.image]).convert("RGB")
-        prepared, ended = matting.prepare(image), threading.Event()
-        task = EngineTask(lambda _task: matting.alpha(image, prepared), lambda _task: ended.set(), urgency=urgency)
-        self._engine.submit_short([task])
-        ended.wait()
-        if task.error is not None:
-            raise _to_job_error(task.error)
-        is_background = task.result < FOREGROUND / 2
+        prepared = matting.prepare(image)
+        is_background = self._run_short(lambda _task: matting.alpha(image, prepared), urgency) < FOREGROUND / 2
         if is_background.all():
             raise JobError("no foreground was found in the image; send a mask instead of a new `background`")
         if not is_background.any():
             raise JobError("the image has no background: all of it is foreground")
-        png = encode_png(np.repeat(is_background[..., None] * np.uint8(255), 3, axis=2), None)
-        digest = sha256(png).hexdigest()
-        region = spec.region.model_copy(update={"mask": digest, "background": False})
-        return spec.model_copy(update={"region": region}), {**pngs, digest: png}
+        return _with_mask(spec, pngs, is_background * np.uint8(255), background=False)
 
     def _find_mask(
         self, spec: InpaintSpec, pngs: Mapping[str, bytes], model: Model, urgency: Urgency
@@ -399,20 +392,29 @@ class JobRunner:
         assert region.find is not None
         assert spec.image is not None
         image, find = decode_png(pngs[spec.image]), region.find
-        ended = threading.Event()
-        task = EngineTask(lambda _: model.segmenters.mask(image, find), lambda _: ended.set(), urgency=urgency)
-        self._engine.submit_short([task])
-        ended.wait()
+        mask = self._run_short(lambda _task: model.segmenters.mask(image, find), urgency)
+        changes: dict[str, object] = {}
+        if region.padding is not None:
+            masked, size = mask.getbbox(), (spec.width, spec.height)
+            changes["box"] = visible_box(masked, region.margins, region.canvas, region.padding, model.card, size)
+        return _with_mask(spec, pngs, np.asarray(mask), **changes)
+
+    def _run_short(self, function: TaskFunction, urgency: Urgency) -> Any:
+        """Return the result of a task of a single call. Waits for the engine. Raises JobError."""
+        task = self._engine.run_task(function, urgency=urgency, is_short=True)
         if task.error is not None:
             raise _to_job_error(task.error)
-        png = encode_png(np.asarray(task.result.convert("RGB")), None)
-        digest = sha256(png).hexdigest()
-        found: dict[str, object] = {"mask": digest}
-        if region.padding is not None:
-            masked, size = task.result.getbbox(), (spec.width, spec.height)
-            found["box"] = visible_box(masked, region.margins, region.canvas, region.padding, model.card, size)
-        spec = spec.model_copy(update={"region": region.model_copy(update=found)})
-        return spec, {**pngs, digest: png}
+        return task.result
+
+
+def _with_mask(
+    spec: InpaintSpec, pngs: Mapping[str, bytes], mask: npt.NDArray[np.uint8], **changes: object
+) -> tuple[InpaintSpec, Mapping[str, bytes]]:
+    """Return a job with a mask (uint8, of shape (height, width)) and its images with it, as a PNG."""
+    png = encode_png(np.repeat(mask[..., None], 3, axis=2), None)
+    digest = sha256(png).hexdigest()
+    region = spec.region.model_copy(update={"mask": digest, **changes})
+    return spec.model_copy(update={"region": region}), {**pngs, digest: png}
 
 
 @contextmanager

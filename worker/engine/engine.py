@@ -28,7 +28,7 @@ from .priority_shares import HIGHEST
 from .row_buckets import largest_bucket
 from .row_memory import MemoryMeter, RowMemory
 from .row_probe import Independence, probe_rows
-from .task import EngineTask, TaskStopped
+from .task import EngineTask, TaskFunction, TaskStopped, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,21 @@ class Engine:
         with self._changed:
             self._short.extend(tasks)
             self._changed.notify()
+
+    def run_task(
+        self,
+        function: TaskFunction,
+        *,
+        urgency: Urgency = Urgency(),  # noqa: B008  # frozen
+        is_short: bool = False,
+        measures_memory: bool = False,
+    ) -> EngineTask:
+        """Submit one task and wait for it. Not for the engine's thread. Returns the task, with its result or error."""
+        ended = threading.Event()
+        task = EngineTask(function, lambda _task: ended.set(), urgency=urgency, measures_memory=measures_memory)
+        (self.submit_short if is_short else self.submit)([task])
+        ended.wait()
+        return task
 
     def shut_down(self) -> None:
         """Let `run` return once every task has ended."""

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -158,10 +157,7 @@ def _compile(compiled: CompiledRun, rows: int, _task: EngineTask) -> None:
 
 def _run(engine: Engine, function: TaskFunction, *, measures_memory: bool = False) -> None:
     """Wait for a task of the engine, and raise its error."""
-    ended = Event()
-    task = EngineTask(function, lambda _task: ended.set(), measures_memory=measures_memory)
-    engine.submit([task])
-    ended.wait()
+    task = engine.run_task(function, measures_memory=measures_memory)
     if task.error is not None:
         raise task.error
 
