@@ -4,10 +4,8 @@ The map is made by the worker that would make it for POST /img2img: some maps ne
 previews should be the one that its job follows, byte for byte.
 """
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
-from ..dependencies import ServicesDep
 from ..openapi import operations as openapi
 from ..schemas.responses import Job
 from ..submission.submit import JobSubmitterDep
@@ -23,10 +21,6 @@ router = APIRouter(tags=["jobs"])
     openapi_extra={"requestBody": openapi.CONTROL_MAP_BODY},
     responses=openapi.SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 429, 500, 503, 507),
 )
-async def submit_control_map(
-    submitter: JobSubmitterDep, request: ControlMapRequestDep, response: Response, services: ServicesDep
-) -> Job:
+async def submit_control_map(submitter: JobSubmitterDep, request: ControlMapRequestDep, response: Response) -> Job:
     """Queue a job whose image 0 is the map. Its path can be the `image` of a control, with `preprocess` false."""
-    submitted = await submitter.submit(request)
-    response.headers.update(submitted.headers)
-    return Job.from_record(submitted.record, *await run_sync(services.eta.estimate, [submitted.record]))
+    return await submitter.submit_job(request, response)

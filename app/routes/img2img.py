@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Response
 
 from ..openapi import operations as openapi
@@ -34,9 +33,4 @@ async def submit_img2img(
     if dry_run:
         response.status_code = 200
         return await submitter.dry_run(request)
-    submitted = await submitter.submit(request)
-    response.headers.update(submitted.headers)
-    estimate = submitted.estimate
-    if estimate is None:
-        [estimate] = await run_sync(submitter.services.eta.estimate, [submitted.record])
-    return Job.from_record(submitted.record, estimate)
+    return await submitter.submit_job(request, response)

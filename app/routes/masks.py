@@ -3,10 +3,8 @@
 It is the mask that POST /img2img would use, so that a client can look at it first.
 """
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
-from ..dependencies import ServicesDep
 from ..openapi import operations as openapi
 from ..schemas.responses import Job
 from ..submission.submit import JobSubmitterDep
@@ -22,10 +20,6 @@ router = APIRouter(tags=["jobs"])
     openapi_extra={"requestBody": openapi.MASK_BODY},
     responses=openapi.SUBMITTED | openapi.problems(400, 410, 413, 415, 422, 429, 500, 503, 507),
 )
-async def submit_mask(
-    submitter: JobSubmitterDep, request: MaskRequestDep, response: Response, services: ServicesDep
-) -> Job:
+async def submit_mask(submitter: JobSubmitterDep, request: MaskRequestDep, response: Response) -> Job:
     """Queue a job whose image 0 is the mask, of the size of `image`. Its path can be the `mask` of another request."""
-    submitted = await submitter.submit(request)
-    response.headers.update(submitted.headers)
-    return Job.from_record(submitted.record, *await run_sync(services.eta.estimate, [submitted.record]))
+    return await submitter.submit_job(request, response)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Generic, Protocol, TypeVar
 
 from anyio.to_thread import run_sync
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Response
 
 from img2img.domain.api_key import Scope
 from img2img.domain.blob_keys import input_key, presigned_upload, upload_key
@@ -29,7 +29,7 @@ from ..http.errors import DeadlineUnmet, InsufficientScope
 from ..http.in_flight import HeldBytes
 from ..schemas.request_fields import MaskObject
 from ..schemas.requests import ControlMapRequest, Img2ImgRequest, MaskRequest
-from ..schemas.responses import DryRunResult, QueueEstimate
+from ..schemas.responses import DryRunResult, Job, QueueEstimate
 from ..webhooks.ssrf_guard import check_webhook
 from .defaults import resolve_generation
 from .image_reader import ImageReader
@@ -115,9 +115,8 @@ class JobSubmitter:
         if self.idempotency_key:
             fingerprint = await run_sync(request.fingerprint, limiter=self.services.parsers)
             key = IdempotencyKey(self.idempotency_key, fingerprint, options.owner)
-            earlier = await run_sync(self.visible_queue().find_by_idempotency_key, key)
-            if earlier:
-                return Submitted(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
+            if earlier := await run_sync(self._find_earlier, key):
+                return earlier
         await run_sync(self.services.queue.check_limits, options.owner)
         spec, blobs = await self._resolve(request)
         self.held_bytes.add(sum(map(len, blobs.values())))
@@ -129,14 +128,22 @@ class JobSubmitter:
             self._enqueue, spec, blobs, options, key, may_reuse, must_finish=True
         )
 
+    async def submit_job(self, request: Request, response: Response) -> Job:
+        """Queue a job as `submit` does, set the headers of the response, and return the job with its estimate."""
+        submitted = await self.submit(request)
+        response.headers.update(submitted.headers)
+        estimate = submitted.estimate
+        if estimate is None:
+            [estimate] = await run_sync(self.services.eta.estimate, [submitted.record])
+        return Job.from_record(submitted.record, estimate)
+
     def _submit_at_once(self, request: Request, options: JobOptions) -> Submitted[JobRecord]:
         """Queue a job whose images are not decoded here, as `submit` does."""
         key = None
         if self.idempotency_key:
             key = IdempotencyKey(self.idempotency_key, request.fingerprint(), options.owner)
-            earlier = self.visible_queue().find_by_idempotency_key(key)
-            if earlier:
-                return Submitted(earlier, {"Location": f"/jobs/{earlier.id}", **REPLAYED})
+            if earlier := self._find_earlier(key):
+                return earlier
         self.services.queue.check_limits(options.owner)
         spec, blobs = self._build_spec(request)
         if options.deadline_policy is DeadlinePolicy.REJECT:
@@ -145,6 +152,11 @@ class JobSubmitter:
         submitted = self._enqueue(spec, blobs, options, key, may_reuse)
         [estimate] = self.services.eta.estimate([submitted.record])
         return replace(submitted, estimate=estimate)
+
+    def _find_earlier(self, key: IdempotencyKey) -> Submitted[JobRecord] | None:
+        """Return the job of an earlier request with this key."""
+        record = self.visible_queue().find_by_idempotency_key(key)
+        return Submitted(record, {"Location": f"/jobs/{record.id}", **REPLAYED}) if record else None
 
     async def dry_run(self, request: Request) -> DryRunResult:
         """Return the job that the request would make. Raises the errors of `submit`, except for limits."""
