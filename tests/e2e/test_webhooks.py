@@ -161,21 +161,21 @@ def test_running_prediction_sends_its_start_and_its_progress(
         return [body["status"] for body in bodies(len(receiver.got)) if body["id"] == job_id]
 
     with receiving() as receiver, running_dispatcher(signing):
-        started, told, output = create("start", "completed"), create("logs"), create("output")
-        for job_id in (started, told, output):
+        started, logged, output = create("start", "completed"), create("logs"), create("output")
+        for job_id in (started, logged, output):
             queue.job_store.start(job_id, execution=job_id, worker="w")
-        assert sorted(body["id"] for body in bodies(2)) == sorted((started, told))
-        steps = api.get(f"/jobs/{told}").json()["progress"]["steps"]
-        queue.job_store.record_progress([Progress(told, told, steps // 2, steps)])
+        assert sorted(body["id"] for body in bodies(2)) == sorted((started, logged))
+        steps = api.get(f"/jobs/{logged}").json()["progress"]["steps"]
+        queue.job_store.record_progress([Progress(logged, logged, steps // 2, steps)])
         progress = bodies(3)[2]
-        assert (progress["id"], progress["status"], progress["output"]) == (told, "processing", None)
+        assert (progress["id"], progress["status"], progress["output"]) == (logged, "processing", None)
         assert f"{steps // 2}/{steps}" in progress["logs"]
-        for job_id in (started, told, output):
+        for job_id in (started, logged, output):
             queue.job_store.succeed(job_id, execution=job_id, images=[], timings={}, steps=steps)
         bodies(5)
         wait_for(lambda: not redis.zcard(INTERIM_EVENTS))
         assert statuses(started) == ["processing", "succeeded"]
-        assert statuses(told) == ["processing"] * 2
+        assert statuses(logged) == ["processing"] * 2
         assert statuses(output) == ["succeeded"]
 
 

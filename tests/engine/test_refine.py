@@ -1,7 +1,6 @@
 """The detail pass equals the same calls of the stock pipelines by hand, alone and in company."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation
 
@@ -29,6 +27,8 @@ from tests.support.models.tiny_annotators import tiny_segmentation
 from tests.support.models.tiny_models import tiny_sd
 from tests.support.specs import make_spec
 from tests.support.stock import call_stock
+
+pytestmark = pytest.mark.usefixtures("no_grad")
 
 SIZE = 96, 64
 NAMES = {0: "wall", 1: "house", 2: "tree"}
@@ -81,12 +81,6 @@ class Served:
                 resized = Image.fromarray(pixels).resize((right - left, bottom - top), Image.Resampling.LANCZOS)
                 image.paste(resized, box[:2], mask.crop(box))
         return np.asarray(image), count
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(scope="module")

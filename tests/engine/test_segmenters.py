@@ -1,7 +1,6 @@
 """Masks by words, points and boxes equal the outputs of the transformers models."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
@@ -50,6 +49,8 @@ from tests.support.models.tiny_models import tiny_sd
 from tests.support.models.tiny_segmenters import tiny_clipseg, tiny_grounding_dino, tiny_sam, tiny_sam2
 from tests.support.specs import make_spec
 
+pytestmark = pytest.mark.usefixtures("no_grad")
+
 WIDTH, HEIGHT = 96, 64
 NAMES = {0: "wall", 1: "house; building", 2: "tree"}
 
@@ -69,12 +70,6 @@ def agree(found: np.ndarray, expected: np.ndarray) -> None:
     assert found.shape == expected.shape == (HEIGHT, WIDTH)
     assert (found == expected).mean() > 0.98
     assert 0.01 < expected.mean() < 0.99
-
-
-@pytest.fixture(autouse=True)
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,13 @@ def running_engine(slots: int = 1) -> Iterator[Engine]:
     thread.join()
 
 
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """Run modules without gradients, as the engine does."""
+    with torch.no_grad():
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Run torch on one thread in the importing module: the small models of the tests are slower with more threads."""
