@@ -87,10 +87,15 @@ class Scheduler:
 
     Pressed jobs are in order of their deadlines, rather than of their slack: by slack two jobs would take turns, and
     both be late.
+
+    Args:
+        times: predicts how long calls take.
+        slots: the most calls of a batch. None: no limit.
     """
 
-    def __init__(self, times: CallTimes) -> None:
+    def __init__(self, times: CallTimes, slots: int | None = None) -> None:
         self._times = times
+        self._slots = slots
         self._shares = PriorityShares()
         self._short_until = 0.0
 
@@ -110,12 +115,13 @@ class Scheduler:
         elif now < self._short_until:
             row_limit = self._short(calls, row_limit)
         if len(first_of) == 1:
-            return self._pick_equals(calls, row_limit, now)
+            return self._pick_equals(calls, row_limit, now)[: self._slots]
         priority, paid = self._shares.next({p: call.rows for p, call in first_of.items()})
         equals = [call for call in calls if call.task.priority == priority]
         limit = row_limit if math.isinf(paid) else (lambda call: min(row_limit(call), max(int(paid), call.rows)))
         batch = self._pick_equals(equals, limit, now)
         self._join(batch, [call for call in calls if call.task.priority > priority], row_limit(batch[0]))
+        batch = batch[: self._slots]
         for call in batch:
             self._shares.charge(call.task.priority, call.rows)
         return batch
