@@ -170,8 +170,8 @@ def test_all_run_while_every_deadline_can_be_met_in_a_full_batch():
 
 
 def test_pressed_job_gets_a_batch_that_is_fast_enough_for_it():
-    # Ten calls in five seconds: none may take longer than about 0.4 s, which is four rows.
-    pressed, others = denoise(deadline=5.1 + FINISH_S), [denoise() for _ in range(9)]
+    # Ten calls in seven seconds: none may take longer than about 0.42 s, which is four rows.
+    pressed, others = denoise(deadline=7.1 + FINISH_S), [denoise() for _ in range(9)]
     assert pick([*others, pressed]) == [pressed, others[0]]
 
 
@@ -185,6 +185,20 @@ def test_job_that_cannot_meet_its_deadline_delays_no_other():
     assert pick([late, *(denoise() for _ in range(9)), pressed]) == [pressed]
     calls = [late, *(denoise() for _ in range(9))]
     assert pick(calls) == calls
+
+
+def test_job_is_not_given_up_for_a_small_error_of_the_predicted_time():
+    # Ten calls of 0.2 s.
+    nearly, others = denoise(deadline=1.8 + FINISH_S), [denoise() for _ in range(9)]
+    assert pick([*others, nearly]) == [nearly]
+
+
+def test_batch_has_at_most_as_many_calls_as_slots():
+    times = CallTimes()
+    times.record("denoise", "denoise", 2, 0.1)
+    for priorities in ([1] * 9, [0] * 9, [0, 1] * 5):
+        calls = [denoise(priority, deadline=0.2) for priority in priorities]
+        assert 1 <= len(Scheduler(times, slots=4).pick(calls, lambda _call: 64, 0.0)) <= 4
 
 
 def test_other_calls_wait_for_pressed_jobs_for_a_limited_time():
@@ -276,7 +290,7 @@ def poisson_arrivals(seed: int, load: float) -> list[tuple[float, int, float]]:
 
 
 @pytest.mark.parametrize("load", [1.0, 1.2])
-def test_more_deadlines_are_met_than_first_in_first_out_at_the_same_throughput(load: float):
+def test_more_deadlines_are_met_than_first_in_first_out_at_nearly_the_same_latency(load: float):
     met, latency = {}, {}
     for knows_deadlines in (False, True):
         ended = [
@@ -287,7 +301,7 @@ def test_more_deadlines_are_met_than_first_in_first_out_at_the_same_throughput(l
         met[knows_deadlines] = sum(is_met for is_met, _ in ended) / len(ended)
         latency[knows_deadlines] = sum(seconds for _, seconds in ended) / len(ended)
     assert met[True] >= met[False] + 0.3, met
-    assert latency[True] <= 1.1 * latency[False], latency
+    assert latency[True] <= 1.2 * latency[False], latency
 
 
 def test_call_times_are_predicted_between_and_beyond_those_that_ran():
