@@ -114,7 +114,7 @@ class Sum(Deferred):
 
     def set(self, value: torch.Tensor) -> None:
         """Set the tensor."""
-        self._value = value.to(self.dtype)
+        self._value = _converted(value, self.dtype)
         self._terms, self.group = [], ()
 
     def tensor(self) -> torch.Tensor:
@@ -224,8 +224,13 @@ def calculate(sums: Iterable[Sum]) -> None:
 
 
 def _single_precision(member: Sum) -> Terms:
-    terms = [(tensor.float(), factor) for tensor, factor in member.terms]
+    terms = [(_converted(tensor, torch.float32), factor) for tensor, factor in member.terms]
     return terms or [(torch.zeros(member.shape, device=member.device), 1.0)]
+
+
+def _converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # Comparing first is faster.
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def add_up(sums: Sequence[Terms]) -> list[torch.Tensor]:
