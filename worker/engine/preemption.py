@@ -1,7 +1,7 @@
 """Breaks off the call that runs on a CPU when a task of the highest priority comes.
 
 A call of a full batch can take as long as a whole job alone. The tasks of a call that is broken off stay parked, and it
-runs again later: what a module returns depends on its arguments alone. A GPU has all kernels of a call in its queue
+runs again later: the output of a module depends on its arguments alone. A GPU has all kernels of a call in its queue
 before they can be broken off, so calls on a GPU run to their end.
 """
 

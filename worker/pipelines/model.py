@@ -178,7 +178,7 @@ class Model:
         for module in self.modules():
             keep_module_lookups(module, self.device)
         if self.device.type == "cpu" and not self.compiled:
-            # Not to text encoders: one may restore what it has replaced only at the end of its call.
+            # Not to text encoders: one may restore its replaced parts only at the end of its call.
             add_break_points(module for module in self.modules() if isinstance(module, diffusers.ModelMixin))
         self.preparation = Preparation(self._all_pipelines(), self.device)
 
