@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from pydantic_core import from_json
 
 from img2img.domain.masks import MaskQuery
-from img2img.domain.parameters import Text
+from img2img.domain.parameters import Background, Text
 from img2img.errors import ParameterError
 
 from .image_references import ImageReference, parse_reference
@@ -191,14 +191,19 @@ class BackgroundPrompt(BaseModel):
     prompt: Annotated[Text, Field(description="Prompt of the new background.", examples=["a beach at sunset"])]
 
 
-def background_fields(value: object) -> object:
-    """Return the fields of a background that a form sent as JSON text. Other text is returned as it is."""
-    if not isinstance(value, str) or not is_object(value):
-        return value
-    try:
-        return _parse_json_text(value)
-    except ValueError as error:
-        raise ValueError(f"Input should be `keep`, `transparent` or a JSON object: {error}") from None
+def parse_background(value: object) -> Background | BackgroundPrompt:
+    """Return what happens to the background.
+
+    Raises:
+        ValueError: It is none of the values. Errors of an object name its fields.
+    """
+    if isinstance(value, str) and is_object(value):
+        value = _parse_json_text(value)
+    if isinstance(value, dict):
+        return BackgroundPrompt.model_validate(value, strict=True)
+    if isinstance(value, str) and value in list(Background):
+        return Background(value)
+    raise ValueError(f"Input should be {', '.join(Background)} or an object with a `prompt`")
 
 
 def check_upscale_factor(value: int) -> int:

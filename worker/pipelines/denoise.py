@@ -128,7 +128,6 @@ def _denoise(
         adapters.activate(pipeline)
         if inputs.noise is not None:
             _start_from(inputs.noise, pipeline)
-        attach_regions(pipeline, spec, inputs.regions, model.embeddings, has_long_prompt=job.has_long_prompt)
         controlled: dict[str, Any] = {}
         if spec.control_maps:
             maps = control_maps(model, spec, inputs)
@@ -229,6 +228,8 @@ def _call(
         elif spec.strength < 1 and spec.region.content is not MaskContent.ORIGINAL:
             replace_masked_latents(pipeline, spec.region.content, inputs.mask, seed)
     change_denoiser(pipeline, spec)
+    # After the changes, which the calls of all regions have.
+    attach_regions(pipeline, spec, inputs.regions, model.embeddings, has_long_prompt=job.has_long_prompt)
     order = getattr(pipeline.scheduler, "order", 1)
     end_call = attach_step_cache(pipeline, spec, engine_task)
 
