@@ -51,6 +51,12 @@ NOT_READ = (
     "URLs and file names are not read: send the bytes of the image, as base64 or as a file of a form, or send them to "
     "`POST /images` and give its `sha256`"
 )
+# These would be base64 by chance.
+REFERENCE_PATHS = ("/jobs/", "/uploads/")
+NO_REFERENCE = (
+    "Input should be the path of a result, `/jobs/` with an id and `/images/0`, or the `image` that `POST /uploads` "
+    "has returned"
+)
 
 
 def parse_image(value: object) -> bytes:
@@ -97,6 +103,8 @@ ImageBytes = Annotated[
 def parse_image_or_reference(value: object) -> bytes | ImageReference:
     """Return the bytes of an image, or a reference to a stored one."""
     reference = parse_reference(value) if isinstance(value, str) else None
+    if reference is None and isinstance(value, str) and value.startswith(REFERENCE_PATHS):
+        raise ValueError(NO_REFERENCE)
     return reference or parse_image(value)
 
 

@@ -124,6 +124,12 @@ class ImagePromptRequest(BaseModel):
         ),
     ] = None
 
+    @model_validator(mode="after")
+    def _has_one_scale(self) -> Self:
+        if self.blocks is not None and "scale" in self.model_fields_set:
+            raise ValueError("`blocks` takes the place of `scale`; leave one of the two out")
+        return self
+
 
 class RegionRequest(BaseModel):
     """A part of the image with a separate prompt."""

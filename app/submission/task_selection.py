@@ -49,6 +49,9 @@ def choose_task(request: Img2ImgRequest) -> Task:
         raise ParameterError("image", "Field required")
     for name in given:
         _check_task(name, REQUIREMENTS[name], task, given)
+    if task is Task.INPAINT and "resize" in given and "controls" not in given:
+        message = "The result has the size of `image`, and only images of `controls` are brought to it; leave it out"
+        raise ParameterError("resize", message, got=request.resize.value)
     if task is Task.CONTROL and request.strength not in (None, 1):
         raise ParameterError("strength", "Without `image` there is nothing to keep: input should be 1 or absent")
     return task

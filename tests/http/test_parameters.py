@@ -186,6 +186,11 @@ def test_default_speed_goes_with_every_scheduler(send: Callable[..., httpx.Respo
         ({"image_prompts": blocks({"up": {"block_1": 1}})}, BLOCKS + "up.block_1", "it has: down.block_1, up.block_0"),
         ({"image_prompts": blocks({"up": {"block_0": [1, 0]}})}, BLOCKS + "up.block_0", "each of the 3 attentions"),
         ({"image_prompts": blocks({"left": 1})}, BLOCKS + "left", "has no such block"),
+        (
+            {"image_prompts": blocks({"mid": 1}).replace('"blocks"', '"scale": 0.6, "blocks"')},
+            "image_prompts.0",
+            "leave one of the two out",
+        ),
         ({"image_prompts": blocks({"up": {"block_0": "x"}})}, BLOCKS + "up", "an object of these by block"),
         ({"clip_skip": 11}, "clip_skip", "less than or equal to 10"),
         ({"eta": 1.5}, "eta", "less than or equal to 1"),
