@@ -45,7 +45,7 @@ def steps_of_schedule(schedule: int, strength: float, scheduler: Scheduler) -> i
 def schedule_of_steps(steps: int, strength: float, scheduler: Scheduler) -> int:
     """Return the shortest schedule of which that many steps are run at a strength above 0.
 
-    `MAX_SCHEDULE` + 1 stands for any schedule that is longer than every scheduler's longest.
+    It is `MAX_SCHEDULE` + 1 if no scheduler has one that is long enough.
     """
     schedule = max(steps, int(min(steps / strength, MAX_SCHEDULE + 2)) - 1)
     while schedule <= MAX_SCHEDULE and steps_of_schedule(schedule, strength, scheduler) < steps:
