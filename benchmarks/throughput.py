@@ -24,17 +24,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypedDict
 
-import numpy as np
 import torch
 
 import img2img.demo_model
 from benchmarks.limit import images_per_s
+from benchmarks.pixels import largest_difference
 from benchmarks.plot import draw
 from benchmarks.random_model import make_random_model
 from benchmarks.sides import Stock, in_engine, litserve
 from benchmarks.workload import MIXES, Job, jobs
 from img2img.worker.engine.engine import Engine
-from img2img.worker.images.png import decode_png
 from img2img.worker.pipelines.loading.served_models import config_for
 from img2img.worker.pipelines.model import Model, load_model
 from img2img.worker.runtime.allocator import configure_malloc
@@ -71,12 +70,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = _folder(options.model, stack)
-        stock, model = Stock(folder), load_model(config_for(folder), device="cpu")
+        stock, model = Stock.from_folder(folder), load_model(config_for(folder), device="cpu")
         configuration = _configuration(options, stock, model)
         _log("\n".join(f"{name}: {value}" for name, value in configuration.items()))
         sides = {STOCK: stock.one_by_one, **_sides(options, folder, model, stack)}
         sides |= _variants(options, folder)
-        results = {mix: _measure(mix, sides, model, options.jobs, options.rounds) for mix in options.mixes}
+        results = {mix: measure(mix, sides, model, options.jobs, options.rounds) for mix in options.mixes}
         for mix, sides_of_mix in results.items():
             _add_limit(sides_of_mix, images_per_s(model, jobs(mix, model.card, options.jobs, 0)))
     if options.plot:
@@ -149,7 +148,8 @@ def _variants(options: argparse.Namespace, folder: str) -> dict[str, Side]:
     return sides
 
 
-def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds: int) -> dict[str, Result]:
+def measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds: int) -> dict[str, Result]:
+    """Run the same jobs on all sides, in turns."""
     for name, side in sides.items():
         _log(f"{mix}: warming up {name}")
         side(jobs(mix, model.card, count, 0)[:WARM_UP_JOBS])
@@ -162,7 +162,7 @@ def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds:
             start = time.perf_counter()
             pngs[name] = side(round_jobs)
             seconds[name].append(time.perf_counter() - start)
-            difference = _largest_difference(pngs[name], pngs[STOCK])
+            difference = largest_difference(pngs[name], pngs[STOCK])
             differences[name] = max(differences[name], difference)
             _log(f"{mix}, round {round_number}: {count / seconds[name][-1]:.2f} images/s, {name}")
     return {
@@ -179,12 +179,6 @@ def _measure(mix: str, sides: dict[str, Side], model: Model, count: int, rounds:
 def _add_limit(results: dict[str, Result], limit: float) -> None:
     ratio = limit / results[STOCK]["images_per_s"]
     results[LIMIT] = Result(images_per_s=limit, ratio=ratio, ratios=[], largest_difference=0)
-
-
-def _largest_difference(pngs: Sequence[bytes], reference: Sequence[bytes]) -> int:
-    """Return the largest difference of any channel of any pixel, in 1/255."""
-    pairs = zip(pngs, reference, strict=True)
-    return max(int(np.abs(np.asarray(decode_png(a), int) - np.asarray(decode_png(b), int)).max()) for a, b in pairs)
 
 
 def _markdown(configuration: dict[str, str], results: dict[str, dict[str, Result]]) -> str:
