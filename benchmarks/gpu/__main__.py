@@ -15,9 +15,9 @@ waiting is missed, or a part fails.
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -32,14 +32,20 @@ from img2img.worker.runtime.torch_options import configure_cuda, configure_envir
 Part = Callable[[Target, Shape, Budget, Report], None]
 PARTS = ("pixels", "speed", "levers", "endurance", "service")
 # Models of parts that do not need all of them.
-FIRST = {"endurance": ("sd15",), "service": ("sd15",)}
+FIRST = {"levers": ("sdxl", "flux"), "endurance": ("sd15",), "service": ("sd15",)}
 
 
 def main() -> int:
     options = _parse()
     configure_malloc()
     # Compilation starts anew, so that its time is that of a first start.
-    configure_environment(Path(tempfile.mkdtemp(prefix="img2img-")))
+    with TemporaryDirectory(prefix="i2i-", ignore_cleanup_errors=True) as folder:
+        configure_environment(Path(folder))
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the parts. Return the exit status."""
     is_cuda = torch.cuda.is_available() and options.device != "cpu"
     if is_cuda:
         configure_cuda(allow_tf32=None, benchmark=False)
@@ -71,7 +77,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=["speed"], help="parts to run")
     parser.add_argument("--levers", dest="only", action="store_const", const=["levers"], help="--only levers")
-    parser.add_argument("--models", nargs="+", choices=SHAPES, help="default: all; sd15 for endurance and service")
+    parser.add_argument("--models", nargs="+", choices=SHAPES, help="default: those for which a part has goals")
     parser.add_argument("--in-flight", type=int, nargs="+", help="slots of the engine; default: 1 4 8 16")
     parser.add_argument("--budget-s", type=float, default=300, help="seconds in all; default: 300")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")

@@ -53,7 +53,7 @@ def measure(target: Target, shape: Shape, model: Model, slots: int) -> Ticks:
     engine, tasks = target.engine(slots), target.tasks(model, work)
     engine.submit(tasks)
     with torch.inference_mode():
-        while engine.calls_run["denoise"] < 3:
+        while min(task.step for task in tasks) < 2:
             engine.step()
             _raise_first(tasks)
         rows, calls = engine.rows_run["denoise"], engine.calls_run["denoise"]
@@ -176,6 +176,6 @@ def counting_cuda_syncs() -> Iterator[Counts]:
         finally:
             torch.cuda.set_sync_debug_mode(before)
             for warning in caught:
-                if "synchroniz" in str(warning.message):
+                if "called a synchronizing" in str(warning.message):
                     place = "/".join(warning.filename.split("/")[-2:])
                     counts["waits", f"{place}:{warning.lineno}"] += 1
