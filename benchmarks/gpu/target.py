@@ -61,6 +61,10 @@ class Target:
         with torch.device(self.device):
             pipeline = MAKERS[shape.name](tiny=self.tiny)
         pipeline.to(dtype=getattr(torch, dtype))
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                # As `from_pretrained` does: T5 has dropout otherwise.
+                part.eval().requires_grad_(False)
         calibrate(pipeline)
         return pipeline
 
