@@ -60,7 +60,7 @@ def _leaks(target: Target, shape: Shape, model: Model, budget: Budget, report: R
             target.wait()
             allocated = torch.cuda.memory_allocated(target.device) if target.is_cuda else 0
             samples.append((time.monotonic() - start, allocated / MB, resident_bytes() / MB))
-    alive = sum(isinstance(found, TaskGreenlet) for found in gc.get_objects())
+    alive = sum(issubclass(type(found), TaskGreenlet) for found in gc.get_objects())
     settled = samples[len(samples) // 4 :]
     rows = []
     for name, at, limit in (("allocated on the device", 1, ALLOCATED_MB), ("resident", 2, RESIDENT_MB)):
@@ -176,7 +176,7 @@ def _latencies(target: Target, shape: Shape, model: Model, budget: Budget, repor
         while min(task.step for task in others) < 1 and not any(task.error for task in others):
             time.sleep(0.01)
         beside, stopped = [], []
-        while len(beside) < LATENCIES and budget.left > 0:
+        while len(beside) < 3 or (len(beside) < LATENCIES and budget.left > 0):
             time.sleep(choose.uniform(0, GAP_S))
             beside.append(_one_step(target, model, engine, short))
             time.sleep(choose.uniform(0, GAP_S))
