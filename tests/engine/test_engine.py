@@ -17,6 +17,7 @@ from img2img.worker.engine.batching import collate, make_call, split, tensor_byt
 from img2img.worker.engine.device_clock import DeviceClock
 from img2img.worker.engine.engine import Engine
 from img2img.worker.engine.gate import Gate
+from img2img.worker.engine.merged_arguments import MergedArguments
 from img2img.worker.engine.priority_shares import HIGHEST
 from img2img.worker.engine.row_probe import Independence
 from img2img.worker.engine.task import EngineTask, TaskStopped, Urgency
@@ -321,6 +322,21 @@ def test_collate_concatenates_rows_of_all_calls():
     other_ids = make_call("f", (torch.ones(1, 3), torch.tensor(0.5)), {"ids": torch.ones(2, 2), "flag": True})
     other_flag = make_call("f", one.args, {**one.kwargs, "flag": False})
     assert len({one.signature, other_ids.signature, other_flag.signature}) == 3
+
+
+def test_merged_conditions_are_not_copied_again_as_long_as_they_are_the_same() -> None:
+    known = MergedArguments()
+    rows = [torch.rand(2, 3), torch.rand(1, 3)]
+    first, second, third = (known.cat(rows) for _ in range(3))
+    assert first is not second
+    assert second is third
+    assert torch.equal(third, torch.cat(rows))
+    others = [rows[0], rows[1].clone() + 1]
+    assert torch.equal(known.cat(others), torch.cat(others))
+    calls = [make_call("f", (torch.rand(1, 3),), {"encoder_hidden_states": row[:1]}) for row in rows]
+    (merged, states) = [collate(calls, merged_before=known) for _ in range(3)][1:]
+    assert merged[1]["encoder_hidden_states"] is states[1]["encoder_hidden_states"]
+    assert merged[0][0] is not states[0][0]
 
 
 def test_shared_arguments_are_passed_once():

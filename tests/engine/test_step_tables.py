@@ -10,6 +10,7 @@ import torch
 
 from img2img.domain.model_config import ModelConfig
 from img2img.domain.parameters import DIFFUSION_SCHEDULERS, FLOW_SCHEDULERS, Scheduler
+from img2img.worker.engine.deferred import Repeated, Sum, add_up, add_up_together
 from img2img.worker.images.inputs import Inputs
 from img2img.worker.pipelines.host_schedulers import on_host, unused_copy, with_tables
 from img2img.worker.pipelines.job_noise import JobGenerator, use_job_noise
@@ -84,3 +85,28 @@ def test_pixels_are_those_of_stock_and_do_not_depend_on_other_jobs(tmp_path: Pat
         [alone] = run_together(tables, [job])
         assert largest_difference(together, expected) <= 1
         assert largest_difference(alone, expected) <= 1
+
+
+def test_sums_are_those_of_tensors() -> None:
+    first, second, third = (torch.randn(1, 4, 8, 8) for _ in range(3))
+    rows = Sum.of(torch.cat([first, second]))
+    without, with_prompt = rows.chunk(2)
+    guided = without + 5.0 * (with_prompt - without)
+    assert torch.allclose(guided.tensor(), first + 5 * (second - first), atol=1e-5)
+    assert torch.equal((guided * third), guided.tensor() * third)
+    assert torch.equal(third - guided, third - guided.tensor())
+    assert torch.equal(guided[:, :2], guided.tensor()[:, :2])
+    assert guided.shape == first.shape
+    doubled = torch.cat([guided] * 2) * 0.5
+    assert isinstance(doubled, Repeated)
+    assert torch.equal(doubled.tensor(), torch.cat([guided.tensor()] * 2) * 0.5)
+    assert torch.equal(torch.cat([doubled, third]), torch.cat([doubled.tensor(), third]))
+
+
+def test_sums_calculated_together_are_those_of_each_alone() -> None:
+    tensors = [torch.randn(1, 4, size, size) for size in (8, 8, 16)]
+    sums = [[(tensor, 0.5 + i)] * (i + 1) for i, tensor in enumerate(tensors)]
+    together = add_up_together(sums)
+    for total, terms, expected in zip(together, sums, add_up(sums), strict=True):
+        assert torch.equal(total, add_up_together([terms])[0])
+        assert torch.allclose(total, expected, atol=1e-5)

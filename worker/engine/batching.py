@@ -17,9 +17,15 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .call_structure import Structure, flatten
+from .deferred import Deferred, rows_of, tensors_of
+from .merged_arguments import MergedArguments, condition_leaves
+
 # Bytes of shared arguments, for the lifetime of their tensors. Pipelines make position ids once a job and pass the same
 # tensor at every step; reading it each time would make the host wait for the device.
 _bytes_of_shared: MutableMapping[torch.Tensor, bytes] = WeakTensorKeyDictionary()
+
+_TENSORS = (torch.Tensor, Deferred)
 
 
 @dataclass(eq=False, slots=True)
@@ -29,7 +35,7 @@ class GateCall:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     leaves: list[Any]
-    structure: pytree.TreeSpec
+    structure: Structure
     kinds: tuple[str, ...]
     signature: Hashable
     rows: int
@@ -51,9 +57,9 @@ def make_call(
     Raises:
         ValueError: no argument is a tensor with rows.
     """
-    leaves, structure = pytree.tree_flatten((args, dict(kwargs)))
+    leaves, structure = flatten(args, kwargs)
     whole = {id(leaf) for name in shared if name in kwargs for leaf in pytree.tree_leaves(kwargs[name])}
-    tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and id(leaf) not in whole)
+    tensors = (leaf for leaf in leaves if _is_tensor(leaf) and id(leaf) not in whole)
     first = next((leaf for leaf in tensors if leaf.dim()), None)
     if first is None:
         raise ValueError(f"a call of {target!r} has no tensor with rows")
@@ -70,8 +76,12 @@ def make_call(
     )
 
 
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, _TENSORS)
+
+
 def _describe(leaf: Any, rows: int) -> tuple[str, Hashable]:
-    if not isinstance(leaf, torch.Tensor):
+    if not _is_tensor(leaf):
         return "constant", leaf if isinstance(leaf, Hashable) else id(leaf)
     if leaf.dim() == 0:
         # The dtype is not compared: integer and float timesteps are equivalent.
@@ -129,14 +139,13 @@ def half_of(call: GateCall, half: str) -> tuple[tuple[Any, ...], dict[str, Any]]
     middle = call.rows // 2
     rows = slice(0, middle) if half == "first" else slice(middle, None)
     leaves = [leaf[rows] if kind == "rows" else leaf for leaf, kind in zip(call.leaves, call.kinds, strict=True)]
-    args, kwargs = pytree.tree_unflatten(leaves, call.structure)
-    return args, kwargs
+    return call.structure.unflatten(leaves)
 
 
 def first_row(call: GateCall) -> GateCall:
     """Return a call with the first row of another one. Its tensors are copies."""
     leaves = [leaf[:1].clone() if kind == "rows" else leaf for leaf, kind in zip(call.leaves, call.kinds, strict=True)]
-    args, kwargs = pytree.tree_unflatten(leaves, call.structure)
+    args, kwargs = call.structure.unflatten(leaves)
     return replace(call, args=args, kwargs=kwargs, leaves=leaves, rows=1)
 
 
@@ -146,34 +155,37 @@ def with_rows(call: GateCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
         leaf.to(torch.float32).expand(call.rows).contiguous() if kind == "scalar" else leaf
         for leaf, kind in zip(call.leaves, call.kinds, strict=True)
     ]
-    args, kwargs = pytree.tree_unflatten(leaves, call.structure)
-    return args, kwargs
+    return call.structure.unflatten(leaves)
 
 
-def collate(calls: Sequence[GateCall], padding: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def collate(
+    calls: Sequence[GateCall], padding: int = 0, merged_before: MergedArguments | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of one call that replaces `calls`, which have equal signatures.
 
-    A single call is returned unchanged.
+    A single call is returned unchanged, but for deferred tensors, which are calculated.
 
     Args:
         padding: rows to add: copies of the last one. For calls without scalars.
+        merged_before: remembers merged conditions.
     """
     first = calls[0]
     if len(calls) == 1 and not padding:
-        return first.args, dict(first.kwargs)
+        is_deferred = any(isinstance(leaf, Deferred) for leaf in first.leaves)
+        return first.structure.unflatten(tensors_of(first.leaves)) if is_deferred else (first.args, dict(first.kwargs))
+    conditions = condition_leaves(first.structure) if merged_before and not padding else frozenset()
     merged = []
     for i, kind in enumerate(first.kinds):
         if kind == "rows":
-            rows = [call.leaves[i] for call in calls]
+            rows = rows_of([call.leaves[i] for call in calls])
             if padding:
                 rows.append(rows[-1][-1:].expand(padding, *rows[-1].shape[1:]))
-            merged.append(torch.cat(rows))
+            merged.append(merged_before.cat(rows) if merged_before and i in conditions else torch.cat(rows))
         elif kind == "scalar":
             merged.append(torch.cat([call.leaves[i].expand(call.rows) for call in calls]))
         else:
             merged.append(first.leaves[i])
-    args, kwargs = pytree.tree_unflatten(merged, first.structure)
-    return args, kwargs
+    return first.structure.unflatten(merged)
 
 
 def split(output: Any, rows: Sequence[int]) -> list[Any]:
@@ -186,10 +198,12 @@ def split(output: Any, rows: Sequence[int]) -> list[Any]:
     if len(rows) == 1:
         return [output]
     total = sum(rows)
+    if type(output) is tuple and len(output) == 1 and _has_rows(output[0], total):
+        return [(part,) for part in torch.split(output[0], list(rows))]
     leaves, structure = pytree.tree_flatten(output)
     parts: list[list[Any]] = [[] for _ in rows]
     for leaf in leaves:
-        if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == total:
+        if _has_rows(leaf, total):
             pieces: Sequence[Any] = torch.split(leaf, list(rows))
         elif leaf is None or isinstance(leaf, bool | int | float | str):
             pieces = [leaf] * len(rows)
@@ -199,6 +213,10 @@ def split(output: Any, rows: Sequence[int]) -> list[Any]:
         for part, piece in zip(parts, pieces, strict=True):
             part.append(piece)
     return [pytree.tree_unflatten(part, structure) for part in parts]
+
+
+def _has_rows(leaf: Any, rows: int) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
 
 
 def register_container(

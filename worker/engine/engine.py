@@ -24,6 +24,7 @@ from .call_times import CallTimes
 from .device_clock import DeviceClock, DeviceMoment
 from .errors import is_device_lost, is_out_of_memory, without_tensors
 from .gate import Gate, Parked, TaskGreenlet
+from .merged_arguments import MergedArguments
 from .priority_shares import HIGHEST
 from .row_buckets import largest_bucket
 from .row_memory import MemoryMeter, RowMemory
@@ -78,6 +79,7 @@ class Engine:
         self.batches_run: Counter[tuple[str, int]] = Counter()  # calls, by gate name and rows
         self._limits = BatchLimits(max_rows)
         self._memory = RowMemory(meter) if meter else None
+        self._merged = MergedArguments()
         self._clock = clock
         self._launched: deque[_Launch] = deque()  # calls that the device may not have ended
         self._device_free_at = 0.0
@@ -179,6 +181,7 @@ class Engine:
     def _wait_for_work(self) -> bool:
         with self._changed:
             while not (self._pending or self._short or self._parked):
+                self._merged.clear()
                 if self._shutting_down:
                     return False
                 self._changed.wait()
@@ -239,7 +242,7 @@ class Engine:
         started = time.perf_counter()
         padding = gate.padding_of(sum(rows))
         try:
-            args, kwargs = collate(calls, padding)
+            args, kwargs = collate(calls, padding, self._merged)
             if self._memory and len(calls) == 1 and batch[0].task.measures_memory:
                 output = self._memory.measure(gate, calls[0], lambda: gate.run(*args, **kwargs))
             else:
@@ -291,6 +294,7 @@ class Engine:
             self._unpark(first, time.perf_counter())
             self._resume(first.greenlet, first.greenlet.throw, type(error), error, without_tensors(error).__traceback__)
         elif is_out_of_memory(error) and not gate.has_memory:
+            self._merged.clear()
             rows = sum(parked.rows for parked in batch)
             limit = self._limits.record_out_of_memory(first.signature, rows, first.rows)
             log.warning("out of memory with %d rows of %s; the new limit is %d rows", rows, gate.name, limit)

@@ -125,7 +125,8 @@ class Gate:
         self._waits = waits
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs = {name: value for name, value in kwargs.items() if name not in self._ignore}
+        if self._ignore:
+            kwargs = {name: value for name, value in kwargs.items() if name not in self._ignore}
         current = getcurrent()
         if not isinstance(current, TaskGreenlet):
             return self.run(*args, **kwargs)

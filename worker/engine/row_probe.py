@@ -57,7 +57,7 @@ def probe_rows(run: Callable[..., Any], call: GateCall) -> Independence:
 
 
 def _run(run: Callable[..., Any], call: GateCall, leaves: Sequence[Any]) -> Any:
-    args, kwargs = pytree.tree_unflatten(list(leaves), call.structure)
+    args, kwargs = call.structure.unflatten(leaves)
     return run(*args, **kwargs)
 
 

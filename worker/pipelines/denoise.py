@@ -9,7 +9,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from PIL import Image
 
 from img2img.domain.conditioning import MaskContent
-from img2img.domain.parameters import FLOW_SCHEDULERS
+from img2img.domain.parameters import FLOW_SCHEDULERS, Speed
 from img2img.domain.spec import (
     ControlMapSpec,
     ControlSpec,
@@ -33,6 +33,7 @@ from .conditioning.prompt_embeddings import embed_prompts
 from .conditioning.regions import attach_regions
 from .conditioning.soft_inpainting import SoftMask
 from .conditioning.upscalers import step_callback
+from .deferred_steps import defer_steps
 from .model import Model
 from .parameters import call_parameters, optional_arguments
 from .prepared_job import PreparedJob, prepare
@@ -230,6 +231,10 @@ def _call(
             replace_masked_latents(pipeline, spec.region.content, inputs.mask, seed)
     change_denoiser(pipeline, spec)
     order = getattr(pipeline.scheduler, "order", 1)
+    # Once, because they are calculated.
+    steps_run, guided_steps, has_cutoff = spec.steps_run, spec.guided_steps, spec.guidance_until < 1
+    if spec.speed is Speed.EXACT:
+        defer_steps(pipeline)
     end_call = attach_step_cache(pipeline, spec, engine_task)
 
     def count_step(_pipeline: DiffusionPipeline, i: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -237,9 +242,9 @@ def _call(
         changed = {"latents": soft_mask.blend(kwargs["latents"], i + 1)} if soft_mask else {}
         engine_task.latents = (kwargs | changed).get("latents")
         # A second-order scheduler calls back twice per step.
-        step = min(steps_done - (-(i + 1) // order), spec.steps_run)
+        step = min(steps_done - (-(i + 1) // order), steps_run)
         engine_task.step = engine_task.steps_before + step
-        if step >= spec.guided_steps and spec.guidance_until < 1:
+        if has_cutoff and step >= guided_steps:
             engine_task.conditional = model.family.conditional
         return changed
 

@@ -4,6 +4,7 @@ Each is of a subclass of its stock class, which moves arguments and otherwise ca
 """
 
 import copy
+import inspect
 from functools import cache, wraps
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from cachetools import LRUCache
 from diffusers import SchedulerMixin
 
+from ..engine.deferred import Deferred, tensors_of
 from .job_noise import JobGenerator
 from .step_tables import TableRun, probe
 from .uploads import upload
@@ -53,6 +55,9 @@ def _host_class(kind: type[Any]) -> type[Any]:
     methods["step"] = _step_by_table(kind, step)
     if hasattr(kind, "scale_model_input"):
         methods["scale_model_input"] = _scale_by_table(kind.scale_model_input)
+    for name in ("set_timesteps", "step"):
+        # Each job asks for it, and finding it out takes a tenth of a millisecond.
+        methods[name].__signature__ = inspect.signature(getattr(kind, name))
     return type(kind.__name__, (kind,), {**methods, "tables": None})
 
 
@@ -99,33 +104,36 @@ def _add_noise(stock: Any, *, is_flow: bool) -> Any:
 
 def _scale_by_table(stock: Any) -> Any:
     @wraps(stock)
-    def scale_model_input(self: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def scale_model_input(self: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         run = self.__dict__.get("_run")
         if run is not None:
             return sample if run.scale == 1 else sample * run.scale
+        [sample] = tensors_of([sample])
         if self.tables is not None and "_unused" not in self.__dict__:
             # The arguments of `step`, on which tables depend, are not known yet.
             self._unused = unused_copy(self)
-        scaled: torch.Tensor = stock(self, sample, *args, **kwargs)
-        return scaled
+        return stock(self, sample, *args, **kwargs)
 
     return scale_model_input
 
 
 def _step_by_table(kind: type[Any], stock: Any) -> Any:
     @wraps(kind.step)
-    def step(self: Any, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, **kwargs: Any) -> Any:
         if self.tables is None:
             return stock(self, model_output, timestep, sample, **kwargs)
         if "_run" not in self.__dict__:
             self._run = _new_run(self, kind, timestep, kwargs)
         if self._run is None or kwargs.get("return_dict", True):
+            model_output, sample = tensors_of([model_output, sample])
             return stock(self, model_output, timestep, sample, **kwargs)
 
         def draw(dtype: torch.dtype) -> torch.Tensor:
             return upload(kwargs["generator"].draw(sample.shape, dtype), sample.device)
 
-        return (self._run.step(model_output, sample, draw),)
+        following = self._run.step(model_output, sample, draw)
+        # A pipeline that works with tensors gets one.
+        return (following if isinstance(model_output, Deferred) else following.tensor(),)
 
     return step
 

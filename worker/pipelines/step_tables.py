@@ -1,16 +1,18 @@
 """The steps of a scheduler as tables of numbers, read off the stock scheduler.
 
 The schedulers are linear: a step adds up the sample, the prediction, noise and what the scheduler keeps from earlier
-steps, each times a number. `probe` finds these numbers by running the stock scheduler on unit vectors, so that a step
-takes one operation per term.
+steps, each times a number. `probe` finds these numbers by running the stock scheduler on unit vectors. So is guidance,
+so that a step of a job is sums of tensors, which are calculated together with those of other jobs, just before the next
+call of the denoiser.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..engine.deferred import Sum, combined, terms_of
 from .job_noise import JobGenerator
 
 # Attribute of a scheduler, and position if it is a list.
@@ -119,35 +121,31 @@ class TableRun:
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps
         self._index = 0
-        self._kept: list[torch.Tensor] = []
+        self._kept: list[Any] = []
 
     @property
     def scale(self) -> float:
         return self._steps[self._index].scale
 
-    def step(self, prediction: torch.Tensor, sample: torch.Tensor, draw: Any) -> torch.Tensor:
+    def step(self, prediction: Any, sample: Any, draw: Callable[[torch.dtype], torch.Tensor]) -> Sum:
         """Return the next sample, of the dtype of the prediction.
 
         Args:
+            prediction: a tensor, or a sum that is not calculated yet.
+            sample: the same.
             draw: returns noise of a dtype.
         """
         step = self._steps[self._index]
         self._index += 1
-        # In 16 bit, each addition would be rounded.
-        inputs = [sample.float(), prediction.float(), sample, *self._kept]
+        inputs = [terms_of(sample), terms_of(prediction), [], *map(terms_of, self._kept)]
         if step.noise is not None:
-            inputs[NOISE] = draw(prediction.dtype if step.noise is torch.float64 else step.noise).float()
-        following, *self._kept = (_combined(terms, inputs) for terms in step.outputs)
-        return following.to(prediction.dtype)
-
-
-def _combined(terms: Terms, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    if not terms:
-        return torch.zeros_like(inputs[SAMPLE])
-    (position, factor), *others = terms
-    if not others and factor == 1:
-        return inputs[position]
-    total = inputs[position] * factor
-    for position, factor in others:
-        total.add_(inputs[position], alpha=factor)
-    return total
+            noise = draw(prediction.dtype if step.noise is torch.float64 else step.noise)
+            inputs[NOISE] = terms_of(noise)
+        # In 16 bit, tensors that the scheduler keeps would be rounded in each step.
+        dtypes = [prediction.dtype, *[torch.float32] * (len(step.outputs) - 1)]
+        following, *self._kept = (
+            Sum(combined((inputs[position], factor) for position, factor in terms), prediction, dtype)
+            for terms, dtype in zip(step.outputs, dtypes, strict=True)
+        )
+        following.group = self._kept
+        return following
