@@ -44,13 +44,15 @@ class Lever:
 
 def levers_of(target: Target) -> list[Lever]:
     """Return the levers in order."""
-    channels = {"channels_last": True}
+    tables = {"step_tables": True}
+    channels = {**tables, "channels_last": True}
     regional = {**channels, "compile": "regional"}
     # On a CPU it takes the compiler minutes.
     full = {**channels, "compile": "full"} if target.is_cuda else channels
     no_torchao = None if find_spec("torchao") else "the package torchao is not installed"
     found = [
         Lever("eager"),
+        Lever("+ `step_tables`", tables),
         Lever("+ `channels_last`", channels),
         Lever('+ `compile = "regional"`, rows in buckets', regional, seconds=45),
         Lever('`compile = "full"` instead', full, seconds=80),
