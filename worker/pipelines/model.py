@@ -20,7 +20,7 @@ from img2img.domain.parameters import Scheduler, Sigmas, Task
 from ..devices import default_dtype, why_no_dtype
 from ..engine.preemption import add_break_points
 from ..errors import StartupError
-from .card import base_card, component_fields, with_optional_parameters
+from .card import base_card, component_fields, max_clip_skip, with_optional_parameters
 from .conditioning.adapters import Adapters
 from .conditioning.annotators import load_annotators
 from .conditioning.concat_unets import load_concat_pipelines, pipeline_classes
@@ -154,6 +154,7 @@ class Model:
                 "masks": self.segmenters.kinds,
                 "mask_words": self.segmenters.words,
                 "matting": self.matting is not None,
+                "max_clip_skip": max_clip_skip(self._all_pipelines()),
             }
         )
         fingerprint = fingerprint_of(config, placement.device, pipeline.dtype)
